@@ -1,0 +1,5 @@
+"""The command: flags and environment into settings, settings into a daemon."""
+
+from smtpd_fork.cli.command import main
+
+__all__ = ["main"]

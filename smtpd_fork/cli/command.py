@@ -1,0 +1,136 @@
+"""The command line: click's part, and the last word on every error.
+
+Every fault of a start is one line on standard error that names the value and where it came from,
+and an exit status from sysexits.h.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS, SECTIONS, SettingOption
+from smtpd_fork.cli.start import start
+from smtpd_fork.config import DaemonConfig, SettingError
+from smtpd_fork.errors import ExitStatus, SmtpdForkError
+from smtpd_fork.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["command", "main"]
+
+PROGRAM = "smtpd-fork"
+HELP_WIDTH = 80
+
+_HELP = """\
+Serve SMTP: bind the sockets, count the sessions, defer or refuse what does not fit, and hand the
+rest to handlers. Without options: port 2525 on all interfaces, mail into ./Maildir.
+"""
+_EPILOG = f"""\
+Each option may also come from the environment, as {ENVIRONMENT_PREFIX} and its long name:
+{ENVIRONMENT_PREFIX}MAX_FROM_IP=10. Repeatable ones take several words there. Flags win.
+"""
+
+
+class _Command(click.Command):
+    """A command whose help has its options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        for section in SECTIONS:
+            records = [
+                record
+                for option in OPTIONS
+                if option.section == section and (record := option.get_help_record(ctx))
+            ]
+            with formatter.section(section):
+                formatter.write_dl(records, col_max=28)
+        rest = [p.get_help_record(ctx) for p in self.get_params(ctx) if p not in OPTIONS]
+        with formatter.section("Other"):
+            formatter.write_dl([record for record in rest if record], col_max=28)
+
+
+@contextmanager
+def _in_words(ctx: click.Context) -> Iterator[None]:
+    """Add to an error where the settings that caused it came from."""
+    try:
+        yield
+    except SettingError as error:
+        where = _origin(ctx, error.setting)
+        raise click.ClickException(f"{where} {error.value!r}: {error.reason}") from error
+    except SmtpdForkError as error:
+        settings = getattr(error, "settings", ())
+        where = ", ".join(_origin(ctx, s) for s in settings if _was_given(ctx, s))
+        by = f" (from {where})" if where else " (by default)" if settings else ""
+        raise click.ClickException(f"{error}{by}") from error
+
+
+def _was_given(ctx: click.Context, setting: str) -> bool:
+    source = ctx.get_parameter_source(setting)
+    return source in {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
+
+
+def _origin(ctx: click.Context, setting: str) -> str:
+    """Return the flag or the environment variable that gave *setting*."""
+    for option in OPTIONS:
+        if option.name == setting:
+            if ctx.get_parameter_source(setting) is ParameterSource.ENVIRONMENT:
+                return str(option.envvar)
+            return "/".join(option.opts)
+    return setting
+
+
+def _run(ctx: click.Context, /, **values: Any) -> None:
+    # An option that was not given, or not given once, leaves the default alone.
+    given = {name: value for name, value in values.items() if value not in (None, ())}
+    with _in_words(ctx):
+        start(DaemonConfig.build(given))
+
+
+def _callback(**values: Any) -> None:
+    _run(click.get_current_context(), **values)
+
+
+command = _Command(
+    PROGRAM,
+    params=[
+        *OPTIONS,
+        click.version_option(__version__, prog_name=PROGRAM)(lambda: None).__click_params__[0],  # type: ignore[attr-defined]
+    ],
+    callback=_callback,
+    help=_HELP,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    try:
+        command.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+    except click.ClickException as error:
+        cause = error.__cause__
+        status = cause.exit_status if isinstance(cause, SmtpdForkError) else ExitStatus.USAGE
+        _complain(_usage(error) if isinstance(error, click.UsageError) else error.message)
+        return int(status)
+    except click.Abort:  # click's name for an interrupt
+        return 130
+    return int(ExitStatus.OK)
+
+
+def _usage(error: click.UsageError) -> str:
+    """Return click's complaint as one line, with the variable that is to blame, if one is."""
+    text = error.format_message()
+    option = getattr(error, "param", None)
+    if isinstance(option, SettingOption) and error.ctx is not None:
+        text += f" (from {_origin(error.ctx, str(option.name))})"
+    return text
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"{PROGRAM}: {' '.join(text.split())}\n")

@@ -1,0 +1,73 @@
+"""Logging of the daemon: text lines, to where the administrator wants them."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smtpd_fork.errors import CannotCreateError, ConfigError, OperatingSystemError
+
+if TYPE_CHECKING:
+    from smtpd_fork.config import DaemonConfig
+
+__all__ = ["set_up_logging"]
+
+SYSLOG = "/dev/log"
+
+_LINE = "%(asctime)s %(levelname)s %(message)s"
+_SYSLOG_LINE = "smtpd-fork[%(process)d]: %(levelname)s %(message)s"
+
+
+def set_up_logging(config: DaemonConfig) -> None:
+    """Have everything logged to where *config* says.
+
+    A file is opened here and now: before privileges are dropped, and before / is the folder.
+
+    :raises CannotCreateError: the file cannot be written
+    :raises OperatingSystemError: there is no syslog
+    :raises ConfigError: a detached daemon was told to log to a terminal
+    """
+    handler = _handler(config)
+    level = config.log_level.upper()
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
+    # aiosmtpd logs every command at INFO, and each session's set-up.
+    logging.getLogger("mail.log").setLevel(level if level == "DEBUG" else logging.WARNING)
+
+
+def _handler(config: DaemonConfig) -> logging.Handler:
+    where = config.log_to or ("syslog" if config.detach else "stderr")
+    if where in {"stderr", "stdout"}:
+        if config.detach:
+            raise ConfigError(f"a detached daemon has no {where} to log to")
+        handler: logging.Handler = logging.StreamHandler(getattr(sys, where))
+    elif where == "syslog":
+        return _syslog(explicit=config.log_to is not None)
+    else:
+        handler = _file(where)
+    handler.setFormatter(logging.Formatter(_LINE))
+    return handler
+
+
+def _syslog(*, explicit: bool) -> logging.Handler:
+    try:
+        handler = logging.handlers.SysLogHandler(
+            SYSLOG, facility=logging.handlers.SysLogHandler.LOG_MAIL
+        )
+    except OSError as error:
+        if not explicit:  # where there is none, a daemon that is mute still serves
+            return logging.NullHandler()
+        raise OperatingSystemError(f"cannot log to {SYSLOG}: {error.strerror}") from None
+    handler.setFormatter(logging.Formatter(_SYSLOG_LINE))
+    return handler
+
+
+def _file(where: str) -> logging.Handler:
+    path = Path(where).absolute()
+    try:
+        return logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise CannotCreateError(f"cannot log to {path}: {error.strerror}") from None

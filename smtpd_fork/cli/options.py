@@ -1,0 +1,165 @@
+"""The options, written down once: flags, environment, help and defaults come from this table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from smtpd_fork.config import DaemonConfig
+from smtpd_fork.units import format_size
+
+__all__ = ["ENVIRONMENT_PREFIX", "OPTIONS", "SECTIONS", "SettingOption"]
+
+ENVIRONMENT_PREFIX = "SMTPD_FORK_"
+
+SECTIONS = ("Listening", "Limits", "Mail", "TLS", "Process", "Log")
+
+
+class SettingOption(click.Option):
+    """An option that gives one setting; its value is read by the settings, not by click.
+
+    :ivar section: the heading of the help that it stands under
+    """
+
+    def __init__(self, *flags: str, section: str, help: str, **more: Any) -> None:  # noqa: A002 - click's name
+        longest = max((f for f in flags if f.startswith("--")), key=len)
+        name = longest[2:].replace("-", "_")
+        more.setdefault("envvar", ENVIRONMENT_PREFIX + name.upper())
+        super().__init__(flags, help=help, **more)
+        self.section = section
+
+    def get_default(self, ctx: click.Context, call: bool = True) -> Any:
+        """Have none: the settings know their defaults."""
+        return None
+
+    @property
+    def default_text(self) -> str:
+        """The default, as the help prints it; empty for none."""
+        return _DEFAULT_TEXTS.get(str(self.name)) or _format_default(str(self.name))
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return flags and help, with the default behind it."""
+        record = super().get_help_record(ctx)
+        if record is None or not self.default_text:
+            return record
+        return record[0], f"{record[1]}  [{self.default_text}]"
+
+
+_DEFAULT_TEXTS = {
+    "hostname": "the system's name",
+    "limit_connections": "1000, less where few files may be open",
+    "listen": "all, IPv4 and IPv6",
+    "log_to": "stderr; detached: syslog",
+    "tls_key": "in the same file",
+    "user": "",
+}
+
+
+def _format_default(name: str) -> str:
+    fields = {field.name: field for field in msgspec.structs.fields(DaemonConfig)}
+    default = fields[name].default
+    if default in (None, False) and not isinstance(default, int | float):
+        return ""
+    if default is False or default is None or default is msgspec.NODEFAULT:
+        return ""
+    if name == "max_message_size":
+        return format_size(default)
+    if name == "socket_mode":
+        return f"{default:04o}"
+    if isinstance(default, tuple):
+        return ", ".join(map(str, default))
+    return f"{default:g} s" if isinstance(default, float) else str(default)
+
+
+OPTIONS = (
+    SettingOption(
+        "-p", "--port", section="Listening", metavar="PORT", multiple=True,
+        help="Port for the addresses that name none; 0 takes a free one. Repeatable.",
+    ),
+    SettingOption(
+        "-l", "--listen-address", "listen", section="Listening", metavar="ADDR", multiple=True,
+        help="ADDR, ADDR:PORT, [V6]:PORT or unix:PATH; with smtps: in front, TLS from the first "
+        "byte. Repeatable.",
+    ),
+    SettingOption(
+        "--backlog", section="Listening", metavar="N",
+        help="Clients that the kernel keeps waiting, as listen(2) has it.",
+    ),
+    SettingOption(
+        "--socket-mode", section="Listening", metavar="MODE",
+        help="File mode of unix sockets, in octal.",
+    ),
+    SettingOption(
+        "-c", "--limit-connections", section="Limits", metavar="N",
+        help="Sessions at once; beyond, clients are deferred or refused.",
+    ),
+    SettingOption(
+        "-m", "--max-from-ip", section="Limits", metavar="N",
+        help="Sessions at once from one address; 0 is no limit. Does not override -c.",
+    ),
+    SettingOption(
+        "--when-full", section="Limits", metavar="HOW",
+        help="defer (clients wait in the backlog), refuse (421 at once), or defer:SECONDS (421 "
+        "after that long).",
+    ),
+    SettingOption(
+        "--timeout", section="Limits", metavar="TIME",
+        help="For a client's next command, as 300, 5m.",
+    ),
+    SettingOption(
+        "--tls-handshake-timeout", section="Limits", metavar="TIME",
+        help="For a TLS handshake.",
+    ),
+    SettingOption(
+        "--max-message-size", section="Limits", metavar="SIZE",
+        help="In bytes, or as 25M; 0 is no limit.",
+    ),
+    SettingOption(
+        "--handler", section="Mail", metavar="HANDLER", multiple=True,
+        help="maildir:PATH, debug, discard, or module:attr. Repeatable: a chain, the first answer "
+        "wins.",
+    ),
+    SettingOption(
+        "--hostname", section="Mail", metavar="NAME",
+        help="This host, in replies and headers.",
+    ),
+    SettingOption(
+        "--tls-cert", section="TLS", metavar="FILE",
+        help="Certificate chain, PEM; with it, STARTTLS is offered.",
+    ),
+    SettingOption("--tls-key", section="TLS", metavar="FILE", help="Its key, PEM."),
+    SettingOption(
+        "--require-starttls", section="TLS", is_flag=True,
+        help="Take no mail in the clear.",
+    ),
+    SettingOption(
+        "-u", "--user", section="Process", metavar="USER",
+        help="Become USER once the sockets are bound; takes root.",
+    ),
+    SettingOption(
+        "-d", "--detach", section="Process", is_flag=True,
+        help="Run in the background; returns once it serves.",
+    ),
+    SettingOption(
+        "--pid-file", section="Process", metavar="FILE",
+        help="Write the process id there; locked while it runs.",
+    ),
+    SettingOption(
+        "--shutdown-timeout", section="Process", metavar="TIME",
+        help="For messages in flight, after SIGTERM or SIGINT; a second signal stops at once.",
+    ),
+    SettingOption(
+        "--loop", section="Process", metavar="LOOP",
+        help="Event loop: uvloop or asyncio.",
+    ),
+    SettingOption(
+        "--log-level", section="Log", metavar="LEVEL",
+        help="debug, info, warning or error.",
+    ),
+    SettingOption(
+        "--log-to", section="Log", metavar="WHERE",
+        help="stderr, stdout, syslog, or a file.",
+    ),
+)  # fmt: skip

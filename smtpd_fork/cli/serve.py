@@ -1,0 +1,62 @@
+"""Serving: the loop, and the signals that end it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_fork.server import Server
+
+__all__ = ["serve"]
+
+log = logging.getLogger("smtpd_fork.daemon")
+
+_STOP = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve(server: Server, *, loop: str, ready: Callable[[], None] | None) -> None:
+    """Run *server* until SIGTERM or SIGINT; a second one stops at once.
+
+    :param loop: ``uvloop`` or ``asyncio``
+    :param ready: called once it serves
+    :raises SmtpdForkError: it cannot start
+    """
+    with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+        runner.run(_serve(server, ready))
+
+
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name == "uvloop":
+        import uvloop  # noqa: PLC0415 - who chose asyncio need not load it
+
+        return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+async def _serve(server: Server, ready: Callable[[], None] | None) -> None:
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in _STOP:
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: there is nothing to read again")
+    await server.start()
+    log.info("serving, pid %d", os.getpid())
+    if ready is not None:
+        ready()
+    number = await signals.get()
+    log.info("%s: stopping", number.name)
+    stopping = asyncio.ensure_future(server.stop())
+    second = asyncio.ensure_future(signals.get())
+    await asyncio.wait([stopping, second], return_when=asyncio.FIRST_COMPLETED)
+    if second.done() and not stopping.done():
+        log.warning("%s again: stopping at once", second.result().name)
+        await server.abort()
+    second.cancel()
+    await asyncio.wait([stopping])
+    log.info("stopped")

@@ -1,0 +1,279 @@
+"""Config: the settings, typed, with their defaults and where those come from.
+
+The names are the options' names. :meth:`Config.build` takes them as an embedder, an environment
+or a file would write them (``"25M"``, ``"defer:5"``, one port or several), and every fault names
+the setting, the value and what was expected.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import socket
+from dataclasses import dataclass
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Self,
+    TypeAlias,
+    get_args,
+    get_type_hints,
+)
+
+import msgspec
+from msgspec import Meta
+
+from smtpd_fork.errors import UsageError
+from smtpd_fork.units import parse_duration, parse_mode, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = [
+    "LIMIT_CONNECTIONS",
+    "MAX_FROM_IP",
+    "Config",
+    "DaemonConfig",
+    "SettingError",
+    "WhenFull",
+    "default_limit_connections",
+]
+
+PORT = 2525
+"""qpsmtpd-forkserver(8)'s; a port that needs no privileges."""
+
+LIMIT_CONNECTIONS = 1000
+"""Sessions at once; a session is a few KiB here, where qpsmtpd forks a process (its figure: 15)."""
+
+MAX_FROM_IP = 50
+"""Sessions at once from one address; Postfix's smtpd_client_connection_count_limit."""
+
+BACKLOG = 1024
+"""Clients that the kernel keeps waiting; the system's own maximum is often 4096."""
+
+MAX_MESSAGE_SIZE = 1 << 25
+"""32 MiB, aiosmtpd's DATA_SIZE_DEFAULT."""
+
+TIMEOUT_SECONDS = 300.0
+"""RFC 5321 4.5.3.2.7: a server waits at least five minutes for the next command."""
+
+SHUTDOWN_TIMEOUT_SECONDS = 30.0
+"""Time for messages in flight at a stop; Kubernetes' grace period, and a third of systemd's."""
+
+TLS_HANDSHAKE_SECONDS = 30.0
+"""Time for a TLS handshake; half of asyncio's, as a stalled one holds a place in the count."""
+
+SOCKET_MODE = 0o660
+"""Of a unix socket's path: its owner and group may connect."""
+
+RESERVED_DESCRIPTORS = 64
+"""Kept out of the default limit: listeners, log, Maildir writers, whatever a handler opens."""
+
+LONGEST_SECONDS = 7 * 86400.0
+"""Of any time limit; past it a typing error is likelier than an intention."""
+
+_HOSTNAME = re.compile(r"[!-~]{1,255}")
+
+
+class SettingError(UsageError):
+    """A setting whose value cannot be read or is out of its range (64).
+
+    :ivar setting: the setting's name
+    :ivar value: what it was given
+    :ivar reason: what is wrong with it
+    """
+
+    def __init__(self, setting: str, value: object, reason: str) -> None:
+        super().__init__(f"{setting} {value!r}: {reason}")
+        self.setting = setting
+        self.value = value
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class WhenFull:
+    """What happens to clients for whom there is no room.
+
+    :ivar refuse: answer them 421 at once
+    :ivar wait: if they are not refused at once: after how many seconds; None is never
+    """
+
+    refuse: bool = False
+    wait: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``defer``, ``refuse`` or ``defer:SECONDS``.
+
+        :raises ValueError: *text* is none of them
+        """
+        if text == "refuse":
+            return cls(refuse=True)
+        word, colon, seconds = text.partition(":")
+        if word != "defer":
+            raise ValueError("expected defer, refuse or defer:SECONDS")
+        if not colon:
+            return cls()
+        wait = parse_duration(seconds)
+        if not 0 < wait <= LONGEST_SECONDS:
+            raise ValueError("the seconds after defer: must be more than 0")
+        return cls(wait=wait)
+
+    def __str__(self) -> str:
+        if self.refuse:
+            return "refuse"
+        return "defer" if self.wait is None else f"defer:{self.wait:g}"
+
+
+def default_limit_connections() -> int:
+    """Return 1000, or what fits where RLIMIT_NOFILE (getrlimit(2), the soft limit) is small."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return LIMIT_CONNECTIONS
+    return max(1, min(LIMIT_CONNECTIONS, soft - min(RESERVED_DESCRIPTORS, soft // 2)))
+
+
+Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
+Count: TypeAlias = Annotated[int, Meta(ge=1, le=1_000_000)]
+CountOrNone: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS)]
+
+_READERS: dict[str, Callable[[str], object]] = {
+    "max_message_size": parse_size,
+    "shutdown_timeout": parse_duration,
+    "socket_mode": parse_mode,
+    "timeout": parse_duration,
+    "tls_handshake_timeout": parse_duration,
+    "when_full": WhenFull.parse,
+}
+"""Settings that people write with units or words."""
+
+_LISTS = {"handler", "listen", "port"}
+"""Settings of which there may be several; one alone need not be in a list."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings of a server. Make one with :meth:`build`, which checks them.
+
+    :ivar listen: addresses, as ``-l`` takes them; empty: all interfaces, IPv4 and IPv6
+    :ivar port: for the addresses that name none; 0 takes a free one
+    :ivar backlog: of listen(2); below 0 counts as 0, above the system's maximum as the maximum
+    :ivar socket_mode: file mode of unix sockets
+    :ivar limit_connections: sessions at once
+    :ivar max_from_ip: sessions at once from one address; 0 is no limit
+    :ivar when_full: what happens to the others
+    :ivar hostname: names this host in replies and headers; default: the system's name
+    :ivar tls_cert: PEM file of the certificate chain; STARTTLS is offered if there is one
+    :ivar tls_key: PEM file of its key; default: in the same file
+    :ivar require_starttls: refuse mail over a connection that is not encrypted (RFC 3207 4)
+    :ivar max_message_size: bytes; 0 is no limit
+    :ivar timeout: seconds that a client may take for a command
+    :ivar tls_handshake_timeout: seconds that a client may take for a TLS handshake
+    :ivar shutdown_timeout: seconds that messages in flight get at a stop
+    """
+
+    listen: tuple[str, ...] = ()
+    port: tuple[Port, ...] = (PORT,)
+    backlog: int = BACKLOG
+    socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = SOCKET_MODE
+    limit_connections: Count = msgspec.field(default_factory=default_limit_connections)
+    max_from_ip: CountOrNone = MAX_FROM_IP
+    when_full: WhenFull = WhenFull()
+    hostname: str = msgspec.field(default_factory=socket.gethostname)
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    require_starttls: bool = False
+    max_message_size: Annotated[int, Meta(ge=0)] = MAX_MESSAGE_SIZE
+    timeout: Seconds = TIMEOUT_SECONDS
+    tls_handshake_timeout: Seconds = TLS_HANDSHAKE_SECONDS
+    shutdown_timeout: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] = SHUTDOWN_TIMEOUT_SECONDS
+
+    @classmethod
+    def build(cls, settings: Mapping[str, Any]) -> Self:
+        """Return the configuration that *settings* name, each checked; None takes the default.
+
+        :raises SettingError: a setting is unknown, cannot be read, or is out of its range
+        """
+        given = {name: _read(name, value) for name, value in settings.items() if value is not None}
+        try:
+            config = msgspec.convert(given, cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise _setting_error(cls, str(error), settings) from None
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Check what no single setting shows.
+
+        :raises SettingError: two settings contradict each other
+        """
+        if not _HOSTNAME.fullmatch(self.hostname):
+            reason = "a host's name has no spaces, is ASCII, and at most 255 characters long"
+            raise SettingError("hostname", self.hostname, reason)
+        if self.tls_key and not self.tls_cert:
+            raise SettingError("tls_key", self.tls_key, "there is no tls_cert that it belongs to")
+
+
+class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings of the daemon: a server's, and those of the process.
+
+    :ivar handler: the chain, each ``NAME``, ``NAME:ARGUMENT`` or ``module:attr``
+    :ivar user: whom to become once the sockets are bound
+    :ivar detach: run in the background
+    :ivar pid_file: where to write the process id
+    :ivar log_level: the least severe messages that are logged
+    :ivar log_to: ``stderr``, ``stdout``, ``syslog`` or a file; default: stderr, detached: syslog
+    :ivar loop: the event loop
+    """
+
+    handler: tuple[str, ...] = ("maildir:./Maildir",)
+    user: str | None = None
+    detach: bool = False
+    pid_file: str | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_to: str | None = None
+    loop: Literal["uvloop", "asyncio"] = "uvloop"
+
+    def check(self) -> None:
+        """Check what no single setting shows."""
+        super().check()  # a msgspec class is not the one the compiler saw
+        if self.require_starttls and not self.tls_cert:
+            raise SettingError("require_starttls", True, "there is no tls_cert to offer TLS with")
+        if not self.handler:
+            raise SettingError("handler", "", "there must be one at least")
+
+
+def _read(name: str, value: Any) -> Any:
+    """Turn words and units into figures, and one of several into a list of one."""
+    if name in _READERS and isinstance(value, str):
+        try:
+            return _READERS[name](value)
+        except ValueError as error:
+            raise SettingError(name, value, str(error)) from None
+    if name in _LISTS and isinstance(value, (str, int)):
+        return (value,)
+    return value
+
+
+_WHERE = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.(?P<name>\w+)(?:\[(?P<index>\d+)\])?`)?$")
+_UNKNOWN = re.compile(r"unknown field `(\w+)`")
+
+
+def _setting_error(cls: type[Config], message: str, settings: Mapping[str, Any]) -> SettingError:
+    """Turn msgspec's message, which names the place only, into one that names the value."""
+    unknown = _UNKNOWN.search(message)
+    if unknown:
+        return SettingError(unknown[1], settings.get(unknown[1]), "there is no such setting")
+    where = _WHERE.match(message)
+    assert where is not None
+    name = where["name"]
+    value = settings[name]
+    if where["index"] and isinstance(value, (list, tuple)):
+        value = value[int(where["index"])]
+    choices = get_args(get_type_hints(cls)[name])
+    if message.startswith("Invalid enum value"):
+        return SettingError(name, value, f"expected one of {', '.join(choices)}")
+    reason = where["reason"].replace("`", "").replace("int", "a whole number", 1)
+    return SettingError(name, value, reason[0].lower() + reason[1:])

@@ -1,0 +1,93 @@
+"""Detach: become a daemon (daemon(7)), with a parent that waits for the daemon's word.
+
+The parent exits 0 only once the daemon serves. Else it prints the daemon's reason, one line, and
+exits with its status, as if nobody had forked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import NoReturn
+
+from smtpd_fork.errors import ExitStatus, OperatingSystemError
+
+__all__ = ["Word", "detach"]
+
+UMASK = 0o022
+
+MAX_WORD = 4096
+"""Bytes of a word: one line, and less than PIPE_BUF, so that it is written at once."""
+
+
+class Word:
+    """What the daemon tells its parent, once."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe: int | None = pipe
+
+    def serving(self) -> None:
+        """Tell that the daemon serves."""
+        self._say(b"%d\n" % ExitStatus.OK)
+
+    def failed(self, status: int, reason: str) -> None:
+        """Tell why it does not."""
+        self._say(b"%d\n%s" % (status, reason.encode("utf-8", "replace")))
+
+    def _say(self, word: bytes) -> None:
+        if self._pipe is None:
+            return
+        pipe, self._pipe = self._pipe, None
+        with suppress(OSError):  # a parent that was killed hears nothing
+            os.write(pipe, word[:MAX_WORD])
+        os.close(pipe)
+
+
+def detach() -> Word:
+    """Return in the daemon: a process without terminal, in / and with stdio on /dev/null.
+
+    The process that called this never returns from it: it waits for the word, and exits.
+
+    :raises OperatingSystemError: there can be no more processes or descriptors
+    """
+    try:
+        read, write = os.pipe()
+        first = os.fork()
+    except OSError as error:
+        raise OperatingSystemError(f"cannot detach: {error.strerror}") from None
+    if first:
+        os.close(write)
+        _wait_for_word(first, read)
+    os.close(read)
+    word = Word(write)
+    os.setsid()
+    # A session's leader can get a terminal by opening one; its child cannot.
+    try:
+        if os.fork():
+            os._exit(ExitStatus.OK)
+    except OSError as error:
+        word.failed(ExitStatus.OS_ERROR, f"smtpd-fork: cannot detach: {error.strerror}")
+        os._exit(ExitStatus.OS_ERROR)
+    os.chdir("/")
+    os.umask(UMASK)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+    return word
+
+
+def _wait_for_word(child: int, read: int) -> NoReturn:
+    os.waitpid(child, 0)
+    heard = b""
+    while chunk := os.read(read, MAX_WORD):
+        heard += chunk
+    status, _, reason = heard.partition(b"\n")
+    if not status.isdigit():
+        status, reason = b"%d" % ExitStatus.OS_ERROR, b"smtpd-fork: the daemon ended at its start"
+    if reason:
+        sys.stderr.write(reason.decode("utf-8", "replace") + "\n")
+        sys.stderr.flush()
+    # Not sys.exit(): what is open here is the daemon's, to use and to clean up.
+    os._exit(int(status))

@@ -1,0 +1,64 @@
+"""Privileges: becoming another user for good, and the proof of it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from dataclasses import dataclass
+
+from smtpd_fork.errors import NotPermittedError, UnknownUserError
+
+__all__ = ["Account", "drop_privileges", "look_up_user"]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user of the system, as passwd(5) has it."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def look_up_user(name: str) -> Account:
+    """Return the account to become: *name* is a user's name, or a uid in digits.
+
+    :raises UnknownUserError: there is no such user
+    :raises NotPermittedError: only root can become another user; or the user is root itself
+    """
+    try:
+        entry = pwd.getpwuid(int(name)) if name.isascii() and name.isdigit() else pwd.getpwnam(name)
+    except (KeyError, OverflowError, ValueError):
+        raise UnknownUserError(f"unknown user {name!r}") from None
+    if os.geteuid() != 0:
+        raise NotPermittedError(f"cannot become user {name!r}: only root can")
+    if entry.pw_uid == 0:
+        raise NotPermittedError(f"user {name!r} is root, which is no user to drop privileges to")
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+def drop_privileges(account: Account) -> None:
+    """Become *account*: initgroups(3), setgid(2), setuid(2); then see that root cannot come back.
+
+    :raises NotPermittedError: the system refused, or root is not gone
+    """
+    try:
+        # In this order: without root, groups can no longer be changed.
+        os.initgroups(account.name, account.gid)
+        os.setresgid(account.gid, account.gid, account.gid)
+        os.setresuid(account.uid, account.uid, account.uid)
+    except OSError as error:
+        raise NotPermittedError(f"cannot become user {account.name!r}: {error.strerror}") from None
+    if _root_comes_back() or os.getresuid() != (account.uid,) * 3:
+        raise NotPermittedError(f"became user {account.name!r}, but root is not gone")
+
+
+def _root_comes_back() -> bool:
+    """Try to get root back by every way there is."""
+    for attempt in (os.setuid, os.seteuid, os.setgid, os.setegid):
+        try:
+            attempt(0)
+        except PermissionError:
+            continue
+        return True
+    return False

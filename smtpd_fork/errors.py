@@ -1,0 +1,94 @@
+"""The exception tree; each error knows the exit status that the daemon ends with.
+
+::
+
+    SmtpdForkError            70  software: something in here is wrong
+    ├── UsageError            64  a flag or an address that cannot be read
+    ├── ConfigError           78  a setting that is well-formed, and cannot be had
+    │   └── HandlerError      78  a handler that cannot be imported or constructed
+    ├── UnknownUserError      67  --user names nobody
+    ├── OperatingSystemError  71  the system said no (address in use, no descriptors, ...)
+    ├── CannotCreateError     73  a pid-file, a socket path or a Maildir that cannot be made
+    └── NotPermittedError     77  it takes privileges that the process does not have
+
+The figures are those of sysexits.h.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import IntEnum
+
+__all__ = [
+    "CannotCreateError",
+    "ConfigError",
+    "ExitStatus",
+    "HandlerError",
+    "NotPermittedError",
+    "OperatingSystemError",
+    "SmtpdForkError",
+    "UnknownUserError",
+    "UsageError",
+]
+
+
+class ExitStatus(IntEnum):
+    """Every status the command can end with: 0, and those of sysexits.h."""
+
+    OK = os.EX_OK
+    USAGE = os.EX_USAGE
+    NO_USER = os.EX_NOUSER
+    SOFTWARE = os.EX_SOFTWARE
+    OS_ERROR = os.EX_OSERR
+    CANNOT_CREATE = os.EX_CANTCREAT
+    NOT_PERMITTED = os.EX_NOPERM
+    CONFIG = os.EX_CONFIG
+
+
+class SmtpdForkError(Exception):
+    """Whatever smtpd-fork raises on purpose; its text is one line, fit for an administrator."""
+
+    exit_status = ExitStatus.SOFTWARE
+
+    settings: tuple[str, ...] = ()
+    """The settings that led to it, where somebody knows."""
+
+
+class UsageError(SmtpdForkError):
+    """A flag, an environment variable or an address that cannot be read (64)."""
+
+    exit_status = ExitStatus.USAGE
+
+
+class ConfigError(SmtpdForkError):
+    """A setting that can be read and cannot be had (78)."""
+
+    exit_status = ExitStatus.CONFIG
+
+
+class HandlerError(ConfigError):
+    """A handler that cannot be found, imported or constructed (78)."""
+
+
+class UnknownUserError(SmtpdForkError):
+    """``--user`` names a user that the system does not know (67)."""
+
+    exit_status = ExitStatus.NO_USER
+
+
+class OperatingSystemError(SmtpdForkError):
+    """The operating system refused something at the start (71)."""
+
+    exit_status = ExitStatus.OS_ERROR
+
+
+class CannotCreateError(SmtpdForkError):
+    """A file, a socket path or a Maildir that cannot be made (73)."""
+
+    exit_status = ExitStatus.CANNOT_CREATE
+
+
+class NotPermittedError(SmtpdForkError):
+    """Privileges that the process does not have (77)."""
+
+    exit_status = ExitStatus.NOT_PERMITTED

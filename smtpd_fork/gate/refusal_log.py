@@ -1,0 +1,100 @@
+"""RefusalLog: a source's first refusal is told at once, the rest in a summary every few seconds.
+
+A flood of refusals must not become a flood of log lines. Pure: :meth:`RefusalLog.note` and
+:meth:`RefusalLog.flush` return the lines that are due, and the caller writes them.
+"""
+
+from __future__ import annotations
+
+import time
+from threading import Lock
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_fork.gate.verdict import Full, Refusal
+
+__all__ = ["RefusalLog"]
+
+SUMMARY_SECONDS = 5.0
+"""How long a source's refusals are gathered before a summary."""
+
+MAX_SOURCES = 1024
+"""Sources that are told apart at once; those beyond are told as one, so memory is bounded."""
+
+OTHERS = "other sources"
+
+
+class _Gathered:
+    """A source's refusals since its last line."""
+
+    __slots__ = ("count", "last", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.count = 0
+        self.last: Refusal | Full | None = None
+
+
+class RefusalLog:
+    """Decides which refusals get a line of their own.
+
+    :param clock: returns seconds, never backwards
+    :param seconds: how long refusals of one source are gathered
+    :param max_sources: how many sources are told apart
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        seconds: float = SUMMARY_SECONDS,
+        max_sources: int = MAX_SOURCES,
+    ) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._max_sources = max_sources
+        self._lock = Lock()
+        self._sources: dict[str, _Gathered] = {}
+
+    def note(self, refusal: Refusal | Full) -> str | None:
+        """Take *refusal* down; return its line if it is the first of its source, else None."""
+        now = self._clock()
+        key = getattr(refusal, "key", "")
+        with self._lock:
+            gathered = self._sources.get(key)
+            if gathered is None and len(self._sources) >= self._max_sources:
+                key = OTHERS
+                gathered = self._sources.get(key)
+            if gathered is None:
+                self._sources[key] = _Gathered(now)
+                return str(refusal)
+            gathered.count += 1
+            # Kept as it is: a text is made once a summary, not once a refusal.
+            gathered.last = None if key == OTHERS else refusal
+        return None
+
+    def flush(self, *, everything: bool = False) -> list[str]:
+        """Return the summaries that are due, and forget the sources that have gone quiet.
+
+        :param everything: all that was gathered, due or not (for the end)
+        """
+        now = self._clock()
+        lines = []
+        with self._lock:
+            for key, gathered in list(self._sources.items()):
+                if not everything and now - gathered.since < self.seconds:
+                    continue
+                if not gathered.count:
+                    del self._sources[key]
+                    continue
+                text = str(gathered.last or f"refused {key}")
+                lines.append(f"{text}; {gathered.count} more in {now - gathered.since:.0f} s")
+                gathered.since, gathered.count = now, 0
+        return lines
+
+    @property
+    def pending(self) -> bool:
+        """Whether a later :meth:`flush` has something to tell or to forget."""
+        return bool(self._sources)

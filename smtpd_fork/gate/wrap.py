@@ -1,0 +1,147 @@
+"""Gated: any asyncio protocol factory behind a gate, stock aiosmtpd's for one.
+
+A thin first protocol asks the gate when the connection is made. Whoever is let in gets the real
+protocol on the same transport, and the ticket goes back when that protocol's ``connection_lost``
+is called. Two things can keep that call from coming, so the ticket does not depend on it alone:
+
+- stock aiosmtpd's STARTTLS puts the loop's TLS layer between transport and protocol, and a
+  handshake that is cut by the command timeout ends without ``connection_lost``;
+- a protocol that raises in ``connection_made`` is left on an open transport by the loop.
+
+The second is caught where it happens; for the first, a sweep a second asks the transports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING, cast
+
+from smtpd_fork.gate.ticket import Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_fork.gate.gate import Gate
+    from smtpd_fork.gate.verdict import Full, Refusal
+
+__all__ = ["gated"]
+
+log = logging.getLogger("smtpd_fork.gate")
+
+SWEEP_SECONDS = 1.0
+"""How often transports that closed without telling their protocol are looked for."""
+
+
+def gated(
+    gate: Gate, factory: Callable[[], asyncio.BaseProtocol], hostname: str | None
+) -> Callable[[], asyncio.BaseProtocol]:
+    """Return a factory of protocols that ask *gate* before they hand over to *factory*'s."""
+    house = _House(gate, factory, hostname or socket.gethostname())
+    return lambda: _Doorman(house)
+
+
+class _House:
+    """What the connections of one wrapped factory share."""
+
+    def __init__(
+        self, gate: Gate, factory: Callable[[], asyncio.BaseProtocol], hostname: str
+    ) -> None:
+        self.gate = gate
+        self.factory = factory
+        self.hostname = hostname
+        self._inside: dict[Ticket, asyncio.Transport] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._summary: asyncio.TimerHandle | None = None
+
+    def enter(self, ticket: Ticket, transport: asyncio.Transport) -> None:
+        self._inside[ticket] = transport
+        if self._sweep is None:
+            loop = asyncio.get_running_loop()
+            self._sweep = loop.call_later(SWEEP_SECONDS, self._sweep_out)
+
+    def leave(self, ticket: Ticket) -> None:
+        self._inside.pop(ticket, None)
+        ticket.release()
+        if not self._inside and self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
+    def _sweep_out(self) -> None:
+        self._sweep = None
+        gone = [
+            ticket
+            for ticket, transport in self._inside.items()
+            # A closing transport that has bytes to send still is a connection.
+            if transport.is_closing() and not transport.get_write_buffer_size()
+        ]
+        for ticket in gone:
+            self.leave(ticket)
+        if self._inside:
+            loop = asyncio.get_running_loop()
+            self._sweep = loop.call_later(SWEEP_SECONDS, self._sweep_out)
+
+    def refuse(self, transport: asyncio.Transport, verdict: Refusal | Full) -> None:
+        transport.write(verdict.reply(self.hostname))
+        transport.close()
+        line = self.gate.refusals.note(verdict)
+        if line:
+            log.warning("%s", line)
+        if self._summary is None:
+            self._await_summary()
+
+    def _await_summary(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._summary = loop.call_later(self.gate.refusals.seconds, self._write_summary)
+
+    def _write_summary(self) -> None:
+        self._summary = None
+        for line in self.gate.refusals.flush():
+            log.warning("%s", line)
+        if self.gate.refusals.pending:
+            self._await_summary()
+
+
+class _Doorman(asyncio.Protocol):
+    """The first protocol of a connection: asks the gate, then steps aside."""
+
+    def __init__(self, house: _House) -> None:
+        self._house = house
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        house = self._house
+        verdict = house.gate.admit(transport.get_extra_info("peername"))
+        if not isinstance(verdict, Ticket):
+            house.refuse(stream, verdict)
+            return
+        house.enter(verdict, stream)
+        try:
+            protocol = house.factory()
+            _call_after_loss(protocol, lambda: house.leave(verdict))
+            stream.set_protocol(protocol)
+            protocol.connection_made(transport)
+        except BaseException:
+            house.leave(verdict)
+            stream.abort()
+            raise
+
+
+def _call_after_loss(protocol: asyncio.BaseProtocol, then: Callable[[], None]) -> None:
+    """Have *then* called after the protocol's own ``connection_lost``, even if that raises."""
+    own_connection_lost = protocol.connection_lost
+
+    def connection_lost(error: Exception | None) -> None:
+        try:
+            own_connection_lost(error)
+        finally:
+            then()
+
+    try:
+        protocol.connection_lost = connection_lost  # type: ignore[method-assign]
+    except AttributeError:
+        # The class has __slots__: give this one instance a class of its own, of the same layout.
+        cls = type(protocol)
+        body = {"__slots__": (), "connection_lost": staticmethod(connection_lost)}
+        protocol.__class__ = type(cls.__name__, (cls,), body)

@@ -1,0 +1,149 @@
+"""Chain: several aiosmtpd handlers that act as one.
+
+A hook is asked of each handler that has it, in order. The first answer wins; MISSING is "no
+opinion". Three hooks have a rule of their own:
+
+- EHLO: each handler may change the list of replies, and the next one gets what it made of it;
+- CONNECT: as the others, without an envelope;
+- DISCONNECT: everybody is told, whatever the others did.
+
+The chain has a hook only if one of its handlers has: aiosmtpd looks for that, and what is not
+there costs nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.sinks import Sink
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    Hook = Callable[..., Awaitable[Any]]
+
+__all__ = ["Chain"]
+
+log = logging.getLogger("smtpd_fork.handlers")
+
+_OLD_EHLO_PARAMETERS = 4
+"""aiosmtpd's deprecated handle_EHLO(server, session, envelope, hostname)."""
+
+
+class Chain:
+    """Handlers in order, as one.
+
+    :param handlers: as aiosmtpd documents them; at least one
+    """
+
+    def __init__(self, handlers: Sequence[Any]) -> None:
+        self.handlers = tuple(handlers)
+        names = {name for handler in handlers for name in dir(handler) if _is_hook(name)}
+        for name in sorted(names):
+            hooks = [getattr(handler, name) for handler in handlers if hasattr(handler, name)]
+            setattr(self, name, _SPECIAL.get(name, _first_answer)(hooks))
+        for name in ("handle_exception", "process_message"):
+            self._take_over(name)
+        for handler in handlers:
+            for name in dir(handler):
+                if name.startswith("auth_") and not hasattr(self, name):
+                    setattr(self, name, getattr(handler, name))
+
+    def _take_over(self, name: str) -> None:
+        """Have the first handler that has *name* speak for all."""
+        for handler in self.handlers:
+            if hasattr(handler, name):
+                setattr(self, name, getattr(handler, name))
+                return
+
+    @property
+    def unreachable(self) -> Sequence[Any]:
+        """Handlers behind a sink: a sink answers every message, so they see none."""
+        for index, handler in enumerate(self.handlers):
+            if isinstance(handler, Sink):
+                return [h for h in self.handlers[index + 1 :] if hasattr(h, "handle_DATA")]
+        return ()
+
+    def prepare(self) -> None:
+        """Have the sinks make what they need, as the user who will write there.
+
+        :raises CannotCreateError: one of them cannot
+        """
+        for handler in self.handlers:
+            if isinstance(handler, Sink):
+                handler.prepare()
+
+    async def close(self) -> None:
+        """Have the sinks finish."""
+        for handler in self.handlers:
+            if isinstance(handler, Sink):
+                await handler.close()
+
+
+def _is_hook(name: str) -> bool:
+    return name.startswith("handle_") and name != "handle_exception"
+
+
+def _first_answer(hooks: Sequence[Hook]) -> Hook:
+    if len(hooks) == 1:
+        return hooks[0]
+
+    async def hook(*args: Any) -> Any:
+        for each in hooks:
+            status = await each(*args)
+            if status is not MISSING:
+                return status
+        return MISSING
+
+    return hook
+
+
+def _everybody(hooks: Sequence[Hook]) -> Hook:
+    async def handle_DISCONNECT(server: Any, session: Any) -> None:
+        for each in hooks:
+            try:
+                await each(server, session)
+            except Exception:
+                log.exception("[%s] handle_DISCONNECT failed", getattr(session, "id", "-"))
+
+    return handle_DISCONNECT
+
+
+def _ehlo(hooks: Sequence[Hook]) -> Hook:
+    if len(hooks) == 1:
+        return hooks[0]
+    old = [len(inspect.signature(each).parameters) == _OLD_EHLO_PARAMETERS for each in hooks]
+
+    async def handle_EHLO(
+        server: Any, session: Any, envelope: Any, hostname: str, responses: list[str]
+    ) -> list[str]:
+        for each, is_old in zip(hooks, old, strict=True):
+            if is_old:
+                status = await each(server, session, envelope, hostname)
+                if status is not MISSING:
+                    responses = [*responses[:-1], status]
+            else:
+                answer = await each(server, session, envelope, hostname, responses)
+                if answer is not MISSING:
+                    responses = answer
+        return responses
+
+    return handle_EHLO
+
+
+def _starttls(hooks: Sequence[Callable[..., bool]]) -> Any:
+    def handle_STARTTLS(*args: Any) -> bool:
+        return all([each(*args) for each in hooks])  # noqa: C419 - every one is to be told
+
+    return handle_STARTTLS
+
+
+_SPECIAL: dict[str, Callable[..., Any]] = {
+    "handle_DISCONNECT": _everybody,
+    "handle_EHLO": _ehlo,
+    "handle_STARTTLS": _starttls,
+}

@@ -1,0 +1,18 @@
+"""From an address to an accepted socket with a ticket: bind(2), listen(2), accept(2)."""
+
+from smtpd_fork.listeners.acceptor import Acceptor
+from smtpd_fork.listeners.address import ANY, Address, parse_address, spread
+from smtpd_fork.listeners.bind import adopt, bind_all, open_listeners
+from smtpd_fork.listeners.listener import Listener
+
+__all__ = [
+    "ANY",
+    "Acceptor",
+    "Address",
+    "Listener",
+    "adopt",
+    "bind_all",
+    "open_listeners",
+    "parse_address",
+    "spread",
+]

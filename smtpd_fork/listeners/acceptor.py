@@ -1,0 +1,349 @@
+"""Acceptor: accept(2) for all listeners of a server, behind one gate.
+
+It is the loop's reader of the listening sockets, and in one of three states:
+
+- *open*: every listener is watched; one wake-up accepts a bounded burst;
+- *waiting for room*: the gate is full and clients are deferred. No listener is watched, clients
+  stay in the kernel's backlog, and the gate calls back when a ticket is released;
+- *out of descriptors*: a spare one answers 421, and a timer or a released ticket opens again.
+
+The gate is asked before accept(2), so nobody is accepted who would have to be deferred. Only a
+gate that is shared with another thread can fill up in between: that one client is kept, and is
+the first to come in.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from smtpd_fork.gate import Full, Gate, Ticket
+from smtpd_fork.gate.verdict import shutdown_reply
+from smtpd_fork.listeners.refuse import Spare, refuse
+from smtpd_fork.listeners.waiting_room import WaitingRoom
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from smtpd_fork.config import WhenFull
+    from smtpd_fork.gate import Refusal
+    from smtpd_fork.listeners.listener import Listener
+    from smtpd_fork.net import SocketAddress
+
+    Welcome = Callable[[Listener, socket.socket, SocketAddress | str, Ticket], None]
+
+__all__ = ["Acceptor"]
+
+log = logging.getLogger("smtpd_fork.listeners")
+
+BURST = 64
+"""Clients accepted in one wake-up of one listener; then the sessions have their turn."""
+
+STARVED_SECONDS = 1.0
+"""How long accept pauses when descriptors ran out."""
+
+MAX_DISMISSED = 4096
+"""Clients of one backlog answered at a stop: what Linux keeps at most (net.core.somaxconn)."""
+
+DEFERRAL_SECONDS = 5.0
+"""How often, at most, it is told that clients wait."""
+
+_STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What accept(2) says when the system is short of something."""
+
+_CLIENT_GONE = frozenset({
+    errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.ENOPROTOOPT,
+    errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT,
+    errno.ECONNRESET,
+})  # fmt: skip
+"""What accept(2) says of one client, pending network errors among them: the next may be well."""
+
+
+class Acceptor:
+    """Accepts clients, has the gate judge them, and hands those with a ticket on.
+
+    :param listeners: bound and listening
+    :param gate: who may come in
+    :param when_full: what happens to those for whom there is no room
+    :param hostname: names this host in refusals
+    :param waiting_capacity: how many clients may wait under ``defer:SECONDS``
+    :param welcome: takes a client: listener, socket, peer, ticket. It owns socket and ticket from
+        then on, also if it raises
+    """
+
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        gate: Gate,
+        when_full: WhenFull,
+        *,
+        hostname: str,
+        waiting_capacity: int,
+        welcome: Welcome,
+    ) -> None:
+        self._listeners = deque(listeners)
+        self._gate = gate
+        self._refuse_when_full = when_full.refuse
+        self._wait_in_room = when_full.wait is not None
+        # Under plain defer it is for the one client of the shared gate (see above).
+        self._room = (
+            WaitingRoom(when_full.wait, waiting_capacity)
+            if when_full.wait is not None
+            else WaitingRoom(math.inf, 1)
+        )
+        self._hostname = hostname
+        self._welcome = welcome
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = 0
+        self._watching = False
+        self._stopped = False
+        self._spare: Spare | None = None
+        self._starved_refused: int | None = None
+        self._starved_timer: asyncio.TimerHandle | None = None
+        self._overdue_timer: asyncio.TimerHandle | None = None
+        self._summary_timer: asyncio.TimerHandle | None = None
+        self._deferral_told = -math.inf
+
+    # -- life --------------------------------------------------------------------------------
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to accept, on *loop*, from the thread that runs it."""
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._spare = Spare()
+        self._watch()
+
+    def stop(self) -> int:
+        """Stop for good: whoever still waits is answered 421. The listeners are closed.
+
+        :returns: how many clients were answered
+        """
+        if self._stopped:
+            return 0
+        self._stopped = True
+        self._unwatch()
+        self._gate.forget(self._on_room)
+        for timer in (self._starved_timer, self._overdue_timer, self._summary_timer):
+            if timer is not None:
+                timer.cancel()
+        answered = self._dismiss_waiting()
+        for listener in self._listeners:
+            # An inherited socket's backlog belongs to whoever inherits it next.
+            if not listener.inherited:
+                answered += self._dismiss_backlog(listener)
+            listener.close()
+        if self._spare is not None:
+            self._spare.close()
+        for line in self._gate.refusals.flush(everything=True):
+            log.warning("%s", line)
+        return answered
+
+    def _dismiss_waiting(self) -> int:
+        reply = shutdown_reply(self._hostname)
+        answered = 0
+        while (waiting := self._room.call()) is not None:
+            refuse(waiting.sock, b"" if waiting.listener.tls else reply)
+            answered += 1
+        return answered
+
+    def _dismiss_backlog(self, listener: Listener) -> int:
+        """Answer the clients in the kernel's backlog; bounded, as more may be arriving."""
+        reply = b"" if listener.tls else shutdown_reply(self._hostname)
+        answered = 0
+        for _ in range(MAX_DISMISSED):
+            try:
+                sock, _ = listener.sock.accept()
+            except OSError as error:
+                if error.errno in _CLIENT_GONE:
+                    continue
+                break
+            refuse(sock, reply)
+            answered += 1
+        return answered
+
+    # -- watching ----------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if not self._watching and not self._stopped:
+            self._watching = True
+            for listener in self._listeners:
+                self._loop.add_reader(listener.sock, self._accept_burst, listener)
+
+    def _unwatch(self) -> None:
+        if self._watching:
+            self._watching = False
+            for listener in self._listeners:
+                self._loop.remove_reader(listener.sock)
+
+    def _wait_for_room(self) -> None:
+        """Leave clients in the backlog until the gate has room."""
+        self._unwatch()
+        now = self._loop.time()
+        if now - self._deferral_told >= DEFERRAL_SECONDS:
+            self._deferral_told = now
+            log.info("%s; clients wait in the backlog", self._full())
+        self._gate.when_room(self._on_room)
+
+    def _on_room(self) -> None:
+        """Take the gate's word that there is room; it may come from any thread."""
+        if self._stopped:
+            return
+        try:
+            if threading.get_ident() == self._thread:
+                self._loop.call_soon(self._reopen)
+            else:
+                self._loop.call_soon_threadsafe(self._reopen)
+        except RuntimeError:  # the loop was closed without a stop: nobody is left to accept
+            self._stopped = True
+
+    def _reopen(self) -> None:
+        """Let in who waited, and accept again; each time another listener comes first."""
+        if self._stopped:
+            return
+        self._admit_waiting()
+        if self._watching or self._starved_timer is not None:
+            return
+        # epoll reports in the order of registration: without turns, and under a constant
+        # surplus of clients, the first listener would take every place.
+        self._listeners.rotate(-1)
+        if all(self._accept_burst(listener) for listener in list(self._listeners)):
+            self._watch()
+
+    # -- accepting ---------------------------------------------------------------------------
+
+    def _accept_burst(self, listener: Listener) -> bool:
+        """Accept up to BURST clients; return False if accepting has to pause."""
+        for _ in range(BURST):
+            if not self._may_accept():
+                self._wait_for_room()
+                return False
+            try:
+                sock, peer = listener.sock.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in _CLIENT_GONE:
+                    continue
+                self._starve(error)
+                return False
+            self._arrived(listener, sock, peer)
+        if self._starved_refused is not None:
+            self._fed(self._starved_refused)
+        return True
+
+    def _may_accept(self) -> bool:
+        """Whether a client that arrives now can be answered, one way or another."""
+        if self._refuse_when_full:
+            return True
+        if self._wait_in_room:
+            return self._room.has_space
+        return self._room.has_space and not self._gate.full
+
+    def _arrived(self, listener: Listener, sock: socket.socket, peer: SocketAddress | str) -> None:
+        if len(self._room):
+            self._keep_waiting(listener, sock, peer)  # behind those who came before
+            return
+        verdict = self._gate.admit(peer)
+        if isinstance(verdict, Ticket):
+            self._let_in(listener, sock, peer, verdict)
+        elif isinstance(verdict, Full) and not self._refuse_when_full:
+            self._keep_waiting(listener, sock, peer)
+        else:
+            self._refuse(listener, sock, verdict)
+
+    def _let_in(
+        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
+    ) -> None:
+        try:
+            self._welcome(listener, sock, peer, ticket)
+        except Exception:
+            log.exception("a session could not be begun")
+
+    def _refuse(self, listener: Listener, sock: socket.socket, verdict: Refusal | Full) -> None:
+        # A client that speaks TLS first cannot read a reply in the clear.
+        refuse(sock, b"" if listener.tls else verdict.reply(self._hostname))
+        line = self._gate.refusals.note(verdict)
+        if line:
+            log.warning("%s", line)
+        if self._summary_timer is None:
+            self._await_summary()
+
+    def _await_summary(self) -> None:
+        self._summary_timer = self._loop.call_later(self._gate.refusals.seconds, self._summarise)
+
+    def _summarise(self) -> None:
+        self._summary_timer = None
+        for line in self._gate.refusals.flush():
+            log.warning("%s", line)
+        if self._gate.refusals.pending:
+            self._await_summary()
+
+    def _full(self) -> Full:
+        gate = self._gate
+        return Full(gate.count + 1, gate.limits.limit_connections, gate.paused)
+
+    # -- clients that wait at most so long ---------------------------------------------------
+
+    def _keep_waiting(
+        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str
+    ) -> None:
+        self._room.enter(listener, sock, peer, self._loop.time())
+        self._gate.when_room(self._on_room)
+        if self._overdue_timer is None:
+            self._await_overdue()
+
+    def _admit_waiting(self) -> None:
+        """Let those who waited longest in, as far as there is room."""
+        while len(self._room) and not self._gate.full:
+            waiting = self._room.call()
+            assert waiting is not None
+            verdict = self._gate.admit(waiting.peer)
+            if isinstance(verdict, Ticket):
+                self._let_in(waiting.listener, waiting.sock, waiting.peer, verdict)
+            else:
+                self._refuse(waiting.listener, waiting.sock, verdict)
+        if len(self._room):
+            self._gate.when_room(self._on_room)
+
+    def _await_overdue(self) -> None:
+        deadline = self._room.next_deadline
+        if deadline is not None and deadline < math.inf:
+            self._overdue_timer = self._loop.call_at(deadline, self._refuse_overdue)
+
+    def _refuse_overdue(self) -> None:
+        self._overdue_timer = None
+        for waiting in self._room.overdue(self._loop.time()):
+            self._refuse(waiting.listener, waiting.sock, self._full())
+        self._await_overdue()
+        self._reopen()
+
+    # -- no descriptors left -----------------------------------------------------------------
+
+    def _starve(self, error: OSError) -> None:
+        """Answer who is waiting with the spare descriptor, and pause."""
+        if self._starved_refused is None:
+            self._starved_refused = 0
+            log.error("cannot accept: %s; clients are answered 421", os.strerror(error.errno or 0))
+        self._unwatch()
+        reply = self._full().reply(self._hostname)
+        for listener in self._listeners:
+            assert self._spare is not None
+            self._starved_refused += self._spare.refuse(
+                listener.sock, b"" if listener.tls else reply, BURST
+            )
+        self._starved_timer = self._loop.call_later(STARVED_SECONDS, self._try_again)
+
+    def _try_again(self) -> None:
+        self._starved_timer = None
+        self._reopen()
+
+    def _fed(self, refused: int) -> None:
+        self._starved_refused = None
+        log.warning("accepting again; %d clients were answered 421 meanwhile", refused)

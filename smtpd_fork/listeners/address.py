@@ -1,0 +1,134 @@
+"""Addresses to listen on, as people write them.
+
+::
+
+    [SCHEME:]HOST[:PORT]     127.0.0.1   [::1]:25   smtps:0.0.0.0:465   localhost   *:2525
+    [SCHEME:]unix:PATH       unix:/run/smtpd.sock
+
+A scheme says what is spoken there: ``smtp`` (the default) or ``smtps`` (TLS from the first byte,
+RFC 8314). An address without a port is bound on every port that ``-p`` names.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smtpd_fork.config import SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["ANY", "Address", "parse_address", "spread"]
+
+ANY = "*"
+"""All interfaces, IPv4 and IPv6."""
+
+SCHEMES = ("smtp", "smtps")
+
+MAX_PORT = 65535
+MAX_UNIX_PATH = 107
+"""Bytes in sockaddr_un.sun_path, without its final NUL: unix(7)."""
+
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,253}[A-Za-z0-9_.])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One address to listen on.
+
+    :ivar scheme: ``smtp`` or ``smtps``
+    :ivar host: a name, an IP address, or ``*``; empty for a unix socket
+    :ivar port: None if the address names none
+    :ivar path: of a unix socket, else None
+    """
+
+    scheme: str = "smtp"
+    host: str = ""
+    port: int | None = None
+    path: Path | None = None
+
+    @property
+    def tls(self) -> bool:
+        """Whether TLS is spoken from the first byte."""
+        return self.scheme == "smtps"
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            place = f"unix:{self.path}"
+        else:
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            place = host if self.port is None else f"{host}:{self.port}"
+        return place if self.scheme == "smtp" else f"{self.scheme}:{place}"
+
+
+def parse_address(text: str) -> Address:
+    """Return the address that *text* names; relative paths are made absolute.
+
+    :raises SettingError: *text* is no address
+    """
+    scheme, rest = "smtp", text
+    for known in SCHEMES:
+        if text.startswith(known + ":"):
+            scheme, rest = known, text[len(known) + 1 :]
+    if rest.startswith("unix:"):
+        return Address(scheme, path=_unix_path(text, rest.removeprefix("unix:")))
+    if rest.startswith("["):
+        host, bracket, port = rest[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise SettingError("listen", text, "an IPv6 address is written [ADDRESS]:PORT")
+        _check_ipv6(text, host)
+        return Address(scheme, host, _port(text, port[1:]) if port else None)
+    if rest.count(":") > 1:
+        _check_ipv6(text, rest)
+        return Address(scheme, rest)
+    host, colon, port = rest.partition(":")
+    if host != ANY and not _NAME.fullmatch(host):
+        raise SettingError("listen", text, "not an address; write HOST, HOST:PORT or unix:PATH")
+    return Address(scheme, host, _port(text, port) if colon else None)
+
+
+def spread(addresses: Iterable[Address], ports: Sequence[int]) -> list[Address]:
+    """Give each address that names no port every one of *ports*, as qpsmtpd-forkserver does.
+
+    The same address twice is bound once; port 0 is a free port, so twice is two of them.
+    """
+    result: list[Address] = []
+    for address in addresses:
+        wanted: Iterable[int | None] = ports
+        if address.path is not None or address.port is not None:
+            wanted = [address.port]
+        for port in wanted:
+            one = replace(address, port=port)
+            if port == 0 or one not in result:
+                result.append(one)
+    return result
+
+
+def _check_ipv6(text: str, host: str) -> None:
+    try:
+        IPv6Address(host)
+    except ValueError:
+        raise SettingError("listen", text, f"{host!r} is not an IPv6 address") from None
+
+
+def _port(text: str, digits: str) -> int:
+    # Not int() alone: it takes signs, spaces, underscores, and digits of other scripts.
+    if digits.isascii() and digits.isdigit() and len(digits) <= len(str(MAX_PORT)):
+        port = int(digits)
+        if port <= MAX_PORT:
+            return port
+    raise SettingError("listen", text, f"{digits!r} is not a port; ports go from 0 to {MAX_PORT}")
+
+
+def _unix_path(text: str, path: str) -> Path:
+    if not path or "\0" in path:
+        raise SettingError("listen", text, "a path has to follow unix:")
+    absolute = Path(path).absolute()
+    if len(bytes(absolute)) > MAX_UNIX_PATH:
+        reason = f"the path is too long; unix sockets take {MAX_UNIX_PATH} bytes"
+        raise SettingError("listen", text, reason)
+    return absolute

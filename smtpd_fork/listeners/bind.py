@@ -1,0 +1,192 @@
+"""bind(2) and listen(2), with every fault told by its meaning."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smtpd_fork.errors import (
+    CannotCreateError,
+    ConfigError,
+    NotPermittedError,
+    OperatingSystemError,
+    SmtpdForkError,
+)
+from smtpd_fork.listeners.address import ANY, Address, parse_address, spread
+from smtpd_fork.listeners.listener import Listener
+from smtpd_fork.listeners.unix import bind_unix
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["adopt", "bind_all", "listen_backlog", "open_listeners"]
+
+_MEANING: dict[int, tuple[type[SmtpdForkError], str]] = {
+    errno.EACCES: (NotPermittedError, "permission denied; ports below 1024 need privileges"),
+    errno.EPERM: (NotPermittedError, "not permitted"),
+    errno.EADDRINUSE: (OperatingSystemError, "the address is in use by another program"),
+    errno.EADDRNOTAVAIL: (OperatingSystemError, "no interface of this host has that address"),
+    errno.EAFNOSUPPORT: (OperatingSystemError, "this host does not speak that address family"),
+    errno.EDESTADDRREQ: (OperatingSystemError, "the socket is not bound to an address"),
+    errno.EINVAL: (OperatingSystemError, "the socket is connected or shut down already"),
+    errno.ENOTSOCK: (OperatingSystemError, "the descriptor is not a socket"),
+    errno.EOPNOTSUPP: (OperatingSystemError, "that kind of socket cannot listen"),
+    errno.EBADF: (OperatingSystemError, "the descriptor is not open"),
+    errno.ENOBUFS: (OperatingSystemError, "the system is short of memory for sockets"),
+    errno.ENOMEM: (OperatingSystemError, "the system is short of memory for sockets"),
+    errno.EMFILE: (OperatingSystemError, "too many open files in this process"),
+    errno.ENFILE: (OperatingSystemError, "too many open files in the system"),
+    errno.ENODEV: (OperatingSystemError, "there is no such interface"),
+}
+_UNIX_MEANING: dict[int, tuple[type[SmtpdForkError], str]] = {
+    **_MEANING,
+    errno.EACCES: (CannotCreateError, "permission denied"),
+    errno.ENOENT: (CannotCreateError, "its directory does not exist"),
+    errno.ENOTDIR: (CannotCreateError, "part of the path is not a directory"),
+    errno.EROFS: (CannotCreateError, "the file system is read-only"),
+    errno.EEXIST: (CannotCreateError, "the path exists and is not a socket"),
+    errno.EADDRINUSE: (OperatingSystemError, "another program answers there"),
+}
+
+
+def open_listeners(
+    listen: Sequence[str], ports: Sequence[int], *, backlog: int, socket_mode: int
+) -> list[Listener]:
+    """Bind what the settings *listen* and *port* name; nothing named is all interfaces.
+
+    :raises SettingError: an address cannot be read
+    """
+    addresses = spread([parse_address(text) for text in listen or (ANY,)], ports)
+    return bind_all(addresses, backlog=backlog, socket_mode=socket_mode)
+
+
+def bind_all(addresses: Sequence[Address], *, backlog: int, socket_mode: int) -> list[Listener]:
+    """Bind every address and listen on it: all of them, or none.
+
+    :param addresses: each with a port, or a path
+    :param backlog: of listen(2); see :func:`listen_backlog`
+    :param socket_mode: file mode of unix sockets
+    :raises ConfigError: a host cannot be resolved
+    :raises NotPermittedError: a port needs privileges
+    :raises CannotCreateError: the path of a unix socket cannot be made
+    :raises OperatingSystemError: anything else that the system says
+    """
+    listeners: list[Listener] = []
+    try:
+        for address in addresses:
+            for sock in _bind(address, addresses, socket_mode):
+                try:
+                    sock.listen(listen_backlog(backlog))
+                    sock.setblocking(False)
+                    listeners.append(Listener(address, sock))
+                except OSError as error:
+                    sock.close()
+                    raise _explained(address, error) from None
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def adopt(sock: socket.socket, *, backlog: int) -> Listener:
+    """Listen on a socket that somebody else bound, and left to us.
+
+    :raises OperatingSystemError: it cannot listen: not bound, connected, shut down, no socket, ...
+    """
+    try:
+        address = _address_of(sock)
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.listen(listen_backlog(backlog))
+        sock.setblocking(False)
+        return Listener(address, sock, inherited=True)
+    except OSError as error:
+        raise _explained(Address(host=f"descriptor {sock.fileno()}"), error) from None
+
+
+def _address_of(sock: socket.socket) -> Address:
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return Address(path=Path(os.fsdecode(name)))
+    return Address(host=name[0], port=name[1])
+
+
+def listen_backlog(backlog: int) -> int:
+    """Return *backlog* as listen(2) takes it: below 0 counts as 0, too much as the maximum."""
+    return max(0, min(backlog, 2**31 - 1))
+
+
+def _bind(address: Address, others: Sequence[Address], mode: int) -> list[socket.socket]:
+    """Return a socket for each IP address that *address* stands for."""
+    try:
+        if address.path is not None:
+            return [bind_unix(address.path, mode)]
+        if address.host == ANY:
+            return [_bind_any(address.port or 0)]
+        return _bind_host(address, others)
+    except OSError as error:
+        raise _explained(address, error) from None
+
+
+def _bind_any(port: int) -> socket.socket:
+    """Return one socket for IPv4 and IPv6, or for IPv4 alone where the host has no IPv6."""
+    try:
+        return _bind_one(socket.AF_INET6, ("::", port), v6only=False)
+    except OSError as error:
+        if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
+            raise
+    return _bind_one(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104 - it was asked for
+
+
+def _bind_host(address: Address, others: Sequence[Address]) -> list[socket.socket]:
+    # Both wildcards on one port are two sockets; [::] alone takes IPv4 too, as qpsmtpd's does.
+    v6only = any(
+        other.host == "0.0.0.0" and other.port == address.port  # noqa: S104 - compared only
+        for other in others
+    )
+    sockets: list[socket.socket] = []
+    try:
+        for family, place in _resolve(address):
+            sockets.append(_bind_one(family, place, v6only=v6only))
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _resolve(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
+    """Return the families and socket addresses of a host, each once."""
+    try:
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else "not a host's name"
+        raise ConfigError(f"cannot listen on {address}: {reason}") from None
+    return list(dict.fromkeys((family, place) for family, _, _, _, place in found))
+
+
+def _bind_one(family: int, place: tuple[Any, ...], *, v6only: bool = False) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A restart must not wait for the old sessions' TIME_WAIT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+        sock.bind(place)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _explained(address: Address, error: OSError) -> SmtpdForkError:
+    """Turn what bind(2) or listen(2) said into an error of ours."""
+    meanings = _UNIX_MEANING if address.path is not None else _MEANING
+    number = error.errno or 0
+    kind, meaning = meanings.get(number, (OperatingSystemError, os.strerror(number)))
+    return kind(f"cannot listen on {address}: {meaning}")

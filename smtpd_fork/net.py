@@ -1,0 +1,56 @@
+"""Peers: what accept(2) returns, and the key by which a source is counted."""
+
+from __future__ import annotations
+
+from socket import AF_INET6, inet_ntop, inet_pton
+
+__all__ = ["Peer", "SocketAddress", "describe", "plain_peer", "source_key"]
+
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+"""An ``AF_INET`` or ``AF_INET6`` address as :mod:`socket` gives it."""
+
+Peer = SocketAddress | str | None
+"""A peer: an address, a bare IP address, or (unix sockets) an empty string or None."""
+
+_MAPPED = bytes(10) + b"\xff\xff"
+"""The first 12 bytes of an IPv4-mapped IPv6 address (RFC 4291 2.5.5.2)."""
+
+
+def source_key(peer: Peer) -> str | None:
+    """Return the address that *peer* is counted by, or None for a peer that has none.
+
+    IPv4-mapped IPv6 addresses are IPv4: a dual-stack listener would otherwise let a client in
+    twice, or (as qpsmtpd does on its default bind) not count it at all. Scope ids are dropped
+    and IPv6 takes its canonical form (RFC 5952). A client of a unix socket has no address.
+    """
+    host = peer if isinstance(peer, str) or peer is None else peer[0]
+    if not host:
+        return None
+    if ":" not in host:
+        return host
+    try:
+        packed = inet_pton(AF_INET6, host.partition("%")[0])
+    except OSError:
+        return host  # no address at all (an embedder's own name for a peer): as it is
+    if packed.startswith(_MAPPED):
+        return "{}.{}.{}.{}".format(*packed[12:])
+    return inet_ntop(AF_INET6, packed)
+
+
+def plain_peer(peer: Peer) -> Peer:
+    """Return *peer* with an IPv4-mapped address as plain ``(IPv4, port)``; others as they are."""
+    if isinstance(peer, tuple) and peer[0].startswith("::ffff:"):
+        host = source_key(peer)
+        if host is not None and ":" not in host:
+            return (host, peer[1])
+    return peer
+
+
+def describe(peer: Peer) -> str:
+    """Return *peer* as logs print it: ``192.0.2.1:40312``, ``[2001:db8::1]:25``, ``unix``."""
+    if not peer:
+        return "unix"
+    if isinstance(peer, str):
+        return peer
+    host = source_key(peer) or peer[0]
+    return f"[{host}]:{peer[1]}" if ":" in host else f"{host}:{peer[1]}"

@@ -1,0 +1,267 @@
+"""Server: the front door as one object, for a daemon and for a program that embeds it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Self
+
+from smtpd_fork.config import Config, SettingError
+from smtpd_fork.gate import Gate
+from smtpd_fork.handlers import Chain
+from smtpd_fork.listeners import Acceptor, Listener, adopt, open_listeners, parse_address
+from smtpd_fork.net import describe
+from smtpd_fork.server.sessions import Sessions
+from smtpd_fork.smtp import SMTP
+from smtpd_fork.smtp.tls import load_tls
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from smtpd_fork.net import SocketAddress
+
+__all__ = ["Server"]
+
+log = logging.getLogger("smtpd_fork.server")
+
+IDENT = "ESMTP smtpd-fork"
+"""What the greeting says behind the host's name; no version, which only an attacker needs."""
+
+
+class Server:
+    """An SMTP server behind a gate.
+
+    ::
+
+        async with Server(handler, listen=["127.0.0.1:0"], max_from_ip=10) as server:
+            print(server.addresses)
+            await something_else()
+
+    It works in a loop that already runs. It takes no signal, touches no logging configuration,
+    and cancels no task but its own.
+
+    :param handler: an aiosmtpd handler, or several, in order: the first answer wins
+    :param gate: shared with other servers; default: one of its own, by ``limit_connections`` and
+        ``max_from_ip``
+    :param config: the settings, as one object instead of *options*
+    :param sockets: bound already, to listen on instead of ``listen`` and ``port``
+    :param listeners: the same, opened by :func:`smtpd_fork.listeners.open_listeners`
+    :param tls_context: for STARTTLS and TLS, instead of ``tls_cert`` and ``tls_key``
+    :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
+    :param session_options: keywords for it, as aiosmtpd documents them (``authenticator``, ...)
+    :param options: the settings by name, see :class:`smtpd_fork.Config`
+    :raises SettingError: a setting is unknown or out of its range
+    :raises ConfigError: the TLS files cannot be used
+    """
+
+    def __init__(
+        self,
+        handler: Any,
+        *,
+        gate: Gate | None = None,
+        config: Config | None = None,
+        sockets: Sequence[socket.socket] | None = None,
+        listeners: Sequence[Listener] = (),
+        tls_context: ssl.SSLContext | None = None,
+        session_class: type[SMTP] = SMTP,
+        session_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        if config is not None and options:
+            raise TypeError(f"either config or options, not both: {', '.join(options)}")
+        both = {"limit_connections", "max_from_ip"} & options.keys()
+        if gate is not None and both:
+            raise TypeError(f"the gate has its own {' and '.join(sorted(both))}")
+        self.config = Config.build(options) if config is None else config
+        self.chain = _chain(handler)
+        self.gate = gate or Gate(
+            limit_connections=self.config.limit_connections, max_from_ip=self.config.max_from_ip
+        )
+        self._tls = tls_context or self._load_tls()
+        self._check_tls()
+        self._session_class = session_class
+        self._session_options = self._options(session_options or {})
+        self._inherited = list(sockets) if sockets is not None else None
+        self._listeners = list(listeners)
+        self._acceptor: Acceptor | None = None
+        self._sessions: Sessions | None = None
+        self._stopping: asyncio.Task[int] | None = None
+
+    def _load_tls(self) -> ssl.SSLContext | None:
+        config = self.config
+        return load_tls(config.tls_cert, config.tls_key) if config.tls_cert else None
+
+    def _check_tls(self) -> None:
+        if self._tls is not None:
+            return
+        if self.config.require_starttls:
+            reason = "there is no certificate to offer TLS with"
+            raise SettingError("require_starttls", True, reason)
+        for text in self.config.listen:
+            if parse_address(text).tls:
+                raise SettingError("listen", text, "there is no certificate for TLS")
+
+    def _options(self, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keywords of every session, worked out once."""
+        return {
+            "data_size_limit": self.config.max_message_size or None,
+            "hostname": self.config.hostname,
+            "ident": IDENT,
+            "timeout": self.config.timeout,
+            "tls_handshake_timeout": self.config.tls_handshake_timeout,
+            **more,
+        }
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def bind(self) -> None:
+        """Bind the sockets and listen: clients may queue up from now on.
+
+        :meth:`start` does it, if it was not done before. A daemon does it before it drops its
+        privileges. What the errors are: :func:`smtpd_fork.listeners.open_listeners`.
+        """
+        if self._listeners:
+            return
+        config = self.config
+        if self._inherited is not None:
+            self._listeners = [adopt(sock, backlog=config.backlog) for sock in self._inherited]
+        else:
+            self._listeners = open_listeners(
+                config.listen,
+                config.port,
+                backlog=config.backlog,
+                socket_mode=config.socket_mode,
+            )
+
+    async def start(self) -> None:
+        """Bind what is not bound yet, and accept.
+
+        :raises SmtpdForkError: an address cannot be bound, or a sink cannot be made
+        """
+        if self._acceptor is not None:
+            raise RuntimeError("the server was started before")
+        if not self._listeners:
+            await asyncio.to_thread(self.bind)
+        try:
+            await asyncio.to_thread(self.chain.prepare)
+        except BaseException:
+            self.close()
+            raise
+        config = self.config
+        self._sessions = Sessions(self._make_session, self._tls, config.tls_handshake_timeout)
+        self._acceptor = Acceptor(
+            self._listeners,
+            self.gate,
+            config.when_full,
+            hostname=config.hostname,
+            waiting_capacity=config.backlog,
+            welcome=self._sessions.welcome,
+        )
+        self._acceptor.start(asyncio.get_running_loop())
+        for listener in self._listeners:
+            log.info("listening on %s", listener)
+
+    async def stop(self, timeout: float | None = None) -> int:  # noqa: ASYNC109 - a grace period
+        """Stop: accept no more, let messages in flight finish, and close.
+
+        Clients in the backlog and idle sessions are answered 421. May be called more than once;
+        all calls end when the stop does.
+
+        :param timeout: seconds for the messages in flight; default: ``shutdown_timeout``
+        :returns: how many sessions had to be cut
+        """
+        if self._stopping is None:
+            seconds = self.config.shutdown_timeout if timeout is None else timeout
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(seconds))
+        try:
+            return await asyncio.shield(self._stopping)
+        except asyncio.CancelledError:
+            # Whoever waited has no time left; the sessions do not outlive it.
+            self._stopping.cancel()
+            raise
+
+    async def _stop(self, seconds: float) -> int:
+        if self._acceptor is None or self._sessions is None:
+            self.close()
+            return 0
+        answered = self._acceptor.stop()
+        log.info("stopping: %d sessions, %d clients sent away", len(self._sessions), answered)
+        try:
+            cut = await self._sessions.drain(seconds)
+        finally:
+            self._sessions.abandon()
+        if cut:
+            log.warning("%d sessions were cut", cut)
+        await self.chain.close()
+        return cut
+
+    async def abort(self) -> None:
+        """Stop at once: everything that is open is cut."""
+        if self._stopping is None or not self._stopping.done():
+            if self._stopping is not None:
+                self._stopping.cancel()
+                await asyncio.wait([self._stopping])
+            self._stopping = None
+            await self.stop(0)
+
+    def close(self) -> None:
+        """Close the sockets of a server that was bound and never started."""
+        if self._acceptor is None:
+            for listener in self._listeners:
+                listener.close()
+            self._listeners = []
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    # -- what is -------------------------------------------------------------------------------
+
+    @property
+    def addresses(self) -> list[Any]:
+        """What was really bound, in order: ``(host, port, ...)``, or the path of a unix socket."""
+        return [listener.bound for listener in self._listeners]
+
+    @property
+    def listeners(self) -> Sequence[Listener]:
+        """The bound sockets."""
+        return tuple(self._listeners)
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions this server has now (the gate may count others' as well)."""
+        return len(self._sessions) if self._sessions is not None else 0
+
+    def _make_session(
+        self, listener: Listener, peer: SocketAddress | str, on_close: Callable[[SMTP], None]
+    ) -> SMTP:
+        tls = None if listener.tls else self._tls
+        return self._session_class(
+            self.chain,
+            peer=peer,
+            on_close=on_close,
+            tls_context=tls,
+            require_starttls=self.config.require_starttls and tls is not None,
+            **self._session_options,
+        )
+
+    def __repr__(self) -> str:
+        places = ", ".join(describe(a) if isinstance(a, tuple) else str(a) for a in self.addresses)
+        return f"<Server {places or 'not bound'}>"
+
+
+def _chain(handler: Any) -> Chain:
+    if isinstance(handler, Chain):
+        return handler
+    return Chain(handler if isinstance(handler, (list, tuple)) else [handler])

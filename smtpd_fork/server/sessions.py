@@ -1,0 +1,177 @@
+"""Sessions: every connection from ticket to close, and the one place where tickets go back.
+
+A connection is counted here from the moment the acceptor hands it over. It ends in
+:meth:`Sessions._ended`, and only there:
+
+- the session says so, by its ``on_close`` (a connection that was made is always lost once);
+- the loop could not make a session of it: a TLS handshake failed, or its task was cancelled,
+  perhaps before it ever ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Callable
+
+    from smtpd_fork.gate import Ticket
+    from smtpd_fork.listeners import Listener
+    from smtpd_fork.net import SocketAddress
+    from smtpd_fork.smtp import SMTP
+
+    MakeSession = Callable[[Listener, SocketAddress | str, Callable[[SMTP], None]], SMTP]
+
+__all__ = ["Sessions"]
+
+log = logging.getLogger("smtpd_fork.server")
+
+CUT_SECONDS = 1.0
+"""How long connections that were cut may take to say that they are closed."""
+
+
+class _Connecting:
+    """A socket on its way to becoming a session."""
+
+    __slots__ = ("begun", "protocol", "sock", "tls")
+
+    def __init__(self, protocol: SMTP, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+        self.protocol = protocol
+        self.sock = sock
+        self.tls = tls
+        self.begun = False
+
+
+class Sessions:
+    """The live connections of one server.
+
+    :param make: makes the session of a client: listener, peer, what to call at its end
+    :param tls: for listeners that speak TLS from the first byte
+    :param handshake_seconds: for their handshakes
+    """
+
+    def __init__(
+        self, make: MakeSession, tls: ssl.SSLContext | None, handshake_seconds: float
+    ) -> None:
+        self._make = make
+        self._tls = tls
+        self._handshake_seconds = handshake_seconds
+        self._tickets: dict[SMTP, Ticket] = {}
+        self._connecting: dict[asyncio.Task[object], _Connecting] = {}
+        self._finishing: set[asyncio.Task[None]] = set()
+        self._all_ended = asyncio.Event()
+        self._draining = False
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    # -- beginning -----------------------------------------------------------------------------
+
+    def welcome(
+        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
+    ) -> None:
+        """Make a session of an accepted socket; takes over socket and ticket."""
+        try:
+            sock.setblocking(False)
+            protocol = self._make(listener, peer, self._ended)
+        except BaseException:
+            ticket.release()
+            sock.close()
+            raise
+        self._tickets[protocol] = ticket
+        connecting = _Connecting(protocol, sock, self._tls if listener.tls else None)
+        task = asyncio.get_running_loop().create_task(self._connect(connecting))
+        self._connecting[task] = connecting
+        task.add_done_callback(self._connected)
+
+    async def _connect(self, connecting: _Connecting) -> None:
+        connecting.begun = True
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: connecting.protocol,
+            connecting.sock,
+            ssl=connecting.tls,
+            ssl_handshake_timeout=self._handshake_seconds if connecting.tls else None,
+        )
+
+    def _connected(self, task: asyncio.Task[object]) -> None:
+        """See what became of a connection; not in a `finally`: the task may never have run."""
+        connecting = self._connecting.pop(task)
+        error = None if task.cancelled() else task.exception()
+        if error is None and not task.cancelled():
+            return
+        protocol = connecting.protocol
+        if not connecting.begun:
+            connecting.sock.close()  # else it is the loop's, which closes it
+        if protocol.done is None:
+            log.info("%s: no session: %s", protocol, error or "the server stops")
+            self._ended(protocol)
+        else:
+            protocol.abort()  # and its on_close comes
+
+    def _ended(self, protocol: SMTP) -> None:
+        """Take a session out of the count."""
+        ticket = self._tickets.pop(protocol, None)
+        if ticket is None:
+            return
+        ticket.release()
+        task = protocol.done
+        if task is not None and not task.done():
+            # A handler with a message in hand, or handle_DISCONNECT.
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+        if not self._tickets:
+            self._all_ended.set()
+
+    # -- ending --------------------------------------------------------------------------------
+
+    async def drain(self, seconds: float) -> int:
+        """End every session in order; after *seconds* those that are left are cut.
+
+        :returns: how many were cut
+        """
+        cut = 0
+        self._draining = True
+        try:
+            for task, connecting in list(self._connecting.items()):
+                if connecting.tls is not None:
+                    task.cancel()
+            for protocol in list(self._tickets):
+                protocol.shut_down()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._wait_until_ended()
+        finally:
+            cut = len(self._tickets)
+            await self._cut()
+        return cut
+
+    async def _wait_until_ended(self) -> None:
+        while self._tickets:
+            self._all_ended.clear()
+            await self._all_ended.wait()
+        while self._finishing:
+            await asyncio.wait(self._finishing)
+
+    async def _cut(self) -> None:
+        """Close what is open, at once."""
+        for task in list(self._connecting):
+            task.cancel()
+        for protocol in list(self._tickets):
+            protocol.abort()
+        for finishing in list(self._finishing):
+            finishing.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CUT_SECONDS):
+                await self._wait_until_ended()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Release the tickets that are left: the loop is ending, nobody else will."""
+        for protocol in list(self._tickets):
+            log.error("%s did not end, its place is given back", protocol)
+            self._ended(protocol)

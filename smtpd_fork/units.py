@@ -1,0 +1,57 @@
+"""Units: sizes, durations and octal modes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["format_size", "parse_duration", "parse_mode", "parse_size"]
+
+_SIZE = re.compile(r"(\d+)\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
+_SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)", re.IGNORECASE)
+_DURATION_FACTORS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_MODE = re.compile(r"0?o?([0-7]{3})", re.IGNORECASE)
+
+_LONGEST_FIGURE = 20
+"""Characters of a figure that are read at all: past it nothing sensible is meant."""
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that *text* names: ``25M`` is 26214400, ``1000`` is 1000.
+
+    :raises ValueError: *text* is no size
+    """
+    match = _SIZE.fullmatch(text.strip()) if len(text) <= _LONGEST_FIGURE else None
+    if match is None:
+        raise ValueError("not a size; write bytes, or a figure with K, M or G, as in 25M")
+    return int(match[1]) * _SIZE_FACTORS[match[2].upper()]
+
+
+def format_size(size: int) -> str:
+    """Return *size* in bytes the short way: 26214400 is ``25M``."""
+    for unit in "GMK":
+        if size and size % _SIZE_FACTORS[unit] == 0:
+            return f"{size // _SIZE_FACTORS[unit]}{unit}"
+    return str(size)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that *text* names: ``30``, ``30s``, ``500ms``, ``5m``, ``1h``.
+
+    :raises ValueError: *text* is no duration
+    """
+    match = _DURATION.fullmatch(text.strip()) if len(text) <= _LONGEST_FIGURE else None
+    if match is None:
+        raise ValueError("not a duration; write seconds, or a figure with ms, s, m or h")
+    return float(match[1]) * _DURATION_FACTORS[match[2].lower()]
+
+
+def parse_mode(text: str) -> int:
+    """Return the file mode that *text* names in octal: ``0660`` or ``660``.
+
+    :raises ValueError: *text* is no mode
+    """
+    match = _MODE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("not a file mode; write three octal digits, as in 0660")
+    return int(match[1], 8)
