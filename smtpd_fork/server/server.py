@@ -179,8 +179,9 @@ class Server:
         try:
             return await asyncio.shield(self._stopping)
         except asyncio.CancelledError:
-            # Whoever waited has no time left; the sessions do not outlive it.
-            self._stopping.cancel()
+            # Whoever waited has no time left, so the sessions have none.
+            if self._sessions is not None:
+                self._sessions.hurry()
             raise
 
     async def _stop(self, seconds: float) -> int:
@@ -189,10 +190,7 @@ class Server:
             return 0
         answered = self._acceptor.stop()
         log.info("stopping: %d sessions, %d clients sent away", len(self._sessions), answered)
-        try:
-            cut = await self._sessions.drain(seconds)
-        finally:
-            self._sessions.abandon()
+        cut = await self._sessions.drain(seconds)
         if cut:
             log.warning("%d sessions were cut", cut)
         await self.chain.close()
@@ -200,12 +198,9 @@ class Server:
 
     async def abort(self) -> None:
         """Stop at once: everything that is open is cut."""
-        if self._stopping is None or not self._stopping.done():
-            if self._stopping is not None:
-                self._stopping.cancel()
-                await asyncio.wait([self._stopping])
-            self._stopping = None
-            await self.stop(0)
+        if self._sessions is not None:
+            self._sessions.hurry()
+        await self.stop(0)
 
     def close(self) -> None:
         """Close the sockets of a server that was bound and never started."""

@@ -64,8 +64,8 @@ class Sessions:
         self._tickets: dict[SMTP, Ticket] = {}
         self._connecting: dict[asyncio.Task[object], _Connecting] = {}
         self._finishing: set[asyncio.Task[None]] = set()
-        self._all_ended = asyncio.Event()
-        self._draining = False
+        self._changed = asyncio.Event()
+        self._hurried = False
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -123,19 +123,21 @@ class Sessions:
         if task is not None and not task.done():
             # A handler with a message in hand, or handle_DISCONNECT.
             self._finishing.add(task)
-            task.add_done_callback(self._finishing.discard)
-        if not self._tickets:
-            self._all_ended.set()
+            task.add_done_callback(self._finished)
+        self._changed.set()
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._finishing.discard(task)
+        self._changed.set()
 
     # -- ending --------------------------------------------------------------------------------
 
     async def drain(self, seconds: float) -> int:
-        """End every session in order; after *seconds* those that are left are cut.
+        """End every session in order; after *seconds*, or :meth:`hurry`, cut those that are left.
 
         :returns: how many were cut
         """
         cut = 0
-        self._draining = True
         try:
             for task, connecting in list(self._connecting.items()):
                 if connecting.tls is not None:
@@ -150,21 +152,25 @@ class Sessions:
             await self._cut()
         return cut
 
+    def hurry(self) -> None:
+        """Have :meth:`drain` wait no longer."""
+        self._hurried = True
+        self._changed.set()
+
     async def _wait_until_ended(self) -> None:
-        while self._tickets:
-            self._all_ended.clear()
-            await self._all_ended.wait()
-        while self._finishing:
-            await asyncio.wait(self._finishing)
+        while (self._tickets or self._finishing) and not self._hurried:
+            self._changed.clear()
+            await self._changed.wait()
 
     async def _cut(self) -> None:
-        """Close what is open, at once."""
+        """Close what is open, cancel what runs, and see it end."""
         for task in list(self._connecting):
             task.cancel()
         for protocol in list(self._tickets):
-            protocol.abort()
+            protocol.cut()
         for finishing in list(self._finishing):
             finishing.cancel()
+        self._hurried = False
         with suppress(TimeoutError):
             async with asyncio.timeout(CUT_SECONDS):
                 await self._wait_until_ended()

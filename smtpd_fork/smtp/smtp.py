@@ -148,6 +148,13 @@ class SMTP(aiosmtpd.smtp.SMTP):
         if self.transport is not None:
             self.transport.abort()  # type: ignore[attr-defined]  # aiosmtpd's hint is too wide
 
+    def cut(self) -> None:
+        """Cut the connection, and cancel whatever a handler has in hand."""
+        self._in_hook = False
+        self.abort()
+        if self._handler_coroutine is not None:
+            self._handler_coroutine.cancel()
+
     def shut_down(self) -> None:
         """Say 421 and close: at once if the client is idle, else after the command in hand."""
         self._shutting_down = True
@@ -157,7 +164,8 @@ class SMTP(aiosmtpd.smtp.SMTP):
             self._close_with(shutdown_reply(self.hostname))
 
     def _close_with(self, reply: bytes) -> None:
-        self._writer.write(reply)
+        if self.transport is not None and not self.transport.is_closing():
+            self._writer.write(reply)
         self._close()
 
     def _close(self) -> None:
@@ -237,8 +245,8 @@ class SMTP(aiosmtpd.smtp.SMTP):
 
     async def push(self, status: Any) -> None:
         """Send a reply; 421 closes the connection after it (RFC 5321 3.8)."""
-        if self._lost:
-            raise asyncio.CancelledError
+        if self.transport is None or self.transport.is_closing():
+            raise asyncio.CancelledError  # nobody to answer (and uvloop would raise RuntimeError)
         if status == "250-AUTH ":  # EHLO's line for no mechanism at all
             return
         await super().push(status)

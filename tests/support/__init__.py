@@ -1,0 +1,1 @@
+"""What the tests share: a raw client, the daemon as a process, real peers, certificates."""

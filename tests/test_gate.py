@@ -1,0 +1,324 @@
+"""The gate, without a socket and with a clock of its own."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from smtpd_fork import Full, Gate, Limits, Refusal, Ticket
+from smtpd_fork.net import describe, plain_peer, source_key
+
+
+def admitted(gate: Gate, peer: str) -> Ticket:
+    verdict = gate.admit(peer)
+    assert isinstance(verdict, Ticket)
+    return verdict
+
+
+def test_the_gate_is_full_at_its_limit_and_open_again_after_a_release() -> None:
+    gate = Gate(limit_connections=2, max_from_ip=0)
+    first, _ = admitted(gate, "192.0.2.1"), admitted(gate, "192.0.2.2")
+    assert gate.full
+    assert gate.admit("192.0.2.3") == Full(3, 2)
+    first.release()
+    assert isinstance(gate.admit("192.0.2.3"), Ticket)
+
+
+def test_one_source_over_its_limit_is_refused_and_others_come_in() -> None:
+    gate = Gate(limit_connections=10, max_from_ip=5)
+    for _ in range(5):
+        admitted(gate, "192.0.2.1")
+    refusal = gate.admit("192.0.2.1")
+    assert refusal == Refusal("max_from_ip", "192.0.2.1", 6, 5)
+    assert "6 > 5" in str(refusal)
+    assert isinstance(gate.admit("192.0.2.2"), Ticket)
+
+
+def test_the_limit_of_a_source_does_not_override_the_limit_of_all() -> None:
+    gate = Gate(limit_connections=3, max_from_ip=50)
+    for _ in range(3):
+        admitted(gate, "192.0.2.1")
+    assert isinstance(gate.admit("192.0.2.1"), Full)
+    assert gate.count == 3
+
+
+def test_no_limit_of_a_source_is_zero() -> None:
+    gate = Gate(limit_connections=1000, max_from_ip=0)
+    for _ in range(1000):
+        admitted(gate, "192.0.2.1")
+    assert gate.count_from("192.0.2.1") == 1000
+
+
+def test_a_ticket_counts_once_however_often_it_is_released() -> None:
+    gate = Gate()
+    ticket = admitted(gate, "192.0.2.1")
+    other = admitted(gate, "192.0.2.1")
+    ticket.release()
+    ticket.release()
+    assert gate.count == 1
+    assert (ticket.released, other.released) == (True, False)
+
+
+def test_a_ticket_is_a_context_manager() -> None:
+    gate = Gate()
+    with admitted(gate, "192.0.2.1"):
+        assert gate.count == 1
+    assert gate.count == 0
+
+
+def test_a_ticket_knows_whom_and_when() -> None:
+    gate = Gate(clock=lambda: 12.5)
+    ticket = gate.admit(("::ffff:192.0.2.1", 4025, 0, 0))
+    assert isinstance(ticket, Ticket)
+    assert (ticket.key, ticket.since) == ("192.0.2.1", 12.5)
+    assert ticket.peer == ("::ffff:192.0.2.1", 4025, 0, 0)
+
+
+def test_mapped_addresses_are_counted_as_the_ipv4_addresses_they_are() -> None:
+    gate = Gate(max_from_ip=2)
+    admitted(gate, "192.0.2.1")
+    gate.admit(("::ffff:192.0.2.1", 1, 0, 0))
+    assert isinstance(gate.admit("::FFFF:c000:0201"), Refusal)
+    assert gate.sources == {"192.0.2.1": 2}
+
+
+def test_clients_of_a_unix_socket_have_no_source_and_count_in_all() -> None:
+    gate = Gate(limit_connections=3, max_from_ip=1)
+    for _ in range(3):
+        assert isinstance(gate.admit(""), Ticket)
+    assert isinstance(gate.admit(""), Full)
+    assert gate.sources == {}
+
+
+def test_sources_without_a_session_are_forgotten() -> None:
+    gate = Gate()
+    admitted(gate, "192.0.2.1").release()
+    assert gate.sources == {}
+    assert gate._by_source == {}
+
+
+def test_limits_can_change_while_it_runs() -> None:
+    gate = Gate(limit_connections=1, max_from_ip=1)
+    held = admitted(gate, "192.0.2.1")
+    gate.limits = Limits(limit_connections=2, max_from_ip=2)
+    admitted(gate, "192.0.2.1")
+    gate.limits = Limits(limit_connections=1, max_from_ip=1)
+    assert gate.count == 2  # who is in stays in
+    held.release()
+    assert gate.full
+
+
+def test_a_paused_gate_lets_nobody_in_and_resumes() -> None:
+    gate = Gate()
+    gate.pause()
+    assert gate.full
+    verdict = gate.admit("192.0.2.1")
+    assert isinstance(verdict, Full)
+    assert "paused" in str(verdict)
+    gate.resume()
+    assert isinstance(gate.admit("192.0.2.1"), Ticket)
+
+
+@pytest.mark.parametrize(("connections", "per_ip"), [(0, 1), (-1, 1), (1, -1)])
+def test_limits_out_of_range_are_an_error(connections: int, per_ip: int) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Gate(limit_connections=connections, max_from_ip=per_ip)
+
+
+# -- waiting -----------------------------------------------------------------------------------
+
+
+def test_who_waits_is_told_once_as_soon_as_there_is_room() -> None:
+    gate = Gate(limit_connections=1)
+    told: list[str] = []
+    ticket = admitted(gate, "192.0.2.1")
+    gate.when_room(waiter := lambda: told.append("room"))
+    gate.when_room(waiter)
+    assert told == []
+    ticket.release()
+    assert told == ["room"]
+    admitted(gate, "192.0.2.1").release()
+    assert told == ["room"]
+
+
+def test_who_asks_while_there_is_room_is_told_at_once() -> None:
+    told: list[str] = []
+    Gate().when_room(lambda: told.append("room"))
+    assert told == ["room"]
+
+
+@pytest.mark.parametrize("change", ["limits", "resume"])
+def test_who_waits_is_told_of_room_that_no_release_made(change: str) -> None:
+    gate = Gate(limit_connections=1)
+    admitted(gate, "192.0.2.1")
+    told: list[str] = []
+    if change == "resume":
+        gate.limits = Limits(limit_connections=2)
+        gate.pause()
+    gate.when_room(lambda: told.append("room"))
+    assert told == []
+    if change == "resume":
+        gate.resume()
+    else:
+        gate.limits = Limits(limit_connections=2)
+    assert told == ["room"]
+
+
+def test_who_no_longer_waits_is_not_told() -> None:
+    gate = Gate(limit_connections=1)
+    ticket = admitted(gate, "192.0.2.1")
+    told: list[str] = []
+    gate.when_room(waiter := lambda: told.append("room"))
+    gate.forget(waiter)
+    gate.forget(waiter)
+    ticket.release()
+    assert told == []
+
+
+def test_a_waiter_that_fails_does_not_spoil_the_release(caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate(limit_connections=1)
+    ticket = admitted(gate, "192.0.2.1")
+    told: list[str] = []
+
+    def fail() -> None:
+        raise RuntimeError
+
+    gate.when_room(fail)
+    gate.when_room(lambda: told.append("room"))
+    ticket.release()
+    assert gate.count == 0
+    assert told == ["room"]
+    assert "waited for room" in caplog.text
+
+
+def test_threads_that_share_a_gate_never_pass_a_limit_and_leave_it_at_zero() -> None:
+    gate = Gate(limit_connections=7, max_from_ip=3)
+    seen: list[int] = []
+    start = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        start.wait()
+        for turn in range(2000):
+            verdict = gate.admit(f"192.0.2.{(number + turn) % 4}")
+            if isinstance(verdict, Ticket):
+                seen.append(max([gate.count, *gate.sources.values()]))
+                verdict.release()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(seen) <= 7
+    assert gate.count == 0
+    assert gate.sources == {}
+
+
+# -- any order of things -----------------------------------------------------------------------
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Counts are what a list of the tickets says, under no limit, and 0 in the end."""
+
+    tickets = Bundle("tickets")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gate(limit_connections=5, max_from_ip=2)
+        self.held: list[Ticket] = []
+        self.highest_limit = 5
+
+    @rule(
+        target=tickets, host=st.sampled_from(["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1", ""])
+    )
+    def admit(self, host: str) -> Ticket | None:
+        limits, before = self.gate.limits, self.gate.count
+        mine = self.gate.count_from(host)
+        verdict = self.gate.admit(host)
+        if not isinstance(verdict, Ticket):
+            assert self.gate.count == before
+            over = 0 < limits.max_from_ip <= mine
+            assert isinstance(verdict, Refusal) == (over and host != "")
+            assert isinstance(verdict, Refusal) or before >= limits.limit_connections
+            return None
+        assert before < limits.limit_connections
+        assert host == "" or not limits.max_from_ip or mine < limits.max_from_ip
+        self.held.append(verdict)
+        return verdict
+
+    @rule(ticket=tickets)
+    def release(self, ticket: Ticket | None) -> None:
+        if ticket is not None:
+            ticket.release()
+            if ticket in self.held:
+                self.held.remove(ticket)
+
+    @rule(ticket=consumes(tickets))
+    def release_for_good(self, ticket: Ticket | None) -> None:
+        self.release(ticket)
+
+    @rule(connections=st.integers(1, 8), per_ip=st.integers(0, 4))
+    def change_limits(self, connections: int, per_ip: int) -> None:
+        self.gate.limits = Limits(limit_connections=connections, max_from_ip=per_ip)
+
+    @invariant()
+    def counts_are_true(self) -> None:
+        assert self.gate.count == len(self.held)
+        by_source: dict[str, int] = {}
+        for ticket in self.held:
+            if ticket.key is not None:
+                by_source[ticket.key] = by_source.get(ticket.key, 0) + 1
+        assert self.gate.sources == by_source
+
+    def teardown(self) -> None:
+        for ticket in self.held:
+            ticket.release()
+        assert self.gate.count == 0
+        assert self.gate.sources == {}
+
+
+TestAnyOrder = AnyOrder.TestCase
+
+
+# -- peers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("peer", "key"),
+    [
+        (("192.0.2.1", 25), "192.0.2.1"),
+        (("::ffff:192.0.2.1", 25, 0, 0), "192.0.2.1"),
+        (("2001:db8::1", 25, 0, 0), "2001:db8::1"),
+        (("fe80::1%eth0", 25, 0, 2), "fe80::1"),
+        ("2001:0DB8:0::1", "2001:db8::1"),
+        ("::1", "::1"),
+        ("a name: no address", "a name: no address"),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_peer_is_counted_by_its_normal_form(peer: object, key: str | None) -> None:
+    assert source_key(peer) == key  # type: ignore[arg-type]  # of any kind, on purpose
+
+
+@given(st.ip_addresses(v=4))
+def test_every_mapped_address_is_its_ipv4_address(address: object) -> None:
+    assert source_key(f"::ffff:{address}") == str(address)
+
+
+@given(st.ip_addresses(v=6))
+def test_a_key_is_stable(address: object) -> None:
+    key = source_key(str(address))
+    assert source_key(key) == key
+
+
+def test_a_peer_is_told_as_people_write_it() -> None:
+    assert describe(("::ffff:192.0.2.1", 25, 0, 0)) == "192.0.2.1:25"
+    assert describe(("2001:db8::1", 25, 0, 0)) == "[2001:db8::1]:25"
+    assert describe("") == "unix"
+    assert plain_peer(("::ffff:192.0.2.1", 25, 0, 0)) == ("192.0.2.1", 25)
+    assert plain_peer(("2001:db8::1", 25, 0, 0)) == ("2001:db8::1", 25, 0, 0)

@@ -1,0 +1,73 @@
+"""Refusals in the log: the first at once, the rest in summaries, and bounded memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from smtpd_fork.gate import Full, Refusal, RefusalLog
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def refusal(host: str = "192.0.2.1", count: int = 7) -> Refusal:
+    return Refusal("max_from_ip", host, count, 5)
+
+
+def test_the_first_refusal_of_a_source_is_told_at_once_with_limit_and_count(clock: Clock) -> None:
+    log = RefusalLog(clock=clock)
+    assert log.note(refusal()) == "refused 192.0.2.1: max_from_ip (7 > 5)"
+    assert log.note(refusal("192.0.2.2")) == "refused 192.0.2.2: max_from_ip (7 > 5)"
+
+
+def test_a_flood_of_one_source_is_one_line_now_and_one_a_period(clock: Clock) -> None:
+    log = RefusalLog(clock=clock, seconds=5)
+    lines = [line for _ in range(1000) if (line := log.note(refusal()))]
+    assert len(lines) == 1
+    assert log.flush() == []
+    clock.now += 5
+    assert log.flush() == ["refused 192.0.2.1: max_from_ip (7 > 5); 999 more in 5 s"]
+    assert log.flush() == []
+
+
+def test_a_source_that_went_quiet_is_forgotten_and_told_at_once_when_it_comes_back(
+    clock: Clock,
+) -> None:
+    log = RefusalLog(clock=clock, seconds=5)
+    log.note(refusal())
+    clock.now += 5
+    assert log.flush() == []
+    assert not log.pending
+    assert log.note(refusal()) is not None
+
+
+def test_sources_beyond_the_table_are_told_as_one(clock: Clock) -> None:
+    log = RefusalLog(clock=clock, seconds=5, max_sources=10)
+    lines = [line for n in range(1000) if (line := log.note(refusal(f"192.0.2.{n}")))]
+    assert len(lines) == 11
+    assert len(log._sources) == 11
+    clock.now += 5
+    assert log.flush() == ["refused other sources; 989 more in 5 s"]
+
+
+def test_being_full_is_a_source_of_its_own(clock: Clock) -> None:
+    log = RefusalLog(clock=clock)
+    assert log.note(Full(101, 100)) == "no room: limit_connections (101 > 100)"
+    assert log.note(Full(101, 100)) is None
+
+
+def test_at_the_end_everything_is_told(clock: Clock) -> None:
+    log = RefusalLog(clock=clock)
+    log.note(refusal())
+    log.note(refusal(count=9))
+    assert log.flush(everything=True) == ["refused 192.0.2.1: max_from_ip (9 > 5); 1 more in 0 s"]
