@@ -450,7 +450,7 @@ async def test_out_of_descriptors_clients_are_told_421_and_service_comes_back(
         highest = max(sock.fileno() for sock in sockets)
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
         loop = asyncio.get_running_loop()
-        holes = []
+        holes: list[int] = []
         try:
             with pytest.raises(OSError, match="Too many open files"):
                 holes.extend(os.open(os.devnull, os.O_RDONLY) for _ in count())

@@ -1,0 +1,56 @@
+"""A mail server inside another asyncio program, here one that counts what comes in.
+
+python examples/embedded.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import smtplib
+from typing import TYPE_CHECKING, Any
+
+from smtpd_fork import Server
+
+if TYPE_CHECKING:
+    from aiosmtpd.smtp import Envelope, Session
+
+
+class Inbox:
+    """An aiosmtpd handler: puts every message into a queue of the program."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def handle_RCPT(
+        self, server: Any, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        """Take mail for one domain only."""
+        if not address.endswith("@example.com"):
+            return "550 5.7.1 Not here"
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 Ok"
+
+    async def handle_DATA(self, server: Any, session: Session, envelope: Envelope) -> str:
+        """Take a message."""
+        await self.messages.put(envelope.original_content or b"")
+        return "250 2.0.0 Ok"
+
+
+def send(port: int) -> None:
+    """Be a client, as another program would."""
+    with smtplib.SMTP("127.0.0.1", port) as client:
+        client.sendmail("a@example.org", ["b@example.com"], "Subject: hello\r\n\r\nhello\r\n")
+
+
+async def main() -> None:
+    """Serve, send oneself a message, and end."""
+    inbox = Inbox()
+    async with Server(inbox, listen=["127.0.0.1:0"], limit_connections=100, max_from_ip=10) as s:
+        _, port = s.addresses[0]
+        await asyncio.to_thread(send, port)
+        message = await inbox.messages.get()
+        print(message.decode().splitlines()[0])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

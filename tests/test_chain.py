@@ -1,0 +1,141 @@
+"""Several handlers as one: the first answer wins, MISSING is no opinion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiosmtpd.smtp import MISSING
+from support.client import Client
+from support.server import serve
+
+from smtpd_fork.handlers import Chain
+from smtpd_fork.sinks import Debug, Discard, Maildir
+
+
+class Says:
+    """A handler with one hook that notes that it was asked, and answers."""
+
+    def __init__(self, name: str, answer: Any, asked: list[str], *, hook: str = "RCPT") -> None:
+        async def answer_it(*_: Any) -> Any:
+            asked.append(name)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        setattr(self, f"handle_{hook}", answer_it)
+
+
+async def test_the_first_answer_wins_and_nobody_after_it_is_asked() -> None:
+    asked: list[str] = []
+    chain: Any = Chain(
+        [Says("a", MISSING, asked), Says("b", "550 no", asked), Says("c", "250 ok", asked)]
+    )
+    assert await chain.handle_RCPT() == "550 no"
+    assert asked == ["a", "b"]
+
+
+async def test_no_opinion_of_anybody_is_no_opinion() -> None:
+    asked: list[str] = []
+    chain: Any = Chain([Says("a", MISSING, asked), Says("b", MISSING, asked)])
+    assert await chain.handle_RCPT() is MISSING
+    assert asked == ["a", "b"]
+
+
+async def test_a_hook_that_raises_ends_the_asking() -> None:
+    asked: list[str] = []
+    chain: Any = Chain([Says("a", ValueError("no"), asked), Says("b", "250 ok", asked)])
+    with pytest.raises(ValueError, match="no"):
+        await chain.handle_RCPT()
+    assert asked == ["a"]
+
+
+async def test_everybody_is_told_of_a_disconnect_whatever_the_others_do() -> None:
+    asked: list[str] = []
+    chain: Any = Chain(
+        [
+            Says("a", ValueError(), asked, hook="DISCONNECT"),
+            Says("b", "whatever", asked, hook="DISCONNECT"),
+        ]
+    )
+    await chain.handle_DISCONNECT(None, None)
+    assert asked == ["a", "b"]
+
+
+def test_a_chain_has_only_the_hooks_that_its_handlers_have() -> None:
+    chain = Chain([Says("a", MISSING, []), Discard()])
+    hooks = {name for name in dir(chain) if name.startswith("handle_")}
+    assert hooks == {"handle_RCPT", "handle_DATA"}
+
+
+async def test_each_ehlo_hook_gets_what_the_one_before_made_of_the_replies() -> None:
+    class Adds:
+        def __init__(self, line: str) -> None:
+            self.line = line
+
+        async def handle_EHLO(
+            self, server: Any, session: Any, envelope: Any, name: str, lines: list[str]
+        ) -> list[str]:
+            session.host_name = name
+            return [*lines[:-1], f"250-{self.line}", lines[-1]]
+
+    class Old:
+        async def handle_EHLO(self, server: Any, session: Any, envelope: Any, name: str) -> str:
+            return "250 OLD"
+
+    async with (
+        serve([Adds("ONE"), Old(), Adds("TWO"), Discard()]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        lines = (await client.greet()).lines
+        assert lines[-3:] == ["ONE", "TWO", "OLD"]
+        assert (await client.deliver()).code == 250
+
+
+async def test_a_handlers_own_word_on_exceptions_is_kept() -> None:
+    class Excuses:
+        async def handle_exception(self, error: Exception) -> str:
+            return f"450 4.0.0 {type(error).__name__}"
+
+        async def handle_RCPT(self, *_: Any) -> str:
+            raise KeyError
+
+    async with (
+        serve([Excuses(), Discard()]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say("MAIL FROM:<a@b.c>")
+        assert await client.say("RCPT TO:<d@e.f>") == (450, ["4.0.0 KeyError"])
+
+
+async def test_an_old_process_message_still_takes_messages() -> None:
+    class Old:
+        def __init__(self) -> None:
+            self.taken: list[Any] = []
+
+        def process_message(self, peer: Any, sender: str, recipients: Any, data: bytes) -> None:
+            self.taken.append((sender, list(recipients), data))
+
+    old = Old()
+    with pytest.warns(DeprecationWarning, match="process_message"):
+        async with serve(old) as server, await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            assert (await client.deliver("x\r\n")).code == 250
+    assert old.taken == [("a@example.com", ["b@example.com"], b"x\r\n")]
+
+
+def test_handlers_behind_a_sink_are_known_to_be_out_of_reach(tmp_path: Any) -> None:
+    behind = Maildir(tmp_path)
+    assert Chain([Says("a", MISSING, []), Debug(), behind]).unreachable == [behind]
+    assert list(Chain([behind]).unreachable) == []
+
+
+async def test_debug_prints_what_a_terminal_can_bear(capsys: pytest.CaptureFixture[str]) -> None:
+    async with serve(Debug()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        assert (await client.deliver("Subject: x\r\n\r\nred \x1b[31m\r\n")).code == 250
+    printed = capsys.readouterr().out
+    assert "from: a@example.com  to: b@example.com" in printed
+    assert "Subject: x" in printed
+    assert "\x1b" not in printed

@@ -1,0 +1,311 @@
+"""The Maildir: a message is whole or not there, and 250 means it is on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import smtplib
+import stat
+import subprocess
+import threading
+from datetime import UTC, datetime
+from email import message_from_string
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiosmtpd.smtp import Envelope
+from hypothesis import given
+from hypothesis import strategies as st
+from support.client import Client
+from support.daemon import Daemon, messages
+from support.peers import needs_root
+from support.server import serve
+
+from smtpd_fork.errors import CannotCreateError
+from smtpd_fork.sinks import Maildir
+from smtpd_fork.sinks.trace import protocol_name, trace_headers
+from smtpd_fork.smtp import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from blockbuster import BlockBuster
+    from support.tls import Certificates
+
+
+async def test_a_message_lies_in_new_with_its_trace_on_top_and_lines_of_unix(
+    tmp_path: Path,
+) -> None:
+    async with (
+        serve(Maildir(tmp_path / "M")) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet("client.example")
+        reply = await client.deliver("Subject: x\r\n\r\nhello\r\n..dot\r\n")
+    assert reply.code == 250
+    queue_id = re.fullmatch(r"2\.0\.0 Ok: queued as (\S+)", reply.text)
+    assert queue_id is not None
+    (text,) = messages(tmp_path / "M")
+    assert "\r" not in text
+    assert text.endswith("Subject: x\n\nhello\n.dot\n")
+    head = text.partition("Subject: x")[0].splitlines()
+    assert head[:5] == [
+        "Return-Path: <a@example.com>",
+        "Delivered-To: b@example.com",
+        "Received: from client.example ([127.0.0.1])",
+        f"\tby mx.example.com (smtpd-fork) with ESMTP id {queue_id[1]}",
+        "\tfor <b@example.com>;",
+    ]
+    when = parsedate_to_datetime(head[5])
+    assert abs((datetime.now(UTC) - when).total_seconds()) < 60
+    assert list((tmp_path / "M" / "tmp").iterdir()) == []
+
+
+async def test_a_message_over_tls_says_so_and_names_the_cipher(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    async with (
+        serve(Maildir(tmp_path), tls_context=certificates.server) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.start_tls(certificates.client)
+        await client.say("EHLO x")
+        await client.deliver()
+    (text,) = messages(tmp_path)
+    assert " with ESMTPS id " in text
+    assert re.search(r"\n\t\(TLSv1\.\d cipher \S+ bits \d+\)\n", text)
+
+
+async def test_files_are_private_and_named_as_maildir_wants(tmp_path: Path) -> None:
+    async with serve(Maildir(tmp_path / "M")) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.deliver()
+    (path,) = (tmp_path / "M" / "new").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "M").stat().st_mode) == 0o700
+    assert re.fullmatch(r"\d+\.M\d+P\d+Q\d+\.[\w.-]+", path.name)
+
+
+async def test_many_messages_at_once_are_all_there(tmp_path: Path) -> None:
+    async def one(address: Any, number: int) -> None:
+        async with await Client.to(address) as client:
+            await client.greet()
+            assert (await client.deliver(f"Subject: {number}\r\n\r\nx\r\n")).code == 250
+
+    async with serve(Maildir(tmp_path), max_from_ip=0) as server:
+        await asyncio.gather(*(one(server.addresses[0], number) for number in range(200)))
+    subjects = {re.search(r"Subject: (\d+)", text)[1] for text in messages(tmp_path)}  # type: ignore[index]
+    assert subjects == {str(number) for number in range(200)}
+
+
+async def test_nothing_blocks_the_loop(tmp_path: Path, blockbuster: BlockBuster) -> None:
+    async with serve(Maildir(tmp_path)) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            blockbuster.activate()
+            try:
+                assert (await client.deliver()).code == 250
+            finally:
+                blockbuster.deactivate()
+
+
+@pytest.fixture
+def blockbuster() -> BlockBuster:
+    from blockbuster import BlockBuster
+
+    return BlockBuster()
+
+
+async def test_a_message_is_synced_before_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        kind = "directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        calls.append(f"sync {kind}")
+        fsync(descriptor)
+
+    def noted_rename(self: Path, target: Path) -> Path:
+        calls.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    async with serve(Maildir(tmp_path)) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.deliver()
+            calls.append("answered")
+    assert calls == ["sync file", "rename", "sync directory", "answered"]
+
+
+# -- when the disk says no ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 KiB."""
+    needs_root()
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)]
+    subprocess.run(command, check=True)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+async def test_a_full_disk_is_452_and_nothing_is_half_there(tiny_disk: Path) -> None:
+    async with serve(Maildir(tiny_disk)) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            reply = await client.deliver("x" * 70 + "\r\n" + ("y" * 70 + "\r\n") * 2000)
+            assert (reply.code, reply.text[:5]) == (452, "4.3.1")
+            assert list((tiny_disk / "new").iterdir()) == []
+            assert list((tiny_disk / "tmp").iterdir()) == []
+            assert (await client.deliver()).code == 250
+    assert len(messages(tiny_disk)) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.ENOSPC, 452), (errno.EDQUOT, 452), (errno.EIO, 451), (errno.EMFILE, 451)],
+)
+@pytest.mark.parametrize("call", ["open", "write", "fsync"])
+async def test_whatever_fails_leaves_nothing_behind(
+    call: str, number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = Maildir(tmp_path)
+    sink.prepare()
+
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    async with serve(sink) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fail)
+            reply = await client.deliver()
+    assert reply.code == code
+    assert os.strerror(number) not in reply.text
+    assert list((tmp_path / "new").iterdir()) == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_maildir_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotCreateError, match=re.escape(str(tmp_path / "file" / "M"))):
+        Maildir(tmp_path / "file" / "M").prepare()
+
+
+# -- kill -9 -----------------------------------------------------------------------------------
+
+
+def test_after_kill_9_under_load_every_message_that_was_answered_250_is_whole(
+    tmp_path: Path,
+) -> None:
+    body = "".join(f"line {n}: {'x' * 60}\r\n" for n in range(300))
+    answered: list[str] = []
+    enough = threading.Event()
+
+    def load(worker: int, port: int) -> None:
+        with contextlib.suppress(OSError, smtplib.SMTPException):
+            with smtplib.SMTP("127.0.0.1", port, timeout=20) as client:
+                for number in range(10_000):
+                    key = f"{worker}-{number}"
+                    text = f"Subject: {key}\r\n\r\n{body}end of {key}\r\n"
+                    client.sendmail("a@example.com", ["b@example.com"], text)
+                    answered.append(key)
+                    if len(answered) > 150:
+                        enough.set()
+
+    with Daemon("-l", "127.0.0.1:0", "--handler", "maildir:M", cwd=tmp_path) as daemon:
+        workers = [threading.Thread(target=load, args=(n, daemon.port)) for n in range(8)]
+        for worker in workers:
+            worker.start()
+        assert enough.wait(40)
+        daemon.process.kill()
+        for worker in workers:
+            worker.join()
+    found = {}
+    for text in messages(tmp_path / "M"):
+        message = message_from_string(text)
+        key = message["Subject"]
+        payload = message.get_payload()
+        assert payload == body.replace("\r\n", "\n") + f"end of {key}\n"
+        found[key] = True
+    assert len(answered) > 150
+    assert set(answered) <= set(found)
+
+
+# -- trace headers -----------------------------------------------------------------------------
+
+
+def a_session(**facts: Any) -> Any:
+    session = Session(SimpleNamespace(), "id-1")  # type: ignore[arg-type]  # no loop is needed
+    session.peer = ("192.0.2.1", 4025)  # type: ignore[assignment]  # aiosmtpd's hint
+    session.extended_smtp = True
+    for name, value in facts.items():
+        setattr(session, name, value)
+    return session
+
+
+def an_envelope(sender: str | None, *recipients: str) -> Envelope:
+    envelope = Envelope()
+    envelope.mail_from, envelope.rcpt_tos = sender, list(recipients)
+    return envelope
+
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        ({"extended_smtp": False}, "SMTP"),
+        ({}, "ESMTP"),
+        ({"ssl": {"cipher": None}}, "ESMTPS"),
+        ({"authenticated": True}, "ESMTPA"),
+        ({"ssl": {"cipher": None}, "authenticated": True}, "ESMTPSA"),
+    ],
+)
+def test_the_protocol_has_the_name_of_rfc_3848(facts: dict[str, Any], name: str) -> None:
+    assert protocol_name(a_session(**facts)) == name
+
+
+def test_the_null_sender_is_an_empty_return_path() -> None:
+    head = trace_headers("mx", a_session(), an_envelope("<>", "b@c"), "q", NOW)
+    assert head.startswith(b"Return-Path: <>\n")
+
+
+def test_several_recipients_are_not_told_of_each_other_in_received() -> None:
+    head = trace_headers("mx", a_session(), an_envelope("a@b", "c@d", "e@f"), "q", NOW).decode()
+    assert "Delivered-To: c@d\nDelivered-To: e@f\n" in head
+    assert "for <" not in head
+
+
+def test_an_ipv6_client_is_a_literal_of_rfc_5321() -> None:
+    session = a_session(peer=("2001:db8::1", 4025, 0, 0), host_name="x")
+    assert b"from x ([IPv6:2001:db8::1])" in trace_headers(
+        "mx", session, an_envelope("a"), "q", NOW
+    )
+
+
+@given(st.text(max_size=300), st.text(max_size=300), st.text(max_size=300))
+def test_no_word_of_a_client_makes_a_header_of_its_own(helo: str, sender: str, to: str) -> None:
+    head = trace_headers("mx", a_session(host_name=helo), an_envelope(sender, to), "q", NOW)
+    lines = head.decode().split("\n")
+    assert [line[:13] for line in lines[:2]] == ["Return-Path: ", "Delivered-To:"]
+    assert lines[2].startswith("Received: from ")
+    assert all(line.startswith("\t") for line in lines[3:-1])
+    assert lines[-1] == ""
+    assert not re.search(rb"[\r\0]", head)
