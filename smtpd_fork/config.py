@@ -135,6 +135,10 @@ def default_limit_connections() -> int:
     return max(1, min(LIMIT_CONNECTIONS, soft - min(RESERVED_DESCRIPTORS, soft // 2)))
 
 
+def _system_name() -> str:
+    return socket.gethostname() or "localhost"
+
+
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=1_000_000)]
 CountOrNone: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -181,7 +185,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limit_connections: Count = msgspec.field(default_factory=default_limit_connections)
     max_from_ip: CountOrNone = MAX_FROM_IP
     when_full: WhenFull = WhenFull()
-    hostname: str = msgspec.field(default_factory=socket.gethostname)
+    hostname: str = msgspec.field(default_factory=_system_name)
     tls_cert: str | None = None
     tls_key: str | None = None
     require_starttls: bool = False

@@ -6,6 +6,7 @@ and an exit status from sysexits.h.
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,13 @@ from click.core import ParameterSource
 
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS, SECTIONS, SettingOption
 from smtpd_fork.cli.start import start
-from smtpd_fork.config import DaemonConfig, SettingError
+from smtpd_fork.config import (
+    LIMIT_CONNECTIONS,
+    RESERVED_DESCRIPTORS,
+    DaemonConfig,
+    SettingError,
+)
+from smtpd_fork.daemon import fill_standard_descriptors, raise_descriptor_limit
 from smtpd_fork.errors import ExitStatus, SmtpdForkError
 from smtpd_fork.version import __version__
 
@@ -88,8 +95,16 @@ def _origin(ctx: click.Context, setting: str) -> str:
 def _run(ctx: click.Context, /, **values: Any) -> None:
     # An option that was not given, or not given once, leaves the default alone.
     given = {name: value for name, value in values.items() if value not in (None, ())}
+    # First, as the default of --limit-connections is what the limit of open files allows.
+    raise_descriptor_limit(LIMIT_CONNECTIONS + RESERVED_DESCRIPTORS)
     with _in_words(ctx):
-        start(DaemonConfig.build(given))
+        start(DaemonConfig.build(given), strays=_strays())
+
+
+def _strays() -> list[str]:
+    """Return the variables that look like an option's and are none."""
+    known = {option.envvar for option in OPTIONS}
+    return sorted(name for name in os.environ.keys() - known if name.startswith(ENVIRONMENT_PREFIX))
 
 
 def _callback(**values: Any) -> None:
@@ -111,6 +126,7 @@ command = _Command(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
+    fill_standard_descriptors()
     try:
         command.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except click.ClickException as error:

@@ -34,8 +34,9 @@ def set_up_logging(config: DaemonConfig) -> None:
     level = config.log_level.upper()
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    # aiosmtpd logs every command at INFO, and each session's set-up.
-    logging.getLogger("mail.log").setLevel(level if level == "DEBUG" else logging.WARNING)
+    # aiosmtpd logs every command at INFO, and at WARNING whatever nonsense a client says, as often
+    # and as long as the client likes.
+    logging.getLogger("mail.log").setLevel(level if level == "DEBUG" else logging.ERROR)
 
 
 def _handler(config: DaemonConfig) -> logging.Handler:

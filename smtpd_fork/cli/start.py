@@ -52,13 +52,16 @@ def _blaming(*settings: str) -> Iterator[None]:
         raise
 
 
-def start(config: DaemonConfig) -> None:
+def start(config: DaemonConfig, *, strays: Sequence[str] = ()) -> None:
     """Be the daemon that *config* describes, until it is told to stop.
 
+    :param strays: environment variables that name no option, to be warned of
     :raises SmtpdForkError: it cannot be; with ``settings`` that are to blame, and nothing done
     """
     with ExitStack() as left_over:
         server, pid_file = _set_up(config, left_over)
+        if strays:
+            log.warning("no option has the name of %s", ", ".join(strays))
         word: Word | None = None
         if config.detach:
             _warn_of_threads()

@@ -1,6 +1,6 @@
 """Daemon manners: detaching, the pid-file, privileges. No SMTP here, and no asyncio."""
 
-from smtpd_fork.daemon.descriptors import raise_descriptor_limit
+from smtpd_fork.daemon.descriptors import fill_standard_descriptors, raise_descriptor_limit
 from smtpd_fork.daemon.detach import Word, detach
 from smtpd_fork.daemon.janitor import Janitor
 from smtpd_fork.daemon.pidfile import PidFile
@@ -13,6 +13,7 @@ __all__ = [
     "Word",
     "detach",
     "drop_privileges",
+    "fill_standard_descriptors",
     "look_up_user",
     "raise_descriptor_limit",
 ]

@@ -1,11 +1,12 @@
-"""The limit of open files, raised as far as the sessions need and the system lets."""
+"""Descriptors: how many there may be, and that the first three are the standard ones."""
 
 from __future__ import annotations
 
+import os
 import resource
 from contextlib import suppress
 
-__all__ = ["raise_descriptor_limit"]
+__all__ = ["fill_standard_descriptors", "raise_descriptor_limit"]
 
 
 def raise_descriptor_limit(wanted: int) -> int:
@@ -20,3 +21,16 @@ def raise_descriptor_limit(wanted: int) -> int:
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def fill_standard_descriptors() -> None:
+    """Open /dev/null as 0, 1 and 2 where they are closed.
+
+    A program started with ``<&-`` would otherwise get a listening socket as its standard input,
+    and lose it when it detaches.
+    """
+    while True:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > 2:  # noqa: PLR2004 - the number of standard error
+            os.close(descriptor)
+            return

@@ -84,8 +84,11 @@ class Gate:
         return Ticket(peer, key, self._clock(), self._give_back)
 
     def _give_back(self, ticket: Ticket) -> None:
-        """Count a ticket out; called by the ticket, once."""
+        """Count a ticket out, once; called by the ticket."""
         with self._lock:
+            if ticket.released:
+                return
+            ticket.released = True
             self._count -= 1
             if ticket.key is not None:
                 left = self._by_source[ticket.key] - 1

@@ -20,9 +20,10 @@ class Ticket:
     :ivar peer: whom it was given to, as accept(2) named it
     :ivar key: the source that is counted (see :func:`smtpd_fork.net.source_key`), or None
     :ivar since: when, by the gate's clock, in seconds
+    :ivar released: whether the place has been given back; the gate sets it, under its lock
     """
 
-    __slots__ = ("__weakref__", "_give_back", "key", "peer", "since")
+    __slots__ = ("__weakref__", "_give_back", "key", "peer", "released", "since")
 
     def __init__(
         self, peer: Peer, key: str | None, since: float, give_back: Callable[[Ticket], None]
@@ -30,18 +31,12 @@ class Ticket:
         self.peer = peer
         self.key = key
         self.since = since
+        self.released = False
         self._give_back = give_back
 
-    @property
-    def released(self) -> bool:
-        """Whether the place has been given back."""
-        return self._give_back is _nothing_left
-
     def release(self) -> None:
-        """Give the place back; a second call does nothing."""
-        # Swapped before the call, so that a release from inside a release finds nothing to do.
-        give_back, self._give_back = self._give_back, _nothing_left
-        give_back(self)
+        """Give the place back; a second call, from whatever thread, does nothing."""
+        self._give_back(self)
 
     def __enter__(self) -> Self:
         return self
@@ -52,7 +47,3 @@ class Ticket:
     def __repr__(self) -> str:
         state = "released" if self.released else "held"
         return f"<Ticket {self.key or 'unix'} {state}>"
-
-
-def _nothing_left(_: Ticket) -> None:
-    """Stand in for the gate once a ticket is released."""

@@ -107,7 +107,8 @@ class SMTP(aiosmtpd.smtp.SMTP):
         assert isinstance(self.session, Session)
         self.session.peer = plain_peer(self._peer)  # type: ignore[assignment]  # aiosmtpd's hint
         self.session.local = plain_peer(transport.get_extra_info("sockname"))
-        log.debug("[%s] connected: %s", self._session_id, describe(self._peer))
+        if log.isEnabledFor(logging.DEBUG):  # describe() costs, and mostly for nobody
+            log.debug("[%s] connected: %s", self._session_id, describe(self._peer))
 
     def _create_session(self) -> Session:
         return Session(self.loop, self._session_id)
