@@ -333,7 +333,7 @@ async def test_a_source_over_its_limit_is_refused_with_its_address(
                     assert (code, text) == (421, f"4.7.0 mx.example.com {says}")
             async with await Client.to(server.addresses[0], source="127.0.0.2") as other:
                 assert (await other.greet()).code == 250
-    lines = [r.getMessage() for r in caplog.records if r.name == "smtpd_fork.listeners"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "smtpd_fork.gate"]
     assert lines[0] == "refused 127.0.0.1: max_from_ip (2 > 1)"
     assert re.fullmatch(r"refused 127\.0\.0\.1: max_from_ip \(2 > 1\); 2 more in \d s", lines[-1])
     assert len(lines) == 2

@@ -197,7 +197,7 @@ class Gate:
         :param factory: returns a protocol for one connection
         :param hostname: names this host in the refusals; default: the system's name
         """
-        return gated(self, factory, hostname)
+        return gated(factory, admit=self.admit, refusals=self.refusals, hostname=hostname)
 
     def __repr__(self) -> str:
         limit = self._limits.limit_connections

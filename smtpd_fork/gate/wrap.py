@@ -14,31 +14,34 @@ The second is caught where it happens; for the first, a sweep a second asks the 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from typing import TYPE_CHECKING, cast
 
+from smtpd_fork.gate.reporter import Reporter
 from smtpd_fork.gate.ticket import Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.gate.gate import Gate
-    from smtpd_fork.gate.verdict import Full, Refusal
+    from smtpd_fork.gate.refusal_log import RefusalLog
+    from smtpd_fork.gate.verdict import Full, Refusal, Verdict
+    from smtpd_fork.net import Peer
 
 __all__ = ["gated"]
-
-log = logging.getLogger("smtpd_fork.gate")
 
 SWEEP_SECONDS = 1.0
 """How often transports that closed without telling their protocol are looked for."""
 
 
 def gated(
-    gate: Gate, factory: Callable[[], asyncio.BaseProtocol], hostname: str | None
+    factory: Callable[[], asyncio.BaseProtocol],
+    *,
+    admit: Callable[[Peer], Verdict],
+    refusals: RefusalLog,
+    hostname: str | None,
 ) -> Callable[[], asyncio.BaseProtocol]:
-    """Return a factory of protocols that ask *gate* before they hand over to *factory*'s."""
-    house = _House(gate, factory, hostname or socket.gethostname())
+    """Return a factory of protocols that ask *admit* before they hand over to *factory*'s."""
+    house = _House(factory, admit, Reporter(refusals), hostname or socket.gethostname())
     return lambda: _Doorman(house)
 
 
@@ -46,20 +49,23 @@ class _House:
     """What the connections of one wrapped factory share."""
 
     def __init__(
-        self, gate: Gate, factory: Callable[[], asyncio.BaseProtocol], hostname: str
+        self,
+        factory: Callable[[], asyncio.BaseProtocol],
+        admit: Callable[[Peer], Verdict],
+        reporter: Reporter,
+        hostname: str,
     ) -> None:
-        self.gate = gate
         self.factory = factory
-        self.hostname = hostname
+        self.admit = admit
+        self._reporter = reporter
+        self._hostname = hostname
         self._inside: dict[Ticket, asyncio.Transport] = {}
         self._sweep: asyncio.TimerHandle | None = None
-        self._summary: asyncio.TimerHandle | None = None
 
     def enter(self, ticket: Ticket, transport: asyncio.Transport) -> None:
         self._inside[ticket] = transport
         if self._sweep is None:
-            loop = asyncio.get_running_loop()
-            self._sweep = loop.call_later(SWEEP_SECONDS, self._sweep_out)
+            self._await_sweep()
 
     def leave(self, ticket: Ticket) -> None:
         self._inside.pop(ticket, None)
@@ -67,6 +73,10 @@ class _House:
         if not self._inside and self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
+
+    def _await_sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweep = loop.call_later(SWEEP_SECONDS, self._sweep_out)
 
     def _sweep_out(self) -> None:
         self._sweep = None
@@ -79,28 +89,12 @@ class _House:
         for ticket in gone:
             self.leave(ticket)
         if self._inside:
-            loop = asyncio.get_running_loop()
-            self._sweep = loop.call_later(SWEEP_SECONDS, self._sweep_out)
+            self._await_sweep()
 
     def refuse(self, transport: asyncio.Transport, verdict: Refusal | Full) -> None:
-        transport.write(verdict.reply(self.hostname))
+        transport.write(verdict.reply(self._hostname))
         transport.close()
-        line = self.gate.refusals.note(verdict)
-        if line:
-            log.warning("%s", line)
-        if self._summary is None:
-            self._await_summary()
-
-    def _await_summary(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._summary = loop.call_later(self.gate.refusals.seconds, self._write_summary)
-
-    def _write_summary(self) -> None:
-        self._summary = None
-        for line in self.gate.refusals.flush():
-            log.warning("%s", line)
-        if self.gate.refusals.pending:
-            self._await_summary()
+        self._reporter.note(verdict)
 
 
 class _Doorman(asyncio.Protocol):
@@ -112,7 +106,7 @@ class _Doorman(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
         house = self._house
-        verdict = house.gate.admit(transport.get_extra_info("peername"))
+        verdict = house.admit(transport.get_extra_info("peername"))
         if not isinstance(verdict, Ticket):
             house.refuse(stream, verdict)
             return

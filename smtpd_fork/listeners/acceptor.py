@@ -22,7 +22,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from smtpd_fork.gate import Full, Gate, Ticket
+from smtpd_fork.gate import Full, Gate, Reporter, Ticket
 from smtpd_fork.gate.verdict import shutdown_reply
 from smtpd_fork.listeners.refuse import Spare, refuse
 from smtpd_fork.listeners.waiting_room import WaitingRoom
@@ -90,6 +90,7 @@ class Acceptor:
     ) -> None:
         self._listeners = deque(listeners)
         self._gate = gate
+        self._reporter = Reporter(gate.refusals)
         self._refuse_when_full = when_full.refuse
         self._wait_in_room = when_full.wait is not None
         # Under plain defer it is for the one client of the shared gate (see above).
@@ -108,7 +109,6 @@ class Acceptor:
         self._starved_refused: int | None = None
         self._starved_timer: asyncio.TimerHandle | None = None
         self._overdue_timer: asyncio.TimerHandle | None = None
-        self._summary_timer: asyncio.TimerHandle | None = None
         self._deferral_told = -math.inf
 
     # -- life --------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ class Acceptor:
         self._stopped = True
         self._unwatch()
         self._gate.forget(self._on_room)
-        for timer in (self._starved_timer, self._overdue_timer, self._summary_timer):
+        for timer in (self._starved_timer, self._overdue_timer):
             if timer is not None:
                 timer.cancel()
         answered = self._dismiss_waiting()
@@ -141,8 +141,7 @@ class Acceptor:
             listener.close()
         if self._spare is not None:
             self._spare.close()
-        for line in self._gate.refusals.flush(everything=True):
-            log.warning("%s", line)
+        self._reporter.close()
         return answered
 
     def _dismiss_waiting(self) -> int:
@@ -269,21 +268,7 @@ class Acceptor:
     def _refuse(self, listener: Listener, sock: socket.socket, verdict: Refusal | Full) -> None:
         # A client that speaks TLS first cannot read a reply in the clear.
         refuse(sock, b"" if listener.tls else verdict.reply(self._hostname))
-        line = self._gate.refusals.note(verdict)
-        if line:
-            log.warning("%s", line)
-        if self._summary_timer is None:
-            self._await_summary()
-
-    def _await_summary(self) -> None:
-        self._summary_timer = self._loop.call_later(self._gate.refusals.seconds, self._summarise)
-
-    def _summarise(self) -> None:
-        self._summary_timer = None
-        for line in self._gate.refusals.flush():
-            log.warning("%s", line)
-        if self._gate.refusals.pending:
-            self._await_summary()
+        self._reporter.note(verdict)
 
     def _full(self) -> Full:
         gate = self._gate

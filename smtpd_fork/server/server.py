@@ -12,8 +12,8 @@ from smtpd_fork.handlers import Chain
 from smtpd_fork.listeners import Acceptor, Listener, adopt, open_listeners, parse_address
 from smtpd_fork.net import describe
 from smtpd_fork.server.sessions import Sessions
+from smtpd_fork.server.tls import load_tls
 from smtpd_fork.smtp import SMTP
-from smtpd_fork.smtp.tls import load_tls
 
 if TYPE_CHECKING:
     import socket
