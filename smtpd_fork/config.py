@@ -279,5 +279,10 @@ def _setting_error(cls: type[Config], message: str, settings: Mapping[str, Any])
     choices = get_args(get_type_hints(cls)[name])
     if message.startswith("Invalid enum value"):
         return SettingError(name, value, f"expected one of {', '.join(choices)}")
-    reason = where["reason"].replace("`", "").replace("int", "a whole number", 1)
+    reason = (
+        where["reason"]
+        .replace("`", "")
+        .replace("int", "a whole number", 1)
+        .removesuffix(", got str")
+    )
     return SettingError(name, value, reason[0].lower() + reason[1:])

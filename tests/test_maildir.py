@@ -309,3 +309,17 @@ def test_no_word_of_a_client_makes_a_header_of_its_own(helo: str, sender: str, t
     assert all(line.startswith("\t") for line in lines[3:-1])
     assert lines[-1] == ""
     assert not re.search(rb"[\r\0]", head)
+
+
+@pytest.mark.parametrize("body", ["no header at all\r\n", ".\r\n", " continued\r\n"])
+async def test_a_message_without_a_header_is_not_taken_for_part_of_ours(
+    body: str, tmp_path: Path
+) -> None:
+    async with serve(Maildir(tmp_path)) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.deliver(body.replace(".", ".."))
+    (text,) = messages(tmp_path)
+    message = message_from_string(text)
+    assert message.get_payload() == body.replace("\r\n", "\n")
+    assert "no header" not in str(message["Received"])

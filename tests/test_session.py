@@ -492,3 +492,18 @@ async def test_one_session_id_is_in_the_reply_and_on_the_session_before_and_afte
         await client.deliver()
     assert len(ids) == 2
     assert ids[0] == ids[1]
+
+
+async def test_nobody_is_no_recipient() -> None:
+    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        await client.say("MAIL FROM:<>")
+        assert (await client.say("RCPT TO:<>")).code == 501
+        assert (await client.say("DATA")).code == 503
+
+
+async def test_help_knows_every_command() -> None:
+    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        (known,) = (await client.say("HELP")).lines
+        assert {"DATA", "EHLO", "MAIL", "QUIT", "RCPT"} <= set(known.split())

@@ -46,6 +46,9 @@ FILE_MODE = 0o600
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """The disk, the user's quota, or the largest file allowed."""
 
+_HEADER = re.compile(rb"[!-9;-~]+[ \t]*:|\n")
+"""How a message with a header begins, or one without that says so (RFC 5322 2.2)."""
+
 _numbers = itertools.count(1)
 
 
@@ -127,6 +130,8 @@ class Maildir(Sink):
         name = self._unique_name()
         draft = self._tmp / name
         body = content.replace(b"\r\n", b"\n")
+        if body and not _HEADER.match(body):
+            head += b"\n"  # else the first line of the text would pass for part of Received
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         try:
             try:

@@ -51,6 +51,8 @@ NOT_NOW = "421 4.3.0 Local error, try again later"
 
 _REPLY = re.compile(r"[2-5]\d\d(?:[ -]|$)")
 
+_NOBODY = re.compile(r"to:\s*<\s*>", re.IGNORECASE)
+
 _TLS_FACTS = ("sslcontext", "ssl_object", "peercert", "cipher", "compression")
 
 
@@ -254,6 +256,7 @@ class SMTP(aiosmtpd.smtp.SMTP):
         if status[:3] in {"421", b"421"}:
             self._close()
 
+    @syntax("QUIT")
     async def smtp_QUIT(self, arg: str) -> None:
         """End the session as the client wishes."""
         if arg:
@@ -300,6 +303,15 @@ class SMTP(aiosmtpd.smtp.SMTP):
         log.error("[%s] a handler failed, the client is told 451", self._session_id, exc_info=error)
         return LOCAL_ERROR
 
+    @syntax("RCPT TO: <address>", extended=" [SP <mail-parameters>]")
+    async def smtp_RCPT(self, arg: str | None) -> None:
+        """Take a recipient; nobody is none (RFC 5321 4.1.1.3), though aiosmtpd takes it."""
+        if arg is not None and _NOBODY.match(arg):
+            await self.push("501 5.1.3 Syntax: RCPT TO: <address>")
+        else:
+            await super().smtp_RCPT(arg)
+
+    @syntax("DATA")
     async def smtp_DATA(self, arg: str) -> None:
         """Take a message."""
         try:

@@ -1,0 +1,329 @@
+"""Debian's qpsmtpd-forkserver and smtpd-fork side by side, on loopback, each with its own files.
+
+qpsmtpd has most of what it does from plugins and from a directory of configuration files. It gets
+a private one: ``rcpt_ok`` (it needs one that says yes), ``hosts_allow`` (``-m`` is without effect
+but for it) and ``queue/maildir``. smtpd-fork gets the same by ``--handler`` and ``--hostname``.
+
+qpsmtpd 0.94 reads ``-H`` and forgets it, so it asks the DNS for every client's name, and taint mode
+keeps it from taking a resolver from the environment. A plugin here gives the answer in its place.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import random
+import re
+import select
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from support.client import Reply
+from support.daemon import COMMAND, PATIENCE, clean_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+HOSTNAME = "mx.example.com"
+DOMAIN = "example.com"
+USER = "nobody"
+
+PLUGINS = ("no_dns", "hosts_allow", "rcpt_ok")
+
+POLL_SECONDS = 0.01
+QUIET_SECONDS = 0.4
+"""How long a client that is to hear nothing is listened to."""
+
+_DEBIANS_PLUGINS = "/usr/share/qpsmtpd/plugins"
+_NO_DNS = """\
+sub register {
+    no warnings 'redefine';
+    *Qpsmtpd::TcpServer::tcpenv = sub { return ($_[0], $_[1], 'Unknown') };
+}
+"""
+
+
+def as_user() -> tuple[str, ...]:
+    """Return the option that both need under root, and that neither needs without."""
+    return ("-u", USER) if os.geteuid() == 0 else ()
+
+
+def until(true: Callable[[], object], what: str) -> None:
+    """Wait for a foreign process to have done something."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(POLL_SECONDS)
+
+
+def free_port() -> int:
+    """Return a port that is free on all interfaces.
+
+    Not one that bind(2) of port 0 gives: until qpsmtpd binds it, it could become the source port
+    of some connection. So it is one below the range that those are taken from.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    top = lowest - 1 if lowest > 12_000 else 65_535
+    while True:
+        port = random.randint(10_000, top)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("0.0.0.0", port))
+            return port
+
+
+class Talk:
+    """A client: one connection that says what it is told, and waits for replies."""
+
+    def __init__(self, port: int, host: str = "127.0.0.1", *, source: str | None = None) -> None:
+        local = (source, 0) if source else None
+        self._socket = socket.create_connection((host, port), PATIENCE, local)
+        self._file = self._socket.makefile("rb")
+
+    def reply(self) -> Reply:
+        """Return the next reply; code 0 is the end of the connection."""
+        lines: list[str] = []
+        while True:
+            try:
+                line = self._file.readline().decode()
+            except ConnectionError:
+                line = ""
+            if not line:
+                return Reply(0, lines)
+            lines.append(line[4:].rstrip("\r\n"))
+            if line[3:4] != "-":
+                return Reply(int(line[:3]), lines)
+
+    def say(self, text: str) -> Reply:
+        """Send *text* and a line's end; return the reply."""
+        with suppress(ConnectionError):
+            self._socket.sendall(text.encode() + b"\r\n")
+        return self.reply()
+
+    def hears(self, seconds: float = QUIET_SECONDS) -> bool:
+        """Whether anything comes from the server in that time."""
+        return bool(select.select([self._socket], [], [], seconds)[0])
+
+    @property
+    def closed(self) -> bool:
+        """Whether the server says no more and closes."""
+        return self.reply() == (0, [])
+
+    def leave(self) -> None:
+        """Say QUIT, and wait for the end."""
+        self.say("QUIT")
+        assert self.closed
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def first_of(talks: Sequence[Talk]) -> Talk:
+    """Return the first of some clients that hears something."""
+    sockets = {talk._socket: talk for talk in talks}
+    ready = select.select(list(sockets), [], [], PATIENCE)[0]
+    assert ready, "nobody is told anything"
+    return sockets[ready[0]]
+
+
+class Running:
+    """A program in the foreground; a context manager that stops it.
+
+    :ivar process: its process
+    """
+
+    def __init__(self, command: list[str], bench: Bench) -> None:
+        self._log = bench.folder / "stderr"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=bench.folder,
+                env=bench.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+        try:
+            until(lambda: self._is_ready(bench.ready), "the start")
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _is_ready(self, pattern: str) -> bool:
+        if re.search(pattern, self.log, re.MULTILINE):
+            return True
+        assert self.process.poll() is None, f"it ended at its start:\n{self.log}"
+        return False
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Signal it, and return its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@dataclass
+class Bench:
+    """One of the two programs, and a directory that is its own, and its user's.
+
+    :ivar folder: the directory
+    :ivar command: how to start it
+    :ivar always: options that it always gets, in place of configuration files of the other
+    :ivar environment: what it finds in its environment
+    :ivar ready: what it logs once it serves
+    """
+
+    folder: Path
+    command: list[str]
+    always: list[str]
+    environment: dict[str, str]
+    ready: str
+
+    @property
+    def maildir(self) -> Path:
+        return self.folder / "Maildir"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.folder / "pid"
+
+    def serve(self, *options: str, user: Sequence[str] | None = None) -> Running:
+        """Start it in the foreground, as the user who owns its files."""
+        user = as_user() if user is None else user
+        return Running([*self.command, *self.always, *user, *options], self)
+
+    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run it to its end: for starts that fail, and for --detach."""
+        return subprocess.run(
+            [*self.command, *self.always, *options],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    def starts(self, *options: str, user: Sequence[str] | None = None) -> bool:
+        """Whether it serves when it is given *options*."""
+        try:
+            with self.serve(*options, user=user):
+                return True
+        except AssertionError:
+            return False
+
+
+def make_qpsmtpd(program: str, folder: Path, plugins: Sequence[str] = PLUGINS) -> Bench:
+    """Write a configuration of its own for *program*, which is qpsmtpd-forkserver."""
+    _make_own(folder)
+    _make_own(folder / "spool", 0o700)
+    _write(folder / "plugins" / "no_dns", _NO_DNS)
+    config = {
+        "logging": "logging/warn LOGINFO",
+        "loglevel": "6",
+        "me": HOSTNAME,
+        "plugin_dirs": f"{_DEBIANS_PLUGINS}\n{folder}/plugins",
+        "plugins": "\n".join((*plugins, f"queue/maildir {folder}/Maildir")),
+        "rcpthosts": DOMAIN,
+        "spool_dir": f"{folder}/spool",
+    }
+    for name, text in config.items():
+        _write(folder / "config" / name, text + "\n")
+    environment = clean_environment(QPSMTPD_CONFIG=f"{folder}/config")
+    return Bench(folder, [program], [], environment, r"^\d+ Running as user ")
+
+
+def make_smtpd_fork(folder: Path) -> Bench:
+    """Return smtpd-fork, with what the other has from its files."""
+    _make_own(folder)
+    always = ["--handler", f"maildir:{folder}/Maildir", "--hostname", HOSTNAME]
+    return Bench(folder, COMMAND, always, clean_environment(), r"serving, pid \d+$")
+
+
+def _make_own(folder: Path, mode: int = 0o755) -> None:
+    folder.mkdir()
+    folder.chmod(mode)
+    if os.geteuid() == 0:
+        account = pwd.getpwnam(USER)
+        os.chown(folder, account.pw_uid, account.pw_gid)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o755, exist_ok=True)
+    path.parent.chmod(0o755)
+    path.write_text(text)
+    path.chmod(0o644)
+
+
+# -- what the system knows of a process ----------------------------------------------------------
+
+
+def listening(pid: int) -> set[tuple[str, int]]:
+    """Return addresses and ports that a process listens on."""
+    mine = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            mine.add(os.readlink(descriptor))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
+                host, _, port = fields[1].partition(":")
+                found.add((_address(host), int(port, 16)))
+    return found
+
+
+def _address(digits: str) -> str:
+    """Read an address as /proc/net writes it: 32-bit words in the machine's order."""
+    words = [bytes.fromhex(digits[i : i + 8])[::-1] for i in range(0, len(digits), 8)]
+    return str(ip_address(b"".join(words)))
+
+
+def children(pid: int) -> int:
+    """Return how many processes a process has started that still run."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(Path(f"/proc/{one}/stat").read_text().split()[2] != "Z" for one in listed)
+
+
+def identity(pid: int) -> dict[str, list[str]]:
+    """Return the users and groups of a process, by their numbers: real, effective, saved, ..."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return {
+        name: sorted(set(values.split()))
+        for name, values in re.findall(r"^(Uid|Gid|Groups):(.*)$", status, re.MULTILINE)
+    }
