@@ -1,0 +1,32 @@
+# Two stages: the sources and the build's tools stay behind in the first.
+FROM docker.io/library/python:3.11-slim AS build
+COPY . /src
+# No pip in the environment: nothing is installed into it later. Compiled here, as the daemon
+# cannot write there.
+RUN python -m venv --without-pip /opt/smtpd-fork \
+ && python -m pip --python /opt/smtpd-fork/bin/python install --no-cache-dir --compile /src
+
+FROM docker.io/library/python:3.11-slim
+# The volume takes over owner and mode from here.
+RUN groupadd --gid 10025 smtpd-fork \
+ && useradd --uid 10025 --gid 10025 --no-create-home --home-dir /nonexistent \
+      --shell /usr/sbin/nologin smtpd-fork \
+ && install -d -o 10025 -g 10025 -m 0700 /var/mail/smtpd-fork
+COPY --from=build /opt/smtpd-fork /opt/smtpd-fork
+
+# Any option may be set so, or given as an argument, which wins. SHUTDOWN_TIMEOUT: "docker stop"
+# kills after 10 seconds; who gives it longer (Kubernetes: 30) can raise this too.
+ENV PATH=/opt/smtpd-fork/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    SMTPD_FORK_HANDLER=maildir:/var/mail/smtpd-fork \
+    SMTPD_FORK_LOG_TO=stdout \
+    SMTPD_FORK_SHUTDOWN_TIMEOUT=8
+
+VOLUME /var/mail/smtpd-fork
+EXPOSE 2525
+# In figures, so that Kubernetes' runAsNonRoot can tell.
+USER 10025:10025
+WORKDIR /
+STOPSIGNAL SIGTERM
+# No shell: the daemon is pid 1, and the signal is its own.
+ENTRYPOINT ["smtpd-fork"]
