@@ -142,6 +142,7 @@ def _system_name() -> str:
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=1_000_000)]
 CountOrNone: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]
+Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS)]
 
 _READERS: dict[str, Callable[[str], object]] = {
@@ -186,8 +187,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_from_ip: CountOrNone = MAX_FROM_IP
     when_full: WhenFull = WhenFull()
     hostname: str = msgspec.field(default_factory=_system_name)
-    tls_cert: str | None = None
-    tls_key: str | None = None
+    tls_cert: Text | None = None
+    tls_key: Text | None = None
     require_starttls: bool = False
     max_message_size: Annotated[int, Meta(ge=0)] = MAX_MESSAGE_SIZE
     timeout: Seconds = TIMEOUT_SECONDS
@@ -233,11 +234,11 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     """
 
     handler: tuple[str, ...] = ("maildir:./Maildir",)
-    user: str | None = None
+    user: Text | None = None
     detach: bool = False
-    pid_file: str | None = None
+    pid_file: Text | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_to: str | None = None
+    log_to: Text | None = None
     loop: Literal["uvloop", "asyncio"] = "uvloop"
 
     def check(self) -> None:
@@ -261,7 +262,7 @@ def _read(name: str, value: Any) -> Any:
     return value
 
 
-_WHERE = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.(?P<name>\w+)(?:\[(?P<index>\d+)\])?`)?$")
+_WHERE = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.(?P<name>\w+)(?:\[(?P<index>\d+)\])?[^`]*`)?$")
 _UNKNOWN = re.compile(r"unknown field `(\w+)`")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +27,7 @@ from smtpd_fork.errors import ExitStatus, SmtpdForkError
 from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["command", "main"]
 
@@ -62,19 +62,13 @@ class _Command(click.Command):
             formatter.write_dl([record for record in rest if record], col_max=28)
 
 
-@contextmanager
-def _in_words(ctx: click.Context) -> Iterator[None]:
-    """Add to an error where the settings that caused it came from."""
-    try:
-        yield
-    except SettingError as error:
-        where = _origin(ctx, error.setting)
-        raise click.ClickException(f"{where} {error.value!r}: {error.reason}") from error
-    except SmtpdForkError as error:
-        settings = getattr(error, "settings", ())
-        where = ", ".join(_origin(ctx, s) for s in settings if _was_given(ctx, s))
-        by = f" (from {where})" if where else " (by default)" if settings else ""
-        raise click.ClickException(f"{error}{by}") from error
+def _explain(ctx: click.Context, error: SmtpdForkError) -> str:
+    """Return *error* in words, with where the settings that led to it came from."""
+    if isinstance(error, SettingError):
+        return f"{_origin(ctx, error.setting)} {error.value!r}: {error.reason}"
+    where = ", ".join(_origin(ctx, s) for s in error.settings if _was_given(ctx, s))
+    by = f" (from {where})" if where else " (by default)" if error.settings else ""
+    return f"{error}{by}"
 
 
 def _was_given(ctx: click.Context, setting: str) -> bool:
@@ -97,8 +91,10 @@ def _run(ctx: click.Context, /, **values: Any) -> None:
     given = {name: value for name, value in values.items() if value not in (None, ())}
     # First, as the default of --limit-connections is what the limit of open files allows.
     raise_descriptor_limit(LIMIT_CONNECTIONS + RESERVED_DESCRIPTORS)
-    with _in_words(ctx):
-        start(DaemonConfig.build(given), strays=_strays())
+    try:
+        start(DaemonConfig.build(given), explain=partial(_explain, ctx), strays=_strays())
+    except SmtpdForkError as error:
+        raise click.ClickException(_explain(ctx, error)) from error
 
 
 def _strays() -> list[str]:

@@ -34,6 +34,7 @@ def set_up_logging(config: DaemonConfig) -> None:
     level = config.log_level.upper()
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
+    logging.raiseExceptions = False  # a line that cannot be written is lost, and nothing else
     # aiosmtpd logs every command at INFO, and at WARNING whatever nonsense a client says, as often
     # and as long as the client likes.
     logging.getLogger("mail.log").setLevel(level if level == "DEBUG" else logging.ERROR)
@@ -54,14 +55,13 @@ def _handler(config: DaemonConfig) -> logging.Handler:
 
 
 def _syslog(*, explicit: bool) -> logging.Handler:
-    try:
-        handler = logging.handlers.SysLogHandler(
-            SYSLOG, facility=logging.handlers.SysLogHandler.LOG_MAIL
-        )
-    except OSError as error:
+    if not Path(SYSLOG).is_socket():
         if not explicit:  # where there is none, a daemon that is mute still serves
             return logging.NullHandler()
-        raise OperatingSystemError(f"cannot log to {SYSLOG}: {error.strerror}") from None
+        raise OperatingSystemError(f"cannot log to syslog: there is no {SYSLOG}")
+    handler = logging.handlers.SysLogHandler(
+        SYSLOG, facility=logging.handlers.SysLogHandler.LOG_MAIL
+    )
     handler.setFormatter(logging.Formatter(_SYSLOG_LINE))
     return handler
 

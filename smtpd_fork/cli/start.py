@@ -11,7 +11,8 @@ import logging
 import os
 import threading
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_fork.cli.log import set_up_logging
 from smtpd_fork.cli.serve import serve
@@ -26,15 +27,16 @@ from smtpd_fork.daemon import (
     look_up_user,
     raise_descriptor_limit,
 )
-from smtpd_fork.errors import SmtpdForkError
+from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.listeners import open_listeners
 from smtpd_fork.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from smtpd_fork.config import DaemonConfig
+    from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
 
 __all__ = ["start"]
@@ -52,50 +54,62 @@ def _blaming(*settings: str) -> Iterator[None]:
         raise
 
 
-def start(config: DaemonConfig, *, strays: Sequence[str] = ()) -> None:
+class _Prepared(NamedTuple):
+    """What is there when nothing can fail any more but the last steps."""
+
+    server: Server
+    pid_file: PidFile | None
+    warnings: list[str]
+    """Not told before the start is sure: of a start that fails, the fault is the one line."""
+
+
+def start(
+    config: DaemonConfig, *, explain: Callable[[SmtpdForkError], str], strays: Sequence[str] = ()
+) -> None:
     """Be the daemon that *config* describes, until it is told to stop.
 
+    :param explain: returns an error in words, for the parent of a detached daemon to print
     :param strays: environment variables that name no option, to be warned of
     :raises SmtpdForkError: it cannot be; with ``settings`` that are to blame, and nothing done
     """
     with ExitStack() as left_over:
-        server, pid_file = _set_up(config, left_over)
+        prepared = _set_up(config, left_over)
         if strays:
-            log.warning("no option has the name of %s", ", ".join(strays))
-        word: Word | None = None
-        if config.detach:
-            _warn_of_threads()
-            word = detach()
+            prepared.warnings.append(f"no option has the name of {', '.join(strays)}")
+        word = detach() if config.detach else None
         try:
-            if pid_file is not None:
-                with _blaming("pid_file"):
-                    pid_file.write(os.getpid())
-            serve(server, loop=config.loop, ready=word.serving if word is not None else None)
+            _serve(config, prepared, word)
         except SmtpdForkError as error:
             if word is None:
                 raise
-            log.error("%s", error)  # noqa: TRY400 - one line, as on a terminal
-            word.failed(error.exit_status, f"smtpd-fork: {error}")
+            reason = explain(error)
+            log.error("%s", reason)  # noqa: TRY400 - one line, as on a terminal
+            word.failed(error.exit_status, f"smtpd-fork: {reason}")
             left_over.close()
             os._exit(error.exit_status)
 
 
-def _set_up(config: DaemonConfig, left_over: ExitStack) -> tuple[Server, PidFile | None]:
+def _serve(config: DaemonConfig, prepared: _Prepared, word: Word | None) -> None:
+    if prepared.pid_file is not None:
+        with _blaming("pid_file"):
+            prepared.pid_file.write(os.getpid())
+    for warning in prepared.warnings:
+        log.warning("%s", warning)
+    serve(prepared.server, loop=config.loop, ready=word.serving if word is not None else None)
+
+
+def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
     """Do all that comes before the detaching."""
+    _check_folder()
     with _blaming("log_to"):
         set_up_logging(config)
     account = None
     if config.user is not None:
         with _blaming("user"):
             account = look_up_user(config.user)
-    wanted = config.limit_connections + RESERVED_DESCRIPTORS
-    descriptors = raise_descriptor_limit(wanted)
     with _blaming("listen", "port"):
         listeners = open_listeners(
-            config.listen,
-            config.port,
-            backlog=config.backlog,
-            socket_mode=config.socket_mode,
+            config.listen, config.port, backlog=config.backlog, socket_mode=config.socket_mode
         )
     left_over.callback(_close_all, listeners)
     pid_file = None
@@ -114,17 +128,18 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> tuple[Server, PidFile
             drop_privileges(account)
     with _blaming("handler"):
         chain.prepare()
-    # Not before nothing can fail any more: an error is to be the one line that is seen.
-    if os.geteuid() == 0:
-        log.warning("running as root; name a user with --user")
-    if descriptors < wanted:
-        log.warning(
-            "%d sessions need %d open files, and the system allows %d (RLIMIT_NOFILE)",
-            config.limit_connections,
-            wanted,
-            descriptors,
-        )
-    return server, pid_file
+    return _Prepared(server, pid_file, list(_warnings(config, chain)))
+
+
+def _check_folder() -> None:
+    """See that relative paths mean something.
+
+    :raises OperatingSystemError: the current folder was removed
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise OperatingSystemError(f"cannot use the current folder: {error.strerror}") from None
 
 
 def _close_all(listeners: Sequence[Listener]) -> None:
@@ -136,17 +151,27 @@ def _hire_janitor(
     account: Account, listeners: Sequence[Listener], pid_file: PidFile | None
 ) -> Janitor:
     """Keep the right to remove what the user will not be able to."""
-    paths = {}
     for listener in listeners:
-        if listener.path is not None and listener.path_inode is not None:
-            paths[listener.path] = listener.path_inode
+        if listener.path is not None:
             os.chown(listener.path, account.uid, account.gid)
-    if pid_file is not None:
-        status = os.fstat(pid_file.descriptor)
-        paths[pid_file.path] = (status.st_dev, status.st_ino)
-    return Janitor.hire(paths, keep=pid_file.descriptor if pid_file is not None else None)
+    if pid_file is None:
+        return Janitor.hire(listeners)
+    return Janitor.hire([*listeners, pid_file], keep=pid_file.descriptor)
 
 
-def _warn_of_threads() -> None:
-    if threading.active_count() > 1:
-        log.warning("a handler began threads when it was loaded; they do not survive --detach")
+def _warnings(config: DaemonConfig, chain: Chain) -> Iterator[str]:
+    """Say what can be, and is likely not meant."""
+    if os.geteuid() == 0:
+        yield "running as root; name a user with --user"
+    wanted = config.limit_connections + RESERVED_DESCRIPTORS
+    descriptors = raise_descriptor_limit(wanted)
+    if descriptors < wanted:
+        yield (
+            f"{config.limit_connections} sessions need {wanted} open files, and the system allows "
+            f"{descriptors} (RLIMIT_NOFILE)"
+        )
+    for handler in chain.unreachable:
+        text = config.handler[chain.handlers.index(handler)]
+        yield f"the handler {text!r} never sees a message: a sink comes before it"
+    if config.detach and threading.active_count() > 1:
+        yield "a handler began threads when it was loaded; they do not survive --detach"

@@ -13,15 +13,13 @@ import resource
 import signal
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from smtpd_fork.errors import OperatingSystemError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
     from pathlib import Path
-
-    Inode = tuple[int, int]
 
 __all__ = ["Janitor"]
 
@@ -31,6 +29,17 @@ DISMISS_SECONDS = 5.0
 _MAX_DESCRIPTOR = 1 << 20
 
 
+class Owned(Protocol):
+    """Something on a path, that knows whether it still is there."""
+
+    @property
+    def path(self) -> Path | None:
+        """Where it was put."""
+
+    def is_ours(self) -> bool:
+        """Whether what is there is still what was put there."""
+
+
 class Janitor:
     """The daemon's end of it. Make one with :meth:`hire`."""
 
@@ -38,8 +47,8 @@ class Janitor:
         self._line = line
 
     @classmethod
-    def hire(cls, paths: Mapping[Path, Inode], keep: int | None = None) -> Self:
-        """Fork a janitor for *paths*, each removed if it still has the device and inode given.
+    def hire(cls, things: Sequence[Owned], keep: int | None = None) -> Self:
+        """Fork a janitor for *things*, each removed in the end if it is still ours.
 
         :param keep: a descriptor that it holds on to: the pid-file's, whose lock so lasts until
             the file is gone
@@ -52,7 +61,7 @@ class Janitor:
             raise OperatingSystemError(f"cannot start the janitor: {error.strerror}") from None
         if pid == 0:
             try:
-                _work(its, paths, keep)
+                _work(its, things, keep)
             finally:
                 os._exit(0)
         its.close()
@@ -66,7 +75,7 @@ class Janitor:
             self._line.recv(1)
 
 
-def _work(line: socket.socket, paths: Mapping[Path, Inode], keep: int | None) -> None:
+def _work(line: socket.socket, things: Sequence[Owned], keep: int | None) -> None:
     """Wait until every daemon's end is closed, clean up, and return."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # it ends when the daemon does, not before
@@ -77,11 +86,10 @@ def _work(line: socket.socket, paths: Mapping[Path, Inode], keep: int | None) ->
     with suppress(OSError):
         while line.recv(1):
             pass
-    for path, inode in paths.items():
+    for thing in things:
         with suppress(OSError):
-            status = path.lstat()
-            if (status.st_dev, status.st_ino) == inode:
-                path.unlink()
+            if thing.path is not None and thing.is_ours():
+                thing.path.unlink()
 
 
 def _close_others(*kept: int | None) -> None:

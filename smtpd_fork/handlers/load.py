@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import logging
 import os
 import re
 import sys
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load_handler", "load_handlers"]
 
-log = logging.getLogger("smtpd_fork.handlers")
-
 DEFAULT_MAILDIR = "./Maildir"
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -36,12 +33,7 @@ def load_handlers(names: Iterable[str]) -> Chain:
 
     :raises HandlerError: one of them cannot be found, imported or constructed
     """
-    texts = list(names)
-    chain = Chain([load_handler(text) for text in texts])
-    for handler in chain.unreachable:
-        text = texts[chain.handlers.index(handler)]
-        log.warning("the handler %r never sees a message: a sink comes before it", text)
-    return chain
+    return Chain([load_handler(text) for text in names])
 
 
 def load_handler(text: str) -> Any:
@@ -54,7 +46,7 @@ def load_handler(text: str) -> Any:
     if builtin is not None:
         try:
             return builtin(argument if colon else None)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # pathlib's RuntimeError: no such user's home
             raise HandlerError(f"handler {text!r}: {error}") from None
     if not colon:
         known = ", ".join(sorted(_BUILTIN))
@@ -98,7 +90,7 @@ def _find(text: str, module_name: str, attr: str) -> Any:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever a module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         raise HandlerError(
             f"handler {text!r}: cannot import {module_name}: {_one_line(error)}"
         ) from error
@@ -125,8 +117,11 @@ def _make(text: str, found: Any, arguments: list[str]) -> Any:
                 handler = found(*arguments)
         except HandlerError as error:
             raise HandlerError(f"handler {text!r}: {error}") from None
-        except Exception as error:  # whatever a constructor does
+        except (Exception, SystemExit) as error:  # whatever a constructor does
             raise HandlerError(f"handler {text!r}: {_one_line(error)}") from error
+    if inspect.iscoroutine(handler):
+        handler.close()
+        raise HandlerError(f"handler {text!r}: coroutine is not a handler")
     if isinstance(handler, (str, bytes, int, float, type(None), list, tuple, dict)):
         raise HandlerError(f"handler {text!r}: {type(handler).__name__} is not a handler")
     return handler

@@ -30,10 +30,7 @@ class Listener:
         self.inherited = inherited
         self.sock = sock
         self.bound: Any = sock.getsockname()
-        self._inode: tuple[int, int] | None = None
-        if address.path is not None and not inherited:
-            status = address.path.stat()
-            self._inode = (status.st_dev, status.st_ino)
+        self._bound_path = None if inherited else _identity(address.path)
 
     @property
     def tls(self) -> bool:
@@ -45,22 +42,30 @@ class Listener:
         """The path of a unix socket, else None."""
         return self.address.path
 
-    @property
-    def path_inode(self) -> tuple[int, int] | None:
-        """Device and inode of a unix socket's path when it was bound, else None."""
-        return self._inode
+    def is_ours(self) -> bool:
+        """Whether the path of the unix socket is still the one that was bound here."""
+        return self._bound_path is not None and _identity(self.address.path) == self._bound_path
 
     def close(self) -> None:
         """Close the socket; a unix socket's path is removed if it is still this one's."""
         self.sock.close()
-        if self.path is None:
-            return
-        # Without the right to remove it (privileges were dropped) whoever kept it does.
-        with suppress(OSError):
-            status = self.path.lstat()
-            if (status.st_dev, status.st_ino) == self._inode:
+        if self.path is not None and self.is_ours():
+            # Without the right to remove it (privileges were dropped) whoever kept it does.
+            with suppress(OSError):
                 self.path.unlink()
 
     def __str__(self) -> str:
         place = f"unix:{self.path}" if self.path is not None else describe(self.bound)
         return place if self.address.scheme == "smtp" else f"{self.address.scheme}:{place}"
+
+
+def _identity(path: Path | None) -> tuple[int, int, int] | None:
+    """Return what tells the file at *path* from all others, also from later ones."""
+    if path is None:
+        return None
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    # A removed file's inode number is soon another's; a socket's mtime is when it was bound.
+    return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -1,0 +1,176 @@
+"""The pid-file: the lock is what counts, not the number in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_fork.daemon import PidFile
+from smtpd_fork.errors import CannotCreateError, ExitStatus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "daemon.pid"
+
+
+def test_it_holds_the_pid_and_the_end_of_a_line(path: Path) -> None:
+    pid_file = PidFile.acquire(path)
+    pid_file.write(4711)
+    assert path.read_bytes() == b"4711\n"
+    pid_file.remove()
+
+
+def test_whoever_may_not_write_it_may_read_it(path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        pid_file = PidFile.acquire(path)
+    finally:
+        os.umask(old)
+    assert path.stat().st_mode & 0o777 == 0o644
+    pid_file.remove()
+
+
+def test_a_shorter_pid_leaves_nothing_of_a_longer_one(path: Path) -> None:
+    path.write_text("123456789\nand more\n")
+    pid_file = PidFile.acquire(path)
+    pid_file.write(42)
+    assert path.read_text() == "42\n"
+    pid_file.remove()
+
+
+def test_a_second_one_is_told_who_holds_it(path: Path) -> None:
+    first = PidFile.acquire(path)
+    first.write(4711)
+    with pytest.raises(CannotCreateError) as caught:
+        PidFile.acquire(path)
+    assert str(path) in str(caught.value)
+    assert "a running process holds it (pid 4711)" in str(caught.value)
+    assert caught.value.exit_status == ExitStatus.CANNOT_CREATE
+    assert path.read_text() == "4711\n"
+    first.remove()
+
+
+@pytest.mark.parametrize("content", ["", "garbage\n", "\0" * 40, "-1\n"])
+def test_a_holder_without_a_readable_pid_is_still_a_holder(path: Path, content: str) -> None:
+    first = PidFile.acquire(path)
+    path.write_text(content)
+    with pytest.raises(CannotCreateError, match=r"a running process holds it$"):
+        PidFile.acquire(path)
+    first.remove()
+
+
+@pytest.mark.parametrize("content", ["", "1\n", f"{os.getpid()}\n", "999999999\n", "garbage"])
+def test_a_file_that_nobody_has_locked_never_blocks(path: Path, content: str) -> None:
+    path.write_text(content)
+    pid_file = PidFile.acquire(path)
+    pid_file.write(os.getpid())
+    assert path.read_text() == f"{os.getpid()}\n"
+    pid_file.remove()
+
+
+def test_the_next_one_may_have_it_once_it_was_removed(path: Path) -> None:
+    PidFile.acquire(path).remove()
+    assert not path.exists()
+    PidFile.acquire(path).remove()
+
+
+def test_the_next_one_may_have_it_once_it_was_let_go_of(path: Path) -> None:
+    PidFile.acquire(path).close()
+    assert path.exists()
+    PidFile.acquire(path).remove()
+
+
+def test_a_file_that_replaced_it_is_not_removed(path: Path) -> None:
+    pid_file = PidFile.acquire(path)
+    pid_file.write(1)
+    path.unlink()
+    path.write_text("somebody else's\n")
+    assert not pid_file.is_ours()
+    pid_file.remove()
+    assert path.read_text() == "somebody else's\n"
+
+
+def test_a_file_that_is_gone_already_is_no_error(path: Path) -> None:
+    pid_file = PidFile.acquire(path)
+    path.unlink()
+    assert not pid_file.is_ours()
+    pid_file.remove()
+    assert not path.exists()
+
+
+def test_a_file_that_is_removed_between_open_and_lock_is_made_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last holder's removal: whoever locked the old file would have locked nothing."""
+    import fcntl
+
+    real = fcntl.flock
+    removed: list[int] = []
+
+    def flock(descriptor: int, how: int) -> None:
+        if not removed:
+            path.unlink()
+            removed.append(descriptor)
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    pid_file = PidFile.acquire(path)
+    assert removed
+    assert pid_file.is_ours()
+    with pytest.raises(CannotCreateError):
+        PidFile.acquire(path)
+    pid_file.remove()
+
+
+def test_a_symbolic_link_is_not_followed(path: Path) -> None:
+    target = path.with_name("target")
+    target.write_text("precious")
+    path.symlink_to(target)
+    with pytest.raises(CannotCreateError, match=str(path)):
+        PidFile.acquire(path)
+    assert target.read_text() == "precious"
+
+
+def test_a_directory_is_refused(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(CannotCreateError, match="Is a directory"):
+        PidFile.acquire(path)
+
+
+def test_a_directory_that_is_not_there_is_not_made(path: Path) -> None:
+    with pytest.raises(CannotCreateError, match="No such file or directory"):
+        PidFile.acquire(path / "below")
+    assert not path.exists()
+
+
+def test_a_relative_path_is_made_absolute(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    pid_file = PidFile.acquire(path.name)
+    assert pid_file.path == path
+    monkeypatch.chdir("/")
+    pid_file.remove()
+    assert not path.exists()
+
+
+def test_the_lock_passes_to_a_child_and_outlives_the_parents_end_of_it(path: Path) -> None:
+    """As it does when the daemon is forked; what is executed instead does not get it."""
+    pid_file = PidFile.acquire(path)
+    waits = [sys.executable, "-c", "input()"]
+    with (
+        subprocess.Popen(waits, stdin=subprocess.PIPE, pass_fds=[pid_file.descriptor]) as heir,
+        subprocess.Popen(waits, stdin=subprocess.PIPE, close_fds=False) as stranger,
+    ):
+        pid_file.close()
+        with pytest.raises(CannotCreateError, match="a running process holds it"):
+            PidFile.acquire(path)
+        heir.communicate(b"\n")
+        PidFile.acquire(path).remove()
+        stranger.communicate(b"\n")
