@@ -284,6 +284,7 @@ def _setting_error(cls: type[Config], message: str, settings: Mapping[str, Any])
         where["reason"]
         .replace("`", "")
         .replace("int", "a whole number", 1)
+        .replace("float", "a number", 1)
         .removesuffix(", got str")
     )
     return SettingError(name, value, reason[0].lower() + reason[1:])

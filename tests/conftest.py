@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
+from support.peers import SYSTEM_PYTHON, cannot, needs_root
 from support.tls import Certificates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class DebugLoop(asyncio.SelectorEventLoop):
@@ -29,3 +35,22 @@ def pytest_asyncio_loop_factories(
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def command_for_nobody() -> Iterator[list[str]]:
+    """The project, installed where the user nobody can execute it."""
+    needs_root()
+    if not SYSTEM_PYTHON.exists():
+        cannot(f"there is no {SYSTEM_PYTHON}")
+    folder = Path(tempfile.mkdtemp(prefix="smtpd-fork-", dir="/tmp"))
+    try:
+        folder.chmod(0o755)
+        subprocess.run([SYSTEM_PYTHON, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+        python = folder / "venv/bin/python"
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+        project = str(Path(__file__).parents[1])
+        subprocess.run([*pip, "install", "--quiet", project], check=True, capture_output=True)
+        yield [str(python), "-m", "smtpd_fork"]
+    finally:
+        shutil.rmtree(folder)

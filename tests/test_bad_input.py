@@ -6,8 +6,6 @@ import logging
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -25,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from support.daemon import COMMAND, PATIENCE, Daemon, is_alive, run
-from support.peers import SYSTEM_PYTHON, cannot, needs_root
+from support.peers import cannot, needs_root
 
 from smtpd_fork.cli import log
 from smtpd_fork.cli.options import OPTIONS, SettingOption
@@ -33,6 +31,7 @@ from smtpd_fork.config import DaemonConfig
 from smtpd_fork.errors import OperatingSystemError
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from support.tls import Certificates
@@ -542,25 +541,6 @@ def test_a_default_that_is_to_blame_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 # -- without root ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def command_for_nobody() -> Iterator[list[str]]:
-    """The project, installed where the user nobody can execute it."""
-    needs_root()
-    if not SYSTEM_PYTHON.exists():
-        cannot(f"there is no {SYSTEM_PYTHON}")
-    folder = Path(tempfile.mkdtemp(prefix="smtpd-fork-", dir="/tmp"))
-    try:
-        folder.chmod(0o755)
-        subprocess.run([SYSTEM_PYTHON, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-        python = folder / "venv/bin/python"
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
-        project = str(Path(__file__).parents[1])
-        subprocess.run([*pip, "install", "--quiet", project], check=True, capture_output=True)
-        yield [str(python), "-m", "smtpd_fork"]
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import smtplib
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -28,7 +27,7 @@ from support.daemon import (
     run,
     wait_until_gone,
 )
-from support.peers import SYSTEM_PYTHON, cannot, needs_root, peer
+from support.peers import cannot, peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -337,25 +336,6 @@ def test_a_daemon_that_is_still_ending_does_not_remove_the_socket_of_the_next(
 
 
 # -- another user ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def command_for_nobody() -> Iterator[list[str]]:
-    """The project, installed where the user nobody can execute it."""
-    needs_root()
-    if not SYSTEM_PYTHON.exists():
-        cannot(f"there is no {SYSTEM_PYTHON}")
-    folder = Path(tempfile.mkdtemp(prefix="smtpd-fork-", dir="/tmp"))
-    try:
-        folder.chmod(0o755)
-        subprocess.run([SYSTEM_PYTHON, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-        python = folder / "venv/bin/python"
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
-        project = str(Path(__file__).parents[1])
-        subprocess.run([*pip, "install", "--quiet", project], check=True, capture_output=True)
-        yield [str(python), "-m", "smtpd_fork"]
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.fixture

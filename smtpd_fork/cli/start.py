@@ -103,6 +103,7 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
     _check_folder()
     with _blaming("log_to"):
         set_up_logging(config)
+    descriptors = raise_descriptor_limit(_wanted_descriptors(config))
     account = None
     if config.user is not None:
         with _blaming("user"):
@@ -128,7 +129,7 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
             drop_privileges(account)
     with _blaming("handler"):
         chain.prepare()
-    return _Prepared(server, pid_file, list(_warnings(config, chain)))
+    return _Prepared(server, pid_file, list(_warnings(config, chain, descriptors)))
 
 
 def _check_folder() -> None:
@@ -159,13 +160,15 @@ def _hire_janitor(
     return Janitor.hire([*listeners, pid_file], keep=pid_file.descriptor)
 
 
-def _warnings(config: DaemonConfig, chain: Chain) -> Iterator[str]:
+def _wanted_descriptors(config: DaemonConfig) -> int:
+    return config.limit_connections + RESERVED_DESCRIPTORS
+
+
+def _warnings(config: DaemonConfig, chain: Chain, descriptors: int) -> Iterator[str]:
     """Say what can be, and is likely not meant."""
     if os.geteuid() == 0:
         yield "running as root; name a user with --user"
-    wanted = config.limit_connections + RESERVED_DESCRIPTORS
-    descriptors = raise_descriptor_limit(wanted)
-    if descriptors < wanted:
+    if descriptors < (wanted := _wanted_descriptors(config)):
         yield (
             f"{config.limit_connections} sessions need {wanted} open files, and the system allows "
             f"{descriptors} (RLIMIT_NOFILE)"

@@ -77,7 +77,11 @@ class Daemon:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.served_by = self.wait_for(_SERVING)[1]
+        try:
+            self.wait_for(_SERVING)
+        except BaseException:
+            self.__exit__()
+            raise
 
     def _read(self) -> None:
         assert self.process.stderr is not None
