@@ -59,6 +59,27 @@ MAX_MESSAGE_SIZE = 1 << 25
 TIMEOUT_SECONDS = 300.0
 """RFC 5321 4.5.3.2.7: a server waits at least five minutes for the next command."""
 
+DATA_TIMEOUT_SECONDS = 180.0
+"""RFC 5321 4.5.3.2.5: three minutes for a part of a message."""
+
+MIN_DATA_RATE = 100
+"""Bytes a second: a modem of 1985 is faster, a client that only wants to stay is not."""
+
+HANDLER_TIMEOUT_SECONDS = 300.0
+"""RFC 5321 4.5.3.2.6 has clients wait ten minutes for the reply to a message."""
+
+SESSION_TIMEOUT_SECONDS = 3600.0
+"""Nobody has mail for an hour without a pause; who stays longer takes somebody's place."""
+
+MAX_ERRORS = 20
+"""Postfix's smtpd_hard_error_limit."""
+
+MAX_RECIPIENTS = 1000
+"""Postfix's smtpd_recipient_limit; RFC 5321 4.5.3.1.8 wants 100 at least."""
+
+MAX_BUFFERED = 1 << 29
+"""512 MiB: sixteen messages of the largest size at once."""
+
 SHUTDOWN_TIMEOUT_SECONDS = 30.0
 """Time for messages in flight at a stop; Kubernetes' grace period, and a third of systemd's."""
 
@@ -146,7 +167,11 @@ Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS)]
 
 _READERS: dict[str, Callable[[str], object]] = {
+    "data_timeout": parse_duration,
+    "handler_timeout": parse_duration,
+    "max_buffered": parse_size,
     "max_message_size": parse_size,
+    "session_timeout": parse_duration,
     "shutdown_timeout": parse_duration,
     "socket_mode": parse_mode,
     "timeout": parse_duration,
@@ -175,6 +200,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar require_starttls: refuse mail over a connection that is not encrypted (RFC 3207 4)
     :ivar max_message_size: bytes; 0 is no limit
     :ivar timeout: seconds that a client may take for a command
+    :ivar data_timeout: seconds that a client may take for the next part of a message
+    :ivar min_data_rate: bytes a second that a message has to come with, after a minute; 0: any
+    :ivar handler_timeout: seconds that a handler may take for an answer
+    :ivar session_timeout: seconds that a whole session may take
+    :ivar max_errors: commands that are none, before a session is ended
+    :ivar max_recipients: of one message
+    :ivar max_buffered: bytes of messages that all sessions hold at once; 0 is no limit
+    :ivar bare_newline: what becomes of CR and LF that are not a pair, and of NUL
     :ivar tls_handshake_timeout: seconds that a client may take for a TLS handshake
     :ivar shutdown_timeout: seconds that messages in flight get at a stop
     """
@@ -192,7 +225,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     require_starttls: bool = False
     max_message_size: Annotated[int, Meta(ge=0)] = MAX_MESSAGE_SIZE
     timeout: Seconds = TIMEOUT_SECONDS
+    data_timeout: Seconds = DATA_TIMEOUT_SECONDS
+    min_data_rate: Annotated[int, Meta(ge=0)] = MIN_DATA_RATE
+    handler_timeout: Seconds = HANDLER_TIMEOUT_SECONDS
+    session_timeout: Seconds = SESSION_TIMEOUT_SECONDS
     tls_handshake_timeout: Seconds = TLS_HANDSHAKE_SECONDS
+    max_errors: Annotated[int, Meta(ge=0, le=1_000_000)] = MAX_ERRORS
+    max_recipients: Annotated[int, Meta(ge=1, le=1_000_000)] = MAX_RECIPIENTS
+    max_buffered: Annotated[int, Meta(ge=0)] = MAX_BUFFERED
+    bare_newline: Literal["reject", "normalize", "accept"] = "reject"
     shutdown_timeout: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] = SHUTDOWN_TIMEOUT_SECONDS
 
     @classmethod

@@ -147,6 +147,7 @@ async def test_after_thousands_of_bad_clients_every_count_is_zero(
         "listen": ["127.0.0.1:0", "[::1]:0"],
         "tls_context": certificates.server,
         "timeout": 0.25,
+        "data_timeout": 0.25,
         "tls_handshake_timeout": 0.25,
         "limit_connections": AT_ONCE // 2,
         "max_from_ip": AT_ONCE // 3,
@@ -171,6 +172,7 @@ async def test_no_way_to_leave_any_phase_keeps_a_place(
     options: dict[str, Any] = {
         "tls_context": certificates.server,
         "timeout": 0.1,
+        "data_timeout": 0.1,
         "tls_handshake_timeout": 0.1,
     }
     async with serve(Discard(), **options) as server:
@@ -210,6 +212,7 @@ async def test_a_stop_in_the_middle_of_it_all_returns_to_zero(certificates: Cert
     options: dict[str, Any] = {
         "tls_context": certificates.server,
         "timeout": 1,
+        "data_timeout": 1,
         "shutdown_timeout": 0.2,
     }
     async with serve(Jumpy(chance), **options) as server:

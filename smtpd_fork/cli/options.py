@@ -64,7 +64,7 @@ def _format_default(name: str) -> str:
         return ""
     if default is False or default is None or default is msgspec.NODEFAULT:
         return ""
-    if name == "max_message_size":
+    if name in {"max_buffered", "max_message_size"}:
         return format_size(default)
     if name == "socket_mode":
         return f"{default:04o}"
@@ -113,6 +113,34 @@ OPTIONS = (
         help="For a TLS handshake.",
     ),
     SettingOption(
+        "--data-timeout", section="Limits", metavar="TIME",
+        help="For the next part of a message.",
+    ),
+    SettingOption(
+        "--min-data-rate", section="Limits", metavar="N",
+        help="Bytes a second that a message has to come with, after a minute; 0: any.",
+    ),
+    SettingOption(
+        "--handler-timeout", section="Limits", metavar="TIME",
+        help="For a handler's answer; then the client is told 451.",
+    ),
+    SettingOption(
+        "--session-timeout", section="Limits", metavar="TIME",
+        help="For a whole session.",
+    ),
+    SettingOption(
+        "--max-errors", section="Limits", metavar="N",
+        help="Commands that are none, before a session is ended.",
+    ),
+    SettingOption(
+        "--max-recipients", section="Limits", metavar="N",
+        help="Of one message.",
+    ),
+    SettingOption(
+        "--max-buffered", section="Limits", metavar="SIZE",
+        help="Messages that all sessions hold at once; beyond, DATA is told 452. 0 is no limit.",
+    ),
+    SettingOption(
         "--max-message-size", section="Limits", metavar="SIZE",
         help="In bytes, or as 25M; 0 is no limit.",
     ),
@@ -120,6 +148,10 @@ OPTIONS = (
         "--handler", section="Mail", metavar="HANDLER", multiple=True,
         help="maildir:PATH, debug, discard, or module:attr. Repeatable: a chain, the first answer "
         "wins.",
+    ),
+    SettingOption(
+        "--bare-newline", section="Mail", metavar="HOW",
+        help="CR and LF that are no pair, and NUL: reject, normalize or accept.",
     ),
     SettingOption(
         "--hostname", section="Mail", metavar="NAME",

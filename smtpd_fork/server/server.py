@@ -13,7 +13,7 @@ from smtpd_fork.listeners import Acceptor, Listener, adopt, open_listeners, pars
 from smtpd_fork.net import describe
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.server.tls import load_tls
-from smtpd_fork.smtp import SMTP
+from smtpd_fork.smtp import SMTP, BareNewline, Budget, Limits, Sweep
 
 if TYPE_CHECKING:
     import socket
@@ -88,6 +88,7 @@ class Server:
         self._listeners = list(listeners)
         self._acceptor: Acceptor | None = None
         self._sessions: Sessions | None = None
+        self._sweep: Sweep | None = None
         self._stopping: asyncio.Task[int] | None = None
 
     def _load_tls(self) -> ssl.SSLContext | None:
@@ -111,7 +112,11 @@ class Server:
             "hostname": self.config.hostname,
             "ident": IDENT,
             "timeout": self.config.timeout,
-            "tls_handshake_timeout": self.config.tls_handshake_timeout,
+            "enhanced": True,
+            "enable_SMTPUTF8": True,
+            "limits": _session_limits(self.config),
+            "bare_newline": BareNewline(self.config.bare_newline),
+            "budget": Budget(self.config.max_buffered),
             **more,
         }
 
@@ -152,6 +157,7 @@ class Server:
             raise
         config = self.config
         self._sessions = Sessions(self._make_session, self._tls, config.tls_handshake_timeout)
+        self._sweep = Sweep(asyncio.get_running_loop(), _shortest(config))
         self._acceptor = Acceptor(
             self._listeners,
             self.gate,
@@ -193,6 +199,8 @@ class Server:
         cut = await self._sessions.drain(seconds)
         if cut:
             log.warning("%d sessions were cut", cut)
+        if self._sweep is not None:
+            await self._sweep.stop()
         await self.chain.close()
         return cut
 
@@ -246,6 +254,7 @@ class Server:
             self.chain,
             peer=peer,
             on_close=on_close,
+            sweep=self._sweep,
             tls_context=tls,
             require_starttls=self.config.require_starttls and tls is not None,
             **self._session_options,
@@ -254,6 +263,24 @@ class Server:
     def __repr__(self) -> str:
         places = ", ".join(describe(a) if isinstance(a, tuple) else str(a) for a in self.addresses)
         return f"<Server {places or 'not bound'}>"
+
+
+def _shortest(config: Config) -> float:
+    """Return the shortest of the time limits that sessions have."""
+    return min(config.timeout, config.data_timeout, config.handler_timeout, config.session_timeout)
+
+
+def _session_limits(config: Config) -> Limits:
+    return Limits(
+        command_seconds=config.timeout,
+        data_seconds=config.data_timeout,
+        data_rate=config.min_data_rate,
+        handler_seconds=config.handler_timeout,
+        handshake_seconds=config.tls_handshake_timeout,
+        session_seconds=config.session_timeout,
+        errors=config.max_errors,
+        recipients=config.max_recipients,
+    )
 
 
 def _chain(handler: Any) -> Chain:

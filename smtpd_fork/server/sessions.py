@@ -107,7 +107,7 @@ class Sessions:
         protocol = connecting.protocol
         if not connecting.begun:
             connecting.sock.close()  # else it is the loop's, which closes it
-        if protocol.done is None:
+        if not protocol.began:
             log.info("%s: no session: %s", protocol, error or "the server stops")
             self._ended(protocol)
         else:
@@ -119,7 +119,7 @@ class Sessions:
         if ticket is None:
             return
         ticket.release()
-        task = protocol.done
+        task = protocol.task
         if task is not None and not task.done():
             # A handler with a message in hand, or handle_DISCONNECT.
             self._finishing.add(task)

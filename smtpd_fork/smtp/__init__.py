@@ -1,6 +1,11 @@
-"""The session: aiosmtpd's SMTP class, with a ticket that it cannot lose."""
+"""The session: aiosmtpd's SMTP class by contract, with a wire and a dialogue of its own."""
 
+from smtpd_fork.smtp.body import BareNewline
+from smtpd_fork.smtp.budget import Budget
+from smtpd_fork.smtp.envelope import Envelope
 from smtpd_fork.smtp.session import Session
+from smtpd_fork.smtp.setup import Limits
 from smtpd_fork.smtp.smtp import SMTP
+from smtpd_fork.smtp.sweep import Sweep
 
-__all__ = ["SMTP", "Session"]
+__all__ = ["SMTP", "BareNewline", "Budget", "Envelope", "Limits", "Session", "Sweep"]

@@ -1,0 +1,71 @@
+"""What the clients have in common: lines to and from whoever started them, and to a server."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from typing import Any
+
+__all__ = ["HOST", "TIMEOUT", "answer", "connect", "options", "read_reply"]
+
+HOST = "127.0.0.1"
+
+TIMEOUT = 60.0
+"""Seconds that a server may take for anything."""
+
+
+def options() -> dict[str, Any]:
+    """Return the keyword arguments that this process was started with."""
+    told: dict[str, Any] = json.loads(sys.argv[1])
+    return told
+
+
+def answer(**figures: float) -> None:
+    """Send a line to whoever started this process."""
+    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.flush()
+
+
+def connect(port: int, source: str) -> socket.socket:
+    """Return a connection from the address *source*."""
+    sock = unconnected(source)
+    sock.settimeout(TIMEOUT)
+    try:
+        sock.connect((HOST, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def unconnected(source: str) -> socket.socket:
+    """Return a socket with an address but no port yet: connect(2) then picks it by the peer.
+
+    A port picked by bind(2) would be one for all peers, and those would soon be used up.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.bind((source, 0))
+    return sock
+
+
+def read_reply(sock: socket.socket) -> bytes:
+    """Return a whole reply, of however many lines.
+
+    :raises ConnectionError: the server closed first
+    """
+    reply = b""
+    while not _is_whole(reply):
+        some = sock.recv(65536)
+        if not some:
+            raise ConnectionError(f"closed by the server after {reply!r}")
+        reply += some
+    return reply
+
+
+def _is_whole(reply: bytes) -> bool:
+    if not reply.endswith(b"\r\n"):
+        return False
+    last = reply[:-2].rpartition(b"\r\n")[2]
+    return last[3:4] != b"-"

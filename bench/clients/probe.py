@@ -1,0 +1,39 @@
+"""Connects now and then, one client at a time, and times the greeting."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+from bench.clients.dialogue import answer, connect, options, read_reply
+
+
+def probe(port: int, source: str) -> float:
+    """Return the seconds from before connect(2) to the greeting's last byte."""
+    began = time.perf_counter()
+    with connect(port, source) as sock:
+        greeting = read_reply(sock)
+        took = time.perf_counter() - began
+        if not greeting.startswith(b"220"):
+            raise ConnectionError(f"not let in: {greeting!r}")
+        sock.sendall(b"QUIT\r\n")
+        while sock.recv(512):
+            pass
+    return took
+
+
+def main() -> None:
+    """Probe as many times as each line says."""
+    told = options()
+    for line in sys.stdin:
+        times = []
+        for _ in range(int(line)):
+            times.append(1000 * probe(told["port"], told["source"]))
+            time.sleep(told["pause"])
+        percentiles = statistics.quantiles(times, n=100, method="inclusive")
+        answer(p50=percentiles[49], p99=percentiles[98])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The contenders on Node.js: nodemailer's smtp-server, and Haraka. Installed into a cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.contenders.base import HOST, Contender, Needs, Place
+
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+__all__ = ["Haraka", "NodemailerSmtpServer", "node_version"]
+
+INSTALL_SECONDS = 180.0
+
+_PEERS = Path(__file__).parents[1] / "peers"
+
+
+def _cache_folder() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "smtpd-fork-bench"
+
+
+@cache
+def node_version() -> str:
+    """Return the version of Node.js; an empty string if there is none."""
+    node = shutil.which("node")
+    if node is None:
+        return ""
+    told = subprocess.run(  # noqa: S603 - a program from PATH, no input
+        [node, "--version"], capture_output=True, text=True, timeout=10, check=False
+    )
+    return told.stdout.strip()
+
+
+class NodePackage(Contender):
+    """A package of npm's, of one version, in a folder of its own."""
+
+    package: ClassVar[str]
+    release: ClassVar[str]
+
+    @property
+    def home(self) -> Path:
+        """Where the package lies."""
+        folder = _cache_folder() / f"{self.package}-{self.release}"
+        return folder / "node_modules" / self.package
+
+    def missing(self) -> str:
+        """Install it, unless it is there."""
+        if not node_version():
+            return "Node.js is not installed"
+        if (self.home / "package.json").is_file():
+            return ""
+        npm = shutil.which("npm")
+        if npm is None:
+            return "npm is not installed"
+        folder = self.home.parents[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        quiet = ("--no-audit", "--no-fund", "--no-save", "--ignore-scripts", "--loglevel=error")
+        wanted = f"{self.package}@{self.release}"
+        try:
+            subprocess.run(  # noqa: S603 - name and version are written above
+                [npm, "install", "--prefix", str(folder), *quiet, wanted],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=INSTALL_SECONDS,
+                check=True,
+            )
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            return f"npm could not install {wanted}"
+        return ""
+
+    def version(self) -> str:
+        """Return name and version, and those of Node.js."""
+        return f"{self.package} {self.release} on Node.js {node_version()}"
+
+
+class NodemailerSmtpServer(NodePackage):
+    """nodemailer's server: ``bench/peers/nodemailer.cjs``."""
+
+    name = "nodemailer"
+    package = "smtp-server"
+    release = "3.21.6"
+    setup = (
+        "`smtp-server` without its log and without reverse look-ups. It greets each client after "
+        "100 ms at the earliest, which cannot be changed: its messages a second say nothing where "
+        "each message has its own connection"
+    )
+    cannot: ClassVar[dict[str, str]] = {"W6": "its limit is one for all addresses together"}
+    portion: ClassVar[float] = 0.25
+    portion_of_connections: ClassVar[float | None] = 0.1
+
+    def command(self, place: Place, needs: Needs) -> list[str]:
+        """Return the little server's command line."""
+        options = {
+            "package": str(self.home),
+            "host": HOST,
+            "port": place.port,
+            "maxClients": needs.limit,
+            "certificate": str(place.certificates.certificate) if needs.tls else "",
+            "key": str(place.certificates.key) if needs.tls else "",
+        }
+        return ["node", str(_PEERS / "nodemailer.cjs"), json.dumps(options)]
+
+
+class Haraka(NodePackage):
+    """Haraka with one plugin that takes everything: ``bench/peers/haraka_discard.js``."""
+
+    name = "haraka"
+    package = "Haraka"
+    release = "3.3.4"
+    setup = (
+        "one process, its log at warnings, and one plugin that answers reverse look-ups itself, "
+        "takes every recipient and discards every message"
+    )
+    cannot: ClassVar[dict[str, str]] = {
+        "W5": "its limit is a plugin that keeps its counts in Redis",
+        "W6": "its limit is a plugin that keeps its counts in Redis",
+        "W7": "not set up for TLS here",
+    }
+    portion: ClassVar[float] = 0.2
+
+    def command(self, place: Place, needs: Needs) -> list[str]:
+        """Write its configuration, and return its command line."""
+        files = {
+            "config/smtp.ini": f"listen={HOST}:{place.port}\nnodes=0\n",
+            # A file of its own replaces the one that comes with it: all sections have to be there.
+            "config/connection.ini": (
+                f"[max]\nbytes={needs.largest}\n[message]\nhelo=hello\nclose=bye\n"
+                "[uuid]\nbanner_chars=0\ndeny_chars=0\n"
+                "[headers]\nmax_lines=1000\nmax_received=100\n[haproxy]\nhosts[]=\n"
+            ),
+            "config/log.ini": "[main]\nlevel=warn\n",
+            "config/me": "localhost\n",
+            "config/plugins": "discard\n",
+            "plugins/discard.js": (_PEERS / "haraka_discard.js").read_text(encoding="utf-8"),
+        }
+        for name, text in files.items():
+            path = place.folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return ["node", str(self.home / "bin" / "haraka"), "-c", str(place.folder)]

@@ -1,0 +1,81 @@
+"""The contenders in Python: this daemon, and stock aiosmtpd."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from bench.contenders.base import HOST, Contender, Needs, Place
+from smtpd_fork.version import __version__
+
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+__all__ = ["SmtpdFork", "StockAiosmtpd"]
+
+
+class SmtpdFork(Contender):
+    """The command of this tree."""
+
+    name = "smtpd-fork"
+    setup = (
+        "as it ships: uvloop, its gate on, its log at the default level and into a file; "
+        "`--handler discard`, and `-m 0` where one address has to connect often"
+    )
+
+    def missing(self) -> str:
+        """Have it: it is this tree."""
+        return ""
+
+    def version(self) -> str:
+        """Return name and version."""
+        return f"smtpd-fork {__version__}"
+
+    def command(self, place: Place, needs: Needs) -> list[str]:
+        """Return the daemon's command line."""
+        command = [
+            *(sys.executable, "-m", "smtpd_fork"),
+            *("--listen-address", f"{HOST}:{place.port}"),
+            *("--handler", "discard"),
+            *("--hostname", "localhost"),
+            *("--limit-connections", str(needs.capacity)),
+            *("--max-from-ip", str(needs.limit)),
+            *("--max-message-size", str(needs.largest)),
+            *("--log-to", str(place.folder / "log")),
+        ]
+        if needs.tls:
+            command += ["--tls-cert", str(place.certificates.certificate)]
+            command += ["--tls-key", str(place.certificates.key)]
+        return command
+
+
+class StockAiosmtpd(Contender):
+    """aiosmtpd as it is, on uvloop: ``bench/peers/stock.py``."""
+
+    name = "aiosmtpd"
+    setup = (
+        "`loop.create_server` on uvloop with `aiosmtpd.smtp.SMTP` and `aiosmtpd.handlers.Sink`; "
+        "where a limit is wanted, a subclass that checks it in `connection_made`"
+    )
+    portion: ClassVar[float] = 0.5
+
+    def missing(self) -> str:
+        """Have it: the daemon itself needs both packages."""
+        return ""
+
+    def version(self) -> str:
+        """Return names and versions."""
+        return f"aiosmtpd {version('aiosmtpd')} on uvloop {version('uvloop')}"
+
+    def command(self, place: Place, needs: Needs) -> list[str]:
+        """Return the little server's command line."""
+        command = [
+            *(sys.executable, "-m", "bench.peers.stock"),
+            *("--host", HOST, "--port", str(place.port)),
+            *("--limit", str(needs.limit), "--largest", str(needs.largest)),
+        ]
+        if needs.tls:
+            command += ["--certificate", str(place.certificates.certificate)]
+            command += ["--key", str(place.certificates.key)]
+        return command

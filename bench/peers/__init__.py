@@ -1,0 +1,1 @@
+"""Small servers that are measured beside the daemon."""

@@ -1,0 +1,69 @@
+"""What the kernel knows of a process and its children: processor time and memory. See proc(5)."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["KIB", "cpu_seconds", "family", "forget_peak", "peak_bytes", "proportional_bytes"]
+
+KIB = 1024
+
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+# Fields of /proc/PID/stat, counted from the one behind the command's name, which is the third.
+_STATE, _UTIME, _STIME, _CUTIME, _CSTIME = 0, 11, 12, 13, 14
+
+_GONE = (FileNotFoundError, ProcessLookupError)
+
+
+def family(pid: int) -> list[int]:
+    """Return *pid* and all that descend from it and still run."""
+    members = [pid]
+    for member in members:
+        with suppress(*_GONE):
+            for task in Path(f"/proc/{member}/task").iterdir():
+                members += map(int, (task / "children").read_text().split())
+    return members
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return user and system time of *pid*, its children, and those they have waited for."""
+    ticks = 0
+    for member in family(pid):
+        with suppress(*_GONE):
+            fields = _stat(member)
+            ticks += sum(int(fields[n]) for n in (_UTIME, _STIME, _CUTIME, _CSTIME))
+    return ticks / _TICKS_PER_SECOND
+
+
+def _stat(pid: int) -> list[str]:
+    # The command's name may hold spaces and parentheses: what counts comes after the last one.
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+
+
+def proportional_bytes(pid: int) -> int:
+    """Return the memory in use (PSS): pages that are shared count in part."""
+    return sum(_kib(member, "smaps_rollup", "Pss:") for member in family(pid)) * KIB
+
+
+def forget_peak(pid: int) -> int:
+    """Have the high-water mark begin anew, and return what is resident now, in bytes."""
+    for member in family(pid):
+        with suppress(OSError):  # without it the mark is that of the process's whole life
+            Path(f"/proc/{member}/clear_refs").write_text("5", encoding="ascii")
+    return sum(_kib(member, "status", "VmRSS:") for member in family(pid)) * KIB
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the most that was resident since :func:`forget_peak`."""
+    return sum(_kib(member, "status", "VmHWM:") for member in family(pid)) * KIB
+
+
+def _kib(pid: int, name: str, field: str) -> int:
+    with suppress(*_GONE):
+        for line in Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8").splitlines():
+            if line.startswith(field):
+                return int(line.split()[1])
+    return 0

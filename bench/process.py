@@ -1,0 +1,186 @@
+"""Processes that a run starts. Each is ended by its pid when its block ends, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from signal import SIGKILL
+from typing import TYPE_CHECKING, Any, Self
+
+from bench.proc import family
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["ROOT", "BenchError", "Client", "Process", "run"]
+
+ROOT = Path(__file__).parents[1]
+"""The tree that is measured: where ``bench`` and ``smtpd_fork`` lie."""
+
+PATIENCE = 15.0
+"""Seconds for a process to end when told to; then it is killed."""
+
+
+class BenchError(Exception):
+    """Something could not be measured; the text says why, in one line."""
+
+
+def _environment() -> dict[str, str]:
+    """Return ours, without options for the daemon, and with this tree to import from."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SMTPD_FORK_")}
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
+    return {**kept, "PYTHONPATH": path}
+
+
+class Process:
+    """A process in a session of its own: Ctrl-C is for us, and we end it.
+
+    :param command: program and arguments
+    :param folder: where it runs, and where what it prints is kept
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        self._output = folder / "output"
+        with self._output.open("ab") as output:
+            self._popen = self._start(command, folder, output.fileno())
+
+    @staticmethod
+    def _start(command: Sequence[str], folder: Path, output: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - the contenders write the command
+            command,
+            cwd=folder,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._popen.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._popen.poll() is None
+
+    @property
+    def last_words(self) -> str:
+        """The last line that it printed."""
+        lines = self._output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1][:200] if lines else "it said nothing"
+
+    def wait(self, patience: float) -> int:
+        """Return its exit status once it has ended.
+
+        :raises subprocess.TimeoutExpired: it has not within *patience* seconds
+        """
+        return self._popen.wait(patience)
+
+    def end(self) -> None:
+        """End it and all that descend from it."""
+        offspring = family(self.pid)[1:] if self.alive else []
+        try:
+            self._popen.terminate()
+            self._popen.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if self.alive:
+                self._popen.kill()
+                self._popen.wait()
+            for pid in offspring:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, SIGKILL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+class Client(Process):
+    """One of ``bench.clients``: a line of JSON for each line that it is sent.
+
+    :param module: its name
+    :param options: its keyword arguments
+    """
+
+    def __init__(self, module: str, folder: Path, **options: Any) -> None:
+        name = f"bench.clients.{module}"
+        super().__init__([sys.executable, "-m", name, json.dumps(options)], folder)
+
+    @staticmethod
+    def _start(command: Sequence[str], folder: Path, output: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - the contenders write the command
+            command,
+            cwd=folder,
+            env=_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            start_new_session=True,
+        )
+
+    def tell(self, word: str) -> None:
+        """Send it a line."""
+        assert self._popen.stdin is not None  # noqa: S101 - for the type checker
+        with suppress(BrokenPipeError):  # its end is noticed when its answer is read
+            self._popen.stdin.write(f"{word}\n".encode())
+            self._popen.stdin.flush()
+
+    def hear(self, patience: float) -> dict[str, float]:
+        """Return its next answer.
+
+        :raises BenchError: it ended, or gave no answer within *patience* seconds
+        """
+        assert self._popen.stdout is not None  # noqa: S101 - for the type checker
+        deadline = time.monotonic() + patience
+        line = b""
+        while not line.endswith(b"\n"):
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self._popen.stdout], [], [], left)[0]:
+                raise BenchError(f"the client gave no answer in {patience:g} s")
+            some = os.read(self._popen.stdout.fileno(), 65536)
+            if not some:
+                raise BenchError(f"the client ended: {self.last_words}")
+            line += some
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def ask(self, word: str, patience: float = 120.0) -> dict[str, float]:
+        """Send a line and return the answer."""
+        self.tell(word)
+        return self.hear(patience)
+
+    def end(self) -> None:
+        """End it, and close its pipes."""
+        super().end()
+        for pipe in (self._popen.stdin, self._popen.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def run(command: Sequence[str], folder: Path, patience: float) -> None:
+    """Run a program to its end.
+
+    :raises BenchError: it failed, or took longer than *patience* seconds
+    """
+    with Process(command, folder) as process:
+        name = Path(command[0]).name
+        try:
+            status = process.wait(patience)
+        except subprocess.TimeoutExpired:
+            raise BenchError(f"{name} took longer than {patience:g} s") from None
+        if status:
+            raise BenchError(f"{name}: {process.last_words}")

@@ -1,0 +1,94 @@
+"""What was measured: figures by workload, server and round, and what is made of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Results", "Spread", "figure"]
+
+
+class Spread(NamedTuple):
+    """The median of several rounds, and how far apart they were."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self | None:
+        """Return that of *values*; None if there are none."""
+        some = sorted(values)
+        return cls(statistics.median(some), some[0], some[-1]) if some else None
+
+    def __str__(self) -> str:
+        if self.least == self.most:
+            return figure(self.median)
+        return f"{figure(self.median)} ({figure(self.least)}..{figure(self.most)})"
+
+
+def figure(value: float) -> str:
+    """Return a figure with about three significant digits."""
+    for limit, digits in ((100.0, 0), (10.0, 1)):
+        if abs(value) >= limit:
+            return f"{value:,.{digits}f}"
+    return f"{value:.2f}"
+
+
+@dataclass
+class Results:
+    """What was measured, by workload, server and round.
+
+    :ivar rounds: how many there were
+    :ivar reasons: why a server was not measured in a workload
+    :ivar failures: what went wrong, a line each, in rounds that gave no figures
+    """
+
+    rounds: int
+    reasons: dict[tuple[str, str], str] = field(default_factory=dict)
+    failures: defaultdict[tuple[str, str], list[str]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    _figures: dict[tuple[str, str, int], dict[str, float]] = field(default_factory=dict)
+
+    def add(self, workload: str, server: str, number: int, figures: dict[str, float]) -> None:
+        """Keep the figures of one round."""
+        self._figures[workload, server, number] = figures
+
+    def values(self, workload: str, server: str, metric: str) -> list[float]:
+        """Return a server's figures, of the rounds that gave one."""
+        return [
+            figures[metric]
+            for number in range(self.rounds)
+            if (figures := self._figures.get((workload, server, number))) is not None
+        ]
+
+    def ratios(self, workload: str, server: str, other: str, metric: str) -> list[float]:
+        """Return a server's figures divided by another's of the same round."""
+        pairs = (
+            (
+                self._figures.get((workload, server, number)),
+                self._figures.get((workload, other, number)),
+            )
+            for number in range(self.rounds)
+        )
+        return [
+            mine[metric] / theirs[metric]
+            for mine, theirs in pairs
+            if mine is not None and theirs is not None and theirs[metric] > 0
+        ]
+
+    def why_not(self, workload: str, server: str) -> str:
+        """Return why there are no figures at all, or fewer than rounds; or an empty string."""
+        key = (workload, server)
+        if key in self.reasons:
+            return f"not measured: {self.reasons[key]}"
+        failures = self.failures.get(key, [])
+        if failures:
+            return f"failed in {len(failures)} of {self.rounds} rounds: {failures[-1]}"
+        return ""

@@ -1,0 +1,84 @@
+"""The rounds: every workload, and in it every server, one after the other, again and again."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from bench.process import BenchError
+from bench.results import Results, figure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bench.certificates import Certificates
+    from bench.contenders import Contender
+    from bench.workloads import Workload
+
+__all__ = ["measure"]
+
+
+def measure(
+    contenders: Sequence[Contender],
+    workloads: Sequence[Workload],
+    rounds: int,
+    certificates: Certificates,
+    tell: Callable[[str], None],
+) -> Results:
+    """Measure everything *rounds* times.
+
+    Servers take turns within a workload, so that those whose figures are compared are measured
+    within seconds of each other; and each round begins with another one.
+    """
+    results = Results(rounds)
+    results.reasons.update(_reasons(contenders, workloads, certificates))
+    for number in range(rounds):
+        for workload in workloads:
+            first = number % len(contenders)
+            for contender in (*contenders[first:], *contenders[:first]):
+                if (workload.key, contender.name) in results.reasons:
+                    continue
+                began = time.monotonic()
+                said = _once(workload, contender, number, certificates, results)
+                seconds = time.monotonic() - began
+                tell(
+                    f"round {number + 1}/{rounds} {workload.key} {contender.name}: {said} "
+                    f"[{seconds:.1f} s]"
+                )
+    return results
+
+
+def _once(
+    workload: Workload,
+    contender: Contender,
+    number: int,
+    certificates: Certificates,
+    results: Results,
+) -> str:
+    """Measure once; return a line about it."""
+    try:
+        figures = workload.measure(contender, certificates)
+    except BenchError as error:
+        results.failures[workload.key, contender.name].append(str(error))
+        return f"FAILED: {error}"
+    results.add(workload.key, contender.name, number, figures)
+    return ", ".join(
+        f"{metric.label} {figure(figures[metric.key])} {metric.unit}".rstrip()
+        for metric in workload.metrics
+    )
+
+
+def _reasons(
+    contenders: Sequence[Contender], workloads: Sequence[Workload], certificates: Certificates
+) -> dict[tuple[str, str], str]:
+    """Return what cannot be measured, and why."""
+    reasons = {}
+    for contender in contenders:
+        absent = contender.missing()
+        for workload in workloads:
+            why = absent or contender.cannot.get(workload.key, "") or workload.missing()
+            if workload.key == "W7":
+                why = why or certificates.missing
+            if why:
+                reasons[workload.key, contender.name] = why
+    return reasons

@@ -1,0 +1,77 @@
+"""What this daemon is meant to reach, and whether it did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from bench.results import Spread, figure
+
+if TYPE_CHECKING:
+    from bench.results import Results
+
+__all__ = ["ENOUGH_ROUNDS", "OURS", "TARGETS", "Target"]
+
+OURS = "smtpd-fork"
+
+ENOUGH_ROUNDS = 3
+"""Fewer say nothing on a machine that does other things as well."""
+
+
+class Target(NamedTuple):
+    """A figure that is not to be passed.
+
+    :ivar against: the server whose figure of the same round ours is divided by, if any
+    """
+
+    workload: str
+    metric: str
+    text: str
+    limit: float
+    unit: str = ""
+    against: str = ""
+
+    @property
+    def wanted(self) -> str:
+        """The limit, in words."""
+        if self.against:
+            return f"at most {self.limit:g} x {self.against}"
+        return f"at most {self.limit:g} {self.unit}".rstrip()
+
+    def values(self, results: Results) -> list[float]:
+        """Return what was measured, by round."""
+        if self.against:
+            return results.ratios(self.workload, OURS, self.against, self.metric)
+        return results.values(self.workload, OURS, self.metric)
+
+    def measured(self, results: Results) -> str:
+        """Return what was measured, in words."""
+        spread = Spread.of(self.values(results))
+        if spread is None:
+            return results.why_not(self.workload, OURS) or "not measured"
+        return f"{spread} {'x' if self.against else self.unit}".rstrip()
+
+    def verdict(self, results: Results) -> str:
+        """Return whether it was met, by the median, and in how many rounds."""
+        values = self.values(results)
+        spread = Spread.of(values)
+        if spread is None:
+            return "-"
+        if len(values) < ENOUGH_ROUNDS:
+            return "too few rounds to say"
+        met = sum(value <= self.limit for value in values)
+        word = "yes" if spread.median <= self.limit else "no"
+        times = "" if met in {0, len(values)} else f" (met in {met} of {len(values)} rounds)"
+        by = "" if word == "yes" else f", {figure(spread.median / self.limit)} times the target"
+        return word + by + times
+
+
+TARGETS = (
+    Target("W1", "cpu", "CPU a message, one a connection", 1.1, against="smtp-sink"),
+    Target("W2", "cpu", "CPU a message, many a connection", 1.0, against="smtp-sink"),
+    Target("W3", "cpu", "CPU a message of 10 MiB", 0.5, against="smtp-sink"),
+    Target("W4", "many", "Memory of an idle session, of 5,000", 4, "KiB"),
+    Target("W5", "cpu", "CPU a refusal, 20 clients at once", 35, "us"),
+    Target("W6", "p99", "Greeting of others in a flood, p99", 2, "ms"),
+    Target("W8", "peak", "Peak memory / size of a message", 1.5),
+    Target("W9", "ratio", "CPU a message, 5,000 others / 10 others", 1.15),
+)

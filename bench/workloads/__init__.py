@@ -1,0 +1,46 @@
+"""What is done to the servers, in two sizes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.workloads.base import Metric, Workload
+from bench.workloads.idle import IdleMemory, InACrowd
+from bench.workloads.mail import LargeMail, ManyAConnection, OneAConnection
+from bench.workloads.peak import PeakMemory
+from bench.workloads.refusals import Flood, Refusal
+from bench.workloads.starttls import StartTls
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["KEYS", "Metric", "Workload", "workloads"]
+
+KEYS = tuple(f"W{n}" for n in range(1, 10))
+
+
+def workloads(*, quick: bool) -> Sequence[Workload]:
+    """Return all; quick ones are for seeing that they work, not for figures."""
+    if quick:
+        return (
+            OneAConnection(1000),
+            ManyAConnection(2000),
+            LargeMail(4),
+            IdleMemory(),
+            Refusal(2000),
+            Flood(200),
+            StartTls(200),
+            PeakMemory(),
+            InACrowd(1000),
+        )
+    return (
+        OneAConnection(5000),
+        ManyAConnection(15000),
+        LargeMail(40),
+        IdleMemory(),
+        Refusal(10000),
+        Flood(1000),
+        StartTls(1000),
+        PeakMemory(),
+        InACrowd(5000),
+    )

@@ -1,0 +1,116 @@
+"""Idle sessions: the memory that each takes, and what they cost others."""
+
+from __future__ import annotations
+
+from resource import RLIMIT_NOFILE, getrlimit
+from typing import TYPE_CHECKING, ClassVar
+
+from bench.contenders.base import Contender, Needs, serving
+from bench.proc import KIB, proportional_bytes
+from bench.process import Client
+from bench.workloads.base import Metric, Workload
+from bench.workloads.mail import ManyAConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.certificates import Certificates
+
+__all__ = ["IdleMemory", "InACrowd"]
+
+FEW = 1000
+MANY = 5000
+CAPACITY = 6000
+SPARE_FILES = 200
+
+WARM_UP = 10
+
+
+def _too_few_files() -> str:
+    hard = getrlimit(RLIMIT_NOFILE)[1]
+    if hard >= CAPACITY + SPARE_FILES:
+        return ""
+    return f"a process may open only {hard} files here (RLIMIT_NOFILE)"
+
+
+class IdleMemory(Workload):
+    """The memory of a session that does nothing."""
+
+    key = "W4"
+    title = "Memory of an idle session"
+    metrics: ClassVar[Sequence[Metric]] = (
+        Metric("few", f"memory a session, of {FEW:,}", "KiB", compared=True),
+        Metric("many", f"memory a session, of {MANY:,}", "KiB", compared=True),
+    )
+
+    @property
+    def how(self) -> str:
+        """How it is measured."""
+        return (
+            "The server's own memory (PSS, the sum over its processes) before and after a client "
+            f"opens {FEW:,} and then {MANY:,} sessions that have read the greeting and said EHLO, "
+            f"from several addresses; the difference, divided by their number. {WARM_UP} sessions "
+            f"are open already when it begins. The server may have {CAPACITY:,} sessions. What the "
+            "kernel keeps for a socket is in no server's figure."
+        )
+
+    def missing(self) -> str:
+        """See whether there may be that many."""
+        return _too_few_files()
+
+    def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
+        """Measure the memory at three numbers of sessions."""
+        with (
+            serving(contender, Needs(capacity=CAPACITY), certificates) as served,
+            Client("hold", served.folder, port=served.port) as holder,
+        ):
+            holder.ask(str(WARM_UP))
+            before = proportional_bytes(served.pid)
+            figures = {}
+            for key, count in (("few", FEW), ("many", MANY)):
+                holder.ask(str(WARM_UP + count))
+                served.cpu_seconds()
+                taken = proportional_bytes(served.pid) - before
+                figures[key] = taken / count / KIB
+            return figures
+
+
+class InACrowd(Workload):
+    """What a message costs while others are connected."""
+
+    key = "W9"
+    title = "The cost of a message with many others connected"
+    metrics: ClassVar[Sequence[Metric]] = (
+        Metric("ratio", f"CPU a message, {MANY:,} others / {WARM_UP} others", ""),
+        Metric("cpu", f"CPU a message, {MANY:,} others", "us", compared=True),
+    )
+
+    def __init__(self, count: int) -> None:
+        self._mail = ManyAConnection(count)
+
+    @property
+    def how(self) -> str:
+        """How it is measured."""
+        return (
+            f"The messages of W2, {self._mail.count:,} at a time, on one server: with {WARM_UP} "
+            f"idle sessions of other clients, with {MANY:,}, and with {WARM_UP} again. The ratio "
+            "is that of the second to the mean of the first and the third."
+        )
+
+    def missing(self) -> str:
+        """See whether there may be that many, and a client."""
+        return _too_few_files() or self._mail.missing()
+
+    def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
+        """Measure three times on one server."""
+        count = contender.share(self._mail.count)
+        with (
+            serving(contender, Needs(capacity=CAPACITY), certificates) as served,
+            Client("hold", served.folder, port=served.port) as holder,
+        ):
+            self._mail.send(served, max(20, count // 10))
+            costs = []
+            for others in (WARM_UP, MANY, WARM_UP):
+                holder.ask(str(others))
+                costs.append(self._mail.cost(served, count)["cpu"])
+            return {"ratio": costs[1] / ((costs[0] + costs[2]) / 2), "cpu": costs[1]}

@@ -1,0 +1,143 @@
+"""Refused connections: what each costs, and whether others notice a flood of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from bench.contenders.base import Contender, Needs, serving
+from bench.process import BenchError, Client
+from bench.workloads.base import MICRO, Metric, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.certificates import Certificates
+
+__all__ = ["Flood", "Refusal"]
+
+AT_ONCE = 20
+WARM_UP = 200
+
+FLOODER = "127.0.0.3"
+INNOCENT = "127.0.0.2"
+LIMIT_IN_FLOOD = 5
+"""More than one, so that the innocent client's last session may still be closing."""
+
+PAUSE = 0.001
+"""Seconds between two probes."""
+
+TOLERATED = 0.01
+"""Of the refusals, how many may have come to the client as a reset or an early end."""
+
+
+def _check(heard: dict[str, float]) -> None:
+    """See that clients were refused, and knew it.
+
+    :raises BenchError: many were not answered 421
+    """
+    if heard["other"] > TOLERATED * (heard["refused"] + heard["other"]):
+        raise BenchError(
+            f"{heard['other']:.0f} clients were not answered 421, {heard['refused']:.0f} were"
+        )
+
+
+class Refusal(Workload):
+    """What a refused connection costs."""
+
+    key = "W5"
+    title = "A refused connection"
+    metrics: ClassVar[Sequence[Metric]] = (
+        Metric("cpu", "CPU a refusal", "us", compared=True),
+        Metric("rate", "refusals a second", ""),
+    )
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    @property
+    def how(self) -> str:
+        """How it is measured."""
+        return (
+            "The server lets in one session of an address, and one is held. From the same "
+            f"address {AT_ONCE} clients at once connect, read the reply and close, "
+            f"{self._count:,} times in all. More than {TOLERATED:.0%} of answers other than 421 "
+            "makes the round a failure."
+        )
+
+    def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
+        """Measure the processor time of the refusals."""
+        count = contender.share(self._count)
+        with serving(contender, Needs(limit=1), certificates) as served:
+            # The address of the probe at the start differs from that of the clients.
+            where = {"port": served.port, "source": INNOCENT, "at_once": AT_ONCE}
+            with Client("knock", served.folder, hold=1, **where) as warm_up:
+                warm_up.hear(60)
+                warm_up.ask(str(WARM_UP))
+            served.cpu_seconds()
+            with Client("knock", served.folder, hold=1, **where) as knocker:
+                knocker.hear(60)
+                before = served.cpu_seconds()
+                heard = knocker.ask(str(count))
+                used = served.cpu_seconds() - before
+        _check(heard)
+        answered = heard["refused"] + heard["other"]
+        return {"cpu": MICRO * used / answered, "rate": answered / heard["seconds"]}
+
+
+class Flood(Workload):
+    """What others notice of a flood."""
+
+    key = "W6"
+    title = "The greeting of others during a flood of refused connections"
+    metrics: ClassVar[Sequence[Metric]] = (
+        Metric("p99", "p99", "ms", compared=True),
+        Metric("p50", "p50", "ms", compared=True),
+        Metric("quiet", "p99 without a flood", "ms"),
+        Metric("rate", "refusals a second", ""),
+    )
+
+    def __init__(self, probes: int) -> None:
+        self._probes = probes
+
+    @property
+    def how(self) -> str:
+        """How it is measured."""
+        return (
+            f"The server lets in {LIMIT_IN_FLOOD} sessions of an address. {FLOODER} holds as "
+            f"many, and {AT_ONCE} more of its clients at once connect, are refused and come "
+            f"again as fast as they can. Meanwhile {INNOCENT} connects {self._probes:,} times, "
+            f"{1000 * PAUSE:g} ms after its last session ended, and takes the time from connect "
+            "to the greeting; before the flood it does the same. Server and clients share the "
+            "machine: where it has few cores, the figure holds the time that the client itself "
+            "waited for one."
+        )
+
+    def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
+        """Time the greetings without a flood and during one."""
+        with (
+            serving(contender, Needs(limit=LIMIT_IN_FLOOD), certificates) as served,
+            Client(
+                "probe", served.folder, port=served.port, source=INNOCENT, pause=PAUSE
+            ) as innocent,
+            Client(
+                "knock",
+                served.folder,
+                port=served.port,
+                source=FLOODER,
+                at_once=AT_ONCE,
+                hold=LIMIT_IN_FLOOD,
+            ) as flooder,
+        ):
+            flooder.hear(60)
+            quiet = innocent.ask(str(self._probes))
+            flooder.tell("flood")
+            innocent.ask(str(max(20, self._probes // 10)))
+            flooded = innocent.ask(str(self._probes))
+            heard = flooder.ask("stop")
+        _check(heard)
+        return {
+            "p50": flooded["p50"],
+            "p99": flooded["p99"],
+            "quiet": quiet["p99"],
+            "rate": heard["refused"] / heard["seconds"],
+        }

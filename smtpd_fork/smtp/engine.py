@@ -1,0 +1,609 @@
+"""Engine: a session's life, its wire, its time, and the way from an event to a reply.
+
+Commands are plain functions where nobody has to be waited for, and that is most of them: a batch of
+pipelined commands is read, judged and answered in one turn with one write. What waits (a handler's
+hook, a method of a user's subclass) is a coroutine, and runs in a task that lives as long as it
+does; an idle session has none.
+
+The laws:
+
+- :meth:`Engine.connection_lost` runs once for every connection, and ``on_close`` is called there
+  and nowhere else;
+- every state has a deadline, and every deadline ends in a reply, a close or a cut;
+- what is held for a client is bounded: input while busy, output while it does not read, messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+
+import aiosmtpd.smtp
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.gate.verdict import reply_line, shutdown_reply
+from smtpd_fork.net import describe, plain_peer
+from smtpd_fork.smtp.envelope import Envelope
+from smtpd_fork.smtp.framer import Chunk, CommandFault, Framer
+from smtpd_fork.smtp.session import Session, new_session_id
+from smtpd_fork.smtp.wire import Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from smtpd_fork.net import Peer
+    from smtpd_fork.smtp.body import Body
+    from smtpd_fork.smtp.framer import Event
+    from smtpd_fork.smtp.setup import Setup
+    from smtpd_fork.smtp.sweep import Sweep
+
+    Waiting = Coroutine[Any, Any, Any]
+    """What a command returns that has to wait; None has not."""
+
+__all__ = ["Engine", "log"]
+
+log = logging.getLogger("smtpd_fork.session")
+
+LINGER_SECONDS = 5.0
+"""How long a closing connection may take to deliver its last reply; then it is cut."""
+
+FAREWELL_SECONDS = 30.0
+"""How long handle_DISCONNECT may take: nobody waits for its answer."""
+
+RATE_GRACE_SECONDS = 60.0
+"""How long a message may take before its rate counts: a slow start is no attack."""
+
+EVENTS_A_TURN = 64
+"""Pipelined commands that are answered before other sessions have their turn: about 1 ms."""
+
+HELD_INPUT = 64 * 1024
+"""Bytes that are read ahead while a handler is busy; past it the client waits in the kernel."""
+
+LOCAL_ERROR = "451 4.3.0 Local error in processing, try again later"
+NOT_NOW = "421 4.3.0 Local error, try again later"
+
+_REPLY = re.compile(r"[2-5]\d\d(?:[ -]|$)")
+_TLS_FACTS = ("sslcontext", "ssl_object", "peercert", "cipher", "compression")
+
+
+class Engine(aiosmtpd.smtp.SMTP):
+    """What all commands stand on. See :class:`smtpd_fork.smtp.SMTP`, which has them."""
+
+    # Set by the constructor of SMTP; here for whoever reads on.
+    _setup: Setup
+    _sweep: Sweep
+    event_handler: Any
+    hostname: str
+    loop: asyncio.AbstractEventLoop
+
+    def _begin(self, peer: Peer, on_close: Callable[[Any], None] | None) -> None:
+        """Set up what every session has of its own."""
+        self.session = None
+        self.envelope = None
+        self.transport = None
+        self.deadline = 0.0
+        self._session_id = new_session_id()
+        self._peer = peer
+        self._on_close = on_close
+        self._framer = Framer(self._setup.bare)
+        self._out: list[bytes] = []
+        self._task: asyncio.Task[None] | None = None
+        self._tls_protocol = None
+        self._tls_handshake_okay = True
+        self._ended: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._awaited_line: asyncio.Future[bytes | None] | None = None
+        self._lost = False
+        self._closing = False
+        self._eof = False
+        self._in_hook = False
+        self._hook_expired = False
+        self._message_in_hand = False
+        self._shaking_hands = False
+        self._shutting_down = False
+        self._blocked = False
+        self._reading_paused = False
+        self._turn_pending = False
+        self._errors = 0
+        self._charged = 0
+        self._body_began = 0.0
+        self._began_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"<SMTP {self._session_id} {describe(self._peer)}>"
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the session (asyncio.BaseProtocol)."""
+        stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self.transport = stream
+        # When the loop was given the SMTP object itself, as stock controllers do.
+        if getattr(stream, "get_protocol", lambda: None)() is self:
+            stream.set_protocol(Wire(self))
+        self._began_at = self.loop.time()
+        self._sweep.watch(self)
+        self._new_session(transport)
+        if transport.get_extra_info("sslcontext") is not None:
+            self._use_tls(transport)  # from the first byte: STARTTLS is not offered
+        self.deadline = self._began_at + self._setup.limits.command_seconds
+        self._start(self._opening())
+
+    def _opening(self) -> Waiting | None:
+        """Greet, once whoever has to be asked has been."""
+        if "CONNECT" in self._setup.hooks:
+            return self._ask_connect()
+        self._greet()
+        return None
+
+    def _greet(self) -> None:
+        self._put(f"220 {self.hostname} {self.__ident__}")
+
+    async def _ask_connect(self) -> None:
+        try:
+            status = await self._setup.hooks["CONNECT"](self, self.session)
+            self._check_reply("CONNECT", status)
+        except Exception:
+            log.exception("[%s] handle_CONNECT failed", self._session_id)
+            status = NOT_NOW
+        if status is MISSING or status.startswith("2"):
+            self._greet()
+        else:
+            self._put(status)
+            self._close()
+
+    def _new_session(self, transport: asyncio.BaseTransport) -> None:
+        """Begin anew, as a connection does, and as it does under TLS (RFC 3207 4.2)."""
+        proxy_data = self.session.proxy_data if self.session is not None else None
+        if self._peer is None:
+            self._peer = transport.get_extra_info("peername")
+        self._set_rset_state()
+        session = self._create_session()
+        session.peer = plain_peer(self._peer)  # type: ignore[assignment]  # aiosmtpd's hint
+        session.proxy_data = proxy_data
+        if isinstance(session, Session):
+            session.local = plain_peer(transport.get_extra_info("sockname"))
+        self.session = session
+        if log.isEnabledFor(logging.DEBUG):  # describe() costs, and mostly for nobody
+            log.debug("[%s] connected: %s", self._session_id, describe(self._peer))
+
+    def _create_session(self) -> aiosmtpd.smtp.Session:
+        return Session(self.loop, self._session_id)
+
+    def _create_envelope(self) -> aiosmtpd.smtp.Envelope:
+        return Envelope()
+
+    def _set_post_data_state(self) -> None:
+        self.envelope = self._create_envelope()
+
+    def _set_rset_state(self) -> None:
+        self._set_post_data_state()
+
+    def _use_tls(self, transport: asyncio.BaseTransport) -> None:
+        # aiosmtpd, and its users, ask this attribute whether it is there.
+        self._tls_protocol = transport  # type: ignore[assignment]
+        assert self.session is not None
+        self.session.ssl = {fact: transport.get_extra_info(fact) for fact in _TLS_FACTS}
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the session, once (asyncio.BaseProtocol)."""
+        if self._lost:
+            return
+        self._lost = self._closing = True
+        self.transport = None
+        log.debug("[%s] connection closed", self._session_id)
+        try:
+            self._sweep.forget(self)
+            self._framer.clear()
+            self._out.clear()
+            self._release_budget()
+            self._end_task()
+        finally:
+            if self._on_close is not None:
+                self._on_close(self)
+
+    def _end_task(self) -> None:
+        """Have whatever still runs end, and the handler told of the end."""
+        for waiter in (self._drained, self._awaited_line):
+            if waiter is not None and not waiter.done():
+                waiter.cancel()
+        if self._task is None:
+            self._task = self._farewell_task()
+        elif not self._message_in_hand:
+            # With a message in hand it finishes, and its reply goes nowhere.
+            self._task.cancel()
+        if self._task is None:
+            self._tell_ended()
+
+    def _farewell_task(self) -> asyncio.Task[None] | None:
+        if "DISCONNECT" not in self._setup.hooks:
+            return None
+        return self.loop.create_task(self._farewell())
+
+    async def _farewell(self) -> None:
+        """Tell handle_DISCONNECT; it has its time, and cannot keep the connection."""
+        hook = self._setup.hooks.get("DISCONNECT")
+        try:
+            if hook is not None:
+                async with asyncio.timeout(FAREWELL_SECONDS):
+                    await hook(self, self.session)
+        except Exception:
+            log.exception("[%s] handle_DISCONNECT failed", self._session_id)
+        finally:
+            self._task = None
+            self._tell_ended()
+
+    def _tell_ended(self) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    @property  # type: ignore[override]  # aiosmtpd has a task there; a future does
+    def _handler_coroutine(self) -> asyncio.Future[None]:
+        """What aiosmtpd has a task for: is done when the session is."""
+        if self._ended is None:
+            self._ended = self.loop.create_future()
+            if self._lost and self._task is None:
+                self._ended.set_result(None)
+        return self._ended
+
+    @_handler_coroutine.setter
+    def _handler_coroutine(self, _: object) -> None:
+        """Leave it: aiosmtpd's constructor is not called here."""
+
+    @property
+    def began(self) -> bool:
+        """Whether the connection was made."""
+        return self.session is not None
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """What runs for this session now; an idle one has none."""
+        return self._task
+
+    # -- input ---------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes (asyncio.Protocol)."""
+        if self._awaited_line is not None or self._closing:
+            self._feed_aside(data)
+            return
+        self._framer.feed(data)
+        if self._task is None and not self._turn_pending:
+            self._advance()
+        elif self._framer.pending > HELD_INPUT:
+            self._pause_reading()
+
+    def _feed_aside(self, data: bytes) -> None:
+        """Take bytes that are no command: the answer to a challenge, or nobody's any more."""
+        if self._closing:
+            return
+        self._framer.feed(data)
+        self._answer_awaited()
+
+    def eof_received(self) -> bool | None:
+        """Take the end of input; what was complete is still answered (asyncio.Protocol)."""
+        self._eof = True
+        if self._awaited_line is not None and not self._awaited_line.done():
+            self._awaited_line.cancel()
+        if self._task is None and not self._turn_pending:
+            self._advance()
+        return self._tls_protocol is None  # a TLS transport cannot stay half open
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused and self.transport is not None:
+            self._reading_paused = True
+            self.transport.pause_reading()  # type: ignore[attr-defined]  # aiosmtpd's hint
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused and self.transport is not None and not self._closing:
+            self._reading_paused = False
+            self.transport.resume_reading()  # type: ignore[attr-defined]  # see above
+
+    def _advance(self) -> None:
+        """Act on what has been received, as far as it goes without waiting."""
+        turn = 0
+        framer = self._framer
+        while self._task is None and not self._closing and not self._blocked:
+            if self._shutting_down and framer.reading is None:
+                self._put_raw(shutdown_reply(self.hostname))
+                self._close()
+                break
+            event = framer.next()
+            if event is None:
+                self._await_more()
+                break
+            self._start(self._judge(event), flush=False)
+            turn += 1
+            if turn == EVENTS_A_TURN and framer.pending:
+                self._take_turns()
+                break
+        self._flush()
+
+    def _take_turns(self) -> None:
+        """Let other sessions have their turn, and go on after them."""
+        self._turn_pending = True
+        self._pause_reading()
+        self.loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn_pending = False
+        if not self._lost:
+            self._advance()
+
+    def _answer_awaited(self) -> None:
+        """Give what has been received to who awaits a line."""
+
+    def _await_more(self) -> None:
+        """There is no event: wait for the client, or end if nothing more can come."""
+        if self._eof:
+            self._close()
+            return
+        self._resume_reading()
+        reading = self._framer.reading
+        limits = self._setup.limits
+        now = self.loop.time()
+        if reading is None:
+            self.deadline = now + limits.command_seconds
+            if limits.session_seconds:
+                self.deadline = min(self.deadline, self._began_at + limits.session_seconds)
+            return
+        self.deadline = now + limits.data_seconds
+        self._charge(reading)
+        elapsed = now - self._body_began
+        if elapsed > RATE_GRACE_SECONDS and reading.size < elapsed * limits.data_rate:
+            log.info("[%s] the message comes too slowly", self._session_id)
+            self._time_out()
+
+    def _judge(self, event: Event) -> Waiting | None:
+        """Act on an event; return what has to be waited for, or None."""
+        try:
+            if type(event) is bytes:
+                return self._command(event)
+            if isinstance(event, CommandFault):
+                return self._command_fault(event)
+            return self._received(cast("Body | Chunk", event))
+        except Exception as error:  # noqa: BLE001 - logged and answered there
+            return self._fail(error)
+
+    def _command(self, line: bytes) -> Waiting | None:
+        raise NotImplementedError
+
+    def _command_fault(self, fault: CommandFault) -> Waiting | None:
+        raise NotImplementedError
+
+    def _received(self, message: Body | Chunk) -> Waiting | None:
+        raise NotImplementedError
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    def _start(self, waiting: Waiting | None, *, flush: bool = True) -> None:
+        """Have *waiting*, if there is any, run to its end; then go on."""
+        if waiting is not None:
+            self.deadline = self.loop.time() + self._setup.limits.handler_seconds
+            self._task = self.loop.create_task(self._run(waiting))
+        if flush:
+            self._flush()
+
+    async def _run(self, waiting: Waiting) -> None:
+        """Run what has to wait, whatever becomes of it."""
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            self._cancelled()
+        except Exception as error:  # noqa: BLE001 - logged and answered there
+            if not self._lost:
+                await self._fail(error)
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            self._message_in_hand = self._in_hook = False
+            self._task = None
+        if self._lost:
+            self._task = self._farewell_task()
+            if self._task is None:
+                self._tell_ended()
+        elif self._closing:
+            self._tell_ended()
+        else:
+            self._advance()
+
+    def _cancelled(self) -> None:
+        """Act on a cancelled task: a hook's time is over, or the session's."""
+        if self._hook_expired and not self._lost:
+            self._hook_expired = False
+            self._set_post_data_state()
+            self._release_budget()
+            self._put(LOCAL_ERROR)
+        else:
+            self._close()
+
+    async def _fail(self, error: Exception) -> None:
+        """Tell of a failure: the log all of it, the client nothing but that."""
+        status = LOCAL_ERROR
+        try:
+            status = await self.handle_exception(error)
+        except Exception:
+            log.exception("[%s] handle_exception failed", self._session_id)
+        if self._message_in_hand:
+            self._set_post_data_state()  # the transaction is over (RFC 5321 4.1.1.4)
+            self._release_budget()
+        self._put(status)
+
+    async def handle_exception(self, error: Exception) -> str:
+        """Return what the client is told of *error*: what the handler says, or 451."""
+        hook = getattr(self.event_handler, "handle_exception", None)
+        if hook is not None:
+            return str(await hook(error))
+        log.error("[%s] a handler failed, the client is told 451", self._session_id, exc_info=error)
+        return LOCAL_ERROR
+
+    async def _call_handler_hook(self, command: str, *args: Any) -> Any:
+        hook = self._setup.hooks.get(command)
+        if hook is None:
+            return MISSING
+        self._in_hook = True
+        self.deadline = self.loop.time() + self._setup.limits.handler_seconds
+        try:
+            status = await _contained(hook(self, self.session, self.envelope, *args))
+        finally:
+            self._in_hook = False
+        if command not in {"EHLO", "PROXY"} and not (command == "DATA" and self._setup.lmtp):
+            self._check_reply(command, status)
+        return status
+
+    @staticmethod
+    def _check_reply(command: str, status: object) -> None:
+        """See that a hook answered what a client can be told."""
+        if status is MISSING or (isinstance(status, str) and _REPLY.match(status)):
+            return
+        raise TypeError(f"handle_{command} must return a reply such as '250 OK', not {status!r}")
+
+    # -- output --------------------------------------------------------------------------------
+
+    def _put(self, status: str | bytes) -> None:
+        """Add a reply to the batch; 421 closes the connection after it (RFC 5321 3.8)."""
+        reply = status if isinstance(status, bytes) else status.encode("utf-8", "surrogateescape")
+        self._put_raw(reply + b"\r\n")
+        if reply.startswith(b"421"):
+            self._close()
+
+    def _put_raw(self, reply: bytes) -> None:
+        if not self._closing:
+            self._out.append(reply)
+
+    def _say(self, code: int, enhanced: str, text: str) -> None:
+        """Add a reply, with its enhanced status code (RFC 2034) where those are spoken."""
+        self._put(f"{code} {enhanced} {text}" if self._setup.enhanced else f"{code} {text}")
+
+    def _flush(self) -> None:
+        """Send the batch, in one write."""
+        if not self._out or self.transport is None:
+            return
+        out = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        with suppress(RuntimeError):  # uvloop's word for a transport that a handler has closed
+            self.transport.write(out)  # type: ignore[attr-defined]  # aiosmtpd's hint
+
+    async def push(self, status: Any) -> None:
+        """Send a reply, and wait while the client does not take it."""
+        if self._closing:
+            raise asyncio.CancelledError  # nobody to answer
+        self._put(status)
+        self._flush()
+        if self._blocked:
+            self._drained = self.loop.create_future()
+            await self._drained
+
+    def pause_writing(self) -> None:
+        """Act on no more commands while the client does not read (asyncio.BaseProtocol)."""
+        self._blocked = True
+        self._pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on (asyncio.BaseProtocol)."""
+        self._blocked = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        if self._task is None and not self._turn_pending and not self._lost:
+            self._advance()
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def expired(self, now: float) -> None:
+        """Act on the deadline that has passed."""
+        if self._closing or self.transport is None:
+            self.abort()
+            return
+        if self._hook_expired:
+            self.cut()  # it was cancelled, and takes no notice
+            return
+        if self._in_hook:
+            log.warning("[%s] a handler took too long, the client is told 451", self._session_id)
+            self._hook_expired = True
+            self._message_in_hand = False
+            self.deadline = now + LINGER_SECONDS
+            if self._task is not None:
+                self._task.cancel()
+            return
+        self._time_out()
+
+    def _time_out(self) -> None:
+        log.info("[%s] timeout: %s", self._session_id, describe(self._peer))
+        self._out.clear()
+        self._put_raw(reply_line(421, "4.4.2", self.hostname, "Timeout, closing connection"))
+        self._close()
+        if self._task is not None:
+            self._task.cancel()
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        """Send what there is, and close; a client that does not take it is cut a little later."""
+        if self._closing:
+            return
+        self._flush()
+        self._closing = True
+        self._framer.clear()
+        self._release_budget()
+        if self.transport is not None:
+            self.deadline = self.loop.time() + LINGER_SECONDS
+            self.transport.close()
+        if self._task is None:
+            self._tell_ended()
+
+    def abort(self) -> None:
+        """Cut the connection; what is unsent is lost."""
+        self._closing = True
+        if self.transport is not None:
+            self.transport.abort()  # type: ignore[attr-defined]  # aiosmtpd's hint is too wide
+
+    def cut(self) -> None:
+        """Cut the connection, and cancel whatever a handler has in hand."""
+        self._message_in_hand = False
+        self.abort()
+        if self._task is not None:
+            self._task.cancel()
+
+    def shut_down(self) -> None:
+        """Say 421 and close: at once if the client is idle, else after the command in hand."""
+        self._shutting_down = True
+        if self._shaking_hands:
+            self.abort()
+        elif self.transport is not None and self._task is None and not self._turn_pending:
+            self._advance()
+
+    # -- memory --------------------------------------------------------------------------------
+
+    def _charge(self, reading: Body | Chunk) -> None:
+        """Count what is held of a message; past the budget it is no longer held."""
+        held = reading.held + self._stored()
+        budget = self._setup.budget
+        budget.used += held - self._charged
+        self._charged = held
+        if budget.spent and reading.held:
+            budget.used -= reading.held
+            self._charged -= reading.held
+            reading.drop()
+
+    def _stored(self) -> int:
+        """Return the bytes that are held besides what is being read."""
+        return 0
+
+    def _release_budget(self) -> None:
+        self._setup.budget.used -= self._charged
+        self._charged = 0
+
+
+async def _contained(hook: Awaitable[Any]) -> Any:
+    """Await a hook; what would pass for the client's doing is the hook's failure."""
+    try:
+        return await hook
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise RuntimeError("something that the handler awaited was cancelled") from error

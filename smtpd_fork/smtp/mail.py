@@ -1,0 +1,429 @@
+"""The commands of a mail transaction: MAIL, RCPT, DATA, BDAT."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import re
+from typing import TYPE_CHECKING, Any
+from warnings import warn
+
+from aiosmtpd.smtp import MISSING, syntax
+
+from smtpd_fork.smtp.body import Body, BodyFault
+from smtpd_fork.smtp.engine import log
+from smtpd_fork.smtp.envelope import Envelope
+from smtpd_fork.smtp.framer import Chunk
+from smtpd_fork.smtp.hello import Hello
+from smtpd_fork.smtp.params import Params, mail_fault, parse_params, rcpt_fault
+from smtpd_fork.smtp.path import NULL, parse_path
+
+if TYPE_CHECKING:
+    from smtpd_fork.smtp.engine import Waiting
+
+__all__ = ["Mail"]
+
+_BDAT = re.compile(r"(\d{1,12})(?: +(LAST))?", re.IGNORECASE)
+
+_FAULT_REPLIES = {
+    BodyFault.TOO_LONG: (500, "5.6.0", "Line too long (see RFC5321 4.5.3.1.6)"),
+    BodyFault.TOO_MUCH: (552, "5.3.4", "Error: Too much mail data"),
+    BodyFault.BARE: (550, "5.6.11", "Error: bare CR, LF or NUL in the message"),
+    BodyFault.NO_ROOM: (452, "4.3.1", "Insufficient system storage, try again later"),
+}
+
+_MAIL_PARAMS = {"AUTH", "BODY", "ENVID", "RET", "SIZE", "SMTPUTF8"}
+_RCPT_PARAMS = {"NOTIFY", "ORCPT"}
+
+
+class Mail(Hello):
+    """Commands of a mail transaction."""
+
+    _chunks: io.BytesIO | None = None
+    """What BDAT has brought so far; None outside of a sequence of chunks."""
+    _chunk_is_last = False
+    _chunk_fault: tuple[int, str, str] | None = None
+
+    # -- MAIL ----------------------------------------------------------------------------------
+
+    def _cmd_MAIL(self, arg: str | None) -> Waiting | None:
+        if self._needs_hello() or self._needs_auth():
+            return None
+        assert self.session is not None
+        assert self.envelope is not None
+        parsed = self._path("FROM:", arg, "MAIL FROM: <address>")
+        if parsed is None:
+            return None
+        address, params = parsed
+        if self.envelope.mail_from:
+            self._say(503, "5.5.1", "Error: nested MAIL command")
+            return None
+        if not self._mail_params_fit(address, params):
+            return None
+        if "MAIL" in self._setup.hooks:
+            return self._mail_hook(address, params)
+        if params:
+            self._note_mail_params(params)
+        self._take_sender(address, params)
+        self._say(250, "2.1.0", "OK")
+        return None
+
+    def _path(  # noqa: PLR0911 - a list of cases
+        self, keyword: str, arg: str | None, usage: str
+    ) -> tuple[str, Params] | None:
+        """Return address and parameters of MAIL or RCPT, or answer why there are none."""
+        assert self.session is not None
+        if self.session.extended_smtp:
+            usage += " [SP <mail-parameters>]"
+        if arg is None or arg[: len(keyword)].upper() != keyword:
+            self._say(501, "5.5.4", f"Syntax: {usage}")
+            return None
+        text = arg[len(keyword) :].lstrip(" ")
+        if not text:
+            self._say(501, "5.5.4", f"Syntax: {usage}")
+            return None
+        parsed = parse_path(text)
+        if parsed is None:
+            self._put("553 5.1.3 Error: malformed address")
+            return None
+        address, rest = parsed
+        if self.local_part_limit and len(address.rpartition("@")[0]) > self.local_part_limit:
+            self._put("553 5.1.3 Error: malformed address")
+            return None
+        if not rest:
+            return address, {}
+        params = parse_params(rest) if self.session.extended_smtp else None
+        if params is None:
+            self._say(501, "5.5.4", f"Syntax: {usage}")
+            return None
+        return address, params
+
+    def _mail_params_fit(self, address: str, params: Params) -> bool:
+        """See that MAIL asks for nothing that cannot be had; else answer so."""
+        if not params:
+            return self._ascii_unless(address, allowed=False)
+        body = str(params.get("BODY", "7BIT")).upper()
+        if "BODY" in params and not self._decode_data and body not in _BODIES:
+            self._say(501, "5.5.4", f"Error: BODY can only be one of {', '.join(_BODIES)}")
+        elif params.get("SMTPUTF8", True) is not True:
+            self._say(501, "5.5.4", "Error: SMTPUTF8 takes no arguments")
+        elif "SMTPUTF8" in params and not self.enable_SMTPUTF8:
+            self._say(501, "5.5.4", "Error: SMTPUTF8 disabled")
+        elif not self._size_fits(params.get("SIZE")):
+            pass
+        elif params.keys() - _MAIL_PARAMS or (self._decode_data and "BODY" in params):
+            self._say(555, "5.5.4", "MAIL FROM parameters not recognized or not implemented")
+        elif (fault := mail_fault(params)) is not None:
+            self._say(501, "5.5.4", f"Error: {fault} has no such value")
+        else:
+            return self._ascii_unless(address, allowed="SMTPUTF8" in params)
+        return False
+
+    def _size_fits(self, size: str | bool | None) -> bool:
+        if size is None:
+            return True
+        if not isinstance(size, str) or not size.isdigit() or not size.isascii():
+            self._say(501, "5.5.4", "Syntax: MAIL FROM: <address> [SP <mail-parameters>]")
+            return False
+        if self.data_size_limit and (len(size) > 20 or int(size) > self.data_size_limit):  # noqa: PLR2004 - RFC 1870 4
+            text = "Error: message size exceeds fixed maximum message size"
+            self._say(552, "5.3.4", text)
+            return False
+        return True
+
+    def _ascii_unless(self, address: str, *, allowed: bool) -> bool:
+        """See that an address is ASCII where SMTPUTF8 was not asked for (RFC 6531 3.4)."""
+        if allowed or address.isascii() or self._decode_data:
+            return True
+        self._say(553, "5.6.7", "Error: such an address takes SMTPUTF8")
+        return False
+
+    def _take_sender(self, address: str, params: Params) -> None:
+        assert self.envelope is not None
+        self.envelope.mail_from = address
+        if params:
+            self.envelope.mail_options.extend(_upper_words(params))
+
+    async def _mail_hook(self, address: str, params: Params) -> None:
+        options = _upper_words(params)
+        self._note_mail_params(params)
+        status = await self._call_handler_hook("MAIL", address, options)
+        if status is MISSING:
+            self._take_sender(address, params)
+            self._say(250, "2.1.0", "OK")
+        else:
+            self._put(status)
+
+    def _note_mail_params(self, params: Params) -> None:
+        assert self.envelope is not None
+        self.envelope.smtp_utf8 = "SMTPUTF8" in params
+        if isinstance(self.envelope, Envelope):
+            self.envelope.mail_params = params
+            self.envelope.body = str(params.get("BODY", "7BIT")).upper()
+
+    # -- RCPT ----------------------------------------------------------------------------------
+
+    def _cmd_RCPT(self, arg: str | None) -> Waiting | None:
+        if self._needs_hello() or self._needs_auth():
+            return None
+        assert self.envelope is not None
+        if not self.envelope.mail_from:
+            self._say(503, "5.5.1", "Error: need MAIL command")
+            return None
+        parsed = self._path("TO:", arg, "RCPT TO: <address>")
+        if parsed is None:
+            return None
+        address, params = parsed
+        if not self._rcpt_fits(address, params):
+            return None
+        if "RCPT" in self._setup.hooks:
+            return self._rcpt_hook(address, params)
+        self._take_recipient(address, params)
+        self._say(250, "2.1.5", "OK")
+        return None
+
+    def _rcpt_fits(self, address: str, params: Params) -> bool:
+        assert self.envelope is not None
+        if address == NULL:
+            self._say(501, "5.1.3", "Syntax: RCPT TO: <address>")
+        elif params.keys() - _RCPT_PARAMS:
+            self._say(555, "5.5.4", "RCPT TO parameters not recognized or not implemented")
+        elif (fault := rcpt_fault(params)) is not None:
+            self._say(501, "5.5.4", f"Error: {fault} has no such value")
+        elif len(self.envelope.rcpt_tos) >= self._setup.limits.recipients:
+            self._say(452, "4.5.3", "Too many recipients")
+        else:
+            return self._ascii_unless(address, allowed=self.envelope.smtp_utf8)
+        return False
+
+    def _take_recipient(self, address: str, params: Params) -> None:
+        assert self.envelope is not None
+        self.envelope.rcpt_tos.append(address)
+        if isinstance(self.envelope, Envelope):
+            self.envelope.rcpt_params.append(params)
+        if params:
+            self.envelope.rcpt_options.extend(_upper_words(params))
+
+    async def _rcpt_hook(self, address: str, params: Params) -> None:
+        assert self.envelope is not None
+        known = len(self.envelope.rcpt_tos)
+        status = await self._call_handler_hook("RCPT", address, _upper_words(params))
+        if status is MISSING:
+            self._take_recipient(address, params)
+            self._say(250, "2.1.5", "OK")
+            return
+        if isinstance(self.envelope, Envelope) and len(self.envelope.rcpt_tos) == known + 1:
+            self.envelope.rcpt_params.append(params)  # the hook took the address itself
+        self._put(status)
+
+    # -- DATA ----------------------------------------------------------------------------------
+
+    def _cmd_DATA(self, arg: str | None) -> Waiting | None:
+        if not self._may_send_message():
+            return None
+        if arg:
+            self._say(501, "5.5.4", "Syntax: DATA")
+            return None
+        if self._chunks is not None:
+            self._say(503, "5.5.1", "Error: BDAT has begun")
+            return None
+        if isinstance(self.envelope, Envelope) and self.envelope.body == "BINARYMIME":
+            self._say(503, "5.5.1", "Error: BINARYMIME takes BDAT")
+            return None
+        if self._setup.budget.spent:
+            self._say(*_FAULT_REPLIES[BodyFault.NO_ROOM])
+            return None
+        limit = self.data_size_limit or 0
+        self._framer.expect(Body(limit, self.line_length_limit, self._setup.bare))
+        self._body_began = self.loop.time()
+        self._put("354 End data with <CR><LF>.<CR><LF>")
+        return None
+
+    def _may_send_message(self) -> bool:
+        if self._needs_hello() or self._needs_auth():
+            return False
+        assert self.envelope is not None
+        if self.envelope.rcpt_tos:
+            return True
+        self._say(503, "5.5.1", "Error: need RCPT command")
+        return False
+
+    def _received(self, message: Body | Chunk) -> Waiting | None:
+        """Take a message, or a part of one, that is complete."""
+        self._charge(message)
+        if isinstance(message, Chunk):
+            return self._received_chunk(message)
+        if message.fault is not None:
+            log.info("[%s] message refused: %s", self._session_id, message.fault.value)
+            self._refuse_message(*_FAULT_REPLIES[message.fault])
+            return None
+        return self._content(message.content())
+
+    def _refuse_message(self, code: int, enhanced: str, text: str) -> None:
+        """Answer a message that was read to its end, and is not accepted."""
+        assert self.envelope is not None
+        replies = len(self.envelope.rcpt_tos) if self._setup.lmtp else 1
+        self._transaction_over()
+        for _ in range(replies):
+            self._say(code, enhanced, text)
+
+    def _content(self, original: bytes) -> Waiting | None:
+        """Have a message delivered."""
+        assert self.envelope is not None
+        content: bytes | str = original
+        if self._decode_data:
+            try:
+                content = self._decoded(original)
+            except UnicodeDecodeError:
+                self._refuse_message(500, "5.6.0", "Error: strict ASCII mode")
+                return None
+        self.envelope.content = content
+        self.envelope.original_content = original
+        if "DATA" in self._setup.hooks or hasattr(self.event_handler, "process_message"):
+            self._message_in_hand = True
+            return self._deliver()
+        self._say_delivered(MISSING)
+        return None
+
+    def _decoded(self, content: bytes) -> str:
+        if self.enable_SMTPUTF8:
+            return content.decode("utf-8", errors="surrogateescape")
+        return content.decode("ascii")
+
+    async def _deliver(self) -> None:
+        """Hand the message to the handler, and say what it says."""
+        if "DATA" in self._setup.hooks:
+            status = await self._call_handler_hook("DATA")
+        else:
+            status = await self._process_message()
+        self._say_delivered(status)
+
+    async def _process_message(self) -> Any:
+        """Hand the message to a handler of aiosmtpd's first years."""
+        warn(
+            "Use handler.handle_DATA() instead of .process_message()",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        assert self.session is not None
+        assert self.envelope is not None
+        status = self.event_handler.process_message(
+            self.session.peer,
+            self.envelope.mail_from,
+            self.envelope.rcpt_tos,
+            self.envelope.content,
+        )
+        if inspect.isawaitable(status):
+            status = await status
+        return "250 OK" if status is None or status is MISSING else status
+
+    def _say_delivered(self, status: Any) -> None:
+        assert self.envelope is not None
+        recipients = len(self.envelope.rcpt_tos)
+        self._transaction_over()
+        self._noops = 0
+        if status is MISSING:
+            status = "451 4.3.0 Nobody here takes messages, try again later"
+        if not self._setup.lmtp:
+            self._put(status)
+            return
+        replies = [status] * recipients if isinstance(status, str) else list(status)
+        if len(replies) != recipients:
+            raise TypeError(f"handle_DATA must return one reply, or {recipients}")
+        for reply in replies:
+            self._check_reply("DATA", reply)
+            self._put(reply)
+
+    def _stored(self) -> int:
+        return self._chunks.tell() if self._chunks is not None else 0
+
+    def _transaction_over(self) -> None:
+        self._set_post_data_state()
+        self._release_budget()
+        self._chunks = None
+        self._chunk_fault = None
+
+    # -- BDAT ----------------------------------------------------------------------------------
+
+    def _cmd_BDAT(self, arg: str | None) -> Waiting | None:
+        match = _BDAT.fullmatch(arg or "")
+        if match is None or not match[0].isascii():
+            # How much follows is not known, so nothing after it can be understood.
+            self._say(501, "5.5.4", "Syntax: BDAT size [LAST]")
+            self._close()
+            return None
+        fault = self._bdat_fault(int(match[1]))
+        self._chunk_fault = self._chunk_fault or fault
+        self._chunk_is_last = match[2] is not None
+        chunk = Chunk(int(match[1]), keep=self._chunk_fault is None)
+        self._body_began = self._body_began if self._chunks is not None else self.loop.time()
+        if chunk.size:
+            self._framer.expect(chunk)
+            return None
+        return self._received_chunk(chunk)
+
+    def _bdat_fault(self, size: int) -> tuple[int, str, str] | None:
+        """Return why a chunk is not wanted; it is read all the same (RFC 3030 2)."""
+        assert self.session is not None
+        assert self.envelope is not None
+        if self._auth_required and not self.session.authenticated:
+            return (530, "5.7.0", "Authentication required")
+        if not self.envelope.rcpt_tos:
+            return (503, "5.5.1", "Error: need RCPT command")
+        if self.data_size_limit and self._stored() + size > self.data_size_limit:
+            return _FAULT_REPLIES[BodyFault.TOO_MUCH]
+        if self._setup.budget.spent:
+            return _FAULT_REPLIES[BodyFault.NO_ROOM]
+        return None
+
+    def _received_chunk(self, chunk: Chunk) -> Waiting | None:
+        if chunk.dropped and self._chunk_fault is None:
+            self._chunk_fault = _FAULT_REPLIES[BodyFault.NO_ROOM]
+        if self._chunk_fault is not None:
+            fault = self._chunk_fault
+            self._chunks = None
+            if self._chunk_is_last:
+                self._transaction_over()
+            self._say(*fault)
+            return None
+        if self._chunks is None:
+            self._chunks = io.BytesIO()
+        self._chunks.write(chunk.data)
+        if not self._chunk_is_last:
+            self._say(250, "2.0.0", f"{chunk.size} octets received")
+            return None
+        content = self._chunks.getvalue()
+        self._chunks = None
+        return self._content(content)
+
+    # -- for users' subclasses -----------------------------------------------------------------
+
+    @syntax("MAIL FROM: <address>", extended=" [SP <mail-parameters>]")
+    async def smtp_MAIL(self, arg: str | None) -> None:
+        """Begin a transaction (RFC 5321 4.1.1.2)."""
+        await self._settle(self._cmd_MAIL(arg))
+
+    @syntax("RCPT TO: <address>", extended=" [SP <mail-parameters>]")
+    async def smtp_RCPT(self, arg: str | None) -> None:
+        """Take a recipient (RFC 5321 4.1.1.3)."""
+        await self._settle(self._cmd_RCPT(arg))
+
+    @syntax("DATA")
+    async def smtp_DATA(self, arg: str | None) -> None:
+        """Take a message (RFC 5321 4.1.1.4); what follows is text."""
+        await self._settle(self._cmd_DATA(arg))
+
+    @syntax("BDAT size [LAST]")
+    async def smtp_BDAT(self, arg: str | None) -> None:
+        """Take a part of a message (RFC 3030)."""
+        await self._settle(self._cmd_BDAT(arg))
+
+
+_BODIES = ("7BIT", "8BITMIME", "BINARYMIME")
+
+
+def _upper_words(params: Params) -> list[str]:
+    """Return the parameters as aiosmtpd hands them to handlers."""
+    return [
+        name if value is True else f"{name}={str(value).upper()}" for name, value in params.items()
+    ]

@@ -1,0 +1,54 @@
+"""Paths: the address of MAIL and RCPT, strictly by RFC 5321 4.1.2 (and RFC 6531 for UTF-8).
+
+One lenience that real clients need: a space after the colon. Nothing else: a server that takes
+what it does not understand hands it to handlers that understand something else.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["NULL", "parse_path"]
+
+NULL = "<>"
+"""The null sender, as aiosmtpd hands it to handlers."""
+
+LONGEST_DOMAIN = 255
+"""Octets: RFC 5321 4.5.3.1.2. No limit of 64 for a local part: SRS, VERP and BATV need more."""
+
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\u0080-\U0010ffff]+"
+_ALNUM = r"A-Za-z0-9_\u0080-\U0010ffff"
+_SUB = rf"[{_ALNUM}](?:[{_ALNUM}\-]*[{_ALNUM}])?"
+_DOMAIN = rf"{_SUB}(?:\.{_SUB})*\.?"
+_QUOTED = r'"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*"'
+_LITERAL = r"\[[!-Z^-~]+\]"
+
+_FAST = re.compile(
+    r"<([A-Za-z0-9_+=-]+(?:\.[A-Za-z0-9_+=-]+)*@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?)>"
+)
+_FULL = re.compile(
+    rf"<(?:(?:@{_DOMAIN}(?:,@{_DOMAIN})*):)?"  # a source route is read and ignored (appendix C)
+    rf"((?P<local>{_ATOM}(?:\.{_ATOM})*|{_QUOTED})@(?P<domain>{_DOMAIN}|{_LITERAL})|postmaster)>",
+    re.IGNORECASE,
+)
+
+
+def parse_path(text: str) -> tuple[str, str] | None:
+    """Return the address at the beginning of *text* and what follows it; None if there is none.
+
+    The null path is ``<>``. What follows begins with a space, or is empty.
+    """
+    match = _FAST.match(text)
+    if match is None or ".." in match[1]:
+        if text.startswith(NULL):
+            return (NULL, text[2:]) if text[2:3] in {"", " "} else None
+        match = _FULL.match(text)
+        if match is None:
+            return None
+    rest = text[match.end() :]
+    if rest and not rest.startswith(" "):
+        return None
+    address = match[1]
+    if len(address) > LONGEST_DOMAIN and len(address.rpartition("@")[2]) > LONGEST_DOMAIN:
+        return None
+    return address, rest

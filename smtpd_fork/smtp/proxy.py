@@ -1,0 +1,82 @@
+"""PROXY: a header before the banner, if aiosmtpd's ``proxy_protocol_timeout`` asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from aiosmtpd.proxy_protocol import get_proxy
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.smtp.engine import log
+from smtpd_fork.smtp.starttls import StartTls
+
+if TYPE_CHECKING:
+    from smtpd_fork.smtp.engine import Waiting
+
+__all__ = ["Proxied", "check_proxy_timeout"]
+
+SHORTEST_SENSIBLE = 3.0
+"""Seconds; below that aiosmtpd warns."""
+
+
+def check_proxy_timeout(seconds: float | None) -> None:
+    """See that aiosmtpd's keyword makes sense.
+
+    :raises ValueError: it is not above 0
+    """
+    if seconds is None:
+        return
+    if seconds <= 0:
+        raise ValueError("proxy_protocol_timeout must be > 0")
+    if seconds < SHORTEST_SENSIBLE:
+        log.warning("proxy_protocol_timeout < 3.0")
+
+
+class Proxied(StartTls):
+    """A session that may begin with a PROXY header."""
+
+    _proxy_timeout: float | None = None
+    _proxy_reader: asyncio.StreamReader | None = None
+
+    def _opening(self) -> Waiting | None:
+        if self._proxy_timeout is None:
+            return super()._opening()
+        self._proxy_reader = asyncio.StreamReader(loop=self.loop)
+        return self._ask_proxy(self._proxy_reader, self._proxy_timeout)
+
+    async def _ask_proxy(self, reader: asyncio.StreamReader, seconds: float) -> None:
+        self.deadline = self.loop.time() + seconds
+        assert self.session is not None
+        self.session.proxy_data = await get_proxy(reader)
+        status: Any = False
+        if self.session.proxy_data:
+            status = await self._call_handler_hook("PROXY", self.session.proxy_data)
+        self._proxy_reader = None
+        if status is MISSING or not status:
+            log.info("[%s] PROXY header refused", self._session_id)
+            self._close()
+            return
+        self._framer.feed(bytes(reader._buffer))  # type: ignore[attr-defined]  # noqa: SLF001 - what came behind it
+        waiting = super()._opening()
+        if waiting is not None:
+            await waiting
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes (asyncio.Protocol)."""
+        if self._proxy_reader is not None:
+            self._proxy_reader.feed_data(data)
+        else:
+            super().data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """Take the end of input (asyncio.Protocol)."""
+        if self._proxy_reader is not None:
+            self._proxy_reader.feed_eof()
+        return super().eof_received()
+
+    def _time_out(self) -> None:
+        if self._proxy_reader is not None:
+            self.cut()  # whoever it is, it does not speak SMTP yet
+        else:
+            super()._time_out()

@@ -1,0 +1,158 @@
+"""Setup: what all sessions of a server have in common, worked out once.
+
+Stock aiosmtpd looks through class and handler for every connection, which is a quarter of a
+session's cost.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from warnings import warn
+
+from aiosmtpd.smtp import CALL_LIMIT_DEFAULT
+
+from smtpd_fork.smtp.body import BareNewline
+from smtpd_fork.smtp.budget import Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["Limits", "Setup"]
+
+_NEW_EHLO, _OLD_EHLO = 5, 4
+"""Parameters of handle_EHLO, now and in aiosmtpd's first years."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one session may take.
+
+    :ivar command_seconds: for the next command (RFC 5321 4.5.3.2.7)
+    :ivar data_seconds: for the next part of a message (4.5.3.2.5: 3 minutes)
+    :ivar data_rate: bytes a second that a message has to come with, after a minute
+    :ivar handler_seconds: for one answer of a handler
+    :ivar handshake_seconds: for a TLS handshake
+    :ivar session_seconds: for the whole session; 0 is no limit
+    :ivar errors: commands that are none, before the session is ended
+    :ivar recipients: of one message (RFC 9422 RCPTMAX)
+    """
+
+    command_seconds: float = 300.0
+    data_seconds: float = 180.0
+    data_rate: float = 100.0
+    handler_seconds: float = 300.0
+    handshake_seconds: float = 30.0
+    session_seconds: float = 3600.0
+    errors: int = 20
+    recipients: int = 1000
+
+
+class Setup:
+    """Commands, hooks and limits of one class of sessions with one handler.
+
+    :param cls: the class of the sessions
+    :param handler: aiosmtpd's
+    """
+
+    def __init__(
+        self,
+        cls: type,
+        handler: Any,
+        *,
+        limits: Limits,
+        bare: BareNewline = BareNewline.REJECT,
+        budget: Budget | None = None,
+        enhanced: bool = True,
+        lmtp: bool = False,
+        command_call_limit: int | dict[str, int] | None = None,
+        auth_exclude: Iterable[str] = (),
+        has_authenticator: bool = False,
+    ) -> None:
+        self.limits = limits
+        self.bare = bare
+        self.budget = budget or Budget(0)
+        self.enhanced = enhanced
+        self.lmtp = lmtp
+        self.hooks: dict[str, Callable[..., Any]] = {
+            name.removeprefix("handle_"): getattr(handler, name)
+            for name in dir(handler)
+            if name.startswith("handle_") and name != "handle_exception"
+        }
+        self.ehlo_is_old = self._ehlo_is_old()
+        self.methods = [n.removeprefix("smtp_") for n in dir(cls) if n.startswith("smtp_")]
+        self.builtin = {name for name in self.methods if _is_inherited(cls, f"smtp_{name}")}
+        """Commands that nobody has overridden: plain functions."""
+        if lmtp:
+            self.builtin.add("LHLO")
+        self.own = set(self.methods) - self.builtin
+        """Commands of a user's subclass: coroutines."""
+        self.auth_names = _auth_names(cls, handler, has_authenticator=has_authenticator)
+        for name in auth_exclude:
+            self.auth_names.pop(name, None)
+        self.call_limits, self.call_limit_default = _call_limits(command_call_limit)
+
+    def _ehlo_is_old(self) -> bool:
+        hook = self.hooks.get("EHLO")
+        if hook is None:
+            return False
+        count = len(inspect.signature(hook).parameters)
+        if count == _OLD_EHLO:
+            warn(
+                "Use the 5-argument handle_EHLO() hook instead of the 4-argument handle_EHLO() "
+                "hook; support for the 4-argument handle_EHLO() hook will be removed in "
+                "version 2.0",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        elif count != _NEW_EHLO:
+            raise RuntimeError("Unsupported EHLO Hook")
+        return count == _OLD_EHLO
+
+
+def _auth_names(cls: type, handler: Any, *, has_authenticator: bool) -> dict[str, tuple[str, bool]]:
+    """Return by name of mechanism the method, and whether it is the session's own.
+
+    Without an authenticator the built-in ones have nothing to check credentials with.
+    """
+    names: dict[str, tuple[str, bool]] = {}
+    for thing, own in ((cls, True), (handler, False)):
+        for attribute in dir(thing):
+            if not attribute.startswith("auth_"):
+                continue
+            method = getattr(thing, attribute)
+            if not callable(method):
+                continue
+            builtin = own and attribute in {"auth_PLAIN", "auth_LOGIN"}
+            if builtin and not has_authenticator and _is_inherited(cls, attribute):
+                continue
+            name = getattr(
+                method, "__auth_mechanism_name__", attribute[5:].replace("__", "-")
+            ).upper()
+            names[name] = (attribute, own)
+    return names
+
+
+def _is_inherited(cls: type, attribute: str) -> bool:
+    """Whether a class of this package defines *attribute*, not a user's."""
+    for base in cls.__mro__:
+        if attribute in base.__dict__:
+            return base.__module__.startswith("smtpd_fork.smtp.")
+    return False
+
+
+def _call_limits(limit: int | dict[str, int] | None) -> tuple[dict[str, int] | None, int]:
+    """Read aiosmtpd's ``command_call_limit``.
+
+    :raises TypeError: it is neither a number nor numbers by command
+    """
+    if limit is None:
+        return None, 0
+    if isinstance(limit, int):
+        return {}, limit
+    if not isinstance(limit, dict):
+        raise TypeError("command_call_limit must be int or Dict[str, int]")
+    if not all(isinstance(value, int) for value in limit.values()):
+        raise TypeError("All command_call_limit values must be int")
+    return limit, limit.get("*", CALL_LIMIT_DEFAULT)

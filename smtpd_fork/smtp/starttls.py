@@ -1,0 +1,81 @@
+"""STARTTLS (RFC 3207), by the loop's public API."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from aiosmtpd.smtp import syntax
+
+from smtpd_fork.smtp.auth import Auth
+from smtpd_fork.smtp.engine import log
+from smtpd_fork.smtp.wire import Wire
+
+if TYPE_CHECKING:
+    from smtpd_fork.smtp.engine import Waiting
+
+__all__ = ["StartTls"]
+
+
+class StartTls(Auth):
+    """The command STARTTLS."""
+
+    def _cmd_STARTTLS(self, arg: str | None) -> Waiting | None:
+        if arg:
+            self._say(501, "5.5.4", "Syntax: STARTTLS")
+        elif self._tls_protocol is not None:
+            self._say(503, "5.5.1", "TLS is active already")
+        elif self.tls_context is None:
+            self._say(454, "4.7.0", "TLS not available")
+        else:
+            # What came behind STARTTLS in the clear is forgotten, lest it be taken for what was
+            # sent under TLS; what comes from now on stays in the kernel for the handshake.
+            self._pause_reading()
+            self._framer.clear()
+            self._say(220, "2.0.0", "Ready to start TLS")
+            return self._start_tls()
+        return None
+
+    async def _start_tls(self) -> None:
+        self._flush()
+        raw = cast("asyncio.Transport", self.transport)
+        transport = await self._handshake(raw)
+        self.transport = transport
+        self._reading_paused = False
+        self._new_session(transport)
+        self._use_tls(transport)
+        hook = self._setup.hooks.get("STARTTLS")
+        if hook is not None:
+            self._tls_handshake_okay = bool(hook(self, self.session, self.envelope))
+
+    async def _handshake(self, raw: asyncio.Transport) -> asyncio.Transport:
+        """Return the TLS transport; if there is none in the end, the session is over."""
+        seconds = self._setup.limits.handshake_seconds
+        self.deadline = self.loop.time() + 2 * seconds  # the handshake has a time of its own
+        self._shaking_hands = True
+        error: BaseException | None = None
+        transport = None
+        try:
+            transport = await self.loop.start_tls(
+                raw,
+                Wire(self),
+                self.tls_context,  # type: ignore[arg-type]  # asked for in the command
+                server_side=True,
+                ssl_handshake_timeout=seconds,
+            )
+        except (OSError, asyncio.CancelledError) as reason:  # SSLError is an OSError
+            error = reason
+        finally:
+            self._shaking_hands = False
+        if transport is not None and not transport.is_closing() and not self._lost:
+            return transport
+        # The loop tells its TLS layer of the loss, and that does not tell us.
+        log.info("[%s] TLS handshake failed: %s", self._session_id, error or "connection closed")
+        raw.abort()
+        self.connection_lost(None)
+        raise asyncio.CancelledError
+
+    @syntax("STARTTLS", when="tls_context")
+    async def smtp_STARTTLS(self, arg: str | None) -> None:
+        """Begin TLS on this connection (RFC 3207)."""
+        await self._settle(self._cmd_STARTTLS(arg))

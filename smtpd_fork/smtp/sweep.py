@@ -1,0 +1,76 @@
+"""Sweep: one task looks after every session's deadline.
+
+A deadline is a number on the session. Setting one costs an assignment, where a timer of its own
+for each command would be cancelled and armed again a million times, mostly for nothing.
+
+It is a task, so that whoever ends a loop by cancelling its tasks (asyncio.run() does, and
+aiosmtpd's Controller) ends the sessions as well: an idle session has no task of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+__all__ = ["Sweep", "Swept"]
+
+COARSEST = 1.0
+FINEST = 0.01
+"""Seconds between two looks: a twentieth of the shortest time limit, within these."""
+
+
+class Swept(Protocol):
+    """Something with a deadline."""
+
+    deadline: float
+
+    def expired(self, now: float) -> None:
+        """Act on a deadline that has passed; sets another one, or ends."""
+
+    def cut(self) -> None:
+        """End at once."""
+
+
+class Sweep:
+    """Watches sessions of one loop.
+
+    :param loop: whose time counts
+    :param shortest: the shortest time limit, in seconds
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, shortest: float) -> None:
+        self._loop = loop
+        self._seconds = min(COARSEST, max(FINEST, shortest / 20))
+        self._sessions: set[Swept] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def watch(self, session: Swept) -> None:
+        """Look after *session* until :meth:`forget`."""
+        self._sessions.add(session)
+        if self._task is None:
+            self._task = self._loop.create_task(self._look())
+
+    def forget(self, session: Swept) -> None:
+        """Look after *session* no more; no error if nobody does."""
+        self._sessions.discard(session)
+
+    async def stop(self) -> None:
+        """Look no more; the sessions that are left are left alone."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _look(self) -> None:
+        try:
+            while self._sessions:
+                await asyncio.sleep(self._seconds)
+                now = self._loop.time()
+                for session in [each for each in self._sessions if each.deadline <= now]:
+                    session.expired(now)
+            self._task = None
+        except asyncio.CancelledError:
+            if self._task is not None:  # not stop(): the loop is ending
+                for session in list(self._sessions):
+                    session.cut()
+            raise
