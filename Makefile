@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test lint format container-test clean
+.PHONY: help run test lint format bench container-test clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -32,6 +32,13 @@ lint: $(STAMP) ## ruff, mypy --strict, and the floors
 format: $(STAMP) ## let ruff put things in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@touch $@
+
+bench: $(VENV)/.bench ## measure beside other servers (ARGS="--quick", "--write", "--only W1,W2")
+	$(BIN)/python -m bench $(ARGS)
 
 container-test: $(STAMP) ## build the image and deliver a message to it (buildah, podman; root)
 	tests/container/run

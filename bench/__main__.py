@@ -71,7 +71,7 @@ def main() -> None:
     """Measure as the arguments say."""
     arguments = _parser().parse_args()
     # A signal is an exception like any other: whatever was started is ended on the way out.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     hard = getrlimit(RLIMIT_NOFILE)[1]
     setrlimit(RLIMIT_NOFILE, (hard, hard))  # inherited by servers and clients

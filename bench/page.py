@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from bench.tables import COMPARED_WITH, target_table, workload_table
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["compose"]
 
 PLOT = "performance.png"
+WIDTH = 100
 
 _OPENING = """\
 # Performance
@@ -102,7 +104,7 @@ def _workload(
 ) -> Iterator[str]:
     yield f"## {workload.key}: {workload.title}"
     yield ""
-    yield workload.how
+    yield _fill(workload.how)
     yield ""
     yield from workload_table(results, workload, contenders)
 
@@ -110,7 +112,7 @@ def _workload(
 def _servers(contenders: Sequence[Contender]) -> Iterator[str]:
     yield "## The servers"
     yield ""
-    yield (
+    yield _fill(
         "All take every message and throw it away. Ratios are to "
         f"{' and to '.join(COMPARED_WITH)}. Servers that need little or much for a message get "
         "more or fewer of them, so that each is measured for a similar time."
@@ -121,4 +123,10 @@ def _servers(contenders: Sequence[Contender]) -> Iterator[str]:
         few = contender.portion_of_connections
         if few is not None:
             text += f", {few:g} x where each small one has a connection of its own"
-        yield text + "."
+        yield _fill(text + ".", indent="  ")
+
+
+def _fill(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )

@@ -80,9 +80,9 @@ def _bars(
             fontsize=8,
         )
     axes.set_yticks(range(len(contenders)), [contender.name for contender in contenders])
-    axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_xlim(left=0)
+    axes.set_ylim(len(contenders) - 0.5, -0.5)
     unit = f" ({metric.unit})" if metric.unit else ""
     axes.set_title(f"{workload.key}: {workload.title}", fontsize=9)
     axes.set_xlabel(f"{metric.label}{unit}; less is better", fontsize=8)

@@ -233,6 +233,25 @@ FAULTS = {
         ("--when-full", "hide"), os.EX_USAGE, ("'hide'", "defer", "refuse", "--when-full")
     ),
     "the timeout is 0": Fault(("--timeout", "0"), os.EX_USAGE, ("'0'", "--timeout")),
+    "the time for a message is 0": Fault(
+        ("--data-timeout", "0"), os.EX_USAGE, ("'0'", "--data-timeout")
+    ),
+    "the handler's time is no time": Fault(
+        ("--handler-timeout", "never"), os.EX_USAGE, ("'never'", "--handler-timeout")
+    ),
+    "the session's time is more than a week": Fault(
+        ("--session-timeout", "169h"), os.EX_USAGE, ("'169h'", "--session-timeout")
+    ),
+    "the rate is below 0": Fault(
+        ("--min-data-rate", "-1"), os.EX_USAGE, ("'-1'", "--min-data-rate")
+    ),
+    "the errors are below 0": Fault(("--max-errors", "-1"), os.EX_USAGE, ("'-1'", "--max-errors")),
+    "no recipients are allowed": Fault(
+        ("--max-recipients", "0"), os.EX_USAGE, ("'0'", "--max-recipients")
+    ),
+    "the size of all messages is no size": Fault(
+        ("--max-buffered", "half"), os.EX_USAGE, ("'half'", "--max-buffered")
+    ),
     "the size is no size": Fault(
         ("--max-message-size", "5 apples"), os.EX_USAGE, ("'5 apples'", "--max-message-size")
     ),
@@ -295,6 +314,11 @@ FAULTS = {
         ("--handler", "maildir:~no-such-user/Maildir"),
         os.EX_CONFIG,
         ("~no-such-user/Maildir", "--handler"),
+    ),
+    "what becomes of a bare LF is nonsense": Fault(
+        ("--bare-newline", "keep"),
+        os.EX_USAGE,
+        ("'keep'", "reject", "normalize", "accept", "--bare-newline"),
     ),
     "the hostname has a space": Fault(
         ("--hostname", "mx example"), os.EX_USAGE, ("'mx example'", "--hostname")
@@ -497,6 +521,14 @@ BAD_WORDS = {
     "when_full": "hide",
     "timeout": "soon",
     "tls_handshake_timeout": "0",
+    "data_timeout": "0",
+    "min_data_rate": "-1",
+    "handler_timeout": "never",
+    "session_timeout": "169h",
+    "max_errors": "-1",
+    "max_recipients": "0",
+    "max_buffered": "half",
+    "bare_newline": "keep",
     "max_message_size": "big",
     "handler": "nosuch",
     "hostname": "two words",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import smtplib
 import socket
 import ssl
@@ -294,7 +295,143 @@ def test_max_message_size_is_announced_and_kept(tmp_path: Path) -> None:
         assert client.data("Subject: short\r\n\r\nshort\r\n")[0] == 250
 
 
+def begin(client: smtplib.SMTP) -> None:
+    """Say all that comes before a message's text."""
+    client.ehlo()
+    client.mail("a@example.com")
+    client.rcpt("b@example.com")
+    assert client.docmd("DATA")[0] == 354
+
+
+def test_data_timeout_ends_a_message_that_stalls(tmp_path: Path) -> None:
+    options = ("--data-timeout", "200ms")
+    with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon, daemon.smtp() as client:
+        begin(client)
+        client.send("Subject: half of it\r\n")
+        code, text = client.getreply()
+        assert (code, text[:5]) == (421, b"4.4.2")
+
+
+def test_handler_timeout_is_what_a_handler_gets_for_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import asyncio\n\n\nclass Slow:\n"
+        "    async def handle_DATA(self, server, session, envelope):\n"
+        "        await asyncio.sleep(3600)\n"
+        "        return '250 ok'\n"
+    )
+    options = ("-l", "127.0.0.1:0", "--handler", "slow:Slow", "--handler-timeout", "200ms")
+    with Daemon(*options, cwd=tmp_path) as daemon, daemon.smtp() as client:
+        begin(client)
+        client.send("hello\r\n.\r\n")
+        assert client.getreply()[0] == 451
+        assert client.noop()[0] == 250
+        assert client.rcpt("b@example.com")[0] == 503
+
+
+def test_session_timeout_ends_a_session_that_is_not_idle(tmp_path: Path) -> None:
+    options = ("--session-timeout", "500ms")
+    with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon, daemon.smtp() as client:
+        client.ehlo()
+        begun = time.monotonic()
+        while (code := client.mail("a@example.com")[0]) == 250:
+            client.rset()
+            time.sleep(0.05)
+            if select.select([client.sock], [], [], 0)[0]:
+                code = client.getreply()[0]
+                break
+            assert time.monotonic() - begun < 5
+        assert code == 421
+
+
+def test_max_errors_is_how_many_are_answered(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, "--max-errors", "2", cwd=tmp_path) as daemon, daemon.smtp() as client:
+        codes = [client.docmd("FOO")[0] for _ in range(3)]
+        assert codes == [500, 500, 421]
+        with pytest.raises(smtplib.SMTPServerDisconnected):
+            client.noop()
+
+
+def test_max_recipients_is_announced_and_kept(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, "--max-recipients", "2", cwd=tmp_path) as daemon, daemon.smtp() as client:
+        assert ehlo(client)["limits"] == "RCPTMAX=2"
+        client.mail("a@example.com")
+        replies = [client.rcpt(f"{name}@example.com") for name in "bcd"]
+        assert [code for code, _ in replies] == [250, 250, 452]
+        assert replies[-1][1].startswith(b"4.5.3 ")
+        assert client.data("hello\r\n")[0] == 250
+
+
+def test_max_buffered_is_what_all_sessions_hold_together(tmp_path: Path) -> None:
+    with (
+        Daemon(*LOCAL, "--max-buffered", "10K", cwd=tmp_path) as daemon,
+        daemon.smtp() as first,
+        daemon.smtp() as second,
+    ):
+        part = ("x" * 70 + "\r\n") * 100  # 7200 bytes: one has room, two have not
+        begin(first)
+        first.send(part)
+        begin(second)
+        second.send(f"{part}.\r\n")
+        code, text = second.getreply()
+        assert (code, text[:5]) == (452, b"4.3.1")
+        first.send(".\r\n")
+        assert first.getreply()[0] == 250
+        begin(second)
+        second.send(f"{part}.\r\n")
+        assert second.getreply()[0] == 250
+        begin(second)
+        second.send(f"{part}{part}.\r\n")
+        assert second.getreply()[0] == 452
+
+
+def test_max_buffered_0_is_no_limit(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, "--max-buffered", "0", cwd=tmp_path) as daemon, daemon.smtp() as client:
+        begin(client)
+        client.send(("x" * 70 + "\r\n") * 20_000 + ".\r\n")
+        assert client.getreply()[0] == 250
+
+
+@pytest.mark.parametrize("rate", ["0", "1000000"])
+def test_min_data_rate_leaves_a_message_alone_that_takes_no_minute(
+    tmp_path: Path, rate: str
+) -> None:
+    with Daemon(*LOCAL, "--min-data-rate", rate, cwd=tmp_path) as daemon:
+        daemon.deliver()
+
+
 # -- mail --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "kept"),
+    [
+        ((), 550, None),
+        (("--bare-newline", "reject"), 550, None),
+        (("--bare-newline", "normalize"), 250, b"Subject: x\r\n\r\none\r\ntwo\r\n.\r\nthree\r\n"),
+        (("--bare-newline", "accept"), 250, b"Subject: x\r\n\r\none\ntwo\n.\nthree\r\n"),
+    ],
+    ids=["default", "reject", "normalize", "accept"],
+)
+def test_bare_newline_is_what_becomes_of_a_bare_lf(
+    tmp_path: Path, options: tuple[str, ...], code: int, kept: bytes | None
+) -> None:
+    """By a handler that keeps the bytes: a Maildir has LF for each CR LF."""
+    (tmp_path / "keep.py").write_text(
+        "import pathlib\n\n\nclass Keep:\n"
+        "    async def handle_DATA(self, server, session, envelope):\n"
+        "        pathlib.Path('kept').write_bytes(envelope.content)\n"
+        "        return '250 ok'\n"
+    )
+    always = ("-l", "127.0.0.1:0", "--handler", "keep:Keep")
+    with Daemon(*always, *options, cwd=tmp_path) as daemon, daemon.smtp() as client:
+        begin(client)
+        client.send(b"Subject: x\r\n\r\none\ntwo\n.\nthree\r\n.\r\n")
+        answer, text = client.getreply()
+        assert answer == code
+        assert code == 250 or text.startswith(b"5.6.11 ")
+        assert client.noop()[0] == 250
+    path = tmp_path / "kept"
+    assert (path.read_bytes() if path.exists() else None) == kept
 
 
 def test_without_a_handler_mail_goes_into_a_maildir_in_the_current_folder(tmp_path: Path) -> None:
@@ -600,6 +737,14 @@ def test_help_has_every_option_under_its_heading(help_text: str) -> None:
         ("--socket-mode", "0660"),
         ("--max-from-ip", "50"),
         ("--max-message-size", "32M"),
+        ("--data-timeout", "180 s"),
+        ("--min-data-rate", "100"),
+        ("--handler-timeout", "300 s"),
+        ("--session-timeout", "3600 s"),
+        ("--max-errors", "20"),
+        ("--max-recipients", "1000"),
+        ("--max-buffered", "512M"),
+        ("--bare-newline", "reject"),
         ("--handler", "maildir:./Maildir"),
         ("--when-full", "defer"),
         ("--loop", "uvloop"),
@@ -642,6 +787,14 @@ WORDS: dict[str, tuple[str, object]] = {
     "when_full": ("refuse", "refuse"),
     "timeout": ("5m", "5m"),
     "tls_handshake_timeout": ("6s", "6s"),
+    "data_timeout": ("3m", "3m"),
+    "min_data_rate": ("50", "50"),
+    "handler_timeout": ("90s", "90s"),
+    "session_timeout": ("1h", "1h"),
+    "max_errors": ("9", "9"),
+    "max_recipients": ("200", "200"),
+    "max_buffered": ("1G", "1G"),
+    "bare_newline": ("normalize", "normalize"),
     "max_message_size": ("25M", "25M"),
     "handler": ("debug discard", ("debug", "discard")),
     "hostname": ("mx.example.com", "mx.example.com"),

@@ -39,8 +39,8 @@ class IdleMemory(Workload):
     key = "W4"
     title = "Memory of an idle session"
     metrics: ClassVar[Sequence[Metric]] = (
-        Metric("few", f"memory a session, of {FEW:,}", "KiB", compared=True),
         Metric("many", f"memory a session, of {MANY:,}", "KiB", compared=True),
+        Metric("few", f"memory a session, of {FEW:,}", "KiB", compared=True),
     )
 
     @property

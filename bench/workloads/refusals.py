@@ -88,7 +88,7 @@ class Flood(Workload):
     """What others notice of a flood."""
 
     key = "W6"
-    title = "The greeting of others during a flood of refused connections"
+    title = "Time to the greeting, for others, in a flood of refusals"
     metrics: ClassVar[Sequence[Metric]] = (
         Metric("p99", "p99", "ms", compared=True),
         Metric("p50", "p50", "ms", compared=True),

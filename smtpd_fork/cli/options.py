@@ -80,8 +80,8 @@ OPTIONS = (
     ),
     SettingOption(
         "-l", "--listen-address", "listen", section="Listening", metavar="ADDR", multiple=True,
-        help="ADDR, ADDR:PORT, [V6]:PORT or unix:PATH; with smtps: in front, TLS from the first "
-        "byte. Repeatable.",
+        help="ADDR, ADDR:PORT, [V6]:PORT or unix:PATH; in front of it smtps: is TLS from the "
+        "first byte, lmtp: is LMTP. Repeatable.",
     ),
     SettingOption(
         "--backlog", section="Listening", metavar="N",

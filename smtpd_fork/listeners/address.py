@@ -5,8 +5,8 @@
     [SCHEME:]HOST[:PORT]     127.0.0.1   [::1]:25   smtps:0.0.0.0:465   localhost   *:2525
     [SCHEME:]unix:PATH       unix:/run/smtpd.sock
 
-A scheme says what is spoken there: ``smtp`` (the default) or ``smtps`` (TLS from the first byte,
-RFC 8314). An address without a port is bound on every port that ``-p`` names.
+A scheme says what is spoken there: ``smtp`` (the default), ``smtps`` (TLS from the first byte,
+RFC 8314) or ``lmtp`` (RFC 2033). An address without a port is bound on every port of ``-p``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["ANY", "Address", "parse_address", "spread"]
 ANY = "*"
 """All interfaces, IPv4 and IPv6."""
 
-SCHEMES = ("smtp", "smtps")
+SCHEMES = ("smtp", "smtps", "lmtp")
 
 MAX_PORT = 65535
 MAX_UNIX_PATH = 107
@@ -40,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,253}[A-Za-z0-9_.])?")
 class Address:
     """One address to listen on.
 
-    :ivar scheme: ``smtp`` or ``smtps``
+    :ivar scheme: ``smtp``, ``smtps`` or ``lmtp``
     :ivar host: a name, an IP address, or ``*``; empty for a unix socket
     :ivar port: None if the address names none
     :ivar path: of a unix socket, else None
@@ -55,6 +55,11 @@ class Address:
     def tls(self) -> bool:
         """Whether TLS is spoken from the first byte."""
         return self.scheme == "smtps"
+
+    @property
+    def lmtp(self) -> bool:
+        """Whether LMTP is spoken."""
+        return self.scheme == "lmtp"
 
     def __str__(self) -> str:
         if self.path is not None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from smtpd_fork.net import SocketAddress
+    from smtpd_fork.smtp.setup import Setup
 
 __all__ = ["Server"]
 
@@ -89,6 +90,7 @@ class Server:
         self._acceptor: Acceptor | None = None
         self._sessions: Sessions | None = None
         self._sweep: Sweep | None = None
+        self._setups: dict[bool, Setup] = {}
         self._stopping: asyncio.Task[int] | None = None
 
     def _load_tls(self) -> ssl.SSLContext | None:
@@ -250,15 +252,19 @@ class Server:
         self, listener: Listener, peer: SocketAddress | str, on_close: Callable[[SMTP], None]
     ) -> SMTP:
         tls = None if listener.tls else self._tls
-        return self._session_class(
+        session = self._session_class(
             self.chain,
             peer=peer,
             on_close=on_close,
             sweep=self._sweep,
+            setup=self._setups.get(listener.address.lmtp),
+            lmtp=listener.address.lmtp,
             tls_context=tls,
             require_starttls=self.config.require_starttls and tls is not None,
             **self._session_options,
         )
+        self._setups[listener.address.lmtp] = session.setup  # the first one's serves all
+        return session
 
     def __repr__(self) -> str:
         places = ", ".join(describe(a) if isinstance(a, tuple) else str(a) for a in self.addresses)

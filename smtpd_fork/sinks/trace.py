@@ -52,12 +52,12 @@ def trace_headers(
 
 
 def protocol_name(session: AnySession) -> str:
-    """Return the protocol as RFC 3848 names it: SMTP, ESMTP, ESMTPS, ESMTPA, ESMTPSA."""
+    """Return the protocol as RFC 3848 names it: SMTP, ESMTP, LMTP, with S for TLS, A for AUTH."""
     if not session.extended_smtp:
         return "SMTP"
     tls = "S" if session.ssl else ""
     auth = "A" if session.authenticated else ""
-    return f"ESMTP{tls}{auth}"
+    return f"{'LMTP' if getattr(session, 'lmtp', False) else 'ESMTP'}{tls}{auth}"
 
 
 def _client(session: AnySession) -> str:

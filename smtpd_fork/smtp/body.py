@@ -105,7 +105,8 @@ class Body:
         end = data.find(END) if dots else -1
         if end >= 0:
             self._held = b""
-            self._take(data[: end + 2], dots=dots)
+            # The one dot that is there for sure is not looked for again.
+            self._take(data[: end + 2], dots=data.rfind(b"\n.", 0, end) >= 0)
             return data[end + 5 :]
         hold = _held_back(data)
         self._held = data[len(data) - hold :]

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import aiosmtpd.smtp
@@ -32,7 +31,7 @@ from smtpd_fork.smtp.session import Session, new_session_id
 from smtpd_fork.smtp.wire import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
     from smtpd_fork.net import Peer
     from smtpd_fork.smtp.body import Body
@@ -79,38 +78,52 @@ class Engine(aiosmtpd.smtp.SMTP):
     hostname: str
     loop: asyncio.AbstractEventLoop
 
+    # What is as it is for almost every session stands here, once: an instance's own attributes
+    # cost an idle session more memory than all else.
+    transport = None
+    _envelope: aiosmtpd.smtp.Envelope | None = None
+    _task: asyncio.Task[None] | None = None
+    _tls_protocol: Any = None
+    _tls_handshake_okay = True
+    _ended: asyncio.Future[None] | None = None
+    _drained: asyncio.Future[None] | None = None
+    _awaited_line: asyncio.Future[bytes | None] | None = None
+    _lost = False
+    _closing = False
+    _eof = False
+    _in_hook = False
+    _hook_expired = False
+    _message_in_hand = False
+    _shaking_hands = False
+    _shutting_down = False
+    _blocked = False
+    _reading_paused = False
+    _turn_pending = False
+    _errors = 0
+    _charged = 0
+    _body_began = 0.0
+    _began_at = 0.0
+    deadline = 0.0
+
     def _begin(self, peer: Peer, on_close: Callable[[Any], None] | None) -> None:
         """Set up what every session has of its own."""
         self.session = None
-        self.envelope = None
-        self.transport = None
-        self.deadline = 0.0
         self._session_id = new_session_id()
         self._peer = peer
         self._on_close = on_close
         self._framer = Framer(self._setup.bare)
         self._out: list[bytes] = []
-        self._task: asyncio.Task[None] | None = None
-        self._tls_protocol = None
-        self._tls_handshake_okay = True
-        self._ended: asyncio.Future[None] | None = None
-        self._drained: asyncio.Future[None] | None = None
-        self._awaited_line: asyncio.Future[bytes | None] | None = None
-        self._lost = False
-        self._closing = False
-        self._eof = False
-        self._in_hook = False
-        self._hook_expired = False
-        self._message_in_hand = False
-        self._shaking_hands = False
-        self._shutting_down = False
-        self._blocked = False
-        self._reading_paused = False
-        self._turn_pending = False
-        self._errors = 0
-        self._charged = 0
-        self._body_began = 0.0
-        self._began_at = 0.0
+
+    @property
+    def envelope(self) -> aiosmtpd.smtp.Envelope | None:
+        """The mail transaction; made when it is first asked for."""
+        if self._envelope is None:
+            self._envelope = self._create_envelope()
+        return self._envelope
+
+    @envelope.setter
+    def envelope(self, envelope: aiosmtpd.smtp.Envelope | None) -> None:
+        self._envelope = envelope
 
     def __repr__(self) -> str:
         return f"<SMTP {self._session_id} {describe(self._peer)}>"
@@ -130,7 +143,10 @@ class Engine(aiosmtpd.smtp.SMTP):
         if transport.get_extra_info("sslcontext") is not None:
             self._use_tls(transport)  # from the first byte: STARTTLS is not offered
         self.deadline = self._began_at + self._setup.limits.command_seconds
-        self._start(self._opening())
+        waiting = self._opening()
+        if waiting is not None:
+            self._start(waiting)
+        self._flush()
 
     def _opening(self) -> Waiting | None:
         """Greet, once whoever has to be asked has been."""
@@ -166,6 +182,7 @@ class Engine(aiosmtpd.smtp.SMTP):
         session.proxy_data = proxy_data
         if isinstance(session, Session):
             session.local = plain_peer(transport.get_extra_info("sockname"))
+            session.lmtp = self._setup.lmtp
         self.session = session
         if log.isEnabledFor(logging.DEBUG):  # describe() costs, and mostly for nobody
             log.debug("[%s] connected: %s", self._session_id, describe(self._peer))
@@ -177,14 +194,14 @@ class Engine(aiosmtpd.smtp.SMTP):
         return Envelope()
 
     def _set_post_data_state(self) -> None:
-        self.envelope = self._create_envelope()
+        self._envelope = None
 
     def _set_rset_state(self) -> None:
         self._set_post_data_state()
 
     def _use_tls(self, transport: asyncio.BaseTransport) -> None:
         # aiosmtpd, and its users, ask this attribute whether it is there.
-        self._tls_protocol = transport  # type: ignore[assignment]
+        self._tls_protocol = transport
         assert self.session is not None
         self.session.ssl = {fact: transport.get_extra_info(fact) for fact in _TLS_FACTS}
 
@@ -295,32 +312,38 @@ class Engine(aiosmtpd.smtp.SMTP):
     def _pause_reading(self) -> None:
         if not self._reading_paused and self.transport is not None:
             self._reading_paused = True
-            self.transport.pause_reading()  # type: ignore[attr-defined]  # aiosmtpd's hint
+            self.transport.pause_reading()
 
     def _resume_reading(self) -> None:
         if self._reading_paused and self.transport is not None and not self._closing:
             self._reading_paused = False
-            self.transport.resume_reading()  # type: ignore[attr-defined]  # see above
+            self.transport.resume_reading()
 
     def _advance(self) -> None:
         """Act on what has been received, as far as it goes without waiting."""
-        turn = 0
         framer = self._framer
-        while self._task is None and not self._closing and not self._blocked:
-            if self._shutting_down and framer.reading is None:
-                self._put_raw(shutdown_reply(self.hostname))
-                self._close()
-                break
-            event = framer.next()
-            if event is None:
-                self._await_more()
-                break
-            self._start(self._judge(event), flush=False)
-            turn += 1
-            if turn == EVENTS_A_TURN and framer.pending:
-                self._take_turns()
-                break
-        self._flush()
+        turn = 0
+        try:
+            while self._task is None and not self._closing and not self._blocked:
+                if self._shutting_down and framer.reading is None:
+                    self._put_raw(shutdown_reply(self.hostname))
+                    self._close()
+                    break
+                event = framer.next()
+                if event is None:
+                    self._await_more()
+                    break
+                waiting = self._command(event) if type(event) is bytes else self._other(event)
+                if waiting is not None:
+                    self._start(waiting)
+                turn += 1
+                if turn == EVENTS_A_TURN and framer.pending:
+                    self._take_turns()
+                    break
+        except Exception as error:  # noqa: BLE001 - logged and answered there
+            self._start(self._fail(error))
+        if self._out:
+            self._flush()
 
     def _take_turns(self) -> None:
         """Let other sessions have their turn, and go on after them."""
@@ -357,16 +380,11 @@ class Engine(aiosmtpd.smtp.SMTP):
             log.info("[%s] the message comes too slowly", self._session_id)
             self._time_out()
 
-    def _judge(self, event: Event) -> Waiting | None:
-        """Act on an event; return what has to be waited for, or None."""
-        try:
-            if type(event) is bytes:
-                return self._command(event)
-            if isinstance(event, CommandFault):
-                return self._command_fault(event)
-            return self._received(cast("Body | Chunk", event))
-        except Exception as error:  # noqa: BLE001 - logged and answered there
-            return self._fail(error)
+    def _other(self, event: Event) -> Waiting | None:
+        """Act on an event that is no command."""
+        if isinstance(event, CommandFault):
+            return self._command_fault(event)
+        return self._received(cast("Body | Chunk", event))
 
     def _command(self, line: bytes) -> Waiting | None:
         raise NotImplementedError
@@ -379,13 +397,10 @@ class Engine(aiosmtpd.smtp.SMTP):
 
     # -- waiting -------------------------------------------------------------------------------
 
-    def _start(self, waiting: Waiting | None, *, flush: bool = True) -> None:
-        """Have *waiting*, if there is any, run to its end; then go on."""
-        if waiting is not None:
-            self.deadline = self.loop.time() + self._setup.limits.handler_seconds
-            self._task = self.loop.create_task(self._run(waiting))
-        if flush:
-            self._flush()
+    def _start(self, waiting: Waiting) -> None:
+        """Have *waiting* run to its end; then go on."""
+        self.deadline = self.loop.time() + self._setup.limits.handler_seconds
+        self._task = self.loop.create_task(self._run(waiting))
 
     async def _run(self, waiting: Waiting) -> None:
         """Run what has to wait, whatever becomes of it."""
@@ -415,9 +430,7 @@ class Engine(aiosmtpd.smtp.SMTP):
         """Act on a cancelled task: a hook's time is over, or the session's."""
         if self._hook_expired and not self._lost:
             self._hook_expired = False
-            self._set_post_data_state()
-            self._release_budget()
-            self._put(LOCAL_ERROR)
+            self._put_failure(LOCAL_ERROR)
         else:
             self._close()
 
@@ -428,10 +441,18 @@ class Engine(aiosmtpd.smtp.SMTP):
             status = await self.handle_exception(error)
         except Exception:
             log.exception("[%s] handle_exception failed", self._session_id)
+        self._put_failure(status)
+
+    def _put_failure(self, status: str) -> None:
+        """Answer what failed; with a message in hand, its transaction is over."""
+        replies = 1
         if self._message_in_hand:
-            self._set_post_data_state()  # the transaction is over (RFC 5321 4.1.1.4)
+            if self._setup.lmtp and self.envelope is not None:
+                replies = len(self.envelope.rcpt_tos) or 1
+            self._set_post_data_state()  # RFC 5321 4.1.1.4
             self._release_budget()
-        self._put(status)
+        for _ in range(replies):
+            self._put(status)
 
     async def handle_exception(self, error: Exception) -> str:
         """Return what the client is told of *error*: what the handler says, or 451."""
@@ -448,7 +469,13 @@ class Engine(aiosmtpd.smtp.SMTP):
         self._in_hook = True
         self.deadline = self.loop.time() + self._setup.limits.handler_seconds
         try:
-            status = await _contained(hook(self, self.session, self.envelope, *args))
+            status = await hook(self, self.session, self.envelope, *args)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Else it would pass for the session's end.
+            raise RuntimeError("something that the handler awaited was cancelled") from error
         finally:
             self._in_hook = False
         if command not in {"EHLO", "PROXY"} and not (command == "DATA" and self._setup.lmtp):
@@ -475,6 +502,10 @@ class Engine(aiosmtpd.smtp.SMTP):
         if not self._closing:
             self._out.append(reply)
 
+    def _ok(self, enhanced: str) -> None:
+        """Add the reply that is most frequent of all."""
+        self._out.append(self._setup.ok[enhanced])
+
     def _say(self, code: int, enhanced: str, text: str) -> None:
         """Add a reply, with its enhanced status code (RFC 2034) where those are spoken."""
         self._put(f"{code} {enhanced} {text}" if self._setup.enhanced else f"{code} {text}")
@@ -485,8 +516,10 @@ class Engine(aiosmtpd.smtp.SMTP):
             return
         out = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         self._out.clear()
-        with suppress(RuntimeError):  # uvloop's word for a transport that a handler has closed
-            self.transport.write(out)  # type: ignore[attr-defined]  # aiosmtpd's hint
+        try:
+            self.transport.write(out)
+        except RuntimeError:
+            log.debug("[%s] a handler has closed the transport", self._session_id)  # uvloop's word
 
     async def push(self, status: Any) -> None:
         """Send a reply, and wait while the client does not take it."""
@@ -524,7 +557,6 @@ class Engine(aiosmtpd.smtp.SMTP):
         if self._in_hook:
             log.warning("[%s] a handler took too long, the client is told 451", self._session_id)
             self._hook_expired = True
-            self._message_in_hand = False
             self.deadline = now + LINGER_SECONDS
             if self._task is not None:
                 self._task.cancel()
@@ -559,7 +591,7 @@ class Engine(aiosmtpd.smtp.SMTP):
         """Cut the connection; what is unsent is lost."""
         self._closing = True
         if self.transport is not None:
-            self.transport.abort()  # type: ignore[attr-defined]  # aiosmtpd's hint is too wide
+            self.transport.abort()
 
     def cut(self) -> None:
         """Cut the connection, and cancel whatever a handler has in hand."""
@@ -596,14 +628,3 @@ class Engine(aiosmtpd.smtp.SMTP):
     def _release_budget(self) -> None:
         self._setup.budget.used -= self._charged
         self._charged = 0
-
-
-async def _contained(hook: Awaitable[Any]) -> Any:
-    """Await a hook; what would pass for the client's doing is the hook's failure."""
-    try:
-        return await hook
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise RuntimeError("something that the handler awaited was cancelled") from error

@@ -33,13 +33,18 @@ class Chunk:
     :param keep: whether they are wanted; else they are read and forgotten
     """
 
-    __slots__ = ("_keep", "data", "dropped", "left", "size")
+    __slots__ = ("_keep", "data", "declared", "dropped", "left")
 
     def __init__(self, size: int, *, keep: bool) -> None:
-        self.left = self.size = size
+        self.left = self.declared = size
         self._keep = keep
         self.dropped = False
         self.data = bytearray()
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self.declared - self.left
 
     @property
     def held(self) -> int:
@@ -110,6 +115,15 @@ class Framer:
         """Return the next event, or None until more is fed."""
         if self._reading is not None:
             return self._read(self._reading)
+        buffer, start = self._buffer, self._position
+        end = buffer.find(b"\r\n", start)
+        if end >= 0 and self._skipping is None:
+            line = buffer[start:end]
+            # One whole line with nothing wrong in it, which is what mostly comes.
+            clean = b"\n" not in line and b"\r" not in line and b"\0" not in line
+            if clean and len(line) <= LINE_LIMIT:
+                self._position = end + 2
+                return line
         while (end := self._buffer.find(b"\n", self._position)) >= 0:
             event = self._line(end)
             if event is not None:

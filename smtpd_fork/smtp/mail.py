@@ -32,6 +32,8 @@ _FAULT_REPLIES = {
     BodyFault.NO_ROOM: (452, "4.3.1", "Insufficient system storage, try again later"),
 }
 
+NO_SINK = "451 4.3.0 Nobody here takes messages, try again later"
+
 _MAIL_PARAMS = {"AUTH", "BODY", "ENVID", "RET", "SIZE", "SMTPUTF8"}
 _RCPT_PARAMS = {"NOTIFY", "ORCPT"}
 
@@ -65,7 +67,7 @@ class Mail(Hello):
         if params:
             self._note_mail_params(params)
         self._take_sender(address, params)
-        self._say(250, "2.1.0", "OK")
+        self._ok("2.1.0")
         return None
 
     def _path(  # noqa: PLR0911 - a list of cases
@@ -179,7 +181,7 @@ class Mail(Hello):
         if "RCPT" in self._setup.hooks:
             return self._rcpt_hook(address, params)
         self._take_recipient(address, params)
-        self._say(250, "2.1.5", "OK")
+        self._ok("2.1.5")
         return None
 
     def _rcpt_fits(self, address: str, params: Params) -> bool:
@@ -236,7 +238,7 @@ class Mail(Hello):
         limit = self.data_size_limit or 0
         self._framer.expect(Body(limit, self.line_length_limit, self._setup.bare))
         self._body_began = self.loop.time()
-        self._put("354 End data with <CR><LF>.<CR><LF>")
+        self._out.append(b"354 End data with <CR><LF>.<CR><LF>\r\n")
         return None
 
     def _may_send_message(self) -> bool:
@@ -318,21 +320,29 @@ class Mail(Hello):
         return "250 OK" if status is None or status is MISSING else status
 
     def _say_delivered(self, status: Any) -> None:
-        assert self.envelope is not None
-        recipients = len(self.envelope.rcpt_tos)
+        replies = [NO_SINK if status is MISSING else status]
+        if self._setup.lmtp:
+            replies = self._per_recipient(replies[0])
         self._transaction_over()
         self._noops = 0
-        if status is MISSING:
-            status = "451 4.3.0 Nobody here takes messages, try again later"
-        if not self._setup.lmtp:
-            self._put(status)
-            return
-        replies = [status] * recipients if isinstance(status, str) else list(status)
-        if len(replies) != recipients:
-            raise TypeError(f"handle_DATA must return one reply, or {recipients}")
+        for reply in replies:
+            self._put(reply)
+
+    def _per_recipient(self, status: Any) -> list[str]:
+        """Return a reply for each recipient: a handler may give one for all, or one for each.
+
+        :raises TypeError: it gave something else
+        """
+        assert self.envelope is not None
+        count = len(self.envelope.rcpt_tos)
+        replies = list(status) if isinstance(status, (list, tuple)) else [status] * count
+        if len(replies) != count:
+            raise TypeError(f"handle_DATA must return one reply, or {count}")
         for reply in replies:
             self._check_reply("DATA", reply)
-            self._put(reply)
+            if reply is MISSING:
+                raise TypeError("handle_DATA has no opinion on some recipients")
+        return replies
 
     def _stored(self) -> int:
         return self._chunks.tell() if self._chunks is not None else 0
@@ -357,7 +367,7 @@ class Mail(Hello):
         self._chunk_is_last = match[2] is not None
         chunk = Chunk(int(match[1]), keep=self._chunk_fault is None)
         self._body_began = self._body_began if self._chunks is not None else self.loop.time()
-        if chunk.size:
+        if chunk.left:
             self._framer.expect(chunk)
             return None
         return self._received_chunk(chunk)

@@ -43,6 +43,8 @@ class Proxied(StartTls):
         if self._proxy_timeout is None:
             return super()._opening()
         self._proxy_reader = asyncio.StreamReader(loop=self.loop)
+        # On this one object, so that sessions without PROXY pay nothing for the question.
+        self.data_received = self._proxy_reader.feed_data  # type: ignore[method-assign]
         return self._ask_proxy(self._proxy_reader, self._proxy_timeout)
 
     async def _ask_proxy(self, reader: asyncio.StreamReader, seconds: float) -> None:
@@ -53,6 +55,7 @@ class Proxied(StartTls):
         if self.session.proxy_data:
             status = await self._call_handler_hook("PROXY", self.session.proxy_data)
         self._proxy_reader = None
+        del self.data_received
         if status is MISSING or not status:
             log.info("[%s] PROXY header refused", self._session_id)
             self._close()
@@ -61,13 +64,6 @@ class Proxied(StartTls):
         waiting = super()._opening()
         if waiting is not None:
             await waiting
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes (asyncio.Protocol)."""
-        if self._proxy_reader is not None:
-            self._proxy_reader.feed_data(data)
-        else:
-            super().data_received(data)
 
     def eof_received(self) -> bool | None:
         """Take the end of input (asyncio.Protocol)."""

@@ -26,6 +26,7 @@ class Session(aiosmtpd.smtp.Session):
     """What is known of one client.
 
     :ivar id: names the session in the logs, in ``Received:`` and in the reply to DATA
+    :ivar lmtp: whether LMTP is spoken, not SMTP
     :ivar local: the address that the client connected to, as the socket gives it
     """
 
@@ -33,3 +34,4 @@ class Session(aiosmtpd.smtp.Session):
         super().__init__(loop)
         self.id = session_id
         self.local: object = None
+        self.lmtp = False

@@ -17,7 +17,7 @@ from smtpd_fork.smtp.body import BareNewline
 from smtpd_fork.smtp.budget import Budget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["Limits", "Setup"]
 
@@ -69,11 +69,17 @@ class Setup:
         command_call_limit: int | dict[str, int] | None = None,
         auth_exclude: Iterable[str] = (),
         has_authenticator: bool = False,
+        commands: Mapping[str, Callable[[Any, str | None], Any]] | None = None,
     ) -> None:
         self.limits = limits
         self.bare = bare
         self.budget = budget or Budget(0)
         self.enhanced = enhanced
+        self.ok = {
+            status: f"250 {status} OK\r\n".encode() if enhanced else b"250 OK\r\n"
+            for status in ("2.0.0", "2.1.0", "2.1.5")
+        }
+        """The most frequent replies, ready to be sent."""
         self.lmtp = lmtp
         self.hooks: dict[str, Callable[..., Any]] = {
             name.removeprefix("handle_"): getattr(handler, name)
@@ -92,6 +98,14 @@ class Setup:
         for name in auth_exclude:
             self.auth_names.pop(name, None)
         self.call_limits, self.call_limit_default = _call_limits(command_call_limit)
+        known = commands or {}
+        self.fast = {
+            word.encode(): known[name]
+            for name in self.builtin & known.keys()
+            for word in (name, name.lower())
+            if self.call_limits is None
+        }
+        """Commands that are plain functions, by the two ways in which clients write them."""
 
     def _ehlo_is_old(self) -> bool:
         hook = self.hooks.get("EHLO")

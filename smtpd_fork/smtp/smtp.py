@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SMTP"]
 
-COMMAND_LIMIT = 512
-"""Octets of a command line (RFC 5321 4.5.3.1.4)."""
-
 MORE_FOR = {"MAIL": 26 + 10 + 20 + 500 + 110, "RCPT": 500 + 30, "AUTH": LINE_LIMIT}
 """Octets more, by extension: SIZE, SMTPUTF8, BODY, AUTH, RET and ENVID; ORCPT and NOTIFY; AUTH."""
 
@@ -60,7 +57,18 @@ class SMTP(Proxied):
     :param limits: what a session may take; default: aiosmtpd's, and ours for the rest
     :param bare_newline: what becomes of CR and LF that are not a pair
     :param enhanced: whether replies have enhanced status codes (RFC 2034)
+    :param lmtp: whether LMTP is spoken: LHLO, and a reply per recipient (RFC 2033)
+    :param budget: how much all sessions may hold of messages
     """
+
+    tls_context = None
+    require_starttls = False
+    _decode_data = False
+    _auth_required = False
+    _auth_require_tls = True
+    _authenticator = None
+    _auth_callback = None
+    _calls: dict[str, int] | None = None
 
     def __init__(
         self,
@@ -89,6 +97,7 @@ class SMTP(Proxied):
         limits: Limits | None = None,
         bare_newline: BareNewline = BareNewline.REJECT,
         enhanced: bool = False,
+        lmtp: bool = False,
         budget: Budget | None = None,
     ) -> None:
         # Not super().__init__(): it looks through class and handler for each connection.
@@ -96,14 +105,22 @@ class SMTP(Proxied):
         self.event_handler = handler
         self.data_size_limit = data_size_limit
         self.enable_SMTPUTF8 = enable_SMTPUTF8
-        self._decode_data = decode_data
+        if decode_data:
+            self._decode_data = True
         self.hostname = hostname or socket.getfqdn()
-        self.tls_context = tls_context
-        self.require_starttls = bool(tls_context) and require_starttls
-        self._auth_required = auth_required
-        self._auth_require_tls = auth_require_tls
-        self._authenticator = authenticator
-        self._auth_callback = None if authenticator else auth_callback
+        # The rest only where it is not as the class has it (see Engine._begin).
+        if tls_context is not None:
+            self.tls_context = tls_context
+            if require_starttls:
+                self.require_starttls = True
+        if auth_required:
+            self._auth_required = True
+        if not auth_require_tls:
+            self._auth_require_tls = False
+        if authenticator is not None:
+            self._authenticator = authenticator
+        elif auth_callback is not None:
+            self._auth_callback = auth_callback
         self.loop = loop or asyncio.get_event_loop()
         self._setup = setup or Setup(
             type(self),
@@ -112,25 +129,42 @@ class SMTP(Proxied):
             bare=bare_newline,
             budget=budget,
             enhanced=enhanced,
+            lmtp=lmtp,
             command_call_limit=command_call_limit,
             auth_exclude=auth_exclude_mechanism or (),
             has_authenticator=bool(authenticator or auth_callback),
+            commands=_COMMANDS,
         )
         if setup is None:
             _warn_of(tls_context, auth_required=auth_required, auth_require_tls=auth_require_tls)
         self._sweep = sweep or _sweep_of(self.loop, timeout)
         check_proxy_timeout(proxy_protocol_timeout)
-        self._proxy_timeout = proxy_protocol_timeout
-        self._calls: dict[str, int] | None = None
+        if proxy_protocol_timeout is not None:
+            self._proxy_timeout = proxy_protocol_timeout
         self._begin(peer, on_close)
+
+    @property
+    def setup(self) -> Setup:
+        """What this session shares with others of its server."""
+        return self._setup
 
     # -- from a line to a command --------------------------------------------------------------
 
     def _command(self, line: bytes) -> Waiting | None:
         word, _, rest = line.partition(b" ")
+        if _debugging():
+            log.debug("[%s] >> %s", self._session_id, _loggable(word.upper(), line))
+        # What mostly comes: a known command with nothing special about it.
+        command = self._setup.fast.get(word)
+        if (
+            command is not None
+            and len(line) <= self.command_size_limit
+            and rest.isascii()
+            and not self.require_starttls
+            and self._tls_handshake_okay
+        ):
+            return command(self, rest.strip().decode("ascii") or None)  # type: ignore[no-any-return]
         word = word.upper()
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("[%s] >> %s", self._session_id, _loggable(word, line))
         try:
             name = word.decode("ascii")
             arg = self._argument(rest)
@@ -229,6 +263,10 @@ def _warn_of(
         log.warning(
             "tls_context.check_hostname == True; this might cause client connection problems"
         )
+
+
+def _debugging() -> bool:
+    return log.isEnabledFor(logging.DEBUG)
 
 
 def _sweep_of(loop: asyncio.AbstractEventLoop, shortest: float) -> Sweep:

@@ -1,0 +1,318 @@
+"""Paths and parameters of MAIL and RCPT: what RFC 5321 4.1.2 allows, and nothing else."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from smtpd_fork.smtp.params import mail_fault, parse_params, rcpt_fault
+from smtpd_fork.smtp.path import parse_path
+
+GOOD = {
+    "<>": "<>",
+    "<a@b>": "a@b",
+    "<a@b.c>": "a@b.c",
+    "<a.b.c@d.e.f>": "a.b.c@d.e.f",
+    "<A@B.C>": "A@B.C",
+    "<a+b-c_d=e@x-y.z9>": "a+b-c_d=e@x-y.z9",
+    "<!#$%&'*+-/=?^_`{|}~@b.c>": "!#$%&'*+-/=?^_`{|}~@b.c",
+    "<a@xn--bcher-kva.example>": "a@xn--bcher-kva.example",
+    "<a@9.example>": "a@9.example",
+    '<"a"@b.c>': '"a"@b.c',
+    '<""@b.c>': '""@b.c',
+    '<"a b"@c.d>': '"a b"@c.d',
+    '<"a@b"@c.d>': '"a@b"@c.d',
+    '<"a>b"@c.d>': '"a>b"@c.d',
+    '<"a\\"b\\\\c"@d.e>': '"a\\"b\\\\c"@d.e',
+    '<".a..b."@c.d>': '".a..b."@c.d',
+    "<a@[192.0.2.1]>": "a@[192.0.2.1]",
+    "<a@[IPv6:2001:db8::1]>": "a@[IPv6:2001:db8::1]",
+    "<a@[tag:content]>": "a@[tag:content]",
+    "<@x.y:a@b.c>": "a@b.c",
+    "<@x.y,@z:a@b.c>": "a@b.c",
+    "<postmaster>": "postmaster",
+    "<Postmaster>": "Postmaster",
+    "<POSTMASTER>": "POSTMASTER",
+    "<ä@b.c>": "ä@b.c",
+    "<用户@例子.广告>": "用户@例子.广告",
+    '<"ä ö"@b.c>': '"ä ö"@b.c',
+    "<😀@b.c>": "😀@b.c",
+    "<" + "l" * 200 + "@b.c>": "l" * 200 + "@b.c",
+    "<a@" + "d." * 126 + "d>": "a@" + "d." * 126 + "d",
+}
+
+BAD = [
+    "",
+    " ",
+    "<",
+    ">",
+    "<<>>",
+    "<> >",
+    "<>x",
+    "< >",
+    "a@b.c",
+    "<a@b.c",
+    "a@b.c>",
+    "<a>",
+    "<root>",
+    "<@>",
+    "<@b>",
+    "<a@>",
+    "<a@@b>",
+    "<a@b@c>",
+    "<.a@b>",
+    "<a.@b>",
+    "<a..b@c>",
+    "<a@.b>",
+    "<a@b..c>",
+    "<a@-b.c>",
+    "<a@b-.c>",
+    "<a@b.-c>",
+    "<a@b.c->",
+    "<a@b.->",
+    "<a b@c>",
+    "<a@b c>",
+    "< a@b.c>",
+    "<a@b.c >",
+    "<a@b.c>>",
+    "<a@b.c>x",
+    "<a@b.c>,<d@e.f>",
+    "<a@b.c>\tSIZE=1",
+    "<a@b,c@d>",
+    "<a:b@c>",
+    "<a;b@c>",
+    "<a(b)@c>",
+    "<a\\b@c>",
+    "<a[b]@c>",
+    "<a@b/c>",
+    "<a@b!c>",
+    "<a@b%c>",
+    "<a@[>",
+    "<a@]>",
+    "<a@[]>",
+    "<a@[1.2.3.4>",
+    "<a@1.2.3.4]>",
+    "<a@[1.2.3.4]x>",
+    "<a@[1.2 .3.4]>",
+    '<">',
+    '<"a>',
+    '<"a@b>',
+    '<"a"b@c>',
+    '<a"b"@c>',
+    '<"a""b"@c>',
+    '<"a"."b>@c',
+    '<"a\\"@b>',
+    '<"a\r"@b>',
+    '<"a\n"@b>',
+    '<"a\0"@b>',
+    '<"a\\\n"@b>',
+    "<a\r@b>",
+    "<a\n@b>",
+    "<a\0@b>",
+    "<a\x7f@b>",
+    "<a@b\n>",
+    "<a@b>\n",
+    "<a@b.c\r\n>",
+    "<@x.y>",
+    "<@x.y:>",
+    "<@x.y:@z:a@b>",
+    "<x.y:a@b>",
+    "<@x.y a@b>",
+    "<@:a@b>",
+    "<@x,y:a@b>",
+    "<postmaster@>",
+    "<a@" + "d" * 256 + ">",
+    "<a@" + "d." * 128 + "d>",
+]
+
+
+@pytest.mark.parametrize(("text", "address"), GOOD.items())
+@pytest.mark.parametrize("rest", ["", " ", " SIZE=1 BODY=8BITMIME", "  <x>"])
+def test_an_address_is_taken(text: str, address: str, rest: str) -> None:
+    assert parse_path(text + rest) == (address, rest)
+
+
+@pytest.mark.parametrize("text", BAD)
+@pytest.mark.parametrize("rest", ["", " SIZE=1"])
+def test_what_is_no_address_is_not(text: str, rest: str) -> None:
+    assert parse_path(text + rest) is None
+
+
+def test_the_domain_is_measured_in_octets() -> None:
+    """RFC 5321 4.5.3.1.2 and RFC 6531 3.7: the limits count octets, also of UTF-8."""
+    assert parse_path("<a@" + "ä" * 120 + ">") is not None
+    assert parse_path("<a@" + "ä" * 200 + ">") is None
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        ["<", ">", "@", ".", "..", '"', "\\", "[", "]", ":", ",", " ", "a", "b-", "-", "ä", "_"]
+        + ["postmaster", "IPv6:", "1.2.3.4", "\r", "\n", "\0", "\t", "<>", "<a@b.c>", "SIZE=1"]
+    )
+    | st.text(max_size=3),
+    max_size=12,
+).map("".join)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(text=PIECES | PIECES.map(lambda text: f"<{text}>") | st.text())
+@example(text="<a@b.-c>")
+@example(text='<"@">')
+def test_whatever_comes_is_an_address_that_is_one_or_none(text: str) -> None:
+    parsed = parse_path(text)
+    if parsed is None:
+        return
+    address, rest = parsed
+    assert text.endswith(rest)
+    assert rest == "" or rest[0] == " "
+    assert address in text
+    assert not set("\r\n\0") & set(address)
+    again = address if address == "<>" else f"<{address}>"
+    assert parse_path(again) == (address, "")
+    # The same wherever it stands, and whatever follows.
+    assert parse_path(f"{again} X=1") == (address, " X=1")
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    labels=st.lists(st.from_regex(r"[a-z-]{1,4}", fullmatch=True), min_size=1, max_size=4),
+)
+def test_no_label_of_a_domain_begins_or_ends_with_a_hyphen(labels: list[str]) -> None:
+    good = all(not each.startswith("-") and not each.endswith("-") for each in labels)
+    assert (parse_path(f"<a@{'.'.join(labels)}>") is not None) is good
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<" + "a" * 12_000,
+        "<" + "a." * 6_000,
+        "<a@" + "b" * 12_000,
+        "<a@" + "b." * 6_000,
+        "<a@" + "b-" * 6_000,
+        "<a@" + "-" * 12_000,
+        '<"' + "a" * 12_000,
+        '<"' + "\\a" * 6_000,
+        '<"' + "\\\\" * 6_000,
+        "<a@[" + "1" * 12_000,
+        "<" + "@b," * 4_000,
+        "<" + "@b-b," * 2_400,
+        "<@" + "b" * 12_000,
+    ],
+    ids=lambda text: text[:8],
+)
+def test_no_address_takes_long_to_be_refused(text: str) -> None:
+    began = time.process_time()
+    assert parse_path(text) is None
+    assert parse_path(text + ">") is None or text.endswith(("b", "."))
+    assert time.process_time() - began < 0.1
+
+
+# -- parameters --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "params"),
+    [
+        ("", {}),
+        ("  ", {}),
+        ("SIZE=1", {"SIZE": "1"}),
+        (" size=1  body=8BitMime ", {"SIZE": "1", "BODY": "8BitMime"}),
+        ("SMTPUTF8", {"SMTPUTF8": True}),
+        ("ENVID=aBc+2B", {"ENVID": "aBc+2B"}),
+        ("ORCPT=rfc822;a@b", {"ORCPT": "rfc822;a@b"}),
+        ("X-ODD-1=x", {"X-ODD-1": "x"}),
+        ("9=x", {"9": "x"}),
+        ("AUTH=<>", {"AUTH": "<>"}),
+        ("ORCPT=utf-8;ä@b", {"ORCPT": "utf-8;ä@b"}),
+        ("SIZE=", None),
+        ("=1", None),
+        ("SIZE=1 size=2", None),
+        ("SIZE SIZE", None),
+        ("SIZE=1=2", None),
+        ("-SIZE=1", None),
+        ("SI_ZE=1", None),
+        ("<x>", None),
+        ("SIZE =1", None),
+        ("SIZE= 1", None),
+        ("ENVID=a\x7f", None),
+        ("ENVID=a\0", None),
+        ("SÏZE=1", None),
+        # RFC 5321 4.1.1.11 has a space between parameters, and no other blank
+        ("SIZE=1\tBODY=7BIT", None),
+        ("SIZE=1\x0bBODY=7BIT", None),
+        ("SIZE=1\x1cBODY=7BIT", None),
+        ("SIZE=1\x85BODY=7BIT", None),
+        ("SIZE=1\u2028BODY=7BIT", None),
+    ],
+)
+def test_parameters(text: str, params: dict[str, str | bool] | None) -> None:
+    assert parse_params(text) == params
+
+
+@settings(max_examples=1000, deadline=None)
+@given(text=st.text() | PIECES)
+def test_whatever_comes_is_parameters_or_none(text: str) -> None:
+    params = parse_params(text)
+    if params is not None:
+        words = [name if value is True else f"{name}={value}" for name, value in params.items()]
+        assert parse_params(" ".join(words)) == params
+        mail_fault(params)
+        rcpt_fault(params)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("RET=FULL", None),
+        ("RET=hdrs", None),
+        ("RET=NONE", "RET"),
+        ("RET", "RET"),
+        ("ENVID=QQ314159", None),
+        ("ENVID=+2B+3D", None),
+        ("ENVID=+2b", "ENVID"),
+        ("ENVID=+G0", "ENVID"),
+        ("ENVID=a+", "ENVID"),
+        ("ENVID=ä", "ENVID"),
+        ("ENVID", "ENVID"),
+        ("ENVID=" + "x" * 100, None),
+        ("ENVID=" + "x" * 101, "ENVID"),
+        ("AUTH=<>", None),
+        ("AUTH=a+2Bb@c", None),
+        ("AUTH=<a>", None),
+        ("AUTH=+", "AUTH"),
+        ("AUTH", "AUTH"),
+    ],
+)
+def test_values_of_mail(text: str, fault: str | None) -> None:
+    params = parse_params(text)
+    assert params is not None
+    assert mail_fault(params) == fault
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("NOTIFY=NEVER", None),
+        ("NOTIFY=success,Failure,DELAY", None),
+        ("NOTIFY=NEVER,SUCCESS", "NOTIFY"),
+        ("NOTIFY=SUCCESS,", "NOTIFY"),
+        ("NOTIFY=,", "NOTIFY"),
+        ("NOTIFY=MAYBE", "NOTIFY"),
+        ("NOTIFY", "NOTIFY"),
+        ("ORCPT=rfc822;A.b@C", None),
+        ("ORCPT=rfc822;" + "x" * 493, None),
+        ("ORCPT=rfc822;" + "x" * 494, "ORCPT"),
+        ("ORCPT=a@b", "ORCPT"),
+        ("ORCPT=rfc822;", "ORCPT"),
+        ("ORCPT=;a@b", "ORCPT"),
+        ("ORCPT", "ORCPT"),
+    ],
+)
+def test_values_of_rcpt(text: str, fault: str | None) -> None:
+    params = parse_params(text)
+    assert params is not None
+    assert rcpt_fault(params) == fault

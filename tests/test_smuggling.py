@@ -1,0 +1,190 @@
+"""Smuggling: nothing but CR LF . CR LF ends a message, nothing but CR LF ends a command."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from itertools import product
+from typing import Any
+
+import pytest
+from support.client import Client
+from support.server import serve
+
+from smtpd_fork.sinks import Discard
+
+BEFORE = ["\r", "\n", "\r\n", "\0", ""]
+AFTER = ["\r", "\n", "\r\n", ""]
+MODES = ["reject", "normalize", "accept"]
+
+SMUGGLED = "MAIL FROM:<evil@example.com>"
+
+VARIANTS = [
+    pytest.param(before, after, id=f"{before!r}.{after!r}")
+    for before, after in product(BEFORE, AFTER)
+]
+
+
+class Collect:
+    """Keeps what it is handed."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, bytes]] = []
+        self.senders: list[str] = []
+
+    async def handle_MAIL(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        self.senders.append(address)
+        envelope.mail_from = address
+        return "250 2.1.0 Ok"
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.messages.append((envelope.mail_from, envelope.content))
+        return "250 2.0.0 Ok"
+
+
+def has_bare(text: str) -> bool:
+    return "\0" in text or re.search(r"\r(?!\n)|(?<!\r)\n", text) is not None
+
+
+def unstuffed(text: str) -> str:
+    """Return what RFC 5321 4.5.2 makes of the lines of *text*."""
+    return "\r\n".join(line.removeprefix(".") for line in text.split("\r\n"))
+
+
+def received(text: str, mode: str) -> bytes:
+    kept = unstuffed(text)
+    if mode == "normalize":
+        kept = re.sub(r"\r\n|\r|\n", "\r\n", kept.replace("\0", ""))
+    return kept.encode()
+
+
+async def hand_in(client: Client, text: str, mode: str, handler: Collect) -> None:
+    """Send *text* as a message, by its real end; see that it is one, or refused as one."""
+    await client.greet()
+    await client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>")
+    assert (await client.say("DATA")).code == 354
+    client.send(text + "\r\n.\r\nNOOP\r\n")
+    reply = await client.reply()
+    if mode == "reject" and has_bare(text + "\r\n"):
+        assert (reply.code, reply.text[:6]) == (550, "5.6.11")
+        assert handler.messages == []
+    else:
+        assert reply.code == 250
+        assert handler.messages == [("a@example.com", received(text + "\r\n", mode))]
+    assert await client.reply() == (250, ["2.0.0 OK"])
+    assert handler.senders == ["a@example.com"]
+    # The transaction is over, and another one goes its way.
+    handler.messages.clear()
+    assert (await client.deliver("again\r\n")).code == 250
+    assert handler.messages == [("a@example.com", b"again\r\n")]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("before", "after"), VARIANTS)
+async def test_only_crlf_dot_crlf_ends_a_message(before: str, after: str, mode: str) -> None:
+    handler = Collect()
+    async with (
+        serve(handler, bare_newline=mode) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        if (before, after) == ("\r\n", "\r\n"):
+            await client.greet()
+            await client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
+            client.send(f"one\r\n.\r\n{SMUGGLED}\r\n")
+            assert [(await client.reply()).code for _ in range(2)] == [250, 250]
+            assert handler.senders == ["a@example.com", "evil@example.com"]
+            return
+        text = (
+            f"Subject: one\r\n\r\nfirst{before}.{after}"
+            f"{SMUGGLED}\r\nRCPT TO:<b@example.com>\r\nDATA\r\nsecond"
+        )
+        await hand_in(client, text, mode, handler)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("before", "after"), VARIANTS)
+async def test_nor_does_anything_else_at_the_start_of_a_message(
+    before: str, after: str, mode: str
+) -> None:
+    handler = Collect()
+    async with (
+        serve(handler, bare_newline=mode) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        if before in {"", "\r\n"} and after == "\r\n":  # an empty message, or one of an empty line
+            await client.greet()
+            await client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
+            client.send(f"{before}.{after}NOOP\r\n")
+            assert [(await client.reply()).code for _ in range(2)] == [250, 250]
+            assert handler.messages == [("a@example.com", before.encode())]
+            return
+        await hand_in(client, f"{before}.{after}{SMUGGLED}", mode, handler)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_the_end_is_found_in_single_bytes(mode: str) -> None:
+    handler = Collect()
+    async with (
+        serve(handler, bare_newline=mode) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
+        for byte in b"x\r\n..\r\n.y\r\n.\r\n":
+            client.send(bytes([byte]))
+            await client.writer.drain()
+        assert (await client.reply()).code == 250
+    assert handler.messages == [("a@example.com", b"x\r\n.\r\ny\r\n")]
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bare", ["\n", "\r", "\0", "\n\r", "\r\r"], ids=repr)
+@pytest.mark.parametrize("where", ["in", "end", "begin"])
+async def test_a_command_with_a_bare_byte_is_refused_and_not_carried_out(
+    bare: str, where: str
+) -> None:
+    handler = Collect()
+    line = {
+        "in": f"MAIL FROM:<a@b.c>{bare}{SMUGGLED}",
+        "end": f"MAIL FROM:<a@b.c>{bare}",
+        "begin": f"{bare}MAIL FROM:<a@b.c>",
+    }[where]
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        client.send(f"{line}\r\nVRFY x@y.z\r\n")
+        replies = [await client.reply()]
+        while replies[-1].code == 500:
+            assert replies[-1].text.startswith("5.5.2")
+            replies.append(await client.reply())
+        assert len(replies) > 1
+        assert replies[-1].code == 252
+        assert (await client.say("RCPT TO:<d@e.f>")).code == 503
+    assert handler.senders == []
+
+
+@pytest.mark.parametrize("cut", range(1, 7))
+async def test_what_is_behind_a_bare_lf_is_no_command_however_it_comes(cut: int) -> None:
+    handler = Collect()
+    data = f"NOOP\n{SMUGGLED}\r\nVRFY x@y.z\r\n".encode()
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        client.send(data[:cut])
+        await asyncio.sleep(0.01)
+        client.send(data[cut:])
+        assert [(await client.reply()).code for _ in range(2)] == [500, 252]
+    assert handler.senders == []
+
+
+@pytest.mark.parametrize("mode", ["normalize", "accept"])
+async def test_the_lenient_modes_take_a_bare_lf_for_the_end_of_a_command(mode: str) -> None:
+    async with (
+        serve(Discard(), bare_newline=mode) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        client.send("NOOP\nNOOP\r\n")
+        assert [(await client.reply()).code for _ in range(2)] == [250, 250]
