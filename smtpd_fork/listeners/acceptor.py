@@ -158,7 +158,7 @@ class Acceptor:
         answered = 0
         for _ in range(MAX_DISMISSED):
             try:
-                sock, _ = listener.sock.accept()
+                sock, _ = listener.accept()
             except OSError as error:
                 if error.errno in _CLIENT_GONE:
                     continue
@@ -224,7 +224,7 @@ class Acceptor:
                 self._wait_for_room()
                 return False
             try:
-                sock, peer = listener.sock.accept()
+                sock, peer = listener.accept()
             except BlockingIOError:
                 break
             except OSError as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.net import describe
 
 if TYPE_CHECKING:
-    import socket
     from pathlib import Path
 
     from smtpd_fork.listeners.address import Address
@@ -30,7 +30,16 @@ class Listener:
         self.inherited = inherited
         self.sock = sock
         self.bound: Any = sock.getsockname()
+        self._kind = (int(sock.family), int(sock.type), sock.proto)
         self._bound_path = None if inherited else _identity(address.path)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a client (accept(2)); not socket.accept(), which costs more than the call does.
+
+        :raises OSError: as accept(2)
+        """
+        descriptor, peer = self.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - see above
+        return socket.socket(*self._kind, descriptor), peer
 
     @property
     def tls(self) -> bool:

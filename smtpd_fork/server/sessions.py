@@ -46,6 +46,11 @@ class _Connecting:
         self.tls = tls
         self.begun = False
 
+    def begin(self) -> SMTP:
+        """Return the protocol; from here on the socket is the loop's."""
+        self.begun = True
+        return self.protocol
+
 
 class Sessions:
     """The live connections of one server.
@@ -77,7 +82,6 @@ class Sessions:
     ) -> None:
         """Make a session of an accepted socket; takes over socket and ticket."""
         try:
-            sock.setblocking(False)
             protocol = self._make(listener, peer, self._ended)
         except BaseException:
             ticket.release()
@@ -85,18 +89,17 @@ class Sessions:
             raise
         self._tickets[protocol] = ticket
         connecting = _Connecting(protocol, sock, self._tls if listener.tls else None)
-        task = asyncio.get_running_loop().create_task(self._connect(connecting))
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(
+            loop.connect_accepted_socket(
+                connecting.begin,
+                sock,
+                ssl=connecting.tls,
+                ssl_handshake_timeout=self._handshake_seconds if connecting.tls else None,
+            )
+        )
         self._connecting[task] = connecting
         task.add_done_callback(self._connected)
-
-    async def _connect(self, connecting: _Connecting) -> None:
-        connecting.begun = True
-        await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: connecting.protocol,
-            connecting.sock,
-            ssl=connecting.tls,
-            ssl_handshake_timeout=self._handshake_seconds if connecting.tls else None,
-        )
 
     def _connected(self, task: asyncio.Task[object]) -> None:
         """See what became of a connection; not in a `finally`: the task may never have run."""

@@ -181,7 +181,7 @@ class Engine(aiosmtpd.smtp.SMTP):
         session.peer = plain_peer(self._peer)  # type: ignore[assignment]  # aiosmtpd's hint
         session.proxy_data = proxy_data
         if isinstance(session, Session):
-            session.local = plain_peer(transport.get_extra_info("sockname"))
+            session._transport = transport  # noqa: SLF001 - of this floor
             session.lmtp = self._setup.lmtp
         self.session = session
         if log.isEnabledFor(logging.DEBUG):  # describe() costs, and mostly for nobody

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 import aiosmtpd.smtp
 
+from smtpd_fork.net import plain_peer
+
 if TYPE_CHECKING:
     import asyncio
+
+    from smtpd_fork.net import Peer
 
 __all__ = ["Session", "new_session_id"]
 
@@ -27,11 +31,17 @@ class Session(aiosmtpd.smtp.Session):
 
     :ivar id: names the session in the logs, in ``Received:`` and in the reply to DATA
     :ivar lmtp: whether LMTP is spoken, not SMTP
-    :ivar local: the address that the client connected to, as the socket gives it
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, session_id: str) -> None:
         super().__init__(loop)
         self.id = session_id
-        self.local: object = None
         self.lmtp = False
+        self._transport: asyncio.BaseTransport | None = None
+
+    @property
+    def local(self) -> Peer:
+        """The address that the client connected to; asked of the system when it is asked for."""
+        if self._transport is None:
+            return None
+        return plain_peer(self._transport.get_extra_info("sockname"))

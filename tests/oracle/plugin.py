@@ -1,26 +1,58 @@
-"""Pytest's plugin: puts our session into aiosmtpd's place, before aiosmtpd's tests import it."""
+"""Pytest's plugin: puts our session into aiosmtpd's place, before aiosmtpd's tests import it.
+
+Loaded with ``-p plugin`` in a process of its own; see test_oracle.py, which starts that.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import aiosmtpd.smtp
-import pytest
 
 import smtpd_fork.smtp
 
+if TYPE_CHECKING:
+    import pytest
+
+assert not {"aiosmtpd.controller", "aiosmtpd.lmtp"} & set(sys.modules), "they have the stock class"
 aiosmtpd.smtp.SMTP = smtpd_fork.smtp.SMTP  # type: ignore[misc]  # that is what it is for
 
-_reports: dict[str, list[str]] = {}
+from aiosmtpd.controller import InetMixin  # noqa: E402 - it has to come after the exchange
+
+PORT = int(os.environ["ORACLE_PORT"])
+"""In place of their 8025, so that two runs on one machine do not meet."""
+
+InetMixin.__init__.__defaults__ = (None, PORT, None)
+
+_reports: dict[str, str] = {}
+
+
+def _resource_filename(package: str, name: str) -> str:
+    base = Path(aiosmtpd.__path__[0]).parent
+    return str(base.joinpath(*package.split("."), name))
+
+
+# Their conftest.py takes one function from setuptools, which new ones no longer have.
+_pkg_resources = ModuleType("pkg_resources")
+_pkg_resources.resource_filename = _resource_filename  # type: ignore[attr-defined]  # as above
+sys.modules["pkg_resources"] = _pkg_resources
+
+
+def pytest_collection_finish() -> None:
+    """Have their fixtures use our port."""
+    their_conftest = sys.modules["aiosmtpd.tests.conftest"]
+    their_conftest.HostPort.__new__.__defaults__ = ("localhost", PORT)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note a test; what was wrong with it, if it failed in any of its phases."""
-    wrong = _reports.setdefault(report.nodeid.lstrip(":"), [])
-    if report.failed:
-        wrong.append(f"{report.when}: {report.longreprtext}")
+    """Note what was wrong with a test; nothing, if it passed in all its phases."""
+    wrong = f"{report.when}: {report.longreprtext}\n" if report.failed else ""
+    _reports[report.nodeid] = _reports.get(report.nodeid, "") + wrong
 
 
 def pytest_sessionfinish() -> None:

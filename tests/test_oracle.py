@@ -1,0 +1,159 @@
+"""aiosmtpd's own tests, run against our session: who relies on aiosmtpd may rely on this.
+
+Where we differ it is on purpose, and it stands in DIVERGENCES with its reason. What fails and does
+not stand there is a fault; what stands there and passes is to be struck out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiosmtpd
+import pytest
+from support.qpsmtpd import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# test_smtpsmuggling comes last: it leaves its patches in smtplib when it fails.
+MODULES = ("test_smtp", "test_starttls", "test_lmtp", "test_smtps", "test_smtpsmuggling")
+FEWEST_TESTS = 300
+HANG_SECONDS = 5
+"""One test of theirs hangs (see DIVERGENCES), and is cut then."""
+PATIENCE = 55
+
+PATHS = "MAIL and RCPT take <address> and nothing else (RFC 5321 4.1.2): no bare or commented one"
+ERRORS = "what a handler raises is 451, the client may try again, and its text stays in the log"
+MORE_LINES = "EHLO offers, and HELP lists, extensions that aiosmtpd does not have"
+BODIES = "BODY=BINARYMIME is known (RFC 3030), so the list of its values is longer"
+WRITER = "there is no StreamWriter `_writer`, which is private: the session is a protocol"
+LOGS = "the log is 'smtpd_fork.session' with lines of its own, and has no credentials in it"
+BATCH = "the replies to what came in one packet go out in one write, and the test counts writes"
+BARE = "bare CR and LF are refused: they are what SMTP smuggling is made of"
+PRIVATE = "it patches or reads a private name of aiosmtpd's module or class"
+
+DIVERGENCES: dict[str, str] = {
+    # strict paths; the numbers are of the examples with angle brackets, which pass
+    r"test_smtp::TestSMTP::test_(mail|rcpt)_valid_address\[(?!(1|3|5|19|20|23|40)\]).*": PATHS,
+    r"test_smtp::TestSMTP::test_mail_smtp_errsyntax\[malformed\]": PATHS,
+    r"test_smtp::TestSMTP::test_rcpt_e?smtp_errsyntax\[malformed\]": PATHS,
+    r"test_smtp::TestCustomization::test_limitlocalpart": PATHS,
+    # errors of handlers
+    r"test_smtp::TestSMTPWithController::test_unexpected_errors_unhandled": ERRORS,
+    r"test_smtp::TestSMTPWithController::test_exception_handler_(exception|undescribable)": ERRORS,
+    r"test_smtp::TestSMTPWithController::test_exception_handler_multiple_connections_lost": (
+        "a ConnectionError that a handler raises is of its own connections, and is 451 as well"
+    ),
+    # extensions
+    r"test_smtp::TestSMTP::test_(ehlo|help|help_bad_arg)": MORE_LINES,
+    r"test_smtp::TestAuthMechanisms::test_ehlo": MORE_LINES,
+    r"test_smtp::TestRequiredAuthentication::test_help_authenticated": MORE_LINES,
+    r"test_starttls::TestStartTLS::test_help_after_starttls": MORE_LINES,
+    r"test_lmtp::test_(lhlo|help)": MORE_LINES,
+    r"test_smtp::TestSMTPNonDecoding::test_mail_invalid_body_param": BODIES,
+    r"test_smtp::TestSMTPWithController::test_mail_invalid_body": BODIES,
+    r"test_smtp::TestCustomization::test_mail_invalid_body_param": BODIES,
+    # line ends, encodings and what is too long
+    r"test_smtp::TestProtocol::test_honors_mail_delimiters": BARE,
+    r"test_smtp::TestStrictASCII::test_data": BARE,
+    r"test_smtpsmuggling::TestSmuggling::test_smtp_smuggling": BARE,
+    r"test_smtp::TestSMTPWithController::test_bad_encodings": (
+        "a command with invalid UTF-8 is refused (RFC 6531), not handed on with surrogates in it"
+    ),
+    r"test_smtp::TestSMTPWithController::test_too_long_body_then_too_long_lines": (
+        "of several faults of one message the same one is told, however its packets were cut"
+    ),
+    # AUTH
+    r"test_smtp::TestSMTPAuth::test_auth_loginteract_warning": (
+        "challenge_auth's log_client_response is not honoured, so there is nothing to warn of"
+    ),
+    r"test_starttls::TestRequireTLSAUTH::test_auth_tls": (
+        "AUTH is there only where something can check credentials"
+    ),
+    # the end of a session
+    r"test_smtp::TestSleepingHandler::test_close_after_helo": (
+        "the end of input does not cancel a handler: what was complete is answered"
+    ),
+    r"test_smtp::TestTimeout::test_timeout": "a client that is cut for its silence is told so: 421",
+    r"test_smtp::TestLimits::test_limit_bogus": (
+        "so many commands that are none end with 421, not with 502, and at a limit of ours"
+    ),
+    r"test_starttls::TestTLSEnding::test_tls_handshake_failing": (
+        "a handshake that fails is the client's doing, and nobody is left to be told a status"
+    ),
+    # what is private
+    r"test_smtp::TestProtocol::test_empty_email": BATCH,
+    r"test_smtp::TestClientCrash::test_connection_reset_.*": WRITER,
+    r"test_smtp::TestClientCrash::test_close_in_.*": WRITER,
+    r"test_smtp::TestClientCrash::test_sockclose_after_helo": WRITER,
+    r"test_smtp::TestAuthMechanisms::test_plain1_goodcreds_sanitized_log": LOGS,
+    r"test_smtp::TestAuthArgs::test_(warn_authreqnotls|log_authmechanisms)": LOGS,
+    r"test_starttls::TestTLSContext::test_certreq_warn": LOGS,
+    r"test_smtp::TestSMTPWithController::test_long_line_leak": PRIVATE,
+    r"test_smtp::TestLimits::test_different_limits_custom_default": PRIVATE,
+}
+"""Pattern of their tests' names, all of which fail, and why they are to."""
+
+pytestmark = pytest.mark.timeout(PATIENCE + 5)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """What was wrong with each of their tests, by its name; an empty text is nothing."""
+    folder = tmp_path_factory.mktemp("oracle")  # to run in: here they would find our conftest.py
+    report = folder / "report.json"
+    here = Path(__file__).parent
+    options = (
+        "-q --tb=short -p plugin -p no:cacheprovider -p no:asyncio "
+        f"-c {os.devnull} --timeout={HANG_SECONDS}"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", *options.split()),
+            f"--rootdir={Path(aiosmtpd.__path__[0]) / 'tests'}",
+            *("--pyargs", *(f"aiosmtpd.tests.{module}" for module in MODULES)),
+        ],
+        cwd=folder,
+        env=environment
+        | {
+            "ORACLE_PORT": str(free_port()),
+            "ORACLE_REPORT": str(report),
+            "PYTHONPATH": os.pathsep.join([str(here / "oracle"), str(here.parent)]),
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert report.exists(), run.stdout
+    reported: dict[str, str] = json.loads(report.read_text())
+    assert len(reported) >= FEWEST_TESTS, run.stdout
+    return {name.replace(".py::", "::"): wrong for name, wrong in reported.items()}
+
+
+def _known(name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in DIVERGENCES)
+
+
+def test_nothing_of_aiosmtpds_tests_fails_but_what_is_meant_to(
+    outcomes: Mapping[str, str],
+) -> None:
+    unmeant = {name: wrong for name, wrong in outcomes.items() if wrong and not _known(name)}
+    assert not unmeant, "\n".join(f"{name}\n{wrong}" for name, wrong in unmeant.items())
+
+
+@pytest.mark.parametrize("pattern", DIVERGENCES)
+def test_what_is_meant_to_diverge_does(pattern: str, outcomes: Mapping[str, str]) -> None:
+    covered = {name: wrong for name, wrong in outcomes.items() if re.fullmatch(pattern, name)}
+    assert covered, "aiosmtpd has no such test any more: strike the entry out"
+    passing = [name for name, wrong in covered.items() if not wrong]
+    assert not passing, "they pass: strike them out"
