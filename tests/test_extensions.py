@@ -794,7 +794,10 @@ async def test_a_message_that_comes_too_slowly_is_421(
 ) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.engine.RATE_GRACE_SECONDS", 0.2)
     options = {"min_data_rate": 10_000, "data_timeout": 5, "timeout": 5}
-    async with serve(Discard(), **options) as server, await Client.to(server.addresses[0]) as client:
+    async with (
+        serve(Discard(), **options) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
         await client.greet()
         await client.say(MAIL, RCPT)
         client.send(f"{begin}\r\n")
@@ -807,7 +810,10 @@ async def test_a_message_that_comes_too_slowly_is_421(
 async def test_a_message_that_comes_fast_enough_may_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.engine.RATE_GRACE_SECONDS", 0.1)
     options = {"min_data_rate": 1000, "data_timeout": 5, "timeout": 5}
-    async with serve(Discard(), **options) as server, await Client.to(server.addresses[0]) as client:
+    async with (
+        serve(Discard(), **options) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
         await client.greet()
         await client.say(MAIL, RCPT, "DATA")
         for _ in range(20):
@@ -822,7 +828,10 @@ async def test_the_rate_of_chunks_counts_all_of_the_message(
 ) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.engine.RATE_GRACE_SECONDS", 0.1)
     options = {"min_data_rate": 1000, "data_timeout": 5, "timeout": 5}
-    async with serve(Discard(), **options) as server, await Client.to(server.addresses[0]) as client:
+    async with (
+        serve(Discard(), **options) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
         await client.greet()
         await client.say(MAIL, RCPT)
         client.send(b"BDAT 100000\r\n" + b"x" * 100_000)
