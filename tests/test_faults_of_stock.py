@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import aiosmtpd.smtp
 import pytest
 from aiosmtpd.smtp import MISSING, AuthResult
-from support.client import Client
+from support.client import PATIENCE, Client
 
 import smtpd_fork.smtp
 
@@ -107,7 +107,7 @@ async def peak_of(bench: Bench, piece: bytes, pieces: int, **options: Any) -> in
     """Send a message of so many pieces; return by how many bytes memory grew meanwhile."""
     async with bench.client(**options) as client:
         await client.greet()
-        await codes(client, *BEGIN)
+        assert await codes(client, *BEGIN) == [250, 250, 354]
         tracemalloc.start()
         try:
             for _ in range(pieces):
@@ -127,7 +127,7 @@ async def is_a_message_past_the_limit_kept(bench: Bench) -> bool:
 
 
 async def do_empty_lines_take_ten_times_their_size(bench: Bench) -> bool:
-    lines = 256 * 1024
+    lines = 64 * 1024
     return await peak_of(bench, b"\r\n" * lines, 1, data_size_limit=0) > 10 * 2 * lines
 
 
@@ -135,22 +135,20 @@ async def is_all_that_is_pipelined_answered_before_others_have_a_turn(bench: Ben
     commands = 10_000
     turns = 0
 
-    def turn() -> None:
-        nonlocal turns, again
-        turns += 1
-        again = loop.call_soon(turn)
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
 
-    loop = asyncio.get_running_loop()
     async with bench.client() as client:
         await client.greet()
-        client.send("VRFY a@b\r\n")
+        client.send("RCPT TO:<a@b>\r\n")
         one = len(await client.reader.readuntil(b"\r\n"))
-        client.send(b"VRFY a@b\r\n" * commands)
-        again = loop.call_soon(turn)
-        try:
-            await client.reader.readexactly(one * commands)
-        finally:
-            again.cancel()
+        client.send(b"RCPT TO:<a@b>\r\n" * commands)
+        counting = asyncio.create_task(count())
+        await client.reader.readexactly(one * commands)
+        counting.cancel()
     return turns < commands / 100
 
 
@@ -169,13 +167,16 @@ async def is_there_tls_with_much_pipelined_behind_starttls(bench: Bench) -> bool
         await client.greet()
         client.send("STARTTLS\r\n" + "NOOP\r\n" * 1000)
         assert (await client.reply()).code == 220
-        patience = HANG_SECONDS if bench.engine is STOCK else None
+        patience = HANG_SECONDS if bench.engine is STOCK else PATIENCE
         try:
             async with asyncio.timeout(patience):
                 await client.writer.start_tls(
                     bench.certificates.client, server_hostname="localhost"
                 )
         except TimeoutError:
+            client.writer.transport.abort()
+            # A cancelled handshake never tells the stream of its end, and close() waits for that.
+            client.writer._protocol.connection_lost(None)  # type: ignore[attr-defined]
             return False
         return (await client.say("EHLO x")).code == 250
 
@@ -278,12 +279,17 @@ async def what_8_bit_addresses_without_smtputf8_are_answered(bench: Bench) -> in
         return (await client.say("MAIL FROM:<é@example.com>")).code
 
 
-async def what_a_command_with_bytes_that_are_no_utf8_is_answered(bench: Bench) -> list[int]:
-    """And what comes after it."""
-    async with bench.client(enable_SMTPUTF8=True) as client:
+async def what_bytes_that_are_no_utf8_are_answered(bench: Bench) -> str:
+    """By a handler that repeats them."""
+
+    class Echo(Keep):
+        async def handle_MAIL(self, *args: Any) -> str:
+            return f"250 {args[3]} OK"
+
+    async with bench.client(Echo(), enable_SMTPUTF8=True) as client:
         await client.greet()
-        client.send(b"B\xc3\x28GUS\r\nVRFY \xff\r\n")
-        return [(await client.reply()).code, (await client.reply()).code]
+        client.send(b"MAIL FROM:<\xff@example.com>\r\n")
+        return (await client.reply()).text.split("'")[0].strip()
 
 
 # -- 12, 13, 14: limits and AUTH -------------------------------------------------------------
@@ -409,10 +415,10 @@ async def which_extensions_are_offered(bench: Bench) -> set[str]:
         return sought & {line.split()[0] for line in (await client.greet()).lines}
 
 
-async def what_bdat_is_answered(bench: Bench) -> int:
+async def what_bdat_with_a_binary_message_is_answered(bench: Bench) -> int:
     async with bench.client() as client:
         await client.greet()
-        await codes(client, *BEGIN[:2])
+        await codes(client, f"{BEGIN[0]} BODY=BINARYMIME", BEGIN[1])
         client.send(b"BDAT 4 LAST\r\nh\0i\n")
         return (await client.reply()).code
 
@@ -460,14 +466,16 @@ FAULTS = [
     Fault(what_is_no_path_and_is_answered, stock=[500, 500, 250, 250, 250], ours=[553] * 5),
     Fault(
         which_senders_with_controls_reach_a_handler,
-        stock=['"a\rb"@example.com', '"a\0b"@example.com'],
+        stock=["a\rb@example.com", "a\0b@example.com"],
         ours=[],
     ),
     Fault(is_an_unknown_command_echoed_with_its_cr, stock=True, ours=False),
     Fault(what_the_null_sender_is_to_a_handler, stock=["<>"], ours=["<>"]),  # that is kept
     Fault(what_8_bit_addresses_without_smtputf8_are_answered, stock=250, ours=553),
     Fault(
-        what_a_command_with_bytes_that_are_no_utf8_is_answered, stock=[500, 500], ours=[500, 500]
+        what_bytes_that_are_no_utf8_are_answered,
+        stock="Error: (UnicodeEncodeError)",
+        ours="Error: bad syntax",
     ),
     Fault(how_many_recipients_a_message_may_have, stock=1100, ours=1000),
     Fault(how_often_a_client_may_fail_to_authenticate, stock=10, ours=3),
@@ -489,7 +497,7 @@ FAULTS = [
         stock=set(),
         ours={"PIPELINING", "CHUNKING", "BINARYMIME", "DSN", "LIMITS"},
     ),
-    Fault(what_bdat_is_answered, stock=500, ours=250),
+    Fault(what_bdat_with_a_binary_message_is_answered, stock=500, ours=250),
     Fault(what_envid_is_to_a_handler, stock=[], ours=[{"ENVID": "Qq12", "AUTH": "<>"}]),
     Fault(what_a_parameter_with_a_hyphen_is_answered, stock=501, ours=555),
 ]

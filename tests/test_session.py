@@ -249,7 +249,7 @@ async def test_pipelined_commands_do_not_keep_the_loop_from_others() -> None:
     async with serve(Discard()) as server:
         flood = await Client.to(server.addresses[0])
         await flood.greet()
-        flood.send(b"NOOP\r\n" * 20_000)
+        flood.send(b"MAIL FROM:<a@example.com>\r\n" * 20_000)
         async with await Client.to(server.addresses[0]) as client:
             await client.greet()
             assert (await client.say("NOOP")).code == 250

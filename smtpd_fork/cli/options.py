@@ -138,7 +138,7 @@ OPTIONS = (
     ),
     SettingOption(
         "--max-buffered", section="Limits", metavar="SIZE",
-        help="Messages that all sessions hold at once; beyond, DATA is told 452. 0 is no limit.",
+        help="Messages that all sessions hold at once; beyond, they are told 452. 0 is no limit.",
     ),
     SettingOption(
         "--max-message-size", section="Limits", metavar="SIZE",

@@ -17,6 +17,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
+from aiosmtpd.handlers import Sink as AiosmtpdSink
 from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.sinks import Sink
@@ -43,8 +44,10 @@ class Chain:
     def __init__(self, handlers: Sequence[Any]) -> None:
         self.handlers = tuple(handlers)
         names = {name for handler in handlers for name in dir(handler) if _is_hook(name)}
+        if any(isinstance(handler, AiosmtpdSink) for handler in handlers):
+            names.add("handle_DATA")
         for name in sorted(names):
-            hooks = [getattr(handler, name) for handler in handlers if hasattr(handler, name)]
+            hooks = [hook for handler in handlers if (hook := _hook_of(handler, name)) is not None]
             setattr(self, name, _SPECIAL.get(name, _first_answer)(hooks))
         for name in ("handle_exception", "process_message"):
             self._take_over(name)
@@ -82,6 +85,17 @@ class Chain:
         for handler in self.handlers:
             if isinstance(handler, Sink):
                 await handler.close()
+
+
+def _hook_of(handler: Any, name: str) -> Hook | None:
+    if name == "handle_DATA" and isinstance(handler, AiosmtpdSink):
+        return getattr(handler, name, _taken)
+    return getattr(handler, name, None)
+
+
+async def _taken(*_: object) -> str:
+    """Stand in for the handle_DATA that aiosmtpd's Sink has not: it is there to take messages."""
+    return "250 2.0.0 Ok"
 
 
 def _is_hook(name: str) -> bool:

@@ -159,7 +159,8 @@ class Server:
             raise
         config = self.config
         self._sessions = Sessions(self._make_session, self._tls, config.tls_handshake_timeout)
-        self._sweep = Sweep(asyncio.get_running_loop(), _shortest(config))
+        self._sweep = Sweep(asyncio.get_running_loop())
+        self._sweep.look_for(_shortest(config))
         self._acceptor = Acceptor(
             self._listeners,
             self.gate,

@@ -59,7 +59,10 @@ class Auth(Mail):
         if status is MISSING:
             attribute, own = self._setup.auth_names[words[0]]
             method = getattr(self if own else self.event_handler, attribute)
+            self._answered = False
             status = self._judge_auth(await method(self, words))
+            if status is None and not self._answered:
+                status = INVALID  # who refuses and says nothing would leave the client waiting
         if status is not None:
             self._put(status)
         assert self.session is not None
@@ -124,7 +127,9 @@ class Auth(Mail):
                 raise asyncio.CancelledError
             self._answer_awaited()
             self._resume_reading()
-            return await self._awaited_line
+            line = await self._awaited_line
+            self._answered = False
+            return line
         finally:
             self._awaited_line = None
 
@@ -141,7 +146,12 @@ class Auth(Mail):
         """Ask the authenticator; it may be a function, or a coroutine function."""
         result: Any = self._authenticate(mechanism, data)
         if inspect.isawaitable(result):
-            result = await result
+            self._in_hook = True  # it has a handler's time, and a handler's end
+            self.deadline = self.loop.time() + self._setup.limits.handler_seconds
+            try:
+                result = await result
+            finally:
+                self._in_hook = False
         return result  # type: ignore[no-any-return]  # the authenticator's
 
     def _authenticate(self, mechanism: str, auth_data: Any) -> Any:

@@ -14,7 +14,7 @@ import io
 import re
 from enum import Enum
 
-__all__ = ["BareNewline", "Body", "BodyFault"]
+__all__ = ["BareNewline", "Body", "BodyFault", "has_bare", "normalized"]
 
 END = b"\r\n.\r\n"
 
@@ -121,7 +121,7 @@ class Body:
         self.size += len(part) - skip
         self._has_long = self._has_long or (self._line_limit > 0 and self._too_long(part))
         if self._bare is BareNewline.REJECT and not self._has_bare:
-            self._has_bare = _has_bare(part)
+            self._has_bare = has_bare(part)
         if self.fault is not None:
             if self._out.tell():
                 self._out = io.BytesIO()  # what is not accepted is not kept
@@ -147,9 +147,16 @@ class Body:
         """Return the message, dots unstuffed. For once: it is no longer kept."""
         content = self._out.getvalue()  # shares its memory: no copy
         self._out = io.BytesIO()
-        if self._bare is BareNewline.NORMALIZE and (_has_bare(content)):
-            content = _BREAK.sub(b"\r\n", content.replace(b"\0", b""))
+        if self._bare is BareNewline.NORMALIZE:
+            content = normalized(content)
         return content
+
+
+def normalized(content: bytes) -> bytes:
+    """Return *content* with CR LF for every line's end, and without NUL."""
+    if not has_bare(content):
+        return content
+    return _BREAK.sub(b"\r\n", content.replace(b"\0", b""))
 
 
 def _held_back(data: bytes) -> int:
@@ -160,8 +167,10 @@ def _held_back(data: bytes) -> int:
     return 0
 
 
-def _has_bare(part: bytes) -> bool:
+def has_bare(part: bytes) -> bool:
     """Whether *part* has CR or LF that is not of a pair, or NUL."""
+    if not part:
+        return False
     if b"\0" in part:
         return True
     breaks = len(part.splitlines()) - (not part.endswith((b"\n", b"\r")))

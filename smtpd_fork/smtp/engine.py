@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import aiosmtpd.smtp
@@ -99,6 +100,7 @@ class Engine(aiosmtpd.smtp.SMTP):
     _blocked = False
     _reading_paused = False
     _turn_pending = False
+    _answered = False
     _errors = 0
     _charged = 0
     _body_began = 0.0
@@ -142,7 +144,7 @@ class Engine(aiosmtpd.smtp.SMTP):
         self._new_session(transport)
         if transport.get_extra_info("sslcontext") is not None:
             self._use_tls(transport)  # from the first byte: STARTTLS is not offered
-        self.deadline = self._began_at + self._setup.limits.command_seconds
+        self.deadline = self._soonest(self._began_at, self._setup.limits.command_seconds)
         waiting = self._opening()
         if waiting is not None:
             self._start(waiting)
@@ -369,16 +371,20 @@ class Engine(aiosmtpd.smtp.SMTP):
         limits = self._setup.limits
         now = self.loop.time()
         if reading is None:
-            self.deadline = now + limits.command_seconds
-            if limits.session_seconds:
-                self.deadline = min(self.deadline, self._began_at + limits.session_seconds)
+            self.deadline = self._soonest(now, limits.command_seconds)
             return
-        self.deadline = now + limits.data_seconds
+        self.deadline = self._soonest(now, limits.data_seconds)
         self._charge(reading)
         elapsed = now - self._body_began
-        if elapsed > RATE_GRACE_SECONDS and reading.size < elapsed * limits.data_rate:
+        came = reading.size + self._stored()
+        if elapsed > RATE_GRACE_SECONDS and came < elapsed * limits.data_rate:
             log.info("[%s] the message comes too slowly", self._session_id)
             self._time_out()
+
+    def _soonest(self, now: float, seconds: float) -> float:
+        """Return when *seconds* from *now* are over, or the session's own time is."""
+        whole = self._setup.limits.session_seconds
+        return min(now + seconds, self._began_at + whole) if whole else now + seconds
 
     def _other(self, event: Event) -> Waiting | None:
         """Act on an event that is no command."""
@@ -401,6 +407,27 @@ class Engine(aiosmtpd.smtp.SMTP):
         """Have *waiting* run to its end; then go on."""
         self.deadline = self.loop.time() + self._setup.limits.handler_seconds
         self._task = self.loop.create_task(self._run(waiting))
+        self._task.add_done_callback(partial(self._ran, waiting))
+
+    def _ran(self, waiting: Waiting, task: asyncio.Task[None]) -> None:
+        """See to a task that was cancelled before it began: nothing of it has run."""
+        if self._task is task:
+            waiting.close()
+            self._message_in_hand = False
+            self._close()
+            self._end_of_task()
+
+    def _end_of_task(self) -> None:
+        """Go on after a task: with the next event, or with the end."""
+        self._task = None
+        if self._lost:
+            self._task = self._farewell_task()
+            if self._task is None:
+                self._tell_ended()
+        elif self._closing:
+            self._tell_ended()
+        else:
+            self._advance()
 
     async def _run(self, waiting: Waiting) -> None:
         """Run what has to wait, whatever becomes of it."""
@@ -416,15 +443,7 @@ class Engine(aiosmtpd.smtp.SMTP):
             raise
         finally:
             self._message_in_hand = self._in_hook = False
-            self._task = None
-        if self._lost:
-            self._task = self._farewell_task()
-            if self._task is None:
-                self._tell_ended()
-        elif self._closing:
-            self._tell_ended()
-        else:
-            self._advance()
+            self._end_of_task()
 
     def _cancelled(self) -> None:
         """Act on a cancelled task: a hook's time is over, or the session's."""
@@ -458,7 +477,9 @@ class Engine(aiosmtpd.smtp.SMTP):
         """Return what the client is told of *error*: what the handler says, or 451."""
         hook = getattr(self.event_handler, "handle_exception", None)
         if hook is not None:
-            return str(await hook(error))
+            status = await hook(error)
+            self._check_reply("exception", status)
+            return str(status)
         log.error("[%s] a handler failed, the client is told 451", self._session_id, exc_info=error)
         return LOCAL_ERROR
 
@@ -498,6 +519,15 @@ class Engine(aiosmtpd.smtp.SMTP):
         if reply.startswith(b"421"):
             self._close()
 
+    def _count_error(self) -> bool:
+        """Count what is no use to anybody; past the limit the session is over, and this True."""
+        self._errors += 1
+        if self._errors <= self._setup.limits.errors:
+            return False
+        log.info("[%s] too many errors", self._session_id)
+        self._put(f"421 4.7.0 {self.hostname} Too many errors, closing connection")
+        return True
+
     def _put_raw(self, reply: bytes) -> None:
         if not self._closing:
             self._out.append(reply)
@@ -525,6 +555,7 @@ class Engine(aiosmtpd.smtp.SMTP):
         """Send a reply, and wait while the client does not take it."""
         if self._closing:
             raise asyncio.CancelledError  # nobody to answer
+        self._answered = True
         self._put(status)
         self._flush()
         if self._blocked:

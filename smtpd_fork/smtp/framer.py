@@ -148,6 +148,9 @@ class Framer:
         if self._skipping is not None:
             return self._skipped(paired=paired)
         if not paired and self._bare is BareNewline.REJECT:
+            if end - start > LINE_LIMIT + 1:  # so it would have been, had it come in parts
+                self._skipping = CommandFault.TOO_LONG
+                return None
             # What follows up to the CR LF is of the same line: it is no command of its own.
             self._skipping = CommandFault.BARE
             return CommandFault.BARE
@@ -160,7 +163,7 @@ class Framer:
 
     def _skipped(self, *, paired: bool) -> CommandFault | None:
         fault = self._skipping
-        if paired:
+        if paired or self._bare is not BareNewline.REJECT:
             self._skipping = None
             return CommandFault.TOO_LONG if fault is CommandFault.TOO_LONG else None
         return CommandFault.BARE if fault is CommandFault.BARE else None
@@ -168,7 +171,7 @@ class Framer:
     def _keep_bounded(self) -> None:
         """Forget a line that is too long already, and remember that it was."""
         if self._skipping is None:
-            if self.pending <= LINE_LIMIT:
+            if self.pending <= LINE_LIMIT + 1:  # the last byte may be the CR of its end
                 return
             self._skipping = CommandFault.TOO_LONG
         # The last byte may be the CR of the pair that ends it.

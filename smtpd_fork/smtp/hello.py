@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 from aiosmtpd.smtp import MISSING, syntax
 
@@ -14,10 +16,23 @@ if TYPE_CHECKING:
 
     from smtpd_fork.smtp.engine import Waiting
 
-__all__ = ["Hello"]
+__all__ = ["Hello", "echo"]
+
+LONGEST_ECHO = 40
+_UNPRINTABLE = re.compile(r"[^ -~]")
 
 NOOPS = 50
 """Commands that do nothing, between two messages, before each more counts as an error."""
+
+
+def _warn_of(hook: str, old: str) -> None:
+    """Say, in aiosmtpd's words, that a subclass has a hook of its first years."""
+    warn(f"Use handler.{hook}() instead of .{old}()", DeprecationWarning, stacklevel=2)
+
+
+def echo(text: str) -> str:
+    """Return what a client said as a reply may repeat it: printable, and not much of it."""
+    return _UNPRINTABLE.sub("?", text[:LONGEST_ECHO])
 
 
 class Hello(Engine):
@@ -53,7 +68,7 @@ class Hello(Engine):
         """Count a command that does nothing; who says nothing else is up to nothing."""
         self._noops += 1
         if self._noops > NOOPS:
-            self._errors += 1
+            self._count_error()
 
     # -- HELO, EHLO, LHLO ------------------------------------------------------------------------
 
@@ -129,6 +144,7 @@ class Hello(Engine):
     async def _ehlo_hook(self, arg: str, replies: list[str]) -> None:
         assert self.session is not None
         if hasattr(self, "ehlo_hook"):
+            _warn_of("handle_EHLO", "ehlo_hook")
             await self.ehlo_hook()
         if "EHLO" not in self._setup.hooks:
             self.session.host_name = arg
@@ -172,6 +188,7 @@ class Hello(Engine):
         return self._simple("RSET", (250, "2.0.0", "OK"))
 
     async def _old_rset_hook(self, rset_hook: Callable[[], Any]) -> None:
+        _warn_of("handle_RSET", "rset_hook")
         await rset_hook()
         await self._simple_hook("RSET", (250, "2.0.0", "OK"))
 
@@ -183,7 +200,7 @@ class Hello(Engine):
             self._say(501, "5.5.4", "Syntax: VRFY <address>")
             return None
         if parse_path(arg) is None and parse_path(f"<{arg}>") is None:
-            self._say(502, "5.1.3", f"Could not VRFY {arg}")
+            self._say(502, "5.1.3", f"Could not VRFY {echo(arg)}")
             return None
         text = "Cannot VRFY user, but will accept message and attempt delivery"
         return self._simple("VRFY", (252, "2.0.0", text), arg)

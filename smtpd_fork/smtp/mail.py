@@ -10,7 +10,7 @@ from warnings import warn
 
 from aiosmtpd.smtp import MISSING, syntax
 
-from smtpd_fork.smtp.body import Body, BodyFault
+from smtpd_fork.smtp.body import BareNewline, Body, BodyFault, has_bare, normalized
 from smtpd_fork.smtp.engine import log
 from smtpd_fork.smtp.envelope import Envelope
 from smtpd_fork.smtp.framer import Chunk
@@ -232,7 +232,7 @@ class Mail(Hello):
         if isinstance(self.envelope, Envelope) and self.envelope.body == "BINARYMIME":
             self._say(503, "5.5.1", "Error: BINARYMIME takes BDAT")
             return None
-        if self._setup.budget.spent:
+        if not self._has_room():
             self._say(*_FAULT_REPLIES[BodyFault.NO_ROOM])
             return None
         limit = self.data_size_limit or 0
@@ -240,6 +240,14 @@ class Mail(Hello):
         self._body_began = self.loop.time()
         self._out.append(b"354 End data with <CR><LF>.<CR><LF>\r\n")
         return None
+
+    def _has_room(self) -> bool:
+        """Whether a message of the size that MAIL declared can be held now."""
+        budget = self._setup.budget
+        declared = 0
+        if isinstance(self.envelope, Envelope):
+            declared = int(self.envelope.mail_params.get("SIZE", 0))
+        return not budget.spent and not 0 < budget.limit < budget.used + declared
 
     def _may_send_message(self) -> bool:
         if self._needs_hello() or self._needs_auth():
@@ -350,6 +358,9 @@ class Mail(Hello):
     def _transaction_over(self) -> None:
         self._set_post_data_state()
         self._release_budget()
+
+    def _set_post_data_state(self) -> None:
+        super()._set_post_data_state()
         self._chunks = None
         self._chunk_fault = None
 
@@ -376,6 +387,8 @@ class Mail(Hello):
         """Return why a chunk is not wanted; it is read all the same (RFC 3030 2)."""
         assert self.session is not None
         assert self.envelope is not None
+        if self.require_starttls and not self._tls_protocol:
+            return (530, "5.7.0", "Must issue a STARTTLS command first")
         if self._auth_required and not self.session.authenticated:
             return (530, "5.7.0", "Authentication required")
         if not self.envelope.rcpt_tos:
@@ -392,6 +405,7 @@ class Mail(Hello):
         if self._chunk_fault is not None:
             fault = self._chunk_fault
             self._chunks = None
+            self._release_budget()
             if self._chunk_is_last:
                 self._transaction_over()
             self._say(*fault)
@@ -404,6 +418,17 @@ class Mail(Hello):
             return None
         content = self._chunks.getvalue()
         self._chunks = None
+        return self._whole(content)
+
+    def _whole(self, content: bytes) -> Waiting | None:
+        """Have what all chunks make delivered; unless it is binary, it is made of lines."""
+        assert self.envelope is not None
+        binary = isinstance(self.envelope, Envelope) and self.envelope.body == "BINARYMIME"
+        if not binary and self._setup.bare is BareNewline.NORMALIZE:
+            content = normalized(content)
+        elif not binary and self._setup.bare is BareNewline.REJECT and has_bare(content):
+            self._refuse_message(*_FAULT_REPLIES[BodyFault.BARE])
+            return None
         return self._content(content)
 
     # -- for users' subclasses -----------------------------------------------------------------

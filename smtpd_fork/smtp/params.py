@@ -17,14 +17,16 @@ _PARAM = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~\u0080-\U0010ffff]+)
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 _ORCPT = re.compile(r"[A-Za-z0-9-]+;.+")
 _NOTIFY = re.compile(
-    r"NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DELAY))*", re.IGNORECASE
+    r"NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DELAY))*", re.ASCII | re.IGNORECASE
 )
 
 
 def parse_params(text: str) -> Params | None:
     """Return the parameters in *text*; None if it holds something else, or one of them twice."""
     params: Params = {}
-    for word in text.split():
+    for word in text.split(" "):
+        if not word:
+            continue
         match = _PARAM.fullmatch(word)
         if match is None or match[1].upper() in params:
             return None

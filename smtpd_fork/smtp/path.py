@@ -23,13 +23,11 @@ _DOMAIN = rf"{_SUB}(?:\.{_SUB})*\.?"
 _QUOTED = r'"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*"'
 _LITERAL = r"\[[!-Z^-~]+\]"
 
-_FAST = re.compile(
-    r"<([A-Za-z0-9_+=-]+(?:\.[A-Za-z0-9_+=-]+)*@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?)>"
-)
+_FAST = re.compile(r"<([A-Za-z0-9_+=-]+(?:\.[A-Za-z0-9_+=-]+)*@[A-Za-z0-9]+(?:[.-][A-Za-z0-9]+)*)>")
 _FULL = re.compile(
     rf"<(?:(?:@{_DOMAIN}(?:,@{_DOMAIN})*):)?"  # a source route is read and ignored (appendix C)
     rf"((?P<local>{_ATOM}(?:\.{_ATOM})*|{_QUOTED})@(?P<domain>{_DOMAIN}|{_LITERAL})|postmaster)>",
-    re.IGNORECASE,
+    re.ASCII | re.IGNORECASE,
 )
 
 
@@ -39,7 +37,7 @@ def parse_path(text: str) -> tuple[str, str] | None:
     The null path is ``<>``. What follows begins with a space, or is empty.
     """
     match = _FAST.match(text)
-    if match is None or ".." in match[1]:
+    if match is None:
         if text.startswith(NULL):
             return (NULL, text[2:]) if text[2:3] in {"", " "} else None
         match = _FULL.match(text)
@@ -49,6 +47,7 @@ def parse_path(text: str) -> tuple[str, str] | None:
     if rest and not rest.startswith(" "):
         return None
     address = match[1]
-    if len(address) > LONGEST_DOMAIN and len(address.rpartition("@")[2]) > LONGEST_DOMAIN:
+    domain = address.rpartition("@")[2]
+    if len(domain) > LONGEST_DOMAIN // 4 and len(domain.encode()) > LONGEST_DOMAIN:
         return None
     return address, rest

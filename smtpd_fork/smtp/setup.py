@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
+from aiosmtpd.handlers import Sink
 from aiosmtpd.smtp import CALL_LIMIT_DEFAULT
 
 from smtpd_fork.smtp.body import BareNewline
@@ -23,6 +24,11 @@ __all__ = ["Limits", "Setup"]
 
 _NEW_EHLO, _OLD_EHLO = 5, 4
 """Parameters of handle_EHLO, now and in aiosmtpd's first years."""
+
+
+async def _taken(*_: object) -> str:
+    """Stand in for the handle_DATA that aiosmtpd's Sink has not: it is there to take messages."""
+    return "250 OK"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +92,8 @@ class Setup:
             for name in dir(handler)
             if name.startswith("handle_") and name != "handle_exception"
         }
+        if "DATA" not in self.hooks and isinstance(handler, Sink):
+            self.hooks["DATA"] = _taken
         self.ehlo_is_old = self._ehlo_is_old()
         self.methods = [n.removeprefix("smtp_") for n in dir(cls) if n.startswith("smtp_")]
         self.builtin = {name for name in self.methods if _is_inherited(cls, f"smtp_{name}")}
@@ -94,7 +102,9 @@ class Setup:
             self.builtin.add("LHLO")
         self.own = set(self.methods) - self.builtin
         """Commands of a user's subclass: coroutines."""
-        self.auth_names = _auth_names(cls, handler, has_authenticator=has_authenticator)
+        self.auth_names = _auth_names(
+            cls, handler, has_authenticator=has_authenticator or "AUTH" in self.hooks
+        )
         for name in auth_exclude:
             self.auth_names.pop(name, None)
         self.call_limits, self.call_limit_default = _call_limits(command_call_limit)

@@ -20,6 +20,7 @@ from aiosmtpd.smtp import DATA_SIZE_DEFAULT, __ident__
 from smtpd_fork.smtp.body import BareNewline
 from smtpd_fork.smtp.engine import log
 from smtpd_fork.smtp.framer import LINE_LIMIT, CommandFault
+from smtpd_fork.smtp.hello import echo as _echo
 from smtpd_fork.smtp.proxy import Proxied, check_proxy_timeout
 from smtpd_fork.smtp.setup import Limits, Setup
 from smtpd_fork.smtp.sweep import Sweep
@@ -37,8 +38,8 @@ __all__ = ["SMTP"]
 MORE_FOR = {"MAIL": 26 + 10 + 20 + 500 + 110, "RCPT": 500 + 30, "AUTH": LINE_LIMIT}
 """Octets more, by extension: SIZE, SMTPUTF8, BODY, AUTH, RET and ENVID; ORCPT and NOTIFY; AUTH."""
 
-BEFORE_STARTTLS = {"EHLO", "LHLO", "NOOP", "QUIT", "STARTTLS"}
-"""What RFC 3207 4 lets a client say where TLS is required."""
+BEFORE_STARTTLS = {"BDAT", "EHLO", "LHLO", "NOOP", "QUIT", "STARTTLS"}
+"""What RFC 3207 4 lets a client say where TLS is required; BDAT refuses itself, with its chunk."""
 
 OF_HTTP = {b"CONNECT", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT"}
 """A browser, or somebody who makes one speak to us: nothing it says is mail."""
@@ -70,7 +71,7 @@ class SMTP(Proxied):
     _auth_callback = None
     _calls: dict[str, int] | None = None
 
-    def __init__(
+    def __init__(  # noqa: C901 - one branch for each keyword that is rarely given
         self,
         handler: Any,
         *,
@@ -137,7 +138,9 @@ class SMTP(Proxied):
         )
         if setup is None:
             _warn_of(tls_context, auth_required=auth_required, auth_require_tls=auth_require_tls)
-        self._sweep = sweep or _sweep_of(self.loop, timeout)
+        self._sweep = sweep or _sweep_of(self.loop)
+        if sweep is None:
+            self._sweep.look_for(min(timeout, proxy_protocol_timeout or timeout))
         check_proxy_timeout(proxy_protocol_timeout)
         if proxy_protocol_timeout is not None:
             self._proxy_timeout = proxy_protocol_timeout
@@ -200,7 +203,7 @@ class SMTP(Proxied):
             self._say(530, "5.7.0", "Must issue a STARTTLS command first")
             return None
         if self._setup.call_limits is not None and not self._within_calls(name):
-            self._put(f"421 4.7.0 {name} sent too many times")
+            self._put(f"421 4.7.0 {_echo(name)} sent too many times")
             return None
         command = _COMMANDS.get(name)
         if command is not None and name in self._setup.builtin:
@@ -210,7 +213,7 @@ class SMTP(Proxied):
         if name.encode() in OF_HTTP:
             self._put(f"421 4.7.0 {self.hostname} This is not a web server")
             return None
-        return self._nonsense(500, "5.5.1", f'Error: command "{name[:40]}" not recognized')
+        return self._nonsense(500, "5.5.1", f'Error: command "{_echo(name)}" not recognized')
 
     async def _own_command(self, name: str, arg: Any) -> None:
         await getattr(self, f"smtp_{name}")(arg)
@@ -232,12 +235,8 @@ class SMTP(Proxied):
 
     def _nonsense(self, code: int, enhanced: str, text: str) -> Waiting | None:
         """Answer what is no command, so many times."""
-        self._errors += 1
-        if self._errors <= self._setup.limits.errors:
+        if not self._count_error():
             self._say(code, enhanced, text)
-            return None
-        log.info("[%s] too many errors", self._session_id)
-        self._put(f"421 4.7.0 {self.hostname} Too many errors, closing connection")
         return None
 
 
@@ -269,9 +268,9 @@ def _debugging() -> bool:
     return log.isEnabledFor(logging.DEBUG)
 
 
-def _sweep_of(loop: asyncio.AbstractEventLoop, shortest: float) -> Sweep:
+def _sweep_of(loop: asyncio.AbstractEventLoop) -> Sweep:
     if loop not in _sweeps:
-        _sweeps[loop] = Sweep(loop, shortest)
+        _sweeps[loop] = Sweep(loop)
     return _sweeps[loop]
 
 

@@ -35,14 +35,23 @@ class Sweep:
     """Watches sessions of one loop.
 
     :param loop: whose time counts
-    :param shortest: the shortest time limit, in seconds
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, shortest: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._seconds = min(COARSEST, max(FINEST, shortest / 20))
+        self._seconds = COARSEST
         self._sessions: set[Swept] = set()
         self._task: asyncio.Task[None] | None = None
+
+    def look_for(self, shortest: float) -> None:
+        """Look often enough for time limits of *shortest* seconds."""
+        seconds = max(FINEST, shortest / 20)
+        if seconds < self._seconds:
+            self._seconds = seconds
+            if self._task is not None:  # it sleeps for longer than that
+                task, self._task = self._task, None
+                task.cancel()
+                self._task = self._loop.create_task(self._look())
 
     def watch(self, session: Swept) -> None:
         """Look after *session* until :meth:`forget`."""
@@ -70,7 +79,7 @@ class Sweep:
                     session.expired(now)
             self._task = None
         except asyncio.CancelledError:
-            if self._task is not None:  # not stop(): the loop is ending
+            if self._task is asyncio.current_task():  # not by stop(): the loop is ending
                 for session in list(self._sessions):
                     session.cut()
             raise

@@ -1,0 +1,1 @@
+"""A fuzzer for sessions, and the dialogues that it starts from."""

@@ -1,0 +1,359 @@
+"""The session fuzzer. Its one law: whatever arrives, the session answers or closes, and the gate
+returns to 0.
+
+It runs real servers on loopback, mutates the dialogues in ``corpus/``, cuts them into packets at
+random, and ends them in every way a client can: half-closed, closed, reset, or in silence. Beside
+the law it sees that every reply line is one, that nothing was logged as a failure by smtpd-fork or
+by asyncio, and that what is held for a client stays bounded.
+
+    python tests/fuzz/session.py --seconds 60 [--seed N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import random
+import re
+import socket
+import ssl
+import tempfile
+import time
+import warnings
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trustme
+from aiosmtpd.smtp import AuthResult
+
+from smtpd_fork import Server
+from smtpd_fork.smtp import SMTP
+from smtpd_fork.smtp.body import Body
+from smtpd_fork.smtp.engine import HELD_INPUT
+from smtpd_fork.smtp.framer import LINE_LIMIT
+from smtpd_fork.smtp.wire import BUFFER_SIZE
+
+CORPUS = Path(__file__).parent / "corpus"
+
+AT_ONCE = 16
+"""Dialogues that run side by side."""
+
+PATIENCE = 10.0
+"""Seconds for a session to end once the client has ended, or has fallen silent."""
+
+MESSAGE_SIZE = 4000
+SILENCE = 0.3
+
+_REPLY = re.compile(rb"[2-5]\d\d[ -]")
+
+_WORDS = [
+    *(b"\r\n", b"\r", b"\n", b"\0", b".", b"\r\n.\r\n", b"\n.\n", b"..", b" ", b"\t", b"<", b">"),
+    *(b"@", b'"', b"\\", b"[", b"]", b":", b"=", b"*", b"\xff", b"\xc3\xa4", b"\xed\xa0\x80"),
+    *(b"EHLO x\r\n", b"HELO x\r\n", b"MAIL FROM:<a@b.c>\r\n", b"RCPT TO:<d@e.f>\r\n", b"DATA\r\n"),
+    *(b"BDAT 5\r\n", b"BDAT 0 LAST\r\n", b"BDAT 99999\r\n", b"RSET\r\n", b"NOOP\r\n", b"QUIT\r\n"),
+    *(
+        b"STARTTLS\r\n",
+        b"AUTH PLAIN\r\n",
+        b"AUTH LOGIN\r\n",
+        b"VRFY a\r\n",
+        b"HELP\r\n",
+        b"XSLOW\r\n",
+    ),
+    *(b" SIZE=1", b" BODY=BINARYMIME", b" SMTPUTF8", b" NOTIFY=NEVER", b" LAST", b"x" * 1001),
+    *(b"y" * 12_300, b"999999999999", b"-1"),
+]
+
+
+class BrokenError(AssertionError):
+    """The law was broken."""
+
+
+class Watched(SMTP):
+    """Sees that what is held stays bounded; has a command that waits."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        held = self._framer.pending
+        if held > HELD_INPUT + BUFFER_SIZE + LINE_LIMIT:
+            raise BrokenError(f"{held} bytes of input are held")
+        reading = self._framer.reading
+        if reading is not None and reading.held > MESSAGE_SIZE + isinstance(reading, Body):
+            raise BrokenError(f"{reading.held} bytes of a message are held")
+
+    async def smtp_XSLOW(self, arg: str | None) -> None:
+        """Take a moment."""
+        await asyncio.sleep(0.001)
+        await self.push("250 2.0.0 slow")
+
+
+class Takes:
+    """Takes every message, at once."""
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        return "250 2.0.0 Ok"
+
+
+class Waits(Takes):
+    """Has hooks that wait."""
+
+    async def handle_MAIL(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        await asyncio.sleep(0)
+        envelope.mail_from = address
+        return "250 2.1.0 Ok"
+
+    async def handle_RCPT(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        await asyncio.sleep(0.001)
+        if "no" in address:
+            return "550 5.1.1 No"
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 Ok"
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        await asyncio.sleep(0.001)
+        return "250 2.0.0 Ok"
+
+
+async def _check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
+    await asyncio.sleep(0)
+    return AuthResult(success=data.password == b"pass", handled=False, auth_data=data)
+
+
+def _tls(folder: Path) -> ssl.SSLContext:
+    issued = trustme.CA().issue_cert("localhost")
+    path = folder / "both.pem"
+    issued.private_key_and_cert_chain_pem.write_to_path(str(path))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(path)
+    return context
+
+
+def _variants(tls: ssl.SSLContext) -> list[tuple[Any, dict[str, Any]]]:
+    auth = {"authenticator": _check, "auth_require_tls": False}
+    return [
+        (Takes(), {}),
+        (Waits(), {"session_options": auth, "max_errors": 100}),
+        (Waits(), {"bare_newline": "normalize", "tls_context": tls}),
+        (Takes(), {"bare_newline": "accept", "session_options": auth}),
+        (Takes(), {"max_buffered": 5000, "max_recipients": 3, "max_errors": 2}),
+        (Takes(), {"tls_context": tls, "require_starttls": True, "max_errors": 1000}),
+    ]
+
+
+class _Failures(logging.Handler):
+    """Keeps what is logged as a failure."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR or record.exc_info:
+            self.seen.append(logging.Formatter().format(record))
+
+
+@dataclass
+class Fuzzer:
+    """Runs dialogues until its time is over.
+
+    :ivar rounds: dialogues so far
+    :ivar said: replies so far, by code
+    """
+
+    seed: int
+    rounds: int = 0
+    said: dict[bytes, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.corpus = [path.read_bytes() for path in sorted(CORPUS.glob("*.smtp"))]
+        self._failures = _Failures()
+        self._warnings: list[warnings.WarningMessage] = []
+
+    async def run(self, seconds: float) -> None:
+        """Fuzz for *seconds*.
+
+        :raises BrokenError: the law was; the message tells seed, round and the bytes
+        """
+        loop = asyncio.get_running_loop()
+        old = loop.get_exception_handler()
+        loop.set_exception_handler(self._unhandled)
+        loggers = [logging.getLogger(name) for name in ("smtpd_fork", "asyncio")]
+        for logger in loggers:
+            logger.addHandler(self._failures)
+        try:
+            with warnings.catch_warnings(record=True) as self._warnings:
+                warnings.simplefilter("always")
+                await self._run(time.monotonic() + seconds)
+        finally:
+            loop.set_exception_handler(old)
+            for logger in loggers:
+                logger.removeHandler(self._failures)
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self._failures.seen.append(f"{context.get('message')}: {context.get('exception')!r}")
+
+    async def _run(self, deadline: float) -> None:
+        async with AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            servers = [
+                await stack.enter_async_context(
+                    Server(
+                        handler,
+                        listen=["127.0.0.1:0"],
+                        hostname="mx.example.com",
+                        session_class=Watched,
+                        max_message_size=MESSAGE_SIZE,
+                        timeout=SILENCE,
+                        data_timeout=SILENCE,
+                        tls_handshake_timeout=SILENCE,
+                        shutdown_timeout=1,
+                        **options,
+                    )
+                )
+                for handler, options in _variants(_tls(folder))
+            ]
+            while time.monotonic() < deadline:
+                batch = range(self.rounds, self.rounds + AT_ONCE)
+                await asyncio.gather(*(self._one(servers, number) for number in batch))
+                self.rounds += AT_ONCE
+                await self._at_rest(servers, batch)
+
+    async def _at_rest(self, servers: list[Server], batch: range) -> None:
+        """See that nothing is left of a batch."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while any(server.gate.count or server.sessions for server in servers):
+                    await asyncio.sleep(0.001)
+        where = f"seed {self.seed}, rounds {batch.start} to {batch.stop - 1}"
+        for server in servers:
+            if server.gate.count or server.gate.sources or server.sessions:
+                raise BrokenError(f"{where}: the gate does not return to 0: {server.gate.count}")
+            used = server._session_options["budget"].used
+            if used:
+                raise BrokenError(f"{where}: {used} bytes of the buffers are not given back")
+        self._failures.seen += [str(warning.message) for warning in self._warnings]
+        if self._failures.seen:
+            raise BrokenError(f"{where}: {self._failures.seen[0]}")
+
+    async def _one(self, servers: list[Server], number: int) -> None:
+        """Hold one dialogue; the same for the same seed and number."""
+        chance = random.Random(f"{self.seed}/{number}")
+        data = self.mutated(chance)
+        server = chance.choice(servers)
+        end = chance.choices(["half-close", "close", "reset", "silence"], [80, 5, 10, 5])[0]
+        try:
+            said = await _talk(server.addresses[0], data, end, chance)
+        except BrokenError as error:
+            index = servers.index(server)
+            raise BrokenError(
+                f"seed {self.seed}, round {number}, server {index}, {end}: {error}; sent {data!r}"
+            ) from None
+        for line in said:
+            self.said[line[:3]] = self.said.get(line[:3], 0) + 1
+
+    def mutated(self, chance: random.Random) -> bytes:
+        """Return a dialogue that is like those of the corpus, more or less."""
+        data = chance.choice(self.corpus)
+        for _ in range(chance.choice([0, 1, 1, 2, 3, 5, 8, 20])):
+            at = chance.randint(0, len(data))
+            to = min(len(data), at + chance.choice([0, 1, 1, 2, 5, 20, 100]))
+            match chance.randrange(6):
+                case 0:
+                    data = data[:at] + data[to:]
+                case 1:
+                    data = data[:at] + chance.choice(_WORDS) + data[at:]
+                case 2:
+                    data = data[:at] + chance.choice(_WORDS) + data[to:]
+                case 3:
+                    data = data[:to] + data[at:]  # once more
+                case 4:
+                    other = chance.choice(self.corpus)
+                    data = data[:at] + other[chance.randint(0, len(other)) :]
+                case _:
+                    data = data[:at] + chance.randbytes(to - at) + data[to:]
+        return data
+
+
+async def _talk(address: Any, data: bytes, end: str, chance: random.Random) -> list[bytes]:
+    """Send *data* in packets, end, and return the lines of the replies."""
+    loop = asyncio.get_running_loop()
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener = asyncio.create_task(asyncio.sleep(0))
+    heard = bytearray()
+    try:
+        await loop.sock_connect(sock, address[:2])
+        listener = asyncio.create_task(_listen(sock, heard))
+        with suppress(ConnectionError):
+            while data:
+                size = chance.choice([1, 2, 3, 10, 50, 500, 5000, len(data)])
+                await loop.sock_sendall(sock, data[:size])
+                data = data[size:]
+                if chance.random() < 0.3:
+                    await asyncio.sleep(chance.choice([0, 0, 0.001]))
+            if end == "half-close":
+                sock.shutdown(socket.SHUT_WR)
+        if end == "reset":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        if end in {"reset", "close"}:
+            listener.cancel()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.wait([listener])
+        except TimeoutError:
+            raise BrokenError("the session neither answers nor closes") from None
+    except OSError:
+        pass  # the session has closed already
+    finally:
+        listener.cancel()
+        sock.close()
+    return _lines(bytes(heard), whole=end in {"half-close", "silence"})
+
+
+async def _listen(sock: socket.socket, heard: bytearray) -> None:
+    loop = asyncio.get_running_loop()
+    with suppress(ConnectionError):
+        while part := await loop.sock_recv(sock, 65536):
+            heard += part
+
+
+def _lines(heard: bytes, *, whole: bool) -> list[bytes]:
+    """Return the lines of the replies; each must be one. Behind STARTTLS may be an alert of TLS."""
+    lines = heard.split(b"\r\n")
+    last = lines.pop()
+    for index, line in enumerate(lines):
+        if not _REPLY.match(line):
+            if index and lines[index - 1].startswith(b"220 "):
+                return lines[:index]
+            raise BrokenError(f"{line!r} is no reply")
+        if b"\r" in line or b"\n" in line or b"\0" in line:
+            raise BrokenError(f"{line!r} has a bare CR, LF or NUL")
+    if last and not last.startswith(b"\x15\x03"):
+        raise BrokenError(f"{last!r} is no whole reply")
+    if whole and not heard:
+        raise BrokenError("nothing was answered")
+    return lines
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    fuzzer = Fuzzer(options.seed)
+    asyncio.run(fuzzer.run(options.seconds))
+    told = ", ".join(f"{code.decode()}: {count}" for code, count in sorted(fuzzer.said.items()))
+    print(f"{fuzzer.rounds} dialogues; {told}")
+
+
+if __name__ == "__main__":
+    main()

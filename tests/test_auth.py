@@ -1,0 +1,432 @@
+"""AUTH: who may, by which mechanism, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+import smtplib
+from base64 import b64decode, b64encode
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiosmtpd.smtp import AuthResult, auth_mechanism
+from support.client import Client, Reply
+from support.server import serve
+
+from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp import SMTP
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator
+
+    from support.tls import Certificates
+
+LOGIN, PASSWORD = b"bob", b"pass word"
+
+pytestmark = pytest.mark.parametrize("transport", ["starttls", "smtps"])
+
+
+def b64(text: bytes | str) -> str:
+    return b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
+PLAIN = b64(b"\0" + LOGIN + b"\0" + PASSWORD)
+WRONG = b64(b"\0" + LOGIN + b"\0wrong")
+
+
+def check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
+    right = (data.login, data.password) == (LOGIN, PASSWORD)
+    return AuthResult(success=right, handled=False, auth_data=data)
+
+
+async def check_slowly(
+    server: Any, session: Any, envelope: Any, mechanism: str, data: Any
+) -> AuthResult:
+    await asyncio.sleep(0.01)
+    return check(server, session, envelope, mechanism, data)
+
+
+class Look(Discard):
+    """Keeps what sessions say of themselves when they send."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.seen.append((session.authenticated, session.auth_data, envelope.mail_params))
+        return "250 2.0.0 Ok"
+
+
+@asynccontextmanager
+async def connected(
+    transport: str,
+    certificates: Certificates,
+    handler: Any = None,
+    *,
+    authenticator: Any = check,
+    **options: Any,
+) -> AsyncIterator[Client]:
+    """Connect, under TLS, and say EHLO."""
+    implicit = transport == "smtps"
+    listen = ["smtps:127.0.0.1:0" if implicit else "127.0.0.1:0"]
+    more = options.pop("session_options", {})
+    if authenticator is not None:
+        more = {"authenticator": authenticator, **more}
+    tls = certificates.client if implicit else None
+    async with (
+        serve(
+            handler or Discard(),
+            listen=listen,
+            tls_context=certificates.server,
+            session_options=more,
+            **options,
+        ) as server,
+        await Client.to(server.addresses[0], tls=tls) as client,
+    ):
+        await client.reply()
+        if not implicit:
+            offered = await client.say("EHLO x")
+            assert not any(line.startswith("AUTH") for line in offered.lines)
+            assert (await client.say("AUTH PLAIN")).code in {504, 538}
+            await client.start_tls(certificates.client)
+        yield client
+
+
+async def hello(client: Client) -> list[str]:
+    """Say EHLO; return the mechanisms on offer."""
+    lines = (await client.say("EHLO x")).lines
+    return [word for line in lines if line.startswith("AUTH ") for word in line.split()[1:]]
+
+
+async def dialogue(client: Client, *lines: str) -> Reply:
+    """Say one line after another, each but the last answered 334."""
+    for line in lines[:-1]:
+        reply = await client.say(line)
+        assert reply.code == 334, (line, reply)
+    return await client.say(lines[-1])
+
+
+GOOD = {
+    "plain, initial response": [f"AUTH PLAIN {PLAIN}"],
+    "plain, challenge": ["AUTH PLAIN", PLAIN],
+    "plain, with an identity": [
+        f"AUTH PLAIN {b64(b'other' + bytes(1) + LOGIN + bytes(1) + PASSWORD)}"
+    ],
+    "login, challenge": ["AUTH LOGIN", b64(LOGIN), b64(PASSWORD)],
+    "login, initial response": [f"AUTH LOGIN {b64(LOGIN)}", b64(PASSWORD)],
+    "lower case": [f"auth plain {PLAIN}"],
+    "lower case login": ["auth login", b64(LOGIN), b64(PASSWORD)],
+}
+
+
+@pytest.mark.parametrize("authenticator", [check, check_slowly])
+@pytest.mark.parametrize("lines", GOOD.values(), ids=GOOD.keys())
+async def test_a_client_is_authenticated(
+    transport: str, certificates: Certificates, lines: list[str], authenticator: Any
+) -> None:
+    handler = Look()
+    async with connected(transport, certificates, handler, authenticator=authenticator) as client:
+        assert await hello(client) == ["LOGIN", "PLAIN"]
+        reply = await dialogue(client, *lines)
+        assert (reply.code, reply.text[:5]) == (235, "2.7.0")
+        assert (await client.deliver()).code == 250
+        assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 503
+    ((authenticated, data, _),) = handler.seen
+    assert authenticated
+    assert (data.login, data.password) == (LOGIN, PASSWORD)
+
+
+BAD: dict[str, tuple[list[str], int]] = {
+    "wrong password": ([f"AUTH PLAIN {WRONG}"], 535),
+    "wrong password, login": (["AUTH LOGIN", b64(LOGIN), b64("x")], 535),
+    "abort": (["AUTH PLAIN", "*"], 501),
+    "abort of login": (["AUTH LOGIN", "*"], 501),
+    "abort of login's second": (["AUTH LOGIN", b64(LOGIN), "*"], 501),
+    "no base64": (["AUTH PLAIN %%%"], 501),
+    "no base64 in an answer": (["AUTH PLAIN", "%%%"], 501),
+    "not ascii in an answer": (["AUTH PLAIN", "ä"], 501),
+    "bad padding": (["AUTH PLAIN AGE"], 501),
+    "an empty initial response": (["AUTH PLAIN ="], 501),
+    "an empty answer": (["AUTH PLAIN", ""], 501),
+    "one part": ([f"AUTH PLAIN {b64('x')}"], 501),
+    "four parts": ([f"AUTH PLAIN {b64(bytes(3))}"], 501),
+    "no mechanism": (["AUTH"], 501),
+    "unknown mechanism": (["AUTH CRAM-MD5"], 504),
+    "too many words": ([f"AUTH PLAIN {PLAIN} x"], 501),
+    "too long an answer": (["AUTH PLAIN", "A" * 20_000], 501),
+    "bare LF in an answer": (["AUTH PLAIN", "AAAA\nNOOP"], 501),
+}
+
+
+@pytest.mark.parametrize(("lines", "code"), BAD.values(), ids=BAD.keys())
+async def test_a_failed_try_is_told_and_the_next_one_may_succeed(
+    transport: str, certificates: Certificates, lines: list[str], code: int
+) -> None:
+    async with connected(transport, certificates) as client:
+        await hello(client)
+        assert (await dialogue(client, *lines)).code == code
+        assert await client.say("NOOP") == (250, ["2.0.0 OK"])
+        assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 235
+
+
+@pytest.mark.parametrize("initial", [True, False])
+async def test_a_response_of_ten_thousand_bytes_is_taken(
+    transport: str, certificates: Certificates, initial: bool
+) -> None:
+    """Tokens of XOAUTH2 are that long; RFC 4954 4 wants 12288 bytes of base64."""
+    token = b"t" * 8990
+    response = b64(b"\0" + LOGIN + b"\0" + token)
+    assert len(response) > 10_000
+    seen: list[bytes] = []
+
+    def remember(*args: Any) -> AuthResult:
+        seen.append(args[-1].password)
+        return AuthResult(success=True)
+
+    async with connected(transport, certificates, authenticator=remember) as client:
+        await hello(client)
+        lines = [f"AUTH PLAIN {response}"] if initial else ["AUTH PLAIN", response]
+        assert (await dialogue(client, *lines)).code == 235
+    assert seen == [token]
+
+
+@pytest.mark.parametrize("lines", [[f"AUTH PLAIN {WRONG}"], ["AUTH LOGIN", "*"], ["AUTH PLAIN x"]])
+async def test_three_failed_tries_end_the_session(
+    transport: str, certificates: Certificates, lines: list[str]
+) -> None:
+    async with connected(transport, certificates) as client:
+        await hello(client)
+        for _ in range(3):
+            assert (await dialogue(client, *lines)).code in {535, 501}
+        assert (await client.reply()).code == 421
+        assert await client.ended()
+
+
+async def test_auth_within_a_transaction_is_503(transport: str, certificates: Certificates) -> None:
+    async with connected(transport, certificates) as client:
+        await hello(client)
+        await client.say("MAIL FROM:<a@b.c>")
+        assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 503
+        await client.say("RSET")
+        assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 235
+
+
+async def test_auth_takes_ehlo(transport: str, certificates: Certificates) -> None:
+    async with connected(transport, certificates) as client:
+        assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 503
+        await client.say("HELO x")
+        assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 500
+
+
+async def test_without_an_authenticator_auth_is_not_offered(
+    transport: str, certificates: Certificates
+) -> None:
+    async with connected(transport, certificates, authenticator=None) as client:
+        assert await hello(client) == []
+        assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 504
+
+
+async def test_where_auth_is_required_mail_waits_for_it(
+    transport: str, certificates: Certificates
+) -> None:
+    options = {"auth_required": True}
+    async with connected(transport, certificates, session_options=options) as client:
+        await hello(client)
+        for command in ("MAIL FROM:<a@b.c>", "RCPT TO:<a@b.c>", "DATA", "VRFY a@b.c"):
+            assert (await client.say(command)).code == 530
+        assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 235
+        assert (await client.deliver()).code == 250
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [("<>", 250), ("bob+40x.y", 250), ("bob@x.y", 250), ("+", 501), ("", 501)]
+)
+async def test_mail_names_the_submitter(
+    transport: str, certificates: Certificates, value: str, code: int
+) -> None:
+    handler = Look()
+    async with connected(transport, certificates, handler) as client:
+        await hello(client)
+        assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 235
+        assert (await client.say(f"MAIL FROM:<a@b.c> AUTH={value}")).code == code
+        if code == 250:
+            await client.say("RCPT TO:<d@e.f>", "DATA")
+            client.send("x\r\n.\r\n")
+            assert (await client.reply()).code == 250
+            assert handler.seen[0][2] == {"AUTH": value}
+
+
+async def test_credentials_pipelined_behind_a_challenge_are_read_in_order(
+    transport: str, certificates: Certificates
+) -> None:
+    async with connected(transport, certificates) as client:
+        await hello(client)
+        client.send(f"AUTH LOGIN\r\n{b64(LOGIN)}\r\n{b64(PASSWORD)}\r\nNOOP\r\n")
+        assert [(await client.reply()).code for _ in range(4)] == [334, 334, 235, 250]
+
+
+async def test_the_challenges_of_login_are_those_clients_know(
+    transport: str, certificates: Certificates
+) -> None:
+    async with connected(transport, certificates) as client:
+        await hello(client)
+        (name,) = (await client.say("AUTH LOGIN")).lines
+        (password,) = (await client.say(b64(LOGIN))).lines
+        assert b64decode(name).lower().startswith(b"user")
+        assert b64decode(password).lower().startswith(b"pass")
+        await client.say("*")
+
+
+async def test_a_client_that_leaves_at_a_challenge_gives_its_place_back(
+    transport: str, certificates: Certificates
+) -> None:
+    async with connected(transport, certificates) as client:
+        await hello(client)
+        assert (await client.say("AUTH LOGIN")).code == 334
+        client.reset()
+
+
+async def test_a_client_that_is_silent_at_a_challenge_is_421(
+    transport: str, certificates: Certificates
+) -> None:
+    async with connected(transport, certificates, timeout=0.3) as client:
+        await hello(client)
+        assert (await client.say("AUTH LOGIN")).code == 334
+        assert (await client.reply()).code == 421
+        assert await client.ended()
+
+
+async def test_an_authenticator_that_raises_is_451_and_says_nothing(
+    transport: str, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: Any) -> AuthResult:
+        raise RuntimeError("secret")
+
+    async with connected(transport, certificates, authenticator=fail) as client:
+        await hello(client)
+        reply = await client.say(f"AUTH PLAIN {PLAIN}")
+        assert (reply.code, "secret" in reply.text) == (451, False)
+        assert (await client.say("MAIL FROM:<a@b.c>")).code == 250
+
+
+async def test_an_authenticator_that_takes_all_the_time_is_451(
+    transport: str, certificates: Certificates
+) -> None:
+    async def sleep(*_: Any) -> AuthResult:
+        await asyncio.sleep(60)
+        return AuthResult(success=True)
+
+    options = {"authenticator": sleep, "handler_timeout": 0.2}
+    async with connected(transport, certificates, **options) as client:
+        await hello(client)
+        assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 451
+        assert (await client.say("NOOP")).code == 250
+
+
+async def test_an_authenticator_that_only_says_no_is_answered_for(
+    transport: str, certificates: Certificates
+) -> None:
+    """AuthResult(success=False) claims to have answered; if it has not, the client would hang."""
+
+    async def refuse(*_: Any) -> AuthResult:
+        return AuthResult(success=False)
+
+    async with connected(transport, certificates, authenticator=refuse) as client:
+        await hello(client)
+        client.send(f"AUTH PLAIN {PLAIN}\r\nNOOP\r\n")
+        assert (await client.reply()).code == 535
+        assert (await client.reply()).code == 250
+
+
+async def test_credentials_are_in_no_log(
+    transport: str, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    async with connected(transport, certificates) as client:
+        await hello(client)
+        await client.say(f"AUTH PLAIN {WRONG}")
+        await dialogue(client, "AUTH LOGIN", b64(LOGIN), b64(PASSWORD))
+    for secret in (PLAIN, WRONG, PASSWORD.decode(), b64(PASSWORD), "wrong"):
+        assert secret not in caplog.text.replace("is wrong", "")
+
+
+# -- mechanisms of users -----------------------------------------------------------------------
+
+
+class Custom(SMTP):
+    """A mechanism by its method's name, and one by its decorator."""
+
+    async def auth_X__TOKEN(self, server: Any, args: list[str]) -> AuthResult:
+        token = await self.challenge_auth("which?")
+        return AuthResult(success=token == b"token", handled=False)
+
+    @auth_mechanism("x-decorated")
+    async def auth_whatever(self, server: Any, args: list[str]) -> AuthResult:
+        return AuthResult(success=args == ["X-DECORATED", "yes"], handled=False)
+
+
+async def test_a_subclass_has_mechanisms_of_its_own(
+    transport: str, certificates: Certificates
+) -> None:
+    options = {"session_class": Custom, "authenticator": None}
+    async with connected(transport, certificates, **options) as client:
+        assert await hello(client) == ["X-DECORATED", "X-TOKEN"]
+        assert await client.say("AUTH X-TOKEN") == (334, [b64("which?")])
+        assert (await client.say(b64("no"))).code == 535
+        assert (await client.say("AUTH x-decorated no")).code == 535
+        assert (await client.say("AUTH x-decorated yes")).code == 235
+
+
+async def test_a_handler_has_mechanisms_of_its_own(
+    transport: str, certificates: Certificates
+) -> None:
+    class Handler(Discard):
+        async def auth_XFOO(self, server: Any, args: list[str]) -> AuthResult:
+            answer = await server.challenge_auth("foo?")
+            return AuthResult(success=answer == b"foo!", handled=False)
+
+    async with connected(transport, certificates, Handler()) as client:
+        assert await hello(client) == ["LOGIN", "PLAIN", "XFOO"]
+        assert (await dialogue(client, "AUTH XFOO", b64("bar"))).code == 535
+        assert (await dialogue(client, "AUTH XFOO", b64("foo!"))).code == 235
+
+
+async def test_handle_auth_of_a_handler_comes_first(
+    transport: str, certificates: Certificates
+) -> None:
+    class Handler(Discard):
+        async def handle_AUTH(self, server: Any, session: Any, envelope: Any, args: Any) -> str:
+            session.authenticated = args == ["PLAIN", "yes"]
+            return "235 2.7.0 Yes" if session.authenticated else "535 5.7.8 No"
+
+    async with connected(transport, certificates, Handler()) as client:
+        await hello(client)
+        assert await client.say("AUTH plain no") == (535, ["5.7.8 No"])
+        assert await client.say("AUTH plain yes") == (235, ["2.7.0 Yes"])
+
+
+@pytest.mark.parametrize("password", [PASSWORD, b"wrong"])
+async def test_pythons_smtplib_logs_in(
+    transport: str, certificates: Certificates, password: bytes
+) -> None:
+    def log_in(address: Any, tls: ssl.SSLContext) -> int:
+        if transport == "smtps":
+            client: smtplib.SMTP = smtplib.SMTP_SSL("localhost", address[1], context=tls)
+        else:
+            client = smtplib.SMTP("localhost", address[1])
+        with client:
+            if transport != "smtps":
+                client.starttls(context=tls)
+            try:
+                return client.login(LOGIN.decode(), password.decode())[0]
+            except smtplib.SMTPAuthenticationError as error:
+                return error.smtp_code
+
+    listen = ["smtps:127.0.0.1:0" if transport == "smtps" else "127.0.0.1:0"]
+    options = {"authenticator": check}
+    async with serve(
+        Discard(), listen=listen, tls_context=certificates.server, session_options=options
+    ) as server:
+        code = await asyncio.to_thread(log_in, server.addresses[0], certificates.client)
+    assert code == (235 if password == PASSWORD else 535)
