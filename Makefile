@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test lint format bench container-test clean
+.PHONY: help run test lint format bench fuzz container-test clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -39,6 +39,9 @@ $(VENV)/.bench: $(STAMP)
 
 bench: $(VENV)/.bench ## measure beside other servers (ARGS="--quick", "--write", "--only W1,W2")
 	$(BIN)/python -m bench $(ARGS)
+
+fuzz: $(STAMP) ## throw garbage at sessions (ARGS="--seconds 3600 --seed 1")
+	$(BIN)/python tests/fuzz/session.py $(ARGS)
 
 container-test: $(STAMP) ## build the image and deliver a message to it (buildah, podman; root)
 	tests/container/run
