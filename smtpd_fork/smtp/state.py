@@ -1,0 +1,206 @@
+"""State: what a session has of its own, what it sends, and what it holds in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+import aiosmtpd.smtp
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.net import describe
+from smtpd_fork.smtp.envelope import Envelope
+from smtpd_fork.smtp.framer import Chunk, Framer
+from smtpd_fork.smtp.session import Session, new_session_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_fork.net import Peer
+    from smtpd_fork.smtp.body import Body
+    from smtpd_fork.smtp.setup import Setup
+    from smtpd_fork.smtp.sweep import Sweep
+
+__all__ = ["State"]
+
+log = logging.getLogger("smtpd_fork.session")
+
+_REPLY = re.compile(r"[2-5]\d\d(?:[ -]|$)")
+
+
+class State(aiosmtpd.smtp.SMTP):
+    """A session at rest; :class:`smtpd_fork.smtp.engine.Engine` moves it."""
+
+    # Set by the constructor of SMTP; here for whoever reads on.
+    _setup: Setup
+    _sweep: Sweep
+    event_handler: Any
+    hostname: str
+    loop: asyncio.AbstractEventLoop
+
+    # What is as it is for almost every session stands here, once: an instance's own attributes
+    # cost an idle session more memory than all else.
+    transport: Any = None
+    _envelope: aiosmtpd.smtp.Envelope | None = None
+    _task: asyncio.Task[None] | None = None
+    _tls_protocol: Any = None
+    _tls_handshake_okay = True
+    _ended: asyncio.Future[None] | None = None
+    _drained: asyncio.Future[None] | None = None
+    _awaited_line: asyncio.Future[bytes | None] | None = None
+    _lost = False
+    _closing = False
+    _eof = False
+    _in_hook = False
+    _hook_expired = False
+    _message_in_hand = False
+    _shaking_hands = False
+    _shutting_down = False
+    _blocked = False
+    _reading_paused = False
+    _turn_pending = False
+    _answered = False
+    _errors = 0
+    _charged = 0
+    _body_began = 0.0
+    _began_at = 0.0
+    deadline = 0.0
+
+    def _begin(self, peer: Peer, on_close: Callable[[Any], None] | None) -> None:
+        """Set up what every session has of its own."""
+        self.session = None
+        self._session_id = new_session_id()
+        self._peer = peer
+        self._on_close = on_close
+        self._framer = Framer(self._setup.bare)
+        self._out: list[bytes] = []
+
+    @property
+    def envelope(self) -> aiosmtpd.smtp.Envelope | None:
+        """The mail transaction; made when it is first asked for."""
+        if self._envelope is None:
+            self._envelope = self._create_envelope()
+        return self._envelope
+
+    @envelope.setter
+    def envelope(self, envelope: aiosmtpd.smtp.Envelope | None) -> None:
+        self._envelope = envelope
+
+    def __repr__(self) -> str:
+        return f"<SMTP {self._session_id} {describe(self._peer)}>"
+
+    def _create_session(self) -> aiosmtpd.smtp.Session:
+        return Session(self.loop, self._session_id)
+
+    def _create_envelope(self) -> aiosmtpd.smtp.Envelope:
+        return Envelope()
+
+    def _set_post_data_state(self) -> None:
+        self._envelope = None
+
+    def _set_rset_state(self) -> None:
+        self._set_post_data_state()
+
+    # -- output --------------------------------------------------------------------------------
+
+    def _put(self, status: str | bytes) -> None:
+        """Add a reply to the batch; 421 closes the connection after it (RFC 5321 3.8)."""
+        reply = status if isinstance(status, bytes) else status.encode("utf-8", "surrogateescape")
+        self._put_raw(reply + b"\r\n")
+        if reply.startswith(b"421"):
+            self._close()
+
+    def _count_error(self) -> bool:
+        """Count what is no use to anybody; past the limit the session is over, and this True."""
+        self._errors += 1
+        if self._errors <= self._setup.limits.errors:
+            return False
+        log.info("[%s] too many errors", self._session_id)
+        self._put(f"421 4.7.0 {self.hostname} Too many errors, closing connection")
+        return True
+
+    def _put_raw(self, reply: bytes) -> None:
+        if not self._closing:
+            self._out.append(reply)
+
+    def _ok(self, enhanced: str) -> None:
+        """Add the reply that is most frequent of all."""
+        self._out.append(self._setup.ok[enhanced])
+
+    def _say(self, code: int, enhanced: str, text: str) -> None:
+        """Add a reply, with its enhanced status code (RFC 2034) where those are spoken."""
+        self._put(f"{code} {enhanced} {text}" if self._setup.enhanced else f"{code} {text}")
+
+    def _flush(self) -> None:
+        """Send the batch, in one write."""
+        if not self._out or self.transport is None:
+            return
+        out = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        try:
+            self.transport.write(out)
+        except RuntimeError:
+            log.debug("[%s] a handler has closed the transport", self._session_id)  # uvloop's word
+
+    async def push(self, status: Any) -> None:
+        """Send a reply, and wait while the client does not take it."""
+        if self._closing:
+            raise asyncio.CancelledError  # nobody to answer
+        self._answered = True
+        self._put(status)
+        self._flush()
+        if self._blocked:
+            self._drained = self.loop.create_future()
+            await self._drained
+
+    def pause_writing(self) -> None:
+        """Act on no more commands while the client does not read (asyncio.BaseProtocol)."""
+        self._blocked = True
+        self._pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on (asyncio.BaseProtocol)."""
+        self._blocked = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        if self._task is None and not self._turn_pending and not self._lost:
+            self._advance()
+
+    @staticmethod
+    def _check_reply(command: str, status: object) -> None:
+        """See that a hook answered what a client can be told."""
+        if status is MISSING or (isinstance(status, str) and _REPLY.match(status)):
+            return
+        raise TypeError(f"handle_{command} must return a reply such as '250 OK', not {status!r}")
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+    def _pause_reading(self) -> None:
+        raise NotImplementedError
+
+    def _advance(self) -> None:
+        raise NotImplementedError
+
+    # -- memory --------------------------------------------------------------------------------
+
+    def _charge(self, reading: Body | Chunk) -> None:
+        """Count what is held of a message; past the budget it is no longer held."""
+        held = reading.held + self._stored()
+        budget = self._setup.budget
+        budget.used += held - self._charged
+        self._charged = held
+        if budget.spent and reading.held:
+            budget.used -= reading.held
+            self._charged -= reading.held
+            reading.drop()
+
+    def _stored(self) -> int:
+        """Return the bytes that are held besides what is being read."""
+        return 0
+
+    def _release_budget(self) -> None:
+        self._setup.budget.used -= self._charged
+        self._charged = 0
