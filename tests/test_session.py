@@ -535,6 +535,31 @@ async def test_proxy_data_outlives_starttls_and_what_comes_behind_the_header_is_
     assert seen == ["192.0.2.7"]
 
 
+async def test_what_comes_behind_a_proxy_header_is_bounded_while_the_handler_thinks() -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+    sessions: list[Any] = []
+
+    class Slow(Discard):
+        async def handle_PROXY(self, server: Any, session: Any, envelope: Any, data: Any) -> bool:
+            sessions.append(server)
+            asked.set()
+            await answer.wait()
+            return True
+
+    options = {"proxy_protocol_timeout": 5}
+    async with serve(Slow(), session_options=options) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            client.send("PROXY TCP4 192.0.2.7 192.0.2.8 4025 25\r\n")
+            await asked.wait()
+            client.send("NOOP\r\n" * 500_000)
+            for _ in range(200):
+                await asyncio.sleep(0.001)
+            assert len(sessions[0]._proxy_reader._buffer) < 1_000_000
+            answer.set()
+            assert (await client.reply()).code == 220
+            assert (await client.reply()).code == 250
+
+
 @pytest.mark.parametrize("header", ["", "GET / HTTP/1.1\r\n", "PROXY TCP4 nonsense\r\n"])
 async def test_without_its_proxy_header_a_session_is_closed_in_time(header: str) -> None:
     class Behind(Discard):

@@ -133,6 +133,7 @@ def _call_after_loss(protocol: asyncio.BaseProtocol, then: Callable[[], None]) -
             then()
 
     try:
+        # An instance's own, in front of its class's: mypy knows methods only.
         protocol.connection_lost = connection_lost  # type: ignore[assignment, method-assign]
     except AttributeError:
         # The class has __slots__: give this one instance a class of its own, of the same layout.

@@ -43,8 +43,10 @@ class Proxied(StartTls):
         if self._proxy_timeout is None:
             return super()._opening()
         self._proxy_reader = asyncio.StreamReader(loop=self.loop)
+        # It then pauses the transport by itself: what comes behind a header is not held for ever.
+        self._proxy_reader.set_transport(self.transport)
         # On this one object, so that sessions without PROXY pay nothing for the question.
-        self.data_received = self._proxy_reader.feed_data  # type: ignore[method-assign]
+        self.data_received = self._proxy_reader.feed_data  # type: ignore[method-assign]  # meant
         return self._ask_proxy(self._proxy_reader, self._proxy_timeout)
 
     async def _ask_proxy(self, reader: asyncio.StreamReader, seconds: float) -> None:
@@ -60,6 +62,7 @@ class Proxied(StartTls):
             log.info("[%s] PROXY header refused", self._session_id)
             self._close()
             return
+        self.transport.resume_reading()  # the reader may have paused it
         self._framer.feed(bytes(reader._buffer))  # type: ignore[attr-defined]  # noqa: SLF001 - what came behind it
         waiting = super()._opening()
         if waiting is not None:
