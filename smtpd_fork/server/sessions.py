@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -122,15 +123,19 @@ class Sessions:
         if ticket is None:
             return
         ticket.release()
-        task = protocol.task
-        if task is not None and not task.done():
-            # A handler with a message in hand, or handle_DISCONNECT.
-            self._finishing.add(task)
-            task.add_done_callback(self._finished)
+        self._await_task(protocol)
         self._changed.set()
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _await_task(self, protocol: SMTP) -> None:
+        """Know of what still runs: a handler with a message in hand, or handle_DISCONNECT."""
+        task = protocol.task
+        if task is not None:
+            self._finishing.add(task)
+            task.add_done_callback(partial(self._finished, protocol))
+
+    def _finished(self, protocol: SMTP, task: asyncio.Task[None]) -> None:
         self._finishing.discard(task)
+        self._await_task(protocol)  # the one may be followed by the other
         self._changed.set()
 
     # -- ending --------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,6 +32,7 @@ from smtpd_fork.smtp.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from contextvars import Context
 
     from smtpd_fork.smtp.body import Body
     from smtpd_fork.smtp.framer import Event
@@ -75,12 +77,15 @@ class Engine(State):
         # When the loop was given the SMTP object itself, as stock controllers do.
         if getattr(stream, "get_protocol", lambda: None)() is self:
             stream.set_protocol(Wire(self))
-        self._began_at = self.loop.time()
+        limits = self._setup.limits
+        now = self.loop.time()
+        if limits.session_seconds:
+            self._ends_at = now + limits.session_seconds
         self._sweep.watch(self)
         self._new_session(transport)
         if transport.get_extra_info("sslcontext") is not None:
             self._use_tls(transport)  # from the first byte: STARTTLS is not offered
-        self.deadline = self._soonest(self._began_at, self._setup.limits.command_seconds)
+        self.deadline = self._soonest(now + limits.command_seconds)
         waiting = self._opening()
         if waiting is not None:
             self._start(waiting)
@@ -136,6 +141,7 @@ class Engine(State):
         if self._lost:
             return
         self._lost = self._closing = True
+        self._at_rest = False
         self.transport = None
         log.debug("[%s] connection closed", self._session_id)
         try:
@@ -210,14 +216,44 @@ class Engine(State):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio.Protocol)."""
+        if self._at_rest:
+            position = self._frequent(data)
+            if position == len(data) and self._task is None:
+                self._flush()
+                self._await_client()
+                return
+            data = data[position:]
         if self._awaited_line is not None or self._closing:
             self._feed_aside(data)
             return
+        self._at_rest = False
         self._framer.feed(data)
         if self._task is None and not self._turn_pending:
             self._advance()
-        elif self._framer.pending > HELD_INPUT:
+            return
+        self._flush()
+        if self._framer.pending > HELD_INPUT:
             self._pause_reading()
+
+    def _frequent(self, data: bytes) -> int:
+        """Act on the commands at the beginning of *data* that are the most frequent, and flawless.
+
+        Called at rest only: nothing is under way, nothing is pending.
+
+        :returns: where in *data* the others begin
+        """
+        raise NotImplementedError
+
+    def _may_rest(self) -> bool:
+        """Whether frequent commands may take the short way (see :meth:`_frequent`)."""
+        raise NotImplementedError
+
+    def _await_client(self) -> None:
+        """Give the client its time for what comes next."""
+        if not self._closing:
+            limits = self._setup.limits
+            seconds = limits.command_seconds if self._at_rest else limits.data_seconds
+            self.deadline = self._soonest(self.loop.time() + seconds)
 
     def _feed_aside(self, data: bytes) -> None:
         """Take bytes that are no command: the answer to a challenge, or nobody's any more."""
@@ -229,6 +265,7 @@ class Engine(State):
     def eof_received(self) -> bool | None:
         """Take the end of input; what was complete is still answered (asyncio.Protocol)."""
         self._eof = True
+        self._at_rest = False
         if self._awaited_line is not None and not self._awaited_line.done():
             self._awaited_line.cancel()
         if self._task is None and not self._turn_pending:
@@ -292,12 +329,13 @@ class Engine(State):
             return
         self._resume_reading()
         reading = self._framer.reading
+        if reading is None:
+            self._at_rest = not self._framer.pending and self._may_rest()
+            self.deadline = self._soonest(self.loop.time() + self._setup.limits.command_seconds)
+            return
         limits = self._setup.limits
         now = self.loop.time()
-        if reading is None:
-            self.deadline = self._soonest(now, limits.command_seconds)
-            return
-        self.deadline = self._soonest(now, limits.data_seconds)
+        self.deadline = self._soonest(now + limits.data_seconds)
         self._charge(reading)
         elapsed = now - self._body_began
         came = reading.size + self._stored()
@@ -305,10 +343,9 @@ class Engine(State):
             log.info("[%s] the message comes too slowly", self._session_id)
             self._time_out()
 
-    def _soonest(self, now: float, seconds: float) -> float:
-        """Return when *seconds* from *now* are over, or the session's own time is."""
-        whole = self._setup.limits.session_seconds
-        return min(now + seconds, self._began_at + whole) if whole else now + seconds
+    def _soonest(self, deadline: float) -> float:
+        """Return *deadline*, or the session's own, whichever comes first."""
+        return min(self._ends_at, deadline)
 
     def _other(self, event: Event) -> Waiting | None:
         """Act on an event that is no command."""
@@ -329,21 +366,39 @@ class Engine(State):
 
     def _start(self, waiting: Waiting) -> None:
         """Have *waiting* run to its end; then go on."""
+        self._at_rest = False
         self.deadline = self.loop.time() + self._setup.limits.handler_seconds
-        self._task = self.loop.create_task(self._run(waiting))
+        self._task = self.loop.create_task(self._run(waiting), context=self._own_context())
         self._task.add_done_callback(partial(self._ran, waiting))
 
-    def _ran(self, waiting: Waiting, task: asyncio.Task[None]) -> None:
-        """See to a task that was cancelled before it began: nothing of it has run."""
-        if self._task is task:
-            waiting.close()
-            self._message_in_hand = False
-            self._close()
-            self._end_of_task()
+    def _own_context(self) -> Context:
+        """Return the context that all of this session's hooks run in, as in aiosmtpd's one task."""
+        if self._context is None:
+            self._context = copy_context()
+        return self._context
 
-    def _end_of_task(self) -> None:
+    def _hooked(self, name: str, waiting: Waiting) -> Waiting | None:
+        """Carry *waiting* out now, if the hook in it never waits; else return it.
+
+        A task and its two turns of the loop cost as much as the rest of a command.
+        """
+        if name not in self._setup.at_once or self._task is not None:
+            return waiting
+        try:
+            self._own_context().run(waiting.send, None)
+        except StopIteration:
+            self._message_in_hand = False
+            return None
+        waiting.close()
+        raise RuntimeError(f"handle_{name} has no await, and waited")
+
+    def _ran(self, waiting: Waiting, task: asyncio.Task[None]) -> None:
         """Go on after a task: with the next event, or with the end."""
+        waiting.close()  # if it was cancelled before it began: nothing of it has run
+        self._message_in_hand = self._in_hook = False
         self._task = None
+        if task.cancelled():
+            self._close()
         if self._lost:
             self._task = self._farewell_task()
             if self._task is None:
@@ -365,9 +420,7 @@ class Engine(State):
         except BaseException:
             self.abort()
             raise
-        finally:
-            self._message_in_hand = self._in_hook = False
-            self._end_of_task()
+        self._flush()
 
     def _cancelled(self) -> None:
         """Act on a cancelled task: a hook's time is over, or the session's."""
@@ -462,6 +515,7 @@ class Engine(State):
             return
         self._flush()
         self._closing = True
+        self._at_rest = False
         self._framer.clear()
         self._release_budget()
         if self.transport is not None:
@@ -473,6 +527,7 @@ class Engine(State):
     def abort(self) -> None:
         """Cut the connection; what is unsent is lost."""
         self._closing = True
+        self._at_rest = False
         if self.transport is not None:
             self.transport.abort()
 
@@ -486,6 +541,7 @@ class Engine(State):
     def shut_down(self) -> None:
         """Say 421 and close: at once if the client is idle, else after the command in hand."""
         self._shutting_down = True
+        self._at_rest = False
         if self._shaking_hands:
             self.abort()
         elif self.transport is not None and self._task is None and not self._turn_pending:

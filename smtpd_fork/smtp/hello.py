@@ -83,7 +83,7 @@ class Hello(Engine):
         self._set_rset_state()
         self.session.extended_smtp = False
         if "HELO" in self._setup.hooks:
-            return self._helo_hook(arg)
+            return self._hooked("HELO", self._helo_hook(arg))
         self.session.host_name = arg
         self._put(f"250 {self.hostname}")
         return None
@@ -160,7 +160,7 @@ class Hello(Engine):
     def _simple(self, hook: str, default: tuple[int, str, str], *args: Any) -> Waiting | None:
         """Answer *default*, unless a handler's hook knows better."""
         if hook in self._setup.hooks:
-            return self._simple_hook(hook, default, *args)
+            return self._hooked(hook, self._simple_hook(hook, default, *args))
         self._say(*default)
         return None
 
@@ -238,7 +238,7 @@ class Hello(Engine):
             self._say(501, "5.5.4", "Syntax: QUIT")
             return None
         if "QUIT" in self._setup.hooks:
-            return self._quit_hook()
+            return self._hooked("QUIT", self._quit_hook())
         self._say(221, "2.0.0", "Bye")
         self._close()
         return None

@@ -51,22 +51,26 @@ class Mail(Hello):
     def _cmd_MAIL(self, arg: str | None) -> Waiting | None:
         if self._needs_hello() or self._needs_auth():
             return None
-        assert self.session is not None
-        assert self.envelope is not None
         parsed = self._path("FROM:", arg, "MAIL FROM: <address>")
         if parsed is None:
             return None
-        address, params = parsed
-        if self.envelope.mail_from:
+        return self._sender(*parsed)
+
+    def _sender(self, address: str, params: Params) -> Waiting | None:
+        """Begin a transaction with a sender that is well-formed."""
+        envelope = self.envelope
+        assert envelope is not None
+        if envelope.mail_from:
             self._say(503, "5.5.1", "Error: nested MAIL command")
             return None
-        if not self._mail_params_fit(address, params):
+        if (params or not address.isascii()) and not self._mail_params_fit(address, params):
             return None
         if "MAIL" in self._setup.hooks:
-            return self._mail_hook(address, params)
+            return self._hooked("MAIL", self._mail_hook(address, params))
         if params:
             self._note_mail_params(params)
-        self._take_sender(address, params)
+            envelope.mail_options.extend(_upper_words(params))
+        envelope.mail_from = address
         self._ok("2.1.0")
         return None
 
@@ -140,19 +144,15 @@ class Mail(Hello):
         self._say(553, "5.6.7", "Error: such an address takes SMTPUTF8")
         return False
 
-    def _take_sender(self, address: str, params: Params) -> None:
-        assert self.envelope is not None
-        self.envelope.mail_from = address
-        if params:
-            self.envelope.mail_options.extend(_upper_words(params))
-
     async def _mail_hook(self, address: str, params: Params) -> None:
+        assert self.envelope is not None
         options = _upper_words(params)
         self._note_mail_params(params)
         status = await self._call_handler_hook("MAIL", address, options)
         if status is MISSING:
-            self._take_sender(address, params)
-            self._say(250, "2.1.0", "OK")
+            self.envelope.mail_from = address
+            self.envelope.mail_options.extend(options)
+            self._ok("2.1.0")
         else:
             self._put(status)
 
@@ -176,35 +176,46 @@ class Mail(Hello):
         if parsed is None:
             return None
         address, params = parsed
-        if not self._rcpt_fits(address, params):
-            return None
-        if "RCPT" in self._setup.hooks:
-            return self._rcpt_hook(address, params)
-        self._take_recipient(address, params)
-        self._ok("2.1.5")
-        return None
-
-    def _rcpt_fits(self, address: str, params: Params) -> bool:
-        assert self.envelope is not None
         if address == NULL:
             self._say(501, "5.1.3", "Syntax: RCPT TO: <address>")
-        elif params.keys() - _RCPT_PARAMS:
+            return None
+        if params and not self._rcpt_params_fit(params):
+            return None
+        return self._recipient(address, params)
+
+    def _rcpt_params_fit(self, params: Params) -> bool:
+        """See that RCPT asks for nothing that cannot be had; else answer so."""
+        if params.keys() - _RCPT_PARAMS:
             self._say(555, "5.5.4", "RCPT TO parameters not recognized or not implemented")
         elif (fault := rcpt_fault(params)) is not None:
             self._say(501, "5.5.4", f"Error: {fault} has no such value")
-        elif len(self.envelope.rcpt_tos) >= self._setup.limits.recipients:
-            self._say(452, "4.5.3", "Too many recipients")
         else:
-            return self._ascii_unless(address, allowed=self.envelope.smtp_utf8)
+            return True
         return False
 
+    def _recipient(self, address: str, params: Params) -> Waiting | None:
+        """Take a recipient that is well-formed, within a transaction."""
+        envelope = self.envelope
+        assert envelope is not None
+        if len(envelope.rcpt_tos) >= self._setup.limits.recipients:
+            self._say(452, "4.5.3", "Too many recipients")
+        elif not self._ascii_unless(address, allowed=envelope.smtp_utf8):
+            pass
+        elif "RCPT" in self._setup.hooks:
+            return self._hooked("RCPT", self._rcpt_hook(address, params))
+        else:
+            self._take_recipient(address, params)
+            self._ok("2.1.5")
+        return None
+
     def _take_recipient(self, address: str, params: Params) -> None:
-        assert self.envelope is not None
-        self.envelope.rcpt_tos.append(address)
-        if isinstance(self.envelope, Envelope):
-            self.envelope.rcpt_params.append(params)
+        envelope = self.envelope
+        assert envelope is not None
+        envelope.rcpt_tos.append(address)
+        if isinstance(envelope, Envelope):
+            envelope.rcpt_params.append(params)
         if params:
-            self.envelope.rcpt_options.extend(_upper_words(params))
+            envelope.rcpt_options.extend(_upper_words(params))
 
     async def _rcpt_hook(self, address: str, params: Params) -> None:
         assert self.envelope is not None
@@ -212,7 +223,7 @@ class Mail(Hello):
         status = await self._call_handler_hook("RCPT", address, _upper_words(params))
         if status is MISSING:
             self._take_recipient(address, params)
-            self._say(250, "2.1.5", "OK")
+            self._ok("2.1.5")
             return
         if isinstance(self.envelope, Envelope) and len(self.envelope.rcpt_tos) == known + 1:
             self.envelope.rcpt_params.append(params)  # the hook took the address itself
@@ -225,21 +236,24 @@ class Mail(Hello):
             return None
         if arg:
             self._say(501, "5.5.4", "Syntax: DATA")
-            return None
-        if self._chunks is not None:
+        elif self._chunks is not None:
             self._say(503, "5.5.1", "Error: BDAT has begun")
-            return None
-        if isinstance(self.envelope, Envelope) and self.envelope.body == "BINARYMIME":
+        elif isinstance(self.envelope, Envelope) and self.envelope.body == "BINARYMIME":
             self._say(503, "5.5.1", "Error: BINARYMIME takes BDAT")
-            return None
-        if not self._has_room():
+        elif self._setup.budget.limit and not self._has_room():
             self._say(*_FAULT_REPLIES[BodyFault.NO_ROOM])
-            return None
-        limit = self.data_size_limit or 0
-        self._framer.expect(Body(limit, self.line_length_limit, self._setup.bare))
-        self._body_began = self.loop.time()
-        self._out.append(b"354 End data with <CR><LF>.<CR><LF>\r\n")
+        else:
+            limit = self.data_size_limit or 0
+            self._expect(Body(limit, self.line_length_limit, self._setup.bare))
+            self._out.append(b"354 End data with <CR><LF>.<CR><LF>\r\n")
         return None
+
+    def _expect(self, reading: Body | Chunk) -> None:
+        """Read a message, or a part of one, next."""
+        self._at_rest = False
+        if self._chunks is None:
+            self._body_began = self.loop.time()
+        self._framer.expect(reading)
 
     def _has_room(self) -> bool:
         """Whether a message of the size that MAIL declared can be held now."""
@@ -247,7 +261,7 @@ class Mail(Hello):
         declared = 0
         if isinstance(self.envelope, Envelope):
             declared = int(self.envelope.mail_params.get("SIZE", 0))
-        return not budget.spent and not 0 < budget.limit < budget.used + declared
+        return not budget.spent and budget.used + declared <= budget.limit
 
     def _may_send_message(self) -> bool:
         if self._needs_hello() or self._needs_auth():
@@ -291,7 +305,7 @@ class Mail(Hello):
         self.envelope.original_content = original
         if "DATA" in self._setup.hooks or hasattr(self.event_handler, "process_message"):
             self._message_in_hand = True
-            return self._deliver()
+            return self._hooked("DATA", self._deliver())
         self._say_delivered(MISSING)
         return None
 
@@ -377,9 +391,8 @@ class Mail(Hello):
         self._chunk_fault = self._chunk_fault or fault
         self._chunk_is_last = match[2] is not None
         chunk = Chunk(int(match[1]), keep=self._chunk_fault is None)
-        self._body_began = self._body_began if self._chunks is not None else self.loop.time()
         if chunk.left:
-            self._framer.expect(chunk)
+            self._expect(chunk)
             return None
         return self._received_chunk(chunk)
 

@@ -16,6 +16,7 @@ from aiosmtpd.smtp import CALL_LIMIT_DEFAULT
 
 from smtpd_fork.smtp.body import BareNewline
 from smtpd_fork.smtp.budget import Budget
+from smtpd_fork.smtp.waits import never_waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -94,6 +95,8 @@ class Setup:
         }
         if "DATA" not in self.hooks and isinstance(handler, Sink):
             self.hooks["DATA"] = _taken
+        self.at_once = frozenset(name for name, hook in self.hooks.items() if never_waits(hook))
+        """Hooks that cannot wait for anything: they need no task."""
         self.ehlo_is_old = self._ehlo_is_old()
         self.methods = [n.removeprefix("smtp_") for n in dir(cls) if n.startswith("smtp_")]
         self.builtin = {name for name in self.methods if _is_inherited(cls, f"smtp_{name}")}
@@ -116,6 +119,7 @@ class Setup:
             if self.call_limits is None
         }
         """Commands that are plain functions, by the two ways in which clients write them."""
+        self.all_fast = {b"MAIL", b"RCPT", b"DATA", b"QUIT", b"RSET", b"NOOP"} <= self.fast.keys()
 
     def _ehlo_is_old(self) -> bool:
         hook = self.hooks.get("EHLO")

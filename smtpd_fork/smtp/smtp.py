@@ -18,9 +18,11 @@ from weakref import WeakKeyDictionary
 from aiosmtpd.smtp import DATA_SIZE_DEFAULT, __ident__
 
 from smtpd_fork.smtp.body import BareNewline
-from smtpd_fork.smtp.engine import log
+from smtpd_fork.smtp.engine import EVENTS_A_TURN, log
 from smtpd_fork.smtp.framer import LINE_LIMIT, CommandFault
+from smtpd_fork.smtp.frequent import LONGEST, MAIL, RCPT, frequent
 from smtpd_fork.smtp.hello import echo as _echo
+from smtpd_fork.smtp.params import parse_params
 from smtpd_fork.smtp.proxy import Proxied, check_proxy_timeout
 from smtpd_fork.smtp.setup import Limits, Setup
 from smtpd_fork.smtp.sweep import Sweep
@@ -152,6 +154,55 @@ class SMTP(Proxied):
         return self._setup
 
     # -- from a line to a command --------------------------------------------------------------
+
+    def _may_rest(self) -> bool:
+        session = self.session
+        return bool(
+            self._setup.all_fast
+            and session is not None
+            and session.host_name
+            and (not self._auth_required or session.authenticated)
+            and (not self.require_starttls or self._tls_protocol)
+            and self._tls_handshake_okay
+            and self.command_size_limit >= LONGEST
+            and not self.local_part_limit
+            and not _debugging()
+        )
+
+    def _frequent(self, data: bytes) -> int:
+        position = turn = 0
+        match = frequent(data)
+        try:
+            while match is not None and turn < EVENTS_A_TURN:
+                turn += 1
+                end = match.end()
+                kind = match.lastindex
+                if end - position > LONGEST:
+                    break
+                if kind == RCPT:
+                    if self._envelope is None or not self._envelope.mail_from:
+                        break
+                    position = end
+                    waiting = self._recipient(match[3].decode("ascii"), {})
+                elif kind == MAIL:
+                    params = match[2].decode("ascii")
+                    if params and not self.session.extended_smtp:  # type: ignore[union-attr]
+                        break
+                    position = end
+                    waiting = self._sender(
+                        match[1].decode("ascii"), (parse_params(params) or {}) if params else {}
+                    )
+                else:
+                    position = end
+                    waiting = self._setup.fast[match[4]](self, None)
+                if waiting is not None:
+                    self._start(waiting)
+                if not self._at_rest or end == len(data):
+                    break
+                match = frequent(data, end)
+        except Exception as error:  # noqa: BLE001 - logged and answered there
+            self._start(self._fail(error))
+        return position
 
     def _command(self, line: bytes) -> Waiting | None:
         word, _, rest = line.partition(b" ")

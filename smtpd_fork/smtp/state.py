@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from smtpd_fork.smtp.session import Session, new_session_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from smtpd_fork.net import Peer
     from smtpd_fork.smtp.body import Body
@@ -65,7 +67,9 @@ class State(aiosmtpd.smtp.SMTP):
     _errors = 0
     _charged = 0
     _body_began = 0.0
-    _began_at = 0.0
+    _at_rest = False
+    _ends_at = math.inf
+    _context: Context | None = None
     deadline = 0.0
 
     def _begin(self, peer: Peer, on_close: Callable[[Any], None] | None) -> None:
@@ -158,6 +162,7 @@ class State(aiosmtpd.smtp.SMTP):
     def pause_writing(self) -> None:
         """Act on no more commands while the client does not read (asyncio.BaseProtocol)."""
         self._blocked = True
+        self._at_rest = False
         self._pause_reading()
 
     def resume_writing(self) -> None:

@@ -1,0 +1,34 @@
+"""Waits: whether a handler's hook can wait for anything."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+__all__ = ["never_waits"]
+
+_WAITS = {"GET_AWAITABLE", "GET_ANEXT", "SEND", "YIELD_VALUE"}
+"""Instructions of which one is in every await, ``async for`` and ``async with`` (:mod:`dis`)."""
+
+
+def never_waits(hook: Any) -> bool:
+    """Whether *hook* is a coroutine function without an await: it ends in its first step.
+
+    One that asks which task it runs in is said to wait, lest it learn that it is none.
+    """
+    function = getattr(hook, "__func__", hook)
+    if not inspect.isfunction(function) or not inspect.iscoroutinefunction(function):
+        return False
+    return not _waits(function.__code__)
+
+
+@lru_cache(maxsize=1024)
+def _waits(code: CodeType) -> bool:
+    if "current_task" in code.co_names:
+        return True
+    return any(instruction.opname in _WAITS for instruction in dis.get_instructions(code))
