@@ -254,17 +254,21 @@ def test_a_loop_that_cancels_everything_leaves_no_place_taken() -> None:
 
 
 async def test_a_task_that_is_cancelled_before_it_ran_gives_its_place_back(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, certificates: Certificates
 ) -> None:
     welcome = Sessions.welcome
 
     def welcome_and_cancel(self: Sessions, *args: Any) -> None:
         welcome(self, *args)
-        for task in self._connecting:
+        for task in self._handshakes:
             task.cancel()
 
     monkeypatch.setattr(Sessions, "welcome", welcome_and_cancel)
-    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+    options: dict[str, Any] = {"listen": ["smtps:127.0.0.1:0"], "tls_context": certificates.server}
+    async with (
+        serve(Discard(), **options) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
         assert await client.ended()
         assert server.gate.count == 0
 

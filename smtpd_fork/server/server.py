@@ -158,8 +158,9 @@ class Server:
             self.close()
             raise
         config = self.config
-        self._sessions = Sessions(self._make_session, self._tls, config.tls_handshake_timeout)
-        self._sweep = Sweep(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self._sessions = Sessions(self._make_session, self._tls, config.tls_handshake_timeout, loop)
+        self._sweep = Sweep(loop)
         self._sweep.look_for(_shortest(config))
         self._acceptor = Acceptor(
             self._listeners,
@@ -169,7 +170,7 @@ class Server:
             waiting_capacity=config.backlog,
             welcome=self._sessions.welcome,
         )
-        self._acceptor.start(asyncio.get_running_loop())
+        self._acceptor.start(loop)
         for listener in self._listeners:
             log.info("listening on %s", listener)
 
@@ -259,6 +260,7 @@ class Server:
             on_close=on_close,
             sweep=self._sweep,
             setup=self._setups.get(listener.address.lmtp),
+            loop=self._sweep.loop if self._sweep is not None else None,
             lmtp=listener.address.lmtp,
             tls_context=tls,
             require_starttls=self.config.require_starttls and tls is not None,

@@ -14,12 +14,14 @@ import asyncio
 import logging
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from smtpd_fork.smtp.wire import Wire
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from smtpd_fork.gate import Ticket
     from smtpd_fork.listeners import Listener
@@ -39,18 +41,18 @@ CUT_SECONDS = 1.0
 class _Connecting:
     """A socket on its way to becoming a session."""
 
-    __slots__ = ("begun", "protocol", "sock", "tls")
+    __slots__ = ("begun", "connecting", "protocol", "sock")
 
-    def __init__(self, protocol: SMTP, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, protocol: SMTP, sock: socket.socket) -> None:
         self.protocol = protocol
         self.sock = sock
-        self.tls = tls
         self.begun = False
+        self.connecting: Coroutine[Any, Any, Any]
 
-    def begin(self) -> SMTP:
+    def begin(self) -> Wire:
         """Return the protocol; from here on the socket is the loop's."""
         self.begun = True
-        return self.protocol
+        return Wire(self.protocol)
 
 
 class Sessions:
@@ -59,16 +61,22 @@ class Sessions:
     :param make: makes the session of a client: listener, peer, what to call at its end
     :param tls: for listeners that speak TLS from the first byte
     :param handshake_seconds: for their handshakes
+    :param loop: the sessions' own
     """
 
     def __init__(
-        self, make: MakeSession, tls: ssl.SSLContext | None, handshake_seconds: float
+        self,
+        make: MakeSession,
+        tls: ssl.SSLContext | None,
+        handshake_seconds: float,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
+        self._loop = loop
         self._make = make
         self._tls = tls
         self._handshake_seconds = handshake_seconds
         self._tickets: dict[SMTP, Ticket] = {}
-        self._connecting: dict[asyncio.Task[object], _Connecting] = {}
+        self._handshakes: dict[asyncio.Task[object], _Connecting] = {}
         self._finishing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._hurried = False
@@ -89,30 +97,63 @@ class Sessions:
             sock.close()
             raise
         self._tickets[protocol] = ticket
-        connecting = _Connecting(protocol, sock, self._tls if listener.tls else None)
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(
-            loop.connect_accepted_socket(
+        connecting = _Connecting(protocol, sock)
+        if listener.tls:
+            self._shake_hands(connecting)
+        else:
+            self._connect(connecting)
+
+    def _connect(self, connecting: _Connecting) -> None:
+        """Have the loop make a transport of a plain socket.
+
+        All it waits for is its own next turn. A task would do; it costs as much as all of the
+        session's set-up, so the two steps are taken here.
+        """
+        connecting.connecting = self._loop.connect_accepted_socket(
+            connecting.begin, connecting.sock
+        )
+        try:
+            waiter = connecting.connecting.send(None)
+        except Exception as error:  # noqa: BLE001 - logged there
+            self._not_connected(connecting, error)
+        else:
+            waiter.add_done_callback(partial(self._connected, connecting))
+
+    def _connected(self, connecting: _Connecting, _: asyncio.Future[None]) -> None:
+        try:
+            connecting.connecting.send(None)
+        except StopIteration:
+            return
+        except Exception as error:  # noqa: BLE001 - logged there
+            self._not_connected(connecting, error)
+
+    def _shake_hands(self, connecting: _Connecting) -> None:
+        """Have the loop speak TLS on a socket, and then begin the session."""
+        task = self._loop.create_task(
+            self._loop.connect_accepted_socket(
                 connecting.begin,
-                sock,
-                ssl=connecting.tls,
-                ssl_handshake_timeout=self._handshake_seconds if connecting.tls else None,
+                connecting.sock,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._handshake_seconds,
             )
         )
-        self._connecting[task] = connecting
-        task.add_done_callback(self._connected)
+        self._handshakes[task] = connecting
+        task.add_done_callback(self._shook_hands)
 
-    def _connected(self, task: asyncio.Task[object]) -> None:
-        """See what became of a connection; not in a `finally`: the task may never have run."""
-        connecting = self._connecting.pop(task)
-        error = None if task.cancelled() else task.exception()
-        if error is None and not task.cancelled():
-            return
+    def _shook_hands(self, task: asyncio.Task[object]) -> None:
+        """See what became of a handshake; not in a `finally`: the task may never have run."""
+        connecting = self._handshakes.pop(task)
+        if task.cancelled():
+            self._not_connected(connecting, "the server stops")
+        elif (error := task.exception()) is not None:
+            self._not_connected(connecting, error)
+
+    def _not_connected(self, connecting: _Connecting, reason: BaseException | str) -> None:
         protocol = connecting.protocol
         if not connecting.begun:
             connecting.sock.close()  # else it is the loop's, which closes it
         if not protocol.began:
-            log.info("%s: no session: %s", protocol, error or "the server stops")
+            log.info("%s: no session: %s", protocol, reason)
             self._ended(protocol)
         else:
             protocol.abort()  # and its on_close comes
@@ -147,9 +188,8 @@ class Sessions:
         """
         cut = 0
         try:
-            for task, connecting in list(self._connecting.items()):
-                if connecting.tls is not None:
-                    task.cancel()
+            for task in list(self._handshakes):
+                task.cancel()
             for protocol in list(self._tickets):
                 protocol.shut_down()
             with suppress(TimeoutError):
@@ -172,7 +212,7 @@ class Sessions:
 
     async def _cut(self) -> None:
         """Close what is open, cancel what runs, and see it end."""
-        for task in list(self._connecting):
+        for task in list(self._handshakes):
             task.cancel()
         for protocol in list(self._tickets):
             protocol.cut()

@@ -93,6 +93,10 @@ class Engine(State):
 
     def _opening(self) -> Waiting | None:
         """Greet, once whoever has to be asked has been."""
+        if self._shutting_down:
+            self._put_raw(shutdown_reply(self.hostname))
+            self._close()
+            return None
         if "CONNECT" in self._setup.hooks:
             return self._ask_connect()
         self._greet()

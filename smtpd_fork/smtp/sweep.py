@@ -34,11 +34,11 @@ class Swept(Protocol):
 class Sweep:
     """Watches sessions of one loop.
 
-    :param loop: whose time counts
+    :ivar loop: whose time counts
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self._seconds = COARSEST
         self._sessions: set[Swept] = set()
         self._task: asyncio.Task[None] | None = None
@@ -51,13 +51,13 @@ class Sweep:
             if self._task is not None:  # it sleeps for longer than that
                 task, self._task = self._task, None
                 task.cancel()
-                self._task = self._loop.create_task(self._look())
+                self._task = self.loop.create_task(self._look())
 
     def watch(self, session: Swept) -> None:
         """Look after *session* until :meth:`forget`."""
         self._sessions.add(session)
         if self._task is None:
-            self._task = self._loop.create_task(self._look())
+            self._task = self.loop.create_task(self._look())
 
     def forget(self, session: Swept) -> None:
         """Look after *session* no more; no error if nobody does."""
@@ -74,7 +74,7 @@ class Sweep:
         try:
             while self._sessions:
                 await asyncio.sleep(self._seconds)
-                now = self._loop.time()
+                now = self.loop.time()
                 for session in [each for each in self._sessions if each.deadline <= now]:
                     session.expired(now)
             self._task = None
