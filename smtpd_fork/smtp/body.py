@@ -109,7 +109,7 @@ class Body:
 
     def feed(self, data: bytes) -> bytes | None:
         """Take *data*; return what lies behind the end, or None while it has not come."""
-        if not self.size and self._is_whole(data):
+        if not self.size and self.take_whole(data):
             return b""
         if self._held:
             data = self._held + data
@@ -144,15 +144,18 @@ class Body:
             self._out = io.BytesIO()
         self._out.write(part[skip:] if skip else part)
 
-    def _is_whole(self, data: bytes) -> bool:
-        """Take all of a message with nothing special about it, which is what mostly comes."""
+    def take_whole(self, data: bytes) -> bool:
+        """Take all of a message with nothing special about it, which is what mostly comes.
+
+        :returns: whether *data* was one, and all that there is; else nothing was taken
+        """
         if (
-            not data.endswith(END)
+            self.size
+            or not data.endswith(END)
             or data.startswith(b".")
             or data.rfind(b"\n.", 0, -3) >= 0
             or self._has_long
             or self._dropped
-            or self.size
         ):
             return False
         part = data[:-3]

@@ -71,12 +71,15 @@ class Engine(State):
     # -- life ----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the session (asyncio.BaseProtocol)."""
+        """Begin the session (asyncio.BaseProtocol): the loop was given it, not its wire."""
         stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
-        self.transport = stream
-        # When the loop was given the SMTP object itself, as stock controllers do.
         if getattr(stream, "get_protocol", lambda: None)() is self:
             stream.set_protocol(Wire(self))
+        self.begin(transport)
+
+    def begin(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the session on a wire."""
+        self.transport = transport
         limits = self._setup.limits
         now = self.loop.time()
         if limits.session_seconds:
@@ -89,6 +92,8 @@ class Engine(State):
         waiting = self._opening()
         if waiting is not None:
             self._start(waiting)
+        elif not self._closing:
+            self._at_rest = self._may_rest()
         self._flush()
 
     def _opening(self) -> Waiting | None:
@@ -131,7 +136,8 @@ class Engine(State):
             session._transport = transport  # noqa: SLF001 - of this floor
             session.lmtp = self._setup.lmtp
         self.session = session
-        if log.isEnabledFor(logging.DEBUG):  # describe() costs, and mostly for nobody
+        self._loud = log.isEnabledFor(logging.DEBUG)
+        if self._loud:  # describe() costs, and mostly for nobody
             log.debug("[%s] connected: %s", self._session_id, describe(self._peer))
 
     def _use_tls(self, transport: asyncio.BaseTransport) -> None:
@@ -145,9 +151,10 @@ class Engine(State):
         if self._lost:
             return
         self._lost = self._closing = True
-        self._at_rest = False
+        self._leave_rest()
         self.transport = None
-        log.debug("[%s] connection closed", self._session_id)
+        if self._loud:
+            log.debug("[%s] connection closed", self._session_id)
         try:
             self._sweep.forget(self)
             self._framer.clear()
@@ -160,16 +167,17 @@ class Engine(State):
 
     def _end_task(self) -> None:
         """Have whatever still runs end, and the handler told of the end."""
+        if self._task is None:
+            self._task = self._farewell_task()
+            if self._task is None:
+                self._tell_ended()
+            return
         for waiter in (self._drained, self._awaited_line):
             if waiter is not None and not waiter.done():
                 waiter.cancel()
-        if self._task is None:
-            self._task = self._farewell_task()
-        elif not self._message_in_hand:
+        if not self._message_in_hand:
             # With a message in hand it finishes, and its reply goes nowhere.
             self._task.cancel()
-        if self._task is None:
-            self._tell_ended()
 
     def _farewell_task(self) -> asyncio.Task[None] | None:
         if "DISCONNECT" not in self._setup.hooks:
@@ -220,17 +228,14 @@ class Engine(State):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio.Protocol)."""
-        if self._at_rest:
-            position = self._frequent(data)
-            if position == len(data) and self._task is None:
-                self._flush()
-                self._await_client()
+        if self._at_rest or self._body is not None:
+            data = self._short(data)
+            if not data:
                 return
-            data = data[position:]
         if self._awaited_line is not None or self._closing:
             self._feed_aside(data)
             return
-        self._at_rest = False
+        self._leave_rest()
         self._framer.feed(data)
         if self._task is None and not self._turn_pending:
             self._advance()
@@ -239,25 +244,13 @@ class Engine(State):
         if self._framer.pending > HELD_INPUT:
             self._pause_reading()
 
-    def _frequent(self, data: bytes) -> int:
-        """Act on the commands at the beginning of *data* that are the most frequent, and flawless.
-
-        Called at rest only: nothing is under way, nothing is pending.
-
-        :returns: where in *data* the others begin
-        """
+    def _short(self, data: bytes) -> bytes:
+        """Act on what mostly comes; return what has to take the long way."""
         raise NotImplementedError
 
     def _may_rest(self) -> bool:
-        """Whether frequent commands may take the short way (see :meth:`_frequent`)."""
+        """Whether what comes next may take the short way."""
         raise NotImplementedError
-
-    def _await_client(self) -> None:
-        """Give the client its time for what comes next."""
-        if not self._closing:
-            limits = self._setup.limits
-            seconds = limits.command_seconds if self._at_rest else limits.data_seconds
-            self.deadline = self._soonest(self.loop.time() + seconds)
 
     def _feed_aside(self, data: bytes) -> None:
         """Take bytes that are no command: the answer to a challenge, or nobody's any more."""
@@ -269,7 +262,7 @@ class Engine(State):
     def eof_received(self) -> bool | None:
         """Take the end of input; what was complete is still answered (asyncio.Protocol)."""
         self._eof = True
-        self._at_rest = False
+        self._leave_rest()
         if self._awaited_line is not None and not self._awaited_line.done():
             self._awaited_line.cancel()
         if self._task is None and not self._turn_pending:
@@ -334,7 +327,7 @@ class Engine(State):
         self._resume_reading()
         reading = self._framer.reading
         if reading is None:
-            self._at_rest = not self._framer.pending and self._may_rest()
+            self._at_rest = self._framer.idle and self._may_rest()
             self.deadline = self._soonest(self.loop.time() + self._setup.limits.command_seconds)
             return
         limits = self._setup.limits
@@ -370,7 +363,7 @@ class Engine(State):
 
     def _start(self, waiting: Waiting) -> None:
         """Have *waiting* run to its end; then go on."""
-        self._at_rest = False
+        self._leave_rest()
         self.deadline = self.loop.time() + self._setup.limits.handler_seconds
         self._task = self.loop.create_task(self._run(waiting), context=self._own_context())
         self._task.add_done_callback(partial(self._ran, waiting))
@@ -519,7 +512,7 @@ class Engine(State):
             return
         self._flush()
         self._closing = True
-        self._at_rest = False
+        self._leave_rest()
         self._framer.clear()
         self._release_budget()
         if self.transport is not None:
@@ -531,7 +524,7 @@ class Engine(State):
     def abort(self) -> None:
         """Cut the connection; what is unsent is lost."""
         self._closing = True
-        self._at_rest = False
+        self._leave_rest()
         if self.transport is not None:
             self.transport.abort()
 
@@ -545,7 +538,7 @@ class Engine(State):
     def shut_down(self) -> None:
         """Say 421 and close: at once if the client is idle, else after the command in hand."""
         self._shutting_down = True
-        self._at_rest = False
+        self._leave_rest()
         if self._shaking_hands:
             self.abort()
         elif self.transport is not None and self._task is None and not self._turn_pending:

@@ -91,6 +91,13 @@ class Framer:
         return len(self._buffer) - self._position
 
     @property
+    def idle(self) -> bool:
+        """Whether what is fed next begins a command, and nothing was fed before it."""
+        return (
+            self._position >= len(self._buffer) and self._reading is None and self._skipping is None
+        )
+
+    @property
     def reading(self) -> Body | Chunk | None:
         """What is being read, if it is not commands."""
         return self._reading

@@ -239,7 +239,7 @@ class Hello(Engine):
             return None
         if "QUIT" in self._setup.hooks:
             return self._hooked("QUIT", self._quit_hook())
-        self._say(221, "2.0.0", "Bye")
+        self._ok("Bye")
         self._close()
         return None
 

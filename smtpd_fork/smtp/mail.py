@@ -232,13 +232,17 @@ class Mail(Hello):
     # -- DATA ----------------------------------------------------------------------------------
 
     def _cmd_DATA(self, arg: str | None) -> Waiting | None:
-        if not self._may_send_message():
+        if self._needs_hello() or self._needs_auth():
             return None
-        if arg:
+        envelope = self.envelope
+        assert envelope is not None
+        if not envelope.rcpt_tos:
+            self._say(503, "5.5.1", "Error: need RCPT command")
+        elif arg:
             self._say(501, "5.5.4", "Syntax: DATA")
         elif self._chunks is not None:
             self._say(503, "5.5.1", "Error: BDAT has begun")
-        elif isinstance(self.envelope, Envelope) and self.envelope.body == "BINARYMIME":
+        elif isinstance(envelope, Envelope) and envelope.body == "BINARYMIME":
             self._say(503, "5.5.1", "Error: BINARYMIME takes BDAT")
         elif self._setup.budget.limit and not self._has_room():
             self._say(*_FAULT_REPLIES[BodyFault.NO_ROOM])
@@ -250,7 +254,7 @@ class Mail(Hello):
 
     def _expect(self, reading: Body | Chunk) -> None:
         """Read a message, or a part of one, next."""
-        self._at_rest = False
+        self._leave_rest()
         if self._chunks is None:
             self._body_began = self.loop.time()
         self._framer.expect(reading)
@@ -262,15 +266,6 @@ class Mail(Hello):
         if isinstance(self.envelope, Envelope):
             declared = int(self.envelope.mail_params.get("SIZE", 0))
         return not budget.spent and budget.used + declared <= budget.limit
-
-    def _may_send_message(self) -> bool:
-        if self._needs_hello() or self._needs_auth():
-            return False
-        assert self.envelope is not None
-        if self.envelope.rcpt_tos:
-            return True
-        self._say(503, "5.5.1", "Error: need RCPT command")
-        return False
 
     def _received(self, message: Body | Chunk) -> Waiting | None:
         """Take a message, or a part of one, that is complete."""
@@ -293,7 +288,8 @@ class Mail(Hello):
 
     def _content(self, original: bytes) -> Waiting | None:
         """Have a message delivered."""
-        assert self.envelope is not None
+        envelope = self.envelope
+        assert envelope is not None
         content: bytes | str = original
         if self._decode_data:
             try:
@@ -301,8 +297,8 @@ class Mail(Hello):
             except UnicodeDecodeError:
                 self._refuse_message(500, "5.6.0", "Error: strict ASCII mode")
                 return None
-        self.envelope.content = content
-        self.envelope.original_content = original
+        envelope.content = content
+        envelope.original_content = original
         if "DATA" in self._setup.hooks or hasattr(self.event_handler, "process_message"):
             self._message_in_hand = True
             return self._hooked("DATA", self._deliver())
@@ -342,11 +338,14 @@ class Mail(Hello):
         return "250 OK" if status is None or status is MISSING else status
 
     def _say_delivered(self, status: Any) -> None:
-        replies = [NO_SINK if status is MISSING else status]
-        if self._setup.lmtp:
-            replies = self._per_recipient(replies[0])
+        if status is MISSING:
+            status = NO_SINK
+        replies = self._per_recipient(status) if self._setup.lmtp else None
         self._transaction_over()
         self._noops = 0
+        if replies is None:
+            self._put(status)
+            return
         for reply in replies:
             self._put(reply)
 
@@ -374,9 +373,9 @@ class Mail(Hello):
         self._release_budget()
 
     def _set_post_data_state(self) -> None:
-        super()._set_post_data_state()
-        self._chunks = None
-        self._chunk_fault = None
+        self._envelope = None
+        if self._chunks is not None or self._chunk_fault is not None:
+            self._chunks = self._chunk_fault = None
 
     # -- BDAT ----------------------------------------------------------------------------------
 

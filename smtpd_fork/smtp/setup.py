@@ -86,6 +86,7 @@ class Setup:
             status: f"250 {status} OK\r\n".encode() if enhanced else b"250 OK\r\n"
             for status in ("2.0.0", "2.1.0", "2.1.5")
         }
+        self.ok["Bye"] = b"221 2.0.0 Bye\r\n" if enhanced else b"221 Bye\r\n"
         """The most frequent replies, ready to be sent."""
         self.lmtp = lmtp
         self.hooks: dict[str, Callable[..., Any]] = {
@@ -119,7 +120,16 @@ class Setup:
             if self.call_limits is None
         }
         """Commands that are plain functions, by the two ways in which clients write them."""
-        self.all_fast = {b"MAIL", b"RCPT", b"DATA", b"QUIT", b"RSET", b"NOOP"} <= self.fast.keys()
+        self.all_fast = {
+            b"MAIL",
+            b"RCPT",
+            b"DATA",
+            b"QUIT",
+            b"RSET",
+            b"NOOP",
+            b"EHLO",
+            b"HELO",
+        } <= self.fast.keys()
 
     def _ehlo_is_old(self) -> bool:
         hook = self.hooks.get("EHLO")

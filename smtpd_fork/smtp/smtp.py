@@ -8,7 +8,6 @@ a command. ``framer``, ``body``, ``path`` and ``params`` are plain functions ove
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,13 +17,12 @@ from weakref import WeakKeyDictionary
 from aiosmtpd.smtp import DATA_SIZE_DEFAULT, __ident__
 
 from smtpd_fork.smtp.body import BareNewline
-from smtpd_fork.smtp.engine import EVENTS_A_TURN, log
+from smtpd_fork.smtp.engine import log
 from smtpd_fork.smtp.framer import LINE_LIMIT, CommandFault
-from smtpd_fork.smtp.frequent import LONGEST, MAIL, RCPT, frequent
 from smtpd_fork.smtp.hello import echo as _echo
-from smtpd_fork.smtp.params import parse_params
-from smtpd_fork.smtp.proxy import Proxied, check_proxy_timeout
+from smtpd_fork.smtp.proxy import check_proxy_timeout
 from smtpd_fork.smtp.setup import Limits, Setup
+from smtpd_fork.smtp.short import Short
 from smtpd_fork.smtp.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ OF_HTTP = {b"CONNECT", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT"}
 _sweeps: WeakKeyDictionary[asyncio.AbstractEventLoop, Sweep] = WeakKeyDictionary()
 
 
-class SMTP(Proxied):
+class SMTP(Short):
     """One SMTP session; takes all keywords of ``aiosmtpd.smtp.SMTP``, and these.
 
     :param setup: what the sessions of a server share, by :meth:`prepare`; without it it is worked
@@ -155,58 +153,9 @@ class SMTP(Proxied):
 
     # -- from a line to a command --------------------------------------------------------------
 
-    def _may_rest(self) -> bool:
-        session = self.session
-        return bool(
-            self._setup.all_fast
-            and session is not None
-            and session.host_name
-            and (not self._auth_required or session.authenticated)
-            and (not self.require_starttls or self._tls_protocol)
-            and self._tls_handshake_okay
-            and self.command_size_limit >= LONGEST
-            and not self.local_part_limit
-            and not _debugging()
-        )
-
-    def _frequent(self, data: bytes) -> int:
-        position = turn = 0
-        match = frequent(data)
-        try:
-            while match is not None and turn < EVENTS_A_TURN:
-                turn += 1
-                end = match.end()
-                kind = match.lastindex
-                if end - position > LONGEST:
-                    break
-                if kind == RCPT:
-                    if self._envelope is None or not self._envelope.mail_from:
-                        break
-                    position = end
-                    waiting = self._recipient(match[3].decode("ascii"), {})
-                elif kind == MAIL:
-                    params = match[2].decode("ascii")
-                    if params and not self.session.extended_smtp:  # type: ignore[union-attr]
-                        break
-                    position = end
-                    waiting = self._sender(
-                        match[1].decode("ascii"), (parse_params(params) or {}) if params else {}
-                    )
-                else:
-                    position = end
-                    waiting = self._setup.fast[match[4]](self, None)
-                if waiting is not None:
-                    self._start(waiting)
-                if not self._at_rest or end == len(data):
-                    break
-                match = frequent(data, end)
-        except Exception as error:  # noqa: BLE001 - logged and answered there
-            self._start(self._fail(error))
-        return position
-
     def _command(self, line: bytes) -> Waiting | None:
         word, _, rest = line.partition(b" ")
-        if _debugging():
+        if self._loud:
             log.debug("[%s] >> %s", self._session_id, _loggable(word.upper(), line))
         # What mostly comes: a known command with nothing special about it.
         command = self._setup.fast.get(word)
@@ -214,7 +163,7 @@ class SMTP(Proxied):
             command is not None
             and len(line) <= self.command_size_limit
             and rest.isascii()
-            and not self.require_starttls
+            and (not self.require_starttls or self._tls_protocol)
             and self._tls_handshake_okay
         ):
             return command(self, rest.strip().decode("ascii") or None)  # type: ignore[no-any-return]
@@ -313,10 +262,6 @@ def _warn_of(
         log.warning(
             "tls_context.check_hostname == True; this might cause client connection problems"
         )
-
-
-def _debugging() -> bool:
-    return log.isEnabledFor(logging.DEBUG)
 
 
 def _sweep_of(loop: asyncio.AbstractEventLoop) -> Sweep:

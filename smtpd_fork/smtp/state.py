@@ -68,6 +68,8 @@ class State(aiosmtpd.smtp.SMTP):
     _charged = 0
     _body_began = 0.0
     _at_rest = False
+    _body: Body | None = None
+    _loud = False
     _ends_at = math.inf
     _context: Context | None = None
     deadline = 0.0
@@ -109,10 +111,16 @@ class State(aiosmtpd.smtp.SMTP):
 
     # -- output --------------------------------------------------------------------------------
 
+    def _leave_rest(self) -> None:
+        """Have whatever comes next take the long way (see :mod:`smtpd_fork.smtp.short`)."""
+        self._at_rest = False
+        self._body = None
+
     def _put(self, status: str | bytes) -> None:
         """Add a reply to the batch; 421 closes the connection after it (RFC 5321 3.8)."""
         reply = status if isinstance(status, bytes) else status.encode("utf-8", "surrogateescape")
-        self._put_raw(reply + b"\r\n")
+        if not self._closing:
+            self._out.append(reply + b"\r\n")
         if reply.startswith(b"421"):
             self._close()
 
@@ -139,10 +147,11 @@ class State(aiosmtpd.smtp.SMTP):
 
     def _flush(self) -> None:
         """Send the batch, in one write."""
-        if not self._out or self.transport is None:
+        replies = self._out
+        if not replies or self.transport is None:
             return
-        out = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out.clear()
+        out = replies[0] if len(replies) == 1 else b"".join(replies)
+        replies.clear()
         try:
             self.transport.write(out)
         except RuntimeError:
@@ -162,7 +171,7 @@ class State(aiosmtpd.smtp.SMTP):
     def pause_writing(self) -> None:
         """Act on no more commands while the client does not read (asyncio.BaseProtocol)."""
         self._blocked = True
-        self._at_rest = False
+        self._leave_rest()
         self._pause_reading()
 
     def resume_writing(self) -> None:
@@ -207,5 +216,6 @@ class State(aiosmtpd.smtp.SMTP):
         return 0
 
     def _release_budget(self) -> None:
-        self._setup.budget.used -= self._charged
-        self._charged = 0
+        if self._charged:
+            self._setup.budget.used -= self._charged
+            self._charged = 0

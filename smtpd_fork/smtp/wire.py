@@ -25,7 +25,7 @@ _of_thread = threading.local()
 class Session(Protocol):
     """Whom a wire tells."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def begin(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -69,7 +69,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin (asyncio.BaseProtocol)."""
-        self._session.connection_made(transport)
+        self._session.begin(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End (asyncio.BaseProtocol)."""

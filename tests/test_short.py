@@ -1,0 +1,227 @@
+"""The short way, the long way, whole or in packets: one dialogue."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from smtpd_fork.smtp import SMTP, Limits
+from smtpd_fork.smtp.body import BareNewline
+from smtpd_fork.smtp.engine import EVENTS_A_TURN
+from smtpd_fork.smtp.framer import Framer
+from smtpd_fork.smtp.frequent import LONGEST, frequent
+from smtpd_fork.smtp.params import parse_params
+from smtpd_fork.smtp.path import parse_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LINES = st.sampled_from([
+    b"EHLO x.example", b"HELO x", b"HELO [127.0.0.1]", b"EHLO", b"ehlo x", b"LHLO x",
+    b"MAIL FROM:<a@b.example>", b"MAIL FROM:<a@b.example> SIZE=10", b"MAIL FROM:<>",
+    b"MAIL FROM:<a@b.example> SIZE=10 BODY=8BITMIME", b"MAIL FROM:<a@b.example> BODY=BINARYMIME",
+    b"MAIL FROM:<a@b.example> BODY=7BIT SIZE=9", b"MAIL FROM:<a@b.example> SIZE=999999",
+    b"MAIL FROM:<a@b.example> ", b"MAIL FROM: <a@b.example>", b"mail from:<a@b.example>",
+    b"MAIL FROM:<raise@b.example>", b"MAIL FROM:<@b.example>", b"MAIL FROM:<a@b..example>",
+    b"MAIL FROM:<" + b"a" * 240 + b"@b.example>", b"MAIL FROM:<a@" + b"b" * 260 + b">",
+    b"RCPT TO:<c@d.example>", b"RCPT TO:<c@d.example> NOTIFY=NEVER", b"RCPT TO:<no@d.example>",
+    b"RCPT TO:<>", b"RCPT TO:<raise@d.example>", b"RCPT TO:<c@d.example", b"RCPT TO:c@d.example",
+    b"DATA", b"data", b"DATA x", b"BDAT 3", b"BDAT 2 LAST", b"RSET", b"NOOP", b"NOOP x", b"QUIT",
+    b"VRFY x", b"XYZZY", b"", b".", b"..", b".x", b"Subject: x", b"text", b"x" * 600,
+    b"AUTH PLAIN", b"STARTTLS", b"GET / HTTP/1.0",
+])  # fmt: skip
+ENDS = st.sampled_from([b"\r\n"] * 12 + [b"\n", b"\r", b"\0\r\n", b"", b"\r\n.\r\n", b"\r\n.\r\n"])
+ROUTINE = st.sampled_from([
+    b"EHLO x\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n",
+    b"HELO x\r\nMAIL FROM:<a@b.example> SIZE=3\r\n",
+    b"x\r\n.\r\nQUIT\r\n",
+])  # fmt: skip
+STREAMS = st.lists(
+    st.one_of(st.tuples(LINES, ENDS).map(b"".join), ROUTINE, st.binary(max_size=4)), max_size=14
+).map(b"".join)
+
+
+class Transport:
+    """What a session sends, and no socket."""
+
+    def __init__(self) -> None:
+        self.sent = bytearray()
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.sent += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def pause_reading(self) -> None:
+        pass
+
+    resume_reading = pause_reading
+
+    def get_extra_info(self, name: str) -> Any:
+        return ("192.0.2.1", 25) if name == "peername" else None
+
+
+class OnlyData:
+    """Without hooks, but for the message."""
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.got.append((envelope.mail_from, tuple(envelope.rcpt_tos), envelope.content))
+        return "250 2.0.0 Taken"
+
+
+class AtOnce(OnlyData):
+    """With hooks that never wait."""
+
+    async def handle_MAIL(
+        self, server: Any, session: Any, envelope: Any, address: str, options: Any
+    ) -> str:
+        if address.startswith("raise"):
+            raise ValueError(address)
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 2.1.0 Sender ok"
+
+    async def handle_RCPT(
+        self, server: Any, session: Any, envelope: Any, address: str, options: Any
+    ) -> str:
+        if address.startswith("raise"):
+            raise ValueError(address)
+        if address.startswith("no"):
+            return "550 5.7.1 No"
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 Recipient ok"
+
+
+class Waiting(AtOnce):
+    """The same, and each hook waits."""
+
+    async def handle_MAIL(self, *args: Any) -> str:
+        await asyncio.sleep(0)
+        return await super().handle_MAIL(*args)
+
+    async def handle_RCPT(self, *args: Any) -> str:
+        await asyncio.sleep(0)
+        return await super().handle_RCPT(*args)
+
+    async def handle_DATA(self, *args: Any) -> str:
+        await asyncio.sleep(0)
+        return await super().handle_DATA(*args)
+
+
+class Long(SMTP):
+    """Takes the long way, always."""
+
+    def _may_rest(self) -> bool:
+        return False
+
+
+async def dialogue(cls: type[SMTP], handler: Any, packets: Sequence[bytes]) -> tuple[Any, ...]:
+    """Return what was sent, whether it was closed, and which messages the handler had."""
+    transport = Transport()
+    session = cls(
+        handler,
+        hostname="mx.example",
+        data_size_limit=5000,
+        limits=Limits(errors=5),
+        enhanced=True,
+        enable_SMTPUTF8=True,
+    )
+    session.connection_made(transport)  # type: ignore[arg-type]  # as much of one as is needed
+    for packet in packets:
+        if packet:
+            session.data_received(packet)
+        while session.task is not None or session._turn_pending:
+            await asyncio.sleep(0)
+    sent, closed = bytes(transport.sent), transport.closed
+    session.connection_lost(None)
+    assert session.setup.budget.used == 0
+    return sent, closed, handler.got
+
+
+def cut(stream: bytes, places: Sequence[int]) -> list[bytes]:
+    edges = [0, *sorted({place % (len(stream) + 1) for place in places}), len(stream)]
+    return [stream[start:end] for start, end in pairwise(edges)]
+
+
+@pytest.fixture(scope="module")
+def runner() -> Any:
+    with asyncio.Runner() as running:
+        yield running
+
+
+@pytest.mark.parametrize("handler", [OnlyData, AtOnce, Waiting])
+@given(stream=STREAMS, places=st.lists(st.integers(0, 10_000), max_size=6))
+@example(stream=b"NOOP\nMAIL FROM:<a@b.example>\r\nVRFY x\r\n", places=[5])
+@example(stream=b"HELO x\r\nMAIL FROM:<raise@b.example>\r\nRSET\r\nNOOP\r\n", places=[])
+@example(stream=b"NOOP\r\n" * (3 * EVENTS_A_TURN) + b"QUIT\r\nNOOP\r\n", places=[])
+@settings(deadline=None)
+def test_the_short_way_and_the_long_way_and_any_packets_give_one_dialogue(
+    runner: asyncio.Runner, handler: Any, stream: bytes, places: list[int]
+) -> None:
+    expected = runner.run(dialogue(Long, handler(), [stream]))
+    for packets in ([stream], cut(stream, places)):
+        assert runner.run(dialogue(SMTP, handler(), packets)) == expected
+    assert runner.run(dialogue(Long, handler(), cut(stream, places))) == expected
+
+
+@given(
+    line=st.one_of(
+        LINES,
+        st.from_regex(rb"(?:MAIL FROM|RCPT TO):<[a-c.@+\"-]{0,12}>[ A-Z=0-9]{0,9}", fullmatch=True),
+        st.binary(max_size=30),
+    )
+)
+def test_what_the_short_way_recognizes_the_long_way_reads_alike(line: bytes) -> None:
+    match = frequent(line + b"\r\n")
+    if match is None or match.end() > LONGEST:
+        return
+    framer = Framer(BareNewline.REJECT)
+    framer.feed(line + b"\r\n")
+    assert framer.next() == line
+    assert framer.idle
+    word, _, rest = line.decode("ascii").partition(" ")
+    address = match[1] or match[3]
+    if address is not None:
+        parsed = parse_path(rest.partition(":")[2])
+        assert parsed is not None
+        assert parsed[0] == address.decode()
+        assert parse_params(parsed[1]) == parse_params((match[2] or b"").decode()) is not None
+    elif match[4] is not None:
+        assert (word, rest) == (match[4].decode(), "")
+    else:
+        assert (word, rest) == (match[5].decode(), match[6].decode())
+
+
+def test_a_session_at_rest_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lest the tests above compare the long way with itself."""
+    turns: list[str] = []
+    for name in ("_advance", "_commands", "_whole_message"):
+        original = getattr(SMTP, name)
+
+        def counted(self: Any, *args: Any, _name: str = name, _original: Any = original) -> Any:
+            turns.append(_name)
+            return _original(self, *args)
+
+        monkeypatch.setattr(SMTP, name, counted)
+    packets = [
+        b"EHLO x\r\n", b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n",
+        b"text\r\n.\r\n", b"QUIT\r\n",
+    ]  # fmt: skip
+    sent, closed, got = asyncio.run(dialogue(SMTP, OnlyData(), packets))
+    assert turns == ["_commands", "_commands", "_whole_message", "_commands"]
+    assert closed
+    assert len(got) == 1
+    assert sent.endswith(b"221 2.0.0 Bye\r\n")
