@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from smtpd_fork.net import SocketAddress
+    from smtpd_fork.net import Peer, SocketAddress
     from smtpd_fork.smtp.setup import Setup
 
 __all__ = ["Server"]
@@ -91,6 +91,7 @@ class Server:
         self._sessions: Sessions | None = None
         self._sweep: Sweep | None = None
         self._setups: dict[bool, Setup] = {}
+        self._models: dict[str, SMTP] = {}
         self._stopping: asyncio.Task[int] | None = None
 
     def _load_tls(self) -> ssl.SSLContext | None:
@@ -253,20 +254,34 @@ class Server:
     def _make_session(
         self, listener: Listener, peer: SocketAddress | str, on_close: Callable[[SMTP], None]
     ) -> SMTP:
+        scheme = listener.address.scheme
+        model = self._models.get(scheme)
+        if model is None:
+            if self._session_class.__init__ is not SMTP.__init__:
+                return self._new_session(listener, peer, on_close)
+            # No client ever has the model: what a handler does to a session is that one's.
+            model = self._models[scheme] = self._new_session(listener, None, None)
+        return model.another(peer, on_close)
+
+    def _new_session(
+        self, listener: Listener, peer: Peer, on_close: Callable[[SMTP], None] | None
+    ) -> SMTP:
+        assert self._sweep is not None
+        lmtp = listener.address.lmtp
         tls = None if listener.tls else self._tls
         session = self._session_class(
             self.chain,
             peer=peer,
             on_close=on_close,
+            loop=self._sweep.loop,
             sweep=self._sweep,
-            setup=self._setups.get(listener.address.lmtp),
-            loop=self._sweep.loop if self._sweep is not None else None,
-            lmtp=listener.address.lmtp,
+            setup=self._setups.get(lmtp),
+            lmtp=lmtp,
             tls_context=tls,
             require_starttls=self.config.require_starttls and tls is not None,
             **self._session_options,
         )
-        self._setups[listener.address.lmtp] = session.setup  # the first one's serves all
+        self._setups[lmtp] = session.setup  # the first one's serves all
         return session
 
     def __repr__(self) -> str:

@@ -162,13 +162,27 @@ class Body:
         if (
             0 < self._size_limit < len(part)
             or (self._bare is BareNewline.REJECT and has_bare(part))
-            or (self._line_limit and self._too_long(part))
+            or (0 < self._line_limit < len(part) and self._has_long_line(part))
         ):
-            self._line = 0
             return False
         self._whole, self._held = part, b""
         self.size = len(part)
         return True
+
+    def _has_long_line(self, part: bytes) -> bool:
+        """Whether a line of all that there is is over the limit, where LF surely is a line's end.
+
+        Where it is not, a line may seem shorter than it is: then every LF counts as none.
+        """
+        limit = self._line_limit
+        lf = b"\n" if self._bare is BareNewline.REJECT else b"\r\n"
+        position, last = 0, len(part) - limit
+        while position < last:
+            end = part.rfind(lf, position, position + limit)
+            if end < 0:
+                return True
+            position = end + len(lf)
+        return False
 
     def _too_long(self, part: bytes) -> bool:
         """Whether a line is over the limit; hops, each time to the last line end in reach."""

@@ -160,7 +160,10 @@ class Engine(State):
             self._framer.clear()
             self._out.clear()
             self._release_budget()
-            self._end_task()
+            if self._task is not None or "DISCONNECT" in self._setup.hooks:
+                self._end_task()
+            elif self._ended is not None:
+                self._tell_ended()
         finally:
             if self._on_close is not None:
                 self._on_close(self)
@@ -169,8 +172,6 @@ class Engine(State):
         """Have whatever still runs end, and the handler told of the end."""
         if self._task is None:
             self._task = self._farewell_task()
-            if self._task is None:
-                self._tell_ended()
             return
         for waiter in (self._drained, self._awaited_line):
             if waiter is not None and not waiter.done():

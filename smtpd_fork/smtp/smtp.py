@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from warnings import warn
 from weakref import WeakKeyDictionary
 
@@ -70,8 +70,9 @@ class SMTP(Short):
     _authenticator = None
     _auth_callback = None
     _calls: dict[str, int] | None = None
+    _variations: tuple[tuple[str, Any], ...] = ()
 
-    def __init__(  # noqa: C901 - one branch for each keyword that is rarely given
+    def __init__(
         self,
         handler: Any,
         *,
@@ -106,22 +107,19 @@ class SMTP(Short):
         self.event_handler = handler
         self.data_size_limit = data_size_limit
         self.enable_SMTPUTF8 = enable_SMTPUTF8
-        if decode_data:
-            self._decode_data = True
         self.hostname = hostname or socket.getfqdn()
-        # The rest only where it is not as the class has it (see Engine._begin).
-        if tls_context is not None:
-            self.tls_context = tls_context
-            if require_starttls:
-                self.require_starttls = True
-        if auth_required:
-            self._auth_required = True
-        if not auth_require_tls:
-            self._auth_require_tls = False
-        if authenticator is not None:
-            self._authenticator = authenticator
-        elif auth_callback is not None:
-            self._auth_callback = auth_callback
+        # The rest only where it is not as the class has it (see State).
+        given = {
+            "_decode_data": decode_data,
+            "tls_context": tls_context,
+            "require_starttls": require_starttls and tls_context is not None,
+            "_auth_required": auth_required,
+            "_auth_require_tls": auth_require_tls,
+            "_authenticator": authenticator,
+            "_auth_callback": auth_callback if authenticator is None else None,
+            "_proxy_timeout": proxy_protocol_timeout,
+        }
+        self._vary(tuple((k, v) for k, v in given.items() if v != getattr(SMTP, k)))
         self.loop = loop or asyncio.get_event_loop()
         self._setup = setup or Setup(
             type(self),
@@ -142,9 +140,31 @@ class SMTP(Short):
         if sweep is None:
             self._sweep.look_for(min(timeout, proxy_protocol_timeout or timeout))
         check_proxy_timeout(proxy_protocol_timeout)
-        if proxy_protocol_timeout is not None:
-            self._proxy_timeout = proxy_protocol_timeout
         self._begin(peer, on_close)
+
+    def _vary(self, variations: tuple[tuple[str, Any], ...]) -> None:
+        if variations:
+            self._variations = variations
+            for name, value in variations:
+                setattr(self, name, value)
+
+    def another(self, peer: Peer, on_close: Callable[[Any], None] | None) -> Self:
+        """Return a session set up as this one, for another client; costs half of a new one.
+
+        The constructor of a subclass is not called again.
+        """
+        other = object.__new__(type(self))
+        other.__ident__ = self.__ident__
+        other.event_handler = self.event_handler
+        other.data_size_limit = self.data_size_limit
+        other.enable_SMTPUTF8 = self.enable_SMTPUTF8
+        other.hostname = self.hostname
+        other._vary(self._variations)
+        other.loop = self.loop
+        other._setup = self._setup
+        other._sweep = self._sweep
+        other._begin(peer, on_close)
+        return other
 
     @property
     def setup(self) -> Setup:

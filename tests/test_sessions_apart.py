@@ -1,0 +1,187 @@
+"""Sessions of one server share their set-up, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.client import Client
+from support.server import serve
+
+from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp import SMTP
+from smtpd_fork.smtp.waits import never_waits
+
+if TYPE_CHECKING:
+    from support.tls import Certificates
+
+MAIL, RCPT = "MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>"
+
+OF_EACH = {"_session_id", "_peer", "_on_close", "_framer", "_out"}
+
+
+@pytest.mark.parametrize("more", [
+    {},
+    {"hostname": "mx", "data_size_limit": 7, "enable_SMTPUTF8": True, "ident": "x", "timeout": 5},
+    {"tls_context": True, "require_starttls": True, "auth_required": True},
+    {"auth_require_tls": False, "authenticator": print, "proxy_protocol_timeout": 5},
+    {"auth_callback": print, "decode_data": True, "command_call_limit": 7},
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Requiring AUTH")
+async def test_another_session_has_what_the_constructor_gives(
+    more: dict[str, Any], certificates: Certificates
+) -> None:
+    if more.get("tls_context"):
+        more = {**more, "tls_context": certificates.server}
+    first = SMTP(Discard(), **more)
+    another = first.another(("192.0.2.1", 25), None)
+    for session in (another, another.another(None, None)):
+        assert vars(session).keys() == vars(first).keys()
+        for name in vars(first).keys() - OF_EACH:
+            assert getattr(session, name) is getattr(first, name), name
+    assert another._peer == ("192.0.2.1", 25)
+    assert len({first._session_id, another._session_id}) == 2
+    assert another._out is not first._out
+    assert another._framer is not first._framer
+
+
+async def test_what_a_handler_does_to_a_session_is_that_sessions_own() -> None:
+    class Generous(Discard):
+        async def handle_MAIL(self, server: Any, *_: Any) -> str:
+            server.data_size_limit = 5
+            server.hostname = "changed"
+            return "250 2.1.0 Ok"
+
+    async with serve(Generous()) as server:
+        for _ in range(2):
+            async with await Client.to(server.addresses[0]) as client:
+                await client.reply()
+                reply = await client.say("EHLO x")
+                assert reply.lines[0] == "mx.example.com"
+                assert "SIZE 5" not in reply.lines
+                assert (await client.say(MAIL)).code == 250
+                assert "SIZE 5" in (await client.say("EHLO x")).lines
+
+
+async def test_a_class_with_a_constructor_of_its_own_is_called_for_each_client() -> None:
+    class Numbered(SMTP):
+        made = 0
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            Numbered.made += 1
+            self.hostname = f"mx{Numbered.made}"
+
+    async with serve(Discard(), session_class=Numbered) as server:
+        for number in (1, 2):
+            async with await Client.to(server.addresses[0]) as client:
+                assert (await client.reply()).text.startswith(f"mx{number} ")
+    assert Numbered.made == 2
+
+
+async def test_context_variables_last_for_a_session_as_in_aiosmtpd_and_no_longer() -> None:
+    who: ContextVar[str] = ContextVar("who", default="nobody")
+    seen: list[str] = []
+
+    class Remembers(Discard):
+        async def handle_EHLO(
+            self, server: Any, session: Any, envelope: Any, name: str, replies: list[str]
+        ) -> list[str]:
+            seen.append(who.get())
+            await asyncio.sleep(0)
+            who.set(name)
+            session.host_name = name
+            return replies
+
+        async def handle_MAIL(self, *_: Any) -> str:
+            seen.append(who.get())
+            return "250 2.1.0 Ok"  # no await: no task
+
+    async with serve(Remembers()) as server:
+        clients = [await Client.to(server.addresses[0]) for _ in range(2)]
+        for number, client in enumerate(clients):
+            await client.reply()
+            await client.say(f"EHLO client{number}")
+        for client in clients:
+            assert (await client.say(MAIL)).code == 250
+            await client.close()
+    assert seen == ["nobody", "nobody", "client0", "client1"]
+    assert who.get() == "nobody"
+
+
+# -- hooks that never wait -----------------------------------------------------------------------
+
+
+async def at_once(*_: Any) -> str:
+    return ", ".join(str(each) for each in range(3))
+
+
+async def awaits(*_: Any) -> None:
+    await at_once()
+
+
+async def iterates(*things: Any) -> None:
+    async for _ in things[0]:
+        pass
+
+
+async def enters(*things: Any) -> None:
+    async with things[0]:
+        pass
+
+
+async def comprehends(*things: Any) -> list[Any]:
+    return [each async for each in things[0]]
+
+
+async def asks(*_: Any) -> Any:
+    return asyncio.current_task()
+
+
+async def generates(*_: Any) -> Any:
+    yield 1
+
+
+def plain(*_: Any) -> Any:
+    return at_once()
+
+
+class Holder:
+    async def method(self) -> str:
+        return "x"
+
+    async def __call__(self) -> str:
+        return "x"
+
+
+@pytest.mark.parametrize(
+    ("hook", "never"),
+    [
+        (at_once, True),
+        (Holder().method, True),
+        *((hook, False) for hook in (awaits, iterates, enters, comprehends, asks, generates)),
+        *((hook, False) for hook in (plain, Holder(), len, None)),
+    ],
+)
+def test_a_hook_without_an_await_is_known_by_its_code(hook: Any, never: bool) -> None:
+    assert never_waits(hook) is never
+
+
+async def test_a_hook_without_an_await_needs_no_task_and_fails_like_any_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Fails(Discard):
+        async def handle_RCPT(self, *_: Any) -> str:
+            raise ValueError("secret")
+
+        async def handle_NOOP(self, *_: Any) -> str:
+            raise asyncio.CancelledError  # it is nobody's to cancel
+
+    async with serve(Fails()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        assert (await client.say("NOOP")).code == 451
+        assert (await client.say(MAIL, RCPT)).code == 451
+        assert (await client.say("RSET")).code == 250
+    assert "secret" in caplog.text
