@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import MISSING, AuthResult, LoginPassword, syntax
 
-from smtpd_fork.smtp.engine import log
-from smtpd_fork.smtp.mail import Mail
+from smtpd_fork.smtp.bdat import Chunking
+from smtpd_fork.smtp.state import log
 
 if TYPE_CHECKING:
-    from smtpd_fork.smtp.engine import Waiting
+    from smtpd_fork.smtp.work import Waiting
 
 __all__ = ["Auth"]
 
@@ -25,7 +25,7 @@ SUCCESS = "235 2.7.0 Authentication successful"
 INVALID = "535 5.7.8 Authentication credentials invalid"
 
 
-class Auth(Mail):
+class Auth(Chunking):
     """The command AUTH, and what mechanisms need."""
 
     _auth_failures = 0

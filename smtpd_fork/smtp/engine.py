@@ -1,9 +1,8 @@
 """Engine: a session's life, its wire, its time, and the way from an event to a reply.
 
 Commands are plain functions where nobody has to be waited for, and that is most of them: a batch of
-pipelined commands is read, judged and answered in one turn with one write. What waits (a handler's
-hook, a method of a user's subclass) is a coroutine, and runs in a task that lives as long as it
-does; an idle session has none.
+pipelined commands is read, judged and answered in one turn with one write. What waits is a
+coroutine (see :mod:`~smtpd_fork.smtp.work`).
 
 The laws:
 
@@ -15,11 +14,8 @@ The laws:
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from contextvars import copy_context
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from aiosmtpd.smtp import MISSING
 
@@ -27,28 +23,22 @@ from smtpd_fork.gate.verdict import reply_line, shutdown_reply
 from smtpd_fork.net import describe, plain_peer
 from smtpd_fork.smtp.framer import Chunk, CommandFault
 from smtpd_fork.smtp.session import Session
-from smtpd_fork.smtp.state import State
 from smtpd_fork.smtp.wire import Wire
+from smtpd_fork.smtp.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-    from contextvars import Context
+    import asyncio
 
     from smtpd_fork.smtp.body import Body
     from smtpd_fork.smtp.framer import Event
+    from smtpd_fork.smtp.work import Waiting
 
-    Waiting = Coroutine[Any, Any, Any]
-    """What a command returns that has to wait; None has not."""
-
-__all__ = ["Engine", "log"]
+__all__ = ["EVENTS_A_TURN", "HELD_INPUT", "Engine"]
 
 log = logging.getLogger("smtpd_fork.session")
 
 LINGER_SECONDS = 5.0
 """How long a closing connection may take to deliver its last reply; then it is cut."""
-
-FAREWELL_SECONDS = 30.0
-"""How long handle_DISCONNECT may take: nobody waits for its answer."""
 
 RATE_GRACE_SECONDS = 60.0
 """How long a message may take before its rate counts: a slow start is no attack."""
@@ -59,13 +49,12 @@ EVENTS_A_TURN = 64
 HELD_INPUT = 64 * 1024
 """Bytes that are read ahead while a handler is busy; past it the client waits in the kernel."""
 
-LOCAL_ERROR = "451 4.3.0 Local error in processing, try again later"
 NOT_NOW = "421 4.3.0 Local error, try again later"
 
 _TLS_FACTS = ("sslcontext", "ssl_object", "peercert", "cipher", "compression")
 
 
-class Engine(State):
+class Engine(Work):
     """What all commands stand on. See :class:`smtpd_fork.smtp.SMTP`, which has them."""
 
     # -- life ----------------------------------------------------------------------------------
@@ -180,50 +169,10 @@ class Engine(State):
             # With a message in hand it finishes, and its reply goes nowhere.
             self._task.cancel()
 
-    def _farewell_task(self) -> asyncio.Task[None] | None:
-        if "DISCONNECT" not in self._setup.hooks:
-            return None
-        return self.loop.create_task(self._farewell())
-
-    async def _farewell(self) -> None:
-        """Tell handle_DISCONNECT; it has its time, and cannot keep the connection."""
-        hook = self._setup.hooks.get("DISCONNECT")
-        try:
-            if hook is not None:
-                async with asyncio.timeout(FAREWELL_SECONDS):
-                    await hook(self, self.session)
-        except Exception:
-            log.exception("[%s] handle_DISCONNECT failed", self._session_id)
-        finally:
-            self._task = None
-            self._tell_ended()
-
-    def _tell_ended(self) -> None:
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
-
-    @property  # type: ignore[override]  # aiosmtpd has a task there; a future does
-    def _handler_coroutine(self) -> asyncio.Future[None]:
-        """What aiosmtpd has a task for: is done when the session is."""
-        if self._ended is None:
-            self._ended = self.loop.create_future()
-            if self._lost and self._task is None:
-                self._ended.set_result(None)
-        return self._ended
-
-    @_handler_coroutine.setter
-    def _handler_coroutine(self, _: object) -> None:
-        """Leave it: aiosmtpd's constructor is not called here."""
-
     @property
     def began(self) -> bool:
         """Whether the connection was made."""
         return self.session is not None
-
-    @property
-    def task(self) -> asyncio.Task[None] | None:
-        """What runs for this session now; an idle one has none."""
-        return self._task
 
     # -- input ---------------------------------------------------------------------------------
 
@@ -359,124 +308,6 @@ class Engine(State):
 
     def _received(self, message: Body | Chunk) -> Waiting | None:
         raise NotImplementedError
-
-    # -- waiting -------------------------------------------------------------------------------
-
-    def _start(self, waiting: Waiting) -> None:
-        """Have *waiting* run to its end; then go on."""
-        self._leave_rest()
-        self.deadline = self.loop.time() + self._setup.limits.handler_seconds
-        self._task = self.loop.create_task(self._run(waiting), context=self._own_context())
-        self._task.add_done_callback(partial(self._ran, waiting))
-
-    def _own_context(self) -> Context:
-        """Return the context that all of this session's hooks run in, as in aiosmtpd's one task."""
-        if self._context is None:
-            self._context = copy_context()
-        return self._context
-
-    def _hooked(self, name: str, waiting: Waiting) -> Waiting | None:
-        """Carry *waiting* out now, if the hook in it never waits; else return it.
-
-        A task and its two turns of the loop cost as much as the rest of a command.
-        """
-        if name not in self._setup.at_once or self._task is not None:
-            return waiting
-        try:
-            self._own_context().run(waiting.send, None)
-        except StopIteration:
-            self._message_in_hand = False
-            return None
-        waiting.close()
-        raise RuntimeError(f"handle_{name} has no await, and waited")
-
-    def _ran(self, waiting: Waiting, task: asyncio.Task[None]) -> None:
-        """Go on after a task: with the next event, or with the end."""
-        waiting.close()  # if it was cancelled before it began: nothing of it has run
-        self._message_in_hand = self._in_hook = False
-        self._task = None
-        if task.cancelled():
-            self._close()
-        if self._lost:
-            self._task = self._farewell_task()
-            if self._task is None:
-                self._tell_ended()
-        elif self._closing:
-            self._tell_ended()
-        else:
-            self._advance()
-
-    async def _run(self, waiting: Waiting) -> None:
-        """Run what has to wait, whatever becomes of it."""
-        try:
-            await waiting
-        except asyncio.CancelledError:
-            self._cancelled()
-        except Exception as error:  # noqa: BLE001 - logged and answered there
-            if not self._lost:
-                await self._fail(error)
-        except BaseException:
-            self.abort()
-            raise
-        self._flush()
-
-    def _cancelled(self) -> None:
-        """Act on a cancelled task: a hook's time is over, or the session's."""
-        if self._hook_expired and not self._lost:
-            self._hook_expired = False
-            self._put_failure(LOCAL_ERROR)
-        else:
-            self._close()
-
-    async def _fail(self, error: Exception) -> None:
-        """Tell of a failure: the log all of it, the client nothing but that."""
-        status = LOCAL_ERROR
-        try:
-            status = await self.handle_exception(error)
-        except Exception:
-            log.exception("[%s] handle_exception failed", self._session_id)
-        self._put_failure(status)
-
-    def _put_failure(self, status: str) -> None:
-        """Answer what failed; with a message in hand, its transaction is over."""
-        replies = 1
-        if self._message_in_hand:
-            if self._setup.lmtp and self.envelope is not None:
-                replies = len(self.envelope.rcpt_tos) or 1
-            self._set_post_data_state()  # RFC 5321 4.1.1.4
-            self._release_budget()
-        for _ in range(replies):
-            self._put(status)
-
-    async def handle_exception(self, error: Exception) -> str:
-        """Return what the client is told of *error*: what the handler says, or 451."""
-        hook = getattr(self.event_handler, "handle_exception", None)
-        if hook is not None:
-            status = await hook(error)
-            self._check_reply("exception", status)
-            return str(status)
-        log.error("[%s] a handler failed, the client is told 451", self._session_id, exc_info=error)
-        return LOCAL_ERROR
-
-    async def _call_handler_hook(self, command: str, *args: Any) -> Any:
-        hook = self._setup.hooks.get(command)
-        if hook is None:
-            return MISSING
-        self._in_hook = True
-        self.deadline = self.loop.time() + self._setup.limits.handler_seconds
-        try:
-            status = await hook(self, self.session, self.envelope, *args)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Else it would pass for the session's end.
-            raise RuntimeError("something that the handler awaited was cancelled") from error
-        finally:
-            self._in_hook = False
-        if command not in {"EHLO", "PROXY"} and not (command == "DATA" and self._setup.lmtp):
-            self._check_reply(command, status)
-        return status
 
     # -- time ----------------------------------------------------------------------------------
 

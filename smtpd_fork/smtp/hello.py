@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
@@ -14,7 +15,7 @@ from smtpd_fork.smtp.path import parse_path
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.smtp.engine import Waiting
+    from smtpd_fork.smtp.work import Waiting
 
 __all__ = ["Hello", "echo"]
 
@@ -83,16 +84,15 @@ class Hello(Engine):
         self._set_rset_state()
         self.session.extended_smtp = False
         if "HELO" in self._setup.hooks:
-            return self._hooked("HELO", self._helo_hook(arg))
-        self.session.host_name = arg
-        self._put(f"250 {self.hostname}")
+            return self._ask("HELO", partial(self._greeted, arg), arg)
+        self._greeted(arg, MISSING)
         return None
 
-    async def _helo_hook(self, arg: str) -> None:
-        assert self.session is not None
-        status = await self._call_handler_hook("HELO", arg)
+    def _greeted(self, name: str, status: Any) -> None:
+        """Answer HELO with a handler's *status*, or ours."""
         if status is MISSING:
-            self.session.host_name = arg
+            assert self.session is not None
+            self.session.host_name = name
             status = f"250 {self.hostname}"
         self._put(status)
 
@@ -160,12 +160,11 @@ class Hello(Engine):
     def _simple(self, hook: str, default: tuple[int, str, str], *args: Any) -> Waiting | None:
         """Answer *default*, unless a handler's hook knows better."""
         if hook in self._setup.hooks:
-            return self._hooked(hook, self._simple_hook(hook, default, *args))
+            return self._ask(hook, partial(self._simply, default), *args)
         self._say(*default)
         return None
 
-    async def _simple_hook(self, hook: str, default: tuple[int, str, str], *args: Any) -> None:
-        status = await self._call_handler_hook(hook, *args)
+    def _simply(self, default: tuple[int, str, str], status: Any) -> None:
         if status is MISSING:
             self._say(*default)
         else:
@@ -190,7 +189,7 @@ class Hello(Engine):
     async def _old_rset_hook(self, rset_hook: Callable[[], Any]) -> None:
         _warn_of("handle_RSET", "rset_hook")
         await rset_hook()
-        await self._simple_hook("RSET", (250, "2.0.0", "OK"))
+        self._simply((250, "2.0.0", "OK"), await self._call_handler_hook("RSET"))
 
     def _cmd_VRFY(self, arg: str | None) -> Waiting | None:
         self._count_noop()
@@ -238,13 +237,13 @@ class Hello(Engine):
             self._say(501, "5.5.4", "Syntax: QUIT")
             return None
         if "QUIT" in self._setup.hooks:
-            return self._hooked("QUIT", self._quit_hook())
+            return self._ask("QUIT", self._quit)
         self._ok("Bye")
         self._close()
         return None
 
-    async def _quit_hook(self) -> None:
-        await self._simple_hook("QUIT", (221, "2.0.0", "Bye"))
+    def _quit(self, status: Any) -> None:
+        self._simply((221, "2.0.0", "Bye"), status)
         self._close()
 
     # -- for users' subclasses, who override these or await super()'s ------------------------------

@@ -1,31 +1,29 @@
-"""The commands of a mail transaction: MAIL, RCPT, DATA, BDAT."""
+"""The commands of a mail transaction: MAIL, RCPT, DATA."""
 
 from __future__ import annotations
 
 import inspect
-import io
-import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from aiosmtpd.smtp import MISSING, syntax
 
-from smtpd_fork.smtp.body import BareNewline, Body, BodyFault, has_bare, normalized
-from smtpd_fork.smtp.engine import log
+from smtpd_fork.smtp.body import Body, BodyFault
 from smtpd_fork.smtp.envelope import Envelope
-from smtpd_fork.smtp.framer import Chunk
 from smtpd_fork.smtp.hello import Hello
 from smtpd_fork.smtp.params import Params, mail_fault, parse_params, rcpt_fault
 from smtpd_fork.smtp.path import NULL, parse_path
+from smtpd_fork.smtp.state import log
 
 if TYPE_CHECKING:
-    from smtpd_fork.smtp.engine import Waiting
+    from smtpd_fork.smtp.framer import Chunk
+    from smtpd_fork.smtp.work import Waiting
 
-__all__ = ["Mail"]
+__all__ = ["FAULT_REPLIES", "Mail"]
 
-_BDAT = re.compile(r"(\d{1,12})(?: +(LAST))?", re.IGNORECASE)
 
-_FAULT_REPLIES = {
+FAULT_REPLIES = {
     BodyFault.TOO_LONG: (500, "5.6.0", "Line too long (see RFC5321 4.5.3.1.6)"),
     BodyFault.TOO_MUCH: (552, "5.3.4", "Error: Too much mail data"),
     BodyFault.BARE: (550, "5.6.11", "Error: bare CR, LF or NUL in the message"),
@@ -40,11 +38,6 @@ _RCPT_PARAMS = {"NOTIFY", "ORCPT"}
 
 class Mail(Hello):
     """Commands of a mail transaction."""
-
-    _chunks: io.BytesIO | None = None
-    """What BDAT has brought so far; None outside of a sequence of chunks."""
-    _chunk_is_last = False
-    _chunk_fault: tuple[int, str, str] | None = None
 
     # -- MAIL ----------------------------------------------------------------------------------
 
@@ -66,13 +59,25 @@ class Mail(Hello):
         if (params or not address.isascii()) and not self._mail_params_fit(address, params):
             return None
         if "MAIL" in self._setup.hooks:
-            return self._hooked("MAIL", self._mail_hook(address, params))
+            options = _upper_words(params)
+            self._note_mail_params(params)
+            return self._ask("MAIL", partial(self._take_sender, address, options), address, options)
         if params:
             self._note_mail_params(params)
             envelope.mail_options.extend(_upper_words(params))
         envelope.mail_from = address
         self._ok("2.1.0")
         return None
+
+    def _take_sender(self, address: str, options: list[str], status: Any) -> None:
+        """Begin a transaction, unless a handler has had its say about that."""
+        if status is not MISSING:
+            self._put(status)
+            return
+        assert self.envelope is not None
+        self.envelope.mail_from = address
+        self.envelope.mail_options.extend(options)
+        self._ok("2.1.0")
 
     def _path(  # noqa: PLR0911 - a list of cases
         self, keyword: str, arg: str | None, usage: str
@@ -144,18 +149,6 @@ class Mail(Hello):
         self._say(553, "5.6.7", "Error: such an address takes SMTPUTF8")
         return False
 
-    async def _mail_hook(self, address: str, params: Params) -> None:
-        assert self.envelope is not None
-        options = _upper_words(params)
-        self._note_mail_params(params)
-        status = await self._call_handler_hook("MAIL", address, options)
-        if status is MISSING:
-            self.envelope.mail_from = address
-            self.envelope.mail_options.extend(options)
-            self._ok("2.1.0")
-        else:
-            self._put(status)
-
     def _note_mail_params(self, params: Params) -> None:
         assert self.envelope is not None
         self.envelope.smtp_utf8 = "SMTPUTF8" in params
@@ -202,7 +195,9 @@ class Mail(Hello):
         elif not self._ascii_unless(address, allowed=envelope.smtp_utf8):
             pass
         elif "RCPT" in self._setup.hooks:
-            return self._hooked("RCPT", self._rcpt_hook(address, params))
+            known = len(envelope.rcpt_tos)
+            then = partial(self._judge_recipient, address, params, known)
+            return self._ask("RCPT", then, address, _upper_words(params))
         else:
             self._take_recipient(address, params)
             self._ok("2.1.5")
@@ -217,16 +212,15 @@ class Mail(Hello):
         if params:
             envelope.rcpt_options.extend(_upper_words(params))
 
-    async def _rcpt_hook(self, address: str, params: Params) -> None:
-        assert self.envelope is not None
-        known = len(self.envelope.rcpt_tos)
-        status = await self._call_handler_hook("RCPT", address, _upper_words(params))
+    def _judge_recipient(self, address: str, params: Params, known: int, status: Any) -> None:
+        """Take a recipient, unless a handler has had its say; *known* were there before it."""
         if status is MISSING:
             self._take_recipient(address, params)
             self._ok("2.1.5")
             return
-        if isinstance(self.envelope, Envelope) and len(self.envelope.rcpt_tos) == known + 1:
-            self.envelope.rcpt_params.append(params)  # the hook took the address itself
+        envelope = self.envelope
+        if isinstance(envelope, Envelope) and len(envelope.rcpt_tos) == known + 1:
+            envelope.rcpt_params.append(params)  # the hook took the address itself
         self._put(status)
 
     # -- DATA ----------------------------------------------------------------------------------
@@ -245,7 +239,7 @@ class Mail(Hello):
         elif isinstance(envelope, Envelope) and envelope.body == "BINARYMIME":
             self._say(503, "5.5.1", "Error: BINARYMIME takes BDAT")
         elif self._setup.budget.limit and not self._has_room():
-            self._say(*_FAULT_REPLIES[BodyFault.NO_ROOM])
+            self._say(*FAULT_REPLIES[BodyFault.NO_ROOM])
         else:
             limit = self.data_size_limit or 0
             self._expect(Body(limit, self.line_length_limit, self._setup.bare))
@@ -270,11 +264,10 @@ class Mail(Hello):
     def _received(self, message: Body | Chunk) -> Waiting | None:
         """Take a message, or a part of one, that is complete."""
         self._charge(message)
-        if isinstance(message, Chunk):
-            return self._received_chunk(message)
+        assert isinstance(message, Body)  # chunks are another floor's
         if message.fault is not None:
             log.info("[%s] message refused: %s", self._session_id, message.fault.value)
-            self._refuse_message(*_FAULT_REPLIES[message.fault])
+            self._refuse_message(*FAULT_REPLIES[message.fault])
             return None
         return self._content(message.content())
 
@@ -299,9 +292,12 @@ class Mail(Hello):
                 return None
         envelope.content = content
         envelope.original_content = original
-        if "DATA" in self._setup.hooks or hasattr(self.event_handler, "process_message"):
+        if "DATA" in self._setup.hooks:
             self._message_in_hand = True
-            return self._hooked("DATA", self._deliver())
+            return self._ask("DATA", self._say_delivered)
+        if hasattr(self.event_handler, "process_message"):
+            self._message_in_hand = True
+            return self._process_message()
         self._say_delivered(MISSING)
         return None
 
@@ -310,15 +306,7 @@ class Mail(Hello):
             return content.decode("utf-8", errors="surrogateescape")
         return content.decode("ascii")
 
-    async def _deliver(self) -> None:
-        """Hand the message to the handler, and say what it says."""
-        if "DATA" in self._setup.hooks:
-            status = await self._call_handler_hook("DATA")
-        else:
-            status = await self._process_message()
-        self._say_delivered(status)
-
-    async def _process_message(self) -> Any:
+    async def _process_message(self) -> None:
         """Hand the message to a handler of aiosmtpd's first years."""
         warn(
             "Use handler.handle_DATA() instead of .process_message()",
@@ -335,7 +323,7 @@ class Mail(Hello):
         )
         if inspect.isawaitable(status):
             status = await status
-        return "250 OK" if status is None or status is MISSING else status
+        self._say_delivered("250 OK" if status is None or status is MISSING else status)
 
     def _say_delivered(self, status: Any) -> None:
         if status is MISSING:
@@ -365,83 +353,9 @@ class Mail(Hello):
                 raise TypeError("handle_DATA has no opinion on some recipients")
         return replies
 
-    def _stored(self) -> int:
-        return self._chunks.tell() if self._chunks is not None else 0
-
     def _transaction_over(self) -> None:
         self._set_post_data_state()
         self._release_budget()
-
-    def _set_post_data_state(self) -> None:
-        self._envelope = None
-        if self._chunks is not None or self._chunk_fault is not None:
-            self._chunks = self._chunk_fault = None
-
-    # -- BDAT ----------------------------------------------------------------------------------
-
-    def _cmd_BDAT(self, arg: str | None) -> Waiting | None:
-        match = _BDAT.fullmatch(arg or "")
-        if match is None or not match[0].isascii():
-            # How much follows is not known, so nothing after it can be understood.
-            self._say(501, "5.5.4", "Syntax: BDAT size [LAST]")
-            self._close()
-            return None
-        fault = self._bdat_fault(int(match[1]))
-        self._chunk_fault = self._chunk_fault or fault
-        self._chunk_is_last = match[2] is not None
-        chunk = Chunk(int(match[1]), keep=self._chunk_fault is None)
-        if chunk.left:
-            self._expect(chunk)
-            return None
-        return self._received_chunk(chunk)
-
-    def _bdat_fault(self, size: int) -> tuple[int, str, str] | None:
-        """Return why a chunk is not wanted; it is read all the same (RFC 3030 2)."""
-        assert self.session is not None
-        assert self.envelope is not None
-        if self.require_starttls and not self._tls_protocol:
-            return (530, "5.7.0", "Must issue a STARTTLS command first")
-        if self._auth_required and not self.session.authenticated:
-            return (530, "5.7.0", "Authentication required")
-        if not self.envelope.rcpt_tos:
-            return (503, "5.5.1", "Error: need RCPT command")
-        if self.data_size_limit and self._stored() + size > self.data_size_limit:
-            return _FAULT_REPLIES[BodyFault.TOO_MUCH]
-        if self._setup.budget.spent:
-            return _FAULT_REPLIES[BodyFault.NO_ROOM]
-        return None
-
-    def _received_chunk(self, chunk: Chunk) -> Waiting | None:
-        if chunk.dropped and self._chunk_fault is None:
-            self._chunk_fault = _FAULT_REPLIES[BodyFault.NO_ROOM]
-        if self._chunk_fault is not None:
-            fault = self._chunk_fault
-            self._chunks = None
-            self._release_budget()
-            if self._chunk_is_last:
-                self._transaction_over()
-            self._say(*fault)
-            return None
-        if self._chunks is None:
-            self._chunks = io.BytesIO()
-        self._chunks.write(chunk.data)
-        if not self._chunk_is_last:
-            self._say(250, "2.0.0", f"{chunk.size} octets received")
-            return None
-        content = self._chunks.getvalue()
-        self._chunks = None
-        return self._whole(content)
-
-    def _whole(self, content: bytes) -> Waiting | None:
-        """Have what all chunks make delivered; unless it is binary, it is made of lines."""
-        assert self.envelope is not None
-        binary = isinstance(self.envelope, Envelope) and self.envelope.body == "BINARYMIME"
-        if not binary and self._setup.bare is BareNewline.NORMALIZE:
-            content = normalized(content)
-        elif not binary and self._setup.bare is BareNewline.REJECT and has_bare(content):
-            self._refuse_message(*_FAULT_REPLIES[BodyFault.BARE])
-            return None
-        return self._content(content)
 
     # -- for users' subclasses -----------------------------------------------------------------
 
@@ -459,11 +373,6 @@ class Mail(Hello):
     async def smtp_DATA(self, arg: str | None) -> None:
         """Take a message (RFC 5321 4.1.1.4); what follows is text."""
         await self._settle(self._cmd_DATA(arg))
-
-    @syntax("BDAT size [LAST]")
-    async def smtp_BDAT(self, arg: str | None) -> None:
-        """Take a part of a message (RFC 3030)."""
-        await self._settle(self._cmd_BDAT(arg))
 
 
 _BODIES = ("7BIT", "8BITMIME", "BINARYMIME")

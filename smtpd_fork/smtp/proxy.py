@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from aiosmtpd.proxy_protocol import get_proxy
 from aiosmtpd.smtp import MISSING
 
-from smtpd_fork.smtp.engine import log
 from smtpd_fork.smtp.starttls import StartTls
+from smtpd_fork.smtp.state import log
 
 if TYPE_CHECKING:
-    from smtpd_fork.smtp.engine import Waiting
+    from smtpd_fork.smtp.work import Waiting
 
 __all__ = ["Proxied", "check_proxy_timeout"]
 

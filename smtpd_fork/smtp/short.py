@@ -19,7 +19,7 @@ from smtpd_fork.smtp.proxy import Proxied
 if TYPE_CHECKING:
     import re
 
-    from smtpd_fork.smtp.engine import Waiting
+    from smtpd_fork.smtp.work import Waiting
 
 __all__ = ["Short"]
 

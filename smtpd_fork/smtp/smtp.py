@@ -17,12 +17,12 @@ from weakref import WeakKeyDictionary
 from aiosmtpd.smtp import DATA_SIZE_DEFAULT, __ident__
 
 from smtpd_fork.smtp.body import BareNewline
-from smtpd_fork.smtp.engine import log
 from smtpd_fork.smtp.framer import LINE_LIMIT, CommandFault
 from smtpd_fork.smtp.hello import echo as _echo
 from smtpd_fork.smtp.proxy import check_proxy_timeout
 from smtpd_fork.smtp.setup import Limits, Setup
 from smtpd_fork.smtp.short import Short
+from smtpd_fork.smtp.state import log
 from smtpd_fork.smtp.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.net import Peer
     from smtpd_fork.smtp.budget import Budget
-    from smtpd_fork.smtp.engine import Waiting
+    from smtpd_fork.smtp.work import Waiting
 
 __all__ = ["SMTP"]
 

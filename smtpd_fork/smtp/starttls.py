@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, cast
 from aiosmtpd.smtp import syntax
 
 from smtpd_fork.smtp.auth import Auth
-from smtpd_fork.smtp.engine import log
+from smtpd_fork.smtp.state import log
 from smtpd_fork.smtp.wire import Wire
 
 if TYPE_CHECKING:
-    from smtpd_fork.smtp.engine import Waiting
+    from smtpd_fork.smtp.work import Waiting
 
 __all__ = ["StartTls"]
 

@@ -17,6 +17,7 @@ from smtpd_fork.smtp.framer import Chunk, Framer
 from smtpd_fork.smtp.session import Session, new_session_id
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Callable
     from contextvars import Context
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from smtpd_fork.smtp.setup import Setup
     from smtpd_fork.smtp.sweep import Sweep
 
-__all__ = ["State"]
+__all__ = ["State", "log"]
 
 log = logging.getLogger("smtpd_fork.session")
 
@@ -69,6 +70,8 @@ class State(aiosmtpd.smtp.SMTP):
     _body_began = 0.0
     _at_rest = False
     _body: Body | None = None
+    _chunks: io.BytesIO | None = None
+    """What BDAT has brought so far; None outside of a sequence of chunks."""
     _loud = False
     _ends_at = math.inf
     _context: Context | None = None

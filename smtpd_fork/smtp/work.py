@@ -1,0 +1,216 @@
+"""Work: what a session has to wait for, in a task that lives as long as it does.
+
+That is a handler's hook, a method of a user's subclass, a mechanism of AUTH, a TLS handshake. There
+is one such task at most, and an idle session has none. A hook that cannot wait needs none either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextvars import copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.smtp.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from contextvars import Context
+
+    Waiting = Coroutine[Any, Any, Any]
+    """What a command returns that has to wait; None has not."""
+
+__all__ = ["LOCAL_ERROR", "Work"]
+
+log = logging.getLogger("smtpd_fork.session")
+
+FAREWELL_SECONDS = 30.0
+"""How long handle_DISCONNECT may take: nobody waits for its answer."""
+
+LOCAL_ERROR = "451 4.3.0 Local error in processing, try again later"
+
+
+class Work(State):
+    """A session that can wait for something."""
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """What runs for this session now; an idle one has none."""
+        return self._task
+
+    def _start(self, waiting: Waiting) -> None:
+        """Have *waiting* run to its end; then go on."""
+        self._leave_rest()
+        self.deadline = self.loop.time() + self._setup.limits.handler_seconds
+        self._task = self.loop.create_task(self._run(waiting), context=self._own_context())
+        self._task.add_done_callback(partial(self._ran, waiting))
+
+    def _own_context(self) -> Context:
+        """Return the context that all of this session's hooks run in, as in aiosmtpd's one task."""
+        if self._context is None:
+            self._context = copy_context()
+        return self._context
+
+    def _ask(self, command: str, then: Callable[[Any], None], *args: Any) -> Waiting | None:
+        """Ask a handler's hook, and have *then* act on its answer.
+
+        A hook that never waits is asked now: a task and its two turns of the loop cost as much as
+        the rest of a command. For any other one what has to be waited for is returned.
+        """
+        if command in self._setup.at_once and self._task is None:
+            then(self._ask_now(command, *args))
+            self._message_in_hand = False
+            return None
+        return self._ask_later(command, then, *args)
+
+    async def _ask_later(self, command: str, then: Callable[[Any], None], *args: Any) -> None:
+        then(await self._call_handler_hook(command, *args))
+
+    def _ask_now(self, command: str, *args: Any) -> Any:
+        """Return what a hook that never waits answers: its first step is its last."""
+        coroutine = self._setup.hooks[command](self, self.session, self.envelope, *args)
+        try:
+            self._own_context().run(coroutine.send, None)
+        except StopIteration as end:
+            self._check_answer(command, end.value)
+            return end.value
+        except asyncio.CancelledError as error:
+            raise RuntimeError("a handler cancelled what is not its own") from error
+        coroutine.close()
+        raise RuntimeError(f"handle_{command} has no await, and waited")
+
+    def _ran(self, waiting: Waiting, task: asyncio.Task[None]) -> None:
+        """Go on after a task: with the next event, or with the end."""
+        waiting.close()  # if it was cancelled before it began: nothing of it has run
+        self._message_in_hand = self._in_hook = False
+        self._task = None
+        if task.cancelled():
+            self._close()
+        if self._lost:
+            self._task = self._farewell_task()
+            if self._task is None:
+                self._tell_ended()
+        elif self._closing:
+            self._tell_ended()
+        else:
+            self._advance()
+
+    async def _run(self, waiting: Waiting) -> None:
+        """Run what has to wait, whatever becomes of it."""
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            self._cancelled()
+        except Exception as error:  # noqa: BLE001 - logged and answered there
+            if not self._lost:
+                await self._fail(error)
+        except BaseException:
+            self.abort()
+            raise
+        self._flush()
+
+    def _cancelled(self) -> None:
+        """Act on a cancelled task: a hook's time is over, or the session's."""
+        if self._hook_expired and not self._lost:
+            self._hook_expired = False
+            self._put_failure(LOCAL_ERROR)
+        else:
+            self._close()
+
+    async def _fail(self, error: Exception) -> None:
+        """Tell of a failure: the log all of it, the client nothing but that."""
+        status = LOCAL_ERROR
+        try:
+            status = await self.handle_exception(error)
+        except Exception:
+            log.exception("[%s] handle_exception failed", self._session_id)
+        self._put_failure(status)
+
+    def _put_failure(self, status: str) -> None:
+        """Answer what failed; with a message in hand, its transaction is over."""
+        replies = 1
+        if self._message_in_hand:
+            if self._setup.lmtp and self.envelope is not None:
+                replies = len(self.envelope.rcpt_tos) or 1
+            self._set_post_data_state()  # RFC 5321 4.1.1.4
+            self._release_budget()
+        for _ in range(replies):
+            self._put(status)
+
+    async def handle_exception(self, error: Exception) -> str:
+        """Return what the client is told of *error*: what the handler says, or 451."""
+        hook = getattr(self.event_handler, "handle_exception", None)
+        if hook is not None:
+            status = await hook(error)
+            self._check_reply("exception", status)
+            return str(status)
+        log.error("[%s] a handler failed, the client is told 451", self._session_id, exc_info=error)
+        return LOCAL_ERROR
+
+    async def _call_handler_hook(self, command: str, *args: Any) -> Any:
+        hook = self._setup.hooks.get(command)
+        if hook is None:
+            return MISSING
+        self._in_hook = True
+        self.deadline = self.loop.time() + self._setup.limits.handler_seconds
+        try:
+            status = await hook(self, self.session, self.envelope, *args)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Else it would pass for the session's end.
+            raise RuntimeError("something that the handler awaited was cancelled") from error
+        finally:
+            self._in_hook = False
+        self._check_answer(command, status)
+        return status
+
+    def _check_answer(self, command: str, status: object) -> None:
+        """See that a hook answered what a client can be told; of three it is no single reply."""
+        if command not in {"EHLO", "PROXY"} and not (command == "DATA" and self._setup.lmtp):
+            self._check_reply(command, status)
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        raise NotImplementedError
+
+    # -- the end of it -------------------------------------------------------------------------
+
+    def _farewell_task(self) -> asyncio.Task[None] | None:
+        if "DISCONNECT" not in self._setup.hooks:
+            return None
+        return self.loop.create_task(self._farewell(), context=self._own_context())
+
+    async def _farewell(self) -> None:
+        """Tell handle_DISCONNECT; it has its time, and cannot keep the connection."""
+        hook = self._setup.hooks.get("DISCONNECT")
+        try:
+            if hook is not None:
+                async with asyncio.timeout(FAREWELL_SECONDS):
+                    await hook(self, self.session)
+        except Exception:
+            log.exception("[%s] handle_DISCONNECT failed", self._session_id)
+        finally:
+            self._task = None
+            self._tell_ended()
+
+    def _tell_ended(self) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    @property  # type: ignore[override]  # aiosmtpd has a task there; a future does
+    def _handler_coroutine(self) -> asyncio.Future[None]:
+        """What aiosmtpd has a task for: is done when the session is."""
+        if self._ended is None:
+            self._ended = self.loop.create_future()
+            if self._lost and self._task is None:
+                self._ended.set_result(None)
+        return self._ended
+
+    @_handler_coroutine.setter
+    def _handler_coroutine(self, _: object) -> None:
+        """Leave it: aiosmtpd's constructor is not called here."""
