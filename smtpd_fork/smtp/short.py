@@ -42,7 +42,9 @@ class Short(Proxied):
         rest = self._whole_message(data) if self._body is not None else self._commands(data)
         if not rest:
             self._flush()
-            if self._task is None and not self._closing:
+            if self._eof or self._shutting_down:
+                self._advance()  # by a hook's doing
+            elif self._task is None and not self._closing:
                 self._await_client()
         return rest
 

@@ -72,6 +72,7 @@ class Work(State):
     def _ask_now(self, command: str, *args: Any) -> Any:
         """Return what a hook that never waits answers: its first step is its last."""
         coroutine = self._setup.hooks[command](self, self.session, self.envelope, *args)
+        self._turn_pending = True  # it may call eof_received(), as aiosmtpd's tests do
         try:
             self._own_context().run(coroutine.send, None)
         except StopIteration as end:
@@ -79,6 +80,8 @@ class Work(State):
             return end.value
         except asyncio.CancelledError as error:
             raise RuntimeError("a handler cancelled what is not its own") from error
+        finally:
+            self._turn_pending = False
         coroutine.close()
         raise RuntimeError(f"handle_{command} has no await, and waited")
 
