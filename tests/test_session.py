@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -571,3 +573,29 @@ async def test_without_its_proxy_header_a_session_is_closed_in_time(header: str)
         async with await Client.to(server.addresses[0]) as client:
             client.send(header)
             assert await client.ended()
+
+
+async def test_who_is_interrupted_can_say_all_and_then_hears_the_reply() -> None:
+    """Closing while a client speaks would be a reset: it could not even write to its end."""
+
+    def talk(address: tuple[str, int]) -> bytes:
+        with socket.create_connection(address, timeout=20) as sock:
+            sock.sendall(b"nonsense\r\n" * 300_000)
+            return b"".join(iter(partial(sock.recv, 65536), b""))
+
+    async with serve(Discard(), max_errors=3) as server:
+        said = await asyncio.to_thread(talk, server.addresses[0])
+        assert [line[:3] for line in said.splitlines()] == [b"220", *[b"500"] * 3, b"421"]
+
+
+async def test_who_is_interrupted_and_goes_on_for_ever_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("smtpd_fork.smtp.engine.HEAR_OUT_SECONDS", 0.05)
+    async with serve(Discard(), max_errors=3, timeout=0.5) as server:
+        client = await Client.to(server.addresses[0])
+        with pytest.raises(ConnectionError):
+            while True:
+                client.send(b"nonsense\r\n" * 1000)
+                await client.writer.drain()
+        await client.close()

@@ -40,6 +40,9 @@ log = logging.getLogger("smtpd_fork.session")
 LINGER_SECONDS = 5.0
 """How long a closing connection may take to deliver its last reply; then it is cut."""
 
+HEAR_OUT_SECONDS = 2.0
+"""How long a client that was interrupted is listened to; it should have noticed by then."""
+
 RATE_GRACE_SECONDS = 60.0
 """How long a message may take before its rate counts: a slow start is no attack."""
 
@@ -217,7 +220,8 @@ class Engine(Work):
             self._awaited_line.cancel()
         if self._task is None and not self._turn_pending:
             self._advance()
-        return self._tls_protocol is None  # a TLS transport cannot stay half open
+        # A TLS transport cannot stay half open, and one that is closing need not.
+        return self._tls_protocol is None and not self._closing
 
     def _pause_reading(self) -> None:
         if not self._reading_paused and self.transport is not None:
@@ -343,15 +347,29 @@ class Engine(Work):
         if self._closing:
             return
         self._flush()
+        interrupted = self._framer.pending and not self._eof and self._tls_protocol is None
         self._closing = True
         self._leave_rest()
         self._framer.clear()
         self._release_budget()
         if self.transport is not None:
             self.deadline = self.loop.time() + LINGER_SECONDS
-            self.transport.close()
+            if interrupted:
+                self._hear_out()
+            else:
+                self.transport.close()
         if self._task is None:
             self._tell_ended()
+
+    def _hear_out(self) -> None:
+        """Close for writing only, and forget what still comes, until the client has closed too.
+
+        Closing at once while it speaks would be a reset, which takes the reply away from it.
+        """
+        self.deadline = self.loop.time() + HEAR_OUT_SECONDS
+        if self._reading_paused:
+            self.transport.resume_reading()
+        self.transport.write_eof()
 
     def abort(self) -> None:
         """Cut the connection; what is unsent is lost."""

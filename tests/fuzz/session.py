@@ -6,13 +6,17 @@ random, and ends them in every way a client can: half-closed, closed, reset, or 
 the law it sees that every reply line is one, that nothing was logged as a failure by smtpd-fork or
 by asyncio, and that what is held for a client stays bounded.
 
-    python tests/fuzz/session.py --seconds 60 [--seed N]
+    python tests/fuzz/session.py --seconds 60 [--seed N] [--loop uvloop] [--grow]
+
+With ``--grow`` a dialogue that brought two replies in an order that was never seen before joins the
+corpus, for this run and, as a file, for all that come.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import logging
 import random
 import re
@@ -23,10 +27,12 @@ import time
 import warnings
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import trustme
+import uvloop
 from aiosmtpd.smtp import AuthResult
 
 from smtpd_fork import Server
@@ -44,10 +50,17 @@ AT_ONCE = 16
 PATIENCE = 10.0
 """Seconds for a session to end once the client has ended, or has fallen silent."""
 
+LARGEST = 2000
+"""Bytes of a dialogue that may join the corpus."""
+
+SEEN_FIRST = 10_000
+"""Dialogues before any joins the corpus."""
+
 MESSAGE_SIZE = 4000
 SILENCE = 0.3
 
 _REPLY = re.compile(rb"[2-5]\d\d[ -]")
+_CODES = re.compile(rb"[2-5]\d\d[ -](?:\d\.\d\.\d+)?")
 
 _WORDS = [
     *(b"\r\n", b"\r", b"\n", b"\0", b".", b"\r\n.\r\n", b"\n.\n", b"..", b" ", b"\t", b"<", b">"),
@@ -96,6 +109,30 @@ class Takes:
         return "250 2.0.0 Ok"
 
 
+class Judges(Takes):
+    """Has hooks that never wait: they need no task."""
+
+    async def handle_MAIL(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        envelope.mail_from = address
+        return "250 2.1.0 Ok"
+
+    async def handle_RCPT(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        if "no" in address:
+            return "550 5.1.1 No"
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 Ok"
+
+    async def handle_QUIT(self, server: Any, session: Any, envelope: Any) -> str:
+        return "221 2.0.0 Bye"
+
+    async def handle_DISCONNECT(self, server: Any, session: Any) -> None:
+        await asyncio.sleep(0)
+
+
 class Waits(Takes):
     """Has hooks that wait."""
 
@@ -141,6 +178,8 @@ def _variants(tls: ssl.SSLContext) -> list[tuple[Any, dict[str, Any]]]:
         (Waits(), {"session_options": auth, "max_errors": 100}),
         (Waits(), {"bare_newline": "normalize", "tls_context": tls}),
         (Takes(), {"bare_newline": "accept", "session_options": auth}),
+        (Judges(), {}),
+        (Judges(), {"listen": ["lmtp:127.0.0.1:0"], "bare_newline": "normalize"}),
         (Takes(), {"max_buffered": 5000, "max_recipients": 3, "max_errors": 2}),
         (Takes(), {"tls_context": tls, "require_starttls": True, "max_errors": 1000}),
     ]
@@ -167,8 +206,10 @@ class Fuzzer:
     """
 
     seed: int
+    grow: bool = False
     rounds: int = 0
     said: dict[bytes, int] = field(default_factory=dict)
+    _orders: set[tuple[bytes, bytes]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.corpus = [path.read_bytes() for path in sorted(CORPUS.glob("*.smtp"))]
@@ -205,7 +246,6 @@ class Fuzzer:
                 await stack.enter_async_context(
                     Server(
                         handler,
-                        listen=["127.0.0.1:0"],
                         hostname="mx.example.com",
                         session_class=Watched,
                         max_message_size=MESSAGE_SIZE,
@@ -213,7 +253,7 @@ class Fuzzer:
                         data_timeout=SILENCE,
                         tls_handshake_timeout=SILENCE,
                         shutdown_timeout=1,
-                        **options,
+                        **({"listen": ["127.0.0.1:0"]} | options),
                     )
                 )
                 for handler, options in _variants(_tls(folder))
@@ -256,6 +296,20 @@ class Fuzzer:
             ) from None
         for line in said:
             self.said[line[:3]] = self.said.get(line[:3], 0) + 1
+        if self.grow and len(data) <= LARGEST:
+            self._learn(data, said)
+
+    def _learn(self, data: bytes, said: list[bytes]) -> None:
+        """Keep a dialogue that brought two replies in a new order."""
+        codes = [b"", *(_CODES.match(line)[0] for line in said)]  # type: ignore[index]  # they are replies
+        orders = set(pairwise(codes))
+        if orders <= self._orders:
+            return
+        self._orders |= orders
+        if self.rounds < SEEN_FIRST:
+            return  # what the corpus has brought all the time
+        self.corpus.append(data)
+        (CORPUS / f"found-{hashlib.sha256(data).hexdigest()[:12]}.smtp").write_bytes(data)
 
     def mutated(self, chance: random.Random) -> bytes:
         """Return a dialogue that is like those of the corpus, more or less."""
@@ -286,8 +340,9 @@ async def _talk(address: Any, data: bytes, end: str, chance: random.Random) -> l
     sock = socket.socket()
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener = asyncio.create_task(asyncio.sleep(0))
+    listener = asyncio.create_task(asyncio.sleep(0, result=False))
     heard = bytearray()
+    reset = False
     try:
         await loop.sock_connect(sock, address[:2])
         listener = asyncio.create_task(_listen(sock, heard))
@@ -307,6 +362,8 @@ async def _talk(address: Any, data: bytes, end: str, chance: random.Random) -> l
         try:
             async with asyncio.timeout(PATIENCE):
                 await asyncio.wait([listener])
+            # Who goes on after QUIT may be reset, and then has lost what it did not read.
+            reset = not listener.cancelled() and listener.result()
         except TimeoutError:
             raise BrokenError("the session neither answers nor closes") from None
     except OSError:
@@ -314,14 +371,18 @@ async def _talk(address: Any, data: bytes, end: str, chance: random.Random) -> l
     finally:
         listener.cancel()
         sock.close()
-    return _lines(bytes(heard), whole=end in {"half-close", "silence"})
+    return _lines(bytes(heard), whole=end in {"half-close", "silence"} and not reset)
 
 
-async def _listen(sock: socket.socket, heard: bytearray) -> None:
+async def _listen(sock: socket.socket, heard: bytearray) -> bool:
+    """Hear all that the session says; return whether it ended in a reset."""
     loop = asyncio.get_running_loop()
-    with suppress(ConnectionError):
+    try:
         while part := await loop.sock_recv(sock, 65536):
             heard += part
+    except ConnectionError:
+        return True
+    return False
 
 
 def _lines(heard: bytes, *, whole: bool) -> list[bytes]:
@@ -347,10 +408,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
+    parser.add_argument("--grow", action="store_true", help="keep what brings something new")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
-    fuzzer = Fuzzer(options.seed)
-    asyncio.run(fuzzer.run(options.seconds))
+    fuzzer = Fuzzer(options.seed, options.grow)
+    factory = uvloop.new_event_loop if options.loop == "uvloop" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(fuzzer.run(options.seconds))
     told = ", ".join(f"{code.decode()}: {count}" for code, count in sorted(fuzzer.said.items()))
     print(f"{fuzzer.rounds} dialogues; {told}")
 
