@@ -61,6 +61,10 @@ class Transport:
         self.closed = True
 
     abort = close
+    write_eof = close  # for writing, which is what counts here
+
+    def is_closing(self) -> bool:
+        return self.closed
 
     def pause_reading(self) -> None:
         pass

@@ -354,7 +354,7 @@ class Engine(Work):
         self._release_budget()
         if self.transport is not None:
             self.deadline = self.loop.time() + LINGER_SECONDS
-            if interrupted:
+            if interrupted and not self.transport.is_closing():
                 self._hear_out()
             else:
                 self.transport.close()
