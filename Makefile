@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PYTHONS ?= python3.11 python3.12 python3.13
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test lint format bench fuzz container-test clean
+.PHONY: help run test test-pythons lint format bench fuzz container-test clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -22,6 +23,13 @@ run: $(STAMP) ## serve on port 2525, mail into ./Maildir (ARGS="..." for options
 
 test: $(STAMP) ## the whole test suite (ARGS="..." for pytest)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-pythons: ## the whole test suite on each Python of PYTHONS that is there
+	@for python in $(PYTHONS); do \
+	  if ! $$python -c '' 2>/dev/null; then echo "$$python: not here"; continue; fi; \
+	  echo "$$python: $$($$python --version)"; \
+	  $(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$(basename $$python) || exit; \
+	done
 
 lint: $(STAMP) ## ruff, mypy --strict, and the floors
 	$(BIN)/ruff check .
@@ -47,4 +55,4 @@ container-test: $(STAMP) ## build the image and deliver a message to it (buildah
 	tests/container/run
 
 clean: ## forget the environment and the caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
