@@ -47,7 +47,7 @@ class Chunking(Mail):
         if match is None or not match[0].isascii():
             # How much follows is not known, so nothing after it can be understood.
             self._say(501, "5.5.4", "Syntax: BDAT size [LAST]")
-            self._close()
+            self._close(interrupting=True)
             return None
         fault = self._bdat_fault(int(match[1]))
         self._chunk_fault = self._chunk_fault or fault

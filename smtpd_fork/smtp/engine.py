@@ -113,7 +113,7 @@ class Engine(Work):
             self._greet()
         else:
             self._put(status)
-            self._close()
+            self._close(interrupting=True)
 
     def _new_session(self, transport: asyncio.BaseTransport) -> None:
         """Begin anew, as a connection does, and as it does under TLS (RFC 3207 4.2)."""
@@ -342,19 +342,23 @@ class Engine(Work):
 
     # -- the end -------------------------------------------------------------------------------
 
-    def _close(self) -> None:
-        """Send what there is, and close; a client that does not take it is cut a little later."""
+    def _close(self, *, interrupting: bool = False) -> None:
+        """Send what there is, and close; a client that does not take it is cut a little later.
+
+        :param interrupting: the client does not know, and may be speaking
+        """
         if self._closing:
             return
         self._flush()
-        interrupted = self._framer.pending and not self._eof and self._tls_protocol is None
+        interrupting = interrupting or self._framer.pending > 0
         self._closing = True
         self._leave_rest()
         self._framer.clear()
         self._release_budget()
         if self.transport is not None:
             self.deadline = self.loop.time() + LINGER_SECONDS
-            if interrupted and not self.transport.is_closing():
+            deaf = self._eof or self._tls_protocol is not None or self.transport.is_closing()
+            if interrupting and not deaf:
                 self._hear_out()
             else:
                 self.transport.close()

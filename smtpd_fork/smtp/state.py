@@ -125,7 +125,7 @@ class State(aiosmtpd.smtp.SMTP):
         if not self._closing:
             self._out.append(reply + b"\r\n")
         if reply.startswith(b"421"):
-            self._close()
+            self._close(interrupting=True)
 
     def _count_error(self) -> bool:
         """Count what is no use to anybody; past the limit the session is over, and this True."""
@@ -192,7 +192,7 @@ class State(aiosmtpd.smtp.SMTP):
             return
         raise TypeError(f"handle_{command} must return a reply such as '250 OK', not {status!r}")
 
-    def _close(self) -> None:
+    def _close(self, *, interrupting: bool = False) -> None:
         raise NotImplementedError
 
     def _pause_reading(self) -> None:

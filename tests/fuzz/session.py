@@ -353,7 +353,8 @@ async def _talk(address: Any, data: bytes, end: str, chance: random.Random) -> l
                 data = data[size:]
                 if chance.random() < 0.3:
                     await asyncio.sleep(chance.choice([0, 0, 0.001]))
-            if end == "half-close":
+        if end == "half-close":
+            with suppress(OSError):  # it has been reset
                 sock.shutdown(socket.SHUT_WR)
         if end == "reset":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
