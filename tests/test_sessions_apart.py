@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,17 @@ async def test_another_session_has_what_the_constructor_gives(
     assert len({first._session_id, another._session_id}) == 2
     assert another._out is not first._out
     assert another._framer is not first._framer
+
+
+async def test_a_context_that_most_clients_cannot_meet_is_warned_of(
+    certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    SMTP(Discard(), tls_context=certificates.server)
+    assert not caplog.messages
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificates.ca))
+    context.verify_mode = ssl.CERT_REQUIRED
+    SMTP(Discard(), tls_context=context)
+    assert "verify_mode is CERT_REQUIRED" in caplog.text
 
 
 async def test_what_a_handler_does_to_a_session_is_that_sessions_own() -> None:

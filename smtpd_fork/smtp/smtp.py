@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 from warnings import warn
@@ -26,7 +27,6 @@ from smtpd_fork.smtp.state import log
 from smtpd_fork.smtp.sweep import Sweep
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Iterable
 
     from smtpd_fork.net import Peer
@@ -278,6 +278,8 @@ def _warn_of(
             stacklevel=3,
         )
         log.warning("auth_required == True but auth_require_tls == False")
+    if tls_context is not None and tls_context.verify_mode is ssl.CERT_REQUIRED:
+        log.warning("tls_context.verify_mode is CERT_REQUIRED: clients without one are sent away")
     if tls_context is not None and tls_context.check_hostname:
         log.warning(
             "tls_context.check_hostname == True; this might cause client connection problems"
