@@ -297,6 +297,27 @@ async def test_a_client_that_is_silent_at_a_challenge_is_421(
         assert await client.ended()
 
 
+async def test_a_stop_does_not_wait_for_the_answer_to_a_challenge(
+    transport: str, certificates: Certificates
+) -> None:
+    server: list[Any] = []
+
+    class Noting(Discard):
+        async def handle_EHLO(
+            self, its: Any, session: Any, envelope: Any, name: str, replies: list[str]
+        ) -> list[str]:
+            session.host_name = name
+            server.append(its)
+            return replies
+
+    async with connected(transport, certificates, Noting()) as client:
+        await hello(client)
+        assert (await client.say("AUTH LOGIN")).code == 334
+        server[-1].shut_down()
+        assert (await client.reply()).code == 421
+        assert await client.ended()
+
+
 async def test_an_authenticator_that_raises_is_451_and_says_nothing(
     transport: str, certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:

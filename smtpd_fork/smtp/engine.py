@@ -395,5 +395,9 @@ class Engine(Work):
         self._leave_rest()
         if self._shaking_hands:
             self.abort()
+        elif self._awaited_line is not None and not self._awaited_line.done():
+            self._put_raw(shutdown_reply(self.hostname))  # instead of the challenge's answer
+            self._close()
+            self._awaited_line.cancel()
         elif self.transport is not None and self._task is None and not self._turn_pending:
             self._advance()

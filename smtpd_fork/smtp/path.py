@@ -7,6 +7,7 @@ what it does not understand hands it to handlers that understand something else.
 from __future__ import annotations
 
 import re
+from socket import AF_INET, AF_INET6, inet_pton
 
 __all__ = ["NULL", "parse_path"]
 
@@ -21,7 +22,8 @@ _ALNUM = r"A-Za-z0-9_\u0080-\U0010ffff"
 _SUB = rf"[{_ALNUM}](?:[{_ALNUM}\-]*[{_ALNUM}])?"
 _DOMAIN = rf"{_SUB}(?:\.{_SUB})*\.?"
 _QUOTED = r'"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*"'
-_LITERAL = r"\[[!-Z^-~]+\]"
+# An address of IPv4, one of IPv6 behind its tag, or another tag and what it says (4.1.3).
+_LITERAL = r"\[(?:[0-9.]+|[A-Za-z0-9-]*[A-Za-z0-9]:[!-Z^-~]+)\]"
 
 _FAST = re.compile(r"<([A-Za-z0-9_+=-]+(?:\.[A-Za-z0-9_+=-]+)*@[A-Za-z0-9]+(?:[.-][A-Za-z0-9]+)*)>")
 _FULL = re.compile(
@@ -48,6 +50,20 @@ def parse_path(text: str) -> tuple[str, str] | None:
         return None
     address = match[1]
     domain = address.rpartition("@")[2]
+    if domain.startswith("[") and not _is_literal(domain[1:-1]):
+        return None
     if len(domain) > LONGEST_DOMAIN // 4 and len(domain.encode()) > LONGEST_DOMAIN:
         return None
     return address, rest
+
+
+def _is_literal(text: str) -> bool:
+    """Whether *text* is an address of the family that it says it is of."""
+    tag, colon, rest = text.partition(":")
+    if colon and tag.lower() != "ipv6":
+        return True
+    try:
+        inet_pton(AF_INET6 if colon else AF_INET, rest if colon else text)
+    except OSError:
+        return False
+    return True
