@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from bench.tables import COMPARED_WITH, target_table, workload_table
+from bench.tables import COMPARED_WITH, floor_table, target_table, workload_table
 from bench.targets import ENOUGH_ROUNDS
 
 if TYPE_CHECKING:
@@ -36,6 +36,14 @@ $ make bench ARGS="--only W1,W2 --rounds 9" # some workloads, more rounds
 
 It needs Linux (it reads /proc) and Postfix's `smtp-source`; what else is missing is left out, and
 the tables say why. Nothing leaves the loopback interface, and every process it starts it ends."""
+
+_FLOOR = """\
+### How near that is to the limit
+
+**bare** is no server: a protocol of a dozen lines on the same loop, which answers and looks at
+next to nothing. What it costs is what the kernel, the loop and the calls into Python cost, and no
+server in Python costs less. What a target leaves above it is all that there is for the gate, the
+session, the grammar, the message and its checks."""
 
 _METHOD = """\
 ## How to read it
@@ -72,6 +80,13 @@ def compose(
         "\n".join(_run(results, facts, quick=quick)),
         "\n".join(
             ["## Targets", "", *target_table(results, [workload.key for workload in workloads])]
+        ),
+        "\n".join(
+            [
+                _FLOOR,
+                "",
+                *floor_table(results, [workload.key for workload in workloads]),
+            ]
         ),
         f"No plot: {plot}."
         if plot

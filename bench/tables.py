@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.results import Spread
-from bench.targets import OURS, TARGETS
+from bench.targets import FLOOR, OURS, TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bench.results import Results
     from bench.workloads import Metric, Workload
 
-__all__ = ["COMPARED_WITH", "target_table", "workload_table"]
+__all__ = ["COMPARED_WITH", "floor_table", "target_table", "workload_table"]
 
 COMPARED_WITH = ("smtp-sink", "aiosmtpd")
 """Servers that the others' figures are divided by."""
@@ -38,6 +38,28 @@ def target_table(results: Results, keys: Iterable[str]) -> list[str]:
             ),
         )
     )
+
+
+def floor_table(results: Results, keys: Iterable[str]) -> list[str]:
+    """Return how near this daemon, and the targets, are to the least that Python can cost."""
+    chosen = set(keys)
+    rows = []
+    for target in TARGETS:
+        if target.workload not in chosen or not target.against:
+            continue
+        at_least = results.ratios(target.workload, FLOOR, target.against, target.metric)
+        ours = results.ratios(target.workload, OURS, FLOOR, target.metric)
+        rows.append(
+            [
+                target.workload,
+                str(Spread.of(at_least) or "-"),
+                f"{target.limit:g}",
+                str(Spread.of(ours) or "-"),
+            ]
+        )
+    against = next(target.against for target in TARGETS if target.against)
+    head = ["", f"{FLOOR} / {against}", f"target / {against}", f"{OURS} / {FLOOR}"]
+    return list(_rows(head, rows))
 
 
 def workload_table(

@@ -9,9 +9,12 @@ from bench.results import Spread, figure
 if TYPE_CHECKING:
     from bench.results import Results
 
-__all__ = ["ENOUGH_ROUNDS", "OURS", "TARGETS", "Target"]
+__all__ = ["ENOUGH_ROUNDS", "FLOOR", "OURS", "TARGETS", "Target"]
 
 OURS = "smtpd-fork"
+
+FLOOR = "bare"
+"""What costs the least that something in Python can."""
 
 ENOUGH_ROUNDS = 3
 """Fewer say nothing on a machine that does other things as well."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.contenders.base import Contender, Needs, Served, serving
 from bench.contenders.node import Haraka, NodemailerSmtpServer
 from bench.contenders.postfix import SmtpSink
-from bench.contenders.python import SmtpdFork, StockAiosmtpd
+from bench.contenders.python import BareProtocol, SmtpdFork, StockAiosmtpd
 
 __all__ = ["CONTENDERS", "Contender", "Needs", "Served", "serving"]
 
@@ -15,4 +15,5 @@ CONTENDERS: tuple[Contender, ...] = (
     StockAiosmtpd(),
     NodemailerSmtpServer(),
     Haraka(),
+    BareProtocol(),
 )

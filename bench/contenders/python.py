@@ -1,4 +1,4 @@
-"""The contenders in Python: this daemon, and stock aiosmtpd."""
+"""The contenders in Python: this daemon, stock aiosmtpd, and the least that Python can do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smtpd_fork.version import __version__
 if TYPE_CHECKING:
     from typing import ClassVar
 
-__all__ = ["SmtpdFork", "StockAiosmtpd"]
+__all__ = ["BareProtocol", "SmtpdFork", "StockAiosmtpd"]
 
 
 class SmtpdFork(Contender):
@@ -79,3 +79,32 @@ class StockAiosmtpd(Contender):
             command += ["--certificate", str(place.certificates.certificate)]
             command += ["--key", str(place.certificates.key)]
         return command
+
+
+class BareProtocol(Contender):
+    """No server, but the least that one in Python can cost: ``bench/peers/bare.py``."""
+
+    name = "bare"
+    setup = (
+        "no server: a protocol on uvloop that answers 250 to whatever it gets, keeps nothing and "
+        "looks for nothing but DATA and the end of a message at the end of a read. What it costs "
+        "is the loop's, the kernel's and a dozen lines' of Python: nothing in Python costs less"
+    )
+    cannot: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("W5", "W6", "W7", "W8", "W9"), "it has no limits, no TLS and no memory"
+    )
+
+    def missing(self) -> str:
+        """Have it: the daemon itself needs uvloop."""
+        return ""
+
+    def version(self) -> str:
+        """Return names and versions."""
+        return f"a bare protocol on uvloop {version('uvloop')}"
+
+    def command(self, place: Place, needs: Needs) -> list[str]:  # noqa: ARG002 - of all
+        """Return the little program's command line."""
+        return [
+            *(sys.executable, "-m", "bench.peers.bare"),
+            *("--host", HOST, "--port", str(place.port)),
+        ]
