@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
 from support.peers import SYSTEM_PYTHON, cannot, needs_root
+from support.place import Place
 from support.tls import Certificates
 
 if TYPE_CHECKING:
@@ -54,3 +57,24 @@ def command_for_nobody() -> Iterator[list[str]]:
         yield [str(python), "-m", "smtpd_fork"]
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def public(command_for_nobody: list[str]) -> Iterator[Path]:
+    """A folder that the user nobody can enter and not write to."""
+    folder = Path(tempfile.mkdtemp(prefix="smtpd-fork-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody else listens on."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as other:
+        yield other.getsockname()[1]
+
+
+@pytest.fixture
+def place(tmp_path: Path, certificates: Certificates, taken: int) -> Place:
+    return Place(tmp_path, certificates, taken)

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.client import Client
+from support.client import MAIL, RCPT, Client
 from support.server import serve
 
 from smtpd_fork.sinks import Discard
@@ -17,8 +17,6 @@ from smtpd_fork.smtp.waits import never_waits
 
 if TYPE_CHECKING:
     from support.tls import Certificates
-
-MAIL, RCPT = "MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>"
 
 OF_EACH = {"_session_id", "_peer", "_on_close", "_framer", "_out"}
 

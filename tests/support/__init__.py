@@ -1,1 +1,8 @@
-"""What the tests share: a raw client, the daemon as a process, real peers, certificates."""
+"""What the tests share: clients, handlers, the daemon as a process, real peers, certificates."""
+
+import pytest
+
+# Helpers that judge: where one fails, it is to show what it saw, as a test does.
+pytest.register_assert_rewrite(
+    "support.daemon", "support.dialogue", "support.differences", "support.place"
+)

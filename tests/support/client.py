@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Self
 PATIENCE = 20.0
 """Seconds for any one reply; a test that waits longer has found a hang."""
 
+MAIL, RCPT = "MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>"
+
 
 class Reply(NamedTuple):
     """A reply: its code, and its text lines without the code."""
@@ -131,3 +133,11 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def replies(client: Client, count: int) -> list[int]:
+    return [(await client.reply()).code for _ in range(count)]
+
+
+def code_and_enhanced(reply: Reply) -> tuple[int, str]:
+    return reply.code, reply.text.partition(" ")[0]

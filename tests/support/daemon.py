@@ -6,18 +6,28 @@ import os
 import queue
 import re
 import smtplib
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from signal import SIGTERM, Signals
-from typing import Self
+from signal import SIGKILL, SIGTERM, Signals
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PATIENCE = 20.0
 """Seconds for the daemon to start, to stop, or to say something."""
 
 COMMAND = [sys.executable, "-m", "smtpd_fork"]
+
+CONSOLE_SCRIPT = Path(sys.executable).with_name("smtpd-fork")
+
+LOCAL = ("-l", "127.0.0.1:0", "--handler", "discard")
+"""One address, a free port, and nothing written."""
 
 _LISTENING = re.compile(r"listening on (\S+)$")
 _SERVING = re.compile(r"serving, pid (\d+)$")
@@ -165,6 +175,72 @@ class Daemon:
                 pipe.close()
 
 
+class Detached:
+    """A daemon that was detached; a context manager that ends it.
+
+    :ivar pid: of the daemon, as it logged it
+    """
+
+    def __init__(
+        self,
+        *options: str,
+        cwd: Path,
+        command: list[str] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.log = cwd / "smtpd.log"
+        self.ended = run(
+            *("--detach", "--log-to", self.log.name, *options),
+            cwd=cwd,
+            command=command,
+            environment=environment,
+        )
+        served = re.search(r"serving, pid (\d+)$", self.text, re.MULTILINE)
+        self.pid = int(served[1]) if served else 0
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    @property
+    def port(self) -> int:
+        found = re.search(r"listening on \S+:(\d+)$", self.text, re.MULTILINE)
+        assert found, self.text
+        return int(found[1])
+
+    def smtp(self) -> smtplib.SMTP:
+        return smtplib.SMTP("127.0.0.1", self.port, timeout=PATIENCE)
+
+    def stop(self, number: Signals = SIGTERM) -> None:
+        os.kill(self.pid, number)
+        wait_until_gone(self.pid)
+
+    def __enter__(self) -> Self:
+        assert (self.ended.returncode, self.ended.stdout) == (0, ""), self.ended.stderr
+        assert self.pid, self.text
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pid and is_alive(self.pid):
+            os.kill(self.pid, SIGKILL)
+            wait_until_gone(self.pid)
+
+
+class Process:
+    """What /proc tells of a process (proc(5))."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        self.parent, self.group, self.session, self.terminal = map(int, fields[1:5])
+        self.folder = os.readlink(f"/proc/{pid}/cwd")
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        self.status = {line.partition(":")[0]: line.partition(":")[2].split() for line in lines}
+
+    def descriptor(self, number: int) -> str:
+        return os.readlink(f"/proc/{self.pid}/fd/{number}")
+
+
 def is_alive(pid: int) -> bool:
     """Whether *pid* runs; one that has ended and waits for its parent does not."""
     try:
@@ -172,6 +248,14 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def until(happened: Callable[[], object], what: str) -> None:
+    """Wait for something that a foreign process does, and that nobody announces."""
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.005)
 
 
 def wait_until_gone(pid: int) -> None:
@@ -185,3 +269,12 @@ def wait_until_gone(pid: int) -> None:
 def messages(maildir: Path) -> list[str]:
     """Return the messages in a Maildir, oldest name first."""
     return [path.read_text() for path in sorted((maildir / "new").iterdir())]
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Return ports of *host* that nobody has, or had a moment ago."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind((host, 0))
+        return [sock.getsockname()[1] for sock in sockets]

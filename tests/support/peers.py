@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def cannot(reason: str) -> None:
 def needs_root() -> None:
     if os.geteuid() != 0:
         cannot("it takes root")
+
+
+def needs_ipv6() -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        cannot("there is no IPv6 on loopback")
 
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")

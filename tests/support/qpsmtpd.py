@@ -18,7 +18,6 @@ import select
 import signal
 import socket
 import subprocess
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -26,18 +25,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from support.client import Reply
-from support.daemon import COMMAND, PATIENCE, clean_environment
+from support.daemon import COMMAND, PATIENCE, clean_environment, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 HOSTNAME = "mx.example.com"
 DOMAIN = "example.com"
 USER = "nobody"
 
+LOOPBACK = "127.0.0.1"
+
 PLUGINS = ("no_dns", "hosts_allow", "rcpt_ok")
 
-POLL_SECONDS = 0.01
 QUIET_SECONDS = 0.4
 """How long a client that is to hear nothing is listened to."""
 
@@ -53,14 +53,6 @@ sub register {
 def as_user() -> tuple[str, ...]:
     """Return the option that both need under root, and that neither needs without."""
     return ("-u", USER) if os.geteuid() == 0 else ()
-
-
-def until(true: Callable[[], object], what: str) -> None:
-    """Wait for a foreign process to have done something."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(POLL_SECONDS)
 
 
 def free_port() -> int:
@@ -287,6 +279,46 @@ def _write(path: Path, text: str) -> None:
     path.parent.chmod(0o755)
     path.write_text(text)
     path.chmod(0o644)
+
+
+# -- what is seen of either ----------------------------------------------------------------------
+
+
+def at(port: int, host: str = LOOPBACK) -> tuple[str, str]:
+    return ("-l", f"{host}:{port}")
+
+
+def kind(talk: Talk) -> int:
+    """Return the first digit of what a client is told."""
+    return talk.reply().code // 100
+
+
+def greeted(port: int, host: str = LOOPBACK) -> int:
+    with Talk(port, host) as talk:
+        code = kind(talk)
+        if code == 2:
+            talk.leave()
+        return code
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.settimeout(PATIENCE)
+        return sock.connect_ex((LOOPBACK, port)) != 0
+
+
+def outcome(bench: Bench, *options: str) -> tuple[int, str]:
+    """Return the status of a start that fails, and where it says so."""
+    done = bench.run(*options)
+    return done.returncode, "stdout" if done.stdout else "stderr" if done.stderr else "nowhere"
+
+
+def outcome_or_serves(
+    bench: Bench, *options: str, user: Sequence[str] | None = None
+) -> tuple[int, str] | str:
+    if bench.starts(*options, user=user):
+        return "serves"
+    return outcome(bench, *options, *(as_user() if user is None else user))
 
 
 # -- what the system knows of a process ----------------------------------------------------------

@@ -1,0 +1,225 @@
+"""BDAT: CHUNKING and BINARYMIME (RFC 3030); whatever is answered, a chunk is no commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from support.client import MAIL, RCPT, Client, code_and_enhanced, replies
+from support.handlers import Collect
+from support.server import serve
+
+from smtpd_fork.sinks import Discard
+
+if TYPE_CHECKING:
+    from support.tls import Certificates
+
+
+async def test_a_message_comes_in_chunks() -> None:
+    handler = Collect()
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        assert {"CHUNKING", "BINARYMIME"} <= set((await client.greet()).lines)
+        await client.say(MAIL, RCPT)
+        client.send("BDAT 8\r\nfirst.\r\nBDAT 3\r\n.\r\nbdat 6 last\r\nlast\r\nNOOP\r\n")
+        assert await replies(client, 4) == [250, 250, 250, 250]
+        assert (await client.say(RCPT)).code == 503
+    assert handler.messages == [b"first.\r\n.\r\nlast\r\n"]
+
+
+async def test_an_empty_last_chunk_ends_a_message() -> None:
+    handler = Collect()
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send("BDAT 4\r\nabc\rBDAT 1\r\n\nBDAT 0 LAST\r\n")
+        assert (await client.reply()).code == 250
+        assert await replies(client, 2) == [250, 250]
+        await client.say(MAIL, RCPT)
+        assert (await client.say("BDAT 0 LAST")).code == 250
+    assert handler.messages == [b"abc\r\n", b""]
+
+
+async def test_a_chunk_may_hold_any_bytes_and_hides_commands() -> None:
+    handler = Collect()
+    data = bytes(range(256)) * 300 + b"\r\n.\r\nQUIT\r\n" + b"x" * 100_000
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        await client.say(f"{MAIL} BODY=BINARYMIME", RCPT)
+        client.send(b"BDAT %d LAST\r\n" % len(data) + data + b"NOOP\r\n")
+        assert await replies(client, 2) == [250, 250]
+    assert handler.messages == [data]
+    assert handler.envelopes[0].body == "BINARYMIME"
+
+
+async def test_chunks_that_are_too_much_are_552_behind_the_chunk_and_the_session_goes_on() -> None:
+    handler = Collect()
+    async with (
+        serve(handler, max_message_size=10) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send("BDAT 6\r\n123456BDAT 6\r\nQUIT\r\nBDAT 2 LAST\r\nabNOOP\r\n")
+        assert await replies(client, 4) == [250, 552, 552, 250]
+        await client.say(MAIL, RCPT)
+        client.send("BDAT 11 LAST\r\n01234567890")
+        assert code_and_enhanced(await client.reply()) == (552, "5.3.4")
+        assert (await client.deliver("ok\r\n")).code == 250
+    assert handler.messages == [b"ok\r\n"]
+
+
+@pytest.mark.parametrize("before", ["", "EHLO x\r\n", f"EHLO x\r\n{MAIL}\r\n"])
+async def test_a_chunk_that_may_not_come_is_503_and_read_all_the_same(before: str) -> None:
+    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+        await client.reply()
+        client.send(f"{before}BDAT 6\r\nQUIT\r\nNOOP\r\n")
+        await replies(client, before.count("\r\n"))
+        assert await replies(client, 2) == [503, 250]
+
+
+@pytest.mark.parametrize("end", ["RSET", "EHLO again", "HELO again"])
+async def test_a_chunk_that_was_refused_is_forgotten_with_its_transaction(end: str) -> None:
+    handler = Collect()
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        client.send("BDAT 3\r\nabc")
+        assert (await client.reply()).code == 503
+        await client.say(end)
+        await client.say(MAIL, RCPT)
+        client.send("BDAT 3 LAST\r\ndef")
+        assert (await client.reply()).code == 250
+    assert handler.messages == [b"def"]
+
+
+async def test_a_chunk_refused_before_there_was_a_transaction_does_not_spoil_the_next_one() -> None:
+    handler = Collect()
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        client.send("BDAT 3\r\nabc")
+        assert (await client.reply()).code == 503
+        assert (await client.deliver("x\r\n")).code == 250
+        client.send("BDAT 3 LAST\r\nabc")
+        assert (await client.reply()).code == 503
+        await client.say(MAIL, RCPT)
+        client.send("BDAT 3 LAST\r\ndef")
+        assert (await client.reply()).code == 250
+    assert handler.messages == [b"x\r\n", b"def"]
+
+
+@pytest.mark.parametrize("end", ["RSET", "EHLO again", "HELO again"])
+async def test_chunks_are_forgotten_with_their_transaction(end: str) -> None:
+    """Else one transaction's text would stand in another's message."""
+    handler = Collect()
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send("BDAT 6\r\nsecret")
+        assert (await client.reply()).code == 250
+        assert (await client.say(end)).code == 250
+        await client.say(MAIL, RCPT)
+        client.send("BDAT 3 LAST\r\nabc")
+        assert (await client.reply()).code == 250
+        assert (await client.deliver("x\r\n")).code == 250
+    assert handler.messages == [b"abc", b"x\r\n"]
+
+
+async def test_chunks_in_the_clear_are_no_part_of_a_message_under_tls(
+    certificates: Certificates,
+) -> None:
+    handler = Collect()
+    async with (
+        serve(handler, tls_context=certificates.server) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send("BDAT 8\r\ninjected")
+        assert (await client.reply()).code == 250
+        await client.start_tls(certificates.client)
+        await client.say("EHLO x", MAIL, RCPT)
+        client.send("BDAT 3 LAST\r\nabc")
+        assert (await client.reply()).code == 250
+    assert handler.messages == [b"abc"]
+
+
+async def test_rset_gives_the_memory_of_chunks_back() -> None:
+    async with (
+        serve(Discard(), max_buffered=100) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        for _ in range(5):
+            await client.say(MAIL, RCPT)
+            client.send(b"BDAT 90\r\n" + b"x" * 90)
+            assert (await client.reply()).code == 250
+            assert (await client.say("RSET")).code == 250
+        assert server._session_options["budget"].used == 0
+
+
+async def test_after_bdat_data_is_503() -> None:
+    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send("BDAT 3\r\nabcDATA\r\n")
+        assert await replies(client, 2) == [250, 503]
+        assert (await client.say("BDAT 0 LAST")).code == 250
+
+
+async def test_binarymime_takes_bdat() -> None:
+    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        await client.say(f"{MAIL} BODY=BINARYMIME", RCPT)
+        assert code_and_enhanced(await client.say("DATA")) == (503, "5.5.1")
+        client.send("BDAT 3 LAST\r\nabc")
+        assert (await client.reply()).code == 250
+        assert (await client.deliver()).code == 250
+
+
+@pytest.mark.parametrize("arg", ["", " ", " x", " -1", " 5 FIRST", " 5 LAST 6", " ²", " 5,6"])
+async def test_a_bdat_whose_size_is_not_known_ends_the_session(arg: str) -> None:
+    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        assert (await client.say(f"BDAT{arg}")).code == 501
+        assert await client.ended()
+
+
+async def test_bdat_in_the_clear_where_tls_is_required_is_530_and_its_chunk_is_read(
+    certificates: Certificates,
+) -> None:
+    """RFC 3030 2: whatever is answered, the chunk is no commands."""
+    async with (
+        serve(Discard(), tls_context=certificates.server, require_starttls=True) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        client.send("BDAT 6\r\nQUIT\r\nNOOP\r\n")
+        assert await replies(client, 2) == [530, 250]
+
+
+async def test_bdat_before_auth_is_530_and_its_chunk_is_read() -> None:
+    options = {"auth_required": True, "auth_require_tls": False, "authenticator": print}
+    with pytest.warns(UserWarning, match="Requiring AUTH"):
+        async with (
+            serve(Discard(), session_options=options) as server,
+            await Client.to(server.addresses[0]) as client,
+        ):
+            await client.greet()
+            client.send("BDAT 6\r\nQUIT\r\nNOOP\r\n")
+            assert await replies(client, 2) == [530, 250]
+
+
+async def test_chunks_past_the_buffers_are_452(caplog: pytest.LogCaptureFixture) -> None:
+    handler = Collect()
+    async with (
+        serve(handler, max_buffered=1000) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send(b"BDAT 600\r\n" + b"x" * 600 + b"BDAT 600 LAST\r\n" + b"x" * 600)
+        first, second = await client.reply(), await client.reply()
+        assert first.code == 250
+        assert code_and_enhanced(second) == (452, "4.3.1")
+        assert server._session_options["budget"].used == 0
+        assert (await client.deliver()).code == 250
+    assert len(handler.messages) == 1

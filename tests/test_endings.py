@@ -1,0 +1,137 @@
+"""Endings: half-closed, reset, or interrupted, a session ends in order and its handler is told."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from functools import partial
+from typing import Any
+
+import pytest
+from support.client import MAIL, Client
+from support.handlers import Collect
+from support.server import serve
+
+from smtpd_fork.sinks import Discard
+
+# -- the end of input --------------------------------------------------------------------------
+
+
+async def test_a_client_that_half_closes_after_its_final_dot_is_still_served() -> None:
+    class Slow(Collect):
+        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+            while not server._eof:
+                await asyncio.sleep(0.001)
+            return await super().handle_DATA(server, session, envelope)
+
+    handler = Slow()
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        client.send(
+            "EHLO x\r\nMAIL FROM:<a@b.c>\r\nRCPT TO:<d@e.f>\r\nDATA\r\nhello\r\n.\r\nQUIT\r\n"
+        )
+        client.writer.write_eof()
+        codes = [(await client.reply()).code for _ in range(7)]
+        assert codes == [220, 250, 250, 250, 354, 250, 221]
+        assert await client.ended()
+    assert handler.messages == [b"hello\r\n"]
+
+
+async def test_eof_before_the_final_dot_discards_the_message() -> None:
+    handler = Collect()
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        await client.say("MAIL FROM:<a@b.c>", "RCPT TO:<d@e.f>", "DATA")
+        client.send("hello\r\n")
+        client.writer.write_eof()
+        assert await client.ended()
+    assert handler.messages == []
+
+
+async def test_a_reset_while_a_message_is_in_hand_does_not_cancel_the_handler() -> None:
+    in_hand, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Collect):
+        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+            in_hand.set()
+            await go_on.wait()
+            return await super().handle_DATA(server, session, envelope)
+
+    handler = Slow()
+    async with serve(handler) as server:
+        client = await Client.to(server.addresses[0])
+        await client.greet()
+        await client.say("MAIL FROM:<a@b.c>", "RCPT TO:<d@e.f>", "DATA")
+        client.send("hello\r\n.\r\n")
+        await in_hand.wait()
+        client.reset()
+        while server.gate.count:
+            await asyncio.sleep(0)
+        go_on.set()
+    assert handler.messages == [b"hello\r\n"]
+
+
+# -- the end of the task -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gone", ["lost", "cut", "timed out"])
+async def test_a_session_that_ends_before_its_task_began_is_told_of_its_end(gone: str) -> None:
+    """A task that is cancelled before its first step runs nothing, not even a finally."""
+    told: list[str] = []
+
+    class Told(Discard):
+        async def handle_MAIL(self, *_: Any) -> str:
+            await asyncio.sleep(0)  # without an await it would need no task
+            return "250 2.1.0 Ok"
+
+        async def handle_DISCONNECT(self, server: Any, session: Any) -> None:
+            told.append("disconnect")
+
+    async with serve(Told()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        assert server._sessions is not None
+        (session,) = server._sessions._tickets
+        session.data_received(f"{MAIL}\r\n".encode())
+        assert session.task is not None
+        if gone == "lost":
+            session.abort()
+            session.connection_lost(None)
+        elif gone == "cut":
+            session.cut()
+        else:
+            session._time_out()
+        async with asyncio.timeout(5):
+            await session._handler_coroutine
+            while server.sessions:
+                await asyncio.sleep(0.001)
+            while not told:
+                await asyncio.sleep(0.001)
+    assert told == ["disconnect"]
+
+
+# -- interruption ------------------------------------------------------------------------------
+
+
+async def test_who_is_interrupted_can_say_all_and_then_hears_the_reply() -> None:
+    """Closing while a client speaks would be a reset: it could not even write to its end."""
+
+    def talk(address: tuple[str, int]) -> bytes:
+        with socket.create_connection(address, timeout=20) as sock:
+            sock.sendall(b"nonsense\r\n" * 300_000)
+            return b"".join(iter(partial(sock.recv, 65536), b""))
+
+    async with serve(Discard(), max_errors=3) as server:
+        said = await asyncio.to_thread(talk, server.addresses[0])
+        assert [line[:3] for line in said.splitlines()] == [b"220", *[b"500"] * 3, b"421"]
+
+
+async def test_who_is_interrupted_and_goes_on_for_ever_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("smtpd_fork.smtp.engine.HEAR_OUT_SECONDS", 0.05)
+    async with serve(Discard(), max_errors=3, timeout=0.5) as server:
+        client = await Client.to(server.addresses[0])
+        with pytest.raises(ConnectionError):
+            while True:
+                client.send(b"nonsense\r\n" * 1000)
+                await client.writer.drain()
+        await client.close()

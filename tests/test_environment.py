@@ -1,0 +1,199 @@
+"""The environment: every option as a variable, and which source of a bad value is to blame."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from click.core import ParameterSource
+from support.daemon import LOCAL, Daemon, free_ports, run
+from support.dialogue import connect, ehlo, first_line
+from support.place import Place, only_line
+
+from smtpd_fork.cli.command import command
+from smtpd_fork.cli.options import OPTIONS, SettingOption
+from smtpd_fork.config import DaemonConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WORDS: dict[str, tuple[str, object]] = {
+    "port": ("25 587", ("25", "587")),
+    "listen": ("127.0.0.1 [::1]:25", ("127.0.0.1", "[::1]:25")),
+    "backlog": ("7", "7"),
+    "socket_mode": ("0600", "0600"),
+    "limit_connections": ("3", "3"),
+    "max_from_ip": ("4", "4"),
+    "when_full": ("refuse", "refuse"),
+    "timeout": ("5m", "5m"),
+    "tls_handshake_timeout": ("6s", "6s"),
+    "data_timeout": ("3m", "3m"),
+    "min_data_rate": ("50", "50"),
+    "handler_timeout": ("90s", "90s"),
+    "session_timeout": ("1h", "1h"),
+    "max_errors": ("9", "9"),
+    "max_recipients": ("200", "200"),
+    "max_buffered": ("1G", "1G"),
+    "bare_newline": ("normalize", "normalize"),
+    "max_message_size": ("25M", "25M"),
+    "handler": ("debug discard", ("debug", "discard")),
+    "hostname": ("mx.example.com", "mx.example.com"),
+    "tls_cert": ("cert.pem", "cert.pem"),
+    "tls_key": ("key.pem", "key.pem"),
+    "require_starttls": ("1", True),
+    "user": ("nobody", "nobody"),
+    "detach": ("true", True),
+    "pid_file": ("daemon.pid", "daemon.pid"),
+    "shutdown_timeout": ("8s", "8s"),
+    "loop": ("asyncio", "asyncio"),
+    "log_level": ("error", "error"),
+    "log_to": ("stdout", "stdout"),
+}
+"""Of each option, what the environment may say, and what is understood."""
+
+by_name = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment without options of whoever runs the tests."""
+    for name in os.environ:
+        if name.startswith("SMTPD_FORK_"):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_there_is_an_option_for_every_setting() -> None:
+    fields = {field.name for field in msgspec.structs.fields(DaemonConfig)}
+    assert {option.name for option in OPTIONS} == fields == WORDS.keys()
+
+
+@by_name
+def test_every_option_may_come_from_the_environment(
+    option: SettingOption, environment: pytest.MonkeyPatch
+) -> None:
+    word, meaning = WORDS[str(option.name)]
+    long = max(option.opts, key=len)
+    variable = "SMTPD_FORK_" + long.removeprefix("--").replace("-", "_").upper()
+    environment.setenv(variable, word)
+    with command.make_context("smtpd-fork", []) as context:
+        assert context.params[str(option.name)] == meaning
+        assert context.get_parameter_source(str(option.name)) is ParameterSource.ENVIRONMENT
+
+
+@by_name
+def test_an_empty_variable_is_none(option: SettingOption, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv(str(option.envvar), "")
+    with command.make_context("smtpd-fork", []) as context:
+        assert not context.params[str(option.name)]
+
+
+@by_name
+def test_flags_win_over_the_environment(
+    option: SettingOption, environment: pytest.MonkeyPatch
+) -> None:
+    word, _ = WORDS[str(option.name)]
+    environment.setenv(str(option.envvar), "0" if option.is_flag else word)
+    flag = max(option.opts, key=len)
+    with command.make_context("smtpd-fork", [flag] if option.is_flag else [flag, "x"]) as context:
+        wanted = True if option.is_flag else ("x",) if option.multiple else "x"
+        assert context.params[str(option.name)] == wanted
+
+
+def test_a_daemon_takes_its_options_from_the_environment(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    variables = {
+        "SMTPD_FORK_LISTEN_ADDRESS": f"127.0.0.1:{port} unix:smtp.sock",
+        "SMTPD_FORK_HANDLER": "discard",
+        "SMTPD_FORK_HOSTNAME": "from.environment",
+        "SMTPD_FORK_MAX_MESSAGE_SIZE": "5K",
+        "SMTPD_FORK_PID_FILE": "daemon.pid",
+    }
+    options = ("--hostname", "from.flag")
+    with Daemon(*options, cwd=tmp_path, environment=variables) as daemon:
+        assert daemon.places == [f"127.0.0.1:{port}", f"unix:{tmp_path}/smtp.sock"]
+        assert first_line(("127.0.0.1", port)).startswith("220 from.flag ")
+        assert (tmp_path / "daemon.pid").read_text() == f"{daemon.process.pid}\n"
+        with daemon.smtp() as client:
+            assert ehlo(client)["size"] == "5120"
+
+
+def test_a_flag_replaces_all_the_values_of_a_variable(tmp_path: Path) -> None:
+    variables = {"SMTPD_FORK_LISTEN_ADDRESS": "127.0.0.2:0 127.0.0.3:0"}
+    with Daemon(*LOCAL, cwd=tmp_path, environment=variables) as daemon:
+        assert len(daemon.places) == 1
+        with closing(connect(("127.0.0.1", daemon.port))) as client:
+            assert client.recv(4) == b"220 "
+
+
+def test_a_variable_that_names_no_option_is_warned_of(tmp_path: Path) -> None:
+    environment = {"SMTPD_FORK_LIMIT_CONECTIONS": "3"}
+    options = ("-l", "127.0.0.1:0", "--handler", "discard")
+    with Daemon(*options, cwd=tmp_path, environment=environment) as daemon:
+        assert "no option has the name of SMTPD_FORK_LIMIT_CONECTIONS" in daemon.log
+
+
+# -- who is to blame ---------------------------------------------------------------------------
+
+BAD_WORDS = {
+    "port": "65536",
+    "listen": "127.0.0.1:x",
+    "backlog": "all",
+    "socket_mode": "0999",
+    "limit_connections": "none",
+    "max_from_ip": "-1",
+    "when_full": "hide",
+    "timeout": "soon",
+    "tls_handshake_timeout": "0",
+    "data_timeout": "0",
+    "min_data_rate": "-1",
+    "handler_timeout": "never",
+    "session_timeout": "169h",
+    "max_errors": "-1",
+    "max_recipients": "0",
+    "max_buffered": "half",
+    "bare_newline": "keep",
+    "max_message_size": "big",
+    "handler": "nosuch",
+    "hostname": "two words",
+    "tls_cert": "no.pem",
+    "tls_key": "no.pem",
+    "require_starttls": "perhaps",
+    "user": "no-such-user",
+    "detach": "perhaps",
+    "pid_file": "none/daemon.pid",
+    "shutdown_timeout": "-1",
+    "loop": "trio",
+    "log_level": "loud",
+    "log_to": "none/log",
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_a_variable_that_is_to_blame_is_named(option: SettingOption, tmp_path: Path) -> None:
+    word = BAD_WORDS[str(option.name)]
+    harmless = {"SMTPD_FORK_LISTEN_ADDRESS": "127.0.0.1:0", "SMTPD_FORK_HANDLER": "discard"}
+    ended = run(cwd=tmp_path, environment={**harmless, str(option.envvar): word})
+    line = only_line(ended)
+    assert ended.returncode in {os.EX_USAGE, os.EX_CONFIG, os.EX_NOUSER, os.EX_CANTCREAT}
+    assert word in line
+    assert str(option.envvar) in line
+
+
+def test_a_flag_that_is_to_blame_is_named_and_the_variable_that_it_beats_is_not(
+    place: Place,
+) -> None:
+    ended = place.start("-c", "abc", environment={"SMTPD_FORK_LIMIT_CONNECTIONS": "5"})
+    assert "-c/--limit-connections" in only_line(ended)
+    assert "SMTPD_FORK" not in ended.stderr
+
+
+def test_a_default_that_is_to_blame_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "Maildir").write_text("a file")
+    ended = run("-l", "127.0.0.1:0", cwd=tmp_path)
+    assert ended.returncode == os.EX_CANTCREAT
+    assert f"{tmp_path}/Maildir" in only_line(ended)
+    assert "by default" in ended.stderr

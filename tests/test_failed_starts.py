@@ -1,0 +1,124 @@
+"""Starts that fail for what they find: one line is said of it, and others' things are left."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from support.daemon import COMMAND, Daemon, run
+from support.place import MARK, Place, only_line
+
+from smtpd_fork.cli import log
+from smtpd_fork.config import DaemonConfig
+from smtpd_fork.errors import OperatingSystemError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("stream", ["stderr", "stdout"])
+def test_a_detached_daemon_cannot_log_to_a_terminal(place: Place, stream: str) -> None:
+    ended = place.start("--detach", "--log-to", stream)
+    assert ended.returncode == os.EX_CONFIG
+    assert stream in only_line(ended)
+    assert "--log-to" in ended.stderr
+    place.assert_nothing_left()
+
+
+@pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["in front", "detached"])
+def test_a_pid_file_that_cannot_be_written_to_is_a_fault_of_the_start(
+    place: Place, detach: tuple[str, ...]
+) -> None:
+    """It can be opened and locked before the detaching; the disk is full only afterwards."""
+    ended = run(
+        *(*place.good, "--handler", "discard", *detach),
+        cwd=place.folder,
+        environment={MARK: place.mark},
+        command=["/bin/sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *COMMAND],
+    )
+    assert ended.returncode == os.EX_CANTCREAT
+    line = only_line(ended)
+    assert f"{place.pid_file}: File too large" in line
+    assert "--pid-file" in line
+    place.assert_nothing_left()
+
+
+@pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["in front", "detached"])
+def test_a_current_folder_that_was_removed_is_one_line(
+    place: Place, detach: tuple[str, ...]
+) -> None:
+    """The Maildir's path is relative to it, so there is nothing that it could mean."""
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    ended = run(
+        "-l",
+        f"127.0.0.1:{place.port}",
+        *detach,
+        cwd=place.folder,
+        environment={MARK: place.mark},
+        command=["/bin/sh", "-c", script, "sh", *COMMAND],
+    )
+    assert ended.returncode in {os.EX_CONFIG, os.EX_CANTCREAT, os.EX_OSERR}
+    only_line(ended)
+    place.assert_nothing_left()
+
+
+def test_a_syslog_that_is_not_there_is_a_fault_if_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "SYSLOG", str(tmp_path / "log"))
+    with pytest.raises(OperatingSystemError, match=str(tmp_path)):
+        log._handler(DaemonConfig.build({"log_to": "syslog"}))
+
+
+def test_a_syslog_that_is_not_there_is_done_without_if_it_was_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a container, where nobody listens: no traceback for each line that is logged."""
+    monkeypatch.setattr(log, "SYSLOG", str(tmp_path / "log"))
+    handler = log._handler(DaemonConfig.build({"detach": True}))
+    handler.handle(logging.makeLogRecord({"msg": "hello"}))
+    handler.close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_fault_leaves_a_socket_where_somebody_answers(place: Place) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(place.socket))
+        other.listen()
+        ended = place.start()
+        assert ended.returncode == os.EX_OSERR
+        assert f"unix:{place.socket}" in only_line(ended)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(place.socket))
+    assert not place.pid_file.exists()
+
+
+def test_a_fault_leaves_the_file_that_a_symbolic_link_leads_to(place: Place) -> None:
+    place.start("--pid-file", "link")
+    assert (place.folder / "file").read_text() == "a file"
+    assert (place.folder / "link").is_symlink()
+
+
+def test_a_fault_leaves_the_pid_file_of_whoever_runs(place: Place) -> None:
+    with Daemon(
+        "-l", "127.0.0.1:0", "--handler", "discard", "--pid-file", "daemon.pid", cwd=place.folder
+    ) as daemon:
+        ended = place.start()
+        assert ended.returncode == os.EX_CANTCREAT
+        assert f"{place.pid_file}: a running process holds it (pid {daemon.process.pid})" in (
+            only_line(ended)
+        )
+        assert "--pid-file" in ended.stderr
+        assert place.pid_file.read_text() == f"{daemon.process.pid}\n"
+        assert not place.socket.exists()
+
+
+def test_a_start_after_a_fault_is_none_the_worse(place: Place) -> None:
+    place.start("--handler", "nosuch")
+    with Daemon(*place.good, "--handler", "discard", cwd=place.folder) as daemon:
+        daemon.deliver()
+        assert daemon.stop() == 0
+    place.assert_nothing_left()

@@ -1,0 +1,90 @@
+"""The help and the version: every option, under its heading, with its default."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from support.daemon import CONSOLE_SCRIPT, run
+
+from smtpd_fork.cli.options import OPTIONS, SECTIONS
+from smtpd_fork.version import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WIDE = {"COLUMNS": "200"}
+
+
+@pytest.fixture(scope="module")
+def help_text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    ended = run("--help", cwd=tmp_path_factory.mktemp("help"), environment=WIDE)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout
+
+
+def test_help_fits_in_80_columns(help_text: str) -> None:
+    assert max(map(len, help_text.splitlines())) <= 80
+
+
+def test_help_mentions_every_option_once(help_text: str) -> None:
+    flags = re.findall(r"^  (-\w(?:, )?)?(--[a-z-]+)?", help_text, re.MULTILINE)
+    listed = [flag.rstrip(", ") for pair in flags for flag in pair if flag]
+    wanted = [flag for option in OPTIONS for flag in option.opts]
+    assert sorted(listed) == sorted([*wanted, "--version", "-h", "--help"])
+
+
+def test_help_has_every_option_under_its_heading(help_text: str) -> None:
+    assert re.findall(r"^(\w+):$", help_text, re.MULTILINE) == [*SECTIONS, "Other"]
+    parts = re.split(r"^(\w+):$", help_text, flags=re.MULTILINE)
+    texts = dict(zip(parts[1::2], parts[2::2], strict=True))
+    for option in OPTIONS:
+        assert max(option.opts, key=len) in texts[option.section]
+        assert option.help
+
+
+@pytest.mark.parametrize(
+    ("option", "default"),
+    [
+        ("--port", "2525"),
+        ("--backlog", "1024"),
+        ("--socket-mode", "0660"),
+        ("--max-from-ip", "50"),
+        ("--max-message-size", "32M"),
+        ("--data-timeout", "180 s"),
+        ("--min-data-rate", "100"),
+        ("--handler-timeout", "300 s"),
+        ("--session-timeout", "3600 s"),
+        ("--max-errors", "20"),
+        ("--max-recipients", "1000"),
+        ("--max-buffered", "512M"),
+        ("--bare-newline", "reject"),
+        ("--handler", "maildir:./Maildir"),
+        ("--when-full", "defer"),
+        ("--loop", "uvloop"),
+    ],
+)
+def test_help_tells_the_defaults(help_text: str, option: str, default: str) -> None:
+    text = help_text[help_text.index(f"{option} ") :]
+    assert re.search(r"\[([^]]*)\]", text)[1] == default  # type: ignore[index]
+
+
+def test_h_is_help(tmp_path: Path, help_text: str) -> None:
+    ended = run("-h", cwd=tmp_path, environment=WIDE)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, help_text, "")
+
+
+def test_version_is_the_packages(tmp_path: Path) -> None:
+    ended = run("--version", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == f"smtpd-fork, version {__version__}\n"
+
+
+def test_the_console_script_is_the_same_as_the_module(tmp_path: Path, help_text: str) -> None:
+    script = [str(CONSOLE_SCRIPT)]
+    ended = run("--help", cwd=tmp_path, command=script, environment=WIDE)
+    assert (ended.returncode, ended.stdout) == (0, help_text)
+    wrong = ("-c", "abc")
+    ended, other = run(*wrong, cwd=tmp_path), run(*wrong, cwd=tmp_path, command=script)
+    assert (ended.returncode, ended.stderr) == (other.returncode, other.stderr)

@@ -1,0 +1,78 @@
+"""PIPELINING (RFC 2920): what comes in one packet is answered at once, and in turn with others."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from support.client import MAIL, RCPT, Client, replies
+from support.handlers import Collect
+from support.server import serve
+
+from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp import SMTP
+
+if TYPE_CHECKING:
+    import pytest
+
+
+async def test_a_whole_transaction_comes_in_one_packet() -> None:
+    handler = Collect()
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        client.send(f"EHLO x\r\n{MAIL}\r\n{RCPT}\r\nDATA\r\none\r\n.\r\nNOOP\r\n{MAIL}\r\nQUIT\r\n")
+        assert await replies(client, 9) == [220, 250, 250, 250, 354, 250, 250, 250, 221]
+        assert await client.ended()
+    assert handler.messages == [b"one\r\n"]
+
+
+async def test_many_transactions_come_in_packets_of_any_size() -> None:
+    handler = Collect()
+    one = f"{MAIL}\r\n{RCPT}\r\nDATA\r\n..%d\r\n.\r\n{MAIL}\r\nRCPT TO:<b@c>\r\nBDAT 4\r\n.\r\n%d"
+    stream = "".join((one + "BDAT 2 LAST\r\n\r\n") % (n % 10, n % 10) for n in range(50)).encode()
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        size = 1
+        while stream:
+            client.send(stream[:size])
+            stream, size = stream[size:], size % 97 + 13
+            await asyncio.sleep(0)
+        assert await replies(client, 50 * 8) == [250, 250, 354, 250, 250, 250, 250, 250] * 50
+    assert len(handler.messages) == 100
+    assert handler.messages[:2] == [b".0\r\n", b".\r\n0\r\n"]
+    assert handler.messages[-2:] == [b".9\r\n", b".\r\n9\r\n"]
+
+
+async def test_the_replies_to_a_batch_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[list[bytes]] = []
+    flush = SMTP._flush
+
+    def watch(self: SMTP) -> None:
+        if self._out:
+            written.append(list(self._out))
+        flush(self)
+
+    monkeypatch.setattr(SMTP, "_flush", watch)
+    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        written.clear()
+        await client.say(MAIL, RCPT, RCPT, "DATA")
+        assert [len(batch) for batch in written] == [4]
+
+
+async def test_after_a_refused_rcpt_a_pipelined_data_is_refused_and_its_text_is_no_text() -> None:
+    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        client.send(f"{MAIL}\r\nRCPT TO:<nobody\r\nDATA\r\nRSET\r\n")
+        assert await replies(client, 4) == [250, 553, 503, 250]
+
+
+async def test_pipelined_commands_do_not_keep_the_loop_from_others() -> None:
+    """Stock aiosmtpd answers all that is buffered in one go."""
+    async with serve(Discard()) as server:
+        flood = await Client.to(server.addresses[0])
+        await flood.greet()
+        flood.send(b"MAIL FROM:<a@example.com>\r\n" * 20_000)
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            assert (await client.say("NOOP")).code == 250
+        flood.reset()

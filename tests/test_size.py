@@ -1,0 +1,117 @@
+"""Sizes: of a message (RFC 1870), of its lines, of all that is buffered; LIMITS (RFC 9422)."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+
+import pytest
+from support.client import MAIL, PATIENCE, RCPT, Client, code_and_enhanced
+from support.handlers import Collect
+from support.server import serve
+
+from smtpd_fork.sinks import Discard
+
+
+async def test_recipients_past_the_limit_are_452() -> None:
+    handler = Collect()
+    async with (
+        serve(handler, max_recipients=2) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        assert "LIMITS RCPTMAX=2" in (await client.greet()).lines
+        await client.say(MAIL)
+        assert [(await client.say(RCPT)).code for _ in range(2)] == [250, 250]
+        assert code_and_enhanced(await client.say(RCPT)) == (452, "4.5.3")
+        await client.say("DATA")
+        client.send("x\r\n.\r\n")
+        assert (await client.reply()).code == 250
+        assert (await client.deliver()).code == 250  # it counts anew
+    assert [len(envelope.rcpt_tos) for envelope in handler.envelopes] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("size", "code"), [(0, 250), (1000, 250), (1001, 552), (10**19, 552), (10**30, 552)]
+)
+async def test_an_announced_size_is_judged_before_the_message(size: int, code: int) -> None:
+    async with (
+        serve(Discard(), max_message_size=1000) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        assert "SIZE 1000" in (await client.greet()).lines
+        assert (await client.say(f"{MAIL} SIZE={size}")).code == code
+
+
+@pytest.mark.parametrize(("length", "code"), [(998, 250), (1000, 500), (5000, 500)])
+async def test_a_line_that_is_too_long_is_told_after_the_final_dot(length: int, code: int) -> None:
+    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        reply = await client.deliver("x" * length + "\r\nmore\r\n")
+        assert reply.code == code
+        if code == 500:
+            assert reply.text.startswith("5.6.0")
+        assert (await client.deliver()).code == 250
+
+
+async def test_a_message_that_is_too_large_is_told_after_the_final_dot_and_not_kept() -> None:
+    packet = (b"x" * 78 + b"\r\n") * 1000
+    async with (
+        serve(Discard(), max_message_size=100_000) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(MAIL, RCPT, "DATA")
+        tracemalloc.start()
+        try:
+            for _ in range(400):  # 32 MB
+                client.send(packet)
+                await client.writer.drain()
+            client.send(".\r\nNOOP\r\n")
+            assert code_and_enhanced(await client.reply()) == (552, "5.3.4")
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 4_000_000  # packets on their way, and what one read takes
+        assert (await client.reply()).code == 250
+        assert (await client.deliver()).code == 250
+
+
+async def test_messages_past_the_buffers_are_452_and_the_others_are_not_touched() -> None:
+    handler = Collect()
+    async with serve(handler, max_buffered=10_000) as server:
+        budget = server._session_options["budget"]
+        first = await Client.to(server.addresses[0])
+        await first.greet()
+        await first.say(MAIL, RCPT, "DATA")
+        first.send("f" * 70 + "\r\n")
+        second = await Client.to(server.addresses[0])
+        await second.greet()
+        await second.say(MAIL, RCPT, "DATA")
+        second.send(("s" * 78 + "\r\n") * 200)
+        second.send(".\r\n")
+        assert code_and_enhanced(await second.reply()) == (452, "4.3.1")
+        first.send(".\r\n")
+        assert (await first.reply()).code == 250
+        assert budget.used == 0
+        assert (await second.deliver()).code == 250
+        await first.close()
+        await second.close()
+    assert handler.messages[0] == b"f" * 70 + b"\r\n"
+
+
+async def test_with_the_buffers_full_data_is_452_until_they_are_not() -> None:
+    async with serve(Discard(), max_buffered=1000) as server:
+        budget = server._session_options["budget"]
+        client = await Client.to(server.addresses[0])
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        budget.used = 1000  # as if others held it
+        assert code_and_enhanced(await client.say("DATA")) == (452, "4.3.1")
+        budget.used = 0
+        assert (await client.say("DATA")).code == 354
+        client.send("x\r\n")
+        client.reset()
+        async with asyncio.timeout(PATIENCE):
+            while server.gate.count:
+                await asyncio.sleep(0.001)
+        assert budget.used == 0

@@ -1,0 +1,202 @@
+"""Timeouts: of a command, a message, a reply, a handler, a session; and the rate of a message."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from support.client import MAIL, RCPT, Client, Reply, code_and_enhanced
+from support.server import serve
+
+from smtpd_fork.sinks import Discard
+
+
+async def test_a_silent_client_is_told_421_and_loses_its_place() -> None:
+    async with (
+        serve(Discard(), timeout=0.1) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        reply = await client.reply()
+        assert (reply.code, reply.text[:5]) == (421, "4.4.2")
+        assert await client.ended()
+
+
+async def test_a_client_that_takes_no_replies_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smtpd_fork.smtp.engine.LINGER_SECONDS", 0.05)
+    async with serve(Discard(), timeout=0.1) as server:
+        client = await Client.to(server.addresses[0])
+        transport: Any = client.writer.transport
+        transport.pause_reading()
+        client.send(b"NOOP " + b"x" * 400 + b"\r\n")
+        client.send(b"HELP\r\n" * 200_000)
+        while not server.gate.count:
+            await asyncio.sleep(0.001)
+        async with asyncio.timeout(10):
+            while server.gate.count:
+                await asyncio.sleep(0.005)
+        client.reset()
+
+
+async def test_a_handler_that_takes_all_the_time_there_is_gets_cancelled() -> None:
+    cancelled = asyncio.Event()
+
+    class Stuck:
+        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+            return "250 never"
+
+    async with (
+        serve(Stuck(), handler_timeout=0.1, timeout=5) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        assert (await client.deliver()).code == 451
+        await cancelled.wait()
+        assert (await client.say("NOOP")).code == 250
+
+
+@pytest.mark.parametrize("begin", ["DATA\r\n", "BDAT 100\r\n"])
+async def test_a_message_that_stalls_is_421(begin: str) -> None:
+    async with (
+        serve(Discard(), data_timeout=0.15, timeout=30) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send(begin)
+        if begin.startswith("DATA"):
+            assert (await client.reply()).code == 354
+        client.send("x\r\n")
+        assert code_and_enhanced(await client.reply()) == (421, "4.4.2")
+        assert await client.ended()
+
+
+async def drip(client: Client, packets: bytes, *, pause: float = 0.02) -> Reply:
+    """Send *packets* again and again, slowly, until there is a reply."""
+    reply = asyncio.ensure_future(client.reply())
+    try:
+        while not reply.done():
+            client.send(packets)
+            await asyncio.sleep(pause)
+        return await reply
+    finally:
+        reply.cancel()
+
+
+async def test_a_session_has_its_time_and_no_more() -> None:
+    async with (
+        serve(Discard(), session_timeout=0.3) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        began = time.monotonic()
+        codes = []
+        while True:
+            reply = await client.say("MAIL FROM:<")
+            codes.append(reply.code)
+            if reply.code != 553:
+                break
+            await asyncio.sleep(0.02)
+            assert time.monotonic() - began < 5
+        assert codes[-1] == 421
+        assert await client.ended()
+
+
+@pytest.mark.parametrize("begin", ["DATA", "BDAT 1000000"])
+async def test_a_session_has_its_time_and_no_more_for_a_message_too(begin: str) -> None:
+    async with (
+        serve(Discard(), session_timeout=0.3, data_timeout=5) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send(f"{begin}\r\n")
+        if begin == "DATA":
+            await client.reply()
+        async with asyncio.timeout(2):
+            assert (await drip(client, b"x\r\n")).code == 421
+
+
+@pytest.mark.parametrize("hook", ["handle_MAIL", "handle_RCPT", "handle_DATA", "handle_NOOP"])
+async def test_a_handler_past_its_time_is_451_and_the_session_goes_on(hook: str) -> None:
+    async def sleep(*_: Any) -> str:
+        await asyncio.sleep(60)
+        return "250 never"
+
+    handler = Discard()
+    setattr(handler, hook, sleep)
+    async with (
+        serve(handler, handler_timeout=0.1) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        for command in ("NOOP", MAIL, RCPT, "DATA"):
+            reply = await client.say(command)
+            if reply.code == 451:
+                break
+        if reply.code == 354:
+            client.send("x\r\n.\r\n")
+            reply = await client.reply()
+        assert code_and_enhanced(reply) == (451, "4.3.0")
+        assert (await client.say("RSET")).code == 250
+
+
+@pytest.mark.parametrize("begin", ["DATA", "BDAT 1000000"])
+async def test_a_message_that_comes_too_slowly_is_421(
+    begin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smtpd_fork.smtp.engine.RATE_GRACE_SECONDS", 0.2)
+    options = {"min_data_rate": 10_000, "data_timeout": 5, "timeout": 5}
+    async with (
+        serve(Discard(), **options) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send(f"{begin}\r\n")
+        if begin == "DATA":
+            await client.reply()
+        async with asyncio.timeout(2):
+            assert code_and_enhanced(await drip(client, b"x\r\n")) == (421, "4.4.2")
+
+
+async def test_a_message_that_comes_fast_enough_may_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smtpd_fork.smtp.engine.RATE_GRACE_SECONDS", 0.1)
+    options = {"min_data_rate": 1000, "data_timeout": 5, "timeout": 5}
+    async with (
+        serve(Discard(), **options) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(MAIL, RCPT, "DATA")
+        for _ in range(20):
+            client.send(("x" * 500 + "\r\n").encode())
+            await asyncio.sleep(0.02)
+        client.send(".\r\n")
+        assert (await client.reply()).code == 250
+
+
+async def test_the_rate_of_chunks_counts_all_of_the_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("smtpd_fork.smtp.engine.RATE_GRACE_SECONDS", 0.1)
+    options = {"min_data_rate": 1000, "data_timeout": 5, "timeout": 5}
+    async with (
+        serve(Discard(), **options) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send(b"BDAT 100000\r\n" + b"x" * 100_000)
+        assert (await client.reply()).code == 250
+        await asyncio.sleep(0.3)
+        client.send(b"BDAT 10 LAST\r\n12345")
+        await asyncio.sleep(0.1)
+        client.send(b"67890")
+        assert (await client.reply()).code == 250
