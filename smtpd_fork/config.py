@@ -50,6 +50,9 @@ LIMIT_CONNECTIONS = 1000
 MAX_FROM_IP = 50
 """Sessions at once from one address; Postfix's smtpd_client_connection_count_limit."""
 
+IPV6_PREFIX = 64
+"""Bits of the network that a source of IPv6 is: whoever has one address has its /64 (RFC 6177)."""
+
 BACKLOG = 1024
 """Clients that the kernel keeps waiting; the system's own maximum is often 4096."""
 
@@ -180,7 +183,10 @@ _READERS: dict[str, Callable[[str], object]] = {
 }
 """Settings that people write with units or words."""
 
-_LISTS = {"handler", "listen", "port"}
+_LISTS = {
+    *("allow", "deny", "exempt", "handler", "listen"),
+    *("max_from_net", "port", "rate", "rate_net"),
+}
 """Settings of which there may be several; one alone need not be in a list."""
 
 
@@ -192,7 +198,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar backlog: of listen(2); below 0 counts as 0, above the system's maximum as the maximum
     :ivar socket_mode: file mode of unix sockets
     :ivar limit_connections: sessions at once
-    :ivar max_from_ip: sessions at once from one address; 0 is no limit
+    :ivar max_from_ip: sessions at once from one source; 0 is no limit
+    :ivar ipv6_prefix: bits of the network that is one source of IPv6
+    :ivar max_from_net: sessions at once from one network, each ``N/PREFIX``
+    :ivar rate: new sessions from one source in a time, each ``N/PERIOD``
+    :ivar rate_net: new sessions from one network in a time, each ``N/PERIOD/PREFIX``
+    :ivar fair_share: while room is short, nobody holds more than a fair part
+    :ivar allow: networks, or files of them, that are not denied
+    :ivar deny: networks, or files of them, that are
+    :ivar exempt: networks, or files of them, that rules about sources leave alone
+    :ivar reserve: so many places are for exempt clients alone
+    :ivar refuse_first: so many of the first clients are refused, for rehearsal
+    :ivar refuse_every: and each so-manyth of those after them
     :ivar when_full: what happens to the others
     :ivar hostname: names this host in replies and headers; default: the system's name
     :ivar tls_cert: PEM file of the certificate chain; STARTTLS is offered if there is one
@@ -218,6 +235,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = SOCKET_MODE
     limit_connections: Count = msgspec.field(default_factory=default_limit_connections)
     max_from_ip: CountOrNone = MAX_FROM_IP
+    ipv6_prefix: Annotated[int, Meta(ge=1, le=128)] = IPV6_PREFIX
+    max_from_net: tuple[Text, ...] = ()
+    rate: tuple[Text, ...] = ()
+    rate_net: tuple[Text, ...] = ()
+    fair_share: bool = False
+    allow: tuple[Text, ...] = ()
+    deny: tuple[Text, ...] = ()
+    exempt: tuple[Text, ...] = ()
+    reserve: CountOrNone = 0
+    refuse_first: CountOrNone = 0
+    refuse_every: CountOrNone = 0
     when_full: WhenFull = WhenFull()
     hostname: str = msgspec.field(default_factory=_system_name)
     tls_cert: Text | None = None
@@ -258,6 +286,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if not _HOSTNAME.fullmatch(self.hostname):
             reason = "a host's name has no spaces, is ASCII, and at most 255 characters long"
             raise SettingError("hostname", self.hostname, reason)
+        if self.reserve >= self.limit_connections:
+            reason = f"must be less than limit_connections, which is {self.limit_connections}"
+            raise SettingError("reserve", self.reserve, reason)
+        if self.reserve and not self.exempt:
+            raise SettingError("reserve", self.reserve, "nobody is exempt, so nobody could come in")
         if self.tls_key and not self.tls_cert:
             raise SettingError("tls_key", self.tls_key, "there is no tls_cert that it belongs to")
 

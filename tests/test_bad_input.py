@@ -55,6 +55,24 @@ FAULTS = {
     "the address is no interface's": Fault(
         ("-l", "192.0.2.1:0"), os.EX_OSERR, ("192.0.2.1:0", "no interface", "-l/--listen-address")
     ),
+    # -- the gate
+    "a network limit is none": Fault(
+        ("--max-from-net", "5"), os.EX_USAGE, ("--max-from-net '5'", "N/PREFIX")
+    ),
+    "a rate is none": Fault(("--rate", "5/x"), os.EX_USAGE, ("--rate '5/x'",)),
+    "a network is none": Fault(
+        ("--deny", "192.0.2.1/24"), os.EX_USAGE, ("--deny '192.0.2.1/24'", "192.0.2.0/24")
+    ),
+    "a list is not there": Fault(
+        ("--allow", "{folder}/none"), os.EX_USAGE, ("--allow", "{folder}/none", "No such file")
+    ),
+    "a line of a list is none": Fault(
+        ("--exempt", "{folder}/file"), os.EX_USAGE, ("--exempt", "{folder}/file line 1", "'a'")
+    ),
+    "all places are reserved": Fault(
+        ("-c", "5", "--reserve", "5", "--exempt", "::1"), os.EX_USAGE, ("--reserve", "less than")
+    ),
+    # -- addresses again
     "the unix socket's folder is not there": Fault(
         ("-l", "unix:{folder}/none/sock"),
         os.EX_CANTCREAT,

@@ -98,7 +98,7 @@ def test_sources_without_a_session_are_forgotten() -> None:
     gate = Gate()
     admitted(gate, "192.0.2.1").release()
     assert gate.sources == {}
-    assert gate._by_source == {}
+    assert gate._counts.by_source == {}
 
 
 def test_limits_can_change_while_it_runs() -> None:

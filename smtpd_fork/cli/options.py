@@ -14,7 +14,7 @@ __all__ = ["ENVIRONMENT_PREFIX", "OPTIONS", "SECTIONS", "SettingOption"]
 
 ENVIRONMENT_PREFIX = "SMTPD_FORK_"
 
-SECTIONS = ("Listening", "Limits", "Mail", "TLS", "Process", "Log")
+SECTIONS = ("Listening", "Limits", "Lists", "Mail", "TLS", "Process", "Log")
 
 
 class SettingOption(click.Option):
@@ -97,7 +97,31 @@ OPTIONS = (
     ),
     SettingOption(
         "-m", "--max-from-ip", section="Limits", metavar="N",
-        help="Sessions at once from one address; 0 is no limit. Does not override -c.",
+        help="Sessions at once from one source; 0 is no limit. Does not override -c.",
+    ),
+    SettingOption(
+        "--ipv6-prefix", section="Limits", metavar="BITS",
+        help="Of the network that is one source of IPv6.",
+    ),
+    SettingOption(
+        "--max-from-net", section="Limits", metavar="N/PREFIX", multiple=True,
+        help="Sessions at once from one network: 100/24 (IPv4), 200/48 (IPv6). Repeatable.",
+    ),
+    SettingOption(
+        "--rate", section="Limits", metavar="N/PERIOD", multiple=True,
+        help="New sessions from one source in a time: 30/m, 5/10s. Repeatable.",
+    ),
+    SettingOption(
+        "--rate-net", section="Limits", metavar="N/PERIOD/PREFIX", multiple=True,
+        help="The same from one network: 100/m/24. Repeatable.",
+    ),
+    SettingOption(
+        "--fair-share", section="Limits", is_flag=True,
+        help="Over three quarters full, no source holds more than its part of the places.",
+    ),
+    SettingOption(
+        "--reserve", section="Limits", metavar="N",
+        help="Places, of those of -c, that are for exempt clients alone.",
     ),
     SettingOption(
         "--when-full", section="Limits", metavar="HOW",
@@ -143,6 +167,27 @@ OPTIONS = (
     SettingOption(
         "--max-message-size", section="Limits", metavar="SIZE",
         help="In bytes, or as 25M; 0 is no limit.",
+    ),
+    SettingOption(
+        "--allow", section="Lists", metavar="NET", multiple=True,
+        help="Network, or file of networks, that is not denied; the smallest network around an "
+        "address decides. Repeatable.",
+    ),
+    SettingOption(
+        "--deny", section="Lists", metavar="NET", multiple=True,
+        help="Network that is told 554, or file of NET [TEXT] lines. Repeatable.",
+    ),
+    SettingOption(
+        "--exempt", section="Lists", metavar="NET", multiple=True,
+        help="Network, or file of networks, that the limits of sources leave alone. Repeatable.",
+    ),
+    SettingOption(
+        "--refuse-first", section="Lists", metavar="N",
+        help="Refuse the first N clients: a rehearsal of what yours do then.",
+    ),
+    SettingOption(
+        "--refuse-every", section="Lists", metavar="N",
+        help="Refuse each Nth client after those.",
     ),
     SettingOption(
         "--handler", section="Mail", metavar="HANDLER", multiple=True,

@@ -28,6 +28,7 @@ from smtpd_fork.daemon import (
     raise_descriptor_limit,
 )
 from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
+from smtpd_fork.gate import Gate, limits_of
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.listeners import open_listeners
 from smtpd_fork.server import Server
@@ -108,6 +109,7 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
     if config.user is not None:
         with _blaming("user"):
             account = look_up_user(config.user)
+    gate = Gate(limits=limits_of(config))
     with _blaming("listen", "port"):
         listeners = open_listeners(
             config.listen, config.port, backlog=config.backlog, socket_mode=config.socket_mode
@@ -123,7 +125,7 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
     with _blaming("handler"):
         chain = load_handlers(config.handler)
     with _blaming("tls_cert", "tls_key"):
-        server = Server(chain, config=config, listeners=listeners)
+        server = Server(chain, config=config, gate=gate, listeners=listeners)
     if account is not None:
         with _blaming("user"):
             drop_privileges(account)

@@ -4,7 +4,21 @@ from smtpd_fork.gate.gate import Gate
 from smtpd_fork.gate.limits import Limits
 from smtpd_fork.gate.refusal_log import RefusalLog
 from smtpd_fork.gate.reporter import Reporter
+from smtpd_fork.gate.settings import GATE_SETTINGS, limits_of
+from smtpd_fork.gate.statistics import Explanation
 from smtpd_fork.gate.ticket import Ticket
 from smtpd_fork.gate.verdict import Full, Refusal, Verdict
 
-__all__ = ["Full", "Gate", "Limits", "Refusal", "RefusalLog", "Reporter", "Ticket", "Verdict"]
+__all__ = [
+    "GATE_SETTINGS",
+    "Explanation",
+    "Full",
+    "Gate",
+    "Limits",
+    "Refusal",
+    "RefusalLog",
+    "Reporter",
+    "Ticket",
+    "Verdict",
+    "limits_of",
+]

@@ -14,12 +14,14 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from smtpd_fork.config import LIMIT_CONNECTIONS, MAX_FROM_IP
+from smtpd_fork.gate.client import Client, source_of
 from smtpd_fork.gate.limits import Limits
 from smtpd_fork.gate.refusal_log import RefusalLog
+from smtpd_fork.gate.rules import Counts, Rule
+from smtpd_fork.gate.statistics import Explanation, Statistics
 from smtpd_fork.gate.ticket import Ticket
 from smtpd_fork.gate.verdict import Full, Refusal, Verdict
 from smtpd_fork.gate.wrap import gated
-from smtpd_fork.net import source_key
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,7 +38,8 @@ class Gate:
     """Counts sessions and gives tickets to those that fit.
 
     :param limit_connections: sessions in all, at least 1
-    :param max_from_ip: sessions from one address; 0 is no limit
+    :param max_from_ip: sessions from one source; 0 is no limit
+    :param limits: all of the limits, in place of those two
     :param clock: returns seconds, never backwards
     :raises ValueError: a limit out of its range
 
@@ -48,17 +51,37 @@ class Gate:
         *,
         limit_connections: int = LIMIT_CONNECTIONS,
         max_from_ip: int = MAX_FROM_IP,
+        limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limits = Limits(limit_connections=limit_connections, max_from_ip=max_from_ip)
         self._clock = clock
         self._lock = Lock()
-        self._count = 0
-        self._by_source: dict[str, int] = {}
+        self._inside: set[Ticket] = set()
+        self._statistics = Statistics()
         self._paused = False
-        self._waiters: list[Callable[[], None]] = []
+        self._set_up(limits or Limits(limit_connections=limit_connections, max_from_ip=max_from_ip))
+        self._waiters: list[tuple[Callable[[], None], bool]] = []
         self.refusals = RefusalLog(clock=clock)
         """The refusals' log: each source's first at once, the rest in summaries."""
+
+    def _set_up(self, limits: Limits) -> None:
+        """Have *limits* hold; who is in is counted anew, by them."""
+        self._limits = limits
+        self._rules = tuple(limits.rules())
+        # Most rules keep no counts of their own: they are not told who comes and goes.
+        self._told = tuple(rule for rule in self._rules if type(rule).enter is not Rule.enter)
+        self._open_to_all = limits.limit_connections - limits.reserve
+        self._exempt = limits.exempt
+        self._counts = Counts()
+        for ticket in self._inside:
+            ticket.client = self._client(ticket.peer)
+            self._count_in(ticket.client, ticket.since)
+
+    def _client(self, peer: Peer) -> Client:
+        client = Client(peer, self._limits.ipv6_prefix)
+        if self._exempt is not None and self._exempt.find(client.number):
+            client.exempt = True
+        return client
 
     # -- admission ---------------------------------------------------------------------------
 
@@ -66,22 +89,34 @@ class Gate:
         """Count *peer* in, or say why not.
 
         :returns: a :class:`Ticket`, to be released when the session ends; a :class:`Refusal` if
-            the source has too many sessions; :class:`Full` if there is no room for anybody
+            a rule keeps this client out; :class:`Full` if there is no room for it
         """
-        key = source_key(peer)
         with self._lock:
-            limits = self._limits
-            mine = 0
-            if key is not None:
-                mine = self._by_source.get(key, 0) + 1
-                if 0 < limits.max_from_ip < mine:
-                    return Refusal("max_from_ip", key, mine, limits.max_from_ip)
-            if self._paused or self._count >= limits.limit_connections:
-                return Full(self._count + 1, limits.limit_connections, self._paused)
-            self._count += 1
-            if key is not None:
-                self._by_source[key] = mine
-        return Ticket(peer, key, self._clock(), self._give_back)
+            client = self._client(peer)
+            now = self._clock()
+            counts = self._counts
+            for rule in self._rules:
+                if client.exempt and rule.about_sources:
+                    continue
+                refusal = rule.judge(client, counts, now)
+                if refusal is not None:
+                    return refusal
+            limit = self._limits.limit_connections if client.exempt else self._open_to_all
+            if self._paused or counts.total >= limit:
+                return Full(counts.total + 1, limit, self._paused)
+            self._count_in(client, now)
+            ticket = Ticket(client, now, self._give_back)
+            self._inside.add(ticket)
+            self._statistics.admitted += 1
+        return ticket
+
+    def _count_in(self, client: Client, now: float) -> None:
+        counts = self._counts
+        counts.total += 1
+        if client.source is not None:
+            counts.by_source[client.source] = counts.by_source.get(client.source, 0) + 1
+        for rule in self._told:
+            rule.enter(client, now)
 
     def _give_back(self, ticket: Ticket) -> None:
         """Count a ticket out, once; called by the ticket."""
@@ -89,41 +124,71 @@ class Gate:
             if ticket.released:
                 return
             ticket.released = True
-            self._count -= 1
-            if ticket.key is not None:
-                left = self._by_source[ticket.key] - 1
+            self._inside.discard(ticket)
+            client, counts = ticket.client, self._counts
+            counts.total -= 1
+            if client.source is not None:
+                left = counts.by_source[client.source] - 1
                 if left:
-                    self._by_source[ticket.key] = left
+                    counts.by_source[client.source] = left
                 else:
-                    del self._by_source[ticket.key]
+                    del counts.by_source[client.source]
+            for rule in self._told:
+                rule.leave(client)
         if self._waiters:
             self._tell_waiters()
 
+    # -- refusals, explained -----------------------------------------------------------------
+
+    def refuse(self, verdict: Refusal | Full) -> Refusal:
+        """Take note that a client was refused with *verdict*, and give that refusal its id.
+
+        Whoever asks the gate calls this when it sends the reply; not for a client that waits.
+        """
+        refusal = verdict if isinstance(verdict, Refusal) else verdict.refusal()
+        with self._lock:
+            self._statistics.note(refusal)
+        return refusal
+
+    def explain(self, name: str) -> Explanation | None:
+        """Return what is known of a refusal by its id; None past the last thousand."""
+        with self._lock:
+            return self._statistics.explain(name)
+
+    def stats(self) -> dict[str, int]:
+        """Return how many were admitted, and how many each rule refused, since the beginning."""
+        with self._lock:
+            return self._statistics.counters()
+
     # -- waiting for room --------------------------------------------------------------------
 
-    def when_room(self, callback: Callable[[], None]) -> None:
-        """Call *callback* once, as soon as :attr:`full` is False (at once if it is already).
+    def when_room(self, callback: Callable[[], None], *, reserved: bool = False) -> None:
+        """Call *callback* once, as soon as there is room for anybody (at once if there is).
 
         It is called in whatever thread gave the room, must not block, and may find the room
         taken again. A callback that is already waiting is not added twice.
+
+        :param reserved: a place that is reserved for exempt clients will do
         """
         with self._lock:
-            if callback not in self._waiters:
-                self._waiters.append(callback)
+            if (callback, reserved) not in self._waiters:
+                self._waiters.append((callback, reserved))
         self._tell_waiters()
 
     def forget(self, callback: Callable[[], None]) -> None:
         """Take back what :meth:`when_room` was told; no error if there is nothing to take."""
         with self._lock:
-            if callback in self._waiters:
-                self._waiters.remove(callback)
+            self._waiters = [each for each in self._waiters if each[0] != callback]
 
     def _tell_waiters(self) -> None:
         # All of them, not one per place: the one that is told may have nobody in its backlog.
         with self._lock:
-            if self._paused or self._count >= self._limits.limit_connections:
+            total = self._counts.total
+            if self._paused or total >= self._limits.limit_connections:
                 return
-            waiters, self._waiters = self._waiters, []
+            for_all = total < self._open_to_all
+            waiters = [callback for callback, reserved in self._waiters if reserved or for_all]
+            self._waiters = [] if for_all else [each for each in self._waiters if not each[1]]
         for waiter in waiters:
             try:
                 waiter()
@@ -136,23 +201,32 @@ class Gate:
     @property
     def full(self) -> bool:
         """Whether nobody at all can come in now."""
-        return self._paused or self._count >= self._limits.limit_connections
+        return self._paused or self._counts.total >= self._limits.limit_connections
+
+    @property
+    def crowded(self) -> bool:
+        """Whether only the places that are reserved for exempt clients are left, or none."""
+        return self._paused or self._counts.total >= self._open_to_all
+
+    def is_exempt(self, peer: Peer) -> bool:
+        """Whether rules about sources leave *peer* alone, and places are reserved for it."""
+        return self._exempt is not None and self._client(peer).exempt
 
     @property
     def count(self) -> int:
         """Sessions now, in all."""
-        return self._count
+        return self._counts.total
 
     def count_from(self, peer: Peer) -> int:
         """Return how many sessions the source of *peer* has now."""
-        key = source_key(peer)
-        return self._by_source.get(key, 0) if key is not None else 0
+        key = source_of(peer, self._limits.ipv6_prefix)
+        return self._counts.by_source.get(key, 0) if key is not None else 0
 
     @property
     def sources(self) -> dict[str, int]:
         """A copy of the sessions by source; sources without a session are not in it."""
         with self._lock:
-            return dict(self._by_source)
+            return dict(self._counts.by_source)
 
     @property
     def limits(self) -> Limits:
@@ -166,7 +240,7 @@ class Gate:
     @limits.setter
     def limits(self, limits: Limits) -> None:
         with self._lock:
-            self._limits = limits
+            self._set_up(limits)
         self._tell_waiters()
 
     @property
@@ -197,8 +271,8 @@ class Gate:
         :param factory: returns a protocol for one connection
         :param hostname: names this host in the refusals; default: the system's name
         """
-        return gated(factory, admit=self.admit, refusals=self.refusals, hostname=hostname)
+        return gated(factory, gate=self, hostname=hostname)
 
     def __repr__(self) -> str:
         limit = self._limits.limit_connections
-        return f"<Gate {self._count}/{limit}{' paused' if self._paused else ''}>"
+        return f"<Gate {self.count}/{limit}{' paused' if self._paused else ''}>"

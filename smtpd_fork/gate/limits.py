@@ -1,28 +1,85 @@
-"""Limits: the gate's figures as plain data."""
+"""Limits: what a gate lets in, as plain data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from smtpd_fork.config import LIMIT_CONNECTIONS, MAX_FROM_IP
+from smtpd_fork.config import IPV6_PREFIX, LIMIT_CONNECTIONS, MAX_FROM_IP
+from smtpd_fork.gate.networks import BITS
+from smtpd_fork.gate.rules import (
+    AccessRule,
+    FairShareRule,
+    NetworkRule,
+    RateRule,
+    RehearsalRule,
+    SourceRule,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_fork.gate.networks import NetworkTable
+    from smtpd_fork.gate.rules import AccessList, NetworkLimit, Rate, Rule
 
 __all__ = ["Limits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many sessions a gate lets in at once.
+    """What a gate lets in. Every rule but the first is off unless it is named.
 
     :param limit_connections: sessions in all, at least 1
-    :param max_from_ip: sessions from one address; 0 is no limit. Does not override the former.
+    :param max_from_ip: sessions from one source; 0 is no limit. Does not override the former.
+    :param ipv6_prefix: bits of the network that an address of IPv6 is counted by
+    :param max_from_net: sessions from one network, for networks of several sizes
+    :param rates: new sessions in a time, from one source or one network
+    :param access: who is denied, and who is not
+    :param exempt: networks that rules about sources leave alone
+    :param reserve: so many of the places are for exempt clients alone
+    :param fair_share: whether a source that holds more than its part waits while room is short
+    :param refuse_first: so many of the first clients are refused, for rehearsal
+    :param refuse_every: and each so-manyth of those after them
     :raises ValueError: a figure out of its range
     """
 
     limit_connections: int = LIMIT_CONNECTIONS
     max_from_ip: int = MAX_FROM_IP
+    ipv6_prefix: int = IPV6_PREFIX
+    max_from_net: tuple[NetworkLimit, ...] = ()
+    rates: tuple[Rate, ...] = ()
+    access: AccessList | None = None
+    exempt: NetworkTable[bool] | None = None
+    reserve: int = 0
+    fair_share: bool = False
+    refuse_first: int = 0
+    refuse_every: int = 0
 
     def __post_init__(self) -> None:
         if self.limit_connections < 1:
             raise ValueError(f"limit_connections must be at least 1, not {self.limit_connections}")
-        if self.max_from_ip < 0:
-            raise ValueError(f"max_from_ip must be 0 (no limit) or more, not {self.max_from_ip}")
+        for name in ("max_from_ip", "reserve", "refuse_first", "refuse_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not 1 <= self.ipv6_prefix <= BITS:
+            raise ValueError(f"ipv6_prefix must be 1 to {BITS}, not {self.ipv6_prefix}")
+        if self.reserve >= self.limit_connections:
+            raise ValueError(
+                f"reserve must be less than limit_connections, {self.limit_connections}, "
+                f"not {self.reserve}"
+            )
+
+    def rules(self) -> Iterator[Rule]:
+        """Return the rules that are on, in the order in which they are asked."""
+        if self.refuse_first or self.refuse_every:
+            yield RehearsalRule(self.refuse_first, self.refuse_every)
+        if self.access is not None:
+            yield AccessRule(self.access)
+        if self.max_from_ip:
+            yield SourceRule(self.max_from_ip)
+        for limit in self.max_from_net:
+            yield NetworkRule(limit)
+        if self.fair_share:
+            yield FairShareRule(self.limit_connections)
+        for rate in self.rates:
+            yield RateRule(rate)

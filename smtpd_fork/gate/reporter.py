@@ -29,7 +29,7 @@ class Reporter:
         """Write *verdict* down, now or in the next summary."""
         line = self._refusals.note(verdict)
         if line is not None:
-            log.warning("%s", line)
+            log.warning("%s", line, extra={"refusal": verdict})
         if self._timer is None:
             self._await_summary()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smtpd_fork.gate.client import Client
     from smtpd_fork.net import Peer
 
 __all__ = ["Ticket"]
@@ -17,22 +18,28 @@ class Ticket:
 
     A ticket is also a context manager that releases itself. It is made by ``Gate.admit()`` only.
 
-    :ivar peer: whom it was given to, as accept(2) named it
-    :ivar key: the source that is counted (see :func:`smtpd_fork.net.source_key`), or None
+    :ivar client: whom it was given to, as the gate's rules see it
     :ivar since: when, by the gate's clock, in seconds
     :ivar released: whether the place has been given back; the gate sets it, under its lock
     """
 
-    __slots__ = ("__weakref__", "_give_back", "key", "peer", "released", "since")
+    __slots__ = ("__weakref__", "_give_back", "client", "released", "since")
 
-    def __init__(
-        self, peer: Peer, key: str | None, since: float, give_back: Callable[[Ticket], None]
-    ) -> None:
-        self.peer = peer
-        self.key = key
+    def __init__(self, client: Client, since: float, give_back: Callable[[Ticket], None]) -> None:
+        self.client = client
         self.since = since
         self.released = False
         self._give_back = give_back
+
+    @property
+    def peer(self) -> Peer:
+        """Whom it was given to, as accept(2) named it."""
+        return self.client.peer
+
+    @property
+    def key(self) -> str | None:
+        """The source that is counted, or None."""
+        return self.client.source
 
     def release(self) -> None:
         """Give the place back; a second call, from whatever thread, does nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -21,28 +21,45 @@ def shutdown_reply(hostname: str) -> bytes:
     return reply_line(421, "4.3.2", hostname, "Service shutting down")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Refusal:
-    """This source may not come in now, however long it waits.
+    """This client may not come in now, however long it waits.
 
     :param rule: the option that fired, by its name
-    :param key: the source that was counted
+    :param key: the source or network that was counted; for a list, the network that it names
     :param count: what the count would have been
     :param limit: what it may be
+    :param code: of the reply: 421 is for now, 554 for good (RFC 5321 3.1 and 3.8)
+    :param status: its enhanced status code (RFC 3463)
+    :param text: what the client is told; ``{key}`` stands for the key
+    :ivar id: names this refusal in the reply and in the log; the gate gives it when the client is
+        refused (see :meth:`smtpd_fork.Gate.refuse`)
     """
 
     rule: str
     key: str
     count: int
     limit: int
+    code: int = 421
+    status: str = "4.7.0"
+    text: str = "Too many connections from {key}, try again later"
+    id: str = field(default="", compare=False)
 
     def reply(self, hostname: str) -> bytes:
-        """Return the line that the client is sent (RFC 5321 4.2.1: 421, try again later)."""
-        text = f"Too many connections from {self.key}, try again later"
-        return reply_line(421, "4.7.0", hostname, text)
+        """Return the line that the client is sent."""
+        text = self.text.replace("{key}", self.key)
+        return reply_line(
+            self.code, self.status, hostname, f"{text} [{self.id}]" if self.id else text
+        )
 
     def __str__(self) -> str:
-        return f"refused {self.key}: {self.rule} ({self.count} > {self.limit})"
+        what = f"refused {self.key}" if self.key else "no room"
+        name = f" [{self.id}]" if self.id else ""
+        if self.rule == "paused":
+            return f"{what}: the gate is paused{name}"
+        if not self.limit:
+            return f"{what}: {self.rule}{name}"
+        return f"{what}: {self.rule} ({self.count} > {self.limit}){name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +75,20 @@ class Full:
     limit: int
     paused: bool = False
 
+    def refusal(self) -> Refusal:
+        """Return what it is for a client that is not to wait."""
+        return Refusal(
+            "paused" if self.paused else "limit_connections",
+            "",
+            self.count,
+            self.limit,
+            status="4.3.2",
+            text="Too many connections, try again later",
+        )
+
     def reply(self, hostname: str) -> bytes:
         """Return the line that the client is sent if it is not to wait."""
-        return reply_line(421, "4.3.2", hostname, "Too many connections, try again later")
+        return self.refusal().reply(hostname)
 
     def __str__(self) -> str:
         if self.paused:

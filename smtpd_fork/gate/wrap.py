@@ -23,9 +23,8 @@ from smtpd_fork.gate.ticket import Ticket
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.gate.refusal_log import RefusalLog
-    from smtpd_fork.gate.verdict import Full, Refusal, Verdict
-    from smtpd_fork.net import Peer
+    from smtpd_fork.gate.gate import Gate
+    from smtpd_fork.gate.verdict import Full, Refusal
 
 __all__ = ["gated"]
 
@@ -36,12 +35,11 @@ SWEEP_SECONDS = 1.0
 def gated(
     factory: Callable[[], asyncio.BaseProtocol],
     *,
-    admit: Callable[[Peer], Verdict],
-    refusals: RefusalLog,
+    gate: Gate,
     hostname: str | None,
 ) -> Callable[[], asyncio.BaseProtocol]:
-    """Return a factory of protocols that ask *admit* before they hand over to *factory*'s."""
-    house = _House(factory, admit, Reporter(refusals), hostname or socket.gethostname())
+    """Return a factory of protocols that ask *gate* before they hand over to *factory*'s."""
+    house = _House(factory, gate, hostname or socket.gethostname())
     return lambda: _Doorman(house)
 
 
@@ -51,13 +49,13 @@ class _House:
     def __init__(
         self,
         factory: Callable[[], asyncio.BaseProtocol],
-        admit: Callable[[Peer], Verdict],
-        reporter: Reporter,
+        gate: Gate,
         hostname: str,
     ) -> None:
         self.factory = factory
-        self.admit = admit
-        self._reporter = reporter
+        self.admit = gate.admit
+        self._gate = gate
+        self._reporter = Reporter(gate.refusals)
         self._hostname = hostname
         self._inside: dict[Ticket, asyncio.Transport] = {}
         self._sweep: asyncio.TimerHandle | None = None
@@ -92,9 +90,10 @@ class _House:
             self._await_sweep()
 
     def refuse(self, transport: asyncio.Transport, verdict: Refusal | Full) -> None:
-        transport.write(verdict.reply(self._hostname))
+        refusal = self._gate.refuse(verdict)
+        transport.write(refusal.reply(self._hostname))
         transport.close()
-        self._reporter.note(verdict)
+        self._reporter.note(refusal)
 
 
 class _Doorman(asyncio.Protocol):

@@ -93,12 +93,10 @@ class Acceptor:
         self._reporter = Reporter(gate.refusals)
         self._refuse_when_full = when_full.refuse
         self._wait_in_room = when_full.wait is not None
-        # Under plain defer it is for the one client of the shared gate (see above).
-        self._room = (
-            WaitingRoom(when_full.wait, waiting_capacity)
-            if when_full.wait is not None
-            else WaitingRoom(math.inf, 1)
-        )
+        # Under plain defer it is for the one client of the shared gate (see above), and for all
+        # who have to make way for exempt clients: who a client is shows only once it is accepted.
+        wait = math.inf if when_full.wait is None else when_full.wait
+        self._room = WaitingRoom(wait, waiting_capacity)
         self._hostname = hostname
         self._welcome = welcome
         self._loop: asyncio.AbstractEventLoop
@@ -188,7 +186,7 @@ class Acceptor:
         if now - self._deferral_told >= DEFERRAL_SECONDS:
             self._deferral_told = now
             log.info("%s; clients wait in the backlog", self._full())
-        self._gate.when_room(self._on_room)
+        self._gate.when_room(self._on_room, reserved=True)
 
     def _on_room(self) -> None:
         """Take the gate's word that there is room; it may come from any thread."""
@@ -241,19 +239,21 @@ class Acceptor:
         """Whether a client that arrives now can be answered, one way or another."""
         if self._refuse_when_full:
             return True
+        if self._gate.limits.reserve:
+            return not self._gate.full or (self._wait_in_room and self._room.has_space)
         if self._wait_in_room:
             return self._room.has_space
-        return self._room.has_space and not self._gate.full
+        return not len(self._room) and not self._gate.full
 
     def _arrived(self, listener: Listener, sock: socket.socket, peer: SocketAddress | str) -> None:
-        if len(self._room):
-            self._keep_waiting(listener, sock, peer)  # behind those who came before
+        if len(self._room) and not self._gate.is_exempt(peer):
+            self._wait_or_go(listener, sock, peer)  # behind those who came before
             return
         verdict = self._gate.admit(peer)
         if isinstance(verdict, Ticket):
             self._let_in(listener, sock, peer, verdict)
         elif isinstance(verdict, Full) and not self._refuse_when_full:
-            self._keep_waiting(listener, sock, peer)
+            self._wait_or_go(listener, sock, peer)
         else:
             self._refuse(listener, sock, verdict)
 
@@ -266,15 +266,25 @@ class Acceptor:
             log.exception("a session could not be begun")
 
     def _refuse(self, listener: Listener, sock: socket.socket, verdict: Refusal | Full) -> None:
+        refusal = self._gate.refuse(verdict)
         # A client that speaks TLS first cannot read a reply in the clear.
-        refuse(sock, b"" if listener.tls else verdict.reply(self._hostname))
-        self._reporter.note(verdict)
+        refuse(sock, b"" if listener.tls else refusal.reply(self._hostname))
+        self._reporter.note(refusal)
 
     def _full(self) -> Full:
         gate = self._gate
         return Full(gate.count + 1, gate.limits.limit_connections, gate.paused)
 
     # -- clients that wait at most so long ---------------------------------------------------
+
+    def _wait_or_go(
+        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str
+    ) -> None:
+        """Have a client wait; if so many wait that exempt ones would be locked out, refuse it."""
+        if self._room.has_space:
+            self._keep_waiting(listener, sock, peer)
+        else:
+            self._refuse(listener, sock, self._full())
 
     def _keep_waiting(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str
@@ -286,12 +296,15 @@ class Acceptor:
 
     def _admit_waiting(self) -> None:
         """Let those who waited longest in, as far as there is room."""
-        while len(self._room) and not self._gate.full:
+        while len(self._room) and not self._gate.crowded:
             waiting = self._room.call()
             assert waiting is not None
             verdict = self._gate.admit(waiting.peer)
             if isinstance(verdict, Ticket):
                 self._let_in(waiting.listener, waiting.sock, waiting.peer, verdict)
+            elif isinstance(verdict, Full):  # another thread was faster
+                self._room.call_back(waiting)
+                break
             else:
                 self._refuse(waiting.listener, waiting.sock, verdict)
         if len(self._room):

@@ -59,6 +59,10 @@ class WaitingRoom:
         """Have a client wait, from *now*."""
         self._queue.append(Waiting(listener, sock, peer, now + self._seconds))
 
+    def call_back(self, waiting: Waiting) -> None:
+        """Have a client who was called wait on, before all others."""
+        self._queue.appendleft(waiting)
+
     def call(self) -> Waiting | None:
         """Return the client who has waited longest, or None."""
         return self._queue.popleft() if self._queue else None

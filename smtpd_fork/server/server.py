@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Self
 
 from smtpd_fork.config import Config, SettingError
-from smtpd_fork.gate import Gate
+from smtpd_fork.gate import GATE_SETTINGS, Gate, limits_of
 from smtpd_fork.handlers import Chain
 from smtpd_fork.listeners import Acceptor, Listener, adopt, open_listeners, parse_address
 from smtpd_fork.net import describe
@@ -73,14 +73,12 @@ class Server:
     ) -> None:
         if config is not None and options:
             raise TypeError(f"either config or options, not both: {', '.join(options)}")
-        both = {"limit_connections", "max_from_ip"} & options.keys()
+        both = GATE_SETTINGS & options.keys()
         if gate is not None and both:
             raise TypeError(f"the gate has its own {' and '.join(sorted(both))}")
         self.config = Config.build(options) if config is None else config
         self.chain = _chain(handler)
-        self.gate = gate or Gate(
-            limit_connections=self.config.limit_connections, max_from_ip=self.config.max_from_ip
-        )
+        self.gate = gate or Gate(limits=limits_of(self.config))
         self._tls = tls_context or self._load_tls()
         self._check_tls()
         self._session_class = session_class

@@ -112,8 +112,8 @@ class Engine(Work):
         if status is MISSING or status.startswith("2"):
             self._greet()
         else:
-            self._put(status)
-            self._close(interrupting=True)
+            self._put_raw(status.encode("utf-8", "surrogateescape") + b"\r\n")
+            self._close()  # it has not spoken, or what it said is held here
 
     def _new_session(self, transport: asyncio.BaseTransport) -> None:
         """Begin anew, as a connection does, and as it does under TLS (RFC 3207 4.2)."""

@@ -1,0 +1,121 @@
+"""Networks: CIDR as people write it, and a table that finds the smallest network of an address.
+
+Both families live in one space of 128 bits, IPv4 where its mapped addresses are (RFC 4291 2.5.5.2),
+so that one table holds both. The networks are flattened into ranges that do not overlap, sorted, so
+that looking up is one binary search: 100,000 networks cost no more than a few comparisons.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from ipaddress import IPv4Network, ip_address, ip_network
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["BITS", "V4_BITS", "V4_SPACE", "Network", "NetworkTable", "is_ipv4", "number_of"]
+
+BITS = 128
+V4_BITS = 32
+V4_SPACE = 0xFFFF << V4_BITS
+"""Where IPv4 begins: ``::ffff:0:0``."""
+
+T = TypeVar("T")
+
+
+class Network(NamedTuple):
+    """A network.
+
+    :ivar first: its first address, as a number in the space of both families
+    :ivar prefix: bits of its prefix in that space: 96 more than in IPv4's own
+    """
+
+    first: int
+    prefix: int
+
+    @classmethod
+    def parse(cls, text: str) -> Network:
+        """Read ``192.0.2.0/24``, ``2001:db8::/32``, or one address.
+
+        :raises ValueError: *text* is none of them, or has bits behind its prefix
+        """
+        try:
+            network = ip_network(text, strict=False)
+            address = ip_address(text.partition("/")[0])
+        except ValueError:
+            reason = "not a network; write 192.0.2.0/24, 2001:db8::/32, or an address"
+            raise ValueError(reason) from None
+        if address != network.network_address:
+            raise ValueError(f"an address within {network}, not a network: it has host bits set")
+        first = int(network.network_address)
+        if isinstance(network, IPv4Network):
+            return cls(V4_SPACE + first, BITS - V4_BITS + network.prefixlen)
+        return cls(first, network.prefixlen)
+
+    @property
+    def last(self) -> int:
+        """Its last address, as a number."""
+        return self.first | ((1 << (BITS - self.prefix)) - 1)
+
+
+def is_ipv4(number: int) -> bool:
+    """Whether a number in the space of both families is an address of IPv4."""
+    return number >> V4_BITS == V4_SPACE >> V4_BITS
+
+
+def number_of(host: str) -> int | None:
+    """Return an address as a number in the space of both families; None if *host* is none."""
+    try:
+        if ":" in host:
+            return int.from_bytes(inet_pton(AF_INET6, host))
+        return V4_SPACE | int.from_bytes(inet_pton(AF_INET, host))
+    except OSError:
+        return None
+
+
+class NetworkTable(Generic[T]):
+    """What belongs to the smallest network that an address is in.
+
+    :param entries: networks and what belongs to them; of two for one network the later counts
+    """
+
+    def __init__(self, entries: Iterable[tuple[Network, T]]) -> None:
+        self._starts: list[int] = []
+        self._values: list[T | None] = []
+        self._size = 0
+        self._flatten(dict(entries))
+
+    def _flatten(self, entries: dict[Network, T]) -> None:
+        """Cut networks that lie in each other into ranges, each with the smallest one's value."""
+        self._size = len(entries)
+        around: list[tuple[int, T]] = []  # the networks that are open: last address, value
+        for network in sorted(entries):  # of two that begin alike the larger comes first
+            self._close(around, network.first)
+            self._begin(network.first, entries[network])
+            around.append((network.last, entries[network]))
+        self._close(around, 1 << BITS)
+
+    def _close(self, around: list[tuple[int, T]], until: int) -> None:
+        """End the networks that end before *until*; what is around them goes on."""
+        while around and around[-1][0] < until:
+            last, _ = around.pop()
+            self._begin(last + 1, around[-1][1] if around else None)
+
+    def _begin(self, start: int, value: T | None) -> None:
+        if self._starts and self._starts[-1] == start:
+            self._values[-1] = value
+        else:
+            self._starts.append(start)
+            self._values.append(value)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def find(self, number: int | None) -> T | None:
+        """Return what belongs to the smallest network around an address; None if there is none."""
+        if number is None:
+            return None
+        index = bisect_right(self._starts, number)
+        return self._values[index - 1] if index else None

@@ -1,0 +1,78 @@
+"""Statistics: how many came in, how many each rule refused, and the last refusals by their ids."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smtpd_fork.gate.verdict import Refusal
+
+__all__ = ["Explanation", "Statistics"]
+
+REMEMBERED = 1000
+"""Refusals that can be explained."""
+
+_CURES = {
+    "limit_connections": "raise --limit-connections, or look at who holds the places",
+    "paused": "resume the gate",
+    "max_from_ip": "raise --max-from-ip, or --exempt the source",
+    "max_from_net": "raise --max-from-net, or --exempt the network",
+    "rate": "raise --rate, or --exempt the source",
+    "rate_net": "raise --rate-net, or --exempt the network",
+    "fair_share": "raise --limit-connections, --exempt the source, or leave --fair-share out",
+    "deny": "take the network off the --deny list, or --allow a smaller one in it",
+    "refuse_first": "leave --refuse-first out: it is for rehearsals",
+    "refuse_every": "leave --refuse-every out: it is for rehearsals",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What is known of a refusal.
+
+    :ivar refusal: rule, key, count, limit, and what the client was told
+    :ivar cure: which option to change, in words
+    """
+
+    refusal: Refusal
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.refusal}; {self.cure}"
+
+
+class Statistics:
+    """Counts of one gate. Its user holds the gate's lock.
+
+    :ivar admitted: clients that came in
+    """
+
+    def __init__(self) -> None:
+        self.admitted = 0
+        self._refused: Counter[str] = Counter()
+        self._last: deque[Refusal] = deque(maxlen=REMEMBERED)
+        # Short, as people read it to each other; the front tells one process from the next.
+        self._front = secrets.token_hex(2)
+        self._numbers = itertools.count(1)
+
+    def note(self, refusal: Refusal) -> None:
+        """Count a refusal, and give it its id."""
+        refusal.id = f"{self._front}-{next(self._numbers):x}"
+        self._refused[refusal.rule] += 1
+        self._last.append(refusal)
+
+    def explain(self, name: str) -> Explanation | None:
+        """Return what is known of a refusal by its id."""
+        for refusal in reversed(self._last):
+            if refusal.id == name:
+                return Explanation(refusal, _CURES.get(refusal.rule, ""))
+        return None
+
+    def counters(self) -> dict[str, int]:
+        """Return ``admitted``, ``refused``, and ``refused_RULE`` for each rule that has."""
+        by_rule = {f"refused_{rule}": count for rule, count in sorted(self._refused.items())}
+        return {"admitted": self.admitted, "refused": self._refused.total(), **by_rule}
