@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, ExitStack
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
@@ -16,6 +17,8 @@ from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from support.tls import Certificates
 
 RELAY, OTHER = "127.0.0.9", "127.0.0.1"
 
@@ -120,3 +123,65 @@ async def test_who_waits_for_a_place_that_is_reserved_costs_no_turns_of_the_loop
             assert len(turns) <= 2
         assert (await waiting.greet()).code == 250
         await waiting.close()
+
+
+async def test_the_ledger_tells_who_holds_each_place_and_what_they_do(
+    certificates: Certificates,
+) -> None:
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    class Slow(Discard):
+        async def handle_RCPT(
+            self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+        ) -> str:
+            if address.startswith("slow"):
+                entered.set()
+                await leave.wait()
+            envelope.rcpt_tos.append(address)
+            return "250 2.1.5 Ok"
+
+    listen = ["127.0.0.1:0", "smtps:127.0.0.1:0"]
+    async with (
+        serve(Slow(), listen=listen, tls_context=certificates.server, exempt=RELAY) as server,
+        AsyncExitStack() as stack,
+    ):
+
+        async def client(index: int = 0, **options: Any) -> Client:
+            return await stack.enter_async_context(
+                await Client.to(server.addresses[index], **options)
+            )
+
+        def phases() -> list[str]:
+            return [entry.phase for entry in server.gate.ledger()]
+
+        idle = await client(source=RELAY)
+        await idle.greet()
+        assert (await idle.deliver()).code == 250
+        busy = await client()
+        await busy.greet()
+        await busy.say("MAIL FROM:<a@example.com>")
+        busy.send("RCPT TO:<slow@example.com>\r\n")
+        await entered.wait()
+        sending = await client()
+        await sending.greet()
+        await sending.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
+        encrypted = await client(1, tls=certificates.client)
+        await encrypted.greet()
+        _, writer = await asyncio.open_connection(*server.addresses[1][:2])
+        while len(server.gate.ledger()) < 5:
+            await asyncio.sleep(0)
+        assert phases() == ["command", "handler", "data", "command", "handshake"]
+        entries = server.gate.ledger()
+        assert [entry.tls for entry in entries] == [False, False, False, True, False]
+        assert [entry.messages for entry in entries] == [1, 0, 0, 0, 0]
+        assert [entry.exempt for entry in entries] == [True, False, False, False, False]
+        assert entries[0].source == RELAY
+        assert entries[3].listener == f"smtps:127.0.0.1:{server.addresses[1][1]}"
+        assert entries[0].seconds >= entries[1].seconds >= 0
+        assert server.audit() == []
+        leave.set()
+        assert (await busy.reply()).code == 250
+        writer.close()
+        while len(phases()) == 5:
+            await asyncio.sleep(0)
+    assert server.gate.ledger() == []

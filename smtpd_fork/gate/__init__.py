@@ -1,6 +1,7 @@
 """The gate: who may hold a session. Pure and synchronous; the clock comes in as an argument."""
 
 from smtpd_fork.gate.gate import Gate
+from smtpd_fork.gate.ledger import Entry
 from smtpd_fork.gate.limits import Limits
 from smtpd_fork.gate.refusal_log import RefusalLog
 from smtpd_fork.gate.reporter import Reporter
@@ -11,6 +12,7 @@ from smtpd_fork.gate.verdict import Full, Refusal, Verdict
 
 __all__ = [
     "GATE_SETTINGS",
+    "Entry",
     "Explanation",
     "Full",
     "Gate",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.config import LIMIT_CONNECTIONS, MAX_FROM_IP
 from smtpd_fork.gate.client import Client, source_of
+from smtpd_fork.gate.ledger import Entry, entry_of
 from smtpd_fork.gate.limits import Limits
 from smtpd_fork.gate.refusal_log import RefusalLog
 from smtpd_fork.gate.rules import Counts, Rule
@@ -154,6 +155,17 @@ class Gate:
         """Return what is known of a refusal by its id; None past the last thousand."""
         with self._lock:
             return self._statistics.explain(name)
+
+    def ledger(self) -> list[Entry]:
+        """Return who holds each place, the oldest first."""
+        with self._lock:
+            inside = list(self._inside)
+        now = self._clock()
+        return [entry_of(ticket, now) for ticket in sorted(inside, key=lambda each: each.since)]
+
+    def holds(self, ticket: Ticket) -> bool:
+        """Whether *ticket* is one of this gate's, and counted."""
+        return ticket in self._inside
 
     def stats(self) -> dict[str, int]:
         """Return how many were admitted, and how many each rule refused, since the beginning."""

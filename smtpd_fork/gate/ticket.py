@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from smtpd_fork.gate.client import Client
+    from smtpd_fork.gate.ledger import Holder
     from smtpd_fork.net import Peer
 
 __all__ = ["Ticket"]
@@ -20,15 +21,21 @@ class Ticket:
 
     :ivar client: whom it was given to, as the gate's rules see it
     :ivar since: when, by the gate's clock, in seconds
+    :ivar holder: what holds it, if that can tell about itself (see :mod:`smtpd_fork.gate.ledger`)
+    :ivar listener: where the client came in, for the ledger
     :ivar released: whether the place has been given back; the gate sets it, under its lock
     """
 
-    __slots__ = ("__weakref__", "_give_back", "client", "released", "since")
+    __slots__ = (
+        *("__weakref__", "_give_back", "client", "holder", "listener", "released", "since"),
+    )
 
     def __init__(self, client: Client, since: float, give_back: Callable[[Ticket], None]) -> None:
         self.client = client
         self.since = since
         self.released = False
+        self.holder: Holder | None = None
+        self.listener: object = None
         self._give_back = give_back
 
     @property

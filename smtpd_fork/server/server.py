@@ -234,6 +234,13 @@ class Server:
 
     # -- what is -------------------------------------------------------------------------------
 
+    def audit(self) -> list[str]:
+        """Compare the gate's ledger with the live connections; return what is wrong.
+
+        There should be nothing, at any time; tests ask after everything that is bad for sessions.
+        """
+        return self._sessions.audit(self.gate) if self._sessions is not None else []
+
     @property
     def addresses(self) -> list[Any]:
         """What was really bound, in order: ``(host, port, ...)``, or the path of a unix socket."""

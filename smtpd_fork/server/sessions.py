@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Coroutine
 
-    from smtpd_fork.gate import Ticket
+    from smtpd_fork.gate import Gate, Ticket
     from smtpd_fork.listeners import Listener
     from smtpd_fork.net import SocketAddress
     from smtpd_fork.smtp import SMTP
@@ -96,6 +96,8 @@ class Sessions:
             ticket.release()
             sock.close()
             raise
+        ticket.holder = protocol
+        ticket.listener = listener
         self._tickets[protocol] = ticket
         connecting = _Connecting(protocol, sock)
         if listener.tls:
@@ -178,6 +180,19 @@ class Sessions:
         self._finishing.discard(task)
         self._await_task(protocol)  # the one may be followed by the other
         self._changed.set()
+
+    def audit(self, gate: Gate) -> list[str]:
+        """Return what is wrong between tickets, sessions and transports: nothing, if all is well."""
+        wrong = []
+        for protocol, ticket in self._tickets.items():
+            transport = protocol.transport
+            if ticket.released or not gate.holds(ticket):
+                wrong.append(f"{protocol} is here, and its ticket is released")
+            elif protocol.began and transport is None:
+                wrong.append(f"{protocol} has no connection any more, and a ticket")
+            elif ticket.holder is not protocol:
+                wrong.append(f"{protocol} has somebody else's ticket")
+        return wrong
 
     # -- ending --------------------------------------------------------------------------------
 

@@ -177,6 +177,22 @@ class Engine(Work):
         """Whether the connection was made."""
         return self.session is not None
 
+    @property
+    def tls(self) -> bool:
+        """Whether TLS is spoken."""
+        return self._tls_protocol is not None
+
+    @property
+    def phase(self) -> str:
+        """What it does now: see :class:`smtpd_fork.gate.Entry`."""
+        if not self.began or self._shaking_hands:
+            return "handshake"
+        if self._closing:
+            return "closing"
+        if self._task is not None and self._awaited_line is None:
+            return "handler"
+        return "command" if self._framer.reading is None else "data"
+
     # -- input ---------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:

@@ -328,6 +328,8 @@ class Mail(Hello):
     def _say_delivered(self, status: Any) -> None:
         if status is MISSING:
             status = NO_SINK
+        elif status[:1] == "2" or (self._setup.lmtp and not isinstance(status, str)):
+            self.messages += 1
         replies = self._per_recipient(status) if self._setup.lmtp else None
         self._transaction_over()
         self._noops = 0

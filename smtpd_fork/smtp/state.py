@@ -65,6 +65,8 @@ class State(aiosmtpd.smtp.SMTP):
     _reading_paused = False
     _turn_pending = False
     _answered = False
+    messages = 0
+    """Messages that were accepted so far."""
     _errors = 0
     _charged = 0
     _body_began = 0.0

@@ -19,6 +19,7 @@ async def serve(handler: Any, **options: Any) -> AsyncIterator[Server]:
     options.setdefault("shutdown_timeout", 5)
     async with Server(handler, **options) as server:
         yield server
+        assert server.audit() == []
     assert server.gate.count == 0
     assert server.gate.sources == {}
     assert server.sessions == 0

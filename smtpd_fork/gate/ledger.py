@@ -1,0 +1,67 @@
+"""Ledger: who holds each place, as it is now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from smtpd_fork.gate.ticket import Ticket
+    from smtpd_fork.net import Peer
+
+__all__ = ["Entry", "Holder", "entry_of"]
+
+
+class Holder(Protocol):
+    """What holds a ticket, and can tell about itself."""
+
+    @property
+    def phase(self) -> str:
+        """What it does now."""
+
+    @property
+    def tls(self) -> bool:
+        """Whether TLS is spoken."""
+
+    @property
+    def messages(self) -> int:
+        """Messages that were accepted so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One place that is taken.
+
+    :ivar peer: whom it was given to, as accept(2) named it
+    :ivar source: what is counted, or None
+    :ivar exempt: whether rules about sources leave it alone
+    :ivar seconds: how long it has been held
+    :ivar listener: where it came in; empty if whoever holds it does not say
+    :ivar phase: ``arriving``, ``handshake``, ``command``, ``data``, ``handler`` or ``closing``
+    :ivar tls: whether TLS is spoken
+    :ivar messages: messages that were accepted so far
+    """
+
+    peer: Peer
+    source: str | None
+    exempt: bool
+    seconds: float
+    listener: str
+    phase: str
+    tls: bool
+    messages: int
+
+
+def entry_of(ticket: Ticket, now: float) -> Entry:
+    """Return what is to be told of a ticket."""
+    holder = ticket.holder
+    return Entry(
+        peer=ticket.peer,
+        source=ticket.key,
+        exempt=ticket.client.exempt,
+        seconds=now - ticket.since,
+        listener=str(ticket.listener or ""),
+        phase=holder.phase if holder is not None else "arriving",
+        tls=holder.tls if holder is not None else False,
+        messages=holder.messages if holder is not None else 0,
+    )
