@@ -98,6 +98,9 @@ RESERVED_DESCRIPTORS = 64
 LONGEST_SECONDS = 7 * 86400.0
 """Of any time limit; past it a typing error is likelier than an intention."""
 
+LONGEST_GREET_PAUSE = 240.0
+"""RFC 5321 4.5.3.2.1: clients wait five minutes for the greeting, and this is to be less."""
+
 _HOSTNAME = re.compile(r"[!-~]{1,255}")
 
 
@@ -171,6 +174,7 @@ Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS)]
 
 _READERS: dict[str, Callable[[str], object]] = {
     "data_timeout": parse_duration,
+    "greet_pause": parse_duration,
     "handler_timeout": parse_duration,
     "max_buffered": parse_size,
     "max_message_size": parse_size,
@@ -208,6 +212,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar deny: networks, or files of them, that are
     :ivar exempt: networks, or files of them, that rules about sources leave alone
     :ivar reserve: so many places are for exempt clients alone
+    :ivar greet_pause: seconds that clients wait for the greeting; who talks before it is refused
     :ivar refuse_first: so many of the first clients are refused, for rehearsal
     :ivar refuse_every: and each so-manyth of those after them
     :ivar when_full: what happens to the others
@@ -244,6 +249,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     deny: tuple[Text, ...] = ()
     exempt: tuple[Text, ...] = ()
     reserve: CountOrNone = 0
+    greet_pause: Annotated[float, Meta(ge=0, le=LONGEST_GREET_PAUSE)] = 0.0
     refuse_first: CountOrNone = 0
     refuse_every: CountOrNone = 0
     when_full: WhenFull = WhenFull()

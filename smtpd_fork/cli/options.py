@@ -120,6 +120,10 @@ OPTIONS = (
         help="Over three quarters full, no source holds more than its part of the places.",
     ),
     SettingOption(
+        "--greet-pause", section="Limits", metavar="TIME",
+        help="Wait that long with the greeting; who talks before it is told 554. 0: not at all.",
+    ),
+    SettingOption(
         "--reserve", section="Limits", metavar="N",
         help="Places, of those of -c, that are for exempt clients alone.",
     ),

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import Full, Gate, Reporter, Ticket
 from smtpd_fork.gate.verdict import shutdown_reply
+from smtpd_fork.listeners.greet_pause import GreetPause
 from smtpd_fork.listeners.refuse import Spare, refuse
 from smtpd_fork.listeners.waiting_room import WaitingRoom
 
@@ -76,6 +77,7 @@ class Acceptor:
     :param waiting_capacity: how many clients may wait under ``defer:SECONDS``
     :param welcome: takes a client: listener, socket, peer, ticket. It owns socket and ticket from
         then on, also if it raises
+    :param greet_pause: how many seconds clients wait for the greeting; 0 is not at all
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Acceptor:
         hostname: str,
         waiting_capacity: int,
         welcome: Welcome,
+        greet_pause: float = 0.0,
     ) -> None:
         self._listeners = deque(listeners)
         self._gate = gate
@@ -99,6 +102,8 @@ class Acceptor:
         self._room = WaitingRoom(wait, waiting_capacity)
         self._hostname = hostname
         self._welcome = welcome
+        self._greet_pause = greet_pause
+        self._pause: GreetPause | None = None
         self._loop: asyncio.AbstractEventLoop
         self._thread = 0
         self._watching = False
@@ -116,6 +121,10 @@ class Acceptor:
         self._loop = loop
         self._thread = threading.get_ident()
         self._spare = Spare()
+        if self._greet_pause:
+            self._pause = GreetPause(
+                self._greet_pause, loop, welcome=self._begin, refuse=self._refuse
+            )
         self._watch()
 
     def stop(self) -> int:
@@ -132,6 +141,8 @@ class Acceptor:
             if timer is not None:
                 timer.cancel()
         answered = self._dismiss_waiting()
+        if self._pause is not None:
+            answered += self._pause.stop(self._hostname)
         for listener in self._listeners:
             # An inherited socket's backlog belongs to whoever inherits it next.
             if not listener.inherited:
@@ -258,6 +269,15 @@ class Acceptor:
             self._refuse(listener, sock, verdict)
 
     def _let_in(
+        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
+    ) -> None:
+        # Under TLS it is the client that speaks first.
+        if self._pause is not None and not listener.tls and not ticket.client.exempt:
+            self._pause.hold(listener, sock, peer, ticket)
+        else:
+            self._begin(listener, sock, peer, ticket)
+
+    def _begin(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
     ) -> None:
         try:

@@ -168,6 +168,7 @@ class Server:
             hostname=config.hostname,
             waiting_capacity=config.backlog,
             welcome=self._sessions.welcome,
+            greet_pause=config.greet_pause,
         )
         self._acceptor.start(loop)
         for listener in self._listeners:

@@ -182,7 +182,7 @@ class Sessions:
         self._changed.set()
 
     def audit(self, gate: Gate) -> list[str]:
-        """Return what is wrong between tickets, sessions and transports: nothing, if all is well."""
+        """Return what is wrong between tickets, sessions and transports; it should be nothing."""
         wrong = []
         for protocol, ticket in self._tickets.items():
             transport = protocol.transport
