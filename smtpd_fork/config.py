@@ -177,6 +177,7 @@ _READERS: dict[str, Callable[[str], object]] = {
     "greet_pause": parse_duration,
     "handler_timeout": parse_duration,
     "max_buffered": parse_size,
+    "max_loop_lag": parse_duration,
     "max_message_size": parse_size,
     "session_timeout": parse_duration,
     "shutdown_timeout": parse_duration,
@@ -213,6 +214,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar exempt: networks, or files of them, that rules about sources leave alone
     :ivar reserve: so many places are for exempt clients alone
     :ivar greet_pause: seconds that clients wait for the greeting; who talks before it is refused
+    :ivar max_loop_lag: seconds by which the loop may be late, before nobody comes in; 0: any
     :ivar refuse_first: so many of the first clients are refused, for rehearsal
     :ivar refuse_every: and each so-manyth of those after them
     :ivar when_full: what happens to the others
@@ -250,6 +252,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     exempt: tuple[Text, ...] = ()
     reserve: CountOrNone = 0
     greet_pause: Annotated[float, Meta(ge=0, le=LONGEST_GREET_PAUSE)] = 0.0
+    max_loop_lag: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] = 0.0
     refuse_first: CountOrNone = 0
     refuse_every: CountOrNone = 0
     when_full: WhenFull = WhenFull()

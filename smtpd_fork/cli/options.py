@@ -169,6 +169,10 @@ OPTIONS = (
         help="Messages that all sessions hold at once; beyond, they are told 452. 0 is no limit.",
     ),
     SettingOption(
+        "--max-loop-lag", section="Limits", metavar="TIME",
+        help="By which the loop may be late, before clients are told 421. 0: any.",
+    ),
+    SettingOption(
         "--max-message-size", section="Limits", metavar="SIZE",
         help="In bytes, or as 25M; 0 is no limit.",
     ),

@@ -18,7 +18,7 @@ from smtpd_fork.gate.client import Client, source_of
 from smtpd_fork.gate.ledger import Entry, entry_of
 from smtpd_fork.gate.limits import Limits
 from smtpd_fork.gate.refusal_log import RefusalLog
-from smtpd_fork.gate.rules import Counts, Rule
+from smtpd_fork.gate.rules import Counts, Load, Rule
 from smtpd_fork.gate.statistics import Explanation, Statistics
 from smtpd_fork.gate.ticket import Ticket
 from smtpd_fork.gate.verdict import Full, Refusal, Verdict
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from smtpd_fork.gate.rules.overload import Buffers
     from smtpd_fork.net import Peer
 
 __all__ = ["Gate"]
@@ -59,6 +60,7 @@ class Gate:
         self._lock = Lock()
         self._inside: set[Ticket] = set()
         self._statistics = Statistics()
+        self._load = Load()
         self._paused = False
         self._set_up(limits or Limits(limit_connections=limit_connections, max_from_ip=max_from_ip))
         self._waiters: list[tuple[Callable[[], None], bool]] = []
@@ -68,7 +70,7 @@ class Gate:
     def _set_up(self, limits: Limits) -> None:
         """Have *limits* hold; who is in is counted anew, by them."""
         self._limits = limits
-        self._rules = tuple(limits.rules())
+        self._rules = tuple(limits.rules(self._load))
         # Most rules keep no counts of their own: they are not told who comes and goes.
         self._told = tuple(rule for rule in self._rules if type(rule).enter is not Rule.enter)
         self._open_to_all = limits.limit_connections - limits.reserve
@@ -83,6 +85,24 @@ class Gate:
         if self._exempt is not None and self._exempt.find(client.number):
             client.exempt = True
         return client
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do, for whoever measures it to write down."""
+        return self._load
+
+    def watch(self, buffers: Buffers) -> None:
+        """Let nobody in while *buffers* are spent."""
+        with self._lock:
+            if buffers not in self._load.buffers:
+                self._load.buffers.append(buffers)
+                self._set_up(self._limits)
+
+    def forget_buffers(self, buffers: Buffers) -> None:
+        """Take back what :meth:`watch` was told; no error if there is nothing to take."""
+        with self._lock:
+            if buffers in self._load.buffers:
+                self._load.buffers.remove(buffers)
 
     # -- admission ---------------------------------------------------------------------------
 

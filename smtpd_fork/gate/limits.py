@@ -11,6 +11,7 @@ from smtpd_fork.gate.rules import (
     AccessRule,
     FairShareRule,
     NetworkRule,
+    OverloadRule,
     RateRule,
     RehearsalRule,
     SourceRule,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from smtpd_fork.gate.networks import NetworkTable
-    from smtpd_fork.gate.rules import AccessList, NetworkLimit, Rate, Rule
+    from smtpd_fork.gate.rules import AccessList, Load, NetworkLimit, Rate, Rule
 
 __all__ = ["Limits"]
 
@@ -40,6 +41,7 @@ class Limits:
     :param fair_share: whether a source that holds more than its part waits while room is short
     :param refuse_first: so many of the first clients are refused, for rehearsal
     :param refuse_every: and each so-manyth of those after them
+    :param max_loop_lag: seconds by which the loop may be late, before nobody comes in; 0: any
     :raises ValueError: a figure out of its range
     """
 
@@ -54,6 +56,7 @@ class Limits:
     fair_share: bool = False
     refuse_first: int = 0
     refuse_every: int = 0
+    max_loop_lag: float = 0.0
 
     def __post_init__(self) -> None:
         if self.limit_connections < 1:
@@ -69,12 +72,17 @@ class Limits:
                 f"not {self.reserve}"
             )
 
-    def rules(self) -> Iterator[Rule]:
-        """Return the rules that are on, in the order in which they are asked."""
+    def rules(self, load: Load) -> Iterator[Rule]:
+        """Return the rules that are on, in the order in which they are asked.
+
+        :param load: how much there is to do
+        """
         if self.refuse_first or self.refuse_every:
             yield RehearsalRule(self.refuse_first, self.refuse_every)
         if self.access is not None:
             yield AccessRule(self.access)
+        if self.max_loop_lag or load.buffers:
+            yield OverloadRule(load, self.max_loop_lag)
         if self.max_from_ip:
             yield SourceRule(self.max_from_ip)
         for limit in self.max_from_net:

@@ -22,6 +22,7 @@ __all__ = ["GATE_SETTINGS", "limits_of"]
 GATE_SETTINGS = frozenset({
     *("limit_connections", "max_from_ip", "ipv6_prefix", "max_from_net", "rate", "rate_net"),
     *("fair_share", "allow", "deny", "exempt", "reserve", "refuse_first", "refuse_every"),
+    "max_loop_lag",
 })  # fmt: skip
 """The settings that :func:`limits_of` reads."""
 
@@ -48,6 +49,7 @@ def limits_of(config: Config) -> Limits:
         fair_share=config.fair_share,
         refuse_first=config.refuse_first,
         refuse_every=config.refuse_every,
+        max_loop_lag=config.max_loop_lag,
     )
 
 

@@ -19,6 +19,8 @@ REMEMBERED = 1000
 _CURES = {
     "limit_connections": "raise --limit-connections, or look at who holds the places",
     "paused": "resume the gate",
+    "max_loop_lag": "look for a handler that blocks the loop, or raise --max-loop-lag",
+    "max_buffered": "raise --max-buffered, or look at who sends so much at once",
     "max_from_ip": "raise --max-from-ip, or --exempt the source",
     "max_from_net": "raise --max-from-net, or --exempt the network",
     "rate": "raise --rate, or --exempt the source",

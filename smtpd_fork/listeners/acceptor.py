@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from smtpd_fork.gate import Full, Gate, Reporter, Ticket
 from smtpd_fork.gate.verdict import shutdown_reply
 from smtpd_fork.listeners.greet_pause import GreetPause
+from smtpd_fork.listeners.nat import NatWatch
 from smtpd_fork.listeners.refuse import Spare, refuse
 from smtpd_fork.listeners.waiting_room import WaitingRoom
 
@@ -94,6 +95,7 @@ class Acceptor:
         self._listeners = deque(listeners)
         self._gate = gate
         self._reporter = Reporter(gate.refusals)
+        self._nat = NatWatch(gate)
         self._refuse_when_full = when_full.refuse
         self._wait_in_room = when_full.wait is not None
         # Under plain defer it is for the one client of the shared gate (see above), and for all
@@ -290,6 +292,7 @@ class Acceptor:
         # A client that speaks TLS first cannot read a reply in the clear.
         refuse(sock, b"" if listener.tls else refusal.reply(self._hostname))
         self._reporter.note(refusal)
+        self._nat.note(refusal)
 
     def _full(self) -> Full:
         gate = self._gate

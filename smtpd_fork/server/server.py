@@ -11,6 +11,7 @@ from smtpd_fork.gate import GATE_SETTINGS, Gate, limits_of
 from smtpd_fork.handlers import Chain
 from smtpd_fork.listeners import Acceptor, Listener, adopt, open_listeners, parse_address
 from smtpd_fork.net import describe
+from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.server.tls import load_tls
 from smtpd_fork.smtp import SMTP, BareNewline, Budget, Limits, Sweep
@@ -82,6 +83,7 @@ class Server:
         self._tls = tls_context or self._load_tls()
         self._check_tls()
         self._session_class = session_class
+        self._budget = Budget(self.config.max_buffered)
         self._session_options = self._options(session_options or {})
         self._inherited = list(sockets) if sockets is not None else None
         self._listeners = list(listeners)
@@ -90,6 +92,7 @@ class Server:
         self._sweep: Sweep | None = None
         self._setups: dict[bool, Setup] = {}
         self._models: dict[str, SMTP] = {}
+        self._lag: LagMonitor | None = None
         self._stopping: asyncio.Task[int] | None = None
 
     def _load_tls(self) -> ssl.SSLContext | None:
@@ -117,7 +120,7 @@ class Server:
             "enable_SMTPUTF8": True,
             "limits": _session_limits(self.config),
             "bare_newline": BareNewline(self.config.bare_newline),
-            "budget": Budget(self.config.max_buffered),
+            "budget": self._budget,
             **more,
         }
 
@@ -170,6 +173,10 @@ class Server:
             welcome=self._sessions.welcome,
             greet_pause=config.greet_pause,
         )
+        self.gate.watch(self._budget)
+        if config.max_loop_lag:
+            self._lag = LagMonitor(loop, self.gate.load, config.max_loop_lag)
+            self._lag.start()
         self._acceptor.start(loop)
         for listener in self._listeners:
             log.info("listening on %s", listener)
@@ -199,6 +206,9 @@ class Server:
             self.close()
             return 0
         answered = self._acceptor.stop()
+        if self._lag is not None:
+            self._lag.stop()
+        self.gate.forget_buffers(self._budget)
         log.info("stopping: %d sessions, %d clients sent away", len(self._sessions), answered)
         cut = await self._sessions.drain(seconds)
         if cut:

@@ -4,6 +4,7 @@ from smtpd_fork.gate.rules.access import AccessList, AccessRule
 from smtpd_fork.gate.rules.base import Counts, Rule
 from smtpd_fork.gate.rules.fair_share import FairShareRule
 from smtpd_fork.gate.rules.network import NetworkLimit, NetworkRule
+from smtpd_fork.gate.rules.overload import Load, OverloadRule
 from smtpd_fork.gate.rules.rate import Rate, RateRule
 from smtpd_fork.gate.rules.rehearsal import RehearsalRule
 from smtpd_fork.gate.rules.source import SourceRule
@@ -13,8 +14,10 @@ __all__ = [
     "AccessRule",
     "Counts",
     "FairShareRule",
+    "Load",
     "NetworkLimit",
     "NetworkRule",
+    "OverloadRule",
     "Rate",
     "RateRule",
     "RehearsalRule",

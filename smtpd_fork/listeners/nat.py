@@ -1,0 +1,68 @@
+"""Nat: one address that all clients seem to have, since something in between hides theirs.
+
+Behind address translation, or a proxy that says nothing, every client has the address of what is in
+between, and the limits of a source are the limits of all. The cure is not to raise them.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smtpd_fork.gate import Gate, Refusal
+
+__all__ = ["NatWatch", "default_gateways"]
+
+log = logging.getLogger("smtpd_fork.gate")
+
+FEWEST = 10
+"""Sessions in all, below which one source may well have most of them."""
+
+ROUTES = Path("/proc/net/route")
+
+
+def default_gateways(routes: Path = ROUTES) -> set[str]:
+    """Return the gateways of the default routes of IPv4 (proc(5)); none where that is not told."""
+    found = set()
+    with suppress(OSError, ValueError, IndexError):
+        for line in routes.read_text(encoding="ascii").splitlines()[1:]:
+            _, destination, gateway = line.split()[:3]
+            if destination == "00000000" and gateway != "00000000":
+                found.add(str(ip_address(bytes.fromhex(gateway)[::-1])))
+    return found
+
+
+class NatWatch:
+    """Sees, when a source is refused, that it is no source; tells it once.
+
+    :param gate: whose sessions count
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._told = False
+
+    def note(self, refusal: Refusal) -> None:
+        """Take note of a refusal."""
+        if self._told or refusal.rule not in {"max_from_ip", "rate", "fair_share"}:
+            return
+        gate = self._gate
+        if gate.count < FEWEST or 2 * gate.count_from(refusal.key) <= gate.count:
+            return
+        try:
+            source = ip_network(refusal.key)  # an address, or the /64 of one
+        except ValueError:
+            return
+        if source.is_loopback or not (source.is_private or refusal.key in default_gateways()):
+            return
+        self._told = True
+        log.warning(
+            "%s holds most of the sessions and is an address of your own network: if it stands "
+            "for many clients (address translation, a proxy), have it send PROXY headers, or "
+            "--exempt it",
+            refusal.key,
+        )

@@ -1,0 +1,132 @@
+"""Overload: the gate refuses before the process drowns; and one address that hides all others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.client import Client
+from support.server import serve
+
+from smtpd_fork import Gate, Limits, Refusal, Ticket
+from smtpd_fork.listeners.nat import NatWatch, default_gateways
+from smtpd_fork.sinks import Discard
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RELAY = "127.0.0.9"
+
+
+class Blocks(Discard):
+    """Holds the loop for as long as it is told."""
+
+    async def handle_HELO(self, server: Any, session: Any, envelope: Any, name: str) -> str:
+        time.sleep(float(name))
+        session.host_name = name
+        return "250 mx"
+
+
+@pytest.mark.filterwarnings("ignore:Executing")
+async def test_while_the_loop_is_late_nobody_comes_in_but_exempt_clients(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options: dict[str, Any] = {"max_loop_lag": 0.2, "exempt": RELAY}
+    async with serve(Blocks(), **options) as server:
+        first = await Client.to(server.addresses[0])
+        await first.reply()
+        blocking = asyncio.create_task(first.say("HELO 0.7"))
+        await asyncio.sleep(0.01)
+        while server.gate.load.lag < 0.2:
+            await asyncio.sleep(0)
+        async with await Client.to(server.addresses[0]) as second:
+            code, (text,) = await second.reply()
+            assert (code, text[:5]) == (421, "4.3.2")
+            assert "Overloaded, try again later [" in text
+        async with await Client.to(server.addresses[0], source=RELAY) as relay:
+            assert (await relay.greet()).code == 250
+        await blocking
+        while server.gate.load.lag > 0.2:
+            await asyncio.sleep(0.01)
+        async with await Client.to(server.addresses[0]) as third:
+            assert (await third.reply()).code == 220
+        await first.close()
+        while "in time again" not in caplog.text:
+            await asyncio.sleep(0.01)
+    assert caplog.text.count("no more clients are let in") == 1
+
+
+async def test_while_messages_hold_all_memory_nobody_comes_in() -> None:
+    leave = asyncio.Event()
+
+    class Slow(Discard):
+        async def handle_DATA(self, *_: Any) -> str:
+            await leave.wait()
+            return "250 2.0.0 Ok"
+
+    async with serve(Slow(), max_buffered=5000) as server:
+        first = await Client.to(server.addresses[0])
+        await first.greet()
+        await first.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
+        first.send(("x" * 78 + "\r\n") * 60 + ".\r\n")
+        while not server.gate.load.buffers[0].used:
+            await asyncio.sleep(0)
+        async with await Client.to(server.addresses[0]) as second:
+            assert "Overloaded" in (await second.reply()).text
+        assert server.gate.stats()["refused_max_buffered"] == 1
+        leave.set()
+        assert (await first.reply()).code == 250
+        async with await Client.to(server.addresses[0]) as third:
+            assert (await third.reply()).code == 220
+        await first.close()
+    assert server.gate.load.buffers == []
+
+
+# -- one address for all -------------------------------------------------------------------------
+
+
+def watched(hosts: list[str], by: str) -> NatWatch:
+    gate = Gate(limits=Limits(max_from_ip=0))
+    tickets = [gate.admit(host) for host in hosts]
+    assert isinstance(tickets[0], Ticket)
+    assert tickets[0].key is not None
+    watch = NatWatch(gate)
+    for _ in range(3):
+        watch.note(Refusal(by, tickets[0].key, 1, 1))
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("hosts", "by", "told"),
+    [
+        (["10.0.0.5"] * 8 + ["192.0.2.1"] * 4, "max_from_ip", 1),
+        (["172.17.0.1"] * 12, "rate", 1),
+        (["fd00::5"] * 12, "max_from_ip", 1),
+        (["10.0.0.5"] * 8 + ["192.0.2.1"] * 8, "max_from_ip", 0),  # not most of them
+        (["10.0.0.5"] * 5, "max_from_ip", 0),  # not enough to tell
+        (["1.2.3.4"] * 12, "max_from_ip", 0),  # somebody else's network: an attack
+        (["127.0.0.1"] * 12, "max_from_ip", 0),  # this machine
+        (["10.0.0.5"] * 12, "deny", 0),
+    ],
+)
+def test_one_address_that_hides_all_others_is_told_once(
+    hosts: list[str], by: str, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched(hosts, by)
+    assert caplog.text.count("holds most of the sessions") == told
+    assert caplog.text.count("PROXY") == told
+
+
+def test_default_gateways_are_read_from_the_systems_routes(tmp_path: Path) -> None:
+    routes = tmp_path / "route"
+    routes.write_text(
+        "Iface\tDestination\tGateway\tFlags\n"
+        "eth0\t00000000\t0102A8C0\t0003\n"
+        "eth0\t0002A8C0\t00000000\t0001\n"
+    )
+    assert default_gateways(routes) == {"192.168.2.1"}
+    assert default_gateways(tmp_path / "none") == set()
+    routes.write_text("nonsense\nmore nonsense\n")
+    assert default_gateways(routes) == set()
