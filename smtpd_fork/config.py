@@ -89,6 +89,9 @@ SHUTDOWN_TIMEOUT_SECONDS = 30.0
 TLS_HANDSHAKE_SECONDS = 30.0
 """Time for a TLS handshake; half of asyncio's, as a stalled one holds a place in the count."""
 
+PROXY_SECONDS = 5.0
+"""Time for a PROXY header: a proxy sends it with its first packet."""
+
 SOCKET_MODE = 0o660
 """Of a unix socket's path: its owner and group may connect."""
 
@@ -178,6 +181,7 @@ _READERS: dict[str, Callable[[str], object]] = {
     "handler_timeout": parse_duration,
     "max_buffered": parse_size,
     "max_loop_lag": parse_duration,
+    "proxy_timeout": parse_duration,
     "max_message_size": parse_size,
     "session_timeout": parse_duration,
     "shutdown_timeout": parse_duration,
@@ -190,7 +194,7 @@ _READERS: dict[str, Callable[[str], object]] = {
 
 _LISTS = {
     *("allow", "deny", "exempt", "handler", "listen"),
-    *("max_from_net", "port", "rate", "rate_net"),
+    *("max_from_net", "port", "proxy_trust", "rate", "rate_net"),
 }
 """Settings of which there may be several; one alone need not be in a list."""
 
@@ -214,6 +218,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar exempt: networks, or files of them, that rules about sources leave alone
     :ivar reserve: so many places are for exempt clients alone
     :ivar greet_pause: seconds that clients wait for the greeting; who talks before it is refused
+    :ivar proxy_trust: networks, or files of them, that may send PROXY headers
+    :ivar proxy_timeout: seconds that a PROXY header may take
     :ivar max_loop_lag: seconds by which the loop may be late, before nobody comes in; 0: any
     :ivar refuse_first: so many of the first clients are refused, for rehearsal
     :ivar refuse_every: and each so-manyth of those after them
@@ -252,6 +258,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     exempt: tuple[Text, ...] = ()
     reserve: CountOrNone = 0
     greet_pause: Annotated[float, Meta(ge=0, le=LONGEST_GREET_PAUSE)] = 0.0
+    proxy_trust: tuple[Text, ...] = ()
+    proxy_timeout: Seconds = PROXY_SECONDS
     max_loop_lag: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] = 0.0
     refuse_first: CountOrNone = 0
     refuse_every: CountOrNone = 0

@@ -81,7 +81,15 @@ OPTIONS = (
     SettingOption(
         "-l", "--listen-address", "listen", section="Listening", metavar="ADDR", multiple=True,
         help="ADDR, ADDR:PORT, [V6]:PORT or unix:PATH; in front of it smtps: is TLS from the "
-        "first byte, lmtp: is LMTP. Repeatable.",
+        "first byte, lmtp: is LMTP, smtp+proxy: and so on takes a PROXY header first. Repeatable.",
+    ),
+    SettingOption(
+        "--proxy-trust", section="Listening", metavar="NET", multiple=True,
+        help="Network, or file of networks, that may send PROXY headers. Repeatable.",
+    ),
+    SettingOption(
+        "--proxy-timeout", section="Listening", metavar="TIME",
+        help="For a PROXY header.",
     ),
     SettingOption(
         "--backlog", section="Listening", metavar="N",

@@ -5,7 +5,7 @@ from smtpd_fork.gate.ledger import Entry
 from smtpd_fork.gate.limits import Limits
 from smtpd_fork.gate.refusal_log import RefusalLog
 from smtpd_fork.gate.reporter import Reporter
-from smtpd_fork.gate.settings import GATE_SETTINGS, limits_of
+from smtpd_fork.gate.settings import GATE_SETTINGS, limits_of, networks_of
 from smtpd_fork.gate.statistics import Explanation
 from smtpd_fork.gate.ticket import Ticket
 from smtpd_fork.gate.verdict import Full, Refusal, Verdict
@@ -23,4 +23,5 @@ __all__ = [
     "Ticket",
     "Verdict",
     "limits_of",
+    "networks_of",
 ]

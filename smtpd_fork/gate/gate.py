@@ -131,9 +131,35 @@ class Gate:
             self._statistics.admitted += 1
         return ticket
 
+    def identify(self, ticket: Ticket, peer: Peer) -> Refusal | None:
+        """Judge who stands behind a proxy, now that its header has told.
+
+        The ticket was given to the connection of the proxy, as to a client without an address
+        (``admit(None)``): in the count of all, and in no other.
+
+        :returns: a :class:`Refusal` if a rule keeps *peer* out; the ticket is then still held, and
+            as it was. None: it is *peer*'s from now on
+        """
+        with self._lock:
+            client = self._client(peer)
+            now = self._clock()
+            for rule in self._rules:
+                if rule.about_arrival or (client.exempt and rule.about_sources):
+                    continue
+                refusal = rule.judge(client, self._counts, now)
+                if refusal is not None:
+                    return refusal
+            if not ticket.released:
+                ticket.client = client
+                self._count_source(client, now)
+        return None
+
     def _count_in(self, client: Client, now: float) -> None:
+        self._counts.total += 1
+        self._count_source(client, now)
+
+    def _count_source(self, client: Client, now: float) -> None:
         counts = self._counts
-        counts.total += 1
         if client.source is not None:
             counts.by_source[client.source] = counts.by_source.get(client.source, 0) + 1
         for rule in self._told:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from smtpd_fork.config import Config
     from smtpd_fork.gate.networks import Network
 
-__all__ = ["GATE_SETTINGS", "limits_of"]
+__all__ = ["GATE_SETTINGS", "limits_of", "networks_of"]
 
 GATE_SETTINGS = frozenset({
     *("limit_connections", "max_from_ip", "ipv6_prefix", "max_from_net", "rate", "rate_net"),
@@ -44,7 +44,7 @@ def limits_of(config: Config) -> Limits:
         max_from_net=tuple(_each("max_from_net", config.max_from_net, NetworkLimit.parse)),
         rates=tuple(rates),
         access=_access(config) if config.allow or config.deny else None,
-        exempt=_exempt(config.exempt) if config.exempt else None,
+        exempt=networks_of("exempt", config.exempt),
         reserve=config.reserve,
         fair_share=config.fair_share,
         refuse_first=config.refuse_first,
@@ -63,16 +63,20 @@ def _each(setting: str, values: Iterable[str], read: Callable[[str], T]) -> list
     return result
 
 
+def networks_of(setting: str, values: Iterable[str]) -> NetworkTable[bool] | None:
+    """Return the networks of a setting; None if there are none.
+
+    :raises SettingError: one cannot be read
+    """
+    networks = chain.from_iterable(_each(setting, values, _networks))
+    return NetworkTable((network, True) for network, _, _ in networks) if values else None
+
+
 def _access(config: Config) -> AccessList:
     return AccessList(
         chain.from_iterable(_each("allow", config.allow, _networks)),
         chain.from_iterable(_each("deny", config.deny, _networks)),
     )
-
-
-def _exempt(values: Iterable[str]) -> NetworkTable[bool]:
-    networks = chain.from_iterable(_each("exempt", values, _networks))
-    return NetworkTable((network, True) for network, _, _ in networks)
 
 
 def _networks(value: str) -> list[tuple[Network, str, str]]:

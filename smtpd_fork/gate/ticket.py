@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,11 +23,13 @@ class Ticket:
     :ivar since: when, by the gate's clock, in seconds
     :ivar holder: what holds it, if that can tell about itself (see :mod:`smtpd_fork.gate.ledger`)
     :ivar listener: where the client came in, for the ledger
+    :ivar proxy: what a PROXY header said (aiosmtpd's ProxyData), or None
     :ivar released: whether the place has been given back; the gate sets it, under its lock
     """
 
     __slots__ = (
-        *("__weakref__", "_give_back", "client", "holder", "listener", "released", "since"),
+        *("__weakref__", "_give_back", "client", "holder", "listener"),
+        *("proxy", "released", "since"),
     )
 
     def __init__(self, client: Client, since: float, give_back: Callable[[Ticket], None]) -> None:
@@ -36,6 +38,7 @@ class Ticket:
         self.released = False
         self.holder: Holder | None = None
         self.listener: object = None
+        self.proxy: Any = None
         self._give_back = give_back
 
     @property

@@ -22,12 +22,16 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from smtpd_fork.gate import Full, Gate, Reporter, Ticket
+from smtpd_fork.config import PROXY_SECONDS
+from smtpd_fork.gate import Full, Gate, Refusal, Reporter, Ticket
+from smtpd_fork.gate.networks import NetworkTable, number_of
 from smtpd_fork.gate.verdict import shutdown_reply
 from smtpd_fork.listeners.greet_pause import GreetPause
 from smtpd_fork.listeners.nat import NatWatch
+from smtpd_fork.listeners.proxy import ProxyHeaders
 from smtpd_fork.listeners.refuse import Spare, refuse
 from smtpd_fork.listeners.waiting_room import WaitingRoom
+from smtpd_fork.net import source_key
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from smtpd_fork.config import WhenFull
-    from smtpd_fork.gate import Refusal
+    from smtpd_fork.gate import Verdict
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.net import SocketAddress
 
@@ -78,6 +82,8 @@ class Acceptor:
     :param waiting_capacity: how many clients may wait under ``defer:SECONDS``
     :param welcome: takes a client: listener, socket, peer, ticket. It owns socket and ticket from
         then on, also if it raises
+    :param proxy_trust: who may send PROXY headers, on listeners where those come first
+    :param proxy_timeout: how many seconds a header may take
     :param greet_pause: how many seconds clients wait for the greeting; 0 is not at all
     """
 
@@ -91,6 +97,8 @@ class Acceptor:
         waiting_capacity: int,
         welcome: Welcome,
         greet_pause: float = 0.0,
+        proxy_trust: NetworkTable[bool] | None = None,
+        proxy_timeout: float = PROXY_SECONDS,
     ) -> None:
         self._listeners = deque(listeners)
         self._gate = gate
@@ -106,6 +114,9 @@ class Acceptor:
         self._welcome = welcome
         self._greet_pause = greet_pause
         self._pause: GreetPause | None = None
+        self._proxy_trust = proxy_trust
+        self._proxy_timeout = proxy_timeout
+        self._proxies: ProxyHeaders | None = None
         self._loop: asyncio.AbstractEventLoop
         self._thread = 0
         self._watching = False
@@ -127,6 +138,14 @@ class Acceptor:
             self._pause = GreetPause(
                 self._greet_pause, loop, welcome=self._begin, refuse=self._refuse
             )
+        if any(listener.address.proxy for listener in self._listeners):
+            self._proxies = ProxyHeaders(
+                self._proxy_timeout,
+                loop,
+                self._gate,
+                welcome=self._identified,
+                refuse=self._refuse,
+            )
         self._watch()
 
     def stop(self) -> int:
@@ -143,8 +162,9 @@ class Acceptor:
             if timer is not None:
                 timer.cancel()
         answered = self._dismiss_waiting()
-        if self._pause is not None:
-            answered += self._pause.stop(self._hostname)
+        for holding in (self._proxies, self._pause):
+            if holding is not None:
+                answered += holding.stop(self._hostname)
         for listener in self._listeners:
             # An inherited socket's backlog belongs to whoever inherits it next.
             if not listener.inherited:
@@ -259,10 +279,15 @@ class Acceptor:
         return not len(self._room) and not self._gate.full
 
     def _arrived(self, listener: Listener, sock: socket.socket, peer: SocketAddress | str) -> None:
+        if listener.address.proxy and not self._is_trusted(peer):
+            text = "You are no proxy that is trusted here"
+            key = source_key(peer) or "unix"
+            self._refuse(listener, sock, Refusal("proxy_trust", key, 1, 0, text=text))
+            return
         if len(self._room) and not self._gate.is_exempt(peer):
             self._wait_or_go(listener, sock, peer)  # behind those who came before
             return
-        verdict = self._gate.admit(peer)
+        verdict = self._admit(listener, peer)
         if isinstance(verdict, Ticket):
             self._let_in(listener, sock, peer, verdict)
         elif isinstance(verdict, Full) and not self._refuse_when_full:
@@ -270,7 +295,26 @@ class Acceptor:
         else:
             self._refuse(listener, sock, verdict)
 
+    def _admit(self, listener: Listener, peer: SocketAddress | str) -> Verdict:
+        # Who stands behind a proxy shows later; until then it counts in all, and nowhere else.
+        return self._gate.admit(None if listener.address.proxy else peer)
+
+    def _is_trusted(self, peer: SocketAddress | str) -> bool:
+        """Whether *peer* may say for whom it speaks; who can reach a unix socket may."""
+        host = source_key(peer)
+        if host is None:
+            return True
+        return self._proxy_trust is not None and bool(self._proxy_trust.find(number_of(host)))
+
     def _let_in(
+        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
+    ) -> None:
+        if self._proxies is not None and listener.address.proxy:
+            self._proxies.hold(listener, sock, peer, ticket)
+        else:
+            self._identified(listener, sock, peer, ticket)
+
+    def _identified(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
     ) -> None:
         # Under TLS it is the client that speaks first.
@@ -322,7 +366,7 @@ class Acceptor:
         while len(self._room) and not self._gate.crowded:
             waiting = self._room.call()
             assert waiting is not None
-            verdict = self._gate.admit(waiting.peer)
+            verdict = self._admit(waiting.listener, waiting.peer)
             if isinstance(verdict, Ticket):
                 self._let_in(waiting.listener, waiting.sock, waiting.peer, verdict)
             elif isinstance(verdict, Full):  # another thread was faster

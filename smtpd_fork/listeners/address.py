@@ -6,7 +6,8 @@
     [SCHEME:]unix:PATH       unix:/run/smtpd.sock
 
 A scheme says what is spoken there: ``smtp`` (the default), ``smtps`` (TLS from the first byte,
-RFC 8314) or ``lmtp`` (RFC 2033). An address without a port is bound on every port of ``-p``.
+RFC 8314) or ``lmtp`` (RFC 2033). ``+proxy`` behind it: a PROXY header comes first, as in
+``smtp+proxy:[::]:2526``. An address without a port is bound on every port of ``-p``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ __all__ = ["ANY", "Address", "parse_address", "spread"]
 ANY = "*"
 """All interfaces, IPv4 and IPv6."""
 
-SCHEMES = ("smtp", "smtps", "lmtp")
+PROTOCOLS = ("smtp", "smtps", "lmtp")
+SCHEMES = (*PROTOCOLS, *(f"{protocol}+proxy" for protocol in PROTOCOLS))
 
 MAX_PORT = 65535
 MAX_UNIX_PATH = 107
@@ -40,7 +42,7 @@ _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,253}[A-Za-z0-9_.])?")
 class Address:
     """One address to listen on.
 
-    :ivar scheme: ``smtp``, ``smtps`` or ``lmtp``
+    :ivar scheme: ``smtp``, ``smtps`` or ``lmtp``, perhaps with ``+proxy``
     :ivar host: a name, an IP address, or ``*``; empty for a unix socket
     :ivar port: None if the address names none
     :ivar path: of a unix socket, else None
@@ -54,12 +56,17 @@ class Address:
     @property
     def tls(self) -> bool:
         """Whether TLS is spoken from the first byte."""
-        return self.scheme == "smtps"
+        return self.scheme in {"smtps", "smtps+proxy"}
 
     @property
     def lmtp(self) -> bool:
         """Whether LMTP is spoken."""
-        return self.scheme == "lmtp"
+        return self.scheme in {"lmtp", "lmtp+proxy"}
+
+    @property
+    def proxy(self) -> bool:
+        """Whether a PROXY header comes first."""
+        return self.scheme.endswith("+proxy")
 
     def __str__(self) -> str:
         if self.path is not None:

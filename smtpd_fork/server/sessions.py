@@ -96,6 +96,8 @@ class Sessions:
             ticket.release()
             sock.close()
             raise
+        if ticket.proxy is not None:
+            protocol.proxied = ticket.proxy
         ticket.holder = protocol
         ticket.listener = listener
         self._tickets[protocol] = ticket

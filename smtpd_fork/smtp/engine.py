@@ -117,7 +117,7 @@ class Engine(Work):
 
     def _new_session(self, transport: asyncio.BaseTransport) -> None:
         """Begin anew, as a connection does, and as it does under TLS (RFC 3207 4.2)."""
-        proxy_data = self.session.proxy_data if self.session is not None else None
+        proxy_data = self.session.proxy_data if self.session is not None else self.proxied
         if self._peer is None:
             self._peer = transport.get_extra_info("peername")
         self._set_rset_state()

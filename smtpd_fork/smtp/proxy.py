@@ -41,6 +41,8 @@ class Proxied(StartTls):
 
     def _opening(self) -> Waiting | None:
         if self._proxy_timeout is None:
+            if self.proxied is not None and "PROXY" in self._setup.hooks:
+                return self._ask_about_proxy()
             return super()._opening()
         self._proxy_reader = asyncio.StreamReader(loop=self.loop)
         # It then pauses the transport by itself: what comes behind a header is not held for ever.
@@ -48,6 +50,16 @@ class Proxied(StartTls):
         # On this one object, so that sessions without PROXY pay nothing for the question.
         self.data_received = self._proxy_reader.feed_data  # type: ignore[method-assign]  # meant
         return self._ask_proxy(self._proxy_reader, self._proxy_timeout)
+
+    async def _ask_about_proxy(self) -> None:
+        """Have a handler judge a header that was read before the session."""
+        if not await self._call_handler_hook("PROXY", self.proxied):
+            log.info("[%s] PROXY header refused", self._session_id)
+            self._close()
+            return
+        waiting = super()._opening()
+        if waiting is not None:
+            await waiting
 
     async def _ask_proxy(self, reader: asyncio.StreamReader, seconds: float) -> None:
         self.deadline = self.loop.time() + seconds

@@ -65,6 +65,8 @@ class State(aiosmtpd.smtp.SMTP):
     _reading_paused = False
     _turn_pending = False
     _answered = False
+    proxied: Any = None
+    """What a PROXY header said that was read before the session (aiosmtpd's ProxyData)."""
     messages = 0
     """Messages that were accepted so far."""
     _errors = 0

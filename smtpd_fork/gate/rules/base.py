@@ -39,6 +39,9 @@ class Rule:
     about_sources: ClassVar[bool] = True
     """Whether sources that are exempt skip it."""
 
+    about_arrival: ClassVar[bool] = False
+    """Whether it is asked when a connection arrives, and not again when its client is known."""
+
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
         """Return why *client* may not come in, or None."""
         raise NotImplementedError

@@ -22,6 +22,7 @@ class RehearsalRule(Rule):
 
     name = "refuse_every"
     about_sources = False
+    about_arrival = True
 
     def __init__(self, first: int, every: int) -> None:
         self.first = first

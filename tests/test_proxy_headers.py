@@ -1,0 +1,259 @@
+"""PROXY headers in front of a session: whom they speak for, and what becomes of bad ones."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.client import Client
+from support.server import serve
+
+from smtpd_fork.listeners.proxy import HeaderError, is_whole, missing, parse
+from smtpd_fork.sinks import Discard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_fork import Server
+
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+V1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n"
+V1_6 = b"PROXY TCP6 2001:db8::7 2001:db8::1 4711 25\r\n"
+
+
+def v2(command: int, family: int, addresses: bytes, tlvs: bytes = b"") -> bytes:
+    body = addresses + tlvs
+    return SIGNATURE + bytes([0x20 | command, family]) + struct.pack("!H", len(body)) + body
+
+
+def inet(host: str) -> bytes:
+    return socket.inet_aton(host) + socket.inet_aton("198.51.100.1") + struct.pack("!HH", 4711, 25)
+
+
+V2 = v2(1, 0x11, inet("192.0.2.7"), b"\x02\x00\x0bexample.com")
+V2_6 = v2(
+    1,
+    0x21,
+    socket.inet_pton(socket.AF_INET6, "2001:db8::7") * 2 + struct.pack("!HH", 4711, 25),
+)
+LOCAL = v2(0, 0x00, b"")
+UNKNOWN = b"PROXY UNKNOWN\r\n"
+
+GOOD = {"v1": V1, "v1, IPv6": V1_6, "v2": V2, "v2, IPv6": V2_6, "local": LOCAL, "unknown": UNKNOWN}
+
+
+class Notes(Discard):
+    """Keeps sessions."""
+
+    def __init__(self) -> None:
+        self.sessions: list[Any] = []
+
+    async def handle_EHLO(
+        self, server: Any, session: Any, envelope: Any, name: str, replies: list[str]
+    ) -> list[str]:
+        session.host_name = name
+        self.sessions.append(session)
+        return replies
+
+
+def proxied(handler: Any = None, **options: Any) -> Any:
+    options.setdefault("proxy_trust", "127.0.0.1")
+    options.setdefault("listen", ["smtp+proxy:127.0.0.1:0"])
+    return serve(handler or Discard(), **options)
+
+
+async def sent(server: Server, data: bytes, **options: Any) -> Client:
+    client = await Client.to(server.addresses[0], **options)
+    client.send(data)
+    return client
+
+
+@pytest.mark.parametrize("header", GOOD.values(), ids=GOOD.keys())
+@pytest.mark.parametrize("pieces", ["whole", "bytes"])
+async def test_a_header_tells_whom_it_speaks_for(header: bytes, pieces: str) -> None:
+    handler = Notes()
+    async with proxied(handler, max_from_ip=1) as server:
+        client = await sent(server, b"" if pieces == "bytes" else header)
+        if pieces == "bytes":
+            for byte in header:
+                client.send(bytes([byte]))
+                await asyncio.sleep(0.001)
+        assert (await client.greet()).code == 250
+        assert (await client.deliver()).code == 250
+        (session,) = handler.sessions
+        expected = "2001:db8::7" if b"TCP6" in header or header == V2_6 else "192.0.2.7"
+        if header in {LOCAL, UNKNOWN}:
+            assert session.peer[0] == "127.0.0.1"
+            assert server.gate.sources == {}
+        else:
+            assert session.peer == (expected, 4711)
+            assert list(server.gate.sources.values()) == [1]
+        assert session.proxy_data.valid
+        if header == V2:
+            assert session.proxy_data.tlv["AUTHORITY"] == b"example.com"
+        await client.close()
+
+
+async def test_the_limits_of_a_source_hold_for_whom_the_header_speaks_for() -> None:
+    async with proxied(max_from_ip=1, deny="203.0.113.0/24") as server:
+        first = await sent(server, V1)
+        assert (await first.greet()).code == 250
+        second = await sent(server, V1)
+        assert "from 192.0.2.7, try" in (await second.reply()).text
+        assert await second.ended()
+        other = await sent(server, V1.replace(b"192.0.2.7", b"192.0.2.8"))
+        assert (await other.greet()).code == 250
+        denied = await sent(server, V1.replace(b"192.0.2.7", b"203.0.113.9"))
+        assert (await denied.reply()).code == 554
+        checks = [await sent(server, LOCAL) for _ in range(5)]
+        for check in checks:
+            assert (await check.greet()).code == 250
+        assert server.gate.count == 7
+        for client in (first, second, other, denied, *checks):
+            await client.close()
+
+
+async def test_who_is_no_trusted_proxy_is_told_421(caplog: pytest.LogCaptureFixture) -> None:
+    async with proxied() as server:
+        client = await sent(server, V1, source="127.0.0.2")
+        code, (text,) = await client.reply()
+        assert (code, text[:5]) == (421, "4.7.0")
+        assert "no proxy that is trusted here" in text
+        await client.close()
+    assert "refused 127.0.0.2: proxy_trust" in caplog.text
+
+
+async def test_with_nobody_trusted_nobody_comes_in_but_by_a_unix_socket(tmp_path: Any) -> None:
+    listen = ["smtp+proxy:127.0.0.1:0", f"smtp+proxy:unix:{tmp_path}/sock"]
+    async with proxied(listen=listen, proxy_trust=None) as server:
+        client = await sent(server, V1)
+        assert (await client.reply()).code == 421
+        await client.close()
+        async with await Client.to(server.addresses[1]) as inside:
+            inside.send(V1)
+            assert (await inside.greet()).code == 250
+
+
+BAD = {
+    "no header": b"EHLO x\r\n",
+    "a web browser": b"GET / HTTP/1.1\r\n\r\n",
+    "v1 too long": b"PROXY TCP4 " + b"1" * 200,
+    "v1 too long, with an end": b"PROXY TCP4 " + b"1" * 200 + b"\r\n",
+    "v1 of a wrong family": b"PROXY TCP4 2001:db8::7 2001:db8::1 4711 25\r\n",
+    "v1 of no family": b"PROXY UDP4 192.0.2.7 198.51.100.1 4711 25\r\n",
+    "v1 with too few fields": b"PROXY TCP4 192.0.2.7\r\n",
+    "v1 with a bare LF": b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\n" + b"x" * 100,
+    "v1 with no address": b"PROXY TCP4 1.2.3.4.5 198.51.100.1 4711 25\r\n",
+    "v2 too long": SIGNATURE + b"\x21\x11\xff\xff" + b"x" * 5000,
+    "v2 truncated inside": v2(1, 0x11, b"\1\2\3"),
+    "v2 of no version": SIGNATURE + b"\x31\x11\0\0",
+    "v2 of no command": SIGNATURE + b"\x2f\x11\0\0",
+    "v2 with another signature": SIGNATURE[:-1] + b"X" + b"\x21\x11\0\0",
+}
+
+
+@pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
+async def test_a_bad_header_closes_the_connection_and_leaks_nothing(data: bytes) -> None:
+    async with proxied() as server:
+        client = await sent(server, data)
+        assert await client.ended()
+        assert server.gate.count == 0
+        await client.close()
+
+
+@pytest.mark.parametrize("data", [b"", V1[:20], SIGNATURE[:7], V2[:-1]])
+@pytest.mark.parametrize("end", ["late", "close", "reset", "half-close"])
+async def test_a_header_that_does_not_come_gives_its_place_back(data: bytes, end: str) -> None:
+    async with proxied(proxy_timeout=0.2 if end == "late" else 60.0) as server:
+        client = await sent(server, data)
+        while not server.gate.count:
+            await asyncio.sleep(0)
+        assert [entry.phase for entry in server.gate.ledger()] == ["proxy-header"]
+        if end == "reset":
+            client.reset()
+        elif end == "half-close":
+            client.writer.write_eof()
+        elif end == "close":
+            await client.close()
+        while server.gate.count:
+            await asyncio.sleep(0)
+        await client.close()
+
+
+async def test_a_stop_answers_who_has_sent_no_header_yet() -> None:
+    async with proxied(proxy_timeout=60) as server:
+        client = await sent(server, V1[:10])
+        while not server.gate.count:
+            await asyncio.sleep(0)
+        await server.stop()
+        assert (await client.reply()).code == 421
+        await client.close()
+
+
+async def test_a_handler_may_refuse_a_header() -> None:
+    class Picky(Discard):
+        async def handle_PROXY(
+            self, server: Any, session: Any, envelope: Any, proxy_data: Any
+        ) -> bool:
+            return str(proxy_data.src_addr) != "192.0.2.7"
+
+    async with proxied(Picky()) as server:
+        refused = await sent(server, V1)
+        assert await refused.ended()
+        taken = await sent(server, V1.replace(b"192.0.2.7", b"192.0.2.8"))
+        assert (await taken.greet()).code == 250
+        for client in (refused, taken):
+            await client.close()
+
+
+async def test_what_comes_behind_the_header_is_the_sessions() -> None:
+    async with proxied(greet_pause=0.05) as server:
+        client = await sent(server, V1)
+        assert (await client.greet()).code == 250
+        await client.close()
+    async with proxied() as server:
+        client = await sent(server, V2 + b"EHLO x\r\nNOOP\r\n")
+        assert [(await client.reply()).code for _ in range(3)] == [220, 250, 250]
+        await client.close()
+
+
+# -- sans-io -------------------------------------------------------------------------------------
+
+
+def read(header: bytes, data: bytes, size: Callable[[], int]) -> tuple[bytes, bytes]:
+    """Read a header from *data* in packets; return it and what is left."""
+    while not is_whole(header):
+        peeked = data[: size()]
+        if not peeked:
+            raise HeaderError("ended")
+        count = missing(header, peeked)
+        assert 0 < count <= len(peeked)
+        header, data = header + data[:count], data[count:]
+    return header, data
+
+
+@given(
+    header=st.sampled_from(list(GOOD.values())),
+    behind=st.binary(max_size=20),
+    packets=st.lists(st.integers(1, 30), min_size=100, max_size=100),
+)
+def test_a_header_ends_where_it_ends_however_it_comes(
+    header: bytes, behind: bytes, packets: list[int]
+) -> None:
+    assert read(b"", header + behind, packets.pop) == (header, behind)
+    assert parse(header).valid
+
+
+@given(st.one_of(st.binary(max_size=60), st.binary(max_size=40).map(lambda b: SIGNATURE + b),
+                 st.binary(max_size=40).map(lambda b: b"PROXY " + b + b"\r\n")))  # fmt: skip
+def test_whatever_comes_is_a_header_or_an_error(data: bytes) -> None:
+    try:
+        header, _ = read(b"", data, lambda: 7)
+        assert parse(header).valid
+    except HeaderError:
+        pass
