@@ -1,0 +1,139 @@
+"""Behind haproxy: PROXY v1 and v2, TLS behind it, and its health checks."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.client import Client
+from support.peers import peer
+from support.qpsmtpd import free_port
+from support.server import serve
+
+from smtpd_fork.sinks import Discard
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from support.tls import Certificates
+
+CONFIG = """\
+global
+    maxconn 200
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 20s
+    timeout server 20s
+listen mail
+    bind 127.0.0.1:{port}
+    server one 127.0.0.1:{backend} {send} {check}
+"""
+
+
+class Notes(Discard):
+    def __init__(self) -> None:
+        self.sessions: list[Any] = []
+
+    async def handle_EHLO(
+        self, server: Any, session: Any, envelope: Any, name: str, replies: list[str]
+    ) -> list[str]:
+        session.host_name = name
+        self.sessions.append(session)
+        return replies
+
+
+@asynccontextmanager
+async def haproxy(folder: Path, backend: int, send: str, check: str = "") -> AsyncIterator[int]:
+    """Run haproxy in front of *backend*; yields its port."""
+    port = free_port()
+    config = folder / "haproxy.cfg"
+    config.write_text(CONFIG.format(port=port, backend=backend, send=send, check=check))
+    with subprocess.Popen(
+        [peer("haproxy"), "-db", "-f", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        _, writer = await asyncio.open_connection("127.0.0.1", port)
+                        break
+                    except OSError:
+                        assert process.poll() is None
+                        await asyncio.sleep(0.02)
+            writer.close()
+            yield port
+        finally:
+            process.terminate()
+            await asyncio.to_thread(process.wait, 20)
+
+
+@pytest.mark.parametrize("send", ["send-proxy", "send-proxy-v2"])
+async def test_the_clients_address_comes_through(send: str, tmp_path: Path) -> None:
+    handler = Notes()
+    options = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1", "max_from_ip": 1}
+    async with (
+        serve(handler, **options) as server,
+        haproxy(tmp_path, server.addresses[0][1], send) as port,
+    ):
+        async with (
+            await Client.to(("127.0.0.1", port), source="127.0.0.7") as first,
+            await Client.to(("127.0.0.1", port), source="127.0.0.8") as second,
+        ):
+            assert (await first.greet()).code == 250
+            assert (await first.deliver()).code == 250
+            assert (await second.greet()).code == 250
+            assert [session.peer[0] for session in handler.sessions] == ["127.0.0.7", "127.0.0.8"]
+            version = 2 if send.endswith("v2") else 1
+            assert {session.proxy_data.version for session in handler.sessions} == {version}
+            async with await Client.to(("127.0.0.1", port), source="127.0.0.7") as third:
+                assert "from 127.0.0.7, try" in (await third.reply()).text
+        while server.gate.count:
+            await asyncio.sleep(0.01)
+
+
+async def test_tls_is_spoken_behind_the_header(tmp_path: Path, certificates: Certificates) -> None:
+    handler = Notes()
+    options = {
+        "listen": ["smtps+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1",
+        "tls_context": certificates.server,
+    }  # fmt: skip
+    async with (
+        serve(handler, **options) as server,
+        haproxy(tmp_path, server.addresses[0][1], "send-proxy-v2") as port,
+        await Client.to(("127.0.0.1", port), source="127.0.0.7", tls=certificates.client) as client,
+    ):
+        assert (await client.greet()).code == 250
+        assert (await client.deliver()).code == 250
+        (session,) = handler.sessions
+        assert session.peer[0] == "127.0.0.7"
+        assert session.ssl["cipher"]
+
+
+@pytest.mark.parametrize("send", ["send-proxy", "send-proxy-v2"])
+async def test_health_checks_are_answered_and_are_of_no_source(
+    send: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "smtpd_fork")
+    options = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1", "max_from_ip": 1}
+    check = "check check-send-proxy inter 50ms"
+    async with (
+        serve(Discard(), **options) as server,
+        haproxy(tmp_path, server.addresses[0][1], send, check) as port,
+    ):
+        async with await Client.to(("127.0.0.1", port), source="127.0.0.7") as client:
+            assert (await client.greet()).code == 250
+            async with asyncio.timeout(20):
+                while server.gate.stats()["admitted"] < 8:
+                    await asyncio.sleep(0.02)
+            assert server.gate.sources == {"127.0.0.7": 1}
+            assert (await client.deliver()).code == 250
+        assert server.gate.stats()["refused"] == 0
+    assert not re.search(r"(?i)traceback|exception", caplog.text)
