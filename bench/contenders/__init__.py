@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.contenders.base import Contender, Needs, Served, serving
 from bench.contenders.node import Haraka, NodemailerSmtpServer
 from bench.contenders.postfix import SmtpSink
-from bench.contenders.python import BareProtocol, SmtpdFork, StockAiosmtpd
+from bench.contenders.python import BareProtocol, SmtpdFork, SmtpdForkAllRules, StockAiosmtpd
 
 __all__ = ["CONTENDERS", "Contender", "Needs", "Served", "serving"]
 
@@ -16,4 +16,5 @@ CONTENDERS: tuple[Contender, ...] = (
     NodemailerSmtpServer(),
     Haraka(),
     BareProtocol(),
+    SmtpdForkAllRules(),
 )

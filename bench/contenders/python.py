@@ -12,7 +12,7 @@ from smtpd_fork.version import __version__
 if TYPE_CHECKING:
     from typing import ClassVar
 
-__all__ = ["BareProtocol", "SmtpdFork", "StockAiosmtpd"]
+__all__ = ["BareProtocol", "SmtpdFork", "SmtpdForkAllRules", "StockAiosmtpd"]
 
 
 class SmtpdFork(Contender):
@@ -48,6 +48,34 @@ class SmtpdFork(Contender):
             command += ["--tls-cert", str(place.certificates.certificate)]
             command += ["--tls-key", str(place.certificates.key)]
         return command
+
+
+class SmtpdForkAllRules(SmtpdFork):
+    """The same with every rule of the gate on, and none of them reached."""
+
+    name = "all-rules"
+    setup = (
+        "smtpd-fork once more, with every rule of its gate on and none of them reached: limits of "
+        "two sizes of networks, rates of sources and of networks, fair share, 100,000 networks "
+        "denied, exempt networks and places reserved for them, and a limit of the loop's lag"
+    )
+    cannot: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("W2", "W3", "W4", "W7", "W8", "W9"), "the gate is asked once a connection"
+    )
+
+    def command(self, place: Place, needs: Needs) -> list[str]:
+        """Return the daemon's command line."""
+        denied = place.folder / "denied"
+        denied.write_text("".join(f"10.{n >> 8}.{n & 255}.0/25\n" for n in range(0x10000)))
+        more = place.folder / "more"
+        more.write_text("".join(f"172.16.{n >> 8}.{n & 255}\n" for n in range(34_464)))
+        return [
+            *super().command(place, needs),
+            *("--max-from-net", "1000000/24", "--max-from-net", "1000000/16"),
+            *("--rate", "1000000/s", "--rate-net", "1000000/s/24", "--fair-share"),
+            *("--deny", str(denied), "--deny", str(more)),
+            *("--exempt", "192.0.2.0/24", "--reserve", "1", "--max-loop-lag", "10s"),
+        ]
 
 
 class StockAiosmtpd(Contender):
