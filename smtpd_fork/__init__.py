@@ -10,12 +10,14 @@ The public names are those of ``__all__``; the rest may move.
 
 from smtpd_fork.config import Config
 from smtpd_fork.errors import SmtpdForkError
-from smtpd_fork.gate import Full, Gate, Limits, Refusal, Ticket
+from smtpd_fork.gate import Entry, Explanation, Full, Gate, Limits, Refusal, Ticket
 from smtpd_fork.server import Server
 from smtpd_fork.version import __version__
 
 __all__ = [
     "Config",
+    "Entry",
+    "Explanation",
     "Full",
     "Gate",
     "Limits",

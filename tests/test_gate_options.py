@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -185,3 +186,32 @@ async def test_the_ledger_tells_who_holds_each_place_and_what_they_do(
         while len(phases()) == 5:
             await asyncio.sleep(0)
     assert server.gate.ledger() == []
+
+
+def test_sighup_reads_the_lists_again_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
+    listed = tmp_path / "bad.list"
+    listed.write_text("127.0.0.2\n")
+    options = ("--deny", str(listed), "--rate", "4/h")
+    with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon:
+
+        def code(host: str) -> str:
+            return first_line(("127.0.0.1", daemon.port), source=host)[:3]
+
+        def reload(text: str, says: str) -> None:
+            listed.write_text(text)
+            daemon.signal(signal.SIGHUP)
+            daemon.wait_for(says)
+
+        with daemon.smtp(source="127.0.0.3") as inside:
+            assert (code("127.0.0.2"), code("127.0.0.3")) == ("554", "220")
+            reload("127.0.0.3 New\n", "the lists were read again")
+            assert (code("127.0.0.2"), code("127.0.0.3")) == ("220", "554")
+            assert inside.noop()[0] == 250  # who is in stays in
+            reload("127.0.0.3\nnonsense\n", r"stay as they were: .*bad\.list line 2: 'nonsense'")
+            assert (code("127.0.0.2"), code("127.0.0.3")) == ("220", "554")
+            listed.unlink()
+            reload_without = r"stay as they were: .*No such file"
+            daemon.signal(signal.SIGHUP)
+            daemon.wait_for(reload_without)
+            assert code("127.0.0.3") == "554"
+        assert [code("127.0.0.2") for _ in range(3)] == ["220", "220", "421"]  # the rate goes on

@@ -100,17 +100,12 @@ def test_the_smallest_network_around_an_address_is_found(nets: list[str], hosts:
     networks = [ip_network(net, strict=False) for net in nets]
     table = NetworkTable((Network.parse(str(net)), str(net)) for net in networks)
     for host in hosts:
-        mapped = IPv4Address(int(host) & 0xFFFFFFFF) if int(host) >> 32 == 0xFFFF else host
-        around = [
-            net
-            for net in networks
-            if (net.version == mapped.version and mapped in net)
-            or (net.version == 6 and host.version == 4 and ip_address(f"::ffff:{host}") in net)
-        ]
-        size = {net: net.prefixlen + (96 if net.version == 4 else 0) for net in around}
-        expected = str(max(around, key=lambda net: size[net])) if around else None
+        is_mapped = host.version == 6 and int(host) >> 32 == 0xFFFF
+        mapped = IPv4Address(int(host) & 0xFFFFFFFF) if is_mapped else host
+        around = [net for net in networks if net.version == mapped.version and mapped in net]
+        smallest = max(around, key=lambda net: net.prefixlen, default=None)
         found = table.find(number_of(str(host)))
-        assert found == expected or size[ip_network(str(found))] == max(size.values())
+        assert (found and ip_network(found)) == smallest
 
 
 @given(st.ip_addresses(), st.integers(0, 128))
@@ -129,7 +124,7 @@ def test_a_hundred_thousand_networks_are_looked_up_in_a_few_steps() -> None:
     assert table.find(number_of("0.0.5.77")) == 5
     assert table.find(number_of("1.134.159.1")) == 99_999
     assert table.find(number_of("1.134.160.1")) is None
-    assert len(table._starts) <= 100_001  # one binary search in that: 17 steps
+    assert len(table._starts) <= 100_002  # one binary search in that: 17 steps
 
 
 # -- rates ---------------------------------------------------------------------------------------
@@ -178,10 +173,10 @@ def test_a_rate_of_a_network_is_one_for_all_in_it() -> None:
 def test_a_million_sources_cost_bounded_memory_and_are_forgotten_without_a_sweep() -> None:
     known = RateRule(Rate(5, 60.0), max_known=1000)
     for n in range(5000):
-        known.enter(Client(f"10.0.{n >> 8}.{n & 255}", 64), 0.0)
+        known.arrived(Client(f"10.0.{n >> 8}.{n & 255}", 64), 0.0)
         assert len(known) <= 1000
     for n in range(600):  # a minute later, each call forgets two
-        known.enter(Client("192.0.2.1", 64), 100.0 + n / 1000)
+        known.arrived(Client("192.0.2.1", 64), 100.0 + n / 1000)
     assert len(known) == 1
 
 
@@ -200,7 +195,7 @@ def test_no_time_of_the_period_sees_more_than_twice_the_rate(
     for pause in pauses:
         now += pause
         if limited.judge(client, counts, now) is None:
-            limited.enter(client, now)
+            limited.arrived(client, now)
             let_in.append(now)
     for start in let_in:
         assert sum(start <= when < start + seconds for when in let_in) <= 2 * sessions

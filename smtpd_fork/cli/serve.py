@@ -9,6 +9,8 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+from smtpd_fork.errors import SmtpdForkError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -54,12 +56,48 @@ def _rarely_collect_garbage() -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
+class Reloads:
+    """SIGHUP: the files of the lists are read again, one time after another.
+
+    :param server: whose they are
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._asked = False
+        self._task: asyncio.Task[None] | None = None
+
+    def ask(self) -> None:
+        """Have it done; a second time while it is done is done after it, and a third with that."""
+        self._asked = True
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._reload())
+
+    async def _reload(self) -> None:
+        while self._asked:
+            self._asked = False
+            log.info("SIGHUP: reading the lists again")
+            try:
+                await self._server.reload()
+            except SmtpdForkError as error:
+                log.error("the lists stay as they were: %s", error)  # noqa: TRY400 - one line
+            else:
+                log.info("the lists were read again")
+        self._task = None
+
+    async def end(self) -> None:
+        """Wait for what is being read."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+
 async def _serve(server: Server, ready: Callable[[], None] | None) -> None:
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in _STOP:
         loop.add_signal_handler(number, signals.put_nowait, number)
-    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: there is nothing to read again")
+    reloads = Reloads(server)
+    loop.add_signal_handler(signal.SIGHUP, reloads.ask)
     await server.start()
     _rarely_collect_garbage()
     log.info("serving, pid %d", os.getpid())
@@ -75,4 +113,5 @@ async def _serve(server: Server, ready: Callable[[], None] | None) -> None:
         await server.abort()
     second.cancel()
     await asyncio.wait([stopping])
+    await reloads.end()
     log.info("stopped")

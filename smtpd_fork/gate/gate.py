@@ -18,7 +18,7 @@ from smtpd_fork.gate.client import Client, source_of
 from smtpd_fork.gate.ledger import Entry, entry_of
 from smtpd_fork.gate.limits import Limits
 from smtpd_fork.gate.refusal_log import RefusalLog
-from smtpd_fork.gate.rules import Counts, Load, Rule
+from smtpd_fork.gate.rules import Counts, Load, RateRule, Rule
 from smtpd_fork.gate.statistics import Explanation, Statistics
 from smtpd_fork.gate.ticket import Ticket
 from smtpd_fork.gate.verdict import Full, Refusal, Verdict
@@ -60,6 +60,7 @@ class Gate:
         self._lock = Lock()
         self._inside: set[Ticket] = set()
         self._statistics = Statistics()
+        self._rules: tuple[Rule, ...] = ()
         self._load = Load()
         self._paused = False
         self._set_up(limits or Limits(limit_connections=limit_connections, max_from_ip=max_from_ip))
@@ -69,16 +70,23 @@ class Gate:
 
     def _set_up(self, limits: Limits) -> None:
         """Have *limits* hold; who is in is counted anew, by them."""
+        known = {rule.rate: rule for rule in self._rules if isinstance(rule, RateRule)}
         self._limits = limits
-        self._rules = tuple(limits.rules(self._load))
+        # A rate that stays what it was goes on where it is: nobody gets a fresh start.
+        self._rules = tuple(
+            known.get(rule.rate, rule) if isinstance(rule, RateRule) else rule
+            for rule in limits.rules(self._load)
+        )
         # Most rules keep no counts of their own: they are not told who comes and goes.
         self._told = tuple(rule for rule in self._rules if type(rule).enter is not Rule.enter)
+        self._rates = tuple(rule for rule in self._rules if isinstance(rule, RateRule))
         self._open_to_all = limits.limit_connections - limits.reserve
         self._exempt = limits.exempt
         self._counts = Counts()
         for ticket in self._inside:
             ticket.client = self._client(ticket.peer)
-            self._count_in(ticket.client, ticket.since)
+            self._counts.total += 1
+            self._count_source(ticket.client)
 
     def _client(self, peer: Peer) -> Client:
         client = Client(peer, self._limits.ipv6_prefix)
@@ -125,7 +133,10 @@ class Gate:
             limit = self._limits.limit_connections if client.exempt else self._open_to_all
             if self._paused or counts.total >= limit:
                 return Full(counts.total + 1, limit, self._paused)
-            self._count_in(client, now)
+            self._counts.total += 1
+            self._count_source(client)
+            for rate in self._rates:
+                rate.arrived(client, now)
             ticket = Ticket(client, now, self._give_back)
             self._inside.add(ticket)
             self._statistics.admitted += 1
@@ -151,19 +162,17 @@ class Gate:
                     return refusal
             if not ticket.released:
                 ticket.client = client
-                self._count_source(client, now)
+                self._count_source(client)
+                for rate in self._rates:
+                    rate.arrived(client, now)
         return None
 
-    def _count_in(self, client: Client, now: float) -> None:
-        self._counts.total += 1
-        self._count_source(client, now)
-
-    def _count_source(self, client: Client, now: float) -> None:
+    def _count_source(self, client: Client) -> None:
         counts = self._counts
         if client.source is not None:
             counts.by_source[client.source] = counts.by_source.get(client.source, 0) + 1
         for rule in self._told:
-            rule.enter(client, now)
+            rule.enter(client)
 
     def _give_back(self, ticket: Ticket) -> None:
         """Count a ticket out, once; called by the ticket."""

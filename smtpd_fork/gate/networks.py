@@ -90,14 +90,16 @@ class NetworkTable(Generic[T]):
     def _flatten(self, entries: dict[Network, T]) -> None:
         """Cut networks that lie in each other into ranges, each with the smallest one's value."""
         self._size = len(entries)
-        around: list[tuple[int, T]] = []  # the networks that are open: last address, value
-        for network in sorted(entries):  # of two that begin alike the larger comes first
+        # ::/0 is all of IPv6, and nothing of IPv4 that lies in it here.
+        values: dict[Network, T | None] = {Network(V4_SPACE, BITS - V4_BITS): None, **entries}
+        around: list[tuple[int, T | None]] = []  # the networks that are open: last address, value
+        for network in sorted(values):  # of two that begin alike the larger comes first
             self._close(around, network.first)
-            self._begin(network.first, entries[network])
-            around.append((network.last, entries[network]))
+            self._begin(network.first, values[network])
+            around.append((network.last, values[network]))
         self._close(around, 1 << BITS)
 
-    def _close(self, around: list[tuple[int, T]], until: int) -> None:
+    def _close(self, around: list[tuple[int, T | None]], until: int) -> None:
         """End the networks that end before *until*; what is around them goes on."""
         while around and around[-1][0] < until:
             last, _ = around.pop()

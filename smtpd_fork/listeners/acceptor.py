@@ -148,6 +148,10 @@ class Acceptor:
             )
         self._watch()
 
+    def trust(self, proxies: NetworkTable[bool] | None) -> None:
+        """Believe the PROXY headers of *proxies* from now on."""
+        self._proxy_trust = proxies
+
     def stop(self) -> int:
         """Stop for good: whoever still waits is answered 421. The listeners are closed.
 

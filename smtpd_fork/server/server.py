@@ -184,6 +184,19 @@ class Server:
         for listener in self._listeners:
             log.info("listening on %s", listener)
 
+    async def reload(self) -> None:
+        """Read the files of the gate's lists again, off the loop; the sessions go on.
+
+        :raises SmtpdForkError: a list cannot be read; what held until now goes on to hold
+        """
+        limits = await asyncio.to_thread(limits_of, self.config)
+        self._proxy_trust = await asyncio.to_thread(
+            networks_of, "proxy_trust", self.config.proxy_trust
+        )
+        self.gate.limits = limits
+        if self._acceptor is not None:
+            self._acceptor.trust(self._proxy_trust)
+
     async def stop(self, timeout: float | None = None) -> int:  # noqa: ASYNC109 - a grace period
         """Stop: accept no more, let messages in flight finish, and close.
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import smtplib
 
 
-def connect(address: Any) -> socket.socket:
+def connect(address: Any, *, source: str | None = None) -> socket.socket:
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(PATIENCE)
@@ -22,12 +22,13 @@ def connect(address: Any) -> socket.socket:
             sock.close()
             raise
         return sock
-    return socket.create_connection(address, timeout=PATIENCE)
+    local = (source, 0) if source else None
+    return socket.create_connection(address, timeout=PATIENCE, source_address=local)
 
 
-def first_line(address: Any) -> str:
-    """Return the first line that a server says there."""
-    with connect(address) as sock, sock.makefile("rb") as lines:
+def first_line(address: Any, *, source: str | None = None) -> str:
+    """Return the first line that a server says there, perhaps to another loopback address."""
+    with connect(address, source=source) as sock, sock.makefile("rb") as lines:
         return lines.readline().decode()
 
 

@@ -46,7 +46,7 @@ class Rule:
         """Return why *client* may not come in, or None."""
         raise NotImplementedError
 
-    def enter(self, client: Client, now: float) -> None:
+    def enter(self, client: Client) -> None:
         """Take note that *client* has come in."""
 
     def leave(self, client: Client) -> None:

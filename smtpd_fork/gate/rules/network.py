@@ -90,7 +90,7 @@ class NetworkRule(Rule):
         text = network_text(network << self._shift, self.limit.prefix)
         return Refusal(self.name, text, count, self.limit.sessions)
 
-    def enter(self, client: Client, now: float) -> None:
+    def enter(self, client: Client) -> None:
         """Count a session in."""
         network = self._network(client)
         if network is not None:

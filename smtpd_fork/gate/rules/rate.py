@@ -128,8 +128,8 @@ class RateRule(Rule):
         assert self.rate.prefix is not None
         return network_text(network << (BITS - self.rate.prefix), self.rate.prefix)
 
-    def enter(self, client: Client, now: float) -> None:
-        """Note one more."""
+    def arrived(self, client: Client, now: float) -> None:
+        """Note one more new session; not when a reload counts those that are in once more."""
         key = self._key(client)
         if key is None:
             return
