@@ -89,6 +89,9 @@ SHUTDOWN_TIMEOUT_SECONDS = 30.0
 TLS_HANDSHAKE_SECONDS = 30.0
 """Time for a TLS handshake; half of asyncio's, as a stalled one holds a place in the count."""
 
+DNS_SECONDS = 5.0
+"""Time for a question to the DNS; what a resolver takes that is not well (RFC 1035 7.2)."""
+
 PROXY_SECONDS = 5.0
 """Time for a PROXY header: a proxy sends it with its first packet."""
 
@@ -177,6 +180,7 @@ Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS)]
 
 _READERS: dict[str, Callable[[str], object]] = {
     "data_timeout": parse_duration,
+    "dns_timeout": parse_duration,
     "greet_pause": parse_duration,
     "handler_timeout": parse_duration,
     "max_buffered": parse_size,
@@ -193,7 +197,7 @@ _READERS: dict[str, Callable[[str], object]] = {
 """Settings that people write with units or words."""
 
 _LISTS = {
-    *("allow", "deny", "exempt", "handler", "listen"),
+    *("allow", "deny", "dnsbl", "exempt", "handler", "listen"),
     *("max_from_net", "port", "proxy_trust", "rate", "rate_net"),
 }
 """Settings of which there may be several; one alone need not be in a list."""
@@ -220,6 +224,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar greet_pause: seconds that clients wait for the greeting; who talks before it is refused
     :ivar proxy_trust: networks, or files of them, that may send PROXY headers
     :ivar proxy_timeout: seconds that a PROXY header may take
+    :ivar dnsbl: blocklists, each ``ZONE`` or ``ZONE=WEIGHT``
+    :ivar dnsbl_threshold: the weight of all that list a client, from which on it is refused
+    :ivar rdns: ask for the clients' names
+    :ivar dns_timeout: seconds that a question may take
+    :ivar dns_server: whom to ask, ``ADDRESS`` or ``ADDRESS:PORT``; default: the system's
     :ivar max_loop_lag: seconds by which the loop may be late, before nobody comes in; 0: any
     :ivar refuse_first: so many of the first clients are refused, for rehearsal
     :ivar refuse_every: and each so-manyth of those after them
@@ -260,6 +269,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     greet_pause: Annotated[float, Meta(ge=0, le=LONGEST_GREET_PAUSE)] = 0.0
     proxy_trust: tuple[Text, ...] = ()
     proxy_timeout: Seconds = PROXY_SECONDS
+    dnsbl: tuple[Text, ...] = ()
+    dnsbl_threshold: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    rdns: bool = False
+    dns_timeout: Seconds = DNS_SECONDS
+    dns_server: Text | None = None
     max_loop_lag: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] = 0.0
     refuse_first: CountOrNone = 0
     refuse_every: CountOrNone = 0

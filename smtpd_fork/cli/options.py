@@ -48,6 +48,7 @@ class SettingOption(click.Option):
 
 
 _DEFAULT_TEXTS = {
+    "dns_server": "the system's",
     "hostname": "the system's name",
     "limit_connections": "1000, less where few files may be open",
     "listen": "all, IPv4 and IPv6",
@@ -196,6 +197,26 @@ OPTIONS = (
     SettingOption(
         "--exempt", section="Lists", metavar="NET", multiple=True,
         help="Network, or file of networks, that the limits of sources leave alone. Repeatable.",
+    ),
+    SettingOption(
+        "--dnsbl", section="Lists", metavar="ZONE[=WEIGHT]", multiple=True,
+        help="Blocklist in the DNS; who is listed is told 554. Repeatable.",
+    ),
+    SettingOption(
+        "--dnsbl-threshold", section="Lists", metavar="N",
+        help="Weight of all that list a client, from which on it is refused.",
+    ),
+    SettingOption(
+        "--rdns", section="Lists", is_flag=True,
+        help="Ask for the clients' names: session.host_name_dns.",
+    ),
+    SettingOption(
+        "--dns-timeout", section="Lists", metavar="TIME",
+        help="For a question to the DNS; without an answer clients come in.",
+    ),
+    SettingOption(
+        "--dns-server", section="Lists", metavar="ADDR",
+        help="Whom to ask, as 192.0.2.53 or [::1]:5353.",
     ),
     SettingOption(
         "--refuse-first", section="Lists", metavar="N",

@@ -30,7 +30,7 @@ from smtpd_fork.daemon import (
 from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
 from smtpd_fork.gate import Gate, limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
-from smtpd_fork.listeners import open_listeners
+from smtpd_fork.listeners import open_listeners, vetting_of
 from smtpd_fork.server import Server
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
             account = look_up_user(config.user)
     gate = Gate(limits=limits_of(config))
     networks_of("proxy_trust", config.proxy_trust)  # a fault shows before anything is bound
+    with _blaming("dnsbl", "rdns"):
+        vetting_of(config)
     with _blaming("listen", "port"):
         listeners = open_listeners(
             config.listen, config.port, backlog=config.backlog, socket_mode=config.socket_mode

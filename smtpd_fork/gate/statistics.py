@@ -27,6 +27,7 @@ _CURES = {
     "rate_net": "raise --rate-net, or --exempt the network",
     "fair_share": "raise --limit-connections, --exempt the source, or leave --fair-share out",
     "deny": "take the network off the --deny list, or --allow a smaller one in it",
+    "dnsbl": "take the zone off --dnsbl, raise --dnsbl-threshold, or --exempt the source",
     "proxy_trust": "name the proxy with --proxy-trust, or have it connect to another port",
     "greet_pause": "shorten --greet-pause, or --exempt the source",
     "refuse_first": "leave --refuse-first out: it is for rehearsals",

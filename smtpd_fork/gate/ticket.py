@@ -23,12 +23,13 @@ class Ticket:
     :ivar since: when, by the gate's clock, in seconds
     :ivar holder: what holds it, if that can tell about itself (see :mod:`smtpd_fork.gate.ledger`)
     :ivar listener: where the client came in, for the ledger
+    :ivar host_name_dns: the client's name by the DNS, if it was asked for and leads back
     :ivar proxy: what a PROXY header said (aiosmtpd's ProxyData), or None
     :ivar released: whether the place has been given back; the gate sets it, under its lock
     """
 
     __slots__ = (
-        *("__weakref__", "_give_back", "client", "holder", "listener"),
+        *("__weakref__", "_give_back", "client", "holder", "host_name_dns", "listener"),
         *("proxy", "released", "since"),
     )
 
@@ -39,6 +40,7 @@ class Ticket:
         self.holder: Holder | None = None
         self.listener: object = None
         self.proxy: Any = None
+        self.host_name_dns: str | None = None
         self._give_back = give_back
 
     @property

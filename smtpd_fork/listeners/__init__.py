@@ -4,6 +4,7 @@ from smtpd_fork.listeners.acceptor import Acceptor
 from smtpd_fork.listeners.address import ANY, Address, parse_address, spread
 from smtpd_fork.listeners.bind import adopt, bind_all, open_listeners
 from smtpd_fork.listeners.listener import Listener
+from smtpd_fork.listeners.vetting import vetting_of
 
 __all__ = [
     "ANY",
@@ -15,4 +16,5 @@ __all__ = [
     "open_listeners",
     "parse_address",
     "spread",
+    "vetting_of",
 ]

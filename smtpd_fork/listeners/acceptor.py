@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from smtpd_fork.config import WhenFull
     from smtpd_fork.gate import Verdict
     from smtpd_fork.listeners.listener import Listener
+    from smtpd_fork.listeners.vetting import Vetting
     from smtpd_fork.net import SocketAddress
 
     Welcome = Callable[[Listener, socket.socket, SocketAddress | str, Ticket], None]
@@ -84,6 +85,7 @@ class Acceptor:
         then on, also if it raises
     :param proxy_trust: who may send PROXY headers, on listeners where those come first
     :param proxy_timeout: how many seconds a header may take
+    :param vetting: makes what asks the DNS about clients, of ``welcome`` and ``refuse``
     :param greet_pause: how many seconds clients wait for the greeting; 0 is not at all
     """
 
@@ -99,6 +101,7 @@ class Acceptor:
         greet_pause: float = 0.0,
         proxy_trust: NetworkTable[bool] | None = None,
         proxy_timeout: float = PROXY_SECONDS,
+        vetting: Callable[..., Vetting] | None = None,
     ) -> None:
         self._listeners = deque(listeners)
         self._gate = gate
@@ -117,6 +120,8 @@ class Acceptor:
         self._proxy_trust = proxy_trust
         self._proxy_timeout = proxy_timeout
         self._proxies: ProxyHeaders | None = None
+        self._make_vetting = vetting
+        self._vetting: Vetting | None = None
         self._loop: asyncio.AbstractEventLoop
         self._thread = 0
         self._watching = False
@@ -138,6 +143,8 @@ class Acceptor:
             self._pause = GreetPause(
                 self._greet_pause, loop, welcome=self._begin, refuse=self._refuse
             )
+        if self._make_vetting is not None:
+            self._vetting = self._make_vetting(welcome=self._vetted, refuse=self._refuse)
         if any(listener.address.proxy for listener in self._listeners):
             self._proxies = ProxyHeaders(
                 self._proxy_timeout,
@@ -166,7 +173,7 @@ class Acceptor:
             if timer is not None:
                 timer.cancel()
         answered = self._dismiss_waiting()
-        for holding in (self._proxies, self._pause):
+        for holding in (self._proxies, self._vetting, self._pause):
             if holding is not None:
                 answered += holding.stop(self._hostname)
         for listener in self._listeners:
@@ -319,6 +326,15 @@ class Acceptor:
             self._identified(listener, sock, peer, ticket)
 
     def _identified(
+        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
+    ) -> None:
+        client = ticket.client
+        if self._vetting is not None and not client.exempt and client.number is not None:
+            self._vetting.hold(listener, sock, peer, ticket)
+        else:
+            self._vetted(listener, sock, peer, ticket)
+
+    def _vetted(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
     ) -> None:
         # Under TLS it is the client that speaks first.

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Self
 from smtpd_fork.config import Config, SettingError
 from smtpd_fork.gate import GATE_SETTINGS, Gate, limits_of, networks_of
 from smtpd_fork.handlers import Chain
-from smtpd_fork.listeners import Acceptor, Listener, adopt, open_listeners, parse_address
+from smtpd_fork.listeners import (
+    Acceptor,
+    Listener,
+    adopt,
+    open_listeners,
+    parse_address,
+    vetting_of,
+)
 from smtpd_fork.net import describe
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.sessions import Sessions
@@ -81,6 +88,7 @@ class Server:
         self.chain = _chain(handler)
         self.gate = gate or Gate(limits=limits_of(self.config))
         self._proxy_trust = networks_of("proxy_trust", self.config.proxy_trust)
+        self._vetting = vetting_of(self.config)
         self._tls = tls_context or self._load_tls()
         self._check_tls()
         self._session_class = session_class
@@ -175,6 +183,7 @@ class Server:
             greet_pause=config.greet_pause,
             proxy_trust=self._proxy_trust,
             proxy_timeout=config.proxy_timeout,
+            vetting=self._vetting,
         )
         self.gate.watch(self._budget)
         if config.max_loop_lag:

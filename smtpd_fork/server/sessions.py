@@ -98,6 +98,8 @@ class Sessions:
             raise
         if ticket.proxy is not None:
             protocol.proxied = ticket.proxy
+        if ticket.host_name_dns is not None:
+            protocol.host_name_dns = ticket.host_name_dns
         ticket.holder = protocol
         ticket.listener = listener
         self._tickets[protocol] = ticket

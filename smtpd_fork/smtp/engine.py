@@ -127,6 +127,8 @@ class Engine(Work):
         if isinstance(session, Session):
             session._transport = transport  # noqa: SLF001 - of this floor
             session.lmtp = self._setup.lmtp
+            if self.host_name_dns is not None:
+                session.host_name_dns = self.host_name_dns
         self.session = session
         self._loud = log.isEnabledFor(logging.DEBUG)
         if self._loud:  # describe() costs, and mostly for nobody

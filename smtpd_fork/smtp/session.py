@@ -31,7 +31,11 @@ class Session(aiosmtpd.smtp.Session):
 
     :ivar id: names the session in the logs, in ``Received:`` and in the reply to DATA
     :ivar lmtp: whether LMTP is spoken, not SMTP
+    :ivar host_name_dns: the client's name by the DNS, with ``--rdns``; None if it has none that
+        leads back to its address
     """
+
+    host_name_dns: str | None = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop, session_id: str) -> None:
         super().__init__(loop)

@@ -67,6 +67,8 @@ class State(aiosmtpd.smtp.SMTP):
     _answered = False
     proxied: Any = None
     """What a PROXY header said that was read before the session (aiosmtpd's ProxyData)."""
+    host_name_dns: str | None = None
+    """The client's name by the DNS, if it was asked for and leads back."""
     messages = 0
     """Messages that were accepted so far."""
     _errors = 0

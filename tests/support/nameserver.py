@@ -1,0 +1,68 @@
+"""A DNS server on loopback, with the answers that a test gives it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rrset
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class NameServer(asyncio.DatagramProtocol):
+    """Answers from a table; what is not in it does not exist.
+
+    :ivar records: by name and type: the answer's text; None is silence, "SERVFAIL" is that
+    :ivar asked: names and types that were asked for, in order
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[tuple[str, str], str | None] = {}
+        self.asked: list[tuple[str, str]] = []
+        self.ttl = 60
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        query = dns.message.from_wire(data)
+        question = query.question[0]
+        name = question.name.to_text(omit_final_dot=True)
+        kind = dns.rdatatype.to_text(question.rdtype)
+        self.asked.append((name, kind))
+        answer = self.records.get((name, kind), "")
+        if answer is None:
+            return
+        response = dns.message.make_response(query)
+        response.flags |= dns.flags.RA
+        if answer == "SERVFAIL":
+            response.set_rcode(dns.rcode.SERVFAIL)
+        elif answer == "nonsense":
+            self._transport.sendto(b"\0\1nonsense", addr)
+            return
+        elif answer:
+            response.answer.append(dns.rrset.from_text(question.name, self.ttl, "IN", kind, answer))
+        elif not any(name == known for known, _ in self.records):
+            response.set_rcode(dns.rcode.NXDOMAIN)
+        self._transport.sendto(response.to_wire(), addr)
+
+    @property
+    def address(self) -> str:
+        host, port = self._transport.get_extra_info("sockname")[:2]
+        return f"{host}:{port}"
+
+
+@asynccontextmanager
+async def name_server() -> AsyncIterator[NameServer]:
+    loop = asyncio.get_running_loop()
+    transport, server = await loop.create_datagram_endpoint(NameServer, local_addr=("127.0.0.1", 0))
+    try:
+        yield server
+    finally:
+        transport.close()
