@@ -52,7 +52,10 @@ class Client:
 
     def __init__(self, peer: Peer, ipv6_prefix: int) -> None:
         self.peer = peer
-        self.source = source_of(peer, ipv6_prefix)
+        host = peer[0] if type(peer) is tuple else peer
+        # What mostly comes is an address of IPv4, and its own source.
+        plain = type(host) is str and host and ":" not in host
+        self.source: str | None = host if plain else source_of(peer, ipv6_prefix)  # type: ignore[assignment]  # as plain says
         self.exempt = False
         self._number: int | None = -1
 

@@ -80,6 +80,7 @@ class Gate:
         # Most rules keep no counts of their own: they are not told who comes and goes.
         self._told = tuple(rule for rule in self._rules if type(rule).enter is not Rule.enter)
         self._rates = tuple(rule for rule in self._rules if isinstance(rule, RateRule))
+        self.reserves = limits.reserve > 0
         self._open_to_all = limits.limit_connections - limits.reserve
         self._exempt = limits.exempt
         self._counts = Counts()

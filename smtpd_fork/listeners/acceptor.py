@@ -122,6 +122,7 @@ class Acceptor:
         self._proxies: ProxyHeaders | None = None
         self._make_vetting = vetting
         self._vetting: Vetting | None = None
+        self._at_once = not greet_pause and vetting is None
         self._loop: asyncio.AbstractEventLoop
         self._thread = 0
         self._watching = False
@@ -145,7 +146,7 @@ class Acceptor:
             )
         if self._make_vetting is not None:
             self._vetting = self._make_vetting(welcome=self._vetted, refuse=self._refuse)
-        if any(listener.address.proxy for listener in self._listeners):
+        if any(listener.proxy for listener in self._listeners):
             self._proxies = ProxyHeaders(
                 self._proxy_timeout,
                 loop,
@@ -283,19 +284,20 @@ class Acceptor:
         """Whether a client that arrives now can be answered, one way or another."""
         if self._refuse_when_full:
             return True
-        if self._gate.limits.reserve:
-            return not self._gate.full or (self._wait_in_room and self._room.has_space)
+        gate = self._gate
+        if gate.reserves:
+            return not gate.full or (self._wait_in_room and self._room.has_space)
         if self._wait_in_room:
             return self._room.has_space
-        return not len(self._room) and not self._gate.full
+        return not self._room.waiting and not gate.full
 
     def _arrived(self, listener: Listener, sock: socket.socket, peer: SocketAddress | str) -> None:
-        if listener.address.proxy and not self._is_trusted(peer):
+        if listener.proxy and not self._is_trusted(peer):
             text = "You are no proxy that is trusted here"
             key = source_key(peer) or "unix"
             self._refuse(listener, sock, Refusal("proxy_trust", key, 1, 0, text=text))
             return
-        if len(self._room) and not self._gate.is_exempt(peer):
+        if self._room.waiting and not self._gate.is_exempt(peer):
             self._wait_or_go(listener, sock, peer)  # behind those who came before
             return
         verdict = self._admit(listener, peer)
@@ -308,7 +310,7 @@ class Acceptor:
 
     def _admit(self, listener: Listener, peer: SocketAddress | str) -> Verdict:
         # Who stands behind a proxy shows later; until then it counts in all, and nowhere else.
-        return self._gate.admit(None if listener.address.proxy else peer)
+        return self._gate.admit(None if listener.proxy else peer)
 
     def _is_trusted(self, peer: SocketAddress | str) -> bool:
         """Whether *peer* may say for whom it speaks; who can reach a unix socket may."""
@@ -320,7 +322,9 @@ class Acceptor:
     def _let_in(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
     ) -> None:
-        if self._proxies is not None and listener.address.proxy:
+        if self._at_once and not listener.proxy:
+            self._begin(listener, sock, peer, ticket)
+        elif self._proxies is not None and listener.proxy:
             self._proxies.hold(listener, sock, peer, ticket)
         else:
             self._identified(listener, sock, peer, ticket)

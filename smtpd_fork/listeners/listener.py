@@ -20,6 +20,8 @@ class Listener:
     """A socket that listens, and the address it was asked for.
 
     :ivar address: what was asked for
+    :ivar tls: whether TLS is spoken from the first byte
+    :ivar proxy: whether a PROXY header comes first
     :ivar sock: the socket; non-blocking, listening
     :param inherited: somebody else bound it, so its path is not ours to remove
     :ivar bound: what it is really bound to: ``(host, port, ...)``, or the path of a unix socket
@@ -27,6 +29,8 @@ class Listener:
 
     def __init__(self, address: Address, sock: socket.socket, *, inherited: bool = False) -> None:
         self.address = address
+        self.tls = address.tls
+        self.proxy = address.proxy
         self.inherited = inherited
         self.sock = sock
         self.bound: Any = sock.getsockname()
@@ -40,11 +44,6 @@ class Listener:
         """
         descriptor, peer = self.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - see above
         return socket.socket(*self._kind, descriptor), peer
-
-    @property
-    def tls(self) -> bool:
-        """Whether TLS is spoken from the first byte."""
-        return self.address.tls
 
     @property
     def path(self) -> Path | None:
