@@ -397,6 +397,18 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.gate.count == before
             self.gate.refuse(verdict)
 
+    @rule(index=st.integers(0, 10), host=st.sampled_from(HOSTS))
+    def identify(self, index: int, host: str) -> None:
+        """A PROXY header tells who somebody is that came in without an address."""
+        unknown = [ticket for ticket in self.held if ticket.key is None]
+        if unknown:
+            ticket = unknown[index % len(unknown)]
+            before = self.gate.count, self.gate.sources
+            if self.gate.identify(ticket, host) is not None:
+                assert (self.gate.count, self.gate.sources) == before
+                ticket.release()
+                self.held.remove(ticket)
+
     @rule(index=st.integers(0, 10))
     def release(self, index: int) -> None:
         if self.held:

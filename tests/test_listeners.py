@@ -338,6 +338,10 @@ async def test_a_source_over_its_limit_is_refused_with_its_address(
             async with await Client.to(server.addresses[0], source="127.0.0.2") as other:
                 assert (await other.greet()).code == 250
     lines = [r.getMessage() for r in caplog.records if r.name == "smtpd_fork.gate"]
+    records = [r for r in caplog.records if r.name == "smtpd_fork.gate"]
+    refusal = records[0].refusal  # type: ignore[attr-defined]  # what the gate adds to a record
+    assert (refusal.rule, refusal.key) == ("max_from_ip", "127.0.0.1")
+    assert (refusal.count, refusal.limit) == (2, 1)
     told = r"refused 127\.0\.0\.1: max_from_ip \(2 > 1\) \[\w+-\w+\]"
     assert re.fullmatch(told, lines[0])
     assert re.fullmatch(told + r"; 2 more in \d s", lines[-1])

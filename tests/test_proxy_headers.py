@@ -87,11 +87,13 @@ async def test_a_header_tells_whom_it_speaks_for(header: bytes, pieces: str) -> 
         assert (await client.deliver()).code == 250
         (session,) = handler.sessions
         expected = "2001:db8::7" if b"TCP6" in header or header == V2_6 else "192.0.2.7"
+        (entry,) = server.gate.ledger()
+        assert entry.sender == client.writer.get_extra_info("sockname")
         if header in {LOCAL, UNKNOWN}:
             assert session.peer[0] == "127.0.0.1"
             assert server.gate.sources == {}
         else:
-            assert session.peer == (expected, 4711)
+            assert session.peer == entry.peer == (expected, 4711)
             assert list(server.gate.sources.values()) == [1]
         assert session.proxy_data.valid
         if header == V2:

@@ -32,7 +32,8 @@ class Holder(Protocol):
 class Entry:
     """One place that is taken.
 
-    :ivar peer: whom it was given to, as accept(2) named it
+    :ivar peer: whom it was given to: as accept(2) named it, or behind a proxy the true address
+    :ivar sender: the proxy, as accept(2) named it; None without one
     :ivar source: what is counted, or None
     :ivar exempt: whether rules about sources leave it alone
     :ivar seconds: how long it has been held
@@ -44,6 +45,7 @@ class Entry:
     """
 
     peer: Peer
+    sender: Peer
     source: str | None
     exempt: bool
     seconds: float
@@ -58,6 +60,7 @@ def entry_of(ticket: Ticket, now: float) -> Entry:
     holder = ticket.holder
     return Entry(
         peer=ticket.peer,
+        sender=ticket.sender,
         source=ticket.key,
         exempt=ticket.client.exempt,
         seconds=now - ticket.since,

@@ -25,12 +25,13 @@ class Ticket:
     :ivar listener: where the client came in, for the ledger
     :ivar host_name_dns: the client's name by the DNS, if it was asked for and leads back
     :ivar proxy: what a PROXY header said (aiosmtpd's ProxyData), or None
+    :ivar sender: the proxy that said so, as accept(2) named it, or None
     :ivar released: whether the place has been given back; the gate sets it, under its lock
     """
 
     __slots__ = (
         *("__weakref__", "_give_back", "client", "holder", "host_name_dns", "listener"),
-        *("proxy", "released", "since"),
+        *("proxy", "released", "sender", "since"),
     )
 
     def __init__(self, client: Client, since: float, give_back: Callable[[Ticket], None]) -> None:
@@ -40,6 +41,7 @@ class Ticket:
         self.holder: Holder | None = None
         self.listener: object = None
         self.proxy: Any = None
+        self.sender: Peer = None
         self.host_name_dns: str | None = None
         self._give_back = give_back
 

@@ -184,6 +184,7 @@ class ProxyHeaders(Holding):
     def _identify(self, held: Held, data: ProxyData) -> None:
         peer = true_peer(data)
         held.ticket.proxy = data
+        held.ticket.sender = held.peer
         if peer is not None:
             refusal = self._gate.identify(held.ticket, peer)
             if refusal is not None:
