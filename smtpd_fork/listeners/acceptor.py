@@ -50,7 +50,7 @@ __all__ = ["Acceptor"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
-BURST = 64
+BURST = 16
 """Clients accepted in one wake-up of one listener; then the sessions have their turn."""
 
 STARVED_SECONDS = 1.0

@@ -275,10 +275,10 @@ def vetting_of(config: Config) -> Callable[..., Vetting] | None:
 
     :raises SmtpdForkError: it cannot be had
     """
-    zones = read_zones(config.dnsbl)
+    zones, nameserver = read_zones(config.dnsbl), parse_nameserver(config.dns_server)
     if not zones and not config.rdns:
         return None
-    dns = Dns(zones, parse_nameserver(config.dns_server), config.dns_timeout)
+    dns = Dns(zones, nameserver, config.dns_timeout)
     return partial(
         Vetting,
         dns,
