@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from aiosmtpd.proxy_protocol import AF, V2_CMD, V2_SIGNATURE, ProxyData, get_proxy
 
 from smtpd_fork.listeners.holding import Held, Holding
-from smtpd_fork.net import describe
+from smtpd_fork.net import describe, source_key
 
 if TYPE_CHECKING:
     import asyncio
@@ -185,6 +185,8 @@ class ProxyHeaders(Holding):
         peer = true_peer(data)
         held.ticket.proxy = data
         held.ticket.sender = held.peer
+        if peer is not None and source_key(peer) == source_key(held.peer):
+            peer = None  # it speaks for itself: a health check, as v1 has no word for one
         if peer is not None:
             refusal = self._gate.identify(held.ticket, peer)
             if refusal is not None:
