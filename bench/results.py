@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["Results", "Spread", "figure"]
 
@@ -70,18 +70,22 @@ class Results:
 
     def ratios(self, workload: str, server: str, other: str, metric: str) -> list[float]:
         """Return a server's figures divided by another's of the same round."""
-        pairs = (
-            (
-                self._figures.get((workload, server, number)),
-                self._figures.get((workload, other, number)),
-            )
-            for number in range(self.rounds)
-        )
-        return [
-            mine[metric] / theirs[metric]
-            for mine, theirs in pairs
-            if mine is not None and theirs is not None and theirs[metric] > 0
-        ]
+        pairs = self._pairs(workload, server, other)
+        return [mine[metric] / theirs[metric] for mine, theirs in pairs if theirs[metric] > 0]
+
+    def differences(self, workload: str, server: str, other: str, metric: str) -> list[float]:
+        """Return a server's figures less another's of the same round."""
+        pairs = self._pairs(workload, server, other)
+        return [mine[metric] - theirs[metric] for mine, theirs in pairs]
+
+    def _pairs(
+        self, workload: str, server: str, other: str
+    ) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+        for number in range(self.rounds):
+            mine = self._figures.get((workload, server, number))
+            theirs = self._figures.get((workload, other, number))
+            if mine is not None and theirs is not None:
+                yield mine, theirs
 
     def why_not(self, workload: str, server: str) -> str:
         """Return why there are no figures at all, or fewer than rounds; or an empty string."""

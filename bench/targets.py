@@ -24,6 +24,9 @@ class Target(NamedTuple):
     """A figure that is not to be passed.
 
     :ivar against: the server whose figure of the same round ours is divided by, if any
+    :ivar less: the server whose figure of the same round is taken off, if any
+    :ivar per: the metric of the same round that it is divided by, if any
+    :ivar of: whose figure it is
     """
 
     workload: str
@@ -32,26 +35,39 @@ class Target(NamedTuple):
     limit: float
     unit: str = ""
     against: str = ""
+    less: str = ""
+    per: str = ""
+    of: str = OURS
 
     @property
     def wanted(self) -> str:
         """The limit, in words."""
         if self.against:
             return f"at most {self.limit:g} x {self.against}"
+        if self.less:
+            return f"at most {self.limit:g} {self.unit} more"
+        if self.per:
+            return f"at most {self.limit:g} x"
         return f"at most {self.limit:g} {self.unit}".rstrip()
 
     def values(self, results: Results) -> list[float]:
         """Return what was measured, by round."""
         if self.against:
             return results.ratios(self.workload, OURS, self.against, self.metric)
+        if self.less:
+            return results.differences(self.workload, self.of, self.less, self.metric)
+        if self.per:
+            whole = results.values(self.workload, self.of, self.metric)
+            parts = results.values(self.workload, self.of, self.per)
+            return [a / b for a, b in zip(whole, parts, strict=True) if b > 0]
         return results.values(self.workload, OURS, self.metric)
 
     def measured(self, results: Results) -> str:
         """Return what was measured, in words."""
         spread = Spread.of(self.values(results))
         if spread is None:
-            return results.why_not(self.workload, OURS) or "not measured"
-        return f"{spread} {'x' if self.against else self.unit}".rstrip()
+            return results.why_not(self.workload, self.of) or "not measured"
+        return f"{spread} {'x' if self.against or self.per else self.unit}".rstrip()
 
     def verdict(self, results: Results) -> str:
         """Return whether it was met, by the median, and in how many rounds."""
@@ -75,6 +91,17 @@ TARGETS = (
     Target("W4", "many", "Memory of an idle session, of 5,000", 4, "KiB"),
     Target("W5", "cpu", "CPU a refusal, 20 clients at once", 35, "us"),
     Target("W6", "p99", "Greeting of others in a flood, p99", 2, "ms"),
+    Target(
+        "W1",
+        "cpu",
+        "All rules on: CPU more an admitted connection",
+        10,
+        "us",
+        less=OURS,
+        of="all-rules",
+    ),
+    Target("W5", "cpu", "All rules on: CPU more a refusal", 5, "us", less=OURS, of="all-rules"),
+    Target("W6", "p99", "Greeting of others in a flood, p99 / without one", 3, per="quiet"),
     Target("W8", "peak", "Peak memory / size of a message", 1.5),
     Target("W9", "ratio", "CPU a message, 5,000 others / 10 others", 1.15),
 )
