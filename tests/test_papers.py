@@ -10,6 +10,7 @@ import pytest
 from smtpd_fork import __version__
 from smtpd_fork.cli.options import OPTIONS
 from smtpd_fork.errors import ExitStatus
+from smtpd_fork.gate.statistics import CURES
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,3 +56,11 @@ def test_the_readme_opens_with_the_two_commands() -> None:
 def test_the_changelog_knows_what_comes() -> None:
     assert "## [Unreleased]" in read("CHANGELOG.md")
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+
+
+def test_every_rule_of_the_gate_is_in_its_table_of_names() -> None:
+    told = re.findall(r"^\| `([a-z_]+)` \|", read("docs/gate.md"), re.MULTILINE)
+    assert sorted(told) == sorted(CURES)
+    for rule in told:
+        if rule not in {"paused", "limit_connections"}:
+            assert "--" + rule.replace("_", "-") in read("docs/gate.md")

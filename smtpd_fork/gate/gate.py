@@ -219,9 +219,10 @@ class Gate:
         now = self._clock()
         return [entry_of(ticket, now) for ticket in sorted(inside, key=lambda each: each.since)]
 
-    def holds(self, ticket: Ticket) -> bool:
-        """Whether *ticket* is one of this gate's, and counted."""
-        return ticket in self._inside
+    def tickets(self) -> set[Ticket]:
+        """Return the tickets that are held."""
+        with self._lock:
+            return set(self._inside)
 
     def stats(self) -> dict[str, int]:
         """Return how many were admitted, and how many each rule refused, since the beginning."""

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from smtpd_fork.gate.verdict import Refusal
 
-__all__ = ["Explanation", "Statistics"]
+__all__ = ["CURES", "Explanation", "Statistics"]
 
 REMEMBERED = 1000
 """Refusals that can be explained."""
 
-_CURES = {
+CURES = {
     "limit_connections": "raise --limit-connections, or look at who holds the places",
     "paused": "resume the gate",
     "max_loop_lag": "look for a handler that blocks the loop, or raise --max-loop-lag",
@@ -74,7 +74,7 @@ class Statistics:
         """Return what is known of a refusal by its id."""
         for refusal in reversed(self._last):
             if refusal.id == name:
-                return Explanation(refusal, _CURES.get(refusal.rule, ""))
+                return Explanation(refusal, CURES.get(refusal.rule, ""))
         return None
 
     def counters(self) -> dict[str, int]:

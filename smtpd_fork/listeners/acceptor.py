@@ -210,6 +210,12 @@ class Acceptor:
             answered += 1
         return answered
 
+    @property
+    def held(self) -> int:
+        """Clients that have a ticket and no session yet."""
+        stages = (self._proxies, self._vetting, self._pause)
+        return sum(len(stage) for stage in stages if stage is not None)
+
     # -- watching ----------------------------------------------------------------------------
 
     def _watch(self) -> None:

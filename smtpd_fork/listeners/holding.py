@@ -65,6 +65,9 @@ class Holding:
         self._queue: deque[Held] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
+    def __len__(self) -> int:
+        return sum(not held.gone for held in self._queue)
+
     def hold(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
     ) -> None:

@@ -202,6 +202,9 @@ class Vetting:
         self._refuse = refuse
         self._tasks: dict[asyncio.Task[None], tuple[Listener, socket.socket, Ticket]] = {}
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     def hold(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
     ) -> None:

@@ -275,7 +275,15 @@ class Server:
 
         There should be nothing, at any time; tests ask after everything that is bad for sessions.
         """
-        return self._sessions.audit(self.gate) if self._sessions is not None else []
+        if self._sessions is None or self._acceptor is None:
+            return []
+        held = self.gate.tickets()
+        wrong = self._sessions.audit(held)
+        known = len(self._sessions) + self._acceptor.held
+        ours = sum(ticket.listener in self._listeners for ticket in held)
+        if ours != known:
+            wrong.append(f"{ours} places are held here by the ledger, and {known} in fact")
+        return wrong
 
     @property
     def addresses(self) -> list[Any]:

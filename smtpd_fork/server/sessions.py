@@ -21,9 +21,9 @@ from smtpd_fork.smtp.wire import Wire
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Collection, Coroutine
 
-    from smtpd_fork.gate import Gate, Ticket
+    from smtpd_fork.gate import Ticket
     from smtpd_fork.listeners import Listener
     from smtpd_fork.net import SocketAddress
     from smtpd_fork.smtp import SMTP
@@ -185,12 +185,12 @@ class Sessions:
         self._await_task(protocol)  # the one may be followed by the other
         self._changed.set()
 
-    def audit(self, gate: Gate) -> list[str]:
+    def audit(self, held: Collection[Ticket]) -> list[str]:
         """Return what is wrong between tickets, sessions and transports; it should be nothing."""
         wrong = []
         for protocol, ticket in self._tickets.items():
             transport = protocol.transport
-            if ticket.released or not gate.holds(ticket):
+            if ticket.released or ticket not in held:
                 wrong.append(f"{protocol} is here, and its ticket is released")
             elif protocol.began and transport is None:
                 wrong.append(f"{protocol} has no connection any more, and a ticket")
