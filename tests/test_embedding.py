@@ -16,7 +16,7 @@ from support.client import Client
 from support.server import serve
 
 import smtpd_fork
-from smtpd_fork import Config, Gate, Server
+from smtpd_fork import Config, Gate, Limits, Refusal, Server
 from smtpd_fork.config import SettingError
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.sinks import Discard
@@ -223,6 +223,38 @@ async def test_two_stops_end_together() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         assert list(await asyncio.gather(server.stop(), server.stop())) == [0, 0]
+
+
+async def test_a_reload_leaves_the_limits_of_a_gate_that_is_shared_alone(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("192.0.2.0/24\n")
+    deny = str(tmp_path / "list")
+    gate = Gate(limit_connections=7)
+    async with Server(Discard(), gate=gate, listen=["127.0.0.1:0"]) as server:
+        await server.reload()
+    assert gate.limits == Limits(limit_connections=7)
+    async with Server(Discard(), deny=deny, listen=["127.0.0.1:0"]) as server:
+        (tmp_path / "list").write_text("127.0.0.0/8\n")
+        await server.reload()
+        assert isinstance(server.gate.admit("127.0.0.1"), Refusal)
+
+
+async def test_a_farewell_that_is_cancelled_before_it_began_holds_up_no_stop() -> None:
+    class Polite(Discard):
+        async def handle_DISCONNECT(self, server: Any, session: Any) -> None:
+            await asyncio.sleep(0)
+
+    async with Server(Polite(), listen=["127.0.0.1:0"]) as server:
+        client = await Client.to(server.addresses[0])
+        await client.greet()
+        assert server._sessions is not None
+        (session,) = server._sessions._tickets
+        session.connection_lost(None)
+        assert session.task is not None
+        session.task.cancel()  # as a stop that has no time left does
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not server._sessions._finishing
+        await client.close()
 
 
 async def test_after_a_stop_the_port_is_free_again() -> None:

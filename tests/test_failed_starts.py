@@ -12,8 +12,10 @@ from support.daemon import COMMAND, Daemon, run
 from support.place import MARK, Place, only_line
 
 from smtpd_fork.cli import log
+from smtpd_fork.cli import start as start_module
 from smtpd_fork.config import DaemonConfig
-from smtpd_fork.errors import OperatingSystemError
+from smtpd_fork.daemon import PidFile, Word
+from smtpd_fork.errors import CannotCreateError, OperatingSystemError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,3 +124,42 @@ def test_a_start_after_a_fault_is_none_the_worse(place: Place) -> None:
         daemon.deliver()
         assert daemon.stop() == 0
     place.assert_nothing_left()
+
+
+def test_the_word_of_a_failure_comes_when_nothing_is_left(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who waits for the parent finds the daemon's pid-file, now and then."""
+    read, write = os.pipe()
+    word = Word(write)
+    heard: list[bytes] = []
+
+    def failed(status: int, reason: str) -> None:
+        place.assert_nothing_left()
+        Word.failed(word, status, reason)
+        heard.append(os.read(read, 1000))
+
+    def full(pid_file: PidFile, _pid: int) -> None:
+        raise CannotCreateError(f"cannot write the pid-file {pid_file.path}: disk full")
+
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    stand_in = Word(write)
+    monkeypatch.setattr(stand_in, "failed", failed)
+    monkeypatch.setattr(start_module, "detach", lambda: stand_in)
+    monkeypatch.setattr(start_module, "set_up_logging", lambda _config: None)
+    monkeypatch.setattr(PidFile, "write", full)
+    monkeypatch.setattr(os, "_exit", end)
+    config = DaemonConfig.build(
+        {
+            "listen": (f"127.0.0.1:{place.port}", f"unix:{place.socket}"),
+            "pid_file": str(place.pid_file),
+            "handler": ("discard",),
+            "detach": True,
+        }
+    )
+    with pytest.raises(SystemExit, match=str(int(os.EX_CANTCREAT))):
+        start_module.start(config, explain=str)
+    os.close(read)
+    assert [line.splitlines()[0] for line in heard] == [b"%d" % os.EX_CANTCREAT]

@@ -119,6 +119,19 @@ def test_one_address_that_hides_all_others_is_told_once(
     assert caplog.text.count("PROXY") == told
 
 
+def test_an_attack_from_one_address_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at each of its refusals, which come by the thousand."""
+    reads: list[None] = []
+
+    def gateways() -> set[str]:
+        reads.append(None)
+        return set()
+
+    monkeypatch.setattr("smtpd_fork.listeners.nat.default_gateways", gateways)
+    watched(["1.2.3.4"] * 12, "max_from_ip")
+    assert len(reads) == 1
+
+
 def test_default_gateways_are_read_from_the_systems_routes(tmp_path: Path) -> None:
     routes = tmp_path / "route"
     routes.write_text(

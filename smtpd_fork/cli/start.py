@@ -28,7 +28,7 @@ from smtpd_fork.daemon import (
     raise_descriptor_limit,
 )
 from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
-from smtpd_fork.gate import Gate, limits_of, networks_of
+from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.listeners import open_listeners, vetting_of
 from smtpd_fork.server import Server
@@ -85,8 +85,9 @@ def start(
                 raise
             reason = explain(error)
             log.error("%s", reason)  # noqa: TRY400 - one line, as on a terminal
-            word.failed(error.exit_status, f"smtpd-fork: {reason}")
+            # Whoever hears of it finds nothing left: cleaned up first, told afterwards.
             left_over.close()
+            word.failed(error.exit_status, f"smtpd-fork: {reason}")
             os._exit(error.exit_status)
 
 
@@ -109,7 +110,7 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
     if config.user is not None:
         with _blaming("user"):
             account = look_up_user(config.user)
-    gate = Gate(limits=limits_of(config))
+    limits = limits_of(config)
     networks_of("proxy_trust", config.proxy_trust)  # a fault shows before anything is bound
     with _blaming("dnsbl", "rdns"):
         vetting_of(config)
@@ -128,7 +129,7 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
     with _blaming("handler"):
         chain = load_handlers(config.handler)
     with _blaming("tls_cert", "tls_key"):
-        server = Server(chain, config=config, gate=gate, listeners=listeners)
+        server = Server(chain, config=config, limits=limits, listeners=listeners)
     if account is not None:
         with _blaming("user"):
             drop_privileges(account)

@@ -22,6 +22,9 @@ log = logging.getLogger("smtpd_fork.gate")
 FEWEST = 10
 """Sessions in all, below which one source may well have most of them."""
 
+MOST_OTHERS = 1024
+"""Sources that are remembered: one at a time has most of the sessions."""
+
 ROUTES = Path("/proc/net/route")
 
 
@@ -45,19 +48,22 @@ class NatWatch:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._told = False
+        self._others: set[str] = set()
+        """Sources that hold most of the sessions, and are none of ours: an attack is looked at
+        once, not at each of its refusals."""
 
     def note(self, refusal: Refusal) -> None:
         """Take note of a refusal."""
         if self._told or refusal.rule not in {"max_from_ip", "rate", "fair_share"}:
             return
+        if refusal.key in self._others:
+            return
         gate = self._gate
         if gate.count < FEWEST or 2 * gate.count_from(refusal.key) <= gate.count:
             return
-        try:
-            source = ip_network(refusal.key)  # an address, or the /64 of one
-        except ValueError:
-            return
-        if source.is_loopback or not (source.is_private or refusal.key in default_gateways()):
+        if not _is_of_our_own(refusal.key):
+            if len(self._others) < MOST_OTHERS:
+                self._others.add(refusal.key)
             return
         self._told = True
         log.warning(
@@ -66,3 +72,12 @@ class NatWatch:
             "--exempt it",
             refusal.key,
         )
+
+
+def _is_of_our_own(key: str) -> bool:
+    """Whether a source is in a network of our own: private, or the way out of it."""
+    try:
+        source = ip_network(key)  # an address, or the /64 of one
+    except ValueError:
+        return False
+    return not source.is_loopback and (source.is_private or key in default_gateways())

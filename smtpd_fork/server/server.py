@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from smtpd_fork.gate import Limits as GateLimits
     from smtpd_fork.net import Peer, SocketAddress
     from smtpd_fork.smtp.setup import Setup
 
@@ -53,8 +54,8 @@ class Server:
     and cancels no task but its own.
 
     :param handler: an aiosmtpd handler, or several, in order: the first answer wins
-    :param gate: shared with other servers; default: one of its own, by ``limit_connections`` and
-        ``max_from_ip``
+    :param gate: shared with other servers; default: one of its own, by the settings
+    :param limits: of its own gate, if whoever makes it has worked them out already
     :param config: the settings, as one object instead of *options*
     :param sockets: bound already, to listen on instead of ``listen`` and ``port``
     :param listeners: the same, opened by :func:`smtpd_fork.listeners.open_listeners`
@@ -71,6 +72,7 @@ class Server:
         handler: Any,
         *,
         gate: Gate | None = None,
+        limits: GateLimits | None = None,
         config: Config | None = None,
         sockets: Sequence[socket.socket] | None = None,
         listeners: Sequence[Listener] = (),
@@ -86,7 +88,8 @@ class Server:
             raise TypeError(f"the gate has its own {' and '.join(sorted(both))}")
         self.config = Config.build(options) if config is None else config
         self.chain = _chain(handler)
-        self.gate = gate or Gate(limits=limits_of(self.config))
+        self._has_own_gate = gate is None
+        self.gate = gate or Gate(limits=limits or limits_of(self.config))
         self._proxy_trust = networks_of("proxy_trust", self.config.proxy_trust)
         self._vetting = vetting_of(self.config)
         self._tls = tls_context or self._load_tls()
@@ -194,15 +197,20 @@ class Server:
             log.info("listening on %s", listener)
 
     async def reload(self) -> None:
-        """Read the files of the gate's lists again, off the loop; the sessions go on.
+        """Read the files of the lists again, off the loop; the sessions go on.
+
+        A gate that the server was given is its giver's: its limits are left alone.
 
         :raises SmtpdForkError: a list cannot be read; what held until now goes on to hold
         """
-        limits = await asyncio.to_thread(limits_of, self.config)
+        limits = self.gate.limits
+        if self._has_own_gate:
+            limits = await asyncio.to_thread(limits_of, self.config)
         self._proxy_trust = await asyncio.to_thread(
             networks_of, "proxy_trust", self.config.proxy_trust
         )
-        self.gate.limits = limits
+        if self._has_own_gate:
+            self.gate.limits = limits
         if self._acceptor is not None:
             self._acceptor.trust(self._proxy_trust)
 

@@ -182,7 +182,8 @@ class Sessions:
 
     def _finished(self, protocol: SMTP, task: asyncio.Task[None]) -> None:
         self._finishing.discard(task)
-        self._await_task(protocol)  # the one may be followed by the other
+        if protocol.task is not task:  # it is, if it was cancelled before it began
+            self._await_task(protocol)  # the one may be followed by the other
         self._changed.set()
 
     def audit(self, held: Collection[Ticket]) -> list[str]:

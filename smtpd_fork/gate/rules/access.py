@@ -54,6 +54,8 @@ def _is_path(entry: str) -> bool:
 
 
 def _read_file(name: str) -> Iterator[tuple[Network, str, str]]:
+    if Path(name).exists() and not Path(name).is_file():
+        raise ValueError(f"{name} is no regular file")  # a pipe would be read for ever
     with Path(name).open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             written, _, text = line.partition("#")[0].strip().partition(" ")
