@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+WORKERS ?= auto
 PYTHONS ?= python3.11 python3.12 python3.13
 STAMP  := $(VENV)/.installed
 
@@ -21,8 +22,8 @@ $(STAMP): pyproject.toml
 run: $(STAMP) ## serve on port 2525, mail into ./Maildir (ARGS="..." for options)
 	$(BIN)/smtpd-fork $(ARGS)
 
-test: $(STAMP) ## the whole test suite (ARGS="..." for pytest)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## the whole test suite (ARGS="..." for pytest; WORKERS=0 for one process)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 test-pythons: ## the whole test suite on each Python of PYTHONS that is there
 	@for python in $(PYTHONS); do \

@@ -67,9 +67,9 @@ def test_a_holder_without_a_readable_pid_is_still_a_holder(path: Path, content: 
     first.remove()
 
 
-@pytest.mark.parametrize("content", ["", "1\n", f"{os.getpid()}\n", "999999999\n", "garbage"])
+@pytest.mark.parametrize("content", ["", "1\n", "{own}\n", "999999999\n", "garbage"])
 def test_a_file_that_nobody_has_locked_never_blocks(path: Path, content: str) -> None:
-    path.write_text(content)
+    path.write_text(content.format(own=os.getpid()))
     pid_file = PidFile.acquire(path)
     pid_file.write(os.getpid())
     assert path.read_text() == f"{os.getpid()}\n"
