@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["format_size", "parse_duration", "parse_mode", "parse_size"]
+__all__ = ["format_size", "parse_count", "parse_duration", "parse_mode", "parse_size"]
 
 _SIZE = re.compile(r"(\d+)\s*([KMG]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
 _SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -33,6 +33,19 @@ def format_size(size: int) -> str:
         if size and size % _SIZE_FACTORS[unit] == 0:
             return f"{size // _SIZE_FACTORS[unit]}{unit}"
     return str(size)
+
+
+def parse_count(text: str, *, at_least: int = 1, at_most: int = 9_999_999) -> int:
+    """Return the whole number that *text* is.
+
+    :raises ValueError: *text* is none, or out of the range
+    """
+    if not text.isascii() or not text.isdigit() or len(text) > _LONGEST_FIGURE:
+        raise ValueError("not a whole number")
+    number = int(text)
+    if not at_least <= number <= at_most:
+        raise ValueError(f"must be {at_least} to {at_most}, not {number}")
+    return number
 
 
 def parse_duration(text: str) -> float:

@@ -14,11 +14,12 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from smtpd_fork.config import LIMIT_CONNECTIONS, MAX_FROM_IP
-from smtpd_fork.gate.client import Client, source_of
+from smtpd_fork.gate.client import Client
 from smtpd_fork.gate.ledger import Entry, entry_of
 from smtpd_fork.gate.limits import Limits
 from smtpd_fork.gate.refusal_log import RefusalLog
-from smtpd_fork.gate.rules import Counts, Load, RateRule, Rule
+from smtpd_fork.gate.rule_book import RuleBook
+from smtpd_fork.gate.rules import Counts, Load
 from smtpd_fork.gate.statistics import Explanation, Statistics
 from smtpd_fork.gate.ticket import Ticket
 from smtpd_fork.gate.verdict import Full, Refusal, Verdict
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["Gate"]
 
 log = logging.getLogger("smtpd_fork.gate")
+
+MAX_CLIENTS = 4096
+"""Hosts that are known at once: what the lists say of them need not be looked up again."""
 
 
 class Gate:
@@ -60,7 +64,8 @@ class Gate:
         self._lock = Lock()
         self._inside: set[Ticket] = set()
         self._statistics = Statistics()
-        self._rules: tuple[Rule, ...] = ()
+        self._clients: dict[str | None, Client]
+        self._rules = RuleBook(())
         self._load = Load()
         self._paused = False
         self._set_up(limits or Limits(limit_connections=limit_connections, max_from_ip=max_from_ip))
@@ -70,29 +75,30 @@ class Gate:
 
     def _set_up(self, limits: Limits) -> None:
         """Have *limits* hold; who is in is counted anew, by them."""
-        known = {rule.rate: rule for rule in self._rules if isinstance(rule, RateRule)}
         self._limits = limits
-        # A rate that stays what it was goes on where it is: nobody gets a fresh start.
-        self._rules = tuple(
-            known.get(rule.rate, rule) if isinstance(rule, RateRule) else rule
-            for rule in limits.rules(self._load)
-        )
-        # Most rules keep no counts of their own: they are not told who comes and goes.
-        self._told = tuple(rule for rule in self._rules if type(rule).enter is not Rule.enter)
-        self._rates = tuple(rule for rule in self._rules if isinstance(rule, RateRule))
+        self._rules = RuleBook(limits.rules(self._load), self._rules)
         self.reserves = limits.reserve > 0
         self._open_to_all = limits.limit_connections - limits.reserve
-        self._exempt = limits.exempt
+        self._clients = {}
         self._counts = Counts()
         for ticket in self._inside:
             ticket.client = self._client(ticket.peer)
             self._counts.total += 1
-            self._count_source(ticket.client)
+            self._enter(ticket.client)
 
     def _client(self, peer: Peer) -> Client:
-        client = Client(peer, self._limits.ipv6_prefix)
-        if self._exempt is not None and self._exempt.find(client.number):
-            client.exempt = True
+        """Return what is known of the host of *peer*: most who come have come before."""
+        host = peer[0] if isinstance(peer, tuple) else peer
+        return self._clients.get(host) or self._meet(host)
+
+    def _meet(self, host: str | None) -> Client:
+        client = Client(host, self._limits.ipv6_prefix)
+        exempt = self._limits.exempt
+        client.exempt = exempt is not None and bool(exempt.find(client.number))
+        client.kept_out_by = self._rules.keeps_out(client)
+        if len(self._clients) >= MAX_CLIENTS:
+            self._clients.clear()  # whoever comes again is looked at again
+        self._clients[host] = client
         return client
 
     @property
@@ -100,7 +106,7 @@ class Gate:
         """How much there is to do, for whoever measures it to write down."""
         return self._load
 
-    def watch(self, buffers: Buffers) -> None:
+    def watch_buffers(self, buffers: Buffers) -> None:
         """Let nobody in while *buffers* are spent."""
         with self._lock:
             if buffers not in self._load.buffers:
@@ -108,7 +114,7 @@ class Gate:
                 self._set_up(self._limits)
 
     def forget_buffers(self, buffers: Buffers) -> None:
-        """Take back what :meth:`watch` was told; no error if there is nothing to take."""
+        """Take back what :meth:`watch_buffers` was told; no error if there is nothing to take."""
         with self._lock:
             if buffers in self._load.buffers:
                 self._load.buffers.remove(buffers)
@@ -125,20 +131,17 @@ class Gate:
             client = self._client(peer)
             now = self._clock()
             counts = self._counts
-            for rule in self._rules:
-                if client.exempt and rule.about_sources:
-                    continue
-                refusal = rule.judge(client, counts, now)
-                if refusal is not None:
-                    return refusal
+            refusal = self._rules.judge(self._rules.on_arrival, client, counts, now)
+            if refusal is not None:
+                return refusal
             limit = self._limits.limit_connections if client.exempt else self._open_to_all
             if self._paused or counts.total >= limit:
                 return Full(counts.total + 1, limit, self._paused)
-            self._counts.total += 1
-            self._count_source(client)
-            for rate in self._rates:
-                rate.arrived(client, now)
-            ticket = Ticket(client, now, self._give_back)
+            counts.total += 1
+            self._enter(client)
+            for rule in self._rules.timed:
+                rule.arrived(client, now)
+            ticket = Ticket(client, peer, now, self._give_back)
             self._inside.add(ticket)
             self._statistics.admitted += 1
         return ticket
@@ -155,24 +158,21 @@ class Gate:
         with self._lock:
             client = self._client(peer)
             now = self._clock()
-            for rule in self._rules:
-                if rule.about_arrival or (client.exempt and rule.about_sources):
-                    continue
-                refusal = rule.judge(client, self._counts, now)
-                if refusal is not None:
-                    return refusal
-            if not ticket.released:
-                ticket.client = client
-                self._count_source(client)
-                for rate in self._rates:
-                    rate.arrived(client, now)
-        return None
+            refusal = self._rules.judge(self._rules.on_header, client, self._counts, now)
+            if refusal is None and not ticket.released:
+                ticket.client, ticket.peer = client, peer
+                self._enter(client)
+                for rule in self._rules.timed:
+                    rule.arrived(client, now)
+        return refusal
 
-    def _count_source(self, client: Client) -> None:
-        counts = self._counts
-        if client.source is not None:
-            counts.by_source[client.source] = counts.by_source.get(client.source, 0) + 1
-        for rule in self._told:
+    def _enter(self, client: Client) -> None:
+        """Count a session in, with its source and its networks."""
+        source = client.source
+        if source is not None:
+            by_source = self._counts.by_source
+            by_source[source] = by_source.get(source, 0) + 1
+        for rule in self._rules.told:
             rule.enter(client)
 
     def _give_back(self, ticket: Ticket) -> None:
@@ -190,7 +190,7 @@ class Gate:
                     counts.by_source[client.source] = left
                 else:
                     del counts.by_source[client.source]
-            for rule in self._told:
+            for rule in self._rules.told:
                 rule.leave(client)
         if self._waiters:
             self._tell_waiters()
@@ -279,7 +279,10 @@ class Gate:
 
     def is_exempt(self, peer: Peer) -> bool:
         """Whether rules about sources leave *peer* alone, and places are reserved for it."""
-        return self._exempt is not None and self._client(peer).exempt
+        if self._limits.exempt is None:
+            return False
+        with self._lock:
+            return self._client(peer).exempt
 
     @property
     def count(self) -> int:
@@ -288,8 +291,9 @@ class Gate:
 
     def count_from(self, peer: Peer) -> int:
         """Return how many sessions the source of *peer* has now."""
-        key = source_of(peer, self._limits.ipv6_prefix)
-        return self._counts.by_source.get(key, 0) if key is not None else 0
+        with self._lock:
+            source = self._client(peer).source
+            return self._counts.by_source.get(source, 0) if source is not None else 0
 
     @property
     def sources(self) -> dict[str, int]:

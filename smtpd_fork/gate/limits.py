@@ -10,6 +10,7 @@ from smtpd_fork.gate.networks import BITS
 from smtpd_fork.gate.rules import (
     AccessRule,
     FairShareRule,
+    NetworkRateRule,
     NetworkRule,
     OverloadRule,
     RateRule,
@@ -90,4 +91,4 @@ class Limits:
         if self.fair_share:
             yield FairShareRule(self.limit_connections)
         for rate in self.rates:
-            yield RateRule(rate)
+            yield RateRule(rate) if rate.prefix is None else NetworkRateRule(rate)

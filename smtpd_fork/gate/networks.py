@@ -9,13 +9,24 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from ipaddress import IPv4Network, ip_address, ip_network
-from socket import AF_INET, AF_INET6, inet_pton
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+from smtpd_fork.units import parse_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["BITS", "V4_BITS", "V4_SPACE", "Network", "NetworkTable", "is_ipv4", "number_of"]
+__all__ = [
+    "BITS",
+    "V4_BITS",
+    "V4_SPACE",
+    "Network",
+    "NetworkTable",
+    "Prefix",
+    "is_ipv4",
+    "number_of",
+]
 
 BITS = 128
 V4_BITS = 32
@@ -58,6 +69,48 @@ class Network(NamedTuple):
     def last(self) -> int:
         """Its last address, as a number."""
         return self.first | ((1 << (BITS - self.prefix)) - 1)
+
+
+class Prefix(NamedTuple):
+    """How large a network is that clients are counted by.
+
+    :ivar bits: that its addresses have in common, in the space of both families
+    :ivar ipv6: whether it is about IPv6
+    """
+
+    bits: int
+    ipv6: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Prefix:
+        """Read ``24``, which is of IPv4 (up to 32), ``48``, of IPv6, or ``6:32``, of IPv6 as well.
+
+        :raises ValueError: *text* is no prefix
+        """
+        reason = "a prefix is 24 (IPv4), 48 (IPv6) or 6:32 (IPv6)"
+        family, colon, digits = text.rpartition(":")
+        if colon and family != "6":
+            raise ValueError(reason)
+        try:
+            bits = parse_count(digits, at_least=0, at_most=BITS)
+        except ValueError:
+            raise ValueError(reason) from None
+        if colon or bits > V4_BITS:
+            return cls(bits, ipv6=True)
+        return cls(BITS - V4_BITS + bits, ipv6=False)
+
+    @property
+    def shift(self) -> int:
+        """How far an address is shifted to the right to be the number of its network."""
+        return BITS - self.bits
+
+    def around(self, number: int) -> str:
+        """Return the network around an address of this family, as people write it."""
+        first = number >> self.shift << self.shift
+        if not self.ipv6:
+            return "{}.{}.{}.{}/{}".format(*first.to_bytes(16)[12:], self.bits - (BITS - V4_BITS))
+        text = inet_ntop(AF_INET6, first.to_bytes(16))
+        return text if self.bits == BITS else f"{text}/{self.bits}"
 
 
 def is_ipv4(number: int) -> bool:

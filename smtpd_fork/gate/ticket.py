@@ -20,6 +20,7 @@ class Ticket:
     A ticket is also a context manager that releases itself. It is made by ``Gate.admit()`` only.
 
     :ivar client: whom it was given to, as the gate's rules see it
+    :ivar peer: the same as accept(2) named it, or a PROXY header
     :ivar since: when, by the gate's clock, in seconds
     :ivar holder: what holds it, if that can tell about itself (see :mod:`smtpd_fork.gate.ledger`)
     :ivar listener: where the client came in, for the ledger
@@ -31,11 +32,14 @@ class Ticket:
 
     __slots__ = (
         *("__weakref__", "_give_back", "client", "holder", "host_name_dns", "listener"),
-        *("proxy", "released", "sender", "since"),
+        *("peer", "proxy", "released", "sender", "since"),
     )
 
-    def __init__(self, client: Client, since: float, give_back: Callable[[Ticket], None]) -> None:
+    def __init__(
+        self, client: Client, peer: Peer, since: float, give_back: Callable[[Ticket], None]
+    ) -> None:
         self.client = client
+        self.peer = peer
         self.since = since
         self.released = False
         self.holder: Holder | None = None
@@ -44,11 +48,6 @@ class Ticket:
         self.sender: Peer = None
         self.host_name_dns: str | None = None
         self._give_back = give_back
-
-    @property
-    def peer(self) -> Peer:
-        """Whom it was given to, as accept(2) named it."""
-        return self.client.peer
 
     @property
     def key(self) -> str | None:

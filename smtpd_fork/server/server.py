@@ -188,7 +188,7 @@ class Server:
             proxy_timeout=config.proxy_timeout,
             vetting=self._vetting,
         )
-        self.gate.watch(self._budget)
+        self.gate.watch_buffers(self._budget)
         if config.max_loop_lag:
             self._lag = LagMonitor(loop, self.gate.load, config.max_loop_lag)
             self._lag.start()

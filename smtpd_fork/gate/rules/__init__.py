@@ -5,7 +5,7 @@ from smtpd_fork.gate.rules.base import Counts, Rule
 from smtpd_fork.gate.rules.fair_share import FairShareRule
 from smtpd_fork.gate.rules.network import NetworkLimit, NetworkRule
 from smtpd_fork.gate.rules.overload import Load, OverloadRule
-from smtpd_fork.gate.rules.rate import Rate, RateRule
+from smtpd_fork.gate.rules.rate import NetworkRateRule, Rate, RateRule
 from smtpd_fork.gate.rules.rehearsal import RehearsalRule
 from smtpd_fork.gate.rules.source import SourceRule
 
@@ -16,6 +16,7 @@ __all__ = [
     "FairShareRule",
     "Load",
     "NetworkLimit",
+    "NetworkRateRule",
     "NetworkRule",
     "OverloadRule",
     "Rate",

@@ -101,6 +101,7 @@ class AccessRule(Rule):
 
     name = "deny"
     about_sources = False  # to be exempt from limits is not to be allowed
+    about_address = True
 
     def __init__(self, listed: AccessList) -> None:
         self._list = listed

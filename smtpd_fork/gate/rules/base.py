@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ class Counts:
         self.by_source: dict[str, int] = {}
 
 
-class Rule:
+class Rule(ABC):
     """One reason to refuse a client.
 
     A rule is asked with :meth:`judge`, which changes nothing. If all rules and the limit of all let
-    a client in, each is told with :meth:`enter`, and with :meth:`leave` when the session has ended.
+    a client in, each is told with :meth:`enter` and :meth:`arrived`, and with :meth:`leave` when
+    the session has ended. After a reload those that are in :meth:`enter` the new rules.
     The gate calls them under its lock: they do no I/O, and take a bounded time.
     """
 
@@ -42,12 +44,25 @@ class Rule:
     about_arrival: ClassVar[bool] = False
     """Whether it is asked when a connection arrives, and not again when its client is known."""
 
+    about_address: ClassVar[bool] = False
+    """Whether the address alone decides: it is asked once about each, and the answer kept."""
+
+    @abstractmethod
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
         """Return why *client* may not come in, or None."""
-        raise NotImplementedError
 
-    def enter(self, client: Client) -> None:
-        """Take note that *client* has come in."""
+    def enter(self, client: Client) -> None:  # noqa: B027 - most rules keep no counts
+        """Take note that *client* is in."""
 
-    def leave(self, client: Client) -> None:
+    def leave(self, client: Client) -> None:  # noqa: B027 - as above
         """Take note that *client* has gone."""
+
+    def arrived(self, client: Client, now: float) -> None:  # noqa: B027 - most do not care when
+        """Take note that *client* has come in just now."""
+
+    def goes_on_as(self, other: Rule) -> bool:
+        """Whether *other*, of the limits before a reload, stays in place of this one.
+
+        With it stays what it remembers of the past; counts of who is in are no such thing.
+        """
+        return False

@@ -2,36 +2,37 @@
 
 The generic cell rate algorithm (ITU-T I.371): for each source one number, the time at which it
 would be due if its sessions had come evenly. It allows a burst of all N, and then one each
-PERIOD / N. The numbers lie in the order in which they were last touched; each call forgets a few
-of the oldest that mean nothing any more, so nothing ever has to be swept, and the table is bounded.
+PERIOD / N. The numbers lie in the order in which they were last touched; each new source has a few
+of the oldest forgotten that mean nothing any more, so nothing ever has to be swept, and the table
+is bounded.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from smtpd_fork.gate.client import network_text
-from smtpd_fork.gate.networks import BITS, V4_BITS, is_ipv4
+from smtpd_fork.gate.networks import Prefix
 from smtpd_fork.gate.rules.base import Counts, Rule
-from smtpd_fork.gate.rules.network import read_prefix
 from smtpd_fork.gate.verdict import Refusal
-from smtpd_fork.units import parse_duration
+from smtpd_fork.units import parse_count, parse_duration
 
 if TYPE_CHECKING:
     from smtpd_fork.gate.client import Client
 
-__all__ = ["MAX_KNOWN", "Rate", "RateRule"]
+__all__ = ["MAX_KNOWN", "NetworkRateRule", "Rate", "RateRule"]
 
 MAX_KNOWN = 1 << 17
 """Sources that are known at once. Past it the one that was silent longest is forgotten, which gives
-it a fresh start: 20 MB are worth more than that."""
+it a fresh start: 23 MB are worth more than that."""
 
-_FORGOTTEN_A_CALL = 2
+TEXT = "Too many new connections from {key}, try again later"
 
-_COUNT = re.compile(r"[0-9]{1,7}")
+_FORGOTTEN_A_SOURCE = 2
+
+_LONGEST_PERIOD = 24 * 3600.0
+
 _PERIOD_WORDS = {"s": "1s", "m": "1m", "h": "1h", "d": "24h", "": ""}
 
 
@@ -41,14 +42,12 @@ class Rate:
 
     :ivar sessions: so many
     :ivar seconds: in so long
-    :ivar prefix: from a network of so many bits, in the space of both families; None: a source
-    :ivar ipv6: whether that network is of IPv6
+    :ivar prefix: how large the network is that they come from; None: they come from one source
     """
 
     sessions: int
     seconds: float
-    prefix: int | None = None
-    ipv6: bool = False
+    prefix: Prefix | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -58,12 +57,16 @@ class Rate:
         """
         count, slash, period = text.partition("/")
         period = _PERIOD_WORDS.get(period.lower(), period)
-        if not slash or not _COUNT.fullmatch(count) or int(count) < 1 or not period:
+        if not slash or not period:
             raise ValueError("write N/PERIOD, as in 30/m or 5/10s")
+        try:
+            sessions = parse_count(count)
+        except ValueError as error:
+            raise ValueError(f"write N/PERIOD, as in 30/m or 5/10s: N {error}") from None
         seconds = parse_duration(period)
-        if not 0 < seconds <= 86400:  # noqa: PLR2004 - a day
+        if not 0 < seconds <= _LONGEST_PERIOD:
             raise ValueError("the period must be more than 0 and at most a day")
-        return cls(int(count), seconds)
+        return cls(sessions, seconds)
 
     @classmethod
     def parse_of_network(cls, text: str) -> Self:
@@ -75,13 +78,11 @@ class Rate:
         if not slash or "/" not in rate:
             raise ValueError("write N/PERIOD/PREFIX, as in 100/m/24")
         plain = cls.parse(rate)
-        bits = read_prefix(prefix)
-        ipv6 = ":" in prefix or int(prefix) > V4_BITS
-        return cls(plain.sessions, plain.seconds, bits, ipv6)
+        return cls(plain.sessions, plain.seconds, Prefix.parse(prefix))
 
 
 class RateRule(Rule):
-    """So many new sessions in a time, from one source or one network.
+    """So many new sessions in a time, from one source.
 
     :param rate: how many, and in how long
     :param max_known: how many sources are known at once
@@ -92,6 +93,8 @@ class RateRule(Rule):
     def __init__(self, rate: Rate, max_known: int = MAX_KNOWN) -> None:
         self.rate = rate
         self._interval = rate.seconds / rate.sessions
+        # A hair of tolerance, as sums of fractions are not exact.
+        self._most = rate.seconds * (1 + 1e-9) - self._interval
         self._max_known = max_known
         self._due: OrderedDict[str | int, float] = OrderedDict()
 
@@ -99,45 +102,70 @@ class RateRule(Rule):
         return len(self._due)
 
     def _key(self, client: Client) -> str | int | None:
-        if self.rate.prefix is None:
-            return client.source
-        number = client.number
-        if number is None or is_ipv4(number) == self.rate.ipv6:
-            return None
-        return number >> (BITS - self.rate.prefix)
+        return client.source
+
+    def _refusal(self, client: Client, count: int) -> Refusal:
+        return Refusal(self.name, client.source or "", count, self.rate.sessions, text=TEXT)
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
         """Refuse who has come more often than that."""
         key = self._key(client)
         if key is None:
             return None
-        ahead = self._due.get(key, now) - now
-        # A hair of tolerance, as sums of fractions are not exact.
-        if ahead + self._interval <= self.rate.seconds * (1 + 1e-9):
+        due = self._due.get(key)
+        if due is None or due - now <= self._most:
             return None
-        text = key if isinstance(key, str) else self._text(key)
-        return Refusal(
-            self.name if self.rate.prefix is None else "rate_net",
-            text,
-            round(ahead / self._interval) + 1,
-            self.rate.sessions,
-            text="Too many new connections from {key}, try again later",
-        )
-
-    def _text(self, network: int) -> str:
-        assert self.rate.prefix is not None
-        return network_text(network << (BITS - self.rate.prefix), self.rate.prefix)
+        return self._refusal(client, round((due - now) / self._interval) + 1)
 
     def arrived(self, client: Client, now: float) -> None:
-        """Note one more new session; not when a reload counts those that are in once more."""
+        """Note one more new session."""
         key = self._key(client)
         if key is None:
             return
+        due = self._due.get(key)
+        if due is None:
+            self._forget_some(now)
+        elif due > now:
+            now = due
+        self._due[key] = now + self._interval
+        self._due.move_to_end(key)
+
+    def _forget_some(self, now: float) -> None:
+        """Make room for a source more."""
         due = self._due
-        due[key] = max(due.get(key, now), now) + self._interval
-        due.move_to_end(key)
-        for _ in range(_FORGOTTEN_A_CALL):
+        for _ in range(min(_FORGOTTEN_A_SOURCE, len(due))):
             oldest = next(iter(due))
-            if due[oldest] > now and len(due) <= self._max_known:
+            if due[oldest] > now and len(due) < self._max_known:
                 break
             del due[oldest]
+
+    def goes_on_as(self, other: Rule) -> bool:
+        """Keep the table of a rate that stays what it was: a reload is nobody's fresh start."""
+        return type(other) is type(self) and other.rate == self.rate
+
+
+class NetworkRateRule(RateRule):
+    """So many new sessions in a time, from one network.
+
+    :param rate: how many, in how long, and how large the network is
+    :param max_known: how many networks are known at once
+    """
+
+    name = "rate_net"
+
+    def __init__(self, rate: Rate, max_known: int = MAX_KNOWN) -> None:
+        super().__init__(rate, max_known)
+        assert rate.prefix is not None
+        self._prefix = rate.prefix
+        self._ipv6 = rate.prefix.ipv6
+        self._shift = rate.prefix.shift
+
+    def _key(self, client: Client) -> int | None:
+        number = client.number
+        if number is None or client.ipv6 is not self._ipv6:
+            return None
+        return number >> self._shift
+
+    def _refusal(self, client: Client, count: int) -> Refusal:
+        network = self._prefix.around(client.number or 0)
+        return Refusal(self.name, network, count, self.rate.sessions, text=TEXT)

@@ -39,3 +39,10 @@ class RehearsalRule(Rule):
         if self.every and (self._asked - self.first) % self.every == 0:
             return Refusal(self.name, key, self._asked, self.every, text=text)
         return None
+
+    def goes_on_as(self, other: Rule) -> bool:
+        """Count on after a reload, so that what is rehearsed is rehearsed to its end."""
+        return isinstance(other, RehearsalRule) and (other.first, other.every) == (
+            self.first,
+            self.every,
+        )
