@@ -11,7 +11,7 @@ from support.nameserver import NameServer, name_server
 from support.server import serve
 
 from smtpd_fork import Config, SmtpdForkError
-from smtpd_fork.listeners.vetting import parse_nameserver, read_zones
+from smtpd_fork.listeners.lookup import parse_nameserver, read_zones
 from smtpd_fork.sinks import Discard
 
 

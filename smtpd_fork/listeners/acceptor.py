@@ -22,13 +22,9 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from smtpd_fork.config import PROXY_SECONDS
-from smtpd_fork.gate import Full, Gate, Refusal, Reporter, Ticket
+from smtpd_fork.gate import Full, Gate, Refusal, Ticket
 from smtpd_fork.gate.networks import NetworkTable, number_of
 from smtpd_fork.gate.verdict import shutdown_reply
-from smtpd_fork.listeners.greet_pause import GreetPause
-from smtpd_fork.listeners.nat import NatWatch
-from smtpd_fork.listeners.proxy import ProxyHeaders
 from smtpd_fork.listeners.refuse import Spare, refuse
 from smtpd_fork.listeners.waiting_room import WaitingRoom
 from smtpd_fork.net import source_key
@@ -36,15 +32,14 @@ from smtpd_fork.net import source_key
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from smtpd_fork.config import WhenFull
     from smtpd_fork.gate import Verdict
     from smtpd_fork.listeners.listener import Listener
-    from smtpd_fork.listeners.vetting import Vetting
+    from smtpd_fork.listeners.refuser import Refuser
+    from smtpd_fork.listeners.stages import Stages
     from smtpd_fork.net import SocketAddress
-
-    Welcome = Callable[[Listener, socket.socket, SocketAddress | str, Ticket], None]
 
 __all__ = ["Acceptor"]
 
@@ -74,19 +69,16 @@ _CLIENT_GONE = frozenset({
 
 
 class Acceptor:
-    """Accepts clients, has the gate judge them, and hands those with a ticket on.
+    """Accepts clients, has the gate judge them, and hands those with a ticket to the stages.
 
     :param listeners: bound and listening
     :param gate: who may come in
     :param when_full: what happens to those for whom there is no room
-    :param hostname: names this host in refusals
+    :param stages: take the clients that have a ticket; stopped with the acceptor
+    :param refuser: answers the others; closed with the acceptor
+    :param hostname: names this host in replies
     :param waiting_capacity: how many clients may wait under ``defer:SECONDS``
-    :param welcome: takes a client: listener, socket, peer, ticket. It owns socket and ticket from
-        then on, also if it raises
     :param proxy_trust: who may send PROXY headers, on listeners where those come first
-    :param proxy_timeout: how many seconds a header may take
-    :param vetting: makes what asks the DNS about clients, of ``welcome`` and ``refuse``
-    :param greet_pause: how many seconds clients wait for the greeting; 0 is not at all
     """
 
     def __init__(
@@ -95,18 +87,16 @@ class Acceptor:
         gate: Gate,
         when_full: WhenFull,
         *,
+        stages: Stages,
+        refuser: Refuser,
         hostname: str,
         waiting_capacity: int,
-        welcome: Welcome,
-        greet_pause: float = 0.0,
         proxy_trust: NetworkTable[bool] | None = None,
-        proxy_timeout: float = PROXY_SECONDS,
-        vetting: Callable[..., Vetting] | None = None,
     ) -> None:
         self._listeners = deque(listeners)
         self._gate = gate
-        self._reporter = Reporter(gate.refusals)
-        self._nat = NatWatch(gate)
+        self._stages = stages
+        self._refuser = refuser
         self._refuse_when_full = when_full.refuse
         self._wait_in_room = when_full.wait is not None
         # Under plain defer it is for the one client of the shared gate (see above), and for all
@@ -114,15 +104,7 @@ class Acceptor:
         wait = math.inf if when_full.wait is None else when_full.wait
         self._room = WaitingRoom(wait, waiting_capacity)
         self._hostname = hostname
-        self._welcome = welcome
-        self._greet_pause = greet_pause
-        self._pause: GreetPause | None = None
         self._proxy_trust = proxy_trust
-        self._proxy_timeout = proxy_timeout
-        self._proxies: ProxyHeaders | None = None
-        self._make_vetting = vetting
-        self._vetting: Vetting | None = None
-        self._at_once = not greet_pause and vetting is None
         self._loop: asyncio.AbstractEventLoop
         self._thread = 0
         self._watching = False
@@ -140,20 +122,6 @@ class Acceptor:
         self._loop = loop
         self._thread = threading.get_ident()
         self._spare = Spare()
-        if self._greet_pause:
-            self._pause = GreetPause(
-                self._greet_pause, loop, welcome=self._begin, refuse=self._refuse
-            )
-        if self._make_vetting is not None:
-            self._vetting = self._make_vetting(welcome=self._vetted, refuse=self._refuse)
-        if any(listener.proxy for listener in self._listeners):
-            self._proxies = ProxyHeaders(
-                self._proxy_timeout,
-                loop,
-                self._gate,
-                welcome=self._identified,
-                refuse=self._refuse,
-            )
         self._watch()
 
     def trust(self, proxies: NetworkTable[bool] | None) -> None:
@@ -173,10 +141,7 @@ class Acceptor:
         for timer in (self._starved_timer, self._overdue_timer):
             if timer is not None:
                 timer.cancel()
-        answered = self._dismiss_waiting()
-        for holding in (self._proxies, self._vetting, self._pause):
-            if holding is not None:
-                answered += holding.stop(self._hostname)
+        answered = self._dismiss_waiting() + self._stages.stop(self._hostname)
         for listener in self._listeners:
             # An inherited socket's backlog belongs to whoever inherits it next.
             if not listener.inherited:
@@ -184,7 +149,7 @@ class Acceptor:
             listener.close()
         if self._spare is not None:
             self._spare.close()
-        self._reporter.close()
+        self._refuser.close()
         return answered
 
     def _dismiss_waiting(self) -> int:
@@ -209,12 +174,6 @@ class Acceptor:
             refuse(sock, reply)
             answered += 1
         return answered
-
-    @property
-    def held(self) -> int:
-        """Clients that have a ticket and no session yet."""
-        stages = (self._proxies, self._vetting, self._pause)
-        return sum(len(stage) for stage in stages if stage is not None)
 
     # -- watching ----------------------------------------------------------------------------
 
@@ -295,24 +254,24 @@ class Acceptor:
             return not gate.full or (self._wait_in_room and self._room.has_space)
         if self._wait_in_room:
             return self._room.has_space
-        return not self._room.waiting and not gate.full
+        return not len(self._room) and not gate.full
 
     def _arrived(self, listener: Listener, sock: socket.socket, peer: SocketAddress | str) -> None:
         if listener.proxy and not self._is_trusted(peer):
             text = "You are no proxy that is trusted here"
             key = source_key(peer) or "unix"
-            self._refuse(listener, sock, Refusal("proxy_trust", key, 1, 0, text=text))
+            self._refuser.refuse(listener, sock, Refusal("proxy_trust", key, 1, 0, text=text))
             return
-        if self._room.waiting and not self._gate.is_exempt(peer):
+        if len(self._room) and not self._gate.is_exempt(peer):
             self._wait_or_go(listener, sock, peer)  # behind those who came before
             return
         verdict = self._admit(listener, peer)
         if isinstance(verdict, Ticket):
-            self._let_in(listener, sock, peer, verdict)
+            self._stages.enter(listener, sock, peer, verdict)
         elif isinstance(verdict, Full) and not self._refuse_when_full:
             self._wait_or_go(listener, sock, peer)
         else:
-            self._refuse(listener, sock, verdict)
+            self._refuser.refuse(listener, sock, verdict)
 
     def _admit(self, listener: Listener, peer: SocketAddress | str) -> Verdict:
         # Who stands behind a proxy shows later; until then it counts in all, and nowhere else.
@@ -324,49 +283,6 @@ class Acceptor:
         if host is None:
             return True
         return self._proxy_trust is not None and bool(self._proxy_trust.find(number_of(host)))
-
-    def _let_in(
-        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
-    ) -> None:
-        if self._at_once and not listener.proxy:
-            self._begin(listener, sock, peer, ticket)
-        elif self._proxies is not None and listener.proxy:
-            self._proxies.hold(listener, sock, peer, ticket)
-        else:
-            self._identified(listener, sock, peer, ticket)
-
-    def _identified(
-        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
-    ) -> None:
-        client = ticket.client
-        if self._vetting is not None and not client.exempt and client.number is not None:
-            self._vetting.hold(listener, sock, peer, ticket)
-        else:
-            self._vetted(listener, sock, peer, ticket)
-
-    def _vetted(
-        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
-    ) -> None:
-        # Under TLS it is the client that speaks first.
-        if self._pause is not None and not listener.tls and not ticket.client.exempt:
-            self._pause.hold(listener, sock, peer, ticket)
-        else:
-            self._begin(listener, sock, peer, ticket)
-
-    def _begin(
-        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
-    ) -> None:
-        try:
-            self._welcome(listener, sock, peer, ticket)
-        except Exception:
-            log.exception("a session could not be begun")
-
-    def _refuse(self, listener: Listener, sock: socket.socket, verdict: Refusal | Full) -> None:
-        refusal = self._gate.refuse(verdict)
-        # A client that speaks TLS first cannot read a reply in the clear.
-        refuse(sock, b"" if listener.tls else refusal.reply(self._hostname))
-        self._reporter.note(refusal)
-        self._nat.note(refusal)
 
     def _full(self) -> Full:
         gate = self._gate
@@ -381,7 +297,7 @@ class Acceptor:
         if self._room.has_space:
             self._keep_waiting(listener, sock, peer)
         else:
-            self._refuse(listener, sock, self._full())
+            self._refuser.refuse(listener, sock, self._full())
 
     def _keep_waiting(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str
@@ -398,12 +314,12 @@ class Acceptor:
             assert waiting is not None
             verdict = self._admit(waiting.listener, waiting.peer)
             if isinstance(verdict, Ticket):
-                self._let_in(waiting.listener, waiting.sock, waiting.peer, verdict)
+                self._stages.enter(waiting.listener, waiting.sock, waiting.peer, verdict)
             elif isinstance(verdict, Full):  # another thread was faster
                 self._room.call_back(waiting)
                 break
             else:
-                self._refuse(waiting.listener, waiting.sock, verdict)
+                self._refuser.refuse(waiting.listener, waiting.sock, verdict)
         if len(self._room):
             self._gate.when_room(self._on_room)
 
@@ -415,7 +331,7 @@ class Acceptor:
     def _refuse_overdue(self) -> None:
         self._overdue_timer = None
         for waiting in self._room.overdue(self._loop.time()):
-            self._refuse(waiting.listener, waiting.sock, self._full())
+            self._refuser.refuse(waiting.listener, waiting.sock, self._full())
         self._await_overdue()
         self._reopen()
 

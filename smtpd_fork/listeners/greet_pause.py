@@ -14,14 +14,8 @@ from smtpd_fork.listeners.holding import Held, Holding
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
-    from smtpd_fork.gate import Ticket
-    from smtpd_fork.listeners.listener import Listener
-    from smtpd_fork.net import SocketAddress
-
-    Welcome = Callable[[Listener, socket.socket, SocketAddress | str, Ticket], None]
-    Refuse = Callable[[Listener, socket.socket, Refusal], None]
+    from smtpd_fork.listeners.holding import Refuse, Welcome
 
 __all__ = ["GreetPause"]
 

@@ -6,8 +6,9 @@ A client that is held costs its ticket and a descriptor: there is no transport.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from smtpd_fork.gate.verdict import shutdown_reply
 from smtpd_fork.listeners.refuse import refuse
@@ -15,12 +16,19 @@ from smtpd_fork.listeners.refuse import refuse
 if TYPE_CHECKING:
     import asyncio
     import socket
+    from collections.abc import Callable
 
-    from smtpd_fork.gate import Ticket
+    from smtpd_fork.gate import Full, Refusal, Ticket
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.net import SocketAddress
 
-__all__ = ["Held", "Holding"]
+__all__ = ["Held", "Holding", "Refuse", "Welcome"]
+
+Welcome: TypeAlias = "Callable[[Listener, socket.socket, SocketAddress | str, Ticket], None]"
+"""Takes a client that may go on: listener, socket, peer, ticket. It owns the last three."""
+
+Refuse: TypeAlias = "Callable[[Listener, socket.socket, Refusal | Full], None]"
+"""Answers a client that may not, and closes its socket."""
 
 
 class Held:
@@ -51,7 +59,7 @@ class Held:
         self.gone = False
 
 
-class Holding:
+class Holding(ABC):
     """Holds clients for so long.
 
     :param phase: what the ledger calls it
@@ -81,13 +89,13 @@ class Holding:
         if self._timer is None:
             self._timer = self._loop.call_at(deadline, self._due)
 
+    @abstractmethod
     def _heard(self, held: Held) -> None:
         """Act on a client that talks, or has gone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _over(self, held: Held) -> None:
         """Act on a client whose time is over."""
-        raise NotImplementedError
 
     def _let_go(self, held: Held) -> None:
         """Hold a client no longer; socket and ticket are the caller's."""

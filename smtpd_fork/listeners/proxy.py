@@ -17,14 +17,10 @@ from smtpd_fork.net import describe, source_key
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
-    from smtpd_fork.gate import Gate, Refusal, Ticket
-    from smtpd_fork.listeners.listener import Listener
+    from smtpd_fork.gate import Gate
+    from smtpd_fork.listeners.holding import Refuse, Welcome
     from smtpd_fork.net import SocketAddress
-
-    Welcome = Callable[[Listener, socket.socket, SocketAddress | str, Ticket], None]
-    Refuse = Callable[[Listener, socket.socket, Refusal], None]
 
 __all__ = ["HeaderError", "ProxyHeaders", "missing", "parse"]
 

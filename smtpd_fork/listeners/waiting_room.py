@@ -44,8 +44,6 @@ class WaitingRoom:
         self._seconds = seconds
         self._capacity = max(1, capacity)
         self._queue: deque[Waiting] = deque()
-        self.waiting = self._queue
-        """Who waits; to be looked at only."""
 
     def __len__(self) -> int:
         return len(self._queue)

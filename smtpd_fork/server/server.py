@@ -12,6 +12,8 @@ from smtpd_fork.handlers import Chain
 from smtpd_fork.listeners import (
     Acceptor,
     Listener,
+    Refuser,
+    Stages,
     adopt,
     open_listeners,
     parse_address,
@@ -100,6 +102,7 @@ class Server:
         self._inherited = list(sockets) if sockets is not None else None
         self._listeners = list(listeners)
         self._acceptor: Acceptor | None = None
+        self._stages: Stages | None = None
         self._sessions: Sessions | None = None
         self._sweep: Sweep | None = None
         self._setups: dict[bool, Setup] = {}
@@ -176,17 +179,25 @@ class Server:
         self._sessions = Sessions(self._make_session, self._tls, config.tls_handshake_timeout, loop)
         self._sweep = Sweep(loop)
         self._sweep.look_for(_shortest(config))
+        refuser = Refuser(self.gate, config.hostname)
+        self._stages = Stages(
+            self.gate,
+            loop,
+            welcome=self._sessions.welcome,
+            refuse=refuser.refuse,
+            greet_pause=config.greet_pause,
+            proxy_timeout=config.proxy_timeout,
+            vetting=self._vetting,
+        )
         self._acceptor = Acceptor(
             self._listeners,
             self.gate,
             config.when_full,
+            stages=self._stages,
+            refuser=refuser,
             hostname=config.hostname,
             waiting_capacity=config.backlog,
-            welcome=self._sessions.welcome,
-            greet_pause=config.greet_pause,
             proxy_trust=self._proxy_trust,
-            proxy_timeout=config.proxy_timeout,
-            vetting=self._vetting,
         )
         self.gate.watch_buffers(self._budget)
         if config.max_loop_lag:
@@ -283,11 +294,11 @@ class Server:
 
         There should be nothing, at any time; tests ask after everything that is bad for sessions.
         """
-        if self._sessions is None or self._acceptor is None:
+        if self._sessions is None or self._stages is None:
             return []
         held = self.gate.tickets()
         wrong = self._sessions.audit(held)
-        known = len(self._sessions) + self._acceptor.held
+        known = len(self._sessions) + len(self._stages)
         ours = sum(ticket.listener in self._listeners for ticket in held)
         if ours != known:
             wrong.append(f"{ours} places are held here by the ledger, and {known} in fact")

@@ -1,0 +1,110 @@
+"""Stages: what clients with a ticket go through before they have a session.
+
+A proxy has to say whom it speaks for, the DNS is asked about that one, and it has to wait for the
+greeting. Each stage is there only if it is configured, and holds a client until it lets it on.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from smtpd_fork.config import PROXY_SECONDS
+from smtpd_fork.listeners.greet_pause import GreetPause
+from smtpd_fork.listeners.proxy import ProxyHeaders
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from collections.abc import Callable
+
+    from smtpd_fork.gate import Gate, Ticket
+    from smtpd_fork.listeners.holding import Refuse, Welcome
+    from smtpd_fork.listeners.listener import Listener
+    from smtpd_fork.listeners.vetting import Vetting
+    from smtpd_fork.net import SocketAddress
+
+__all__ = ["Stages"]
+
+log = logging.getLogger("smtpd_fork.listeners")
+
+
+class Stages:
+    """Takes clients with a ticket as far as their session.
+
+    :param gate: judges whom a proxy speaks for
+    :param loop: in which clients are held
+    :param welcome: takes a client that is through. It owns socket and ticket from then on, also if
+        it raises
+    :param refuse: answers who is not let on, and closes
+    :param greet_pause: how many seconds clients wait for the greeting; 0 is not at all
+    :param proxy_timeout: how many seconds a PROXY header may take
+    :param vetting: makes what asks the DNS about clients, of ``welcome`` and ``refuse``
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        welcome: Welcome,
+        refuse: Refuse,
+        greet_pause: float = 0.0,
+        proxy_timeout: float = PROXY_SECONDS,
+        vetting: Callable[..., Vetting] | None = None,
+    ) -> None:
+        self._welcome = welcome
+        self._pause: GreetPause | None = None
+        self._vetting: Vetting | None = None
+        if greet_pause:
+            self._pause = GreetPause(greet_pause, loop, welcome=self._begin, refuse=refuse)
+        if vetting is not None:
+            self._vetting = vetting(welcome=self._vetted, refuse=refuse)
+        self._proxies = ProxyHeaders(
+            proxy_timeout, loop, gate, welcome=self._identified, refuse=refuse
+        )
+        self._all = [
+            stage for stage in (self._proxies, self._vetting, self._pause) if stage is not None
+        ]
+
+    def __len__(self) -> int:
+        return sum(len(stage) for stage in self._all)
+
+    def enter(
+        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
+    ) -> None:
+        """Take a client; socket and ticket are not the caller's any more."""
+        if listener.proxy:
+            self._proxies.hold(listener, sock, peer, ticket)
+        else:
+            self._identified(listener, sock, peer, ticket)
+
+    def _identified(
+        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
+    ) -> None:
+        client = ticket.client
+        if self._vetting is not None and not client.exempt and client.number is not None:
+            self._vetting.hold(listener, sock, peer, ticket)
+        else:
+            self._vetted(listener, sock, peer, ticket)
+
+    def _vetted(
+        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
+    ) -> None:
+        # Under TLS it is the client that speaks first.
+        if self._pause is not None and not listener.tls and not ticket.client.exempt:
+            self._pause.hold(listener, sock, peer, ticket)
+        else:
+            self._begin(listener, sock, peer, ticket)
+
+    def _begin(
+        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
+    ) -> None:
+        try:
+            self._welcome(listener, sock, peer, ticket)
+        except Exception:
+            log.exception("a session could not be begun")
+
+    def stop(self, hostname: str) -> int:
+        """Answer 421 to all who are held; return how many there were."""
+        return sum(stage.stop(hostname) for stage in self._all)
