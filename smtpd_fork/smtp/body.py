@@ -132,9 +132,9 @@ class Body:
             return
         skip, self._skip = self._skip, 0
         self.size += len(part) - skip
-        self._has_long = self._has_long or (self._line_limit > 0 and self._too_long(part))
         if self._bare is BareNewline.REJECT and not self._has_bare:
             self._has_bare = has_bare(part)
+        self._has_long = self._has_long or (self._line_limit > 0 and self._too_long(part))
         if self.fault is not None:
             self._forget()  # what is not accepted is not kept
             return
@@ -162,39 +162,26 @@ class Body:
         if (
             0 < self._size_limit < len(part)
             or (self._bare is BareNewline.REJECT and has_bare(part))
-            or (0 < self._line_limit < len(part) and self._has_long_line(part))
+            or (0 < self._line_limit < len(part) and self._too_long(part))
         ):
             return False
         self._whole, self._held = part, b""
         self.size = len(part)
         return True
 
-    def _has_long_line(self, part: bytes) -> bool:
-        """Whether a line of all that there is is over the limit, where LF surely is a line's end.
-
-        Where it is not, a line may seem shorter than it is: then every LF counts as none.
-        """
-        limit = self._line_limit
-        lf = b"\n" if self._bare is BareNewline.REJECT else b"\r\n"
-        position, last = 0, len(part) - limit
-        while position < last:
-            end = part.rfind(lf, position, position + limit)
-            if end < 0:
-                return True
-            position = end + len(lf)
-        return False
-
     def _too_long(self, part: bytes) -> bool:
         """Whether a line is over the limit; hops, each time to the last line end in reach."""
         limit, length = self._line_limit, len(part)
+        # Where no LF is bare, LF alone is sooner found.
+        mark = b"\n" if self._bare is BareNewline.REJECT and not self._has_bare else b"\r\n"
         position = -self._line  # where the current line began
         while length - position > limit:
-            end = part.rfind(b"\r\n", max(position, 0), position + limit)
+            end = part.rfind(mark, max(position, 0), position + limit)
             if end < 0:
                 return True
-            position = end + 2
-        end = part.rfind(b"\r\n", max(position, 0))
-        self._line = length - (end + 2 if end >= 0 else position)
+            position = end + len(mark)
+        end = part.rfind(mark, max(position, 0))
+        self._line = length - (end + len(mark) if end >= 0 else position)
         return False
 
     def content(self) -> bytes:
