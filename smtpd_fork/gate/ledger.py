@@ -38,8 +38,8 @@ class Entry:
     :ivar exempt: whether rules about sources leave it alone
     :ivar seconds: how long it has been held
     :ivar listener: where it came in; empty if whoever holds it does not say
-    :ivar phase: ``arriving``, ``greet-pause``, ``handshake``, ``command``, ``data``, ``handler``
-        or ``closing``
+    :ivar phase: ``arriving``, ``proxy-header``, ``dns``, ``greet-pause``, ``handshake``,
+        ``command``, ``data``, ``handler`` or ``closing``
     :ivar tls: whether TLS is spoken
     :ivar messages: messages that were accepted so far
     """

@@ -20,6 +20,7 @@ import math
 import os
 import threading
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import Full, Gate, Refusal, Ticket
@@ -343,13 +344,16 @@ class Acceptor:
             self._starved_refused = 0
             log.error("cannot accept: %s; clients are answered 421", os.strerror(error.errno or 0))
         self._unwatch()
-        reply = self._full().reply(self._hostname)
         for listener in self._listeners:
             assert self._spare is not None
-            self._starved_refused += self._spare.refuse(
-                listener.sock, b"" if listener.tls else reply, BURST
-            )
+            answer = partial(self._refuse_starved, listener)
+            self._starved_refused += self._spare.refuse(listener.sock, answer, BURST)
         self._starved_timer = self._loop.call_later(STARVED_SECONDS, self._try_again)
+
+    def _refuse_starved(self, listener: Listener, sock: socket.socket) -> None:
+        text = "Too many connections, try again later"
+        refusal = Refusal("descriptors", "", 0, 0, status="4.3.2", text=text)
+        self._refuser.refuse(listener, sock, refusal)
 
     def _try_again(self) -> None:
         self._starved_timer = None

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Spare", "refuse"]
 
@@ -35,8 +39,13 @@ class Spare:
     def __init__(self) -> None:
         self._descriptor = self._open()
 
-    def refuse(self, listening: socket.socket, reply: bytes, at_most: int) -> int:
-        """Answer up to *at_most* clients in the backlog of *listening*; return how many."""
+    def refuse(
+        self, listening: socket.socket, answer: Callable[[socket.socket], None], at_most: int
+    ) -> int:
+        """Have up to *at_most* clients in the backlog of *listening* answered; return how many.
+
+        :param answer: tells a client, and closes its socket
+        """
         answered = 0
         while answered < at_most and self._descriptor is not None:
             os.close(self._descriptor)
@@ -45,7 +54,7 @@ class Spare:
             except OSError:
                 self._descriptor = self._open()
                 break
-            refuse(sock, reply)
+            answer(sock)
             answered += 1
             self._descriptor = self._open()
         if self._descriptor is None:
