@@ -6,10 +6,11 @@ import asyncio
 import re
 import subprocess
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from support.client import Client
+from support.handlers import Notes
 from support.peers import peer
 from support.qpsmtpd import free_port
 from support.server import serve
@@ -34,18 +35,6 @@ listen mail
     bind 127.0.0.1:{port}
     server one 127.0.0.1:{backend} {send} {check}
 """
-
-
-class Notes(Discard):
-    def __init__(self) -> None:
-        self.sessions: list[Any] = []
-
-    async def handle_EHLO(
-        self, server: Any, session: Any, envelope: Any, name: str, replies: list[str]
-    ) -> list[str]:
-        session.host_name = name
-        self.sessions.append(session)
-        return replies
 
 
 @asynccontextmanager

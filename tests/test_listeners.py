@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.client import Client
+from support.handlers import Notes
 from support.server import serve
 
 from smtpd_fork import Gate, Limits, Server
@@ -119,22 +120,13 @@ async def test_both_wildcards_on_one_port_are_two_sockets() -> None:
 
 
 async def test_a_mapped_address_is_plain_ipv4_for_handlers_and_for_the_gate() -> None:
-    peers: list[Any] = []
-
-    class Look(Discard):
-        async def handle_EHLO(
-            self, server: Any, session: Any, envelope: Any, name: str, lines: Any
-        ) -> Any:
-            session.host_name = name
-            peers.append(session.peer[0])
-            return lines
-
-    async with serve(Look(), listen=["[::]:0"]) as server:
+    handler = Notes()
+    async with serve(handler, listen=["[::]:0"]) as server:
         address = ("127.0.0.1", server.addresses[0][1])
         async with await Client.to(address, source="127.0.0.7") as client:
             await client.greet()
             assert server.gate.sources == {"127.0.0.7": 1}
-    assert peers == ["127.0.0.7"]
+    assert [session.peer[0] for session in handler.sessions] == ["127.0.0.7"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.client import Client
+from support.handlers import Notes
 from support.server import serve
 
 from smtpd_fork.listeners.proxy import HeaderError, is_whole, missing, parse
@@ -45,20 +46,6 @@ LOCAL = v2(0, 0x00, b"")
 UNKNOWN = b"PROXY UNKNOWN\r\n"
 
 GOOD = {"v1": V1, "v1, IPv6": V1_6, "v2": V2, "v2, IPv6": V2_6, "local": LOCAL, "unknown": UNKNOWN}
-
-
-class Notes(Discard):
-    """Keeps sessions."""
-
-    def __init__(self) -> None:
-        self.sessions: list[Any] = []
-
-    async def handle_EHLO(
-        self, server: Any, session: Any, envelope: Any, name: str, replies: list[str]
-    ) -> list[str]:
-        session.host_name = name
-        self.sessions.append(session)
-        return replies
 
 
 def proxied(handler: Any = None, **options: Any) -> Any:

@@ -7,24 +7,13 @@ from typing import Any
 
 import pytest
 from support.client import Client
+from support.handlers import Notes
 from support.nameserver import NameServer, name_server
 from support.server import serve
 
 from smtpd_fork import Config, SmtpdForkError
 from smtpd_fork.listeners.vetting import parse_nameserver, read_zones
 from smtpd_fork.sinks import Discard
-
-
-class Notes(Discard):
-    def __init__(self) -> None:
-        self.names: list[Any] = []
-
-    async def handle_EHLO(
-        self, server: Any, session: Any, envelope: Any, name: str, replies: list[str]
-    ) -> list[str]:
-        session.host_name = name
-        self.names.append(session.host_name_dns)
-        return replies
 
 
 def vetted(names: NameServer, handler: Any = None, **options: Any) -> Any:
@@ -130,7 +119,7 @@ async def test_a_name_counts_only_if_it_leads_back(records: Any, name: str | Non
         )
         async with await Client.to(server.addresses[0]) as client:
             assert (await client.greet()).code == 250
-    assert handler.names == [name]
+    assert [session.host_name_dns for session in handler.sessions] == [name]
 
 
 async def test_exempt_clients_are_not_looked_up() -> None:
