@@ -13,7 +13,7 @@ import pytest
 from aiosmtpd.controller import Controller, UnixSocketController
 from aiosmtpd.smtp import MISSING
 from support.client import Client
-from support.server import serve
+from support.server import serve, until
 
 import smtpd_fork
 from smtpd_fork import Config, Gate, Limits, Refusal, Server
@@ -201,8 +201,7 @@ async def test_a_stop_ends_handshakes(certificates: Certificates) -> None:
         await starttls.greet()
         await starttls.say("STARTTLS")
         idle = await Client.to(implicit)
-        while server.gate.count < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.gate.count >= 2)
         assert await server.stop() == 0
         assert await starttls.ended()
         assert await idle.ended()
@@ -426,9 +425,7 @@ async def test_any_protocol_can_be_behind_a_gate(protocol: type[asyncio.BaseProt
         async with await Client.to(address) as second:
             assert "Too many connections, try again later [" in (await second.reply()).text
             assert await second.ended()
-    async with asyncio.timeout(10):
-        while gate.count:
-            await asyncio.sleep(0.001)
+    await until(lambda: not gate.count)
     server.close()
     await server.wait_closed()
 

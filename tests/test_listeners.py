@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.client import Client
 from support.handlers import Notes
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork import Gate, Limits, Server
 from smtpd_fork.config import SettingError
@@ -250,8 +250,7 @@ async def test_defer_leaves_a_client_waiting_until_a_place_is_free() -> None:
             )
         assert server.gate.count == 1
         await first.close()
-        while server.gate.count_from("127.0.0.1") != 1:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.gate.count_from("127.0.0.1") == 1)
         third = await Client.to(server.addresses[0])
         await second.close()
         assert (await third.reply()).code == 220

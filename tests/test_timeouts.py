@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import MAIL, RCPT, Client, Reply, code_and_enhanced
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -36,11 +36,8 @@ async def test_a_client_that_takes_no_replies_is_cut(monkeypatch: pytest.MonkeyP
         transport.pause_reading()
         client.send(b"NOOP " + b"x" * 400 + b"\r\n")
         client.send(b"HELP\r\n" * 200_000)
-        while not server.gate.count:
-            await asyncio.sleep(0.001)
-        async with asyncio.timeout(10):
-            while server.gate.count:
-                await asyncio.sleep(0.005)
+        await until(lambda: server.gate.count)
+        await until(lambda: not server.gate.count)
         client.reset()
 
 

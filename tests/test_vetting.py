@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
 from support.client import Client
 from support.handlers import Notes
 from support.nameserver import NameServer, name_server
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork import Config, SmtpdForkError
 from smtpd_fork.listeners.vetting import parse_nameserver, read_zones
@@ -137,8 +136,7 @@ async def test_who_goes_while_the_dns_is_asked_gives_its_place_back(end: str) ->
         async with vetted(names, dnsbl="a.example", dns_timeout=0.5) as server:
             names.records["1.0.0.127.a.example", "A"] = None
             client = await Client.to(server.addresses[0])
-            while not names.asked:
-                await asyncio.sleep(0)
+            await until(lambda: names.asked)
             assert [entry.phase for entry in server.gate.ledger()] == ["dns"]
             if end == "stop":
                 await server.stop()
@@ -147,8 +145,7 @@ async def test_who_goes_while_the_dns_is_asked_gives_its_place_back(end: str) ->
                 client.reset()
             else:
                 await client.close()
-            while server.gate.count:
-                await asyncio.sleep(0.01)
+            await until(lambda: not server.gate.count)
             await client.close()
 
 
