@@ -172,25 +172,25 @@ async def test_a_stop_cuts_what_does_not_finish_in_time() -> None:
 
 
 async def test_a_stop_cancels_a_handler_that_does_not_finish_in_time() -> None:
-    class Stuck:
-        cancelled = False
+    called, cancelled = asyncio.Event(), asyncio.Event()
 
+    class Stuck:
         async def handle_DATA(self, *_: Any) -> str:
+            called.set()
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
-                self.cancelled = True
+                cancelled.set()
                 raise
             return "250 never"
 
-    stuck = Stuck()
-    async with serve(stuck) as server, await Client.to(server.addresses[0]) as client:
+    async with serve(Stuck()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         await client.say("MAIL FROM:<a@b.c>", "RCPT TO:<d@e.f>", "DATA")
         client.send("x\r\n.\r\n")
-        await asyncio.sleep(0.05)
+        await called.wait()
         assert await server.stop(0.1) == 1
-    assert stuck.cancelled
+    assert cancelled.is_set()
 
 
 async def test_a_stop_ends_handshakes(certificates: Certificates) -> None:

@@ -291,11 +291,9 @@ async def test_defer_with_a_time_refuses_when_it_is_up() -> None:
 
 async def test_defer_with_a_time_lets_in_who_has_waited_longest() -> None:
     async with serve(Discard(), limit_connections=1, when_full="defer:60") as server:
-        clients = [await Client.to(server.addresses[0])]
-        await clients[0].greet()
-        for _ in range(4):
-            clients.append(await Client.to(server.addresses[0]))
-            await asyncio.sleep(0.01)
+        first = await Client.to(server.addresses[0])
+        await first.greet()
+        clients = [first, *[await Client.to(server.addresses[0]) for _ in range(4)]]
         for before, client in pairwise(clients):
             await before.close()
             assert (await client.reply()).code == 220
