@@ -368,6 +368,7 @@ async def test_credentials_are_in_no_log(
         await hello(client)
         await client.say(f"AUTH PLAIN {WRONG}")
         await dialogue(client, "AUTH LOGIN", b64(LOGIN), b64(PASSWORD))
+    assert caplog.text.count(">> AUTH ...") >= 2
     for secret in (PLAIN, WRONG, PASSWORD.decode(), b64(PASSWORD), "wrong"):
         assert secret not in caplog.text.replace("is wrong", "")
 
