@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bench.proc import family
 
@@ -45,22 +45,21 @@ class Process:
     :param folder: where it runs, and where what it prints is kept
     """
 
+    answers: ClassVar[bool] = False
+    """Whether we talk with it by pipes."""
+
     def __init__(self, command: Sequence[str], folder: Path) -> None:
         self._output = folder / "output"
         with self._output.open("ab") as output:
-            self._popen = self._start(command, folder, output.fileno())
-
-    @staticmethod
-    def _start(command: Sequence[str], folder: Path, output: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - the contenders write the command
-            command,
-            cwd=folder,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+            self._popen = subprocess.Popen(  # noqa: S603 - the contenders write the command
+                command,
+                cwd=folder,
+                env=_environment(),
+                stdin=subprocess.PIPE if self.answers else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if self.answers else output,
+                stderr=output,
+                start_new_session=True,
+            )
 
     @property
     def pid(self) -> int:
@@ -115,21 +114,11 @@ class Client(Process):
     :param options: its keyword arguments
     """
 
+    answers: ClassVar[bool] = True
+
     def __init__(self, module: str, folder: Path, **options: Any) -> None:
         name = f"bench.clients.{module}"
         super().__init__([sys.executable, "-m", name, json.dumps(options)], folder)
-
-    @staticmethod
-    def _start(command: Sequence[str], folder: Path, output: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - the contenders write the command
-            command,
-            cwd=folder,
-            env=_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=output,
-            start_new_session=True,
-        )
 
     def tell(self, word: str) -> None:
         """Send it a line."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiosmtpd.smtp import MISSING
 from support.client import Client
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -131,9 +131,7 @@ async def chaos(
 
 
 async def zero(server: Server) -> None:
-    async with asyncio.timeout(10):
-        while server.gate.count or server.sessions:
-            await asyncio.sleep(0.005)
+    await until(lambda: not server.gate.count and not server.sessions)
 
 
 @pytest.mark.timeout(120)
@@ -217,8 +215,7 @@ async def test_a_stop_in_the_middle_of_it_all_returns_to_zero(certificates: Cert
     }
     async with serve(Jumpy(chance), **options) as server:
         storm = asyncio.ensure_future(chaos(server, certificates, 300, chance))
-        while server.gate.count < 20:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.gate.count >= 20)
         await server.stop()
         assert server.gate.count == 0
         await storm

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.client import MAIL, Client
 from support.handlers import Collect
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -20,8 +20,7 @@ from smtpd_fork.sinks import Discard
 async def test_a_client_that_half_closes_after_its_final_dot_is_still_served() -> None:
     class Slow(Collect):
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-            while not server._eof:
-                await asyncio.sleep(0.001)
+            await until(lambda: server._eof)
             return await super().handle_DATA(server, session, envelope)
 
     handler = Slow()
@@ -64,8 +63,7 @@ async def test_a_reset_while_a_message_is_in_hand_does_not_cancel_the_handler() 
         client.send("hello\r\n.\r\n")
         await in_hand.wait()
         client.reset()
-        while server.gate.count:
-            await asyncio.sleep(0)
+        await until(lambda: not server.gate.count)
         go_on.set()
     assert handler.messages == [b"hello\r\n"]
 
@@ -101,10 +99,8 @@ async def test_a_session_that_ends_before_its_task_began_is_told_of_its_end(gone
             session._time_out()
         async with asyncio.timeout(5):
             await session._handler_coroutine
-            while server.sessions:
-                await asyncio.sleep(0.001)
-            while not told:
-                await asyncio.sleep(0.001)
+            await until(lambda: not server.sessions)
+            await until(lambda: told)
     assert told == ["disconnect"]
 
 

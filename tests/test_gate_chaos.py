@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.client import Client
 from support.nameserver import name_server
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -65,8 +65,7 @@ async def test_many_sources_of_ipv6_are_counted_by_their_networks() -> None:
         assert server.audit() == []
         for client, _ in clients:
             await client.close()
-        while server.gate.count:
-            await asyncio.sleep(0.01)
+        await until(lambda: not server.gate.count)
 
 
 async def test_what_follows_a_header_may_be_garbage_and_ends_the_session() -> None:
@@ -82,8 +81,7 @@ async def test_what_follows_a_header_may_be_garbage_and_ends_the_session() -> No
         assert codes[0] == 220
         assert codes[-1] == 421
         await client.close()
-        while server.gate.count:
-            await asyncio.sleep(0.01)
+        await until(lambda: not server.gate.count)
 
 
 @pytest.mark.parametrize("when_full", ["defer", "refuse"])
@@ -125,9 +123,7 @@ async def test_after_hundreds_of_bad_clients_at_every_stage_every_count_is_zero(
                 assert server.gate.count <= 40
                 await asyncio.sleep(0.02)
             await clients
-            async with asyncio.timeout(20):
-                while server.gate.count:
-                    await asyncio.sleep(0.01)
+            await until(lambda: not server.gate.count)
             assert server.gate.ledger() == []
             stats = server.gate.stats()
             assert stats["admitted"] > CLIENTS / 4

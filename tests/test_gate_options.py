@@ -12,7 +12,7 @@ import pytest
 from support.client import Client
 from support.daemon import LOCAL, Daemon
 from support.dialogue import first_line
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -169,8 +169,7 @@ async def test_the_ledger_tells_who_holds_each_place_and_what_they_do(
         encrypted = await client(1, tls=certificates.client)
         await encrypted.greet()
         _, writer = await asyncio.open_connection(*server.addresses[1][:2])
-        while len(server.gate.ledger()) < 5:
-            await asyncio.sleep(0)
+        await until(lambda: len(server.gate.ledger()) >= 5)
         assert phases() == ["command", "handler", "data", "command", "handshake"]
         entries = server.gate.ledger()
         assert [entry.tls for entry in entries] == [False, False, False, True, False]
@@ -183,8 +182,7 @@ async def test_the_ledger_tells_who_holds_each_place_and_what_they_do(
         leave.set()
         assert (await busy.reply()).code == 250
         writer.close()
-        while len(phases()) == 5:
-            await asyncio.sleep(0)
+        await until(lambda: len(phases()) != 5)
     assert server.gate.ledger() == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from support.client import Client
 from support.daemon import LOCAL, Daemon
 from support.dialogue import connect
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -47,8 +47,7 @@ async def test_an_early_talker_is_told_554_and_gives_its_place_back() -> None:
 async def test_who_goes_before_the_greeting_gives_its_place_back(end: str) -> None:
     async with serve(Discard(), greet_pause=60) as server:
         client = await Client.to(server.addresses[0])
-        while server.gate.count != 1:
-            await asyncio.sleep(0)
+        await until(lambda: server.gate.count == 1)
         assert [entry.phase for entry in server.gate.ledger()] == ["greet-pause"]
         assert server.sessions == 0
         if end == "reset":
@@ -57,8 +56,7 @@ async def test_who_goes_before_the_greeting_gives_its_place_back(end: str) -> No
             client.writer.write_eof()
         else:
             await client.close()
-        while server.gate.count:
-            await asyncio.sleep(0)
+        await until(lambda: not server.gate.count)
         await client.close()
 
 
@@ -77,8 +75,7 @@ async def test_exempt_clients_and_those_of_a_tls_port_do_not_wait(
 async def test_a_stop_answers_who_waits_for_the_greeting() -> None:
     async with serve(Discard(), greet_pause=60) as server:
         clients = [await Client.to(server.addresses[0]) for _ in range(3)]
-        while server.gate.count != 3:
-            await asyncio.sleep(0)
+        await until(lambda: server.gate.count == 3)
         await server.stop()
         for client in clients:
             assert (await client.reply()).code == 421
@@ -97,8 +94,7 @@ async def test_a_thousand_early_talkers_and_a_thousand_who_go_leave_nothing() ->
     async with serve(Discard(), greet_pause=60, limit_connections=3000, backlog=4096) as server:
         for start in range(0, 2000, 200):
             await asyncio.gather(*(talker(start + number) for number in range(200)))
-        while server.gate.count:
-            await asyncio.sleep(0)
+        await until(lambda: not server.gate.count)
 
 
 def test_the_option_has_units_and_a_limit(tmp_path: Path) -> None:

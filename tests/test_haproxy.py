@@ -6,13 +6,14 @@ import asyncio
 import re
 import subprocess
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from support.client import Client
+from support.handlers import Notes
 from support.peers import peer
 from support.qpsmtpd import free_port
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -34,18 +35,6 @@ listen mail
     bind 127.0.0.1:{port}
     server one 127.0.0.1:{backend} {send} {check}
 """
-
-
-class Notes(Discard):
-    def __init__(self) -> None:
-        self.sessions: list[Any] = []
-
-    async def handle_EHLO(
-        self, server: Any, session: Any, envelope: Any, name: str, replies: list[str]
-    ) -> list[str]:
-        session.host_name = name
-        self.sessions.append(session)
-        return replies
 
 
 @asynccontextmanager
@@ -95,8 +84,7 @@ async def test_the_clients_address_comes_through(send: str, tmp_path: Path) -> N
             assert {session.proxy_data.version for session in handler.sessions} == {version}
             async with await Client.to(("127.0.0.1", port), source="127.0.0.7") as third:
                 assert "from 127.0.0.7, try" in (await third.reply()).text
-        while server.gate.count:
-            await asyncio.sleep(0.01)
+        await until(lambda: not server.gate.count)
 
 
 async def test_tls_is_spoken_behind_the_header(tmp_path: Path, certificates: Certificates) -> None:
@@ -130,9 +118,7 @@ async def test_health_checks_are_answered_and_are_of_no_source(
     ):
         async with await Client.to(("127.0.0.1", port), source="127.0.0.7") as client:
             assert (await client.greet()).code == 250
-            async with asyncio.timeout(20):
-                while server.gate.stats()["admitted"] < 8:
-                    await asyncio.sleep(0.02)
+            await until(lambda: server.gate.stats()["admitted"] >= 8)
             assert server.gate.sources == {"127.0.0.7": 1}
             assert (await client.deliver()).code == 250
         assert server.gate.stats()["refused"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import smtplib
 import subprocess
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from support.server import serve
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 
@@ -26,39 +28,40 @@ class PerRecipient:
         ]
 
 
-async def begin(client: Client, *recipients: str) -> None:
-    assert (await client.reply()).code == 220
-    assert (await client.say("LHLO x")).code == 250
-    await client.say("MAIL FROM:<a@b.c>")
-    for recipient in recipients:
-        await client.say(f"RCPT TO:<{recipient}>")
-    assert (await client.say("DATA")).code == 354
+@asynccontextmanager
+async def sending(handler: Any, *recipients: str, **options: Any) -> AsyncIterator[Client]:
+    """Serve LMTP, and bring a client to the text of its message."""
+    async with (
+        serve(handler, listen=["lmtp:127.0.0.1:0"], **options) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        assert (await client.reply()).code == 220
+        assert (await client.say("LHLO x")).code == 250
+        await client.say("MAIL FROM:<a@b.c>")
+        for recipient in recipients:
+            await client.say(f"RCPT TO:<{recipient}>")
+        assert (await client.say("DATA")).code == 354
+        yield client
 
 
 async def test_each_recipient_has_its_own_reply() -> None:
-    async with serve(PerRecipient(), listen=["lmtp:127.0.0.1:0"]) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await begin(client, "one@b.c", "nobody@b.c", "two@b.c")
-            client.send("x\r\n.\r\n")
-            assert [(await client.reply()).code for _ in range(3)] == [250, 550, 250]
-            assert (await client.say("NOOP")).code == 250
+    async with sending(PerRecipient(), "one@b.c", "nobody@b.c", "two@b.c") as client:
+        client.send("x\r\n.\r\n")
+        assert [(await client.reply()).code for _ in range(3)] == [250, 550, 250]
+        assert (await client.say("NOOP")).code == 250
 
 
 async def test_one_answer_of_a_handler_is_for_every_recipient() -> None:
-    async with serve(Discard(), listen=["lmtp:127.0.0.1:0"]) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await begin(client, "one@b.c", "two@b.c")
-            client.send("x\r\n.\r\n")
-            assert [(await client.reply()).code for _ in range(2)] == [250, 250]
+    async with sending(Discard(), "one@b.c", "two@b.c") as client:
+        client.send("x\r\n.\r\n")
+        assert [(await client.reply()).code for _ in range(2)] == [250, 250]
 
 
 async def test_a_message_that_is_not_accepted_is_so_for_every_recipient() -> None:
-    async with serve(Discard(), listen=["lmtp:127.0.0.1:0"], max_message_size=100) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await begin(client, "one@b.c", "two@b.c")
-            client.send("x" * 90 + "\r\n" + "y" * 90 + "\r\n.\r\n")
-            assert [(await client.reply()).code for _ in range(2)] == [552, 552]
-            assert (await client.say("NOOP")).code == 250
+    async with sending(Discard(), "one@b.c", "two@b.c", max_message_size=100) as client:
+        client.send("x" * 90 + "\r\n" + "y" * 90 + "\r\n.\r\n")
+        assert [(await client.reply()).code for _ in range(2)] == [552, 552]
+        assert (await client.say("NOOP")).code == 250
 
 
 async def test_a_handler_that_fails_fails_for_every_recipient() -> None:
@@ -66,12 +69,10 @@ async def test_a_handler_that_fails_fails_for_every_recipient() -> None:
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
             raise RuntimeError
 
-    async with serve(Broken(), listen=["lmtp:127.0.0.1:0"]) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await begin(client, "one@b.c", "two@b.c")
-            client.send("x\r\n.\r\n")
-            assert [(await client.reply()).code for _ in range(2)] == [451, 451]
-            assert (await client.say("NOOP")).code == 250
+    async with sending(Broken(), "one@b.c", "two@b.c") as client:
+        client.send("x\r\n.\r\n")
+        assert [(await client.reply()).code for _ in range(2)] == [451, 451]
+        assert (await client.say("NOOP")).code == 250
 
 
 @pytest.mark.parametrize("answer", [["250 ok"], ["250 ok"] * 3, ["ok", "ok"], [], None, 7])
@@ -80,12 +81,10 @@ async def test_as_many_answers_as_recipients_or_none_counts(answer: Any) -> None
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> Any:
             return answer
 
-    async with serve(Wrong(), listen=["lmtp:127.0.0.1:0"]) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await begin(client, "one@b.c", "two@b.c")
-            client.send("x\r\n.\r\n")
-            assert [(await client.reply()).code for _ in range(2)] == [451, 451]
-            assert (await client.say("NOOP")).code == 250
+    async with sending(Wrong(), "one@b.c", "two@b.c") as client:
+        client.send("x\r\n.\r\n")
+        assert [(await client.reply()).code for _ in range(2)] == [451, 451]
+        assert (await client.say("NOOP")).code == 250
 
 
 @pytest.mark.parametrize("hello", ["HELO x", "EHLO x"])

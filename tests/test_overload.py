@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork import Gate, Limits, Refusal, Ticket
 from smtpd_fork.listeners.nat import NatWatch, default_gateways
@@ -38,9 +38,7 @@ async def test_while_the_loop_is_late_nobody_comes_in_but_exempt_clients(
         first = await Client.to(server.addresses[0])
         await first.reply()
         blocking = asyncio.create_task(first.say("HELO 0.7"))
-        await asyncio.sleep(0.01)
-        while server.gate.load.lag < 0.2:
-            await asyncio.sleep(0)
+        await until(lambda: server.gate.load.lag >= 0.2)
         async with await Client.to(server.addresses[0]) as second:
             code, (text,) = await second.reply()
             assert (code, text[:5]) == (421, "4.3.2")
@@ -48,13 +46,11 @@ async def test_while_the_loop_is_late_nobody_comes_in_but_exempt_clients(
         async with await Client.to(server.addresses[0], source=RELAY) as relay:
             assert (await relay.greet()).code == 250
         await blocking
-        while server.gate.load.lag > 0.2:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.gate.load.lag <= 0.2)
         async with await Client.to(server.addresses[0]) as third:
             assert (await third.reply()).code == 220
         await first.close()
-        while "in time again" not in caplog.text:
-            await asyncio.sleep(0.01)
+        await until(lambda: "in time again" in caplog.text)
     assert caplog.text.count("no more clients are let in") == 1
 
 
@@ -71,8 +67,7 @@ async def test_while_messages_hold_all_memory_nobody_comes_in() -> None:
         await first.greet()
         await first.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
         first.send(("x" * 78 + "\r\n") * 60 + ".\r\n")
-        while not server.gate.load.buffers[0].used:
-            await asyncio.sleep(0)
+        await until(lambda: server.gate.load.buffers[0].used)
         async with await Client.to(server.addresses[0]) as second:
             assert "Overloaded" in (await second.reply()).text
         assert server.gate.stats()["refused_max_buffered"] == 1

@@ -84,20 +84,26 @@ def greeted(path: str) -> socket.socket:
         return client
 
 
-def test_log_to_a_file_leaves_standard_error_alone(tmp_path: Path) -> None:
-    log = tmp_path / "smtpd.log"
-    with subprocess.Popen(
-        [*COMMAND, *LOCAL, "--log-to", "smtpd.log"],
-        cwd=tmp_path,
+def logging_to(where: str, folder: Path) -> subprocess.Popen[str]:
+    """Start a daemon that logs there; what it prints can be read."""
+    return subprocess.Popen(
+        [*COMMAND, *LOCAL, "--log-to", where],
+        cwd=folder,
         env=clean_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    ) as process:
+        text=True,
+    )
+
+
+def test_log_to_a_file_leaves_standard_error_alone(tmp_path: Path) -> None:
+    log = tmp_path / "smtpd.log"
+    with logging_to("smtpd.log", tmp_path) as process:
         try:
             until(lambda: log.exists() and "serving, pid" in log.read_text(), "serving")
         finally:
             process.terminate()
-        assert process.communicate(timeout=PATIENCE) == (b"", b"")
+        assert process.communicate(timeout=PATIENCE) == ("", "")
     lines = log.read_text().splitlines()
     assert lines[-1].endswith("INFO stopped")
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ", line) for line in lines)
@@ -112,14 +118,7 @@ def test_a_log_file_is_appended_to(tmp_path: Path) -> None:
 
 
 def test_log_to_stdout_leaves_standard_error_alone(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [*COMMAND, *LOCAL, "--log-to", "stdout"],
-        cwd=tmp_path,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with logging_to("stdout", tmp_path) as process:
         assert process.stdout is not None
         try:
             assert any("serving, pid" in line for line in process.stdout)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.client import Client
-from support.server import serve
+from support.handlers import Notes
+from support.server import serve, until
 
 from smtpd_fork.listeners.proxy import HeaderError, is_whole, missing, parse
 from smtpd_fork.sinks import Discard
@@ -45,20 +46,6 @@ LOCAL = v2(0, 0x00, b"")
 UNKNOWN = b"PROXY UNKNOWN\r\n"
 
 GOOD = {"v1": V1, "v1, IPv6": V1_6, "v2": V2, "v2, IPv6": V2_6, "local": LOCAL, "unknown": UNKNOWN}
-
-
-class Notes(Discard):
-    """Keeps sessions."""
-
-    def __init__(self) -> None:
-        self.sessions: list[Any] = []
-
-    async def handle_EHLO(
-        self, server: Any, session: Any, envelope: Any, name: str, replies: list[str]
-    ) -> list[str]:
-        session.host_name = name
-        self.sessions.append(session)
-        return replies
 
 
 def proxied(handler: Any = None, **options: Any) -> Any:
@@ -174,8 +161,7 @@ async def test_a_bad_header_closes_the_connection_and_leaks_nothing(data: bytes)
 async def test_a_header_that_does_not_come_gives_its_place_back(data: bytes, end: str) -> None:
     async with proxied(proxy_timeout=0.2 if end == "late" else 60.0) as server:
         client = await sent(server, data)
-        while not server.gate.count:
-            await asyncio.sleep(0)
+        await until(lambda: server.gate.count)
         assert [entry.phase for entry in server.gate.ledger()] == ["proxy-header"]
         if end == "reset":
             client.reset()
@@ -183,16 +169,14 @@ async def test_a_header_that_does_not_come_gives_its_place_back(data: bytes, end
             client.writer.write_eof()
         elif end == "close":
             await client.close()
-        while server.gate.count:
-            await asyncio.sleep(0)
+        await until(lambda: not server.gate.count)
         await client.close()
 
 
 async def test_a_stop_answers_who_has_sent_no_header_yet() -> None:
     async with proxied(proxy_timeout=60) as server:
         client = await sent(server, V1[:10])
-        while not server.gate.count:
-            await asyncio.sleep(0)
+        await until(lambda: server.gate.count)
         await server.stop()
         assert (await client.reply()).code == 421
         await client.close()

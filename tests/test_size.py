@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import tracemalloc
 
 import pytest
-from support.client import MAIL, PATIENCE, RCPT, Client, code_and_enhanced
+from support.client import MAIL, RCPT, Client, code_and_enhanced
 from support.handlers import Collect
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -111,7 +110,5 @@ async def test_with_the_buffers_full_data_is_452_until_they_are_not() -> None:
         assert (await client.say("DATA")).code == 354
         client.send("x\r\n")
         client.reset()
-        async with asyncio.timeout(PATIENCE):
-            while server.gate.count:
-                await asyncio.sleep(0.001)
+        await until(lambda: not server.gate.count)
         assert budget.used == 0

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import MAIL, RCPT, Client, Reply, code_and_enhanced
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 async def test_a_silent_client_is_told_421_and_loses_its_place() -> None:
@@ -32,11 +36,8 @@ async def test_a_client_that_takes_no_replies_is_cut(monkeypatch: pytest.MonkeyP
         transport.pause_reading()
         client.send(b"NOOP " + b"x" * 400 + b"\r\n")
         client.send(b"HELP\r\n" * 200_000)
-        while not server.gate.count:
-            await asyncio.sleep(0.001)
-        async with asyncio.timeout(10):
-            while server.gate.count:
-                await asyncio.sleep(0.005)
+        await until(lambda: server.gate.count)
+        await until(lambda: not server.gate.count)
         client.reset()
 
 
@@ -61,17 +62,25 @@ async def test_a_handler_that_takes_all_the_time_there_is_gets_cancelled() -> No
         assert (await client.say("NOOP")).code == 250
 
 
-@pytest.mark.parametrize("begin", ["DATA\r\n", "BDAT 100\r\n"])
-async def test_a_message_that_stalls_is_421(begin: str) -> None:
+@asynccontextmanager
+async def sending(begin: str = "", **options: Any) -> AsyncIterator[Client]:
+    """Serve, and bring a client to a message; and into it, where *begin* says how."""
     async with (
-        serve(Discard(), data_timeout=0.15, timeout=30) as server,
+        serve(Discard(), **options) as server,
         await Client.to(server.addresses[0]) as client,
     ):
         await client.greet()
         await client.say(MAIL, RCPT)
-        client.send(begin)
-        if begin.startswith("DATA"):
+        if begin:
+            client.send(f"{begin}\r\n")
+        if begin == "DATA":
             assert (await client.reply()).code == 354
+        yield client
+
+
+@pytest.mark.parametrize("begin", ["DATA", "BDAT 100"])
+async def test_a_message_that_stalls_is_421(begin: str) -> None:
+    async with sending(begin, data_timeout=0.15, timeout=30) as client:
         client.send("x\r\n")
         assert code_and_enhanced(await client.reply()) == (421, "4.4.2")
         assert await client.ended()
@@ -110,15 +119,7 @@ async def test_a_session_has_its_time_and_no_more() -> None:
 
 @pytest.mark.parametrize("begin", ["DATA", "BDAT 1000000"])
 async def test_a_session_has_its_time_and_no_more_for_a_message_too(begin: str) -> None:
-    async with (
-        serve(Discard(), session_timeout=0.3, data_timeout=5) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
-        await client.say(MAIL, RCPT)
-        client.send(f"{begin}\r\n")
-        if begin == "DATA":
-            await client.reply()
+    async with sending(begin, session_timeout=0.3, data_timeout=5) as client:
         async with asyncio.timeout(2):
             assert (await drip(client, b"x\r\n")).code == 421
 
@@ -152,29 +153,14 @@ async def test_a_message_that_comes_too_slowly_is_421(
     begin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.engine.RATE_GRACE_SECONDS", 0.2)
-    options = {"min_data_rate": 10_000, "data_timeout": 5, "timeout": 5}
-    async with (
-        serve(Discard(), **options) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
-        await client.say(MAIL, RCPT)
-        client.send(f"{begin}\r\n")
-        if begin == "DATA":
-            await client.reply()
+    async with sending(begin, min_data_rate=10_000, data_timeout=5, timeout=5) as client:
         async with asyncio.timeout(2):
             assert code_and_enhanced(await drip(client, b"x\r\n")) == (421, "4.4.2")
 
 
 async def test_a_message_that_comes_fast_enough_may_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.engine.RATE_GRACE_SECONDS", 0.1)
-    options = {"min_data_rate": 1000, "data_timeout": 5, "timeout": 5}
-    async with (
-        serve(Discard(), **options) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
-        await client.say(MAIL, RCPT, "DATA")
+    async with sending("DATA", min_data_rate=1000, data_timeout=5, timeout=5) as client:
         for _ in range(20):
             client.send(("x" * 500 + "\r\n").encode())
             await asyncio.sleep(0.02)
@@ -186,13 +172,7 @@ async def test_the_rate_of_chunks_counts_all_of_the_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.engine.RATE_GRACE_SECONDS", 0.1)
-    options = {"min_data_rate": 1000, "data_timeout": 5, "timeout": 5}
-    async with (
-        serve(Discard(), **options) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
-        await client.say(MAIL, RCPT)
+    async with sending(min_data_rate=1000, data_timeout=5, timeout=5) as client:
         client.send(b"BDAT 100000\r\n" + b"x" * 100_000)
         assert (await client.reply()).code == 250
         await asyncio.sleep(0.3)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.client import Client
 from support.handlers import Collect
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -94,9 +94,7 @@ async def test_a_starttls_handshake_that_fails_gives_the_place_back(
             client.writer.write_eof()
         elif how == "close after 220":
             await client.close()
-        async with asyncio.timeout(10):
-            while server.gate.count:
-                await asyncio.sleep(0.005)
+        await until(lambda: not server.gate.count)
         await client.close()
 
 
@@ -121,11 +119,8 @@ async def test_an_idle_socket_on_the_tls_port_is_counted_and_cut(
     }
     async with serve(Discard(), **options) as server:
         client = await Client.to(server.addresses[0])
-        while not server.gate.count:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.gate.count)
         assert server.sessions == 1
         assert await client.ended()
-        async with asyncio.timeout(10):
-            while server.gate.count:
-                await asyncio.sleep(0.005)
+        await until(lambda: not server.gate.count)
         await client.close()

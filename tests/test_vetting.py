@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
 from support.client import Client
+from support.handlers import Notes
 from support.nameserver import NameServer, name_server
-from support.server import serve
+from support.server import serve, until
 
 from smtpd_fork import Config, SmtpdForkError
 from smtpd_fork.listeners.lookup import parse_nameserver, read_zones
 from smtpd_fork.sinks import Discard
-
-
-class Notes(Discard):
-    def __init__(self) -> None:
-        self.names: list[Any] = []
-
-    async def handle_EHLO(
-        self, server: Any, session: Any, envelope: Any, name: str, replies: list[str]
-    ) -> list[str]:
-        session.host_name = name
-        self.names.append(session.host_name_dns)
-        return replies
 
 
 def vetted(names: NameServer, handler: Any = None, **options: Any) -> Any:
@@ -130,7 +118,7 @@ async def test_a_name_counts_only_if_it_leads_back(records: Any, name: str | Non
         )
         async with await Client.to(server.addresses[0]) as client:
             assert (await client.greet()).code == 250
-    assert handler.names == [name]
+    assert [session.host_name_dns for session in handler.sessions] == [name]
 
 
 async def test_exempt_clients_are_not_looked_up() -> None:
@@ -148,8 +136,7 @@ async def test_who_goes_while_the_dns_is_asked_gives_its_place_back(end: str) ->
         async with vetted(names, dnsbl="a.example", dns_timeout=0.5) as server:
             names.records["1.0.0.127.a.example", "A"] = None
             client = await Client.to(server.addresses[0])
-            while not names.asked:
-                await asyncio.sleep(0)
+            await until(lambda: names.asked)
             assert [entry.phase for entry in server.gate.ledger()] == ["dns"]
             if end == "stop":
                 await server.stop()
@@ -158,8 +145,7 @@ async def test_who_goes_while_the_dns_is_asked_gives_its_place_back(end: str) ->
                 client.reset()
             else:
                 await client.close()
-            while server.gate.count:
-                await asyncio.sleep(0.01)
+            await until(lambda: not server.gate.count)
             await client.close()
 
 

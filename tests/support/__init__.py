@@ -4,5 +4,9 @@ import pytest
 
 # Helpers that judge: where one fails, it is to show what it saw, as a test does.
 pytest.register_assert_rewrite(
-    "support.daemon", "support.dialogue", "support.differences", "support.place"
+    "support.auth",
+    "support.daemon",
+    "support.dialogue",
+    "support.differences",
+    "support.place",
 )

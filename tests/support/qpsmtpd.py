@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from support.client import Reply
-from support.daemon import COMMAND, PATIENCE, clean_environment, until
+from support.daemon import COMMAND, PATIENCE, clean_environment, end, until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,13 +178,7 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        end(self.process)
 
 
 @dataclass

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork import Server
+from support.client import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 
 @asynccontextmanager
@@ -23,3 +25,10 @@ async def serve(handler: Any, **options: Any) -> AsyncIterator[Server]:
     assert server.gate.count == 0
     assert server.gate.sources == {}
     assert server.sessions == 0
+
+
+async def until(happened: Callable[[], object]) -> None:
+    """Wait for something that happens in this loop, and that nobody announces."""
+    async with asyncio.timeout(PATIENCE):
+        while not happened():
+            await asyncio.sleep(0.001)

@@ -1,0 +1,73 @@
+"""Addresses: how they are written, and which of them are bound on which ports."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_fork.config import SettingError
+from smtpd_fork.listeners import Address, parse_address, spread
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1", Address(host="127.0.0.1")),
+        ("127.0.0.1:25", Address(host="127.0.0.1", port=25)),
+        ("localhost:0", Address(host="localhost", port=0)),
+        ("*", Address(host="*")),
+        ("*:25", Address(host="*", port=25)),
+        ("[::1]", Address(host="::1")),
+        ("[::1]:25", Address(host="::1", port=25)),
+        ("::1", Address(host="::1")),
+        ("fe80::1%lo", Address(host="fe80::1%lo")),
+        ("smtps:127.0.0.1:465", Address("smtps", "127.0.0.1", 465)),
+        ("smtps:[::1]:465", Address("smtps", "::1", 465)),
+        ("unix:/run/x.sock", Address(path=Path("/run/x.sock"))),
+        ("smtps:unix:/run/x.sock", Address("smtps", path=Path("/run/x.sock"))),
+    ],
+)
+def test_an_address_is_read_as_people_write_it(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", ":25", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:-1", "127.0.0.1:65536", "127.0.0.1:+1",
+        "127.0.0.1:1_0", "127.0.0.1: 1", "127.0.0.1:\u0661", "[::1", "::1]", "[::1]25", "[::1]:",
+        "[127.0.0.1]:25", "1::2::3", "a b:25", "unix:", "unix:\0", "unix:/" + "x" * 108,
+        "host/path", "-dash:25",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_is_named_in_the_error(text: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        parse_address(text)
+    assert caught.value.value == text
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_an_address_or_an_error(text: str) -> None:
+    with suppress(SettingError):
+        assert isinstance(parse_address(text), Address)
+
+
+def test_an_address_without_a_port_is_bound_on_every_port() -> None:
+    addresses = [parse_address(text) for text in ("127.0.0.1", "[::1]:25", "unix:/x")]
+    assert [str(a) for a in spread(addresses, [2525, 2526])] == [
+        "127.0.0.1:2525",
+        "127.0.0.1:2526",
+        "[::1]:25",
+        "unix:/x",
+    ]
+
+
+def test_the_same_address_twice_is_bound_once() -> None:
+    addresses = [parse_address("127.0.0.1"), parse_address("127.0.0.1:25")]
+    assert len(spread(addresses, [25, 25])) == 1
