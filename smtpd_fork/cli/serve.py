@@ -9,11 +9,13 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from smtpd_fork.errors import SmtpdForkError
+from smtpd_fork.cli.companions import Companions, companions_of
+from smtpd_fork.cli.reload import Reloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smtpd_fork.config import DaemonConfig
     from smtpd_fork.server import Server
 
 __all__ = ["serve"]
@@ -26,15 +28,15 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(server: Server, *, loop: str, ready: Callable[[], None] | None) -> None:
+def serve(server: Server, config: DaemonConfig, *, ready: Callable[[], None] | None = None) -> None:
     """Run *server* until SIGTERM or SIGINT; a second one stops at once.
 
-    :param loop: ``uvloop`` or ``asyncio``
     :param ready: called once it serves
     :raises SmtpdForkError: it cannot start
     """
-    with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
-        runner.run(_serve(server, ready))
+    with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
+        companions = Companions(companions_of(config, server))
+        runner.run(_serve(server, config, companions, ready))
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -56,55 +58,31 @@ def _rarely_collect_garbage() -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
-class Reloads:
-    """SIGHUP: the files of the lists are read again, one time after another.
-
-    :param server: whose they are
-    """
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._asked = False
-        self._task: asyncio.Task[None] | None = None
-
-    def ask(self) -> None:
-        """Have it done; a second time while it is done is done after it, and a third with that."""
-        self._asked = True
-        if self._task is None:
-            self._task = asyncio.ensure_future(self._reload())
-
-    async def _reload(self) -> None:
-        while self._asked:
-            self._asked = False
-            log.info("SIGHUP: reading the lists again")
-            try:
-                await self._server.reload()
-            except SmtpdForkError as error:
-                log.error("the lists stay as they were: %s", error)  # noqa: TRY400 - one line
-            else:
-                log.info("the lists were read again")
-        self._task = None
-
-    async def end(self) -> None:
-        """Wait for what is being read."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
-
-
-async def _serve(server: Server, ready: Callable[[], None] | None) -> None:
+async def _serve(
+    server: Server,
+    config: DaemonConfig,
+    companions: Companions,
+    ready: Callable[[], None] | None,
+) -> None:
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in _STOP:
         loop.add_signal_handler(number, signals.put_nowait, number)
-    reloads = Reloads(server)
+    reloads = Reloads(server, config, companions)
     loop.add_signal_handler(signal.SIGHUP, reloads.ask)
     await server.start()
+    try:
+        await companions.start()
+    except BaseException:
+        await server.abort()
+        raise
     _rarely_collect_garbage()
     log.info("serving, pid %d", os.getpid())
     if ready is not None:
         ready()
     number = await signals.get()
     log.info("%s: stopping", number.name)
+    await companions.stopping()
     stopping = asyncio.ensure_future(server.stop())
     second = asyncio.ensure_future(signals.get())
     await asyncio.wait([stopping, second], return_when=asyncio.FIRST_COMPLETED)
@@ -114,4 +92,5 @@ async def _serve(server: Server, ready: Callable[[], None] | None) -> None:
     second.cancel()
     await asyncio.wait([stopping])
     await reloads.end()
+    await companions.stop()
     log.info("stopped")

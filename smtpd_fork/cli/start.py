@@ -97,7 +97,7 @@ def _serve(config: DaemonConfig, prepared: _Prepared, word: Word | None) -> None
             prepared.pid_file.write(os.getpid())
     for warning in prepared.warnings:
         log.warning("%s", warning)
-    serve(prepared.server, loop=config.loop, ready=word.serving if word is not None else None)
+    serve(prepared.server, config, ready=word.serving if word is not None else None)
 
 
 def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:

@@ -46,7 +46,7 @@ __all__ = ["Acceptor"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
-BURST = 16
+BURST = 8
 """Clients accepted in one wake-up of one listener; then the sessions have their turn."""
 
 STARVED_SECONDS = 1.0

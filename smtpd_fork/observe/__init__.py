@@ -1,0 +1,5 @@
+"""What lets an administrator see into a daemon that runs, and have a say."""
+
+from smtpd_fork.observe.companion import Companion
+
+__all__ = ["Companion"]

@@ -1,0 +1,36 @@
+"""Companion: what runs beside the server in the daemon's loop, and shares its life."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smtpd_fork.config import DaemonConfig
+
+__all__ = ["Companion"]
+
+
+class Companion:
+    """One thing beside the server: metrics, a control socket, the word to systemd.
+
+    The daemon calls these in this order, each once but :meth:`reloaded`. An error in any but
+    :meth:`start` is logged, and hurts nobody.
+    """
+
+    async def start(self) -> None:
+        """Begin; the server serves.
+
+        :raises SmtpdForkError: it cannot; the start of the daemon fails with it
+        """
+
+    async def reloading(self) -> None:
+        """Take note that a reload has begun."""
+
+    async def reloaded(self, config: DaemonConfig) -> None:
+        """Take note that *config* holds from now on; after a reload that failed, as before."""
+
+    async def stopping(self) -> None:
+        """Take note that the stop has begun: clients are still in, and no more will be let in."""
+
+    async def stop(self) -> None:
+        """End; the server has stopped."""
