@@ -13,6 +13,7 @@ from support.place import MARK, Place, only_line
 
 from smtpd_fork.cli import log
 from smtpd_fork.cli import start as start_module
+from smtpd_fork.cli.given import Given
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.daemon import PidFile, Word
 from smtpd_fork.errors import CannotCreateError, OperatingSystemError
@@ -151,15 +152,17 @@ def test_the_word_of_a_failure_comes_when_nothing_is_left(
     monkeypatch.setattr(start_module, "set_up_logging", lambda _config: None)
     monkeypatch.setattr(PidFile, "write", full)
     monkeypatch.setattr(os, "_exit", end)
-    config = DaemonConfig.build(
+    given = Given(
         {
             "listen": (f"127.0.0.1:{place.port}", f"unix:{place.socket}"),
             "pid_file": str(place.pid_file),
             "handler": ("discard",),
             "detach": True,
-        }
+        },
+        {},
+        None,
     )
     with pytest.raises(SystemExit, match=str(int(os.EX_CANTCREAT))):
-        start_module.start(config, explain=str)
+        start_module.start(given)
     os.close(read)
     assert [line.splitlines()[0] for line in heard] == [b"%d" % os.EX_CANTCREAT]

@@ -32,7 +32,7 @@ def test_help_mentions_every_option_once(help_text: str) -> None:
     flags = re.findall(r"^  (-\w(?:, )?)?(--[a-z0-9-]+)?", help_text, re.MULTILINE)
     listed = [flag.rstrip(", ") for pair in flags for flag in pair if flag]
     wanted = [flag for option in OPTIONS for flag in option.opts]
-    assert sorted(listed) == sorted([*wanted, "--version", "-h", "--help"])
+    assert sorted(listed) == sorted([*wanted, "--config", "--version", "-h", "--help"])
 
 
 def test_help_has_every_option_under_its_heading(help_text: str) -> None:

@@ -6,24 +6,18 @@ and an exit status from sysexits.h.
 
 from __future__ import annotations
 
-import os
 import sys
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS, SECTIONS, SettingOption
+from smtpd_fork.cli.check import check
+from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, SettingOption
+from smtpd_fork.cli.settings_command import Fault, SettingsCommand, faults, flag_origin
+from smtpd_fork.cli.show import config
 from smtpd_fork.cli.start import start
-from smtpd_fork.config import (
-    LIMIT_CONNECTIONS,
-    RESERVED_DESCRIPTORS,
-    DaemonConfig,
-    SettingError,
-)
-from smtpd_fork.daemon import fill_standard_descriptors, raise_descriptor_limit
-from smtpd_fork.errors import ExitStatus, SmtpdForkError
+from smtpd_fork.daemon import fill_standard_descriptors
+from smtpd_fork.errors import ExitStatus
 from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:
@@ -32,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["command", "main"]
 
 PROGRAM = "smtpd-fork"
-HELP_WIDTH = 80
 
 _HELP = """\
 Serve SMTP: bind the sockets, count the sessions, defer or refuse what does not fit, and hand the
@@ -44,92 +37,41 @@ Each option may also come from the environment, as {ENVIRONMENT_PREFIX} and its 
 """
 
 
-class _Command(click.Command):
-    """A command whose help has its options under headings."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, section by section."""
-        for section in SECTIONS:
-            records = [
-                record
-                for option in OPTIONS
-                if option.section == section and (record := option.get_help_record(ctx))
-            ]
-            with formatter.section(section):
-                formatter.write_dl(records, col_max=28)
-        rest = [p.get_help_record(ctx) for p in self.get_params(ctx) if p not in OPTIONS]
-        with formatter.section("Other"):
-            formatter.write_dl([record for record in rest if record], col_max=28)
+def _serve(**values: Any) -> None:
+    with faults(click.get_current_context(), values) as given:
+        start(given)
 
 
-def _explain(ctx: click.Context, error: SmtpdForkError) -> str:
-    """Return *error* in words, with where the settings that led to it came from."""
-    if isinstance(error, SettingError):
-        return f"{_origin(ctx, error.setting)} {error.value!r}: {error.reason}"
-    where = ", ".join(_origin(ctx, s) for s in error.settings if _was_given(ctx, s))
-    by = f" (from {where})" if where else " (by default)" if error.settings else ""
-    return f"{error}{by}"
-
-
-def _was_given(ctx: click.Context, setting: str) -> bool:
-    source = ctx.get_parameter_source(setting)
-    return source in {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
-
-
-def _origin(ctx: click.Context, setting: str) -> str:
-    """Return the flag or the environment variable that gave *setting*."""
-    for option in OPTIONS:
-        if option.name == setting:
-            if ctx.get_parameter_source(setting) is ParameterSource.ENVIRONMENT:
-                return str(option.envvar)
-            return "/".join(option.opts)
-    return setting
-
-
-def _run(ctx: click.Context, /, **values: Any) -> None:
-    # An option that was not given, or not given once, leaves the default alone.
-    given = {name: value for name, value in values.items() if value not in (None, ())}
-    # First, as the default of --limit-connections is what the limit of open files allows.
-    raise_descriptor_limit(LIMIT_CONNECTIONS + RESERVED_DESCRIPTORS)
-    try:
-        start(DaemonConfig.build(given), explain=partial(_explain, ctx), strays=_strays())
-    except SmtpdForkError as error:
-        raise click.ClickException(_explain(ctx, error)) from error
-
-
-def _strays() -> list[str]:
-    """Return the variables that look like an option's and are none."""
-    known = {option.envvar for option in OPTIONS}
-    return sorted(name for name in os.environ.keys() - known if name.startswith(ENVIRONMENT_PREFIX))
-
-
-def _callback(**values: Any) -> None:
-    _run(click.get_current_context(), **values)
-
-
-command = _Command(
+command = SettingsCommand(
     PROGRAM,
     params=[
-        *OPTIONS,
         click.version_option(__version__, prog_name=PROGRAM)(lambda: None).__click_params__[0],  # type: ignore[attr-defined]
     ],
-    callback=_callback,
+    callback=_serve,
     help=_HELP,
     epilog=_EPILOG,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
 )
+
+SUBCOMMANDS: dict[str, click.Command] = {"check": check, "config": config}
+"""What the first argument may name; anything else is the daemon's."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     fill_standard_descriptors()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    chosen: click.Command = command
+    name = PROGRAM
+    if words and words[0] in SUBCOMMANDS:
+        chosen, name = SUBCOMMANDS[words[0]], f"{PROGRAM} {words.pop(0)}"
     try:
-        command.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        chosen.main(args=words, prog_name=name, standalone_mode=False)
+    except Fault as error:
+        _complain(error.message)
+        return error.status
     except click.ClickException as error:
-        cause = error.__cause__
-        status = cause.exit_status if isinstance(cause, SmtpdForkError) else ExitStatus.USAGE
         _complain(_usage(error) if isinstance(error, click.UsageError) else error.message)
-        return int(status)
+        return int(ExitStatus.USAGE)
     except click.Abort:  # click's name for an interrupt
         return 130
     return int(ExitStatus.OK)
@@ -140,7 +82,7 @@ def _usage(error: click.UsageError) -> str:
     text = error.format_message()
     option = getattr(error, "param", None)
     if isinstance(option, SettingOption) and error.ctx is not None:
-        text += f" (from {_origin(error.ctx, str(option.name))})"
+        text += f" (from {flag_origin(error.ctx, option)})"
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from smtpd_fork.errors import CannotCreateError, ConfigError, OperatingSystemErr
 if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
 
-__all__ = ["set_up_logging"]
+__all__ = ["check_log", "set_up_logging"]
 
 SYSLOG = "/dev/log"
 
@@ -38,6 +39,21 @@ def set_up_logging(config: DaemonConfig) -> None:
     # aiosmtpd logs every command at INFO, and at WARNING whatever nonsense a client says, as often
     # and as long as the client likes.
     logging.getLogger("mail.log").setLevel(level if level == "DEBUG" else logging.ERROR)
+
+
+def check_log(config: DaemonConfig) -> None:
+    """See whether it can be logged to where *config* says; nothing is made.
+
+    :raises SmtpdForkError: it cannot
+    """
+    where = config.log_to
+    if where is None or where in {"stderr", "stdout", "syslog"}:
+        _handler(config).close()
+        return
+    path = Path(where).absolute()
+    there = path if path.exists() else path.parent
+    if path.is_dir() or not os.access(there, os.W_OK):
+        raise CannotCreateError(f"cannot log to {path}: it cannot be written")
 
 
 def _handler(config: DaemonConfig) -> logging.Handler:

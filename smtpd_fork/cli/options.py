@@ -7,10 +7,10 @@ from typing import Any
 import click
 import msgspec
 
-from smtpd_fork.config import DaemonConfig
+from smtpd_fork.config import DaemonConfig, WhenFull
 from smtpd_fork.units import format_size
 
-__all__ = ["ENVIRONMENT_PREFIX", "OPTIONS", "SECTIONS", "SettingOption"]
+__all__ = ["ENVIRONMENT_PREFIX", "OPTIONS", "SECTIONS", "SettingOption", "format_setting"]
 
 ENVIRONMENT_PREFIX = "SMTPD_FORK_"
 
@@ -21,12 +21,14 @@ class SettingOption(click.Option):
     """An option that gives one setting; its value is read by the settings, not by click.
 
     :ivar section: the heading of the help that it stands under
+    :ivar long_name: its long flag, without the dashes
     """
 
     def __init__(self, *flags: str, section: str, help: str, **more: Any) -> None:  # noqa: A002 - click's name
         longest = max((f for f in flags if f.startswith("--")), key=len)
-        name = longest[2:].replace("-", "_")
-        more.setdefault("envvar", ENVIRONMENT_PREFIX + name.upper())
+        self.long_name = longest[2:]
+        variable = ENVIRONMENT_PREFIX + self.long_name.replace("-", "_").upper()
+        more.setdefault("envvar", variable)
         super().__init__(flags, help=help, **more)
         self.section = section
 
@@ -58,20 +60,32 @@ _DEFAULT_TEXTS = {
 }
 
 
+_SIZES = {"max_buffered", "max_message_size"}
+
+
+def format_setting(name: str, value: Any) -> Any:
+    """Return a setting's value as people write it: ``"32M"``, ``"300s"``, ``"0660"``.
+
+    What has no unit is as it is: a number, a text, true or false, a tuple, None.
+    """
+    if name in _SIZES:
+        return format_size(value)
+    if name == "socket_mode":
+        return f"{value:04o}"
+    if isinstance(value, float):
+        return f"{value:g}s"
+    return str(value) if isinstance(value, WhenFull) else value
+
+
 def _format_default(name: str) -> str:
     fields = {field.name: field for field in msgspec.structs.fields(DaemonConfig)}
     default = fields[name].default
-    if default in (None, False) and not isinstance(default, int | float):
-        return ""
     if default is False or default is None or default is msgspec.NODEFAULT:
         return ""
-    if name in {"max_buffered", "max_message_size"}:
-        return format_size(default)
-    if name == "socket_mode":
-        return f"{default:04o}"
-    if isinstance(default, tuple):
-        return ", ".join(map(str, default))
-    return f"{default:g} s" if isinstance(default, float) else str(default)
+    if isinstance(default, float):
+        return f"{default:g} s"
+    text = format_setting(name, default)
+    return ", ".join(map(str, text)) if isinstance(text, tuple) else str(text)
 
 
 OPTIONS = (

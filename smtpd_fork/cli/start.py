@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from smtpd_fork.cli.blame import blaming
 from smtpd_fork.cli.log import set_up_logging
 from smtpd_fork.cli.serve import serve
 from smtpd_fork.config import RESERVED_DESCRIPTORS
@@ -34,8 +35,9 @@ from smtpd_fork.listeners import open_listeners, vetting_of
 from smtpd_fork.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from smtpd_fork.cli.given import Given
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
@@ -43,16 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["start"]
 
 log = logging.getLogger("smtpd_fork.daemon")
-
-
-@contextmanager
-def _blaming(*settings: str) -> Iterator[None]:
-    """Note on an error which settings led to it."""
-    try:
-        yield
-    except SmtpdForkError as error:
-        error.settings = settings
-        raise
 
 
 class _Prepared(NamedTuple):
@@ -64,18 +56,15 @@ class _Prepared(NamedTuple):
     """Not told before the start is sure: of a start that fails, the fault is the one line."""
 
 
-def start(
-    config: DaemonConfig, *, explain: Callable[[SmtpdForkError], str], strays: Sequence[str] = ()
-) -> None:
-    """Be the daemon that *config* describes, until it is told to stop.
+def start(given: Given) -> None:
+    """Be the daemon that *given* describes, until it is told to stop.
 
-    :param explain: returns an error in words, for the parent of a detached daemon to print
-    :param strays: environment variables that name no option, to be warned of
     :raises SmtpdForkError: it cannot be; with ``settings`` that are to blame, and nothing done
     """
+    config = given.build()
     with ExitStack() as left_over:
         prepared = _set_up(config, left_over)
-        if strays:
+        if strays := given.strays():
             prepared.warnings.append(f"no option has the name of {', '.join(strays)}")
         word = detach() if config.detach else None
         try:
@@ -83,17 +72,17 @@ def start(
         except SmtpdForkError as error:
             if word is None:
                 raise
-            reason = explain(error)
+            reason = given.explain(error)
             log.error("%s", reason)  # noqa: TRY400 - one line, as on a terminal
             # Whoever hears of it finds nothing left: cleaned up first, told afterwards.
             left_over.close()
-            word.failed(error.exit_status, f"smtpd-fork: {reason}")
-            os._exit(error.exit_status)
+            word.failed(given.status(error), f"smtpd-fork: {reason}")
+            os._exit(given.status(error))
 
 
 def _serve(config: DaemonConfig, prepared: _Prepared, word: Word | None) -> None:
     if prepared.pid_file is not None:
-        with _blaming("pid_file"):
+        with blaming("pid_file"):
             prepared.pid_file.write(os.getpid())
     for warning in prepared.warnings:
         log.warning("%s", warning)
@@ -103,37 +92,37 @@ def _serve(config: DaemonConfig, prepared: _Prepared, word: Word | None) -> None
 def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
     """Do all that comes before the detaching."""
     _check_folder()
-    with _blaming("log_to"):
+    with blaming("log_to"):
         set_up_logging(config)
     descriptors = raise_descriptor_limit(_wanted_descriptors(config))
     account = None
     if config.user is not None:
-        with _blaming("user"):
+        with blaming("user"):
             account = look_up_user(config.user)
     limits = limits_of(config)
     networks_of("proxy_trust", config.proxy_trust)  # a fault shows before anything is bound
-    with _blaming("dnsbl", "rdns"):
+    with blaming("dnsbl", "rdns"):
         vetting_of(config)
-    with _blaming("listen", "port"):
+    with blaming("listen", "port"):
         listeners = open_listeners(
             config.listen, config.port, backlog=config.backlog, socket_mode=config.socket_mode
         )
     left_over.callback(_close_all, listeners)
     pid_file = None
     if config.pid_file is not None:
-        with _blaming("pid_file"):
+        with blaming("pid_file"):
             pid_file = PidFile.acquire(config.pid_file)
         left_over.callback(pid_file.remove)
     if account is not None:
         left_over.callback(_hire_janitor(account, listeners, pid_file).dismiss)
-    with _blaming("handler"):
+    with blaming("handler"):
         chain = load_handlers(config.handler)
-    with _blaming("tls_cert", "tls_key"):
+    with blaming("tls_cert", "tls_key"):
         server = Server(chain, config=config, limits=limits, listeners=listeners)
     if account is not None:
-        with _blaming("user"):
+        with blaming("user"):
             drop_privileges(account)
-    with _blaming("handler"):
+    with blaming("handler"):
         chain.prepare()
     return _Prepared(server, pid_file, list(_warnings(config, chain, descriptors)))
 

@@ -2,7 +2,7 @@
 
 from smtpd_fork.listeners.acceptor import Acceptor
 from smtpd_fork.listeners.address import ANY, Address, parse_address, spread
-from smtpd_fork.listeners.bind import adopt, bind_all, open_listeners
+from smtpd_fork.listeners.bind import adopt, bind_all, open_listeners, try_to_bind
 from smtpd_fork.listeners.listener import Listener
 from smtpd_fork.listeners.refuser import Refuser
 from smtpd_fork.listeners.stages import Stages
@@ -20,5 +20,6 @@ __all__ = [
     "open_listeners",
     "parse_address",
     "spread",
+    "try_to_bind",
     "vetting_of",
 ]

@@ -22,7 +22,7 @@ from smtpd_fork.listeners.unix import bind_unix
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["adopt", "bind_all", "listen_backlog", "open_listeners"]
+__all__ = ["adopt", "bind_all", "listen_backlog", "open_listeners", "try_to_bind"]
 
 _MEANING: dict[int, tuple[type[SmtpdForkError], str]] = {
     errno.EACCES: (NotPermittedError, "permission denied; ports below 1024 need privileges"),
@@ -90,6 +90,16 @@ def bind_all(addresses: Sequence[Address], *, backlog: int, socket_mode: int) ->
             listener.close()
         raise
     return listeners
+
+
+def try_to_bind(addresses: Sequence[Address]) -> None:
+    """See whether every address can be bound; nobody can connect meanwhile.
+
+    :raises SmtpdForkError: as :func:`bind_all` does
+    """
+    for address in addresses:
+        for sock in _bind(address, addresses, mode=0o600):
+            Listener(address, sock).close()
 
 
 def adopt(sock: socket.socket, *, backlog: int) -> Listener:

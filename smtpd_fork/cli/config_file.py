@@ -1,0 +1,235 @@
+"""ConfigFile: settings from a TOML file, and where in it each of them stands.
+
+At the top level a key is an option's long name, with ``-`` or ``_``. ``[gate]`` takes those of the
+limits and the lists, ``[tls]`` those of TLS, there without ``tls-`` in front. ``[[listener]]`` and
+``[[handler]]`` are addresses and handlers in more words.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+import tomllib
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from smtpd_fork.cli.options import OPTIONS
+from smtpd_fork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["ConfigFile", "key_of", "read_config_file"]
+
+LONGEST_FILE = 1 << 20
+"""Bytes; ten thousand times what a configuration needs."""
+
+_SECTIONS = {"gate": ("Limits", "Lists"), "tls": ("TLS",)}
+"""The tables, and the sections of options that are in them."""
+
+_SETTINGS = {option.long_name.replace("-", "_"): str(option.name) for option in OPTIONS} | {
+    str(option.name): str(option.name) for option in OPTIONS
+}
+"""Settings by the names that a file may have for them."""
+
+_IN_TABLE = {
+    table: {str(option.name) for option in OPTIONS if option.section in sections}
+    for table, sections in _SECTIONS.items()
+}
+
+_TLS = "tls_"
+"""What the names of most settings in ``[tls]`` begin with, and their keys do not."""
+
+
+class ConfigFile(NamedTuple):
+    """What a file says.
+
+    :ivar path: where it is, absolute
+    :ivar values: by setting
+    :ivar keys: by setting: where it stands, as ``gate.max-from-ip``
+    """
+
+    path: Path
+    values: dict[str, Any]
+    keys: dict[str, str]
+
+
+def key_of(setting: str) -> tuple[str, str]:
+    """Return the table, empty for the top level, and the key that a setting has in a file."""
+    option = next(option for option in OPTIONS if option.name == setting)
+    for table, sections in _SECTIONS.items():
+        if option.section in sections:
+            return table, option.long_name.removeprefix("tls-" if table == "tls" else "")
+    return "", option.long_name
+
+
+def read_config_file(path: Path) -> ConfigFile:
+    """Read *path*.
+
+    :raises ConfigError: it cannot be read, is no TOML, or has a key that is none
+    """
+    path = path.absolute()
+    try:
+        document = tomllib.loads(_read(path))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # tomllib's, with line and column
+        raise ConfigError(f"{path}: {error}") from None
+    return _Reader(path).read(document)
+
+
+def _read(path: Path) -> str:
+    # Not to be held up by a pipe that nobody writes to.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("no regular file")
+        data = file.read(LONGEST_FILE + 1)
+    if len(data) > LONGEST_FILE:
+        raise ValueError(f"larger than {LONGEST_FILE} bytes")
+    return data.decode("utf-8")
+
+
+class _Reader:
+    """Turns one document into settings."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = ConfigFile(path, {}, {})
+
+    def read(self, document: Mapping[str, Any]) -> ConfigFile:
+        for key, value in document.items():
+            if key in _SECTIONS:
+                self._table(key, value)
+            elif key in {"listener", "handler"} and _is_array_of_tables(value):
+                self._array(key, value)
+            else:
+                self._setting(key, _SETTINGS.get(key.replace("-", "_")), value, _SETTINGS)
+        return self._file
+
+    def _table(self, table: str, content: Any) -> None:
+        if not isinstance(content, dict):
+            self._fail(table, content, f"a table is wanted, [{table}]")
+        known = _IN_TABLE[table]
+        for key, value in content.items():
+            name = _SETTINGS.get(key.replace("-", "_"))
+            if table == "tls" and name not in known:
+                name = _SETTINGS.get(_TLS + key.replace("-", "_"))
+            found = name if table == "tls" or name in known else None
+            keys = {setting.removeprefix(_TLS) if table == "tls" else setting for setting in known}
+            self._setting(f"{table}.{key}", found, value, keys)
+
+    def _array(self, table: str, content: list[dict[str, Any]]) -> None:
+        read = _listener if table == "listener" else _handler
+        texts = []
+        for number, entry in enumerate(content, 1):
+            try:
+                texts.append(read(dict(entry)))
+            except _EntryError as error:
+                self._fail(f"{table} {number}: {error.key}", error.value, error.reason)
+        self._setting(table, "listen" if table == "listener" else "handler", texts, ())
+
+    def _setting(self, key: str, name: str | None, value: Any, known: Any) -> None:
+        if name is None:
+            near = difflib.get_close_matches(key.rpartition(".")[2].replace("-", "_"), known, 1)
+            hint = f"; is {near[0].replace('_', '-')} meant?" if near else ""
+            self._fail(key, value, f"there is no such setting{hint}")
+        if name in self._file.values:
+            self._fail(key, value, f"set already, by {self._file.keys[name]}")
+        self._file.values[name] = value
+        self._file.keys[name] = key
+
+    def _fail(self, key: str, value: Any, reason: str) -> NoReturn:
+        raise ConfigError(f"{self._path}: {key} {shortened(value)}: {reason}")
+
+
+def shortened(value: object) -> str:
+    """Return *value* as a line of an error has room for it."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+LONGEST_VALUE = 200
+
+
+class _EntryError(Exception):
+    def __init__(self, key: str, value: object, reason: str) -> None:
+        super().__init__(key)
+        self.key = key
+        self.value = value
+        self.reason = reason
+
+
+def _is_array_of_tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def _take(entry: dict[str, Any], key: str, kind: type, default: Any = None) -> Any:
+    value = entry.pop(key, default)
+    if type(value) is not kind and value is not default:
+        raise _EntryError(key, value, f"expected {_KINDS[kind]}")
+    return value
+
+
+_KINDS = {str: "a string", int: "a whole number", bool: "true or false", list: "a list"}
+
+
+def _nothing_left(entry: dict[str, Any], known: str) -> None:
+    for key, value in entry.items():
+        raise _EntryError(key, value, f"there is no such key; there are {known}")
+
+
+_TLS_MODES = {"starttls": "", "none": "+no-tls", "required": "+require-tls", "implicit": ""}
+
+
+def _listener(entry: dict[str, Any]) -> str:
+    """Return the address that a ``[[listener]]`` is, as ``--listen-address`` takes it."""
+    address = _take(entry, "address", str)
+    path = _take(entry, "path", str)
+    port = _take(entry, "port", int)
+    protocol = _take(entry, "protocol", str, "smtp")
+    tls = _take(entry, "tls", str, "starttls")
+    proxy = _take(entry, "proxy", bool, default=False)
+    _nothing_left(entry, "address, path, port, protocol, tls and proxy")
+    if (address is None) == (path is None):
+        raise _EntryError("address", address, "either an address or a path is wanted")
+    if protocol not in {"smtp", "lmtp"}:
+        raise _EntryError("protocol", protocol, "expected one of smtp, lmtp")
+    if tls not in _TLS_MODES:
+        raise _EntryError("tls", tls, f"expected one of {', '.join(_TLS_MODES)}")
+    if protocol == "lmtp" and tls == "implicit":
+        raise _EntryError("tls", tls, "LMTP has no port with TLS from the first byte")
+    if path is not None and port is not None:
+        raise _EntryError("port", port, "a path has none")
+    scheme = "smtps" if tls == "implicit" else protocol
+    scheme += _TLS_MODES[tls] + ("+proxy" if proxy else "")
+    return f"{scheme}:unix:{path}" if path is not None else f"{scheme}:{_with_port(address, port)}"
+
+
+def _with_port(address: str, port: int | None) -> str:
+    if port is None:
+        return address
+    return f"[{address}]:{port}" if ":" in address and address[:1] != "[" else f"{address}:{port}"
+
+
+def _handler(entry: dict[str, Any]) -> str:
+    """Return the handler that a ``[[handler]]`` is, as ``--handler`` takes it."""
+    use = _take(entry, "use", str)
+    argument = _take(entry, "argument", str)
+    arguments = _take(entry, "arguments", list)
+    _nothing_left(entry, "use, argument and arguments")
+    if not use:
+        raise _EntryError("use", use, "a handler's name is wanted: maildir, or module:attr")
+    if arguments is not None:
+        if argument is not None:
+            raise _EntryError("arguments", arguments, "either argument or arguments")
+        for each in arguments:
+            if not isinstance(each, str) or "," in each:
+                raise _EntryError("arguments", each, "strings without commas are wanted")
+        argument = ",".join(arguments)
+    return use if argument is None else f"{use}:{argument}"

@@ -1,0 +1,137 @@
+"""``check`` and ``config``: what a start would find, and what is in force, without a start."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from support.daemon import Daemon, run
+
+from smtpd_fork.cli.config_file import read_config_file
+from smtpd_fork.cli.show import hidden
+from smtpd_fork.config import DaemonConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.tls import Certificates
+
+
+def test_nothing_is_wrong_and_nothing_is_left(tmp_path: Path, certificates: Certificates) -> None:
+    ended = run(
+        *("check", "-l", "127.0.0.1:0", "-l", "unix:smtp.sock", "--pid-file", "pid"),
+        *("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key)),
+        *("--log-to", "log", "--handler", "maildir:mail"),
+        cwd=tmp_path,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "nothing is wrong\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_that_is_wrong_is_told_a_line_each(tmp_path: Path, certificates: Certificates) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        ended = run(
+            *("check", "-l", f"127.0.0.1:{port}", "--handler", "nothing:here", "-u", "nobdy"),
+            *("--tls-cert", str(certificates.cert), "--tls-key", str(tmp_path / "none")),
+            *("--deny", "192.0.2.300", "--log-to", str(tmp_path), "--pid-file", "no/such/pid"),
+            cwd=tmp_path,
+        )
+    told = ended.stderr.splitlines()
+    assert all(line.startswith("smtpd-fork: ") for line in told)
+    wanted = {
+        "--deny": "192.0.2.300", "--handler": "nothing", "-u/--user": "nobdy",
+        "--listen-address": f"127.0.0.1:{port}", "--pid-file": "no/such/pid",
+        "--log-to": str(tmp_path),
+    }  # fmt: skip
+    for flag, value in wanted.items():
+        assert [line for line in told if flag in line and value in line], (flag, told)
+    assert ended.returncode == os.EX_USAGE  # the first one's: --deny
+    assert ended.stdout == ""
+
+
+def test_keys_are_tried_on_their_certificates(tmp_path: Path, certificates: Certificates) -> None:
+    ended = run(
+        *("check", "-l", "127.0.0.1:0", "--tls-cert", str(certificates.cert)),
+        *("--tls-key", str(certificates.cert)),
+        cwd=tmp_path,
+    )
+    assert ended.returncode == os.EX_CONFIG
+    assert "--tls-cert" in ended.stderr
+
+
+@pytest.mark.parametrize("subcommand", ["check", "config"])
+def test_a_fault_of_the_file_is_one_line(tmp_path: Path, subcommand: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("[gate]\nrate = 5\nreserve = 3\n")
+    ended = run(subcommand, "--config", str(path), cwd=tmp_path)
+    assert ended.returncode == os.EX_CONFIG
+    assert len(ended.stderr.splitlines()) == 1
+    assert f"{path}: gate." in ended.stderr
+
+
+def test_what_a_running_daemon_holds_is_a_fault_unless_it_is_told_of(tmp_path: Path) -> None:
+    with Daemon(
+        *("-l", "127.0.0.1:0", "--handler", "discard", "--pid-file", "pid"), cwd=tmp_path
+    ) as daemon:
+        same = ("-l", f"127.0.0.1:{daemon.port}", "--pid-file", "pid", "--handler", "discard")
+        ended = run("check", *same, cwd=tmp_path)
+        assert ended.returncode == os.EX_OSERR
+        assert "a running process holds it" in ended.stderr
+        assert "the address is in use" in ended.stderr
+        ended = run("check", "--running", *same, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout) == (0, "nothing is wrong\n")
+        daemon.deliver()
+
+
+def test_a_pid_file_that_nobody_holds_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "pid").write_text("1\n")
+    ended = run("check", "-l", "127.0.0.1:0", "--pid-file", "pid", cwd=tmp_path)
+    assert ended.returncode == 0
+    assert (tmp_path / "pid").read_text() == "1\n"
+
+
+def test_what_config_prints_is_a_file_that_says_the_same(tmp_path: Path) -> None:
+    flags = (
+        *("-p", "25", "-p", "587", "-l", 'unix:a"b\\c', "--rate", "5/m", "--rate", "9/h"),
+        *("--when-full", "defer:2.5", "--max-message-size", "25M", "--greet-pause", "500ms"),
+        *("--socket-mode", "0600", "--hostname", "mx", "--rdns", "--exempt", "192.0.2.0/24"),
+        *("--reserve", "3", "--handler", "module:attr:Größe\t,\x7f"),
+    )  # fmt: skip
+    first = run("config", *flags, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    path = tmp_path / "printed.toml"
+    path.write_text(first.stdout)
+    second = run("config", "--config", str(path), cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+
+    def said(text: str) -> list[str]:
+        return [line.partition("  # ")[0] for line in text.splitlines()[1:]]
+
+    assert said(first.stdout) == said(second.stdout)
+    config = DaemonConfig.build(read_config_file(path).values)
+    assert (config.port, config.rate, config.greet_pause) == ((25, 587), ("5/m", "9/h"), 0.5)
+    assert config.handler == ("module:attr:Größe\t,\x7f",)
+
+
+def test_secrets_are_hidden() -> None:
+    said = hidden("shop:Orders:redis://me:s3cret@db/1,https://host/a@b,password=tiger,token=x;y")
+    assert said == "shop:Orders:redis://me:***@db/1,https://host/a@b,password=***,token=***;y"
+
+
+def test_config_hides_secrets(tmp_path: Path) -> None:
+    ended = run("config", "--handler", "shop:Orders:redis://me:s3cret@db/1", cwd=tmp_path)
+    assert "s3cret" not in ended.stdout
+    assert "redis://me:***@db/1" in ended.stdout
+
+
+@pytest.mark.parametrize("subcommand", ["check", "config"])
+def test_a_subcommand_has_help_with_all_options(tmp_path: Path, subcommand: str) -> None:
+    ended = run(subcommand, "--help", cwd=tmp_path, environment={"COLUMNS": "200"})
+    assert ended.returncode == 0
+    assert ended.stdout.startswith(f"Usage: smtpd-fork {subcommand} ")
+    assert "--max-from-ip" in ended.stdout
+    assert max(map(len, ended.stdout.splitlines())) <= 80
