@@ -6,7 +6,7 @@ WORKERS ?= auto
 PYTHONS ?= python3.11 python3.12 python3.13
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test test-pythons lint format bench fuzz container-test clean
+.PHONY: help run test test-pythons lint format papers bench fuzz container-test clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -45,6 +45,9 @@ format: $(STAMP) ## let ruff put things in order
 $(VENV)/.bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	@touch $@
+
+papers: $(STAMP) ## write what is made of the options' definitions: tables, example, manual page
+	$(BIN)/python -m smtpd_fork.cli.papers
 
 bench: $(VENV)/.bench ## measure beside other servers (ARGS="--quick", "--write", "--only W1,W2")
 	$(BIN)/python -m bench $(ARGS)

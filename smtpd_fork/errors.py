@@ -20,6 +20,7 @@ import os
 from enum import IntEnum
 
 __all__ = [
+    "MEANINGS",
     "CannotCreateError",
     "ConfigError",
     "ExitStatus",
@@ -43,6 +44,19 @@ class ExitStatus(IntEnum):
     CANNOT_CREATE = os.EX_CANTCREAT
     NOT_PERMITTED = os.EX_NOPERM
     CONFIG = os.EX_CONFIG
+
+
+MEANINGS = {
+    ExitStatus.OK: "Ended as it was told.",
+    ExitStatus.USAGE: "Usage: a flag, a variable or an address that cannot be read.",
+    ExitStatus.NO_USER: "There is no such user.",
+    ExitStatus.SOFTWARE: "A fault of this program.",
+    ExitStatus.OS_ERROR: "The system said no: a port is taken, there are no more processes.",
+    ExitStatus.CANNOT_CREATE: "A pid-file, a socket, a Maildir or a log that cannot be made.",
+    ExitStatus.NOT_PERMITTED: "It takes privileges that the process does not have.",
+    ExitStatus.CONFIG: "A setting that cannot be had, or a fault of the file of --config.",
+}
+"""What each status is said to mean."""
 
 
 class SmtpdForkError(Exception):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+from support.peers import cannot
 
 from smtpd_fork import __version__
+from smtpd_fork.cli.config_file import read_config_file
 from smtpd_fork.cli.options import OPTIONS
-from smtpd_fork.errors import ExitStatus
+from smtpd_fork.cli.papers import papers
+from smtpd_fork.config import DaemonConfig
+from smtpd_fork.errors import MEANINGS, ExitStatus
 from smtpd_fork.gate.statistics import CURES
 
 ROOT = Path(__file__).parents[1]
@@ -19,22 +25,38 @@ def read(name: str) -> str:
     return (ROOT / name).read_text()
 
 
-def test_the_options_of_the_readme_are_those_of_the_command_in_order_with_their_defaults() -> None:
-    table = read("README.md").partition("<!-- options")[2].partition("\n\n")[0]
-    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in table.splitlines()[3:]]
-    told = [(flags.strip("`"), default) for flags, default, _ in rows]
-    assert told == [
-        (
-            ", ".join(option.opts) + (f" {option.metavar}" if not option.is_flag else ""),
-            option.default_text,
-        )
-        for option in OPTIONS
-    ]
+@pytest.mark.parametrize("path", papers(), ids=lambda path: path.name)
+def test_what_is_made_of_the_options_is_as_it_would_be_made_now(path: Path) -> None:
+    assert path.read_text() == papers()[path], "make papers writes it anew"
+
+
+def test_the_example_says_what_holds_without_it(tmp_path: Path) -> None:
+    """Without the marks, every setting that has a default has that one."""
+    example = read("examples/smtpd-fork.toml")
+    text = re.sub(r"^#: (.*  # default: .*)$", "", example, flags=re.MULTILINE)
+    (tmp_path / "x.toml").write_text(text.replace("#: ", ""))
+    values = read_config_file(tmp_path / "x.toml").values
+    assert DaemonConfig.build(values) == DaemonConfig.build({})
+    assert len(values) > len(OPTIONS) / 2
+    assert example.count("\n#: ") == len(OPTIONS)
+
+
+def test_the_manual_page_is_one(tmp_path: Path) -> None:
+    page = ROOT / "packaging/smtpd-fork.8"
+    if shutil.which("groff") is None:
+        cannot("groff is not here")
+    checked = subprocess.run(
+        ["groff", "-man", "-ww", "-T", "utf8", page], capture_output=True, text=True, check=True
+    )
+    assert checked.stderr == ""
+    shown = re.sub(r"\x1b\[\d*m|.\x08", "", checked.stdout)
+    for option in OPTIONS:
+        assert max(option.opts, key=len) in shown.replace("\u2010", "-")
 
 
 def test_every_exit_status_is_explained() -> None:
     told = {int(n) for n in re.findall(r"^\| (\d+) \|", read("docs/operation.md"), re.MULTILINE)}
-    assert told == set(ExitStatus)
+    assert told == set(ExitStatus) == set(MEANINGS)
 
 
 @pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))

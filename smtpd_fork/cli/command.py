@@ -42,7 +42,17 @@ def _serve(**values: Any) -> None:
         start(given)
 
 
-command = SettingsCommand(
+class _Main(SettingsCommand):
+    """The daemon's own command, whose help names the others as well."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, and what comes last."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()), col_max=28)
+        super().format_epilog(ctx, formatter)
+
+
+command = _Main(
     PROGRAM,
     params=[
         click.version_option(__version__, prog_name=PROGRAM)(lambda: None).__click_params__[0],  # type: ignore[attr-defined]
@@ -54,6 +64,9 @@ command = SettingsCommand(
 
 SUBCOMMANDS: dict[str, click.Command] = {"check": check, "config": config}
 """What the first argument may name; anything else is the daemon's."""
+
+SUMMARIES = {name: chosen.get_short_help_str(limit=200) for name, chosen in SUBCOMMANDS.items()}
+"""The first sentence of each one's help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
