@@ -153,7 +153,7 @@ async def test_rset_gives_the_memory_of_chunks_back() -> None:
             client.send(b"BDAT 90\r\n" + b"x" * 90)
             assert (await client.reply()).code == 250
             assert (await client.say("RSET")).code == 250
-        assert server._session_options["budget"].used == 0
+        assert server._budget.used == 0
 
 
 async def test_after_bdat_data_is_503() -> None:
@@ -220,6 +220,6 @@ async def test_chunks_past_the_buffers_are_452(caplog: pytest.LogCaptureFixture)
         first, second = await client.reply(), await client.reply()
         assert first.code == 250
         assert code_and_enhanced(second) == (452, "4.3.1")
-        assert server._session_options["budget"].used == 0
+        assert server._budget.used == 0
         assert (await client.deliver()).code == 250
     assert len(handler.messages) == 1

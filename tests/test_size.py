@@ -78,7 +78,7 @@ async def test_a_message_that_is_too_large_is_told_after_the_final_dot_and_not_k
 async def test_messages_past_the_buffers_are_452_and_the_others_are_not_touched() -> None:
     handler = Collect()
     async with serve(handler, max_buffered=10_000) as server:
-        budget = server._session_options["budget"]
+        budget = server._budget
         first = await Client.to(server.addresses[0])
         await first.greet()
         await first.say(MAIL, RCPT, "DATA")
@@ -100,7 +100,7 @@ async def test_messages_past_the_buffers_are_452_and_the_others_are_not_touched(
 
 async def test_with_the_buffers_full_data_is_452_until_they_are_not() -> None:
     async with serve(Discard(), max_buffered=1000) as server:
-        budget = server._session_options["budget"]
+        budget = server._budget
         client = await Client.to(server.addresses[0])
         await client.greet()
         await client.say(MAIL, RCPT)

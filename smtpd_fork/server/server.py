@@ -20,27 +20,23 @@ from smtpd_fork.listeners import (
     vetting_of,
 )
 from smtpd_fork.net import describe
+from smtpd_fork.server.blueprint import Blueprint, shortest_limit
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.server.tls import load_tls
-from smtpd_fork.smtp import SMTP, BareNewline, Budget, Limits, Sweep
+from smtpd_fork.smtp import SMTP, Budget, Sweep
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from smtpd_fork.gate import Limits as GateLimits
-    from smtpd_fork.net import Peer, SocketAddress
-    from smtpd_fork.smtp.setup import Setup
 
 __all__ = ["Server"]
 
 log = logging.getLogger("smtpd_fork.server")
-
-IDENT = "ESMTP smtpd-fork"
-"""What the greeting says behind the host's name; no version, which only an attacker needs."""
 
 
 class Server:
@@ -98,15 +94,13 @@ class Server:
         self._check_tls()
         self._session_class = session_class
         self._budget = Budget(self.config.max_buffered)
-        self._session_options = self._options(session_options or {})
+        self._session_options = dict(session_options or {})
         self._inherited = list(sockets) if sockets is not None else None
         self._listeners = list(listeners)
         self._acceptor: Acceptor | None = None
         self._stages: Stages | None = None
         self._sessions: Sessions | None = None
         self._sweep: Sweep | None = None
-        self._setups: dict[bool, Setup] = {}
-        self._models: dict[str, SMTP] = {}
         self._lag: LagMonitor | None = None
         self._stopping: asyncio.Task[int] | None = None
 
@@ -123,21 +117,6 @@ class Server:
         for text in self.config.listen:
             if parse_address(text).tls:
                 raise SettingError("listen", text, "there is no certificate for TLS")
-
-    def _options(self, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the keywords of every session, worked out once."""
-        return {
-            "data_size_limit": self.config.max_message_size or None,
-            "hostname": self.config.hostname,
-            "ident": IDENT,
-            "timeout": self.config.timeout,
-            "enhanced": True,
-            "enable_SMTPUTF8": True,
-            "limits": _session_limits(self.config),
-            "bare_newline": BareNewline(self.config.bare_newline),
-            "budget": self._budget,
-            **more,
-        }
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -176,9 +155,11 @@ class Server:
             raise
         config = self.config
         loop = asyncio.get_running_loop()
-        self._sessions = Sessions(self._make_session, self._tls, config.tls_handshake_timeout, loop)
         self._sweep = Sweep(loop)
-        self._sweep.look_for(_shortest(config))
+        self._sweep.look_for(shortest_limit(config))
+        self._sessions = Sessions(
+            self._blueprint().session, self._tls, config.tls_handshake_timeout, loop
+        )
         refuser = Refuser(self.gate, config.hostname)
         self._stages = Stages(
             self.gate,
@@ -206,6 +187,18 @@ class Server:
         self._acceptor.start(loop)
         for listener in self._listeners:
             log.info("listening on %s", listener)
+
+    def _blueprint(self) -> Blueprint:
+        assert self._sweep is not None
+        return Blueprint(
+            self.config,
+            self.chain,
+            tls=self._tls,
+            budget=self._budget,
+            sweep=self._sweep,
+            session_class=self._session_class,
+            options=self._session_options,
+        )
 
     async def reload(self) -> None:
         """Read the files of the lists again, off the loop; the sessions go on.
@@ -319,60 +312,9 @@ class Server:
         """How many sessions this server has now (the gate may count others' as well)."""
         return len(self._sessions) if self._sessions is not None else 0
 
-    def _make_session(
-        self, listener: Listener, peer: SocketAddress | str, on_close: Callable[[SMTP], None]
-    ) -> SMTP:
-        scheme = listener.address.scheme
-        model = self._models.get(scheme)
-        if model is None:
-            if self._session_class.__init__ is not SMTP.__init__:
-                return self._new_session(listener, peer, on_close)
-            # No client ever has the model: what a handler does to a session is that one's.
-            model = self._models[scheme] = self._new_session(listener, None, None)
-        return model.another(peer, on_close)
-
-    def _new_session(
-        self, listener: Listener, peer: Peer, on_close: Callable[[SMTP], None] | None
-    ) -> SMTP:
-        assert self._sweep is not None
-        lmtp = listener.address.lmtp
-        tls = None if listener.tls else self._tls
-        session = self._session_class(
-            self.chain,
-            peer=peer,
-            on_close=on_close,
-            loop=self._sweep.loop,
-            sweep=self._sweep,
-            setup=self._setups.get(lmtp),
-            lmtp=lmtp,
-            tls_context=tls,
-            require_starttls=self.config.require_starttls and tls is not None,
-            **self._session_options,
-        )
-        self._setups[lmtp] = session.setup  # the first one's serves all
-        return session
-
     def __repr__(self) -> str:
         places = ", ".join(describe(a) if isinstance(a, tuple) else str(a) for a in self.addresses)
         return f"<Server {places or 'not bound'}>"
-
-
-def _shortest(config: Config) -> float:
-    """Return the shortest of the time limits that sessions have."""
-    return min(config.timeout, config.data_timeout, config.handler_timeout, config.session_timeout)
-
-
-def _session_limits(config: Config) -> Limits:
-    return Limits(
-        command_seconds=config.timeout,
-        data_seconds=config.data_timeout,
-        data_rate=config.min_data_rate,
-        handler_seconds=config.handler_timeout,
-        handshake_seconds=config.tls_handshake_timeout,
-        session_seconds=config.session_timeout,
-        errors=config.max_errors,
-        recipients=config.max_recipients,
-    )
 
 
 def _chain(handler: Any) -> Chain:

@@ -270,7 +270,7 @@ class Fuzzer:
         for server in servers:
             if server.gate.count or server.gate.sources or server.sessions:
                 raise BrokenError(f"{where}: the gate does not return to 0: {server.gate.count}")
-            used = server._session_options["budget"].used
+            used = server._budget.used
             if used:
                 raise BrokenError(f"{where}: {used} bytes of the buffers are not given back")
         self._failures.seen += [str(warning.message) for warning in self._warnings]
