@@ -42,6 +42,7 @@ class ExitStatus(IntEnum):
     SOFTWARE = os.EX_SOFTWARE
     OS_ERROR = os.EX_OSERR
     CANNOT_CREATE = os.EX_CANTCREAT
+    CUT = os.EX_TEMPFAIL
     NOT_PERMITTED = os.EX_NOPERM
     CONFIG = os.EX_CONFIG
 
@@ -53,6 +54,7 @@ MEANINGS = {
     ExitStatus.SOFTWARE: "A fault of this program.",
     ExitStatus.OS_ERROR: "The system said no: a port is taken, there are no more processes.",
     ExitStatus.CANNOT_CREATE: "A pid-file, a socket, a Maildir or a log that cannot be made.",
+    ExitStatus.CUT: "Stopped as it was told, and sessions were cut: their time was over.",
     ExitStatus.NOT_PERMITTED: "It takes privileges that the process does not have.",
     ExitStatus.CONFIG: "A setting that cannot be had, or a fault of the file of --config.",
 }

@@ -202,13 +202,13 @@ def test_sighup_reads_the_lists_again_and_a_bad_one_changes_nothing(tmp_path: Pa
 
         with daemon.smtp(source="127.0.0.3") as inside:
             assert (code("127.0.0.2"), code("127.0.0.3")) == ("554", "220")
-            reload("127.0.0.3 New\n", "the lists were read again")
+            reload("127.0.0.3 New\n", "the settings were read again")
             assert (code("127.0.0.2"), code("127.0.0.3")) == ("220", "554")
             assert inside.noop()[0] == 250  # who is in stays in
-            reload("127.0.0.3\nnonsense\n", r"stay as they were: .*bad\.list line 2: 'nonsense'")
+            reload("127.0.0.3\nnonsense\n", r"stays as it was: .*bad\.list line 2: 'nonsense'")
             assert (code("127.0.0.2"), code("127.0.0.3")) == ("220", "554")
             listed.unlink()
-            reload_without = r"stay as they were: .*No such file"
+            reload_without = r"stays as it was: .*No such file"
             daemon.signal(signal.SIGHUP)
             daemon.wait_for(reload_without)
             assert code("127.0.0.3") == "554"

@@ -25,7 +25,7 @@ from smtpd_fork.errors import (
 )
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
-from smtpd_fork.listeners import ANY, parse_address, spread, try_to_bind, vetting_of
+from smtpd_fork.listeners import try_to_bind, vetting_of, wanted_addresses
 from smtpd_fork.server import Server
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
         with findings.of("tls_cert", "tls_key"):
             Server(chain, config=config)
     with findings.of("listen", "port"):
-        addresses = spread([parse_address(text) for text in config.listen or (ANY,)], config.port)
+        addresses = wanted_addresses(config.listen, config.port)
         if not running:
             try_to_bind(addresses)
     if config.pid_file is not None and not running:

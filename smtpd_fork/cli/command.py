@@ -37,9 +37,9 @@ Each option may also come from the environment, as {ENVIRONMENT_PREFIX} and its 
 """
 
 
-def _serve(**values: Any) -> None:
+def _serve(**values: Any) -> int:
     with faults(click.get_current_context(), values) as given:
-        start(given)
+        return start(given)
 
 
 class _Main(SettingsCommand):
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and words[0] in SUBCOMMANDS:
         chosen, name = SUBCOMMANDS[words[0]], f"{PROGRAM} {words.pop(0)}"
     try:
-        chosen.main(args=words, prog_name=name, standalone_mode=False)
+        status = chosen.main(args=words, prog_name=name, standalone_mode=False)
     except Fault as error:
         _complain(error.message)
         return error.status
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(ExitStatus.USAGE)
     except click.Abort:  # click's name for an interrupt
         return 130
-    return int(ExitStatus.OK)
+    return int(status or ExitStatus.OK)
 
 
 def _usage(error: click.UsageError) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from click.core import ParameterSource
 
 from smtpd_fork.cli.config_file import ConfigFile, read_config_file, shortened
+from smtpd_fork.cli.located import located
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS
 from smtpd_fork.config import DaemonConfig, SettingError
 from smtpd_fork.errors import ExitStatus, SmtpdForkError
@@ -34,14 +35,20 @@ class Given:
     :param flags: those of the command line and the environment
     :param origins: where each of them came from, in words
     :param file: the other ones
+    :param folder: what relative paths are in; default: the current one
     """
 
     def __init__(
-        self, flags: Mapping[str, Any], origins: Mapping[str, str], file: ConfigFile | None
+        self,
+        flags: Mapping[str, Any],
+        origins: Mapping[str, str],
+        file: ConfigFile | None,
+        folder: Path | None = None,
     ) -> None:
         self._flags = flags
         self._flag_origins = origins
         self._file = file
+        self._folder = folder or _current_folder()
         self.values: dict[str, Any] = {**(file.values if file is not None else {}), **flags}
 
     @classmethod
@@ -71,20 +78,28 @@ class Given:
         """The file, absolute, or None."""
         return self._file.path if self._file is not None else None
 
-    def again(self) -> Given:
+    def again(self) -> Self:
         """Return the same, with the file as it is now.
 
         :raises ConfigError: the file cannot be read, or is none
         """
         file = read_config_file(self._file.path) if self._file is not None else None
-        return Given(self._flags, self._flag_origins, file)
+        return type(self)(self._flags, self._flag_origins, file, self._folder)
 
     def build(self) -> DaemonConfig:
         """Return the settings, each checked.
 
         :raises SmtpdForkError: one cannot be read, or is out of its range
         """
-        return DaemonConfig.build(self.values)
+        values = self.values
+        if self._folder is not None and self._folder != _current_folder():
+            values = {"handler": ("maildir",), **values}
+            values = {name: located(name, value, self._folder) for name, value in values.items()}
+        return DaemonConfig.build(values)
+
+    def says_otherwise(self, other: Given, setting: str) -> bool:
+        """Whether *setting* has another value here than in *other*."""
+        return bool(self.values.get(setting) != other.values.get(setting))
 
     def origin(self, setting: str) -> str:
         """Return what gave *setting*: a flag, a variable, or a place in the file; else empty."""
@@ -119,3 +134,10 @@ class Given:
         known = {option.envvar for option in OPTIONS} | {CONFIG_VARIABLE}
         found = os.environ.keys() - known
         return sorted(name for name in found if name.startswith(ENVIRONMENT_PREFIX))
+
+
+def _current_folder() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:
+        return None  # it was removed; the start tells

@@ -6,28 +6,38 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from smtpd_fork.config import Config, DaemonConfig
 from smtpd_fork.errors import SmtpdForkError
+from smtpd_fork.handlers import load_handlers
 
 if TYPE_CHECKING:
     from smtpd_fork.cli.companions import Companions
-    from smtpd_fork.config import DaemonConfig
+    from smtpd_fork.cli.given import Given
+    from smtpd_fork.handlers import Chain
     from smtpd_fork.server import Server
 
 __all__ = ["Reloads"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
+_OF_RELOADS = {*Config.__struct_fields__, "handler", "log_level"}
+"""Settings that a reload can change; the others take a restart."""
+
 
 class Reloads:
-    """Has the files of the lists read again, one time after another.
+    """Has the settings of the file, and all files that they name, read again.
 
-    :param server: whose they are
-    :param config: the settings, which stay what they are
+    :param server: is reloaded
+    :param given: the settings that hold, and where they came from
+    :param config: the same, read
     :param companions: are told
     """
 
-    def __init__(self, server: Server, config: DaemonConfig, companions: Companions) -> None:
+    def __init__(
+        self, server: Server, given: Given, config: DaemonConfig, companions: Companions
+    ) -> None:
         self._server = server
+        self._given = given
         self._config = config
         self._companions = companions
         self._asked = False
@@ -42,16 +52,32 @@ class Reloads:
     async def _reload(self) -> None:
         while self._asked:
             self._asked = False
-            log.info("SIGHUP: reading the lists again")
+            log.info("SIGHUP: reading the settings again")
             await self._companions.reloading()
+            given = self._given
             try:
-                await self._server.reload()
+                given = await asyncio.to_thread(given.again)
+                await self._change(given)
             except SmtpdForkError as error:
-                log.error("the lists stay as they were: %s", error)  # noqa: TRY400 - one line
+                log.error("all stays as it was: %s", given.explain(error))  # noqa: TRY400 - one line
+            except Exception:
+                log.exception("all stays as it was")  # a handler's own fault
             else:
-                log.info("the lists were read again")
+                log.info("the settings were read again")
             await self._companions.reloaded(self._config)
         self._task = None
+
+    async def _change(self, given: Given) -> None:
+        config = await asyncio.to_thread(given.build)
+        chain: Chain | None = None
+        if given.says_otherwise(self._given, "handler"):
+            chain = await asyncio.to_thread(load_handlers, config.handler)
+        await self._server.reload(config, handler=chain)
+        for name in DaemonConfig.__struct_fields__:
+            if name not in _OF_RELOADS and given.says_otherwise(self._given, name):
+                log.warning("%s was changed: it takes a restart", name)
+        self._given, self._config = given, config
+        logging.getLogger().setLevel(config.log_level.upper())
 
     async def end(self) -> None:
         """Wait for what is being read."""

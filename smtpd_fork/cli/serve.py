@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.cli.companions import Companions, companions_of
 from smtpd_fork.cli.reload import Reloads
+from smtpd_fork.errors import ExitStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smtpd_fork.cli.given import Given
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.server import Server
 
@@ -28,15 +30,26 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(server: Server, config: DaemonConfig, *, ready: Callable[[], None] | None = None) -> None:
+def serve(
+    server: Server,
+    given: Given,
+    config: DaemonConfig,
+    *,
+    ready: Callable[[], None] | None = None,
+) -> ExitStatus:
     """Run *server* until SIGTERM or SIGINT; a second one stops at once.
 
+    :param given: the settings, and where they came from
+    :param config: the same, read
     :param ready: called once it serves
+    :returns: how it ended
     :raises SmtpdForkError: it cannot start
     """
     with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
         companions = Companions(companions_of(config, server))
-        runner.run(_serve(server, config, companions, ready))
+        reloads = Reloads(server, given, config, companions)
+        cut = runner.run(_serve(server, reloads, companions, ready))
+    return ExitStatus.CUT if cut else ExitStatus.OK
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -60,15 +73,14 @@ def _rarely_collect_garbage() -> None:
 
 async def _serve(
     server: Server,
-    config: DaemonConfig,
+    reloads: Reloads,
     companions: Companions,
     ready: Callable[[], None] | None,
-) -> None:
+) -> int:
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in _STOP:
         loop.add_signal_handler(number, signals.put_nowait, number)
-    reloads = Reloads(server, config, companions)
     loop.add_signal_handler(signal.SIGHUP, reloads.ask)
     await server.start()
     try:
@@ -94,3 +106,4 @@ async def _serve(
     await reloads.end()
     await companions.stop()
     log.info("stopped")
+    return stopping.result()

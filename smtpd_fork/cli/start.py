@@ -28,7 +28,7 @@ from smtpd_fork.daemon import (
     look_up_user,
     raise_descriptor_limit,
 )
-from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
+from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.listeners import open_listeners, vetting_of
@@ -56,9 +56,10 @@ class _Prepared(NamedTuple):
     """Not told before the start is sure: of a start that fails, the fault is the one line."""
 
 
-def start(given: Given) -> None:
+def start(given: Given) -> ExitStatus:
     """Be the daemon that *given* describes, until it is told to stop.
 
+    :returns: how it ended
     :raises SmtpdForkError: it cannot be; with ``settings`` that are to blame, and nothing done
     """
     config = given.build()
@@ -68,7 +69,7 @@ def start(given: Given) -> None:
             prepared.warnings.append(f"no option has the name of {', '.join(strays)}")
         word = detach() if config.detach else None
         try:
-            _serve(config, prepared, word)
+            return _serve(given, config, prepared, word)
         except SmtpdForkError as error:
             if word is None:
                 raise
@@ -80,13 +81,16 @@ def start(given: Given) -> None:
             os._exit(given.status(error))
 
 
-def _serve(config: DaemonConfig, prepared: _Prepared, word: Word | None) -> None:
+def _serve(
+    given: Given, config: DaemonConfig, prepared: _Prepared, word: Word | None
+) -> ExitStatus:
     if prepared.pid_file is not None:
         with blaming("pid_file"):
             prepared.pid_file.write(os.getpid())
     for warning in prepared.warnings:
         log.warning("%s", warning)
-    serve(prepared.server, config, ready=word.serving if word is not None else None)
+    ready = word.serving if word is not None else None
+    return serve(prepared.server, given, config, ready=ready)
 
 
 def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:

@@ -2,7 +2,14 @@
 
 from smtpd_fork.listeners.acceptor import Acceptor
 from smtpd_fork.listeners.address import ANY, Address, parse_address, spread
-from smtpd_fork.listeners.bind import adopt, bind_all, open_listeners, try_to_bind
+from smtpd_fork.listeners.bind import (
+    adopt,
+    bind_all,
+    open_listeners,
+    reopen_listeners,
+    try_to_bind,
+    wanted_addresses,
+)
 from smtpd_fork.listeners.listener import Listener
 from smtpd_fork.listeners.refuser import Refuser
 from smtpd_fork.listeners.stages import Stages
@@ -19,7 +26,9 @@ __all__ = [
     "bind_all",
     "open_listeners",
     "parse_address",
+    "reopen_listeners",
     "spread",
     "try_to_bind",
     "vetting_of",
+    "wanted_addresses",
 ]

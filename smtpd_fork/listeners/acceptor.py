@@ -96,16 +96,16 @@ class Acceptor:
     ) -> None:
         self._listeners = deque(listeners)
         self._gate = gate
-        self._stages = stages
         self._refuser = refuser
-        self._refuse_when_full = when_full.refuse
-        self._wait_in_room = when_full.wait is not None
-        # Under plain defer it is for the one client of the shared gate (see above), and for all
-        # who have to make way for exempt clients: who a client is shows only once it is accepted.
-        wait = math.inf if when_full.wait is None else when_full.wait
-        self._room = WaitingRoom(wait, waiting_capacity)
-        self._hostname = hostname
-        self._proxy_trust = proxy_trust
+        self._room = WaitingRoom(math.inf, waiting_capacity)
+        self._overdue_timer: asyncio.TimerHandle | None = None
+        self.change(
+            when_full,
+            stages=stages,
+            hostname=hostname,
+            waiting_capacity=waiting_capacity,
+            proxy_trust=proxy_trust,
+        )
         self._loop: asyncio.AbstractEventLoop
         self._thread = 0
         self._watching = False
@@ -113,8 +113,32 @@ class Acceptor:
         self._spare: Spare | None = None
         self._starved_refused: int | None = None
         self._starved_timer: asyncio.TimerHandle | None = None
-        self._overdue_timer: asyncio.TimerHandle | None = None
         self._deferral_told = -math.inf
+
+    def change(
+        self,
+        when_full: WhenFull,
+        *,
+        stages: Stages,
+        hostname: str,
+        waiting_capacity: int,
+        proxy_trust: NetworkTable[bool] | None,
+    ) -> None:
+        """Have other settings hold from now on; see the class."""
+        self._refuse_when_full = when_full.refuse
+        self._wait_in_room = when_full.wait is not None
+        self._stages = stages
+        self._hostname = hostname
+        self._proxy_trust = proxy_trust
+        # Under plain defer it is for the one client of the shared gate (see above), and for all
+        # who have to make way for exempt clients: who a client is shows only once it is accepted.
+        wait = math.inf if when_full.wait is None else when_full.wait
+        self._room.change(wait, waiting_capacity)
+        if self._overdue_timer is not None:
+            self._overdue_timer.cancel()
+            self._overdue_timer = None
+        if len(self._room):
+            self._await_overdue()
 
     # -- life --------------------------------------------------------------------------------
 
@@ -125,9 +149,25 @@ class Acceptor:
         self._spare = Spare()
         self._watch()
 
-    def trust(self, proxies: NetworkTable[bool] | None) -> None:
-        """Believe the PROXY headers of *proxies* from now on."""
-        self._proxy_trust = proxies
+    def listen_on(self, listeners: Sequence[Listener]) -> int:
+        """Accept on *listeners* from now on; those that are not among them are closed.
+
+        :returns: how many clients in the backlogs of those were answered 421
+        """
+        dropped = [listener for listener in self._listeners if listener not in listeners]
+        watching = self._watching
+        self._unwatch()
+        self._listeners = deque(listeners)
+        answered = sum(self._give_up(listener) for listener in dropped)
+        if watching:
+            self._watch()
+        return answered
+
+    def _give_up(self, listener: Listener) -> int:
+        # An inherited socket's backlog belongs to whoever inherits it next.
+        answered = 0 if listener.inherited else self._dismiss_backlog(listener)
+        listener.close()
+        return answered
 
     def stop(self) -> int:
         """Stop for good: whoever still waits is answered 421. The listeners are closed.
@@ -143,11 +183,7 @@ class Acceptor:
             if timer is not None:
                 timer.cancel()
         answered = self._dismiss_waiting() + self._stages.stop(self._hostname)
-        for listener in self._listeners:
-            # An inherited socket's backlog belongs to whoever inherits it next.
-            if not listener.inherited:
-                answered += self._dismiss_backlog(listener)
-            listener.close()
+        answered += sum(self._give_up(listener) for listener in self._listeners)
         if self._spare is not None:
             self._spare.close()
         self._refuser.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,15 @@ from smtpd_fork.listeners.unix import bind_unix
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["adopt", "bind_all", "listen_backlog", "open_listeners", "try_to_bind"]
+__all__ = [
+    "adopt",
+    "bind_all",
+    "listen_backlog",
+    "open_listeners",
+    "reopen_listeners",
+    "try_to_bind",
+    "wanted_addresses",
+]
 
 _MEANING: dict[int, tuple[type[SmtpdForkError], str]] = {
     errno.EACCES: (NotPermittedError, "permission denied; ports below 1024 need privileges"),
@@ -59,14 +68,52 @@ def open_listeners(
 
     :raises SettingError: an address cannot be read
     """
-    addresses = spread([parse_address(text) for text in listen or (ANY,)], ports)
-    return bind_all(addresses, backlog=backlog, socket_mode=socket_mode)
+    return bind_all(wanted_addresses(listen, ports), backlog=backlog, socket_mode=socket_mode)
 
 
-def bind_all(addresses: Sequence[Address], *, backlog: int, socket_mode: int) -> list[Listener]:
+def wanted_addresses(listen: Sequence[str], ports: Sequence[int]) -> list[Address]:
+    """Return what the settings *listen* and *port* name; nothing named is all interfaces.
+
+    :raises SettingError: an address cannot be read
+    """
+    return spread([parse_address(text) for text in listen or (ANY,)], ports)
+
+
+def reopen_listeners(
+    now: Sequence[Listener],
+    listen: Sequence[str],
+    ports: Sequence[int],
+    *,
+    backlog: int,
+    socket_mode: int,
+) -> tuple[list[Listener], list[Listener]]:
+    """Bind what the settings name and is not among *now*.
+
+    :returns: all the listeners that the settings name, in no special order; and the new ones
+    :raises SmtpdForkError: one cannot be bound; none is then
+    """
+    wanted = wanted_addresses(listen, ports)
+    kept = [listener for listener in now if listener.address in wanted]
+    there = [listener.address for listener in kept]
+    missing = [address for address in wanted if address not in there]
+    opened = bind_all(missing, backlog=backlog, socket_mode=socket_mode, others=there)
+    for listener in kept:
+        with suppress(OSError):
+            listener.sock.listen(listen_backlog(backlog))
+    return [*kept, *opened], opened
+
+
+def bind_all(
+    addresses: Sequence[Address],
+    *,
+    backlog: int,
+    socket_mode: int,
+    others: Sequence[Address] = (),
+) -> list[Listener]:
     """Bind every address and listen on it: all of them, or none.
 
     :param addresses: each with a port, or a path
+    :param others: addresses that are bound already
     :param backlog: of listen(2); see :func:`listen_backlog`
     :param socket_mode: file mode of unix sockets
     :raises ConfigError: a host cannot be resolved
@@ -77,7 +124,7 @@ def bind_all(addresses: Sequence[Address], *, backlog: int, socket_mode: int) ->
     listeners: list[Listener] = []
     try:
         for address in addresses:
-            for sock in _bind(address, addresses, socket_mode):
+            for sock in _bind(address, [*addresses, *others], socket_mode):
                 try:
                     sock.listen(listen_backlog(backlog))
                     sock.setblocking(False)

@@ -21,12 +21,12 @@ class Refuser:
     """Answers the clients that a gate refuses; used from the thread of a running loop.
 
     :param gate: counts and explains its refusals
-    :param hostname: names this host in the replies
+    :ivar hostname: names this host in the replies; may be set
     """
 
     def __init__(self, gate: Gate, hostname: str) -> None:
         self._gate = gate
-        self._hostname = hostname
+        self.hostname = hostname
         self._reporter = Reporter(gate.refusals)
         self._nat = NatWatch(gate)
 
@@ -34,7 +34,7 @@ class Refuser:
         """Answer a client with *verdict*, and close its socket."""
         refusal = self._gate.refuse(verdict)
         # A client that speaks TLS first cannot read a reply in the clear.
-        refuse(sock, b"" if listener.tls else refusal.reply(self._hostname))
+        refuse(sock, b"" if listener.tls else refusal.reply(self.hostname))
         self._reporter.note(refusal)
         self._nat.note(refusal)
 

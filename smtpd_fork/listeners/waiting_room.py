@@ -24,13 +24,13 @@ __all__ = ["Waiting", "WaitingRoom"]
 class Waiting:
     """One client that waits.
 
-    :ivar deadline: by the room's clock, when it is refused
+    :ivar since: by the room's clock, when it came
     """
 
     listener: Listener
     sock: socket.socket
     peer: SocketAddress | str
-    deadline: float
+    since: float
 
 
 class WaitingRoom:
@@ -45,6 +45,11 @@ class WaitingRoom:
         self._capacity = max(1, capacity)
         self._queue: deque[Waiting] = deque()
 
+    def change(self, seconds: float, capacity: int) -> None:
+        """Have other limits hold, also for those who wait already."""
+        self._seconds = seconds
+        self._capacity = max(1, capacity)
+
     def __len__(self) -> int:
         return len(self._queue)
 
@@ -57,7 +62,7 @@ class WaitingRoom:
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, now: float
     ) -> None:
         """Have a client wait, from *now*."""
-        self._queue.append(Waiting(listener, sock, peer, now + self._seconds))
+        self._queue.append(Waiting(listener, sock, peer, now))
 
     def call_back(self, waiting: Waiting) -> None:
         """Have a client who was called wait on, before all others."""
@@ -70,11 +75,11 @@ class WaitingRoom:
     def overdue(self, now: float) -> list[Waiting]:
         """Return the clients whose time is up; they no longer wait."""
         gone = []
-        while self._queue and self._queue[0].deadline <= now:
+        while self._queue and self._queue[0].since + self._seconds <= now:
             gone.append(self._queue.popleft())
         return gone
 
     @property
     def next_deadline(self) -> float | None:
         """When the next client's time is up, or None if nobody waits."""
-        return self._queue[0].deadline if self._queue else None
+        return self._queue[0].since + self._seconds if self._queue else None

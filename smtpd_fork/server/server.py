@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Self
 
 from smtpd_fork.config import Config, SettingError
+from smtpd_fork.errors import OperatingSystemError
 from smtpd_fork.gate import GATE_SETTINGS, Gate, limits_of, networks_of
 from smtpd_fork.handlers import Chain
 from smtpd_fork.listeners import (
@@ -22,6 +23,7 @@ from smtpd_fork.listeners import (
 from smtpd_fork.net import describe
 from smtpd_fork.server.blueprint import Blueprint, shortest_limit
 from smtpd_fork.server.lag import LagMonitor
+from smtpd_fork.server.plan import Plan, same_stages
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.server.tls import load_tls
 from smtpd_fork.smtp import SMTP, Budget, Sweep
@@ -90,8 +92,9 @@ class Server:
         self.gate = gate or Gate(limits=limits or limits_of(self.config))
         self._proxy_trust = networks_of("proxy_trust", self.config.proxy_trust)
         self._vetting = vetting_of(self.config)
-        self._tls = tls_context or self._load_tls()
-        self._check_tls()
+        self._given_tls = tls_context
+        self._tls = tls_context or _load_tls(self.config)
+        _check_tls(self.config, self._tls)
         self._session_class = session_class
         self._budget = Budget(self.config.max_buffered)
         self._session_options = dict(session_options or {})
@@ -99,24 +102,17 @@ class Server:
         self._listeners = list(listeners)
         self._acceptor: Acceptor | None = None
         self._stages: Stages | None = None
+        self._former: list[Stages] = []
+        """Stages that hold clients still, and get no new ones."""
+        self._dropped: list[Listener] = []
+        """Listeners that are closed, and have sessions still."""
+        self._retired: dict[Chain, asyncio.Task[None]] = {}
+        self._refuser: Refuser | None = None
+        self._reloading = asyncio.Lock()
         self._sessions: Sessions | None = None
         self._sweep: Sweep | None = None
         self._lag: LagMonitor | None = None
         self._stopping: asyncio.Task[int] | None = None
-
-    def _load_tls(self) -> ssl.SSLContext | None:
-        config = self.config
-        return load_tls(config.tls_cert, config.tls_key) if config.tls_cert else None
-
-    def _check_tls(self) -> None:
-        if self._tls is not None:
-            return
-        if self.config.require_starttls:
-            reason = "there is no certificate to offer TLS with"
-            raise SettingError("require_starttls", True, reason)
-        for text in self.config.listen:
-            if parse_address(text).tls:
-                raise SettingError("listen", text, "there is no certificate for TLS")
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -160,33 +156,46 @@ class Server:
         self._sessions = Sessions(
             self._blueprint().session, self._tls, config.tls_handshake_timeout, loop
         )
-        refuser = Refuser(self.gate, config.hostname)
-        self._stages = Stages(
-            self.gate,
-            loop,
-            welcome=self._sessions.welcome,
-            refuse=refuser.refuse,
-            greet_pause=config.greet_pause,
-            proxy_timeout=config.proxy_timeout,
-            vetting=self._vetting,
-        )
+        self._refuser = Refuser(self.gate, config.hostname)
+        self._stages = self._make_stages()
         self._acceptor = Acceptor(
             self._listeners,
             self.gate,
             config.when_full,
             stages=self._stages,
-            refuser=refuser,
+            refuser=self._refuser,
             hostname=config.hostname,
             waiting_capacity=config.backlog,
             proxy_trust=self._proxy_trust,
         )
         self.gate.watch_buffers(self._budget)
-        if config.max_loop_lag:
-            self._lag = LagMonitor(loop, self.gate.load, config.max_loop_lag)
-            self._lag.start()
+        self._watch_lag()
         self._acceptor.start(loop)
         for listener in self._listeners:
             log.info("listening on %s", listener)
+
+    def _make_stages(self) -> Stages:
+        assert self._sessions is not None
+        assert self._refuser is not None
+        config = self.config
+        return Stages(
+            self.gate,
+            asyncio.get_running_loop(),
+            welcome=self._sessions.welcome,
+            refuse=self._refuser.refuse,
+            greet_pause=config.greet_pause,
+            proxy_timeout=config.proxy_timeout,
+            vetting=self._vetting,
+        )
+
+    def _watch_lag(self) -> None:
+        if self._lag is not None:
+            self._lag.stop()
+            self._lag = None
+        limit = self.config.max_loop_lag
+        if limit:
+            self._lag = LagMonitor(asyncio.get_running_loop(), self.gate.load, limit)
+            self._lag.start()
 
     def _blueprint(self) -> Blueprint:
         assert self._sweep is not None
@@ -200,23 +209,86 @@ class Server:
             options=self._session_options,
         )
 
-    async def reload(self) -> None:
-        """Read the files of the lists again, off the loop; the sessions go on.
+    async def reload(self, config: Config | None = None, *, handler: Any = None) -> None:
+        """Have other settings hold from now on, or the same ones with their files as they are now.
 
-        A gate that the server was given is its giver's: its limits are left alone.
+        Sessions go on with what they began with. Listeners that stay are not touched; new ones
+        are opened, the others closed, their backlog answered 421. Sockets that were inherited
+        stay, whatever the settings say. A gate that the server was given is its giver's: its
+        limits are left alone. A chain that was replaced is closed when its last session has ended.
 
-        :raises SmtpdForkError: a list cannot be read; what held until now goes on to hold
+        :param config: the settings; default: those that hold
+        :param handler: instead of the handler, or the handlers, that new sessions have
+        :raises SmtpdForkError: something cannot be had; all that held until now goes on to hold
         """
-        limits = self.gate.limits
+        async with self._reloading:
+            new = self.config if config is None else config
+            chain = self.chain if handler is None else _chain(handler)
+            plan = await asyncio.to_thread(
+                Plan.make, new, chain, self._listeners, self._planned_tls
+            )
+            if self._stopping is not None or self._acceptor is None:
+                plan.give_up()
+                raise OperatingSystemError("the server is not running")
+            self._apply(plan)
+
+    def _planned_tls(self, config: Config) -> ssl.SSLContext | None:
+        tls = self._given_tls or _load_tls(config)
+        _check_tls(config, tls)
+        return tls
+
+    def _apply(self, plan: Plan) -> None:
+        """Have *plan* hold; nothing in here waits, and nothing fails."""
+        assert self._acceptor is not None
+        assert self._sessions is not None
+        assert self._sweep is not None
+        assert self._refuser is not None
+        assert self._stages is not None
+        before, old_chain = self.config, self.chain
+        config = self.config = plan.config
+        self.chain, self._tls = plan.chain, plan.tls
+        self._budget.limit = config.max_buffered
+        self._sweep.look_for(shortest_limit(config))
+        self._sessions.change(self._blueprint().session, self._tls, config.tls_handshake_timeout)
         if self._has_own_gate:
-            limits = await asyncio.to_thread(limits_of, self.config)
-        self._proxy_trust = await asyncio.to_thread(
-            networks_of, "proxy_trust", self.config.proxy_trust
+            self.gate.limits = plan.limits
+        if not same_stages(before, config):
+            self._vetting = plan.vetting
+            self._former = [stages for stages in (*self._former, self._stages) if stages]
+            self._stages = self._make_stages()
+        self._refuser.hostname = config.hostname
+        self._acceptor.change(
+            config.when_full,
+            stages=self._stages,
+            hostname=config.hostname,
+            waiting_capacity=config.backlog,
+            proxy_trust=plan.proxy_trust,
         )
-        if self._has_own_gate:
-            self.gate.limits = limits
-        if self._acceptor is not None:
-            self._acceptor.trust(self._proxy_trust)
+        self._watch_lag()
+        self._listen_on(plan)
+        if old_chain is not self.chain:
+            self._retired[old_chain] = asyncio.ensure_future(self._retire(old_chain))
+
+    def _listen_on(self, plan: Plan) -> None:
+        assert self._acceptor is not None
+        dropped = [each for each in self._listeners if each not in plan.listeners]
+        self._dropped = [each for each in (*self._dropped, *dropped) if self._is_held_by(each)]
+        self._listeners = list(plan.listeners)
+        self._acceptor.listen_on(self._listeners)
+        for listener in dropped:
+            log.info("no longer listening on %s", listener)
+        for listener in plan.opened:
+            log.info("listening on %s", listener)
+
+    def _is_held_by(self, listener: Listener) -> bool:
+        return any(ticket.listener is listener for ticket in self.gate.tickets())
+
+    async def _retire(self, chain: Chain) -> None:
+        """Close a chain when nobody has it any more."""
+        assert self._sessions is not None
+        await self._sessions.outlived(chain)
+        del self._retired[chain]
+        await chain.close()
 
     async def stop(self, timeout: float | None = None) -> int:  # noqa: ASYNC109 - a grace period
         """Stop: accept no more, let messages in flight finish, and close.
@@ -243,6 +315,7 @@ class Server:
             self.close()
             return 0
         answered = self._acceptor.stop()
+        answered += sum(stages.stop(self.config.hostname) for stages in self._former)
         if self._lag is not None:
             self._lag.stop()
         self.gate.forget_buffers(self._budget)
@@ -252,6 +325,9 @@ class Server:
             log.warning("%d sessions were cut", cut)
         if self._sweep is not None:
             await self._sweep.stop()
+        for chain, task in list(self._retired.items()):
+            task.cancel()
+            await chain.close()
         await self.chain.close()
         return cut
 
@@ -291,8 +367,9 @@ class Server:
             return []
         held = self.gate.tickets()
         wrong = self._sessions.audit(held)
-        known = len(self._sessions) + len(self._stages)
-        ours = sum(ticket.listener in self._listeners for ticket in held)
+        known = len(self._sessions) + sum(map(len, (self._stages, *self._former)))
+        listeners = [*self._listeners, *self._dropped]
+        ours = sum(ticket.listener in listeners for ticket in held)
         if ours != known:
             wrong.append(f"{ours} places are held here by the ledger, and {known} in fact")
         return wrong
@@ -315,6 +392,21 @@ class Server:
     def __repr__(self) -> str:
         places = ", ".join(describe(a) if isinstance(a, tuple) else str(a) for a in self.addresses)
         return f"<Server {places or 'not bound'}>"
+
+
+def _load_tls(config: Config) -> ssl.SSLContext | None:
+    return load_tls(config.tls_cert, config.tls_key) if config.tls_cert else None
+
+
+def _check_tls(config: Config, tls: ssl.SSLContext | None) -> None:
+    if tls is not None:
+        return
+    if config.require_starttls:
+        reason = "there is no certificate to offer TLS with"
+        raise SettingError("require_starttls", True, reason)
+    for text in config.listen:
+        if parse_address(text).tls:
+            raise SettingError("listen", text, "there is no certificate for TLS")
 
 
 def _chain(handler: Any) -> Chain:

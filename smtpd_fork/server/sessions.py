@@ -77,12 +77,20 @@ class Sessions:
         self._handshake_seconds = handshake_seconds
         self._tickets: dict[SMTP, Ticket] = {}
         self._handshakes: dict[asyncio.Task[object], _Connecting] = {}
-        self._finishing: set[asyncio.Task[None]] = set()
+        self._finishing: dict[asyncio.Task[None], SMTP] = {}
         self._changed = asyncio.Event()
         self._hurried = False
 
     def __len__(self) -> int:
         return len(self._tickets)
+
+    def change(
+        self, make: MakeSession, tls: ssl.SSLContext | None, handshake_seconds: float
+    ) -> None:
+        """Make the next sessions otherwise; see the class."""
+        self._make = make
+        self._tls = tls
+        self._handshake_seconds = handshake_seconds
 
     # -- beginning -----------------------------------------------------------------------------
 
@@ -177,11 +185,11 @@ class Sessions:
         """Know of what still runs: a handler with a message in hand, or handle_DISCONNECT."""
         task = protocol.task
         if task is not None:
-            self._finishing.add(task)
+            self._finishing[task] = protocol
             task.add_done_callback(partial(self._finished, protocol))
 
     def _finished(self, protocol: SMTP, task: asyncio.Task[None]) -> None:
-        self._finishing.discard(task)
+        self._finishing.pop(task, None)
         if protocol.task is not task:  # it is, if it was cancelled before it began
             self._await_task(protocol)  # the one may be followed by the other
         self._changed.set()
@@ -220,6 +228,23 @@ class Sessions:
             await self._cut()
         return cut
 
+    async def outlived(self, handler: object) -> None:
+        """Wait until no session has *handler*, which new ones do not get any more."""
+        left = {protocol for protocol in self._tickets if protocol.event_handler is handler}
+        while left:
+            protocol = next(iter(left))
+            if protocol in self._tickets:
+                await self._change()
+            else:
+                left.discard(protocol)
+        while any(protocol.event_handler is handler for protocol in self._finishing.values()):
+            await self._change()
+
+    async def _change(self) -> None:
+        """Wait until a session has ended, or what it left behind."""
+        self._changed.clear()
+        await self._changed.wait()
+
     def hurry(self) -> None:
         """Have :meth:`drain` wait no longer."""
         self._hurried = True
@@ -227,8 +252,7 @@ class Sessions:
 
     async def _wait_until_ended(self) -> None:
         while (self._tickets or self._finishing) and not self._hurried:
-            self._changed.clear()
-            await self._changed.wait()
+            await self._change()
 
     async def _cut(self) -> None:
         """Close what is open, cancel what runs, and see it end."""

@@ -1,0 +1,97 @@
+"""Plan: all that a reload needs, worked out before anything is changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from smtpd_fork.errors import SmtpdForkError
+from smtpd_fork.gate import limits_of, networks_of
+from smtpd_fork.listeners import reopen_listeners, vetting_of
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Sequence
+
+    from smtpd_fork.config import Config
+    from smtpd_fork.gate import Limits
+    from smtpd_fork.gate.networks import NetworkTable
+    from smtpd_fork.handlers import Chain
+    from smtpd_fork.listeners import Listener
+    from smtpd_fork.listeners.vetting import Vetting
+
+__all__ = ["Plan", "same_stages"]
+
+_OF_STAGES = (
+    *("greet_pause", "proxy_timeout", "dnsbl", "dnsbl_threshold"),
+    *("rdns", "dns_timeout", "dns_server"),
+)
+"""The settings of what clients go through before they have a session."""
+
+
+def same_stages(one: Config, other: Config) -> bool:
+    """Whether clients go through the same before they have a session."""
+    return all(getattr(one, name) == getattr(other, name) for name in _OF_STAGES)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What holds after a reload.
+
+    :ivar config: the settings
+    :ivar chain: the handlers; ready
+    :ivar limits: of the gate
+    :ivar proxy_trust: who may send PROXY headers
+    :ivar vetting: makes what asks the DNS about clients, or None
+    :ivar tls: the context of TLS, or None
+    :ivar listeners: what to listen on
+    :ivar opened: those of them that were not there before
+    """
+
+    config: Config
+    chain: Chain
+    limits: Limits
+    proxy_trust: NetworkTable[bool] | None
+    vetting: Callable[..., Vetting] | None
+    tls: ssl.SSLContext | None
+    listeners: Sequence[Listener]
+    opened: Sequence[Listener]
+
+    @classmethod
+    def make(
+        cls,
+        config: Config,
+        chain: Chain,
+        listeners: Sequence[Listener],
+        load_tls: Callable[[Config], ssl.SSLContext | None],
+    ) -> Plan:
+        """Read the files and open the sockets that *config* names; blocks.
+
+        :param listeners: those that are there
+        :param load_tls: returns the context of TLS
+        :raises SmtpdForkError: something cannot be had; nothing is left behind
+        """
+        limits, trust = limits_of(config), networks_of("proxy_trust", config.proxy_trust)
+        vetting, tls = vetting_of(config), load_tls(config)
+        chain.prepare()
+        # Last, as they are what is left behind if anything fails.
+        every = list(listeners)
+        opened: list[Listener] = []
+        if not any(listener.inherited for listener in listeners):
+            try:
+                every, opened = reopen_listeners(
+                    listeners,
+                    config.listen,
+                    config.port,
+                    backlog=config.backlog,
+                    socket_mode=config.socket_mode,
+                )
+            except SmtpdForkError as error:
+                error.settings = error.settings or ("listen", "port")
+                raise
+        return cls(config, chain, limits, trust, vetting, tls, every, opened)
+
+    def give_up(self) -> None:
+        """Close what was opened for it."""
+        for listener in self.opened:
+            listener.close()
