@@ -7,12 +7,14 @@ import os
 import signal
 import smtplib
 import socket
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
-from support.daemon import Daemon, Detached, messages
+from support.daemon import PATIENCE, Daemon, Detached, messages
 from support.daemon import until as wait_until
+from support.peers import peer
 from support.server import serve, until
 
 from smtpd_fork import Config, SmtpdForkError
@@ -153,6 +155,42 @@ def test_a_detached_daemon_knows_relative_paths_by_the_folder_of_its_start(tmp_p
         with daemon.smtp() as client:
             deliver(client, "hello")
     assert len(messages(tmp_path / "here")) == 1
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_under_a_steady_load_no_message_is_lost_and_nobody_is_refused(
+    tmp_path: Path, loop: str
+) -> None:
+    """Postfix's smtp-source ends with the first connection or message that fails."""
+    path = tmp_path / "smtpd-fork.toml"
+    address = f"127.0.0.1:{free_port('127.0.0.1')}"
+
+    def write(folder: str) -> None:
+        other = f"127.0.0.2:{free_port('127.0.0.2')}"
+        path.write_text(
+            f'loop = "{loop}"\nlisten = ["{address}", "{other}"]\n'
+            f'handler = "maildir:{folder}"\n[gate]\nlimit-connections = 100\n'
+        )
+
+    folders = ["first", "second", "third", "fourth"]
+    write(folders[0])
+    with (
+        Daemon("--config", str(path), cwd=tmp_path) as daemon,
+        subprocess.Popen(
+            [peer("smtp-source"), "-s", "10", "-m", "2000", "-l", "1000", "-f", "a@example.com",
+             "-t", "b@example.com", f"inet:{address}"],
+            stderr=subprocess.PIPE, text=True,
+        ) as load,
+    ):  # fmt: skip
+        for number, folder in enumerate(folders[1:], 1):
+            write(folder)
+            daemon.signal(signal.SIGHUP)
+            wait_until(lambda n=number: daemon.log.count("read again") == n, "a reload")  # type: ignore[misc]  # bound now
+            wait_until(lambda f=folder: messages(tmp_path / f), "a message after it")  # type: ignore[misc]  # bound now
+        assert load.communicate(timeout=PATIENCE)[1] == ""
+        assert load.returncode == 0
+        assert daemon.stop() == 0
+    assert sum(len(messages(tmp_path / folder)) for folder in folders) == 2000
 
 
 # -- as an embedder does it ----------------------------------------------------------------------
