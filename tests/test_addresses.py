@@ -66,7 +66,7 @@ def test_flags_may_stand_in_any_order(text: str) -> None:
     address = parse_address(text)
     assert str(address) == "smtp+proxy+require-tls:[::]:2526"
     assert (address.protocol, address.proxy, address.require_tls) == ("smtp", True, True)
-    assert not (address.tls or address.lmtp or address.no_tls)
+    assert (address.tls, address.lmtp, address.no_tls) == (False, False, False)
 
 
 @pytest.mark.parametrize(

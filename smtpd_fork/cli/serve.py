@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.cli.companions import Companions, companions_of
 from smtpd_fork.cli.reload import Reloads
+from smtpd_fork.cli.unraisable import log_unraisable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ def serve(server: Server, config: DaemonConfig, *, ready: Callable[[], None] | N
     :param ready: called once it serves
     :raises SmtpdForkError: it cannot start
     """
+    log_unraisable()
     with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
         companions = Companions(companions_of(config, server))
         runner.run(_serve(server, config, companions, ready))

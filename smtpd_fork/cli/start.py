@@ -128,7 +128,7 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
         left_over.callback(_hire_janitor(account, listeners, pid_file).dismiss)
     with _blaming("handler"):
         chain = load_handlers(config.handler)
-    with _blaming("tls_cert", "tls_key"):
+    with _blaming("tls_cert", "tls_key", "tls_client_ca"):
         server = Server(chain, config=config, limits=limits, listeners=listeners)
     if account is not None:
         with _blaming("user"):

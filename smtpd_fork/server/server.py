@@ -22,8 +22,8 @@ from smtpd_fork.listeners import (
 from smtpd_fork.net import describe
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.sessions import Sessions
-from smtpd_fork.server.tls import load_tls
-from smtpd_fork.smtp import SMTP, BareNewline, Budget, Limits, Sweep
+from smtpd_fork.server.tls import Rotation, TlsFiles
+from smtpd_fork.smtp import SMTP, BareNewline, Budget, CurrentTls, Limits, Sweep
 
 if TYPE_CHECKING:
     import socket
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.gate import Limits as GateLimits
     from smtpd_fork.net import Peer, SocketAddress
+    from smtpd_fork.server.tls import Certificate
     from smtpd_fork.smtp.setup import Setup
 
 __all__ = ["Server"]
@@ -61,7 +62,8 @@ class Server:
     :param config: the settings, as one object instead of *options*
     :param sockets: bound already, to listen on instead of ``listen`` and ``port``
     :param listeners: the same, opened by :func:`smtpd_fork.listeners.open_listeners`
-    :param tls_context: for STARTTLS and TLS, instead of ``tls_cert`` and ``tls_key``
+    :param tls_context: for STARTTLS and TLS, instead of all settings of TLS; it is its giver's to
+        renew
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
     :param session_options: keywords for it, as aiosmtpd documents them (``authenticator``, ...)
     :param options: the settings by name, see :class:`smtpd_fork.Config`
@@ -94,8 +96,10 @@ class Server:
         self.gate = gate or Gate(limits=limits or limits_of(self.config))
         self._proxy_trust = networks_of("proxy_trust", self.config.proxy_trust)
         self._vetting = vetting_of(self.config)
-        self._tls = tls_context or self._load_tls()
-        self._check_tls()
+        files = TlsFiles.of(self.config) if tls_context is None else None
+        self._rotation = Rotation(files) if files is not None else None
+        self._tls = self._rotation.current if self._rotation is not None else tls_context
+        self._check_tls(listeners)
         self._session_class = session_class
         self._budget = Budget(self.config.max_buffered)
         self._session_options = self._options(session_options or {})
@@ -110,19 +114,16 @@ class Server:
         self._lag: LagMonitor | None = None
         self._stopping: asyncio.Task[int] | None = None
 
-    def _load_tls(self) -> ssl.SSLContext | None:
-        config = self.config
-        return load_tls(config.tls_cert, config.tls_key) if config.tls_cert else None
-
-    def _check_tls(self) -> None:
+    def _check_tls(self, listeners: Sequence[Listener]) -> None:
         if self._tls is not None:
             return
         if self.config.require_starttls:
             reason = "there is no certificate to offer TLS with"
             raise SettingError("require_starttls", True, reason)
-        for text in self.config.listen:
-            if parse_address(text).tls:
-                raise SettingError("listen", text, "there is no certificate for TLS")
+        addresses = [parse_address(text) for text in self.config.listen]
+        for address in (*addresses, *(listener.address for listener in listeners)):
+            if address.tls or address.require_tls:
+                raise SettingError("listen", str(address), "there is no certificate for TLS")
 
     def _options(self, more: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keywords of every session, worked out once."""
@@ -171,12 +172,15 @@ class Server:
             await asyncio.to_thread(self.bind)
         try:
             await asyncio.to_thread(self.chain.prepare)
+            if self._rotation is not None:
+                await self._rotation.start()
         except BaseException:
             self.close()
             raise
         config = self.config
         loop = asyncio.get_running_loop()
-        self._sessions = Sessions(self._make_session, self._tls, config.tls_handshake_timeout, loop)
+        tls = CurrentTls.of(self._tls)
+        self._sessions = Sessions(self._make_session, tls, config.tls_handshake_timeout, loop)
         self._sweep = Sweep(loop)
         self._sweep.look_for(_shortest(config))
         refuser = Refuser(self.gate, config.hostname)
@@ -208,9 +212,11 @@ class Server:
             log.info("listening on %s", listener)
 
     async def reload(self) -> None:
-        """Read the files of the lists again, off the loop; the sessions go on.
+        """Read the files of the lists and of TLS again, off the loop; the sessions go on.
 
-        A gate that the server was given is its giver's: its limits are left alone.
+        A gate that the server was given is its giver's: its limits are left alone. TLS files that
+        cannot be used are logged, and the certificates stay: a key that only root may read, as it
+        often is, must not keep the lists from being read.
 
         :raises SmtpdForkError: a list cannot be read; what held until now goes on to hold
         """
@@ -224,6 +230,8 @@ class Server:
             self.gate.limits = limits
         if self._acceptor is not None:
             self._acceptor.trust(self._proxy_trust)
+        if self._rotation is not None:
+            await self._rotation.reload()
 
     async def stop(self, timeout: float | None = None) -> int:  # noqa: ASYNC109 - a grace period
         """Stop: accept no more, let messages in flight finish, and close.
@@ -252,6 +260,8 @@ class Server:
         answered = self._acceptor.stop()
         if self._lag is not None:
             self._lag.stop()
+        if self._rotation is not None:
+            await self._rotation.stop()
         self.gate.forget_buffers(self._budget)
         log.info("stopping: %d sessions, %d clients sent away", len(self._sessions), answered)
         cut = await self._sessions.drain(seconds)
@@ -319,6 +329,11 @@ class Server:
         """How many sessions this server has now (the gate may count others' as well)."""
         return len(self._sessions) if self._sessions is not None else 0
 
+    @property
+    def certificates(self) -> Sequence[Certificate]:
+        """What new clients are shown now, in the order of ``tls_cert``; none with a context."""
+        return self._rotation.certificates if self._rotation is not None else ()
+
     def _make_session(
         self, listener: Listener, peer: SocketAddress | str, on_close: Callable[[SMTP], None]
     ) -> SMTP:
@@ -335,8 +350,9 @@ class Server:
         self, listener: Listener, peer: Peer, on_close: Callable[[SMTP], None] | None
     ) -> SMTP:
         assert self._sweep is not None
-        lmtp = listener.address.lmtp
-        tls = None if listener.tls else self._tls
+        address = listener.address
+        lmtp = address.lmtp
+        tls = None if listener.tls or address.no_tls else self._tls
         session = self._session_class(
             self.chain,
             peer=peer,
@@ -346,7 +362,7 @@ class Server:
             setup=self._setups.get(lmtp),
             lmtp=lmtp,
             tls_context=tls,
-            require_starttls=self.config.require_starttls and tls is not None,
+            require_starttls=self.config.require_starttls or address.require_tls,
             **self._session_options,
         )
         self._setups[lmtp] = session.setup  # the first one's serves all

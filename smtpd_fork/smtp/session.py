@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
 
@@ -31,6 +32,8 @@ class Session(aiosmtpd.smtp.Session):
 
     :ivar id: names the session in the logs, in ``Received:`` and in the reply to DATA
     :ivar lmtp: whether LMTP is spoken, not SMTP
+    :ivar ssl: facts of TLS, None without it: ``sslcontext``, ``ssl_object``, ``peercert``,
+        ``cipher``, ``compression``
     :ivar host_name_dns: the client's name by the DNS, with ``--rdns``; None if it has none that
         leads back to its address
     """
@@ -49,3 +52,39 @@ class Session(aiosmtpd.smtp.Session):
         if self._transport is None:
             return None
         return plain_peer(self._transport.get_extra_info("sockname"))
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """The client's certificate, as :meth:`ssl.SSLSocket.getpeercert` has it.
+
+        None if it showed none, or was not asked (``--tls-client-ca``). Whatever is here was
+        verified: a client that shows another one never gets this far.
+        """
+        return (self.ssl or {}).get("peercert") or None
+
+    @property
+    def peer_subject(self) -> str | None:
+        """Whom the client's certificate is about, as RFC 4514 has it: ``CN=relay,O=Example``."""
+        der = self._peer_der()
+        if der is None:
+            return None
+        # Loaded by whoever asks; a server without TLS has no need of it.
+        from cryptography import x509  # noqa: PLC0415 - see above
+
+        return x509.load_der_x509_certificate(der).subject.rfc4514_string()
+
+    @property
+    def peer_fingerprint(self) -> str | None:
+        """SHA-256 of the client's certificate, in hexadecimal; what lists of clients are made of.
+
+        It is what ``openssl x509 -noout -fingerprint -sha256`` prints, in small letters and without
+        colons.
+        """
+        der = self._peer_der()
+        return None if der is None else hashlib.sha256(der).hexdigest()
+
+    def _peer_der(self) -> bytes | None:
+        if self.ssl is None or self.peer_certificate is None:
+            return None
+        der: bytes = self.ssl["ssl_object"].getpeercert(binary_form=True)
+        return der
