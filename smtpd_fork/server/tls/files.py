@@ -178,10 +178,13 @@ def _read(path: Path) -> bytes:
     try:
         # Not blocking: a named pipe would have the server wait for who writes into it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - it has to be this descriptor
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ConfigError(f"cannot use the TLS file {path}: it is no regular file")
-            content = file.read(MAX_FILE_SIZE + 1)
+            with open(descriptor, "rb", closefd=False) as file:
+                content = file.read(MAX_FILE_SIZE + 1)
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot use the TLS files: {_why(path, error)}") from None
     if len(content) > MAX_FILE_SIZE:
