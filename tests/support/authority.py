@@ -69,3 +69,30 @@ class Issued:
     @property
     def options(self) -> tuple[str, ...]:
         return ("--tls-cert", str(self.cert), "--tls-key", str(self.key))
+
+
+class Volume:
+    """A folder that is renewed as Kubernetes does it: by one symbolic link in the midst of a path.
+
+    :param first: what is in it at first
+    """
+
+    def __init__(self, folder: Path, first: Issued) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self._count = 0
+        self.put(first)
+        for name in ("tls.crt", "tls.key"):
+            (folder / name).symlink_to(f"..data/{name}")
+        self.options = ("--tls-cert", str(folder / "tls.crt"), "--tls-key", str(folder / "tls.key"))
+
+    def put(self, issued: Issued) -> None:
+        """Swap both files, at once."""
+        self._count += 1
+        new = self.folder / f"..{self._count}"
+        new.mkdir()
+        (new / "tls.crt").write_bytes(issued.cert.read_bytes())
+        (new / "tls.key").write_bytes(issued.key.read_bytes())
+        link = self.folder / "..data_tmp"
+        link.symlink_to(new.name)
+        link.rename(self.folder / "..data")

@@ -1,10 +1,11 @@
-"""openssl s_client, as a client of the daemon."""
+"""openssl s_client and swaks, as TLS clients of the daemon; and load that is made of them."""
 
 from __future__ import annotations
 
 import re
 import subprocess
-from typing import TYPE_CHECKING, NamedTuple
+import threading
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from cryptography import x509
 
@@ -12,6 +13,8 @@ from support.daemon import PATIENCE
 from support.peers import peer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from support.authority import Authority
 
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
@@ -50,9 +53,23 @@ def s_client(
         *(("-servername", name) if name is not None else ("-noservername",)),
         *more,
     ]
+    return _run(words, "EHLO client.example\nQUIT\n")
+
+
+def swaks(port: int, authority: Authority, *more: object) -> Shaken:
+    """Deliver a message, over a certificate that was verified."""
+    words = [
+        *(peer("swaks"), "--server", "127.0.0.1", "--port", port, "--helo", "client.example"),
+        *("--from", "a@example.com", "--to", "b@example.com"),
+        *("--tls-verify", "--tls-ca-path", authority.ca, *more),
+    ]
+    return _run(words)
+
+
+def _run(words: list[object], given: str | None = None) -> Shaken:
     ended = subprocess.run(
         [str(word) for word in words],
-        input="EHLO client.example\nQUIT\n",
+        input=given,
         capture_output=True,
         text=True,
         errors="replace",
@@ -60,3 +77,46 @@ def s_client(
         check=False,
     )
     return Shaken(ended.returncode, ended.stdout + ended.stderr)
+
+
+class Load:
+    """A client that comes again and again, in a thread; a context manager that ends it.
+
+    :ivar count: how often it has come
+    :ivar last: what came of it the last time
+    :ivar failed: what came of it when it did not work
+    """
+
+    def __init__(self, come: Callable[[], Shaken]) -> None:
+        self.count = 0
+        self.failed: list[Shaken] = []
+        self.last: Shaken
+        self._come = come
+        self._enough = False
+        self._came = threading.Condition()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._enough:
+            shaken = self._come()
+            with self._came:
+                self.last = shaken
+                self.count += 1
+                if shaken.status:
+                    self.failed.append(shaken)
+                self._came.notify_all()
+
+    def come_anew(self) -> Shaken:
+        """Wait for one that begins from now on; return what came of it."""
+        with self._came:
+            wanted = self.count + 2
+            assert self._came.wait_for(lambda: self.count >= wanted, PATIENCE)
+            return self.last
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough = True
+        self._thread.join(PATIENCE)

@@ -42,7 +42,7 @@ class Rotation:
     def __init__(self, files: TlsFiles) -> None:
         loaded = files.load()
         self._files = files
-        self._seen = loaded.signature
+        self._seen = self._last = loaded.signature
         self._warnings = loaded.warnings
         self._lock = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
@@ -77,20 +77,23 @@ class Rotation:
                 self._warn()
 
     async def _watch(self) -> None:
-        before = self._seen
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                now = await asyncio.to_thread(self._files.signature)
-                if now not in (before, self._seen):
-                    log.debug("the TLS files change")
-                elif now != self._seen:
-                    await self.reload()
-                elif datetime.now(UTC) - self._reminded >= REMINDER:
-                    self._warn()
-                before = now
+                await self.look()
             except Exception:
                 log.exception("cannot look after the TLS files")  # the next time, perhaps
+
+    async def look(self) -> None:
+        """Look at the files; read them if they have changed, and are at rest."""
+        last, now = self._last, await asyncio.to_thread(self._files.signature)
+        self._last = now
+        if now not in (last, self._seen):
+            log.debug("the TLS files change")
+        elif now != self._seen:
+            await self.reload()
+        elif datetime.now(UTC) - self._reminded >= REMINDER:
+            self._warn()
 
     async def _read(self) -> None:
         """Have what the files hold now, from the next handshake on."""
