@@ -163,6 +163,21 @@ def test_openssl_gets_in_with_the_versions_that_are_spoken(
                 assert (shaken.status == 0) == (version in taken), (version, shaken.text)
 
 
+def test_openssl_may_not_shake_hands_again_in_a_session(
+    tmp_path: Path, authority: Authority
+) -> None:
+    """What costs the client little and the server much (CVE-2011-1473)."""
+    issued = authority.issue("first", "localhost")
+    with Daemon(*SMTPS, *issued.options, cwd=tmp_path) as daemon:
+        options = ("-tls1_2", "-no_ign_eof")  # the later option counts: R is a command to it now
+        shaken = s_client(daemon.port, authority, *options, say="R\nNOOP\n")
+        assert "RENEGOTIATING" in shaken.text
+        assert shaken.status != 0
+        assert "no renegotiation" in shaken.text
+    loaded = files(issued.cert, keys=(issued.key,)).load()
+    assert loaded.context.options & ssl.OP_NO_RENEGOTIATION
+
+
 # -- files -------------------------------------------------------------------------------------
 
 
@@ -316,6 +331,11 @@ async def test_a_context_of_the_embedders_own_goes_on_to_serve(authority: Author
         async with await Client.to(server.addresses[1], tls=authority.client()) as client:
             assert (await client.greet()).code == 250
         await server.reload()
+        renewed = authority.issue("renewed", "localhost")
+        context.load_cert_chain(renewed.cert, renewed.key)  # as the manual says
+        async with await Client.to(server.addresses[1], tls=authority.client()) as client:
+            shown = client.writer.get_extra_info("peercert")["serialNumber"]
+            assert shown.lstrip("0") == renewed.serial
 
 
 async def test_a_server_tells_what_its_certificates_are(authority: Authority) -> None:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.authority import Authority, Issued
 from support.client import Client
-from support.daemon import LOCAL, PATIENCE, Daemon
+from support.daemon import LOCAL, PATIENCE, Daemon, messages
 from support.handlers import Collect
-from support.openssl import s_client
+from support.openssl import s_client, swaks
 from support.peers import peer
 from support.server import serve
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+ROOT = Path(__file__).parents[1]
 SMTPS = ("-l", "smtps:127.0.0.1:0", "--handler", "discard")
-
-RELAYS = """
-class OnlyRelays:
-    async def handle_MAIL(self, server, session, envelope, address, options):
-        if not session.peer_subject.startswith("CN=relay,"):
-            return "550 5.7.1 Who are you?"
-        envelope.mail_from = address
-        return "250 2.1.0 Hello " + session.peer_fingerprint
-"""
 
 
 class Place:
@@ -91,6 +80,18 @@ def test_who_asks_for_no_certificates_gets_none(tmp_path: Path, here: Place) -> 
         assert "Requested Signature Algorithms" not in shaken.text  # of a CertificateRequest
 
 
+def fingerprint(issued: Issued) -> str:
+    """Return what openssl prints."""
+    ended = subprocess.run(
+        [peer("openssl"), "x509", "-in", issued.cert, "-noout", "-fingerprint", "-sha256"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    return ended.stdout.strip().partition("=")[2]
+
+
 class Look(Collect):
     """Remembers what a handler is told of certificates."""
 
@@ -123,17 +124,10 @@ async def test_a_handler_sees_a_verified_certificate(here: Place, starttls: bool
             assert (await client.deliver()).code == 250
     if starttls:
         assert handler.seen.pop(0) == (None, None, None)
-    ((certificate, subject, fingerprint),) = handler.seen
+    ((certificate, subject, digest),) = handler.seen
     assert certificate["subjectAltName"] == (("DNS", "client.example"),)
     assert subject.startswith("CN=relay,OU=Testing cert")
-    printed = subprocess.run(
-        [peer("openssl"), "x509", "-in", here.known.cert, "-noout", "-fingerprint", "-sha256"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=PATIENCE,
-    ).stdout
-    assert fingerprint == printed.strip().partition("=")[2].replace(":", "").lower()
+    assert digest == fingerprint(here.known).replace(":", "").lower()
 
 
 async def test_a_handler_sees_that_there_is_none(here: Place) -> None:
@@ -147,23 +141,37 @@ async def test_a_handler_sees_that_there_is_none(here: Place) -> None:
     assert handler.seen == [(None, None, None)]
 
 
+async def test_a_subject_cannot_break_a_line(here: Place) -> None:
+    handler = Look()
+    evil = here.authority.issue("evil", "x.example", common_name="a, b\r\n250 ok\x7f")
+    async with serve(handler, listen=["smtps:127.0.0.1:0"], **here.settings) as server:
+        context = here.authority.client(evil)
+        async with await Client.to(server.addresses[0], tls=context) as client:
+            await client.greet()
+            assert (await client.deliver()).code == 250
+    ((_, subject, _),) = handler.seen
+    assert subject.startswith("CN=a\\, b\\0D\\0A250 ok\\7F,OU=")
+
+
 @pytest.mark.parametrize("form", ["--tls", "--tls-on-connect"])
-def test_swaks_shows_its_certificate(tmp_path: Path, here: Place, form: str) -> None:
-    (tmp_path / "relays.py").write_text(RELAYS)
+def test_swaks_is_known_by_its_certificate(tmp_path: Path, here: Place, form: str) -> None:
     where = LOCAL[:2] if form == "--tls" else SMTPS[:2]
-    handlers = ("--handler", "relays:OnlyRelays", "--handler", "maildir:Maildir")
-    options = (*where, *here.options("--tls-client-verify", "require"), *handlers)
-    environment = {"PYTHONPATH": str(tmp_path)}
-    with Daemon(*options, cwd=tmp_path, environment=environment) as daemon:
-        words = [
-            *(peer("swaks"), "--server", "127.0.0.1", "--port", str(daemon.port), form),
-            *("--tls-verify", "--tls-ca-path", str(here.authority.ca), "--to", "b@example.com"),
-        ]
-        own = ["--tls-cert", str(here.known.cert), "--tls-key", str(here.known.key)]
-        for more, good in [(own, True), ([], False)]:
-            ended = subprocess.run(
-                [*words, *more], capture_output=True, text=True, timeout=PATIENCE, check=False
+    known = fingerprint(here.known).replace(":", "")
+    handlers = (
+        *("--handler", f"examples.known_clients:KnownClients:{known}"),
+        *("--handler", "maildir:Maildir"),
+    )
+    options = (*where, *here.options(), *handlers)
+    with Daemon(*options, cwd=tmp_path, environment={"PYTHONPATH": str(ROOT)}) as daemon:
+        for issued, code in [(here.known, 0), (here.second, 23), (None, 23), (here.unknown, 29)]:
+            ended = swaks(
+                *(daemon.port, here.authority, form),
+                *(() if issued is None else ("--tls-cert", issued.cert)),
+                *(() if issued is None else ("--tls-key", issued.key)),
             )
-            assert (ended.returncode == 0) == good, ended.stdout + ended.stderr
-            assert bool(re.search(r"250 2\.1\.0 Hello [0-9a-f]{64}", ended.stdout)) == good
-    assert len(list((tmp_path / "Maildir/new").iterdir())) == 1
+            assert (ended.status == 0) == (code == 0), ended.text
+            if code == 23:  # swaks' own: MAIL was refused
+                assert ended.status == code
+                assert "550 5.7.1 We do not know " in ended.text
+        daemon.wait_for("CERTIFICATE_VERIFY_FAILED")
+    assert len(messages(tmp_path / "Maildir")) == 1

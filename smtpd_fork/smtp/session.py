@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from smtpd_fork.net import Peer
 
 __all__ = ["Session", "new_session_id"]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _process = secrets.token_hex(3)
 _numbers = itertools.count(1)
@@ -64,14 +67,18 @@ class Session(aiosmtpd.smtp.Session):
 
     @property
     def peer_subject(self) -> str | None:
-        """Whom the client's certificate is about, as RFC 4514 has it: ``CN=relay,O=Example``."""
+        """Whom the client's certificate is about, as RFC 4514 has it: ``CN=relay,O=Example``.
+
+        Control characters are hexadecimal in there, so that it may go into a reply or a log.
+        """
         der = self._peer_der()
         if der is None:
             return None
         # Loaded by whoever asks; a server without TLS has no need of it.
         from cryptography import x509  # noqa: PLC0415 - see above
 
-        return x509.load_der_x509_certificate(der).subject.rfc4514_string()
+        subject = x509.load_der_x509_certificate(der).subject.rfc4514_string()
+        return _CONTROL.sub(lambda found: f"\\{ord(found[0]):02X}", subject)
 
     @property
     def peer_fingerprint(self) -> str | None:

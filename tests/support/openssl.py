@@ -44,8 +44,9 @@ def s_client(
     *more: object,
     starttls: bool = False,
     name: str | None = "localhost",
+    say: str = "EHLO client.example\nQUIT\n",
 ) -> Shaken:
-    """Shake hands, verify the certificate, say EHLO and QUIT, and wait for the server to close."""
+    """Shake hands, verify the certificate, say what is to be said, wait for the server to close."""
     words = [
         *(peer("openssl"), "s_client", "-connect", f"127.0.0.1:{port}"),
         *("-CAfile", authority.ca, "-verify_return_error", "-crlf", "-ign_eof"),
@@ -53,7 +54,7 @@ def s_client(
         *(("-servername", name) if name is not None else ("-noservername",)),
         *more,
     ]
-    return _run(words, "EHLO client.example\nQUIT\n")
+    return _run(words, say)
 
 
 def swaks(port: int, authority: Authority, *more: object) -> Shaken:

@@ -127,8 +127,10 @@ class TlsFiles:
         return contexts[0], tuple(certificates), warnings
 
     def _context(self, cert: Path, key: Path | None) -> ssl.SSLContext:
-        # Python's defaults for servers: no compression, no renegotiation, no old ciphers.
+        # Python's defaults for servers: no compression, no old ciphers.
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        # A client could have the server do the dear part of a handshake again and again.
+        context.options |= ssl.OP_NO_RENEGOTIATION
         context.minimum_version = self.min_version
         files = f"{cert}" if key is None else f"{cert}, {key}"
         try:
