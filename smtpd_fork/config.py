@@ -198,7 +198,7 @@ _READERS: dict[str, Callable[[str], object]] = {
 
 _LISTS = {
     *("allow", "deny", "dnsbl", "exempt", "handler", "listen"),
-    *("max_from_net", "port", "proxy_trust", "rate", "rate_net"),
+    *("max_from_net", "port", "proxy_trust", "rate", "rate_net", "tls_cert", "tls_key"),
 }
 """Settings of which there may be several; one alone need not be in a list."""
 
@@ -234,8 +234,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar refuse_every: and each so-manyth of those after them
     :ivar when_full: what happens to the others
     :ivar hostname: names this host in replies and headers; default: the system's name
-    :ivar tls_cert: PEM file of the certificate chain; STARTTLS is offered if there is one
-    :ivar tls_key: PEM file of its key; default: in the same file
+    :ivar tls_cert: PEM files, each with a certificate chain; STARTTLS is offered if there is one.
+        Clients get the one that has the name they ask for, or the first
+    :ivar tls_key: PEM files of their keys, in the same order; default: in the same files
+    :ivar tls_min_version: the oldest TLS that is spoken
+    :ivar tls_client_ca: PEM file of authorities; clients are asked for a certificate of theirs
+    :ivar tls_client_verify: what becomes of clients that have none
     :ivar require_starttls: refuse mail over a connection that is not encrypted (RFC 3207 4)
     :ivar max_message_size: bytes; 0 is no limit
     :ivar timeout: seconds that a client may take for a command
@@ -279,8 +283,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     refuse_every: CountOrNone = 0
     when_full: WhenFull = WhenFull()
     hostname: str = msgspec.field(default_factory=_system_name)
-    tls_cert: Text | None = None
-    tls_key: Text | None = None
+    tls_cert: tuple[Text, ...] = ()
+    tls_key: tuple[Text, ...] = ()
+    tls_min_version: Literal["1.2", "1.3"] = "1.2"
+    tls_client_ca: Text | None = None
+    tls_client_verify: Literal["optional", "require"] = "optional"
     require_starttls: bool = False
     max_message_size: Annotated[int, Meta(ge=0)] = MAX_MESSAGE_SIZE
     timeout: Seconds = TIMEOUT_SECONDS
@@ -322,8 +329,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise SettingError("reserve", self.reserve, reason)
         if self.reserve and not self.exempt:
             raise SettingError("reserve", self.reserve, "nobody is exempt, so nobody could come in")
-        if self.tls_key and not self.tls_cert:
-            raise SettingError("tls_key", self.tls_key, "there is no tls_cert that it belongs to")
+        self._check_tls()
+
+    def _check_tls(self) -> None:
+        certs, keys = self.tls_cert, self.tls_key
+        if keys and not certs:
+            raise SettingError("tls_key", keys[0], "there is no tls_cert that it belongs to")
+        if keys and len(keys) != len(certs):
+            reason = (
+                f"{len(keys)} given, and tls_cert has {len(certs)} ({', '.join(certs)}): "
+                "one for each, in order, or none where the keys are in the same files"
+            )
+            raise SettingError("tls_key", ", ".join(keys), reason)
+        if self.tls_client_ca and not certs:
+            reason = "there is no tls_cert, and without one no TLS"
+            raise SettingError("tls_client_ca", self.tls_client_ca, reason)
+        if self.tls_client_verify == "require" and not self.tls_client_ca:
+            reason = "there is no tls_client_ca to verify them against"
+            raise SettingError("tls_client_verify", self.tls_client_verify, reason)
 
 
 class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):

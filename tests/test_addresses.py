@@ -29,6 +29,9 @@ from smtpd_fork.listeners import Address, parse_address, spread
         ("smtps:[::1]:465", Address("smtps", "::1", 465)),
         ("unix:/run/x.sock", Address(path=Path("/run/x.sock"))),
         ("smtps:unix:/run/x.sock", Address("smtps", path=Path("/run/x.sock"))),
+        ("smtp+proxy:[::]:2526", Address("smtp+proxy", "::", 2526)),
+        ("lmtp+no-tls:unix:/run/x+y", Address("lmtp+no-tls", path=Path("/run/x+y"))),
+        ("smtps+require-tls:*", Address("smtps+require-tls", "*")),
     ],
 )
 def test_an_address_is_read_as_people_write_it(text: str, address: Address) -> None:
@@ -42,7 +45,7 @@ def test_an_address_is_read_as_people_write_it(text: str, address: Address) -> N
         "", ":25", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:-1", "127.0.0.1:65536", "127.0.0.1:+1",
         "127.0.0.1:1_0", "127.0.0.1: 1", "127.0.0.1:\u0661", "[::1", "::1]", "[::1]25", "[::1]:",
         "[127.0.0.1]:25", "1::2::3", "a b:25", "unix:", "unix:\0", "unix:/" + "x" * 108,
-        "host/path", "-dash:25",
+        "host/path", "-dash:25", "smtp+proxy", "smtp+proxy:", "smtp+:*", "+proxy:*", "a+b:25",
     ],
 )  # fmt: skip
 def test_what_is_no_address_is_named_in_the_error(text: str) -> None:
@@ -50,6 +53,38 @@ def test_what_is_no_address_is_named_in_the_error(text: str) -> None:
         parse_address(text)
     assert caught.value.value == text
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "smtp+proxy+require-tls:[::]:2526",
+        "smtp+require-tls+proxy:[::]:2526",
+    ],
+)
+def test_flags_may_stand_in_any_order(text: str) -> None:
+    address = parse_address(text)
+    assert str(address) == "smtp+proxy+require-tls:[::]:2526"
+    assert (address.protocol, address.proxy, address.require_tls) == ("smtp", True, True)
+    assert (address.tls, address.lmtp, address.no_tls) == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("smtp+tls:*:25", ["'+tls' is no flag", "+proxy, +require-tls, +no-tls"]),
+        ("smtp+PROXY:*:25", ["'+PROXY' is no flag"]),
+        ("http+proxy:*:25", ["'http' is none of smtp, smtps, lmtp"]),
+        ("smtp+proxy+proxy:*:25", ["+proxy stands there twice"]),
+        ("smtp+no-tls+proxy+require-tls:*", ["+no-tls", "+require-tls", "contradict"]),
+        ("smtps+no-tls:*", ["smtps", "+no-tls"]),
+    ],
+)
+def test_a_flag_that_cannot_be_is_named(text: str, words: list[str]) -> None:
+    with pytest.raises(SettingError) as caught:
+        parse_address(text)
+    for word in [text, *words]:
+        assert word in str(caught.value)
 
 
 @given(st.text(max_size=40))

@@ -144,6 +144,11 @@ def test_a_setting_may_be_written_as_people_and_programs_write_it(
         ("handler", []),
         ("tls_cert", ""),
         ("tls_key", "key.pem"),
+        ("tls_min_version", "1.1"),
+        ("tls_min_version", 1.2),
+        ("tls_client_ca", "ca.pem"),
+        ("tls_client_verify", "require"),
+        ("tls_client_verify", "maybe"),
         ("require_starttls", True),
     ],
 )

@@ -82,7 +82,7 @@ def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
                 raise NotPermittedError(f"only root can become {config.user}")
     with findings.of("handler"):
         chain = load_handlers(config.handler)
-        with findings.of("tls_cert", "tls_key"):
+        with findings.of("tls_cert", "tls_key", "tls_client_ca"):
             Server(chain, config=config)
     with findings.of("listen", "port"):
         addresses = wanted_addresses(config.listen, config.port)

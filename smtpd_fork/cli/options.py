@@ -96,7 +96,9 @@ OPTIONS = (
     SettingOption(
         "-l", "--listen-address", "listen", section="Listening", metavar="ADDR", multiple=True,
         help="ADDR, ADDR:PORT, [V6]:PORT or unix:PATH; in front of it smtps: is TLS from the "
-        "first byte, lmtp: is LMTP, smtp+proxy: and so on takes a PROXY header first. Repeatable.",
+        "first byte, lmtp: is LMTP; behind that, +proxy takes a PROXY header first, "
+        "+require-tls no mail in the clear, +no-tls offers no STARTTLS: smtp+proxy:ADDR. "
+        "Repeatable.",
     ),
     SettingOption(
         "--proxy-trust", section="Listening", metavar="NET", multiple=True,
@@ -254,10 +256,26 @@ OPTIONS = (
         help="This host, in replies and headers.",
     ),
     SettingOption(
-        "--tls-cert", section="TLS", metavar="FILE",
-        help="Certificate chain, PEM; with it, STARTTLS is offered.",
+        "--tls-cert", section="TLS", metavar="FILE", multiple=True,
+        help="Certificate chain, PEM; with it, STARTTLS is offered. Repeatable: clients get the "
+        "one with the name they ask for, or the first.",
     ),
-    SettingOption("--tls-key", section="TLS", metavar="FILE", help="Its key, PEM."),
+    SettingOption(
+        "--tls-key", section="TLS", metavar="FILE", multiple=True,
+        help="Its key, PEM. Repeatable, in the same order.",
+    ),
+    SettingOption(
+        "--tls-min-version", section="TLS", metavar="VERSION",
+        help="Oldest TLS that is spoken: 1.2 or 1.3.",
+    ),
+    SettingOption(
+        "--tls-client-ca", section="TLS", metavar="FILE",
+        help="Authorities, PEM; clients are asked for a certificate of theirs.",
+    ),
+    SettingOption(
+        "--tls-client-verify", section="TLS", metavar="HOW",
+        help="Clients without one: let in (optional), or sent away (require).",
+    ),
     SettingOption(
         "--require-starttls", section="TLS", is_flag=True,
         help="Take no mail in the clear.",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.cli.companions import Companions, companions_of
 from smtpd_fork.cli.reload import Reloads
+from smtpd_fork.cli.unraisable import log_unraisable
 from smtpd_fork.errors import ExitStatus
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def serve(
     :returns: how it ended
     :raises SmtpdForkError: it cannot start
     """
+    log_unraisable()
     with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
         companions = Companions(companions_of(config, server))
         reloads = Reloads(server, given, config, companions)

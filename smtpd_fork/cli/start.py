@@ -121,7 +121,7 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
         left_over.callback(_hire_janitor(account, listeners, pid_file).dismiss)
     with blaming("handler"):
         chain = load_handlers(config.handler)
-    with blaming("tls_cert", "tls_key"):
+    with blaming("tls_cert", "tls_key", "tls_client_ca"):
         server = Server(chain, config=config, limits=limits, listeners=listeners)
     if account is not None:
         with blaming("user"):

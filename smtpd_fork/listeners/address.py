@@ -6,8 +6,14 @@
     [SCHEME:]unix:PATH       unix:/run/smtpd.sock
 
 A scheme says what is spoken there: ``smtp`` (the default), ``smtps`` (TLS from the first byte,
-RFC 8314) or ``lmtp`` (RFC 2033). ``+proxy`` behind it: a PROXY header comes first, as in
-``smtp+proxy:[::]:2526``. An address without a port is bound on every port of ``-p``.
+RFC 8314) or ``lmtp`` (RFC 2033). Flags may stand behind it, in any order, as in
+``smtp+proxy+require-tls:[::]:2526``:
+
+- ``+proxy``: a PROXY header comes first;
+- ``+require-tls``: no mail in the clear, as ``--require-starttls`` has it for all;
+- ``+no-tls``: STARTTLS is not offered.
+
+An address without a port is bound on every port of ``-p``.
 """
 
 from __future__ import annotations
@@ -29,7 +35,8 @@ ANY = "*"
 """All interfaces, IPv4 and IPv6."""
 
 PROTOCOLS = ("smtp", "smtps", "lmtp")
-SCHEMES = (*PROTOCOLS, *(f"{protocol}+proxy" for protocol in PROTOCOLS))
+FLAGS = ("proxy", "require-tls", "no-tls")
+"""In the order in which a scheme has them, however it was written."""
 
 MAX_PORT = 65535
 MAX_UNIX_PATH = 107
@@ -42,7 +49,8 @@ _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,253}[A-Za-z0-9_.])?")
 class Address:
     """One address to listen on.
 
-    :ivar scheme: ``smtp``, ``smtps`` or ``lmtp``, perhaps with ``+proxy``
+    :ivar scheme: ``smtp``, ``smtps`` or ``lmtp``, and the flags behind it, in the order of
+        :data:`FLAGS`
     :ivar host: a name, an IP address, or ``*``; empty for a unix socket
     :ivar port: None if the address names none
     :ivar path: of a unix socket, else None
@@ -54,19 +62,39 @@ class Address:
     path: Path | None = None
 
     @property
+    def protocol(self) -> str:
+        """What is spoken: the scheme without its flags."""
+        return self.scheme.partition("+")[0]
+
+    @property
+    def flags(self) -> frozenset[str]:
+        """What stands behind the protocol."""
+        return frozenset(self.scheme.split("+")[1:])
+
+    @property
     def tls(self) -> bool:
         """Whether TLS is spoken from the first byte."""
-        return self.scheme in {"smtps", "smtps+proxy"}
+        return self.protocol == "smtps"
 
     @property
     def lmtp(self) -> bool:
         """Whether LMTP is spoken."""
-        return self.scheme in {"lmtp", "lmtp+proxy"}
+        return self.protocol == "lmtp"
 
     @property
     def proxy(self) -> bool:
         """Whether a PROXY header comes first."""
-        return self.scheme.endswith("+proxy")
+        return "proxy" in self.flags
+
+    @property
+    def require_tls(self) -> bool:
+        """Whether mail is taken over TLS only."""
+        return "require-tls" in self.flags
+
+    @property
+    def no_tls(self) -> bool:
+        """Whether TLS is not spoken at all, though there is a certificate."""
+        return "no-tls" in self.flags
 
     def __str__(self) -> str:
         if self.path is not None:
@@ -82,10 +110,7 @@ def parse_address(text: str) -> Address:
 
     :raises SettingError: *text* is no address
     """
-    scheme, rest = "smtp", text
-    for known in SCHEMES:
-        if text.startswith(known + ":"):
-            scheme, rest = known, text[len(known) + 1 :]
+    scheme, rest = _scheme(text)
     if rest.startswith("unix:"):
         return Address(scheme, path=_unix_path(text, rest.removeprefix("unix:")))
     if rest.startswith("["):
@@ -101,6 +126,27 @@ def parse_address(text: str) -> Address:
     if host != ANY and not _NAME.fullmatch(host):
         raise SettingError("listen", text, "not an address; write HOST, HOST:PORT or unix:PATH")
     return Address(scheme, host, _port(text, port) if colon else None)
+
+
+def _scheme(text: str) -> tuple[str, str]:
+    """Return the scheme of an address, its flags in their order, and what follows it."""
+    words, colon, rest = text.partition(":")
+    protocol, *flags = words.split("+")
+    if not colon or (protocol not in PROTOCOLS and not flags):
+        return "smtp", text
+    if protocol not in PROTOCOLS:
+        raise SettingError("listen", text, f"{protocol!r} is none of {', '.join(PROTOCOLS)}")
+    for flag in flags:
+        if flag not in FLAGS:
+            reason = f"'+{flag}' is no flag; there are +{', +'.join(FLAGS)}"
+            raise SettingError("listen", text, reason)
+        if flags.count(flag) > 1:
+            raise SettingError("listen", text, f"+{flag} stands there twice")
+    if "no-tls" in flags and "require-tls" in flags:
+        raise SettingError("listen", text, "+no-tls and +require-tls contradict each other")
+    if "no-tls" in flags and protocol == "smtps":
+        raise SettingError("listen", text, "smtps is TLS from the first byte, +no-tls is none")
+    return "+".join([protocol, *(flag for flag in FLAGS if flag in flags)]), rest
 
 
 def spread(addresses: Iterable[Address], ports: Sequence[int]) -> list[Address]:

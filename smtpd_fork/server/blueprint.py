@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.smtp import SMTP, BareNewline, Limits
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Mapping
 
     from smtpd_fork.config import Config
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
     from smtpd_fork.net import Peer
-    from smtpd_fork.smtp import Budget, Sweep
+    from smtpd_fork.smtp import Budget, CurrentTls, Sweep
     from smtpd_fork.smtp.setup import Setup
 
 __all__ = ["Blueprint", "shortest_limit"]
@@ -40,7 +39,7 @@ class Blueprint:
         config: Config,
         chain: Chain,
         *,
-        tls: ssl.SSLContext | None,
+        tls: CurrentTls | None,
         budget: Budget,
         sweep: Sweep,
         session_class: type[SMTP],
@@ -83,8 +82,9 @@ class Blueprint:
         return model.another(peer, on_close)
 
     def _new(self, listener: Listener, peer: Peer, on_close: Callable[[SMTP], None] | None) -> SMTP:
-        lmtp = listener.address.lmtp
-        tls = None if listener.tls else self._tls
+        address = listener.address
+        lmtp = address.lmtp
+        tls = None if listener.tls or address.no_tls else self._tls
         session = self._class(
             self._chain,
             peer=peer,
@@ -94,7 +94,7 @@ class Blueprint:
             setup=self._setups.get(lmtp),
             lmtp=lmtp,
             tls_context=tls,
-            require_starttls=self._config.require_starttls and tls is not None,
+            require_starttls=self._config.require_starttls or address.require_tls,
             **self._options,
         )
         self._setups[lmtp] = session.setup  # the first one's serves all

@@ -10,7 +10,6 @@ from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.listeners import reopen_listeners, vetting_of
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Sequence
 
     from smtpd_fork.config import Config
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
     from smtpd_fork.listeners.vetting import Vetting
+    from smtpd_fork.server.tls import Rotation
 
 __all__ = ["Plan", "same_stages"]
 
@@ -43,7 +43,7 @@ class Plan:
     :ivar limits: of the gate
     :ivar proxy_trust: who may send PROXY headers
     :ivar vetting: makes what asks the DNS about clients, or None
-    :ivar tls: the context of TLS, or None
+    :ivar rotation: the certificates, or None
     :ivar listeners: what to listen on
     :ivar opened: those of them that were not there before
     """
@@ -53,7 +53,7 @@ class Plan:
     limits: Limits
     proxy_trust: NetworkTable[bool] | None
     vetting: Callable[..., Vetting] | None
-    tls: ssl.SSLContext | None
+    rotation: Rotation | None
     listeners: Sequence[Listener]
     opened: Sequence[Listener]
 
@@ -63,16 +63,16 @@ class Plan:
         config: Config,
         chain: Chain,
         listeners: Sequence[Listener],
-        load_tls: Callable[[Config], ssl.SSLContext | None],
+        rotation: Rotation | None,
     ) -> Plan:
         """Read the files and open the sockets that *config* names; blocks.
 
         :param listeners: those that are there
-        :param load_tls: returns the context of TLS
+        :param rotation: the certificates that the settings name
         :raises SmtpdForkError: something cannot be had; nothing is left behind
         """
         limits, trust = limits_of(config), networks_of("proxy_trust", config.proxy_trust)
-        vetting, tls = vetting_of(config), load_tls(config)
+        vetting = vetting_of(config)
         chain.prepare()
         # Last, as they are what is left behind if anything fails.
         every = list(listeners)
@@ -89,7 +89,7 @@ class Plan:
             except SmtpdForkError as error:
                 error.settings = error.settings or ("listen", "port")
                 raise
-        return cls(config, chain, limits, trust, vetting, tls, every, opened)
+        return cls(config, chain, limits, trust, vetting, rotation, every, opened)
 
     def give_up(self) -> None:
         """Close what was opened for it."""

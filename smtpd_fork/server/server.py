@@ -25,8 +25,8 @@ from smtpd_fork.server.blueprint import Blueprint, shortest_limit
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.plan import Plan, same_stages
 from smtpd_fork.server.sessions import Sessions
-from smtpd_fork.server.tls import load_tls
-from smtpd_fork.smtp import SMTP, Budget, Sweep
+from smtpd_fork.server.tls import Rotation, TlsFiles
+from smtpd_fork.smtp import SMTP, Budget, CurrentTls, Sweep
 
 if TYPE_CHECKING:
     import socket
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from smtpd_fork.gate import Limits as GateLimits
+    from smtpd_fork.server.tls import Certificate
 
 __all__ = ["Server"]
 
@@ -59,7 +60,8 @@ class Server:
     :param config: the settings, as one object instead of *options*
     :param sockets: bound already, to listen on instead of ``listen`` and ``port``
     :param listeners: the same, opened by :func:`smtpd_fork.listeners.open_listeners`
-    :param tls_context: for STARTTLS and TLS, instead of ``tls_cert`` and ``tls_key``
+    :param tls_context: for STARTTLS and TLS, instead of all settings of TLS; it is its giver's to
+        renew
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
     :param session_options: keywords for it, as aiosmtpd documents them (``authenticator``, ...)
     :param options: the settings by name, see :class:`smtpd_fork.Config`
@@ -92,9 +94,10 @@ class Server:
         self.gate = gate or Gate(limits=limits or limits_of(self.config))
         self._proxy_trust = networks_of("proxy_trust", self.config.proxy_trust)
         self._vetting = vetting_of(self.config)
-        self._given_tls = tls_context
-        self._tls = tls_context or _load_tls(self.config)
-        _check_tls(self.config, self._tls)
+        self._given_tls = CurrentTls.of(tls_context)
+        self._rotation: Rotation | None = None
+        self._rotation = self._planned_rotation(self.config)
+        self._check_tls(self.config, self._rotation, listeners)
         self._session_class = session_class
         self._budget = Budget(self.config.max_buffered)
         self._session_options = dict(session_options or {})
@@ -146,6 +149,8 @@ class Server:
             await asyncio.to_thread(self.bind)
         try:
             await asyncio.to_thread(self.chain.prepare)
+            if self._rotation is not None:
+                await self._rotation.start()
         except BaseException:
             self.close()
             raise
@@ -216,6 +221,8 @@ class Server:
         are opened, the others closed, their backlog answered 421. Sockets that were inherited
         stay, whatever the settings say. A gate that the server was given is its giver's: its
         limits are left alone. A chain that was replaced is closed when its last session has ended.
+        TLS files that have changed, and cannot be used, are logged, and the certificates stay: a
+        key that only root may read, as it often is, must not keep all else from being read.
 
         :param config: the settings; default: those that hold
         :param handler: instead of the handler, or the handlers, that new sessions have
@@ -224,18 +231,54 @@ class Server:
         async with self._reloading:
             new = self.config if config is None else config
             chain = self.chain if handler is None else _chain(handler)
-            plan = await asyncio.to_thread(
-                Plan.make, new, chain, self._listeners, self._planned_tls
-            )
+            plan = await asyncio.to_thread(self._plan, new, chain)
             if self._stopping is not None or self._acceptor is None:
                 plan.give_up()
                 raise OperatingSystemError("the server is not running")
+            before = self._rotation
             self._apply(plan)
+            await self._rotate(before)
 
-    def _planned_tls(self, config: Config) -> ssl.SSLContext | None:
-        tls = self._given_tls or _load_tls(config)
-        _check_tls(config, tls)
-        return tls
+    def _plan(self, config: Config, chain: Chain) -> Plan:
+        rotation = self._planned_rotation(config)
+        inherited = [listener for listener in self._listeners if listener.inherited]
+        self._check_tls(config, rotation, inherited)
+        return Plan.make(config, chain, self._listeners, rotation)
+
+    def _planned_rotation(self, config: Config) -> Rotation | None:
+        """Return the one that there is if the settings of TLS are what they were, or a new one."""
+        files = TlsFiles.of(config) if self._given_tls is None else None
+        if files is None or (self._rotation is not None and self._rotation.files == files):
+            return self._rotation if files is not None else None
+        return Rotation(files)
+
+    async def _rotate(self, before: Rotation | None) -> None:
+        """Have the certificates read again, or others than *before*."""
+        rotation = self._rotation
+        if rotation is not None and rotation is before:
+            await rotation.reload()
+            return
+        if before is not None:
+            await before.stop()
+        if rotation is not None:
+            await rotation.start()
+
+    @property
+    def _tls(self) -> CurrentTls | None:
+        return self._rotation.current if self._rotation is not None else self._given_tls
+
+    def _check_tls(
+        self, config: Config, rotation: Rotation | None, listeners: Sequence[Listener]
+    ) -> None:
+        if rotation is not None or self._given_tls is not None:
+            return
+        if config.require_starttls:
+            reason = "there is no certificate to offer TLS with"
+            raise SettingError("require_starttls", True, reason)
+        addresses = [parse_address(text) for text in config.listen]
+        for address in (*addresses, *(listener.address for listener in listeners)):
+            if address.tls or address.require_tls:
+                raise SettingError("listen", str(address), "there is no certificate for TLS")
 
     def _apply(self, plan: Plan) -> None:
         """Have *plan* hold; nothing in here waits, and nothing fails."""
@@ -246,7 +289,7 @@ class Server:
         assert self._stages is not None
         before, old_chain = self.config, self.chain
         config = self.config = plan.config
-        self.chain, self._tls = plan.chain, plan.tls
+        self.chain, self._rotation = plan.chain, plan.rotation
         self._budget.limit = config.max_buffered
         self._sweep.look_for(shortest_limit(config))
         self._sessions.change(self._blueprint().session, self._tls, config.tls_handshake_timeout)
@@ -318,6 +361,8 @@ class Server:
         answered += sum(stages.stop(self.config.hostname) for stages in self._former)
         if self._lag is not None:
             self._lag.stop()
+        if self._rotation is not None:
+            await self._rotation.stop()
         self.gate.forget_buffers(self._budget)
         log.info("stopping: %d sessions, %d clients sent away", len(self._sessions), answered)
         cut = await self._sessions.drain(seconds)
@@ -389,24 +434,14 @@ class Server:
         """How many sessions this server has now (the gate may count others' as well)."""
         return len(self._sessions) if self._sessions is not None else 0
 
+    @property
+    def certificates(self) -> Sequence[Certificate]:
+        """What new clients are shown now, in the order of ``tls_cert``; none with a context."""
+        return self._rotation.certificates if self._rotation is not None else ()
+
     def __repr__(self) -> str:
         places = ", ".join(describe(a) if isinstance(a, tuple) else str(a) for a in self.addresses)
         return f"<Server {places or 'not bound'}>"
-
-
-def _load_tls(config: Config) -> ssl.SSLContext | None:
-    return load_tls(config.tls_cert, config.tls_key) if config.tls_cert else None
-
-
-def _check_tls(config: Config, tls: ssl.SSLContext | None) -> None:
-    if tls is not None:
-        return
-    if config.require_starttls:
-        reason = "there is no certificate to offer TLS with"
-        raise SettingError("require_starttls", True, reason)
-    for text in config.listen:
-        if parse_address(text).tls:
-            raise SettingError("listen", text, "there is no certificate for TLS")
 
 
 def _chain(handler: Any) -> Chain:

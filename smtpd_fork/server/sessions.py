@@ -20,13 +20,12 @@ from smtpd_fork.smtp.wire import Wire
 
 if TYPE_CHECKING:
     import socket
-    import ssl
     from collections.abc import Callable, Collection, Coroutine
 
     from smtpd_fork.gate import Ticket
     from smtpd_fork.listeners import Listener
     from smtpd_fork.net import SocketAddress
-    from smtpd_fork.smtp import SMTP
+    from smtpd_fork.smtp import SMTP, CurrentTls
 
     MakeSession = Callable[[Listener, SocketAddress | str, Callable[[SMTP], None]], SMTP]
 
@@ -67,7 +66,7 @@ class Sessions:
     def __init__(
         self,
         make: MakeSession,
-        tls: ssl.SSLContext | None,
+        tls: CurrentTls | None,
         handshake_seconds: float,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -84,9 +83,7 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._tickets)
 
-    def change(
-        self, make: MakeSession, tls: ssl.SSLContext | None, handshake_seconds: float
-    ) -> None:
+    def change(self, make: MakeSession, tls: CurrentTls | None, handshake_seconds: float) -> None:
         """Make the next sessions otherwise; see the class."""
         self._make = make
         self._tls = tls
@@ -147,7 +144,7 @@ class Sessions:
             self._loop.connect_accepted_socket(
                 connecting.begin,
                 connecting.sock,
-                ssl=self._tls,
+                ssl=self._tls.context if self._tls is not None else None,
                 ssl_handshake_timeout=self._handshake_seconds,
             )
         )

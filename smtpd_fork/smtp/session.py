@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import re
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from smtpd_fork.net import Peer
 
 __all__ = ["Session", "new_session_id"]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _process = secrets.token_hex(3)
 _numbers = itertools.count(1)
@@ -31,6 +35,8 @@ class Session(aiosmtpd.smtp.Session):
 
     :ivar id: names the session in the logs, in ``Received:`` and in the reply to DATA
     :ivar lmtp: whether LMTP is spoken, not SMTP
+    :ivar ssl: facts of TLS, None without it: ``sslcontext``, ``ssl_object``, ``peercert``,
+        ``cipher``, ``compression``
     :ivar host_name_dns: the client's name by the DNS, with ``--rdns``; None if it has none that
         leads back to its address
     """
@@ -49,3 +55,43 @@ class Session(aiosmtpd.smtp.Session):
         if self._transport is None:
             return None
         return plain_peer(self._transport.get_extra_info("sockname"))
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """The client's certificate, as :meth:`ssl.SSLSocket.getpeercert` has it.
+
+        None if it showed none, or was not asked (``--tls-client-ca``). Whatever is here was
+        verified: a client that shows another one never gets this far.
+        """
+        return (self.ssl or {}).get("peercert") or None
+
+    @property
+    def peer_subject(self) -> str | None:
+        """Whom the client's certificate is about, as RFC 4514 has it: ``CN=relay,O=Example``.
+
+        Control characters are hexadecimal in there, so that it may go into a reply or a log.
+        """
+        der = self._peer_der()
+        if der is None:
+            return None
+        # Loaded by whoever asks; a server without TLS has no need of it.
+        from cryptography import x509  # noqa: PLC0415 - see above
+
+        subject = x509.load_der_x509_certificate(der).subject.rfc4514_string()
+        return _CONTROL.sub(lambda found: f"\\{ord(found[0]):02X}", subject)
+
+    @property
+    def peer_fingerprint(self) -> str | None:
+        """SHA-256 of the client's certificate, in hexadecimal; what lists of clients are made of.
+
+        It is what ``openssl x509 -noout -fingerprint -sha256`` prints, in small letters and without
+        colons.
+        """
+        der = self._peer_der()
+        return None if der is None else hashlib.sha256(der).hexdigest()
+
+    def _peer_der(self) -> bytes | None:
+        if self.ssl is None or self.peer_certificate is None:
+            return None
+        der: bytes = self.ssl["ssl_object"].getpeercert(binary_form=True)
+        return der

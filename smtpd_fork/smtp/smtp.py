@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from aiosmtpd.smtp import DATA_SIZE_DEFAULT, __ident__
 
 from smtpd_fork.smtp.body import BareNewline
+from smtpd_fork.smtp.current_tls import CurrentTls
 from smtpd_fork.smtp.framer import LINE_LIMIT, CommandFault
 from smtpd_fork.smtp.hello import echo as _echo
 from smtpd_fork.smtp.proxy import check_proxy_timeout
@@ -60,9 +61,10 @@ class SMTP(Short):
     :param enhanced: whether replies have enhanced status codes (RFC 2034)
     :param lmtp: whether LMTP is spoken: LHLO, and a reply per recipient (RFC 2033)
     :param budget: how much all sessions may hold of messages
+    :param tls_context: aiosmtpd's; or what holds the one that is good at the time
     """
 
-    tls_context = None
+    _tls: CurrentTls | None = None
     require_starttls = False
     _decode_data = False
     _auth_required = False
@@ -81,7 +83,7 @@ class SMTP(Short):
         decode_data: bool = False,
         hostname: str | None = None,
         ident: str | None = None,
-        tls_context: ssl.SSLContext | None = None,
+        tls_context: ssl.SSLContext | CurrentTls | None = None,
         require_starttls: bool = False,
         timeout: float = 300,
         auth_required: bool = False,
@@ -111,7 +113,7 @@ class SMTP(Short):
         # The rest only where it is not as the class has it (see State).
         given = {
             "_decode_data": decode_data,
-            "tls_context": tls_context,
+            "_tls": CurrentTls.of(tls_context),
             "require_starttls": require_starttls and tls_context is not None,
             "_auth_required": auth_required,
             "_auth_require_tls": auth_require_tls,
@@ -165,6 +167,15 @@ class SMTP(Short):
         other._sweep = self._sweep
         other._begin(peer, on_close)
         return other
+
+    @property
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The context that STARTTLS would take now; None if it is not offered."""
+        return None if self._tls is None else self._tls.context
+
+    @tls_context.setter
+    def tls_context(self, context: ssl.SSLContext | None) -> None:
+        self._tls = CurrentTls.of(context)
 
     @property
     def setup(self) -> Setup:
@@ -269,7 +280,7 @@ _COMMANDS: dict[str, Callable[[Any, Any], Waiting | None]] = {
 
 
 def _warn_of(
-    tls_context: ssl.SSLContext | None, *, auth_required: bool, auth_require_tls: bool
+    tls_context: ssl.SSLContext | CurrentTls | None, *, auth_required: bool, auth_require_tls: bool
 ) -> None:
     """Say what can be, and is likely not meant; in aiosmtpd's words."""
     if auth_required and not auth_require_tls:
@@ -278,9 +289,11 @@ def _warn_of(
             stacklevel=3,
         )
         log.warning("auth_required == True but auth_require_tls == False")
-    if tls_context is not None and tls_context.verify_mode is ssl.CERT_REQUIRED:
+    if not isinstance(tls_context, ssl.SSLContext):
+        return
+    if tls_context.verify_mode is ssl.CERT_REQUIRED:
         log.warning("tls_context.verify_mode is CERT_REQUIRED: clients without one are sent away")
-    if tls_context is not None and tls_context.check_hostname:
+    if tls_context.check_hostname:
         log.warning(
             "tls_context.check_hostname == True; this might cause client connection problems"
         )

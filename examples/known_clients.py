@@ -1,0 +1,38 @@
+r"""A handler that takes mail from clients with certain certificates only.
+
+smtpd-fork --tls-cert mx.pem --tls-client-ca clients.pem --require-starttls \
+               --handler examples.known_clients:KnownClients:FINGERPRINT,FINGERPRINT \
+               --handler maildir:/var/mail/in
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiosmtpd.smtp import MISSING
+
+if TYPE_CHECKING:
+    from aiosmtpd.smtp import Envelope
+
+    from smtpd_fork.smtp import Session
+
+
+class KnownClients:
+    """Refuses mail of everybody else, and has no opinion otherwise.
+
+    :param fingerprints: SHA-256, as ``openssl x509 -noout -fingerprint -sha256`` prints them, but
+        without the colons
+    """
+
+    def __init__(self, *fingerprints: str) -> None:
+        if not fingerprints:
+            raise ValueError("name at least one fingerprint")
+        self.fingerprints = {fingerprint.lower() for fingerprint in fingerprints}
+
+    async def handle_MAIL(
+        self, server: Any, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> Any:
+        """Judge a sender by the client that says it."""
+        if session.peer_fingerprint not in self.fingerprints:
+            return f"550 5.7.1 We do not know {session.peer_subject or 'you'}"
+        return MISSING

@@ -1,0 +1,57 @@
+"""Which certificate a client gets, by the name that it asks for (SNI, RFC 6066 3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Sequence
+
+    from smtpd_fork.server.tls.certificate import Certificate
+
+__all__ = ["choose_by_name"]
+
+_WILD = "*."
+
+
+def choose_by_name(
+    contexts: Sequence[ssl.SSLContext], certificates: Sequence[Certificate]
+) -> tuple[str, ...]:
+    """Have the first of *contexts* give way to the one whose certificate has a client's name.
+
+    A name that stands in a certificate goes before one with ``*.``, which is for one label (RFC
+    9525 6.3), and an earlier certificate before a later one. Whoever asks for no name, or one that
+    nobody has, gets the first.
+
+    :param contexts: of the certificates, in the same order, alike in all else
+    :returns: warnings of certificates that nobody is ever shown
+    """
+    if len(contexts) == 1:
+        return ()  # there is no choice, and no callback for each handshake
+    exact: dict[str, ssl.SSLContext | None] = {}
+    wild: dict[str, ssl.SSLContext | None] = {}
+    warnings = []
+    for index, (context, certificate) in enumerate(zip(contexts, certificates, strict=True)):
+        before = len(exact) + len(wild)
+        for name in certificate.names:
+            names, key = (wild, name[2:]) if name.startswith(_WILD) else (exact, name)
+            # None for the first: it is the one that asks, and would hold itself.
+            names.setdefault(key, context if index else None)
+        if index and len(exact) + len(wild) == before:
+            reason = "are other certificates' too" if certificate.names else "are not there"
+            warnings.append(
+                f"no client is shown the certificate in {certificate.path}: the names of its "
+                f"subjectAltName {reason}"
+            )
+
+    def choose(asking: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: object) -> None:
+        if name is None:
+            return
+        name = name.lower().removesuffix(".")
+        chosen = exact[name] if name in exact else wild.get(name.partition(".")[2])
+        if chosen is not None:
+            asking.context = chosen
+
+    contexts[0].sni_callback = choose
+    return tuple(warnings)

@@ -1,0 +1,453 @@
+"""Rotation: certificates that are renewed while the server runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.authority import Authority, Issued, Volume
+from support.client import Client
+from support.daemon import LOCAL, Daemon, Detached, messages
+from support.daemon import until as until_now
+from support.openssl import Load, s_client, swaks
+from support.peers import needs_root
+from support.server import serve, until
+
+from smtpd_fork.server.tls import Rotation, TlsFiles, rotation
+from smtpd_fork.sinks import Discard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from smtpd_fork import Server
+
+BOTH = ["127.0.0.1:0", "smtps:127.0.0.1:0"]
+RENEWED = "new handshakes use the certificates that were read again: "
+KEPT = "the certificates stay as they were: "
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def old(authority: Authority) -> Issued:
+    return authority.issue("old", "localhost", "127.0.0.1")
+
+
+@pytest.fixture
+def new(authority: Authority) -> Issued:
+    return authority.issue("new", "localhost", "127.0.0.1", "renewed.example")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the files looked at all the time."""
+    monkeypatch.setattr(rotation, "WATCH_SECONDS", 0.005)
+
+
+@pytest.fixture
+def never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the files looked at by the test alone."""
+    monkeypatch.setattr(rotation, "WATCH_SECONDS", 3600)
+
+
+def settings(issued: Issued, **more: Any) -> dict[str, Any]:
+    return {"listen": BOTH, "tls_cert": str(issued.cert), "tls_key": str(issued.key), **more}
+
+
+def copy(source: Issued, target: Issued) -> None:
+    target.write(source.cert.read_bytes(), source.key.read_bytes())
+
+
+def shown(client: Client) -> str:
+    """Return the number of the certificate that a client was shown."""
+    return str(client.writer.get_extra_info("peercert")["serialNumber"]).lstrip("0")
+
+
+async def serials(server: Server, authority: Authority) -> set[str]:
+    """Shake hands on both listeners; return the numbers of what was shown."""
+    context = authority.client()
+    async with await Client.to(server.addresses[0]) as plain:
+        await plain.greet()
+        await plain.start_tls(context)
+        async with await Client.to(server.addresses[1], tls=context) as client:
+            return {shown(plain), shown(client)}
+
+
+async def test_a_reload_renews_what_new_handshakes_are_shown_and_leaves_running_sessions(
+    authority: Authority, old: Issued, new: Issued, never: None
+) -> None:
+    context, was = authority.client(), old.serial
+    async with serve(Discard(), **settings(old)) as server:
+        async with (
+            await Client.to(server.addresses[1], tls=context) as running,
+            await Client.to(server.addresses[0]) as came_before,
+        ):
+            await running.greet()
+            await came_before.greet()
+            await running.say("MAIL FROM:<a@example.com>")
+            copy(new, old)
+            assert await serials(server, authority) == {was}
+            await server.reload()
+            assert await serials(server, authority) == {new.serial}
+            assert (await running.say("RCPT TO:<b@example.com>")).code == 250
+            assert shown(running) == was
+            await came_before.start_tls(context)
+            assert shown(came_before) == new.serial
+            await came_before.say("EHLO x")
+            assert (await came_before.deliver()).code == 250
+
+
+def rename_over(old: Issued, new: Issued) -> None:
+    """As most programs do it; the key a moment later."""
+    new.cert.rename(old.cert)
+    new.key.rename(old.key)
+
+
+def swap_links(old: Issued, new: Issued) -> None:
+    """As certbot does it."""
+    for path, target in [(old.cert, new.cert), (old.key, new.key)]:
+        link = path.with_suffix(".link")
+        link.symlink_to(target)
+        link.rename(path)
+
+
+@pytest.mark.parametrize("renew", [copy, rename_over, swap_links])
+async def test_files_that_change_are_read_again(
+    authority: Authority,
+    old: Issued,
+    new: Issued,
+    quick: None,
+    renew: Callable[[Issued, Issued], None],
+) -> None:
+    renewed = new.serial
+    async with serve(Discard(), **settings(old)) as server:
+        if renew is copy:
+            copy(new, old)
+        else:
+            renew(old, new)
+        await until(lambda: server.certificates[0].names[-1] == "renewed.example")
+        assert await serials(server, authority) == {renewed}
+
+
+async def test_a_link_in_the_midst_of_the_path_is_seen_to_change(
+    tmp_path: Path, authority: Authority, old: Issued, new: Issued, quick: None
+) -> None:
+    volume = Volume(tmp_path / "volume", old)
+    _, cert, _, key = volume.options
+    async with serve(Discard(), listen=BOTH, tls_cert=cert, tls_key=key) as server:
+        volume.put(new)
+        await until(lambda: server.certificates[0].names[-1] == "renewed.example")
+        assert await serials(server, authority) == {new.serial}
+
+
+async def test_other_certificates_and_the_clients_authorities_are_watched_as_well(
+    tmp_path: Path, authority: Authority, old: Issued, new: Issued, quick: None
+) -> None:
+    second = authority.issue("second", "second.example")
+    ca = tmp_path / "clients.pem"
+    shutil.copy(authority.ca, ca)
+    options = {
+        "listen": ["smtps:127.0.0.1:0"],
+        "tls_cert": [str(old.cert), str(second.cert)],
+        "tls_key": [str(old.key), str(second.key)],
+        "tls_client_ca": str(ca),
+    }
+    other = Authority(tmp_path, "other")
+    relay = other.issue("relay", "relay.example")
+    context = authority.client(relay)
+    async with serve(Discard(), **options) as server:
+        copy(new, second)
+        await until(lambda: "renewed.example" in server.certificates[1].names)
+        async with await Client.to(server.addresses[0], tls=context) as client:
+            assert (await client.reply()).code == 0  # another authority's
+        assert server._rotation is not None
+        before = server._rotation.current.context
+        shutil.copy(other.ca, ca)
+        current = server._rotation.current
+        await until(lambda: current.context is not before)
+        async with await Client.to(server.addresses[0], tls=context) as client:
+            assert (await client.greet()).code == 250
+
+
+# -- what cannot be used -----------------------------------------------------------------------
+
+
+def other_key(old: Issued, new: Issued) -> None:
+    old.key.write_bytes(new.key.read_bytes())
+
+
+def cut(old: Issued, _: Issued) -> None:
+    old.cert.write_bytes(old.cert.read_bytes()[:300])
+
+
+def emptied(old: Issued, _: Issued) -> None:
+    old.cert.write_bytes(b"")
+
+
+def removed(old: Issued, _: Issued) -> None:
+    old.cert.unlink()
+
+
+def a_pipe(old: Issued, _: Issued) -> None:
+    old.key.unlink()
+    os.mkfifo(old.key)
+
+
+def a_loop(old: Issued, _: Issued) -> None:
+    old.cert.unlink()
+    old.cert.symlink_to(old.cert)
+
+
+@pytest.mark.parametrize("spoil", [other_key, cut, emptied, removed, a_pipe, a_loop])
+async def test_what_cannot_be_used_leaves_the_old_certificate_and_is_said_once(
+    authority: Authority,
+    old: Issued,
+    new: Issued,
+    quick: None,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[Issued, Issued], None],
+) -> None:
+    was, looks = old.serial, 0
+    options = settings(old)
+
+    def said() -> list[str]:
+        return [text for text in caplog.messages if text.startswith(KEPT)]
+
+    with caplog.at_level(logging.INFO, "smtpd_fork"):
+        async with serve(Discard(), **options) as server:
+            assert server._rotation is not None
+            look = server._rotation.look
+
+            async def counted() -> None:
+                nonlocal looks
+                await look()
+                looks += 1
+
+            server._rotation.look = counted  # type: ignore[method-assign]
+            spoil(old, new)
+            await until(said)
+            enough = looks + 10
+            await until(lambda: looks > enough)
+            assert len(said()) == 1
+            assert str(old.cert) in said()[0] or str(old.key) in said()[0]
+            assert "\n" not in said()[0]
+            await server.reload()
+            assert len(said()) == 1  # nothing has changed since
+            assert await serials(server, authority) == {was}
+            for path in (old.cert, old.key):
+                path.unlink(missing_ok=True)
+            copy(new, old)
+            await until(lambda: server.certificates[0].names[-1] == "renewed.example")
+            assert await serials(server, authority) == {new.serial}
+
+
+async def test_a_half_written_file_is_let_be_until_it_is_whole(
+    authority: Authority, old: Issued, new: Issued, never: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, was = new.cert.read_bytes(), old.serial
+    with caplog.at_level(logging.INFO, "smtpd_fork"):
+        async with serve(Discard(), **settings(old)) as server:
+            assert server._rotation is not None
+            old.key.write_bytes(new.key.read_bytes())
+            for end in (0, 100, len(whole) // 2, len(whole) - 1, len(whole)):
+                await server._rotation.look()
+                assert await serials(server, authority) == {was}
+                old.cert.write_bytes(whole[:end])
+            await server._rotation.look()
+            assert await serials(server, authority) == {was}
+            await server._rotation.look()  # for the second time as it is
+            assert await serials(server, authority) == {new.serial}
+    assert KEPT not in caplog.text
+    assert caplog.text.count(RENEWED) == 1
+
+
+async def test_what_a_reload_has_read_is_not_read_again_by_the_watch(
+    old: Issued, new: Issued, never: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "smtpd_fork"):
+        async with serve(Discard(), **settings(old)) as server:
+            assert server._rotation is not None
+            copy(new, old)
+            await asyncio.gather(server.reload(), server._rotation.look(), server.reload())
+            for _ in range(3):
+                await server._rotation.look()
+    assert caplog.text.count(RENEWED) == 1
+
+
+async def test_what_fails_while_looking_does_not_end_the_watch(
+    old: Issued,
+    new: Issued,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    signature, fails = TlsFiles.signature, [True]
+
+    def flaky(self: TlsFiles) -> Any:
+        if fails:
+            raise MemoryError
+        return signature(self)
+
+    async with serve(Discard(), **settings(old)) as server:
+        monkeypatch.setattr(TlsFiles, "signature", flaky)
+        await until(lambda: "cannot look after the TLS files" in caplog.text)
+        fails.clear()
+        copy(new, old)
+        await until(lambda: server.certificates[0].names[-1] == "renewed.example")
+
+
+async def test_a_certificate_that_runs_out_is_warned_of_every_day(
+    authority: Authority, never: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    soon = authority.issue("soon", "localhost", ends=timedelta(days=3))
+    async with serve(Discard(), **settings(soon)) as server:
+        assert server._rotation is not None
+        caplog.clear()
+        await server._rotation.look()
+        assert caplog.messages == []
+        server._rotation._reminded -= rotation.REMINDER
+        await server._rotation.look()
+        await server._rotation.look()
+    assert len([text for text in caplog.messages if "expires in 2 days" in text]) == 1
+
+
+async def test_a_stopped_server_watches_no_more(old: Issued, quick: None) -> None:
+    async with serve(Discard(), **settings(old)) as server:
+        assert isinstance(server._rotation, Rotation)
+        task = server._rotation._watching
+        assert task is not None
+        assert not task.done()
+    assert task.done()
+
+
+# -- the daemon --------------------------------------------------------------------------------
+
+DAEMON = ("-l", "127.0.0.1:0", "-l", "smtps:127.0.0.1:0", "--handler", "discard")
+
+
+def ports(daemon: Daemon) -> list[int]:
+    return [int(place.rpartition(":")[2]) for place in daemon.places]
+
+
+def daemon_shows(daemon: Daemon, authority: Authority) -> set[str]:
+    plain, tls = ports(daemon)
+    shaken = [s_client(plain, authority, starttls=True), s_client(tls, authority)]
+    assert [one.status for one in shaken] == [0, 0]
+    return {one.serial for one in shaken}
+
+
+def test_a_hangup_has_the_certificates_read_again(
+    tmp_path: Path, authority: Authority, old: Issued, new: Issued
+) -> None:
+    was = old.serial
+    with Daemon(*DAEMON, *old.options, cwd=tmp_path) as daemon:
+        assert daemon_shows(daemon, authority) == {was}
+        copy(new, old)
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for(RENEWED)
+        assert daemon_shows(daemon, authority) == {new.serial}
+
+
+def test_a_key_that_cannot_be_used_does_not_keep_the_lists_from_being_read(
+    tmp_path: Path, authority: Authority, old: Issued, new: Issued
+) -> None:
+    denied, was = tmp_path / "denied", old.serial
+    denied.write_text("")
+    with Daemon(*DAEMON, *old.options, "--deny", str(denied), cwd=tmp_path) as daemon:
+        old.key.write_bytes(new.key.read_bytes())
+        denied.write_text("127.0.0.9\n")
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for(KEPT + ".*KEY_VALUES_MISMATCH")
+        daemon.wait_for("the lists were read again")
+        assert daemon_shows(daemon, authority) == {was}
+
+
+def test_a_detached_daemon_finds_its_files_by_the_paths_that_it_was_given(
+    tmp_path: Path, authority: Authority, old: Issued, new: Issued
+) -> None:
+    options = (*LOCAL, "--tls-cert", "old.pem", "--tls-key", "old.key")
+    with Detached(*options, cwd=tmp_path) as daemon:
+        copy(new, old)
+        until_now(lambda: RENEWED in daemon.text, "the renewal")
+        shaken = s_client(daemon.port, authority, starttls=True)
+        assert (shaken.status, shaken.serial) == (0, new.serial)
+
+
+def test_a_key_that_the_user_may_not_read_is_told_at_the_start_and_at_a_renewal(
+    public: Path, command_for_nobody: list[str]
+) -> None:
+    needs_root()
+    authority = Authority(public)
+    old = authority.issue("old", "localhost")
+    new, was = authority.issue("new", "localhost"), old.serial
+    old.key.chmod(0o600)
+    options = ("-u", "nobody", *DAEMON, *old.options)
+    with Daemon(*options, cwd=public, command=command_for_nobody) as daemon:
+        denied = rf"{old.key}: Permission denied \(for the user nobody\)"
+        daemon.wait_for(f"a renewed certificate will take a restart; cannot read {denied}")
+        copy(new, old)
+        daemon.wait_for(f"{KEPT}.*{denied}")
+        assert daemon_shows(daemon, authority) == {was}
+        old.key.chmod(0o644)
+        daemon.wait_for(RENEWED)
+        assert daemon_shows(daemon, authority) == {new.serial}
+        assert len([line for line in daemon.log.splitlines() if KEPT in line]) == 1
+
+
+# -- under load --------------------------------------------------------------------------------
+
+
+def test_certificates_are_renewed_under_load_and_no_handshake_fails(
+    tmp_path: Path, authority: Authority, old: Issued
+) -> None:
+    """By openssl in both forms, by swaks, and by one session that lasts."""
+    volume = Volume(tmp_path / "volume", old)
+    options = (*DAEMON[:4], *volume.options, "--hostname", "mx.example.com")
+    with Daemon(*options, cwd=tmp_path) as daemon, ExitStack() as stack:
+        plain, tls = ports(daemon)
+        lasting = stack.enter_context(daemon.smtp("localhost"))
+        lasting.starttls(context=authority.client())
+        shakers = [
+            Load(lambda: s_client(plain, authority, starttls=True)),
+            Load(lambda: s_client(tls, authority)),
+            Load(lambda: s_client(tls, authority, "-tls1_2")),
+        ]
+        senders = [
+            Load(lambda: swaks(plain, authority, "--tls")),
+            Load(lambda: swaks(tls, authority, "--tls-on-connect")),
+        ]
+        clients = [*shakers, *senders]
+        for client in clients:
+            stack.enter_context(client)
+        now = old
+        for round_, hangup in enumerate([False, True, True, False, True], start=1):
+            now = authority.issue(f"round{round_}", "localhost", "127.0.0.1")
+            volume.put(now)
+            if hangup:
+                daemon.signal(signal.SIGHUP)
+            until_now(lambda: daemon.log.count(RENEWED) == round_, "the renewal")  # noqa: B023
+            lasting.sendmail("lasting@example.com", "b@example.com", "Subject: x\r\n\r\nx\r\n")
+            for client in clients:
+                came = client.come_anew()
+                assert came.status == 0, came.text
+                if client in shakers:
+                    assert came.serial == now.serial
+        for client in clients:
+            client.__exit__()
+            assert client.failed == []
+        lasting.quit()
+        assert "handshake failed" not in daemon.log
+        assert "no session" not in daemon.log
+    sent = sum(client.count for client in senders)
+    assert len(messages(tmp_path / "Maildir")) == sent + 5
