@@ -205,7 +205,7 @@ class Server:
             self._lag.start()
         self._acceptor.start(loop)
         for listener in self._listeners:
-            log.info("listening on %s", listener)
+            log.info("listening on %s", listener, extra={"address": str(listener)})
 
     async def reload(self) -> None:
         """Read the files of the lists again, off the loop; the sessions go on.

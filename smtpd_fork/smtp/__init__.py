@@ -3,9 +3,18 @@
 from smtpd_fork.smtp.body import BareNewline
 from smtpd_fork.smtp.budget import Budget
 from smtpd_fork.smtp.envelope import Envelope
-from smtpd_fork.smtp.session import Session
+from smtpd_fork.smtp.session import Session, current_session
 from smtpd_fork.smtp.setup import Limits
 from smtpd_fork.smtp.smtp import SMTP
 from smtpd_fork.smtp.sweep import Sweep
 
-__all__ = ["SMTP", "BareNewline", "Budget", "Envelope", "Limits", "Session", "Sweep"]
+__all__ = [
+    "SMTP",
+    "BareNewline",
+    "Budget",
+    "Envelope",
+    "Limits",
+    "Session",
+    "Sweep",
+    "current_session",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import aiosmtpd.smtp
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
     from smtpd_fork.net import Peer
 
-__all__ = ["Session", "new_session_id"]
+__all__ = ["Session", "current_session", "new_session_id"]
+
+current_session: ContextVar[str | None] = ContextVar("smtpd_fork_session", default=None)
+"""The id of the session whose hook this is, for whoever logs in it; None outside of all hooks."""
 
 _process = secrets.token_hex(3)
 _numbers = itertools.count(1)
