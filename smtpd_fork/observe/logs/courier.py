@@ -94,8 +94,9 @@ class Courier(logging.Handler):
             self._dropped += 1
             return
         if self._thread is None:
-            # A place that takes nothing is waited for once, not once an entry.
-            self._mute = not self._deliver(entries, time.monotonic() + FLUSH_SECONDS)
+            deadline = time.monotonic() + FLUSH_SECONDS
+            if not self._deliver(entries, deadline) and self._is_late(deadline):
+                self._mute = True  # it is waited for once, not once an entry
             return
         for entry in entries:
             self._put_bytes += len(entry) + ENTRY_BYTES
@@ -112,13 +113,20 @@ class Courier(logging.Handler):
 
         :param seconds: how long it may take
         """
-        thread, self._thread = self._thread, None
+        thread = self._thread
         if thread is None:
             return
         self._deadline = time.monotonic() + seconds
         self._queue.put(None)
         thread.join(seconds + GRACE_SECONDS)
-        self._mute = self._mute or thread.is_alive()
+        assert self.lock is not None
+        with self.lock:
+            self._thread = None
+            if thread.is_alive():
+                self._mute = True  # the place is its, for good
+            elif not self._mute:
+                self._queue.put(None)
+                self._deliver(self._gather()[0], self._deadline)  # what came meanwhile
 
     def reopen(self) -> None:
         """Have the place taken by its name again; what comes of it is in the log."""
@@ -222,7 +230,7 @@ class Courier(logging.Handler):
         except OSError as error:
             news = f"the log cannot be opened again, and goes on here: {error.strerror or error}"
             level = logging.ERROR
-        if news is not None:
+        if news is not None and logging.root.isEnabledFor(level):
             self._deliver(self._encode(_record(level, news)), deadline)
 
     def _tell_of_losses(self) -> None:
