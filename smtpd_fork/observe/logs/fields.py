@@ -114,7 +114,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
         "level": record.levelname.lower(),
         "logger": record.name,
         "pid": os.getpid(),
-        "message": plain(message_of(record)),
+        "message": plain(message_of(record), 2 * MAX_TEXT),  # it is cut already
     }
     refusal = given.get("refusal")
     if isinstance(refusal, Full):
