@@ -357,7 +357,9 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     :ivar detach: run in the background
     :ivar pid_file: where to write the process id
     :ivar log_level: the least severe messages that are logged
-    :ivar log_to: ``stderr``, ``stdout``, ``syslog`` or a file; default: stderr, detached: syslog
+    :ivar log_to: ``stderr``, ``stdout``, ``syslog``, ``journald`` or a file; default: stderr,
+        detached: syslog
+    :ivar log_format: text for people, or JSON for machines, an object a line
     :ivar loop: the event loop
     """
 
@@ -367,6 +369,7 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     pid_file: Text | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_to: Text | None = None
+    log_format: Literal["text", "json"] = "text"
     loop: Literal["uvloop", "asyncio"] = "uvloop"
 
     def check(self) -> None:

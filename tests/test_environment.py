@@ -74,6 +74,7 @@ WORDS: dict[str, tuple[str, object]] = {
     "loop": ("asyncio", "asyncio"),
     "log_level": ("error", "error"),
     "log_to": ("stdout", "stdout"),
+    "log_format": ("json", "json"),
 }
 """Of each option, what the environment may say, and what is understood."""
 
@@ -215,6 +216,7 @@ BAD_WORDS = {
     "loop": "trio",
     "log_level": "loud",
     "log_to": "none/log",
+    "log_format": "xml",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -11,12 +10,12 @@ import pytest
 from support.daemon import COMMAND, Daemon, run
 from support.place import MARK, Place, only_line
 
-from smtpd_fork.cli import log
 from smtpd_fork.cli import start as start_module
 from smtpd_fork.cli.given import Given
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.daemon import PidFile, Word
 from smtpd_fork.errors import CannotCreateError, OperatingSystemError
+from smtpd_fork.observe.logs import setup
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,23 +67,21 @@ def test_a_current_folder_that_was_removed_is_one_line(
     place.assert_nothing_left()
 
 
-def test_a_syslog_that_is_not_there_is_a_fault_if_it_was_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("where", "name"), [("syslog", "SYSLOG"), ("journald", "JOURNALD")])
+def test_a_place_of_the_log_that_is_not_there_is_a_fault_if_it_was_asked_for(
+    where: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "SYSLOG", str(tmp_path / "log"))
-    with pytest.raises(OperatingSystemError, match=str(tmp_path)):
-        log._handler(DaemonConfig.build({"log_to": "syslog"}))
+    monkeypatch.setattr(setup, name, str(tmp_path / "log"))
+    with pytest.raises(OperatingSystemError, match=f"{where}: there is no {tmp_path}"):
+        setup.courier_for(DaemonConfig.build({"log_to": where}))
 
 
 def test_a_syslog_that_is_not_there_is_done_without_if_it_was_not_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a container, where nobody listens: no traceback for each line that is logged."""
-    monkeypatch.setattr(log, "SYSLOG", str(tmp_path / "log"))
-    handler = log._handler(DaemonConfig.build({"detach": True}))
-    handler.handle(logging.makeLogRecord({"msg": "hello"}))
-    handler.close()
-    assert capsys.readouterr() == ("", "")
+    """In a container, where nobody listens."""
+    monkeypatch.setattr(setup, "SYSLOG", str(tmp_path / "log"))
+    assert setup.courier_for(DaemonConfig.build({"detach": True})) is None
 
 
 def test_a_fault_leaves_a_socket_where_somebody_answers(place: Place) -> None:

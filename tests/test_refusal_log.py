@@ -36,7 +36,9 @@ def test_a_flood_of_one_source_is_one_line_now_and_one_a_period(clock: Clock) ->
     assert len(lines) == 1
     assert log.flush() == []
     clock.now += 5
-    assert log.flush() == ["refused 192.0.2.1: max_from_ip (7 > 5); 999 more in 5 s"]
+    assert [told.text for told in log.flush()] == [
+        "refused 192.0.2.1: max_from_ip (7 > 5); 999 more in 5 s"
+    ]
     assert log.flush() == []
 
 
@@ -57,7 +59,7 @@ def test_sources_beyond_the_table_are_told_as_one(clock: Clock) -> None:
     assert len(lines) == 11
     assert len(log._sources) == 11
     clock.now += 5
-    assert log.flush() == ["refused other sources; 989 more in 5 s"]
+    assert [told.text for told in log.flush()] == ["refused other sources; 989 more in 5 s"]
 
 
 def test_being_full_is_a_source_of_its_own(clock: Clock) -> None:
@@ -70,4 +72,6 @@ def test_at_the_end_everything_is_told(clock: Clock) -> None:
     log = RefusalLog(clock=clock)
     log.note(refusal())
     log.note(refusal(count=9))
-    assert log.flush(everything=True) == ["refused 192.0.2.1: max_from_ip (9 > 5); 1 more in 0 s"]
+    (told,) = log.flush(everything=True)
+    assert told.text == "refused 192.0.2.1: max_from_ip (9 > 5); 1 more in 0 s"
+    assert (told.last, told.more) == (refusal(count=9), 1)

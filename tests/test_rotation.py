@@ -369,7 +369,7 @@ def test_a_key_that_cannot_be_used_does_not_keep_the_lists_from_being_read(
         denied.write_text("127.0.0.9\n")
         daemon.signal(signal.SIGHUP)
         daemon.wait_for(KEPT + ".*KEY_VALUES_MISMATCH")
-        daemon.wait_for("the lists were read again")
+        daemon.wait_for("the settings were read again")
         assert daemon_shows(daemon, authority) == {was}
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smtpd_fork.cli.blame import blaming
-from smtpd_fork.cli.log import check_log
 from smtpd_fork.cli.settings_command import Fault, SettingsCommand, faults
 from smtpd_fork.daemon import PidFile, look_up_user
 from smtpd_fork.errors import (
@@ -26,6 +25,7 @@ from smtpd_fork.errors import (
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.listeners import try_to_bind, vetting_of, wanted_addresses
+from smtpd_fork.observe.logs import check_log
 from smtpd_fork.server import Server
 
 if TYPE_CHECKING:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from smtpd_fork.observe.logs import LogKeeper
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
@@ -25,7 +27,7 @@ def companions_of(
 
     :raises SmtpdForkError: one of them cannot be
     """
-    yield from ()
+    yield LogKeeper()
 
 
 class Companions:

@@ -306,6 +306,10 @@ OPTIONS = (
     ),
     SettingOption(
         "--log-to", section="Log", metavar="WHERE",
-        help="stderr, stdout, syslog, or a file.",
+        help="stderr, stdout, syslog, journald, or a file, which SIGHUP opens again.",
+    ),
+    SettingOption(
+        "--log-format", section="Log", metavar="FORMAT",
+        help="text, or json: an object a line.",
     ),
 )  # fmt: skip

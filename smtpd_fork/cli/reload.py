@@ -77,7 +77,6 @@ class Reloads:
             if name not in _OF_RELOADS and given.says_otherwise(self._given, name):
                 log.warning("%s was changed: it takes a restart", name)
         self._given, self._config = given, config
-        logging.getLogger().setLevel(config.log_level.upper())
 
     async def end(self) -> None:
         """Wait for what is being read."""

@@ -11,11 +11,11 @@ import logging
 import os
 import threading
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_fork.cli.blame import blaming
-from smtpd_fork.cli.log import set_up_logging
 from smtpd_fork.cli.serve import serve
 from smtpd_fork.config import RESERVED_DESCRIPTORS
 from smtpd_fork.daemon import (
@@ -32,6 +32,7 @@ from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.listeners import open_listeners, vetting_of
+from smtpd_fork.observe.logs import set_up_logging
 from smtpd_fork.server import Server
 
 if TYPE_CHECKING:
@@ -41,10 +42,14 @@ if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
+    from smtpd_fork.observe.logs import Courier
 
 __all__ = ["start"]
 
 log = logging.getLogger("smtpd_fork.daemon")
+
+MUTE = "smtpd-fork: warning: there is no syslog here, nothing is logged; name a place with --log-to"
+"""Said where the log would be: on the terminal of who starts a daemon that detaches."""
 
 
 class _Prepared(NamedTuple):
@@ -54,6 +59,8 @@ class _Prepared(NamedTuple):
     pid_file: PidFile | None
     warnings: list[str]
     """Not told before the start is sure: of a start that fails, the fault is the one line."""
+    courier: Courier | None
+    """Who writes the log; None if nobody does."""
 
 
 def start(given: Given) -> ExitStatus:
@@ -87,9 +94,13 @@ def _serve(
     if prepared.pid_file is not None:
         with blaming("pid_file"):
             prepared.pid_file.write(os.getpid())
+    if prepared.courier is not None:
+        prepared.courier.begin()  # after the last fork, which no thread survives
     for warning in prepared.warnings:
         log.warning("%s", warning)
-    ready = word.serving if word is not None else None
+    ready = None
+    if word is not None:
+        ready = partial(word.serving, MUTE if prepared.courier is None else "")
     return serve(prepared.server, given, config, ready=ready)
 
 
@@ -97,7 +108,9 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
     """Do all that comes before the detaching."""
     _check_folder()
     with blaming("log_to"):
-        set_up_logging(config)
+        courier = set_up_logging(config)
+    if courier is not None:
+        left_over.callback(courier.end)  # first in, last out: what ends is told until then
     descriptors = raise_descriptor_limit(_wanted_descriptors(config))
     account = None
     if config.user is not None:
@@ -128,7 +141,7 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
             drop_privileges(account)
     with blaming("handler"):
         chain.prepare()
-    return _Prepared(server, pid_file, list(_warnings(config, chain, descriptors)))
+    return _Prepared(server, pid_file, list(_warnings(config, chain, descriptors)), courier)
 
 
 def _check_folder() -> None:

@@ -27,9 +27,12 @@ class Word:
     def __init__(self, pipe: int) -> None:
         self._pipe: int | None = pipe
 
-    def serving(self) -> None:
-        """Tell that the daemon serves."""
-        self._say(b"%d\n" % ExitStatus.OK)
+    def serving(self, warning: str = "") -> None:
+        """Tell that the daemon serves.
+
+        :param warning: printed all the same; nothing, if it is empty
+        """
+        self._say(b"%d\n%s" % (ExitStatus.OK, warning.encode("utf-8", "replace")))
 
     def failed(self, status: int, reason: str) -> None:
         """Tell why it does not."""

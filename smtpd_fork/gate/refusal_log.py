@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from smtpd_fork.gate.verdict import Full, Refusal
 
-__all__ = ["RefusalLog"]
+__all__ = ["RefusalLog", "Summary"]
 
 SUMMARY_SECONDS = 5.0
 """How long a source's refusals are gathered before a summary."""
@@ -35,6 +35,21 @@ class _Gathered:
         self.since = since
         self.count = 0
         self.last: Refusal | Full | None = None
+
+
+class Summary(NamedTuple):
+    """What is told of a source's refusals since its last line.
+
+    :ivar text: the line
+    :ivar last: the last one; None if it is several sources'
+    :ivar more: how many
+    :ivar seconds: in which time
+    """
+
+    text: str
+    last: Refusal | Full | None
+    more: int
+    seconds: int
 
 
 class RefusalLog:
@@ -75,7 +90,7 @@ class RefusalLog:
             gathered.last = None if key == OTHERS else refusal
         return None
 
-    def flush(self, *, everything: bool = False) -> list[str]:
+    def flush(self, *, everything: bool = False) -> list[Summary]:
         """Return the summaries that are due, and forget the sources that have gone quiet.
 
         :param everything: all that was gathered, due or not (for the end)
@@ -89,8 +104,9 @@ class RefusalLog:
                 if not gathered.count:
                     del self._sources[key]
                     continue
-                text = str(gathered.last or f"refused {key}")
-                lines.append(f"{text}; {gathered.count} more in {now - gathered.since:.0f} s")
+                more, seconds = gathered.count, round(now - gathered.since)
+                text = f"{gathered.last or f'refused {key}'}; {more} more in {seconds} s"
+                lines.append(Summary(text, gathered.last, more, seconds))
                 gathered.since, gathered.count = now, 0
         return lines
 

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from smtpd_fork.gate.refusal_log import RefusalLog
+    from smtpd_fork.gate.refusal_log import RefusalLog, Summary
     from smtpd_fork.gate.verdict import Full, Refusal
 
 __all__ = ["Reporter"]
@@ -51,6 +51,7 @@ class Reporter:
         self._write(self._refusals.flush(everything=True))
 
     @staticmethod
-    def _write(lines: list[str]) -> None:
-        for line in lines:
-            log.warning("%s", line)
+    def _write(summaries: list[Summary]) -> None:
+        for text, last, more, seconds in summaries:
+            about = {"refusal": last, "more": more, "seconds": seconds}
+            log.warning("%s", text, extra=about)

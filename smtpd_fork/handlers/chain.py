@@ -122,7 +122,8 @@ def _everybody(hooks: Sequence[Hook]) -> Hook:
             try:
                 await each(server, session)
             except Exception:
-                log.exception("[%s] handle_DISCONNECT failed", getattr(session, "id", "-"))
+                name = getattr(session, "id", "-")
+                log.exception("[%s] handle_DISCONNECT failed", name, extra={"session": name})
 
     return handle_DISCONNECT
 

@@ -155,7 +155,7 @@ class ProxyHeaders(Holding):
             data = parse(held.header)
         except (HeaderError, OSError) as error:
             self._let_go(held)
-            log.info("%s: no PROXY header: %s", describe(held.peer), error)
+            _tell(held, str(error))
             self._drop(held)
             return
         self._let_go(held)
@@ -192,5 +192,11 @@ class ProxyHeaders(Holding):
         self._welcome(held.listener, held.sock, held.peer if peer is None else peer, held.ticket)
 
     def _over(self, held: Held) -> None:
-        log.info("%s: no PROXY header: it took too long", describe(held.peer))
+        _tell(held, "it took too long")
         self._drop(held)
+
+
+def _tell(held: Held, reason: str) -> None:
+    client = describe(held.peer)
+    about = {"client": client, "reason": reason}
+    log.info("%s: no PROXY header: %s", client, reason, extra=about)

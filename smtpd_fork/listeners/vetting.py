@@ -91,7 +91,9 @@ class Vetting:
         del self._tasks[task]  # from here on socket and ticket are somebody else's
         score = sum(listed.values())
         if score >= self._threshold:
-            log.info("%s is listed by %s", describe(peer), ", ".join(sorted(listed)))
+            client = describe(peer)
+            by = ", ".join(sorted(listed))
+            log.info("%s is listed by %s", client, by, extra={"client": client})
             self._refuse(listener, sock, self._refusal(host, score, listed))
             ticket.release()
         else:

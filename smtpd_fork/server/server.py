@@ -177,7 +177,7 @@ class Server:
         self._watch_lag()
         self._acceptor.start(loop)
         for listener in self._listeners:
-            log.info("listening on %s", listener)
+            log.info("listening on %s", listener, extra={"address": str(listener)})
 
     def _make_stages(self) -> Stages:
         assert self._sessions is not None

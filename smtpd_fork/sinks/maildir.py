@@ -108,18 +108,13 @@ class Maildir(Sink):
         try:
             size = await loop.run_in_executor(self._pool, self._write, head, content)
         except OSError as error:
-            log.error("[%s] not written: %s", queue_id, error)  # noqa: TRY400 - the disk, not us
+            about = {**_about(session), "queue_id": queue_id, "reason": str(error)}
+            log.error("[%s] not written: %s", queue_id, error, extra=about)  # noqa: TRY400 - the disk, not us
             if error.errno in _NO_SPACE:
                 return "452 4.3.1 Insufficient system storage, try again later"
             return "451 4.3.0 The message could not be stored, try again later"
-        log.info(
-            "[%s] queued: from=<%s> to=%d size=%d client=%s",
-            queue_id,
-            _loggable(envelope.mail_from),
-            len(envelope.rcpt_tos),
-            size,
-            describe(session.peer),
-        )
+        if log.isEnabledFor(logging.INFO):
+            _tell(queue_id, session, envelope, size)
         return f"250 2.0.0 Ok: queued as {queue_id}"
 
     def _write(self, head: bytes, content: bytes) -> int:
@@ -156,6 +151,24 @@ class Maildir(Sink):
 
     def __repr__(self) -> str:
         return f"<Maildir {self.path}>"
+
+
+def _about(session: AnySession) -> dict[str, str]:
+    """Return the fields of a log entry about *session*."""
+    about = {"client": describe(session.peer)}
+    if name := getattr(session, "id", ""):
+        about["session"] = name
+    return about
+
+
+def _tell(queue_id: str, session: AnySession, envelope: Envelope, size: int) -> None:
+    about = _about(session)
+    sender, recipients = _loggable(envelope.mail_from), len(envelope.rcpt_tos)
+    log.info(
+        "[%s] queued: from=<%s> to=%d size=%d client=%s",
+        *(queue_id, sender, recipients, size, about["client"]),
+        extra={**about, "queue_id": queue_id, "from": sender, "to": recipients, "size": size},
+    )
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

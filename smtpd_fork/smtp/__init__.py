@@ -4,9 +4,19 @@ from smtpd_fork.smtp.body import BareNewline
 from smtpd_fork.smtp.budget import Budget
 from smtpd_fork.smtp.current_tls import CurrentTls
 from smtpd_fork.smtp.envelope import Envelope
-from smtpd_fork.smtp.session import Session
+from smtpd_fork.smtp.session import Session, current_session
 from smtpd_fork.smtp.setup import Limits
 from smtpd_fork.smtp.smtp import SMTP
 from smtpd_fork.smtp.sweep import Sweep
 
-__all__ = ["SMTP", "BareNewline", "Budget", "CurrentTls", "Envelope", "Limits", "Session", "Sweep"]
+__all__ = [
+    "SMTP",
+    "BareNewline",
+    "Budget",
+    "CurrentTls",
+    "Envelope",
+    "Limits",
+    "Session",
+    "Sweep",
+    "current_session",
+]

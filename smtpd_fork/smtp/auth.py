@@ -69,7 +69,8 @@ class Auth(Chunking):
         if not self.session.authenticated:
             self._auth_failures += 1
             if self._auth_failures >= MAX_FAILURES:
-                log.info("[%s] too many failed attempts to authenticate", self._session_id)
+                text = "[%s] too many failed attempts to authenticate"
+                log.info(text, self._session_id, extra=self._who())
                 self._put(f"421 4.7.0 {self.hostname} Too many failed attempts to authenticate")
 
     def _judge_auth(self, result: Any) -> str | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.gate.verdict import reply_line, shutdown_reply
-from smtpd_fork.net import describe, plain_peer
+from smtpd_fork.net import plain_peer
 from smtpd_fork.smtp.framer import Chunk, CommandFault
 from smtpd_fork.smtp.session import Session
 from smtpd_fork.smtp.wire import Wire
@@ -107,7 +107,7 @@ class Engine(Work):
             status = await self._setup.hooks["CONNECT"](self, self.session)
             self._check_reply("CONNECT", status)
         except Exception:
-            log.exception("[%s] handle_CONNECT failed", self._session_id)
+            log.exception("[%s] handle_CONNECT failed", self._session_id, extra=self._who())
             status = NOT_NOW
         if status is MISSING or status.startswith("2"):
             self._greet()
@@ -131,8 +131,9 @@ class Engine(Work):
                 session.host_name_dns = self.host_name_dns
         self.session = session
         self._loud = log.isEnabledFor(logging.DEBUG)
-        if self._loud:  # describe() costs, and mostly for nobody
-            log.debug("[%s] connected: %s", self._session_id, describe(self._peer))
+        if self._loud:  # _who() costs, and mostly for nobody
+            who = self._who()
+            log.debug("[%s] connected: %s", self._session_id, who["client"], extra=who)
 
     def _use_tls(self, transport: asyncio.BaseTransport) -> None:
         # aiosmtpd, and its users, ask this attribute whether it is there.
@@ -148,7 +149,7 @@ class Engine(Work):
         self._leave_rest()
         self.transport = None
         if self._loud:
-            log.debug("[%s] connection closed", self._session_id)
+            log.debug("[%s] connection closed", self._session_id, extra=self._who())
         try:
             self._sweep.forget(self)
             self._framer.clear()
@@ -309,7 +310,7 @@ class Engine(Work):
         elapsed = now - self._body_began
         came = reading.size + self._stored()
         if elapsed > RATE_GRACE_SECONDS and came < elapsed * limits.data_rate:
-            log.info("[%s] the message comes too slowly", self._session_id)
+            log.info("[%s] the message comes too slowly", self._session_id, extra=self._who())
             self._time_out()
 
     def _soonest(self, deadline: float) -> float:
@@ -342,7 +343,11 @@ class Engine(Work):
             self.cut()  # it was cancelled, and takes no notice
             return
         if self._in_hook:
-            log.warning("[%s] a handler took too long, the client is told 451", self._session_id)
+            log.warning(
+                "[%s] a handler took too long, the client is told 451",
+                self._session_id,
+                extra=self._who(),
+            )
             self._hook_expired = True
             self.deadline = now + LINGER_SECONDS
             if self._task is not None:
@@ -351,7 +356,8 @@ class Engine(Work):
         self._time_out()
 
     def _time_out(self) -> None:
-        log.info("[%s] timeout: %s", self._session_id, describe(self._peer))
+        who = self._who()
+        log.info("[%s] timeout: %s", self._session_id, who["client"], extra=who)
         self._out.clear()
         self._put_raw(reply_line(421, "4.4.2", self.hostname, "Timeout, closing connection"))
         self._close()

@@ -266,7 +266,9 @@ class Mail(Hello):
         self._charge(message)
         assert isinstance(message, Body)  # chunks are another floor's
         if message.fault is not None:
-            log.info("[%s] message refused: %s", self._session_id, message.fault.value)
+            reason = message.fault.value
+            about = {**self._who(), "reason": reason}
+            log.info("[%s] message refused: %s", self._session_id, reason, extra=about)
             self._refuse_message(*FAULT_REPLIES[message.fault])
             return None
         return self._content(message.content())

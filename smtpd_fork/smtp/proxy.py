@@ -54,7 +54,7 @@ class Proxied(StartTls):
     async def _ask_about_proxy(self) -> None:
         """Have a handler judge a header that was read before the session."""
         if not await self._call_handler_hook("PROXY", self.proxied):
-            log.info("[%s] PROXY header refused", self._session_id)
+            log.info("[%s] PROXY header refused", self._session_id, extra=self._who())
             self._close()
             return
         waiting = super()._opening()
@@ -71,7 +71,7 @@ class Proxied(StartTls):
         self._proxy_reader = None
         del self.data_received
         if status is MISSING or not status:
-            log.info("[%s] PROXY header refused", self._session_id)
+            log.info("[%s] PROXY header refused", self._session_id, extra=self._who())
             self._close()
             return
         self.transport.resume_reading()  # the reader may have paused it

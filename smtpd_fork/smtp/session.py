@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import re
 import secrets
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
     from smtpd_fork.net import Peer
 
-__all__ = ["Session", "new_session_id"]
+__all__ = ["Session", "current_session", "new_session_id"]
+
+current_session: ContextVar[str | None] = ContextVar("smtpd_fork_session", default=None)
+"""The id of the session whose hook this is, for whoever logs in it; None outside of all hooks."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 

@@ -8,6 +8,7 @@ a command. ``framer``, ``body``, ``path`` and ``params`` are plain functions ove
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 from dataclasses import replace
@@ -187,7 +188,7 @@ class SMTP(Short):
     def _command(self, line: bytes) -> Waiting | None:
         word, _, rest = line.partition(b" ")
         if self._loud:
-            log.debug("[%s] >> %s", self._session_id, _loggable(word.upper(), line))
+            log.debug("[%s] >> %s", self._session_id, _loggable(line), extra=self._who())
         # What mostly comes: a known command with nothing special about it.
         command = self._setup.fast.get(word)
         if (
@@ -305,6 +306,24 @@ def _sweep_of(loop: asyncio.AbstractEventLoop) -> Sweep:
     return _sweeps[loop]
 
 
-def _loggable(word: bytes, line: bytes) -> str:
-    """Return a command as the log may hold it: no credentials, and on one line."""
-    return "AUTH ..." if word == b"AUTH" else repr(line)[1:]
+_SHOWN = re.compile(
+    rb"(?:(?:EHLO|HELO|LHLO) +\S+|MAIL +FROM: *<.*|RCPT +TO: *<.*|BDAT +\d+(?: +LAST)?"
+    rb"|DATA|HELP|NOOP|QUIT|RSET|STARTTLS) *",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Commands that the log may show whole."""
+
+
+def _loggable(line: bytes) -> str:
+    """Return a command as the log may hold it: on one line, no credentials, nothing of a message.
+
+    Of other commands that is their name. And what is no command is not shown at all: clients that
+    do not wait for replies send the password of a refused AUTH, or the message of a refused DATA.
+    """
+    if _SHOWN.fullmatch(line):
+        return repr(line)[1:]
+    name = line.split(maxsplit=1)[:1]
+    word = name[0].upper().decode("ascii", "replace") if name else ""
+    if word in _COMMANDS:
+        return f"{word} ..."
+    return f"({len(line)} octets, no command)"

@@ -70,7 +70,8 @@ class StartTls(Auth):
         if transport is not None and not transport.is_closing() and not self._lost:
             return transport
         # The loop tells its TLS layer of the loss, and that does not tell us.
-        log.info("[%s] TLS handshake failed: %s", self._session_id, error or "connection closed")
+        about = {**self._who(), "reason": str(error or "connection closed")}
+        log.info("[%s] TLS handshake failed: %s", self._session_id, about["reason"], extra=about)
         raw.abort()
         self.connection_lost(None)
         raise asyncio.CancelledError

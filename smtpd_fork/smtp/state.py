@@ -103,6 +103,10 @@ class State(aiosmtpd.smtp.SMTP):
     def envelope(self, envelope: aiosmtpd.smtp.Envelope | None) -> None:
         self._envelope = envelope
 
+    def _who(self) -> dict[str, str]:
+        """Return the fields of a log entry about this session (see smtpd_fork.observe.logs)."""
+        return {"session": self._session_id, "client": describe(self._peer)}
+
     def __repr__(self) -> str:
         return f"<SMTP {self._session_id} {describe(self._peer)}>"
 
@@ -138,7 +142,7 @@ class State(aiosmtpd.smtp.SMTP):
         self._errors += 1
         if self._errors <= self._setup.limits.errors:
             return False
-        log.info("[%s] too many errors", self._session_id)
+        log.info("[%s] too many errors", self._session_id, extra=self._who())
         self._put(f"421 4.7.0 {self.hostname} Too many errors, closing connection")
         return True
 
@@ -164,7 +168,9 @@ class State(aiosmtpd.smtp.SMTP):
         try:
             self.transport.write(out)
         except RuntimeError:
-            log.debug("[%s] a handler has closed the transport", self._session_id)  # uvloop's word
+            # What uvloop raises.
+            text = "[%s] a handler has closed the transport"
+            log.debug(text, self._session_id, extra=self._who())
 
     async def push(self, status: Any) -> None:
         """Send a reply, and wait while the client does not take it."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import MISSING
 
+from smtpd_fork.smtp.session import current_session
 from smtpd_fork.smtp.state import State
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Work(State):
         """Return the context that all of this session's hooks run in, as in aiosmtpd's one task."""
         if self._context is None:
             self._context = copy_context()
+            self._context.run(current_session.set, self._session_id)
         return self._context
 
     def _ask(self, command: str, then: Callable[[Any], None], *args: Any) -> Waiting | None:
@@ -129,7 +131,7 @@ class Work(State):
         try:
             status = await self.handle_exception(error)
         except Exception:
-            log.exception("[%s] handle_exception failed", self._session_id)
+            log.exception("[%s] handle_exception failed", self._session_id, extra=self._who())
         self._put_failure(status)
 
     def _put_failure(self, status: str) -> None:
@@ -150,7 +152,12 @@ class Work(State):
             status = await hook(error)
             self._check_reply("exception", status)
             return str(status)
-        log.error("[%s] a handler failed, the client is told 451", self._session_id, exc_info=error)
+        log.error(
+            "[%s] a handler failed, the client is told 451",
+            self._session_id,
+            exc_info=error,
+            extra=self._who(),
+        )
         return LOCAL_ERROR
 
     async def _call_handler_hook(self, command: str, *args: Any) -> Any:
@@ -196,7 +203,7 @@ class Work(State):
                 async with asyncio.timeout(FAREWELL_SECONDS):
                     await hook(self, self.session)
         except Exception:
-            log.exception("[%s] handle_DISCONNECT failed", self._session_id)
+            log.exception("[%s] handle_DISCONNECT failed", self._session_id, extra=self._who())
         finally:
             self._task = None
             self._tell_ended()

@@ -200,8 +200,15 @@ class Detached:
             command=command,
             environment=environment,
         )
-        served = re.search(r"serving, pid (\d+)$", self.text, re.MULTILINE)
-        self.pid = int(served[1]) if served else 0
+        self.pid = self._served() if self.ended.returncode == 0 else 0
+
+    def _served(self) -> int:
+        """Return the pid from the log, which a thread writes: it may be a moment behind."""
+        deadline = time.monotonic() + PATIENCE
+        while not (served := re.search(r"serving, pid (\d+)$", self.text, re.MULTILINE)):
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.01)
+        return int(served[1])
 
     @property
     def text(self) -> str:

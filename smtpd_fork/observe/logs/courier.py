@@ -1,0 +1,260 @@
+"""Courier: takes entries to their place, in a thread of its own: mail never waits for the log.
+
+What is logged is formatted where it is logged, and put into a queue of bounded bytes. Past the
+bound entries are dropped and counted, and the count is told once the place takes entries again.
+
+Until :meth:`Courier.begin` entries are written at once, by who logs: a thread would not survive
+the fork of a daemon that detaches. From :meth:`Courier.end` on nothing waits any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from contextlib import suppress
+from itertools import accumulate
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+from smtpd_fork.observe.logs.fields import SessionFilter
+
+if TYPE_CHECKING:
+    from smtpd_fork.observe.logs.formats import Encode
+    from smtpd_fork.observe.logs.outlets import Outlet
+
+__all__ = ["Courier"]
+
+QUEUE_BYTES = 4 << 20
+"""4 MiB: some 40,000 entries, which is seconds of the worst flood."""
+
+ENTRY_BYTES = 100
+"""What an entry takes in memory besides its bytes."""
+
+BATCH_BYTES = 1 << 16
+"""Entries that are written as one; Linux' pipes hold as much."""
+
+FLUSH_SECONDS = 2.0
+"""How long the end waits for what is queued; a fifth of what docker(1) gives a whole stop."""
+
+GRACE_SECONDS = 1.0
+"""And for the thread to notice that its time is over; a disk that hangs does not let it."""
+
+_WAKE = b""
+
+_couriers: WeakSet[Courier] = WeakSet()
+
+
+class Courier(logging.Handler):
+    """The handler of the root logger.
+
+    :param outlet: the place
+    :param encode: makes of a record what the place takes
+    :param queue_bytes: how much may be queued
+    """
+
+    def __init__(self, outlet: Outlet, encode: Encode, *, queue_bytes: int = QUEUE_BYTES) -> None:
+        super().__init__()
+        self.addFilter(SessionFilter())
+        self._outlet = outlet
+        self._encode = encode
+        self._queue_bytes = queue_bytes
+        self._closed = False
+        self._reset()
+        _couriers.add(self)
+
+    def _reset(self) -> None:
+        # SimpleQueue, and no counter that both sides write: put() may be interrupted by the garbage
+        # collector, whose finalizers log as well, and no lock of ours can be held then.
+        self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self._put_bytes = 0  # by those who log, who have the handler's lock
+        self._dropped = 0  # as above
+        self._taken_bytes = 0  # by who writes
+        self._failed = 0  # as above
+        self._told = 0  # as above
+        self._torn = False
+        self._reopening = False
+        self._mute = self._closed
+        self._deadline = math.inf
+        self._thread: Thread | None = None
+
+    # -- those who log ---------------------------------------------------------------------------
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue *record*, or count it as lost."""
+        if self._mute or self._put_bytes - self._taken_bytes >= self._queue_bytes:
+            self._dropped += 1
+            return
+        try:
+            entries = self._encode(record)
+        except Exception:  # noqa: BLE001 - whatever it is, it must not become the mail's
+            self._dropped += 1
+            return
+        if self._thread is None:
+            deadline = time.monotonic() + FLUSH_SECONDS
+            if not self._deliver(entries, deadline) and self._is_late(deadline):
+                self._mute = True  # it is waited for once, not once an entry
+            return
+        for entry in entries:
+            self._put_bytes += len(entry) + ENTRY_BYTES
+            self._queue.put(entry)
+
+    def begin(self) -> None:
+        """Have a thread do the writing from now on; after the last fork of a start."""
+        self._mute = False
+        self._thread = Thread(target=self._work, name="log", daemon=True)
+        self._thread.start()
+
+    def end(self, seconds: float = FLUSH_SECONDS) -> None:
+        """Have what is queued written, if that can be done in time; entries from now on as well.
+
+        :param seconds: how long it may take
+        """
+        thread = self._thread
+        if thread is None:
+            return
+        self._deadline = time.monotonic() + seconds
+        self._queue.put(None)
+        thread.join(seconds + GRACE_SECONDS)
+        assert self.lock is not None
+        with self.lock:
+            self._thread = None
+            if thread.is_alive():
+                self._mute = True  # the place is its, for good
+            elif not self._mute:
+                self._queue.put(None)
+                self._deliver(self._gather()[0], self._deadline)  # what came meanwhile
+
+    def reopen(self) -> None:
+        """Have the place taken by its name again; what comes of it is in the log."""
+        self._reopening = True
+        if self._thread is None:
+            self._reopen(time.monotonic() + FLUSH_SECONDS)
+        else:
+            self._queue.put(_WAKE)
+
+    def close(self) -> None:
+        """End, and let go of the place."""
+        self.end()
+        if not self._closed and not self._mute:
+            self._outlet.close()  # else somebody may be at it still
+        self._closed = self._mute = True
+        super().close()
+
+    # -- who writes ------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Write what is queued, until the end is."""
+        going_on = True
+        while going_on:
+            batch, going_on = self._gather()
+            held = sum(map(len, batch)) + ENTRY_BYTES * len(batch)
+            fine = self._deliver(batch)
+            self._taken_bytes += held
+            if self._reopening:
+                self._reopen()
+            if fine:
+                self._tell_of_losses()
+            if time.monotonic() >= self._deadline:
+                self._mute = True
+                return
+
+    def _gather(self) -> tuple[list[bytes], bool]:
+        """Wait for entries; return those that are there, and whether more may come."""
+        batch: list[bytes] = []
+        size = 0
+        entry = self._queue.get()
+        while entry is not None:
+            if entry:
+                batch.append(entry)
+                size += len(entry)
+            if size >= BATCH_BYTES:
+                return batch, True
+            try:
+                entry = self._queue.get_nowait()
+            except Empty:
+                return batch, True
+        return batch, False
+
+    def _deliver(self, batch: list[bytes], deadline: float | None = None) -> bool:
+        """Write *batch*, however long the place takes; count what it does not take.
+
+        :param deadline: when it is given up; default: when the end says so
+        """
+        if not self._outlet.joins:
+            return self._deliver_each(batch, deadline)
+        data = b"".join(batch)
+        # After half an entry comes a new line: it must not be the beginning of another.
+        start = b"\n" if self._torn else b""
+        written = self._write(start + data, deadline) - len(start)
+        ends = list(accumulate(map(len, batch)))
+        self._failed += sum(1 for end in ends if end > written)
+        if written >= 0:
+            self._torn = written not in {0, *ends}
+        return written == len(data)
+
+    def _deliver_each(self, batch: list[bytes], deadline: float | None) -> bool:
+        """Write *batch* one by one: what cannot be written is not in the next one's way."""
+        lost = 0
+        for number, entry in enumerate(batch):
+            if self._write(entry, deadline) < len(entry):
+                lost += 1
+                if self._is_late(deadline):
+                    lost = len(batch) - number
+                    break
+        self._failed += lost
+        return not lost
+
+    def _is_late(self, deadline: float | None) -> bool:
+        return time.monotonic() >= (self._deadline if deadline is None else deadline)
+
+    def _write(self, data: bytes, deadline: float | None) -> int:
+        """Write *data*; return how much of it was written."""
+        rest = memoryview(data)
+        with suppress(Exception):  # OSError mostly; whatever it is, the next may go through
+            while rest:
+                taken = self._outlet.send(rest)
+                rest = rest[taken:]
+                if not taken and self._is_late(deadline):
+                    break
+        return len(data) - len(rest)
+
+    def _reopen(self, deadline: float | None = None) -> None:
+        self._reopening = False
+        try:
+            news = self._outlet.reopen()
+            level = logging.INFO
+        except OSError as error:
+            news = f"the log cannot be opened again, and goes on here: {error.strerror or error}"
+            level = logging.ERROR
+        if news is not None and logging.root.isEnabledFor(level):
+            self._deliver(self._encode(_record(level, news)), deadline)
+
+    def _tell_of_losses(self) -> None:
+        lost = self._dropped + self._failed - self._told
+        if not lost:
+            return
+        failed = self._failed
+        text = f"{lost} entries of the log were lost: it could not be written"
+        if self._deliver(self._encode(_record(logging.WARNING, text, lost=lost))):
+            self._told += lost
+        else:
+            self._failed = failed  # the report is no loss
+
+
+def _record(level: int, text: str, **more: object) -> logging.LogRecord:
+    """Return a record of our own, which no logger has seen."""
+    about = {"name": "smtpd_fork.log", "levelno": level, "levelname": logging.getLevelName(level)}
+    return logging.makeLogRecord({**about, "msg": text, **more})
+
+
+def _forked() -> None:
+    """Have a child write its entries itself: the thread is its parent's, and so is the queue."""
+    for courier in list(_couriers):
+        courier._reset()  # noqa: SLF001 - of this file
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,103 @@
+"""The log's set-up: everything logged goes to where the administrator wants it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smtpd_fork.errors import CannotCreateError, ConfigError
+from smtpd_fork.observe.logs.courier import Courier
+from smtpd_fork.observe.logs.formats import (
+    JsonFormat,
+    TextFormat,
+    for_journald,
+    for_stream,
+    for_syslog,
+)
+from smtpd_fork.observe.logs.outlets import (
+    FileOutlet,
+    JournalOutlet,
+    StreamOutlet,
+    SyslogOutlet,
+)
+
+if TYPE_CHECKING:
+    from smtpd_fork.config import DaemonConfig
+
+__all__ = ["JOURNALD", "SYSLOG", "check_log", "set_level", "set_up_logging"]
+
+SYSLOG = "/dev/log"
+"""Where syslog(3) sends to."""
+
+JOURNALD = "/run/systemd/journal/socket"
+"""Of systemd's Native Journal Protocol."""
+
+_DESCRIPTORS = {"stdout": 1, "stderr": 2}
+
+_LINE = "%(asctime)s %(levelname)s %(message)s"
+
+
+def set_up_logging(config: DaemonConfig) -> Courier | None:
+    """Have everything logged to where *config* says; return who does it, None if it is nowhere.
+
+    A file is opened here and now: before privileges are dropped, and before / is the folder. The
+    courier writes at once until it is told to begin.
+
+    :raises CannotCreateError: the file cannot be written
+    :raises OperatingSystemError: there is no syslog, or no journald
+    :raises ConfigError: a detached daemon was told to log to a terminal
+    """
+    courier = courier_for(config)
+    handler = courier or logging.NullHandler()
+    logging.basicConfig(handlers=[handler], force=True)
+    set_level(config.log_level)
+    logging.captureWarnings(capture=True)
+    logging.raiseExceptions = False  # a line that cannot be written is lost, and nothing else
+    return courier
+
+
+def set_level(name: str) -> None:
+    """Log from the level *name* on, as ``--log-level`` has it."""
+    level = name.upper()
+    logging.getLogger().setLevel(level)
+    # aiosmtpd logs every command at INFO, and at WARNING whatever nonsense a client says, as often
+    # and as long as the client likes; credentials and all.
+    logging.getLogger("mail.log").setLevel(logging.ERROR)
+
+
+def check_log(config: DaemonConfig) -> None:
+    """See whether it can be logged to where *config* says; nothing is made.
+
+    :raises SmtpdForkError: it cannot
+    """
+    where = config.log_to
+    if where is None or where in {*_DESCRIPTORS, "syslog", "journald"}:
+        courier = courier_for(config)
+        if courier is not None:
+            courier.end()
+        return
+    path = Path(where).absolute()
+    there = path if path.exists() else path.parent
+    if path.is_dir() or not os.access(there, os.W_OK):
+        raise CannotCreateError(f"cannot log to {path}: it cannot be written")
+
+
+def courier_for(config: DaemonConfig) -> Courier | None:
+    """Return who writes the log that *config* wants; None where there is nobody to write to."""
+    where = config.log_to or ("syslog" if config.detach else "stderr")
+    json = JsonFormat() if config.log_format == "json" else None
+    if where in _DESCRIPTORS:
+        if config.detach:
+            raise ConfigError(f"a detached daemon has no {where} to log to")
+        outlet = StreamOutlet(_DESCRIPTORS[where])
+    elif where == "journald":
+        return Courier(JournalOutlet(JOURNALD), for_journald(json))
+    elif where == "syslog":
+        if config.log_to is None and not Path(SYSLOG).is_socket():
+            return None  # in a container, say: a daemon that is mute still serves
+        return Courier(SyslogOutlet(SYSLOG), for_syslog(json))
+    else:
+        outlet = FileOutlet(Path(where).absolute())
+    return Courier(outlet, for_stream(json or TextFormat(_LINE)))

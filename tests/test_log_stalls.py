@@ -1,0 +1,264 @@
+"""A log that stalls: the mail goes on, memory is bounded, and the end comes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import subprocess
+import threading
+import time
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+from support.client import Client
+from support.daemon import COMMAND, PATIENCE, clean_environment, until
+from support.logs import bound, logging_with
+from support.server import serve
+
+from smtpd_fork.observe.logs import Courier, setup
+from smtpd_fork.observe.logs.formats import JsonFormat, TextFormat, for_stream
+from smtpd_fork.observe.logs.outlets import FileOutlet, StreamOutlet
+from smtpd_fork.sinks import Discard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TEXT = for_stream(TextFormat("%(levelname)s %(message)s"))
+
+log = logging.getLogger("handler.of.a.test")
+
+
+class Pipe:
+    """A pipe, and who reads it when it is told to."""
+
+    def __init__(self) -> None:
+        self.read, self.write = os.pipe()
+        self.size = fcntl.fcntl(self.write, fcntl.F_SETPIPE_SZ, 4096)
+
+    def drain(self, courier: Courier) -> bytes:
+        """Read until nothing is queued any more."""
+        os.set_blocking(self.read, False)
+        heard = b""
+
+        def drained() -> bool:
+            nonlocal heard
+            try:
+                heard += os.read(self.read, 1 << 16)
+            except BlockingIOError:
+                return (
+                    courier._put_bytes == courier._taken_bytes
+                    and courier._told == courier._dropped + courier._failed
+                )
+            return False
+
+        until(drained, "all is written")
+        return heard
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    for descriptor in (pipe.read, pipe.write):
+        with suppress(OSError):  # a test may have closed it
+            os.close(descriptor)
+
+
+def entry(text: str) -> logging.LogRecord:
+    return logging.makeLogRecord({"msg": text, "levelno": 20, "levelname": "INFO"})
+
+
+def test_what_does_not_fit_is_dropped_and_its_count_is_told(pipe: Pipe) -> None:
+    with closing(Courier(StreamOutlet(pipe.write), TEXT, queue_bytes=50_000)) as courier:
+        courier.begin()
+        for number in range(10_000):
+            courier.handle(entry(f"line {number}"))
+        assert courier._put_bytes - courier._taken_bytes < 50_000 + 200
+        heard = pipe.drain(courier).decode()
+    lines = heard.splitlines()
+    told = [int(m[1]) for m in re.finditer(r"WARNING (\d+) entries of the log were lost", heard)]
+    kept = [line for line in lines if line.startswith("INFO line")]
+    assert kept == [f"INFO line {number}" for number in range(len(kept))]
+    assert 0 < len(kept) < 10_000
+    assert len(kept) + sum(told) == 10_000
+
+
+def test_the_end_does_not_wait_for_a_pipe_that_nobody_reads(pipe: Pipe) -> None:
+    courier = Courier(StreamOutlet(pipe.write), TEXT)
+    courier.begin()
+    for _ in range(1000):
+        courier.handle(entry("x" * 100))
+    thread = courier._thread
+    assert thread is not None
+    courier.end(0.05)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    courier.handle(entry("after the end"))  # and waits for nobody
+    courier.close()
+    os.set_blocking(pipe.read, False)
+    assert len(os.read(pipe.read, 1 << 20)) <= pipe.size
+
+
+def test_the_end_writes_what_is_queued(pipe: Pipe) -> None:
+    courier = Courier(StreamOutlet(pipe.write), TEXT)
+    courier.begin()
+    heard: list[str] = []
+    for number in range(3000):
+        courier.handle(entry(f"line {number}"))
+    reader = threading.Thread(target=lambda: heard.extend(read_to_end(pipe.read)))
+    reader.start()
+    courier.end(PATIENCE)
+    courier.handle(entry("after the end"))
+    os.close(pipe.write)
+    reader.join(PATIENCE)
+    assert heard == [*(f"INFO line {number}" for number in range(3000)), "INFO after the end"]
+    courier.close()
+
+
+def read_to_end(descriptor: int) -> list[str]:
+    with open(descriptor, encoding="utf-8", closefd=False) as file:
+        return file.read().splitlines()
+
+
+def test_a_disk_that_is_full_loses_entries_and_tears_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that is begun on a full disk is ended before the next one begins."""
+    real, room = os.write, [25]
+
+    def write(descriptor: int, data: bytes) -> int:
+        if descriptor != outlet._descriptor:
+            return real(descriptor, data)
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "full")
+        written = real(descriptor, bytes(data)[: room[0]])
+        room[0] -= written
+        return written
+
+    outlet = FileOutlet(tmp_path / "log")
+    monkeypatch.setattr(os, "write", write)
+    with closing(Courier(outlet, TEXT)) as courier:
+        for number in range(4):
+            courier.handle(entry(f"number {number}"))  # 14 bytes each: one, and most of another
+        assert courier._failed == 3
+        room[0] = 1000
+        courier.begin()
+        courier.handle(entry("room again"))
+        until(lambda: courier._told == 3, "the report")
+    told = "WARNING 3 entries of the log were lost: it could not be written"
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines == ["INFO number 0", "INFO number", "INFO room again", told]
+
+
+def test_a_journald_that_hangs_is_waited_for_by_the_thread_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "JOURNALD", str(tmp_path / "socket"))
+    with bound(tmp_path / "socket") as sock, logging_with(log_to="journald") as courier:
+        courier.begin()
+        for number in range(2000):  # more than a socket's queue holds (max_dgram_qlen)
+            log.info("line %d", number)
+        assert courier._put_bytes > courier._taken_bytes
+        heard = [sock.recv(4096).partition(b"\n")[0] for _ in range(2000)]
+    assert heard == [b"MESSAGE=line %d" % number for number in range(2000)]
+
+
+async def test_mail_goes_on_while_the_log_stands_still(pipe: Pipe) -> None:
+    courier = Courier(StreamOutlet(pipe.write), for_stream(JsonFormat()), queue_bytes=50_000)
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(courier)
+    root.setLevel("DEBUG")
+    courier.begin()
+    try:
+        async with serve(Discard()) as server:
+            for _ in range(100):
+                async with await Client.to(server.addresses[0]) as client:
+                    await client.greet()
+                    assert (await client.deliver()).code == 250
+            assert courier._put_bytes > courier._taken_bytes
+            assert courier._dropped > 0
+        for line in pipe.drain(courier).decode().splitlines():
+            json.loads(line)
+    finally:
+        root.setLevel(level)
+        root.removeHandler(courier)
+        courier.close()
+
+
+def test_a_daemon_whose_standard_error_nobody_reads_takes_mail_and_ends(tmp_path: Path) -> None:
+    path = tmp_path / "smtp.sock"
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    options = ("-l", f"unix:{path}", "--handler", "discard", "--log-level", "debug")
+    process = subprocess.Popen(
+        [*COMMAND, *options], cwd=tmp_path, env=clean_environment(), stderr=write
+    )
+    try:
+        os.close(write)
+        until(path.exists, "the socket")
+        for _ in range(200):
+            session(path)
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert all(re.match(r"\d{4}-|$", line) for line in read_to_end(read))
+    os.close(read)
+
+
+def session(path: Path) -> None:
+    """Deliver one message."""
+    import socket
+
+    deadline = time.monotonic() + PATIENCE
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(PATIENCE)
+        while sock.connect_ex(str(path)):
+            assert time.monotonic() < deadline
+        with sock.makefile("rwb") as file:
+            assert file.readline().startswith(b"220 ")
+            for line in (b"HELO x", b"MAIL FROM:<a@b.c>", b"RCPT TO:<d@e.f>", b"DATA", b"hi\r\n."):
+                file.write(line + b"\r\n")
+                file.flush()
+                assert file.readline()[:1] in b"23"
+
+
+def test_a_child_that_a_handler_forks_writes_its_own_entries(tmp_path: Path) -> None:
+    with logging_with(log_to=str(tmp_path / "log")) as courier:
+        courier.begin()
+        log.info("of the parent")
+        courier.end()
+        courier.begin()
+        pid = os.fork()
+        if not pid:
+            log.info("of the child")
+            os._exit(0)
+        os.waitpid(pid, 0)
+    text = (tmp_path / "log").read_text()
+    assert text.count("of the parent") == 1
+    assert text.count("of the child") == 1
+
+
+def test_what_logs_while_it_is_logged_does_not_lock_up(tmp_path: Path) -> None:
+    """As an object's own words may, and finalizers, which run anywhere."""
+    with closing(Courier(FileOutlet(tmp_path / "log"), TEXT)) as courier:
+        courier.begin()
+
+        class Talks:
+            def __str__(self) -> str:
+                courier.handle(entry("inner"))
+                return "outer"
+
+        for _ in range(100):
+            courier.handle(
+                logging.makeLogRecord({"levelname": "INFO", "msg": "%s", "args": (Talks(),)})
+            )
+    assert (tmp_path / "log").read_text().splitlines() == ["INFO inner", "INFO outer"] * 100
