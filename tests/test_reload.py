@@ -23,6 +23,8 @@ from smtpd_fork.sinks import Discard
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from support.tls import Certificates
+
     from smtpd_fork import Server
 
 FIRST = """
@@ -325,3 +327,25 @@ async def test_a_server_that_stopped_cannot_be_reloaded() -> None:
         pass
     with pytest.raises(SmtpdForkError, match="not running"):
         await server.reload()
+
+
+async def test_certificates_of_other_settings_hold_from_the_next_handshake(
+    certificates: Certificates,
+) -> None:
+    async with serve(Discard()) as server:
+        async with await Client.to(server.addresses[0]) as inside:
+            assert "STARTTLS" not in (await inside.greet()).text
+            tls = {"tls_cert": str(certificates.cert), "tls_key": str(certificates.key)}
+            await server.reload(config_of(server, **tls))
+            assert "STARTTLS" not in (await inside.say("EHLO x")).text  # as it began
+        async with await Client.to(server.addresses[0]) as client:
+            assert "STARTTLS" in (await client.greet()).text
+            await client.start_tls(certificates.client)
+            assert (await client.say("EHLO x")).code == 250
+        with pytest.raises(SmtpdForkError, match="none"):
+            await server.reload(config_of(server, tls_cert="none"))
+        assert len(server.certificates) == 1
+        await server.reload(config_of(server))
+        assert server.certificates == ()
+        async with await Client.to(server.addresses[0]) as client:
+            assert "STARTTLS" not in (await client.greet()).text
