@@ -105,7 +105,10 @@ class State(aiosmtpd.smtp.SMTP):
 
     def _who(self) -> dict[str, str]:
         """Return the fields of a log entry about this session (see smtpd_fork.observe.logs)."""
-        return {"session": self._session_id, "client": describe(self._peer)}
+        peer: Any = self._peer
+        if peer is not None and not isinstance(peer, (str, tuple)):
+            peer = str(peer)  # a transport of somebody's own: logging must not fail over it
+        return {"session": self._session_id, "client": describe(peer)}
 
     def __repr__(self) -> str:
         return f"<SMTP {self._session_id} {describe(self._peer)}>"
