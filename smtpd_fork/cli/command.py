@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from smtpd_fork.cli.control import CONTROL_COMMANDS
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS, SECTIONS, SettingOption
 from smtpd_fork.cli.start import start
 from smtpd_fork.config import (
@@ -29,7 +30,7 @@ from smtpd_fork.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["command", "main"]
+__all__ = ["SUBCOMMANDS", "command", "main"]
 
 PROGRAM = "smtpd-fork"
 HELP_WIDTH = 80
@@ -44,11 +45,20 @@ Each option may also come from the environment, as {ENVIRONMENT_PREFIX} and its 
 """
 
 
+SUBCOMMANDS: dict[str, click.Command] = {**CONTROL_COMMANDS}
+"""What the command does besides being the daemon, by its first argument."""
+
+
 class _Command(click.Command):
     """A command whose help has its options under headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, section by section."""
+        """Write the commands, and the options, section by section."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, each.get_short_help_str(100)) for name, each in SUBCOMMANDS.items()],
+                col_max=28,
+            )
         for section in SECTIONS:
             records = [
                 record
@@ -123,8 +133,17 @@ command = _Command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     fill_standard_descriptors()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    chosen: click.Command = command
+    name = PROGRAM
+    if words and words[0] in SUBCOMMANDS:
+        name = f"{PROGRAM} {words[0]}"
+        chosen = SUBCOMMANDS[words.pop(0)]
     try:
-        command.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        chosen.main(args=words, prog_name=name, standalone_mode=False)
+    except SmtpdForkError as error:
+        _complain(str(error))
+        return int(error.exit_status)
     except click.ClickException as error:
         cause = error.__cause__
         status = cause.exit_status if isinstance(cause, SmtpdForkError) else ExitStatus.USAGE
