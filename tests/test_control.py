@@ -24,6 +24,8 @@ from smtpd_fork.cli.control import CONTROL_COMMANDS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from support.tls import Certificates
+
 PAGE = Path(__file__).parents[1] / "docs/control.md"
 
 ALL = ("status", "sessions", "kick", "limits", "pause", "resume", "drain", "explain")
@@ -129,13 +131,54 @@ def test_a_message_that_is_being_written_survives_a_kick(tmp_path: Path) -> None
         client = daemon.smtp()
         begin_data(client)
         client.send(b"\r\n.\r\n")
-        until(lambda: [s["phase"] for s in sessions(tmp_path)] == ["handler"], "it has the message")
+        until(lambda: ask(tmp_path, "status")["phases"] == {"handler": 1}, "it has the message")
         assert says(tmp_path, "kick", "--source", "127.0.0.1") == "1 session ended\n"
         (tmp_path / "go").write_text("go")
         assert client.getreply()[0] == 250
         assert last_word(client) == (421, b"4.3.2")
         assert (tmp_path / "taken").read_bytes().endswith(b"and half\r\n")
         until(lambda: ask(tmp_path, "status")["sessions"] == 0, "the place is given back")
+
+
+IN_DATA = b"EHLO a.example\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n"
+PROXY = ("--proxy-trust", "127.0.0.1", "--proxy-timeout", "60s")
+PHASES = {
+    "greet-pause": ("127.0.0.1:0", ("--greet-pause", "60s"), b""),
+    "proxy-header": ("smtp+proxy:127.0.0.1:0", PROXY, b"PROXY"),
+    "handshake": ("smtps:127.0.0.1:0", ("{tls}",), b""),
+    "starttls": ("127.0.0.1:0", ("{tls}",), b"EHLO a.example\r\nSTARTTLS\r\n"),
+    "command": ("127.0.0.1:0", (), b"EHLO a.example\r\n"),
+    "data": ("127.0.0.1:0", (), IN_DATA),
+}
+"""Where a client is: on which listener, with which options, and what it says."""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("where", PHASES)
+def test_a_kick_reaches_a_client_wherever_it_is(
+    tmp_path: Path, certificates: Certificates, where: str, loop: str
+) -> None:
+    listen, more, words = PHASES[where]
+    tls = ("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key))
+    options = ("-l", listen, "--handler", "discard", "--loop", loop, *CONTROL)
+    with Daemon(*options, *(tls if more == ("{tls}",) else more), cwd=tmp_path) as daemon:
+        with socket.create_connection(("127.0.0.1", daemon.port), timeout=PATIENCE) as client:
+            client.sendall(words)
+            phase = where.replace("starttls", "handshake")
+            until(lambda: ask(tmp_path, "status")["phases"] == {phase: 1}, phase)
+            (told,) = ask(tmp_path, "sessions")["sessions"]
+            assert says(tmp_path, "kick", told["id"]) == "1 session ended\n"
+            heard = b""
+            while chunk := client.recv(4096):
+                heard += chunk
+        last = heard.splitlines()[-1:]
+        if phase == "handshake":
+            assert not any(line.startswith(b"421") for line in last)
+        else:
+            assert re.match(rb"421 4\.3\.2 \S+ Ended by the administrator", last[0])
+        until(lambda: ask(tmp_path, "status")["sessions"] == 0, "the place is given back")
+        assert daemon.stop() == 0
+        assert "Traceback" not in daemon.log
 
 
 def test_limits_are_shown_changed_and_back_after_a_reload(daemon: Daemon, tmp_path: Path) -> None:
