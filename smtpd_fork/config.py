@@ -354,6 +354,7 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     :ivar handler: the chain, each ``NAME``, ``NAME:ARGUMENT`` or ``module:attr``
     :ivar user: whom to become once the sockets are bound
+    :ivar control: path of the control socket; None is none
     :ivar detach: run in the background
     :ivar pid_file: where to write the process id
     :ivar log_level: the least severe messages that are logged
@@ -365,6 +366,7 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     handler: tuple[str, ...] = ("maildir:./Maildir",)
     user: Text | None = None
+    control: Text | None = None
     detach: bool = False
     pid_file: Text | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"

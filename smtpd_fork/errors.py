@@ -9,7 +9,10 @@
     ├── UnknownUserError      67  --user names nobody
     ├── OperatingSystemError  71  the system said no (address in use, no descriptors, ...)
     ├── CannotCreateError     73  a pid-file, a socket path or a Maildir that cannot be made
-    └── NotPermittedError     77  it takes privileges that the process does not have
+    ├── NotPermittedError     77  it takes privileges that the process does not have
+    ├── NothingThereError     65  there is no session, and no refusal, of that id
+    ├── UnavailableError      69  no daemon answers at its control socket
+    └── ProtocolError         76  what answers there speaks another language
 
 The figures are those of sysexits.h.
 """
@@ -26,8 +29,11 @@ __all__ = [
     "ExitStatus",
     "HandlerError",
     "NotPermittedError",
+    "NothingThereError",
     "OperatingSystemError",
+    "ProtocolError",
     "SmtpdForkError",
+    "UnavailableError",
     "UnknownUserError",
     "UsageError",
 ]
@@ -38,11 +44,14 @@ class ExitStatus(IntEnum):
 
     OK = os.EX_OK
     USAGE = os.EX_USAGE
+    NOTHING_THERE = os.EX_DATAERR
     NO_USER = os.EX_NOUSER
+    UNAVAILABLE = os.EX_UNAVAILABLE
     SOFTWARE = os.EX_SOFTWARE
     OS_ERROR = os.EX_OSERR
     CANNOT_CREATE = os.EX_CANTCREAT
     CUT = os.EX_TEMPFAIL
+    PROTOCOL = os.EX_PROTOCOL
     NOT_PERMITTED = os.EX_NOPERM
     CONFIG = os.EX_CONFIG
 
@@ -50,11 +59,14 @@ class ExitStatus(IntEnum):
 MEANINGS = {
     ExitStatus.OK: "Ended as it was told.",
     ExitStatus.USAGE: "Usage: a flag, a variable or an address that cannot be read.",
+    ExitStatus.NOTHING_THERE: "There is no such session, or refusal, as kick or explain names.",
     ExitStatus.NO_USER: "There is no such user.",
+    ExitStatus.UNAVAILABLE: "No daemon answers on the control socket.",
     ExitStatus.SOFTWARE: "A fault of this program.",
     ExitStatus.OS_ERROR: "The system said no: a port is taken, there are no more processes.",
     ExitStatus.CANNOT_CREATE: "A pid-file, a socket, a Maildir or a log that cannot be made.",
     ExitStatus.CUT: "Stopped as it was told, and sessions were cut: their time was over.",
+    ExitStatus.PROTOCOL: "What answers on the control socket speaks another language.",
     ExitStatus.NOT_PERMITTED: "It takes privileges that the process does not have.",
     ExitStatus.CONFIG: "A setting that cannot be had, or a fault of the file of --config.",
 }
@@ -108,3 +120,21 @@ class NotPermittedError(SmtpdForkError):
     """Privileges that the process does not have (77)."""
 
     exit_status = ExitStatus.NOT_PERMITTED
+
+
+class NothingThereError(SmtpdForkError):
+    """There is no session, or no refusal, of the id that was asked for (65)."""
+
+    exit_status = ExitStatus.NOTHING_THERE
+
+
+class UnavailableError(SmtpdForkError):
+    """No daemon answers at its control socket, or not in time (69)."""
+
+    exit_status = ExitStatus.UNAVAILABLE
+
+
+class ProtocolError(SmtpdForkError):
+    """What answers at a control socket speaks another language, or another version of it (76)."""
+
+    exit_status = ExitStatus.PROTOCOL

@@ -36,7 +36,7 @@ def test_help_mentions_every_option_once(help_text: str) -> None:
 
 
 def test_help_has_every_option_under_its_heading(help_text: str) -> None:
-    assert re.findall(r"^(\w+):$", help_text, re.MULTILINE) == [*SECTIONS, "Other", "Commands"]
+    assert re.findall(r"^(\w+):$", help_text, re.MULTILINE) == ["Commands", *SECTIONS, "Other"]
     parts = re.split(r"^(\w+):$", help_text, flags=re.MULTILINE)
     texts = dict(zip(parts[1::2], parts[2::2], strict=True))
     for option in OPTIONS:

@@ -29,7 +29,7 @@ async def test_a_silent_client_is_told_421_and_loses_its_place() -> None:
 
 
 async def test_a_client_that_takes_no_replies_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.engine.LINGER_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.smtp.ending.LINGER_SECONDS", 0.05)
     async with serve(Discard(), timeout=0.1) as server:
         client = await Client.to(server.addresses[0])
         transport: Any = client.writer.transport

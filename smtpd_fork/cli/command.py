@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smtpd_fork.cli.check import check
+from smtpd_fork.cli.control import CONTROL_COMMANDS
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, SettingOption
 from smtpd_fork.cli.settings_command import Fault, SettingsCommand, faults, flag_origin
 from smtpd_fork.cli.show import config
 from smtpd_fork.cli.start import start
 from smtpd_fork.daemon import fill_standard_descriptors
-from smtpd_fork.errors import ExitStatus
+from smtpd_fork.errors import ExitStatus, SmtpdForkError
 from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["command", "main"]
+__all__ = ["SUBCOMMANDS", "command", "main"]
 
 PROGRAM = "smtpd-fork"
 
@@ -45,11 +46,11 @@ def _serve(**values: Any) -> int:
 class _Main(SettingsCommand):
     """The daemon's own command, whose help names the others as well."""
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands, and what comes last."""
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, and the options."""
         with formatter.section("Commands"):
             formatter.write_dl(list(SUMMARIES.items()), col_max=28)
-        super().format_epilog(ctx, formatter)
+        super().format_options(ctx, formatter)
 
 
 command = _Main(
@@ -62,7 +63,7 @@ command = _Main(
     epilog=_EPILOG,
 )
 
-SUBCOMMANDS: dict[str, click.Command] = {"check": check, "config": config}
+SUBCOMMANDS: dict[str, click.Command] = {"check": check, "config": config, **CONTROL_COMMANDS}
 """What the first argument may name; anything else is the daemon's."""
 
 SUMMARIES = {name: chosen.get_short_help_str(limit=200) for name, chosen in SUBCOMMANDS.items()}
@@ -79,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen, name = SUBCOMMANDS[words[0]], f"{PROGRAM} {words.pop(0)}"
     try:
         status = chosen.main(args=words, prog_name=name, standalone_mode=False)
+    except SmtpdForkError as error:
+        _complain(str(error))
+        return int(error.exit_status)
     except Fault as error:
         _complain(error.message)
         return error.status

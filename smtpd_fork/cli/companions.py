@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from smtpd_fork.observe.control import Control
 from smtpd_fork.observe.logs import LogKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from smtpd_fork.config import DaemonConfig
+    from smtpd_fork.listeners import Listener
     from smtpd_fork.observe import Companion
     from smtpd_fork.server import Server
 
@@ -20,14 +22,21 @@ log = logging.getLogger("smtpd_fork.daemon")
 
 
 def companions_of(
-    config: DaemonConfig,  # noqa: ARG001 - none are there yet
-    server: Server,  # noqa: ARG001 - as above
+    config: DaemonConfig,  # noqa: ARG001 - what is opened by now says enough
+    server: Server,
+    *,
+    control: Listener | None,
+    drain: Callable[[float | None], None],
 ) -> Iterator[Companion]:
     """Return what *config* wants beside *server*, in the order in which it begins.
 
+    :param control: the control socket, opened while there were privileges to do so
+    :param drain: has the daemon end with its last session, or after so many seconds
     :raises SmtpdForkError: one of them cannot be
     """
     yield LogKeeper()
+    if control is not None:
+        yield Control(control, server, drain)
 
 
 class Companions:

@@ -154,7 +154,7 @@ def shortened(value: object) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
-LONGEST_VALUE = 200
+LONGEST_VALUE = 300
 
 
 class _EntryError(Exception):

@@ -285,6 +285,10 @@ OPTIONS = (
         help="Become USER once the sockets are bound; takes root.",
     ),
     SettingOption(
+        "--control", section="Process", metavar="PATH",
+        help="Control socket, for status, kick and so on; its owner's and root's alone.",
+    ),
+    SettingOption(
         "-d", "--detach", section="Process", is_flag=True,
         help="Run in the background; returns once it serves.",
     ),

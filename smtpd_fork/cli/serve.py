@@ -13,13 +13,18 @@ from smtpd_fork.cli.companions import Companions, companions_of
 from smtpd_fork.cli.reload import Reloads
 from smtpd_fork.cli.unraisable import log_unraisable
 from smtpd_fork.errors import ExitStatus
+from smtpd_fork.observe.control import DrainOrder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from smtpd_fork.cli.given import Given
     from smtpd_fork.config import DaemonConfig
+    from smtpd_fork.listeners import Listener
     from smtpd_fork.server import Server
+
+    Words = asyncio.Queue[signal.Signals | DrainOrder]
+    """What the daemon is told, one after another."""
 
 __all__ = ["serve"]
 
@@ -37,20 +42,30 @@ def serve(
     config: DaemonConfig,
     *,
     ready: Callable[[], None] | None = None,
+    control: Listener | None = None,
 ) -> ExitStatus:
     """Run *server* until SIGTERM or SIGINT; a second one stops at once.
 
     :param given: the settings, and where they came from
     :param config: the same, read
     :param ready: called once it serves
+    :param control: the control socket, bound already
     :returns: how it ended
     :raises SmtpdForkError: it cannot start
     """
     log_unraisable()
     with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
-        companions = Companions(companions_of(config, server))
+        words: Words = asyncio.Queue()
+        companions = Companions(
+            companions_of(
+                config,
+                server,
+                control=control,
+                drain=lambda seconds: words.put_nowait(DrainOrder(seconds)),
+            )
+        )
         reloads = Reloads(server, given, config, companions)
-        cut = runner.run(_serve(server, reloads, companions, ready))
+        cut = runner.run(_serve(server, reloads, companions, words, ready))
     return ExitStatus.CUT if cut else ExitStatus.OK
 
 
@@ -73,16 +88,41 @@ def _rarely_collect_garbage() -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
+async def _signal(words: Words) -> signal.Signals:
+    """Return the next signal; what else is said counts no more, once the end has begun."""
+    while not isinstance(word := await words.get(), signal.Signals):
+        pass
+    return word
+
+
+async def _drain(server: Server, words: Words, order: DrainOrder) -> None:
+    """Let the last sessions end by themselves, until that, or until a signal or the time is up."""
+    draining = asyncio.ensure_future(server.drain())
+    number = asyncio.ensure_future(_signal(words))
+    await asyncio.wait(
+        [draining, number], timeout=order.seconds, return_when=asyncio.FIRST_COMPLETED
+    )
+    if draining.done():
+        log.info("drained: stopping")
+    elif number.done():
+        log.info("%s: stopping", number.result().name)
+    else:
+        log.info("the time to drain is over: stopping")
+    for each in (draining, number):
+        each.cancel()
+    await asyncio.wait([draining, number])
+
+
 async def _serve(
     server: Server,
     reloads: Reloads,
     companions: Companions,
+    words: Words,
     ready: Callable[[], None] | None,
 ) -> int:
-    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in _STOP:
-        loop.add_signal_handler(number, signals.put_nowait, number)
+        loop.add_signal_handler(number, words.put_nowait, number)
     loop.add_signal_handler(signal.SIGHUP, reloads.ask)
     await server.start()
     try:
@@ -94,11 +134,15 @@ async def _serve(
     log.info("serving, pid %d", os.getpid())
     if ready is not None:
         ready()
-    number = await signals.get()
-    log.info("%s: stopping", number.name)
-    await companions.stopping()
+    word = await words.get()
+    if isinstance(word, DrainOrder):
+        await companions.stopping()
+        await _drain(server, words, word)
+    else:
+        log.info("%s: stopping", word.name)
+        await companions.stopping()
     stopping = asyncio.ensure_future(server.stop())
-    second = asyncio.ensure_future(signals.get())
+    second = asyncio.ensure_future(_signal(words))
     await asyncio.wait([stopping, second], return_when=asyncio.FIRST_COMPLETED)
     if second.done() and not stopping.done():
         log.warning("%s again: stopping at once", second.result().name)

@@ -32,6 +32,7 @@ from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.listeners import open_listeners, vetting_of
+from smtpd_fork.observe.control import open_control
 from smtpd_fork.observe.logs import set_up_logging
 from smtpd_fork.server import Server
 
@@ -57,6 +58,7 @@ class _Prepared(NamedTuple):
 
     server: Server
     pid_file: PidFile | None
+    control: Listener | None
     warnings: list[str]
     """Not told before the start is sure: of a start that fails, the fault is the one line."""
     courier: Courier | None
@@ -101,7 +103,7 @@ def _serve(
     ready = None
     if word is not None:
         ready = partial(word.serving, MUTE if prepared.courier is None else "")
-    return serve(prepared.server, given, config, ready=ready)
+    return serve(prepared.server, given, config, ready=ready, control=prepared.control)
 
 
 def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
@@ -125,13 +127,19 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
             config.listen, config.port, backlog=config.backlog, socket_mode=config.socket_mode
         )
     left_over.callback(_close_all, listeners)
+    control = None
+    if config.control is not None:
+        with blaming("control"):
+            control = open_control(config.control)
+        left_over.callback(control.close)
     pid_file = None
     if config.pid_file is not None:
         with blaming("pid_file"):
             pid_file = PidFile.acquire(config.pid_file)
         left_over.callback(pid_file.remove)
     if account is not None:
-        left_over.callback(_hire_janitor(account, listeners, pid_file).dismiss)
+        on_paths = listeners if control is None else [*listeners, control]
+        left_over.callback(_hire_janitor(account, on_paths, pid_file).dismiss)
     with blaming("handler"):
         chain = load_handlers(config.handler)
     with blaming("tls_cert", "tls_key", "tls_client_ca"):
@@ -141,7 +149,8 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
             drop_privileges(account)
     with blaming("handler"):
         chain.prepare()
-    return _Prepared(server, pid_file, list(_warnings(config, chain, descriptors)), courier)
+    warnings = list(_warnings(config, chain, descriptors))
+    return _Prepared(server, pid_file, control, warnings, courier)
 
 
 def _check_folder() -> None:
@@ -166,7 +175,7 @@ def _hire_janitor(
     """Keep the right to remove what the user will not be able to."""
     for listener in listeners:
         if listener.path is not None:
-            os.chown(listener.path, account.uid, account.gid)
+            os.chown(listener.path, account.uid, account.gid, follow_symlinks=False)
     if pid_file is None:
         return Janitor.hire(listeners)
     return Janitor.hire([*listeners, pid_file], keep=pid_file.descriptor)

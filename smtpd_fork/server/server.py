@@ -22,6 +22,7 @@ from smtpd_fork.listeners import (
 )
 from smtpd_fork.net import describe
 from smtpd_fork.server.blueprint import Blueprint, shortest_limit
+from smtpd_fork.server.kick import kick
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.plan import Plan, same_stages
 from smtpd_fork.server.sessions import Sessions
@@ -31,10 +32,11 @@ from smtpd_fork.smtp import SMTP, Budget, CurrentTls, Sweep
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from smtpd_fork.gate import Limits as GateLimits
+    from smtpd_fork.gate import Ticket
     from smtpd_fork.server.tls import Certificate
 
 __all__ = ["Server"]
@@ -332,6 +334,30 @@ class Server:
         await self._sessions.outlived(chain)
         del self._retired[chain]
         await chain.close()
+
+    async def drain(self) -> None:
+        """Accept no more, for good, and wait until the last session has ended by itself.
+
+        Clients in the backlog, and those that have no session yet, are answered 421. Follow it
+        with :meth:`stop`, which may also come before this has ended.
+        """
+        if self._acceptor is not None and self._sessions is not None:
+            answered = self._acceptor.stop()
+            answered += sum(stages.stop(self.config.hostname) for stages in self._former)
+            log.info("draining: %d sessions, %d clients sent away", self.sessions, answered)
+            await self._sessions.drained()
+
+    async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
+        """End the sessions of this server that are *chosen*, also those that have not begun.
+
+        See :func:`smtpd_fork.server.kick.kick`.
+
+        :returns: how many there were
+        """
+        if self._sessions is None:
+            return 0
+        listeners = [*self._listeners, *self._dropped]
+        return await kick(self.gate, listeners, self._sessions, chosen, self.config.hostname)
 
     async def stop(self, timeout: float | None = None) -> int:  # noqa: ASYNC109 - a grace period
         """Stop: accept no more, let messages in flight finish, and close.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
-import secrets
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
 
+from smtpd_fork.gate.ticket import new_session_id
 from smtpd_fork.net import plain_peer
 
 if TYPE_CHECKING:
@@ -24,14 +23,6 @@ current_session: ContextVar[str | None] = ContextVar("smtpd_fork_session", defau
 """The id of the session whose hook this is, for whoever logs in it; None outside of all hooks."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-
-_process = secrets.token_hex(3)
-_numbers = itertools.count(1)
-
-
-def new_session_id() -> str:
-    """Return an id that is unique to this process, and most likely among processes."""
-    return f"{_process}-{next(_numbers):x}"
 
 
 class Session(aiosmtpd.smtp.Session):

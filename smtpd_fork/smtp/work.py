@@ -100,6 +100,8 @@ class Work(State):
                 self._tell_ended()
         elif self._closing:
             self._tell_ended()
+        elif self._kicked:
+            self._take_leave()
         else:
             self._advance()
 
@@ -186,6 +188,9 @@ class Work(State):
 
     def abort(self) -> None:
         """Cut the connection."""
+        raise NotImplementedError
+
+    def _take_leave(self) -> None:
         raise NotImplementedError
 
     # -- the end of it -------------------------------------------------------------------------

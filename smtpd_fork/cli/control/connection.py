@@ -1,0 +1,157 @@
+"""Connection: a client's end of the control socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import msgspec
+
+from smtpd_fork.errors import (
+    NothingThereError,
+    NotPermittedError,
+    ProtocolError,
+    SmtpdForkError,
+    UnavailableError,
+    UsageError,
+)
+from smtpd_fork.observe.control import MAX_REPLY, VERSION, Fault, printable
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Connection", "GoneError"]
+
+PATIENCE_SECONDS = 15.0
+"""For a daemon that is asked something; longer than anything that it does for an answer takes."""
+
+_CHUNK = 1 << 16
+
+_ERRORS: dict[Fault, type[SmtpdForkError]] = {
+    Fault.REQUEST: UsageError,
+    Fault.VERSION: ProtocolError,
+    Fault.PERMISSION: NotPermittedError,
+    Fault.BUSY: UnavailableError,
+    Fault.UNKNOWN: NothingThereError,
+    Fault.REFUSED: UsageError,
+    Fault.FAILED: SmtpdForkError,
+}
+
+Reply = TypeVar("Reply")
+
+
+class GoneError(UnavailableError):
+    """The daemon was there, and has gone (69)."""
+
+
+class Connection:
+    """Asks a daemon, one question after another; a context manager.
+
+    :param path: of its control socket
+    :raises UnavailableError: nobody answers there
+    :raises NotPermittedError: the file mode keeps this user out
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._held = b""
+        self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.settimeout(PATIENCE_SECONDS)
+        try:
+            self._sock.connect(path)
+        except PermissionError:
+            self._sock.close()
+            raise NotPermittedError(
+                f"not permitted to speak to the daemon at {path}: only root and its own user are"
+            ) from None
+        except OSError as error:
+            self._sock.close()
+            raise UnavailableError(f"no daemon answers at {path}: {_reason(error)}") from None
+
+    def ask(self, command: str, as_type: type[Reply], **fields: Any) -> Reply:
+        """Return what *command* is answered, as *as_type* describes it.
+
+        :raises GoneError: the daemon has gone
+        :raises UnavailableError: it does not answer in time, or has too many clients
+        :raises ProtocolError: what answers is no daemon of this kind
+        :raises SmtpdForkError: the daemon's refusal, as the error that it stands for
+        """
+        reply = self.ask_for_json(command, **fields)
+        try:
+            return msgspec.convert(reply, as_type)
+        except msgspec.ValidationError as error:
+            raise self._no_daemon(str(error)) from None
+
+    def ask_for_json(self, command: str, **fields: Any) -> dict[str, Any]:
+        """Return what *command* is answered, as it came. What it raises: :meth:`ask`."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        request = json.dumps({"v": VERSION, "command": command, **given}).encode() + b"\n"
+        try:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                # Who was turned away finds the reply there, and nobody to ask.
+                self._sock.sendall(request)
+            line = self._line()
+        except ConnectionError:
+            raise GoneError(f"the daemon at {self._path} has gone") from None
+        except OSError as error:
+            text = f"the daemon at {self._path} does not answer: {_reason(error)}"
+            raise UnavailableError(text) from None
+        return self._read(line)
+
+    def _line(self) -> bytes:
+        """Return the next line; it is to be there in a bounded time, however it trickles in."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        received = [self._held]
+        size = len(self._held)
+        while b"\n" not in received[-1]:
+            if size > MAX_REPLY:
+                raise self._no_daemon("a line without an end")
+            self._sock.settimeout(max(0.001, deadline - time.monotonic()))
+            chunk = self._sock.recv(_CHUNK)
+            if not chunk:
+                raise GoneError(f"the daemon at {self._path} has gone")
+            received.append(chunk)
+            size += len(chunk)
+        line, _, self._held = b"".join(received).partition(b"\n")
+        return line
+
+    def _read(self, line: bytes) -> dict[str, Any]:
+        try:
+            reply = msgspec.json.decode(line)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise self._no_daemon("no JSON") from None
+        if not isinstance(reply, dict) or reply.get("v") != VERSION:
+            raise self._no_daemon(f"not version {VERSION} of the protocol")
+        if reply.get("ok") is True:
+            return reply
+        try:
+            kind = _ERRORS[Fault(str(reply.get("fault")))]
+        except ValueError:
+            raise self._no_daemon("a fault that nobody knows") from None
+        raise kind(printable(str(reply.get("text", "")), 1000))
+
+    def _no_daemon(self, reason: str) -> ProtocolError:
+        reason = printable(reason, 200)
+        return ProtocolError(f"what answers at {self._path} is not this daemon: {reason}")
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _reason(error: OSError) -> str:
+    return "it takes too long" if isinstance(error, TimeoutError) else error.strerror or str(error)

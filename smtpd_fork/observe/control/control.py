@@ -1,0 +1,253 @@
+"""Control: the control socket as a companion of the server.
+
+Whoever may speak here may end the daemon, so it is a unix socket of mode 0600, and the peer's
+credentials are asked for as well. Clients are few, and none of them can hold up the mail, or each
+other for long: requests and replies are bounded, one request is worked on at a time, and for each
+the socket rests four times as long as it took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from smtpd_fork.config import SettingError
+from smtpd_fork.listeners import Address, Listener, bind_all
+from smtpd_fork.listeners.address import MAX_UNIX_PATH
+from smtpd_fork.listeners.refuse import refuse
+from smtpd_fork.observe.companion import Companion
+from smtpd_fork.observe.control import protocol
+from smtpd_fork.observe.control.administration import Administration, Front, State
+from smtpd_fork.observe.control.protocol import Fault, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Control", "DrainOrder", "open_control"]
+
+log = logging.getLogger("smtpd_fork.control")
+
+MODE = 0o600
+BACKLOG = 16
+
+MAX_CLIENTS = 8
+"""At once; an administrator, a few that watch, and a script."""
+
+IDLE_SECONDS = 10.0
+"""How long a client may take for its next request, from its first byte to its last."""
+
+REPLY_SECONDS = 10.0
+"""How long a client may take to read a reply."""
+
+REST = 4
+"""For each second that an answer took, so many without one: a fifth of the loop's time at most."""
+
+LONGEST_REST = 0.5
+"""Seconds; an answer that had to wait for the disk was not the loop's time."""
+
+STARVED_SECONDS = 1.0
+"""How long nobody is accepted when descriptors ran out."""
+
+COMPLAINT_SECONDS = 5.0
+"""How often, at most, the log tells of clients that are turned away."""
+
+_CREDENTIALS = struct.Struct("3i")
+"""struct ucred of unix(7): pid, uid, gid."""
+
+
+class DrainOrder(NamedTuple):
+    """The daemon is to end with its last session.
+
+    :ivar seconds: how long to wait for that; None is for as long as it takes
+    """
+
+    seconds: float | None
+
+
+class _Peer(NamedTuple):
+    pid: int
+    uid: int
+    gid: int
+
+    @classmethod
+    def of(cls, sock: socket.socket) -> _Peer:
+        """Return who connected *sock*, as the kernel knows (SO_PEERCRED, unix(7)).
+
+        :raises OSError: the kernel does not know
+        """
+        packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return cls(*_CREDENTIALS.unpack(packed))
+
+    @property
+    def may_speak(self) -> bool:
+        return self.uid in {0, os.geteuid()}
+
+    def __str__(self) -> str:
+        return f"uid {self.uid}, pid {self.pid}"
+
+
+def open_control(path: str) -> Listener:
+    """Bind the control socket at *path* and listen: only its owner can ever connect to it.
+
+    :raises SettingError: no socket can have that path
+    :raises CannotCreateError: the path cannot be made
+    :raises OperatingSystemError: a daemon answers there
+    """
+    absolute = Path(path).absolute()
+    if len(bytes(absolute)) > MAX_UNIX_PATH:
+        reason = f"the path is too long; unix sockets take {MAX_UNIX_PATH} bytes"
+        raise SettingError("control", path, reason)
+    (listener,) = bind_all([Address(path=absolute)], backlog=BACKLOG, socket_mode=MODE)
+    return listener
+
+
+class Control(Companion):
+    """Answers administrators.
+
+    :param listener: opened by :func:`open_control`
+    :param front: is administered
+    :param drain: has the daemon end with its last session, or after so many seconds
+    """
+
+    def __init__(
+        self, listener: Listener, front: Front, drain: Callable[[float | None], None]
+    ) -> None:
+        self._listener = listener
+        self._state = State()
+        self._administration = Administration(front, self._state, drain)
+        self._clients: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+        self._rests_until = 0.0
+        self._starved: asyncio.TimerHandle | None = None
+        self._complained = -COMPLAINT_SECONDS
+        self._loop: asyncio.AbstractEventLoop
+
+    def __str__(self) -> str:
+        return f"the control socket {self._listener.path}"
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._listener.sock, self._accept)
+        log.info("control socket %s", self._listener.path)
+
+    async def stopping(self) -> None:
+        """Take note of the stop; until it is over, questions are answered."""
+        self._state.ending = self._state.ending or "stopping"
+
+    async def stop(self) -> None:
+        """Close on everybody, whatever they wait for, and remove the path."""
+        self._loop.remove_reader(self._listener.sock)
+        if self._starved is not None:
+            self._starved.cancel()
+        self._listener.close()
+        for task in self._clients:
+            task.cancel()
+        if self._clients:
+            await asyncio.wait(self._clients)
+
+    # -- clients -------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        """Accept one client; the loop calls again, after the sessions' turn, if there are more."""
+        try:
+            sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            return
+        except OSError as error:
+            self._starve(error)
+            return
+        try:
+            sock.setblocking(False)
+            peer = _Peer.of(sock)
+        except OSError:
+            sock.close()
+            return
+        if not peer.may_speak:
+            text = f"uid {peer.uid} may not: only root and the daemon's own user may"
+            self._turn_away(sock, peer, RequestError(Fault.PERMISSION, text))
+        elif len(self._clients) >= MAX_CLIENTS:
+            text = f"there are {MAX_CLIENTS} clients already; try again"
+            self._turn_away(sock, peer, RequestError(Fault.BUSY, text))
+        else:
+            task = self._loop.create_task(self._serve(sock, peer))
+            self._clients.add(task)
+            task.add_done_callback(self._clients.discard)
+            task.add_done_callback(lambda _: sock.close())  # it may never have begun
+
+    def _starve(self, error: OSError) -> None:
+        """Stop accepting for a while: the system is short of something."""
+        log.error("control: cannot accept: %s", error.strerror)
+        self._loop.remove_reader(self._listener.sock)
+        self._starved = self._loop.call_later(
+            STARVED_SECONDS, self._loop.add_reader, self._listener.sock, self._accept
+        )
+
+    def _turn_away(self, sock: socket.socket, peer: _Peer, fault: RequestError) -> None:
+        refuse(sock, protocol.encode_fault(fault))
+        now = self._loop.time()
+        if now - self._complained >= COMPLAINT_SECONDS:
+            self._complained = now
+            log.warning("control: %s was turned away: %s", peer, fault.fault)
+
+    async def _serve(self, sock: socket.socket, peer: _Peer) -> None:
+        """Answer one client until it goes, breaks the rules, or takes too long."""
+        reader = asyncio.StreamReader(limit=protocol.MAX_REQUEST)
+        stream = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await self._loop.connect_accepted_socket(lambda: stream, sock)
+        writer = asyncio.StreamWriter(transport, stream, reader, self._loop)
+        transport.set_write_buffer_limits(high=0)  # drain() is to wait until all is sent
+        try:
+            await self._converse(reader, writer, peer)
+        except OSError as error:  # a time-out is one
+            log.debug("control: %s has gone, or as good as gone: %s", peer, error)
+        finally:
+            transport.abort()  # a reply that was not read within its time is not waited for
+
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: _Peer
+    ) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    line = await reader.readuntil(b"\n")
+            except asyncio.IncompleteReadError:
+                return
+            except asyncio.LimitOverrunError:
+                text = f"a request has {protocol.MAX_REQUEST} bytes at most"
+                await self._send(writer, protocol.encode_fault(RequestError(Fault.REQUEST, text)))
+                return
+            await self._send(writer, await self._answer(line, peer))
+
+    async def _send(self, writer: asyncio.StreamWriter, line: bytes) -> None:
+        if writer.transport.is_closing():
+            raise ConnectionResetError  # uvloop has another word for it, that means anything
+        writer.write(line)
+        async with asyncio.timeout(REPLY_SECONDS):
+            await writer.drain()
+
+    async def _answer(self, line: bytes, peer: _Peer) -> bytes:
+        """Return the reply to a request; one after another, with a rest between them."""
+        async with self._turn:
+            await asyncio.sleep(self._rests_until - self._loop.time())
+            began = self._loop.time()
+            try:
+                request = protocol.decode(line)
+                answer = await self._administration.answer(request, str(peer))
+                return protocol.encode({"ok": True, **answer})
+            except RequestError as error:
+                return protocol.encode_fault(error)
+            except Exception:
+                log.exception("control: a request failed")
+                text = "a fault of the daemon; its log has more"
+                return protocol.encode_fault(RequestError(Fault.FAILED, text))
+            finally:
+                now = self._loop.time()
+                self._rests_until = now + min(LONGEST_REST, REST * (now - began))

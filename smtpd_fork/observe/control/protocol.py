@@ -1,0 +1,197 @@
+"""Protocol: what is said over the control socket, as plain data. docs/control.md is its manual.
+
+One JSON object a line, each way. A request has the version and a command; its reply has the version
+and ``ok``, and what was asked for or a fault.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from smtpd_fork.config import LONGEST_SECONDS
+
+__all__ = [
+    "MAX_REPLY",
+    "MAX_REQUEST",
+    "PAGE",
+    "VERSION",
+    "Drain",
+    "Explain",
+    "Fault",
+    "Kick",
+    "Limits",
+    "Pause",
+    "Request",
+    "RequestError",
+    "Resume",
+    "Sessions",
+    "Status",
+    "decode",
+    "encode",
+]
+
+VERSION = 1
+"""Of the protocol; another one is another language."""
+
+MAX_REQUEST = 16 * 1024
+"""Bytes of a request with its newline: room for a few hundred networks in ``limits``."""
+
+MAX_REPLY = 512 * 1024
+"""Bytes of a reply with its newline; a page of sessions has a third of that at most."""
+
+PAGE = 100
+"""Sessions on a page, if a request does not say; and twice that at most."""
+
+
+class Fault(StrEnum):
+    """Why a request was not carried out."""
+
+    REQUEST = "request"
+    """It cannot be read: no JSON, no such command, a value that is none."""
+    VERSION = "version"
+    """It is of another version."""
+    PERMISSION = "permission"
+    """The client is neither root nor the daemon's own user."""
+    BUSY = "busy"
+    """There are as many clients as there may be."""
+    UNKNOWN = "unknown"
+    """There is nothing of that id."""
+    REFUSED = "refused"
+    """It can be read, and cannot be had."""
+    FAILED = "failed"
+    """A fault of the daemon; its log has more."""
+
+
+class RequestError(Exception):
+    """A request that is not carried out.
+
+    :ivar fault: why, in a word
+    :ivar text: why, for people
+    """
+
+    def __init__(self, fault: Fault, text: str) -> None:
+        super().__init__(text)
+        self.fault = fault
+        self.text = text
+
+
+Id: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class _Request(
+    msgspec.Struct,
+    tag_field="command",
+    tag=str.lower,
+    forbid_unknown_fields=True,
+    kw_only=True,
+):
+    v: int
+
+
+class Status(_Request):
+    """How it is."""
+
+
+class Sessions(_Request):
+    """Who is in, page by page, the oldest first.
+
+    :ivar limit: on the page at most
+    :ivar after: ``next`` of the page before
+    """
+
+    limit: Annotated[int, Meta(ge=1, le=2 * PAGE)] = PAGE
+    after: tuple[float, Id] | None = None
+
+
+class Kick(_Request):
+    """End one session, or all of a source or a network.
+
+    :ivar id: of the session
+    :ivar source: an address, or a network
+    """
+
+    id: Id | None = None
+    source: Name | None = None
+
+
+class Limits(_Request):
+    """Tell the gate's limits, after they were changed.
+
+    :ivar set: what is to be changed, as options have it; an empty list clears a setting
+    """
+
+    set: dict[Name, list[str]] = {}
+
+
+class Pause(_Request):
+    """Let nobody in until further notice."""
+
+
+class Resume(_Request):
+    """Let clients in again."""
+
+
+class Drain(_Request):
+    """Let nobody in any more, and end with the last session.
+
+    :ivar seconds: then it is a stop; None waits for as long as it takes
+    """
+
+    seconds: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] | None = None
+
+
+class Explain(_Request):
+    """Tell what is known of a refusal."""
+
+    id: Id
+
+
+Request: TypeAlias = Status | Sessions | Kick | Limits | Pause | Resume | Drain | Explain
+
+
+class _AnyVersion(msgspec.Struct):
+    v: int
+
+
+_decoder = msgspec.json.Decoder(Request)
+_any_version = msgspec.json.Decoder(_AnyVersion)
+_encoder = msgspec.json.Encoder()
+
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+def decode(line: bytes) -> Request:
+    """Return the request in *line*.
+
+    :raises RequestError: it is none, or of another version
+    """
+    try:
+        version = _any_version.decode(line).v
+        if version == VERSION:
+            request: Request = _decoder.decode(line)
+            return request
+    except _UNREADABLE as error:
+        raise RequestError(Fault.REQUEST, f"cannot read the request: {error}") from None
+    text = f"this daemon speaks version {VERSION} of the protocol, and not {version}"
+    raise RequestError(Fault.VERSION, text)
+
+
+def encode(reply: dict[str, Any]) -> bytes:
+    """Return the line of a reply.
+
+    :raises RequestError: it would be too long
+    """
+    line = _encoder.encode({"v": VERSION, **reply}) + b"\n"
+    if len(line) > MAX_REPLY:
+        raise RequestError(Fault.FAILED, "the reply would be too long")
+    return line
+
+
+def encode_fault(fault: RequestError) -> bytes:
+    """Return the line that tells of a fault."""
+    return encode({"ok": False, "fault": str(fault.fault), "text": fault.text})

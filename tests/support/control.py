@@ -1,0 +1,61 @@
+"""A control client that says exactly what it is told, and the commands as processes."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+
+from support.daemon import PATIENCE, run
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
+SOCKET = "control.sock"
+CONTROL = ("--control", SOCKET)
+
+
+def connect(folder: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(PATIENCE)
+    try:
+        sock.connect(str(folder / SOCKET))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def ask(folder: Path, command: str, **fields: Any) -> dict[str, Any]:
+    """Return the reply to one request on a connection of its own."""
+    return raw(folder, json.dumps({"v": 1, "command": command, **fields}).encode() + b"\n")
+
+
+def raw(folder: Path, request: bytes) -> dict[str, Any]:
+    with connect(folder) as sock:
+        sock.sendall(request)
+        return line(sock)
+
+
+def line(sock: socket.socket) -> dict[str, Any]:
+    """Return the next reply; none is an empty one."""
+    received = b""
+    while not received.endswith(b"\n"):
+        chunk = sock.recv(1)
+        if not chunk:
+            return {}
+        received += chunk
+    reply: dict[str, Any] = json.loads(received)
+    return reply
+
+
+def says(folder: Path, *words: str) -> str:
+    """Return what a command prints; it has to succeed."""
+    ended = command(folder, *words)
+    assert (ended.returncode, ended.stderr) == (0, ""), ended
+    return ended.stdout
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return run(*words, *CONTROL, cwd=folder)
