@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from smtpd_fork.cli.holdings import Holdings
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS, SECTIONS, SettingOption
 from smtpd_fork.cli.start import start
 from smtpd_fork.config import (
@@ -22,7 +23,12 @@ from smtpd_fork.config import (
     DaemonConfig,
     SettingError,
 )
-from smtpd_fork.daemon import fill_standard_descriptors, raise_descriptor_limit
+from smtpd_fork.daemon import (
+    Heir,
+    Origin,
+    fill_standard_descriptors,
+    raise_descriptor_limit,
+)
 from smtpd_fork.errors import ExitStatus, SmtpdForkError
 from smtpd_fork.version import __version__
 
@@ -92,7 +98,8 @@ def _run(ctx: click.Context, /, **values: Any) -> None:
     # First, as the default of --limit-connections is what the limit of open files allows.
     raise_descriptor_limit(LIMIT_CONNECTIONS + RESERVED_DESCRIPTORS)
     try:
-        start(DaemonConfig.build(given), explain=partial(_explain, ctx), strays=_strays())
+        config = DaemonConfig.build(given)
+        start(config, ctx.obj, explain=partial(_explain, ctx), strays=_strays())
     except SmtpdForkError as error:
         raise click.ClickException(_explain(ctx, error)) from error
 
@@ -123,16 +130,28 @@ command = _Command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     fill_standard_descriptors()
+    holdings = Holdings(Origin.here())
     try:
-        command.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        holdings.heir = Heir.of_environment(os.environ)
+        command.main(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=holdings)
     except click.ClickException as error:
         cause = error.__cause__
         status = cause.exit_status if isinstance(cause, SmtpdForkError) else ExitStatus.USAGE
-        _complain(_usage(error) if isinstance(error, click.UsageError) else error.message)
-        return int(status)
+        text = _usage(error) if isinstance(error, click.UsageError) else error.message
+        return _fail(holdings, text, status)
+    except SmtpdForkError as error:
+        return _fail(holdings, str(error), error.exit_status)
     except click.Abort:  # click's name for an interrupt
         return 130
     return int(ExitStatus.OK)
+
+
+def _fail(holdings: Holdings, text: str, status: ExitStatus) -> int:
+    """Say what is wrong, also to the process whose place this one was to take."""
+    if holdings.heir is not None:
+        holdings.heir.failed(text)
+    _complain(text)
+    return int(status)
 
 
 def _usage(error: click.UsageError) -> str:

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.cli.companions import Companions, companions_of
 from smtpd_fork.cli.reload import Reloads
+from smtpd_fork.cli.takeover import Takeover, confirmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smtpd_fork.cli.holdings import Holdings
     from smtpd_fork.config import DaemonConfig
+    from smtpd_fork.daemon import Heir
     from smtpd_fork.server import Server
 
 __all__ = ["serve"]
@@ -28,15 +31,22 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(server: Server, config: DaemonConfig, *, ready: Callable[[], None] | None = None) -> None:
+def serve(
+    server: Server,
+    config: DaemonConfig,
+    holdings: Holdings,
+    *,
+    ready: Callable[[], None] | None = None,
+) -> None:
     """Run *server* until SIGTERM or SIGINT; a second one stops at once.
 
+    :param holdings: what the process has besides, and may hand over (SIGUSR2)
     :param ready: called once it serves
     :raises SmtpdForkError: it cannot start
     """
     with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
-        companions = Companions(companions_of(config, server))
-        runner.run(_serve(server, config, companions, ready))
+        companions = Companions(companions_of(config, server, holdings))
+        runner.run(_serve(server, config, holdings, companions, ready))
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -61,6 +71,7 @@ def _rarely_collect_garbage() -> None:
 async def _serve(
     server: Server,
     config: DaemonConfig,
+    holdings: Holdings,
     companions: Companions,
     ready: Callable[[], None] | None,
 ) -> None:
@@ -70,17 +81,73 @@ async def _serve(
         loop.add_signal_handler(number, signals.put_nowait, number)
     reloads = Reloads(server, config, companions)
     loop.add_signal_handler(signal.SIGHUP, reloads.ask)
-    await server.start()
+    takeover = Takeover(
+        server,
+        holdings,
+        companions,
+        done=lambda: signals.put_nowait(signal.SIGUSR2),
+        detached=config.detach,
+    )
+    loop.add_signal_handler(signal.SIGUSR2, takeover.ask)
+    await server.start(accept=holdings.heir is None)
     try:
         await companions.start()
+        if holdings.heir is not None:
+            await _take_over(server, holdings, holdings.heir)
     except BaseException:
+        await companions.stop()
         await server.abort()
         raise
     _rarely_collect_garbage()
     log.info("serving, pid %d", os.getpid())
     if ready is not None:
         ready()
-    number = await signals.get()
+    takeover.serving()
+    await companions.serving()
+    heard: signal.Signals | None = await signals.get()
+    if heard is signal.SIGUSR2:
+        heard = await _leave(server, signals)
+    await takeover.end()
+    if heard is not None:
+        await _stop(server, companions, signals, heard)
+    else:
+        await server.stop()
+    await reloads.end()
+    await companions.stop()
+    log.info("stopped")
+
+
+async def _take_over(server: Server, holdings: Holdings, heir: Heir) -> None:
+    """Go on in another process's place.
+
+    :raises SmtpdForkError: it goes on itself, or the pid-file cannot be written
+    """
+    if holdings.pid_file is not None:
+        holdings.pid_file.write(os.getpid())
+    await confirmed(heir)
+    holdings.take_over()
+    server.accept()
+
+
+async def _leave(server: Server, signals: asyncio.Queue[signal.Signals]) -> signal.Signals | None:
+    """Let everybody finish; return the signal that put an end to that, if one did."""
+    log.info("%d sessions go on here until they end", server.sessions)
+    leaving = asyncio.ensure_future(server.leave())
+    stop = asyncio.ensure_future(signals.get())
+    await asyncio.wait([leaving, stop], return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    if stop.done():
+        return stop.result()
+    stop.cancel()
+    return None
+
+
+async def _stop(
+    server: Server,
+    companions: Companions,
+    signals: asyncio.Queue[signal.Signals],
+    number: signal.Signals,
+) -> None:
     log.info("%s: stopping", number.name)
     await companions.stopping()
     stopping = asyncio.ensure_future(server.stop())
@@ -91,6 +158,3 @@ async def _serve(
         await server.abort()
     second.cancel()
     await asyncio.wait([stopping])
-    await reloads.end()
-    await companions.stop()
-    log.info("stopped")

@@ -10,27 +10,31 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from smtpd_fork.cli.holdings import Holdings
+from smtpd_fork.cli.inherit import blaming, listeners_of, pid_file_of
 from smtpd_fork.cli.log import set_up_logging
 from smtpd_fork.cli.serve import serve
 from smtpd_fork.config import RESERVED_DESCRIPTORS
 from smtpd_fork.daemon import (
     Account,
     Janitor,
-    PidFile,
+    Notifier,
+    Origin,
     Word,
     detach,
     drop_privileges,
     look_up_user,
+    passed_sockets,
     raise_descriptor_limit,
 )
 from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
-from smtpd_fork.listeners import open_listeners, vetting_of
+from smtpd_fork.listeners import vetting_of
 from smtpd_fork.server import Server
 
 if TYPE_CHECKING:
@@ -45,45 +49,44 @@ __all__ = ["start"]
 log = logging.getLogger("smtpd_fork.daemon")
 
 
-@contextmanager
-def _blaming(*settings: str) -> Iterator[None]:
-    """Note on an error which settings led to it."""
-    try:
-        yield
-    except SmtpdForkError as error:
-        error.settings = settings
-        raise
-
-
 class _Prepared(NamedTuple):
     """What is there when nothing can fail any more but the last steps."""
 
     server: Server
-    pid_file: PidFile | None
     warnings: list[str]
     """Not told before the start is sure: of a start that fails, the fault is the one line."""
 
 
 def start(
-    config: DaemonConfig, *, explain: Callable[[SmtpdForkError], str], strays: Sequence[str] = ()
+    config: DaemonConfig,
+    holdings: Holdings | None = None,
+    *,
+    explain: Callable[[SmtpdForkError], str],
+    strays: Sequence[str] = (),
 ) -> None:
     """Be the daemon that *config* describes, until it is told to stop.
 
+    :param holdings: how the process was started, and what it was left
     :param explain: returns an error in words, for the parent of a detached daemon to print
     :param strays: environment variables that name no option, to be warned of
     :raises SmtpdForkError: it cannot be; with ``settings`` that are to blame, and nothing done
     """
+    holdings = holdings or Holdings(Origin.here())
     with ExitStack() as left_over:
-        prepared = _set_up(config, left_over)
+        prepared = _set_up(config, holdings, left_over)
         if strays:
             prepared.warnings.append(f"no option has the name of {', '.join(strays)}")
         word = detach() if config.detach else None
+        if holdings.heir is not None:
+            holdings.heir.began()
         try:
-            _serve(config, prepared, word)
+            _serve(config, holdings, prepared, word)
         except SmtpdForkError as error:
             if word is None:
                 raise
             reason = explain(error)
+            if holdings.heir is not None:
+                holdings.heir.failed(reason)
             log.error("%s", reason)  # noqa: TRY400 - one line, as on a terminal
             # Whoever hears of it finds nothing left: cleaned up first, told afterwards.
             left_over.close()
@@ -91,51 +94,53 @@ def start(
             os._exit(error.exit_status)
 
 
-def _serve(config: DaemonConfig, prepared: _Prepared, word: Word | None) -> None:
-    if prepared.pid_file is not None:
-        with _blaming("pid_file"):
-            prepared.pid_file.write(os.getpid())
+def _serve(
+    config: DaemonConfig, holdings: Holdings, prepared: _Prepared, word: Word | None
+) -> None:
+    if holdings.pid_file is not None and holdings.heir is None:  # else it is another's still
+        with blaming("pid_file"):
+            holdings.pid_file.write(os.getpid())
     for warning in prepared.warnings:
         log.warning("%s", warning)
-    serve(prepared.server, config, ready=word.serving if word is not None else None)
+    serve(prepared.server, config, holdings, ready=word.serving if word is not None else None)
 
 
-def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
+def _set_up(config: DaemonConfig, holdings: Holdings, left_over: ExitStack) -> _Prepared:
     """Do all that comes before the detaching."""
     _check_folder()
-    with _blaming("log_to"):
+    # Before any file is opened: the descriptors that were passed are those that are open now.
+    passed = passed_sockets(os.environ)
+    holdings.notifier = Notifier.of_environment(os.environ)
+    with blaming("log_to"):
         set_up_logging(config)
     descriptors = raise_descriptor_limit(_wanted_descriptors(config))
     account = None
     if config.user is not None:
-        with _blaming("user"):
-            account = look_up_user(config.user)
+        with blaming("user"):
+            account = look_up_user(config.user, may_be_it=holdings.heir is not None)
     limits = limits_of(config)
     networks_of("proxy_trust", config.proxy_trust)  # a fault shows before anything is bound
-    with _blaming("dnsbl", "rdns"):
+    with blaming("dnsbl", "rdns"):
         vetting_of(config)
-    with _blaming("listen", "port"):
-        listeners = open_listeners(
-            config.listen, config.port, backlog=config.backlog, socket_mode=config.socket_mode
-        )
-    left_over.callback(_close_all, listeners)
-    pid_file = None
-    if config.pid_file is not None:
-        with _blaming("pid_file"):
-            pid_file = PidFile.acquire(config.pid_file)
-        left_over.callback(pid_file.remove)
-    if account is not None:
-        left_over.callback(_hire_janitor(account, listeners, pid_file).dismiss)
-    with _blaming("handler"):
+    listeners = listeners_of(config, holdings, passed)
+    left_over.callback(_close_all, [*listeners, *holdings.dropped])
+    with blaming("pid_file"):
+        holdings.pid_file = pid_file_of(config.pid_file, holdings)
+    if holdings.pid_file is not None:
+        left_over.callback(holdings.pid_file.remove)
+    if (janitor := _janitor(account, listeners, holdings)) is not None:
+        holdings.janitor = janitor
+        left_over.callback(janitor.dismiss)
+    with blaming("handler"):
         chain = load_handlers(config.handler)
-    with _blaming("tls_cert", "tls_key"):
+    with blaming("tls_cert", "tls_key"):
         server = Server(chain, config=config, limits=limits, listeners=listeners)
     if account is not None:
-        with _blaming("user"):
+        with blaming("user"):
             drop_privileges(account)
-    with _blaming("handler"):
+    with blaming("handler"):
         chain.prepare()
-    return _Prepared(server, pid_file, list(_warnings(config, chain, descriptors)))
+    return _Prepared(server, list(_warnings(config, chain, descriptors)))
 
 
 def _check_folder() -> None:
@@ -154,16 +159,20 @@ def _close_all(listeners: Sequence[Listener]) -> None:
         listener.close()
 
 
-def _hire_janitor(
-    account: Account, listeners: Sequence[Listener], pid_file: PidFile | None
-) -> Janitor:
-    """Keep the right to remove what the user will not be able to."""
+def _janitor(
+    account: Account | None, listeners: Sequence[Listener], holdings: Holdings
+) -> Janitor | None:
+    """Keep the right to remove what the user will not be able to; None if that takes nobody."""
+    if holdings.heir is not None and holdings.heir.estate.janitor is not None:
+        return Janitor.inherit(holdings.heir.estate.janitor)
+    if account is None or os.geteuid() != 0:
+        return None
     for listener in listeners:
-        if listener.path is not None:
+        if listener.path is not None and not listener.inherited:
             os.chown(listener.path, account.uid, account.gid)
-    if pid_file is None:
+    if holdings.pid_file is None:
         return Janitor.hire(listeners)
-    return Janitor.hire([*listeners, pid_file], keep=pid_file.descriptor)
+    return Janitor.hire([*listeners, holdings.pid_file], keep=holdings.pid_file.descriptor)
 
 
 def _wanted_descriptors(config: DaemonConfig) -> int:

@@ -3,6 +3,7 @@
 from smtpd_fork.listeners.acceptor import Acceptor
 from smtpd_fork.listeners.address import ANY, Address, parse_address, spread
 from smtpd_fork.listeners.bind import adopt, bind_all, open_listeners
+from smtpd_fork.listeners.inherited import inherited_listeners, listeners_left
 from smtpd_fork.listeners.listener import Listener
 from smtpd_fork.listeners.refuser import Refuser
 from smtpd_fork.listeners.stages import Stages
@@ -17,6 +18,8 @@ __all__ = [
     "Stages",
     "adopt",
     "bind_all",
+    "inherited_listeners",
+    "listeners_left",
     "open_listeners",
     "parse_address",
     "spread",

@@ -22,7 +22,7 @@ from smtpd_fork.listeners.unix import bind_unix
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["adopt", "bind_all", "listen_backlog", "open_listeners"]
+__all__ = ["adopt", "bind_all", "listen_backlog", "open_listeners", "wanted_addresses"]
 
 _MEANING: dict[int, tuple[type[SmtpdForkError], str]] = {
     errno.EACCES: (NotPermittedError, "permission denied; ports below 1024 need privileges"),
@@ -59,14 +59,29 @@ def open_listeners(
 
     :raises SettingError: an address cannot be read
     """
-    addresses = spread([parse_address(text) for text in listen or (ANY,)], ports)
+    addresses = wanted_addresses(listen, ports)
     return bind_all(addresses, backlog=backlog, socket_mode=socket_mode)
 
 
-def bind_all(addresses: Sequence[Address], *, backlog: int, socket_mode: int) -> list[Listener]:
+def wanted_addresses(listen: Sequence[str], ports: Sequence[int]) -> list[Address]:
+    """Return the addresses that the settings *listen* and *port* name, each once.
+
+    :raises SettingError: an address cannot be read
+    """
+    return spread([parse_address(text) for text in listen or (ANY,)], ports)
+
+
+def bind_all(
+    addresses: Sequence[Address],
+    *,
+    backlog: int,
+    socket_mode: int,
+    beside: Sequence[Address] = (),
+) -> list[Listener]:
     """Bind every address and listen on it: all of them, or none.
 
     :param addresses: each with a port, or a path
+    :param beside: what is bound already, or will be
     :param backlog: of listen(2); see :func:`listen_backlog`
     :param socket_mode: file mode of unix sockets
     :raises ConfigError: a host cannot be resolved
@@ -77,7 +92,7 @@ def bind_all(addresses: Sequence[Address], *, backlog: int, socket_mode: int) ->
     listeners: list[Listener] = []
     try:
         for address in addresses:
-            for sock in _bind(address, addresses, socket_mode):
+            for sock in _bind(address, [*addresses, *beside], socket_mode):
                 try:
                     sock.listen(listen_backlog(backlog))
                     sock.setblocking(False)
@@ -92,13 +107,14 @@ def bind_all(addresses: Sequence[Address], *, backlog: int, socket_mode: int) ->
     return listeners
 
 
-def adopt(sock: socket.socket, *, backlog: int) -> Listener:
+def adopt(sock: socket.socket, *, backlog: int, scheme: str = "smtp") -> Listener:
     """Listen on a socket that somebody else bound, and left to us.
 
+    :param scheme: what is spoken there, as in front of an address
     :raises OperatingSystemError: it cannot listen: not bound, connected, shut down, no socket, ...
     """
     try:
-        address = _address_of(sock)
+        address = _address_of(sock, scheme)
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.listen(listen_backlog(backlog))
         sock.setblocking(False)
@@ -107,11 +123,12 @@ def adopt(sock: socket.socket, *, backlog: int) -> Listener:
         raise _explained(Address(host=f"descriptor {sock.fileno()}"), error) from None
 
 
-def _address_of(sock: socket.socket) -> Address:
+def _address_of(sock: socket.socket, scheme: str) -> Address:
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
-        return Address(path=Path(os.fsdecode(name)))
-    return Address(host=name[0], port=name[1])
+        # An abstract name begins with NUL, which people write as @: unix(7).
+        return Address(scheme, path=Path(os.fsdecode(name).replace("\0", "@")))
+    return Address(scheme, host=name[0], port=name[1])
 
 
 def listen_backlog(backlog: int) -> int:

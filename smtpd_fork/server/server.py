@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Self
 
 from smtpd_fork.config import Config, SettingError
+from smtpd_fork.errors import ConfigError
 from smtpd_fork.gate import GATE_SETTINGS, Gate, limits_of, networks_of
 from smtpd_fork.handlers import Chain
 from smtpd_fork.listeners import (
@@ -41,6 +42,10 @@ log = logging.getLogger("smtpd_fork.server")
 
 IDENT = "ESMTP smtpd-fork"
 """What the greeting says behind the host's name; no version, which only an attacker needs."""
+
+
+LEAVE_SECONDS = 0.5
+"""How often a server that leaves looks for clients who have no session yet."""
 
 
 class Server:
@@ -95,12 +100,12 @@ class Server:
         self._proxy_trust = networks_of("proxy_trust", self.config.proxy_trust)
         self._vetting = vetting_of(self.config)
         self._tls = tls_context or self._load_tls()
+        self._listeners = list(listeners)
         self._check_tls()
         self._session_class = session_class
         self._budget = Budget(self.config.max_buffered)
         self._session_options = self._options(session_options or {})
         self._inherited = list(sockets) if sockets is not None else None
-        self._listeners = list(listeners)
         self._acceptor: Acceptor | None = None
         self._stages: Stages | None = None
         self._sessions: Sessions | None = None
@@ -123,6 +128,9 @@ class Server:
         for text in self.config.listen:
             if parse_address(text).tls:
                 raise SettingError("listen", text, "there is no certificate for TLS")
+        for listener in self._listeners:
+            if listener.tls:  # inherited, and called so: the settings do not name it
+                raise ConfigError(f"cannot listen on {listener}: there is no certificate for TLS")
 
     def _options(self, more: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keywords of every session, worked out once."""
@@ -160,9 +168,10 @@ class Server:
                 socket_mode=config.socket_mode,
             )
 
-    async def start(self) -> None:
+    async def start(self, *, accept: bool = True) -> None:
         """Bind what is not bound yet, and accept.
 
+        :param accept: else nobody is accepted until :meth:`accept` is called
         :raises SmtpdForkError: an address cannot be bound, or a sink cannot be made
         """
         if self._acceptor is not None:
@@ -203,7 +212,13 @@ class Server:
         if config.max_loop_lag:
             self._lag = LagMonitor(loop, self.gate.load, config.max_loop_lag)
             self._lag.start()
-        self._acceptor.start(loop)
+        if accept:
+            self.accept()
+
+    def accept(self) -> None:
+        """Begin to accept clients, if :meth:`start` was told not to."""
+        assert self._acceptor is not None
+        self._acceptor.start(asyncio.get_running_loop())
         for listener in self._listeners:
             log.info("listening on %s", listener)
 
@@ -224,6 +239,25 @@ class Server:
             self.gate.limits = limits
         if self._acceptor is not None:
             self._acceptor.trust(self._proxy_trust)
+
+    def withdraw(self) -> None:
+        """Accept no more: another process does now, on the same listening sockets.
+
+        Nobody is told anything: who is in stays in, and so does who waits for a place.
+        :meth:`leave` ends when they have gone.
+        """
+        if self._acceptor is not None:
+            self._acceptor.withdraw()
+
+    async def leave(self) -> None:
+        """Wait until all who were in when the server withdrew have ended, each in its own time."""
+        if self._acceptor is None or self._sessions is None:
+            return
+        while self._sessions or self._acceptor.held:
+            await self._sessions.wait()
+            if self._acceptor.held:
+                # Nobody announces the end of a stage; here nothing else is left to do.
+                await asyncio.sleep(LEAVE_SECONDS)
 
     async def stop(self, timeout: float | None = None) -> int:  # noqa: ASYNC109 - a grace period
         """Stop: accept no more, let messages in flight finish, and close.

@@ -220,6 +220,12 @@ class Sessions:
             await self._cut()
         return cut
 
+    async def wait(self) -> None:
+        """Wait until the last session has ended, each in its own time."""
+        while self._tickets or self._finishing:
+            self._changed.clear()
+            await self._changed.wait()
+
     def hurry(self) -> None:
         """Have :meth:`drain` wait no longer."""
         self._hurried = True
