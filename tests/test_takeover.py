@@ -1,0 +1,480 @@
+"""Takeover: SIGUSR2, a new process goes on, and nobody outside sees that there are two."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support.daemon import (
+    COMMAND,
+    LOCAL,
+    PATIENCE,
+    Daemon,
+    Detached,
+    Process,
+    free_ports,
+    is_alive,
+    messages,
+    run,
+    until,
+    wait_until_gone,
+)
+from support.dialogue import begin_data, last_word
+from support.manager import Manager
+from support.peers import peer
+from support.place import only_line
+
+from smtpd_fork.daemon.estate import TAKEOVER
+from smtpd_fork.errors import ExitStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+
+TAKEN = r"process (\d+) has taken over"
+
+GATED = """
+import pathlib, time
+
+while pathlib.Path("wait").exists():
+    time.sleep(0.01)
+if pathlib.Path("broken").exists():
+    raise SystemExit(pathlib.Path("broken").read_text())
+
+
+class Handler:
+    async def handle_DATA(self, server, session, envelope):
+        return "250 taken"
+"""
+"""A handler that can be told to be slow, or broken, when it is imported."""
+
+
+class Heirs:
+    """Ends the processes that took over from a daemon; a context manager.
+
+    :ivar pids: theirs, in order
+    """
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.pids: list[int] = []
+
+    def take_over(self) -> int:
+        """Have the last one hand over; return the pid of the next."""
+        last = self.pids[-1] if self.pids else self.daemon.process.pid
+        os.kill(last, signal.SIGUSR2)
+        count = len(self.pids) + 1
+        until(lambda: len(re.findall(TAKEN, self.daemon.log)) == count, "it takes over")
+        pid = int(re.findall(TAKEN, self.daemon.log)[-1])
+        self.pids.append(pid)
+        self.daemon.wait_for(f"serving, pid {pid}$")
+        return pid
+
+    def __enter__(self) -> Heirs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self.pids:
+            if is_alive(pid):
+                os.kill(pid, signal.SIGTERM)
+        for pid in self.pids:
+            wait_until_gone(pid)
+
+
+# -- what goes on ------------------------------------------------------------------------------
+
+
+@LOOPS
+def test_sockets_paths_and_the_pid_file_go_to_the_new_one_and_sessions_stay(
+    tmp_path: Path, loop: str
+) -> None:
+    path, pid_file = tmp_path / "smtp.sock", tmp_path / "daemon.pid"
+    options = (*LOCAL, "-l", f"unix:{path}", "--pid-file", str(pid_file), "--loop", loop)
+    with Daemon(*options, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        places = daemon.places
+        inode = path.stat().st_ino
+        client = daemon.smtp()
+        begin_data(client)
+        idle = daemon.smtp()
+        new = heirs.take_over()
+        assert pid_file.read_text() == f"{new}\n"
+        client.send(b" a line\r\n.\r\n")
+        assert client.getreply()[0] == 250
+        assert idle.noop()[0] == 250, "nobody is told to go"
+        assert daemon.process.poll() is None
+        client.quit()
+        idle.quit()
+        assert daemon.process.wait(PATIENCE) == 0
+        daemon.deliver()
+        with socket.socket(socket.AF_UNIX) as unix:
+            unix.connect(str(path))
+            assert unix.recv(4) == b"220 "
+        assert path.stat().st_ino == inode
+        assert daemon.places == places * 2
+        again = run(*options, cwd=tmp_path)
+        assert again.returncode == ExitStatus.OS_ERROR, "the path is served"
+        locked = run(*LOCAL, "--pid-file", str(pid_file), cwd=tmp_path)
+        assert f"a running process holds it (pid {new})" in only_line(locked)
+        os.kill(new, signal.SIGTERM)
+        wait_until_gone(new)
+        assert not path.exists()
+        assert not pid_file.exists()
+
+
+@LOOPS
+def test_under_load_no_message_is_lost_and_no_connection_refused(
+    tmp_path: Path, loop: str
+) -> None:
+    count, takeovers = 3000, 4
+    options = ("-l", "127.0.0.1:0", "-m", "0", "--handler", "counting:Handler", "--loop", loop)
+    (tmp_path / "counting.py").write_text(
+        "import os\n\n"
+        "log = os.open('taken', os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)\n\n\n"
+        "class Handler:\n"
+        "    async def handle_DATA(self, server, session, envelope):\n"
+        "        os.write(log, b'%d\\n' % os.getpid())\n"
+        "        return '250 taken'\n"
+    )
+    taken = tmp_path / "taken"
+    with Daemon(*options, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        source = [peer("smtp-source"), "-s", "8", "-m", str(count), "-l", "2000"]
+        with subprocess.Popen(
+            [*source, f"inet:127.0.0.1:{daemon.port}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as load:
+            for number in range(1, takeovers + 1):
+                least = number * count // (takeovers + 2)
+                until(lambda least=least: len(lines(taken)) >= least, "mail comes in")  # type: ignore[misc]
+                assert load.poll() is None, "the load ended before the takeover"
+                heirs.take_over()
+            said, _ = load.communicate(timeout=PATIENCE)
+        assert (load.returncode, said) == (0, "")
+        assert len(lines(taken)) == count
+        assert len(set(lines(taken))) == takeovers + 1, "each had its part"
+        assert "Traceback" not in daemon.log
+        assert not re.search(r"WARNING refused|ERROR", daemon.log)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@LOOPS
+def test_clients_in_the_backlog_come_in_with_the_new_one(tmp_path: Path, loop: str) -> None:
+    with Daemon(*LOCAL, "-c", "2", "--loop", loop, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        inside = [daemon.smtp(), daemon.smtp()]
+        address = ("127.0.0.1", daemon.port)
+        waiting = [socket.create_connection(address, timeout=PATIENCE) for _ in range(2)]
+        daemon.wait_for("clients wait in the backlog")
+        heirs.take_over()
+        for sock in waiting:
+            assert sock.recv(4) == b"220 "
+            sock.close()
+        for client in inside:
+            assert client.noop()[0] == 250
+            client.quit()
+        assert daemon.process.wait(PATIENCE) == 0
+
+
+def test_clients_who_wait_for_a_place_in_the_old_one_get_it_there(tmp_path: Path) -> None:
+    options = (*LOCAL, "-c", "1", "--when-full", "defer:60")
+    with Daemon(*options, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        inside = daemon.smtp()
+        address = ("127.0.0.1", daemon.port)
+        with socket.create_connection(address, timeout=PATIENCE) as waiting:
+            until(lambda: accepted(daemon.process.pid) == 2, "it is accepted, and waits")
+            heirs.take_over()
+            inside.quit()
+            assert waiting.recv(4) == b"220 "
+            waiting.sendall(b"QUIT\r\n")
+        assert daemon.process.wait(PATIENCE) == 0
+
+
+def accepted(pid: int) -> int:
+    """Return how many connections of TCP a process has open."""
+    found = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    established = [
+        line.split()[9]
+        for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+        if line.split()[3] == "01"
+    ]
+    return sum(f"socket:[{inode}]" in found for inode in established)
+
+
+def test_the_old_one_that_drains_can_still_be_stopped(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        idle = daemon.smtp()
+        heirs.take_over()
+        daemon.signal(signal.SIGUSR2)
+        daemon.wait_for("WARNING SIGUSR2: another process has taken over from this one already")
+        daemon.signal(signal.SIGTERM)
+        assert last_word(idle) == (421, b"4.3.2")
+        assert daemon.process.wait(PATIENCE) == 0
+        daemon.deliver()
+
+
+def test_new_settings_hold_for_the_new_one_and_its_addresses(tmp_path: Path) -> None:
+    """A wrapper that execs it reads its settings anew, as a file of settings is read."""
+    ports = free_ports(3)
+    wrapper = tmp_path / "wrapper"
+    settings = tmp_path / "settings"
+    wrapper.write_text(f'#!/bin/sh\n. {settings}\nexec "$@"\n')
+    settings.write_text(f"export SMTPD_FORK_LISTEN_ADDRESS='127.0.0.1:{ports[0]} 127.0.0.1:{ports[1]}'")
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+    script += "import os, pathlib\n"
+    script += "os.environ.update(l.split('=') for l in pathlib.Path('set').read_text().split('\\n'))\n"
+    script += "from smtpd_fork.cli import main; sys.exit(main())"
+    (tmp_path / "set").write_text(f"SMTPD_FORK_LISTEN_ADDRESS=127.0.0.1:{ports[0]} 127.0.0.1:{ports[1]}")
+    command = [sys.executable, "-c", script]
+    with (
+        Daemon("--handler", "discard", cwd=tmp_path, command=command) as daemon,
+        Heirs(daemon) as heirs,
+    ):
+        (tmp_path / "set").write_text(
+            f"SMTPD_FORK_LISTEN_ADDRESS=127.0.0.1:{ports[0]} 127.0.0.1:{ports[2]}"
+        )
+        heirs.take_over()
+        assert daemon.process.wait(PATIENCE) == 0
+        for port in (ports[0], ports[2]):
+            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+                assert client.recv(4) == b"220 "
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", ports[1]), timeout=PATIENCE)
+
+
+# -- what cannot be ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> Iterator[Daemon]:
+    (tmp_path / "gated.py").write_text(GATED)
+    options = ("-l", "127.0.0.1:0", "-l", "unix:smtp.sock", "--pid-file", "daemon.pid")
+    with Daemon(*options, "--handler", "gated:Handler", cwd=tmp_path) as daemon:
+        yield daemon
+
+
+def test_a_new_one_that_cannot_start_changes_nothing(tmp_path: Path, gated: Daemon) -> None:
+    client = gated.smtp()
+    (tmp_path / "broken").write_text("no moon tonight")
+    for _ in range(2):
+        gated.signal(signal.SIGUSR2)
+        line = gated.wait_for("ERROR no takeover, this process goes on: (.*)")[1]
+        assert "handler 'gated:Handler': cannot import gated" in line
+        assert "no moon tonight" in line
+        gated.lines.clear()
+    assert (tmp_path / "daemon.pid").read_text() == f"{gated.process.pid}\n"
+    assert (tmp_path / "smtp.sock").exists()
+    assert client.noop()[0] == 250
+    (tmp_path / "broken").unlink()
+    client.quit()
+    with Heirs(gated) as heirs:
+        heirs.take_over()
+        assert gated.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("import no_such_module_at_all", "No module named 'no_such_module_at_all'"),
+        ("import os; os._exit(3)", "it ended with status 3$"),
+        ("import os; os.kill(os.getpid(), 9)", "it ended with status -9$"),
+        ("import sys; sys.stderr.write('x' * 10**6); sys.exit(4)", "it ended with status 4"),
+        ("import sys; sys.argv.append('--no-such-option')", "No such option"),
+    ],
+)
+def test_whatever_becomes_of_a_new_one_is_told(tmp_path: Path, fault: str, says: str) -> None:
+    script = (
+        "import pathlib, sys\n"
+        "if pathlib.Path('fault').exists():\n"
+        "    exec(pathlib.Path('fault').read_text())\n"
+        "from smtpd_fork.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    command = [sys.executable, "-c", script]
+    options = (*LOCAL, "--pid-file", "daemon.pid")
+    with Daemon(*options, cwd=tmp_path, command=command) as daemon:
+        (tmp_path / "fault").write_text(fault)
+        daemon.signal(signal.SIGUSR2)
+        line = daemon.wait_for("ERROR no takeover, this process goes on: (.*)")[1]
+        assert re.search(says, line)
+        assert len(line) < 5000
+        daemon.deliver()
+        assert (tmp_path / "daemon.pid").read_text() == f"{daemon.process.pid}\n"
+        assert daemon.stop() == 0
+
+
+def test_a_new_one_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "gated.py").write_text(GATED)
+    script = (
+        "import sys\n"
+        "from smtpd_fork.cli import main, takeover\n"
+        "takeover.START_SECONDS = 1.5\n"
+        "sys.exit(main())\n"
+    )
+    options = ("-l", "127.0.0.1:0", "--handler", "gated:Handler")
+    with Daemon(*options, cwd=tmp_path, command=[sys.executable, "-c", script]) as daemon:
+        (tmp_path / "wait").touch()
+        daemon.signal(signal.SIGUSR2)
+        daemon.wait_for(r"ERROR no takeover, this process goes on: it was not ready in 1.5 s")
+        until(lambda: not children(daemon.process.pid), "the new one has ended")
+        (tmp_path / "wait").unlink()
+        daemon.deliver()
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split() if is_alive(int(word))]
+
+
+def test_a_second_signal_meanwhile_is_told_and_nothing_else(tmp_path: Path, gated: Daemon) -> None:
+    (tmp_path / "wait").touch()
+    gated.signal(signal.SIGUSR2)
+    gated.wait_for("SIGUSR2: a new process takes over")
+    gated.signal(signal.SIGUSR2)
+    gated.wait_for("WARNING SIGUSR2: a new process is starting already")
+    (tmp_path / "wait").unlink()
+    with Heirs(gated) as heirs:
+        heirs.pids.append(int(gated.wait_for(TAKEN)[1]))
+        assert gated.process.wait(PATIENCE) == 0
+        gated.deliver()
+
+
+def test_a_stop_meanwhile_ends_both(tmp_path: Path, gated: Daemon) -> None:
+    (tmp_path / "wait").touch()
+    gated.signal(signal.SIGUSR2)
+    until(lambda: children(gated.process.pid), "the new one is started")
+    (new,) = children(gated.process.pid)
+    assert gated.stop() == 0
+    wait_until_gone(new)
+    assert not (tmp_path / "daemon.pid").exists()
+    assert not (tmp_path / "smtp.sock").exists()
+
+
+@pytest.mark.parametrize("value", ["", "x", "{}", '{"parent": 1, "stderr": 2}', "[" * 10000])
+def test_a_variable_that_is_not_meant_for_it_is_one_line(tmp_path: Path, value: str) -> None:
+    ended = run(*LOCAL, cwd=tmp_path, environment={TAKEOVER: value})
+    assert ended.returncode == ExitStatus.USAGE
+    assert TAKEOVER in only_line(ended)
+
+
+# -- with the manners of a daemon --------------------------------------------------------------
+
+
+@LOOPS
+def test_a_detached_daemon_is_followed_by_a_detached_one(tmp_path: Path, loop: str) -> None:
+    options = ("-l", "127.0.0.1:0", "--pid-file", "daemon.pid", "--loop", loop)
+    with Detached(*options, cwd=tmp_path) as old:
+        with old.smtp() as client:
+            os.kill(old.pid, signal.SIGUSR2)
+            until(lambda: re.search(TAKEN, old.text), "it takes over")
+            new = int(re.findall(TAKEN, old.text)[-1])
+            try:
+                until(lambda: f"serving, pid {new}" in old.text, "it serves")
+                assert (tmp_path / "daemon.pid").read_text() == f"{new}\n"
+                client.sendmail("a@example.com", ["b@example.com"], "to the old one")
+                client.quit()
+                wait_until_gone(old.pid)
+                with old.smtp() as other:
+                    other.sendmail("a@example.com", ["b@example.com"], "to the new one")
+                process = Process(new)
+                assert process.folder == "/"
+                assert process.terminal == 0
+            finally:
+                os.kill(new, signal.SIGTERM)
+                wait_until_gone(new)
+    assert len(messages(tmp_path / "Maildir")) == 2
+    assert not (tmp_path / "daemon.pid").exists()
+
+
+@pytest.mark.parametrize("detach", [False, True], ids=["in front", "detached"])
+def test_another_user_takes_over_what_root_made(
+    public: Path, command_for_nobody: list[str], *, detach: bool
+) -> None:
+    """The pid-file in root's folder is written in place, and the janitor serves the next one."""
+    (public / "run").mkdir(0o755)
+    pid_file, sock = public / "run/daemon.pid", public / "run/smtp.sock"
+    log = public / "log"
+    log.touch()
+    log.chmod(0o666)
+    options = ["-l", "127.0.0.1:0", "-u", "nobody", "-l", f"unix:{sock}", "--handler", "discard"]
+    options += ["--pid-file", str(pid_file)]
+    kind = Detached if detach else Daemon
+    with kind(*options, cwd=public, command=command_for_nobody) as daemon:
+        old = int(pid_file.read_text())
+        os.kill(old, signal.SIGUSR2)
+        until(lambda: pid_file.read_text().strip() not in {"", str(old)}, "the pid is another")
+        new = int(pid_file.read_text())
+        wait_until_gone(old)
+        try:
+            assert Process(new).status["Uid"] == ["65534"] * 4
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(sock))
+                assert client.recv(4) == b"220 "
+        finally:
+            os.kill(new, signal.SIGTERM)
+            wait_until_gone(new)
+        del daemon
+    until(lambda: not any((public / "run").iterdir()), "the janitor is done")
+
+
+# -- under systemd -----------------------------------------------------------------------------
+
+
+def test_the_manager_is_told_by_the_old_one_who_is_next(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify.sock")
+    environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "500000"}
+    with Manager(address) as manager:
+        with Daemon(*LOCAL, cwd=tmp_path, environment=environment) as daemon:
+            manager.wait_for_field("READY")
+            with Heirs(daemon) as heirs:
+                new = heirs.take_over()
+                assert int(manager.wait_for_field("MAINPID")["MAINPID"]) == new
+                manager.wait_for_field("READY")
+                assert daemon.process.wait(PATIENCE) == 0
+                manager.wait_for_field("WATCHDOG")  # the new one's
+            manager.wait_for_field("STOPPING")
+    assert sum("STOPPING" in message for message in manager.messages) == 1
+
+
+def test_sockets_of_systemd_are_passed_on(tmp_path: Path) -> None:
+    plain, lmtp = free_ports(2)
+    activate = [
+        *(peer("systemd-socket-activate"), "--fdname", "smtp:lmtp", "-E", "PATH"),
+        *("-l", f"127.0.0.1:{plain}", "-l", f"127.0.0.1:{lmtp}", *COMMAND),
+    ]
+    with subprocess.Popen(["/bin/sh", "-c", "exit 0"]):
+        pass
+    import threading
+
+    def knock() -> None:
+        def heard() -> bool:
+            try:
+                socket.create_connection(("127.0.0.1", plain), timeout=PATIENCE).close()
+            except ConnectionRefusedError:
+                return False
+            return True
+
+        until(heard, "systemd listens")
+
+    client = threading.Thread(target=knock)
+    client.start()
+    with (
+        Daemon("--handler", "discard", cwd=tmp_path, command=activate) as daemon,
+        Heirs(daemon) as heirs,
+    ):
+        client.join(PATIENCE)
+        places = daemon.places
+        for _ in range(2):
+            heirs.take_over()
+        assert daemon.places == places * 3
+        daemon.deliver()
