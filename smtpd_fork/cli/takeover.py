@@ -110,8 +110,8 @@ class Takeover:
             await self._give(line)
         except (OSError, SmtpdForkError, _FailedError) as error:
             reason = str(error) or f"it was not ready in {START_SECONDS:g} s"
-            log.error("no takeover, this process goes on: %s", reason)  # noqa: TRY400 - one line
             await self._recover(line, process)
+            log.error("no takeover, this process goes on: %s", reason)  # noqa: TRY400 - one line
         except asyncio.CancelledError:
             await self._recover(line, process)
             raise
