@@ -26,6 +26,7 @@ from smtpd_fork.config import (
 from smtpd_fork.daemon import (
     Heir,
     Origin,
+    become_init_if_first,
     fill_standard_descriptors,
     raise_descriptor_limit,
 )
@@ -132,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fill_standard_descriptors()
     holdings = Holdings(Origin.here())
     try:
+        holdings.under_init = become_init_if_first()
         holdings.heir = Heir.of_environment(os.environ)
         command.main(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=holdings)
     except click.ClickException as error:

@@ -24,6 +24,7 @@ class Holdings:
     """What is there by and by, in the course of a start.
 
     :ivar origin: how the process was started
+    :ivar under_init: pid 1 of a container looks after this process, and ends with it
     :ivar heir: the line to the process whose place this one takes, if it does
     :ivar notifier: to the service manager
     :ivar pid_file: open and locked
@@ -34,6 +35,7 @@ class Holdings:
     """
 
     origin: Origin
+    under_init: bool = False
     heir: Heir | None = None
     notifier: Notifier | None = None
     pid_file: PidFile | None = None

@@ -82,7 +82,9 @@ class Takeover:
 
     def ask(self) -> None:
         """Have it done; while it is done, and after it, there is nothing to do."""
-        if not self._serving:
+        if self._holdings.under_init:
+            log.warning("SIGUSR2: a container ends with its first process; start another one")
+        elif not self._serving:
             log.warning("SIGUSR2: this process does not serve yet")
         elif self._over:
             log.warning("SIGUSR2: another process has taken over from this one already")
