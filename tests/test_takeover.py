@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import msgspec
 import pytest
 from support.daemon import (
     COMMAND,
@@ -32,8 +33,13 @@ from support.manager import Manager
 from support.peers import peer
 from support.place import only_line
 
+from smtpd_fork import Server
+from smtpd_fork.cli import serve, takeover
+from smtpd_fork.cli.holdings import Holdings
+from smtpd_fork.daemon import Estate, Heir, Origin
 from smtpd_fork.daemon.estate import TAKEOVER
 from smtpd_fork.errors import ExitStatus
+from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -509,3 +515,44 @@ def is_served(port: int) -> bool:
     except ConnectionRefusedError:
         return False
     return True
+
+
+# -- companions --------------------------------------------------------------------------------
+
+
+def test_sockets_of_companions_are_claimed_by_name_and_the_others_closed(tmp_path: Path) -> None:
+    wanted, unwanted = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    port = wanted.getsockname()[1]
+    server = Server(Discard(), listen=["127.0.0.1:0"])
+    old = Holdings(Origin.here())
+    estate = old.estate(server, {"a": wanted, "b": unwanted}, 2)
+    text = estate.text()
+    left = msgspec.json.decode(text, type=Estate)
+    assert left == estate
+    ours, other = socket.socketpair()
+    new = Holdings(Origin.here(), heir=Heir(left, ours))
+    claimed = new.claim("a")
+    assert claimed is not None
+    assert claimed.getsockname()[1] == port
+    assert new.claim("a") is None
+    assert old.claim("a") is None
+    new.take_over()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(unwanted.detach())
+    wanted.detach()
+    for sock in (claimed, ours, other):
+        sock.close()
+
+
+# -- what is written down ----------------------------------------------------------------------
+
+
+def test_every_line_of_its_log_is_in_the_docs_with_its_level() -> None:
+    page = (Path(__file__).parents[1] / "docs/systemd.md").read_text()
+    told = set(re.findall(r"^\| `([^`]+)` \| (info|warning|error) \|$", page, re.MULTILINE))
+    source = Path(takeover.__file__).read_text() + Path(serve.__file__).read_text()
+    logged = re.findall(r'log\.(info|warning|error)\(\s*"([^"]+)"', source)
+    lines = {(re.sub("%d", "N", text).replace("%s", "REASON"), level) for level, text in logged}
+    ours = {(t, level) for t, level in lines if re.search("SIGUSR2|take|go on here", t)}
+    assert len(ours) == 8
+    assert ours == told

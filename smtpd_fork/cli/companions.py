@@ -28,8 +28,8 @@ def companions_of(
 ) -> Iterator[Companion]:
     """Return what *config* wants beside *server*, in the order in which it begins.
 
-    :param holdings: what the process has besides; the sockets of a process whose place it takes
-        are in ``holdings.heir.estate``
+    :param holdings: what the process has besides; what a companion of the process before it left
+        is had by ``holdings.claim()``
     :raises SmtpdForkError: one of them cannot be
     """
     if holdings.notifier is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from smtpd_fork.daemon import Estate, LeftListener, LeftPidFile
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping
 
     from smtpd_fork.daemon import Heir, Janitor, Notifier, Origin, PidFile
@@ -70,6 +70,17 @@ class Holdings:
             sockets={name: sock.fileno() for name, sock in sockets.items()},
         )
 
+    def claim(self, name: str) -> socket.socket | None:
+        """Return the socket that a companion of the old process left by *name*, if one did.
+
+        Whoever claims it has it, and closes it. What nobody has claimed when this process takes
+        over is closed then.
+        """
+        if self.heir is None:
+            return None
+        descriptor = self.heir.estate.sockets.pop(name, None)
+        return None if descriptor is None else socket.socket(fileno=descriptor)
+
     def let_go(self) -> None:
         """Remove nothing at the end: another process has it now."""
         for thing in (self.pid_file, self.janitor):
@@ -88,3 +99,5 @@ class Holdings:
         if self.dropped_pid_file is not None:
             self.dropped_pid_file.remove()
         self.left, self.dropped, self.dropped_pid_file = [], [], None
+        while self.heir is not None and self.heir.estate.sockets:
+            os.close(self.heir.estate.sockets.popitem()[1])

@@ -75,6 +75,7 @@ class Takeover:
         self._serving = False
         self._over = False
         self._pid = 0
+        self._process: subprocess.Popen[bytes] | None = None  # nobody waits for it: it outlives us
 
     def serving(self) -> None:
         """Take note that there is something to take over."""
@@ -94,9 +95,14 @@ class Takeover:
             self._task = asyncio.ensure_future(self._hand_over())
 
     async def end(self) -> None:
-        """Have a new process that is still starting end, as this one does."""
+        """Have a new process that is still starting end, as this one does.
+
+        One that has everything already is let be: then it is this one alone that ends.
+        """
+        self._done = lambda: None
         if self._task is not None:
-            self._task.cancel()
+            if not self._over:
+                self._task.cancel()
             await asyncio.wait([self._task])
 
     async def _hand_over(self) -> None:
@@ -105,8 +111,7 @@ class Takeover:
         line.setblocking(False)
         process: subprocess.Popen[bytes] | None = None
         try:
-            with its:
-                process = await asyncio.to_thread(self._spawn, its)
+            process = self._process = await self._started(its)
             async with asyncio.timeout(START_SECONDS):
                 await self._until_ready(line, process)
             await self._give(line)
@@ -120,6 +125,19 @@ class Takeover:
         finally:
             line.close()
             self._task = None
+
+    async def _started(self, its: socket.socket) -> subprocess.Popen[bytes]:
+        """Return the new process; if this is cancelled, there is none."""
+        spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, its))
+        try:
+            return await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            await asyncio.wait([spawning])
+            if spawning.exception() is None:
+                spawning.result().kill()  # it has not got as far as to have anything to lose
+            raise
+        finally:
+            its.close()
 
     def _spawn(self, its: socket.socket) -> subprocess.Popen[bytes]:
         """Start the new process.
