@@ -228,3 +228,28 @@ async def test_after_a_takeover_nothing_is_told_but_whose_turn_it_is(manager: Ma
     assert manager.wait_for_field("MAINPID")["MAINPID"] == "4711"
     assert companion._timer is None
     assert companion._status_timer is None
+
+
+async def test_a_stop_asks_for_more_time_as_long_as_the_loop_turns(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "STATUS_SECONDS", 0.01)
+    companion = Notifications(Notifier(manager.address, watchdog=0.02), Gate())
+    await companion.serving()
+    await companion.stopping()
+    manager.sock.setblocking(False)
+    told: list[bytes] = []
+
+    def heard() -> bool:
+        try:
+            told.append(manager.sock.recv(4096))
+        except BlockingIOError:
+            return False
+        return True
+
+    while sum(b"EXTEND_TIMEOUT_USEC=" in message for message in told) < 3:
+        await until(heard)
+    while not told[-1].startswith(b"WATCHDOG=1"):
+        await until(heard)  # which is watched until the end
+    await companion.stop()
+    assert sum(b"STOPPING=1" in message for message in told) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -10,10 +11,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import pytest
+from support.client import Client
 from support.daemon import (
     COMMAND,
     LOCAL,
@@ -32,9 +34,12 @@ from support.dialogue import begin_data, last_word
 from support.manager import Manager
 from support.peers import peer
 from support.place import only_line
+from support.server import serve
+from support.server import until as until_here
 
 from smtpd_fork import Server
-from smtpd_fork.cli import serve, takeover
+from smtpd_fork.cli import serve as serve_module
+from smtpd_fork.cli import takeover
 from smtpd_fork.cli.holdings import Holdings
 from smtpd_fork.daemon import Estate, Heir, Origin
 from smtpd_fork.daemon.estate import TAKEOVER
@@ -267,8 +272,8 @@ def test_new_settings_hold_for_the_new_one_and_its_addresses(tmp_path: Path) -> 
     stays, goes, comes = free_ports(3)
     settings = tmp_path / "settings"
 
-    def listen_on(*ports: int) -> None:
-        settings.write_text(" ".join(f"127.0.0.1:{port}" for port in ports))
+    def listen_on(*ports: int, more: str = "") -> None:
+        settings.write_text(" ".join(f"127.0.0.1:{port}" for port in ports) + more)
 
     script = (
         "import os, pathlib, sys\n"
@@ -277,7 +282,7 @@ def test_new_settings_hold_for_the_new_one_and_its_addresses(tmp_path: Path) -> 
         "sys.exit(main())\n"
     )
     command = [sys.executable, "-c", script]
-    listen_on(stays, goes)
+    listen_on(stays, goes, more=" unix:goes.sock")
     with (
         Daemon("--handler", "discard", cwd=tmp_path, command=command) as daemon,
         Heirs(daemon) as heirs,
@@ -290,6 +295,26 @@ def test_new_settings_hold_for_the_new_one_and_its_addresses(tmp_path: Path) -> 
                 assert client.recv(4) == b"220 "
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", goes), timeout=PATIENCE)
+        assert not (tmp_path / "goes.sock").exists()
+
+
+async def test_a_server_that_withdrew_greets_who_was_accepted_and_leaves_when_all_have() -> None:
+    sock = socket.create_server(("127.0.0.1", 0))
+    options: dict[str, Any] = {"sockets": [sock.dup()], "greet_pause": 0.2}
+    async with serve(Discard(), **options) as server:
+        async with await Client.to(sock.getsockname()) as client:
+            await until_here(lambda: server.gate.count == 1)
+            server.withdraw()
+            leaving = asyncio.ensure_future(server.leave())
+            async with await Client.to(sock.getsockname()) as late:
+                assert (await client.greet()).code == 250
+                assert (await client.deliver()).code == 250
+                assert not leaving.done()
+                assert server.gate.count == 1, "nobody accepts the late one here"
+                await client.say("QUIT")
+                await leaving
+                late.reset()
+    sock.close()
 
 
 # -- what cannot be ----------------------------------------------------------------------------
@@ -550,7 +575,7 @@ def test_sockets_of_companions_are_claimed_by_name_and_the_others_closed(tmp_pat
 def test_every_line_of_its_log_is_in_the_docs_with_its_level() -> None:
     page = (Path(__file__).parents[1] / "docs/systemd.md").read_text()
     told = set(re.findall(r"^\| `([^`]+)` \| (info|warning|error) \|$", page, re.MULTILINE))
-    source = Path(takeover.__file__).read_text() + Path(serve.__file__).read_text()
+    source = Path(takeover.__file__).read_text() + Path(serve_module.__file__).read_text()
     logged = re.findall(r'log\.(info|warning|error)\(\s*"([^"]+)"', source)
     lines = {(re.sub("%d", "N", text).replace("%s", "REASON"), level) for level, text in logged}
     ours = {(t, level) for t, level in lines if re.search("SIGUSR2|take|go on here", t)}
