@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -427,6 +428,32 @@ def test_a_stop_meanwhile_ends_both(tmp_path: Path, gated: Daemon) -> None:
     wait_until_gone(new)
     assert not (tmp_path / "daemon.pid").exists()
     assert not (tmp_path / "smtp.sock").exists()
+
+
+def test_a_process_that_stops_hands_over_to_nobody(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, cwd=tmp_path) as daemon:
+        client = daemon.smtp()
+        begin_data(client)
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_for("stopping: 1 sessions")
+        daemon.signal(signal.SIGUSR2)
+        daemon.wait_for("WARNING SIGUSR2: this process does not serve, not yet or not any more")
+        client.send(b"\r\n.\r\n")
+        assert client.getreply()[0] == 250
+        assert last_word(client) == (421, b"4.3.2")
+        assert daemon.process.wait(PATIENCE) == 0
+
+
+def test_without_descriptors_there_is_no_takeover_and_later_there_is(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        pid = daemon.process.pid
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        daemon.signal(signal.SIGUSR2)
+        daemon.wait_for("ERROR no takeover, this process goes on: .*Too many open files")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        heirs.take_over()
+        assert daemon.process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("value", ["", "x", "{}", '{"parent": 1, "stderr": 2}', "[" * 10000])

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smtpd_fork.config import DaemonConfig, SettingError
+from smtpd_fork.config import PORT, SettingError
 from smtpd_fork.daemon import PidFile
 from smtpd_fork.errors import SmtpdForkError
 from smtpd_fork.listeners import inherited_listeners, listeners_left, open_listeners
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from smtpd_fork.cli.holdings import Holdings
+    from smtpd_fork.config import DaemonConfig
     from smtpd_fork.daemon import LeftListener, PassedSocket
     from smtpd_fork.listeners import Listener
 
@@ -67,11 +68,8 @@ def _check_named_nowhere_else(config: DaemonConfig) -> None:
     reason = "sockets were inherited (LISTEN_FDS), and take its place; name addresses there or here"
     if config.listen:
         raise SettingError("listen", config.listen[0], reason)
-    if config.port != DaemonConfig.__struct_defaults__[_PORT]:
+    if config.port != (PORT,):
         raise SettingError("port", config.port[0], reason)
-
-
-_PORT = DaemonConfig.__struct_fields__.index("port")
 
 
 def _go_on(

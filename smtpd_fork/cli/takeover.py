@@ -85,10 +85,10 @@ class Takeover:
         """Have it done; while it is done, and after it, there is nothing to do."""
         if self._holdings.under_init:
             log.warning("SIGUSR2: a container ends with its first process; start another one")
-        elif not self._serving:
-            log.warning("SIGUSR2: this process does not serve yet")
         elif self._over:
             log.warning("SIGUSR2: another process has taken over from this one already")
+        elif not self._serving:
+            log.warning("SIGUSR2: this process does not serve, not yet or not any more")
         elif self._task is not None:
             log.warning("SIGUSR2: a new process is starting already")
         else:
@@ -100,6 +100,7 @@ class Takeover:
         One that has everything already is let be: then it is this one alone that ends.
         """
         self._done = lambda: None
+        self._serving = False
         if self._task is not None:
             if not self._over:
                 self._task.cancel()
@@ -107,24 +108,31 @@ class Takeover:
 
     async def _hand_over(self) -> None:
         log.info("SIGUSR2: a new process takes over")
-        line, its = socket.socketpair()
-        line.setblocking(False)
+        try:
+            line, its = socket.socketpair()
+            line.setblocking(False)
+            with line:
+                await self._hand_over_by(line, its)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this process goes on
+            reason = str(error) or repr(error)
+            log.error("no takeover, this process goes on: %s", reason)  # noqa: TRY400 - one line
+        finally:
+            self._task = None
+
+    async def _hand_over_by(self, line: socket.socket, its: socket.socket) -> None:
+        """Hand over, or see that all is as it was."""
         process: subprocess.Popen[bytes] | None = None
         try:
             process = self._process = await self._started(its)
-            async with asyncio.timeout(START_SECONDS):
-                await self._until_ready(line, process)
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    await self._until_ready(line, process)
+            except TimeoutError:
+                raise _FailedError(f"it was not ready in {START_SECONDS:g} s") from None
             await self._give(line)
-        except (OSError, SmtpdForkError, _FailedError) as error:
-            reason = str(error) or f"it was not ready in {START_SECONDS:g} s"
-            await self._recover(line, process)
-            log.error("no takeover, this process goes on: %s", reason)  # noqa: TRY400 - one line
-        except asyncio.CancelledError:
+        except BaseException:
             await self._recover(line, process)
             raise
-        finally:
-            line.close()
-            self._task = None
 
     async def _started(self, its: socket.socket) -> subprocess.Popen[bytes]:
         """Return the new process; if this is cancelled, there is none."""
