@@ -6,6 +6,7 @@ and an exit status from sysexits.h.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,12 @@ import click
 
 from smtpd_fork.cli.check import check
 from smtpd_fork.cli.control import CONTROL_COMMANDS
+from smtpd_fork.cli.holdings import Holdings
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, SettingOption
 from smtpd_fork.cli.settings_command import Fault, SettingsCommand, faults, flag_origin
 from smtpd_fork.cli.show import config
 from smtpd_fork.cli.start import start
-from smtpd_fork.daemon import fill_standard_descriptors
+from smtpd_fork.daemon import Heir, Origin, become_init_if_first, fill_standard_descriptors
 from smtpd_fork.errors import ExitStatus, SmtpdForkError
 from smtpd_fork.version import __version__
 
@@ -39,8 +41,9 @@ Each option may also come from the environment, as {ENVIRONMENT_PREFIX} and its 
 
 
 def _serve(**values: Any) -> int:
-    with faults(click.get_current_context(), values) as given:
-        return start(given)
+    ctx = click.get_current_context()
+    with faults(ctx, values) as given:
+        return start(given, ctx.obj)
 
 
 class _Main(SettingsCommand):
@@ -74,24 +77,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     fill_standard_descriptors()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    chosen: click.Command = command
-    name = PROGRAM
     if words and words[0] in SUBCOMMANDS:
-        chosen, name = SUBCOMMANDS[words[0]], f"{PROGRAM} {words.pop(0)}"
+        name = words.pop(0)
+        return _run(SUBCOMMANDS[name], f"{PROGRAM} {name}", words, None)
+    holdings = Holdings(Origin.here())
     try:
-        status = chosen.main(args=words, prog_name=name, standalone_mode=False)
+        holdings.under_init = become_init_if_first()
+        holdings.heir = Heir.of_environment(os.environ)
     except SmtpdForkError as error:
-        _complain(str(error))
-        return int(error.exit_status)
+        return _fail(holdings, str(error), error.exit_status)
+    return _run(command, PROGRAM, words, holdings)
+
+
+def _run(chosen: click.Command, name: str, words: list[str], holdings: Holdings | None) -> int:
+    try:
+        status = chosen.main(args=words, prog_name=name, standalone_mode=False, obj=holdings)
+    except SmtpdForkError as error:
+        return _fail(holdings, str(error), error.exit_status)
     except Fault as error:
-        _complain(error.message)
-        return error.status
+        return _fail(holdings, error.message, error.status)
     except click.ClickException as error:
-        _complain(_usage(error) if isinstance(error, click.UsageError) else error.message)
-        return int(ExitStatus.USAGE)
+        text = _usage(error) if isinstance(error, click.UsageError) else error.message
+        return _fail(holdings, text, ExitStatus.USAGE)
     except click.Abort:  # click's name for an interrupt
         return 130
     return int(status or ExitStatus.OK)
+
+
+def _fail(holdings: Holdings | None, text: str, status: int) -> int:
+    """Say what is wrong, also to the process whose place this one was to take."""
+    if holdings is not None and holdings.heir is not None:
+        holdings.heir.failed(text)
+    _complain(text)
+    return int(status)
 
 
 def _usage(error: click.UsageError) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from smtpd_fork.observe import Notifications
 from smtpd_fork.observe.control import Control
 from smtpd_fork.observe.logs import LogKeeper
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
+    from smtpd_fork.cli.holdings import Holdings
     from smtpd_fork.config import DaemonConfig
-    from smtpd_fork.listeners import Listener
     from smtpd_fork.observe import Companion
     from smtpd_fork.server import Server
 
@@ -24,19 +26,22 @@ log = logging.getLogger("smtpd_fork.daemon")
 def companions_of(
     config: DaemonConfig,  # noqa: ARG001 - what is opened by now says enough
     server: Server,
+    holdings: Holdings,
     *,
-    control: Listener | None,
     drain: Callable[[float | None], None],
 ) -> Iterator[Companion]:
     """Return what *config* wants beside *server*, in the order in which it begins.
 
-    :param control: the control socket, opened while there were privileges to do so
+    :param holdings: what the process has besides; what a companion of the process before it left
+        is had by ``holdings.claim()``
     :param drain: has the daemon end with its last session, or after so many seconds
     :raises SmtpdForkError: one of them cannot be
     """
     yield LogKeeper()
-    if control is not None:
-        yield Control(control, server, drain)
+    if holdings.control is not None:
+        yield Control(holdings.control, server, drain)
+    if holdings.notifier is not None:
+        yield Notifications(holdings.notifier, server.gate)
 
 
 class Companions:
@@ -48,6 +53,7 @@ class Companions:
     def __init__(self, companions: Iterable[Companion]) -> None:
         self._all = list(companions)
         self._started: list[Companion] = []
+        self._handed_over = False
 
     async def start(self) -> None:
         """Begin, one after another.
@@ -61,6 +67,21 @@ class Companions:
         except BaseException:
             await self.stop()
             raise
+
+    async def serving(self) -> None:
+        """Tell them that the start is over."""
+        await self._tell(lambda companion: companion.serving())
+
+    def sockets(self) -> dict[str, socket.socket]:
+        """Return what a new process is to go on with."""
+        return {
+            name: sock for companion in self._started for name, sock in companion.sockets().items()
+        }
+
+    async def handed_over(self, pid: int) -> None:
+        """Tell them that another process serves now; from then on they hear of no more."""
+        await self._tell(lambda companion: companion.handed_over(pid))
+        self._handed_over = True
 
     async def reloading(self) -> None:
         """Tell them that a reload has begun."""
@@ -76,9 +97,13 @@ class Companions:
 
     async def stop(self) -> None:
         """Have them end."""
-        await self._tell(lambda companion: companion.stop())
+        await self._tell(lambda companion: companion.stop(), last=True)
 
-    async def _tell(self, what: Callable[[Companion], Awaitable[None]]) -> None:
+    async def _tell(
+        self, what: Callable[[Companion], Awaitable[None]], *, last: bool = False
+    ) -> None:
+        if self._handed_over and not last:
+            return
         for companion in reversed(self._started):
             try:
                 await what(companion)

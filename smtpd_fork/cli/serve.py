@@ -1,4 +1,4 @@
-"""Serving: the loop, and the signals that end it."""
+"""Serving: the loop, and what ends it: signals, a drain, another process in this one's place."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.cli.companions import Companions, companions_of
 from smtpd_fork.cli.reload import Reloads
+from smtpd_fork.cli.takeover import Takeover, confirmed
 from smtpd_fork.cli.unraisable import log_unraisable
 from smtpd_fork.errors import ExitStatus
 from smtpd_fork.observe.control import DrainOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from smtpd_fork.cli.given import Given
+    from smtpd_fork.cli.holdings import Holdings
     from smtpd_fork.config import DaemonConfig
-    from smtpd_fork.listeners import Listener
+    from smtpd_fork.daemon import Heir
     from smtpd_fork.server import Server
 
     Words = asyncio.Queue[signal.Signals | DrainOrder]
@@ -40,32 +42,22 @@ def serve(
     server: Server,
     given: Given,
     config: DaemonConfig,
+    holdings: Holdings,
     *,
     ready: Callable[[], None] | None = None,
-    control: Listener | None = None,
 ) -> ExitStatus:
     """Run *server* until SIGTERM or SIGINT; a second one stops at once.
 
     :param given: the settings, and where they came from
     :param config: the same, read
+    :param holdings: what the process has besides, and may hand over (SIGUSR2)
     :param ready: called once it serves
-    :param control: the control socket, bound already
     :returns: how it ended
     :raises SmtpdForkError: it cannot start
     """
     log_unraisable()
     with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
-        words: Words = asyncio.Queue()
-        companions = Companions(
-            companions_of(
-                config,
-                server,
-                control=control,
-                drain=lambda seconds: words.put_nowait(DrainOrder(seconds)),
-            )
-        )
-        reloads = Reloads(server, given, config, companions)
-        cut = runner.run(_serve(server, reloads, companions, words, ready))
+        cut = runner.run(_Service(server, given, config, holdings).run(ready))
     return ExitStatus.CUT if cut else ExitStatus.OK
 
 
@@ -88,68 +80,132 @@ def _rarely_collect_garbage() -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
-async def _signal(words: Words) -> signal.Signals:
-    """Return the next signal; what else is said counts no more, once the end has begun."""
-    while not isinstance(word := await words.get(), signal.Signals):
-        pass
-    return word
+class _Service:
+    """One process's time in the loop, from start to end; see :func:`serve`."""
 
+    def __init__(
+        self, server: Server, given: Given, config: DaemonConfig, holdings: Holdings
+    ) -> None:
+        self._server = server
+        self._holdings = holdings
+        self._words: Words = asyncio.Queue()
+        self._companions = Companions(
+            companions_of(
+                config,
+                server,
+                holdings,
+                drain=lambda seconds: self._words.put_nowait(DrainOrder(seconds)),
+            )
+        )
+        self._reloads = Reloads(server, given, config, self._companions)
+        self._takeover = Takeover(
+            server,
+            holdings,
+            self._companions,
+            done=lambda: self._words.put_nowait(signal.SIGUSR2),
+            detached=config.detach,
+        )
 
-async def _drain(server: Server, words: Words, order: DrainOrder) -> None:
-    """Let the last sessions end by themselves, until that, or until a signal or the time is up."""
-    draining = asyncio.ensure_future(server.drain())
-    number = asyncio.ensure_future(_signal(words))
-    await asyncio.wait(
-        [draining, number], timeout=order.seconds, return_when=asyncio.FIRST_COMPLETED
-    )
-    if draining.done():
-        log.info("drained: stopping")
-    elif number.done():
-        log.info("%s: stopping", number.result().name)
-    else:
-        log.info("the time to drain is over: stopping")
-    for each in (draining, number):
-        each.cancel()
-    await asyncio.wait([draining, number])
+    async def run(self, ready: Callable[[], None] | None) -> int:
+        """Serve until the end; return how many sessions had to be cut."""
+        self._listen_to_signals()
+        await self._start()
+        _rarely_collect_garbage()
+        log.info("serving, pid %d", os.getpid())
+        if ready is not None:
+            ready()
+        self._takeover.serving()
+        await self._companions.serving()
+        word = await self._words.get()
+        if word is signal.SIGUSR2:
+            cut = await self._leave()
+        else:
+            await self._takeover.end()
+            await self._companions.stopping()
+            if isinstance(word, DrainOrder):
+                await self._until(self._server.drain(), "drained: stopping", word.seconds)
+            else:
+                log.info("%s: stopping", word.name)
+            cut = await self._stop()
+        await self._reloads.end()
+        await self._companions.stop()
+        log.info("stopped")
+        return cut
 
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in _STOP:
+            loop.add_signal_handler(number, self._words.put_nowait, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)
+        loop.add_signal_handler(signal.SIGUSR2, self._takeover.ask)
 
-async def _serve(
-    server: Server,
-    reloads: Reloads,
-    companions: Companions,
-    words: Words,
-    ready: Callable[[], None] | None,
-) -> int:
-    loop = asyncio.get_running_loop()
-    for number in _STOP:
-        loop.add_signal_handler(number, words.put_nowait, number)
-    loop.add_signal_handler(signal.SIGHUP, reloads.ask)
-    await server.start()
-    try:
-        await companions.start()
-    except BaseException:
-        await server.abort()
-        raise
-    _rarely_collect_garbage()
-    log.info("serving, pid %d", os.getpid())
-    if ready is not None:
-        ready()
-    word = await words.get()
-    if isinstance(word, DrainOrder):
-        await companions.stopping()
-        await _drain(server, words, word)
-    else:
-        log.info("%s: stopping", word.name)
-        await companions.stopping()
-    stopping = asyncio.ensure_future(server.stop())
-    second = asyncio.ensure_future(_signal(words))
-    await asyncio.wait([stopping, second], return_when=asyncio.FIRST_COMPLETED)
-    if second.done() and not stopping.done():
-        log.warning("%s again: stopping at once", second.result().name)
-        await server.abort()
-    second.cancel()
-    await asyncio.wait([stopping])
-    await reloads.end()
-    await companions.stop()
-    log.info("stopped")
-    return stopping.result()
+    async def _start(self) -> None:
+        """Begin to serve; or, in another process's place, when that one lets go.
+
+        :raises SmtpdForkError: it cannot be
+        """
+        heir = self._holdings.heir
+        await self._server.start(accept=heir is None)
+        try:
+            await self._companions.start()
+            if heir is not None:
+                await self._take_over(heir)
+        except BaseException:
+            await self._companions.stop()
+            await self._server.abort()
+            raise
+
+    async def _take_over(self, heir: Heir) -> None:
+        """Go on in another process's place.
+
+        :raises SmtpdForkError: it goes on itself, or the pid-file cannot be written
+        """
+        if self._holdings.pid_file is not None:
+            self._holdings.pid_file.write(os.getpid())
+        await confirmed(heir)
+        self._holdings.take_over()
+        self._server.accept()
+
+    async def _leave(self) -> int:
+        """End when the last session has: another process serves by now."""
+        log.info("%d sessions go on here until they end", self._server.sessions)
+        signalled = await self._until(self._server.leave(), "the last session has ended", None)
+        await self._takeover.end()
+        return await self._stop() if signalled else await self._server.stop()
+
+    async def _signal(self) -> signal.Signals:
+        """Return the next signal; what else is said counts no more, once the end has begun."""
+        while not isinstance(word := await self._words.get(), signal.Signals):
+            pass
+        return word
+
+    async def _until(self, end: Awaitable[None], says: str, seconds: float | None) -> bool:
+        """Wait for *end*, until that, or a signal, or the time is up; return whether a signal came.
+
+        :param says: is logged at the end
+        """
+        ending = asyncio.ensure_future(end)
+        number = asyncio.ensure_future(self._signal())
+        await asyncio.wait([ending, number], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        signalled = number.done()
+        if ending.done():
+            log.info("%s", says)
+        elif signalled:
+            log.info("%s: stopping", number.result().name)
+        else:
+            log.info("the time to drain is over: stopping")
+        for each in (ending, number):
+            each.cancel()
+        await asyncio.wait([ending, number])
+        return signalled
+
+    async def _stop(self) -> int:
+        stopping = asyncio.ensure_future(self._server.stop())
+        second = asyncio.ensure_future(self._signal())
+        await asyncio.wait([stopping, second], return_when=asyncio.FIRST_COMPLETED)
+        if second.done() and not stopping.done():
+            log.warning("%s again: stopping at once", second.result().name)
+            await self._server.abort()
+        second.cancel()
+        await asyncio.wait([stopping])
+        return stopping.result()

@@ -16,23 +16,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_fork.cli.blame import blaming
+from smtpd_fork.cli.holdings import Holdings
+from smtpd_fork.cli.inherit import control_of, listeners_of, pid_file_of
 from smtpd_fork.cli.serve import serve
 from smtpd_fork.config import RESERVED_DESCRIPTORS
 from smtpd_fork.daemon import (
     Account,
     Janitor,
-    PidFile,
+    Notifier,
+    Origin,
     Word,
     detach,
     drop_privileges,
     look_up_user,
+    passed_sockets,
     raise_descriptor_limit,
 )
 from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
-from smtpd_fork.listeners import open_listeners, vetting_of
-from smtpd_fork.observe.control import open_control
+from smtpd_fork.listeners import vetting_of
 from smtpd_fork.observe.logs import set_up_logging
 from smtpd_fork.server import Server
 
@@ -57,32 +60,36 @@ class _Prepared(NamedTuple):
     """What is there when nothing can fail any more but the last steps."""
 
     server: Server
-    pid_file: PidFile | None
-    control: Listener | None
     warnings: list[str]
     """Not told before the start is sure: of a start that fails, the fault is the one line."""
     courier: Courier | None
     """Who writes the log; None if nobody does."""
 
 
-def start(given: Given) -> ExitStatus:
+def start(given: Given, holdings: Holdings | None = None) -> ExitStatus:
     """Be the daemon that *given* describes, until it is told to stop.
 
+    :param holdings: how the process was started, and what it was left
     :returns: how it ended
     :raises SmtpdForkError: it cannot be; with ``settings`` that are to blame, and nothing done
     """
     config = given.build()
+    holdings = holdings or Holdings(Origin.here())
     with ExitStack() as left_over:
-        prepared = _set_up(config, left_over)
+        prepared = _set_up(config, holdings, left_over)
         if strays := given.strays():
             prepared.warnings.append(f"no option has the name of {', '.join(strays)}")
         word = detach() if config.detach else None
+        if holdings.heir is not None:
+            holdings.heir.began()
         try:
-            return _serve(given, config, prepared, word)
+            return _serve(given, config, holdings, prepared, word)
         except SmtpdForkError as error:
             if word is None:
                 raise
             reason = given.explain(error)
+            if holdings.heir is not None:
+                holdings.heir.failed(reason)
             log.error("%s", reason)  # noqa: TRY400 - one line, as on a terminal
             # Whoever hears of it finds nothing left: cleaned up first, told afterwards.
             left_over.close()
@@ -91,11 +98,15 @@ def start(given: Given) -> ExitStatus:
 
 
 def _serve(
-    given: Given, config: DaemonConfig, prepared: _Prepared, word: Word | None
+    given: Given,
+    config: DaemonConfig,
+    holdings: Holdings,
+    prepared: _Prepared,
+    word: Word | None,
 ) -> ExitStatus:
-    if prepared.pid_file is not None:
+    if holdings.pid_file is not None and holdings.heir is None:  # else it is another's still
         with blaming("pid_file"):
-            prepared.pid_file.write(os.getpid())
+            holdings.pid_file.write(os.getpid())
     if prepared.courier is not None:
         prepared.courier.begin()  # after the last fork, which no thread survives
     for warning in prepared.warnings:
@@ -103,12 +114,15 @@ def _serve(
     ready = None
     if word is not None:
         ready = partial(word.serving, MUTE if prepared.courier is None else "")
-    return serve(prepared.server, given, config, ready=ready, control=prepared.control)
+    return serve(prepared.server, given, config, holdings, ready=ready)
 
 
-def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
+def _set_up(config: DaemonConfig, holdings: Holdings, left_over: ExitStack) -> _Prepared:
     """Do all that comes before the detaching."""
     _check_folder()
+    # Before any file is opened: the descriptors that were passed are those that are open now.
+    passed = passed_sockets(os.environ)
+    holdings.notifier = Notifier.of_environment(os.environ)
     with blaming("log_to"):
         courier = set_up_logging(config)
     if courier is not None:
@@ -117,29 +131,25 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
     account = None
     if config.user is not None:
         with blaming("user"):
-            account = look_up_user(config.user)
+            account = look_up_user(config.user, may_be_it=holdings.heir is not None)
     limits = limits_of(config)
     networks_of("proxy_trust", config.proxy_trust)  # a fault shows before anything is bound
     with blaming("dnsbl", "rdns"):
         vetting_of(config)
-    with blaming("listen", "port"):
-        listeners = open_listeners(
-            config.listen, config.port, backlog=config.backlog, socket_mode=config.socket_mode
-        )
-    left_over.callback(_close_all, listeners)
-    control = None
-    if config.control is not None:
-        with blaming("control"):
-            control = open_control(config.control)
-        left_over.callback(control.close)
-    pid_file = None
-    if config.pid_file is not None:
-        with blaming("pid_file"):
-            pid_file = PidFile.acquire(config.pid_file)
-        left_over.callback(pid_file.remove)
-    if account is not None:
-        on_paths = listeners if control is None else [*listeners, control]
-        left_over.callback(_hire_janitor(account, on_paths, pid_file).dismiss)
+    listeners = listeners_of(config, holdings, passed)
+    left_over.callback(_close_all, [*listeners, *holdings.dropped])
+    with blaming("control"):
+        holdings.control = control_of(config.control, holdings)
+    if holdings.control is not None:
+        left_over.callback(holdings.control.close)
+    with blaming("pid_file"):
+        holdings.pid_file = pid_file_of(config.pid_file, holdings)
+    if holdings.pid_file is not None:
+        left_over.callback(holdings.pid_file.remove)
+    on_paths = [each for each in (*listeners, holdings.control) if each is not None]
+    if (janitor := _janitor(account, on_paths, holdings)) is not None:
+        holdings.janitor = janitor
+        left_over.callback(janitor.dismiss)
     with blaming("handler"):
         chain = load_handlers(config.handler)
     with blaming("tls_cert", "tls_key", "tls_client_ca"):
@@ -149,8 +159,7 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
             drop_privileges(account)
     with blaming("handler"):
         chain.prepare()
-    warnings = list(_warnings(config, chain, descriptors))
-    return _Prepared(server, pid_file, control, warnings, courier)
+    return _Prepared(server, list(_warnings(config, chain, descriptors)), courier)
 
 
 def _check_folder() -> None:
@@ -169,16 +178,20 @@ def _close_all(listeners: Sequence[Listener]) -> None:
         listener.close()
 
 
-def _hire_janitor(
-    account: Account, listeners: Sequence[Listener], pid_file: PidFile | None
-) -> Janitor:
-    """Keep the right to remove what the user will not be able to."""
+def _janitor(
+    account: Account | None, listeners: Sequence[Listener], holdings: Holdings
+) -> Janitor | None:
+    """Keep the right to remove what the user will not be able to; None if that takes nobody."""
+    if holdings.heir is not None and holdings.heir.estate.janitor is not None:
+        return Janitor.inherit(holdings.heir.estate.janitor)
+    if account is None or os.geteuid() != 0:
+        return None
     for listener in listeners:
-        if listener.path is not None:
+        if listener.path is not None and not listener.inherited:
             os.chown(listener.path, account.uid, account.gid, follow_symlinks=False)
-    if pid_file is None:
+    if holdings.pid_file is None:
         return Janitor.hire(listeners)
-    return Janitor.hire([*listeners, pid_file], keep=pid_file.descriptor)
+    return Janitor.hire([*listeners, holdings.pid_file], keep=holdings.pid_file.descriptor)
 
 
 def _wanted_descriptors(config: DaemonConfig) -> int:

@@ -45,6 +45,27 @@ class Janitor:
 
     def __init__(self, line: socket.socket) -> None:
         self._line = line
+        self._is_anothers = False
+
+    @classmethod
+    def inherit(cls, descriptor: int) -> Self:
+        """Return the janitor of another process; it is that one's still."""
+        janitor = cls(socket.socket(fileno=descriptor))
+        janitor.let_go()
+        return janitor
+
+    def let_go(self) -> None:
+        """Leave it to another process that has its line too."""
+        self._is_anothers = True
+
+    def take_over(self) -> None:
+        """Have it from a process that let go of it."""
+        self._is_anothers = False
+
+    @property
+    def descriptor(self) -> int:
+        """The line to it: it waits until the last process has closed that."""
+        return self._line.fileno()
 
     @classmethod
     def hire(cls, things: Sequence[Owned], keep: int | None = None) -> Self:
@@ -68,8 +89,10 @@ class Janitor:
         return cls(ours)
 
     def dismiss(self) -> None:
-        """Have the janitor clean up now, and wait until it has."""
+        """Have the janitor clean up now, and wait until it has; if it is still ours."""
         with suppress(OSError), self._line:
+            if self._is_anothers:
+                return
             self._line.shutdown(socket.SHUT_WR)
             self._line.settimeout(DISMISS_SECONDS)
             self._line.recv(1)

@@ -32,6 +32,7 @@ class PidFile:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.descriptor = descriptor
+        self._is_anothers = False
 
     @classmethod
     def acquire(cls, path: str | os.PathLike[str]) -> Self:
@@ -63,6 +64,21 @@ class PidFile:
             if pid_file.is_ours():
                 return pid_file
             os.close(descriptor)
+
+    @classmethod
+    def inherit(cls, path: str | os.PathLike[str], descriptor: int) -> Self:
+        """Return the file that another process opened and locked; it is that one's still."""
+        pid_file = cls(Path(path), descriptor)
+        pid_file._is_anothers = True
+        return pid_file
+
+    def let_go(self) -> None:
+        """Leave the file, and its lock, to another process that has it open too."""
+        self._is_anothers = True
+
+    def take_over(self) -> None:
+        """Have the file from a process that let go of it."""
+        self._is_anothers = False
 
     def _read(self) -> str:
         text = os.pread(self.descriptor, _LONGEST_PID, 0).decode("ascii", "replace").strip()
@@ -96,7 +112,7 @@ class PidFile:
         Without the right to remove it (privileges were dropped) it is emptied: the
         :class:`~smtpd_fork.daemon.janitor.Janitor` removes it.
         """
-        if self.is_ours():
+        if not self._is_anothers and self.is_ours():
             with suppress(OSError):
                 os.ftruncate(self.descriptor, 0)
                 self.path.unlink()

@@ -20,8 +20,10 @@ class Account:
     gid: int
 
 
-def look_up_user(name: str) -> Account:
+def look_up_user(name: str, *, may_be_it: bool = False) -> Account:
     """Return the account to become: *name* is a user's name, or a uid in digits.
+
+    :param may_be_it: the process may be that user already, and need not be root then
 
     :raises UnknownUserError: there is no such user
     :raises NotPermittedError: only root can become another user; or the user is root itself
@@ -30,7 +32,7 @@ def look_up_user(name: str) -> Account:
         entry = pwd.getpwuid(int(name)) if name.isascii() and name.isdigit() else pwd.getpwnam(name)
     except (KeyError, OverflowError, ValueError):
         raise UnknownUserError(f"unknown user {name!r}") from None
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and not (may_be_it and os.geteuid() == entry.pw_uid):
         raise NotPermittedError(f"cannot become user {name!r}: only root can")
     if entry.pw_uid == 0:
         raise NotPermittedError(f"user {name!r} is root, which is no user to drop privileges to")
@@ -42,6 +44,8 @@ def drop_privileges(account: Account) -> None:
 
     :raises NotPermittedError: the system refused, or root is not gone
     """
+    if os.getresuid() == (account.uid,) * 3 and not _root_comes_back():
+        return  # a process that was root before this one saw to it
     try:
         # In this order: without root, groups can no longer be changed.
         os.initgroups(account.name, account.gid)

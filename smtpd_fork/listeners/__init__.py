@@ -10,6 +10,7 @@ from smtpd_fork.listeners.bind import (
     try_to_bind,
     wanted_addresses,
 )
+from smtpd_fork.listeners.inherited import inherited_listeners, listeners_left
 from smtpd_fork.listeners.listener import Listener
 from smtpd_fork.listeners.refuser import Refuser
 from smtpd_fork.listeners.stages import Stages
@@ -24,6 +25,8 @@ __all__ = [
     "Stages",
     "adopt",
     "bind_all",
+    "inherited_listeners",
+    "listeners_left",
     "open_listeners",
     "parse_address",
     "reopen_listeners",

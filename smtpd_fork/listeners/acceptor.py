@@ -110,6 +110,7 @@ class Acceptor:
         self._thread = 0
         self._watching = False
         self._stopped = False
+        self._withdrawn = False
         self._spare: Spare | None = None
         self._starved_refused: int | None = None
         self._starved_timer: asyncio.TimerHandle | None = None
@@ -169,6 +170,25 @@ class Acceptor:
         listener.close()
         return answered
 
+    def withdraw(self) -> None:
+        """Accept no more: another process does, on the same sockets, and has their backlog.
+
+        Who was accepted goes on as before: waits for its place, or is let on by the stages.
+        """
+        self._unwatch()
+        self._withdrawn = True
+        if self._starved_timer is not None:
+            self._starved_timer.cancel()
+            self._starved_timer = None
+        for listener in self._listeners:
+            listener.let_go()
+            listener.close()
+
+    @property
+    def held(self) -> int:
+        """How many clients were accepted and have no session yet."""
+        return len(self._room) + len(self._stages)
+
     def stop(self) -> int:
         """Stop for good: whoever still waits is answered 421. The listeners are closed.
 
@@ -215,7 +235,7 @@ class Acceptor:
     # -- watching ----------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        if not self._watching and not self._stopped:
+        if not self._watching and not self._stopped and not self._withdrawn:
             self._watching = True
             for listener in self._listeners:
                 self._loop.add_reader(listener.sock, self._accept_burst, listener)
@@ -252,7 +272,7 @@ class Acceptor:
         if self._stopped:
             return
         self._admit_waiting()
-        if self._watching or self._starved_timer is not None:
+        if self._watching or self._withdrawn or self._starved_timer is not None:
             return
         # epoll reports in the order of registration: without turns, and under a constant
         # surplus of clients, the first listener would take every place.

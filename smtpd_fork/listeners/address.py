@@ -29,7 +29,7 @@ from smtpd_fork.config import SettingError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["ANY", "Address", "parse_address", "spread"]
+__all__ = ["ANY", "Address", "parse_address", "scheme_called", "spread"]
 
 ANY = "*"
 """All interfaces, IPv4 and IPv6."""
@@ -126,6 +126,16 @@ def parse_address(text: str) -> Address:
     if host != ANY and not _NAME.fullmatch(host):
         raise SettingError("listen", text, "not an address; write HOST, HOST:PORT or unix:PATH")
     return Address(scheme, host, _port(text, port) if colon else None)
+
+
+def scheme_called(name: str) -> str:
+    """Return the scheme that *name* is; any other name is SMTP.
+
+    :raises SettingError: it begins as a scheme does, and has flags that are none
+    """
+    if name.partition("+")[0] not in PROTOCOLS:
+        return "smtp"
+    return _scheme(f"{name}:")[0]
 
 
 def _scheme(text: str) -> tuple[str, str]:

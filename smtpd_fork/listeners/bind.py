@@ -96,7 +96,7 @@ def reopen_listeners(
     kept = [listener for listener in now if listener.address in wanted]
     there = [listener.address for listener in kept]
     missing = [address for address in wanted if address not in there]
-    opened = bind_all(missing, backlog=backlog, socket_mode=socket_mode, others=there)
+    opened = bind_all(missing, backlog=backlog, socket_mode=socket_mode, beside=there)
     for listener in kept:
         with suppress(OSError):
             listener.sock.listen(listen_backlog(backlog))
@@ -108,12 +108,12 @@ def bind_all(
     *,
     backlog: int,
     socket_mode: int,
-    others: Sequence[Address] = (),
+    beside: Sequence[Address] = (),
 ) -> list[Listener]:
     """Bind every address and listen on it: all of them, or none.
 
     :param addresses: each with a port, or a path
-    :param others: addresses that are bound already
+    :param beside: what is bound already, or will be
     :param backlog: of listen(2); see :func:`listen_backlog`
     :param socket_mode: file mode of unix sockets
     :raises ConfigError: a host cannot be resolved
@@ -124,7 +124,7 @@ def bind_all(
     listeners: list[Listener] = []
     try:
         for address in addresses:
-            for sock in _bind(address, [*addresses, *others], socket_mode):
+            for sock in _bind(address, [*addresses, *beside], socket_mode):
                 try:
                     sock.listen(listen_backlog(backlog))
                     sock.setblocking(False)
@@ -149,13 +149,14 @@ def try_to_bind(addresses: Sequence[Address]) -> None:
             Listener(address, sock).close()
 
 
-def adopt(sock: socket.socket, *, backlog: int) -> Listener:
+def adopt(sock: socket.socket, *, backlog: int, scheme: str = "smtp") -> Listener:
     """Listen on a socket that somebody else bound, and left to us.
 
+    :param scheme: what is spoken there, as in front of an address
     :raises OperatingSystemError: it cannot listen: not bound, connected, shut down, no socket, ...
     """
     try:
-        address = _address_of(sock)
+        address = _address_of(sock, scheme)
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.listen(listen_backlog(backlog))
         sock.setblocking(False)
@@ -164,11 +165,12 @@ def adopt(sock: socket.socket, *, backlog: int) -> Listener:
         raise _explained(Address(host=f"descriptor {sock.fileno()}"), error) from None
 
 
-def _address_of(sock: socket.socket) -> Address:
+def _address_of(sock: socket.socket, scheme: str) -> Address:
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
-        return Address(path=Path(os.fsdecode(name)))
-    return Address(host=name[0], port=name[1])
+        # An abstract name begins with NUL, which people write as @: unix(7).
+        return Address(scheme, path=Path(os.fsdecode(name).replace("\0", "@")))
+    return Address(scheme, host=name[0], port=name[1])
 
 
 def listen_backlog(backlog: int) -> int:

@@ -54,6 +54,16 @@ class Listener:
         """Whether the path of the unix socket is still the one that was bound here."""
         return self._bound_path is not None and _identity(self.address.path) == self._bound_path
 
+    def let_go(self) -> None:
+        """Leave the backlog, and the path, to another process that has the socket too."""
+        self.inherited = True
+        self._bound_path = None
+
+    def take_over(self) -> None:
+        """Have the backlog, and the path, from a process that let go of them."""
+        self.inherited = False
+        self._bound_path = _identity(self.address.path)
+
     def close(self) -> None:
         """Close the socket; a unix socket's path is removed if it is still this one's."""
         self.sock.close()

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+
     from smtpd_fork.config import DaemonConfig
 
 __all__ = ["Companion"]
@@ -13,14 +16,27 @@ __all__ = ["Companion"]
 class Companion:
     """One thing beside the server: metrics, a control socket, the word to systemd.
 
-    The daemon calls these in this order, each once but :meth:`reloaded`. An error in any but
-    :meth:`start` is logged, and hurts nobody.
+    The daemon calls these in this order, each at most once but :meth:`reloading` and
+    :meth:`reloaded`. An error in any but :meth:`start` is logged, and hurts nobody.
     """
 
     async def start(self) -> None:
         """Begin; the server serves.
 
         :raises SmtpdForkError: it cannot; the start of the daemon fails with it
+        """
+
+    async def serving(self) -> None:
+        """Take note that the start is over: nothing of it can fail any more."""
+
+    def sockets(self) -> Mapping[str, socket.socket]:
+        """Return the sockets that a new process is to go on with, each by a name of its own."""
+        return {}
+
+    async def handed_over(self, pid: int) -> None:
+        """Take note that process *pid* serves from now on, also on those sockets.
+
+        Sessions that are in stay until they end. No more is heard but :meth:`stop`.
         """
 
     async def reloading(self) -> None:

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Self
 
 from smtpd_fork.config import Config, SettingError
-from smtpd_fork.errors import OperatingSystemError
+from smtpd_fork.errors import ConfigError, OperatingSystemError
 from smtpd_fork.gate import GATE_SETTINGS, Gate, limits_of, networks_of
 from smtpd_fork.handlers import Chain
 from smtpd_fork.listeners import (
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 log = logging.getLogger("smtpd_fork.server")
+
+
+LEAVE_SECONDS = 0.5
+"""How often a server that leaves looks for clients who have no session yet."""
 
 
 class Server:
@@ -140,9 +144,10 @@ class Server:
                 socket_mode=config.socket_mode,
             )
 
-    async def start(self) -> None:
+    async def start(self, *, accept: bool = True) -> None:
         """Bind what is not bound yet, and accept.
 
+        :param accept: else nobody is accepted until :meth:`accept` is called
         :raises SmtpdForkError: an address cannot be bound, or a sink cannot be made
         """
         if self._acceptor is not None:
@@ -177,7 +182,13 @@ class Server:
         )
         self.gate.watch_buffers(self._budget)
         self._watch_lag()
-        self._acceptor.start(loop)
+        if accept:
+            self.accept()
+
+    def accept(self) -> None:
+        """Begin to accept clients, if :meth:`start` was told not to."""
+        assert self._acceptor is not None
+        self._acceptor.start(asyncio.get_running_loop())
         for listener in self._listeners:
             log.info("listening on %s", listener, extra={"address": str(listener)})
 
@@ -277,10 +288,12 @@ class Server:
         if config.require_starttls:
             reason = "there is no certificate to offer TLS with"
             raise SettingError("require_starttls", True, reason)
-        addresses = [parse_address(text) for text in config.listen]
-        for address in (*addresses, *(listener.address for listener in listeners)):
-            if address.tls or address.require_tls:
-                raise SettingError("listen", str(address), "there is no certificate for TLS")
+        for text in config.listen:
+            if (address := parse_address(text)).tls or address.require_tls:
+                raise SettingError("listen", text, "there is no certificate for TLS")
+        for listener in listeners:  # inherited, and called so: the settings do not name it
+            if listener.address.tls or listener.address.require_tls:
+                raise ConfigError(f"cannot listen on {listener}: there is no certificate for TLS")
 
     def _apply(self, plan: Plan) -> None:
         """Have *plan* hold; nothing in here waits, and nothing fails."""
@@ -358,6 +371,31 @@ class Server:
             return 0
         listeners = [*self._listeners, *self._dropped]
         return await kick(self.gate, listeners, self._sessions, chosen, self.config.hostname)
+
+    def withdraw(self) -> None:
+        """Accept no more: another process does now, on the same listening sockets.
+
+        Nobody is told anything: who is in stays in, and so does who waits for a place.
+        :meth:`leave` ends when they have gone.
+        """
+        if self._acceptor is not None:
+            self._acceptor.withdraw()
+
+    @property
+    def _held(self) -> int:
+        """Clients that have no session yet."""
+        waiting = self._acceptor.held if self._acceptor is not None else 0
+        return waiting + sum(map(len, self._former))
+
+    async def leave(self) -> None:
+        """Wait until all who were in when the server withdrew have ended, each in its own time."""
+        if self._acceptor is None or self._sessions is None:
+            return
+        while len(self._sessions) or self._held:
+            await self._sessions.drained()
+            if self._held:
+                # Nobody announces the end of a stage; here nothing else is left to do.
+                await asyncio.sleep(LEAVE_SECONDS)
 
     async def stop(self, timeout: float | None = None) -> int:  # noqa: ASYNC109 - a grace period
         """Stop: accept no more, let messages in flight finish, and close.

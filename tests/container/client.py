@@ -6,6 +6,8 @@ client.py send PORT SUBJECT     deliver a message; print the answer to it
 client.py second PORT           hold a session; print what a second client is told
 client.py hold PORT             stop in the middle of DATA; print "held", stay until cut off, and
                                 print what was said last
+client.py load PORT             deliver messages from four threads until the server stops; print how
+                                many were answered 250
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import smtplib
 import socket
 import sys
+import threading
 import time
 
 HOST = "127.0.0.1"
@@ -85,6 +88,26 @@ def hold(port: int) -> None:
         print(code, text.decode())
 
 
+def load(port: int) -> None:
+    taken: list[int] = []
+
+    def deliver() -> None:
+        client = smtplib.SMTP(HOST, port, "client.example", timeout=PATIENCE_SECONDS)
+        while True:
+            try:
+                client.sendmail("from@client.example", ["to@server.example"], "Subject: x\r\n")
+            except (smtplib.SMTPException, OSError):  # it stops, as it was told to
+                return
+            taken.append(1)
+
+    threads = [threading.Thread(target=deliver) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(len(taken))
+
+
 def main() -> None:
     name, *rest = sys.argv[1:]
     if name == "free-port":
@@ -92,7 +115,7 @@ def main() -> None:
     elif name == "send":
         send(int(rest[0]), rest[1])
     else:
-        {"wait": wait, "second": second, "hold": hold}[name](int(rest[0]))
+        {"wait": wait, "second": second, "hold": hold, "load": load}[name](int(rest[0]))
 
 
 main()

@@ -17,7 +17,7 @@ from signal import SIGKILL, SIGTERM, Signals
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 PATIENCE = 20.0
 """Seconds for the daemon to start, to stop, or to say something."""
@@ -45,6 +45,7 @@ def run(
     environment: dict[str, str] | None = None,
     command: list[str] | None = None,
     user: str | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end: for starts that fail, and for --detach."""
     return subprocess.run(
@@ -58,6 +59,7 @@ def run(
         check=False,
         user=user,
         extra_groups=[] if user else None,
+        pass_fds=pass_fds,
     )
 
 
@@ -73,6 +75,7 @@ class Daemon:
         cwd: Path,
         environment: dict[str, str] | None = None,
         command: list[str] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.lines: list[str] = []
         self._news: queue.Queue[str | None] = queue.Queue()
@@ -84,6 +87,7 @@ class Daemon:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            pass_fds=pass_fds,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

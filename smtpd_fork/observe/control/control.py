@@ -26,7 +26,7 @@ from smtpd_fork.observe.control.administration import Administration, Front, Sta
 from smtpd_fork.observe.control.protocol import Fault, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Control", "DrainOrder", "open_control"]
 
@@ -124,6 +124,7 @@ class Control(Companion):
         self._turn = asyncio.Lock()
         self._rests_until = 0.0
         self._starved: asyncio.TimerHandle | None = None
+        self._answers = False
         self._complained = -COMPLAINT_SECONDS
         self._loop: asyncio.AbstractEventLoop
 
@@ -135,8 +136,33 @@ class Control(Companion):
     async def start(self) -> None:
         """Begin to answer."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._listener.sock, self._accept)
-        log.info("control socket %s", self._listener.path)
+        if not self._listener.inherited:  # else it is another process's until that lets go
+            await self.serving()
+
+    async def serving(self) -> None:
+        """Answer, also what was asked of the process that this one took the place of."""
+        if not self._answers:
+            self._answers = True
+            self._loop.add_reader(self._listener.sock, self._accept)
+            log.info("control socket %s", self._listener.path)
+
+    def sockets(self) -> Mapping[str, socket.socket]:
+        """Return the one that a new process goes on with."""
+        return {"control": self._listener.sock}
+
+    async def handed_over(self, pid: int) -> None:
+        """Leave the questions to the process that serves now."""
+        self._cease()
+        self._listener.let_go()
+
+    def _cease(self) -> None:
+        """Accept no more clients."""
+        if self._answers:
+            self._answers = False
+            self._loop.remove_reader(self._listener.sock)
+        if self._starved is not None:
+            self._starved.cancel()
+            self._starved = None
 
     async def stopping(self) -> None:
         """Take note of the stop; until it is over, questions are answered."""
@@ -144,9 +170,7 @@ class Control(Companion):
 
     async def stop(self) -> None:
         """Close on everybody, whatever they wait for, and remove the path."""
-        self._loop.remove_reader(self._listener.sock)
-        if self._starved is not None:
-            self._starved.cancel()
+        self._cease()
         self._listener.close()
         for task in self._clients:
             task.cancel()

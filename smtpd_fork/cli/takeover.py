@@ -1,0 +1,248 @@
+"""Takeover: SIGUSR2. A new process of the same command line goes on in this one's place.
+
+The new one inherits the listening sockets, so they are open all the time, with one backlog: who
+knocks while one process ceases to accept and the other begins waits there for that moment. Until
+the new one says that it is ready, nothing here changes; if it never does, nothing has happened, as
+it accepts nobody before it was told to. What the two say to each other is in
+:mod:`smtpd_fork.daemon.estate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from smtpd_fork.daemon.estate import NO, TAKEOVER, YOURS
+from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_fork.cli.companions import Companions
+    from smtpd_fork.cli.holdings import Holdings
+    from smtpd_fork.daemon import Heir
+    from smtpd_fork.server import Server
+
+__all__ = ["Takeover", "confirmed"]
+
+log = logging.getLogger("smtpd_fork.daemon")
+
+START_SECONDS = 60.0
+"""How long a new process may take; a start that takes longer has to be looked at."""
+
+END_SECONDS = 5.0
+"""How long a new process that failed may take to end, before it is killed."""
+
+MAX_HEARD = 4096
+"""Bytes that are kept of what a new process says."""
+
+
+class _FailedError(Exception):
+    """The new process will not serve; says why."""
+
+
+class Takeover:
+    """Has a new process take over, at most once.
+
+    :param server: its listeners are handed over
+    :param holdings: and this
+    :param companions: are asked for their sockets, and told
+    :param done: called once the new process has everything
+    :param detached: the current folder is not the one of the start
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        holdings: Holdings,
+        companions: Companions,
+        *,
+        done: Callable[[], None],
+        detached: bool,
+    ) -> None:
+        self._server = server
+        self._holdings = holdings
+        self._companions = companions
+        self._done = done
+        self._detached = detached
+        self._task: asyncio.Task[None] | None = None
+        self._serving = False
+        self._over = False
+        self._pid = 0
+        self._process: subprocess.Popen[bytes] | None = None  # nobody waits for it: it outlives us
+
+    def serving(self) -> None:
+        """Take note that there is something to take over."""
+        self._serving = True
+
+    def ask(self) -> None:
+        """Have it done; while it is done, and after it, there is nothing to do."""
+        if self._holdings.under_init:
+            log.warning("SIGUSR2: a container ends with its first process; start another one")
+        elif self._over:
+            log.warning("SIGUSR2: another process has taken over from this one already")
+        elif not self._serving:
+            log.warning("SIGUSR2: this process does not serve, not yet or not any more")
+        elif self._task is not None:
+            log.warning("SIGUSR2: a new process is starting already")
+        else:
+            self._task = asyncio.ensure_future(self._hand_over())
+
+    async def end(self) -> None:
+        """Have a new process that is still starting end, as this one does.
+
+        One that has everything already is let be: then it is this one alone that ends.
+        """
+        self._done = lambda: None
+        self._serving = False
+        if self._task is not None:
+            if not self._over:
+                self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _hand_over(self) -> None:
+        log.info("SIGUSR2: a new process takes over")
+        try:
+            line, its = socket.socketpair()
+            line.setblocking(False)
+            with line:
+                await self._hand_over_by(line, its)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this process goes on
+            reason = str(error) or repr(error)
+            log.error("no takeover, this process goes on: %s", reason)  # noqa: TRY400 - one line
+        finally:
+            self._task = None
+
+    async def _hand_over_by(self, line: socket.socket, its: socket.socket) -> None:
+        """Hand over, or see that all is as it was."""
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            process = self._process = await self._started(its)
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    await self._until_ready(line, process)
+            except TimeoutError:
+                raise _FailedError(f"it was not ready in {START_SECONDS:g} s") from None
+            await self._give(line)
+        except BaseException:
+            await self._recover(line, process)
+            raise
+
+    async def _started(self, its: socket.socket) -> subprocess.Popen[bytes]:
+        """Return the new process; if this is cancelled, there is none."""
+        spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, its))
+        try:
+            return await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            await asyncio.wait([spawning])
+            if spawning.exception() is None:
+                spawning.result().kill()  # it has not got as far as to have anything to lose
+            raise
+        finally:
+            its.close()
+
+    def _spawn(self, its: socket.socket) -> subprocess.Popen[bytes]:
+        """Start the new process.
+
+        :raises OSError: there can be no more processes, or the interpreter is not there any more
+        """
+        origin = self._holdings.origin
+        stderr = os.dup(2)
+        try:
+            estate = self._holdings.estate(self._server, self._companions.sockets(), stderr)
+            return subprocess.Popen(  # noqa: S603 - what this process was started with
+                origin.command,
+                cwd=origin.folder if self._detached else None,
+                env={**origin.environment, TAKEOVER: estate.text()},
+                stderr=its.fileno(),
+                pass_fds=tuple(estate.descriptors),
+            )
+        finally:
+            os.close(stderr)
+
+    # -- the line ------------------------------------------------------------------------------
+
+    async def _until_ready(self, line: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        """Wait until the new process is ready.
+
+        :raises _FailedError: it says that it cannot, or has ended
+        """
+        loop = asyncio.get_running_loop()
+        heard, last_words = b"", ""
+        while chunk := await loop.sock_recv(line, MAX_HEARD):
+            *lines, heard = (heard + chunk).split(b"\n")
+            heard = heard[-MAX_HEARD:]
+            for text in (some.decode("utf-8", "replace").strip() for some in lines):
+                word, _, rest = text.partition(" ")
+                if word == "ready":
+                    return
+                if word == "failed":
+                    raise _FailedError(rest)
+                if word == "pid" and rest.isdecimal():
+                    self._pid = int(rest)
+                elif text:
+                    last_words = text[:MAX_HEARD]  # of a traceback, the last line is the reason
+        status = await asyncio.to_thread(self._ended, process)
+        raise _FailedError(f"it ended with status {status}{': ' if last_words else ''}{last_words}")
+
+    @staticmethod
+    def _ended(process: subprocess.Popen[bytes]) -> int | str:
+        try:
+            return process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "unknown"
+
+    async def _give(self, line: socket.socket) -> None:
+        """Let go of everything, and say so; from here on nothing can fail."""
+        self._over = True
+        self._server.withdraw()
+        self._holdings.let_go()
+        await self._companions.handed_over(self._pid)
+        with suppress(OSError):  # it died this moment, and whoever looks after it finds out
+            line.send(YOURS)
+        log.info("process %d has taken over", self._pid)
+        self._done()
+
+    async def _recover(self, line: socket.socket, process: subprocess.Popen[bytes] | None) -> None:
+        """See that there is no new process, and that all is as before."""
+        with suppress(OSError):
+            line.send(NO)
+        if process is not None:
+            await asyncio.shield(asyncio.to_thread(self._put_down, process))
+        if self._holdings.pid_file is not None:
+            with suppress(SmtpdForkError):  # it may have written its own pid already
+                self._holdings.pid_file.write(os.getpid())
+
+    def _put_down(self, process: subprocess.Popen[bytes]) -> None:
+        process.terminate()
+        if self._pid not in {0, process.pid}:  # it has detached, so it is no child
+            with suppress(OSError):
+                os.kill(self._pid, signal.SIGTERM)
+        self._pid = 0
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+async def confirmed(heir: Heir) -> None:
+    """Say that this process is ready, and wait for the old one's word.
+
+    :raises OperatingSystemError: the old one goes on, so this one must not
+    """
+    heir.line.setblocking(False)
+    heir.ready()
+    try:
+        answer = await asyncio.get_running_loop().sock_recv(heir.line, len(YOURS))
+    except OSError:
+        answer = b""  # it was killed: somebody has to serve
+    heir.line.close()
+    if answer.startswith(NO[:1]):
+        raise OperatingSystemError("the process to take over from has changed its mind")

@@ -1,0 +1,82 @@
+"""Init: what pid 1 of a container has to do besides, and the daemon cannot do itself.
+
+Orphans become children of pid 1, which has to wait for them, or they stay as zombies until there
+are no more processes. A program that has children of its own cannot: to wait for any child is to
+take their exit statuses from whoever else waits (asyncio, uvloop, subprocess), and nothing tells a
+child from an orphan. So pid 1 forks once: it stays behind, passes signals on and waits for all
+there is, and the daemon is its child, where its own children are its own. Memory is shared until
+written to, so it costs little.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from typing import NoReturn
+
+from smtpd_fork.errors import ExitStatus, OperatingSystemError
+
+__all__ = ["become_init_if_first"]
+
+INIT = 1
+
+_PASSED_ON = {
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+    signal.SIGWINCH, signal.SIGALRM, signal.SIGCONT,
+}  # fmt: skip
+"""Signals that somebody may send to a container, all for the daemon."""
+
+
+def become_init_if_first() -> bool:
+    """Return at once, unless this is pid 1: then return in a child, and let pid 1 look after it.
+
+    pid 1 ends when that child does, with its exit status, or 128 and the signal's number.
+
+    :returns: whether pid 1 looks after this process
+    :raises OperatingSystemError: there can be no more processes
+    """
+    if os.getpid() != INIT:
+        return False
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, there would be nothing to wait for
+    heard = {*_PASSED_ON, signal.SIGCHLD}
+    # Blocked before there is a child, so that none is lost; read one by one, by sigwait().
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+    try:
+        child = os.fork()
+    except OSError as error:
+        raise OperatingSystemError(f"cannot start the daemon: {error.strerror}") from None
+    if child:
+        _look_after(child, heard)
+    # In a group of its own: what a terminal sends to all of its group, pid 1 passes on already.
+    os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return True
+
+
+def _look_after(child: int, heard: set[signal.Signals]) -> NoReturn:
+    while True:
+        number = signal.sigwait(heard)
+        if number != signal.SIGCHLD:
+            with suppress(ProcessLookupError):
+                os.kill(child, number)
+            continue
+        status = _reap(child)
+        if status is not None:
+            # Not sys.exit(): what is open here is the daemon's. The rest ends with pid 1.
+            os._exit(status)
+
+
+def _reap(child: int) -> int | None:
+    """Wait for all that have ended; return the status to end with if *child* is among them."""
+    result = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ExitStatus.OS_ERROR if result is None else result
+        if not pid:
+            return result
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            result = code if code >= 0 else 128 - code

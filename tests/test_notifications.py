@@ -1,0 +1,255 @@
+"""Notifications: what the service manager is told, and when it is told nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from support.daemon import LOCAL, PATIENCE, Daemon, run
+from support.dialogue import begin_data, last_word
+from support.manager import Manager
+from support.place import only_line
+from support.server import until
+
+from smtpd_fork.daemon import Notifier
+from smtpd_fork.errors import ExitStatus, UsageError
+from smtpd_fork.gate import Gate
+from smtpd_fork.observe import Notifications, notifications
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    with Manager(str(tmp_path / "notify.sock")) as manager:
+        yield manager
+
+
+# -- the daemon --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
+def test_it_is_told_of_the_start_the_reload_and_the_stop(
+    tmp_path: Path, loop: str, *, abstract: bool
+) -> None:
+    name = f"@smtpd-fork-{os.getpid()}-{loop}"
+    address = name if abstract else str(tmp_path / "notify.sock")
+    environment = {"NOTIFY_SOCKET": address}
+    options = (*LOCAL, "-c", "7", "--loop", loop)
+    with Manager(address) as manager:
+        with Daemon(*options, cwd=tmp_path, environment=environment) as daemon:
+            assert manager.wait_for_field("READY") == {"READY": "1", "STATUS": "0 of 7 sessions"}
+            before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+            daemon.signal(signal.SIGHUP)
+            reloading = manager.wait_for_field("RELOADING")
+            after = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+            assert before <= int(reloading["MONOTONIC_USEC"]) <= after
+            assert reloading["STATUS"] == "reloading: 0 of 7 sessions"
+            assert manager.wait_for_field("READY")["STATUS"] == "0 of 7 sessions"
+            client = daemon.smtp()
+            begin_data(client)
+            daemon.signal(signal.SIGTERM)
+            stopping = manager.wait_for_field("STOPPING")
+            assert stopping["STATUS"] == "stopping: 1 of 7 sessions"
+            assert int(stopping["EXTEND_TIMEOUT_USEC"]) >= 10_000_000
+            client.send(b"\r\n.\r\n")
+            assert client.getreply()[0] == 250
+            assert last_word(client) == (421, b"4.3.2")
+            assert daemon.process.wait(PATIENCE) == 0
+    assert not any("WATCHDOG" in message for message in manager.messages)
+    assert not any("MAINPID" in message for message in manager.messages)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_the_watchdog_is_patted_by_the_loop_and_not_by_one_that_hangs(
+    tmp_path: Path, manager: Manager, loop: str
+) -> None:
+    (tmp_path / "hang.py").write_text(
+        "import time\n\n\n"
+        "class Hang:\n"
+        "    async def handle_DATA(self, server, session, envelope):\n"
+        "        time.sleep(60)\n"
+    )
+    environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "200000"}
+    options = ("-l", "127.0.0.1:0", "--handler", "hang:Hang", "--loop", loop)
+    with Daemon(*options, cwd=tmp_path, environment=environment) as daemon:
+        manager.wait_for_field("READY")
+        for _ in range(5):
+            manager.wait_for_field("WATCHDOG")
+        with daemon.smtp() as client:
+            begin_data(client)
+            client.send(b"\r\n.\r\n")
+            manager.sock.settimeout(1)  # five times what the watchdog allows
+            with pytest.raises(TimeoutError):
+                while True:
+                    manager.sock.recv(65536)
+            daemon.stop(signal.SIGKILL)
+            client.close()
+
+
+def test_a_detached_daemon_says_who_it_is(tmp_path: Path, manager: Manager) -> None:
+    options = (*LOCAL, "--detach", "--pid-file", "daemon.pid", "--log-to", "log")
+    ended = run(*options, cwd=tmp_path, environment={"NOTIFY_SOCKET": manager.address})
+    assert ended.returncode == 0, ended.stderr
+    pid = int((tmp_path / "daemon.pid").read_text())
+    assert int(manager.wait_for_field("READY")["MAINPID"]) == pid
+    os.kill(pid, signal.SIGTERM)
+    manager.wait_for_field("STOPPING")
+
+
+def test_a_start_that_fails_is_not_told_as_ready(tmp_path: Path, manager: Manager) -> None:
+    environment = {"NOTIFY_SOCKET": manager.address}
+    assert run("--handler", "no:such", cwd=tmp_path, environment=environment).returncode
+    manager.sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        manager.sock.recv(1)
+
+
+def test_a_manager_that_is_gone_is_warned_of_once_and_mail_goes_on(tmp_path: Path) -> None:
+    environment = {"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "20000"}
+    with Daemon(*LOCAL, cwd=tmp_path, environment=environment) as daemon:
+        daemon.wait_for("WARNING the service manager cannot be told: No such file or directory")
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for("the settings were read again")
+        daemon.deliver()
+        assert daemon.stop() == 0
+        assert daemon.log.count("cannot be told") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"NOTIFY_SOCKET": "run/notify"}, "NOTIFY_SOCKET 'run/notify': expected an absolute path"),
+        ({"NOTIFY_SOCKET": "@"}, "NOTIFY_SOCKET '@': expected"),
+        ({"NOTIFY_SOCKET": "/" + "x" * 200}, "too long for a unix socket"),
+        ({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "soon"}, "WATCHDOG_USEC 'soon': expected"),
+        ({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "0"}, "WATCHDOG_USEC '0': expected"),
+        ({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "9" * 5000}, "WATCHDOG_USEC"),
+        ({"WATCHDOG_USEC": "1", "WATCHDOG_PID": "me"}, "WATCHDOG_PID 'me': expected"),
+    ],
+)
+def test_variables_that_cannot_be_read_are_one_line(
+    tmp_path: Path, environment: dict[str, str], says: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
+        Notifier.of_environment(dict(environment))
+    ended = run(*LOCAL, cwd=tmp_path, environment=environment)
+    assert ended.returncode == ExitStatus.USAGE
+    assert says in only_line(ended)
+
+
+def test_the_watchdog_of_another_process_is_left_to_it() -> None:
+    environment = {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}
+    notifier = Notifier.of_environment(environment)
+    assert notifier is not None
+    assert notifier.watchdog is None
+    assert environment == {}
+    environment = {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1500000"}
+    environment["WATCHDOG_PID"] = str(os.getpid())
+    mine = Notifier.of_environment(environment)
+    assert mine is not None
+    assert mine.watchdog == 1.5
+
+
+# -- in the loop -------------------------------------------------------------------------------
+
+
+async def test_the_status_is_told_anew_only_when_it_is_another(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "STATUS_SECONDS", 0.01)
+    gate = Gate(limit_connections=3)
+    companion = Notifications(Notifier(manager.address), gate)
+    await companion.serving()
+    manager.sock.setblocking(False)
+    told = [manager.sock.recv(4096)]
+    ticket = gate.admit("192.0.2.1")
+
+    def heard() -> bool:
+        try:
+            told.append(manager.sock.recv(4096))
+        except BlockingIOError:
+            return False
+        return True
+
+    await until(heard)
+    ticket.release()  # type: ignore[union-attr]
+    await until(heard)
+    await companion.stop()
+    assert told == [
+        b"READY=1\nSTATUS=0 of 3 sessions",
+        b"STATUS=1 of 3 sessions",
+        b"STATUS=0 of 3 sessions",
+    ]
+
+
+async def test_what_a_slow_manager_has_no_room_for_is_told_later(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "STATUS_SECONDS", 0.01)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as flood:
+        flood.setblocking(False)
+        sent = 0
+        with pytest.raises(BlockingIOError):
+            while True:
+                flood.sendto(b"X=1", manager.address)
+                sent += 1
+    companion = Notifications(Notifier(manager.address), Gate())
+    await companion.serving()
+    for _ in range(sent):
+        assert manager.sock.recv(4096) == b"X=1"
+    manager.sock.setblocking(False)
+    told: list[bytes] = []
+
+    def heard() -> bool:
+        try:
+            told.append(manager.sock.recv(4096))
+        except BlockingIOError:
+            return False
+        return True
+
+    await until(heard)
+    await companion.stop()
+    assert told[0].startswith(b"READY=1\nSTATUS=")
+
+
+async def test_after_a_takeover_nothing_is_told_but_whose_turn_it_is(manager: Manager) -> None:
+    companion = Notifications(Notifier(manager.address, watchdog=0.02), Gate())
+    await companion.serving()
+    await companion.handed_over(4711)
+    assert manager.wait_for_field("MAINPID")["MAINPID"] == "4711"
+    assert companion._timer is None
+    assert companion._status_timer is None
+
+
+async def test_a_stop_asks_for_more_time_as_long_as_the_loop_turns(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "STATUS_SECONDS", 0.01)
+    companion = Notifications(Notifier(manager.address, watchdog=0.02), Gate())
+    await companion.serving()
+    await companion.stopping()
+    manager.sock.setblocking(False)
+    told: list[bytes] = []
+
+    def heard() -> bool:
+        try:
+            told.append(manager.sock.recv(4096))
+        except BlockingIOError:
+            return False
+        return True
+
+    while sum(b"EXTEND_TIMEOUT_USEC=" in message for message in told) < 3:
+        await until(heard)
+    while not told[-1].startswith(b"WATCHDOG=1"):
+        await until(heard)  # which is watched until the end
+    await companion.stop()
+    assert sum(b"STOPPING=1" in message for message in told) == 1
