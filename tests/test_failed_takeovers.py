@@ -1,0 +1,177 @@
+"""Takeovers that fail: the old process goes on as if nothing had happened, and says why."""
+
+from __future__ import annotations
+
+import re
+import resource
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from support.daemon import (
+    LOCAL,
+    PATIENCE,
+    Daemon,
+    run,
+    until,
+    wait_until_gone,
+)
+from support.dialogue import begin_data, last_word
+from support.heirs import TAKEN, Heirs, children
+from support.place import only_line
+
+from smtpd_fork.daemon.estate import TAKEOVER
+from smtpd_fork.errors import ExitStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+GATED = """
+import pathlib, time
+
+while pathlib.Path("wait").exists():
+    time.sleep(0.01)
+if pathlib.Path("broken").exists():
+    raise SystemExit(pathlib.Path("broken").read_text())
+
+
+class Handler:
+    async def handle_DATA(self, server, session, envelope):
+        return "250 taken"
+"""
+"""A handler that can be told to be slow, or broken, when it is imported."""
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> Iterator[Daemon]:
+    (tmp_path / "gated.py").write_text(GATED)
+    options = ("-l", "127.0.0.1:0", "-l", "unix:smtp.sock", "--pid-file", "daemon.pid")
+    with Daemon(*options, "--handler", "gated:Handler", cwd=tmp_path) as daemon:
+        yield daemon
+
+
+def test_a_new_one_that_cannot_start_changes_nothing(tmp_path: Path, gated: Daemon) -> None:
+    client = gated.smtp()
+    (tmp_path / "broken").write_text("no moon tonight")
+    for _ in range(2):
+        gated.signal(signal.SIGUSR2)
+        line = gated.wait_for("ERROR no takeover, this process goes on: (.*)")[1]
+        assert "handler 'gated:Handler': cannot import gated" in line
+        assert "no moon tonight" in line
+        gated.lines.clear()
+    assert (tmp_path / "daemon.pid").read_text() == f"{gated.process.pid}\n"
+    assert (tmp_path / "smtp.sock").exists()
+    assert client.noop()[0] == 250
+    (tmp_path / "broken").unlink()
+    client.quit()
+    with Heirs(gated) as heirs:
+        heirs.take_over()
+        assert gated.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("import no_such_module_at_all", "No module named 'no_such_module_at_all'"),
+        ("import os; os._exit(3)", "it ended with status 3$"),
+        ("import os; os.kill(os.getpid(), 9)", "it ended with status -9$"),
+        ("import sys; sys.stderr.write('x' * 10**6); sys.exit(4)", "it ended with status 4"),
+        ("import sys; sys.argv.append('--no-such-option')", "No such option"),
+    ],
+)
+def test_whatever_becomes_of_a_new_one_is_told(tmp_path: Path, fault: str, says: str) -> None:
+    script = (
+        "import pathlib, sys\n"
+        "if pathlib.Path('fault').exists():\n"
+        "    exec(pathlib.Path('fault').read_text())\n"
+        "from smtpd_fork.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    command = [sys.executable, "-c", script]
+    options = (*LOCAL, "--pid-file", "daemon.pid")
+    with Daemon(*options, cwd=tmp_path, command=command) as daemon:
+        (tmp_path / "fault").write_text(fault)
+        daemon.signal(signal.SIGUSR2)
+        line = daemon.wait_for("ERROR no takeover, this process goes on: (.*)")[1]
+        assert re.search(says, line)
+        assert len(line) < 5000
+        daemon.deliver()
+        assert (tmp_path / "daemon.pid").read_text() == f"{daemon.process.pid}\n"
+        assert daemon.stop() == 0
+
+
+def test_a_new_one_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "gated.py").write_text(GATED)
+    script = (
+        "import sys\n"
+        "from smtpd_fork.cli import main, takeover\n"
+        "takeover.START_SECONDS = 1.5\n"
+        "sys.exit(main())\n"
+    )
+    options = ("-l", "127.0.0.1:0", "--handler", "gated:Handler")
+    with Daemon(*options, cwd=tmp_path, command=[sys.executable, "-c", script]) as daemon:
+        (tmp_path / "wait").touch()
+        daemon.signal(signal.SIGUSR2)
+        daemon.wait_for(r"ERROR no takeover, this process goes on: it was not ready in 1.5 s")
+        until(lambda: not children(daemon.process.pid), "the new one has ended")
+        (tmp_path / "wait").unlink()
+        daemon.deliver()
+
+
+def test_a_second_signal_meanwhile_is_told_and_nothing_else(tmp_path: Path, gated: Daemon) -> None:
+    (tmp_path / "wait").touch()
+    gated.signal(signal.SIGUSR2)
+    gated.wait_for("SIGUSR2: a new process takes over")
+    gated.signal(signal.SIGUSR2)
+    gated.wait_for("WARNING SIGUSR2: a new process is starting already")
+    (tmp_path / "wait").unlink()
+    with Heirs(gated) as heirs:
+        heirs.pids.append(int(gated.wait_for(TAKEN)[1]))
+        assert gated.process.wait(PATIENCE) == 0
+        gated.deliver()
+
+
+def test_a_stop_meanwhile_ends_both(tmp_path: Path, gated: Daemon) -> None:
+    (tmp_path / "wait").touch()
+    gated.signal(signal.SIGUSR2)
+    until(lambda: children(gated.process.pid), "the new one is started")
+    (new,) = children(gated.process.pid)
+    assert gated.stop() == 0
+    wait_until_gone(new)
+    assert not (tmp_path / "daemon.pid").exists()
+    assert not (tmp_path / "smtp.sock").exists()
+
+
+def test_a_process_that_stops_hands_over_to_nobody(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, cwd=tmp_path) as daemon:
+        client = daemon.smtp()
+        begin_data(client)
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_for("stopping: 1 sessions")
+        daemon.signal(signal.SIGUSR2)
+        daemon.wait_for("WARNING SIGUSR2: this process does not serve, not yet or not any more")
+        client.send(b"\r\n.\r\n")
+        assert client.getreply()[0] == 250
+        assert last_word(client) == (421, b"4.3.2")
+        assert daemon.process.wait(PATIENCE) == 0
+
+
+def test_without_descriptors_there_is_no_takeover_and_later_there_is(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        pid = daemon.process.pid
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        daemon.signal(signal.SIGUSR2)
+        daemon.wait_for("ERROR no takeover, this process goes on: .*Too many open files")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        heirs.take_over()
+        assert daemon.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("value", ["", "x", "{}", '{"parent": 1, "stderr": 2}', "[" * 10000])
+def test_a_variable_that_is_not_meant_for_it_is_one_line(tmp_path: Path, value: str) -> None:
+    ended = run(*LOCAL, cwd=tmp_path, environment={TAKEOVER: value})
+    assert ended.returncode == ExitStatus.USAGE
+    assert TAKEOVER in only_line(ended)
