@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Any, Self
 
 from smtpd_fork.config import Config, SettingError
@@ -23,7 +24,7 @@ from smtpd_fork.net import describe
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.server.tls import load_tls
-from smtpd_fork.smtp import SMTP, BareNewline, Budget, Limits, Sweep
+from smtpd_fork.smtp import SMTP, BareNewline, Budget, Limits, Sweep, Tally
 
 if TYPE_CHECKING:
     import socket
@@ -64,6 +65,8 @@ class Server:
     :param tls_context: for STARTTLS and TLS, instead of ``tls_cert`` and ``tls_key``
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
     :param session_options: keywords for it, as aiosmtpd documents them (``authenticator``, ...)
+    :param tally: counts what the sessions do; default: one of its own, that does not look at the
+        clock
     :param options: the settings by name, see :class:`smtpd_fork.Config`
     :raises SettingError: a setting is unknown or out of its range
     :raises ConfigError: the TLS files cannot be used
@@ -81,6 +84,7 @@ class Server:
         tls_context: ssl.SSLContext | None = None,
         session_class: type[SMTP] = SMTP,
         session_options: Mapping[str, Any] | None = None,
+        tally: Tally | None = None,
         **options: Any,
     ) -> None:
         if config is not None and options:
@@ -98,6 +102,8 @@ class Server:
         self._check_tls()
         self._session_class = session_class
         self._budget = Budget(self.config.max_buffered)
+        self.tally = tally or Tally()
+        self.chain.measure(self.tally.timed_sink)
         self._session_options = self._options(session_options or {})
         self._inherited = list(sockets) if sockets is not None else None
         self._listeners = list(listeners)
@@ -136,6 +142,7 @@ class Server:
             "limits": _session_limits(self.config),
             "bare_newline": BareNewline(self.config.bare_newline),
             "budget": self._budget,
+            "tally": self.tally,
             **more,
         }
 
@@ -200,8 +207,9 @@ class Server:
             proxy_trust=self._proxy_trust,
         )
         self.gate.watch_buffers(self._budget)
-        if config.max_loop_lag:
-            self._lag = LagMonitor(loop, self.gate.load, config.max_loop_lag)
+        if config.max_loop_lag or self.tally.timing:
+            limit = config.max_loop_lag or math.inf
+            self._lag = LagMonitor(loop, self.gate.load, limit, self.tally.lag)
             self._lag.start()
         self._acceptor.start(loop)
         for listener in self._listeners:

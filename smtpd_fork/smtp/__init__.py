@@ -7,5 +7,6 @@ from smtpd_fork.smtp.session import Session
 from smtpd_fork.smtp.setup import Limits
 from smtpd_fork.smtp.smtp import SMTP
 from smtpd_fork.smtp.sweep import Sweep
+from smtpd_fork.smtp.tally import Tally
 
-__all__ = ["SMTP", "BareNewline", "Budget", "Envelope", "Limits", "Session", "Sweep"]
+__all__ = ["SMTP", "BareNewline", "Budget", "Envelope", "Limits", "Session", "Sweep", "Tally"]

@@ -23,7 +23,6 @@ from smtpd_fork.gate.verdict import reply_line, shutdown_reply
 from smtpd_fork.net import describe, plain_peer
 from smtpd_fork.smtp.framer import Chunk, CommandFault
 from smtpd_fork.smtp.session import Session
-from smtpd_fork.smtp.wire import Wire
 from smtpd_fork.smtp.work import Work
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class Engine(Work):
         """Begin the session (asyncio.BaseProtocol): the loop was given it, not its wire."""
         stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
         if getattr(stream, "get_protocol", lambda: None)() is self:
-            stream.set_protocol(Wire(self))
+            stream.set_protocol(self._setup.wire(self))
         self.begin(transport)
 
     def begin(self, transport: asyncio.BaseTransport) -> None:
@@ -137,6 +136,7 @@ class Engine(Work):
     def _use_tls(self, transport: asyncio.BaseTransport) -> None:
         # aiosmtpd, and its users, ask this attribute whether it is there.
         self._tls_protocol = transport
+        self._setup.tally.tls_done += 1
         assert self.session is not None
         self.session.ssl = {fact: transport.get_extra_info(fact) for fact in _TLS_FACTS}
 
@@ -151,7 +151,7 @@ class Engine(Work):
             log.debug("[%s] connection closed", self._session_id)
         try:
             self._sweep.forget(self)
-            self._framer.clear()
+            self._forget_input()
             self._out.clear()
             self._release_budget()
             if self._task is not None or "DISCONNECT" in self._setup.hooks:
@@ -371,7 +371,7 @@ class Engine(Work):
         interrupting = interrupting or self._framer.pending > 0
         self._closing = True
         self._leave_rest()
-        self._framer.clear()
+        self._forget_input()
         self._release_budget()
         if self.transport is not None:
             self.deadline = self.loop.time() + LINGER_SECONDS
@@ -382,6 +382,13 @@ class Engine(Work):
                 self.transport.close()
         if self._task is None:
             self._tell_ended()
+
+    def _forget_input(self) -> None:
+        """Act on nothing that has been received: a message that has begun is not to be."""
+        if self._framer.reading is not None or self._chunks is not None:
+            self._setup.tally.aborted += 1
+            self._chunks = None
+        self._framer.clear()
 
     def _hear_out(self) -> None:
         """Close for writing only, and forget what still comes, until the client has closed too.
@@ -402,6 +409,8 @@ class Engine(Work):
 
     def cut(self) -> None:
         """Cut the connection, and cancel whatever a handler has in hand."""
+        if self._message_in_hand:
+            self._setup.tally.aborted += 1
         self._message_in_hand = False
         self.abort()
         if self._task is not None:
