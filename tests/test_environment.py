@@ -29,6 +29,7 @@ WORDS: dict[str, tuple[str, object]] = {
     "max_from_ip": ("4", "4"),
     "proxy_trust": ("192.0.2.1 ::1", ("192.0.2.1", "::1")),
     "proxy_timeout": ("2s", "2s"),
+    "probe_from": ("192.0.2.0/24 ::1", ("192.0.2.0/24", "::1")),
     "ipv6_prefix": ("56", "56"),
     "max_from_net": ("9/24 9/48", ("9/24", "9/48")),
     "rate": ("9/m 99/h", ("9/m", "99/h")),
@@ -69,6 +70,7 @@ WORDS: dict[str, tuple[str, object]] = {
     "pid_file": ("daemon.pid", "daemon.pid"),
     "shutdown_timeout": ("8s", "8s"),
     "loop": ("asyncio", "asyncio"),
+    "metrics": ("127.0.0.1:9125", "127.0.0.1:9125"),
     "log_level": ("error", "error"),
     "log_to": ("stdout", "stdout"),
 }
@@ -167,6 +169,7 @@ BAD_WORDS = {
     "max_from_ip": "-1",
     "proxy_trust": "192.0.2.0/33",
     "proxy_timeout": "0",
+    "probe_from": "192.0.2.1/24",
     "ipv6_prefix": "129",
     "max_from_net": "9",
     "rate": "9/x",
@@ -207,6 +210,7 @@ BAD_WORDS = {
     "pid_file": "none/daemon.pid",
     "shutdown_timeout": "-1",
     "loop": "trio",
+    "metrics": "127.0.0.1",
     "log_level": "loud",
     "log_to": "none/log",
 }

@@ -112,6 +112,7 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
             account = look_up_user(config.user)
     limits = limits_of(config)
     networks_of("proxy_trust", config.proxy_trust)  # a fault shows before anything is bound
+    networks_of("probe_from", config.probe_from)
     with _blaming("dnsbl", "rdns"):
         vetting_of(config)
     with _blaming("listen", "port"):
@@ -167,7 +168,9 @@ def _hire_janitor(
 
 
 def _wanted_descriptors(config: DaemonConfig) -> int:
-    return config.limit_connections + RESERVED_DESCRIPTORS
+    # With probes, the clients that are deferred wait in here.
+    waiting = max(0, config.backlog) if config.probe_from and not config.when_full.refuse else 0
+    return config.limit_connections + waiting + RESERVED_DESCRIPTORS
 
 
 def _warnings(config: DaemonConfig, chain: Chain, descriptors: int) -> Iterator[str]:

@@ -4,6 +4,7 @@ from smtpd_fork.listeners.acceptor import Acceptor
 from smtpd_fork.listeners.address import ANY, Address, parse_address, spread
 from smtpd_fork.listeners.bind import adopt, bind_all, open_listeners
 from smtpd_fork.listeners.listener import Listener
+from smtpd_fork.listeners.probes import Probes
 from smtpd_fork.listeners.refuser import Refuser
 from smtpd_fork.listeners.stages import Stages
 from smtpd_fork.listeners.vetting import vetting_of
@@ -13,6 +14,7 @@ __all__ = [
     "Acceptor",
     "Address",
     "Listener",
+    "Probes",
     "Refuser",
     "Stages",
     "adopt",

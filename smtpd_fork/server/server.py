@@ -13,6 +13,7 @@ from smtpd_fork.handlers import Chain
 from smtpd_fork.listeners import (
     Acceptor,
     Listener,
+    Probes,
     Refuser,
     Stages,
     adopt,
@@ -97,6 +98,7 @@ class Server:
         self._has_own_gate = gate is None
         self.gate = gate or Gate(limits=limits or limits_of(self.config))
         self._proxy_trust = networks_of("proxy_trust", self.config.proxy_trust)
+        self._probe_from = networks_of("probe_from", self.config.probe_from)
         self._vetting = vetting_of(self.config)
         self._tls = tls_context or self._load_tls()
         self._check_tls()
@@ -109,6 +111,7 @@ class Server:
         self._listeners = list(listeners)
         self._acceptor: Acceptor | None = None
         self._stages: Stages | None = None
+        self._probes: Probes | None = None
         self._sessions: Sessions | None = None
         self._sweep: Sweep | None = None
         self._setups: dict[bool, Setup] = {}
@@ -196,6 +199,9 @@ class Server:
             proxy_timeout=config.proxy_timeout,
             vetting=self._vetting,
         )
+        self._probes = Probes(
+            self._probe_from, loop, self.gate, hostname=config.hostname, ident=IDENT
+        )
         self._acceptor = Acceptor(
             self._listeners,
             self.gate,
@@ -205,6 +211,7 @@ class Server:
             hostname=config.hostname,
             waiting_capacity=config.backlog,
             proxy_trust=self._proxy_trust,
+            probes=self._probes,
         )
         self.gate.watch_buffers(self._budget)
         if config.max_loop_lag or self.tally.timing:
@@ -228,8 +235,13 @@ class Server:
         self._proxy_trust = await asyncio.to_thread(
             networks_of, "proxy_trust", self.config.proxy_trust
         )
+        self._probe_from = await asyncio.to_thread(
+            networks_of, "probe_from", self.config.probe_from
+        )
         if self._has_own_gate:
             self.gate.limits = limits
+        if self._probes is not None:
+            self._probes.networks = self._probe_from
         if self._acceptor is not None:
             self._acceptor.trust(self._proxy_trust)
 
