@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_right
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,10 @@ log = logging.getLogger("smtpd_fork.gate")
 
 MAX_CLIENTS = 4096
 """Hosts that are known at once: what the lists say of them need not be looked up again."""
+
+
+def _by_age(ticket: Ticket) -> tuple[float, str]:
+    return ticket.since, ticket.name()
 
 
 class Gate:
@@ -212,12 +217,20 @@ class Gate:
         with self._lock:
             return self._statistics.explain(name)
 
-    def ledger(self) -> list[Entry]:
-        """Return who holds each place, the oldest first."""
-        with self._lock:
-            inside = list(self._inside)
+    def ledger(
+        self, *, limit: int | None = None, after: tuple[float, str] | None = None
+    ) -> list[Entry]:
+        """Return who holds each place, the oldest first.
+
+        :param limit: at most so many; None is all
+        :param after: ``(since, id)`` of the last entry of the page before this one. Whoever was
+            in from the first page to the last is on exactly one of them
+        """
+        tickets = sorted(self.tickets(), key=_by_age)
+        begin = 0 if after is None else bisect_right(tickets, after, key=_by_age)
         now = self._clock()
-        return [entry_of(ticket, now) for ticket in sorted(inside, key=lambda each: each.since)]
+        end = None if limit is None else begin + limit
+        return [entry_of(ticket, now) for ticket in tickets[begin:end]]
 
     def tickets(self) -> set[Ticket]:
         """Return the tickets that are held."""

@@ -27,11 +27,20 @@ class Holder(Protocol):
     def messages(self) -> int:
         """Messages that were accepted so far."""
 
+    @property
+    def helo(self) -> str:
+        """The name that the client gave itself; empty if it gave none."""
+
+    def kick(self, reply: bytes) -> None:
+        """End, with *reply* as the last word where the protocol allows one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One place that is taken.
 
+    :ivar id: of the session, as the log has it; a client that has none yet will keep this one
+    :ivar since: since when it has been held, by the gate's clock
     :ivar peer: whom it was given to: as accept(2) named it, or behind a proxy the true address
     :ivar sender: the proxy, as accept(2) named it; None without one
     :ivar source: what is counted, or None
@@ -42,8 +51,11 @@ class Entry:
         ``command``, ``data``, ``handler`` or ``closing``
     :ivar tls: whether TLS is spoken
     :ivar messages: messages that were accepted so far
+    :ivar helo: the name that the client gave itself, as it came; empty if it gave none
     """
 
+    id: str
+    since: float
     peer: Peer
     sender: Peer
     source: str | None
@@ -53,12 +65,15 @@ class Entry:
     phase: str
     tls: bool
     messages: int
+    helo: str
 
 
 def entry_of(ticket: Ticket, now: float) -> Entry:
     """Return what is to be told of a ticket."""
     holder = ticket.holder
     return Entry(
+        id=ticket.name(),
+        since=ticket.since,
         peer=ticket.peer,
         sender=ticket.sender,
         source=ticket.key,
@@ -68,4 +83,5 @@ def entry_of(ticket: Ticket, now: float) -> Entry:
         phase=holder.phase if holder is not None else "arriving",
         tls=holder.tls if holder is not None else False,
         messages=holder.messages if holder is not None else 0,
+        helo=holder.helo if holder is not None else "",
     )

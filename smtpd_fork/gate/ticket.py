@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import secrets
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -11,7 +13,15 @@ if TYPE_CHECKING:
     from smtpd_fork.gate.ledger import Holder
     from smtpd_fork.net import Peer
 
-__all__ = ["Ticket"]
+__all__ = ["Ticket", "new_session_id"]
+
+_process = secrets.token_hex(3)
+_numbers = itertools.count(1)
+
+
+def new_session_id() -> str:
+    """Return an id that is unique to this process, and most likely among processes."""
+    return f"{_process}-{next(_numbers):x}"
 
 
 class Ticket:
@@ -22,6 +32,7 @@ class Ticket:
     :ivar client: whom it was given to, as the gate's rules see it
     :ivar peer: the same as accept(2) named it, or a PROXY header
     :ivar since: when, by the gate's clock, in seconds
+    :ivar id: of the session; None until there is one, or until somebody asks with :meth:`name`
     :ivar holder: what holds it, if that can tell about itself (see :mod:`smtpd_fork.gate.ledger`)
     :ivar listener: where the client came in, for the ledger
     :ivar host_name_dns: the client's name by the DNS, if it was asked for and leads back
@@ -31,7 +42,7 @@ class Ticket:
     """
 
     __slots__ = (
-        *("__weakref__", "_give_back", "client", "holder", "host_name_dns", "listener"),
+        *("__weakref__", "_give_back", "client", "holder", "host_name_dns", "id", "listener"),
         *("peer", "proxy", "released", "sender", "since"),
     )
 
@@ -42,6 +53,7 @@ class Ticket:
         self.peer = peer
         self.since = since
         self.released = False
+        self.id: str | None = None
         self.holder: Holder | None = None
         self.listener: object = None
         self.proxy: Any = None
@@ -53,6 +65,12 @@ class Ticket:
     def key(self) -> str | None:
         """The source that is counted, or None."""
         return self.client.source
+
+    def name(self) -> str:
+        """Return the id of the session; one that is still to come takes the id that this gives."""
+        if self.id is None:
+            self.id = new_session_id()
+        return self.id
 
     def release(self) -> None:
         """Give the place back; a second call, from whatever thread, does nothing."""

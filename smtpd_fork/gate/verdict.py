@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from smtpd_fork.gate.ticket import Ticket
 
-__all__ = ["Full", "Refusal", "Verdict", "reply_line", "shutdown_reply"]
+__all__ = ["Full", "Refusal", "Verdict", "kick_reply", "reply_line", "shutdown_reply"]
 
 
 def reply_line(code: int, status: str, hostname: str, text: str) -> bytes:
@@ -19,6 +19,11 @@ def reply_line(code: int, status: str, hostname: str, text: str) -> bytes:
 def shutdown_reply(hostname: str) -> bytes:
     """Return the reply to whoever is still waiting, or idle, when the server stops."""
     return reply_line(421, "4.3.2", hostname, "Service shutting down")
+
+
+def kick_reply(hostname: str) -> bytes:
+    """Return the reply to whoever is sent away by an administrator."""
+    return reply_line(421, "4.3.2", hostname, "Ended by the administrator, try again later")
 
 
 @dataclass(slots=True)

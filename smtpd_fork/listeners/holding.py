@@ -32,15 +32,23 @@ Refuse: TypeAlias = "Callable[[Listener, socket.socket, Refusal | Full], None]"
 
 
 class Held:
-    """One client that is held."""
+    """One client that is held.
 
-    __slots__ = ("deadline", "gone", "header", "listener", "peer", "phase", "sock", "ticket")
+    :param stage: by whom
+    """
+
+    __slots__ = (
+        *("deadline", "gone", "header", "listener", "peer", "phase", "sock", "stage"),
+        "ticket",
+    )
 
     tls = False
     messages = 0
+    helo = ""
 
     def __init__(
         self,
+        stage: Holding,
         listener: Listener,
         sock: socket.socket,
         peer: SocketAddress | str,
@@ -49,6 +57,7 @@ class Held:
         phase: str,
         deadline: float,
     ) -> None:
+        self.stage = stage
         self.listener = listener
         self.sock = sock
         self.peer = peer
@@ -57,6 +66,11 @@ class Held:
         self.deadline = deadline
         self.header = b""
         self.gone = False
+
+    def kick(self, reply: bytes) -> None:
+        """End, with *reply* as the last word (see :class:`smtpd_fork.gate.ledger.Holder`)."""
+        if not self.gone:
+            self.stage.send_away(self, reply)
 
 
 class Holding(ABC):
@@ -81,7 +95,7 @@ class Holding(ABC):
     ) -> None:
         """Have a client wait; socket and ticket are this one's until it is let on or has gone."""
         deadline = self._loop.time() + self._seconds
-        held = Held(listener, sock, peer, ticket, phase=self._phase, deadline=deadline)
+        held = Held(self, listener, sock, peer, ticket, phase=self._phase, deadline=deadline)
         ticket.holder = held
         ticket.listener = listener
         self._queue.append(held)
@@ -120,6 +134,13 @@ class Holding(ABC):
         if self._queue:
             self._timer = self._loop.call_at(self._queue[0].deadline, self._due)
 
+    def send_away(self, held: Held, reply: bytes) -> None:
+        """Answer a client that is held with *reply*, and close."""
+        self._let_go(held)
+        # A client that speaks TLS first cannot read a reply in the clear.
+        refuse(held.sock, b"" if held.listener.tls else reply)
+        held.ticket.release()
+
     def stop(self, hostname: str) -> int:
         """Answer 421 to all who are held; return how many there were."""
         if self._timer is not None:
@@ -128,9 +149,7 @@ class Holding(ABC):
         answered = 0
         for held in self._queue:
             if not held.gone:
-                self._let_go(held)
-                refuse(held.sock, b"" if held.listener.tls else shutdown_reply(hostname))
-                held.ticket.release()
+                self.send_away(held, shutdown_reply(hostname))
                 answered += 1
         self._queue.clear()
         return answered

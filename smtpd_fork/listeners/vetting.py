@@ -30,11 +30,24 @@ log = logging.getLogger("smtpd_fork.listeners")
 
 
 class _Vetted:
-    """A client that is vetted, for the ledger."""
+    """A client that is vetted, for the ledger.
+
+    :param vetting: by whom
+    :param task: in which
+    """
 
     phase = "dns"
     tls = False
     messages = 0
+    helo = ""
+
+    def __init__(self, vetting: Vetting, task: asyncio.Task[None]) -> None:
+        self._vetting = vetting
+        self._task = task
+
+    def kick(self, reply: bytes) -> None:
+        """End, with *reply* as the last word (see :class:`smtpd_fork.gate.ledger.Holder`)."""
+        self._vetting.send_away(self._task, reply)
 
 
 class Vetting:
@@ -73,9 +86,9 @@ class Vetting:
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
     ) -> None:
         """Have a client wait; socket and ticket are this one's until it is let on or has gone."""
-        ticket.holder = _Vetted()
         ticket.listener = listener
         task = asyncio.get_running_loop().create_task(self._vet(listener, sock, peer, ticket))
+        ticket.holder = _Vetted(self, task)
         self._tasks[task] = (listener, sock, ticket)
         task.add_done_callback(self._done)
 
@@ -125,16 +138,22 @@ class Vetting:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a client could not be vetted", exc_info=error)
 
+    def send_away(self, task: asyncio.Task[None], reply: bytes) -> None:
+        """Answer the client of *task* with *reply*, and close; nothing if it is through."""
+        left = self._tasks.pop(task, None)
+        if left is not None:
+            listener, sock, ticket = left
+            task.cancel()
+            # A client that speaks TLS first cannot read a reply in the clear.
+            refuse(sock, b"" if listener.tls else reply)
+            ticket.release()
+
     def stop(self, hostname: str) -> int:
         """Answer 421 to all who are held; return how many there were."""
-        answered = 0
-        for task, (listener, sock, ticket) in list(self._tasks.items()):
-            del self._tasks[task]
-            task.cancel()
-            refuse(sock, b"" if listener.tls else shutdown_reply(hostname))
-            ticket.release()
-            answered += 1
-        return answered
+        held = list(self._tasks)
+        for task in held:
+            self.send_away(task, shutdown_reply(hostname))
+        return len(held)
 
 
 def vetting_of(config: Config) -> Callable[..., Vetting] | None:

@@ -22,6 +22,7 @@ from smtpd_fork.listeners import (
     vetting_of,
 )
 from smtpd_fork.net import describe
+from smtpd_fork.server.kick import kick
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.server.tls import load_tls
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from smtpd_fork.gate import Limits as GateLimits
+    from smtpd_fork.gate import Ticket
     from smtpd_fork.net import Peer, SocketAddress
     from smtpd_fork.smtp.setup import Setup
 
@@ -244,6 +246,28 @@ class Server:
             self._probes.networks = self._probe_from
         if self._acceptor is not None:
             self._acceptor.trust(self._proxy_trust)
+
+    async def drain(self) -> None:
+        """Accept no more, for good, and wait until the last session has ended by itself.
+
+        Clients in the backlog, and those that have no session yet, are answered 421. Follow it
+        with :meth:`stop`, which may also come before this has ended.
+        """
+        if self._acceptor is not None and self._sessions is not None:
+            answered = self._acceptor.stop()
+            log.info("draining: %d sessions, %d clients sent away", self.sessions, answered)
+            await self._sessions.drained()
+
+    async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
+        """End the sessions of this server that are *chosen*, also those that have not begun.
+
+        See :func:`smtpd_fork.server.kick.kick`.
+
+        :returns: how many there were
+        """
+        if self._sessions is None:
+            return 0
+        return await kick(self.gate, self._listeners, self._sessions, chosen, self.config.hostname)
 
     async def stop(self, timeout: float | None = None) -> int:  # noqa: ASYNC109 - a grace period
         """Stop: accept no more, let messages in flight finish, and close.

@@ -80,6 +80,9 @@ class Sessions:
         self._changed = asyncio.Event()
         self._hurried = False
 
+    def __contains__(self, holder: object) -> bool:
+        return holder in self._tickets
+
     def __len__(self) -> int:
         return len(self._tickets)
 
@@ -99,6 +102,10 @@ class Sessions:
             protocol.proxied = ticket.proxy
         if ticket.host_name_dns is not None:
             protocol.host_name_dns = ticket.host_name_dns
+        if ticket.id is None:
+            ticket.id = protocol.id
+        else:
+            protocol.rename(ticket.id)
         ticket.holder = protocol
         ticket.listener = listener
         self._tickets[protocol] = ticket
@@ -149,7 +156,8 @@ class Sessions:
         """See what became of a handshake; not in a `finally`: the task may never have run."""
         connecting = self._handshakes.pop(task)
         if task.cancelled():
-            self._not_connected(connecting, "the server stops")
+            reason = "kicked" if connecting.protocol.kicked else "the server stops"
+            self._not_connected(connecting, reason)
         elif (error := task.exception()) is not None:
             connecting.protocol.setup.tally.tls_failed += 1
             self._not_connected(connecting, error)
@@ -200,6 +208,25 @@ class Sessions:
         return wrong
 
     # -- ending --------------------------------------------------------------------------------
+
+    def kick(self, holders: Collection[object], reply: bytes) -> None:
+        """End those of the sessions that are among *holders*, with *reply* as the last word.
+
+        A client in the middle of its handshake can be told nothing.
+        """
+        for task, connecting in list(self._handshakes.items()):
+            if connecting.protocol in holders:
+                connecting.protocol.kick(reply)
+                task.cancel()
+        for protocol in holders:
+            if protocol in self._tickets:
+                protocol.kick(reply)
+
+    async def drained(self) -> None:
+        """Wait until the last session has ended, by itself."""
+        while self._tickets or self._finishing:
+            self._changed.clear()
+            await self._changed.wait()
 
     async def drain(self, seconds: float) -> int:
         """End every session in order; after *seconds*, or :meth:`hurry`, cut those that are left.

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, cast
 
 from aiosmtpd.smtp import MISSING
 
-from smtpd_fork.gate.verdict import reply_line, shutdown_reply
+from smtpd_fork.gate.verdict import reply_line
 from smtpd_fork.net import describe, plain_peer
+from smtpd_fork.smtp.ending import LINGER_SECONDS, Ending
 from smtpd_fork.smtp.framer import Chunk, CommandFault
 from smtpd_fork.smtp.session import Session
-from smtpd_fork.smtp.work import Work
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,12 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["EVENTS_A_TURN", "HELD_INPUT", "Engine"]
 
 log = logging.getLogger("smtpd_fork.session")
-
-LINGER_SECONDS = 5.0
-"""How long a closing connection may take to deliver its last reply; then it is cut."""
-
-HEAR_OUT_SECONDS = 2.0
-"""How long a client that was interrupted is listened to; it should have noticed by then."""
 
 RATE_GRACE_SECONDS = 60.0
 """How long a message may take before its rate counts: a slow start is no attack."""
@@ -56,7 +50,7 @@ NOT_NOW = "421 4.3.0 Local error, try again later"
 _TLS_FACTS = ("sslcontext", "ssl_object", "peercert", "cipher", "compression")
 
 
-class Engine(Work):
+class Engine(Ending):
     """What all commands stand on. See :class:`smtpd_fork.smtp.SMTP`, which has them."""
 
     # -- life ----------------------------------------------------------------------------------
@@ -90,7 +84,7 @@ class Engine(Work):
     def _opening(self) -> Waiting | None:
         """Greet, once whoever has to be asked has been."""
         if self._shutting_down:
-            self._put_raw(shutdown_reply(self.hostname))
+            self._put_raw(self._goodbye())
             self._close()
             return None
         if "CONNECT" in self._setup.hooks:
@@ -258,7 +252,7 @@ class Engine(Work):
         try:
             while self._task is None and not self._closing and not self._blocked:
                 if self._shutting_down and framer.reading is None:
-                    self._put_raw(shutdown_reply(self.hostname))
+                    self._put_raw(self._goodbye())
                     self._close()
                     break
                 event = framer.next()
@@ -285,7 +279,9 @@ class Engine(Work):
 
     def _next_turn(self) -> None:
         self._turn_pending = False
-        if not self._lost:
+        if self._kicked:
+            self._take_leave()
+        elif not self._lost:
             self._advance()
 
     def _answer_awaited(self) -> None:
@@ -357,74 +353,3 @@ class Engine(Work):
         self._close()
         if self._task is not None:
             self._task.cancel()
-
-    # -- the end -------------------------------------------------------------------------------
-
-    def _close(self, *, interrupting: bool = False) -> None:
-        """Send what there is, and close; a client that does not take it is cut a little later.
-
-        :param interrupting: the client does not know, and may be speaking
-        """
-        if self._closing:
-            return
-        self._flush()
-        interrupting = interrupting or self._framer.pending > 0
-        self._closing = True
-        self._leave_rest()
-        self._forget_input()
-        self._release_budget()
-        if self.transport is not None:
-            self.deadline = self.loop.time() + LINGER_SECONDS
-            deaf = self._eof or self._tls_protocol is not None or self.transport.is_closing()
-            if interrupting and not deaf:
-                self._hear_out()
-            else:
-                self.transport.close()
-        if self._task is None:
-            self._tell_ended()
-
-    def _forget_input(self) -> None:
-        """Act on nothing that has been received: a message that has begun is not to be."""
-        if self._framer.reading is not None or self._chunks is not None:
-            self._setup.tally.aborted += 1
-            self._chunks = None
-        self._framer.clear()
-
-    def _hear_out(self) -> None:
-        """Close for writing only, and forget what still comes, until the client has closed too.
-
-        Closing at once while it speaks would be a reset, which takes the reply away from it.
-        """
-        self.deadline = self.loop.time() + HEAR_OUT_SECONDS
-        if self._reading_paused:
-            self.transport.resume_reading()
-        self.transport.write_eof()
-
-    def abort(self) -> None:
-        """Cut the connection; what is unsent is lost."""
-        self._closing = True
-        self._leave_rest()
-        if self.transport is not None:
-            self.transport.abort()
-
-    def cut(self) -> None:
-        """Cut the connection, and cancel whatever a handler has in hand."""
-        if self._message_in_hand:
-            self._setup.tally.aborted += 1
-        self._message_in_hand = False
-        self.abort()
-        if self._task is not None:
-            self._task.cancel()
-
-    def shut_down(self) -> None:
-        """Say 421 and close: at once if the client is idle, else after the command in hand."""
-        self._shutting_down = True
-        self._leave_rest()
-        if self._shaking_hands:
-            self.abort()
-        elif self._awaited_line is not None and not self._awaited_line.done():
-            self._put_raw(shutdown_reply(self.hostname))  # instead of the challenge's answer
-            self._close()
-            self._awaited_line.cancel()
-        elif self.transport is not None and self._task is None and not self._turn_pending:
-            self._advance()

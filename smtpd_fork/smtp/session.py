@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import secrets
 from typing import TYPE_CHECKING
 
 import aiosmtpd.smtp
 
+from smtpd_fork.gate.ticket import new_session_id
 from smtpd_fork.net import plain_peer
 
 if TYPE_CHECKING:
@@ -16,14 +15,6 @@ if TYPE_CHECKING:
     from smtpd_fork.net import Peer
 
 __all__ = ["Session", "new_session_id"]
-
-_process = secrets.token_hex(3)
-_numbers = itertools.count(1)
-
-
-def new_session_id() -> str:
-    """Return an id that is unique to this process, and most likely among processes."""
-    return f"{_process}-{next(_numbers):x}"
 
 
 class Session(aiosmtpd.smtp.Session):

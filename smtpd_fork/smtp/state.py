@@ -61,6 +61,8 @@ class State(aiosmtpd.smtp.SMTP):
     _message_in_hand = False
     _shaking_hands = False
     _shutting_down = False
+    _kicked = b""
+    """The last word, if an administrator has ended the session."""
     _blocked = False
     _reading_paused = False
     _turn_pending = False
@@ -91,6 +93,20 @@ class State(aiosmtpd.smtp.SMTP):
         self._on_close = on_close
         self._framer = Framer(self._setup.bare)
         self._out: list[bytes] = []
+
+    @property
+    def id(self) -> str:
+        """Names the session in the logs, in ``Received:`` and in the reply to DATA."""
+        return self._session_id
+
+    def rename(self, name: str) -> None:
+        """Go on under the id by which the client was known before it had a session."""
+        self._session_id = name
+
+    @property
+    def helo(self) -> str:
+        """The name that the client gave itself, as it came; empty if it gave none."""
+        return getattr(self.session, "host_name", None) or ""
 
     @property
     def envelope(self) -> aiosmtpd.smtp.Envelope | None:

@@ -98,6 +98,8 @@ class Work(State):
                 self._tell_ended()
         elif self._closing:
             self._tell_ended()
+        elif self._kicked:
+            self._take_leave()
         else:
             self._advance()
 
@@ -184,6 +186,9 @@ class Work(State):
 
     def abort(self) -> None:
         """Cut the connection."""
+        raise NotImplementedError
+
+    def _take_leave(self) -> None:
         raise NotImplementedError
 
     # -- the end of it -------------------------------------------------------------------------
