@@ -123,7 +123,7 @@ async def test_who_is_interrupted_can_say_all_and_then_hears_the_reply() -> None
 async def test_who_is_interrupted_and_goes_on_for_ever_is_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.engine.HEAR_OUT_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.smtp.ending.HEAR_OUT_SECONDS", 0.05)
     async with serve(Discard(), max_errors=3, timeout=0.5) as server:
         client = await Client.to(server.addresses[0])
         with pytest.raises(ConnectionError):
