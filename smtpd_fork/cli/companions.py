@@ -6,9 +6,10 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from smtpd_fork.config import DaemonConfig
+    from smtpd_fork.listeners import Listener
     from smtpd_fork.observe import Companion
     from smtpd_fork.server import Server
 
@@ -18,14 +19,19 @@ log = logging.getLogger("smtpd_fork.daemon")
 
 
 def companions_of(
-    config: DaemonConfig,  # noqa: ARG001 - none are there yet
-    server: Server,  # noqa: ARG001 - as above
+    config: DaemonConfig,  # noqa: ARG001 - none asks it yet
+    server: Server,
+    metrics: Sequence[Listener] = (),
 ) -> Iterator[Companion]:
     """Return what *config* wants beside *server*, in the order in which it begins.
 
+    :param metrics: where these are served, if they are
     :raises SmtpdForkError: one of them cannot be
     """
-    yield from ()
+    if metrics:
+        from smtpd_fork.observe.status import Status  # noqa: PLC0415 - an extra has its libraries
+
+        yield Status(server, metrics)
 
 
 class Companions:

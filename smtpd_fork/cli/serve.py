@@ -13,9 +13,10 @@ from smtpd_fork.cli.companions import Companions, companions_of
 from smtpd_fork.cli.reload import Reloads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from smtpd_fork.config import DaemonConfig
+    from smtpd_fork.listeners import Listener
     from smtpd_fork.server import Server
 
 __all__ = ["serve"]
@@ -28,14 +29,21 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(server: Server, config: DaemonConfig, *, ready: Callable[[], None] | None = None) -> None:
+def serve(
+    server: Server,
+    config: DaemonConfig,
+    *,
+    ready: Callable[[], None] | None = None,
+    metrics: Sequence[Listener] = (),
+) -> None:
     """Run *server* until SIGTERM or SIGINT; a second one stops at once.
 
     :param ready: called once it serves
+    :param metrics: where these are served, if they are
     :raises SmtpdForkError: it cannot start
     """
     with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
-        companions = Companions(companions_of(config, server))
+        companions = Companions(companions_of(config, server, metrics))
         runner.run(_serve(server, config, companions, ready))
 
 

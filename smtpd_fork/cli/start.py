@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from smtpd_fork.cli.door import open_metrics
 from smtpd_fork.cli.log import set_up_logging
 from smtpd_fork.cli.serve import serve
 from smtpd_fork.config import RESERVED_DESCRIPTORS
@@ -32,6 +33,7 @@ from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.listeners import open_listeners, vetting_of
 from smtpd_fork.server import Server
+from smtpd_fork.smtp import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +64,7 @@ class _Prepared(NamedTuple):
     pid_file: PidFile | None
     warnings: list[str]
     """Not told before the start is sure: of a start that fails, the fault is the one line."""
+    metrics: list[Listener]
 
 
 def start(
@@ -97,7 +100,8 @@ def _serve(config: DaemonConfig, prepared: _Prepared, word: Word | None) -> None
             prepared.pid_file.write(os.getpid())
     for warning in prepared.warnings:
         log.warning("%s", warning)
-    serve(prepared.server, config, ready=word.serving if word is not None else None)
+    ready = word.serving if word is not None else None
+    serve(prepared.server, config, ready=ready, metrics=prepared.metrics)
 
 
 def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
@@ -120,23 +124,27 @@ def _set_up(config: DaemonConfig, left_over: ExitStack) -> _Prepared:
             config.listen, config.port, backlog=config.backlog, socket_mode=config.socket_mode
         )
     left_over.callback(_close_all, listeners)
+    with _blaming("metrics"):
+        metrics = open_metrics(config)
+    left_over.callback(_close_all, metrics)
     pid_file = None
     if config.pid_file is not None:
         with _blaming("pid_file"):
             pid_file = PidFile.acquire(config.pid_file)
         left_over.callback(pid_file.remove)
     if account is not None:
-        left_over.callback(_hire_janitor(account, listeners, pid_file).dismiss)
+        left_over.callback(_hire_janitor(account, [*listeners, *metrics], pid_file).dismiss)
     with _blaming("handler"):
         chain = load_handlers(config.handler)
     with _blaming("tls_cert", "tls_key"):
-        server = Server(chain, config=config, limits=limits, listeners=listeners)
+        tally = Tally(timing=bool(metrics))
+        server = Server(chain, config=config, limits=limits, listeners=listeners, tally=tally)
     if account is not None:
         with _blaming("user"):
             drop_privileges(account)
     with _blaming("handler"):
         chain.prepare()
-    return _Prepared(server, pid_file, list(_warnings(config, chain, descriptors)))
+    return _Prepared(server, pid_file, list(_warnings(config, chain, descriptors)), metrics)
 
 
 def _check_folder() -> None:
