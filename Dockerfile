@@ -4,7 +4,7 @@ COPY . /src
 # No pip in the environment: nothing is installed into it later. Compiled here, as the daemon
 # cannot write there.
 RUN python -m venv --without-pip /opt/smtpd-fork \
- && python -m pip --python /opt/smtpd-fork/bin/python install --no-cache-dir --compile '/src[dns]'
+ && python -m pip --python /opt/smtpd-fork/bin/python install --no-cache-dir --compile '/src[dns,metrics]'
 
 FROM docker.io/library/python:3.11-slim
 # The volume takes over owner and mode from here.

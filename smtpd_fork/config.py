@@ -198,7 +198,8 @@ _READERS: dict[str, Callable[[str], object]] = {
 
 _LISTS = {
     *("allow", "deny", "dnsbl", "exempt", "handler", "listen"),
-    *("max_from_net", "port", "proxy_trust", "rate", "rate_net", "tls_cert", "tls_key"),
+    *("max_from_net", "port", "probe_from", "proxy_trust", "rate", "rate_net"),
+    *("tls_cert", "tls_key"),
 }
 """Settings of which there may be several; one alone need not be in a list."""
 
@@ -224,6 +225,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar greet_pause: seconds that clients wait for the greeting; who talks before it is refused
     :ivar proxy_trust: networks, or files of them, that may send PROXY headers
     :ivar proxy_timeout: seconds that a PROXY header may take
+    :ivar probe_from: networks, or files of them, whose connections are probes: no sessions
     :ivar dnsbl: blocklists, each ``ZONE`` or ``ZONE=WEIGHT``
     :ivar dnsbl_threshold: the weight of all that list a client, from which on it is refused
     :ivar rdns: ask for the clients' names
@@ -273,6 +275,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     greet_pause: Annotated[float, Meta(ge=0, le=LONGEST_GREET_PAUSE)] = 0.0
     proxy_trust: tuple[Text, ...] = ()
     proxy_timeout: Seconds = PROXY_SECONDS
+    probe_from: tuple[Text, ...] = ()
     dnsbl: tuple[Text, ...] = ()
     dnsbl_threshold: Annotated[int, Meta(ge=1, le=10_000)] = 1
     rdns: bool = False
@@ -357,6 +360,7 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     :ivar control: path of the control socket; None is none
     :ivar detach: run in the background
     :ivar pid_file: where to write the process id
+    :ivar metrics: where metrics, health and the status page are served by HTTP; None: nowhere
     :ivar log_level: the least severe messages that are logged
     :ivar log_to: ``stderr``, ``stdout``, ``syslog``, ``journald`` or a file; default: stderr,
         detached: syslog
@@ -369,6 +373,7 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     control: Text | None = None
     detach: bool = False
     pid_file: Text | None = None
+    metrics: Text | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_to: Text | None = None
     log_format: Literal["text", "json"] = "text"

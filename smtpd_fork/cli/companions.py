@@ -40,6 +40,10 @@ def companions_of(
     yield LogKeeper()
     if holdings.control is not None:
         yield Control(holdings.control, server, drain)
+    if holdings.metrics:
+        from smtpd_fork.observe.status import Status  # noqa: PLC0415 - an extra has its libraries
+
+        yield Status(server, holdings.metrics)
     if holdings.notifier is not None:
         yield Notifications(holdings.notifier, server.gate)
 

@@ -29,6 +29,7 @@ class Holdings:
     :ivar notifier: to the service manager
     :ivar pid_file: open and locked
     :ivar control: the control socket
+    :ivar metrics: where these are served
     :ivar janitor: removes what only root may
     :ivar left: listeners that another process left, and are not ours yet
     :ivar dropped: those of them that the settings do not name any more
@@ -41,6 +42,7 @@ class Holdings:
     notifier: Notifier | None = None
     pid_file: PidFile | None = None
     control: Listener | None = None
+    metrics: list[Listener] = field(default_factory=list)
     janitor: Janitor | None = None
     left: list[Listener] = field(default_factory=list)
     dropped: list[Listener] = field(default_factory=list)

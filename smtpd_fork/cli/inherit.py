@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_fork.cli.blame import blaming
+from smtpd_fork.cli.door import metrics_address, open_metrics
 from smtpd_fork.config import PORT, SettingError
 from smtpd_fork.daemon import PidFile
 from smtpd_fork.listeners import (
@@ -19,6 +20,7 @@ from smtpd_fork.listeners import (
     listeners_left,
     open_listeners,
 )
+from smtpd_fork.observe.companion import metrics_name
 from smtpd_fork.observe.control import open_control
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.daemon import LeftListener, PassedSocket
 
-__all__ = ["control_of", "listeners_of", "pid_file_of"]
+__all__ = ["control_of", "listeners_of", "metrics_of", "pid_file_of"]
 
 
 def listeners_of(
@@ -112,3 +114,19 @@ def control_of(path: str | None, holdings: Holdings) -> Listener | None:
             return listener
         holdings.dropped.append(listener)
     return None if path is None else open_control(path)
+
+
+def metrics_of(config: DaemonConfig, holdings: Holdings) -> list[Listener]:
+    """Return where metrics are served: what was left for the same address, else what is opened.
+
+    :returns: empty if it is nowhere
+    :raises SmtpdForkError: it cannot be had
+    """
+    if config.metrics is None:
+        return []
+    address = metrics_address(config.metrics)
+    found: list[Listener] = []
+    while (left := holdings.claim(metrics_name(address, len(found)))) is not None:
+        found.append(Listener(address, left, inherited=True))
+    holdings.left.extend(found)
+    return found or open_metrics(config)

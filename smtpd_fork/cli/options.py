@@ -109,6 +109,11 @@ OPTIONS = (
         help="For a PROXY header.",
     ),
     SettingOption(
+        "--probe-from", section="Listening", metavar="NET", multiple=True,
+        help="Network, or file of networks, whose connections are a load balancer's probes: no "
+        "sessions, no place, no line in the log. Repeatable.",
+    ),
+    SettingOption(
         "--backlog", section="Listening", metavar="N",
         help="Clients that the kernel keeps waiting, as listen(2) has it.",
     ),
@@ -303,6 +308,11 @@ OPTIONS = (
     SettingOption(
         "--loop", section="Process", metavar="LOOP",
         help="Event loop: uvloop or asyncio.",
+    ),
+    SettingOption(
+        "--metrics", section="Process", metavar="ADDR",
+        help="Serve metrics, health and a status page by HTTP on ADDR:PORT, [V6]:PORT or "
+        "unix:PATH.",
     ),
     SettingOption(
         "--log-level", section="Log", metavar="LEVEL",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_fork.cli.blame import blaming
 from smtpd_fork.cli.holdings import Holdings
-from smtpd_fork.cli.inherit import control_of, listeners_of, pid_file_of
+from smtpd_fork.cli.inherit import control_of, listeners_of, metrics_of, pid_file_of
 from smtpd_fork.cli.serve import serve
 from smtpd_fork.config import RESERVED_DESCRIPTORS
 from smtpd_fork.daemon import (
@@ -38,6 +38,7 @@ from smtpd_fork.handlers import load_handlers
 from smtpd_fork.listeners import vetting_of
 from smtpd_fork.observe.logs import set_up_logging
 from smtpd_fork.server import Server
+from smtpd_fork.smtp import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -134,6 +135,7 @@ def _set_up(config: DaemonConfig, holdings: Holdings, left_over: ExitStack) -> _
             account = look_up_user(config.user, may_be_it=holdings.heir is not None)
     limits = limits_of(config)
     networks_of("proxy_trust", config.proxy_trust)  # a fault shows before anything is bound
+    networks_of("probe_from", config.probe_from)
     with blaming("dnsbl", "rdns"):
         vetting_of(config)
     listeners = listeners_of(config, holdings, passed)
@@ -142,18 +144,23 @@ def _set_up(config: DaemonConfig, holdings: Holdings, left_over: ExitStack) -> _
         holdings.control = control_of(config.control, holdings)
     if holdings.control is not None:
         left_over.callback(holdings.control.close)
+    with blaming("metrics"):
+        holdings.metrics = metrics_of(config, holdings)
+    left_over.callback(_close_all, holdings.metrics)
     with blaming("pid_file"):
         holdings.pid_file = pid_file_of(config.pid_file, holdings)
     if holdings.pid_file is not None:
         left_over.callback(holdings.pid_file.remove)
-    on_paths = [each for each in (*listeners, holdings.control) if each is not None]
+    listening = (*listeners, *holdings.metrics, holdings.control)
+    on_paths = [each for each in listening if each is not None]
     if (janitor := _janitor(account, on_paths, holdings)) is not None:
         holdings.janitor = janitor
         left_over.callback(janitor.dismiss)
     with blaming("handler"):
         chain = load_handlers(config.handler)
     with blaming("tls_cert", "tls_key", "tls_client_ca"):
-        server = Server(chain, config=config, limits=limits, listeners=listeners)
+        tally = Tally(timing=bool(holdings.metrics))
+        server = Server(chain, config=config, limits=limits, listeners=listeners, tally=tally)
     if account is not None:
         with blaming("user"):
             drop_privileges(account)
@@ -195,7 +202,9 @@ def _janitor(
 
 
 def _wanted_descriptors(config: DaemonConfig) -> int:
-    return config.limit_connections + RESERVED_DESCRIPTORS
+    # With probes, the clients that are deferred wait in here.
+    waiting = max(0, config.backlog) if config.probe_from and not config.when_full.refuse else 0
+    return config.limit_connections + waiting + RESERVED_DESCRIPTORS
 
 
 def _warnings(config: DaemonConfig, chain: Chain, descriptors: int) -> Iterator[str]:

@@ -63,6 +63,18 @@ class Chain:
                 setattr(self, name, getattr(handler, name))
                 return
 
+    def measure(self, timed: Callable[[str, Hook], Hook]) -> None:
+        """Have the hook DATA of each sink be what *timed* makes of its name and the hook."""
+        if not any(isinstance(handler, Sink) for handler in self.handlers):
+            return
+        self.handle_DATA = _first_answer(
+            [
+                timed(type(handler).__name__.lower(), hook) if isinstance(handler, Sink) else hook
+                for handler in self.handlers
+                if (hook := _hook_of(handler, "handle_DATA")) is not None
+            ]
+        )
+
     @property
     def unreachable(self) -> Sequence[Any]:
         """Handlers behind a sink: a sink answers every message, so they see none."""

@@ -12,6 +12,7 @@ from smtpd_fork.listeners.bind import (
 )
 from smtpd_fork.listeners.inherited import inherited_listeners, listeners_left
 from smtpd_fork.listeners.listener import Listener
+from smtpd_fork.listeners.probes import Probes
 from smtpd_fork.listeners.refuser import Refuser
 from smtpd_fork.listeners.stages import Stages
 from smtpd_fork.listeners.vetting import vetting_of
@@ -21,6 +22,7 @@ __all__ = [
     "Acceptor",
     "Address",
     "Listener",
+    "Probes",
     "Refuser",
     "Stages",
     "adopt",

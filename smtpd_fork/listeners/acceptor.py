@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from smtpd_fork.config import WhenFull
     from smtpd_fork.gate import Verdict
     from smtpd_fork.listeners.listener import Listener
+    from smtpd_fork.listeners.probes import Probes
     from smtpd_fork.listeners.refuser import Refuser
     from smtpd_fork.listeners.stages import Stages
     from smtpd_fork.net import SocketAddress
@@ -80,6 +81,7 @@ class Acceptor:
     :param hostname: names this host in replies
     :param waiting_capacity: how many clients may wait under ``defer:SECONDS``
     :param proxy_trust: who may send PROXY headers, on listeners where those come first
+    :param probes: takes the probes of load balancers; stopped with the acceptor
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Acceptor:
         hostname: str,
         waiting_capacity: int,
         proxy_trust: NetworkTable[bool] | None = None,
+        probes: Probes | None = None,
     ) -> None:
         self._listeners = deque(listeners)
         self._gate = gate
@@ -106,6 +109,7 @@ class Acceptor:
             waiting_capacity=waiting_capacity,
             proxy_trust=proxy_trust,
         )
+        self._probes = probes
         self._loop: asyncio.AbstractEventLoop
         self._thread = 0
         self._watching = False
@@ -203,6 +207,8 @@ class Acceptor:
             if timer is not None:
                 timer.cancel()
         answered = self._dismiss_waiting() + self._stages.stop(self._hostname)
+        if self._probes is not None:
+            self._probes.stop()
         answered += sum(self._give_up(listener) for listener in self._listeners)
         if self._spare is not None:
             self._spare.close()
@@ -307,13 +313,25 @@ class Acceptor:
         if self._refuse_when_full:
             return True
         gate = self._gate
+        # Who is a probe shows only once it is accepted; the others wait in here then.
+        wait_in_room = self._wait_in_room or self._looks_for_probes
         if gate.reserves:
-            return not gate.full or (self._wait_in_room and self._room.has_space)
-        if self._wait_in_room:
+            return not gate.full or (wait_in_room and self._room.has_space)
+        if wait_in_room:
             return self._room.has_space
         return not len(self._room) and not gate.full
 
+    @property
+    def _looks_for_probes(self) -> bool:
+        return self._probes is not None and self._probes.networks is not None
+
     def _arrived(self, listener: Listener, sock: socket.socket, peer: SocketAddress | str) -> None:
+        if self._probes is not None and self._probes.expect(peer):
+            self._probes.begin(listener, sock, peer, self._judge)
+        else:
+            self._judge(listener, sock, peer)
+
+    def _judge(self, listener: Listener, sock: socket.socket, peer: SocketAddress | str) -> None:
         if listener.proxy and not self._is_trusted(peer):
             text = "You are no proxy that is trusted here"
             key = source_key(peer) or "unix"

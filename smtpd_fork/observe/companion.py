@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from smtpd_fork.config import DaemonConfig
+    from smtpd_fork.listeners import Address
 
-__all__ = ["Companion"]
+__all__ = ["Companion", "metrics_name"]
 
 
 class Companion:
@@ -50,3 +51,8 @@ class Companion:
 
     async def stop(self) -> None:
         """End; the server has stopped."""
+
+
+def metrics_name(address: Address, number: int) -> str:
+    """Return by what name a socket for metrics is handed over: an address may have several."""
+    return f"metrics {address} {number}"

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
     from smtpd_fork.net import Peer
-    from smtpd_fork.smtp import Budget, CurrentTls, Sweep
+    from smtpd_fork.smtp import Budget, CurrentTls, Sweep, Tally
     from smtpd_fork.smtp.setup import Setup
 
-__all__ = ["Blueprint", "shortest_limit"]
+__all__ = ["IDENT", "Blueprint", "shortest_limit"]
 
 IDENT = "ESMTP smtpd-fork"
 """What the greeting says behind the host's name; no version, which only an attacker needs."""
@@ -29,6 +29,7 @@ class Blueprint:
     :param chain: the handlers
     :param tls: for STARTTLS; None: it is not offered
     :param budget: how much all sessions may hold of messages
+    :param tally: counts what sessions do
     :param sweep: ends sessions whose time is over
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
     :param options: keywords for it, which win over the settings
@@ -42,6 +43,7 @@ class Blueprint:
         tls: CurrentTls | None,
         budget: Budget,
         sweep: Sweep,
+        tally: Tally,
         session_class: type[SMTP],
         options: Mapping[str, Any],
     ) -> None:
@@ -60,6 +62,7 @@ class Blueprint:
             "limits": _limits(config),
             "bare_newline": BareNewline(config.bare_newline),
             "budget": budget,
+            "tally": tally,
             **options,
         }
         self._setups: dict[bool, Setup] = {}

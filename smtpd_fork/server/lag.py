@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from smtpd_fork.gate.rules import Load
+    from smtpd_fork.smtp.tally import Latency
 
 __all__ = ["LagMonitor"]
 
@@ -25,12 +26,16 @@ class LagMonitor:
 
     :param load: where to
     :param limit: seconds; passing it is told once an episode
+    :param latency: counts what every look finds
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, load: Load, limit: float) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, load: Load, limit: float, latency: Latency
+    ) -> None:
         self._loop = loop
         self._load = load
         self._limit = limit
+        self._latency = latency
         self._over = False
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -49,6 +54,7 @@ class LagMonitor:
 
     def _look(self) -> None:
         late = max(0.0, time.monotonic() - self._due)
+        self._latency.observe(late)
         self._load.lag = max(late, self._load.lag * FADING)
         over = self._load.lag > self._limit
         if over and not self._over:

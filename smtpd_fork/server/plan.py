@@ -42,6 +42,7 @@ class Plan:
     :ivar chain: the handlers; ready
     :ivar limits: of the gate
     :ivar proxy_trust: who may send PROXY headers
+    :ivar probe_from: where probes come from
     :ivar vetting: makes what asks the DNS about clients, or None
     :ivar rotation: the certificates, or None
     :ivar listeners: what to listen on
@@ -52,6 +53,7 @@ class Plan:
     chain: Chain
     limits: Limits
     proxy_trust: NetworkTable[bool] | None
+    probe_from: NetworkTable[bool] | None
     vetting: Callable[..., Vetting] | None
     rotation: Rotation | None
     listeners: Sequence[Listener]
@@ -72,6 +74,7 @@ class Plan:
         :raises SmtpdForkError: something cannot be had; nothing is left behind
         """
         limits, trust = limits_of(config), networks_of("proxy_trust", config.proxy_trust)
+        probes = networks_of("probe_from", config.probe_from)
         vetting = vetting_of(config)
         chain.prepare()
         # Last, as they are what is left behind if anything fails.
@@ -89,7 +92,7 @@ class Plan:
             except SmtpdForkError as error:
                 error.settings = error.settings or ("listen", "port")
                 raise
-        return cls(config, chain, limits, trust, vetting, rotation, every, opened)
+        return cls(config, chain, limits, trust, probes, vetting, rotation, every, opened)
 
     def give_up(self) -> None:
         """Close what was opened for it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Any, Self
 
 from smtpd_fork.config import Config, SettingError
@@ -13,6 +14,7 @@ from smtpd_fork.handlers import Chain
 from smtpd_fork.listeners import (
     Acceptor,
     Listener,
+    Probes,
     Refuser,
     Stages,
     adopt,
@@ -21,13 +23,13 @@ from smtpd_fork.listeners import (
     vetting_of,
 )
 from smtpd_fork.net import describe
-from smtpd_fork.server.blueprint import Blueprint, shortest_limit
+from smtpd_fork.server.blueprint import IDENT, Blueprint, shortest_limit
 from smtpd_fork.server.kick import kick
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.plan import Plan, same_stages
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.server.tls import Rotation, TlsFiles
-from smtpd_fork.smtp import SMTP, Budget, CurrentTls, Sweep
+from smtpd_fork.smtp import SMTP, Budget, CurrentTls, Sweep, Tally
 
 if TYPE_CHECKING:
     import socket
@@ -70,6 +72,8 @@ class Server:
         renew
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
     :param session_options: keywords for it, as aiosmtpd documents them (``authenticator``, ...)
+    :param tally: counts what the sessions do; default: one of its own, that does not look at the
+        clock
     :param options: the settings by name, see :class:`smtpd_fork.Config`
     :raises SettingError: a setting is unknown or out of its range
     :raises ConfigError: the TLS files cannot be used
@@ -87,6 +91,7 @@ class Server:
         tls_context: ssl.SSLContext | None = None,
         session_class: type[SMTP] = SMTP,
         session_options: Mapping[str, Any] | None = None,
+        tally: Tally | None = None,
         **options: Any,
     ) -> None:
         if config is not None and options:
@@ -99,6 +104,7 @@ class Server:
         self._has_own_gate = gate is None
         self.gate = gate or Gate(limits=limits or limits_of(self.config))
         self._proxy_trust = networks_of("proxy_trust", self.config.proxy_trust)
+        self._probe_from = networks_of("probe_from", self.config.probe_from)
         self._vetting = vetting_of(self.config)
         self._given_tls = CurrentTls.of(tls_context)
         self._rotation: Rotation | None = None
@@ -106,6 +112,8 @@ class Server:
         self._check_tls(self.config, self._rotation, listeners)
         self._session_class = session_class
         self._budget = Budget(self.config.max_buffered)
+        self.tally = tally or Tally()
+        self.chain.measure(self.tally.timed_sink)
         self._session_options = dict(session_options or {})
         self._inherited = list(sockets) if sockets is not None else None
         self._listeners = list(listeners)
@@ -118,6 +126,7 @@ class Server:
         self._retired: dict[Chain, asyncio.Task[None]] = {}
         self._refuser: Refuser | None = None
         self._reloading = asyncio.Lock()
+        self._probes: Probes | None = None
         self._sessions: Sessions | None = None
         self._sweep: Sweep | None = None
         self._lag: LagMonitor | None = None
@@ -170,6 +179,9 @@ class Server:
         )
         self._refuser = Refuser(self.gate, config.hostname)
         self._stages = self._make_stages()
+        self._probes = Probes(
+            self._probe_from, loop, self.gate, hostname=config.hostname, ident=IDENT
+        )
         self._acceptor = Acceptor(
             self._listeners,
             self.gate,
@@ -179,6 +191,7 @@ class Server:
             hostname=config.hostname,
             waiting_capacity=config.backlog,
             proxy_trust=self._proxy_trust,
+            probes=self._probes,
         )
         self.gate.watch_buffers(self._budget)
         self._watch_lag()
@@ -210,9 +223,10 @@ class Server:
         if self._lag is not None:
             self._lag.stop()
             self._lag = None
-        limit = self.config.max_loop_lag
-        if limit:
-            self._lag = LagMonitor(asyncio.get_running_loop(), self.gate.load, limit)
+        if self.config.max_loop_lag or self.tally.timing:
+            limit = self.config.max_loop_lag or math.inf
+            loop = asyncio.get_running_loop()
+            self._lag = LagMonitor(loop, self.gate.load, limit, self.tally.lag)
             self._lag.start()
 
     def _blueprint(self) -> Blueprint:
@@ -224,6 +238,7 @@ class Server:
             budget=self._budget,
             sweep=self._sweep,
             session_class=self._session_class,
+            tally=self.tally,
             options=self._session_options,
         )
 
@@ -302,9 +317,11 @@ class Server:
         assert self._sweep is not None
         assert self._refuser is not None
         assert self._stages is not None
+        assert self._probes is not None
         before, old_chain = self.config, self.chain
         config = self.config = plan.config
         self.chain, self._rotation = plan.chain, plan.rotation
+        self.chain.measure(self.tally.timed_sink)
         self._budget.limit = config.max_buffered
         self._sweep.look_for(shortest_limit(config))
         self._sessions.change(self._blueprint().session, self._tls, config.tls_handshake_timeout)
@@ -315,6 +332,7 @@ class Server:
             self._former = [stages for stages in (*self._former, self._stages) if stages]
             self._stages = self._make_stages()
         self._refuser.hostname = config.hostname
+        self._probes.networks, self._probes.hostname = plan.probe_from, config.hostname
         self._acceptor.change(
             config.when_full,
             stages=self._stages,

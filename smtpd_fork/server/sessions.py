@@ -16,8 +16,6 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.smtp.wire import Wire
-
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Coroutine
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners import Listener
     from smtpd_fork.net import SocketAddress
     from smtpd_fork.smtp import SMTP, CurrentTls
+    from smtpd_fork.smtp.wire import Wire
 
     MakeSession = Callable[[Listener, SocketAddress | str, Callable[[SMTP], None]], SMTP]
 
@@ -51,7 +50,7 @@ class _Connecting:
     def begin(self) -> Wire:
         """Return the protocol; from here on the socket is the loop's."""
         self.begun = True
-        return Wire(self.protocol)
+        return self.protocol.setup.wire(self.protocol)
 
 
 class Sessions:
@@ -165,6 +164,7 @@ class Sessions:
             reason = "kicked" if connecting.protocol.kicked else "the server stops"
             self._not_connected(connecting, reason)
         elif (error := task.exception()) is not None:
+            connecting.protocol.setup.tally.tls_failed += 1
             self._not_connected(connecting, error)
 
     def _not_connected(self, connecting: _Connecting, reason: BaseException | str) -> None:

@@ -8,6 +8,7 @@ from smtpd_fork.smtp.session import Session, current_session
 from smtpd_fork.smtp.setup import Limits
 from smtpd_fork.smtp.smtp import SMTP
 from smtpd_fork.smtp.sweep import Sweep
+from smtpd_fork.smtp.tally import Tally
 
 __all__ = [
     "SMTP",
@@ -18,5 +19,6 @@ __all__ = [
     "Limits",
     "Session",
     "Sweep",
+    "Tally",
     "current_session",
 ]

@@ -50,7 +50,9 @@ class Chunking(Mail):
             self._close(interrupting=True)
             return None
         fault = self._bdat_fault(int(match[1]))
-        self._chunk_fault = self._chunk_fault or fault
+        if self._chunk_fault is None and fault is not None:
+            self._chunk_fault = fault
+            self._count_chunk_fault(fault)
         self._chunk_is_last = match[2] is not None
         chunk = Chunk(int(match[1]), keep=self._chunk_fault is None)
         if chunk.left:
@@ -74,9 +76,16 @@ class Chunking(Mail):
             return FAULT_REPLIES[BodyFault.NO_ROOM]
         return None
 
+    def _count_chunk_fault(self, fault: tuple[int, str, str]) -> None:
+        """Count a message of which a chunk is the first that is not wanted; once."""
+        for kind in (BodyFault.TOO_MUCH, BodyFault.NO_ROOM):
+            if fault == FAULT_REPLIES[kind]:
+                self._count_fault(kind)
+
     def _received_chunk(self, chunk: Chunk) -> Waiting | None:
         if chunk.dropped and self._chunk_fault is None:
             self._chunk_fault = FAULT_REPLIES[BodyFault.NO_ROOM]
+            self._count_chunk_fault(self._chunk_fault)
         if self._chunk_fault is not None:
             fault = self._chunk_fault
             self._chunks = None
@@ -102,6 +111,7 @@ class Chunking(Mail):
         if not binary and self._setup.bare is BareNewline.NORMALIZE:
             content = normalized(content)
         elif not binary and self._setup.bare is BareNewline.REJECT and has_bare(content):
+            self._count_fault(BodyFault.BARE)
             self._refuse_message(*FAULT_REPLIES[BodyFault.BARE])
             return None
         return self._content(content)

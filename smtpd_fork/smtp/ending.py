@@ -28,7 +28,7 @@ class Ending(Work):
         interrupting = interrupting or self._framer.pending > 0
         self._closing = True
         self._leave_rest()
-        self._framer.clear()
+        self._forget_input()
         self._release_budget()
         if self.transport is not None:
             self.deadline = self.loop.time() + LINGER_SECONDS
@@ -39,6 +39,13 @@ class Ending(Work):
                 self.transport.close()
         if self._task is None:
             self._tell_ended()
+
+    def _forget_input(self) -> None:
+        """Act on nothing that has been received: a message that has begun is not to be."""
+        if self._framer.reading is not None or self._chunks is not None:
+            self._setup.tally.aborted += 1
+            self._chunks = None
+        self._framer.clear()
 
     def _hear_out(self) -> None:
         """Close for writing only, and forget what still comes, until the client has closed too.
@@ -59,6 +66,8 @@ class Ending(Work):
 
     def cut(self) -> None:
         """Cut the connection, and cancel whatever a handler has in hand."""
+        if self._message_in_hand:
+            self._setup.tally.aborted += 1
         self._message_in_hand = False
         self.abort()
         if self._task is not None:

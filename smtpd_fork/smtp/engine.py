@@ -24,7 +24,6 @@ from smtpd_fork.net import plain_peer
 from smtpd_fork.smtp.ending import LINGER_SECONDS, Ending
 from smtpd_fork.smtp.framer import Chunk, CommandFault
 from smtpd_fork.smtp.session import Session
-from smtpd_fork.smtp.wire import Wire
 
 if TYPE_CHECKING:
     import asyncio
@@ -60,7 +59,7 @@ class Engine(Ending):
         """Begin the session (asyncio.BaseProtocol): the loop was given it, not its wire."""
         stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
         if getattr(stream, "get_protocol", lambda: None)() is self:
-            stream.set_protocol(Wire(self))
+            stream.set_protocol(self._setup.wire(self))
         self.begin(transport)
 
     def begin(self, transport: asyncio.BaseTransport) -> None:
@@ -132,6 +131,7 @@ class Engine(Ending):
     def _use_tls(self, transport: asyncio.BaseTransport) -> None:
         # aiosmtpd, and its users, ask this attribute whether it is there.
         self._tls_protocol = transport
+        self._setup.tally.tls_done += 1
         assert self.session is not None
         self.session.ssl = {fact: transport.get_extra_info(fact) for fact in _TLS_FACTS}
 
@@ -146,7 +146,7 @@ class Engine(Ending):
             log.debug("[%s] connection closed", self._session_id, extra=self._who())
         try:
             self._sweep.forget(self)
-            self._framer.clear()
+            self._forget_input()
             self._out.clear()
             self._release_budget()
             if self._task is not None or "DISCONNECT" in self._setup.hooks:

@@ -138,6 +138,7 @@ class Mail(Hello):
             return False
         if self.data_size_limit and (len(size) > 20 or int(size) > self.data_size_limit):  # noqa: PLR2004 - RFC 1870 4
             text = "Error: message size exceeds fixed maximum message size"
+            self._setup.tally.too_big += 1
             self._say(552, "5.3.4", text)
             return False
         return True
@@ -239,6 +240,7 @@ class Mail(Hello):
         elif isinstance(envelope, Envelope) and envelope.body == "BINARYMIME":
             self._say(503, "5.5.1", "Error: BINARYMIME takes BDAT")
         elif self._setup.budget.limit and not self._has_room():
+            self._setup.tally.no_room += 1
             self._say(*FAULT_REPLIES[BodyFault.NO_ROOM])
         else:
             limit = self.data_size_limit or 0
@@ -269,9 +271,20 @@ class Mail(Hello):
             reason = message.fault.value
             about = {**self._who(), "reason": reason}
             log.info("[%s] message refused: %s", self._session_id, reason, extra=about)
+            self._count_fault(message.fault)
             self._refuse_message(*FAULT_REPLIES[message.fault])
             return None
         return self._content(message.content())
+
+    def _count_fault(self, fault: BodyFault) -> None:
+        """Count a message that is not accepted for what it is."""
+        tally = self._setup.tally
+        if fault is BodyFault.TOO_MUCH:
+            tally.too_big += 1
+        elif fault is BodyFault.NO_ROOM:
+            tally.no_room += 1
+        else:
+            tally.malformed += 1
 
     def _refuse_message(self, code: int, enhanced: str, text: str) -> None:
         """Answer a message that was read to its end, and is not accepted."""
@@ -290,6 +303,7 @@ class Mail(Hello):
             try:
                 content = self._decoded(original)
             except UnicodeDecodeError:
+                self._setup.tally.malformed += 1
                 self._refuse_message(500, "5.6.0", "Error: strict ASCII mode")
                 return None
         envelope.content = content
@@ -328,11 +342,22 @@ class Mail(Hello):
         self._say_delivered("250 OK" if status is None or status is MISSING else status)
 
     def _say_delivered(self, status: Any) -> None:
-        if status is MISSING:
+        tally = self._setup.tally
+        unclaimed = status is MISSING
+        if unclaimed:
             status = NO_SINK
         elif status[:1] == "2" or (self._setup.lmtp and not isinstance(status, str)):
             self.messages += 1
         replies = self._per_recipient(status) if self._setup.lmtp else None
+        # Of several replies the best counts: some recipient has the message.
+        digit = status[0] if replies is None else min(replies)[0]
+        if unclaimed:
+            tally.unclaimed += 1
+        else:
+            tally.answered(digit)
+            if digit == "2":
+                assert self._envelope is not None
+                tally.content += len(self._envelope.original_content or b"")
         self._transaction_over()
         self._noops = 0
         if replies is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
@@ -16,7 +17,9 @@ from aiosmtpd.smtp import CALL_LIMIT_DEFAULT
 
 from smtpd_fork.smtp.body import BareNewline
 from smtpd_fork.smtp.budget import Budget
+from smtpd_fork.smtp.tally import Tally
 from smtpd_fork.smtp.waits import never_waits
+from smtpd_fork.smtp.wire import MeteredWire, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -71,6 +74,7 @@ class Setup:
         limits: Limits,
         bare: BareNewline = BareNewline.REJECT,
         budget: Budget | None = None,
+        tally: Tally | None = None,
         enhanced: bool = True,
         lmtp: bool = False,
         command_call_limit: int | dict[str, int] | None = None,
@@ -81,6 +85,11 @@ class Setup:
         self.limits = limits
         self.bare = bare
         self.budget = budget or Budget(0)
+        self.tally = tally or Tally()
+        self.wire: Callable[[Any], Wire] = Wire
+        """What the loop's transport talks to, for a session."""
+        if self.tally.timing:
+            self.wire = partial(MeteredWire, self.tally)
         self.enhanced = enhanced
         self.ok = {
             status: f"250 {status} OK\r\n".encode() if enhanced else b"250 OK\r\n"
@@ -99,6 +108,7 @@ class Setup:
         self.at_once = frozenset(name for name, hook in self.hooks.items() if never_waits(hook))
         """Hooks that cannot wait for anything: they need no task."""
         self.ehlo_is_old = self._ehlo_is_old()
+        self.hooks = {name: self.tally.timed_hook(name, hook) for name, hook in self.hooks.items()}
         self.methods = [n.removeprefix("smtp_") for n in dir(cls) if n.startswith("smtp_")]
         self.builtin = {name for name in self.methods if _is_inherited(cls, f"smtp_{name}")}
         """Commands that nobody has overridden: plain functions."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.net import Peer
     from smtpd_fork.smtp.budget import Budget
+    from smtpd_fork.smtp.tally import Tally
     from smtpd_fork.smtp.work import Waiting
 
 __all__ = ["SMTP"]
@@ -63,6 +64,7 @@ class SMTP(Short):
     :param lmtp: whether LMTP is spoken: LHLO, and a reply per recipient (RFC 2033)
     :param budget: how much all sessions may hold of messages
     :param tls_context: aiosmtpd's; or what holds the one that is good at the time
+    :param tally: counts what sessions do
     """
 
     _tls: CurrentTls | None = None
@@ -104,6 +106,7 @@ class SMTP(Short):
         enhanced: bool = False,
         lmtp: bool = False,
         budget: Budget | None = None,
+        tally: Tally | None = None,
     ) -> None:
         # Not super().__init__(): it looks through class and handler for each connection.
         self.__ident__ = ident or __ident__
@@ -130,6 +133,7 @@ class SMTP(Short):
             limits=replace(limits or Limits(), command_seconds=timeout),
             bare=bare_newline,
             budget=budget,
+            tally=tally,
             enhanced=enhanced,
             lmtp=lmtp,
             command_call_limit=command_call_limit,

@@ -9,7 +9,6 @@ from aiosmtpd.smtp import syntax
 
 from smtpd_fork.smtp.auth import Auth
 from smtpd_fork.smtp.state import log
-from smtpd_fork.smtp.wire import Wire
 
 if TYPE_CHECKING:
     from smtpd_fork.smtp.work import Waiting
@@ -58,7 +57,7 @@ class StartTls(Auth):
         try:
             transport = await self.loop.start_tls(
                 raw,
-                Wire(self),
+                self._setup.wire(self),
                 self.tls_context,  # type: ignore[arg-type]  # asked for in the command
                 server_side=True,
                 ssl_handshake_timeout=seconds,
@@ -69,6 +68,7 @@ class StartTls(Auth):
             self._shaking_hands = False
         if transport is not None and not transport.is_closing() and not self._lost:
             return transport
+        self._setup.tally.tls_failed += 1
         # The loop tells its TLS layer of the loss, and that does not tell us.
         about = {**self._who(), "reason": str(error or "connection closed")}
         log.info("[%s] TLS handshake failed: %s", self._session_id, about["reason"], extra=about)

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-__all__ = ["Wire"]
+if TYPE_CHECKING:
+    from smtpd_fork.smtp.tally import Tally
+
+__all__ = ["MeteredWire", "Wire"]
 
 BUFFER_SIZE = 256 * 1024
 """What one read takes at most; uvloop's own figure, and enough for a socket's buffer."""
@@ -86,3 +89,22 @@ class Wire(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Write again (asyncio.BaseProtocol)."""
         self._session.resume_writing()
+
+
+class MeteredWire(Wire):
+    """A wire that counts what is received; who does not count has none, and pays nothing.
+
+    :param tally: where to
+    :param session: is told
+    """
+
+    __slots__ = ("_tally",)
+
+    def __init__(self, tally: Tally, session: Session) -> None:
+        super().__init__(session)
+        self._tally = tally
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Count what was received, and take it (asyncio.BufferedProtocol)."""
+        self._tally.received += nbytes
+        self._session.data_received(self._view[:nbytes].tobytes())

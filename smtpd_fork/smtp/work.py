@@ -114,6 +114,8 @@ class Work(State):
         except Exception as error:  # noqa: BLE001 - logged and answered there
             if not self._lost:
                 await self._fail(error)
+            elif self._message_in_hand:
+                self._setup.tally.failed += 1
         except BaseException:
             self.abort()
             raise
@@ -125,6 +127,8 @@ class Work(State):
             self._hook_expired = False
             self._put_failure(LOCAL_ERROR)
         else:
+            if self._message_in_hand:
+                self._setup.tally.aborted += 1
             self._close()
 
     async def _fail(self, error: Exception) -> None:
@@ -140,6 +144,7 @@ class Work(State):
         """Answer what failed; with a message in hand, its transaction is over."""
         replies = 1
         if self._message_in_hand:
+            self._setup.tally.failed += 1
             if self._setup.lmtp and self.envelope is not None:
                 replies = len(self.envelope.rcpt_tos) or 1
             self._set_post_data_state()  # RFC 5321 4.1.1.4

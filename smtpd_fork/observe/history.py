@@ -1,0 +1,51 @@
+"""History: what each rule refused in each of the last sixty minutes, and nothing older."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["MINUTES", "History"]
+
+MINUTES = 60
+"""Of which the last is the one that is under way."""
+
+_REFUSED = "refused_"
+
+
+class History:
+    """The differences of a gate's counts, a minute each; nothing is done for a refusal.
+
+    :param stats: the counts at the beginning, as ``Gate.stats()`` has them
+    """
+
+    def __init__(self, stats: Mapping[str, int]) -> None:
+        self._base = refusals(stats)
+        self._minutes: deque[dict[str, int]] = deque(maxlen=MINUTES - 1)
+
+    def turn(self, stats: Mapping[str, int]) -> None:
+        """End a minute, with the counts as they are now."""
+        now = refusals(stats)
+        self._minutes.append(_difference(now, self._base))
+        self._base = now
+
+    def minutes(self, stats: Mapping[str, int]) -> list[dict[str, int]]:
+        """Return what each rule refused by the minute, the oldest first, always so many."""
+        known = [*self._minutes, _difference(refusals(stats), self._base)]
+        return [{} for _ in range(MINUTES - len(known))] + known
+
+
+def refusals(stats: Mapping[str, int]) -> dict[str, int]:
+    """Return the refusals by rule, of a gate's counts."""
+    return {
+        name.removeprefix(_REFUSED): count
+        for name, count in stats.items()
+        if name.startswith(_REFUSED)
+    }
+
+
+def _difference(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    return {rule: more for rule, count in now.items() if (more := count - before.get(rule, 0))}

@@ -1,0 +1,188 @@
+"""Metrics: a server's figures, as Prometheus reads them.
+
+Every metric is a row of :data:`METRICS`, and a value made of facts below. docs/monitoring.md has
+the same rows. A label has values that this program chooses, or whoever configures it: never a
+client, and never what a handler says.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.exposition import choose_encoder
+
+from smtpd_fork.gate.statistics import CURES
+from smtpd_fork.observe.history import refusals
+from smtpd_fork.observe.process import Process
+from smtpd_fork.smtp.tally import BOUNDS
+from smtpd_fork.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from prometheus_client import Metric
+
+    from smtpd_fork.observe.facts import Facts
+    from smtpd_fork.smtp.tally import Latency, Tally
+
+__all__ = ["METRICS", "Metrics", "Row"]
+
+OTHER = "other"
+"""The label of rules that are none of ours: an embedder's gate may have some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One metric.
+
+    :ivar kind: ``counter``, ``gauge``, ``histogram`` or ``info``
+    :ivar label: its label; empty for none
+    :ivar text: what it is
+    """
+
+    name: str
+    kind: str
+    label: str
+    text: str
+
+
+METRICS = (
+    Row("smtpd_fork_sessions", "gauge", "state", "Sessions now, by what they do."),
+    Row("smtpd_fork_sessions_limit", "gauge", "", "Sessions at once (--limit-connections)."),
+    Row("smtpd_fork_sources", "gauge", "", "Sources that have a session now."),
+    Row("smtpd_fork_admissions_total", "counter", "", "Clients that were let in."),
+    Row("smtpd_fork_refusals_total", "counter", "rule", "Clients that were refused, by the rule."),
+    Row("smtpd_fork_ready", "gauge", "", "1 while clients are let in: /readyz."),
+    Row("smtpd_fork_received_bytes_total", "counter", "", "Bytes that clients sent, after TLS."),
+    Row("smtpd_fork_messages_total", "counter", "outcome", "Messages, by what became of them."),
+    Row("smtpd_fork_message_bytes_total", "counter", "", "Bytes of accepted messages."),
+    Row("smtpd_fork_handler_seconds", "histogram", "hook", "Time that the handlers' hooks took."),
+    Row("smtpd_fork_sink_seconds", "histogram", "sink", "Time that sinks took for a message."),
+    Row(
+        "smtpd_fork_loop_lag_seconds", "histogram", "", "How late the loop was, ten times a second."
+    ),
+    Row("smtpd_fork_accept_queue", "gauge", "listener", "Clients in the kernel's backlog."),
+    Row("smtpd_fork_accept_queue_limit", "gauge", "listener", "Clients that it holds at most."),
+    Row("smtpd_fork_tls_handshakes_total", "counter", "outcome", "TLS handshakes: done, failed."),
+    Row("smtpd_fork_build_info", "info", "", "Versions of what runs."),
+    Row("process_cpu_seconds_total", "counter", "", "CPU time of the process."),
+    Row("process_resident_memory_bytes", "gauge", "", "Memory that it occupies."),
+    Row("process_virtual_memory_bytes", "gauge", "", "Memory that it has mapped."),
+    Row("process_start_time_seconds", "gauge", "", "When it began, since the epoch."),
+    Row("process_open_fds", "gauge", "", "File descriptors that are open."),
+    Row("process_max_fds", "gauge", "", "File descriptors that may be open."),
+)
+"""All of them; the last six have the names that all exporters use."""
+
+_ROWS = {row.name: row for row in METRICS}
+
+
+class _Families:
+    """Families to be written, for whoever asks as if this were a registry."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = list(families)
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+class Metrics:
+    """Turns facts into the text that Prometheus reads.
+
+    :param tally: what sessions have counted
+    """
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._process = Process()
+        self._texts = {row.name: row.text for row in METRICS if row.name.startswith("process_")}
+        self._build = {
+            "version": __version__,
+            "python": platform.python_version(),
+            "aiosmtpd": version("aiosmtpd"),
+            "uvloop": version("uvloop"),
+        }
+
+    def page(self, facts: Facts, accept: str) -> tuple[bytes, str]:
+        """Return the metrics, and their content type, as the header Accept wants them.
+
+        OpenMetrics if it asks for that, else Prometheus' text format.
+        """
+        process = self._process.collect(self._texts)
+        encode, content_type = choose_encoder(accept)
+        families: Any = _Families([*self.collect(facts), *process])
+        return encode(families), content_type
+
+    def collect(self, facts: Facts) -> list[Metric]:
+        """Return the metrics that are our own."""
+        tally = self._tally
+        values: dict[str, object] = {
+            "smtpd_fork_sessions": facts.phases,
+            "smtpd_fork_sessions_limit": facts.limit,
+            "smtpd_fork_sources": facts.sources,
+            "smtpd_fork_admissions_total": facts.stats["admitted"],
+            "smtpd_fork_refusals_total": _by_rule(refusals(facts.stats)),
+            "smtpd_fork_ready": int(facts.state == "serving"),
+            "smtpd_fork_received_bytes_total": tally.received,
+            "smtpd_fork_messages_total": tally.outcomes(),
+            "smtpd_fork_message_bytes_total": tally.content,
+            "smtpd_fork_handler_seconds": tally.hooks,
+            "smtpd_fork_sink_seconds": tally.sinks,
+            "smtpd_fork_loop_lag_seconds": {"": tally.lag},
+            "smtpd_fork_accept_queue": {
+                name: queue.waiting for name, queue in facts.queues if queue is not None
+            },
+            "smtpd_fork_accept_queue_limit": {
+                name: queue.limit for name, queue in facts.queues if queue is not None
+            },
+            "smtpd_fork_tls_handshakes_total": {"done": tally.tls_done, "failed": tally.tls_failed},
+            "smtpd_fork_build_info": self._build,
+        }
+        return [_family(_ROWS[name], value) for name, value in values.items()]
+
+
+def _by_rule(refused: Mapping[str, int]) -> dict[str, int]:
+    """Return refusals by every rule that there is; a count that is 0 is one as well."""
+    counts = dict.fromkeys([*CURES, OTHER], 0)
+    for rule, count in refused.items():
+        counts[rule if rule in counts else OTHER] += count
+    return counts
+
+
+def _family(row: Row, value: Any) -> Metric:
+    """Return a metric with its value, or its values by label."""
+    if row.kind == "info":
+        return InfoMetricFamily(row.name.removesuffix("_info"), row.text, value)
+    labels = [row.label] if row.label else []
+    if row.kind == "histogram":
+        histogram = HistogramMetricFamily(row.name, row.text, labels=labels)
+        for label, latency in sorted(value.items()):
+            histogram.add_metric([label] if labels else [], _buckets(latency), latency.total)
+        return histogram
+    make: Callable[..., Any] = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
+    family: Any = make(row.name, row.text, labels=labels)
+    for label, figure in value.items() if labels else [("", value)]:
+        family.add_metric([label] if labels else [], figure)
+    metric: Metric = family
+    return metric
+
+
+def _buckets(latency: Latency) -> list[tuple[str, float]]:
+    """Return a histogram's buckets as Prometheus wants them: each has all the smaller ones'."""
+    bounds = [*map(str, BOUNDS), "+Inf"]
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip(bounds, latency.counts, strict=True):
+        total += count
+        buckets.append((bound, float(total)))
+    return buckets

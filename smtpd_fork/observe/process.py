@@ -1,0 +1,72 @@
+"""Process: its CPU time, memory and descriptors, under the names that all exporters use.
+
+prometheus-client's ProcessCollector has the same figures, and lists /proc/self/fd for one of them:
+with 10,000 sessions that is 20 ms in which no other thread runs Python. The kernel has known the
+number by itself since Linux 6.2; only an older one is made to list them.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from prometheus_client import Metric
+
+__all__ = ["Process"]
+
+_DESCRIPTORS = "/proc/self/fd"
+_MEMORY = Path("/proc/self/statm")
+_PAGE = resource.getpagesize()
+
+
+class Process:
+    """The process that asks; what the system does not tell is left out.
+
+    Made when few files are open yet: when it began is looked up once.
+    """
+
+    def __init__(self) -> None:
+        self._begun = {
+            sample.name: sample.value
+            for metric in ProcessCollector(registry=None).collect()
+            for sample in metric.samples
+            if metric.name == "process_start_time_seconds"
+        }
+
+    def collect(self, texts: Mapping[str, str]) -> list[Metric]:
+        """Return the metrics that *texts* has, each with its text."""
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        figures: dict[str, float] = dict(self._begun)
+        figures["process_cpu_seconds_total"] = used.ru_utime + used.ru_stime
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        figures["process_max_fds"] = soft if soft != resource.RLIM_INFINITY else float("inf")
+        with suppress(OSError):
+            figures["process_open_fds"] = open_descriptors()
+        with suppress(OSError, ValueError):
+            mapped, resident = _MEMORY.read_text().split()[:2]
+            figures["process_virtual_memory_bytes"] = int(mapped) * _PAGE
+            figures["process_resident_memory_bytes"] = int(resident) * _PAGE
+        return [
+            (CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily)(
+                name, text, value=figures[name]
+            )
+            for name, text in texts.items()
+            if name in figures
+        ]
+
+
+def open_descriptors() -> int:
+    """Return how many files are open.
+
+    :raises OSError: there is no /proc
+    """
+    return os.stat(_DESCRIPTORS).st_size or len(os.listdir(_DESCRIPTORS))  # noqa: PTH116, PTH208 - a number is wanted, not 10,000 paths

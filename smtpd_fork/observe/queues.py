@@ -1,0 +1,77 @@
+"""Queues: how many clients wait in the kernel for accept(2), and how many may.
+
+For TCP, TCP_INFO of a listening socket tells both, in two fields that mean something else for a
+connection (tcp(7), and net/ipv4/tcp.c: ``tcpi_unacked``, ``tcpi_sacked``). For unix sockets the
+kernel is asked by netlink (sock_diag(7)). Where neither is to be had nothing is told.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import NamedTuple
+
+__all__ = ["Queue", "queue_of"]
+
+_TCP_INFO_FIELDS = struct.Struct("=8x4x4x4x4xII")
+"""struct tcp_info up to ``tcpi_sacked``: eight bytes, four figures, and the two."""
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLM_F_REQUEST = 1
+_UDIAG_SHOW_RQLEN = 0x10
+_UNIX_DIAG_RQLEN = 4
+_ANY_COOKIE = 0xFFFFFFFF
+_ALL_STATES = 0xFFFFFFFF
+
+_HEADER = struct.Struct("=IHHII")
+_REQUEST = struct.Struct("=BBHIIIII")
+_ANSWER = struct.Struct("=BBBBIII")
+_ATTRIBUTE = struct.Struct("=HH")
+_LENGTHS = struct.Struct("=II")
+
+
+class Queue(NamedTuple):
+    """The clients in one listening socket's backlog.
+
+    :ivar waiting: how many there are
+    :ivar limit: how many there may be: what listen(2) was told, or less (``somaxconn``)
+    """
+
+    waiting: int
+    limit: int
+
+
+def queue_of(sock: socket.socket) -> Queue | None:
+    """Return the queue of a listening socket; None if the system does not tell."""
+    try:
+        if sock.family == socket.AF_UNIX:
+            return _of_unix(os.fstat(sock.fileno()).st_ino)
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_FIELDS.size)
+        return Queue(*_TCP_INFO_FIELDS.unpack(info))
+    except (OSError, AttributeError, struct.error):  # closed, no Linux, or an older kernel
+        return None
+
+
+def _of_unix(inode: int) -> Queue | None:
+    """Ask the kernel for one unix socket by its inode (sock_diag(7), ``struct unix_diag_req``)."""
+    request = _REQUEST.pack(
+        *(socket.AF_UNIX, 0, 0, _ALL_STATES, inode & 0xFFFFFFFF, _UDIAG_SHOW_RQLEN),
+        *(_ANY_COOKIE, _ANY_COOKIE),
+    )
+    size = _HEADER.size + len(request)
+    header = _HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.setblocking(False)  # the kernel answers within sendto(2)
+        netlink.sendto(header + request, (0, 0))
+        answer = netlink.recv(4096)
+    if _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
+        return None
+    position = _HEADER.size + _ANSWER.size
+    while position + _ATTRIBUTE.size <= len(answer):
+        length, kind = _ATTRIBUTE.unpack_from(answer, position)
+        if kind == _UNIX_DIAG_RQLEN:
+            return Queue(*_LENGTHS.unpack_from(answer, position + _ATTRIBUTE.size))
+        position += max(_ATTRIBUTE.size, (length + 3) & ~3)
+    return None

@@ -1,0 +1,36 @@
+"""History: the last hour of refusals, by the minute, and nothing older."""
+
+from __future__ import annotations
+
+from smtpd_fork.observe.history import MINUTES, History
+
+
+def stats(**refused: int) -> dict[str, int]:
+    counts = {f"refused_{rule}": count for rule, count in refused.items()}
+    return {"admitted": 7, "refused": sum(refused.values()), **counts}
+
+
+def test_the_minute_that_is_under_way_is_the_last() -> None:
+    history = History(stats(deny=5))
+    assert history.minutes(stats(deny=7, rate=1)) == [*[{}] * (MINUTES - 1), {"deny": 2, "rate": 1}]
+
+
+def test_a_minute_has_what_was_refused_in_it() -> None:
+    history = History(stats())
+    history.turn(stats(deny=2))
+    history.turn(stats(deny=2))
+    history.turn(stats(deny=3, rate=4))
+    assert history.minutes(stats(deny=3, rate=5))[-4:] == [
+        {"deny": 2},
+        {},
+        {"deny": 1, "rate": 4},
+        {"rate": 1},
+    ]
+
+
+def test_what_is_older_than_an_hour_is_forgotten() -> None:
+    history = History(stats())
+    for minute in range(1, 3 * MINUTES):
+        history.turn(stats(deny=minute))
+    minutes = history.minutes(stats(deny=3 * MINUTES - 1))
+    assert minutes == [*[{"deny": 1}] * (MINUTES - 1), {}]

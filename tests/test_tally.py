@@ -1,0 +1,287 @@
+"""The tally: what became of each message, counted where it happens; clocks only if asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.client import MAIL, RCPT, Client
+from support.server import serve, until
+
+from smtpd_fork.sinks import Discard, Maildir
+from smtpd_fork.smtp.tally import BOUNDS, HOOKS, OUTCOMES, Latency, Tally
+from smtpd_fork.smtp.waits import never_waits
+
+if TYPE_CHECKING:
+    import ssl
+    from pathlib import Path
+
+    from support.tls import Certificates
+
+    from smtpd_fork import Server
+
+
+class Says:
+    """Answers every message with what it was made with, or raises."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> Any:
+        if self.answer is None:
+            raise RuntimeError("a fault of the handler")
+        return self.answer
+
+
+class Waits:
+    """Takes a message for as long as it takes to cut its session."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class Nobody:
+    """Has no say about messages."""
+
+
+def told(tally: Tally) -> dict[str, int]:
+    return {outcome: count for outcome, count in tally.outcomes().items() if count}
+
+
+async def deliver(server: Server, body: str = "Subject: hi\r\n\r\nhello\r\n") -> int:
+    async with await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        return (await client.deliver(body)).code
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "code"),
+    [
+        ("250 Ok", "accepted", 250),
+        ("550 No", "rejected", 550),
+        ("451 Later", "deferred", 451),
+        (None, "failed", 451),
+        (7, "failed", 451),
+    ],
+)
+async def test_a_message_is_counted_by_what_a_handler_says(
+    answer: Any, outcome: str, code: int
+) -> None:
+    async with serve(Says(answer)) as server:
+        assert await deliver(server) == code
+        assert told(server.tally) == {outcome: 1}
+
+
+async def test_a_message_that_nobody_takes_is_unclaimed() -> None:
+    async with serve(Nobody()) as server:
+        assert await deliver(server) == 451
+        assert told(server.tally) == {"unclaimed": 1}
+
+
+async def test_a_message_of_lmtp_is_accepted_if_some_recipient_has_it() -> None:
+    async with serve(Says(["550 No", "250 Ok"]), listen=["lmtp:127.0.0.1:0"]) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.reply()
+            await client.say("LHLO c", MAIL, RCPT, RCPT, "DATA")
+            client.send("Subject: hi\r\n\r\nx\r\n.\r\n")
+            assert [(await client.reply()).code for _ in range(2)] == [550, 250]
+        assert told(server.tally) == {"accepted": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome", "code"),
+    [
+        ("x" * 70 + "\r\n" + "y" * 70 + "\r\n", "too_big", 552),
+        ("bare\nnewline\r\n", "malformed", 550),
+        ("z" * 1001 + "\r\n", "malformed", 500),
+    ],
+)
+async def test_a_message_that_is_not_accepted_for_what_it_is(
+    body: str, outcome: str, code: int
+) -> None:
+    size = 100 if outcome == "too_big" else 5000
+    async with serve(Discard(), max_message_size=size) as server:
+        assert await deliver(server, body) == code
+        assert told(server.tally) == {outcome: 1}
+
+
+@pytest.mark.parametrize("chunks", [["BDAT 2000 LAST"], ["BDAT 2000", "BDAT 2000 LAST"]])
+async def test_a_message_in_chunks_is_counted_once(chunks: list[str]) -> None:
+    async with serve(Discard(), max_message_size=1000) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.say(MAIL, RCPT)
+            for chunk in chunks:
+                client.send(f"{chunk}\r\n" + "x" * 2000)
+                assert (await client.reply()).code == 552
+        assert told(server.tally) == {"too_big": 1}
+
+
+async def test_a_size_that_is_declared_too_big_counts() -> None:
+    async with serve(Discard(), max_message_size=1000) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            assert (await client.say(MAIL + " SIZE=1001")).code == 552
+        assert told(server.tally) == {"too_big": 1}
+
+
+async def test_a_message_for_which_there_is_no_room_is_counted() -> None:
+    async with serve(Discard(), max_buffered=1000) as server:
+        assert await deliver(server, "x" * 70 + "\r\n" * 600) == 452
+        assert told(server.tally) == {"no_room": 1}
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_client_that_goes_within_a_message_has_aborted_it(chunked: bool) -> None:
+    async with serve(Discard()) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.say(MAIL, RCPT)
+            if chunked:
+                client.send("BDAT 3\r\nabc")
+                assert (await client.reply()).code == 250
+            else:
+                assert (await client.say("DATA")).code == 354
+                client.send("half a line")
+        await until(lambda: not server.sessions)
+        assert told(server.tally) == {"aborted": 1}
+
+
+async def test_a_client_that_goes_between_two_messages_has_aborted_none() -> None:
+    async with serve(Discard()) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.deliver()
+            await client.say(MAIL, RCPT)
+        await until(lambda: not server.sessions)
+        assert told(server.tally) == {"accepted": 1}
+
+
+async def test_a_message_that_is_cut_in_a_handlers_hands_is_aborted() -> None:
+    handler = Waits()
+    async with serve(handler, shutdown_timeout=0.01) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.say(MAIL, RCPT, "DATA")
+            client.send("Subject: hi\r\n\r\nx\r\n.\r\n")
+            await handler.asked.wait()
+            assert await server.stop() == 1
+    assert told(server.tally) == {"aborted": 1}
+
+
+async def test_a_handler_that_takes_too_long_has_failed() -> None:
+    async with serve(Waits(), handler_timeout=0.05) as server:
+        assert await deliver(server) == 451
+        assert told(server.tally) == {"failed": 1}
+
+
+async def test_the_bytes_of_accepted_messages_are_counted() -> None:
+    async with serve(Discard()) as server:
+        await deliver(server, "Subject: hi\r\n\r\nhello\r\n")
+        assert server.tally.content == len("Subject: hi\r\n\r\nhello\r\n")
+
+
+async def test_without_timing_no_clock_is_looked_at_and_no_read_counted() -> None:
+    handler = Discard()
+    async with serve(handler) as server:
+        await deliver(server)
+        tally = server.tally
+        assert (tally.received, tally.hooks, tally.sinks, tally.lag.counts) == (
+            *(0, {}, {}),
+            [0] * (len(BOUNDS) + 1),
+        )
+        assert server.chain.handle_DATA == handler.handle_DATA
+
+
+async def test_with_timing_hooks_sinks_lag_and_reads_are_measured(tmp_path: Path) -> None:
+    tally = Tally(timing=True)
+    async with serve([Nobody(), Maildir(tmp_path / "mail")], tally=tally) as server:
+        assert await deliver(server) == 250
+        await until(lambda: sum(tally.lag.counts))
+    assert sum(tally.hooks["DATA"].counts) == 1
+    assert sum(tally.sinks["maildir"].counts) == 1
+    assert 0 < tally.sinks["maildir"].total <= tally.hooks["DATA"].total
+    sent = "EHLO client.example\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n"
+    assert tally.received >= len(sent) + len("Subject: hi\r\n\r\nhello\r\n.\r\n")
+
+
+async def test_a_measured_hook_that_never_waits_needs_no_task_still() -> None:
+    tally = Tally(timing=True)
+    hook = Discard().handle_DATA
+    assert never_waits(hook)
+    assert never_waits(tally.timed_hook("DATA", tally.timed_sink("discard", hook)))
+    assert not never_waits(tally.timed_hook("DATA", Waits().handle_DATA))
+
+
+async def test_a_hook_that_is_none_of_ours_is_not_measured() -> None:
+    tally = Tally(timing=True)
+    hook = Discard().handle_DATA
+    assert tally.timed_hook("FOO", hook) == hook
+    assert tally.hooks == {}
+    assert "FOO" not in HOOKS
+
+
+async def test_handle_starttls_is_measured_and_is_no_coroutine(certificates: Certificates) -> None:
+    class Judge(Discard):
+        def handle_STARTTLS(self, server: Any, session: Any, envelope: Any) -> bool:
+            return True
+
+    tally = Tally(timing=True)
+    timed = tally.timed_hook("STARTTLS", Judge().handle_STARTTLS)
+    assert not inspect.iscoroutinefunction(timed)
+    assert timed(None, None, None) is True
+    assert sum(tally.hooks["STARTTLS"].counts) == 1
+    async with serve(Judge(), tally=tally, tls_context=certificates.server) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            assert (await client.say("STARTTLS")).code == 220
+            await client.writer.start_tls(certificates.client, server_hostname="localhost")
+            assert (await client.say("EHLO c")).code == 250
+    assert (tally.tls_done, tally.tls_failed) == (1, 0)
+    assert sum(tally.hooks["STARTTLS"].counts) == 2
+
+
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+async def test_a_tls_handshake_that_fails_is_counted(
+    certificates: Certificates, scheme: str
+) -> None:
+    options: dict[str, Any] = {"tls_context": certificates.server}
+    async with serve(Discard(), listen=[f"{scheme}:127.0.0.1:0"], **options) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            if scheme == "smtp":
+                await client.greet()
+                assert (await client.say("STARTTLS")).code == 220
+            client.send("this is no TLS\r\n" * 100)
+            await until(lambda: server.tally.tls_failed)
+        await until(lambda: not server.sessions)
+        assert (server.tally.tls_done, server.tally.tls_failed) == (0, 1)
+
+
+async def test_tls_from_the_first_byte_is_counted(certificates: Certificates) -> None:
+    options: dict[str, Any] = {"tls_context": certificates.server}
+    context: ssl.SSLContext = certificates.client
+    async with serve(Discard(), listen=["smtps:127.0.0.1:0"], **options) as server:
+        async with await Client.to(server.addresses[0], tls=context) as client:
+            await client.greet()
+        assert (server.tally.tls_done, server.tally.tls_failed) == (1, 0)
+
+
+def test_a_latency_falls_into_the_bucket_whose_bound_it_does_not_pass() -> None:
+    latency = Latency()
+    for seconds in (0.0, BOUNDS[0], BOUNDS[0] * 1.1, BOUNDS[-1], BOUNDS[-1] + 1):
+        latency.observe(seconds)
+    assert latency.counts[:2] == [2, 1]
+    assert latency.counts[-2:] == [1, 1]
+    assert latency.total == pytest.approx(sum((0.0, BOUNDS[0] * 2.1, BOUNDS[-1] * 2 + 1)))
+
+
+def test_every_outcome_has_its_count() -> None:
+    assert set(OUTCOMES) <= set(Tally.__slots__)
+    assert set(Tally().outcomes()) == set(OUTCOMES)
