@@ -14,7 +14,9 @@ How to write a block. Each one is fenced and names its language; what is indente
     a loopback and nothing else, all ports are free, and nothing that is running there, or written
     to /srv (where the page begins, with Makefile and examples/ as in a clone), /etc, /run, /var/log
     or /var/mail, is there for the next page. So a daemon is started with ``-d``, anything else that
-    goes on with ``&``; what they print later is waited for. ``smtpd-fork`` is this project's.
+    goes on with ``&``; what they print later is waited for. What
+    only looks (cat, grep, curl and so on, ``_LOOKS`` there) is repeated until it shows that.
+    Standard input is /dev/null. ``smtpd-fork`` is this project's.
 ``python``
     A program that stands alone, and ends; ``await`` is allowed anywhere. Warnings are errors.
 ``text`` after ``<!-- output -->``

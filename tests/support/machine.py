@@ -31,6 +31,9 @@ NAME = "mx.example.com"
 LONGEST_COMMAND = 60.0
 """Seconds; what takes longer goes on for ever."""
 
+MOMENT = 0.05
+"""Seconds between two looks at the same thing."""
+
 _COPIED = ("/etc", "/var/mail", "/var/spool/postfix", "/var/lib/postfix")
 
 _OF_CLONE = ("Makefile", "pyproject.toml", "examples", "packaging")
@@ -59,7 +62,7 @@ while IFS= read -r -u "$2" -d '' command; do
     printf '\\036%d\\036' "$status"
 done
 """
-"""Commands come on a descriptor of their own: standard input is a terminal where nobody types."""
+"""Commands come on a descriptor of their own, as programs may read standard input: /dev/null."""
 
 _END = re.compile("\036(\\d+)\036")
 
@@ -119,7 +122,7 @@ class Machine:
                 "bash", str(self._folder), str(commands),
             ],
             env=self._environment, pass_fds=[commands],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         os.close(commands)
         return self
@@ -132,34 +135,46 @@ class Machine:
         except subprocess.TimeoutExpired:
             self._shell.kill()
             self._shell.wait()
-        for pipe in (self._shell.stdin, self._shell.stdout):
-            assert pipe is not None
-            pipe.close()
+        assert self._shell.stdout is not None
+        self._shell.stdout.close()
 
     def run(self, command: Command) -> None:
         """Run a command of a page, and compare.
 
-        What runs in the background may print later than the command ends; it is waited for. A
+        What runs in the background may print later than the command ends; it is waited for. What
+        only looks is asked again: a daemon writes its log a moment after it has answered. A
         command that shows nothing has to print nothing and to succeed; one of which the page
         shows output has to print that.
 
         :raises Failure: it is not as the page shows it
         """
         self._has_background |= command.is_background
+        deadline = time.monotonic() + PATIENCE
+        status = self._ask(command)
+        while not is_as_shown(self._output, command.shown):
+            if command.only_looks and time.monotonic() < deadline:
+                if not self._read(time.monotonic() + MOMENT):
+                    self._printed = ""
+                    status = self._ask(command)
+            elif not (self._has_background and self._read(deadline)):
+                raise Failure(_complaint(command, self._output, "it is not as the page shows it"))
+        if status != 0 and not command.shown.replace("...", "").strip():
+            why = f"it fails, with status {status}, and the page does not show why"
+            raise Failure(_complaint(command, self._output, why))
+        self._printed = ""
+
+    @property
+    def _output(self) -> str:
+        return _END.sub("", self._printed)
+
+    def _ask(self, command: Command) -> int:
+        """Have the shell run a command to its end; return its status."""
         os.write(self._commands, command.text.encode() + b"\0")
         deadline = time.monotonic() + LONGEST_COMMAND
         while (end := _END.search(self._printed)) is None:
             if not self._read(deadline):
                 raise Failure(_complaint(command, self._printed, "it does not end"))
-        deadline = time.monotonic() + PATIENCE
-        while not is_as_shown(_END.sub("", self._printed), command.shown):
-            if not self._has_background or not self._read(deadline):
-                why = "it is not as the page shows it"
-                raise Failure(_complaint(command, _END.sub("", self._printed), why))
-        if end[1] != "0" and not command.shown.replace("...", "").strip():
-            why = f"it fails, with status {end[1]}, and the page does not show why"
-            raise Failure(_complaint(command, _END.sub("", self._printed), why))
-        self._printed = ""
+        return int(end[1])
 
     def _read(self, deadline: float) -> bool:
         """Wait for more output until *deadline*; return whether there is some."""

@@ -10,11 +10,19 @@ _PROMPTS = ("$ ", "# ")
 
 _ANY_LINES = r"(?:.*\n)*?"
 
+_LOOKS = re.compile(
+    r"(?:cat|curl|find|grep|head|journalctl|ls|mailq|postqueue|ps|ss|stat|tail|wc|systemctl status"
+    r"|smtpd-fork (?:status|sessions|explain))\b[^;&<>]*$"
+)
+"""Commands that change nothing."""
+
 _LOOSE = (
     (re.escape(sys.prefix), ".venv"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?", "TIME"),
+    (r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d", "TIME"),
     (r"[A-Z][a-z]{2}, [ \d]?\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d [+-]\d{4}", "DATE"),
     (r"\b(?:[0-9a-f]+-)+[0-9a-f]+\b", "ID"),
+    (r"\b[0-9A-F]{10,}\b", "ID"),  # Postfix's
     (r"\bpid(?: |=|: )\d+", "pid N"),
     (r"\bsize=\d+", "size=N"),
     (r"\b\d+(?:\.\d+)? ?(s|ms|us|bytes|KiB|MiB|GiB)\b", r"N \1"),
@@ -39,6 +47,11 @@ class Command(NamedTuple):
     @property
     def is_background(self) -> bool:
         return self.text.rstrip().endswith("&")
+
+    @property
+    def only_looks(self) -> bool:
+        """Whether it may be repeated."""
+        return _LOOKS.match(self.text) is not None
 
 
 def commands_of(text: str, first_line: int) -> list[Command]:
