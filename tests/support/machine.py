@@ -11,7 +11,6 @@ import re
 import select
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -67,7 +66,7 @@ done
 _END = re.compile("\036(\\d+)\036")
 
 
-class Failure(AssertionError):
+class PageError(AssertionError):
     """A command of a page did something else than the page shows."""
 
 
@@ -92,10 +91,10 @@ class Machine:
         here.mkdir()
         for name in _OF_CLONE:
             _copy(ROOT / name, here / name)
+        _set_up_environment(here / ".venv", path)
         self._environment = clean_environment(
             PATH=os.pathsep.join([*map(str, path), os.environ["PATH"], "/usr/sbin", "/sbin"]),
             HOME="/srv", PWD="/srv", LANG="C.UTF-8", TERM="dumb", TZ="UTC", COLUMNS="100",
-            VENV=sys.prefix, MAKEFLAGS=f"--old-file={sys.prefix}/.installed",
         )  # fmt: skip
         self._printed = ""
         self._has_background = False
@@ -146,9 +145,18 @@ class Machine:
         command that shows nothing has to print nothing and to succeed; one of which the page
         shows output has to print that.
 
-        :raises Failure: it is not as the page shows it
+        :raises PageError: it is not as the page shows it
         """
         self._has_background |= command.is_background
+        try:
+            status = self._compare(command)
+            if status != 0 and not command.shown.replace("...", "").strip():
+                why = f"it fails, with status {status}, and the page does not show why"
+                raise PageError(_complaint(command, self._output, why))
+        finally:
+            self._printed = ""
+
+    def _compare(self, command: Command) -> int:
         deadline = time.monotonic() + PATIENCE
         status = self._ask(command)
         while not is_as_shown(self._output, command.shown):
@@ -157,11 +165,8 @@ class Machine:
                     self._printed = ""
                     status = self._ask(command)
             elif not (self._has_background and self._read(deadline)):
-                raise Failure(_complaint(command, self._output, "it is not as the page shows it"))
-        if status != 0 and not command.shown.replace("...", "").strip():
-            why = f"it fails, with status {status}, and the page does not show why"
-            raise Failure(_complaint(command, self._output, why))
-        self._printed = ""
+                raise PageError(_complaint(command, self._output, "it is not as the page shows it"))
+        return status
 
     @property
     def _output(self) -> str:
@@ -173,7 +178,7 @@ class Machine:
         deadline = time.monotonic() + LONGEST_COMMAND
         while (end := _END.search(self._printed)) is None:
             if not self._read(deadline):
-                raise Failure(_complaint(command, self._printed, "it does not end"))
+                raise PageError(_complaint(command, self._printed, "it does not end"))
         return int(end[1])
 
     def _read(self, deadline: float) -> bool:
@@ -201,6 +206,15 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     elif source.exists():
         shutil.copy2(source, target)
+
+
+def _set_up_environment(folder: Path, path: Sequence[Path]) -> None:
+    """Have ``make`` find its environment set up, with nothing in it that it could spoil."""
+    (folder / "bin").mkdir(parents=True)
+    for programs in path:
+        if (command := programs / "smtpd-fork").exists():
+            (folder / "bin/smtpd-fork").symlink_to(command)
+    (folder / ".installed").touch()
 
 
 def can_have_namespaces() -> None:

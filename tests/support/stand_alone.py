@@ -21,7 +21,7 @@ def main() -> None:
     if code.co_flags & inspect.CO_COROUTINE:
         asyncio.run(FunctionType(code, names)())
     else:
-        exec(code, names)  # noqa: S102 - it is what this is for
+        exec(code, names)
 
 
 if __name__ == "__main__":
