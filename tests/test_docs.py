@@ -37,6 +37,7 @@ else.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,10 +104,9 @@ def test_the_commands_of_a_page_do_what_it_shows(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     run = [block for block in blocks_of(page) if block.is_run]
-    sessions = [block for block in run if block.language == "console"]
-    if not sessions:
+    if all(block.language != "console" for block in run):
         return
-    with Machine(tmp_path, [programs(sessions, request)]) as machine:
+    with Machine(tmp_path, [programs(run, request)]) as machine:
         for block in run:
             if "file" in block.marks:
                 machine.write(block.marks["file"], block.text)
@@ -118,9 +118,9 @@ def test_the_commands_of_a_page_do_what_it_shows(
                     pytest.fail(f"{block.place}: {error}", pytrace=False)
 
 
-def programs(sessions: list[Block], request: pytest.FixtureRequest) -> Path:
+def programs(run: list[Block], request: pytest.FixtureRequest) -> Path:
     """Return the folder of ``smtpd-fork``: one that any user may use, if one is named."""
-    if any(" -u " in block.text or "--user" in block.text for block in sessions):
+    if any(re.search(r"(^|\s)(-u|--user|user =)\s", block.text) for block in run):
         command: list[str] = request.getfixturevalue("command_for_nobody")
         return Path(command[0]).parent
     return Path(sys.executable).parent

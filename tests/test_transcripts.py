@@ -112,6 +112,15 @@ def test_who_only_looks_looks_again(machine: Machine) -> None:
     machine.run(command("cat later", "now"))
 
 
+def test_a_page_sees_nothing_of_the_environment_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAKELEVEL", "1")
+    monkeypatch.setenv("SMTPD_FORK_PORT", "25")
+    with Machine(tmp_path) as machine:
+        machine.run(command("echo ${MAKELEVEL-none} ${SMTPD_FORK_PORT-none}", "none none"))
+
+
 def test_a_page_s_machine_is_its_own(machine: Machine, tmp_path: Path) -> None:
     machine.run(command("hostname; pwd; ls", "mx.example.com\n/srv\n...\nMakefile\n..."))
     machine.run(command("ip -o link | wc -l", "1"))
