@@ -75,6 +75,29 @@ def test_links_to_files_lead_somewhere() -> None:
         assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_links_to_headings_lead_to_one() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    links = [
+        (page, target, heading)
+        for page in pages
+        for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text())
+    ]
+    assert links
+    for page, target, heading in links:
+        text = (page.parent / target if target else page).read_text()
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        slugs = [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings]
+        assert heading in slugs, f"{page.name}: {target}#{heading}"
+
+
+def test_the_limits_of_the_security_page_have_the_defaults_of_their_options() -> None:
+    row = r"^\| .+ \| `(--[a-z-]+)` \| (.*?) ?\| "
+    rows = re.findall(row, read("docs/security.md"), re.MULTILINE)
+    defaults = {max(option.opts, key=len): option.default_text for option in OPTIONS}
+    assert len(rows) > 15
+    assert rows == [(name, defaults[name]) for name, _ in rows]
+
+
 def test_the_readme_opens_with_the_two_commands() -> None:
     commands = re.findall(r"^\$ (\S+ \S+)", read("README.md"), re.MULTILINE)
     assert commands[:2] == ["make run", "make test"]

@@ -1,4 +1,4 @@
-"""The commands of docs/security.md: they run as they stand, but for the ports."""
+"""The commands of docs/tls.md: they run as they stand, but for the ports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.authority import Authority
 from support.daemon import PATIENCE, Daemon, messages
 from support.peers import peer
 
-PAGE = (Path(__file__).parents[1] / "docs/security.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs/tls.md").read_text()
 
 COMMANDS = [
     shlex.split(line.removeprefix("$ "))

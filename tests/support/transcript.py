@@ -1,0 +1,108 @@
+"""Transcripts: commands as a page shows them, and what they print, compared with some latitude."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import NamedTuple
+
+_PROMPTS = ("$ ", "# ")
+
+_ANY_LINES = r"(?:.*\n)*?"
+
+_LOOKS = re.compile(
+    r"(?:cat|curl|find|grep|head|journalctl|ls|mailq|postqueue|ps|ss|stat|tail|wc|systemctl status"
+    r"|smtpd-fork (?:status|sessions|explain))\b[^;&<>]*$"
+)
+"""Commands that change nothing."""
+
+_LOOSE = (
+    (re.escape(sys.prefix), ".venv"),
+    (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?", "TIME"),
+    (r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d", "TIME"),
+    (r"[A-Z][a-z]{2}, [ \d]?\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d [+-]\d{4}", "DATE"),
+    (r"\b(?:[0-9a-f]+-)+[0-9a-f]+\b", "ID"),
+    (r"\b[0-9A-F]{10,}\b", "ID"),  # Postfix's
+    (r"\bpid(?: |=|: )\d+", "pid N"),
+    (r"\bsize=\d+", "size=N"),
+    (r"\b\d+(?:\.\d+)? ?(s|ms|us|bytes|KiB|MiB|GiB)\b", r"N \1"),
+    (r"(?<![\d.])\d+\.\d+(?![\d.])", "N"),
+    (r"\b\d{5,}\b", "N"),
+)
+"""What is another thing each time: patterns, and what stands for it on both sides."""
+
+
+class Command(NamedTuple):
+    """One command of a console block.
+
+    :ivar line: where on the page it stands
+    :ivar text: what is typed
+    :ivar shown: the output that the page shows
+    """
+
+    line: int
+    text: str
+    shown: str
+
+    @property
+    def is_background(self) -> bool:
+        return self.text.rstrip().endswith("&")
+
+    @property
+    def only_looks(self) -> bool:
+        """Whether it may be repeated."""
+        return _LOOKS.match(self.text) is not None
+
+
+def commands_of(text: str, first_line: int) -> list[Command]:
+    """Return the commands of a console block.
+
+    The prompt is what the first line begins with. A command goes on behind a backslash, and on
+    lines that begin with ``> ``, as a shell shows it.
+
+    :raises ValueError: the first line has no prompt
+    """
+    lines = text.splitlines()
+    prompt = lines[0][:2] if lines else ""
+    if prompt not in _PROMPTS:
+        raise ValueError("the first line of a console block begins with `$ ` or `# `")
+    found: list[tuple[int, list[str], list[str]]] = []
+    for number, line in enumerate(lines, first_line):
+        if line.startswith(prompt):
+            found.append((number, [line.removeprefix(prompt)], []))
+            continue
+        _, typed, shown = found[-1]
+        if not shown and typed[-1].endswith("\\"):
+            typed.append(line)
+        elif not shown and re.match(r">( |$)", line):
+            typed.append(line[2:])
+        else:
+            shown.append(line)
+    return [Command(line, "\n".join(typed), "\n".join(shown)) for line, typed, shown in found]
+
+
+def loosened(text: str) -> str:
+    """Return *text* with what changes from run to run replaced by words."""
+    for pattern, word in _LOOSE:
+        text = re.sub(pattern, word, text)
+    return text
+
+
+def is_as_shown(printed: str, shown: str) -> bool:
+    """Say whether *printed* is what a page shows; ``...`` there is anything, or any lines."""
+    pattern = ""
+    for line in _lines(shown):
+        if line == "...":
+            pattern += _ANY_LINES
+        else:
+            pattern += ".*".join(map(re.escape, line.split("..."))) + "\n"
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in _lines(printed))) is not None
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.rstrip() for line in loosened(text.replace("\r", "")).splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    while lines and not lines[0]:
+        lines.pop(0)
+    return lines

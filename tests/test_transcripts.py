@@ -1,0 +1,130 @@
+"""What runs the documentation's commands sees what is not as a page shows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from support.machine import Machine, PageError
+from support.transcript import Command, commands_of, is_as_shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    with Machine(tmp_path_factory.mktemp("machine")) as machine:
+        yield machine
+
+
+def command(text: str, shown: str = "") -> Command:
+    return Command(1, text, shown)
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed"),
+    [
+        ("", "\n"),
+        ("one\ntwo", "one\ntwo\n"),
+        ("...\ntwo\n...", "one\ntwo\n"),
+        ("...\ntwo\n...", "two\n"),
+        ("a ... c", "a b c"),
+        ("12 bytes in 0.25 s [6572-1]", "19 bytes in 3 s [57a8-19d]"),
+        ("2026-11-22 17:08:40,631 serving, pid 26277", "2027-01-01 00:00:00,100 serving, pid 7"),
+        ("Sun, 22 Nov 2026 17:08:41 +0000", "Mon,  4 Jan 2027 00:00:00 +0100"),
+        ("220 mx\r\n", "220 mx\n"),
+    ],
+)  # fmt: skip
+def test_what_changes_from_run_to_run_may(shown: str, printed: str) -> None:
+    assert is_as_shown(printed, shown)
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed"),
+    [
+        ("", "a word"),
+        ("one", "one\ntwo"),
+        ("one\ntwo", "one"),
+        ("...\ntwo", "one\nthree"),
+        ("250 2.0.0 Ok", "250 2.1.0 Ok"),
+        ("250 2.0.0 Ok", "451 2.0.0 Ok"),
+        ("max_from_ip (2 > 1)", "max_from_ip (3 > 1)"),
+        ("listening on 127.0.0.1:2525", "listening on 127.0.0.1:2526"),
+        ("from 127.0.0.1", "from 127.0.0.7"),
+        ("a.c", "abc"),
+    ],
+)
+def test_anything_else_may_not(shown: str, printed: str) -> None:
+    assert not is_as_shown(printed, shown)
+
+
+def test_a_block_is_taken_apart_into_commands_and_what_they_print() -> None:
+    one, two = "$ one \\\n    more\n# output\n", "$ two <<END\n> text\n> END\n"
+    block = f"{one}{two}$ three &\noutput\n> \nof three"
+    assert commands_of(block, 7) == [
+        Command(7, "one \\\n    more", "# output"),
+        Command(10, "two <<END\ntext\nEND", ""),
+        Command(13, "three &", "output\n> \nof three"),
+    ]
+
+
+def test_a_block_begins_with_a_prompt() -> None:
+    with pytest.raises(ValueError, match="begins with"):
+        commands_of("smtpd-fork\n", 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (command("echo a", "b"), "not as the page shows"),
+        (command("echo a"), "not as the page shows"),
+        (command("true", "a"), "not as the page shows"),
+        (command("false"), "status 1"),
+        (command("echo a; exit_with() { return 7; }; exit_with", "..."), "status 7"),
+    ],
+)
+def test_a_command_that_does_something_else_fails(
+    machine: Machine, wrong: Command, why: str
+) -> None:
+    with pytest.raises(PageError, match=why):
+        machine.run(wrong)
+
+
+def test_a_failure_that_is_shown_is_none(machine: Machine) -> None:
+    machine.run(command("cat nothing", "cat: nothing: No such file or directory"))
+    machine.run(command("false; echo $?", "1"))
+
+
+def test_commands_are_of_one_shell(machine: Machine) -> None:
+    machine.run(command("moon=late"))
+    machine.run(command("echo $moon; (exit 3)", "late"))
+    machine.run(command("echo $?", "3"))
+
+
+def test_what_the_background_prints_is_waited_for(machine: Machine) -> None:
+    machine.run(command("(sleep 0.1; echo now) &", "now"))
+
+
+def test_who_only_looks_looks_again(machine: Machine) -> None:
+    machine.run(command("(sleep 0.1; echo now > later) &"))
+    machine.run(command("cat later", "now"))
+
+
+def test_a_page_sees_nothing_of_the_environment_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAKELEVEL", "1")
+    monkeypatch.setenv("SMTPD_FORK_PORT", "25")
+    with Machine(tmp_path) as machine:
+        machine.run(command("echo ${MAKELEVEL-none} ${SMTPD_FORK_PORT-none}", "none none"))
+
+
+def test_a_page_s_machine_is_its_own(machine: Machine, tmp_path: Path) -> None:
+    machine.run(command("hostname; pwd; ls", "mx.example.com\n/srv\n...\nMakefile\n..."))
+    machine.run(command("ip -o link | wc -l", "1"))
+    machine.run(command("touch /etc/of-a-test /run/of-a-test"))
+    with Machine(tmp_path) as other:
+        other.run(command("ls /etc/of-a-test", "ls: cannot access '/etc/of-a-test': ..."))
+        other.run(command("ls /run/of-a-test", "ls: cannot access '/run/of-a-test': ..."))
