@@ -53,7 +53,7 @@ from smtpd_fork.config import DaemonConfig
 if TYPE_CHECKING:
     import subprocess
 
-MOST_NOT_RUN = 10
+MOST_NOT_RUN = 11
 """Blocks: what runs this test, what installs, and what takes docker or systemd."""
 
 SHORTEST_REASON = 20
