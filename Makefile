@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-WORKERS ?= auto
+# Much of a test is waiting: two more processes than processors.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
 PYTHONS ?= python3.11 python3.12 python3.13
 STAMP  := $(VENV)/.installed
 

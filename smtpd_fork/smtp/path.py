@@ -17,19 +17,21 @@ NULL = "<>"
 LONGEST_DOMAIN = 255
 """Octets: RFC 5321 4.5.3.1.2. No limit of 64 for a local part: SRS, VERP and BATV need more."""
 
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\u0080-\U0010ffff]+"
-_ALNUM = r"A-Za-z0-9_\u0080-\U0010ffff"
-_SUB = rf"[{_ALNUM}](?:[{_ALNUM}\-]*[{_ALNUM}])?"
+# All that is not ASCII is allowed (RFC 6531), so what is not allowed is said: sets that go up to
+# U+10FFFF would take a tenth of a second to compile, at each start.
+_ATOM = r"""[^\x00- "(),.:;<>@\[\\\]\x7f]+"""
+_ALNUM = r"[^\x00-/:-@\[-^`{-\x7f]"
+_HYPHENS_TOO = r"[^\x00-,./:-@\[-^`{-\x7f]"
+_SUB = rf"{_ALNUM}(?:{_HYPHENS_TOO}*{_ALNUM})?"
 _DOMAIN = rf"{_SUB}(?:\.{_SUB})*\.?"
-_QUOTED = r'"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*"'
+_QUOTED = r'"(?:[^\x00-\x1f"\\\x7f]|\\[ -~])*"'
 # An address of IPv4, one of IPv6 behind its tag, or another tag and what it says (4.1.3).
 _LITERAL = r"\[(?:[0-9.]+|[A-Za-z0-9-]*[A-Za-z0-9]:[!-Z^-~]+)\]"
 
 _FAST = re.compile(r"<([A-Za-z0-9_+=-]+(?:\.[A-Za-z0-9_+=-]+)*@[A-Za-z0-9]+(?:[.-][A-Za-z0-9]+)*)>")
 _FULL = re.compile(
     rf"<(?:(?:@{_DOMAIN}(?:,@{_DOMAIN})*):)?"  # a source route is read and ignored (appendix C)
-    rf"((?P<local>{_ATOM}(?:\.{_ATOM})*|{_QUOTED})@(?P<domain>{_DOMAIN}|{_LITERAL})|postmaster)>",
-    re.ASCII | re.IGNORECASE,
+    rf"((?P<local>{_ATOM}(?:\.{_ATOM})*|{_QUOTED})@(?P<domain>{_DOMAIN}|{_LITERAL})|(?ai:postmaster))>"
 )
 
 
