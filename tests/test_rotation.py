@@ -171,10 +171,10 @@ async def test_other_certificates_and_the_clients_authorities_are_watched_as_wel
         await until(lambda: "renewed.example" in server.certificates[1].names)
         async with await Client.to(server.addresses[0], tls=context) as client:
             assert (await client.reply()).code == 0  # another authority's
-        assert server._rotation is not None
-        before = server._rotation.current.context
+        assert server._tls._rotation is not None
+        before = server._tls._rotation.current.context
         shutil.copy(other.ca, ca)
-        current = server._rotation.current
+        current = server._tls._rotation.current
         await until(lambda: current.context is not before)
         async with await Client.to(server.addresses[0], tls=context) as client:
             assert (await client.greet()).code == 250
@@ -226,15 +226,15 @@ async def test_what_cannot_be_used_leaves_the_old_certificate_and_is_said_once(
 
     with caplog.at_level(logging.INFO, "smtpd_fork"):
         async with serve(Discard(), **options) as server:
-            assert server._rotation is not None
-            look = server._rotation.look
+            assert server._tls._rotation is not None
+            look = server._tls._rotation.look
 
             async def counted() -> None:
                 nonlocal looks
                 await look()
                 looks += 1
 
-            server._rotation.look = counted  # type: ignore[method-assign]
+            server._tls._rotation.look = counted  # type: ignore[method-assign]
             spoil(old, new)
             await until(said)
             enough = looks + 10
@@ -258,15 +258,15 @@ async def test_a_half_written_file_is_let_be_until_it_is_whole(
     whole, was = new.cert.read_bytes(), old.serial
     with caplog.at_level(logging.INFO, "smtpd_fork"):
         async with serve(Discard(), **settings(old)) as server:
-            assert server._rotation is not None
+            assert server._tls._rotation is not None
             old.key.write_bytes(new.key.read_bytes())
             for end in (0, 100, len(whole) // 2, len(whole) - 1, len(whole)):
-                await server._rotation.look()
+                await server._tls._rotation.look()
                 assert await serials(server, authority) == {was}
                 old.cert.write_bytes(whole[:end])
-            await server._rotation.look()
+            await server._tls._rotation.look()
             assert await serials(server, authority) == {was}
-            await server._rotation.look()  # for the second time as it is
+            await server._tls._rotation.look()  # for the second time as it is
             assert await serials(server, authority) == {new.serial}
     assert KEPT not in caplog.text
     assert caplog.text.count(RENEWED) == 1
@@ -277,11 +277,11 @@ async def test_what_a_reload_has_read_is_not_read_again_by_the_watch(
 ) -> None:
     with caplog.at_level(logging.INFO, "smtpd_fork"):
         async with serve(Discard(), **settings(old)) as server:
-            assert server._rotation is not None
+            assert server._tls._rotation is not None
             copy(new, old)
-            await asyncio.gather(server.reload(), server._rotation.look(), server.reload())
+            await asyncio.gather(server.reload(), server._tls._rotation.look(), server.reload())
             for _ in range(3):
-                await server._rotation.look()
+                await server._tls._rotation.look()
     assert caplog.text.count(RENEWED) == 1
 
 
@@ -312,20 +312,20 @@ async def test_a_certificate_that_runs_out_is_warned_of_every_day(
 ) -> None:
     soon = authority.issue("soon", "localhost", ends=timedelta(days=3))
     async with serve(Discard(), **settings(soon)) as server:
-        assert server._rotation is not None
+        assert server._tls._rotation is not None
         caplog.clear()
-        await server._rotation.look()
+        await server._tls._rotation.look()
         assert caplog.messages == []
-        server._rotation._reminded -= rotation.REMINDER
-        await server._rotation.look()
-        await server._rotation.look()
+        server._tls._rotation._reminded -= rotation.REMINDER
+        await server._tls._rotation.look()
+        await server._tls._rotation.look()
     assert len([text for text in caplog.messages if "expires in 2 days" in text]) == 1
 
 
 async def test_a_stopped_server_watches_no_more(old: Issued, quick: None) -> None:
     async with serve(Discard(), **settings(old)) as server:
-        assert isinstance(server._rotation, Rotation)
-        task = server._rotation._watching
+        assert isinstance(server._tls._rotation, Rotation)
+        task = server._tls._rotation._watching
         assert task is not None
         assert not task.done()
     assert task.done()

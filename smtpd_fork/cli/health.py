@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import click
 
 from smtpd_fork.cli.command import PROGRAM, command
+from smtpd_fork.cli.given import Given
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.errors import SmtpdForkError
 from smtpd_fork.listeners import ANY
@@ -79,7 +80,8 @@ def _address(arguments: Sequence[str]) -> Address:
     :raises SmtpdForkError: a setting cannot
     """
     context = command.make_context(PROGRAM, list(arguments))
-    given = {name: value for name, value in context.params.items() if value not in (None, ())}
+    values = dict(context.params)
+    given = Given.of(context, values, values.pop("config_file", None)).values
     known = {name: given[name] for name in given.keys() & {"listen", "port"}}
     config = DaemonConfig.build(known)
     addresses = wanted_addresses(config.listen, config.port)

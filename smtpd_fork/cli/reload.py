@@ -31,11 +31,18 @@ class Reloads:
     :param given: the settings that hold, and where they came from
     :param config: the same, read
     :param companions: are told
+    :param turn: held meanwhile: a takeover must not see half of it
     """
 
     def __init__(
-        self, server: Server, given: Given, config: DaemonConfig, companions: Companions
+        self,
+        server: Server,
+        given: Given,
+        config: DaemonConfig,
+        companions: Companions,
+        turn: asyncio.Lock,
     ) -> None:
+        self._turn = turn
         self._server = server
         self._given = given
         self._config = config
@@ -53,19 +60,23 @@ class Reloads:
         while self._asked:
             self._asked = False
             log.info("SIGHUP: reading the settings again")
-            await self._companions.reloading()
-            given = self._given
-            try:
-                given = await asyncio.to_thread(given.again)
-                await self._change(given)
-            except SmtpdForkError as error:
-                log.error("all stays as it was: %s", given.explain(error))  # noqa: TRY400 - one line
-            except Exception:
-                log.exception("all stays as it was")  # a handler's own fault
-            else:
-                log.info("the settings were read again")
-            await self._companions.reloaded(self._config)
+            async with self._turn:
+                await self._once()
         self._task = None
+
+    async def _once(self) -> None:
+        await self._companions.reloading()
+        given = self._given
+        try:
+            given = await asyncio.to_thread(given.again)
+            await self._change(given)
+        except SmtpdForkError as error:
+            log.error("all stays as it was: %s", given.explain(error))  # noqa: TRY400 - one line
+        except Exception:
+            log.exception("all stays as it was")  # a handler's own fault
+        else:
+            log.info("the settings were read again")
+        await self._companions.reloaded(self._config)
 
     async def _change(self, given: Given) -> None:
         config = await asyncio.to_thread(given.build)

@@ -97,13 +97,15 @@ class _Service:
                 drain=lambda seconds: self._words.put_nowait(DrainOrder(seconds)),
             )
         )
-        self._reloads = Reloads(server, given, config, self._companions)
+        turn = asyncio.Lock()
+        self._reloads = Reloads(server, given, config, self._companions, turn)
         self._takeover = Takeover(
             server,
             holdings,
             self._companions,
             done=lambda: self._words.put_nowait(signal.SIGUSR2),
             detached=config.detach,
+            turn=turn,
         )
 
     async def run(self, ready: Callable[[], None] | None) -> int:

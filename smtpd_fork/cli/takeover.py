@@ -54,6 +54,7 @@ class Takeover:
     :param holdings: and this
     :param companions: are asked for their sockets, and told
     :param done: called once the new process has everything
+    :param turn: held meanwhile: listeners that a reload changes are seen before it, or after it
     :param detached: the current folder is not the one of the start
     """
 
@@ -65,12 +66,14 @@ class Takeover:
         *,
         done: Callable[[], None],
         detached: bool,
+        turn: asyncio.Lock,
     ) -> None:
         self._server = server
         self._holdings = holdings
         self._companions = companions
         self._done = done
         self._detached = detached
+        self._turn = turn
         self._task: asyncio.Task[None] | None = None
         self._serving = False
         self._over = False
@@ -111,8 +114,9 @@ class Takeover:
         try:
             line, its = socket.socketpair()
             line.setblocking(False)
-            with line:
-                await self._hand_over_by(line, its)
+            with line, its:
+                async with self._turn:
+                    await self._hand_over_by(line, its)
         except Exception as error:  # noqa: BLE001 - whatever it is, this process goes on
             reason = str(error) or repr(error)
             log.error("no takeover, this process goes on: %s", reason)  # noqa: TRY400 - one line

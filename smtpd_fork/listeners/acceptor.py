@@ -174,6 +174,11 @@ class Acceptor:
         listener.close()
         return answered
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody is accepted any more, for good."""
+        return self._stopped or self._withdrawn
+
     def withdraw(self) -> None:
         """Accept no more: another process does, on the same sockets, and has their backlog.
 

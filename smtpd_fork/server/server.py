@@ -7,10 +7,9 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any, Self
 
-from smtpd_fork.config import Config, SettingError
-from smtpd_fork.errors import ConfigError, OperatingSystemError
+from smtpd_fork.config import Config
+from smtpd_fork.errors import OperatingSystemError
 from smtpd_fork.gate import GATE_SETTINGS, Gate, limits_of, networks_of
-from smtpd_fork.handlers import Chain
 from smtpd_fork.listeners import (
     Acceptor,
     Listener,
@@ -19,17 +18,17 @@ from smtpd_fork.listeners import (
     Stages,
     adopt,
     open_listeners,
-    parse_address,
     vetting_of,
 )
 from smtpd_fork.net import describe
 from smtpd_fork.server.blueprint import IDENT, Blueprint, shortest_limit
+from smtpd_fork.server.chains import Chains, chain_of
 from smtpd_fork.server.kick import kick
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.plan import Plan, same_stages
 from smtpd_fork.server.sessions import Sessions
-from smtpd_fork.server.tls import Rotation, TlsFiles
-from smtpd_fork.smtp import SMTP, Budget, CurrentTls, Sweep, Tally
+from smtpd_fork.server.tls import TlsKeeper
+from smtpd_fork.smtp import SMTP, Budget, Sweep, Tally
 
 if TYPE_CHECKING:
     import socket
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.gate import Limits as GateLimits
     from smtpd_fork.gate import Ticket
+    from smtpd_fork.handlers import Chain
     from smtpd_fork.server.tls import Certificate
 
 __all__ = ["Server"]
@@ -100,16 +100,14 @@ class Server:
         if gate is not None and both:
             raise TypeError(f"the gate has its own {' and '.join(sorted(both))}")
         self.config = Config.build(options) if config is None else config
-        self.chain = _chain(handler)
+        self._chains = Chains(chain_of(handler))
         self._has_own_gate = gate is None
         self.gate = gate or Gate(limits=limits or limits_of(self.config))
         self._proxy_trust = networks_of("proxy_trust", self.config.proxy_trust)
         self._probe_from = networks_of("probe_from", self.config.probe_from)
         self._vetting = vetting_of(self.config)
-        self._given_tls = CurrentTls.of(tls_context)
-        self._rotation: Rotation | None = None
-        self._rotation = self._planned_rotation(self.config)
-        self._check_tls(self.config, self._rotation, listeners)
+        self._tls = TlsKeeper(tls_context)
+        self._tls.use(self._tls.plan(self.config, listeners))
         self._session_class = session_class
         self._budget = Budget(self.config.max_buffered)
         self.tally = tally or Tally()
@@ -123,7 +121,6 @@ class Server:
         """Stages that hold clients still, and get no new ones."""
         self._dropped: list[Listener] = []
         """Listeners that are closed, and have sessions still."""
-        self._retired: dict[Chain, asyncio.Task[None]] = {}
         self._refuser: Refuser | None = None
         self._reloading = asyncio.Lock()
         self._probes: Probes | None = None
@@ -165,8 +162,7 @@ class Server:
             await asyncio.to_thread(self.bind)
         try:
             await asyncio.to_thread(self.chain.prepare)
-            if self._rotation is not None:
-                await self._rotation.start()
+            await self._tls.start()
         except BaseException:
             self.close()
             raise
@@ -175,7 +171,7 @@ class Server:
         self._sweep = Sweep(loop)
         self._sweep.look_for(shortest_limit(config))
         self._sessions = Sessions(
-            self._blueprint().session, self._tls, config.tls_handshake_timeout, loop
+            self._blueprint().session, self._tls.current, config.tls_handshake_timeout, loop
         )
         self._refuser = Refuser(self.gate, config.hostname)
         self._stages = self._make_stages()
@@ -234,7 +230,7 @@ class Server:
         return Blueprint(
             self.config,
             self.chain,
-            tls=self._tls,
+            tls=self._tls.current,
             budget=self._budget,
             sweep=self._sweep,
             session_class=self._session_class,
@@ -258,57 +254,26 @@ class Server:
         """
         async with self._reloading:
             new = self.config if config is None else config
-            chain = self.chain if handler is None else _chain(handler)
-            plan = await asyncio.to_thread(self._plan, new, chain)
-            if self._stopping is not None or self._acceptor is None:
-                plan.give_up()
-                raise OperatingSystemError("the server is not running")
-            before = self._rotation
+            chain = self.chain if handler is None else chain_of(handler)
+            try:
+                plan = await asyncio.to_thread(self._plan, new, chain)
+                self._check_running(plan)
+            except BaseException:
+                if chain is not self.chain:
+                    await chain.close()
+                raise
+            before = self._tls.use(plan.rotation)
             self._apply(plan)
-            await self._rotate(before)
+            await self._tls.follow(before)
+
+    def _check_running(self, plan: Plan) -> None:
+        if self._acceptor is None or self._acceptor.stopped:
+            plan.give_up()
+            raise OperatingSystemError("the server is not running")
 
     def _plan(self, config: Config, chain: Chain) -> Plan:
-        rotation = self._planned_rotation(config)
         inherited = [listener for listener in self._listeners if listener.inherited]
-        self._check_tls(config, rotation, inherited)
-        return Plan.make(config, chain, self._listeners, rotation)
-
-    def _planned_rotation(self, config: Config) -> Rotation | None:
-        """Return the one that there is if the settings of TLS are what they were, or a new one."""
-        files = TlsFiles.of(config) if self._given_tls is None else None
-        if files is None or (self._rotation is not None and self._rotation.files == files):
-            return self._rotation if files is not None else None
-        return Rotation(files)
-
-    async def _rotate(self, before: Rotation | None) -> None:
-        """Have the certificates read again, or others than *before*."""
-        rotation = self._rotation
-        if rotation is not None and rotation is before:
-            await rotation.reload()
-            return
-        if before is not None:
-            await before.stop()
-        if rotation is not None:
-            await rotation.start()
-
-    @property
-    def _tls(self) -> CurrentTls | None:
-        return self._rotation.current if self._rotation is not None else self._given_tls
-
-    def _check_tls(
-        self, config: Config, rotation: Rotation | None, listeners: Sequence[Listener]
-    ) -> None:
-        if rotation is not None or self._given_tls is not None:
-            return
-        if config.require_starttls:
-            reason = "there is no certificate to offer TLS with"
-            raise SettingError("require_starttls", True, reason)
-        for text in config.listen:
-            if (address := parse_address(text)).tls or address.require_tls:
-                raise SettingError("listen", text, "there is no certificate for TLS")
-        for listener in listeners:  # inherited, and called so: the settings do not name it
-            if listener.address.tls or listener.address.require_tls:
-                raise ConfigError(f"cannot listen on {listener}: there is no certificate for TLS")
+        return Plan.make(config, chain, self._listeners, self._tls.plan(config, inherited))
 
     def _apply(self, plan: Plan) -> None:
         """Have *plan* hold; nothing in here waits, and nothing fails."""
@@ -318,13 +283,14 @@ class Server:
         assert self._refuser is not None
         assert self._stages is not None
         assert self._probes is not None
-        before, old_chain = self.config, self.chain
-        config = self.config = plan.config
-        self.chain, self._rotation = plan.chain, plan.rotation
+        before, config = self.config, plan.config
+        self.config = config
+        self._chains.change(plan.chain, self._sessions)
         self.chain.measure(self.tally.timed_sink)
         self._budget.limit = config.max_buffered
         self._sweep.look_for(shortest_limit(config))
-        self._sessions.change(self._blueprint().session, self._tls, config.tls_handshake_timeout)
+        tls = self._tls.current
+        self._sessions.change(self._blueprint().session, tls, config.tls_handshake_timeout)
         if self._has_own_gate:
             self.gate.limits = plan.limits
         if not same_stages(before, config):
@@ -342,8 +308,6 @@ class Server:
         )
         self._watch_lag()
         self._listen_on(plan)
-        if old_chain is not self.chain:
-            self._retired[old_chain] = asyncio.ensure_future(self._retire(old_chain))
 
     def _listen_on(self, plan: Plan) -> None:
         assert self._acceptor is not None
@@ -358,13 +322,6 @@ class Server:
 
     def _is_held_by(self, listener: Listener) -> bool:
         return any(ticket.listener is listener for ticket in self.gate.tickets())
-
-    async def _retire(self, chain: Chain) -> None:
-        """Close a chain when nobody has it any more."""
-        assert self._sessions is not None
-        await self._sessions.outlived(chain)
-        del self._retired[chain]
-        await chain.close()
 
     async def drain(self) -> None:
         """Accept no more, for good, and wait until the last session has ended by itself.
@@ -443,8 +400,7 @@ class Server:
         answered += sum(stages.stop(self.config.hostname) for stages in self._former)
         if self._lag is not None:
             self._lag.stop()
-        if self._rotation is not None:
-            await self._rotation.stop()
+        await self._tls.stop()
         self.gate.forget_buffers(self._budget)
         log.info("stopping: %d sessions, %d clients sent away", len(self._sessions), answered)
         cut = await self._sessions.drain(seconds)
@@ -452,10 +408,7 @@ class Server:
             log.warning("%d sessions were cut", cut)
         if self._sweep is not None:
             await self._sweep.stop()
-        for chain, task in list(self._retired.items()):
-            task.cancel()
-            await chain.close()
-        await self.chain.close()
+        await self._chains.close()
         return cut
 
     async def abort(self) -> None:
@@ -502,6 +455,11 @@ class Server:
         return wrong
 
     @property
+    def chain(self) -> Chain:
+        """The handlers of new sessions, as one."""
+        return self._chains.current
+
+    @property
     def addresses(self) -> list[Any]:
         """What was really bound, in order: ``(host, port, ...)``, or the path of a unix socket."""
         return [listener.bound for listener in self._listeners]
@@ -519,14 +477,8 @@ class Server:
     @property
     def certificates(self) -> Sequence[Certificate]:
         """What new clients are shown now, in the order of ``tls_cert``; none with a context."""
-        return self._rotation.certificates if self._rotation is not None else ()
+        return self._tls.certificates
 
     def __repr__(self) -> str:
         places = ", ".join(describe(a) if isinstance(a, tuple) else str(a) for a in self.addresses)
         return f"<Server {places or 'not bound'}>"
-
-
-def _chain(handler: Any) -> Chain:
-    if isinstance(handler, Chain):
-        return handler
-    return Chain(handler if isinstance(handler, (list, tuple)) else [handler])

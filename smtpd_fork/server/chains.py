@@ -1,0 +1,50 @@
+"""Chains: the handlers of new sessions, and those that older sessions still have."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from smtpd_fork.handlers import Chain
+
+if TYPE_CHECKING:
+    from smtpd_fork.server.sessions import Sessions
+
+__all__ = ["Chains", "chain_of"]
+
+
+class Chains:
+    """The chains of a server.
+
+    :ivar current: of new sessions
+    """
+
+    def __init__(self, current: Chain) -> None:
+        self.current = current
+        self._retired: dict[Chain, asyncio.Task[None]] = {}
+
+    def change(self, chain: Chain, sessions: Sessions) -> None:
+        """Have new sessions use *chain*; the other is closed when nobody has it any more."""
+        old, self.current = self.current, chain
+        if old is not chain:
+            self._retired[old] = asyncio.ensure_future(self._retire(old, sessions))
+
+    async def _retire(self, chain: Chain, sessions: Sessions) -> None:
+        await sessions.outlived(chain)
+        del self._retired[chain]
+        await chain.close()
+
+    async def close(self) -> None:
+        """Close all of them: there are no sessions any more."""
+        for chain, task in list(self._retired.items()):
+            task.cancel()
+            await chain.close()
+        self._retired.clear()
+        await self.current.close()
+
+
+def chain_of(handler: Any) -> Chain:
+    """Return *handler*, or several in order, as a chain."""
+    if isinstance(handler, Chain):
+        return handler
+    return Chain(handler if isinstance(handler, (list, tuple)) else [handler])
