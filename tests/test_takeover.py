@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
 import socket
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from smtpd_fork.cli import serve as serve_module
 from smtpd_fork.cli import takeover
 from smtpd_fork.cli.holdings import Holdings
 from smtpd_fork.daemon import Estate, Heir, Origin
-from smtpd_fork.errors import ExitStatus
+from smtpd_fork.errors import ExitStatus, OperatingSystemError
 from smtpd_fork.sinks import Discard
 
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -371,3 +373,39 @@ def test_every_line_of_its_log_is_in_the_docs_with_its_level() -> None:
     ours = {(t, level) for t, level in lines if re.search("SIGUSR2|take|go on here", t)}
     assert len(ours) == 8
     assert ours == told
+
+
+@LOOPS
+def test_control_and_metrics_are_answered_by_the_new_one_at_the_same_places(
+    tmp_path: Path, loop: str
+) -> None:
+    control = tmp_path / "control.sock"
+    (port,) = free_ports(1)
+    page = f"http://127.0.0.1:{port}/status.json"
+    options = ("--control", str(control), "--metrics", f"127.0.0.1:{port}", "--loop", loop)
+
+    def pid_by_control() -> int:
+        ended = run("status", "--json", "--control", str(control), cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        return int(json.loads(ended.stdout)["pid"])
+
+    with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        inode = control.stat().st_ino
+        assert pid_by_control() == daemon.process.pid
+        with daemon.smtp() as inside:  # so that the old one stays
+            for _ in range(2):
+                new = heirs.take_over()
+                assert pid_by_control() == new
+                with urllib.request.urlopen(page, timeout=PATIENCE) as answer:
+                    assert answer.status == 200
+            assert inside.noop()[0] == 250
+        assert control.stat().st_ino == inode
+    until(lambda: not control.exists(), "the last one removes the path")
+
+
+async def test_a_server_that_withdrew_cannot_be_reloaded() -> None:
+    """A listener that a reload opened then would be nobody's."""
+    async with serve(Discard()) as server:
+        server.withdraw()
+        with pytest.raises(OperatingSystemError, match="not running"):
+            await server.reload()
