@@ -27,6 +27,7 @@ This page is written by `make bench`; do not edit it. All of its figures are fro
 machine, and say nothing about another: what carries over is how the servers compare, measured
 within seconds of each other.
 
+<!-- not run: it takes minutes, and writes docs/performance.md -->
 ```console
 $ make bench                                # print the tables
 $ make bench ARGS="--write"                 # and write this page

@@ -331,8 +331,9 @@ class Acceptor:
         return self._probes is not None and self._probes.networks is not None
 
     def _arrived(self, listener: Listener, sock: socket.socket, peer: SocketAddress | str) -> None:
-        if self._probes is not None and self._probes.expect(peer):
-            self._probes.begin(listener, sock, peer, self._judge)
+        probes = self._probes
+        if probes is not None and probes.networks is not None and probes.expect(peer):
+            probes.begin(listener, sock, peer, self._judge)
         else:
             self._judge(listener, sock, peer)
 
@@ -342,7 +343,7 @@ class Acceptor:
             key = source_key(peer) or "unix"
             self._refuser.refuse(listener, sock, Refusal("proxy_trust", key, 1, 0, text=text))
             return
-        if len(self._room) and not self._gate.is_exempt(peer):
+        if self._room.clients and not self._gate.is_exempt(peer):
             self._wait_or_go(listener, sock, peer)  # behind those who came before
             return
         verdict = self._admit(listener, peer)

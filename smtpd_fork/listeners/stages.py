@@ -63,6 +63,7 @@ class Stages:
         self._proxies = ProxyHeaders(
             proxy_timeout, loop, gate, welcome=self._identified, refuse=refuse
         )
+        self._is_direct = self._vetting is None and self._pause is None
         self._all = [
             stage for stage in (self._proxies, self._vetting, self._pause) if stage is not None
         ]
@@ -76,6 +77,8 @@ class Stages:
         """Take a client; socket and ticket are not the caller's any more."""
         if listener.proxy:
             self._proxies.hold(listener, sock, peer, ticket)
+        elif self._is_direct:  # as it is mostly
+            self._begin(listener, sock, peer, ticket)
         else:
             self._identified(listener, sock, peer, ticket)
 

@@ -38,12 +38,13 @@ class WaitingRoom:
 
     :param seconds: how long each may wait
     :param capacity: how many may wait; past it they stay in the kernel's backlog
+    :ivar clients: who waits, the first of them first; to be looked at only
     """
 
     def __init__(self, seconds: float, capacity: int) -> None:
         self._seconds = seconds
         self._capacity = max(1, capacity)
-        self._queue: deque[Waiting] = deque()
+        self.clients: deque[Waiting] = deque()
 
     def change(self, seconds: float, capacity: int) -> None:
         """Have other limits hold, also for those who wait already."""
@@ -51,35 +52,35 @@ class WaitingRoom:
         self._capacity = max(1, capacity)
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self.clients)
 
     @property
     def has_space(self) -> bool:
         """Whether one more may wait."""
-        return len(self._queue) < self._capacity
+        return len(self.clients) < self._capacity
 
     def enter(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, now: float
     ) -> None:
         """Have a client wait, from *now*."""
-        self._queue.append(Waiting(listener, sock, peer, now))
+        self.clients.append(Waiting(listener, sock, peer, now))
 
     def call_back(self, waiting: Waiting) -> None:
         """Have a client who was called wait on, before all others."""
-        self._queue.appendleft(waiting)
+        self.clients.appendleft(waiting)
 
     def call(self) -> Waiting | None:
         """Return the client who has waited longest, or None."""
-        return self._queue.popleft() if self._queue else None
+        return self.clients.popleft() if self.clients else None
 
     def overdue(self, now: float) -> list[Waiting]:
         """Return the clients whose time is up; they no longer wait."""
         gone = []
-        while self._queue and self._queue[0].since + self._seconds <= now:
-            gone.append(self._queue.popleft())
+        while self.clients and self.clients[0].since + self._seconds <= now:
+            gone.append(self.clients.popleft())
         return gone
 
     @property
     def next_deadline(self) -> float | None:
         """When the next client's time is up, or None if nobody waits."""
-        return self._queue[0].since + self._seconds if self._queue else None
+        return self.clients[0].since + self._seconds if self.clients else None
