@@ -29,7 +29,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trustme
 import uvloop
@@ -41,6 +41,9 @@ from smtpd_fork.smtp.body import Body
 from smtpd_fork.smtp.engine import HELD_INPUT
 from smtpd_fork.smtp.framer import LINE_LIMIT
 from smtpd_fork.smtp.wire import BUFFER_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -340,12 +343,13 @@ async def _talk(address: Any, data: bytes, end: str, chance: random.Random) -> l
     heard = bytearray()
     reset = False
     try:
-        await loop.sock_connect(sock, address[:2])
+        await _in_time(loop.sock_connect(sock, address[:2]), "nobody accepts")
         listener = asyncio.create_task(_listen(sock, heard))
         with suppress(ConnectionError):
             while data:
                 size = chance.choice([1, 2, 3, 10, 50, 500, 5000, len(data)])
-                await loop.sock_sendall(sock, data[:size])
+                sending = loop.sock_sendall(sock, data[:size])
+                await _in_time(sending, "the session neither reads nor closes")
                 data = data[size:]
                 if chance.random() < 0.3:
                     await asyncio.sleep(chance.choice([0, 0, 0.001]))
@@ -356,19 +360,26 @@ async def _talk(address: Any, data: bytes, end: str, chance: random.Random) -> l
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         if end in {"reset", "close"}:
             listener.cancel()
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await asyncio.wait([listener])
-            # Who goes on after QUIT may be reset, and then has lost what it did not read.
-            reset = not listener.cancelled() and listener.result()
-        except TimeoutError:
-            raise BrokenError("the session neither answers nor closes") from None
+        await _in_time(asyncio.wait([listener]), "the session neither answers nor closes")
+        # Who goes on after QUIT may be reset, and then has lost what it did not read.
+        reset = not listener.cancelled() and listener.result()
     except OSError:
         pass  # the session has closed already
     finally:
+        # The descriptor is soon another's: nobody may wait for this one by then.
         listener.cancel()
+        await asyncio.wait([listener])
         sock.close()
     return _lines(bytes(heard), whole=end in {"half-close", "silence"} and not reset)
+
+
+async def _in_time(happens: Awaitable[object], otherwise: str) -> None:
+    """Wait for something, and break if it takes too long."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await happens
+    except TimeoutError:
+        raise BrokenError(otherwise) from None
 
 
 async def _listen(sock: socket.socket, heard: bytearray) -> bool:
