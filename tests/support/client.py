@@ -115,9 +115,10 @@ class Client:
         return True
 
     def reset(self) -> None:
-        """Vanish with a RST."""
+        """Vanish with a RST; no error if the other end was faster."""
         sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        if sock is not None and not self.writer.is_closing():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         self.writer.transport.abort()
 
     async def close(self) -> None:
