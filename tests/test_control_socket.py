@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import signal
 import socket
 import stat
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
-from support.control import CONTROL, SOCKET, ask, command, connect, line, raw, says
+from support.control import CONTROL, SOCKET, ask, command, connect, line, says
 from support.daemon import COMMAND, LOCAL, PATIENCE, Daemon, Detached, end, run, until
 from support.peers import needs_root, peer
 from support.place import only_line
@@ -25,9 +24,8 @@ from support.server import serve
 from support.server import until as until_here
 
 from smtpd_fork import Gate, Ticket
-from smtpd_fork.observe.control import MAX_REPLY, MAX_REQUEST, PAGE, Control, Fault, open_control
+from smtpd_fork.observe.control import MAX_REPLY, MAX_REQUEST, PAGE, Control, open_control
 from smtpd_fork.observe.control.control import MAX_CLIENTS
-from smtpd_fork.observe.control.protocol import Request
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
@@ -151,88 +149,6 @@ def test_another_user_may_not_whatever_the_mode(
             daemon.wait_for(f"control: uid {NOBODY}, pid \\d+ was turned away: permission")
         daemon.deliver()
         assert json.loads(says(public, "status", "--json"))["state"] == "serving"
-
-
-# -- what is said ------------------------------------------------------------------------------
-
-GARBAGE = {
-    "nothing": b"\n",
-    "no JSON": b"status\n",
-    "no object": b"[1]\n",
-    "no version": b'{"command":"status"}\n',
-    "no command": b'{"v":1}\n',
-    "unknown command": b'{"v":1,"command":"dance"}\n',
-    "unknown field": b'{"v":1,"command":"status","x":1}\n',
-    "a field of another type": b'{"v":1,"command":"kick","id":1}\n',
-    "neither id nor source": b'{"v":1,"command":"kick"}\n',
-    "a page that is too large": b'{"v":1,"command":"sessions","limit":100000}\n',
-    "no cursor": b'{"v":1,"command":"sessions","after":["x"]}\n',
-    "time that runs backwards": b'{"v":1,"command":"drain","seconds":-1}\n',
-    "a year": b'{"v":1,"command":"drain","seconds":1e9}\n',
-    "no number": b'{"v":1,"command":"drain","seconds":NaN}\n',
-    "no UTF-8": b'{"v":1,"command":"explain","id":"\xff"}\n',
-    "a deep nest": b'{"v":1,"command":' + b"[" * 9000 + b"]" * 5000 + b"}\n",
-    "NUL": b"\0" * 100 + b"\n",
-    "HTTP": b"GET / HTTP/1.1\r\n",
-    "escapes": b"\x1b[2J\x9b\n",
-    "a long id": b'{"v":1,"command":"explain","id":"' + b"x" * 65 + b'"}\n',
-}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A daemon for many tests, none of which changes it."""
-    place = tmp_path_factory.mktemp("control")
-    with Daemon(*LOCAL, *CONTROL, cwd=place) as daemon:
-        yield place
-        assert daemon.stop() == 0
-        assert "Traceback" not in daemon.log
-
-
-@pytest.mark.parametrize("request_", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_is_answered_and_the_next_request_is_as_well(folder: Path, request_: bytes) -> None:
-    with connect(folder) as sock:
-        sock.sendall(request_ + STATUS)
-        fault, status = line(sock), line(sock)
-    assert (fault["ok"], fault["fault"]) == (False, "request")
-    assert fault["text"].isprintable()
-    assert (status["ok"], status["state"]) == (True, "serving")
-
-
-def test_a_request_without_an_end_is_cut_at_its_limit(folder: Path) -> None:
-    with connect(folder) as sock:
-        sock.sendall(b"x" * (MAX_REQUEST * 3))
-        assert line(sock)["fault"] == "request"
-        assert line(sock) == {}
-
-
-def test_another_version_is_told_apart(folder: Path) -> None:
-    reply = raw(folder, b'{"v":2,"command":"status","new":1}\n')
-    assert (reply["v"], reply["fault"]) == (1, "version")
-    assert "version 1" in reply["text"]
-
-
-def test_the_last_line_without_its_end_is_not_carried_out(folder: Path) -> None:
-    with connect(folder) as sock:
-        sock.sendall(b'{"v":1,"command":"pause"}')
-        sock.shutdown(socket.SHUT_WR)
-        assert line(sock) == {}
-    assert ask(folder, "status")["state"] == "serving"
-
-
-def test_pipelined_requests_are_answered_in_order(folder: Path) -> None:
-    with connect(folder) as sock:
-        sock.sendall((STATUS + b'{"v":1,"command":"explain","id":"x"}\n') * 10)
-        assert [line(sock)["ok"] for _ in range(20)] == [True, False] * 10
-
-
-def test_every_request_and_every_fault_is_in_the_papers() -> None:
-    page = (Path(__file__).parents[1] / "docs/control.md").read_text()
-    tables = page.partition("## The protocol")[2]
-    rows = re.findall(r"^\| (`[^|]+) \|", tables, re.MULTILINE)
-    told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    commands = {each.__struct_config__.tag for each in Request.__args__}
-    assert told == commands | set(Fault)
 
 
 # -- floods and stalls -------------------------------------------------------------------------
