@@ -11,7 +11,6 @@ import stat
 import subprocess
 import threading
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,6 +29,7 @@ from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 NOBODY = 65534
 STATUS = b'{"v":1,"command":"status"}\n'
