@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.gate.networks import number_of
 from smtpd_fork.gate.verdict import reply_line, shutdown_reply
-from smtpd_fork.listeners.proxy import LONGEST_V2, HeaderError, is_whole, missing, parse, true_peer
+from smtpd_fork.listeners.proxy_header import (
+    LONGEST_V2,
+    HeaderError,
+    is_whole,
+    missing,
+    parse,
+    true_peer,
+)
 from smtpd_fork.listeners.refuse import refuse
 from smtpd_fork.net import describe, source_key
 

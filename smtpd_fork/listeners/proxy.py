@@ -1,7 +1,7 @@
-"""Proxy: the header that a proxy sends first, which tells whom it speaks for (PROXY v1 and v2).
+"""Proxy: connections of proxies, whose PROXY header names the client (proxy-protocol.txt).
 
 The header is read from the raw socket, and not one byte more: what follows it is the client's,
-perhaps a TLS handshake. aiosmtpd's parser makes sense of it; where it ends is found here.
+perhaps a TLS handshake.
 """
 
 from __future__ import annotations
@@ -10,119 +10,28 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
-from aiosmtpd.proxy_protocol import AF, V2_CMD, V2_SIGNATURE, ProxyData, get_proxy
-
 from smtpd_fork.listeners.holding import Held, Holding
+from smtpd_fork.listeners.proxy_header import (
+    LONGEST_V2,
+    HeaderError,
+    is_whole,
+    missing,
+    parse,
+    true_peer,
+)
 from smtpd_fork.net import describe, source_key
 
 if TYPE_CHECKING:
     import asyncio
 
+    from aiosmtpd.proxy_protocol import ProxyData
+
     from smtpd_fork.gate import Gate
     from smtpd_fork.listeners.holding import Refuse, Welcome
-    from smtpd_fork.net import SocketAddress
 
-__all__ = ["HeaderError", "ProxyHeaders", "missing", "parse"]
+__all__ = ["ProxyHeaders"]
 
 log = logging.getLogger("smtpd_fork.listeners")
-
-LONGEST_V1 = 107
-"""Bytes of a v1 header with its CR LF; the specification's figure."""
-
-LONGEST_V2 = 4096
-"""Bytes of a v2 header; it may have 65,551, and TLVs of that size are nobody's."""
-
-V1 = b"PROXY "
-V2_FIXED = 16
-"""Bytes of a v2 header before its addresses: signature, version, family, length."""
-
-
-class HeaderError(ValueError):
-    """What was sent is no PROXY header."""
-
-
-def missing(header: bytes, peeked: bytes) -> int:
-    """Return how many bytes of *peeked* belong to the header that has begun with *header*.
-
-    :raises HeaderError: it cannot become one, or is too long
-    """
-    seen = header + peeked
-    for start, fixed in ((V1, len(V1)), (V2_SIGNATURE, V2_FIXED)):
-        if seen[:fixed].startswith(start[: len(seen)]):
-            break
-    else:
-        raise HeaderError("this is no PROXY header")
-    if seen.startswith(V1):
-        end = seen.find(b"\r\n", 0, LONGEST_V1)
-        length = end + 2 if end >= 0 else len(seen) + 1
-        longest = LONGEST_V1
-    else:
-        length = V2_FIXED
-        if len(seen) >= V2_FIXED:
-            length += int.from_bytes(seen[V2_FIXED - 2 : V2_FIXED])
-        longest = LONGEST_V2
-    if length > longest:
-        raise HeaderError("the PROXY header is too long")
-    return min(len(peeked), length - len(header))
-
-
-def is_whole(header: bytes) -> bool:
-    """Whether *header*, which :func:`missing` has measured, is complete."""
-    if header.startswith(V1):
-        return header.endswith(b"\r\n")
-    return len(header) >= V2_FIXED and len(header) == V2_FIXED + int.from_bytes(
-        header[V2_FIXED - 2 : V2_FIXED]
-    )
-
-
-class _Reader:
-    """A whole header, as aiosmtpd's parser reads it: it never has to wait."""
-
-    def __init__(self, header: bytes) -> None:
-        self._rest = header
-
-    async def read(self, count: int = -1) -> bytes:
-        end = len(self._rest) if count < 0 else count
-        taken, self._rest = self._rest[:end], self._rest[end:]
-        return taken
-
-    async def readexactly(self, count: int) -> bytes:
-        if count > len(self._rest):
-            raise HeaderError("truncated")
-        return await self.read(count)
-
-    async def readuntil(self, until: bytes | None = None) -> bytes:
-        mark = b"\n" if until is None else until
-        end = self._rest.find(mark)
-        if end < 0:
-            raise HeaderError("truncated")
-        return await self.read(end + len(mark))
-
-
-def parse(header: bytes) -> ProxyData:
-    """Return what a whole header says.
-
-    :raises HeaderError: it is malformed
-    """
-    parsing = get_proxy(_Reader(header))
-    try:
-        parsing.send(None)
-    except StopIteration as end:
-        data: ProxyData = end.value
-        if not data.valid:
-            raise HeaderError(data.error or "malformed") from None
-        return data
-    parsing.close()
-    raise HeaderError("truncated")
-
-
-def true_peer(data: ProxyData) -> SocketAddress | str | None:
-    """Return whom a header speaks for; None if it says nobody: a health check, or unknown."""
-    if data.command == V2_CMD.LOCAL or data.src_addr is None:
-        return None
-    if data.family in {AF.INET, AF.INET6}:
-        return (str(data.src_addr), int(data.src_port or 0))
-    return ""  # a unix socket's client
 
 
 class ProxyHeaders(Holding):
