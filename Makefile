@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
 PYTHONS ?= python3.11 python3.12 python3.13
 STAMP  := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help run test test-pythons lint format papers bench fuzz container-test clean
 
@@ -17,13 +18,18 @@ $(STAMP): pyproject.toml
 	  || { echo "smtpd-fork needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
 	  || { echo "no working venv module; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL) --editable .
+	@touch $@
+
+# $(VENV)/.with-test and so on: an extra of pyproject.toml, added to the same environment.
+$(VENV)/.with-%: $(STAMP)
+	$(INSTALL) --editable '.[$*]'
 	@touch $@
 
 run: $(STAMP) ## serve on port 2525, mail into ./Maildir (ARGS="..." for options)
 	$(BIN)/smtpd-fork $(ARGS)
 
-test: $(STAMP) ## the whole test suite (ARGS="..." for pytest; WORKERS=0 for one process)
+test: $(VENV)/.with-test ## the whole test suite (ARGS="..." for pytest; WORKERS=0 for one process)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 test-pythons: ## the whole test suite on each Python of PYTHONS that is there
@@ -33,27 +39,23 @@ test-pythons: ## the whole test suite on each Python of PYTHONS that is there
 	  $(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$(basename $$python) || exit; \
 	done
 
-lint: $(STAMP) ## ruff, mypy --strict, and the floors
+lint: $(VENV)/.with-test $(VENV)/.with-lint ## ruff, mypy --strict, and the floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP) ## let ruff put things in order
+format: $(VENV)/.with-lint ## let ruff put things in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-$(VENV)/.bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
-	@touch $@
 
 papers: $(STAMP) ## write what is made of the options' definitions: tables, example, manual page
 	$(BIN)/python -m smtpd_fork.cli.papers
 
-bench: $(VENV)/.bench ## measure beside other servers (ARGS="--quick", "--write", "--only W1,W2")
+bench: $(VENV)/.with-test $(VENV)/.with-bench ## measure beside other servers (ARGS="--quick", "--write", "--only W1,W2")
 	$(BIN)/python -m bench $(ARGS)
 
-fuzz: $(STAMP) ## throw garbage at sessions (ARGS="--seconds 3600 --seed 1")
+fuzz: $(VENV)/.with-test ## throw garbage at sessions (ARGS="--seconds 3600 --seed 1")
 	$(BIN)/python tests/fuzz/session.py $(ARGS)
 
 container-test: $(STAMP) ## build the image and deliver a message to it (buildah, podman; root)
