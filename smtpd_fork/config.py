@@ -244,7 +244,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar tls_client_verify: what becomes of clients that have none
     :ivar require_starttls: refuse mail over a connection that is not encrypted (RFC 3207 4)
     :ivar max_message_size: bytes; 0 is no limit
-    :ivar timeout: seconds that a client may take for a command
+    :ivar timeout: seconds until a client's next command begins; and for all of a command once its
+        first byte has come, where 60 s are the most
     :ivar data_timeout: seconds that a client may take for the next part of a message
     :ivar min_data_rate: bytes a second that a message has to come with, after a minute; 0: any
     :ivar handler_timeout: seconds that a handler may take for an answer

@@ -164,7 +164,8 @@ OPTIONS = (
     ),
     SettingOption(
         "--timeout", section="Limits", metavar="TIME",
-        help="For a client's next command, as 300, 5m.",
+        help="Longest wait for a client's next command, as 300 or 5m, and for all of a command "
+        "that has begun (60 s at most); then 421. Single bytes do not extend it.",
     ),
     SettingOption(
         "--tls-handshake-timeout", section="Limits", metavar="TIME",

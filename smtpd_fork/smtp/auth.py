@@ -122,9 +122,13 @@ class Auth(Chunking):
     async def _next_line(self) -> bytes | None:
         """Return the client's next line, or None for one that is none."""
         self._awaited_line = self.loop.create_future()
-        self.deadline = self.loop.time() + self._setup.limits.command_seconds
+        # For the whole line: no byte of it gives the client more time.
+        self.deadline = self._soonest(self.loop.time() + self._setup.limits.command_seconds)
         try:
-            if self._eof:
+            if self._shutting_down:
+                self._put_raw(self._goodbye())  # the stop does not wait for the client
+                self._close()
+            if self._eof or self._closing:
                 raise asyncio.CancelledError
             self._answer_awaited()
             self._resume_reading()

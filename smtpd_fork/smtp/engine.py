@@ -9,6 +9,7 @@ The laws:
 - :meth:`Engine.connection_lost` runs once for every connection, and ``on_close`` is called there
   and nowhere else;
 - every state has a deadline, and every deadline ends in a reply, a close or a cut;
+- no byte moves a deadline: completing a command does, or a message that comes fast enough;
 - what is held for a client is bounded: input while busy, output while it does not read, messages.
 """
 
@@ -38,6 +39,11 @@ log = logging.getLogger("smtpd_fork.session")
 
 RATE_GRACE_SECONDS = 60.0
 """How long a message may take before its rate counts: a slow start is no attack."""
+
+COMMAND_SECONDS = 60.0
+"""Time for a command from its first byte to its end, if ``--timeout`` is not shorter: nginx has
+as much for all headers of a request (client_header_timeout). Postfix also gives a command one time,
+not one for each read (smtpd_per_request_deadline)."""
 
 EVENTS_A_TURN = 64
 """Pipelined commands that are answered before other sessions have their turn: about 1 ms."""
@@ -260,6 +266,8 @@ class Engine(Ending):
                 if event is None:
                     self._await_more()
                     break
+                if self._command_began:
+                    self._command_began = 0.0
                 waiting = self._command(event) if type(event) is bytes else self._other(event)
                 if waiting is not None:
                     self._start(waiting)
@@ -296,8 +304,7 @@ class Engine(Ending):
         self._resume_reading()
         reading = self._framer.reading
         if reading is None:
-            self._at_rest = self._framer.idle and self._may_rest()
-            self.deadline = self._soonest(self.loop.time() + self._setup.limits.command_seconds)
+            self._await_command()
             return
         limits = self._setup.limits
         now = self.loop.time()
@@ -308,6 +315,17 @@ class Engine(Ending):
         if elapsed > RATE_GRACE_SECONDS and came < elapsed * limits.data_rate:
             log.info("[%s] the message comes too slowly", self._session_id, extra=self._who())
             self._time_out()
+
+    def _await_command(self) -> None:
+        """Wait for the next command, or for the rest of one that has begun."""
+        now = self.loop.time()
+        seconds = self._setup.limits.command_seconds
+        if self._framer.idle:
+            self._at_rest = self._may_rest()
+            self.deadline = self._soonest(now + seconds)
+        elif not self._command_began:
+            self._command_began = now
+            self.deadline = self._soonest(now + min(seconds, COMMAND_SECONDS))
 
     def _soonest(self, deadline: float) -> float:
         """Return *deadline*, or the session's own, whichever comes first."""

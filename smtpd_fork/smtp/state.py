@@ -76,6 +76,8 @@ class State(aiosmtpd.smtp.SMTP):
     _errors = 0
     _charged = 0
     _body_began = 0.0
+    _command_began = 0.0
+    """When the first byte of a command came whose end has not; 0 without one."""
     _at_rest = False
     _body: Body | None = None
     _chunks: io.BytesIO | None = None
