@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 import re
 import smtplib
 import stat
@@ -14,7 +12,6 @@ import threading
 from datetime import UTC, datetime
 from email import message_from_string
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +26,12 @@ from support.server import serve
 
 from smtpd_fork.errors import CannotCreateError
 from smtpd_fork.sinks import Maildir
-from smtpd_fork.sinks.trace import protocol_name, trace_headers
+from smtpd_fork.sinks.trace import above, protocol_name, trace_headers
 from smtpd_fork.smtp import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from blockbuster import BlockBuster
     from support.tls import Certificates
@@ -124,31 +122,6 @@ def blockbuster() -> BlockBuster:
     return BlockBuster()
 
 
-async def test_a_message_is_synced_before_it_is_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[str] = []
-    fsync, rename = os.fsync, Path.rename
-
-    def noted_fsync(descriptor: int) -> None:
-        kind = "directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
-        calls.append(f"sync {kind}")
-        fsync(descriptor)
-
-    def noted_rename(self: Path, target: Path) -> Path:
-        calls.append("rename")
-        return rename(self, target)
-
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(Path, "rename", noted_rename)
-    async with serve(Maildir(tmp_path)) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            await client.deliver()
-            calls.append("answered")
-    assert calls == ["sync file", "rename", "sync directory", "answered"]
-
-
 # -- when the disk says no ---------------------------------------------------------------------
 
 
@@ -176,35 +149,86 @@ async def test_a_full_disk_is_452_and_nothing_is_half_there(tiny_disk: Path) -> 
     assert len(messages(tiny_disk)) == 1
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(errno.ENOSPC, 452), (errno.EDQUOT, 452), (errno.EIO, 451), (errno.EMFILE, 451)],
-)
-@pytest.mark.parametrize("call", ["open", "write", "fsync"])
-async def test_whatever_fails_leaves_nothing_behind(
-    call: str, number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sink = Maildir(tmp_path)
-    sink.prepare()
-
-    def fail(*_: Any) -> None:
-        raise OSError(number, os.strerror(number))
-
-    async with serve(sink) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, fail)
-            reply = await client.deliver()
-    assert reply.code == code
-    assert os.strerror(number) not in reply.text
-    assert list((tmp_path / "new").iterdir()) == []
-    assert list((tmp_path / "tmp").iterdir()) == []
-
-
 def test_a_maildir_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CannotCreateError, match=re.escape(str(tmp_path / "file" / "M"))):
         Maildir(tmp_path / "file" / "M").prepare()
+
+
+# -- what the message holds --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "From a@b Thu Nov 26 08:00:00 2026\r\n",
+        "From x\r\n",
+        ">From a@b Thu Nov 26 08:00:00 2026\r\n",
+        "From a@b Thu\r\n>From c@d Fri\r\n",
+    ],
+)
+async def test_an_mbox_line_on_top_is_set_aside_and_the_header_stays_the_header(
+    lines: str, tmp_path: Path
+) -> None:
+    async with serve(Maildir(tmp_path)) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.deliver(f"{lines}Subject: x\r\nX-Two: 2\r\n\r\nFrom here on\r\n")
+    (text,) = messages(tmp_path)
+    message = message_from_string(text)
+    assert message.keys()[:3] == ["Return-Path", "Delivered-To", "Received"]
+    assert message.get_all("Mailbox-Line") == lines.split("\r\n")[:-1]
+    assert message.keys()[-2:] == ["Subject", "X-Two"]
+    assert message.get_payload() == "From here on\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "below"),
+    [
+        (b"From x\nTo: y\n\nz\n", b"Mailbox-Line: From x\nTo: y\n\nz\n"),
+        (b"From x\r\nTo: y\r\n", b"Mailbox-Line: From x\r\nTo: y\r\n"),
+        (b"From now on at 5.\n\nBye\n", b"\nFrom now on at 5.\n\nBye\n"),
+        (b"From x\n", b"\nFrom x\n"),
+        (b"Fromage\nTo: y\n", b"\nFromage\nTo: y\n"),
+        (b"From: x\n\nz\n", b"From: x\n\nz\n"),
+        (b"From : x\n\nz\n", b"From : x\n\nz\n"),  # as RFC 822 allowed it
+        (b"To: y\nFrom x\n", b"To: y\nFrom x\n"),
+        (b"", b""),
+    ],
+)
+def test_only_a_line_of_mbox_above_a_header_is_one(message: bytes, below: bytes) -> None:
+    assert b"".join(above(b"A: b\n", message)) == b"A: b\n" + below
+
+
+def test_a_message_of_mbox_lines_alone_takes_linear_time() -> None:
+    lines = b"From x\n" * 300_000
+    assert above(b"A: b\n", lines) == (b"A: b\n\n", lines)
+    assert above(b"A: b\n", b"x" * 5_000_000)[0] == b"A: b\n\n"
+
+
+async def test_binary_is_stored_as_it_came(tmp_path: Path) -> None:
+    data = b"Subject: x\r\n\r\n" + bytes(range(256)) + b"\r\r\n\n\r\n\n\r"
+    async with serve(Maildir(tmp_path)) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            assert "BINARYMIME" in (await client.greet()).lines
+            await client.say("MAIL FROM:<a@b.example> BODY=BINARYMIME", "RCPT TO:<c@d.example>")
+            client.send(b"BDAT %d LAST\r\n" % len(data) + data)
+            assert (await client.reply()).code == 250
+    (path,) = (tmp_path / "new").iterdir()
+    stored = path.read_bytes()
+    assert stored.endswith(data)
+    head = stored[: -len(data)]
+    assert head.startswith(b"Return-Path: <a@b.example>\r\n")
+    assert head.count(b"\n") == head.count(b"\r\n") > 4
+
+
+async def test_a_lone_cr_and_nul_are_stored_as_they_came(tmp_path: Path) -> None:
+    async with serve(Maildir(tmp_path), bare_newline="accept") as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.deliver("Subject: x\r\n\r\na\rb\0c\r\r\nd\ne\r\n")
+    (path,) = (tmp_path / "new").iterdir()
+    assert path.read_bytes().endswith(b"Subject: x\n\na\rb\0c\r\nd\ne\n")
 
 
 # -- kill -9 -----------------------------------------------------------------------------------

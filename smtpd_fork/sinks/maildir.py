@@ -1,8 +1,12 @@
 """Maildir: one file a message, whole or not at all.
 
 A message is written to ``tmp/``, synced, renamed into ``new/``, and the directory synced; only
-then is it answered 250. Whatever fails before leaves nothing in ``new/``, and a reader never sees
-half a message. The format is maildir(5)'s, lines end in LF as mail readers on Unix expect.
+then is it answered 250. After 250 it is in ``new/``, once. After any other answer it is not there,
+and at most a file in ``tmp/`` is left, which is removed when it is old. The message of a client
+that is gone before its answer is stored: some clients never wait for answers.
+
+The format is maildir(5)'s. Lines end in LF as mail readers on Unix expect; BINARYMIME is not made
+of lines, and is stored as it came.
 
 fsync(2) takes milliseconds and would stop every other session: threads do the writing, several
 messages at once.
@@ -17,9 +21,10 @@ import logging
 import os
 import re
 import socket
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.errors import CannotCreateError
 from smtpd_fork.net import describe
 from smtpd_fork.sinks.base import Sink
+from smtpd_fork.sinks.delivery import Delivery
 from smtpd_fork.sinks.trace import trace_headers
 
 if TYPE_CHECKING:
@@ -41,13 +47,21 @@ WRITERS = 16
 """Messages written at once: enough that one disk's fsyncs overlap."""
 
 DIRECTORY_MODE = 0o700
-FILE_MODE = 0o600
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """The disk, the user's quota, or the largest file allowed."""
 
-_HEADER = re.compile(rb"[!-9;-~]+[ \t]*:|\n")
-"""How a message with a header begins, or one without that says so (RFC 5322 2.2)."""
+REMOVE_SECONDS = 1.0
+"""How long the answer 451 to a message that took too long waits until nothing of it is left."""
+
+STALE_SECONDS = 36 * 3600
+"""A file in tmp/ that nobody has read or written for so long is nobody's (maildir(5))."""
+
+CLEAN_SECONDS = 3600.0
+"""Time between two looks for stale files."""
+
+CLEAN_FILES = 10_000
+"""Files that one look takes: less than a second's work. The next look takes the rest."""
 
 _numbers = itertools.count(1)
 
@@ -65,12 +79,14 @@ class Maildir(Sink):
         self._tmp = self.path / "tmp"
         self._new = self.path / "new"
         self._writers = writers
-        self._pool: ThreadPoolExecutor | None = None
+        self._writing: ThreadPoolExecutor | None = None
+        self._removing: ThreadPoolExecutor | None = None
+        self._clean_at = 0.0
         # As maildir(5) wants it: no "/" and no ":" in a file's name.
         self._host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())
 
     def prepare(self) -> None:
-        """Make the directories that are not there.
+        """Make the directories that are not there; remove stale files from ``tmp/``.
 
         :raises CannotCreateError: they cannot be made, or not be written to
         """
@@ -83,6 +99,8 @@ class Maildir(Sink):
         for place in (self._tmp, self._new):
             if not os.access(place, os.W_OK | os.X_OK):
                 raise CannotCreateError(f"cannot write to the Maildir {self.path}: no permission")
+        remove_stale(self._tmp)
+        self._clean_at = time.monotonic() + CLEAN_SECONDS
 
     def _cannot_create(self, error: OSError) -> CannotCreateError:
         return CannotCreateError(
@@ -91,57 +109,58 @@ class Maildir(Sink):
 
     async def close(self) -> None:
         """Wait for the messages that are being written."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
+        pools = [pool for pool in (self._writing, self._removing) if pool is not None]
+        self._writing = self._removing = None
+        for pool in pools:
             await asyncio.to_thread(pool.shutdown)
 
     async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> str:
         """Write a message, and answer once it is on the disk."""
-        content = envelope.original_content or b""
         queue_id = f"{getattr(session, 'id', '')}-{next(_numbers):x}".lstrip("-")
+        about = {**_about(session), "queue_id": queue_id}
         now = datetime.now().astimezone()
-        head = trace_headers(server.hostname, session, envelope, queue_id, now)
-        if self._pool is None:
-            # Made late: threads do not survive the daemon's fork.
-            self._pool = ThreadPoolExecutor(self._writers, thread_name_prefix="maildir")
-        loop = asyncio.get_running_loop()
+        delivery = Delivery(
+            *(self.path, self._unique_name()),
+            trace_headers(server.hostname, session, envelope, queue_id, now),
+            envelope.original_content or b"",
+            binary=getattr(envelope, "body", "") == "BINARYMIME",
+        )
         try:
-            size = await loop.run_in_executor(self._pool, self._write, head, content)
+            await self._deliver(delivery)
         except OSError as error:
-            about = {**_about(session), "queue_id": queue_id, "reason": str(error)}
+            about["reason"] = str(error)
             log.error("[%s] not written: %s", queue_id, error, extra=about)  # noqa: TRY400 - the disk, not us
             if error.errno in _NO_SPACE:
                 return "452 4.3.1 Insufficient system storage, try again later"
             return "451 4.3.0 The message could not be stored, try again later"
         if log.isEnabledFor(logging.INFO):
-            _tell(queue_id, session, envelope, size)
+            _tell(about, envelope, delivery.size)
         return f"250 2.0.0 Ok: queued as {queue_id}"
 
-    def _write(self, head: bytes, content: bytes) -> int:
-        """Write one message, in a thread; return its size in bytes.
+    async def _deliver(self, delivery: Delivery) -> None:
+        """Have a message written; on return it is stored.
 
-        :raises OSError: it is not in new/, and nothing of it is left in tmp/
+        :raises OSError: it could not be written, and is removed
+        :raises asyncio.CancelledError: it was given up before it was stored, and is removed
         """
-        name = self._unique_name()
-        draft = self._tmp / name
-        body = content.replace(b"\r\n", b"\n")
-        if body and not _HEADER.match(body):
-            head += b"\n"  # else the first line of the text would pass for part of Received
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        if self._writing is None or self._removing is None:
+            # Made late: threads do not survive the daemon's fork.
+            self._writing = ThreadPoolExecutor(self._writers, thread_name_prefix="maildir")
+            self._removing = ThreadPoolExecutor(1, thread_name_prefix="maildir-removing")
+        if time.monotonic() >= self._clean_at:
+            self._clean_at = time.monotonic() + CLEAN_SECONDS
+            self._removing.submit(remove_stale, self._tmp)
+        written = asyncio.wrap_future(self._writing.submit(delivery.write))
         try:
-            try:
-                _write_all(descriptor, head)
-                _write_all(descriptor, body)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            draft.rename(self._new / name)
-        except BaseException:
-            with suppress(OSError):
-                draft.unlink()
+            await written
+        except asyncio.CancelledError:
+            if not delivery.give_up():
+                return  # the thread was first: it is stored, and the client has to know
+            if written.done() and not written.cancelled():
+                written.exception()  # nobody else asks
+            removed = asyncio.wrap_future(self._removing.submit(delivery.remove))
+            await asyncio.wait({removed}, timeout=REMOVE_SECONDS)
             raise
-        _sync_directory(self._new)
-        return len(head) + len(body)
 
     def _unique_name(self) -> str:
         """Return a file's name that nobody else makes: time, process, number, host."""
@@ -161,28 +180,39 @@ def _about(session: AnySession) -> dict[str, str]:
     return about
 
 
-def _tell(queue_id: str, session: AnySession, envelope: Envelope, size: int) -> None:
-    about = _about(session)
+def _tell(about: dict[str, str], envelope: Envelope, size: int) -> None:
     sender, recipients = _loggable(envelope.mail_from), len(envelope.rcpt_tos)
     log.info(
         "[%s] queued: from=<%s> to=%d size=%d client=%s",
-        *(queue_id, sender, recipients, size, about["client"]),
-        extra={**about, "queue_id": queue_id, "from": sender, "to": recipients, "size": size},
+        *(about["queue_id"], sender, recipients, size, about["client"]),
+        extra={**about, "from": sender, "to": recipients, "size": size},
     )
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def remove_stale(tmp: Path) -> None:
+    """Remove what interrupted deliveries have left in *tmp*: regular files of ours that are old.
+
+    A ``tmp/`` that is a symbolic link is left alone, as are the files of other users: whoever owns
+    the Maildir must not have us remove files elsewhere.
+    """
+    old = time.time() - STALE_SECONDS
+    removed = 0
+    with suppress(OSError), ExitStack() as stack:
+        directory = os.open(tmp, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        stack.callback(os.close, directory)
+        entries = stack.enter_context(os.scandir(directory))
+        for entry in itertools.islice(entries, CLEAN_FILES):
+            with suppress(OSError):
+                if _is_stale(entry.stat(follow_symlinks=False), old):
+                    os.unlink(entry.name, dir_fd=directory)
+                    removed += 1
+    if removed:
+        log.info("removed %d stale files from %s", removed, tmp)
 
 
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _is_stale(facts: os.stat_result, old: float) -> bool:
+    own_file = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid()
+    return own_file and max(facts.st_atime, facts.st_mtime) < old
 
 
 def _loggable(text: str | None) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.net import Peer
 
-__all__ = ["protocol_name", "trace_headers"]
+__all__ = ["above", "protocol_name", "trace_headers"]
 
 MAX_WORD = 255
 """Characters of a stranger's word that are kept: a domain's length (RFC 5321 4.5.3.1.2)."""
@@ -24,6 +24,13 @@ MAX_WORD = 255
 _UNSAFE = re.compile(r"[^!-~\u00a1-\U0010ffff]|[()\\]")
 _UNSAFE_IN_ADDRESS = re.compile(r"[\x00-\x1f\x7f-\x9f<>]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+_FIELD = rb"[!-9;-~]++[ \t]*+:"
+"""How a header field begins (RFC 5322 2.2 and 4.5)."""
+
+_BEGINS_WITH_HEADER = re.compile(_FIELD + rb"|\r?\n")
+_MBOX_LINES = re.compile(rb"(?:>*+From (?![ \t]*+:)[^\n]*+\n)++(?=" + _FIELD + rb")")
+""""From x ..." as mbox(5) has it on top of each message, also in its quoted form."""
 
 
 def trace_headers(
@@ -49,6 +56,22 @@ def trace_headers(
     lines[-1] += ";"
     lines.append(f"\t{format_datetime(now)}")
     return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+
+
+def above(head: bytes, content: bytes) -> tuple[bytes, bytes]:
+    """Return *head* and the rest of *content* such that the header of *content* goes on below it.
+
+    A line of an mbox file above the header becomes a field ``Mailbox-Line``, as Postfix has it.
+    A message without a header gets the empty line between header and text.
+
+    :param head: fields, whose lines end as those of *content*
+    """
+    if lines := _MBOX_LINES.match(content):
+        fields = [b"Mailbox-Line: " + line for line in lines[0].splitlines(keepends=True)]
+        return head + b"".join(fields), content[lines.end() :]
+    if content and not _BEGINS_WITH_HEADER.match(content):
+        head += b"\r\n" if head.endswith(b"\r\n") else b"\n"
+    return head, content
 
 
 def protocol_name(session: AnySession) -> str:

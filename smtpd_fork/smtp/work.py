@@ -90,7 +90,7 @@ class Work(State):
     def _ran(self, waiting: Waiting, task: asyncio.Task[None]) -> None:
         """Go on after a task: with the next event, or with the end."""
         waiting.close()  # if it was cancelled before it began: nothing of it has run
-        self._message_in_hand = self._in_hook = False
+        self._message_in_hand = self._in_hook = self._hook_expired = False
         self._task = None
         if task.cancelled():
             self._close()
