@@ -36,6 +36,7 @@ __all__ = [
     "UnavailableError",
     "UnknownUserError",
     "UsageError",
+    "forget_frames",
 ]
 
 
@@ -138,3 +139,15 @@ class ProtocolError(SmtpdForkError):
     """What answers at a control socket speaks another language, or another version of it (76)."""
 
     exit_status = ExitStatus.PROTOCOL
+
+
+def forget_frames(error: BaseException) -> None:
+    """Have an error that was dealt with keep nothing alive.
+
+    asyncio holds the errors of handshakes in frames that the errors themselves refer to: a cycle
+    that keeps the connection's memory until the garbage collector comes by.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__context__

@@ -142,7 +142,8 @@ async def test_chunks_in_the_clear_are_no_part_of_a_message_under_tls(
     assert handler.messages == [b"abc"]
 
 
-async def test_rset_gives_the_memory_of_chunks_back() -> None:
+@pytest.mark.parametrize("command", ["RSET", "EHLO x", "HELO x"])
+async def test_what_ends_a_transaction_gives_the_memory_of_its_chunks_back(command: str) -> None:
     async with (
         serve(Discard(), max_buffered=100) as server,
         await Client.to(server.addresses[0]) as client,
@@ -152,7 +153,7 @@ async def test_rset_gives_the_memory_of_chunks_back() -> None:
             await client.say(MAIL, RCPT)
             client.send(b"BDAT 90\r\n" + b"x" * 90)
             assert (await client.reply()).code == 250
-            assert (await client.say("RSET")).code == 250
+            assert (await client.say(command)).code == 250
         assert server._budget.used == 0
 
 

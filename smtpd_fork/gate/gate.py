@@ -186,6 +186,7 @@ class Gate:
             if ticket.released:
                 return
             ticket.released = True
+            ticket.holder = None  # which may refer to its ticket
             self._inside.discard(ticket)
             client, counts = ticket.client, self._counts
             counts.total -= 1

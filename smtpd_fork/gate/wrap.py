@@ -129,6 +129,8 @@ def _call_after_loss(protocol: asyncio.BaseProtocol, then: Callable[[], None]) -
         try:
             own_connection_lost(error)
         finally:
+            # This function refers to the protocol: without it the two would be garbage to collect.
+            getattr(protocol, "__dict__", {}).pop("connection_lost", None)
             then()
 
     try:

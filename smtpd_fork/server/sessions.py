@@ -16,6 +16,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from smtpd_fork.errors import forget_frames
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Coroutine
@@ -166,6 +168,7 @@ class Sessions:
         elif (error := task.exception()) is not None:
             connecting.protocol.setup.tally.tls_failed += 1
             self._not_connected(connecting, error)
+            forget_frames(error)
 
     def _not_connected(self, connecting: _Connecting, reason: BaseException | str) -> None:
         protocol = connecting.protocol

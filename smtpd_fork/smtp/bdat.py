@@ -91,7 +91,7 @@ class Chunking(Mail):
             self._chunks = None
             self._release_budget()
             if self._chunk_is_last:
-                self._transaction_over()
+                self._set_rset_state()
             self._say(*fault)
             return None
         if self._chunks is None:

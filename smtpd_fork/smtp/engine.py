@@ -135,11 +135,12 @@ class Engine(Ending):
             log.debug("[%s] connected: %s", self._session_id, who["client"], extra=who)
 
     def _use_tls(self, transport: asyncio.BaseTransport) -> None:
-        # aiosmtpd, and its users, ask this attribute whether it is there.
-        self._tls_protocol = transport
         self._setup.tally.tls_done += 1
         assert self.session is not None
         self.session.ssl = {fact: transport.get_extra_info(fact) for fact in _TLS_FACTS}
+        # aiosmtpd, and its users, ask whether this attribute is there. Not the transport: it refers
+        # to this session for as long as it is kept.
+        self._tls_protocol = self.session.ssl["ssl_object"]
 
     def connection_lost(self, error: Exception | None) -> None:
         """End the session, once (asyncio.BaseProtocol)."""
@@ -157,8 +158,8 @@ class Engine(Ending):
             self._release_budget()
             if self._task is not None or "DISCONNECT" in self._setup.hooks:
                 self._end_task()
-            elif self._ended is not None:
-                self._tell_ended()
+            else:
+                self._let_go()
         finally:
             if self._on_close is not None:
                 self._on_close(self)

@@ -180,7 +180,6 @@ class Hello(Engine):
             return None
         self._count_noop()
         self._set_rset_state()
-        self._release_budget()
         rset_hook: Callable[[], Any] | None = getattr(self, "rset_hook", None)
         if rset_hook is not None:
             return self._old_rset_hook(rset_hook)

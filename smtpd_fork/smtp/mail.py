@@ -290,7 +290,7 @@ class Mail(Hello):
         """Answer a message that was read to its end, and is not accepted."""
         assert self.envelope is not None
         replies = len(self.envelope.rcpt_tos) if self._setup.lmtp else 1
-        self._transaction_over()
+        self._set_rset_state()
         for _ in range(replies):
             self._say(code, enhanced, text)
 
@@ -358,7 +358,7 @@ class Mail(Hello):
             if digit == "2":
                 assert self._envelope is not None
                 tally.content += len(self._envelope.original_content or b"")
-        self._transaction_over()
+        self._set_rset_state()
         self._noops = 0
         if replies is None:
             self._put(status)
@@ -381,10 +381,6 @@ class Mail(Hello):
             if reply is MISSING:
                 raise TypeError("handle_DATA has no opinion on some recipients")
         return replies
-
-    def _transaction_over(self) -> None:
-        self._set_post_data_state()
-        self._release_budget()
 
     # -- for users' subclasses -----------------------------------------------------------------
 

@@ -46,10 +46,14 @@ class Session(aiosmtpd.smtp.Session):
 
     @property
     def local(self) -> Peer:
-        """The address that the client connected to; asked of the system when it is asked for."""
+        """The address that the client connected to; None once the session has ended."""
         if self._transport is None:
             return None
         return plain_peer(self._transport.get_extra_info("sockname"))
+
+    def forget_transport(self) -> None:
+        """Refer to the connection no more: it is lost."""
+        self._transport = None
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from aiosmtpd.smtp import syntax
 
+from smtpd_fork.errors import forget_frames
 from smtpd_fork.smtp.auth import Auth
 from smtpd_fork.smtp.state import log
 
@@ -52,7 +53,7 @@ class StartTls(Auth):
         seconds = self._setup.limits.handshake_seconds
         self.deadline = self.loop.time() + 2 * seconds  # the handshake has a time of its own
         self._shaking_hands = True
-        error: BaseException | None = None
+        reason = "connection closed"
         transport = None
         try:
             transport = await self.loop.start_tls(
@@ -62,16 +63,17 @@ class StartTls(Auth):
                 server_side=True,
                 ssl_handshake_timeout=seconds,
             )
-        except (OSError, asyncio.CancelledError) as reason:  # SSLError is an OSError
-            error = reason
+        except (OSError, asyncio.CancelledError) as error:  # SSLError is an OSError
+            reason = str(error) or reason
+            forget_frames(error)
         finally:
             self._shaking_hands = False
         if transport is not None and not transport.is_closing() and not self._lost:
             return transport
         self._setup.tally.tls_failed += 1
         # The loop tells its TLS layer of the loss, and that does not tell us.
-        about = {**self._who(), "reason": str(error or "connection closed")}
-        log.info("[%s] TLS handshake failed: %s", self._session_id, about["reason"], extra=about)
+        about = {**self._who(), "reason": reason}
+        log.info("[%s] TLS handshake failed: %s", self._session_id, reason, extra=about)
         raw.abort()
         self.connection_lost(None)
         raise asyncio.CancelledError

@@ -141,7 +141,9 @@ class State(aiosmtpd.smtp.SMTP):
         self._envelope = None
 
     def _set_rset_state(self) -> None:
+        """End the transaction: nothing of it is held any more, and nothing charged."""
         self._set_post_data_state()
+        self._release_budget()
 
     # -- output --------------------------------------------------------------------------------
 

@@ -47,8 +47,31 @@ class Session(Protocol):
         """Write again."""
 
 
+class _NoSession:
+    """Stands where a session was: an ended one is not kept by what keeps its wire.
+
+    asyncio's TLS layer never lets go of the wire's methods, and the transport never of the layer.
+    """
+
+    def begin(self, transport: asyncio.BaseTransport) -> None:
+        """Do nothing, like all the rest here: the connection is lost."""
+
+    def connection_lost(self, error: Exception | None) -> None: ...
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def eof_received(self) -> bool | None: ...
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+
+_NO_SESSION = _NoSession()
+
+
 class Wire(asyncio.BufferedProtocol):
-    """Hands on what the transport says.
+    """Hands on what the transport says, until the connection is lost.
 
     :param session: is told
     """
@@ -60,7 +83,7 @@ class Wire(asyncio.BufferedProtocol):
             self._view: memoryview = _of_thread.view
         except AttributeError:
             self._view = _of_thread.view = memoryview(bytearray(BUFFER_SIZE))
-        self._session = session
+        self._session: Session = session
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to receive to (asyncio.BufferedProtocol)."""
@@ -76,7 +99,8 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End (asyncio.BaseProtocol)."""
-        self._session.connection_lost(exc)
+        session, self._session = self._session, _NO_SESSION
+        session.connection_lost(exc)
 
     def eof_received(self) -> bool | None:
         """Take the end of the input (asyncio.BufferedProtocol)."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import MISSING
 
-from smtpd_fork.smtp.session import current_session
+from smtpd_fork.smtp.session import Session, current_session
 from smtpd_fork.smtp.state import State
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Work(State):
         if self._lost:
             self._task = self._farewell_task()
             if self._task is None:
-                self._tell_ended()
+                self._let_go()
         elif self._closing:
             self._tell_ended()
         elif self._kicked:
@@ -216,7 +216,18 @@ class Work(State):
             log.exception("[%s] handle_DISCONNECT failed", self._session_id, extra=self._who())
         finally:
             self._task = None
-            self._tell_ended()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Keep nothing that may refer to this session: the connection is lost, and nothing runs.
+
+        Python frees an ended session at once if nothing that it refers to refers back. Its garbage
+        collector comes too late: a client can make sessions faster, each with a message.
+        """
+        self._envelope = self._context = None
+        if isinstance(self.session, Session):
+            self.session.forget_transport()
+        self._tell_ended()
 
     def _tell_ended(self) -> None:
         if self._ended is not None and not self._ended.done():
