@@ -17,6 +17,7 @@ from prometheus_client import ProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as text_format
 from support.client import MAIL, RCPT, Client
+from support.nameserver import name_server
 from support.peers import peer
 from support.server import until
 from support.status import watched
@@ -93,12 +94,13 @@ async def traffic(server: Any, certificates: Certificates) -> None:
             assert (await client.reply()).code == 554
 
 
-def well_watched(tmp_path: Path, certificates: Certificates) -> Any:
+def well_watched(tmp_path: Path, certificates: Certificates, **more: Any) -> Any:
     return watched(
         [Judge(), Maildir(tmp_path / "mail")],
         tls_context=certificates.server,
         deny="127.0.0.66",
         backlog=33,
+        **more,
     )
 
 
@@ -142,8 +144,12 @@ async def test_what_happens_is_counted(tmp_path: Path, certificates: Certificate
 async def test_the_names_that_are_written_down_are_those_that_are_told(
     tmp_path: Path, certificates: Certificates
 ) -> None:
-    async with well_watched(tmp_path, certificates) as seen:
+    async with (
+        name_server() as names,
+        well_watched(tmp_path, certificates, dnsbl="bl.example", dns_server=names.address) as seen,
+    ):
         await traffic(seen.server, certificates)
+        assert (await figures(seen))["smtpd_fork_dnsbl_zone_enabled", "bl.example"] == 1
         body = (await seen.get("/metrics")).body
     told = {}
     for family in text_format(body):
@@ -171,8 +177,12 @@ async def test_promtool_accepts_it_after_real_traffic(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     promtool = peer("promtool")
-    async with well_watched(tmp_path, certificates) as seen:
+    async with (
+        name_server() as names,
+        well_watched(tmp_path, certificates, dnsbl="bl.example", dns_server=names.address) as seen,
+    ):
         await traffic(seen.server, certificates)
+        assert (await figures(seen))["smtpd_fork_dnsbl_zone_enabled", "bl.example"] == 1
         body = (await seen.get("/metrics")).body
     ended = await asyncio.to_thread(
         subprocess.run,

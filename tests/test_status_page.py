@@ -65,6 +65,7 @@ FACTS = Facts(
     top=[("192.0.2.7", 1)],
     queues=[("127.0.0.1:25", Queue(2, 100)), ("unix:/run/x", None)],
     lag=0.002,
+    zones={},
 )
 
 

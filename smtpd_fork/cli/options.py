@@ -221,8 +221,9 @@ OPTIONS = (
         help="Network, or file of networks, that the limits of sources leave alone. Repeatable.",
     ),
     SettingOption(
-        "--dnsbl", section="Lists", metavar="ZONE[=WEIGHT]", multiple=True,
-        help="Blocklist in the DNS; who is listed is told 554. Repeatable.",
+        "--dnsbl", section="Lists", metavar="ZONE[=CODES][=WEIGHT]", multiple=True,
+        help="Blocklist in the DNS; clients that it lists get 554. CODES are the answers that "
+        "count, as in 127.0.0.[2;4..7]; default: all but the list's errors. Repeatable.",
     ),
     SettingOption(
         "--dnsbl-threshold", section="Lists", metavar="N",

@@ -37,6 +37,7 @@ class Refusal:
     :param code: of the reply: 421 is for now, 554 for good (RFC 5321 3.1 and 3.8)
     :param status: its enhanced status code (RFC 3463)
     :param text: what the client is told; ``{key}`` stands for the key
+    :param detail: what the log says besides; empty for nothing
     :ivar id: names this refusal in the reply and in the log; the gate gives it when the client is
         refused (see :meth:`smtpd_fork.Gate.refuse`)
     """
@@ -48,6 +49,7 @@ class Refusal:
     code: int = 421
     status: str = "4.7.0"
     text: str = "Too many connections from {key}, try again later"
+    detail: str = ""
     id: str = field(default="", compare=False)
 
     def reply(self, hostname: str) -> bytes:
@@ -60,6 +62,7 @@ class Refusal:
     def __str__(self) -> str:
         what = f"refused {self.key}" if self.key else "no room"
         name = f" [{self.id}]" if self.id else ""
+        name = f", {self.detail}{name}" if self.detail else name
         if self.rule == "paused":
             return f"{what}: the gate is paused{name}"
         if not self.limit:

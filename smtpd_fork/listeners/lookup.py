@@ -1,4 +1,4 @@
-"""Lookup: what the DNS knows of an address: blocklists (RFC 5782) that have it, and its name.
+"""Lookup: what the DNS knows of an address: the blocklists (RFC 5782) that list it, and its name.
 
 Whatever fails is as if it had not been asked: a resolver that is down must not stop the mail.
 dnspython asks, and keeps answers for as long as their TTL says.
@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.config import SettingError
 from smtpd_fork.errors import ConfigError
 from smtpd_fork.listeners.address import parse_address
+from smtpd_fork.listeners.zones import Entry, Listing, error_of, listing_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["Dns", "parse_nameserver", "read_zones"]
+__all__ = ["Dns", "parse_nameserver"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
@@ -30,32 +30,10 @@ CACHE_SIZE = 50_000
 DNS_PORT = 53
 
 COMPLAINT_SECONDS = 60.0
-"""How often, at most, it is told that a zone does not answer."""
+"""Between two warnings about a zone that does not answer, or answers with errors."""
 
-LONGEST_ZONE = 180
-"""Characters: 64 more for a reversed address of IPv6 make the longest name of all."""
-
-LISTED = ip_network("127.0.0.0/8")
-"""Where the answers of a blocklist are (RFC 5782 2.1); any other is of a zone that was given up."""
-
-
-_ZONE = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?)+")
-
-
-def read_zones(values: Iterable[str]) -> dict[str, int]:
-    """Read blocklists, each ``ZONE`` or ``ZONE=WEIGHT``; a weight below 0 is a list of good ones.
-
-    :raises SettingError: one cannot be read
-    """
-    zones = {}
-    for value in values:
-        zone, equals, weight = value.partition("=")
-        if not _ZONE.fullmatch(zone) or len(zone) > LONGEST_ZONE:
-            raise SettingError("dnsbl", value, "write ZONE or ZONE=WEIGHT")
-        if equals and not re.fullmatch(r"-?[0-9]{1,4}", weight):
-            raise SettingError("dnsbl", value, "the weight is a whole number of up to 4 digits")
-        zones[zone] = int(weight) if equals else 1
-    return zones
+MAX_ANSWERS = 64
+"""Answers of one zone that are looked at; a list has a handful."""
 
 
 def parse_nameserver(text: str | None) -> tuple[str, int] | None:
@@ -75,14 +53,17 @@ def parse_nameserver(text: str | None) -> tuple[str, int] | None:
 class Dns:
     """Asks the DNS about clients.
 
-    :param zones: blocklists, and what each weighs
+    :param entries: the blocklists
     :param nameserver: whom to ask, and its port; None: the system's
     :param seconds: how long all the questions of a client may take
+    :ivar zones: the blocklists' names
+    :ivar disabled: zones in which no client is looked up, and whether of IPv6, with the reason; the
+        zone check keeps it
     :raises ConfigError: dnspython is not installed, or the system names no resolver
     """
 
     def __init__(
-        self, zones: Mapping[str, int], nameserver: tuple[str, int] | None, seconds: float
+        self, entries: Sequence[Entry], nameserver: tuple[str, int] | None, seconds: float
     ) -> None:
         try:
             import dns.asyncresolver  # noqa: PLC0415 - an extra, for those who ask the DNS
@@ -96,40 +77,62 @@ class Dns:
         if nameserver is not None:
             self._resolver.nameservers = [nameserver[0]]
             self._resolver.port = nameserver[1]
-        self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
+        self._cache = self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
         self._resolver.lifetime = seconds
-        self._zones = dict(zones)
-        self._complained: dict[str, float] = {}
+        self._entries = tuple(entries)
+        self.zones = tuple(dict.fromkeys(entry.zone for entry in entries))
+        self.disabled: dict[tuple[str, bool], str] = {}
+        self._complained: dict[str, tuple[float, int]] = {}
 
-    async def listed(self, host: str) -> dict[str, int]:
-        """Return the zones that list *host*, and what they weigh."""
-        answers = await asyncio.gather(*(self._is_listed(host, zone) for zone in self._zones))
-        return {
-            zone: self._zones[zone] for zone, yes in zip(self._zones, answers, strict=True) if yes
-        }
+    async def listed(self, host: str) -> list[Listing]:
+        """Return the zones that list *host*."""
+        ipv6 = ":" in host
+        zones = [zone for zone in self.zones if (zone, ipv6) not in self.disabled]
+        found = await asyncio.gather(*(self._listing(host, zone) for zone in zones))
+        return [listing for listing in found if listing is not None]
 
-    async def _is_listed(self, host: str, zone: str) -> bool:
+    async def _listing(self, host: str, zone: str) -> Listing | None:
+        answers = await self.answers(host, zone) or []
+        for answer in answers:
+            if (error := error_of(answer)) is not None:
+                self._complain(
+                    f"{zone} answers", f"the blocklist {zone} answers {answer} ({error})"
+                )
+                return None
+        return listing_of(zone, answers, self._entries)
+
+    async def answers(
+        self, host: str, zone: str, *, fresh: bool = False
+    ) -> list[IPv4Address] | None:
+        """Return what *zone* answers about *host*; None if nobody answers.
+
+        :param fresh: ask, whatever was answered before
+        """
         import dns.name  # noqa: PLC0415 - as in the constructor
-        import dns.reversename  # noqa: PLC0415 - as above
 
-        origin = dns.name.from_text(zone)
-        name = dns.reversename.from_address(host, v4_origin=origin, v6_origin=origin)
-        answer = await self._ask(name, "A", zone)
-        return any(ip_address(record.address) in LISTED for record in answer)
+        name = dns.name.from_text(_reversed(host), origin=dns.name.from_text(zone))
+        if fresh:
+            for kind in (dns.rdatatype.A, dns.rdatatype.ANY):  # ANY: that there is no such name
+                self._cache.flush((name, kind, dns.rdataclass.IN))
+        records = await self._ask(name, "A", zone)
+        if records is None:
+            return None
+        return [IPv4Address(record.address) for record in records[:MAX_ANSWERS]]
 
     async def name(self, host: str) -> str | None:
         """Return the name of *host* that leads back to it (RFC 8601 2.7.3: iprev), or None."""
         import dns.reversename  # noqa: PLC0415 - as in the constructor
 
         kind = "AAAA" if ":" in host else "A"
-        for pointer in (await self._ask(dns.reversename.from_address(host), "PTR", "rDNS"))[:3]:
-            for record in await self._ask(pointer.target, kind, "rDNS"):
+        pointers = await self._ask(dns.reversename.from_address(host), "PTR", "rDNS") or []
+        for pointer in pointers[:3]:
+            for record in await self._ask(pointer.target, kind, "rDNS") or []:
                 if ip_address(record.address) == ip_address(host):
                     return str(pointer.target).rstrip(".").lower()
         return None
 
-    async def _ask(self, name: Any, kind: str, what: str) -> Sequence[Any]:
-        """Return the records of *name*; none if there are none, or nobody answers."""
+    async def _ask(self, name: Any, kind: str, what: str) -> list[Any] | None:
+        """Return the records of *name*; none if there are none, None if nobody answers."""
         import dns.exception  # noqa: PLC0415 - as in the constructor
         import dns.resolver  # noqa: PLC0415 - as above
 
@@ -138,12 +141,25 @@ class Dns:
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return []
         except (dns.exception.DNSException, OSError) as error:
-            self._complain(what, error)
-            return []
-
-    def _complain(self, what: str, error: Exception) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._complained.get(what, -math.inf) >= COMPLAINT_SECONDS:
-            self._complained[what] = now
             reason = str(error).partition("\n")[0][:200] or type(error).__name__
-            log.warning("%s does not answer, clients come in without it: %s", what, reason)
+            self._complain(what, f"{what} does not answer ({reason})")
+            return None
+
+    def _complain(self, what: str, fault: str) -> None:
+        """Log *fault*, once a minute for each *what*, with how often it happened meanwhile."""
+        now = asyncio.get_running_loop().time()
+        since, count = self._complained.get(what, (-math.inf, 0))
+        if now - since < COMPLAINT_SECONDS:
+            self._complained[what] = since, count + 1
+            return
+        self._complained[what] = now, 0
+        more = f"; {count} times more before" if count else ""
+        log.warning("%s: clients are let in without it%s", fault, more)
+
+
+def _reversed(host: str) -> str:
+    """Return the name of *host* in a blocklist: octets, or nibbles of IPv6, the last first."""
+    address = ip_address(host)
+    if isinstance(address, IPv6Address):
+        return ".".join(reversed(address.exploded.replace(":", "")))
+    return ".".join(reversed(host.split(".")))

@@ -16,7 +16,7 @@ from smtpd_fork.listeners.proxy import ProxyHeaders
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from smtpd_fork.gate import Gate, Ticket
     from smtpd_fork.listeners.holding import Refuse, Welcome
@@ -107,6 +107,16 @@ class Stages:
             self._welcome(listener, sock, peer, ticket)
         except Exception:
             log.exception("a session could not be begun")
+
+    @property
+    def zones(self) -> Mapping[str, bool]:
+        """The blocklists, and whether clients are looked up in them."""
+        return {} if self._vetting is None else self._vetting.zones
+
+    def retire(self) -> None:
+        """Get no more clients: others take them from now on."""
+        if self._vetting is not None:
+            self._vetting.retire()
 
     def stop(self, hostname: str) -> int:
         """Answer 421 to all who are held; return how many there were."""

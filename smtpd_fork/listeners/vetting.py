@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import Refusal
 from smtpd_fork.gate.verdict import shutdown_reply
-from smtpd_fork.listeners.lookup import Dns, parse_nameserver, read_zones
+from smtpd_fork.listeners.lookup import Dns, parse_nameserver
 from smtpd_fork.listeners.refuse import refuse
-from smtpd_fork.net import describe, source_key
+from smtpd_fork.listeners.zone_check import ZoneCheck
+from smtpd_fork.listeners.zones import Listing, read_entries
+from smtpd_fork.net import source_key
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from smtpd_fork.config import Config
     from smtpd_fork.gate import Ticket
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Vetting", "vetting_of"]
 
 log = logging.getLogger("smtpd_fork.listeners")
+
+LONGEST_BY = 350
+"""Characters of a reply that name zones; a reply line has 512 octets (RFC 5321 4.5.3.1.5)."""
 
 
 class _Vetted:
@@ -77,6 +82,7 @@ class Vetting:
         self._seconds = seconds
         self._welcome = welcome
         self._refuse = refuse
+        self._check = ZoneCheck(dns)
         self._tasks: dict[asyncio.Task[None], tuple[Listener, socket.socket, Ticket]] = {}
 
     def __len__(self) -> int:
@@ -102,11 +108,8 @@ class Vetting:
         task = asyncio.current_task()
         assert task is not None
         del self._tasks[task]  # from here on socket and ticket are somebody else's
-        score = sum(listed.values())
+        score = sum(listing.weight for listing in listed)
         if score >= self._threshold:
-            client = describe(peer)
-            by = ", ".join(sorted(listed))
-            log.info("%s is listed by %s", client, by, extra={"client": client})
             self._refuse(listener, sock, self._refusal(host, score, listed))
             ticket.release()
         else:
@@ -119,7 +122,10 @@ class Vetting:
                     return await self._dns.name(host)
         return None
 
-    def _refusal(self, host: str, score: int, listed: Mapping[str, int]) -> Refusal:
+    def _refusal(self, host: str, score: int, listed: Sequence[Listing]) -> Refusal:
+        by = ", ".join(sorted(map(str, listed)))
+        if len(by) > LONGEST_BY:
+            by = f"{by[:LONGEST_BY]}..."
         return Refusal(
             "dnsbl",
             host,
@@ -127,7 +133,8 @@ class Vetting:
             self._threshold - 1,
             code=554,
             status="5.7.1",
-            text=f"Access denied, {{key}} is listed by {', '.join(sorted(listed))}",
+            text=f"Access denied, {{key}} is listed by {by}",
+            detail=f"listed by {by}",
         )
 
     def _done(self, task: asyncio.Task[None]) -> None:
@@ -150,8 +157,18 @@ class Vetting:
             refuse(sock, b"" if listener.tls else reply)
             ticket.release()
 
+    @property
+    def zones(self) -> Mapping[str, bool]:
+        """The blocklists, and whether clients are looked up in them: IPv4 ones, say."""
+        return {zone: (zone, False) not in self._dns.disabled for zone in self._dns.zones}
+
+    def retire(self) -> None:
+        """Get no more clients: the zones need not be checked any more."""
+        self._check.stop()
+
     def stop(self, hostname: str) -> int:
         """Answer 421 to all who are held; return how many there were."""
+        self.retire()
         held = list(self._tasks)
         for task in held:
             self.send_away(task, shutdown_reply(hostname))
@@ -163,10 +180,10 @@ def vetting_of(config: Config) -> Callable[..., Vetting] | None:
 
     :raises SmtpdForkError: it cannot be had
     """
-    zones, nameserver = read_zones(config.dnsbl), parse_nameserver(config.dns_server)
-    if not zones and not config.rdns:
+    entries, nameserver = read_entries(config.dnsbl), parse_nameserver(config.dns_server)
+    if not entries and not config.rdns:
         return None
-    dns = Dns(zones, nameserver, config.dns_timeout)
+    dns = Dns(entries, nameserver, config.dns_timeout)
     return partial(
         Vetting,
         dns,

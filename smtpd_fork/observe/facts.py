@@ -21,7 +21,7 @@ from smtpd_fork.observe.history import History
 from smtpd_fork.observe.queues import Queue, queue_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from smtpd_fork.config import Config
     from smtpd_fork.gate import Gate, Ticket
@@ -61,6 +61,10 @@ class Watched(Protocol):
     def listeners(self) -> Sequence[Listener]:
         """The bound sockets."""
 
+    @property
+    def zones(self) -> Mapping[str, bool]:
+        """The blocklists, and whether clients are looked up in them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
@@ -78,6 +82,7 @@ class Facts:
     :ivar top: the sources with most sessions, and how many
     :ivar queues: each listener, and its backlog if the system tells
     :ivar lag: seconds by which the loop is late
+    :ivar zones: the blocklists, and whether clients are looked up in them
     """
 
     at: float
@@ -92,6 +97,7 @@ class Facts:
     top: list[tuple[str, int]]
     queues: list[tuple[str, Queue | None]]
     lag: float
+    zones: dict[str, bool]
 
     @property
     def sessions(self) -> int:
@@ -187,4 +193,5 @@ class Lookout:
             top=heapq.nlargest(TOP_SOURCES, sources.items(), key=lambda item: (item[1], item[0])),
             queues=[(str(each), queue_of(each.sock)) for each in self.server.listeners],
             lag=gate.load.lag,
+            zones=dict(self.server.zones),
         )

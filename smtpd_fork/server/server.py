@@ -295,6 +295,7 @@ class Server:
             self.gate.limits = plan.limits
         if not same_stages(before, config):
             self._vetting = plan.vetting
+            self._stages.retire()
             self._former = [stages for stages in (*self._former, self._stages) if stages]
             self._stages = self._make_stages()
         self._refuser.hostname = config.hostname
@@ -473,6 +474,14 @@ class Server:
     def sessions(self) -> int:
         """How many sessions this server has now (the gate may count others' as well)."""
         return len(self._sessions) if self._sessions is not None else 0
+
+    @property
+    def zones(self) -> Mapping[str, bool]:
+        """The blocklists of ``dnsbl``, and whether clients are looked up in them.
+
+        They are not in one whose test entries (RFC 5782) show that it does not work.
+        """
+        return {} if self._stages is None else self._stages.zones
 
     @property
     def certificates(self) -> Sequence[Certificate]:

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Answers from a table; what is not in it does not exist.
+    """Answers from a table; what is not in it does not exist, but a blocklist's 127.0.0.2 does.
 
-    :ivar records: by name and type: the answer's text; None is silence, "SERVFAIL" is that
+    :ivar records: by name and type: the answers' texts, with spaces between them; None is silence,
+        "SERVFAIL" is that
     :ivar asked: names and types that were asked for, in order
     """
 
@@ -36,7 +37,8 @@ class NameServer(asyncio.DatagramProtocol):
         name = question.name.to_text(omit_final_dot=True)
         kind = dns.rdatatype.to_text(question.rdtype)
         self.asked.append((name, kind))
-        answer = self.records.get((name, kind), "")
+        is_test_entry = name.startswith("2.0.0.127.") and kind == "A"  # RFC 5782 5
+        answer = self.records.get((name, kind), "127.0.0.2" if is_test_entry else "")
         if answer is None:
             return
         response = dns.message.make_response(query)
@@ -47,7 +49,9 @@ class NameServer(asyncio.DatagramProtocol):
             self._transport.sendto(b"\0\1nonsense", addr)
             return
         elif answer:
-            response.answer.append(dns.rrset.from_text(question.name, self.ttl, "IN", kind, answer))
+            response.answer.append(
+                dns.rrset.from_text(question.name, self.ttl, "IN", kind, *answer.split())
+            )
         elif not any(name == known for known, _ in self.records):
             response.set_rcode(dns.rcode.NXDOMAIN)
         self._transport.sendto(response.to_wire(), addr)

@@ -1,0 +1,169 @@
+"""Zones: blocklists in the DNS (RFC 5782), as people name them, and what their answers mean.
+
+::
+
+    ZONE[=CODES][=WEIGHT]    zen.example.org    dul.example.org=2    zen.example.org=127.0.0.[2..11]
+
+CODES are the answers that count, as Postfix's ``postscreen_dnsbl_sites`` has them: four octets,
+each a number, or numbers and ranges in brackets: ``127.0.0.[2;4..7]``. Without CODES every answer
+in 127.0.0.0/8 counts that is not one of the list's own errors. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, NamedTuple
+
+from smtpd_fork.config import SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+__all__ = ["Codes", "Entry", "Listing", "error_of", "listing_of", "read_entries"]
+
+LONGEST_ZONE = 180
+"""Characters: 64 more for a reversed address of IPv6 make the longest name of all."""
+
+CODES_SHOWN = 8
+"""Of one zone, in the log and in the reply: a zone may answer with any number."""
+
+LISTED = IPv4Network("127.0.0.0/8")
+"""Where the answers of a blocklist are (RFC 5782 2.1); any other is of a zone that was given up."""
+
+ERRORS = IPv4Network("127.255.255.0/24")
+"""Where lists have their errors, after Spamhaus' example."""
+
+_MEANINGS = {
+    IPv4Address("127.0.0.1"): "the list refuses this resolver's queries",
+    IPv4Address("127.255.255.252"): "the name of the zone is mistyped",
+    IPv4Address("127.255.255.254"): "the list refuses queries by way of a public resolver",
+    IPv4Address("127.255.255.255"): "the list gets too many queries",
+}
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_ZONE = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_OCTET = r"([0-9]{1,3}|\[[0-9]{1,3}(?:(?:;|\.\.)[0-9]{1,3})*\])"
+_CODES = re.compile(rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}")
+_WEIGHT = re.compile(r"-?[0-9]{1,4}")
+
+Codes = tuple[frozenset[int], ...]
+"""The numbers that each octet of an answer may have."""
+
+
+class Entry(NamedTuple):
+    """One ``--dnsbl``.
+
+    :ivar codes: the answers that count; None: all that are no errors
+    :ivar weight: is added for a client that is listed; below 0 for a list of good ones
+    """
+
+    zone: str
+    codes: Codes | None
+    weight: int
+
+
+class Listing(NamedTuple):
+    """A zone that lists a client.
+
+    :ivar codes: its answers
+    :ivar weight: of all the zone's entries that they match
+    """
+
+    zone: str
+    codes: tuple[str, ...]
+    weight: int
+
+    def __str__(self) -> str:
+        more = " ..." if len(self.codes) > CODES_SHOWN else ""
+        return f"{self.zone} ({' '.join(self.codes[:CODES_SHOWN])}{more})"
+
+
+def read_entries(values: Iterable[str]) -> tuple[Entry, ...]:
+    """Read blocklists, each ``ZONE[=CODES][=WEIGHT]``; of the same zone and codes the last counts.
+
+    :raises SettingError: one cannot be read
+    """
+    weights: dict[tuple[str, Codes | None], int] = {}
+    for value in values:
+        zone, *rest = value.split("=")
+        if not _ZONE.fullmatch(zone) or len(zone) > LONGEST_ZONE:
+            raise _error(value, "write ZONE, ZONE=WEIGHT, ZONE=CODES or ZONE=CODES=WEIGHT")
+        weight, codes = 1, None
+        if rest and (len(rest) > 1 or "." not in rest[-1]):
+            if not _WEIGHT.fullmatch(rest[-1]):
+                raise _error(value, "the weight is a whole number of up to 4 digits")
+            weight = int(rest.pop())
+        if rest:
+            codes = _codes(value, rest.pop(0))
+        if rest:
+            raise _error(value, "write ZONE, ZONE=WEIGHT, ZONE=CODES or ZONE=CODES=WEIGHT")
+        weights[zone, codes] = weight
+    return tuple(Entry(zone, codes, weight) for (zone, codes), weight in weights.items())
+
+
+def error_of(code: IPv4Address) -> str | None:
+    """Return what an answer means if it says that the list does not work; None for a listing."""
+    if code in _MEANINGS:
+        return _MEANINGS[code]
+    if code in ERRORS:
+        return "an error of the list"
+    return None if code in LISTED else "not an answer of a blocklist: outside 127.0.0.0/8"
+
+
+def listing_of(
+    zone: str, answers: Collection[IPv4Address], entries: Iterable[Entry]
+) -> Listing | None:
+    """Return what *zone* says of a client by its *answers*; None if no entry matches.
+
+    An entry counts once, however many answers match it.
+    """
+    matching = [
+        entry
+        for entry in entries
+        if entry.zone == zone and any(_matches(entry.codes, answer) for answer in answers)
+    ]
+    if not matching:
+        return None
+    codes = tuple(str(answer) for answer in sorted(set(answers)))
+    return Listing(zone, codes, sum(entry.weight for entry in matching))
+
+
+def _matches(codes: Codes | None, answer: IPv4Address) -> bool:
+    return codes is None or all(
+        octet in allowed for octet, allowed in zip(answer.packed, codes, strict=True)
+    )
+
+
+def _codes(value: str, text: str) -> Codes:
+    found = _CODES.fullmatch(text)
+    if found is None:
+        raise _error(value, "codes are four octets, as in 127.0.0.2 or 127.0.0.[2;4..7]")
+    codes = tuple(_octet(value, octet) for octet in found.groups())
+    if not _may_match(codes):
+        raise _error(value, "no listing has these codes: they are errors, or outside 127.0.0.0/8")
+    return codes
+
+
+def _octet(value: str, text: str) -> frozenset[int]:
+    numbers: set[int] = set()
+    for item in text.strip("[]").split(";"):
+        ends = [int(end) for end in item.split("..")]
+        if len(ends) > 2 or max(ends) > 255 or ends[0] > ends[-1]:  # noqa: PLR2004 - of an octet
+            raise _error(value, f"{item} is no number, or range, from 0 to 255")
+        numbers.update(range(ends[0], ends[-1] + 1))
+    return frozenset(numbers)
+
+
+def _may_match(codes: Codes) -> bool:
+    """Whether some address of 127.0.0.0/8 that is no error has *codes*."""
+    network, second, third, last = codes
+    if 127 not in network:  # noqa: PLR2004 - of LISTED
+        return False
+    if (second, third) == (frozenset({0}), frozenset({0})):
+        return last != {1}
+    return (second, third) != (frozenset({255}), frozenset({255}))
+
+
+def _error(value: str, reason: str) -> SettingError:
+    return SettingError("dnsbl", value, reason)
