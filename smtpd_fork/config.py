@@ -77,6 +77,10 @@ SESSION_TIMEOUT_SECONDS = 3600.0
 MAX_ERRORS = 20
 """Postfix's smtpd_hard_error_limit."""
 
+MAX_REJECTS = 100
+"""Five times MAX_ERRORS: a mailing list has dead addresses, and a message may have a hundred
+recipients at least (RFC 5321 4.5.3.1.8)."""
+
 MAX_RECIPIENTS = 1000
 """Postfix's smtpd_recipient_limit; RFC 5321 4.5.3.1.8 wants 100 at least."""
 
@@ -251,8 +255,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar handler_timeout: seconds that a handler may take for an answer
     :ivar session_timeout: seconds that a whole session may take
     :ivar max_errors: commands that are none, before a session is ended
+    :ivar max_rejects: refused commands (recipients above all) before a session is ended
     :ivar max_recipients: of one message
     :ivar max_buffered: bytes of messages that all sessions hold at once; 0 is no limit
+    :ivar strict_paths: refuse addresses without angle brackets, and tabs in place of spaces
     :ivar bare_newline: what becomes of CR and LF that are not a pair, and of NUL
     :ivar tls_handshake_timeout: seconds that a client may take for a TLS handshake
     :ivar shutdown_timeout: seconds that messages in flight get at a stop
@@ -301,8 +307,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     session_timeout: Seconds = SESSION_TIMEOUT_SECONDS
     tls_handshake_timeout: Seconds = TLS_HANDSHAKE_SECONDS
     max_errors: Annotated[int, Meta(ge=0, le=1_000_000)] = MAX_ERRORS
+    max_rejects: Annotated[int, Meta(ge=0, le=1_000_000)] = MAX_REJECTS
     max_recipients: Annotated[int, Meta(ge=1, le=1_000_000)] = MAX_RECIPIENTS
     max_buffered: Annotated[int, Meta(ge=0)] = MAX_BUFFERED
+    strict_paths: bool = False
     bare_newline: Literal["reject", "normalize", "accept"] = "reject"
     shutdown_timeout: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] = SHUTDOWN_TIMEOUT_SECONDS
 

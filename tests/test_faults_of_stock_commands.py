@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 async def what_is_no_path_and_is_answered(bench: Bench) -> list[int]:
     # "<" alone is 500 as well, before Python 3.13 has mended its parser
-    paths = ('"', "<a@example.com", "<a..b@example.com>", "a@example.com")
+    paths = ('"', "<a@example.com", "<a..b@example.com>")
     answers = []
     for path in paths:
         async with bench.client() as client:
@@ -169,7 +169,7 @@ async def what_a_parameter_with_a_hyphen_is_answered(bench: Bench) -> int:
 # -- both --------------------------------------------------------------------------------------
 
 FAULTS = [
-    Fault(what_is_no_path_and_is_answered, stock=[500, 250, 250, 250], ours=[553] * 4),
+    Fault(what_is_no_path_and_is_answered, stock=[500, 250, 250], ours=[553] * 3),
     Fault(
         which_senders_with_controls_reach_a_handler,
         stock=["a\rb@example.com", "a\0b@example.com"],

@@ -39,7 +39,7 @@ DIALOGUE: dict[str, tuple[Iterable[str], str]] = {
     "MAIL alone": (HELLO, "MAIL"),
     "MAIL TO": (HELLO, "MAIL TO:<a@example.com>"),
     "MAIL of no address": (HELLO, "MAIL FROM:<a@>"),
-    "MAIL without brackets": (HELLO, "MAIL FROM:a@example.com"),
+    "mail-without-brackets": (HELLO, "MAIL FROM:a@example.com"),
     "RCPT": (MAIL, "RCPT TO:<b@example.com>"),
     "RCPT twice": (RCPT, "RCPT TO:<c@example.com>"),
     "RCPT postmaster": (MAIL, "RCPT TO:<postmaster>"),

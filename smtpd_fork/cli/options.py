@@ -192,6 +192,11 @@ OPTIONS = (
         help="Commands that are none, before a session is ended.",
     ),
     SettingOption(
+        "--max-rejects", section="Limits", metavar="N",
+        help="Refused recipients, and other refused commands, of one session; the next one gets "
+        "421, and the session ends.",
+    ),
+    SettingOption(
         "--max-recipients", section="Limits", metavar="N",
         help="Of one message.",
     ),
@@ -257,6 +262,11 @@ OPTIONS = (
     SettingOption(
         "--bare-newline", section="Mail", metavar="HOW",
         help="CR and LF that are no pair, and NUL: reject, normalize or accept.",
+    ),
+    SettingOption(
+        "--strict-paths", section="Mail", is_flag=True,
+        help="Refuse an address of MAIL or RCPT with 553 if it is not in angle brackets, or stands "
+        "beside a tab.",
     ),
     SettingOption(
         "--hostname", section="Mail", metavar="NAME",

@@ -61,6 +61,7 @@ class Blueprint:
             "enable_SMTPUTF8": True,
             "limits": _limits(config),
             "bare_newline": BareNewline(config.bare_newline),
+            "strict_paths": config.strict_paths,
             "budget": budget,
             "tally": tally,
             **options,
@@ -119,4 +120,5 @@ def _limits(config: Config) -> Limits:
         session_seconds=config.session_timeout,
         errors=config.max_errors,
         recipients=config.max_recipients,
+        rejects=config.max_rejects,
     )

@@ -16,9 +16,10 @@ LONGEST = 256
 
 FREQUENT_WORDS = {b"MAIL", b"RCPT", b"DATA", b"QUIT", b"RSET", b"NOOP", b"EHLO", b"HELO"}
 
-# Possessive, so that whatever is fed is looked at once.
+# Possessive, so that whatever is fed is looked at once; but for a domain: if the whole of it is no
+# longer than a label may be, no label is too long (see path.py).
 _LOCAL = rb"[A-Za-z0-9_+=-]++(?:\.[A-Za-z0-9_+=-]++)*+"
-_ADDRESS = rb"<(" + _LOCAL + rb"@[A-Za-z0-9]++(?:[.-][A-Za-z0-9]++)*+)>"
+_ADDRESS = rb"<(" + _LOCAL + rb"@(?=[A-Za-z0-9.-]{1,63}+>)[A-Za-z0-9]++(?:[.-][A-Za-z0-9]++)*+)>"
 _PARAMS = rb"(?: SIZE=[0-9]{1,12}+)?+(?: BODY=(?:8BITMIME|7BIT))?+"
 
 MAIL, RCPT, WORD, HELLO = 2, 3, 4, 6

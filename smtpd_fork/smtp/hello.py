@@ -178,7 +178,8 @@ class Hello(Engine):
         if arg:
             self._say(501, "5.5.4", "Syntax: RSET")
             return None
-        self._count_noop()
+        if self._envelope is None or not self._envelope.mail_from:
+            self._count_noop()  # else it ends a transaction, as those do who ask for addresses
         self._set_rset_state()
         rset_hook: Callable[[], Any] | None = getattr(self, "rset_hook", None)
         if rset_hook is not None:

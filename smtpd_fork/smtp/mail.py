@@ -36,15 +36,23 @@ _MAIL_PARAMS = {"AUTH", "BODY", "ENVID", "RET", "SIZE", "SMTPUTF8"}
 _RCPT_PARAMS = {"NOTIFY", "ORCPT"}
 
 
+OVERSHOOT = 1000
+"""Recipients past the limit of a message, in one session, whose refusal does not count:
+Postfix's smtpd_recipient_overshoot_limit. The client sends them the message later (RFC 5321
+4.5.3.1.10); 421 in the middle of them would keep it from all."""
+
+
 class Mail(Hello):
     """Commands of a mail transaction."""
+
+    _overshoot = 0
 
     # -- MAIL ----------------------------------------------------------------------------------
 
     def _cmd_MAIL(self, arg: str | None) -> Waiting | None:
         if self._needs_hello() or self._needs_auth():
             return None
-        parsed = self._path("FROM:", arg, "MAIL FROM: <address>")
+        parsed = self._path("FROM:", arg, "MAIL FROM: <address>", malformed="5.1.7")
         if parsed is None:
             return None
         return self._sender(*parsed)
@@ -79,35 +87,42 @@ class Mail(Hello):
         self.envelope.mail_options.extend(options)
         self._ok("2.1.0")
 
-    def _path(  # noqa: PLR0911 - a list of cases
-        self, keyword: str, arg: str | None, usage: str
+    def _path(
+        self, keyword: str, arg: str | None, usage: str, *, malformed: str
     ) -> tuple[str, Params] | None:
-        """Return address and parameters of MAIL or RCPT, or answer why there are none."""
+        """Return address and parameters of MAIL or RCPT, or answer why there are none.
+
+        :param malformed: the enhanced status code for an address that cannot be read
+        """
         assert self.session is not None
+        strict = self._setup.strict_paths
         if self.session.extended_smtp:
             usage += " [SP <mail-parameters>]"
-        if arg is None or arg[: len(keyword)].upper() != keyword:
-            self._say(501, "5.5.4", f"Syntax: {usage}")
+        keyed = arg is not None and arg[: len(keyword)].upper() == keyword
+        text = arg[len(keyword) :].lstrip(" " if strict else " \t") if keyed and arg else ""
+        parsed = parse_path(text, strict=strict, postmaster=keyword == "TO:")
+        if not text or (parsed is None and text[0] != "<" and "<" in text):
+            self._say(501, "5.5.4", f"Syntax: {usage}")  # a display name before the address
             return None
-        text = arg[len(keyword) :].lstrip(" ")
-        if not text:
-            self._say(501, "5.5.4", f"Syntax: {usage}")
-            return None
-        parsed = parse_path(text)
-        if parsed is None:
-            self._put("553 5.1.3 Error: malformed address")
+        if parsed is None or self._local_part_is_long(parsed[0]):
+            # Without enhanced status codes the reply is aiosmtpd's, which has one all the same.
+            status = malformed if self._setup.enhanced else "5.1.3"
+            self._put(f"553 {status} Error: malformed address")
             return None
         address, rest = parsed
-        if self.local_part_limit and len(address.rpartition("@")[0]) > self.local_part_limit:
-            self._put("553 5.1.3 Error: malformed address")
-            return None
         if not rest:
             return address, {}
+        if not strict:
+            rest = rest.replace("\t", " ")
         params = parse_params(rest) if self.session.extended_smtp else None
         if params is None:
             self._say(501, "5.5.4", f"Syntax: {usage}")
             return None
         return address, params
+
+    def _local_part_is_long(self, address: str) -> bool:
+        """Whether aiosmtpd's ``local_part_limit`` forbids an address; 0 allows all."""
+        return 0 < self.local_part_limit < len(address.rpartition("@")[0])
 
     def _mail_params_fit(self, address: str, params: Params) -> bool:
         """See that MAIL asks for nothing that cannot be had; else answer so."""
@@ -166,7 +181,7 @@ class Mail(Hello):
         if not self.envelope.mail_from:
             self._say(503, "5.5.1", "Error: need MAIL command")
             return None
-        parsed = self._path("TO:", arg, "RCPT TO: <address>")
+        parsed = self._path("TO:", arg, "RCPT TO: <address>", malformed="5.1.3")
         if parsed is None:
             return None
         address, params = parsed
@@ -192,7 +207,9 @@ class Mail(Hello):
         envelope = self.envelope
         assert envelope is not None
         if len(envelope.rcpt_tos) >= self._setup.limits.recipients:
-            self._say(452, "4.5.3", "Too many recipients")
+            self._overshoot += 1
+            excused = self._overshoot <= OVERSHOOT
+            self._say(452, "4.5.3", "Too many recipients", counted=not excused)
         elif not self._ascii_unless(address, allowed=envelope.smtp_utf8):
             pass
         elif "RCPT" in self._setup.hooks:
@@ -291,8 +308,7 @@ class Mail(Hello):
         assert self.envelope is not None
         replies = len(self.envelope.rcpt_tos) if self._setup.lmtp else 1
         self._set_rset_state()
-        for _ in range(replies):
-            self._say(code, enhanced, text)
+        self._put_verdict([self._worded(code, enhanced, text)] * replies)
 
     def _content(self, original: bytes) -> Waiting | None:
         """Have a message delivered."""
@@ -360,11 +376,7 @@ class Mail(Hello):
                 tally.content += len(self._envelope.original_content or b"")
         self._set_rset_state()
         self._noops = 0
-        if replies is None:
-            self._put(status)
-            return
-        for reply in replies:
-            self._put(reply)
+        self._put_verdict([status] if replies is None else replies)
 
     def _per_recipient(self, status: Any) -> list[str]:
         """Return a reply for each recipient: a handler may give one for all, or one for each.

@@ -47,6 +47,7 @@ class Limits:
     :ivar session_seconds: for the whole session; 0 is no limit
     :ivar errors: commands that are none, before the session is ended
     :ivar recipients: of one message (RFC 9422 RCPTMAX)
+    :ivar rejects: commands that are refused, before the session is ended
     """
 
     command_seconds: float = 300.0
@@ -57,6 +58,7 @@ class Limits:
     session_seconds: float = 3600.0
     errors: int = 20
     recipients: int = 1000
+    rejects: int = 100
 
 
 class Setup:
@@ -73,6 +75,7 @@ class Setup:
         *,
         limits: Limits,
         bare: BareNewline = BareNewline.REJECT,
+        strict_paths: bool = False,
         budget: Budget | None = None,
         tally: Tally | None = None,
         enhanced: bool = True,
@@ -84,6 +87,7 @@ class Setup:
     ) -> None:
         self.limits = limits
         self.bare = bare
+        self.strict_paths = strict_paths
         self.budget = budget or Budget(0)
         self.tally = tally or Tally()
         self.wire: Callable[[Any], Wire] = Wire

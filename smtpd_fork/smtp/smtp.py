@@ -60,6 +60,7 @@ class SMTP(Short):
     :param on_close: called once, when the connection is gone
     :param limits: what a session may take; default: aiosmtpd's, and ours for the rest
     :param bare_newline: what becomes of CR and LF that are not a pair
+    :param strict_paths: refuse an address without its angle brackets, and tabs in place of spaces
     :param enhanced: whether replies have enhanced status codes (RFC 2034)
     :param lmtp: whether LMTP is spoken: LHLO, and a reply per recipient (RFC 2033)
     :param budget: how much all sessions may hold of messages
@@ -103,6 +104,7 @@ class SMTP(Short):
         on_close: Callable[[Any], None] | None = None,
         limits: Limits | None = None,
         bare_newline: BareNewline = BareNewline.REJECT,
+        strict_paths: bool = False,
         enhanced: bool = False,
         lmtp: bool = False,
         budget: Budget | None = None,
@@ -132,6 +134,7 @@ class SMTP(Short):
             handler,
             limits=replace(limits or Limits(), command_seconds=timeout),
             bare=bare_newline,
+            strict_paths=strict_paths,
             budget=budget,
             tally=tally,
             enhanced=enhanced,
@@ -203,6 +206,8 @@ class SMTP(Short):
             and self._tls_handshake_okay
         ):
             return command(self, rest.strip().decode("ascii") or None)  # type: ignore[no-any-return]
+        if b"\t" in word:  # it separates words as a space does
+            word, _, rest = line.replace(b"\t", b" ", 1).partition(b" ")
         word = word.upper()
         try:
             name = word.decode("ascii")
@@ -272,7 +277,7 @@ class SMTP(Short):
     def _nonsense(self, code: int, enhanced: str, text: str) -> Waiting | None:
         """Answer what is no command, so many times."""
         if not self._count_error():
-            self._say(code, enhanced, text)
+            self._say(code, enhanced, text, counted=False)
         return None
 
 

@@ -18,7 +18,7 @@ from smtpd_fork.smtp.session import Session, new_session_id
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextvars import Context
 
     from smtpd_fork.net import Peer
@@ -74,6 +74,8 @@ class State(aiosmtpd.smtp.SMTP):
     messages = 0
     """Messages that were accepted so far."""
     _errors = 0
+    _rejects = 0
+    """Commands that were refused so far, beside those that count as errors."""
     _charged = 0
     _body_began = 0.0
     _command_began = 0.0
@@ -152,21 +154,50 @@ class State(aiosmtpd.smtp.SMTP):
         self._at_rest = False
         self._body = None
 
-    def _put(self, status: str | bytes) -> None:
-        """Add a reply to the batch; 421 closes the connection after it (RFC 5321 3.8)."""
+    def _put(self, status: str | bytes, *, counted: bool = True) -> None:
+        """Add a reply to the batch; 421 closes the connection after it (RFC 5321 3.8).
+
+        A refusal counts: no command that gets one can be repeated without end in one session.
+
+        :param counted: False for a refusal that is counted elsewhere
+        """
         reply = status if isinstance(status, bytes) else status.encode("utf-8", "surrogateescape")
+        last = reply.startswith(b"421")
+        if counted and reply >= b"4" and not last and self._count_reject():
+            return
         if not self._closing:
             self._out.append(reply + b"\r\n")
-        if reply.startswith(b"421"):
+        if last:
             self._close(interrupting=True)
 
+    def _put_verdict(self, replies: Sequence[str]) -> None:
+        """Add the replies to one message; several recipients' refusals of it count as one.
+
+        None of them gives way to 421: some recipient may have the message.
+        """
+        for reply in replies:
+            self._put(reply, counted=False)
+        if min(replies) >= "4":
+            self._count_reject()
+
     def _count_error(self) -> bool:
-        """Count what is no use to anybody; past the limit the session is over, and this True."""
+        """Count a command that is of no use; past the limit the session is over, and this True."""
         self._errors += 1
-        if self._errors <= self._setup.limits.errors:
-            return False
-        log.info("[%s] too many errors", self._session_id, extra=self._who())
-        self._put(f"421 4.7.0 {self.hostname} Too many errors, closing connection")
+        return self._errors > self._setup.limits.errors and self._end_for("too many errors")
+
+    def _count_reject(self) -> bool:
+        """Count a refused command; past the limit the session is over, and this True."""
+        self._rejects += 1
+        return self._rejects > self._setup.limits.rejects and self._end_for(
+            "too many refused commands"
+        )
+
+    def _end_for(self, reason: str) -> bool:
+        """End the session; return True."""
+        if not self._closing:
+            log.info("[%s] %s", self._session_id, reason, extra=self._who())
+            text = f"{reason[0].upper()}{reason[1:]}, closing connection"
+            self._put(f"421 4.7.0 {self.hostname} {text}")
         return True
 
     def _put_raw(self, reply: bytes) -> None:
@@ -177,9 +208,12 @@ class State(aiosmtpd.smtp.SMTP):
         """Add the reply that is most frequent of all."""
         self._out.append(self._setup.ok[enhanced])
 
-    def _say(self, code: int, enhanced: str, text: str) -> None:
+    def _say(self, code: int, enhanced: str, text: str, *, counted: bool = True) -> None:
         """Add a reply, with its enhanced status code (RFC 2034) where those are spoken."""
-        self._put(f"{code} {enhanced} {text}" if self._setup.enhanced else f"{code} {text}")
+        self._put(self._worded(code, enhanced, text), counted=counted)
+
+    def _worded(self, code: int, enhanced: str, text: str) -> str:
+        return f"{code} {enhanced} {text}" if self._setup.enhanced else f"{code} {text}"
 
     def _flush(self) -> None:
         """Send the batch, in one write."""

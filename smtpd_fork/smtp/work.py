@@ -149,8 +149,7 @@ class Work(State):
                 replies = len(self.envelope.rcpt_tos) or 1
             self._set_post_data_state()  # RFC 5321 4.1.1.4
             self._release_budget()
-        for _ in range(replies):
-            self._put(status)
+        self._put_verdict([status] * replies)
 
     async def handle_exception(self, error: Exception) -> str:
         """Return what the client is told of *error*: what the handler says, or 451."""

@@ -66,6 +66,7 @@ INTENDED: dict[str, tuple[Any, Any]] = {
     "hello-again": (5, 2),
     "starttls-without-certificate": (5, 4),
     "mail-without-address": (2, 5),
+    "mail-without-brackets": (5, 2),
     "mail-within-a-transaction": (2, 5),
     "mail-with-an-unknown-parameter": (2, 5),
     "mail-with-a-size-too-large": (2, 5),

@@ -1,0 +1,124 @@
+"""MAIL and RCPT: how an address may be written, what else is refused, and with which reply."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from support.client import MAIL, RCPT, Client, code_and_enhanced
+from support.handlers import Collect
+from support.server import serve
+
+from smtpd_fork.sinks import Discard
+
+TAKEN = {
+    "MAIL FROM:<a@b.c>": "a@b.c",
+    "MAIL FROM: <a@b.c>": "a@b.c",
+    "MAIL FROM:   <a@b.c>  ": "a@b.c",
+    "mail from:<a@b.c>": "a@b.c",
+    "MaIl fRoM:<a@b.c>": "a@b.c",
+    "MAIL  FROM:<a@b.c>": "a@b.c",
+    "MAIL FROM:<>": "<>",
+    "MAIL FROM: <> SIZE=5": "<>",
+}
+"""Also with strict paths."""
+
+TAKEN_UNLESS_STRICT = {
+    "MAIL FROM:a@b.c": "a@b.c",
+    "MAIL FROM: a@b.c": "a@b.c",
+    "MAIL FROM:\ta@b.c": "a@b.c",
+    "MAIL FROM:\t<a@b.c>": "a@b.c",
+    "MAIL FROM: \t <a@b.c>": "a@b.c",
+    "mail from: a@b.c ": "a@b.c",
+    "MAIL FROM:a@b.c SIZE=5 BODY=8BITMIME": "a@b.c",
+    "MAIL FROM:\ta@b.c\tSIZE=5\t BODY=8BITMIME": "a@b.c",
+    "MAIL FROM:<a@b.c>\tSIZE=5": "a@b.c",
+    'MAIL FROM:"a b"@c.d SIZE=5': '"a b"@c.d',
+}
+
+REFUSED = {
+    "MAIL FROM:": (501, "5.5.4"),
+    "MAIL FROM:\t": (501, "5.5.4"),
+    "MAIL FROM :<a@b.c>": (501, "5.5.4"),
+    "MAIL FROM<a@b.c>": (501, "5.5.4"),
+    "MAIL FROM:Joe <a@b.c>": (501, "5.5.4"),
+    'MAIL FROM:"Joe" <a@b.c>': (501, "5.5.4"),
+    "MAIL FROM:a@b.c <d@e.f>": (501, "5.5.4"),
+    "MAIL FROM:a@b.c(Joe)": (553, "5.1.7"),
+    "MAIL FROM:(Joe)a@b.c": (553, "5.1.7"),
+    "MAIL FROM:<a@b.c>SIZE=5": (553, "5.1.7"),
+    "MAIL FROM:<a@b.c": (553, "5.1.7"),
+    "MAIL FROM:a@b.c>": (553, "5.1.7"),
+    "MAIL FROM:a": (553, "5.1.7"),
+    "MAIL FROM:<postmaster>": (553, "5.1.7"),
+    "MAIL FROM:postmaster": (553, "5.1.7"),
+    "MAIL FROM:<a@b.>": (553, "5.1.7"),
+    "RCPT TO:Joe <a@b.c>": (501, "5.5.4"),
+    "RCPT TO:<a@b.>": (553, "5.1.3"),
+    "RCPT TO:<a@b.c": (553, "5.1.3"),
+    "RCPT TO:<a@[tag:foo]>": (553, "5.1.3"),
+    "RCPT TO:<>": (501, "5.1.3"),
+}
+
+
+async def sender_of(server: Any, handler: Collect, command: str) -> str:
+    """Have a message with *command* taken; return the sender that the handler got."""
+    async with await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        assert (await client.say(command)).code == 250, command
+        await client.say(RCPT)
+        await client.say("DATA")
+        client.send("x\r\n.\r\n")
+        assert (await client.reply()).code == 250
+    envelope = handler.envelopes[-1]
+    if "SIZE" in command:
+        assert envelope.mail_params["SIZE"] == "5"
+    if "BODY" in command:
+        assert envelope.body == "8BITMIME"
+    return str(envelope.mail_from)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+async def test_an_address_is_taken_however_clients_write_it(strict: bool) -> None:
+    handler = Collect()
+    async with serve(handler, strict_paths=strict) as server:
+        for command, address in TAKEN.items():
+            assert await sender_of(server, handler, command) == address, command
+        for command, address in TAKEN_UNLESS_STRICT.items():
+            if not strict:
+                assert await sender_of(server, handler, command) == address, command
+                continue
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                assert (await client.say(command)).code in {501, 553}, command
+
+
+async def test_a_recipient_is_taken_as_a_sender_is() -> None:
+    handler = Collect()
+    written = [
+        re.sub("(?i)from", "to", re.sub("(?i)mail", "rcpt", command))
+        for command in (*TAKEN, *TAKEN_UNLESS_STRICT)
+        if "<>" not in command and "=" not in command
+    ]
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        await client.say(MAIL)
+        for command in (*written, "rcpt to:postmaster", "RCPT TO:<Postmaster>"):
+            assert (await client.say(command)).code == 250, command
+        await client.say("DATA")
+        client.send("x\r\n.\r\n")
+        assert (await client.reply()).code == 250
+    assert handler.envelopes[0].rcpt_tos == ["a@b.c"] * len(written) + ["postmaster", "Postmaster"]
+
+
+@pytest.mark.parametrize("command", REFUSED)
+async def test_what_is_no_address_is_refused_with_the_status_of_its_side(command: str) -> None:
+    """RFC 3463 3.2: X.1.7 is a malformed sender, X.1.3 a malformed recipient."""
+    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        if command.startswith("RCPT"):
+            await client.say(MAIL)
+        assert code_and_enhanced(await client.say(command)) == REFUSED[command]
+        await client.say("RSET")
+        assert (await client.deliver()).code == 250
