@@ -8,7 +8,7 @@ PYTHONS ?= python3.11 python3.12 python3.13
 STAMP  := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test test-pythons lint format papers bench fuzz container-test clean
+.PHONY: help run test test-pythons lint format papers bench fuzz hostile container-test clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -57,6 +57,9 @@ bench: $(VENV)/.with-test $(VENV)/.with-bench ## measure beside other servers (A
 
 fuzz: $(VENV)/.with-test ## throw garbage at sessions (ARGS="--seconds 3600 --seed 1")
 	$(BIN)/python tests/fuzz/session.py $(ARGS)
+
+hostile: $(STAMP) ## run 100,000 hostile sessions, see that memory stays flat (ARGS="--tls --sessions 5000")
+	$(BIN)/python tests/hostile.py $(ARGS)
 
 container-test: $(STAMP) ## build the image and deliver a message to it (buildah, podman; root)
 	tests/container/run
