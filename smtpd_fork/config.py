@@ -50,6 +50,11 @@ LIMIT_CONNECTIONS = 1000
 MAX_FROM_IP = 50
 """Sessions at once from one address; Postfix's smtpd_client_connection_count_limit."""
 
+MAX_FROM_NET = ("25%/24", "25%/48")
+"""Shares of the sessions, for networks that one customer of a provider has: a /24 is the smallest
+that is routed by itself (RFC 7454 6.1.3), a /48 is the most that a site gets (RFC 6177). A quarter
+each: one or two of them are no emergency, and none shuts out the others."""
+
 IPV6_PREFIX = 64
 """Bits of the network that a source of IPv6 is: whoever has one address has its /64 (RFC 6177)."""
 
@@ -218,7 +223,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar limit_connections: sessions at once
     :ivar max_from_ip: sessions at once from one source; 0 is no limit
     :ivar ipv6_prefix: bits of the network that is one source of IPv6
-    :ivar max_from_net: sessions at once from one network, each ``N/PREFIX``
+    :ivar max_from_net: sessions at once from one network, each ``N/PREFIX``, or ``N%/PREFIX``,
+        which is a share of ``limit_connections``; ``0``: no limit
     :ivar rate: new sessions from one source in a time, each ``N/PERIOD``
     :ivar rate_net: new sessions from one network in a time, each ``N/PERIOD/PREFIX``
     :ivar fair_share: while room is short, nobody holds more than a fair part
@@ -271,7 +277,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limit_connections: Count = msgspec.field(default_factory=default_limit_connections)
     max_from_ip: CountOrNone = MAX_FROM_IP
     ipv6_prefix: Annotated[int, Meta(ge=1, le=128)] = IPV6_PREFIX
-    max_from_net: tuple[Text, ...] = ()
+    max_from_net: tuple[Text, ...] = MAX_FROM_NET
     rate: tuple[Text, ...] = ()
     rate_net: tuple[Text, ...] = ()
     fair_share: bool = False

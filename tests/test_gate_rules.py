@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
 from support.gates import Clock, gate, refusal
 
-from smtpd_fork import Config, Full, Refusal, Ticket
+from smtpd_fork import Config, Full, Gate, Refusal, Ticket
 from smtpd_fork.gate import limits_of
 from smtpd_fork.gate.gate import MAX_CLIENTS
 from smtpd_fork.gate.rules import NetworkRule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def test_ipv6_is_counted_by_its_64_unless_told_otherwise() -> None:
@@ -34,6 +41,100 @@ def test_a_ladder_of_networks_has_a_limit_on_each_rung() -> None:
     assert isinstance(door.admit("2001:db8:2::1"), Ticket)
     assert refusal(door.admit("2001:db8:3::1")) == ("max_from_net", "2001:db8::/32", 3, 2)
     assert isinstance(door.admit(""), Ticket)  # a unix socket's client is of no network
+
+
+def fill(door: Gate, hosts: Iterable[str]) -> int:
+    """Have *hosts* come until the first is refused; return how many got in."""
+    count = 0
+    for host in hosts:
+        if not isinstance(door.admit(host), Ticket):
+            break
+        count += 1
+    return count
+
+
+def default_gate(**options: Any) -> Gate:
+    """A gate as the daemon has it without any setting, but for *options*."""
+    return Gate(limits=limits_of(Config.build({"limit_connections": 1000, **options})))
+
+
+@pytest.mark.parametrize(
+    ("attackers", "network"),
+    [
+        ([f"2001:db8:1:{n:x}::1" for n in range(20)], "2001:db8:1::/48"),
+        ([f"2001:db8:1:{n:x}::1" for n in range(2000)], "2001:db8:1::/48"),
+        ([f"192.0.2.{n}" for n in range(20)], "192.0.2.0/24"),
+        ([f"::ffff:192.0.2.{n}" for n in range(256)], "192.0.2.0/24"),
+    ],
+)
+def test_at_default_settings_no_network_of_a_customer_has_more_than_a_quarter(
+    attackers: list[str], network: str
+) -> None:
+    door = default_gate()
+    assert fill(door, attackers * 50) == 250
+    assert refusal(door.admit(attackers[1])) == ("max_from_net", network, 251, 250)
+    for other in ("2001:db8:2::1", "192.0.3.1"):
+        assert isinstance(door.admit(other), Ticket)
+
+
+@pytest.mark.parametrize(
+    ("total", "share"), [(1, 1), (2, 1), (4, 1), (5, 2), (10, 3), (100, 25), (9999, 2500)]
+)
+def test_a_share_is_of_the_limit_of_all_rounded_up(total: int, share: int) -> None:
+    door = default_gate(limit_connections=total)
+    assert fill(door, [f"192.0.2.{n % 256}" for n in range(total + 1)]) == share
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.9",
+        "::1",
+        "172.17.0.1",
+        "10.1.2.3",
+        "192.168.7.7",
+        "fd00::9",
+        "fe80::1",
+        "100.64.1.1",
+    ],
+)
+def test_a_share_leaves_local_networks_alone(host: str) -> None:
+    """A bridge's gateway, or a proxy, has all clients' connections; -m is for its address."""
+    assert fill(default_gate(max_from_ip=1000), [host] * 1001) == 1000
+    assert fill(default_gate(), [host] * 1001) == 50
+
+
+def test_a_limit_in_figures_holds_for_local_networks_too() -> None:
+    assert fill(default_gate(max_from_net="7/24", max_from_ip=0), ["127.0.0.1"] * 1000) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({"max_from_net": "0"}, 1000),
+        ({"max_from_net": "0", "max_from_ip": 60}, 256 * 60),
+        ({"max_from_net": "10%/24"}, 100),
+        ({"max_from_net": ["10%/24", "8%/16"]}, 80),
+        ({"max_from_net": "300/24"}, 300),
+        ({"max_from_ip": 400}, 400),  # what one of them may have
+        ({"max_from_ip": 20}, 250),
+        ({"max_from_ip": 0}, 1000),
+    ],
+)
+def test_settings_of_ones_own_come_before_the_default_shares(
+    options: dict[str, Any], most: int
+) -> None:
+    door = default_gate(**options)
+    assert fill(door, [f"192.0.2.{n % 256}" for n in range(1001)]) == min(most, 1000)
+
+
+def test_a_share_follows_the_limit_of_all() -> None:
+    door = default_gate()
+    hosts = [f"192.0.2.{n % 256}" for n in range(1000)]
+    assert fill(door, hosts) == 250
+    door.limits = replace(door.limits, limit_connections=2000)
+    assert fill(door, hosts) == 250
+    assert refusal(door.admit("192.0.2.1"))[2:] == (501, 500)
 
 
 def test_a_network_is_forgotten_when_its_last_session_has_ended() -> None:

@@ -14,6 +14,7 @@ from smtpd_fork.gate.rules import Rate
 @pytest.mark.parametrize(("setting", "value", "reason"), [
     ("max_from_net", "5", "N/PREFIX"), ("max_from_net", "0/24", "N must be 1 to"),
     ("max_from_net", "5/129", "prefix"), ("max_from_net", "5/4:8", "prefix"),
+    ("max_from_net", "0%/24", "N must be 1 to 100"), ("max_from_net", "101%/24", "1 to 100"),
     ("max_from_net", "x/24", "N/PREFIX"), ("max_from_net", "5/", "prefix"),
     ("rate", "5", "N/PERIOD"), ("rate", "0/m", "N must be 1 to"), ("rate", "5/x", "duration"),
     ("rate", "5/0s", "more than 0"), ("rate", "5/", "N/PERIOD"), ("rate", "5/25h", "a day"),

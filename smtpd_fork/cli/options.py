@@ -135,7 +135,9 @@ OPTIONS = (
     ),
     SettingOption(
         "--max-from-net", section="Limits", metavar="N/PREFIX", multiple=True,
-        help="Sessions at once from one network: 100/24 (IPv4), 200/48 (IPv6). Repeatable.",
+        help="Sessions at once from one network, IPv4 (100/24) or IPv6 (200/48), in figures or as "
+        "a share of -c, which leaves local networks alone (25%/24); more get 421. 0 is no limit. "
+        "Replaces the default. Repeatable.",
     ),
     SettingOption(
         "--rate", section="Limits", metavar="N/PERIOD", multiple=True,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smtpd_fork.gate.networks import Prefix, is_ipv4, number_of
+from smtpd_fork.gate.networks import Prefix, is_ipv4, is_local, number_of
 from smtpd_fork.net import source_key
 
 if TYPE_CHECKING:
+    from smtpd_fork.gate.rule_book import Page
     from smtpd_fork.gate.rules import Rule
     from smtpd_fork.net import Peer
 
@@ -24,16 +25,21 @@ class Client:
     :ivar ipv6: whether that is of IPv6; None if it has none
     :ivar source: what it is counted by: an IPv4 address, or a network of IPv6; an embedder's own
         name for a peer as it is; None for a unix socket's
+    :ivar local: whether that is of this machine, or of a network that is not on the Internet
     :ivar exempt: whether rules about sources leave it alone
     :ivar kept_out_by: the rule that never lets an address like this in, or None
+    :ivar rules: those that have to do with it; the gate sets it
     """
 
-    __slots__ = ("exempt", "ipv6", "kept_out_by", "number", "source")
+    __slots__ = ("exempt", "ipv6", "kept_out_by", "local", "number", "rules", "source")
+
+    rules: Page
 
     def __init__(self, peer: Peer, ipv6_prefix: int) -> None:
         host = source_key(peer)
         self.number = number_of(host) if host is not None else None
         self.ipv6 = None if self.number is None else not is_ipv4(self.number)
+        self.local = is_local(self.number)
         self.source = host
         if self.number is not None and self.ipv6:
             self.source = Prefix(ipv6_prefix, ipv6=True).around(self.number)

@@ -101,6 +101,7 @@ class Gate:
         exempt = self._limits.exempt
         client.exempt = exempt is not None and bool(exempt.find(client.number))
         client.kept_out_by = self._rules.keeps_out(client)
+        client.rules = self._rules.page(client)
         if len(self._clients) >= MAX_CLIENTS:
             self._clients.clear()  # whoever comes again is looked at again
         self._clients[host] = client
@@ -136,7 +137,7 @@ class Gate:
             client = self._client(peer)
             now = self._clock()
             counts = self._counts
-            refusal = self._rules.judge(self._rules.on_arrival, client, counts, now)
+            refusal = self._rules.judge(client.rules.on_arrival, client, counts, now)
             if refusal is not None:
                 return refusal
             limit = self._limits.limit_connections if client.exempt else self._open_to_all
@@ -144,7 +145,7 @@ class Gate:
                 return Full(counts.total + 1, limit, self._paused)
             counts.total += 1
             self._enter(client)
-            for rule in self._rules.timed:
+            for rule in client.rules.timed:
                 rule.arrived(client, now)
             ticket = Ticket(client, peer, now, self._give_back)
             self._inside.add(ticket)
@@ -163,11 +164,11 @@ class Gate:
         with self._lock:
             client = self._client(peer)
             now = self._clock()
-            refusal = self._rules.judge(self._rules.on_header, client, self._counts, now)
+            refusal = self._rules.judge(client.rules.on_header, client, self._counts, now)
             if refusal is None and not ticket.released:
                 ticket.client, ticket.peer = client, peer
                 self._enter(client)
-                for rule in self._rules.timed:
+                for rule in client.rules.timed:
                     rule.arrived(client, now)
         return refusal
 
@@ -177,7 +178,7 @@ class Gate:
         if source is not None:
             by_source = self._counts.by_source
             by_source[source] = by_source.get(source, 0) + 1
-        for rule in self._rules.told:
+        for rule in client.rules.told:
             rule.enter(client)
 
     def _give_back(self, ticket: Ticket) -> None:
@@ -196,7 +197,7 @@ class Gate:
                     counts.by_source[client.source] = left
                 else:
                     del counts.by_source[client.source]
-            for rule in self._rules.told:
+            for rule in client.rules.told:
                 rule.leave(client)
         if self._waiters:
             self._tell_waiters()

@@ -34,7 +34,9 @@ class Limits:
     :param limit_connections: sessions in all, at least 1
     :param max_from_ip: sessions from one source; 0 is no limit. Does not override the former.
     :param ipv6_prefix: bits of the network that an address of IPv6 is counted by
-    :param max_from_net: sessions from one network, for networks of several sizes
+    :param max_from_net: sessions from one network, for networks of several sizes. A share is at
+        least what ``max_from_ip`` gives one source, if that is not the default; without a limit
+        there, shares are none either
     :param rates: new sessions in a time, from one source or one network
     :param access: who is denied, and who is not
     :param exempt: networks that rules about sources leave alone
@@ -78,6 +80,8 @@ class Limits:
 
         :param load: how much there is to do
         """
+        # Whoever lets one source have more than a share, as a relay of theirs, is to have it so.
+        own = 0 if self.max_from_ip == MAX_FROM_IP else self.max_from_ip
         if self.refuse_first or self.refuse_every:
             yield RehearsalRule(self.refuse_first, self.refuse_every)
         if self.access is not None:
@@ -87,7 +91,10 @@ class Limits:
         if self.max_from_ip:
             yield SourceRule(self.max_from_ip)
         for limit in self.max_from_net:
-            yield NetworkRule(limit)
+            if not limit.share:
+                yield NetworkRule(limit, limit.sessions)
+            elif self.max_from_ip:
+                yield NetworkRule(limit, max(limit.of(self.limit_connections), own))
         if self.fair_share:
             yield FairShareRule(self.limit_connections)
         for rate in self.rates:

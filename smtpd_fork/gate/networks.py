@@ -25,6 +25,7 @@ __all__ = [
     "NetworkTable",
     "Prefix",
     "is_ipv4",
+    "is_local",
     "number_of",
 ]
 
@@ -174,3 +175,18 @@ class NetworkTable(Generic[T]):
             return None
         index = bisect_right(self._starts, number)
         return self._values[index - 1] if index else None
+
+
+_LOCAL = NetworkTable(
+    (Network.parse(network), True)
+    for network in (
+        *("127.0.0.0/8", "::1", "169.254.0.0/16", "fe80::/10"),
+        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"),  # RFC 1918, RFC 4193
+        "100.64.0.0/10",  # RFC 6598: between a provider and its customers, and in Kubernetes
+    )
+)
+
+
+def is_local(number: int | None) -> bool:
+    """Whether an address is of this machine, or of a network that is not on the Internet."""
+    return bool(_LOCAL.find(number))

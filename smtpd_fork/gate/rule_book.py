@@ -1,4 +1,4 @@
-"""RuleBook: the rules in force, sorted by when the gate asks them and what it tells them."""
+"""RuleBook: the rules in force, sorted by whom they are about and when they are asked."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ if TYPE_CHECKING:
 __all__ = ["RuleBook"]
 
 
-class Asked(NamedTuple):
-    """The rules that are asked at one moment.
+class Page(NamedTuple):
+    """The rules that have to do with one kind of client.
 
-    :ivar of_all: about clients as they are
-    :ivar of_exempt: about those that are exempt
+    :ivar on_arrival: asked when a connection has come
+    :ivar on_header: asked when a PROXY header has told who it is from
+    :ivar told: want to know who is in
+    :ivar timed: want to know when somebody came in
     """
 
-    of_all: tuple[Rule, ...]
-    of_exempt: tuple[Rule, ...]
-
-    @classmethod
-    def of(cls, rules: Iterable[Rule]) -> Asked:
-        """Sort *rules*."""
-        of_all = tuple(rules)
-        return cls(of_all, tuple(rule for rule in of_all if not rule.about_sources))
+    on_arrival: tuple[Rule, ...]
+    on_header: tuple[Rule, ...]
+    told: tuple[Rule, ...]
+    timed: tuple[Rule, ...]
 
 
 class RuleBook:
@@ -37,10 +35,6 @@ class RuleBook:
 
     :param rules: in the order in which they are asked
     :param before: the book that this one follows, whose rules may go on
-    :ivar on_arrival: asked when a connection has come
-    :ivar on_header: asked when a PROXY header has told who it is from
-    :ivar told: want to know who is in
-    :ivar timed: want to know when somebody came in
     """
 
     def __init__(self, rules: Iterable[Rule], before: RuleBook | None = None) -> None:
@@ -49,11 +43,26 @@ class RuleBook:
             next((other for other in old if rule.goes_on_as(other)), rule) for rule in rules
         )
         self._about_addresses = tuple(rule for rule in self.rules if rule.about_address)
-        others = [rule for rule in self.rules if not rule.about_address]
-        self.on_arrival = Asked.of(others)
-        self.on_header = Asked.of(rule for rule in others if not rule.about_arrival)
-        self.told = tuple(rule for rule in others if type(rule).enter is not Rule.enter)
-        self.timed = tuple(rule for rule in others if type(rule).arrived is not Rule.arrived)
+        self._others = tuple(rule for rule in self.rules if not rule.about_address)
+        self._pages: dict[tuple[object, ...], Page] = {}
+
+    def page(self, client: Client) -> Page:
+        """Return the rules that have to do with *client*; there are a few kinds of clients."""
+        kind = client.exempt, client.ipv6, client.local
+        page = self._pages.get(kind)
+        if page is None:
+            page = self._pages[kind] = self._sort_for(client)
+        return page
+
+    def _sort_for(self, client: Client) -> Page:
+        rules = [rule for rule in self._others if rule.concerns(client)]
+        asked = [rule for rule in rules if not (client.exempt and rule.about_sources)]
+        return Page(
+            tuple(asked),
+            tuple(rule for rule in asked if not rule.about_arrival),
+            tuple(rule for rule in rules if type(rule).enter is not Rule.enter),
+            tuple(rule for rule in rules if type(rule).arrived is not Rule.arrived),
+        )
 
     def keeps_out(self, client: Client) -> Rule | None:
         """Return the rule that lets nobody in who has this client's address, or None."""
@@ -65,11 +74,13 @@ class RuleBook:
         return None
 
     @staticmethod
-    def judge(asked: Asked, client: Client, counts: Counts, now: float) -> Refusal | None:
+    def judge(
+        rules: tuple[Rule, ...], client: Client, counts: Counts, now: float
+    ) -> Refusal | None:
         """Return why *client* may not come in, or None."""
         if client.kept_out_by is not None:
             return client.kept_out_by.judge(client, counts, now)
-        for rule in asked.of_exempt if client.exempt else asked.of_all:
+        for rule in rules:
             refusal = rule.judge(client, counts, now)
             if refusal is not None:
                 return refusal

@@ -35,13 +35,14 @@ def limits_of(config: Config) -> Limits:
     :raises SettingError: a network, a rate or a line of a file cannot be read; it names setting,
         value, file and line
     """
+    networks = [value for value in config.max_from_net if value != "0"]
     rates = _each("rate", config.rate, Rate.parse)
     rates += _each("rate_net", config.rate_net, Rate.parse_of_network)
     return Limits(
         limit_connections=config.limit_connections,
         max_from_ip=config.max_from_ip,
         ipv6_prefix=config.ipv6_prefix,
-        max_from_net=tuple(_each("max_from_net", config.max_from_net, NetworkLimit.parse)),
+        max_from_net=tuple(_each("max_from_net", networks, NetworkLimit.parse)),
         rates=tuple(rates),
         access=_access(config) if config.allow or config.deny else None,
         exempt=networks_of("exempt", config.exempt),

@@ -47,6 +47,10 @@ class Rule(ABC):
     about_address: ClassVar[bool] = False
     """Whether the address alone decides: it is asked once about each, and the answer kept."""
 
+    def concerns(self, client: Client) -> bool:
+        """Whether it has to do with clients of this family, local or not, exempt or not."""
+        return True
+
     @abstractmethod
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
         """Return why *client* may not come in, or None."""

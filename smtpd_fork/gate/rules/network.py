@@ -20,66 +20,78 @@ __all__ = ["NetworkLimit", "NetworkRule"]
 class NetworkLimit:
     """How many sessions may come from one network.
 
-    :ivar sessions: at once, at least 1
+    :ivar sessions: at once, at least 1; a percentage if it is a share
     :ivar prefix: how large the network is
+    :ivar share: whether it is a share of all sessions. A share leaves local networks alone: one
+        address there (a bridge, a proxy, a relay) may stand for many clients
     """
 
     sessions: int
     prefix: Prefix
+    share: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``N/PREFIX``, as in ``100/24``, ``200/48`` or ``500/6:32``.
+        """Read ``N/PREFIX`` or ``N%/PREFIX``, as in ``100/24``, ``500/6:32`` or ``25%/48``.
 
         :raises ValueError: *text* is not that
         """
+        usage = "write N/PREFIX or N%/PREFIX, as in 100/24 or 25%/48"
         count, slash, prefix = text.partition("/")
         if not slash:
-            raise ValueError("write N/PREFIX, as in 100/24 or 200/48")
+            raise ValueError(usage)
+        share = count.endswith("%")
         try:
-            sessions = parse_count(count)
+            sessions = parse_count(count[:-1], at_most=100) if share else parse_count(count)
         except ValueError as error:
-            raise ValueError(f"write N/PREFIX, as in 100/24 or 200/48: N {error}") from None
-        return cls(sessions, Prefix.parse(prefix))
+            raise ValueError(f"{usage}: N {error}") from None
+        return cls(sessions, Prefix.parse(prefix), share)
+
+    def of(self, total: int) -> int:
+        """Return how many sessions that is, of *total*; at least 1."""
+        return -(-total * self.sessions // 100) if self.share else self.sessions
 
 
 class NetworkRule(Rule):
     """So many sessions from one network.
 
     :param limit: how many, and how large the network is
+    :param sessions: how many that is, where it is a share
     """
 
     name = "max_from_net"
 
-    def __init__(self, limit: NetworkLimit) -> None:
-        self.limit = limit
+    def __init__(self, limit: NetworkLimit, sessions: int) -> None:
+        self._prefix = limit.prefix
+        self._sessions = sessions
+        self._share = limit.share
         self._ipv6 = limit.prefix.ipv6
         self._shift = limit.prefix.shift
         self._counts: dict[int, int] = {}
 
+    def concerns(self, client: Client) -> bool:
+        """Whether it is about this family; a share leaves local networks alone."""
+        return client.ipv6 is self._ipv6 and not (self._share and client.local)
+
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
         """Refuse a network that has as many as it may."""
-        number = client.number
-        if number is None or client.ipv6 is not self._ipv6:
+        assert client.number is not None  # or it would be of no family
+        count = self._counts.get(client.number >> self._shift, 0) + 1
+        if count <= self._sessions:
             return None
-        count = self._counts.get(number >> self._shift, 0) + 1
-        if count <= self.limit.sessions:
-            return None
-        return Refusal(self.name, self.limit.prefix.around(number), count, self.limit.sessions)
+        network = self._prefix.around(client.number)
+        return Refusal(self.name, network, count, self._sessions)
 
     def enter(self, client: Client) -> None:
         """Count a session in."""
-        number = client.number
-        if number is not None and client.ipv6 is self._ipv6:
-            network = number >> self._shift
-            self._counts[network] = self._counts.get(network, 0) + 1
+        assert client.number is not None
+        network = client.number >> self._shift
+        self._counts[network] = self._counts.get(network, 0) + 1
 
     def leave(self, client: Client) -> None:
         """Count a session out."""
-        number = client.number
-        if number is None or client.ipv6 is not self._ipv6:
-            return
-        network = number >> self._shift
+        assert client.number is not None
+        network = client.number >> self._shift
         left = self._counts[network] - 1
         if left:
             self._counts[network] = left
