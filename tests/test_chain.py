@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from aiosmtpd.smtp import MISSING
@@ -139,3 +139,25 @@ async def test_debug_prints_what_a_terminal_can_bear(capsys: pytest.CaptureFixtu
     assert "from: a@example.com  to: b@example.com" in printed
     assert "Subject: x" in printed
     assert "\x1b" not in printed
+
+
+class Pair(NamedTuple):
+    """A handler that is a tuple by its class, as mailrise's."""
+
+    first: Any
+    second: Any
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        return f"250 2.0.0 {self.first} {self.second}"
+
+
+class Listed(list[str]):
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        return f"250 2.0.0 {' '.join(self)}"
+
+
+async def test_a_handler_that_is_a_list_or_tuple_by_its_class_is_one_handler() -> None:
+    for handler in (Pair("a", "b"), Listed(["a", "b"]), [Pair("a", "b")], (Listed("ab"),)):
+        async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            assert await client.deliver() == (250, ["2.0.0 a b"])

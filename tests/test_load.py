@@ -289,3 +289,10 @@ def test_what_went_wrong_is_kept_as_the_cause(write: Write) -> None:
         load_handler(f"{module}:x")
     cause: Any = caught.value.__cause__
     assert isinstance(cause, KeyError)
+
+
+def test_a_handler_that_is_a_tuple_by_its_class_can_be_loaded(write: Write) -> None:
+    module = write("import collections\n" + CLASS.replace(
+        "class Handler:", 'class Handler(collections.namedtuple("Pair", "one two")):'
+    ).replace("    def __init__(self, *args):\n        self.args = args\n", ""))  # fmt: skip
+    assert load_handler(f"{module}:Handler:a,b").one == "a"

@@ -113,7 +113,7 @@ async def test_after_a_failed_data_the_transaction_is_over() -> None:
         assert (await client.say("RCPT TO:<d@e.f>")).code == 503
 
 
-@pytest.mark.parametrize("answer", [None, "ok", 250, "", "999 no", b"250 ok"])
+@pytest.mark.parametrize("answer", [None, "ok", 250, "", "999 no", "354 go on"])
 async def test_an_answer_that_is_no_reply_is_451(answer: object) -> None:
     class Wrong:
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> Any:

@@ -17,7 +17,8 @@ from smtpd_fork.errors import ExitStatus
 from smtpd_fork.observe.control import DrainOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
+    from typing import Any
 
     from smtpd_fork.cli.given import Given
     from smtpd_fork.cli.holdings import Holdings
@@ -57,8 +58,26 @@ def serve(
     """
     log_unraisable()
     with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
-        cut = runner.run(_Service(server, given, config, holdings).run(ready))
+        cut = _run_to_its_end(
+            runner.get_loop(), _Service(server, given, config, holdings).run(ready)
+        )
     return ExitStatus.CUT if cut else ExitStatus.OK
+
+
+def _run_to_its_end(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, int]) -> int:
+    """Run *main*; a task or callback of a handler that calls sys.exit() ends only itself.
+
+    asyncio lets SystemExit and KeyboardInterrupt of any task out of the loop. Signals never come
+    as KeyboardInterrupt here: they have handlers.
+    """
+    task = loop.create_task(main)
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except (SystemExit, KeyboardInterrupt):
+            if task.done():
+                raise
+            log.exception("a task or callback of a handler tried to end the process")
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

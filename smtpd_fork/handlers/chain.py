@@ -21,6 +21,7 @@ from aiosmtpd.handlers import Sink as AiosmtpdSink
 from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.sinks import Sink
+from smtpd_fork.smtp.waits import is_from_outside
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -133,7 +134,9 @@ def _everybody(hooks: Sequence[Hook]) -> Hook:
         for each in hooks:
             try:
                 await each(server, session)
-            except Exception:
+            except BaseException as error:
+                if is_from_outside(error):
+                    raise
                 name = getattr(session, "id", "-")
                 log.exception("[%s] handle_DISCONNECT failed", name, extra={"session": name})
 
@@ -162,9 +165,15 @@ def _ehlo(hooks: Sequence[Hook]) -> Hook:
     return handle_EHLO
 
 
-def _starttls(hooks: Sequence[Callable[..., bool]]) -> Any:
-    def handle_STARTTLS(*args: Any) -> bool:
-        return all([each(*args) for each in hooks])  # noqa: C419 - every one is to be told
+def _starttls(hooks: Sequence[Callable[..., Any]]) -> Any:
+    async def handle_STARTTLS(*args: Any) -> bool:
+        accepted = True
+        for each in hooks:
+            answer = each(*args)  # aiosmtpd has a plain function here
+            if inspect.isawaitable(answer):
+                answer = await answer
+            accepted = accepted and bool(answer)
+        return accepted
 
     return handle_STARTTLS
 

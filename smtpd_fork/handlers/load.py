@@ -122,7 +122,11 @@ def _make(text: str, found: Any, arguments: list[str]) -> Any:
     if inspect.iscoroutine(handler):
         handler.close()
         raise HandlerError(f"handler {text!r}: coroutine is not a handler")
-    if isinstance(handler, (str, bytes, int, float, type(None), list, tuple, dict)):
+    if isinstance(handler, (str, bytes, int, float, type(None))) or type(handler) in (
+        list,
+        tuple,
+        dict,
+    ):
         raise HandlerError(f"handler {text!r}: {type(handler).__name__} is not a handler")
     return handler
 

@@ -44,7 +44,10 @@ class Chains:
 
 
 def chain_of(handler: Any) -> Chain:
-    """Return *handler*, or several in order, as a chain."""
+    """Return *handler*, or several in a list or tuple, in order, as a chain.
+
+    A handler whose class is derived from ``tuple`` (a ``NamedTuple``) or ``list`` is one handler.
+    """
     if isinstance(handler, Chain):
         return handler
-    return Chain(handler if isinstance(handler, (list, tuple)) else [handler])
+    return Chain(handler if type(handler) in (list, tuple) else [handler])

@@ -4,6 +4,7 @@ from smtpd_fork.smtp.body import BareNewline
 from smtpd_fork.smtp.budget import Budget
 from smtpd_fork.smtp.current_tls import CurrentTls
 from smtpd_fork.smtp.envelope import Envelope
+from smtpd_fork.smtp.reply import Reply
 from smtpd_fork.smtp.session import Session, current_session
 from smtpd_fork.smtp.setup import Limits
 from smtpd_fork.smtp.smtp import SMTP
@@ -17,6 +18,7 @@ __all__ = [
     "CurrentTls",
     "Envelope",
     "Limits",
+    "Reply",
     "Session",
     "Sweep",
     "Tally",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aiosmtpd.smtp import MISSING, AuthResult, LoginPassword, syntax
 
 from smtpd_fork.smtp.bdat import Chunking
+from smtpd_fork.smtp.reply import answer_of
 from smtpd_fork.smtp.state import log
 
 if TYPE_CHECKING:
@@ -61,8 +62,10 @@ class Auth(Chunking):
             method = getattr(self if own else self.event_handler, attribute)
             self._answered = False
             status = self._judge_auth(await method(self, words))
-            if status is None and not self._answered:
-                status = INVALID  # who refuses and says nothing would leave the client waiting
+            if self._answered:
+                status = None  # by the mechanism, or by challenge_auth(): the client has its reply
+            elif status is None:
+                status = INVALID  # a client without a reply would wait for one
         if status is not None:
             self._put(status)
         assert self.session is not None
@@ -77,12 +80,16 @@ class Auth(Chunking):
         """Return what to answer to a mechanism's result, or None if it has answered itself."""
         assert self.session is not None
         if isinstance(result, AuthResult):
+            # Before anything is changed: what cannot be sent counts as raised.
+            message = answer_of("AUTH", result.message) if result.message else None
+            if message and (message[0] == "2") is not result.success:
+                raise ValueError(f"AuthResult(success={result.success}) with message {message!r}")
             if result.success:
                 self.session.authenticated = True
                 self.session.auth_data = result.auth_data
                 self.session._login_data = getattr(result.auth_data, "login", None)  # noqa: SLF001 - its setter warns
-                return result.message or SUCCESS
-            return None if result.handled else result.message or INVALID
+                return message or SUCCESS
+            return None if result.handled else message or INVALID
         # aiosmtpd's old way: None has answered, MISSING and False refuse, all else is who it is
         if result is None:
             return None
@@ -129,14 +136,18 @@ class Auth(Chunking):
                 self._put_raw(self._goodbye())  # the stop does not wait for the client
                 self._close()
             if self._eof or self._closing:
-                raise asyncio.CancelledError
+                self._awaited_line.cancel()
             self._answer_awaited()
             self._resume_reading()
             line = await self._awaited_line
-            self._answered = False
-            return line
+        except asyncio.CancelledError:
+            if self._eof:
+                self._close()  # so that it passes for the session's end, as it is
+            raise
         finally:
             self._awaited_line = None
+        self._answered = False
+        return line
 
     def _answer_awaited(self) -> None:
         """Give what has been received to who awaits a line."""

@@ -24,6 +24,7 @@ from smtpd_fork.gate.verdict import reply_line
 from smtpd_fork.net import plain_peer
 from smtpd_fork.smtp.ending import LINGER_SECONDS, Ending
 from smtpd_fork.smtp.framer import Chunk, CommandFault
+from smtpd_fork.smtp.reply import answer_of
 from smtpd_fork.smtp.session import Session
 
 if TYPE_CHECKING:
@@ -103,15 +104,17 @@ class Engine(Ending):
 
     async def _ask_connect(self) -> None:
         try:
-            status = await self._setup.hooks["CONNECT"](self, self.session)
-            self._check_reply("CONNECT", status)
-        except Exception:
+            answer = await self._setup.hooks["CONNECT"](self, self.session)
+            status = answer_of("CONNECT", answer)
+        except BaseException as error:
+            if self._is_end(error):
+                raise
             log.exception("[%s] handle_CONNECT failed", self._session_id, extra=self._who())
             status = NOT_NOW
         if status is MISSING or status.startswith("2"):
             self._greet()
         else:
-            self._put_raw(status.encode("utf-8", "surrogateescape") + b"\r\n")
+            self._put_raw(status.encode("utf-8", "replace") + b"\r\n")
             self._close()  # it has not spoken, or what it said is held here
 
     def _new_session(self, transport: asyncio.BaseTransport) -> None:

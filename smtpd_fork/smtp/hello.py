@@ -11,6 +11,7 @@ from aiosmtpd.smtp import MISSING, syntax
 
 from smtpd_fork.smtp.engine import Engine
 from smtpd_fork.smtp.path import parse_path
+from smtpd_fork.smtp.reply import answer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,14 +147,24 @@ class Hello(Engine):
         if hasattr(self, "ehlo_hook"):
             _warn_of("handle_EHLO", "ehlo_hook")
             await self.ehlo_hook()
+        replies.append("250 HELP")
         if "EHLO" not in self._setup.hooks:
             self.session.host_name = arg
-            replies.append("250 HELP")
         elif self._setup.ehlo_is_old:
-            replies.append(await self._call_handler_hook("EHLO", arg))
+            status = await self._call_handler_hook("EHLO", arg)
+            if status is MISSING:
+                self.session.host_name = arg
+            else:
+                replies[-1] = status
         else:
-            replies = await self._call_handler_hook("EHLO", arg, [*replies, "250 HELP"])
-        self._put("\r\n".join(replies))
+            answer = await self._call_handler_hook("EHLO", arg, replies)
+            if answer is MISSING:
+                self.session.host_name = arg
+            else:
+                replies = answer
+        if not isinstance(replies, (list, tuple)):
+            raise TypeError(f"handle_EHLO must return the lines of a reply, not {replies!r:.200}")
+        self._put(answer_of("EHLO", "\n".join(replies)))
 
     # -- the rest ------------------------------------------------------------------------------
 

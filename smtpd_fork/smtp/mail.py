@@ -14,6 +14,7 @@ from smtpd_fork.smtp.envelope import Envelope
 from smtpd_fork.smtp.hello import Hello
 from smtpd_fork.smtp.params import Params, mail_fault, parse_params, rcpt_fault
 from smtpd_fork.smtp.path import NULL, parse_path
+from smtpd_fork.smtp.reply import answer_of, replies_of
 from smtpd_fork.smtp.state import log
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Mail(Hello):
     """Commands of a mail transaction."""
 
     _overshoot = 0
+    _accepted = 0
+    """Recipients of an LMTP transaction that were answered 2yz: each gets a reply of its own."""
 
     # -- MAIL ----------------------------------------------------------------------------------
 
@@ -64,6 +67,8 @@ class Mail(Hello):
         if envelope.mail_from:
             self._say(503, "5.5.1", "Error: nested MAIL command")
             return None
+        if self._setup.lmtp:
+            self._accepted = 0
         if (params or not address.isascii()) and not self._mail_params_fit(address, params):
             return None
         if "MAIL" in self._setup.hooks:
@@ -225,6 +230,7 @@ class Mail(Hello):
         envelope = self.envelope
         assert envelope is not None
         envelope.rcpt_tos.append(address)
+        self._count_recipient()
         if isinstance(envelope, Envelope):
             envelope.rcpt_params.append(params)
         if params:
@@ -239,7 +245,13 @@ class Mail(Hello):
         envelope = self.envelope
         if isinstance(envelope, Envelope) and len(envelope.rcpt_tos) == known + 1:
             envelope.rcpt_params.append(params)  # the hook took the address itself
+        if status[0] == "2":
+            self._count_recipient()
         self._put(status)
+
+    def _count_recipient(self) -> None:
+        if self._setup.lmtp:
+            self._accepted += 1
 
     # -- DATA ----------------------------------------------------------------------------------
 
@@ -305,8 +317,7 @@ class Mail(Hello):
 
     def _refuse_message(self, code: int, enhanced: str, text: str) -> None:
         """Answer a message that was read to its end, and is not accepted."""
-        assert self.envelope is not None
-        replies = len(self.envelope.rcpt_tos) if self._setup.lmtp else 1
+        replies = self._replies_owed()
         self._set_rset_state()
         self._put_verdict([self._worded(code, enhanced, text)] * replies)
 
@@ -355,15 +366,15 @@ class Mail(Hello):
         )
         if inspect.isawaitable(status):
             status = await status
-        self._say_delivered("250 OK" if status is None or status is MISSING else status)
+        if status is None or status is MISSING:
+            status = "250 OK"
+        self._say_delivered(self._checked("DATA", status))
 
     def _say_delivered(self, status: Any) -> None:
         tally = self._setup.tally
         unclaimed = status is MISSING
         if unclaimed:
             status = NO_SINK
-        elif status[:1] == "2" or (self._setup.lmtp and not isinstance(status, str)):
-            self.messages += 1
         replies = self._per_recipient(status) if self._setup.lmtp else None
         # Of several replies the best counts: some recipient has the message.
         digit = status[0] if replies is None else min(replies)[0]
@@ -372,6 +383,7 @@ class Mail(Hello):
         else:
             tally.answered(digit)
             if digit == "2":
+                self.messages += 1
                 assert self._envelope is not None
                 tally.content += len(self._envelope.original_content or b"")
         self._set_rset_state()
@@ -379,20 +391,35 @@ class Mail(Hello):
         self._put_verdict([status] if replies is None else replies)
 
     def _per_recipient(self, status: Any) -> list[str]:
-        """Return a reply for each recipient: a handler may give one for all, or one for each.
+        """Return a reply for each recipient (RFC 2033 4.2).
 
-        :raises TypeError: it gave something else
+        A handler returns one for all, a list, or several in one text, as it would for aiosmtpd.
+
+        :raises TypeError: it returned something else, or another number of replies
+        :raises ValueError: as TypeError
         """
-        assert self.envelope is not None
-        count = len(self.envelope.rcpt_tos)
-        replies = list(status) if isinstance(status, (list, tuple)) else [status] * count
+        count = self._replies_owed()
+        if isinstance(status, (list, tuple)):
+            replies = list(status)
+        else:
+            replies = list(replies_of(status)) if isinstance(status, str) else [status]
+            if len(replies) == 1:
+                replies *= count
         if len(replies) != count:
-            raise TypeError(f"handle_DATA must return one reply, or {count}")
-        for reply in replies:
-            self._check_reply("DATA", reply)
-            if reply is MISSING:
-                raise TypeError("handle_DATA has no opinion on some recipients")
-        return replies
+            raise TypeError(f"handle_DATA must return one reply, or {count}: not {len(replies)}")
+        if MISSING in replies:
+            raise TypeError("handle_DATA returned MISSING for some recipients")
+        return [answer_of("DATA", reply) for reply in replies]
+
+    def _replies_owed(self) -> int:
+        """Return how many replies the client expects to a message."""
+        if not self._setup.lmtp:
+            return 1
+        if "RCPT" in self._setup.own:
+            assert self.envelope is not None
+            return len(self.envelope.rcpt_tos) or 1
+        # As many recipients as were accepted, whatever a handler has done to the envelope.
+        return self._accepted or 1
 
     # -- for users' subclasses -----------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aiosmtpd.proxy_protocol import get_proxy
 from aiosmtpd.smtp import MISSING
 
+from smtpd_fork.smtp.engine import NOT_NOW
 from smtpd_fork.smtp.starttls import StartTls
 from smtpd_fork.smtp.state import log
 
@@ -53,7 +54,7 @@ class Proxied(StartTls):
 
     async def _ask_about_proxy(self) -> None:
         """Have a handler judge a header that was read before the session."""
-        if not await self._call_handler_hook("PROXY", self.proxied):
+        if not await self._judged(self.proxied):
             log.info("[%s] PROXY header refused", self._session_id, extra=self._who())
             self._close()
             return
@@ -61,13 +62,22 @@ class Proxied(StartTls):
         if waiting is not None:
             await waiting
 
+    async def _judged(self, proxy_data: Any) -> Any:
+        """Return what a handler says to a header; there is no command that a reply could be to."""
+        try:
+            return await self._call_handler_hook("PROXY", proxy_data)
+        except Exception:  # noqa: BLE001 - a handler's, whatever it is
+            log.exception("[%s] handle_PROXY failed", self._session_id, extra=self._who())
+            self._put_raw(NOT_NOW.encode() + b"\r\n")
+            return False
+
     async def _ask_proxy(self, reader: asyncio.StreamReader, seconds: float) -> None:
         self.deadline = self.loop.time() + seconds
         assert self.session is not None
         self.session.proxy_data = await get_proxy(reader)
         status: Any = False
         if self.session.proxy_data:
-            status = await self._call_handler_hook("PROXY", self.session.proxy_data)
+            status = await self._judged(self.session.proxy_data)
         self._proxy_reader = None
         del self.data_received
         if status is MISSING or not status:

@@ -149,8 +149,10 @@ class Setup:
         hook = self.hooks.get("EHLO")
         if hook is None:
             return False
-        count = len(inspect.signature(hook).parameters)
-        if count == _OLD_EHLO:
+        signature = inspect.signature(hook)
+        if _takes(signature, _NEW_EHLO):
+            return False
+        if _takes(signature, _OLD_EHLO):
             warn(
                 "Use the 5-argument handle_EHLO() hook instead of the 4-argument handle_EHLO() "
                 "hook; support for the 4-argument handle_EHLO() hook will be removed in "
@@ -158,9 +160,17 @@ class Setup:
                 DeprecationWarning,
                 stacklevel=2,
             )
-        elif count != _NEW_EHLO:
-            raise RuntimeError("Unsupported EHLO Hook")
-        return count == _OLD_EHLO
+            return True
+        raise RuntimeError("Unsupported EHLO Hook")
+
+
+def _takes(signature: inspect.Signature, count: int) -> bool:
+    """Whether a function can be called with *count* arguments."""
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def _auth_names(cls: type, handler: Any, *, has_authenticator: bool) -> dict[str, tuple[str, bool]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+import inspect
+from typing import TYPE_CHECKING, Any, cast
 
 from aiosmtpd.smtp import syntax
 
@@ -12,6 +13,8 @@ from smtpd_fork.smtp.auth import Auth
 from smtpd_fork.smtp.state import log
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smtpd_fork.smtp.work import Waiting
 
 __all__ = ["StartTls"]
@@ -46,7 +49,20 @@ class StartTls(Auth):
         self._use_tls(transport)
         hook = self._setup.hooks.get("STARTTLS")
         if hook is not None:
-            self._tls_handshake_okay = bool(hook(self, self.session, self.envelope))
+            self._tls_handshake_okay = await self._ask_starttls(hook)
+
+    async def _ask_starttls(self, hook: Callable[..., Any]) -> bool:
+        """Return whether a handler accepts the handshake; no reply is owed, whatever it does."""
+        try:
+            accepted = hook(self, self.session, self.envelope)
+            if inspect.isawaitable(accepted):
+                accepted = await accepted
+        except BaseException as error:
+            if self._is_end(error):
+                raise
+            log.exception("[%s] handle_STARTTLS failed", self._session_id, extra=self._who())
+            return False
+        return bool(accepted)
 
     async def _handshake(self, raw: asyncio.Transport) -> asyncio.Transport:
         """Return the TLS transport; if there is none in the end, the session is over."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
-from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.net import describe
 from smtpd_fork.smtp.envelope import Envelope
 from smtpd_fork.smtp.framer import Chunk, Framer
+from smtpd_fork.smtp.reply import sendable
 from smtpd_fork.smtp.session import Session, new_session_id
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["State", "log"]
 
 log = logging.getLogger("smtpd_fork.session")
-
-_REPLY = re.compile(r"[2-5]\d\d(?:[ -]|$)")
 
 
 class State(aiosmtpd.smtp.SMTP):
@@ -161,7 +158,7 @@ class State(aiosmtpd.smtp.SMTP):
 
         :param counted: False for a refusal that is counted elsewhere
         """
-        reply = status if isinstance(status, bytes) else status.encode("utf-8", "surrogateescape")
+        reply = status if isinstance(status, bytes) else status.encode("utf-8", "replace")
         last = reply.startswith(b"421")
         if counted and reply >= b"4" and not last and self._count_reject():
             return
@@ -229,12 +226,17 @@ class State(aiosmtpd.smtp.SMTP):
             text = "[%s] a handler has closed the transport"
             log.debug(text, self._session_id, extra=self._who())
 
-    async def push(self, status: Any) -> None:
-        """Send a reply, and wait while the client does not take it."""
+    async def push(self, status: str | bytes) -> None:
+        """Send a reply, and wait while the client does not take it.
+
+        :param status: a reply, or the first lines of one (``250-...``), without the last CR LF
+        :raises ValueError: it is neither
+        """
         if self._closing:
-            raise asyncio.CancelledError  # nobody to answer
+            raise asyncio.CancelledError  # there is nobody to answer
+        reply = sendable(status)
         self._answered = True
-        self._put(status)
+        self._put(reply)
         self._flush()
         if self._blocked:
             self._drained = self.loop.create_future()
@@ -253,13 +255,6 @@ class State(aiosmtpd.smtp.SMTP):
             self._drained.set_result(None)
         if self._task is None and not self._turn_pending and not self._lost:
             self._advance()
-
-    @staticmethod
-    def _check_reply(command: str, status: object) -> None:
-        """See that a hook answered what a client can be told."""
-        if status is MISSING or (isinstance(status, str) and _REPLY.match(status)):
-            return
-        raise TypeError(f"handle_{command} must return a reply such as '250 OK', not {status!r}")
 
     def _close(self, *, interrupting: bool = False) -> None:
         raise NotImplementedError

@@ -1,7 +1,8 @@
-"""Waits: whether a handler's hook can wait for anything."""
+"""Waits: whether a handler's hook can wait for anything, and what its waiting ends with."""
 
 from __future__ import annotations
 
+import asyncio
 import dis
 import inspect
 from functools import lru_cache
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import CodeType
 
-__all__ = ["never_waits"]
+__all__ = ["is_from_outside", "never_waits"]
 
 _WAITS = {"GET_AWAITABLE", "GET_ANEXT", "SEND", "YIELD_VALUE"}
 """Instructions of which one is in every await, ``async for`` and ``async with`` (:mod:`dis`)."""
@@ -26,6 +27,18 @@ def never_waits(hook: Any) -> bool:
     if not inspect.isfunction(function) or not inspect.iscoroutinefunction(function):
         return False
     return not _waits(function.__code__)
+
+
+def is_from_outside(error: BaseException) -> bool:
+    """Whether the running task was cancelled or destroyed, and *error* is that.
+
+    A handler may raise CancelledError and GeneratorExit as well: those are faults of its own.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return True  # no loop runs: the coroutine is being closed
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 @lru_cache(maxsize=1024)

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import MISSING
 
+from smtpd_fork.smtp.reply import answer_of
 from smtpd_fork.smtp.session import Session, current_session
 from smtpd_fork.smtp.state import State
+from smtpd_fork.smtp.waits import is_from_outside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -32,6 +34,15 @@ FAREWELL_SECONDS = 30.0
 """How long handle_DISCONNECT may take: nobody waits for its answer."""
 
 LOCAL_ERROR = "451 4.3.0 Local error in processing, try again later"
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """Return *error*, or an exception that stands for it: a handler ends no server."""
+    if isinstance(error, Exception):
+        return error
+    stand_in = RuntimeError(f"a handler raised {type(error).__name__}")
+    stand_in.__cause__ = error
+    return stand_in
 
 
 class Work(State):
@@ -78,10 +89,11 @@ class Work(State):
         try:
             self._own_context().run(coroutine.send, None)
         except StopIteration as end:
-            self._check_answer(command, end.value)
-            return end.value
-        except asyncio.CancelledError as error:
-            raise RuntimeError("a handler cancelled what is not its own") from error
+            return self._checked(command, end.value)
+        except Exception:
+            raise
+        except BaseException as error:
+            raise _as_exception(error) from error
         finally:
             self._turn_pending = False
         coroutine.close()
@@ -108,18 +120,27 @@ class Work(State):
     async def _run(self, waiting: Waiting) -> None:
         """Run what has to wait, whatever becomes of it."""
         try:
-            await waiting
+            try:
+                await waiting
+            except BaseException as error:
+                if self._is_end(error):
+                    raise
+                if not self._lost:
+                    await self._fail(error)
+                elif self._message_in_hand:
+                    self._setup.tally.failed += 1
         except asyncio.CancelledError:
             self._cancelled()
-        except Exception as error:  # noqa: BLE001 - logged and answered there
-            if not self._lost:
-                await self._fail(error)
-            elif self._message_in_hand:
-                self._setup.tally.failed += 1
         except BaseException:
             self.abort()
             raise
         self._flush()
+
+    def _is_end(self, error: BaseException) -> bool:
+        """Whether *error* is the end of the task or session, and nothing that a handler raised."""
+        if isinstance(error, asyncio.CancelledError) and (self._closing or self._lost):
+            return True
+        return is_from_outside(error)
 
     def _cancelled(self) -> None:
         """Act on a cancelled task: a hook's time is over, or the session's."""
@@ -131,12 +152,14 @@ class Work(State):
                 self._setup.tally.aborted += 1
             self._close()
 
-    async def _fail(self, error: Exception) -> None:
-        """Tell of a failure: the log all of it, the client nothing but that."""
+    async def _fail(self, error: BaseException) -> None:
+        """Report a failure: all of it in the log, nothing but the fact to the client."""
         status = LOCAL_ERROR
         try:
-            status = await self.handle_exception(error)
-        except Exception:
+            status = await self.handle_exception(_as_exception(error))
+        except BaseException as another:
+            if self._is_end(another):
+                raise
             log.exception("[%s] handle_exception failed", self._session_id, extra=self._who())
         self._put_failure(status)
 
@@ -145,8 +168,7 @@ class Work(State):
         replies = 1
         if self._message_in_hand:
             self._setup.tally.failed += 1
-            if self._setup.lmtp and self.envelope is not None:
-                replies = len(self.envelope.rcpt_tos) or 1
+            replies = self._replies_owed()
             self._set_post_data_state()  # RFC 5321 4.1.1.4
             self._release_budget()
         self._put_verdict([status] * replies)
@@ -155,8 +177,9 @@ class Work(State):
         """Return what the client is told of *error*: what the handler says, or 451."""
         hook = getattr(self.event_handler, "handle_exception", None)
         if hook is not None:
-            status = await hook(error)
-            self._check_reply("exception", status)
+            status = answer_of("exception", await hook(error))
+            if status is MISSING:
+                raise TypeError("handle_exception must return a reply, not MISSING")
             return str(status)
         log.error(
             "[%s] a handler failed, the client is told 451",
@@ -174,21 +197,28 @@ class Work(State):
         self.deadline = self.loop.time() + self._setup.limits.handler_seconds
         try:
             status = await hook(self, self.session, self.envelope, *args)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+        except Exception:
+            raise
+        except BaseException as error:
+            if is_from_outside(error):
                 raise
-            # Else it would pass for the session's end.
-            raise RuntimeError("something that the handler awaited was cancelled") from error
+            raise _as_exception(error) from error  # else it would pass for the session's end
         finally:
             self._in_hook = False
-        self._check_answer(command, status)
-        return status
+        return self._checked(command, status)
 
-    def _check_answer(self, command: str, status: object) -> None:
-        """See that a hook answered what a client can be told; of three it is no single reply."""
-        if command not in {"EHLO", "PROXY"} and not (command == "DATA" and self._setup.lmtp):
-            self._check_reply(command, status)
+    def _checked(self, command: str, status: Any) -> Any:
+        """Return what a hook answered as it is sent; of three hooks it is no single reply.
+
+        :raises TypeError: it is nothing that can be sent
+        """
+        if command in {"EHLO", "PROXY"} or (command == "DATA" and self._setup.lmtp):
+            return status
+        return answer_of(command, status)
+
+    def _replies_owed(self) -> int:
+        """Return how many replies the client expects to the message in hand."""
+        raise NotImplementedError
 
     def abort(self) -> None:
         """Cut the connection."""
@@ -211,7 +241,9 @@ class Work(State):
             if hook is not None:
                 async with asyncio.timeout(FAREWELL_SECONDS):
                     await hook(self, self.session)
-        except Exception:
+        except BaseException as error:
+            if is_from_outside(error):
+                raise
             log.exception("[%s] handle_DISCONNECT failed", self._session_id, extra=self._who())
         finally:
             self._task = None

@@ -1,0 +1,161 @@
+"""Reply: what a client is answered: whatever a hook returns, one well-formed reply or an error.
+
+A client that receives half a reply, or one and a half, takes each later reply for that of another
+command. So a text whose meaning is clear is put into the form of RFC 5321 4.2, and any other one is
+refused. A text is clear if all its lines agree on one code:
+
+- a line that does not begin with the code gets it; all lines but the last get the hyphen;
+- CR LF, CR and LF all end a line; line ends at the end of the text are dropped;
+- control characters become ``?``; text outside ASCII is sent as UTF-8 (RFC 6531 3.7.4.1);
+- a line of more than 512 octets (RFC 5321 4.5.3.1.5) is continued on the next one;
+- an enhanced status code at the beginning of the first line is on all lines (RFC 2034 4).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Self
+
+from aiosmtpd.smtp import MISSING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Reply", "answer_of", "replies_of", "sendable"]
+
+LONGEST_TEXT = 512 - len("250 \r\n")
+"""Octets of a line's text (RFC 5321 4.5.3.1.5)."""
+
+MOST_LINES = 100
+"""Lines of a reply; smtplib and others read them all before they act."""
+
+LONGEST_REPLY = MOST_LINES * LONGEST_TEXT
+"""Characters of what a hook returns; the rest is cut off."""
+
+_PLAIN = re.compile(rf"[245][0-9][0-9](?: [ -~]{{0,{LONGEST_TEXT}}})?")
+"""A reply of one line, as most hooks return it."""
+
+_LINE = re.compile(r"[2-5][0-9][0-9](?:[ -][ -~]*)?")
+"""A line of a reply; a challenge may be long (RFC 4954 4)."""
+
+_CODED = re.compile(r"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?= |$)")
+
+
+class Reply(str):
+    r"""A well-formed reply of one or more lines, without the last CR LF.
+
+    ``Reply("550 5.7.1 No\nSee the list")`` is ``"550-5.7.1 No\r\n550 5.7.1 See the list"``. A hook
+    may return one, or a plain ``str``, which is read in the same way.
+
+    :param text: the code, and the text behind it
+    :raises ValueError: it has no code (RFC 5321 4.2), or lines of several codes
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str | bytes) -> Self:
+        """Read *text*."""
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "replace")
+        lines = _LINE_END.split(text[:LONGEST_REPLY])
+        while len(lines) > 1 and not lines[-1]:
+            lines.pop()
+        return super().__new__(cls, _put_together(lines))
+
+    @property
+    def code(self) -> int:
+        """The three digits (RFC 5321 4.2.1)."""
+        return int(self[:3])
+
+    @property
+    def lines(self) -> list[str]:
+        """The text of each line, without the code."""
+        return [line[4:] for line in self.split("\r\n")]
+
+
+def answer_of(hook: str, status: Any) -> Any:
+    """Return what a hook answered as it is sent: MISSING, or a well-formed reply.
+
+    :raises TypeError: it is neither, or one that asks for more (3yz)
+    """
+    if status is MISSING or (isinstance(status, str) and _PLAIN.fullmatch(status)):
+        return status
+    try:
+        if isinstance(status, (str, bytes)) and (reply := Reply(status))[0] != "3":
+            return reply
+    except ValueError:
+        pass
+    raise TypeError(f"the hook {hook} has to return a reply such as '250 OK', not {status!r:.200}")
+
+
+def replies_of(text: str) -> list[Reply]:
+    """Return the replies that *text* holds, one after another, as an LMTP handler joins them.
+
+    :raises ValueError: it does not begin with a code
+    """
+    replies: list[list[str]] = []
+    over = True
+    for line in _LINE_END.split(text.rstrip("\r\n")):
+        coded = _CODED.fullmatch(line)
+        if coded is None and not replies:
+            raise ValueError(f"no reply: {line!r:.200}")
+        if coded is not None and over:
+            replies.append([])
+        if coded is not None:
+            over = coded[2] != "-"
+        replies[-1].append(line)
+    return [Reply("\n".join(lines)) for lines in replies]
+
+
+def sendable(status: str | bytes) -> str:
+    """Return what a subclass pushes as it is sent: a reply, or the first lines of one.
+
+    :raises ValueError: it is no part of a reply
+    """
+    text = status.decode("utf-8", "replace") if isinstance(status, bytes) else status
+    if _LINE.fullmatch(text):
+        return text
+    reply = Reply(text)
+    coded = _CODED.fullmatch(_LINE_END.split(text.rstrip("\r\n"))[-1])
+    if coded is None or coded[2] != "-":
+        return reply
+    before, end, last = reply.rpartition("\r\n")
+    return f"{before}{end}{last[:3]}-{last[4:]}"  # the last line says that more follow
+
+
+def _put_together(lines: Sequence[str]) -> str:
+    first = _CODED.fullmatch(lines[0])
+    if first is None:
+        raise ValueError(f"no reply: {lines[0]!r:.200}")
+    code = first[1]
+    enhanced = _ENHANCED.match(first[3] or "")
+    texts: list[str] = []
+    for line in lines:
+        coded = _CODED.fullmatch(line)
+        if coded is not None and coded[1] != code:
+            raise ValueError(f"lines of {code} and of {coded[1]} are not one reply")
+        text = line if coded is None else coded[3] or ""
+        if enhanced is not None and _ENHANCED.match(text) is None:
+            text = f"{enhanced[0]} {text}"
+        # A lone surrogate is no character, and has no UTF-8.
+        clean = _CONTROL.sub("?", text).encode("utf-8", "replace").decode()
+        texts += _folded(clean, enhanced[0] + " " if enhanced is not None else "")
+        if len(texts) >= MOST_LINES:
+            break
+    *before, last = texts[:MOST_LINES]
+    return "\r\n".join([*(f"{code}-{text}" for text in before), f"{code} {last}" if last else code])
+
+
+def _folded(text: str, prefix: str) -> Iterator[str]:
+    """Yield *text* in pieces that fit into a line, broken at a space where there is one."""
+    while len(octets := text.encode()) > LONGEST_TEXT:
+        piece = octets[:LONGEST_TEXT].decode("utf-8", "ignore")
+        space = piece.rfind(" ", len(prefix) + 1)
+        if space > 0:
+            piece = piece[:space]
+        yield piece
+        text = prefix + text[len(piece) :].lstrip(" ")
+    yield text

@@ -1,0 +1,338 @@
+"""Whatever a handler raises is answered and logged, and ends neither server nor session."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiosmtpd.smtp import MISSING
+from support.client import Client
+from support.daemon import Daemon
+from support.server import serve, until
+
+from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp import SMTP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from support.tls import Certificates
+
+
+class Special(BaseException):
+    """What is neither an Exception nor known to asyncio."""
+
+
+ERRORS = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Special)
+
+
+def raising(error: type[BaseException], *, at_once: bool) -> Callable[..., Any]:
+    async def now(*_: Any) -> Any:
+        raise error
+
+    async def later(*_: Any) -> Any:
+        await asyncio.sleep(0)
+        raise error
+
+    return now if at_once else later
+
+
+class Raises(Discard):
+    """A handler whose hook raises."""
+
+    def __init__(self, hook: str, error: type[BaseException], *, at_once: bool) -> None:
+        setattr(self, hook, raising(error, at_once=at_once))
+
+
+def every_error() -> Iterator[tuple[type[BaseException], bool]]:
+    return ((error, at_once) for error in ERRORS for at_once in (True, False))
+
+
+@pytest.fixture
+def errors_logged(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
+    """Return a function that counts what was logged with a traceback."""
+    return lambda: sum(
+        record.levelno == logging.ERROR and record.exc_info is not None for record in caplog.records
+    )
+
+
+BEFORE = {
+    "HELO": [],
+    "EHLO": [],
+    "NOOP": [],
+    "VRFY": [],
+    "RSET": [],
+    "MAIL": ["EHLO x"],
+    "RCPT": ["EHLO x", "MAIL FROM:<a@b.c>"],
+    "DATA": ["EHLO x", "MAIL FROM:<a@b.c>", "RCPT TO:<d@e.f>", "DATA"],
+    "AUTH": ["EHLO x"],
+}
+COMMANDS = {
+    "HELO": "HELO x",
+    "EHLO": "EHLO x",
+    "VRFY": "VRFY <a@b.c>",
+    "MAIL": "MAIL FROM:<a@b.c>",
+    "RCPT": "RCPT TO:<d@e.f>",
+    "DATA": "x\r\n.",
+    "AUTH": "AUTH PLAIN AGEAYg==",
+}
+
+
+@pytest.mark.parametrize("command", BEFORE)
+async def test_a_command_whose_hook_raises_is_451_and_the_session_goes_on(
+    command: str, errors_logged: Callable[[], int]
+) -> None:
+    options = {"authenticator": lambda *_: None, "auth_require_tls": False}
+    for count, (error, at_once) in enumerate(every_error(), 1):
+        handler = Raises(f"handle_{command}", error, at_once=at_once)
+        async with serve(handler, session_options=options) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.reply()
+                await client.say(*BEFORE[command])
+                assert (await client.say(COMMANDS.get(command, command))).code == 451, error
+                client.send("HELP\r\n")
+                assert (await client.reply()).code == 250, error
+        assert errors_logged() == count, error
+
+
+async def test_quit_is_still_the_end(errors_logged: Callable[[], int]) -> None:
+    for error, at_once in every_error():
+        async with serve(Raises("handle_QUIT", error, at_once=at_once)) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.reply()
+                assert (await client.say("QUIT")).code == 451
+    assert errors_logged() == 2 * len(ERRORS)
+
+
+async def test_a_connect_hook_that_raises_turns_the_client_away_for_now(
+    errors_logged: Callable[[], int],
+) -> None:
+    for error, at_once in every_error():
+        async with serve(Raises("handle_CONNECT", error, at_once=at_once)) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                assert (await client.reply()).code == 421
+                assert await client.ended()
+    assert errors_logged() == 2 * len(ERRORS)
+
+
+async def test_a_disconnect_hook_that_raises_keeps_no_other_from_being_called(
+    errors_logged: Callable[[], int],
+) -> None:
+    called = []
+
+    class Notes(Discard):
+        async def handle_DISCONNECT(self, server: Any, session: Any) -> None:
+            called.append(session)
+
+    for error, at_once in every_error():
+        chain = [Raises("handle_DISCONNECT", error, at_once=at_once), Notes()]
+        async with serve(chain) as server, await Client.to(server.addresses[0]) as client:
+            await client.reply()
+    assert len(called) == errors_logged() == 2 * len(ERRORS)
+
+
+async def test_a_disconnect_hook_alone_that_raises_is_logged(
+    errors_logged: Callable[[], int],
+) -> None:
+    for error, at_once in every_error():
+        async with serve(Raises("handle_DISCONNECT", error, at_once=at_once)) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.reply()
+    assert errors_logged() == 2 * len(ERRORS)
+
+
+async def test_a_handle_exception_that_raises_is_451(errors_logged: Callable[[], int]) -> None:
+    for error, at_once in every_error():
+        handler = Raises("handle_exception", error, at_once=at_once)
+        handler.handle_DATA = raising(ValueError, at_once=at_once)  # type: ignore[method-assign]
+        async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            assert (await client.deliver()).code == 451
+            assert (await client.deliver()).code == 451
+    assert errors_logged() == 4 * len(ERRORS)
+
+
+async def test_handle_exception_gets_an_exception_whatever_was_raised() -> None:
+    got: list[Exception] = []
+
+    class Exits:
+        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+            sys.exit(3)
+
+        async def handle_exception(self, error: Exception) -> str:
+            got.append(error)
+            return "451 4.3.0 mine"
+
+    async with serve(Exits()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        assert (await client.deliver()).text == "4.3.0 mine"
+    assert isinstance(got[0], RuntimeError)
+    assert str(got[0]) == "a handler raised SystemExit"
+    assert isinstance(got[0].__cause__, SystemExit)
+
+
+@pytest.mark.parametrize("where", ["authenticator", "thread", "mechanism"])
+async def test_an_authenticator_that_raises_is_451(
+    where: str, errors_logged: Callable[[], int]
+) -> None:
+    for error in ERRORS:
+
+        def fail(*_: Any, error: type[BaseException] = error) -> Any:
+            raise error
+
+        async def ask(*_: Any, fail: Callable[..., Any] = fail) -> Any:
+            return await asyncio.to_thread(fail)
+
+        handler: Any = Discard()
+        if where == "mechanism":
+            handler.auth_PLAIN = raising(error, at_once=False)
+        options = {"authenticator": ask if where == "thread" else fail, "auth_require_tls": False}
+        async with serve(handler, session_options=options) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                assert (await client.say("AUTH PLAIN AGEAYg==")).code == 451, error
+                assert (await client.say("NOOP")).code == 250
+    assert errors_logged() == len(ERRORS)
+
+
+async def test_a_mechanism_that_raises_between_two_challenges_is_451() -> None:
+    class Mechanism(Discard):
+        async def auth_X(self, server: Any, args: list[str]) -> Any:
+            await server.challenge_auth("who?")
+            raise asyncio.CancelledError
+
+    async with serve(Mechanism(), session_options={"auth_require_tls": False}) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            assert (await client.say("AUTH X")).code == 334
+            assert (await client.say("AGEAYg==")).code == 451
+            assert (await client.say("NOOP")).code == 250
+
+
+async def test_a_subclass_whose_command_raises_is_451(errors_logged: Callable[[], int]) -> None:
+    for error, at_once in every_error():
+
+        class Custom(SMTP):
+            smtp_XFOO = raising(error, at_once=at_once)  # noqa: N815 - aiosmtpd's manner
+
+        async with serve(Discard(), session_class=Custom) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                assert (await client.say("XFOO")).code == 451
+                assert (await client.say("NOOP")).code == 250
+    assert errors_logged() == 2 * len(ERRORS)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_a_starttls_hook_that_raises_refuses_what_follows(
+    plain: bool, certificates: Certificates, errors_logged: Callable[[], int]
+) -> None:
+    """It is called after the handshake, where no reply is owed: one would be taken for EHLO's."""
+    for error in (ValueError, *ERRORS):
+
+        def fail(*_: Any, error: type[BaseException] = error) -> Any:
+            raise error
+
+        handler: Any = Discard()
+        handler.handle_STARTTLS = fail if plain else raising(error, at_once=False)
+        async with serve(
+            handler, tls_cert=str(certificates.cert), tls_key=str(certificates.key)
+        ) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                await client.start_tls(certificates.client)
+                assert (await client.say("EHLO x")).code == 554, error
+    assert errors_logged() == 1 + len(ERRORS)
+
+
+@pytest.mark.parametrize("answer", [True, False])
+async def test_a_starttls_hook_may_be_a_coroutine_function(
+    answer: bool, certificates: Certificates
+) -> None:
+    class Judge(Discard):
+        async def handle_STARTTLS(self, server: Any, session: Any, envelope: Any) -> bool:
+            await asyncio.sleep(0)
+            return answer
+
+    for handler in (Judge(), [Judge(), Judge()]):
+        async with serve(
+            handler, tls_cert=str(certificates.cert), tls_key=str(certificates.key)
+        ) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                await client.start_tls(certificates.client)
+                assert (await client.say("EHLO x")).code == (250 if answer else 554)
+
+
+async def test_a_proxy_hook_that_raises_turns_the_client_away_for_now() -> None:
+    for error, at_once in every_error():
+        handler = Raises("handle_PROXY", error, at_once=at_once)
+        options: dict[str, Any] = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1"}
+        async with serve(handler, **options) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                client.send("PROXY TCP4 192.0.2.1 192.0.2.2 1 25\r\n")
+                assert (await client.reply()).code == 421
+                assert await client.ended()
+
+
+async def test_a_session_that_is_really_cancelled_is_over() -> None:
+    started = asyncio.Event()
+
+    class Slow(Discard):
+        async def handle_NOOP(self, *_: Any) -> Any:
+            started.set()
+            await asyncio.sleep(60)
+            return MISSING
+
+    async with serve(Slow()) as server, await Client.to(server.addresses[0]) as client:
+        await client.reply()
+        client.send("NOOP\r\n")
+        await started.wait()
+        client.reset()
+        await until(lambda: server.gate.count == 0)
+
+
+EXITS = """
+import asyncio
+import sys
+
+
+class Exits:
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        if address.startswith("task"):
+            await asyncio.create_task(self.leave())
+        elif address.startswith("timed"):
+            await asyncio.wait_for(self.leave(), 5)
+        elif address.startswith("callback"):
+            asyncio.get_running_loop().call_soon(sys.exit, 3)
+            await asyncio.sleep(0.01)
+            return "550 5.1.1 No"
+        else:
+            sys.exit(3)
+
+    async def leave(self):
+        sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_the_daemon_survives_sys_exit_in_a_hook_its_tasks_and_callbacks(
+    loop: str, tmp_path: Path
+) -> None:
+    (tmp_path / "exits.py").write_text(EXITS)
+    options = ["-l", "127.0.0.1:0", "--loop", loop]
+    with Daemon(
+        *options, "--handler", "exits:Exits", "--handler", "discard", cwd=tmp_path
+    ) as daemon:
+        with daemon.smtp() as client:
+            client.ehlo()
+            client.mail("a@example.org")
+            assert client.rcpt("plain@example.com")[0] == 451
+            assert client.rcpt("task@example.com")[0] == 451
+            assert client.rcpt("timed@example.com")[0] == 451
+            assert client.rcpt("callback@example.com")[0] == 550
+            assert client.noop()[0] == 250
