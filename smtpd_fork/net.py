@@ -30,7 +30,7 @@ def source_key(peer: Peer) -> str | None:
         return host
     try:
         packed = inet_pton(AF_INET6, host.partition("%")[0])
-    except OSError:
+    except (OSError, ValueError):
         return host  # no address at all (an embedder's own name for a peer): as it is
     if packed.startswith(_MAPPED):
         return "{}.{}.{}.{}".format(*packed[12:])

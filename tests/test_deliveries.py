@@ -21,7 +21,7 @@ from support.daemon import Daemon, messages
 from support.disk import STEPS, Disk
 from support.peers import needs_root
 from support.server import serve, until
-from test_maildir import a_session, an_envelope
+from test_trace import a_session, an_envelope
 
 from smtpd_fork.sinks import Maildir
 from smtpd_fork.sinks.maildir import STALE_SECONDS, remove_stale

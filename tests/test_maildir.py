@@ -12,13 +12,9 @@ import threading
 from datetime import UTC, datetime
 from email import message_from_string
 from email.utils import parsedate_to_datetime
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiosmtpd.smtp import Envelope
-from hypothesis import given
-from hypothesis import strategies as st
 from support.client import Client
 from support.daemon import Daemon, messages
 from support.peers import needs_root
@@ -26,8 +22,7 @@ from support.server import serve
 
 from smtpd_fork.errors import CannotCreateError
 from smtpd_fork.sinks import Maildir
-from smtpd_fork.sinks.trace import above, protocol_name, trace_headers
-from smtpd_fork.smtp import Session
+from smtpd_fork.sinks.trace import above
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -269,70 +264,6 @@ def test_after_kill_9_under_load_every_message_that_was_answered_250_is_whole(
         found[key] = True
     assert len(answered) > 150
     assert set(answered) <= set(found)
-
-
-# -- trace headers -----------------------------------------------------------------------------
-
-
-def a_session(**facts: Any) -> Any:
-    session = Session(SimpleNamespace(), "id-1")  # type: ignore[arg-type]  # no loop is needed
-    session.peer = ("192.0.2.1", 4025)  # type: ignore[assignment]  # aiosmtpd's hint
-    session.extended_smtp = True
-    for name, value in facts.items():
-        setattr(session, name, value)
-    return session
-
-
-def an_envelope(sender: str | None, *recipients: str) -> Envelope:
-    envelope = Envelope()
-    envelope.mail_from, envelope.rcpt_tos = sender, list(recipients)
-    return envelope
-
-
-NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("facts", "name"),
-    [
-        ({"extended_smtp": False}, "SMTP"),
-        ({}, "ESMTP"),
-        ({"ssl": {"cipher": None}}, "ESMTPS"),
-        ({"authenticated": True}, "ESMTPA"),
-        ({"ssl": {"cipher": None}, "authenticated": True}, "ESMTPSA"),
-    ],
-)
-def test_the_protocol_has_the_name_of_rfc_3848(facts: dict[str, Any], name: str) -> None:
-    assert protocol_name(a_session(**facts)) == name
-
-
-def test_the_null_sender_is_an_empty_return_path() -> None:
-    head = trace_headers("mx", a_session(), an_envelope("<>", "b@c"), "q", NOW)
-    assert head.startswith(b"Return-Path: <>\n")
-
-
-def test_several_recipients_are_not_told_of_each_other_in_received() -> None:
-    head = trace_headers("mx", a_session(), an_envelope("a@b", "c@d", "e@f"), "q", NOW).decode()
-    assert "Delivered-To: c@d\nDelivered-To: e@f\n" in head
-    assert "for <" not in head
-
-
-def test_an_ipv6_client_is_a_literal_of_rfc_5321() -> None:
-    session = a_session(peer=("2001:db8::1", 4025, 0, 0), host_name="x")
-    assert b"from x ([IPv6:2001:db8::1])" in trace_headers(
-        "mx", session, an_envelope("a"), "q", NOW
-    )
-
-
-@given(st.text(max_size=300), st.text(max_size=300), st.text(max_size=300))
-def test_no_word_of_a_client_makes_a_header_of_its_own(helo: str, sender: str, to: str) -> None:
-    head = trace_headers("mx", a_session(host_name=helo), an_envelope(sender, to), "q", NOW)
-    lines = head.decode().split("\n")
-    assert [line[:13] for line in lines[:2]] == ["Return-Path: ", "Delivered-To:"]
-    assert lines[2].startswith("Received: from ")
-    assert all(line.startswith("\t") for line in lines[3:-1])
-    assert lines[-1] == ""
-    assert not re.search(rb"[\r\0]", head)
 
 
 @pytest.mark.parametrize("body", ["no header at all\r\n", ".\r\n", " continued\r\n"])

@@ -36,7 +36,10 @@ class Debug(Sink):
             *map(_printable, _text(envelope.content).splitlines()),
             "---------- end ----------",
         ]
-        stream.write("\n".join(lines) + "\n")
+        text = "\n".join(lines) + "\n"
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        # A character that standard output does not know is no reason to refuse a message.
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
         return "250 2.0.0 Ok: printed"
 

@@ -7,6 +7,7 @@ from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.net import source_key
+from smtpd_fork.smtp.path import parse_path
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -21,9 +22,12 @@ __all__ = ["above", "protocol_name", "trace_headers"]
 MAX_WORD = 255
 """Characters of a stranger's word that are kept: a domain's length (RFC 5321 4.5.3.1.2)."""
 
-_UNSAFE = re.compile(r"[^!-~\u00a1-\U0010ffff]|[()\\]")
-_UNSAFE_IN_ADDRESS = re.compile(r"[\x00-\x1f\x7f-\x9f<>]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_PLAIN = re.compile(r"[A-Za-z0-9._\[\]:-]*")
+_SPECIAL = set(' <>()\\",;@=')
+"""What could end a word of Received, or begin a comment, a quoted string or an encoded word there;
+Postfix takes out the same of the names that clients give themselves, but for the last."""
+
+_UNSAFE_IN_ADDRESS = re.compile("[\x00-\x1f\x7f-\x9f<>\u2028\u2029\ud800-\udfff]")
 
 _FIELD = rb"[!-9;-~]++[ \t]*+:"
 """How a header field begins (RFC 5322 2.2 and 4.5)."""
@@ -38,8 +42,8 @@ def trace_headers(
 ) -> bytes:
     """Return ``Return-Path``, ``Delivered-To`` and ``Received``, each line ending in LF.
 
-    Whatever came from the client (names, addresses) is made harmless first: a line break in an
-    address must not become a header of its own.
+    Addresses are written as they came. In the name that the client gave itself every character that
+    could change the structure of the header is replaced by ``?``.
 
     :param hostname: of this host
     :param queue_id: the id that the client is told
@@ -47,8 +51,9 @@ def trace_headers(
     """
     lines = [f"Return-Path: <{_address(envelope.mail_from)}>"]
     lines += [f"Delivered-To: {_address(recipient)}" for recipient in envelope.rcpt_tos]
-    lines.append(f"Received: from {_client(session)}")
-    lines.append(f"\tby {hostname} (smtpd-fork) with {protocol_name(session)} id {queue_id}")
+    lines.append(f"Received: from {_client(session, utf8=envelope.smtp_utf8)}")
+    protocol = protocol_name(session, envelope)
+    lines.append(f"\tby {hostname} (smtpd-fork) with {protocol} id {queue_id}")
     if cipher := _cipher(session):
         lines.append(f"\t({cipher})")
     if len(envelope.rcpt_tos) == 1:  # more would tell each recipient of the others (7.2)
@@ -74,23 +79,29 @@ def above(head: bytes, content: bytes) -> tuple[bytes, bytes]:
     return head, content
 
 
-def protocol_name(session: AnySession) -> str:
-    """Return the protocol as RFC 3848 names it: SMTP, ESMTP, LMTP, with S for TLS, A for AUTH."""
+def protocol_name(session: AnySession, envelope: Envelope) -> str:
+    """Return the protocol by its registered name.
+
+    That is SMTP, ESMTP or LMTP, with S for TLS and A for AUTH (RFC 3848); UTF8SMTP or UTF8LMTP and
+    so on for a message with SMTPUTF8 (RFC 6531 4.3).
+    """
     if not session.extended_smtp:
         return "SMTP"
-    tls = "S" if session.ssl else ""
-    auth = "A" if session.authenticated else ""
-    return f"{'LMTP' if getattr(session, 'lmtp', False) else 'ESMTP'}{tls}{auth}"
+    if getattr(session, "lmtp", False):
+        name = "UTF8LMTP" if envelope.smtp_utf8 else "LMTP"
+    else:
+        name = "UTF8SMTP" if envelope.smtp_utf8 else "ESMTP"
+    return f"{name}{'S' if session.ssl else ''}{'A' if session.authenticated else ''}"
 
 
-def _client(session: AnySession) -> str:
-    name = _word(session.host_name or "unknown")
+def _client(session: AnySession, *, utf8: bool) -> str:
+    name = _word(session.host_name or "unknown", utf8=utf8)
     peer: Peer = session.peer
     host = source_key(peer)
     if host is None:
         return f"{name} (local socket)"
     literal = f"IPv6:{host}" if ":" in host else host
-    return f"{name} ([{literal}])"
+    return f"{name} ([{_word(literal, utf8=utf8)}])"
 
 
 def _cipher(session: AnySession) -> str:
@@ -99,12 +110,24 @@ def _cipher(session: AnySession) -> str:
     return f"{cipher[1]} cipher {cipher[0]} bits {cipher[2]}" if cipher else ""
 
 
-def _word(text: str) -> str:
-    return _UNSAFE.sub("?", text[:MAX_WORD])
+def _word(text: str, *, utf8: bool) -> str:
+    """Return a stranger's word as one word of a header.
+
+    :param utf8: whether the header may hold more than ASCII (RFC 6532)
+    """
+    text = text[:MAX_WORD]
+    if _PLAIN.fullmatch(text):
+        return text
+    return "".join(
+        char if char not in _SPECIAL and char.isprintable() and (utf8 or char.isascii()) else "?"
+        for char in text
+    )
 
 
 def _address(text: str | None) -> str:
     # aiosmtpd records the null sender as "<>".
     if text is None or text == "<>":
         return ""
-    return _UNSAFE_IN_ADDRESS.sub("?", _SURROGATE.sub("?", text))
+    if _UNSAFE_IN_ADDRESS.search(text) is None or parse_path(f"<{text}>") == (text, ""):
+        return text
+    return _UNSAFE_IN_ADDRESS.sub("?", text)  # it is a handler's, no client could send it

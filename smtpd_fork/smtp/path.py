@@ -24,13 +24,15 @@ LONGEST_LABEL = 63
 label counts in its ASCII form (RFC 5890 2.3.2.1)."""
 
 # All that is not ASCII is allowed (RFC 6531), so what is not allowed is said: sets that go up to
-# U+10FFFF would take a tenth of a second to compile, at each start.
-_ATOM = r"""[^\x00- "(),.:;<>@\[\\\]\x7f]+"""
-_ALNUM = r"[^\x00-/:-@\[-^`{-\x7f]"
-_HYPHENS_TOO = r"[^\x00-,./:-@\[-^`{-\x7f]"
+# U+10FFFF would take a tenth of a second to compile, at each start. Controls and line separators of
+# Unicode are not: an address has to fit on one line of a header and of a log.
+_NEVER = r"\x7f-\x9f\u2028\u2029"
+_ATOM = rf"""[^\x00- "(),.:;<>@\[\\\]{_NEVER}]+"""
+_ALNUM = rf"[^\x00-/:-@\[-^`{{|}}~{_NEVER}]"
+_HYPHENS_TOO = rf"[^\x00-,./:-@\[-^`{{|}}~{_NEVER}]"
 _SUB = rf"{_ALNUM}(?:{_HYPHENS_TOO}*{_ALNUM})?"
 _DOMAIN = rf"{_SUB}(?:\.{_SUB})*"
-_QUOTED = r'"(?:[^\x00-\x1f"\\\x7f]|\\[ -~])*"'
+_QUOTED = rf'"(?:[^\x00-\x1f"\\{_NEVER}]|\\[ -~])*"'
 # The address literals of 4.1.3; IANA has registered no other tag than IPv6.
 _LITERAL = r"\[(?:[0-9.]+|(?ai:IPv6):[0-9A-Fa-f:.]+)\]"
 _MAILBOX = rf"(?:{_ATOM}(?:\.{_ATOM})*|{_QUOTED})@(?:{_DOMAIN}|{_LITERAL})"

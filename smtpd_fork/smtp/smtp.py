@@ -44,6 +44,8 @@ MORE_FOR = {"MAIL": 26 + 10 + 20 + 500 + 110, "RCPT": 500 + 30, "AUTH": LINE_LIM
 BEFORE_STARTTLS = {"BDAT", "EHLO", "LHLO", "NOOP", "QUIT", "STARTTLS"}
 """What RFC 3207 4 lets a client say where TLS is required; BDAT refuses itself, with its chunk."""
 
+HELLOS = {"EHLO", "HELO", "LHLO"}
+
 OF_HTTP = {b"CONNECT", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT"}
 """A browser, or somebody who makes one speak to us: nothing it says is mail."""
 
@@ -211,7 +213,7 @@ class SMTP(Short):
         word = word.upper()
         try:
             name = word.decode("ascii")
-            arg = self._argument(rest)
+            arg = self._opaque(rest) if name in HELLOS else self._argument(rest)
         except UnicodeDecodeError:
             return self._nonsense(500, "5.5.2", "Error: bad syntax")
         if not name or arg is False:
@@ -229,6 +231,14 @@ class SMTP(Short):
         if rest.isascii():
             return rest.decode("ascii")
         return rest.decode("utf-8") if self.enable_SMTPUTF8 else False
+
+    def _opaque(self, rest: bytes) -> str | None:
+        r"""Return the name that a client gives itself, with bytes that are no text as ``\xe9``.
+
+        So it can be printed, logged and sent everywhere, and says what came all the same.
+        """
+        encoding = "utf-8" if self.enable_SMTPUTF8 else "ascii"
+        return rest.strip().decode(encoding, "backslashreplace") or None
 
     def _command_limit(self, name: str) -> int:
         assert self.session is not None
@@ -316,7 +326,8 @@ def _sweep_of(loop: asyncio.AbstractEventLoop) -> Sweep:
 
 
 _SHOWN = re.compile(
-    rb"(?:(?:EHLO|HELO|LHLO) +\S+|MAIL +FROM: *<.*|RCPT +TO: *<.*|BDAT +\d+(?: +LAST)?"
+    rb"(?:(?:EHLO|HELO|LHLO)[ \t]+\S+|(?:MAIL[ \t]+FROM|RCPT[ \t]+TO):[ \t]*(?:<|\S+@).*"
+    rb"|BDAT +\d+(?: +LAST)?"
     rb"|DATA|HELP|NOOP|QUIT|RSET|STARTTLS) *",
     re.IGNORECASE | re.DOTALL,
 )
