@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.client import Client
+from support.client import PATIENCE, Client
 from support.daemon import LOCAL, Daemon, run
 from support.daemon import until as until_told
 from support.dialogue import begin_data, connect
@@ -176,18 +176,83 @@ async def test_so_many_are_answered_at_once_and_the_others_wait_in_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(http, "MOST", 3)
-    async with watched(Discard()) as seen, AsyncExitStack() as stack:
-        for _ in range(6):
-            _, writer = await asyncio.open_connection(*seen.address[:2])
-            stack.callback(writer.close)
+    async with watched(Discard()) as seen:
         front = seen.status._front
+        go_on = asyncio.Event()
+
+        async def slow(_: Any) -> http.Answer:
+            await go_on.wait()
+            return http.Answer(b"at last")
+
+        front._pages = {**front._pages, "/slow": slow}
+        first = [asyncio.create_task(seen.get("/slow")) for _ in range(6)]
         await until(lambda: len(front._open) == 3)
         late = asyncio.create_task(seen.get("/healthz"))
         await mail_goes_through(seen.server)
+        await asyncio.sleep(2 * http.IDLE_SECONDS)
         assert not late.done()
         assert len(front._open) == 3
-        await stack.aclose()
+        go_on.set()
         assert (await late).status == 200
+        assert [page.body for page in await asyncio.gather(*first)] == ["at last"] * 6
+
+
+WAYS_TO_BE_SLOW = {
+    "nothing": b"",
+    "a part of a request": b"GET /metr",
+    "an endless header": b"GET / HTTP/1.1\r\nHost: x\r\nX: ",
+    "an answer that is not read": b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_BE_SLOW)
+async def test_slow_clients_do_not_hold_up_metrics(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty of them, from one address or many, that come again at once when they are ended."""
+    monkeypatch.setattr(http, "LONGEST_SECONDS", PATIENCE)
+    monkeypatch.setattr(http, "REQUEST_SECONDS", PATIENCE)
+
+    async def large(_: Any) -> http.Answer:
+        return http.Answer(bytes(1 << 24))
+
+    async def slow_client(number: int) -> None:
+        while True:
+            source = (f"127.0.0.{2 + number % 50}", 0)
+            reader, writer = await asyncio.open_connection(*seen.address[:2], local_addr=source)
+            try:
+                writer.write(WAYS_TO_BE_SLOW[way])
+                if way == "an answer that is not read":
+                    writer.transport.pause_reading()  # type: ignore[attr-defined]
+                    await asyncio.sleep(1)
+                else:
+                    await reader.read()
+            except ConnectionError:
+                pass
+            finally:
+                writer.transport.abort()
+
+    async with watched(Discard()) as seen:
+        seen.status._front._pages = {**seen.status._front._pages, "/large": large}
+        slow = [asyncio.create_task(slow_client(n)) for n in range(60)]
+        await until(lambda: len(seen.status._front._open) == http.MOST)
+        async with asyncio.timeout(5):
+            assert (await seen.get("/metrics")).status == 200
+        for task in slow:
+            task.cancel()
+        await asyncio.wait(slow)
+
+
+async def test_one_client_keeps_half_of_the_slots_idle_at_most() -> None:
+    async with watched(Discard()) as seen, AsyncExitStack() as stack:
+        front = seen.status._front
+        count = http.MOST_OF_ONE + 4
+        for _ in range(count):
+            _, writer = await asyncio.open_connection(*seen.address[:2])
+            stack.callback(writer.close)
+        await until(lambda: len(front._idle()) == count)
+        assert (await seen.get("/healthz")).status == 200
+        await until(lambda: len(front._open) < http.MOST_OF_ONE)
 
 
 async def test_so_many_are_accepted_in_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,24 @@
-"""HTTP: a few pages for a few who ask, from within the loop that serves mail.
+"""HTTP: a few pages for a few clients, from within the loop that serves mail.
 
-aiohttp reads and writes HTTP; what it does not bound is bounded here, so that nobody who asks can
-hold up mail: connections at once, new ones a second (the rest wait in the kernel's backlog), bytes
-and seconds that each may take. A connection has one answer.
+aiohttp reads and writes HTTP; what it does not bound is bounded here, so that no client holds up
+mail: connections at once, new ones a second (the rest wait in the kernel's backlog), bytes and
+seconds that each may take. A connection has one answer. Clients that are slow to send a request, or
+to read the answer, do not hold up the others: a new one gets the slot of the one idle longest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aiohttp import web
+
+from smtpd_fork.net import source_key
 
 if TYPE_CHECKING:
     import socket
@@ -29,8 +35,18 @@ log = logging.getLogger("smtpd_fork.observe")
 MOST = 16
 """Connections at once: a Prometheus or two, a load balancer, a few people."""
 
+MOST_OF_ONE = 8
+"""Connections of one client that may be idle: half of all."""
+
+IDLE_SECONDS = 0.25
+"""A connection is idle when it has waited for its client that long; then it may be ended for a new
+one, and is if there is no slot left."""
+
 MOST_A_SECOND = 50
 """Connections that are accepted in a second: one costs about a millisecond."""
+
+REQUEST_SECONDS = 2.0
+"""How long a request may take to come: Prometheus and browsers send it in their first packet."""
 
 LONGEST_SECONDS = 10.0
 """How long a connection may last; Prometheus' own scrape_timeout is 10 s."""
@@ -66,28 +82,58 @@ class Answer(NamedTuple):
 
 
 class _Connection(web.RequestHandler):
-    """A connection that may take so much, and so long."""
+    """A connection that may take so much, and so long.
 
-    def __init__(self, server: web.Server, closed: Callable[[], None], **options: Any) -> None:
+    :param client: whose it is: an address; empty on a unix socket
+    :param closed: called once, at the end
+    :ivar begun: whether the loop has its socket
+    :ivar waits_since: since when it waits for the client; infinite while an answer is made
+    """
+
+    def __init__(
+        self, server: web.Server, client: str, closed: Callable[[_Connection], None], **options: Any
+    ) -> None:
         super().__init__(server, **options)
+        self.client = client
+        self.waits_since = self._loop.time()
+        self.begun = False
         self._closed = closed
         self._left = MOST_BYTES
+        self._began = 0.0
         self._cut: asyncio.TimerHandle | None = None
+
+    def begin(self) -> Self:
+        """Return this: from here on the socket is the loop's."""
+        self.begun = True
+        return self
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin (asyncio.BaseProtocol)."""
-        self._cut = self._loop.call_later(LONGEST_SECONDS, self._end)
+        self._began = self._loop.time()
+        self._cut = self._loop.call_later(min(REQUEST_SECONDS, LONGEST_SECONDS), self.end)
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, so many and no more (asyncio.Protocol)."""
         self._left -= len(data)
         if self._left < 0:
-            self._end()
+            self.end()
         else:
             super().data_received(data)
 
-    def _end(self) -> None:
+    def answering(self) -> None:
+        """Take note that the request has come: its answer has a time of its own."""
+        self.waits_since = math.inf
+        if self._cut is not None:
+            self._cut.cancel()
+            self._cut = self._loop.call_at(self._began + LONGEST_SECONDS, self.end)
+
+    def answered(self) -> None:
+        """Take note that the answer is made; now the client has to read it."""
+        self.waits_since = self._loop.time()
+
+    def end(self) -> None:
+        """Close at once."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -107,7 +153,7 @@ class _Connection(web.RequestHandler):
         if self._cut is not None:
             self._cut.cancel()
             self._cut = None
-            self._closed()
+        self._closed(self)
         super().connection_lost(exc)
 
 
@@ -124,7 +170,8 @@ class Front:
     def __init__(self, listeners: Sequence[Listener], pages: Mapping[str, Page]) -> None:
         self._listeners = listeners
         self._pages = pages
-        self._open: set[socket.socket] = set()
+        self._open: dict[_Connection, None] = {}
+        """In the order in which they came."""
         self._accepted = 0
         self._watching = False
         self._stopped = False
@@ -153,8 +200,7 @@ class Front:
     # -- accepting -----------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        may = len(self._open) < MOST and self._accepted < MOST_A_SECOND
-        if may and not self._watching and not self._stopped:
+        if self._may_accept and not self._watching and not self._stopped:
             self._watching = True
             for listener in self._listeners:
                 self._loop.add_reader(listener.sock, self._accept, listener)
@@ -165,10 +211,20 @@ class Front:
             for listener in self._listeners:
                 self._loop.remove_reader(listener.sock)
 
+    @property
+    def _may_accept(self) -> bool:
+        return (len(self._open) < MOST or bool(self._idle())) and self._accepted < MOST_A_SECOND
+
+    def _idle(self) -> list[_Connection]:
+        """Return the connections that are idle, the one that has been so longest first."""
+        latest = self._loop.time() - IDLE_SECONDS
+        idle = [each for each in self._open if each.waits_since <= latest]
+        return sorted(idle, key=attrgetter("waits_since"))
+
     def _accept(self, listener: Listener) -> None:
         """Accept one; past what is allowed, the others wait in the kernel."""
         try:
-            sock, _ = listener.accept()
+            sock, peer = listener.accept()
         except BlockingIOError:
             return
         except OSError as error:
@@ -176,46 +232,67 @@ class Front:
             log.debug("cannot accept for HTTP: %s", error)
             self._accepted = MOST_A_SECOND
         else:
-            self._open.add(sock)
             self._accepted += 1
-            task = self._loop.create_task(self._connect(sock))
-            self._connecting.add(task)
-            task.add_done_callback(self._connecting.discard)
+            self._begin(sock, source_key(peer) or "")
         if self._second is None:
             self._second = self._loop.call_later(1.0, self._next_second)
-        if len(self._open) >= MOST or self._accepted >= MOST_A_SECOND:
+        if not self._may_accept:
             self._unwatch()
+            self._loop.call_later(IDLE_SECONDS, self._watch)  # somebody may be idle by then
 
-    async def _connect(self, sock: socket.socket) -> None:
-        begun = False
+    def _begin(self, sock: socket.socket, client: str) -> None:
+        self._make_room(client)
+        connection = _Connection(
+            self._server,
+            client,
+            self._closed,
+            loop=self._loop,
+            access_log=None,
+            keepalive_timeout=LONGEST_SECONDS,
+            lingering_time=0.0,
+            max_line_size=MOST_BYTES,
+            max_field_size=MOST_BYTES,
+        )
+        self._open[connection] = None
+        task = self._loop.create_task(self._connect(connection, sock))
+        self._connecting.add(task)
+        task.add_done_callback(partial(self._connected, connection, sock))
 
-        def begin() -> _Connection:
-            nonlocal begun
-            begun = True  # from here on the socket is the loop's
-            return _Connection(
-                self._server,
-                partial(self._closed, sock),
-                loop=self._loop,
-                access_log=None,
-                keepalive_timeout=LONGEST_SECONDS,
-                lingering_time=0.0,
-                max_line_size=MOST_BYTES,
-                max_field_size=MOST_BYTES,
-            )
+    def _make_room(self, client: str) -> None:
+        """End the connection that has been idle longest, if *client*, or all, have too many."""
+        idle = self._idle()
+        of_client = [each for each in idle if each.client == client]
+        for connection in of_client[: max(0, len(of_client) + 1 - MOST_OF_ONE)]:
+            self._end(connection)
+        if len(self._open) >= MOST and idle:
+            count = Counter(each.client for each in idle)
+            self._end(max(idle, key=lambda each: count[each.client]))  # the first of those
 
+    def _end(self, connection: _Connection) -> None:
+        self._open.pop(connection, None)  # at once: it is lost in the loop's next turn
+        connection.end()
+
+    async def _connect(self, connection: _Connection, sock: socket.socket) -> None:
         try:
             sock.setblocking(False)
-            await self._loop.connect_accepted_socket(begin, sock)
+            await self._loop.connect_accepted_socket(connection.begin, sock)
+            if connection not in self._open:
+                connection.end()  # before it had begun
         except OSError as error:
             log.debug("no HTTP: %s", error)
-            self._closed(sock)
-        finally:
-            if not begun:
-                sock.close()
 
-    def _closed(self, sock: socket.socket) -> None:
+    def _connected(
+        self, connection: _Connection, sock: socket.socket, task: asyncio.Task[None]
+    ) -> None:
+        """See what became of a socket; not in the task, which may have ended before it ran."""
+        self._connecting.discard(task)
+        if not connection.begun:
+            sock.close()
+            self._closed(connection)
+
+    def _closed(self, connection: _Connection) -> None:
         """Take note that a connection has ended."""
-        self._open.discard(sock)
+        self._open.pop(connection, None)
         self._watch()
 
     def _next_second(self) -> None:
@@ -226,6 +303,15 @@ class Front:
     # -- answering -----------------------------------------------------------------------------
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        connection.answering()
+        try:
+            return _response(await self._find(request))
+        finally:
+            connection.answered()
+
+    async def _find(self, request: web.BaseRequest) -> Answer:
         page = self._pages.get(request.path)
         if page is None:
             answer = Answer(b"There is no such page.\n", status=404)
@@ -237,7 +323,7 @@ class Front:
             except Exception:
                 log.exception("the page %s failed", request.path)
                 answer = Answer(b"This page failed; the log has the reason.\n", status=500)
-        return _response(answer)
+        return answer
 
 
 def _response(answer: Answer) -> web.Response:
