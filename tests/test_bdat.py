@@ -224,3 +224,35 @@ async def test_chunks_past_the_buffers_are_452(caplog: pytest.LogCaptureFixture)
         assert server._budget.used == 0
         assert (await client.deliver()).code == 250
     assert len(handler.messages) == 1
+
+
+@pytest.mark.parametrize("first", ["BDAT 0", "BDAT 2\r\nx\n", "BDAT 2000\r\n" + 2000 * "x"])
+async def test_after_the_first_chunk_there_are_no_more_recipients(first: str) -> None:
+    """RFC 3030 3, whether the chunk was taken or refused; nor another sender, AUTH, or DATA."""
+    handler = Collect()
+    async with (
+        serve(handler, max_message_size=1000) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send(first.replace("x\n", "xx") + "\r\n" * (first == "BDAT 0"))
+        assert (await client.reply()).code in {250, 552}
+        for command in (RCPT, "RCPT TO:c@example.com", MAIL, "DATA"):
+            assert code_and_enhanced(await client.say(command)) == (503, "5.5.1")
+        assert (await client.say("RSET")).code == 250
+        await client.say(MAIL, RCPT, "RCPT TO:<c@example.com>")
+        client.send("BDAT 2 LAST\r\nok")
+        assert (await client.reply()).code == 250
+    assert [envelope.rcpt_tos for envelope in handler.envelopes] == [
+        ["b@example.com", "c@example.com"]
+    ]
+
+
+async def test_a_chunk_without_a_transaction_does_not_spoil_the_next_one() -> None:
+    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        assert (await client.say("BDAT 2\r\n")).code == 503
+        await client.say(MAIL, RCPT)
+        client.send("BDAT 2 LAST\r\nok")
+        assert (await client.reply()).code == 250

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from aiosmtpd.smtp import MISSING
 from support.client import MAIL, RCPT, Client, code_and_enhanced
 from support.handlers import Collect
 from support.server import serve
@@ -122,3 +123,39 @@ async def test_what_is_no_address_is_refused_with_the_status_of_its_side(command
         assert code_and_enhanced(await client.say(command)) == REFUSED[command]
         await client.say("RSET")
         assert (await client.deliver()).code == 250
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        ("VRFY <a@b.c>", "a@b.c"),
+        ("VRFY a@b.c", "a@b.c"),
+        ("VRFY user", "user"),
+        ("VRFY Joe User", "Joe User"),
+        ("VRFY user SMTPUTF8", "user"),
+        ("VRFY a@b.c smtputf8", "a@b.c"),
+        ("VRFY <ä@b.c> SMTPUTF8", "ä@b.c"),
+        ("VRFY SMTPUTF8", "SMTPUTF8"),
+        ("VRFY postmaster", "postmaster"),
+        ("VRFY @@", None),
+        ("VRFY <", None),
+        ("VRFY <a", None),
+        ("VRFY a@b.c d@e.f", None),
+    ],
+)
+async def test_vrfy_says_nothing_of_any_user_and_asks_the_handler_as_aiosmtpd_does(
+    command: str, asked: str | None
+) -> None:
+    seen: list[str] = []
+
+    class Look(Discard):
+        async def handle_VRFY(self, server: Any, session: Any, envelope: Any, who: str) -> Any:
+            seen.append(who)
+            return MISSING
+
+    async with serve(Look()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        assert code_and_enhanced(await client.say(command)) == (
+            (252, "2.0.0") if asked else (502, "5.1.3")
+        )
+    assert seen == ([asked] if asked else [])

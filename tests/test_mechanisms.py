@@ -50,7 +50,7 @@ async def test_a_handler_has_mechanisms_of_its_own(
             return AuthResult(success=answer == b"foo!", handled=False)
 
     async with connected(transport, certificates, Handler()) as client:
-        assert await hello(client) == ["LOGIN", "PLAIN", "XFOO"]
+        assert await hello(client) == ["PLAIN", "LOGIN", "XFOO"]
         assert (await dialogue(client, "AUTH XFOO", b64("bar"))).code == 535
         assert (await dialogue(client, "AUTH XFOO", b64("foo!"))).code == 235
 

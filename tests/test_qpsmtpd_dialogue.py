@@ -60,7 +60,7 @@ DIALOGUE: dict[str, tuple[Iterable[str], str]] = {
     "NOOP with argument": ((), "NOOP hello"),
     "VRFY": (HELLO, "VRFY b@example.com"),
     "VRFY with brackets": (HELLO, "VRFY <b@example.com>"),
-    "vrfy-of-a-word": (HELLO, "VRFY b"),
+    "VRFY of a word": (HELLO, "VRFY b"),
     "EXPN": (HELLO, "EXPN list"),
     "HELP": (HELLO, "HELP"),
     "AUTH": (HELLO, "AUTH PLAIN AGEAYg=="),

@@ -171,7 +171,7 @@ async def test_auth_works_with_an_authenticator(certificates: Certificates) -> N
     ):
         await client.greet()
         await client.start_tls(certificates.client)
-        assert "AUTH LOGIN PLAIN" in (await client.say("EHLO x")).lines
+        assert "AUTH PLAIN LOGIN" in (await client.say("EHLO x")).lines
         assert (await client.say("MAIL FROM:<a@b.c>")).code == 530
         assert (await client.say("AUTH PLAIN AGEAYg==")).code == 235
         assert (await client.deliver()).code == 250

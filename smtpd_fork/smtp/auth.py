@@ -29,6 +29,10 @@ INVALID = "535 5.7.8 Authentication credentials invalid"
 class Auth(Chunking):
     """The command AUTH, and what mechanisms need."""
 
+    AuthLoginUsernameChallenge = "Username:"
+    AuthLoginPasswordChallenge = "Password:"
+    """What other servers send, and what strict clients wait for; aiosmtpd has words of its own."""
+
     _auth_failures = 0
 
     def _cmd_AUTH(self, arg: str | None) -> Waiting | None:

@@ -25,7 +25,6 @@ class Chunking(Mail):
     """The command BDAT."""
 
     _chunk_is_last = False
-    _chunk_fault: tuple[int, str, str] | None = None
 
     def _received(self, message: Body | Chunk) -> Waiting | None:
         """Take a message, or a part of one, that is complete."""

@@ -23,6 +23,12 @@ __all__ = ["Hello", "echo"]
 LONGEST_ECHO = 40
 _UNPRINTABLE = re.compile(r"[^ -~]")
 
+_USER = re.compile(r"[^\x00-\x1f\x7f<>@]+")
+"""What VRFY takes beside an address: a user's name (RFC 5321 3.5.1)."""
+
+_SMTPUTF8 = re.compile(r"[ \t]+SMTPUTF8", re.IGNORECASE | re.ASCII)
+"""The parameter of VRFY (RFC 6531 3.7.4.2)."""
+
 NOOPS = 50
 """Commands that do nothing, between two messages, before each more counts as an error."""
 
@@ -132,7 +138,7 @@ class Hello(Engine):
         if self.tls_context and not self._tls_protocol:
             replies.append("250-STARTTLS")
         if self._setup.auth_names and (not self._auth_require_tls or self._tls_protocol):
-            replies.append("250-AUTH " + " ".join(sorted(self._setup.auth_names)))
+            replies.append(f"250-AUTH {self._setup.auth_offer}")
         replies += ["250-PIPELINING", "250-CHUNKING"]
         if not self._decode_data:
             replies.append("250-BINARYMIME")
@@ -209,11 +215,15 @@ class Hello(Engine):
         if not arg:
             self._say(501, "5.5.4", "Syntax: VRFY <address>")
             return None
-        if parse_path(arg) is None and parse_path(f"<{arg}>") is None:
+        who = _SMTPUTF8.sub("", arg)
+        parsed = parse_path(who)
+        if parsed is not None and not parsed[1]:
+            who = parsed[0]
+        elif not _USER.fullmatch(who):
             self._say(502, "5.1.3", f"Could not VRFY {echo(arg)}")
             return None
         text = "Cannot VRFY user, but will accept message and attempt delivery"
-        return self._simple("VRFY", (252, "2.0.0", text), arg)
+        return self._simple("VRFY", (252, "2.0.0", text), who)
 
     def _cmd_EXPN(self, arg: str | None) -> Waiting | None:
         self._count_noop()

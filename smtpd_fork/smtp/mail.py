@@ -69,6 +69,8 @@ class Mail(Hello):
             return None
         if self._setup.lmtp:
             self._accepted = 0
+        if self._chunk_fault is not None:
+            self._chunk_fault = None  # of a message that never began
         if (params or not address.isascii()) and not self._mail_params_fit(address, params):
             return None
         if "MAIL" in self._setup.hooks:
@@ -211,7 +213,9 @@ class Mail(Hello):
         """Take a recipient that is well-formed, within a transaction."""
         envelope = self.envelope
         assert envelope is not None
-        if len(envelope.rcpt_tos) >= self._setup.limits.recipients:
+        if self._in_chunks():
+            self._say(503, "5.5.1", "Error: BDAT has begun")  # RFC 3030 3
+        elif len(envelope.rcpt_tos) >= self._setup.limits.recipients:
             self._overshoot += 1
             excused = self._overshoot <= OVERSHOOT
             self._say(452, "4.5.3", "Too many recipients", counted=not excused)
@@ -264,7 +268,7 @@ class Mail(Hello):
             self._say(503, "5.5.1", "Error: need RCPT command")
         elif arg:
             self._say(501, "5.5.4", "Syntax: DATA")
-        elif self._chunks is not None:
+        elif self._in_chunks():
             self._say(503, "5.5.1", "Error: BDAT has begun")
         elif isinstance(envelope, Envelope) and envelope.body == "BINARYMIME":
             self._say(503, "5.5.1", "Error: BINARYMIME takes BDAT")
@@ -276,6 +280,10 @@ class Mail(Hello):
             self._expect(Body(limit, self.line_length_limit, self._setup.bare))
             self._out.append(b"354 End data with <CR><LF>.<CR><LF>\r\n")
         return None
+
+    def _in_chunks(self) -> bool:
+        """Whether BDAT has brought a part of the message, wanted or not."""
+        return self._chunks is not None or self._chunk_fault is not None
 
     def _expect(self, reading: Body | Chunk) -> None:
         """Read a message, or a part of one, next."""

@@ -125,6 +125,8 @@ class Setup:
         )
         for name in auth_exclude:
             self.auth_names.pop(name, None)
+        self.auth_offer = " ".join(sorted(self.auth_names, key=_by_preference))
+        """The mechanisms as EHLO offers them."""
         self.call_limits, self.call_limit_default = _call_limits(command_call_limit)
         known = commands or {}
         self.fast = {
@@ -194,6 +196,11 @@ def _auth_names(cls: type, handler: Any, *, has_authenticator: bool) -> dict[str
             ).upper()
             names[name] = (attribute, own)
     return names
+
+
+def _by_preference(mechanism: str) -> tuple[bool, bool, str]:
+    """Sort PLAIN first, which takes one exchange: of several, many clients use the first."""
+    return mechanism != "PLAIN", mechanism != "LOGIN", mechanism
 
 
 def _is_inherited(cls: type, attribute: str) -> bool:

@@ -81,6 +81,8 @@ class State(aiosmtpd.smtp.SMTP):
     _body: Body | None = None
     _chunks: io.BytesIO | None = None
     """What BDAT has brought so far; None outside of a sequence of chunks."""
+    _chunk_fault: tuple[int, str, str] | None = None
+    """Why the chunks of this message are not wanted."""
     _loud = False
     _ends_at = math.inf
     _context: Context | None = None

@@ -73,7 +73,6 @@ INTENDED: dict[str, tuple[Any, Any]] = {
     "rcpt-with-an-unknown-parameter": (2, 5),
     "rcpt-of-a-foreign-domain": (5, 2),
     "vrfy-without-argument": (2, 5),
-    "vrfy-of-a-word": (2, 5),
     "rset-with-argument": (2, 5),
     "data-with-argument": (3, 5),
     "long-command": (2, 5),
