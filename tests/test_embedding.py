@@ -15,6 +15,7 @@ from support.server import serve
 import smtpd_fork
 from smtpd_fork import Config, Gate, Limits, Refusal, Server
 from smtpd_fork.config import SettingError
+from smtpd_fork.listeners import open_listeners
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
@@ -115,3 +116,56 @@ async def test_a_reload_leaves_the_limits_of_a_gate_that_is_shared_alone(tmp_pat
         (tmp_path / "list").write_text("127.0.0.0/8\n")
         await server.reload()
         assert isinstance(server.gate.admit("127.0.0.1"), Refusal)
+
+
+@pytest.mark.parametrize("ending", ["stop", "abort"])
+async def test_a_stop_before_the_start_ends_nothing_that_comes_later(ending: str) -> None:
+    server = Server(Discard(), listen=["127.0.0.1:0"])
+    await getattr(server, ending)()
+    server.bind()
+    await getattr(server, ending)()
+    assert server.addresses == []
+    await server.start()
+    async with await Client.to(server.addresses[0]) as client:
+        assert (await client.reply()).code == 220
+        await server.stop()
+        assert (await client.reply()).code == 421
+    with pytest.raises(ConnectionRefusedError):
+        await Client.to(("127.0.0.1", client.writer.get_extra_info("peername")[1]))
+    assert server.gate.count == 0
+
+
+@pytest.mark.parametrize("ending", ["stop", "abort"])
+async def test_a_stop_while_it_starts_ends_the_start(ending: str) -> None:
+    server = Server(Discard(), listen=["127.0.0.1:0"])
+    starting = asyncio.create_task(server.start())
+    await asyncio.sleep(0)  # it has begun
+    await getattr(server, ending)()
+    with pytest.raises(RuntimeError, match="stopped while it started"):
+        await starting
+    assert server.addresses == []
+    async with server:  # and it can be started all the same
+        assert server.addresses
+
+
+async def test_a_server_serves_once() -> None:
+    server = Server(Discard(), listen=["127.0.0.1:0"])
+    starting = asyncio.create_task(server.start())
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="create a new Server"):
+        await server.start()
+    await starting
+    with pytest.raises(RuntimeError, match="create a new Server"):
+        await server.start()
+    await server.stop()
+    with pytest.raises(RuntimeError, match="create a new Server"):
+        await server.start()
+    assert await server.stop() == 0
+
+
+async def test_listeners_that_a_stop_closed_are_gone() -> None:
+    listeners = open_listeners(["127.0.0.1:0"], [0], backlog=5, socket_mode=0o600)
+    server = Server(Discard(), listeners=listeners)
+    await server.stop()
+    with pytest.raises(RuntimeError, match="create a new Server"):
+        await server.start()

@@ -305,15 +305,21 @@ async def test_an_ehlo_hooks_lines_are_one_reply(old: bool) -> None:
             return "\n".join(self.lines)
 
     handler = Old() if old else New()
-    async with serve(handler) as server:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # aiosmtpd's, of the old hook
-            await (await Client.to(server.addresses[0])).close()
-        for handler.lines in (["250-a", "250 b"], ["250-a", "SIZE"], ["550 no"], "250 x", [1], []):
-            async with await Client.to(server.addresses[0]) as client:
-                await client.reply()
-                client.send("EHLO x\r\nNOOP\r\n")
-                assert_well_formed(await everything(client), 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # aiosmtpd's, of the old hook
+        async with serve(handler) as server:
+            for handler.lines in (
+                ["250-a", "250 b"],
+                ["250-a", "SIZE"],
+                ["550 no"],
+                "250",
+                [1],
+                [],
+            ):
+                async with await Client.to(server.addresses[0]) as client:
+                    await client.reply()
+                    client.send("EHLO x\r\nNOOP\r\n")
+                    assert_well_formed(await everything(client), 2)
 
 
 async def test_a_connect_hooks_lines_are_one_reply() -> None:

@@ -43,7 +43,11 @@ async def test_quit_ends_the_session_and_gives_the_place_back() -> None:
 
 
 async def test_with_no_sink_a_message_is_not_accepted() -> None:
-    async with serve(object()) as server, await Client.to(server.addresses[0]) as client:
+    class Undecided:
+        async def handle_VRFY(self, *_: Any) -> Any:
+            return MISSING
+
+    async with serve(Undecided()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         reply = await client.deliver()
         assert (reply.code, reply.text[:5]) == (451, "4.3.0")

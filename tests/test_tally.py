@@ -7,6 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiosmtpd.smtp import MISSING
 from support.client import MAIL, RCPT, Client
 from support.server import serve, until
 
@@ -49,6 +50,9 @@ class Waits:
 
 class Nobody:
     """Has no say about messages."""
+
+    async def handle_VRFY(self, *_: Any) -> Any:
+        return MISSING
 
 
 def told(tally: Tally) -> dict[str, int]:

@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, Any
 from aiosmtpd.handlers import Sink as AiosmtpdSink
 from aiosmtpd.smtp import MISSING
 
+from smtpd_fork.errors import HandlerError
+from smtpd_fork.handlers.check import check_handler
 from smtpd_fork.sinks import Sink
+from smtpd_fork.smtp.setup import ehlo_parameters
 from smtpd_fork.smtp.waits import is_from_outside
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     Hook = Callable[..., Awaitable[Any]]
 
@@ -40,10 +43,16 @@ class Chain:
     """Handlers in order, as one.
 
     :param handlers: as aiosmtpd documents them; at least one
+    :param commands: of a subclass of SMTP, which may ask hooks of its own
+    :raises HandlerError: one of them cannot be asked
     """
 
-    def __init__(self, handlers: Sequence[Any]) -> None:
+    def __init__(self, handlers: Sequence[Any], *, commands: Collection[str] = ()) -> None:
         self.handlers = tuple(handlers)
+        if not self.handlers:
+            raise HandlerError("there is no handler: give one at least")
+        for handler in self.handlers:
+            check_handler(handler, commands)
         names = {name for handler in handlers for name in dir(handler) if _is_hook(name)}
         if any(isinstance(handler, AiosmtpdSink) for handler in handlers):
             names.add("handle_DATA")
@@ -146,7 +155,7 @@ def _everybody(hooks: Sequence[Hook]) -> Hook:
 def _ehlo(hooks: Sequence[Hook]) -> Hook:
     if len(hooks) == 1:
         return hooks[0]
-    old = [len(inspect.signature(each).parameters) == _OLD_EHLO_PARAMETERS for each in hooks]
+    old = [ehlo_parameters(each) == _OLD_EHLO_PARAMETERS for each in hooks]
 
     async def handle_EHLO(
         server: Any, session: Any, envelope: Any, hostname: str, responses: list[str]

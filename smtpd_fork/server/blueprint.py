@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
+
+import aiosmtpd.smtp
 
 from smtpd_fork.smtp import SMTP, BareNewline, Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from smtpd_fork.config import Config
     from smtpd_fork.handlers import Chain
@@ -16,10 +20,82 @@ if TYPE_CHECKING:
     from smtpd_fork.smtp import Budget, CurrentTls, Sweep, Tally
     from smtpd_fork.smtp.setup import Setup
 
-__all__ = ["IDENT", "Blueprint", "shortest_limit"]
+__all__ = ["IDENT", "Blueprint", "check_session_class", "shortest_limit"]
 
 IDENT = "ESMTP smtpd-fork"
 """What the greeting says behind the host's name; no version, which only an attacker needs."""
+
+_OURS = {
+    "lmtp": "listen=['lmtp:...']",
+    "loop": "the loop that runs",
+    "on_close": "handle_DISCONNECT",
+    "peer": "session.peer",
+    "require_starttls": "Server(require_starttls=...)",
+    "setup": "nothing: it is internal",
+    "sweep": "nothing: it is internal",
+    "tls_context": "Server(tls_context=...)",
+}
+"""Keywords of sessions that the server gives, and what to use instead."""
+
+_NEVER_CALLED = {
+    "push": "replies are sent in batches, not one by one",
+    "check_helo_needed": "set session.host_name in handle_HELO or handle_EHLO",
+    "check_auth_needed": "refuse in handle_MAIL",
+    "max_command_size_limit": "set command_size_limit",
+    "_handle_client": "override smtp_COMMAND methods",
+    "_reset_timeout": "set timeout",
+    "_timeout_cb": "set timeout",
+    "_cb_client_connected": "override connection_made",
+    "_auth_interact": "override challenge_auth",
+    "_strip_command_keyword": "override smtp_MAIL and smtp_RCPT",
+    "_getaddr": "override smtp_MAIL and smtp_RCPT",
+    "_getparams": "override smtp_MAIL and smtp_RCPT",
+}
+"""Methods of aiosmtpd's class that the session does not call by itself, and what to do instead."""
+
+
+def check_session_class(cls: Any, options: Mapping[str, Any]) -> None:
+    """See that sessions of a class, with keywords for it, work here as they do with aiosmtpd.
+
+    :raises TypeError: they would not
+    """
+    if not (isinstance(cls, type) and issubclass(cls, SMTP)):
+        raise TypeError(f"session_class {cls!r} is no subclass of smtpd_fork.SMTP")
+    for name, instead in _NEVER_CALLED.items():
+        definer = next(base for base in cls.__mro__ if name in vars(base))
+        if not _is_ours(definer):
+            text = f"session_class {cls.__name__} overrides {name}, which is never called here"
+            raise TypeError(f"{text}: {instead}")
+    known, takes_more = _keywords_of(cls)
+    for name in options:
+        if name in _OURS:
+            raise TypeError(f"session_options: {name} is given by the server; use {_OURS[name]}")
+        alike = get_close_matches(name, known, n=1)
+        if name not in known and (alike or not takes_more):
+            hint = f"; did you mean {alike[0]}?" if alike else ""
+            raise TypeError(f"session_options: {cls.__name__} has no keyword {name}{hint}")
+    if not takes_more and not _OURS.keys() <= known:
+        raise TypeError(
+            f"session_class {cls.__name__}: its constructor has to take **kwargs, and to hand "
+            "them to super().__init__()"
+        )
+
+
+def _is_ours(cls: type) -> bool:
+    return cls is aiosmtpd.smtp.SMTP or cls.__module__.startswith("smtpd_fork.smtp.")
+
+
+def _keywords_of(cls: type) -> tuple[set[str], bool]:
+    """Return the keywords of a class's constructor, and whether a user's takes any other."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names - {"self", "handler"}, base is SMTP and cls.__init__ is not SMTP.__init__  # type: ignore[misc]  # as meant
+    return names - {"self", "handler"}, True
 
 
 class Blueprint:
@@ -84,6 +160,17 @@ class Blueprint:
             # No client ever has the model: what a handler does to a session is that one's.
             model = self._models[scheme] = self._new(listener, None, None)
         return model.another(peer, on_close)
+
+    def try_out(self, listeners: Sequence[Listener]) -> None:
+        """Make a session for each of *listeners*, as aiosmtpd's Controller does at its start.
+
+        What is wrong with a keyword's value is raised now, not for each client. A user's
+        constructor is called for clients only: it may count them.
+        """
+        if self._class.__init__ is not SMTP.__init__:
+            return
+        for listener in {listener.address.scheme: listener for listener in listeners}.values():
+            self._new(listener, None, None)
 
     def _new(self, listener: Listener, peer: Peer, on_close: Callable[[SMTP], None] | None) -> SMTP:
         address = listener.address

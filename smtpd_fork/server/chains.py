@@ -6,6 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.handlers import Chain
+from smtpd_fork.handlers.check import COMMANDS
+from smtpd_fork.smtp import SMTP
 
 if TYPE_CHECKING:
     from smtpd_fork.server.sessions import Sessions
@@ -43,11 +45,15 @@ class Chains:
         await self.current.close()
 
 
-def chain_of(handler: Any) -> Chain:
+def chain_of(handler: Any, session_class: type = SMTP) -> Chain:
     """Return *handler*, or several in a list or tuple, in order, as a chain.
 
     A handler whose class is derived from ``tuple`` (a ``NamedTuple``) or ``list`` is one handler.
+
+    :raises HandlerError: one of them cannot be asked
     """
     if isinstance(handler, Chain):
         return handler
-    return Chain(handler if type(handler) in (list, tuple) else [handler])
+    commands = {n.removeprefix("smtp_") for n in dir(session_class) if n.startswith("smtp_")}
+    several = handler if type(handler) in (list, tuple) else [handler]
+    return Chain(several, commands=commands - COMMANDS)

@@ -21,7 +21,7 @@ from smtpd_fork.listeners import (
     vetting_of,
 )
 from smtpd_fork.net import describe
-from smtpd_fork.server.blueprint import IDENT, Blueprint, shortest_limit
+from smtpd_fork.server.blueprint import IDENT, Blueprint, check_session_class, shortest_limit
 from smtpd_fork.server.chains import Chains, chain_of
 from smtpd_fork.server.kick import kick
 from smtpd_fork.server.lag import LagMonitor
@@ -76,6 +76,8 @@ class Server:
         clock
     :param options: the settings by name, see :class:`smtpd_fork.Config`
     :raises SettingError: a setting is unknown or out of its range
+    :raises HandlerError: the handler is a class, has no hook, or one that cannot be asked
+    :raises TypeError: the session class would not work here, or there is no such session option
     :raises ConfigError: the TLS files cannot be used
     """
 
@@ -100,7 +102,8 @@ class Server:
         if gate is not None and both:
             raise TypeError(f"the gate has its own {' and '.join(sorted(both))}")
         self.config = Config.build(options) if config is None else config
-        self._chains = Chains(chain_of(handler))
+        check_session_class(session_class, session_options or {})
+        self._chains = Chains(chain_of(handler, session_class))
         self._has_own_gate = gate is None
         self.gate = gate or Gate(limits=limits or limits_of(self.config))
         self._proxy_trust = networks_of("proxy_trust", self.config.proxy_trust)
@@ -115,6 +118,7 @@ class Server:
         self._session_options = dict(session_options or {})
         self._inherited = list(sockets) if sockets is not None else None
         self._listeners = list(listeners)
+        self._given = bool(listeners)
         self._acceptor: Acceptor | None = None
         self._stages: Stages | None = None
         self._former: list[Stages] = []
@@ -127,6 +131,7 @@ class Server:
         self._sessions: Sessions | None = None
         self._sweep: Sweep | None = None
         self._lag: LagMonitor | None = None
+        self._starting = self._stop_wanted = False
         self._stopping: asyncio.Task[int] | None = None
 
     # -- life ----------------------------------------------------------------------------------
@@ -139,6 +144,8 @@ class Server:
         """
         if self._listeners:
             return
+        if self._given:
+            raise RuntimeError("the listeners of this Server are closed: create a new Server")
         config = self.config
         if self._inherited is not None:
             self._listeners = [adopt(sock, backlog=config.backlog) for sock in self._inherited]
@@ -155,23 +162,28 @@ class Server:
 
         :param accept: else nobody is accepted until :meth:`accept` is called
         :raises SmtpdForkError: an address cannot be bound, or a sink cannot be made
+        :raises RuntimeError: it was started before, or is stopped meanwhile
         """
-        if self._acceptor is not None:
-            raise RuntimeError("the server was started before")
-        if not self._listeners:
-            await asyncio.to_thread(self.bind)
-        try:
-            await asyncio.to_thread(self.chain.prepare)
-            await self._tls.start()
-        except BaseException:
-            self.close()
-            raise
+        if self._starting or self._acceptor is not None:
+            raise RuntimeError("this Server was started before: create a new Server to serve again")
+        self._starting = True
+        self._stop_wanted = False
         config = self.config
         loop = asyncio.get_running_loop()
         self._sweep = Sweep(loop)
+        try:
+            await self._prepare()
+            blueprint = self._blueprint()
+            blueprint.try_out(self._listeners)
+        except BaseException:
+            await self._tls.stop()
+            self.close()
+            raise
+        finally:
+            self._starting = False
         self._sweep.look_for(shortest_limit(config))
         self._sessions = Sessions(
-            self._blueprint().session, self._tls.current, config.tls_handshake_timeout, loop
+            blueprint.session, self._tls.current, config.tls_handshake_timeout, loop
         )
         self._refuser = Refuser(self.gate, config.hostname)
         self._stages = self._make_stages()
@@ -193,6 +205,15 @@ class Server:
         self._watch_lag()
         if accept:
             self.accept()
+
+    async def _prepare(self) -> None:
+        """Have all that takes a while."""
+        if not self._listeners:
+            await asyncio.to_thread(self.bind)
+        await asyncio.to_thread(self.chain.prepare)
+        await self._tls.start()
+        if self._stop_wanted:
+            raise RuntimeError("the server was stopped while it started")
 
     def accept(self) -> None:
         """Begin to accept clients, if :meth:`start` was told not to."""
@@ -254,7 +275,7 @@ class Server:
         """
         async with self._reloading:
             new = self.config if config is None else config
-            chain = self.chain if handler is None else chain_of(handler)
+            chain = self.chain if handler is None else chain_of(handler, self._session_class)
             try:
                 plan = await asyncio.to_thread(self._plan, new, chain)
                 self._check_running(plan)
@@ -377,11 +398,16 @@ class Server:
         """Stop: accept no more, let messages in flight finish, and close.
 
         Clients in the backlog and idle sessions are answered 421. May be called more than once;
-        all calls end when the stop does.
+        all calls end when the stop does. A server that was stopped cannot be started again. One
+        that has not been started yet can, unless it was given listeners: those are closed.
 
         :param timeout: seconds for the messages in flight; default: ``shutdown_timeout``
         :returns: how many sessions had to be cut
         """
+        if self._acceptor is None:
+            self._stop_wanted = True  # of a start that is under way; a later one is another matter
+            self.close()
+            return 0
         if self._stopping is None:
             seconds = self.config.shutdown_timeout if timeout is None else timeout
             self._stopping = asyncio.get_running_loop().create_task(self._stop(seconds))
@@ -394,9 +420,8 @@ class Server:
             raise
 
     async def _stop(self, seconds: float) -> int:
-        if self._acceptor is None or self._sessions is None:
-            self.close()
-            return 0
+        assert self._acceptor is not None
+        assert self._sessions is not None
         answered = self._acceptor.stop()
         answered += sum(stages.stop(self.config.hostname) for stages in self._former)
         if self._lag is not None:

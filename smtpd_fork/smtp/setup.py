@@ -24,7 +24,7 @@ from smtpd_fork.smtp.wire import MeteredWire, Wire
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["Limits", "Setup"]
+__all__ = ["Limits", "Setup", "ehlo_parameters"]
 
 _NEW_EHLO, _OLD_EHLO = 5, 4
 """Parameters of handle_EHLO, now and in aiosmtpd's first years."""
@@ -149,12 +149,10 @@ class Setup:
 
     def _ehlo_is_old(self) -> bool:
         hook = self.hooks.get("EHLO")
-        if hook is None:
-            return False
-        signature = inspect.signature(hook)
-        if _takes(signature, _NEW_EHLO):
-            return False
-        if _takes(signature, _OLD_EHLO):
+        count = _NEW_EHLO if hook is None else ehlo_parameters(hook)
+        if count is None:
+            raise RuntimeError("Unsupported EHLO Hook")
+        if count == _OLD_EHLO:
             warn(
                 "Use the 5-argument handle_EHLO() hook instead of the 4-argument handle_EHLO() "
                 "hook; support for the 4-argument handle_EHLO() hook will be removed in "
@@ -162,17 +160,19 @@ class Setup:
                 DeprecationWarning,
                 stacklevel=2,
             )
-            return True
-        raise RuntimeError("Unsupported EHLO Hook")
+        return count == _OLD_EHLO
 
 
-def _takes(signature: inspect.Signature, count: int) -> bool:
-    """Whether a function can be called with *count* arguments."""
-    try:
-        signature.bind(*range(count))
-    except TypeError:
-        return False
-    return True
+def ehlo_parameters(hook: Callable[..., Any]) -> int | None:
+    """Return with how many arguments handle_EHLO is to be called: 5, 4, or None for neither."""
+    signature = inspect.signature(hook)
+    for count in (_NEW_EHLO, _OLD_EHLO):
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return count
+    return None
 
 
 def _auth_names(cls: type, handler: Any, *, has_authenticator: bool) -> dict[str, tuple[str, bool]]:
