@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.client import MAIL, RCPT, Client
+from aiosmtpd.handlers import Sink as AiosmtpdSink
+from aiosmtpd.smtp import MISSING
+from support.client import MAIL, RCPT, Client, code_and_enhanced
 from support.handlers import Collect
 from support.server import serve
 
-from smtpd_fork.sinks import Discard
+from smtpd_fork.handlers import Chain
+from smtpd_fork.sinks import Debug, Discard, Maildir
+
+
+class Carries(Discard):
+    """As a sink that hands messages to another server, with all that belongs to them."""
+
+    supports_dsn = True
 
 
 async def test_the_parameters_of_dsn_reach_the_handler_as_they_came() -> None:
@@ -46,7 +55,7 @@ async def test_the_parameters_of_dsn_reach_the_handler_as_they_came() -> None:
 async def test_hooks_get_the_options_as_aiosmtpd_has_them() -> None:
     told: list[Any] = []
 
-    class Hooks(Discard):
+    class Hooks(Carries):
         async def handle_MAIL(
             self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
         ) -> str:
@@ -109,7 +118,7 @@ async def test_hooks_get_the_options_as_aiosmtpd_has_them() -> None:
     ],
 )
 async def test_a_bad_mail_is_told_so(command: str, code: int) -> None:
-    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+    async with serve(Carries()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         assert (await client.say(command)).code == code
         assert (await client.say(RCPT)).code == 503
@@ -131,11 +140,73 @@ async def test_a_bad_mail_is_told_so(command: str, code: int) -> None:
     ],
 )
 async def test_a_bad_rcpt_is_told_so(command: str, code: int) -> None:
-    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+    async with serve(Carries()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         await client.say(MAIL)
         assert (await client.say(command)).code == code
         assert (await client.say("DATA")).code == 503
+
+
+class Passes:
+    """A filter without an opinion on any message."""
+
+    async def handle_DATA(self, *args: Any) -> Any:
+        return MISSING
+
+
+class PassesWithDsn(Passes):
+    supports_dsn = True
+
+
+class Recipients:
+    async def handle_RCPT(self, *args: Any) -> Any:
+        return MISSING
+
+
+@pytest.mark.parametrize(
+    ("handlers", "offered"),
+    [
+        ([Discard()], False),
+        ([Maildir("unused")], False),
+        ([Debug()], False),
+        ([Carries()], True),
+        ([Recipients()], False),
+        ([Recipients(), Carries()], True),
+        ([Passes(), Carries()], False),  # it may take a message one day
+        ([PassesWithDsn(), Carries()], True),
+        ([PassesWithDsn(), Discard()], False),
+        ([Carries(), Discard()], True),  # which sees no message
+        ([Discard(), Carries()], False),
+        ([AiosmtpdSink()], False),
+    ],
+    ids=lambda value: "+".join(type(h).__name__ for h in value) if isinstance(value, list) else "",
+)
+def test_a_chain_supports_dsn_if_whatever_takes_the_message_does(
+    handlers: list[Any], offered: bool
+) -> None:
+    assert Chain(handlers).supports_dsn is offered
+
+
+@pytest.mark.parametrize("sink", [Discard, Debug])
+@pytest.mark.parametrize("scheme", ["smtp", "lmtp"])
+async def test_dsn_is_not_offered_where_it_ends_and_its_parameters_are_555(
+    sink: Any, scheme: str
+) -> None:
+    """RFC 3461 4: a client must not send them then; RFC 5321 4.1.1.11: 555, so that it knows."""
+    async with (
+        serve(sink(), listen=[f"{scheme}:127.0.0.1:0"]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.reply()
+        hello = await client.say("EHLO x" if scheme == "smtp" else "LHLO x")
+        assert "CHUNKING" in hello.lines
+        assert "DSN" not in hello.lines
+        for param in ("RET=FULL", "ENVID=a", "RET=x"):
+            assert code_and_enhanced(await client.say(f"{MAIL} {param}")) == (555, "5.5.4")
+        assert (await client.say(f"{MAIL} SIZE=5 BODY=8BITMIME")).code == 250
+        for param in ("NOTIFY=NEVER", "ORCPT=rfc822;a@b", "NOTIFY=SUCCESS ORCPT=rfc822;a@b"):
+            assert code_and_enhanced(await client.say(f"{RCPT} {param}")) == (555, "5.5.4")
+        assert (await client.say(RCPT)).code == 250
 
 
 async def test_after_helo_there_are_no_parameters() -> None:

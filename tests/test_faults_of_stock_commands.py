@@ -138,7 +138,7 @@ async def what_auth_is_answered_under_implicit_tls(bench: Bench) -> tuple[bool, 
 
 async def which_extensions_are_offered(bench: Bench) -> set[str]:
     sought = {"PIPELINING", "CHUNKING", "BINARYMIME", "DSN", "LIMITS"}
-    async with bench.client() as client:
+    async with bench.client(Keep()) as client:
         return sought & {line.split()[0] for line in (await client.greet()).lines}
 
 

@@ -84,6 +84,8 @@ class Transport:
 class OnlyData:
     """Without hooks, but for the message."""
 
+    supports_dsn = True
+
     def __init__(self) -> None:
         self.got: list[Any] = []
 

@@ -61,6 +61,11 @@ class Chain:
             setattr(self, name, _SPECIAL.get(name, _first_answer)(hooks))
         for name in ("handle_exception", "process_message"):
             self._take_over(name)
+        takers = [handler for handler in self._reachable if _takes_messages(handler)]
+        self.supports_dsn = bool(takers) and all(
+            getattr(handler, "supports_dsn", False) for handler in takers
+        )
+        """Whether whoever takes a message passes on what the client asks for by DSN."""
         for handler in handlers:
             for name in dir(handler):
                 if name.startswith("auth_") and not hasattr(self, name):
@@ -86,12 +91,18 @@ class Chain:
         )
 
     @property
-    def unreachable(self) -> Sequence[Any]:
-        """Handlers behind a sink: a sink answers every message, so they see none."""
+    def _reachable(self) -> Sequence[Any]:
+        """The handlers up to the first sink, which answers every message."""
         for index, handler in enumerate(self.handlers):
             if isinstance(handler, Sink):
-                return [h for h in self.handlers[index + 1 :] if hasattr(h, "handle_DATA")]
-        return ()
+                return self.handlers[: index + 1]
+        return self.handlers
+
+    @property
+    def unreachable(self) -> Sequence[Any]:
+        """Handlers behind a sink: a sink answers every message, so they see none."""
+        behind = self.handlers[len(self._reachable) :]
+        return [handler for handler in behind if hasattr(handler, "handle_DATA")]
 
     def prepare(self) -> None:
         """Have the sinks make what they need, as the user who will write there.
@@ -113,6 +124,10 @@ def _hook_of(handler: Any, name: str) -> Hook | None:
     if name == "handle_DATA" and isinstance(handler, AiosmtpdSink):
         return getattr(handler, name, _taken)
     return getattr(handler, name, None)
+
+
+def _takes_messages(handler: Any) -> bool:
+    return _hook_of(handler, "handle_DATA") is not None or hasattr(handler, "process_message")
 
 
 async def _taken(*_: object) -> str:

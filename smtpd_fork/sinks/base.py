@@ -13,7 +13,13 @@ __all__ = ["Sink"]
 
 
 class Sink(ABC):
-    """A handler at the end of a chain."""
+    """A handler at the end of a chain.
+
+    :cvar supports_dsn: whether it passes on what a client asks for by DSN (RFC 3461: RET, ENVID,
+        NOTIFY, ORCPT), or sends the notifications itself; else DSN is not offered
+    """
+
+    supports_dsn = False
 
     def prepare(self) -> None:  # noqa: B027 - most sinks need nothing
         """Make what the sink needs; called before the first message, and after privileges fell.

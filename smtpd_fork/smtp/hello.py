@@ -142,7 +142,8 @@ class Hello(Engine):
         replies += ["250-PIPELINING", "250-CHUNKING"]
         if not self._decode_data:
             replies.append("250-BINARYMIME")
-        replies.append("250-DSN")
+        if self._setup.dsn:
+            replies.append("250-DSN")
         if self._setup.enhanced:
             replies.append("250-ENHANCEDSTATUSCODES")
         replies.append(f"250-LIMITS RCPTMAX={self._setup.limits.recipients}")

@@ -33,8 +33,9 @@ FAULT_REPLIES = {
 
 NO_SINK = "451 4.3.0 Nobody here takes messages, try again later"
 
-_MAIL_PARAMS = {"AUTH", "BODY", "ENVID", "RET", "SIZE", "SMTPUTF8"}
-_RCPT_PARAMS = {"NOTIFY", "ORCPT"}
+_MAIL_PARAMS = {"AUTH", "BODY", "SIZE", "SMTPUTF8"}
+_MAIL_PARAMS_OF_DSN = {"ENVID", "RET"}
+_RCPT_PARAMS_OF_DSN = {"NOTIFY", "ORCPT"}
 
 
 OVERSHOOT = 1000
@@ -144,13 +145,19 @@ class Mail(Hello):
             self._say(501, "5.5.4", "Error: SMTPUTF8 disabled")
         elif not self._size_fits(params.get("SIZE")):
             pass
-        elif params.keys() - _MAIL_PARAMS or (self._decode_data and "BODY" in params):
+        elif self._unknown(params, _MAIL_PARAMS_OF_DSN) - _MAIL_PARAMS or (
+            self._decode_data and "BODY" in params
+        ):
             self._say(555, "5.5.4", "MAIL FROM parameters not recognized or not implemented")
         elif (fault := mail_fault(params)) is not None:
             self._say(501, "5.5.4", f"Error: {fault} has no such value")
         else:
             return self._ascii_unless(address, allowed="SMTPUTF8" in params)
         return False
+
+    def _unknown(self, params: Params, of_dsn: set[str]) -> set[str]:
+        """Return the names of *params* without those of DSN, if that is offered (RFC 3461 4)."""
+        return params.keys() - of_dsn if self._setup.dsn else set(params)
 
     def _size_fits(self, size: str | bool | None) -> bool:
         if size is None:
@@ -201,7 +208,7 @@ class Mail(Hello):
 
     def _rcpt_params_fit(self, params: Params) -> bool:
         """See that RCPT asks for nothing that cannot be had; else answer so."""
-        if params.keys() - _RCPT_PARAMS:
+        if self._unknown(params, _RCPT_PARAMS_OF_DSN):
             self._say(555, "5.5.4", "RCPT TO parameters not recognized or not implemented")
         elif (fault := rcpt_fault(params)) is not None:
             self._say(501, "5.5.4", f"Error: {fault} has no such value")

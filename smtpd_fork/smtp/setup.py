@@ -120,6 +120,8 @@ class Setup:
             self.builtin.add("LHLO")
         self.own = set(self.methods) - self.builtin
         """Commands of a user's subclass: coroutines."""
+        self.dsn = bool(getattr(handler, "supports_dsn", False))
+        """Whether EHLO offers DSN, and its parameters are taken: the handler has to say so."""
         self.auth_names = _auth_names(
             cls, handler, has_authenticator=has_authenticator or "AUTH" in self.hooks
         )

@@ -29,6 +29,8 @@ BEGIN = ("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
 class Keep:
     """Takes all messages, and what hooks are given."""
 
+    supports_dsn = True
+
     def __init__(self) -> None:
         self.messages: list[bytes] = []
         self.senders: list[str] = []
