@@ -193,6 +193,7 @@ _READERS: dict[str, Callable[[str], object]] = {
     "greet_pause": parse_duration,
     "handler_timeout": parse_duration,
     "max_buffered": parse_size,
+    "max_line_length": parse_size,
     "max_loop_lag": parse_duration,
     "proxy_timeout": parse_duration,
     "max_message_size": parse_size,
@@ -265,6 +266,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar max_recipients: of one message
     :ivar max_buffered: bytes of messages that all sessions hold at once; 0 is no limit
     :ivar strict_paths: refuse addresses without angle brackets, and tabs in place of spaces
+    :ivar max_line_length: octets of a line of a message with its line end; 0 is no limit
     :ivar bare_newline: what becomes of CR and LF that are not a pair, and of NUL
     :ivar tls_handshake_timeout: seconds that a client may take for a TLS handshake
     :ivar shutdown_timeout: seconds that messages in flight get at a stop
@@ -317,7 +319,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_recipients: Annotated[int, Meta(ge=1, le=1_000_000)] = MAX_RECIPIENTS
     max_buffered: Annotated[int, Meta(ge=0)] = MAX_BUFFERED
     strict_paths: bool = False
-    bare_newline: Literal["reject", "normalize", "accept"] = "reject"
+    max_line_length: Annotated[int, Meta(ge=0)] = 0
+    bare_newline: Literal["reject", "normalize", "accept"] = "normalize"
     shutdown_timeout: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] = SHUTDOWN_TIMEOUT_SECONDS
 
     @classmethod

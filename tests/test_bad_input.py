@@ -126,6 +126,9 @@ FAULTS = {
     "the size is no size": Fault(
         ("--max-message-size", "5 apples"), os.EX_USAGE, ("'5 apples'", "--max-message-size")
     ),
+    "the length of a line is no size": Fault(
+        ("--max-line-length", "-1"), os.EX_USAGE, ("'-1'", "--max-line-length")
+    ),
     "the size's unit only looks like one": Fault(
         ("--max-message-size", "5\N{KELVIN SIGN}"), os.EX_USAGE, ("--max-message-size",)
     ),

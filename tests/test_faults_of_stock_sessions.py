@@ -153,22 +153,7 @@ async def what_is_answered_after_a_hooks_421(bench: Bench) -> int:
         return (await client.reply()).code  # 0 is the end
 
 
-# -- 18, 19: line ends, and the end of input ---------------------------------------------------
-
-
-async def what_commands_with_bare_lf_are_answered(bench: Bench) -> list[int]:
-    async with bench.client() as client:
-        await client.greet()
-        client.send("NOOP\nRSET\r\nQUIT\r\n")
-        return [code for _ in range(3) if (code := (await client.reply()).code)]
-
-
-async def what_becomes_of_a_smuggled_message(bench: Bench) -> tuple[int, list[bytes]]:
-    handler = Keep()
-    async with bench.client(handler) as client:
-        await client.greet()
-        reply = await client.deliver("one\n.\nMAIL FROM:<x@example.com>\r\n.\ntwo\0\r\n")
-        return reply.code, handler.messages
+# -- 19: the end of input -----------------------------------------------------------------------
 
 
 async def what_becomes_of_a_message_when_its_client_half_closes(bench: Bench) -> str:
@@ -208,8 +193,6 @@ async def what_becomes_of_a_message_when_its_client_half_closes(bench: Bench) ->
 
 # -- both --------------------------------------------------------------------------------------
 
-SMUGGLED = b"one\n.\nMAIL FROM:<x@example.com>\r\n\ntwo\0\r\n"
-
 FAULTS = [
     Fault(is_a_message_past_the_limit_kept, stock=True, ours=False),
     Fault(do_empty_lines_take_ten_times_their_size, stock=True, ours=False),
@@ -224,8 +207,6 @@ FAULTS = [
     Fault(what_a_client_is_told_of_an_error, stock=(500, True), ours=(451, False)),
     Fault(what_rcpt_is_answered_after_a_failed_data, stock=250, ours=503),
     Fault(what_is_answered_after_a_hooks_421, stock=250, ours=0),
-    Fault(what_commands_with_bare_lf_are_answered, stock=[250, 250, 221], ours=[500, 221]),
-    Fault(what_becomes_of_a_smuggled_message, stock=(250, [SMUGGLED]), ours=(550, [])),
     Fault(
         what_becomes_of_a_message_when_its_client_half_closes,
         stock="cancelled 0",

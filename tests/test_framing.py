@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smtpd_fork.smtp import framer as framer_module
-from smtpd_fork.smtp.body import BareNewline, Body, BodyFault
+from smtpd_fork.smtp.body import Body
+from smtpd_fork.smtp.content import BareNewline, BodyFault, Content
 from smtpd_fork.smtp.framer import LINE_LIMIT, Chunk, CommandFault, Framer
 
 SMALL_LINE = 24
@@ -31,6 +32,7 @@ class Limits(NamedTuple):
 def events(data: bytes, cuts: list[int], limits: Limits) -> list[object]:
     """Return all events of *data*, in packets that end at *cuts*."""
     framer = Framer(limits.bare)
+    content = Content(*limits)
     seen: list[object] = []
     position = 0
     for cut in [*cuts, len(data)]:
@@ -38,15 +40,16 @@ def events(data: bytes, cuts: list[int], limits: Limits) -> list[object]:
         position = cut
         while (event := framer.next()) is not None:
             if isinstance(event, Body):
-                seen.append((event.fault, event.size, event.content()))
+                seen.append((event.fault, not event.fault and event.size, event.take()))
             elif isinstance(event, Chunk):
-                seen.append(bytes(event.data))
+                seen.append(content.take())
             else:
                 seen.append(event)
             if event == b"DATA":
                 framer.expect(Body(*limits))
             elif isinstance(event, bytes) and re.fullmatch(rb"BDAT [1-9]", event):
-                framer.expect(Chunk(int(event[5:]), keep=True))
+                content = Content(*limits)
+                framer.expect(Chunk(int(event[5:]), content))
     return seen
 
 
@@ -123,44 +126,63 @@ class Naive(NamedTuple):
     """What one Body should come to."""
 
     fault: BodyFault | None
-    size: int
     content: bytes
     rest: bytes
 
 
+def judged(content: bytes, limits: Limits) -> tuple[BodyFault | None, bytes]:
+    """Return what is wrong with *content*, octet by octet, and what it becomes."""
+    bare = b"\0" in content or re.search(rb"\r(?!\n)|(?<!\r)\n", content) is not None
+    if limits.bare is BareNewline.NORMALIZE:
+        content = re.sub(rb"\r\n|\r|\n", b"\r\n", content)
+    line = 0
+    for size, octet in enumerate(content, 1):
+        line += 1
+        if 0 < limits.size < size:
+            return BodyFault.TOO_MUCH, b""
+        if 0 < limits.line < line:
+            return BodyFault.TOO_LONG, b""
+        line = 0 if octet == ord("\n") else line
+    if bare and limits.bare is BareNewline.REJECT:
+        return BodyFault.BARE, b""
+    return None, content
+
+
 def naive(data: bytes, limits: Limits) -> Naive | None:
     """Read a message line by line, as RFC 5321 tells it; None if it does not end."""
-    size, long, bare, kept = 0, False, False, b""
+    kept = b""
     while True:
         line, end, data = data.partition(b"\r\n")
         if not end:
             return None
         if line == b".":
             break
-        size += len(line) + 2
-        long = long or 0 < limits.line < len(line) + 2
-        bare = bare or any(byte in line for byte in (b"\r", b"\n", b"\0"))
         kept += line.removeprefix(b".") + b"\r\n"
-    fault = None
-    if bare and limits.bare is BareNewline.REJECT:
-        fault = BodyFault.BARE
-    if 0 < limits.size < size:
-        fault = BodyFault.TOO_MUCH
-    if long:
-        fault = BodyFault.TOO_LONG
-    if limits.bare is BareNewline.NORMALIZE:
-        kept = re.sub(rb"\r\n|\r|\n", b"\r\n", kept.replace(b"\0", b""))
-    return Naive(fault, size, b"" if fault else kept, data)
+    return Naive(*judged(kept, limits), data)
 
 
 def read(data: bytes, limits: Limits, packet: int) -> Naive | None:
     body = Body(*limits)
     for position in range(0, len(data), packet):
-        rest = body.feed(data[position : position + packet])
-        if rest is not None:
-            rest += data[position + packet :]
-            return Naive(body.fault, body.size, body.content(), rest)
+        end = body.feed(data[: position + packet], position)
+        if end is not None:
+            content = body.take()
+            assert body.fault or body.size == len(content)
+            return Naive(body.fault, content, data[end:])
     return None
+
+
+@settings(max_examples=600, deadline=None)
+@given(data=BODIES, limits=LIMITS, part=st.integers(1, 40))
+@example(data=b"abc\r", limits=Limits(size=3), part=1)
+def test_the_same_octets_in_chunks_are_judged_as_those_of_a_body(
+    data: bytes, limits: Limits, part: int
+) -> None:
+    content = Content(*limits)
+    for position in range(0, len(data), part):
+        content.add(data[position : position + part])
+    content.finish()
+    assert (content.fault, content.take()) == judged(data, limits)
 
 
 @settings(max_examples=600, deadline=None)
@@ -191,7 +213,7 @@ def test_a_body_is_what_a_line_by_line_reader_makes_of_it(
 )
 def test_dots_are_unstuffed(sent: bytes, content: bytes) -> None:
     for packet in range(1, len(sent) + 1):
-        assert read(sent, Limits(), packet) == Naive(None, len(sent) - 3, content, b"")
+        assert read(sent, Limits(), packet) == Naive(None, content, b"")
 
 
 @pytest.mark.parametrize("limit", [998, 1000])
@@ -218,9 +240,9 @@ def test_a_body_holds_no_more_than_its_limit(
 ) -> None:
     body = Body(size, 0, bare)
     for packet in packets:
-        rest = body.feed(packet)
+        end = body.feed(packet)
         assert body.held <= size
-        if rest is not None:
+        if end is not None:
             break
 
 
@@ -264,20 +286,21 @@ def test_a_framer_holds_no_more_than_a_line_and_a_packet(
 
 
 def test_a_chunk_that_is_not_wanted_is_not_held() -> None:
-    chunk = Chunk(1_000_000, keep=False)
+    chunk = Chunk(1_000_000, None)
     for _ in range(99):
         assert chunk.feed(b"x" * 10_000) is None
         assert chunk.held == 0
-    assert chunk.feed(b"x" * 10_000 + b"rest") == b"rest"
+    assert chunk.feed(b"x" * 10_000 + b"rest") == 10_000
 
 
 def test_a_chunk_is_ended_by_its_size_and_by_nothing_else() -> None:
     framer = Framer(BareNewline.REJECT)
-    chunk = Chunk(12, keep=True)
+    content = Content(*Limits(bare=BareNewline.ACCEPT))
+    chunk = Chunk(12, content)
     framer.expect(chunk)
     framer.feed(b"\r\n.\r\nNOOP\r\n\0NOOP\r\n")
     assert framer.next() is chunk
-    assert bytes(chunk.data) == b"\r\n.\r\nNOOP\r\n\0"
+    assert content.take() == b"\r\n.\r\nNOOP\r\n\0"
     assert framer.next() == b"NOOP"
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("options", "code", "kept"),
     [
-        ((), 550, None),
+        ((), 250, b"Subject: x\r\n\r\none\r\ntwo\r\n.\r\nthree\r\n"),
         (("--bare-newline", "reject"), 550, None),
         (("--bare-newline", "normalize"), 250, b"Subject: x\r\n\r\none\r\ntwo\r\n.\r\nthree\r\n"),
         (("--bare-newline", "accept"), 250, b"Subject: x\r\n\r\none\ntwo\n.\nthree\r\n"),

@@ -51,7 +51,6 @@ BODIES = "BODY=BINARYMIME is known (RFC 3030), so the list of its values is long
 WRITER = "there is no StreamWriter `_writer`, which is private: the session is a protocol"
 LOGS = "the log is 'smtpd_fork.session' with lines of its own, and has no credentials in it"
 BATCH = "the replies to what came in one packet go out in one write, and the test counts writes"
-BARE = "bare CR and LF are refused: they are what SMTP smuggling is made of"
 PRIVATE = "it patches or reads a private name of aiosmtpd's module or class"
 
 DIVERGENCES: dict[str, str] = {
@@ -73,14 +72,8 @@ DIVERGENCES: dict[str, str] = {
     r"test_smtp::TestSMTPWithController::test_mail_invalid_body": BODIES,
     r"test_smtp::TestCustomization::test_mail_invalid_body_param": BODIES,
     # line ends, encodings and what is too long
-    r"test_smtp::TestProtocol::test_honors_mail_delimiters": BARE,
-    r"test_smtp::TestStrictASCII::test_data": BARE,
-    r"test_smtpsmuggling::TestSmuggling::test_smtp_smuggling": BARE,
     r"test_smtp::TestSMTPWithController::test_bad_encodings": (
         "a command with invalid UTF-8 is refused (RFC 6531), not handed on with surrogates in it"
-    ),
-    r"test_smtp::TestSMTPWithController::test_too_long_body_then_too_long_lines": (
-        "of several faults of one message the same one is told, however its packets were cut"
     ),
     # AUTH
     r"test_smtp::TestAuthMechanisms::test_login(2_good_credentials|3_.*)": (
@@ -104,7 +97,7 @@ DIVERGENCES: dict[str, str] = {
         "a handshake that fails is the client's doing, and nobody is left to be told a status"
     ),
     # what is private
-    r"test_smtp::TestProtocol::test_empty_email": BATCH,
+    r"test_smtp::TestProtocol::test_(empty_email|honors_mail_delimiters)": BATCH,
     r"test_smtp::TestClientCrash::test_connection_reset_.*": WRITER,
     r"test_smtp::TestClientCrash::test_close_in_.*": WRITER,
     r"test_smtp::TestClientCrash::test_sockclose_after_helo": WRITER,

@@ -11,7 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from smtpd_fork.smtp import SMTP, Limits
-from smtpd_fork.smtp.body import BareNewline
+from smtpd_fork.smtp.content import BareNewline
 from smtpd_fork.smtp.engine import EVENTS_A_TURN
 from smtpd_fork.smtp.framer import Framer
 from smtpd_fork.smtp.frequent import LONGEST, frequent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 
 import pytest
@@ -10,6 +11,14 @@ from support.handlers import Collect
 from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp import SMTP, Tally
+
+
+def sent_by(command: str, text: str) -> str:
+    """Return what a client sends, behind RCPT, for *text* to be the message."""
+    if command == "BDAT":
+        return f"BDAT {len(text)} LAST\r\n{text}"
+    return f"DATA\r\n{re.sub('(?m)^[.]', '..', text)}.\r\n"
 
 
 async def test_recipients_past_the_limit_are_452() -> None:
@@ -41,15 +50,98 @@ async def test_an_announced_size_is_judged_before_the_message(size: int, code: i
         assert (await client.say(f"{MAIL} SIZE={size}")).code == code
 
 
-@pytest.mark.parametrize(("length", "code"), [(998, 250), (1000, 500), (5000, 500)])
-async def test_a_line_that_is_too_long_is_told_after_the_final_dot(length: int, code: int) -> None:
-    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+LONG_LINES = [
+    pytest.param(None, "x" * 10_000 + "\r\n", 250, id="no limit by default"),
+    pytest.param("1000", "x" * 998 + "\r\n", 250, id="as long as the limit"),
+    pytest.param("1000", "." + "x" * 997 + "\r\n", 250, id="and begins with a dot"),
+    pytest.param("1000", "x" * 999 + "\r\n", 500, id="one octet longer"),
+    pytest.param("1k", "x" * 5000 + "\r\n", 500, id="much longer"),
+    pytest.param("1000", "x\n" * 5000 + "\r\n", 250, id="LF ends lines as well"),
+]
+
+
+@pytest.mark.parametrize(("limit", "text", "code"), LONG_LINES)
+@pytest.mark.parametrize("command", ["DATA", "BDAT"])
+async def test_a_line_past_the_limit_is_refused_once_the_message_has_come(
+    limit: str | None, text: str, code: int, command: str
+) -> None:
+    handler = Collect()
+    tally = Tally()
+    async with (
+        serve(handler, max_line_length=limit, session_options={"tally": tally}) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
         await client.greet()
-        reply = await client.deliver("x" * length + "\r\nmore\r\n")
-        assert reply.code == code
+        await client.say(MAIL, RCPT)
+        client.send(sent_by(command, f"first\r\n{text}last\r\n"))
+        replies = [await client.reply() for _ in range(1 + (command == "DATA"))]
+        assert replies[-1].code == code
         if code == 500:
-            assert reply.text.startswith("5.6.0")
+            assert replies[-1].text == "5.6.0 Line too long (see RFC5321 4.5.3.1.6)"
+        assert tally.malformed == (code == 500)
         assert (await client.deliver()).code == 250
+    kept = re.sub("\r?\n", "\r\n", f"first\r\n{text}last\r\n").encode()
+    assert handler.messages[:-1] == ([kept] if code == 250 else [])
+
+
+class ShortLines(SMTP):
+    """Sets aiosmtpd's attribute, as its users do."""
+
+    line_length_limit = 20
+
+
+@pytest.mark.parametrize(("option", "length", "code"), [(0, 18, 250), (0, 19, 500), (10, 9, 500)])
+async def test_the_class_may_set_a_limit_as_in_aiosmtpd_and_the_smaller_one_counts(
+    option: int, length: int, code: int
+) -> None:
+    async with (
+        serve(Discard(), session_class=ShortLines, max_line_length=option) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        assert (await client.deliver("x" * length + "\r\n")).code == code
+
+
+DOTS = ".\r\n..\r\n.x\r\nx\r\n"
+"""14 octets; by DATA each of the first three lines gets a dot more."""
+
+
+@pytest.mark.parametrize(("limit", "code"), [(14, 250), (13, 552)])
+@pytest.mark.parametrize("command", ["DATA", "BDAT"])
+async def test_doubled_dots_do_not_count_towards_the_size(
+    limit: int, code: int, command: str
+) -> None:
+    """RFC 1870 3."""
+    tally = Tally()
+    async with (
+        serve(Discard(), max_message_size=limit, session_options={"tally": tally}) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        assert (await client.say(f"{MAIL} SIZE={min(limit, len(DOTS))}")).code == 250
+        await client.say(RCPT)
+        client.send(sent_by(command, DOTS))
+        replies = [await client.reply() for _ in range(1 + (command == "DATA"))]
+        assert replies[-1].code == code
+    assert (tally.too_big, tally.content) == ((0, 14) if code == 250 else (1, 0))
+
+
+@pytest.mark.parametrize(("limit", "code"), [(200, 250), (199, 552)])
+@pytest.mark.parametrize("command", ["DATA", "BDAT"])
+async def test_a_message_counts_as_large_as_normalizing_makes_it(
+    limit: int, code: int, command: str
+) -> None:
+    handler = Collect()
+    async with (
+        serve(handler, max_message_size=limit) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send(sent_by(command, "\n" * 99 + "\r\n"))
+        replies = [await client.reply() for _ in range(1 + (command == "DATA"))]
+        assert replies[-1].code == code
+    assert handler.messages == [b"\r\n" * 100][: code == 250]
 
 
 async def test_a_message_that_is_too_large_is_told_after_the_final_dot_and_not_kept() -> None:

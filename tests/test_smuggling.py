@@ -1,4 +1,4 @@
-"""Smuggling: nothing but CR LF . CR LF ends a message, nothing but CR LF ends a command."""
+"""Smuggling: nothing but CR LF . CR LF ends a message; what ends a command is --bare-newline's."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def unstuffed(text: str) -> str:
 def received(text: str, mode: str) -> bytes:
     kept = unstuffed(text)
     if mode == "normalize":
-        kept = re.sub(r"\r\n|\r|\n", "\r\n", kept.replace("\0", ""))
+        kept = re.sub(r"\r\n|\r|\n", "\r\n", kept)
     return kept.encode()
 
 
@@ -153,7 +153,10 @@ async def test_a_command_with_a_bare_byte_is_refused_and_not_carried_out(
         "end": f"MAIL FROM:<a@b.c>{bare}",
         "begin": f"{bare}MAIL FROM:<a@b.c>",
     }[where]
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+    async with (
+        serve(handler, bare_newline="reject") as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
         await client.greet()
         client.send(f"{line}\r\nVRFY x@y.z\r\n")
         replies = [await client.reply()]
@@ -170,12 +173,29 @@ async def test_a_command_with_a_bare_byte_is_refused_and_not_carried_out(
 async def test_what_is_behind_a_bare_lf_is_no_command_however_it_comes(cut: int) -> None:
     handler = Collect()
     data = f"NOOP\n{SMUGGLED}\r\nVRFY x@y.z\r\n".encode()
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+    async with (
+        serve(handler, bare_newline="reject") as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
         await client.greet()
         client.send(data[:cut])
         await asyncio.sleep(0.01)
         client.send(data[cut:])
         assert [(await client.reply()).code for _ in range(2)] == [500, 252]
+    assert handler.senders == []
+
+
+@pytest.mark.parametrize("bare", ["\r", "\0", "\r\r", "\n\r"], ids=repr)
+async def test_by_default_cr_or_nul_within_a_command_is_refused_and_not_carried_out(
+    bare: str,
+) -> None:
+    handler = Collect()
+    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        client.send(f"NOOP{bare}{SMUGGLED}\r\nVRFY x@y.z\r\n")
+        replies = [(await client.reply()).code for _ in range(1 + bare.count("\n"))]
+        assert replies[-1] == 500
+        assert (await client.reply()).code == 252
     assert handler.senders == []
 
 

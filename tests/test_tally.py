@@ -111,7 +111,8 @@ async def test_a_message_that_is_not_accepted_for_what_it_is(
     body: str, outcome: str, code: int
 ) -> None:
     size = 100 if outcome == "too_big" else 5000
-    async with serve(Discard(), max_message_size=size) as server:
+    strict = {"bare_newline": "reject", "max_line_length": 1000}
+    async with serve(Discard(), max_message_size=size, **strict) as server:
         assert await deliver(server, body) == code
         assert told(server.tally) == {outcome: 1}
 

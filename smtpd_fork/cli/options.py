@@ -60,7 +60,7 @@ _DEFAULT_TEXTS = {
 }
 
 
-_SIZES = {"max_buffered", "max_message_size"}
+_SIZES = {"max_buffered", "max_line_length", "max_message_size"}
 
 
 def format_setting(name: str, value: Any) -> Any:
@@ -215,6 +215,11 @@ OPTIONS = (
         help="In bytes, or as 25M; 0 is no limit.",
     ),
     SettingOption(
+        "--max-line-length", section="Limits", metavar="SIZE",
+        help="Longest line of a message in octets, with its line end; a longer one gets 500. 0: as "
+        "long as the message may be.",
+    ),
+    SettingOption(
         "--allow", section="Lists", metavar="NET", multiple=True,
         help="Network, or file of networks, that is not denied; the smallest network around an "
         "address decides. Repeatable.",
@@ -263,7 +268,8 @@ OPTIONS = (
     ),
     SettingOption(
         "--bare-newline", section="Mail", metavar="HOW",
-        help="CR and LF that are no pair, and NUL: reject, normalize or accept.",
+        help="Lone CR or LF in a message: normalize makes CR LF of each, accept keeps it, reject "
+        "answers 550, also to NUL. LF alone ends a command, unless reject is set.",
     ),
     SettingOption(
         "--strict-paths", section="Mail", is_flag=True,

@@ -208,4 +208,5 @@ def _limits(config: Config) -> Limits:
         errors=config.max_errors,
         recipients=config.max_recipients,
         rejects=config.max_rejects,
+        line=config.max_line_length,
     )

@@ -1,7 +1,7 @@
 """The session: aiosmtpd's SMTP class by contract, with a wire and a dialogue of its own."""
 
-from smtpd_fork.smtp.body import BareNewline
 from smtpd_fork.smtp.budget import Budget
+from smtpd_fork.smtp.content import BareNewline
 from smtpd_fork.smtp.current_tls import CurrentTls
 from smtpd_fork.smtp.envelope import Envelope
 from smtpd_fork.smtp.reply import Reply

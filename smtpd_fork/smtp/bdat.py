@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
 from typing import TYPE_CHECKING
 
 from aiosmtpd.smtp import syntax
 
-from smtpd_fork.smtp.body import BareNewline, Body, BodyFault, has_bare, normalized
+from smtpd_fork.smtp.body import Body
+from smtpd_fork.smtp.content import BareNewline, BodyFault, Content
 from smtpd_fork.smtp.envelope import Envelope
 from smtpd_fork.smtp.framer import Chunk
 from smtpd_fork.smtp.mail import FAULT_REPLIES, Mail
@@ -33,9 +33,6 @@ class Chunking(Mail):
         self._charge(message)
         return self._received_chunk(message)
 
-    def _stored(self) -> int:
-        return self._chunks.tell() if self._chunks is not None else 0
-
     def _set_post_data_state(self) -> None:
         self._envelope = None
         if self._chunks is not None or self._chunk_fault is not None:
@@ -48,19 +45,22 @@ class Chunking(Mail):
             self._say(501, "5.5.4", "Syntax: BDAT size [LAST]")
             self._close(interrupting=True)
             return None
-        fault = self._bdat_fault(int(match[1]))
-        if self._chunk_fault is None and fault is not None:
-            self._chunk_fault = fault
-            self._count_chunk_fault(fault)
-        self._chunk_is_last = match[2] is not None
-        chunk = Chunk(int(match[1]), keep=self._chunk_fault is None)
+        size, self._chunk_is_last = int(match[1]), match[2] is not None
+        if self._chunks is None:
+            self._body_began = self.loop.time()
+            self._chunk_fault = self._chunk_fault or self._bdat_fault()
+            self._chunks = self._new_content() if self._chunk_fault is None else None
+        chunk = Chunk(size, self._chunks)
+        if self._chunks is not None and not self._fits(self._chunks.size + size):
+            self._chunks.drop()  # it is read and judged all the same (RFC 3030 2)
+            self._charge(chunk)
         if chunk.left:
             self._expect(chunk)
             return None
         return self._received_chunk(chunk)
 
-    def _bdat_fault(self, size: int) -> tuple[int, str, str] | None:
-        """Return why a chunk is not wanted; it is read all the same (RFC 3030 2)."""
+    def _bdat_fault(self) -> tuple[int, str, str] | None:
+        """Return why there may be no chunks now."""
         assert self.session is not None
         assert self.envelope is not None
         if self.require_starttls and not self._tls_protocol:
@@ -69,51 +69,43 @@ class Chunking(Mail):
             return (530, "5.7.0", "Authentication required")
         if not self.envelope.rcpt_tos:
             return (503, "5.5.1", "Error: need RCPT command")
-        if self.data_size_limit and self._stored() + size > self.data_size_limit:
-            return FAULT_REPLIES[BodyFault.TOO_MUCH]
-        if self._setup.budget.spent:
-            return FAULT_REPLIES[BodyFault.NO_ROOM]
         return None
 
-    def _count_chunk_fault(self, fault: tuple[int, str, str]) -> None:
-        """Count a message of which a chunk is the first that is not wanted; once."""
-        for kind in (BodyFault.TOO_MUCH, BodyFault.NO_ROOM):
-            if fault == FAULT_REPLIES[kind]:
-                self._count_fault(kind)
+    def _new_content(self) -> Content:
+        """Return what collects the chunks; unless it is binary, it is made of lines."""
+        limit = self.data_size_limit or 0
+        if isinstance(self.envelope, Envelope) and self.envelope.body == "BINARYMIME":
+            return Content(limit, 0, BareNewline.ACCEPT)
+        return Content(limit, self._line_limit(), self._setup.bare)
+
+    def _fits(self, size: int) -> bool:
+        """Whether a message of *size* octets need not be refused, so far."""
+        too_much = 0 < (self.data_size_limit or 0) < size
+        return not too_much and not self._setup.budget.spent
 
     def _received_chunk(self, chunk: Chunk) -> Waiting | None:
-        if chunk.dropped and self._chunk_fault is None:
-            self._chunk_fault = FAULT_REPLIES[BodyFault.NO_ROOM]
-            self._count_chunk_fault(self._chunk_fault)
-        if self._chunk_fault is not None:
-            fault = self._chunk_fault
-            self._chunks = None
-            self._release_budget()
+        content = self._chunks
+        if content is not None:
             if self._chunk_is_last:
-                self._set_rset_state()
-            self._say(*fault)
-            return None
-        if self._chunks is None:
-            self._chunks = io.BytesIO()
-        self._chunks.write(chunk.data)
-        if not self._chunk_is_last:
-            self._say(250, "2.0.0", f"{chunk.size} octets received")
-            return None
-        content = self._chunks.getvalue()
-        self._chunks = None
-        return self._whole(content)
-
-    def _whole(self, content: bytes) -> Waiting | None:
-        """Have what all chunks make delivered; unless it is binary, it is made of lines."""
-        assert self.envelope is not None
-        binary = isinstance(self.envelope, Envelope) and self.envelope.body == "BINARYMIME"
-        if not binary and self._setup.bare is BareNewline.NORMALIZE:
-            content = normalized(content)
-        elif not binary and self._setup.bare is BareNewline.REJECT and has_bare(content):
-            self._count_fault(BodyFault.BARE)
-            self._refuse_message(*FAULT_REPLIES[BodyFault.BARE])
-            return None
-        return self._content(content)
+                self._chunks = None
+                content.finish()
+                return self._deliver(content)
+            fault = content.fault
+            if fault is BodyFault.BARE:  # what is worse may come: that is said at the end
+                fault = BodyFault.NO_ROOM if content.dropped else None
+            if fault is None:
+                self._say(250, "2.0.0", f"{chunk.declared} octets received")
+                return None
+            self._chunks = None
+            self._chunk_fault = FAULT_REPLIES[fault]
+            self._note_fault(fault)
+            self._release_budget()
+        assert self._chunk_fault is not None
+        if self._chunk_is_last:
+            self._refuse_message(*self._chunk_fault)
+        else:
+            self._say(*self._chunk_fault)
+        return None
 
     @syntax("BDAT size [LAST]")
     async def smtp_BDAT(self, arg: str | None) -> None:

@@ -315,8 +315,7 @@ class Engine(Ending):
         self.deadline = self._soonest(now + limits.data_seconds)
         self._charge(reading)
         elapsed = now - self._body_began
-        came = reading.size + self._stored()
-        if elapsed > RATE_GRACE_SECONDS and came < elapsed * limits.data_rate:
+        if elapsed > RATE_GRACE_SECONDS and reading.size < elapsed * limits.data_rate:
             log.info("[%s] the message comes too slowly", self._session_id, extra=self._who())
             self._time_out()
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-from smtpd_fork.smtp.body import BareNewline, Body
+from smtpd_fork.smtp.body import Body
+from smtpd_fork.smtp.content import BareNewline, Content
 
 __all__ = ["Chunk", "CommandFault", "Event", "Framer"]
 
@@ -30,40 +31,37 @@ class Chunk:
     """What follows BDAT (RFC 3030): so many bytes, and nothing else ends it.
 
     :param size: how many
-    :param keep: whether they are wanted; else they are read and forgotten
+    :param content: takes them; None: they are read and forgotten
     """
 
-    __slots__ = ("_keep", "data", "declared", "dropped", "left")
+    __slots__ = ("_content", "declared", "left")
 
-    def __init__(self, size: int, *, keep: bool) -> None:
+    def __init__(self, size: int, content: Content | None) -> None:
         self.left = self.declared = size
-        self._keep = keep
-        self.dropped = False
-        self.data = bytearray()
+        self._content = content
 
     @property
     def size(self) -> int:
-        """Bytes so far."""
-        return self.declared - self.left
+        """Octets so far of the message that it is a part of, or of itself if it is of none."""
+        return self.declared - self.left if self._content is None else self._content.size
 
     @property
     def held(self) -> int:
-        """Bytes that are kept now."""
-        return len(self.data)
+        """Octets of the message that are kept now."""
+        return 0 if self._content is None else self._content.held
 
     def drop(self) -> None:
-        """Keep nothing of it: there is no memory left."""
-        self._keep = False
-        self.dropped = True
-        self.data = bytearray()
+        """Keep nothing of the message: there is no memory left."""
+        if self._content is not None:
+            self._content.drop()
 
-    def feed(self, data: bytes) -> bytes | None:
-        """Take *data*; return what lies behind the end, or None while it has not come."""
-        part = data[: self.left]
-        if self._keep:
-            self.data += part
+    def feed(self, data: bytes, start: int = 0) -> int | None:
+        """Take *data* from *start* on; return where the chunk ends, or None if it does not."""
+        part = data[start : start + self.left]
         self.left -= len(part)
-        return None if self.left else data[len(part) :]
+        if self._content is not None and part:
+            self._content.add(part)
+        return None if self.left else start + len(part)
 
 
 Event = bytes | CommandFault | Body | Chunk
@@ -71,31 +69,33 @@ Event = bytes | CommandFault | Body | Chunk
 
 
 class Framer:
-    """Cuts a stream into events.
+    """Cuts a stream into events. Each byte is looked at once, however the stream is cut.
 
     :param bare: what becomes of bare CR and LF, and of NUL
     """
 
-    __slots__ = ("_bare", "_buffer", "_position", "_reading", "_skipping")
+    __slots__ = ("_bare", "_buffer", "_later", "_partial", "_position", "_reading", "_skipping")
 
     def __init__(self, bare: BareNewline) -> None:
         self._bare = bare
-        self._buffer = b""
+        self._partial: bytearray | None = None  # the beginning of a line, without its LF
+        self._buffer = b""  # what follows it, from _position on
         self._position = 0
+        self._later: bytearray | None = None  # what was fed before all of that was looked at
         self._reading: Body | Chunk | None = None
         self._skipping: CommandFault | None = None
 
     @property
     def pending(self) -> int:
         """Bytes that were fed and have not become an event."""
-        return len(self._buffer) - self._position
+        return (
+            len(self._buffer) - self._position + len(self._partial or b"") + len(self._later or b"")
+        )
 
     @property
     def idle(self) -> bool:
         """Whether what is fed next begins a command, and nothing was fed before it."""
-        return (
-            self._position >= len(self._buffer) and self._reading is None and self._skipping is None
-        )
+        return not self.pending and self._reading is None and self._skipping is None
 
     @property
     def reading(self) -> Body | Chunk | None:
@@ -104,14 +104,23 @@ class Framer:
 
     def feed(self, data: bytes) -> None:
         """Take *data* after all that was fed before."""
-        if self._position >= len(self._buffer):
-            self._buffer, self._position = data, 0
+        if self._later is not None:
+            self._later += data
+        elif self._position < len(self._buffer):
+            self._later = bytearray(data)
         else:
-            self._buffer, self._position = self._buffer[self._position :] + data, 0
+            self._buffer, self._position = data, 0
+
+    def take(self) -> bytes:
+        """Return what was fed and has not become an event: it is not of this stream any more."""
+        rest = self._buffer[self._position :] + (self._later or b"")
+        self.clear()
+        return rest
 
     def clear(self) -> None:
         """Forget what was fed and has not become an event."""
         self._buffer, self._position = b"", 0
+        self._partial = self._later = None
         self._reading = self._skipping = None
 
     def expect(self, reading: Body | Chunk) -> None:
@@ -122,46 +131,63 @@ class Framer:
         """Return the next event, or None until more is fed."""
         if self._reading is not None:
             return self._read(self._reading)
-        buffer, start = self._buffer, self._position
-        end = buffer.find(b"\r\n", start)
-        if end >= 0 and self._skipping is None:
-            line = buffer[start:end]
-            # One whole line with nothing wrong in it, which is what mostly comes.
-            clean = b"\n" not in line and b"\r" not in line and b"\0" not in line
-            if clean and len(line) <= LINE_LIMIT:
-                self._position = end + 2
-                return line
-        while (end := self._buffer.find(b"\n", self._position)) >= 0:
-            event = self._line(end)
+        while True:
+            buffer, start = self._buffer, self._position
+            end = buffer.find(b"\n", start)
+            if end < 0:
+                self._keep_partial(buffer[start:])
+                if not self._refill():
+                    return None
+                continue
+            self._position = end + 1
+            whole = self._partial is None and self._skipping is None and end > start
+            if whole and buffer[end - 1] == _CR:
+                # One whole line with nothing wrong in it, which is what mostly comes.
+                line = buffer[start : end - 1]
+                if b"\r" not in line and b"\0" not in line and len(line) <= LINE_LIMIT:
+                    return line
+            event = self._line(buffer[start:end])
             if event is not None:
                 return event
-        self._keep_bounded()
-        return None
+
+    def _refill(self) -> bool:
+        """Go on with what was fed while the buffer had something in it."""
+        self._buffer, self._position = b"", 0
+        if self._later is None:
+            return False
+        self._buffer, self._later = bytes(self._later), None
+        return True
 
     def _read(self, reading: Body | Chunk) -> Body | Chunk | None:
-        data = self._buffer[self._position :] if self._position else self._buffer
-        self._buffer, self._position = b"", 0
-        rest = reading.feed(data)
-        if rest is None:
-            return None
-        self._buffer = rest
+        while True:
+            end = reading.feed(self._buffer, self._position)
+            if end is not None:
+                break
+            if not self._refill():
+                return None
+        self._position = end
+        if 2 * end > len(self._buffer):  # a large message's packet need not stay in memory
+            self._buffer, self._position = self._buffer[end:], 0
         self._reading = None
         return reading
 
-    def _line(self, end: int) -> bytes | CommandFault | None:
-        """Return the line whose LF is at *end*, or what is wrong with it; None: nothing to say."""
-        start, self._position = self._position, end + 1
-        paired = end > start and self._buffer[end - 1] == _CR
+    def _line(self, line: bytes) -> bytes | CommandFault | None:
+        """Return a line that has come without its LF, or what is wrong with it; None: nothing."""
+        if self._partial is not None:
+            line = bytes(self._partial) + line
+            self._partial = None
+        paired = line.endswith(b"\r")
         if self._skipping is not None:
             return self._skipped(paired=paired)
         if not paired and self._bare is BareNewline.REJECT:
-            if end - start > LINE_LIMIT + 1:  # so it would have been, had it come in parts
+            if len(line) > LINE_LIMIT + 1:  # so it would have been, had it come in parts
                 self._skipping = CommandFault.TOO_LONG
                 return None
             # What follows up to the CR LF is of the same line: it is no command of its own.
             self._skipping = CommandFault.BARE
             return CommandFault.BARE
-        line = self._buffer[start : end - 1 if paired else end]
+        if paired:
+            line = line[:-1]
         if len(line) > LINE_LIMIT:
             return CommandFault.TOO_LONG
         if self._bare is not BareNewline.ACCEPT and (b"\r" in line or b"\0" in line):
@@ -175,12 +201,16 @@ class Framer:
             return CommandFault.TOO_LONG if fault is CommandFault.TOO_LONG else None
         return CommandFault.BARE if fault is CommandFault.BARE else None
 
-    def _keep_bounded(self) -> None:
-        """Forget a line that is too long already, and remember that it was."""
+    def _keep_partial(self, rest: bytes) -> None:
+        """Keep the beginning of a line; of one that is too long only that it was, and a last CR."""
+        if not rest:
+            return
         if self._skipping is None:
-            if self.pending <= LINE_LIMIT + 1:  # the last byte may be the CR of its end
+            if self._partial is None:
+                self._partial = bytearray()
+            self._partial += rest
+            if len(self._partial) <= LINE_LIMIT + 1:  # the last byte may be the CR of its end
                 return
             self._skipping = CommandFault.TOO_LONG
         # The last byte may be the CR of the pair that ends it.
-        self._buffer = b"\r" if self._buffer.endswith(b"\r") and self.pending else b""
-        self._position = 0
+        self._partial = bytearray(b"\r") if rest.endswith(b"\r") else None

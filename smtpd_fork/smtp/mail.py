@@ -9,7 +9,8 @@ from warnings import warn
 
 from aiosmtpd.smtp import MISSING, syntax
 
-from smtpd_fork.smtp.body import Body, BodyFault
+from smtpd_fork.smtp.body import Body
+from smtpd_fork.smtp.content import BodyFault, Content
 from smtpd_fork.smtp.envelope import Envelope
 from smtpd_fork.smtp.hello import Hello
 from smtpd_fork.smtp.params import Params, mail_fault, parse_params, rcpt_fault
@@ -283,8 +284,8 @@ class Mail(Hello):
             self._setup.tally.no_room += 1
             self._say(*FAULT_REPLIES[BodyFault.NO_ROOM])
         else:
-            limit = self.data_size_limit or 0
-            self._expect(Body(limit, self.line_length_limit, self._setup.bare))
+            self._body_began = self.loop.time()
+            self._expect(Body(self.data_size_limit or 0, self._line_limit(), self._setup.bare))
             self._out.append(b"354 End data with <CR><LF>.<CR><LF>\r\n")
         return None
 
@@ -295,9 +296,12 @@ class Mail(Hello):
     def _expect(self, reading: Body | Chunk) -> None:
         """Read a message, or a part of one, next."""
         self._leave_rest()
-        if self._chunks is None:
-            self._body_began = self.loop.time()
         self._framer.expect(reading)
+
+    def _line_limit(self) -> int:
+        """Return how long a line of a message may be: the option's limit and the class's count."""
+        limits = [self.line_length_limit, self._setup.limits.line]
+        return min(filter(None, limits), default=0)
 
     def _has_room(self) -> bool:
         """Whether a message of the size that MAIL declared can be held now."""
@@ -311,17 +315,20 @@ class Mail(Hello):
         """Take a message, or a part of one, that is complete."""
         self._charge(message)
         assert isinstance(message, Body)  # chunks are another floor's
-        if message.fault is not None:
-            reason = message.fault.value
-            about = {**self._who(), "reason": reason}
-            log.info("[%s] message refused: %s", self._session_id, reason, extra=about)
-            self._count_fault(message.fault)
-            self._refuse_message(*FAULT_REPLIES[message.fault])
-            return None
-        return self._content(message.content())
+        return self._deliver(message)
 
-    def _count_fault(self, fault: BodyFault) -> None:
-        """Count a message that is not accepted for what it is."""
+    def _deliver(self, content: Content) -> Waiting | None:
+        """Have a message that has come whole delivered, or refuse it."""
+        if content.fault is None:
+            return self._content(content.take())
+        self._note_fault(content.fault)
+        self._refuse_message(*FAULT_REPLIES[content.fault])
+        return None
+
+    def _note_fault(self, fault: BodyFault) -> None:
+        """Log and count a message that is not accepted for what it is."""
+        about = {**self._who(), "reason": fault.value}
+        log.info("[%s] message refused: %s", self._session_id, fault.value, extra=about)
         tally = self._setup.tally
         if fault is BodyFault.TOO_MUCH:
             tally.too_big += 1

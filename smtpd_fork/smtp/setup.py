@@ -15,8 +15,8 @@ from warnings import warn
 from aiosmtpd.handlers import Sink
 from aiosmtpd.smtp import CALL_LIMIT_DEFAULT
 
-from smtpd_fork.smtp.body import BareNewline
 from smtpd_fork.smtp.budget import Budget
+from smtpd_fork.smtp.content import BareNewline
 from smtpd_fork.smtp.tally import Tally
 from smtpd_fork.smtp.waits import never_waits
 from smtpd_fork.smtp.wire import MeteredWire, Wire
@@ -48,6 +48,7 @@ class Limits:
     :ivar errors: commands that are none, before the session is ended
     :ivar recipients: of one message (RFC 9422 RCPTMAX)
     :ivar rejects: commands that are refused, before the session is ended
+    :ivar line: octets of a line of a message with its line end; 0 is no limit
     """
 
     command_seconds: float = 300.0
@@ -59,6 +60,7 @@ class Limits:
     errors: int = 20
     recipients: int = 1000
     rejects: int = 100
+    line: int = 0
 
 
 class Setup:
@@ -74,8 +76,8 @@ class Setup:
         handler: Any,
         *,
         limits: Limits,
-        bare: BareNewline = BareNewline.REJECT,
         strict_paths: bool = False,
+        bare: BareNewline = BareNewline.ACCEPT,
         budget: Budget | None = None,
         tally: Tally | None = None,
         enhanced: bool = True,

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from aiosmtpd.smtp import DATA_SIZE_DEFAULT, __ident__
 
-from smtpd_fork.smtp.body import BareNewline
+from smtpd_fork.smtp.content import BareNewline
 from smtpd_fork.smtp.current_tls import CurrentTls
 from smtpd_fork.smtp.framer import LINE_LIMIT, CommandFault
 from smtpd_fork.smtp.hello import echo as _echo
@@ -61,8 +61,9 @@ class SMTP(Short):
     :param peer: the client, where accept(2) told; default: what the transport says
     :param on_close: called once, when the connection is gone
     :param limits: what a session may take; default: aiosmtpd's, and ours for the rest
-    :param bare_newline: what becomes of CR and LF that are not a pair
     :param strict_paths: refuse an address without its angle brackets, and tabs in place of spaces
+    :param bare_newline: what becomes of CR and LF that are not a pair; default: they are kept, as
+        aiosmtpd keeps them (``smtpd_fork.Server`` and the daemon normalize them by default)
     :param enhanced: whether replies have enhanced status codes (RFC 2034)
     :param lmtp: whether LMTP is spoken: LHLO, and a reply per recipient (RFC 2033)
     :param budget: how much all sessions may hold of messages
@@ -105,8 +106,8 @@ class SMTP(Short):
         peer: Peer = None,
         on_close: Callable[[Any], None] | None = None,
         limits: Limits | None = None,
-        bare_newline: BareNewline = BareNewline.REJECT,
         strict_paths: bool = False,
+        bare_newline: BareNewline = BareNewline.ACCEPT,
         enhanced: bool = False,
         lmtp: bool = False,
         budget: Budget | None = None,

@@ -16,12 +16,12 @@ from smtpd_fork.smtp.reply import sendable
 from smtpd_fork.smtp.session import Session, new_session_id
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Callable, Sequence
     from contextvars import Context
 
     from smtpd_fork.net import Peer
     from smtpd_fork.smtp.body import Body
+    from smtpd_fork.smtp.content import Content
     from smtpd_fork.smtp.setup import Setup
     from smtpd_fork.smtp.sweep import Sweep
 
@@ -43,6 +43,8 @@ class State(aiosmtpd.smtp.SMTP):
     # What is as it is for almost every session stands here, once: an instance's own attributes
     # cost an idle session more memory than all else.
     transport: Any = None
+    line_length_limit: int = 0
+    """Octets of a line of a message; 0 is no limit. aiosmtpd's 1001 turned real mail away."""
     _envelope: aiosmtpd.smtp.Envelope | None = None
     _task: asyncio.Task[None] | None = None
     _tls_protocol: Any = None
@@ -79,7 +81,7 @@ class State(aiosmtpd.smtp.SMTP):
     """When the first byte of a command came whose end has not; 0 without one."""
     _at_rest = False
     _body: Body | None = None
-    _chunks: io.BytesIO | None = None
+    _chunks: Content | None = None
     """What BDAT has brought so far; None outside of a sequence of chunks."""
     _chunk_fault: tuple[int, str, str] | None = None
     """Why the chunks of this message are not wanted."""
@@ -271,18 +273,14 @@ class State(aiosmtpd.smtp.SMTP):
 
     def _charge(self, reading: Body | Chunk) -> None:
         """Count what is held of a message; past the budget it is no longer held."""
-        held = reading.held + self._stored()
+        held = reading.held
         budget = self._setup.budget
         budget.used += held - self._charged
         self._charged = held
-        if budget.spent and reading.held:
-            budget.used -= reading.held
-            self._charged -= reading.held
+        if budget.spent and held:
+            budget.used -= held
+            self._charged = 0
             reading.drop()
-
-    def _stored(self) -> int:
-        """Return the bytes that are held besides what is being read."""
-        return 0
 
     def _release_budget(self) -> None:
         if self._charged:

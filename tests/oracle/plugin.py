@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     import pytest
 
 assert not {"aiosmtpd.controller", "aiosmtpd.lmtp"} & set(sys.modules), "they have the stock class"
-aiosmtpd.smtp.SMTP = smtpd_fork.smtp.SMTP  # type: ignore[misc]  # that is what it is for
+
+
+class Session(smtpd_fork.smtp.SMTP):
+    """Has the limit of aiosmtpd's class, as its users set it; ours has none."""
+
+    line_length_limit = 1001
+
+
+aiosmtpd.smtp.SMTP = Session  # type: ignore[misc]  # that is what it is for
 
 from aiosmtpd.controller import InetMixin  # noqa: E402 - it has to come after the exchange
 

@@ -77,8 +77,8 @@ INTENDED: dict[str, tuple[Any, Any]] = {
     "data-with-argument": (3, 5),
     "long-command": (2, 5),
     "many-unknown-commands": ([500, 500], [421, 0]),
-    "bare-lf-ends-data": ([250, 500], [550, 250]),
-    "bare-lf-behind-final-dot": (421, 550),
+    "bare-lf-ends-data": ([250, 500], [250, 250]),
+    "bare-lf-behind-final-dot": (421, 250),
     # -- the message
     "authentication-results": (True, False),
     "received-names-id-and-recipient": (False, True),
