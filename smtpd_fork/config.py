@@ -98,6 +98,11 @@ SHUTDOWN_TIMEOUT_SECONDS = 30.0
 TLS_HANDSHAKE_SECONDS = 30.0
 """Time for a TLS handshake; half of asyncio's, as a stalled one holds a place in the count."""
 
+TLS_FAILURE_RATE = "300/m"
+"""Failed handshakes of one client: half of one takes the processor about a millisecond, so that is
+half a per cent of it; and all that come through one address (a bridge's gateway) do not fail as
+often. Postfix has the same for all new handshakes (smtpd_client_new_tls_session_rate_limit)."""
+
 DNS_SECONDS = 5.0
 """Time for a question to the DNS; what a resolver takes that is not well (RFC 1035 7.2)."""
 
@@ -269,6 +274,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar max_line_length: octets of a line of a message with its line end; 0 is no limit
     :ivar bare_newline: what becomes of CR and LF that are not a pair, and of NUL
     :ivar tls_handshake_timeout: seconds that a client may take for a TLS handshake
+    :ivar tls_failure_rate: TLS handshakes of one client that fail, or do not end, in a time, as
+        ``N/PERIOD``; ``0``: no limit
     :ivar shutdown_timeout: seconds that messages in flight get at a stop
     """
 
@@ -314,6 +321,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     handler_timeout: Seconds = HANDLER_TIMEOUT_SECONDS
     session_timeout: Seconds = SESSION_TIMEOUT_SECONDS
     tls_handshake_timeout: Seconds = TLS_HANDSHAKE_SECONDS
+    tls_failure_rate: Text = TLS_FAILURE_RATE
     max_errors: Annotated[int, Meta(ge=0, le=1_000_000)] = MAX_ERRORS
     max_rejects: Annotated[int, Meta(ge=0, le=1_000_000)] = MAX_REJECTS
     max_recipients: Annotated[int, Meta(ge=1, le=1_000_000)] = MAX_RECIPIENTS

@@ -130,6 +130,7 @@ async def test_what_happens_is_counted(tmp_path: Path, certificates: Certificate
                 ("smtpd_fork_sink_seconds_count", "maildir"): 2,
                 ("smtpd_fork_tls_handshakes_total", "done"): 1,
                 ("smtpd_fork_tls_handshakes_total", "failed"): 1,
+                ("smtpd_fork_tls_handshakes_total", "refused"): 0,
                 ("smtpd_fork_accept_queue", place): 0,
                 ("smtpd_fork_accept_queue_limit", place): 33,
             }

@@ -174,6 +174,12 @@ OPTIONS = (
         help="For a TLS handshake.",
     ),
     SettingOption(
+        "--tls-failure-rate", section="Limits", metavar="N/PERIOD",
+        help="TLS handshakes of one client that may fail, or be under way, in a time, and four "
+        "times as many of a /24 or /48. More get 454 for STARTTLS, and implicit TLS is closed. "
+        "0 is no limit.",
+    ),
+    SettingOption(
         "--data-timeout", section="Limits", metavar="TIME",
         help="For the next part of a message.",
     ),

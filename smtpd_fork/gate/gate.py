@@ -70,7 +70,7 @@ class Gate:
         self._inside: set[Ticket] = set()
         self._statistics = Statistics()
         self._clients: dict[str | None, Client]
-        self._rules = RuleBook(())
+        self._rules = self._handshake_rules = RuleBook(())
         self._load = Load()
         self._paused = False
         self._set_up(limits or Limits(limit_connections=limit_connections, max_from_ip=max_from_ip))
@@ -82,6 +82,7 @@ class Gate:
         """Have *limits* hold; who is in is counted anew, by them."""
         self._limits = limits
         self._rules = RuleBook(limits.rules(self._load), self._rules)
+        self._handshake_rules = RuleBook(limits.handshake_rules(), self._handshake_rules)
         self.reserves = limits.reserve > 0
         self._open_to_all = limits.limit_connections - limits.reserve
         self._clients = {}
@@ -171,6 +172,29 @@ class Gate:
                 for rule in client.rules.timed:
                     rule.arrived(client, now)
         return refusal
+
+    def begin_handshake(self, ticket: Ticket) -> Refusal | None:
+        """Count a TLS handshake as failed, until :meth:`end_handshake`; or say why it is not to be.
+
+        :returns: a :class:`Refusal` if too many of this client, or its network, have failed lately
+            or are under way
+        """
+        with self._lock:
+            client, now = ticket.client, self._clock()
+            rules = self._handshake_rules.page(client)
+            for rule in rules.on_arrival:
+                refusal = rule.judge(client, self._counts, now)
+                if refusal is not None:
+                    return refusal
+            for rule in rules.timed:
+                rule.arrived(client, now)
+        return None
+
+    def end_handshake(self, ticket: Ticket) -> None:
+        """Take note that a handshake that was begun has succeeded."""
+        with self._lock:
+            for rule in self._handshake_rules.page(ticket.client).timed:
+                rule.take_back(ticket.client)
 
     def _enter(self, client: Client) -> None:
         """Count a session in, with its source and its networks."""

@@ -16,6 +16,7 @@ from smtpd_fork.gate.rules import (
     RateRule,
     RehearsalRule,
     SourceRule,
+    handshake_rules,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Limits:
         least what ``max_from_ip`` gives one source, if that is not the default; without a limit
         there, shares are none either
     :param rates: new sessions in a time, from one source or one network
+    :param tls_failure_rate: TLS handshakes of one client that fail, or do not end, in a time; four
+        times as many of one /24 or /48
     :param access: who is denied, and who is not
     :param exempt: networks that rules about sources leave alone
     :param reserve: so many of the places are for exempt clients alone
@@ -53,6 +56,7 @@ class Limits:
     ipv6_prefix: int = IPV6_PREFIX
     max_from_net: tuple[NetworkLimit, ...] = ()
     rates: tuple[Rate, ...] = ()
+    tls_failure_rate: Rate | None = None
     access: AccessList | None = None
     exempt: NetworkTable[bool] | None = None
     reserve: int = 0
@@ -99,3 +103,8 @@ class Limits:
             yield FairShareRule(self.limit_connections)
         for rate in self.rates:
             yield RateRule(rate) if rate.prefix is None else NetworkRateRule(rate)
+
+    def handshake_rules(self) -> Iterator[Rule]:
+        """Return the rules that are asked before a TLS handshake."""
+        if self.tls_failure_rate is not None:
+            yield from handshake_rules(self.tls_failure_rate)

@@ -22,7 +22,7 @@ __all__ = ["GATE_SETTINGS", "limits_of", "networks_of"]
 GATE_SETTINGS = frozenset({
     *("limit_connections", "max_from_ip", "ipv6_prefix", "max_from_net", "rate", "rate_net"),
     *("fair_share", "allow", "deny", "exempt", "reserve", "refuse_first", "refuse_every"),
-    "max_loop_lag",
+    *("max_loop_lag", "tls_failure_rate"),
 })  # fmt: skip
 """The settings that :func:`limits_of` reads."""
 
@@ -38,12 +38,14 @@ def limits_of(config: Config) -> Limits:
     networks = [value for value in config.max_from_net if value != "0"]
     rates = _each("rate", config.rate, Rate.parse)
     rates += _each("rate_net", config.rate_net, Rate.parse_of_network)
+    failures = [value for value in (config.tls_failure_rate,) if value != "0"]
     return Limits(
         limit_connections=config.limit_connections,
         max_from_ip=config.max_from_ip,
         ipv6_prefix=config.ipv6_prefix,
         max_from_net=tuple(_each("max_from_net", networks, NetworkLimit.parse)),
         rates=tuple(rates),
+        tls_failure_rate=next(iter(_each("tls_failure_rate", failures, Rate.parse)), None),
         access=_access(config) if config.allow or config.deny else None,
         exempt=networks_of("exempt", config.exempt),
         reserve=config.reserve,

@@ -26,6 +26,8 @@ CURES = {
     "max_from_net": "raise --max-from-net, or --exempt the network",
     "rate": "raise --rate, or --exempt the source",
     "rate_net": "raise --rate-net, or --exempt the network",
+    "tls_failure_rate": "see in the log why the TLS handshakes of this client fail, raise "
+    "--tls-failure-rate, or --exempt the client",
     "fair_share": "raise --limit-connections, --exempt the source, or leave --fair-share out",
     "deny": "take the network off the --deny list, or --allow a smaller one in it",
     "dnsbl": "take the zone off --dnsbl, raise --dnsbl-threshold, or --exempt the source",

@@ -54,10 +54,13 @@ class Refusal:
 
     def reply(self, hostname: str) -> bytes:
         """Return the line that the client is sent."""
+        return reply_line(self.code, self.status, hostname, self.words)
+
+    @property
+    def words(self) -> str:
+        """What the client is told, without code and host."""
         text = self.text.replace("{key}", self.key)
-        return reply_line(
-            self.code, self.status, hostname, f"{text} [{self.id}]" if self.id else text
-        )
+        return f"{text} [{self.id}]" if self.id else text
 
     def __str__(self) -> str:
         what = f"refused {self.key}" if self.key else "no room"

@@ -53,7 +53,9 @@ class Stages:
         proxy_timeout: float = PROXY_SECONDS,
         vetting: Callable[..., Vetting] | None = None,
     ) -> None:
+        self._gate = gate
         self._welcome = welcome
+        self._refuse = refuse
         self._pause: GreetPause | None = None
         self._vetting: Vetting | None = None
         if greet_pause:
@@ -103,6 +105,10 @@ class Stages:
     def _begin(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
     ) -> None:
+        if listener.tls and (refusal := self._gate.begin_handshake(ticket)) is not None:
+            self._refuse(listener, sock, refusal)
+            ticket.release()
+            return
         try:
             self._welcome(listener, sock, peer, ticket)
         except Exception:

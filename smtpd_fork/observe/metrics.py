@@ -72,7 +72,10 @@ METRICS = (
     ),
     Row("smtpd_fork_accept_queue", "gauge", "listener", "Clients in the kernel's backlog."),
     Row("smtpd_fork_accept_queue_limit", "gauge", "listener", "Clients that it holds at most."),
-    Row("smtpd_fork_tls_handshakes_total", "counter", "outcome", "TLS handshakes: done, failed."),
+    Row(
+        *("smtpd_fork_tls_handshakes_total", "counter", "outcome"),
+        "TLS handshakes: done, failed, refused.",
+    ),
     Row("smtpd_fork_dnsbl_zone_enabled", "gauge", "zone", "1 while clients are looked up in it."),
     Row("smtpd_fork_build_info", "info", "", "Versions of what runs."),
     Row("process_cpu_seconds_total", "counter", "", "CPU time of the process."),
@@ -146,7 +149,11 @@ class Metrics:
             "smtpd_fork_accept_queue_limit": {
                 name: queue.limit for name, queue in facts.queues if queue is not None
             },
-            "smtpd_fork_tls_handshakes_total": {"done": tally.tls_done, "failed": tally.tls_failed},
+            "smtpd_fork_tls_handshakes_total": {
+                "done": tally.tls_done,
+                "failed": tally.tls_failed,
+                "refused": facts.stats.get("refused_tls_failure_rate", 0),
+            },
             "smtpd_fork_dnsbl_zone_enabled": {zone: int(on) for zone, on in facts.zones.items()},
             "smtpd_fork_build_info": self._build,
         }

@@ -182,10 +182,14 @@ class Server:
         finally:
             self._starting = False
         self._sweep.look_for(shortest_limit(config))
-        self._sessions = Sessions(
-            blueprint.session, self._tls.current, config.tls_handshake_timeout, loop
-        )
         self._refuser = Refuser(self.gate, config.hostname)
+        self._sessions = Sessions(
+            blueprint.session,
+            self._tls.current,
+            config.tls_handshake_timeout,
+            loop,
+            self._refuser,
+        )
         self._stages = self._make_stages()
         self._probes = Probes(
             self._probe_from, loop, self.gate, hostname=config.hostname, ident=IDENT

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Coroutine
 
-    from smtpd_fork.gate import Ticket
-    from smtpd_fork.listeners import Listener
+    from smtpd_fork.gate import Refusal, Ticket
+    from smtpd_fork.listeners import Listener, Refuser
     from smtpd_fork.net import SocketAddress
     from smtpd_fork.smtp import SMTP, CurrentTls
     from smtpd_fork.smtp.wire import Wire
@@ -62,6 +62,7 @@ class Sessions:
     :param tls: for listeners that speak TLS from the first byte
     :param handshake_seconds: for their handshakes
     :param loop: the sessions' own
+    :param refuser: knows whose handshakes fail too often
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Sessions:
         tls: CurrentTls | None,
         handshake_seconds: float,
         loop: asyncio.AbstractEventLoop,
+        refuser: Refuser,
     ) -> None:
         self._loop = loop
+        self._refuser = refuser
         self._make = make
         self._tls = tls
         self._handshake_seconds = handshake_seconds
@@ -116,11 +119,24 @@ class Sessions:
         ticket.holder = protocol
         ticket.listener = listener
         self._tickets[protocol] = ticket
+        if self._tls is not None:
+            protocol.handshakes = self
         connecting = _Connecting(protocol, sock)
         if listener.tls:
             self._shake_hands(connecting)
         else:
             self._connect(connecting)
+
+    def begin_handshake(self, protocol: SMTP) -> Refusal | None:
+        """Return why a session is not to begin a TLS handshake; it has been noted."""
+        ticket = self._tickets.get(protocol)
+        return None if ticket is None else self._refuser.begin_handshake(ticket)
+
+    def end_handshake(self, protocol: SMTP) -> None:
+        """Take note that a session's handshake has succeeded."""
+        ticket = self._tickets.get(protocol)
+        if ticket is not None:
+            self._refuser.end_handshake(ticket)
 
     def _connect(self, connecting: _Connecting) -> None:
         """Have the loop make a transport of a plain socket.

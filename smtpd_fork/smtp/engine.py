@@ -139,6 +139,8 @@ class Engine(Ending):
 
     def _use_tls(self, transport: asyncio.BaseTransport) -> None:
         self._setup.tally.tls_done += 1
+        if self.handshakes is not None:
+            self.handshakes.end_handshake(self)
         assert self.session is not None
         self.session.ssl = {fact: transport.get_extra_info(fact) for fact in _TLS_FACTS}
         # aiosmtpd, and its users, ask whether this attribute is there. Not the transport: it refers

@@ -30,6 +30,9 @@ class StartTls(Auth):
             self._say(503, "5.5.1", "TLS is active already")
         elif self.tls_context is None:
             self._say(454, "4.7.0", "TLS not available")
+        elif refusal := (self.handshakes and self.handshakes.begin_handshake(self)):
+            if not self._count_error():
+                self._say(454, "4.7.0", refusal.words)
         else:
             # What came behind STARTTLS in the clear is forgotten, lest it be taken for what was
             # sent under TLS; what comes from now on stays in the kernel for the handshake.

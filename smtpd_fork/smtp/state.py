@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import aiosmtpd.smtp
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextvars import Context
 
+    from smtpd_fork.gate import Refusal
     from smtpd_fork.net import Peer
     from smtpd_fork.smtp.body import Body
     from smtpd_fork.smtp.content import Content
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
 __all__ = ["State", "log"]
 
 log = logging.getLogger("smtpd_fork.session")
+
+
+class Handshakes(Protocol):
+    """Knows whose TLS handshakes fail too often."""
+
+    def begin_handshake(self, protocol: Any) -> Refusal | None:
+        """Return why a session is not to begin one."""
+
+    def end_handshake(self, protocol: Any) -> None:
+        """Take note that one has succeeded."""
 
 
 class State(aiosmtpd.smtp.SMTP):
@@ -68,6 +79,8 @@ class State(aiosmtpd.smtp.SMTP):
     _answered = False
     proxied: Any = None
     """What a PROXY header said that was read before the session (aiosmtpd's ProxyData)."""
+    handshakes: Handshakes | None = None
+    """Whom to ask before a TLS handshake."""
     host_name_dns: str | None = None
     """The client's name by the DNS, if it was asked for and leads back."""
     messages = 0

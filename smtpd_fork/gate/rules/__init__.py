@@ -3,6 +3,7 @@
 from smtpd_fork.gate.rules.access import AccessList, AccessRule
 from smtpd_fork.gate.rules.base import Counts, Rule
 from smtpd_fork.gate.rules.fair_share import FairShareRule
+from smtpd_fork.gate.rules.handshake import handshake_rules
 from smtpd_fork.gate.rules.network import NetworkLimit, NetworkRule
 from smtpd_fork.gate.rules.overload import Load, OverloadRule
 from smtpd_fork.gate.rules.rate import NetworkRateRule, Rate, RateRule
@@ -24,4 +25,5 @@ __all__ = [
     "RehearsalRule",
     "Rule",
     "SourceRule",
+    "handshake_rules",
 ]

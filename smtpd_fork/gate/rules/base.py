@@ -64,6 +64,9 @@ class Rule(ABC):
     def arrived(self, client: Client, now: float) -> None:  # noqa: B027 - most do not care when
         """Take note that *client* has come in just now."""
 
+    def take_back(self, client: Client) -> None:  # noqa: B027 - as above
+        """Forget what :meth:`arrived` was told of *client*."""
+
     def goes_on_as(self, other: Rule) -> bool:
         """Whether *other*, of the limits before a reload, stays in place of this one.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from smtpd_fork.gate.networks import Prefix
 from smtpd_fork.gate.rules.base import Counts, Rule
@@ -26,8 +26,6 @@ __all__ = ["MAX_KNOWN", "NetworkRateRule", "Rate", "RateRule"]
 MAX_KNOWN = 1 << 17
 """Sources that are known at once. Past it the one that was silent longest is forgotten, which gives
 it a fresh start: 23 MB are worth more than that."""
-
-TEXT = "Too many new connections from {key}, try again later"
 
 _FORGOTTEN_A_SOURCE = 2
 
@@ -89,6 +87,7 @@ class RateRule(Rule):
     """
 
     name = "rate"
+    text: ClassVar[str] = "Too many new connections from {key}, try again later"
 
     def __init__(self, rate: Rate, max_known: int = MAX_KNOWN) -> None:
         self.rate = rate
@@ -105,7 +104,7 @@ class RateRule(Rule):
         return client.source
 
     def _refusal(self, client: Client, count: int) -> Refusal:
-        return Refusal(self.name, client.source or "", count, self.rate.sessions, text=TEXT)
+        return Refusal(self.name, client.source or "", count, self.rate.sessions, text=self.text)
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
         """Refuse who has come more often than that."""
@@ -129,6 +128,12 @@ class RateRule(Rule):
             now = due
         self._due[key] = now + self._interval
         self._due.move_to_end(key)
+
+    def take_back(self, client: Client) -> None:
+        """Forget that :meth:`arrived` was told of a client: it was none that counts."""
+        key = self._key(client)
+        if key is not None and key in self._due:
+            self._due[key] -= self._interval
 
     def _forget_some(self, now: float) -> None:
         """Make room for a source more."""
@@ -168,4 +173,4 @@ class NetworkRateRule(RateRule):
 
     def _refusal(self, client: Client, count: int) -> Refusal:
         network = self._prefix.around(client.number or 0)
-        return Refusal(self.name, network, count, self.rate.sessions, text=TEXT)
+        return Refusal(self.name, network, count, self.rate.sessions, text=self.text)

@@ -1,0 +1,224 @@
+"""TLS handshakes that fail, or do not end, are limited by client and by network."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.client import Client
+from support.gates import Clock, gate, refusal
+from support.server import serve, until
+
+from smtpd_fork import Gate, Ticket
+from smtpd_fork.sinks import Discard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from support.tls import Certificates
+
+    from smtpd_fork import Server
+
+OTHER = "127.0.0.9"
+
+
+def attempt(door: Gate, host: str, *, succeeds: bool = False) -> bool:
+    """Have *host* begin a handshake; return whether it may."""
+    with door.admit(host) as ticket:  # type: ignore[union-attr]
+        assert isinstance(ticket, Ticket)
+        if door.begin_handshake(ticket) is not None:
+            return False
+        if succeeds:
+            door.end_handshake(ticket)
+        return True
+
+
+def failures(door: Gate, hosts: Iterable[str]) -> int:
+    """Have *hosts* fail until one is refused; return how many were not."""
+    count = 0
+    for host in hosts:
+        if not attempt(door, host):
+            break
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize(
+    ("hosts", "key", "most"),
+    [
+        (["192.0.2.1"], "192.0.2.1", 300),
+        (["2001:db8::1", "2001:db8::2"], "2001:db8::/64", 300),
+        ([f"192.0.2.{n}" for n in range(200)], "192.0.2.0/24", 1200),
+        ([f"2001:db8:1:{n:x}::1" for n in range(1000)], "2001:db8:1::/48", 1200),
+    ],
+)
+def test_at_default_settings_a_client_fails_300_times_a_minute_and_a_network_1200_times(
+    hosts: list[str], key: str, most: int
+) -> None:
+    clock = Clock()
+    door = gate(clock)
+    assert failures(door, hosts * 1500) == most
+    ticket = door.admit(hosts[0])
+    assert isinstance(ticket, Ticket)
+    found = door.begin_handshake(ticket)
+    assert refusal(found) == ("tls_failure_rate", key, most + 1, most)
+    assert attempt(door, "198.51.100.1")
+    clock.now += 60 / most + 0.001
+    assert door.begin_handshake(ticket) is None
+    assert door.begin_handshake(ticket) is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "host", "most"),
+    [
+        ({"tls_failure_rate": "0"}, "192.0.2.1", None),
+        ({"tls_failure_rate": "7/h"}, "192.0.2.1", 7),
+        ({"exempt": "192.0.2.0/24"}, "192.0.2.1", None),
+        ({}, "", None),  # a unix socket's client is nobody in particular
+    ],
+)
+def test_it_can_be_set_and_exempt_clients_are_left_alone(
+    options: dict[str, Any], host: str, most: int | None
+) -> None:
+    assert failures(gate(Clock(), **options), [host] * 2000) == (most or 2000)
+
+
+def test_a_client_whose_handshakes_succeed_is_never_refused() -> None:
+    door = gate(Clock())
+    assert all(attempt(door, "192.0.2.1", succeeds=True) for _ in range(5000))
+    assert failures(door, ["192.0.2.1"] * 1000) == 300
+
+
+def test_handshakes_that_are_under_way_count() -> None:
+    door = gate(Clock(), max_from_ip=0, tls_failure_rate="3/m")
+    tickets = [door.admit("192.0.2.1") for _ in range(4)]
+    verdicts = [door.begin_handshake(ticket) for ticket in tickets]  # type: ignore[arg-type]
+    assert [verdict is None for verdict in verdicts] == [True] * 3 + [False]
+    door.end_handshake(tickets[0])  # type: ignore[arg-type]
+    assert door.begin_handshake(tickets[3]) is None  # type: ignore[arg-type]
+
+
+def test_clients_of_a_local_network_do_not_share_a_limit() -> None:
+    """A network of one's own has a bridge or a proxy in it, which stands for many."""
+    hosts = [f"10.0.0.{n}" for n in range(200)]
+    assert failures(gate(Clock()), hosts * 10) == 2000
+
+
+# -- over the wire ---------------------------------------------------------------------------------
+
+
+def client_hello() -> bytes:
+    """Return how a real TLS client begins."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    connection = ssl.create_default_context().wrap_bio(
+        incoming, outgoing, server_hostname="localhost"
+    )
+    with pytest.raises(ssl.SSLWantReadError):
+        connection.do_handshake()
+    return outgoing.read()
+
+
+async def half_a_handshake(server: Server, *, starttls: bool) -> None:
+    """Have the server begin its part of a handshake, and vanish."""
+    failed = server.tally.tls_failed
+    client = await Client.to(server.addresses[0])
+    if starttls:
+        await client.greet()
+        assert (await client.say("STARTTLS")).code == 220
+    client.send(client_hello())
+    await client.reader.readexactly(5)  # a certificate, and a signature that took its time
+    client.reset()
+    await until(lambda: server.tally.tls_failed == failed + 1)
+
+
+async def test_starttls_is_refused_and_mail_goes_on_without(
+    certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"tls_failure_rate": "3/h", "tls_context": certificates.server}
+    async with serve(Discard(), **options) as server:
+        for _ in range(3):
+            await half_a_handshake(server, starttls=True)
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            for _ in range(5):
+                reply = await client.say("STARTTLS")
+                assert reply.code == 454
+                assert reply.text.startswith(
+                    "4.7.0 Too many failed TLS handshakes from 127.0.0.1, try again later ["
+                )
+            assert (await client.deliver()).code == 250
+        explained = server.gate.explain(reply.text.rpartition("[")[2].rstrip("]"))
+        assert explained is not None
+        assert "--tls-failure-rate" in explained.cure
+        assert server.gate.stats()["refused_tls_failure_rate"] == 5
+        async with await Client.to(server.addresses[0], source=OTHER) as client:
+            await client.greet()
+            await client.start_tls(certificates.client)
+            await client.say("EHLO x")
+            assert (await client.deliver()).code == 250
+    lines = [line for line in caplog.messages if "tls_failure_rate" in line]
+    assert [re.sub(r"\[.*\]", "[ID]", line) for line in lines][:1] == [
+        "refused 127.0.0.1: tls_failure_rate (4 > 3) [ID]"
+    ]
+    assert len(lines) == 2
+    assert "; 4 more in " in lines[1]
+
+
+async def test_starttls_again_and_again_ends_the_session(certificates: Certificates) -> None:
+    options: dict[str, Any] = {"tls_failure_rate": "1/h", "tls_context": certificates.server}
+    async with serve(Discard(), max_errors=3, **options) as server:
+        await half_a_handshake(server, starttls=True)
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            codes = [(await client.say("STARTTLS")).code for _ in range(4)]
+            assert codes == [454, 454, 454, 421]
+
+
+async def test_implicit_tls_is_closed_before_the_handshake(certificates: Certificates) -> None:
+    options: dict[str, Any] = {"tls_failure_rate": "3/h", "tls_context": certificates.server}
+    async with serve(Discard(), listen=["smtps:127.0.0.1:0"], **options) as server:
+        for _ in range(3):
+            await half_a_handshake(server, starttls=False)
+        client = await Client.to(server.addresses[0])
+        client.send(client_hello())
+        assert await client.ended()
+        await client.close()
+        await until(lambda: server.gate.stats().get("refused_tls_failure_rate"))
+        assert server.tally.tls_failed == 3
+        async with await Client.to(
+            server.addresses[0], source=OTHER, tls=certificates.client
+        ) as client:
+            await client.greet()
+            assert (await client.deliver()).code == 250
+
+
+async def test_a_client_that_uses_tls_well_is_served_however_often(
+    certificates: Certificates,
+) -> None:
+    options: dict[str, Any] = {"tls_failure_rate": "2/h", "tls_context": certificates.server}
+    listen = ["smtps:127.0.0.1:0", "127.0.0.1:0"]
+    async with serve(Discard(), listen=listen, **options) as server:
+        for _ in range(5):
+            async with await Client.to(server.addresses[0], tls=certificates.client) as client:
+                await client.greet()
+            async with await Client.to(server.addresses[1]) as client:
+                await client.greet()
+                await client.start_tls(certificates.client)
+                assert (await client.say("EHLO x")).code == 250
+        assert server.gate.stats()["refused"] == 0
+
+
+async def test_behind_a_proxy_it_is_the_client_that_counts(certificates: Certificates) -> None:
+    options: dict[str, Any] = {"tls_failure_rate": "2/h", "tls_context": certificates.server}
+    listen = ["smtps+proxy:127.0.0.1:0"]
+    async with serve(Discard(), listen=listen, proxy_trust="127.0.0.1", **options) as server:
+        for host, ends in [("192.0.2.1", False)] * 2 + [("192.0.2.1", True), ("192.0.2.2", False)]:
+            client = await Client.to(server.addresses[0])
+            client.send(f"PROXY TCP4 {host} 127.0.0.1 1000 25\r\n".encode() + client_hello())
+            async with asyncio.timeout(10):
+                assert (await client.reader.read(5) == b"") is ends
+            client.reset()
+            await until(lambda: not server.gate.count)
