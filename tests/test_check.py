@@ -11,7 +11,6 @@ import pytest
 from support.daemon import Daemon, run
 
 from smtpd_fork.cli.config_file import read_config_file
-from smtpd_fork.cli.show import hidden
 from smtpd_fork.config import DaemonConfig
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def test_what_config_prints_is_a_file_that_says_the_same(tmp_path: Path) -> None
         *("-p", "25", "-p", "587", "-l", 'unix:a"b\\c', "--rate", "5/m", "--rate", "9/h"),
         *("--when-full", "defer:2.5", "--max-message-size", "25M", "--greet-pause", "500ms"),
         *("--socket-mode", "0600", "--hostname", "mx", "--rdns", "--exempt", "192.0.2.0/24"),
-        *("--reserve", "3", "--handler", "module:attr:Größe\t,\x7f"),
+        *("--reserve", "3", "--handler", "maildir:/Größe\t,\x7f"),
     )  # fmt: skip
     first = run("config", *flags, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -114,18 +113,13 @@ def test_what_config_prints_is_a_file_that_says_the_same(tmp_path: Path) -> None
     assert said(first.stdout) == said(second.stdout)
     config = DaemonConfig.build(read_config_file(path).values)
     assert (config.port, config.rate, config.greet_pause) == ((25, 587), ("5/m", "9/h"), 0.5)
-    assert config.handler == ("module:attr:Größe\t,\x7f",)
-
-
-def test_secrets_are_hidden() -> None:
-    said = hidden("shop:Orders:redis://me:s3cret@db/1,https://host/a@b,password=tiger,token=x;y")
-    assert said == "shop:Orders:redis://me:***@db/1,https://host/a@b,password=***,token=***;y"
+    assert config.handler == ("maildir:/Größe\t,\x7f",)
 
 
 def test_config_hides_secrets(tmp_path: Path) -> None:
     ended = run("config", "--handler", "shop:Orders:redis://me:s3cret@db/1", cwd=tmp_path)
     assert "s3cret" not in ended.stdout
-    assert "redis://me:***@db/1" in ended.stdout
+    assert 'handler = ["shop:Orders:***"]' in ended.stdout
 
 
 @pytest.mark.parametrize("subcommand", ["check", "config"])

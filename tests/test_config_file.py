@@ -115,7 +115,7 @@ def test_arguments_of_a_handler_are_joined(tmp_path: Path) -> None:
         ("[[listener]]\npath = 'x'\nprotocol = 'x'", "protocol 'x': expected one of smtp, lmtp"),
         ("[[listener]]\npath = 'x'\nprotocol = 'lmtp'\ntls = 'implicit'", "LMTP has no port"),
         ("[[handler]]\nargument = 'x'", "handler 1: use None: a handler's name is wanted"),
-        ("[[handler]]\nuse = 'x:y'\narguments = ['a,b']", "'a,b': strings without commas"),
+        ("[[handler]]\nuse = 'x:y'\narguments = ['a,b']", "'***': strings without commas"),
         ("[[handler]]\nuse = 'x:y'\narguments = ['a']\nargument = 'b'", "either argument or"),
         ("a = = b", "(at line 1, column 5)"),
         ("a = 1\na = 2", "overwrite a value"),

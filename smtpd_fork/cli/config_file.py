@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from smtpd_fork.cli.options import OPTIONS
 from smtpd_fork.errors import ConfigError
+from smtpd_fork.secret import HIDDEN, shown_handlers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -145,6 +146,10 @@ class _Reader:
         self._file.keys[name] = key
 
     def _fail(self, key: str, value: Any, reason: str) -> NoReturn:
+        if key.startswith("handler ") and not key.endswith(" use"):
+            value = HIDDEN  # an argument
+        elif "handler" in key or "handler" in reason:
+            value = shown_handlers(value)
         raise ConfigError(f"{self._path}: {key} {shortened(value)}: {reason}")
 
 

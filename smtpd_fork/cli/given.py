@@ -16,6 +16,7 @@ from smtpd_fork.cli.located import located
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS
 from smtpd_fork.config import DaemonConfig, SettingError
 from smtpd_fork.errors import ExitStatus, SmtpdForkError
+from smtpd_fork.secret import shown_handlers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +114,8 @@ class Given:
         """Return *error* in words, with where the settings that led to it came from."""
         if isinstance(error, SettingError):
             origin = self.origin(error.setting) or _FLAGS.get(error.setting, error.setting)
-            return f"{origin} {shortened(error.value)}: {error.reason}"
+            value = shown_handlers(error.value) if error.setting == "handler" else error.value
+            return f"{origin} {shortened(value)}: {error.reason}"
         where = ", ".join(origin for setting in error.settings if (origin := self.origin(setting)))
         by = f" (from {where})" if where else " (by default)" if error.settings else ""
         return f"{error}{by}"

@@ -6,7 +6,6 @@ What it prints is a file that ``--config`` takes, but for what is hidden.
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,7 @@ import click
 from smtpd_fork.cli.config_file import key_of
 from smtpd_fork.cli.options import OPTIONS, format_setting
 from smtpd_fork.cli.settings_command import SettingsCommand, faults
+from smtpd_fork.secret import hidden, shown_handlers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,22 +22,7 @@ if TYPE_CHECKING:
     from smtpd_fork.cli.options import SettingOption
     from smtpd_fork.config import DaemonConfig
 
-__all__ = ["config", "hidden", "toml"]
-
-HIDDEN = "***"
-
-_SECRETS = (
-    (re.compile(r"(://[^/\s:@]*:)[^/\s@]+@"), rf"\g<1>{HIDDEN}@"),
-    (re.compile(r"(?i)\b((?:password|passwd|secret|token|api_?key)=)[^,;&\s]+"), rf"\g<1>{HIDDEN}"),
-)
-"""What is a secret in a handler's argument: a password in a URL, or one by its name."""
-
-
-def hidden(text: str) -> str:
-    """Return *text* without its secrets."""
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text
+__all__ = ["config", "toml"]
 
 
 def toml(value: Any) -> str:
@@ -56,7 +41,7 @@ def _line(option: SettingOption, config: DaemonConfig, given: Given) -> str:
     origin = given.origin(name)
     if value is None or value == ():
         return f"# {key} =  # {origin or 'default'}{_default(option)}"
-    text = hidden(toml(value))
+    text = hidden(toml(shown_handlers(value) if name == "handler" else value))
     return f"{key} = {text}  # {origin or 'default'}"
 
 
@@ -86,5 +71,5 @@ config = SettingsCommand(
     "config",
     callback=_show,
     help="Print the settings in force, as a file for --config, each with where it came from. "
-    "Secrets in handlers' arguments are hidden.",
+    "Arguments of handlers are hidden: they may be secrets.",
 )

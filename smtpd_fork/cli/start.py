@@ -37,6 +37,7 @@ from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.listeners import vetting_of
 from smtpd_fork.observe.logs import set_up_logging
+from smtpd_fork.secret import shown_handler
 from smtpd_fork.server import Server
 from smtpd_fork.smtp import Tally
 
@@ -218,6 +219,6 @@ def _warnings(config: DaemonConfig, chain: Chain, descriptors: int) -> Iterator[
         )
     for handler in chain.unreachable:
         text = config.handler[chain.handlers.index(handler)]
-        yield f"the handler {text!r} never sees a message: a sink comes before it"
+        yield f"the handler {shown_handler(text)!r} never sees a message: a sink comes before it"
     if config.detach and threading.active_count() > 1:
         yield "a handler began threads when it was loaded; they do not survive --detach"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from smtpd_fork.errors import HandlerError
 from smtpd_fork.handlers.chain import Chain
+from smtpd_fork.secret import shown_handler, without_arguments
 from smtpd_fork.sinks import Debug, Discard, Maildir
 
 if TYPE_CHECKING:
@@ -41,19 +42,20 @@ def load_handler(text: str) -> Any:
 
     :raises HandlerError: it cannot be found, imported or constructed
     """
+    shown = shown_handler(text)
     name, colon, argument = text.partition(":")
     builtin = _BUILTIN.get(name)
     if builtin is not None:
         try:
             return builtin(argument if colon else None)
         except (ValueError, RuntimeError) as error:  # pathlib's RuntimeError: no such user's home
-            raise HandlerError(f"handler {text!r}: {error}") from None
+            raise HandlerError(f"handler {shown!r}: {error}") from None
     if not colon:
         known = ", ".join(sorted(_BUILTIN))
-        raise HandlerError(f"handler {text!r}: no such name ({known}), nor a module:attr")
+        raise HandlerError(f"handler {shown!r}: no such name ({known}), nor a module:attr")
     attr, _, arguments = argument.partition(":")
-    found = _find(text, name, attr)
-    return _make(text, found, arguments.split(",") if arguments else [])
+    found = _find(shown, name, attr)
+    return _make(shown, found, arguments.split(",") if arguments else [])
 
 
 def _maildir(path: str | None) -> Maildir:
@@ -81,10 +83,10 @@ _BUILTIN: dict[str, Callable[[str | None], Any]] = {
 }
 
 
-def _find(text: str, module_name: str, attr: str) -> Any:
+def _find(shown: str, module_name: str, attr: str) -> Any:
     """Import what ``module:attr`` names; the current folder counts, as for ``python -m``."""
     if not _DOTTED.fullmatch(module_name) or not _DOTTED.fullmatch(attr):
-        raise HandlerError(f"handler {text!r}: not a module:attr")
+        raise HandlerError(f"handler {shown!r}: not a module:attr")
     here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
@@ -92,22 +94,22 @@ def _find(text: str, module_name: str, attr: str) -> Any:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         raise HandlerError(
-            f"handler {text!r}: cannot import {module_name}: {_one_line(error)}"
+            f"handler {shown!r}: cannot import {module_name}: {_one_line(error)}"
         ) from error
     for part in attr.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise HandlerError(f"handler {text!r}: {module_name} has no {attr}") from None
+            raise HandlerError(f"handler {shown!r}: {module_name} has no {attr}") from None
     return found
 
 
-def _make(text: str, found: Any, arguments: list[str]) -> Any:
+def _make(shown: str, found: Any, arguments: list[str]) -> Any:
     """Return an instance: *found* itself, or what it makes when it is called."""
     is_class = inspect.isclass(found)
     if not is_class and (not callable(found) or _is_handler(found)):
         if arguments:
-            raise HandlerError(f"handler {text!r}: an instance takes no arguments")
+            raise HandlerError(f"handler {shown!r}: an instance takes no arguments")
         handler = found
     else:
         try:
@@ -116,18 +118,20 @@ def _make(text: str, found: Any, arguments: list[str]) -> Any:
             else:
                 handler = found(*arguments)
         except HandlerError as error:
-            raise HandlerError(f"handler {text!r}: {error}") from None
+            said = without_arguments(str(error), ",".join(arguments))
+            raise HandlerError(f"handler {shown!r}: {said}") from None
         except (Exception, SystemExit) as error:  # whatever a constructor does
-            raise HandlerError(f"handler {text!r}: {_one_line(error)}") from error
+            said = without_arguments(_one_line(error), ",".join(arguments))
+            raise HandlerError(f"handler {shown!r}: {said}") from error
     if inspect.iscoroutine(handler):
         handler.close()
-        raise HandlerError(f"handler {text!r}: coroutine is not a handler")
+        raise HandlerError(f"handler {shown!r}: coroutine is not a handler")
     if isinstance(handler, (str, bytes, int, float, type(None))) or type(handler) in (
         list,
         tuple,
         dict,
     ):
-        raise HandlerError(f"handler {text!r}: {type(handler).__name__} is not a handler")
+        raise HandlerError(f"handler {shown!r}: {type(handler).__name__} is not a handler")
     return handler
 
 

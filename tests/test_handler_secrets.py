@@ -1,0 +1,162 @@
+"""An argument of a handler may be a password: it is in no error, log line or printed setting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from support.daemon import Daemon, run
+
+from smtpd_fork.secret import hidden, shown_handler, without_arguments
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECRET = "S3cret-w0rd"
+
+HANDLERS = """
+import os
+
+
+class Relay:
+    def __init__(self, url):
+        raise ConnectionError(f"cannot log in: {url}")
+
+
+class Parsing:
+    def __init__(self, url):
+        user, password = url.split("//")[1].split("@")[0].split(":")
+        raise ValueError(f"{user} with {password!r} is refused")
+
+
+class Cli:
+    @classmethod
+    def from_cli(cls, parser, *args):
+        parser.error(f"too many: {args}")
+
+
+class Fine:
+    def __init__(self, *args):
+        pass
+
+    async def handle_DATA(self, server, session, envelope):
+        return "250 ok"
+
+
+class Unready(Fine):
+    async def handle_RCTP(self, *_):
+        return "250 ok"
+
+
+instance = Fine()
+"""
+
+BROKEN = [
+    f"smtp://user:{SECRET}@mx.example.com",
+    f"user:{SECRET}@mx.example.com",
+    f"nosuch:Relay:smtp://user:{SECRET}@mx.example.com",
+    f"nosuch:{SECRET}",
+    f"mine:Nosuch:{SECRET}",
+    f"mine:Relay:smtp://user:{SECRET}@mx.example.com",
+    f"mine:Parsing:smtp://user:{SECRET}@mx.example.com",
+    f"mine:Relay:user,{SECRET}",
+    f"mine:Cli:one,{SECRET}",
+    f"mine:instance:{SECRET}",
+    f"mine:Unready:{SECRET}",
+    f"debug:{SECRET}",
+    f"discard:{SECRET}",
+    f"a b:c:{SECRET}",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(HANDLERS)
+    return tmp_path
+
+
+def test_a_start_that_fails_names_the_handler_and_no_argument(folder: Path) -> None:
+    for text in BROKEN:
+        options = ["-l", "127.0.0.1:0", "--handler", text]
+        ended = run(*options, cwd=folder)
+        assert ended.returncode == 78, text
+        assert SECRET not in ended.stdout + ended.stderr, ended.stderr
+        assert ended.stderr.count("\n") == 1, ended.stderr
+
+
+def test_check_and_config_show_no_argument(folder: Path) -> None:
+    file = folder / "c.toml"
+    file.write_text(
+        f'[[handler]]\nuse = "mine:Fine"\narguments = ["{SECRET}", "smtp://u:{SECRET}@h"]\n'
+    )
+    for command in ("check", "config"):
+        for options in (["--handler", f"mine:Fine:{SECRET}"], ["--config", str(file)]):
+            ended = run(command, *options, cwd=folder)
+            assert ended.returncode == 0, ended.stderr
+            assert SECRET not in ended.stdout + ended.stderr
+            assert command == "check" or '"mine:Fine:***"' in ended.stdout
+        ended = run(command, "--handler", f"mine:Relay:{SECRET}", cwd=folder)
+        assert SECRET not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'[[handler]]\nuse = "mine:Fine"\narguments = ["{SECRET}", 5]\n',
+        f'[[handler]]\nuse = "mine:Fine"\narguments = "{SECRET}"\n',
+        f'[[handler]]\nuse = "mine:Fine"\nargument = "a"\narguments = ["{SECRET}"]\n',
+        f'[[handler]]\nuse = "mine:Fine"\npassword = "{SECRET}"\n',
+        f'handler = ["mine:Fine:{SECRET}", 5]\n',
+        f'handler = {{use = "mine:Fine", argument = "{SECRET}"}}\n',
+        f'handlers = ["mine:Fine:{SECRET}"]\n',
+        f'[gate]\nhandler = "mine:Fine:{SECRET}"\n',
+    ],
+    ids=range(8),
+)
+def test_a_fault_in_a_file_shows_no_argument(folder: Path, text: str) -> None:
+    (folder / "c.toml").write_text(text)
+    ended = run("check", "--config", "c.toml", cwd=folder)
+    assert ended.returncode == 78, ended.stderr
+    assert "c.toml: " in ended.stderr
+    assert SECRET not in ended.stdout + ended.stderr, ended.stderr
+
+
+def test_the_log_shows_no_argument_at_start_and_reload(folder: Path) -> None:
+    file = folder / "c.toml"
+    file.write_text(
+        f'listen-address = "127.0.0.1:0"\nhandler = ["discard", "mine:Fine:{SECRET}"]\n'
+    )
+    with Daemon("--config", "c.toml", "--log-level", "debug", cwd=folder) as daemon:
+        daemon.wait_for(r"the handler 'mine:Fine:\*\*\*' never sees a message")
+        file.write_text(f'listen-address = "127.0.0.1:0"\nhandler = "mine:Relay:{SECRET}"\n')
+        daemon.process.send_signal(1)
+        daemon.wait_for(r"all stays as it was: handler 'mine:Relay:\*\*\*': ConnectionError")
+        assert SECRET not in daemon.log
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("maildir:/var/mail/in", "maildir:/var/mail/in"),
+        ("discard", "discard"),
+        ("mine:Fine", "mine:Fine"),
+        ("a.b:C.d", "a.b:C.d"),
+        ("mine:Fine:a,b:c", "mine:Fine:***"),
+        ("smtp://u:p@h", "smtp:***"),
+        ("debug:x", "debug:x"),
+    ],
+)
+def test_a_handler_is_shown_without_arguments(text: str, shown: str) -> None:
+    assert shown_handler(text) == shown
+
+
+def test_an_error_is_shown_without_what_it_repeats_of_the_arguments() -> None:
+    arguments = "smtp://user:p%40ss@host/x?key=abc,plain"
+    for said in ("p%40ss", "p@ss", "key=abc", "abc", "plain", arguments, "['plain']"):
+        assert without_arguments(f"ValueError: no {said}", arguments).count("***"), said
+    assert without_arguments("ValueError: no x", "x") == "ValueError: no x"
+
+
+def test_secrets_that_can_be_seen_are_hidden() -> None:
+    said = hidden("shop:Orders:redis://me:s3cret@db/1,https://host/a@b,password=tiger,token=x;y")
+    assert said == "shop:Orders:redis://me:***@db/1,https://host/a@b,password=***,token=***;y"
