@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
@@ -132,35 +131,14 @@ class Auth(Chunking):
 
     async def _next_line(self) -> bytes | None:
         """Return the client's next line, or None for one that is none."""
-        self._awaited_line = self.loop.create_future()
         # For the whole line: no byte of it gives the client more time.
         self.deadline = self._soonest(self.loop.time() + self._setup.limits.command_seconds)
-        try:
-            if self._shutting_down:
-                self._put_raw(self._goodbye())  # the stop does not wait for the client
-                self._close()
-            if self._eof or self._closing:
-                self._awaited_line.cancel()
-            self._answer_awaited()
-            self._resume_reading()
-            line = await self._awaited_line
-        except asyncio.CancelledError:
-            if self._eof:
-                self._close()  # so that it passes for the session's end, as it is
-            raise
-        finally:
-            self._awaited_line = None
+        if self._shutting_down and not self._closing:
+            self._put_raw(self._goodbye())  # the stop does not wait for the client
+            self._close()
+        event = await self._next_event()
         self._answered = False
-        return line
-
-    def _answer_awaited(self) -> None:
-        """Give what has been received to who awaits a line."""
-        waiter = self._awaited_line
-        if waiter is None or waiter.done():
-            return
-        event = self._framer.next()
-        if event is not None:
-            waiter.set_result(event if isinstance(event, bytes) else None)
+        return event if isinstance(event, bytes) else None
 
     async def _check(self, mechanism: str, data: LoginPassword) -> AuthResult:
         """Ask the authenticator; it may be a function, or a coroutine function."""

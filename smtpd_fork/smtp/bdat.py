@@ -63,6 +63,8 @@ class Chunking(Mail):
         """Return why there may be no chunks now."""
         assert self.session is not None
         assert self.envelope is not None
+        if not self._setup.chunking:
+            return (503, "5.5.1", "Error: CHUNKING is not offered")
         if self.require_starttls and not self._tls_protocol:
             return (530, "5.7.0", "Must issue a STARTTLS command first")
         if self._auth_required and not self.session.authenticated:

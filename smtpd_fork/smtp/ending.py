@@ -79,7 +79,11 @@ class Ending(Work):
         self._leave_rest()
         if self._shaking_hands:
             self.abort()
-        elif self._awaited_line is not None and not self._awaited_line.done():
+        elif (
+            self._awaited_line is not None
+            and not self._awaited_line.done()
+            and self._framer.reading is None  # else a message in flight, which is finished
+        ):
             self._put_raw(self._goodbye())  # instead of the challenge's answer
             self._close()
             self._awaited_line.cancel()
@@ -101,7 +105,10 @@ class Ending(Work):
         neither lost nor sent twice. It has its own time for that (``handler_timeout``).
         """
         self._kicked = reply
-        waits_for_client = self._blocked and not self._message_in_hand and not self._shaking_hands
+        waits_for_client = self._blocked or self._framer.reading is not None
+        waits_for_client = (
+            waits_for_client and not self._message_in_hand and not self._shaking_hands
+        )
         if self._task is None and not self._turn_pending:
             self._shutting_down = True
             self._leave_rest()

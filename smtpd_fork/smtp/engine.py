@@ -15,6 +15,7 @@ The laws:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, cast
 
@@ -28,8 +29,6 @@ from smtpd_fork.smtp.reply import answer_of
 from smtpd_fork.smtp.session import Session
 
 if TYPE_CHECKING:
-    import asyncio
-
     from smtpd_fork.smtp.body import Body
     from smtpd_fork.smtp.framer import Event
     from smtpd_fork.smtp.work import Waiting
@@ -63,14 +62,23 @@ class Engine(Ending):
     # -- life ----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the session (asyncio.BaseProtocol): the loop was given it, not its wire."""
-        stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
-        if getattr(stream, "get_protocol", lambda: None)() is self:
-            stream.set_protocol(self._setup.wire(self))
-        self.begin(transport)
+        """Begin the session; under TLS after STARTTLS begin anew (asyncio.BaseProtocol).
 
-    def begin(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the session on a wire."""
+        A user's subclass may override it, and call super()'s, as with aiosmtpd.
+        """
+        if self.session is not None:
+            self.transport = transport
+            self._reading_paused = False
+            self._new_session(transport)
+            self._use_tls(transport)
+            return
+        stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        get_protocol = getattr(stream, "get_protocol", None)
+        if get_protocol is not None and get_protocol() is self:
+            stream.set_protocol(self._setup.wire(self))  # the loop was given the session itself
+        self._begin_on(transport)
+
+    def _begin_on(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
         limits = self._setup.limits
         now = self.loop.time()
@@ -299,8 +307,32 @@ class Engine(Ending):
         elif not self._lost:
             self._advance()
 
+    async def _next_event(self) -> Event:
+        """Return what the client sends next: a line, or the message that is to come."""
+        self._awaited_line = self.loop.create_future()
+        try:
+            if self._eof or self._closing:
+                self._awaited_line.cancel()
+            self._answer_awaited()
+            self._resume_reading()
+            return await self._awaited_line
+        except asyncio.CancelledError:
+            if self._eof:
+                self._close()  # so that it passes for the session's end, as it is
+            raise
+        finally:
+            self._awaited_line = None
+
     def _answer_awaited(self) -> None:
-        """Give what has been received to who awaits a line."""
+        """Hand over what was received, if it is complete, to the task that waits for it."""
+        waiter = self._awaited_line
+        if waiter is None or waiter.done():
+            return
+        event = self._framer.next()
+        if event is not None:
+            waiter.set_result(event)
+        elif self._framer.reading is not None:
+            self._await_more()
 
     def _await_more(self) -> None:
         """There is no event: wait for the client, or end if nothing more can come."""

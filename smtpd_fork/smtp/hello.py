@@ -139,8 +139,10 @@ class Hello(Engine):
             replies.append("250-STARTTLS")
         if self._setup.auth_names and (not self._auth_require_tls or self._tls_protocol):
             replies.append(f"250-AUTH {self._setup.auth_offer}")
-        replies += ["250-PIPELINING", "250-CHUNKING"]
-        if not self._decode_data:
+        replies.append("250-PIPELINING")
+        if self._setup.chunking:
+            replies.append("250-CHUNKING")
+        if self._setup.chunking and not self._decode_data:
             replies.append("250-BINARYMIME")
         if self._setup.dsn:
             replies.append("250-DSN")
@@ -274,6 +276,8 @@ class Hello(Engine):
         """Wait for what a command left to be waited for."""
         if waiting is not None:
             await waiting
+        if self._out:
+            self._answered = True
         self._flush()
 
     @syntax("HELO hostname")

@@ -138,8 +138,9 @@ class Mail(Hello):
         if not params:
             return self._ascii_unless(address, allowed=False)
         body = str(params.get("BODY", "7BIT")).upper()
-        if "BODY" in params and not self._decode_data and body not in _BODIES:
-            self._say(501, "5.5.4", f"Error: BODY can only be one of {', '.join(_BODIES)}")
+        bodies = _BODIES if self._setup.chunking else _BODIES[:2]
+        if "BODY" in params and not self._decode_data and body not in bodies:
+            self._say(501, "5.5.4", f"Error: BODY can only be one of {', '.join(bodies)}")
         elif params.get("SMTPUTF8", True) is not True:
             self._say(501, "5.5.4", "Error: SMTPUTF8 takes no arguments")
         elif "SMTPUTF8" in params and not self.enable_SMTPUTF8:
@@ -410,6 +411,7 @@ class Mail(Hello):
                 tally.content += len(self._envelope.original_content or b"")
         self._set_rset_state()
         self._noops = 0
+        self._message_in_hand = False  # a subclass's smtp_DATA goes on
         self._put_verdict([status] if replies is None else replies)
 
     def _per_recipient(self, status: Any) -> list[str]:
@@ -457,8 +459,14 @@ class Mail(Hello):
 
     @syntax("DATA")
     async def smtp_DATA(self, arg: str | None) -> None:
-        """Take a message (RFC 5321 4.1.1.4); what follows is text."""
+        """Take a message (RFC 5321 4.1.1.4); ends when it is answered, as in aiosmtpd."""
         await self._settle(self._cmd_DATA(arg))
+        if self._framer.reading is None:
+            return
+        self._answered = False  # 354 is the first half of a reply
+        message = await self._next_event()
+        assert isinstance(message, Body)
+        await self._settle(self._received(message))
 
 
 _BODIES = ("7BIT", "8BITMIME", "BINARYMIME")

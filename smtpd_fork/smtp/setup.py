@@ -122,6 +122,10 @@ class Setup:
             self.builtin.add("LHLO")
         self.own = set(self.methods) - self.builtin
         """Commands of a user's subclass: coroutines."""
+        self.chunking = "DATA" in self.builtin or "BDAT" in self.own
+        """Whether BDAT is offered: not where it would go around a subclass's smtp_DATA."""
+        if not self.chunking:
+            self.methods.remove("BDAT")
         self.dsn = bool(getattr(handler, "supports_dsn", False))
         """Whether EHLO offers DSN, and its parameters are taken: the handler has to say so."""
         self.auth_names = _auth_names(

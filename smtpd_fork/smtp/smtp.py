@@ -268,12 +268,27 @@ class SMTP(Short):
         return self._nonsense(500, "5.5.1", f'Error: command "{_echo(name)}" not recognized')
 
     async def _own_command(self, name: str, arg: Any) -> None:
-        await getattr(self, f"smtp_{name}")(arg)
+        self._answered = False
+        try:
+            await getattr(self, f"smtp_{name}")(arg)
+        except BaseException as error:
+            if not self._answered or self._is_end(error):
+                raise
+            # A second reply would be taken for that of the client's next command.
+            text = "[%s] smtp_%s failed after its reply"
+            log.exception(text, self._session_id, name, extra=self._who())
 
     def _within_calls(self, name: str) -> bool:
-        """Count a call of a command against aiosmtpd's command_call_limit."""
+        """Count a call of a command against aiosmtpd's command_call_limit.
+
+        BDAT counts as DATA, once a message, unless it has a limit of its own.
+        """
         limits = self._setup.call_limits
         assert limits is not None
+        if name == "BDAT" and name not in limits:
+            if self._chunks is not None:
+                return True
+            name = "DATA"
         if self._calls is None:
             self._calls = {}
         left = self._calls.get(name, limits.get(name, self._setup.call_limit_default))

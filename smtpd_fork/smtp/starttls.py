@@ -45,11 +45,7 @@ class StartTls(Auth):
     async def _start_tls(self) -> None:
         self._flush()
         raw = cast("asyncio.Transport", self.transport)
-        transport = await self._handshake(raw)
-        self.transport = transport
-        self._reading_paused = False
-        self._new_session(transport)
-        self._use_tls(transport)
+        self.connection_made(await self._handshake(raw))
         hook = self._setup.hooks.get("STARTTLS")
         if hook is not None:
             self._tls_handshake_okay = await self._ask_starttls(hook)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from smtpd_fork.net import Peer
     from smtpd_fork.smtp.body import Body
     from smtpd_fork.smtp.content import Content
+    from smtpd_fork.smtp.framer import Event
     from smtpd_fork.smtp.setup import Setup
     from smtpd_fork.smtp.sweep import Sweep
 
@@ -62,7 +63,7 @@ class State(aiosmtpd.smtp.SMTP):
     _tls_handshake_okay = True
     _ended: asyncio.Future[None] | None = None
     _drained: asyncio.Future[None] | None = None
-    _awaited_line: asyncio.Future[bytes | None] | None = None
+    _awaited_line: asyncio.Future[Event] | None = None
     _lost = False
     _closing = False
     _eof = False
@@ -252,7 +253,8 @@ class State(aiosmtpd.smtp.SMTP):
         if self._closing:
             raise asyncio.CancelledError  # there is nobody to answer
         reply = sendable(status)
-        self._answered = True
+        last = reply.rpartition("\r\n")[2]
+        self._answered = last[0] != "3" and last[3:4] != "-"
         self._put(reply)
         self._flush()
         if self._blocked:

@@ -28,7 +28,7 @@ _of_thread = threading.local()
 class Session(Protocol):
     """Whom a wire tells."""
 
-    def begin(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -53,7 +53,7 @@ class _NoSession:
     asyncio's TLS layer never lets go of the wire's methods, and the transport never of the layer.
     """
 
-    def begin(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Do nothing, like all the rest here: the connection is lost."""
 
     def connection_lost(self, error: Exception | None) -> None: ...
@@ -95,7 +95,11 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin (asyncio.BaseProtocol)."""
-        self._session.begin(transport)
+        try:
+            self._session.connection_made(transport)
+        except BaseException:
+            transport.abort()  # type: ignore[attr-defined]  # a stream's; its connection_lost comes
+            raise
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End (asyncio.BaseProtocol)."""
