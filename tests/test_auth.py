@@ -81,7 +81,7 @@ BAD: dict[str, tuple[list[str], int]] = {
     "unknown mechanism": (["AUTH CRAM-MD5"], 504),
     "too many words": ([f"AUTH PLAIN {PLAIN} x"], 501),
     "too long an answer": (["AUTH PLAIN", "A" * 20_000], 501),
-    "bare LF in an answer": (["AUTH PLAIN", "AAAA\nNOOP"], 501),
+    "bare CR in an answer": (["AUTH PLAIN", "AAAA\rNOOP"], 501),
 }
 
 

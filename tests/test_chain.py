@@ -54,12 +54,18 @@ async def test_everybody_is_told_of_a_disconnect_whatever_the_others_do() -> Non
     asked: list[str] = []
     chain: Any = Chain(
         [
-            Says("a", ValueError(), asked, hook="DISCONNECT"),
+            Says("a", ValueError("no"), asked, hook="DISCONNECT"),
             Says("b", "whatever", asked, hook="DISCONNECT"),
         ]
     )
-    await chain.handle_DISCONNECT(None, None)
+    with pytest.raises(ValueError, match="no"):
+        await chain.handle_DISCONNECT(None, None)
     assert asked == ["a", "b"]
+    chain = Chain([Says(name, ValueError(name), asked, hook="DISCONNECT") for name in "cd"])
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await chain.handle_DISCONNECT(None, None)
+    assert [str(error) for error in caught.value.exceptions] == ["c", "d"]
+    assert asked == ["a", "b", "c", "d"]
 
 
 def test_a_chain_has_only_the_hooks_that_its_handlers_have() -> None:

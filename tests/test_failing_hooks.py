@@ -54,9 +54,11 @@ def every_error() -> Iterator[tuple[type[BaseException], bool]]:
 
 @pytest.fixture
 def errors_logged(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
-    """Return a function that counts what was logged with a traceback."""
+    """Return a function that counts the errors in the log: on lines of their own, or in sums."""
     return lambda: sum(
-        record.levelno == logging.ERROR and record.exc_info is not None for record in caplog.records
+        getattr(record, "more", 1)
+        for record in caplog.records
+        if record.levelno == logging.ERROR and (record.exc_info or hasattr(record, "more"))
     )
 
 

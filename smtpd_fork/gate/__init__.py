@@ -1,10 +1,11 @@
 """The gate: who may hold a session. Pure and synchronous; the clock comes in as an argument."""
 
+from smtpd_fork.gate.client_line import ClientLine
 from smtpd_fork.gate.gate import Gate
 from smtpd_fork.gate.ledger import Entry
 from smtpd_fork.gate.limits import Limits
 from smtpd_fork.gate.refusal_log import RefusalLog
-from smtpd_fork.gate.reporter import Reporter
+from smtpd_fork.gate.reporter import Reporter, client_reporter
 from smtpd_fork.gate.settings import GATE_SETTINGS, limits_of, networks_of
 from smtpd_fork.gate.statistics import Explanation
 from smtpd_fork.gate.ticket import Ticket
@@ -12,6 +13,7 @@ from smtpd_fork.gate.verdict import Full, Refusal, Verdict
 
 __all__ = [
     "GATE_SETTINGS",
+    "ClientLine",
     "Entry",
     "Explanation",
     "Full",
@@ -22,6 +24,7 @@ __all__ = [
     "Reporter",
     "Ticket",
     "Verdict",
+    "client_reporter",
     "limits_of",
     "networks_of",
 ]

@@ -1,7 +1,9 @@
-"""RefusalLog: a source's first refusal is told at once, the rest in a summary every few seconds.
+"""RefusalLog: a client's first refusal gets a line at once, the rest a count every few seconds.
 
-A flood of refusals must not become a flood of log lines. Pure: :meth:`RefusalLog.note` and
-:meth:`RefusalLog.flush` return the lines that are due, and the caller writes them.
+A flood of refusals must not become a flood of log lines; nor must anything else that a client can
+cause again and again (:class:`~smtpd_fork.gate.client_line.ClientLine`). Pure:
+:meth:`RefusalLog.note` and :meth:`RefusalLog.flush` return the lines that are due, and the caller
+writes them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smtpd_fork.gate.client_line import ClientLine
     from smtpd_fork.gate.verdict import Full, Refusal
+
+    Noted = Refusal | Full | ClientLine
+    """What has a ``key`` by which it is gathered, and is a line as a text; ``Full`` has no key."""
 
 __all__ = ["RefusalLog", "Summary"]
 
@@ -34,7 +40,7 @@ class _Gathered:
     def __init__(self, since: float) -> None:
         self.since = since
         self.count = 0
-        self.last: Refusal | Full | None = None
+        self.last: Noted | None = None
 
 
 class Summary(NamedTuple):
@@ -47,7 +53,7 @@ class Summary(NamedTuple):
     """
 
     text: str
-    last: Refusal | Full | None
+    last: Noted | None
     more: int
     seconds: int
 
@@ -58,6 +64,7 @@ class RefusalLog:
     :param clock: returns seconds, never backwards
     :param seconds: how long refusals of one source are gathered
     :param max_sources: how many sources are told apart
+    :param others: how the summary of all further sources begins
     """
 
     def __init__(
@@ -66,14 +73,16 @@ class RefusalLog:
         clock: Callable[[], float] = time.monotonic,
         seconds: float = SUMMARY_SECONDS,
         max_sources: int = MAX_SOURCES,
+        others: str = f"refused {OTHERS}",
     ) -> None:
         self.seconds = seconds
+        self._others = others
         self._clock = clock
         self._max_sources = max_sources
         self._lock = Lock()
         self._sources: dict[str, _Gathered] = {}
 
-    def note(self, refusal: Refusal | Full) -> str | None:
+    def note(self, refusal: Noted) -> str | None:
         """Take *refusal* down; return its line if it is the first of its source, else None."""
         now = self._clock()
         key = getattr(refusal, "key", "")
@@ -105,7 +114,7 @@ class RefusalLog:
                     del self._sources[key]
                     continue
                 more, seconds = gathered.count, round(now - gathered.since)
-                text = f"{gathered.last or f'refused {key}'}; {more} more in {seconds} s"
+                text = f"{gathered.last or self._others}; {more} more in {seconds} s"
                 lines.append(Summary(text, gathered.last, more, seconds))
                 gathered.since, gathered.count = now, 0
         return lines

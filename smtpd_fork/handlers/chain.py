@@ -14,7 +14,6 @@ there costs nothing.
 from __future__ import annotations
 
 import inspect
-import logging
 from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.handlers import Sink as AiosmtpdSink
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     Hook = Callable[..., Awaitable[Any]]
 
 __all__ = ["Chain"]
-
-log = logging.getLogger("smtpd_fork.handlers")
 
 _OLD_EHLO_PARAMETERS = 4
 """aiosmtpd's deprecated handle_EHLO(server, session, envelope, hostname)."""
@@ -155,14 +152,18 @@ def _first_answer(hooks: Sequence[Hook]) -> Hook:
 
 def _everybody(hooks: Sequence[Hook]) -> Hook:
     async def handle_DISCONNECT(server: Any, session: Any) -> None:
+        errors = []
         for each in hooks:
             try:
                 await each(server, session)
             except BaseException as error:
                 if is_from_outside(error):
                     raise
-                name = getattr(session, "id", "-")
-                log.exception("[%s] handle_DISCONNECT failed", name, extra={"session": name})
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise BaseExceptionGroup("several handlers failed", errors)
 
     return handle_DISCONNECT
 

@@ -10,6 +10,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
+from smtpd_fork.gate import ClientLine
 from smtpd_fork.listeners.holding import Held, Holding
 from smtpd_fork.listeners.proxy_header import (
     LONGEST_V2,
@@ -19,14 +20,14 @@ from smtpd_fork.listeners.proxy_header import (
     parse,
     true_peer,
 )
-from smtpd_fork.net import describe, source_key
+from smtpd_fork.net import source_key
 
 if TYPE_CHECKING:
     import asyncio
 
     from aiosmtpd.proxy_protocol import ProxyData
 
-    from smtpd_fork.gate import Gate
+    from smtpd_fork.gate import Gate, Reporter
     from smtpd_fork.listeners.holding import Refuse, Welcome
 
 __all__ = ["ProxyHeaders"]
@@ -41,6 +42,7 @@ class ProxyHeaders(Holding):
     :param gate: judges whom a header speaks for
     :param welcome: takes who may come in: listener, socket, true peer, ticket
     :param refuse: answers who may not, and closes
+    :param reporter: writes lines about clients
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class ProxyHeaders(Holding):
         *,
         welcome: Welcome,
         refuse: Refuse,
+        reporter: Reporter,
     ) -> None:
         super().__init__("proxy-header", seconds, loop)
         self._gate = gate
+        self._reporter = reporter
         self._welcome = welcome
         self._refuse = refuse
 
@@ -64,7 +68,7 @@ class ProxyHeaders(Holding):
             data = parse(held.header)
         except (HeaderError, OSError) as error:
             self._let_go(held)
-            _tell(held, str(error))
+            self._report(held, str(error))
             self._drop(held)
             return
         self._let_go(held)
@@ -101,11 +105,9 @@ class ProxyHeaders(Holding):
         self._welcome(held.listener, held.sock, held.peer if peer is None else peer, held.ticket)
 
     def _over(self, held: Held) -> None:
-        _tell(held, "it took too long")
+        self._report(held, "it took too long")
         self._drop(held)
 
-
-def _tell(held: Held, reason: str) -> None:
-    client = describe(held.peer)
-    about = {"client": client, "reason": reason}
-    log.info("%s: no PROXY header: %s", client, reason, extra=about)
+    def _report(self, held: Held, reason: str) -> None:
+        line = ClientLine.of(log, logging.INFO, held.peer, "no PROXY header", reason)
+        self._reporter.note(line)

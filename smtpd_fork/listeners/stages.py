@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from smtpd_fork.config import PROXY_SECONDS
+from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.listeners.greet_pause import GreetPause
 from smtpd_fork.listeners.proxy import ProxyHeaders
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
 
-    from smtpd_fork.gate import Gate, Ticket
+    from smtpd_fork.gate import Gate, Reporter, Ticket
     from smtpd_fork.listeners.holding import Refuse, Welcome
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.listeners.vetting import Vetting
@@ -40,6 +41,7 @@ class Stages:
     :param greet_pause: how many seconds clients wait for the greeting; 0 is not at all
     :param proxy_timeout: how many seconds a PROXY header may take
     :param vetting: makes what asks the DNS about clients, of ``welcome`` and ``refuse``
+    :param reporter: writes lines about clients; default: one of its own
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Stages:
         greet_pause: float = 0.0,
         proxy_timeout: float = PROXY_SECONDS,
         vetting: Callable[..., Vetting] | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
+        self._reporter = reporter or client_reporter()
         self._gate = gate
         self._welcome = welcome
         self._refuse = refuse
@@ -63,7 +67,10 @@ class Stages:
         if vetting is not None:
             self._vetting = vetting(welcome=self._vetted, refuse=refuse)
         self._proxies = ProxyHeaders(
-            proxy_timeout, loop, gate, welcome=self._identified, refuse=refuse
+            *(proxy_timeout, loop, gate),
+            welcome=self._identified,
+            refuse=refuse,
+            reporter=self._reporter,
         )
         self._is_direct = self._vetting is None and self._pause is None
         self._all = [
@@ -111,8 +118,9 @@ class Stages:
             return
         try:
             self._welcome(listener, sock, peer, ticket)
-        except Exception:
-            log.exception("a session could not be begun")
+        except Exception as error:  # noqa: BLE001 - a subclass's constructor may raise anything
+            what = "a session could not be begun"
+            self._reporter.note(ClientLine.of(log, logging.ERROR, peer, what), error=error)
 
     @property
     def zones(self) -> Mapping[str, bool]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from smtpd_fork.config import Config
+    from smtpd_fork.gate import Reporter
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
     from smtpd_fork.net import Peer
@@ -106,6 +107,7 @@ class Blueprint:
     :param tls: for STARTTLS; None: it is not offered
     :param budget: how much all sessions may hold of messages
     :param tally: counts what sessions do
+    :param reporter: writes lines about clients
     :param sweep: ends sessions whose time is over
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
     :param options: keywords for it, which win over the settings
@@ -120,6 +122,7 @@ class Blueprint:
         budget: Budget,
         sweep: Sweep,
         tally: Tally,
+        reporter: Reporter,
         session_class: type[SMTP],
         options: Mapping[str, Any],
     ) -> None:
@@ -140,6 +143,7 @@ class Blueprint:
             "strict_paths": config.strict_paths,
             "budget": budget,
             "tally": tally,
+            "reporter": reporter,
             **options,
         }
         self._setups: dict[bool, Setup] = {}

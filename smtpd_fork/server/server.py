@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from smtpd_fork.config import Config
 from smtpd_fork.errors import OperatingSystemError
-from smtpd_fork.gate import GATE_SETTINGS, Gate, limits_of, networks_of
+from smtpd_fork.gate import GATE_SETTINGS, Gate, client_reporter, limits_of, networks_of
 from smtpd_fork.listeners import (
     Acceptor,
     Listener,
@@ -114,6 +114,7 @@ class Server:
         self._session_class = session_class
         self._budget = Budget(self.config.max_buffered)
         self.tally = tally or Tally()
+        self._reporter = client_reporter()
         self.chain.measure(self.tally.timed_sink)
         self._session_options = dict(session_options or {})
         self._inherited = list(sockets) if sockets is not None else None
@@ -238,6 +239,7 @@ class Server:
             greet_pause=config.greet_pause,
             proxy_timeout=config.proxy_timeout,
             vetting=self._vetting,
+            reporter=self._reporter,
         )
 
     def _watch_lag(self) -> None:
@@ -260,6 +262,7 @@ class Server:
             sweep=self._sweep,
             session_class=self._session_class,
             tally=self.tally,
+            reporter=self._reporter,
             options=self._session_options,
         )
 
@@ -439,6 +442,7 @@ class Server:
         if self._sweep is not None:
             await self._sweep.stop()
         await self._chains.close()
+        self._reporter.close()
         return cut
 
     async def abort(self) -> None:

@@ -191,8 +191,7 @@ class Sessions:
         if not connecting.begun:
             connecting.sock.close()  # else it is the loop's, which closes it
         if not protocol.began:
-            about = {**protocol._who(), "reason": str(reason)}  # noqa: SLF001 - fields of the log
-            log.info("%s: no session: %s", protocol, reason, extra=about)
+            protocol._report(logging.INFO, "no session", str(reason))  # noqa: SLF001 - as it would
             self._ended(protocol)
         else:
             protocol.abort()  # and its on_close comes

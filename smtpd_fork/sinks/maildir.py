@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.errors import CannotCreateError
+from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.net import describe
 from smtpd_fork.sinks.base import Sink
 from smtpd_fork.sinks.delivery import Delivery
@@ -79,6 +80,7 @@ class Maildir(Sink):
         self._tmp = self.path / "tmp"
         self._new = self.path / "new"
         self._writers = writers
+        self._reporter = client_reporter()
         self._writing: ThreadPoolExecutor | None = None
         self._removing: ThreadPoolExecutor | None = None
         self._clean_at = 0.0
@@ -109,6 +111,7 @@ class Maildir(Sink):
 
     async def close(self) -> None:
         """Wait for the messages that are being written."""
+        self._reporter.close()
         pools = [pool for pool in (self._writing, self._removing) if pool is not None]
         self._writing = self._removing = None
         for pool in pools:
@@ -128,8 +131,15 @@ class Maildir(Sink):
         try:
             await self._deliver(delivery)
         except OSError as error:
-            about["reason"] = str(error)
-            log.error("[%s] not written: %s", queue_id, error, extra=about)  # noqa: TRY400 - the disk, not us
+            kind = errno.errorcode.get(error.errno or 0, "")
+            self._reporter.note(
+                ClientLine.of(
+                    *(log, logging.ERROR, session.peer, "not written", str(error)),
+                    kind=kind,
+                    session=about.get("session", ""),
+                    queue_id=queue_id,
+                )
+            )
             if error.errno in _NO_SPACE:
                 return "452 4.3.1 Insufficient system storage, try again later"
             return "451 4.3.0 The message could not be stored, try again later"

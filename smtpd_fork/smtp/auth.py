@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,6 @@ from aiosmtpd.smtp import MISSING, AuthResult, LoginPassword, syntax
 
 from smtpd_fork.smtp.bdat import Chunking
 from smtpd_fork.smtp.reply import answer_of
-from smtpd_fork.smtp.state import log
 
 if TYPE_CHECKING:
     from smtpd_fork.smtp.work import Waiting
@@ -75,8 +75,7 @@ class Auth(Chunking):
         if not self.session.authenticated:
             self._auth_failures += 1
             if self._auth_failures >= MAX_FAILURES:
-                text = "[%s] too many failed attempts to authenticate"
-                log.info(text, self._session_id, extra=self._who())
+                self._report(logging.INFO, "too many failed attempts to authenticate")
                 self._put(f"421 4.7.0 {self.hostname} Too many failed attempts to authenticate")
 
     def _judge_auth(self, result: Any) -> str | None:

@@ -117,7 +117,7 @@ class Engine(Ending):
         except BaseException as error:
             if self._is_end(error):
                 raise
-            log.exception("[%s] handle_CONNECT failed", self._session_id, extra=self._who())
+            self._report_failure("handle_CONNECT failed", error)
             status = NOT_NOW
         if status is MISSING or status.startswith("2"):
             self._greet()
@@ -350,7 +350,7 @@ class Engine(Ending):
         self._charge(reading)
         elapsed = now - self._body_began
         if elapsed > RATE_GRACE_SECONDS and reading.size < elapsed * limits.data_rate:
-            log.info("[%s] the message comes too slowly", self._session_id, extra=self._who())
+            self._report(logging.INFO, "the message comes too slowly")
             self._time_out()
 
     def _await_command(self) -> None:
@@ -394,11 +394,7 @@ class Engine(Ending):
             self.cut()  # it was cancelled, and takes no notice
             return
         if self._in_hook:
-            log.warning(
-                "[%s] a handler took too long, the client is told 451",
-                self._session_id,
-                extra=self._who(),
-            )
+            self._report(logging.WARNING, "a handler took too long, the client gets 451")
             self._hook_expired = True
             self.deadline = now + LINGER_SECONDS
             if self._task is not None:
@@ -407,8 +403,7 @@ class Engine(Ending):
         self._time_out()
 
     def _time_out(self) -> None:
-        who = self._who()
-        log.info("[%s] timeout: %s", self._session_id, who["client"], extra=who)
+        self._report(logging.INFO, "timeout")
         self._out.clear()
         self._put_raw(reply_line(421, "4.4.2", self.hostname, "Timeout, closing connection"))
         self._close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from warnings import warn
@@ -16,7 +17,6 @@ from smtpd_fork.smtp.hello import Hello
 from smtpd_fork.smtp.params import Params, mail_fault, parse_params, rcpt_fault
 from smtpd_fork.smtp.path import NULL, parse_path
 from smtpd_fork.smtp.reply import answer_of, replies_of
-from smtpd_fork.smtp.state import log
 
 if TYPE_CHECKING:
     from smtpd_fork.smtp.framer import Chunk
@@ -328,8 +328,7 @@ class Mail(Hello):
 
     def _note_fault(self, fault: BodyFault) -> None:
         """Log and count a message that is not accepted for what it is."""
-        about = {**self._who(), "reason": fault.value}
-        log.info("[%s] message refused: %s", self._session_id, fault.value, extra=about)
+        self._report(logging.INFO, "message refused", fault.value, kind=fault.name)
         tally = self._setup.tally
         if fault is BodyFault.TOO_MUCH:
             tally.too_big += 1

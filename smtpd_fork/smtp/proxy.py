@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.proxy_protocol import get_proxy
@@ -55,7 +56,7 @@ class Proxied(StartTls):
     async def _ask_about_proxy(self) -> None:
         """Have a handler judge a header that was read before the session."""
         if not await self._judged(self.proxied):
-            log.info("[%s] PROXY header refused", self._session_id, extra=self._who())
+            self._report(logging.INFO, "PROXY header refused")
             self._close()
             return
         waiting = super()._opening()
@@ -66,8 +67,8 @@ class Proxied(StartTls):
         """Return what a handler says to a header; there is no command that a reply could be to."""
         try:
             return await self._call_handler_hook("PROXY", proxy_data)
-        except Exception:  # noqa: BLE001 - a handler's, whatever it is
-            log.exception("[%s] handle_PROXY failed", self._session_id, extra=self._who())
+        except Exception as error:  # noqa: BLE001 - a handler's, whatever it is
+            self._report_failure("handle_PROXY failed", error)
             self._put_raw(NOT_NOW.encode() + b"\r\n")
             return False
 
@@ -81,7 +82,7 @@ class Proxied(StartTls):
         self._proxy_reader = None
         del self.data_received
         if status is MISSING or not status:
-            log.info("[%s] PROXY header refused", self._session_id, extra=self._who())
+            self._report(logging.INFO, "PROXY header refused")
             self._close()
             return
         self.transport.resume_reading()  # the reader may have paused it

@@ -15,6 +15,7 @@ from warnings import warn
 from aiosmtpd.handlers import Sink
 from aiosmtpd.smtp import CALL_LIMIT_DEFAULT
 
+from smtpd_fork.gate import Reporter, client_reporter
 from smtpd_fork.smtp.budget import Budget
 from smtpd_fork.smtp.content import BareNewline
 from smtpd_fork.smtp.tally import Tally
@@ -80,6 +81,7 @@ class Setup:
         bare: BareNewline = BareNewline.ACCEPT,
         budget: Budget | None = None,
         tally: Tally | None = None,
+        reporter: Reporter | None = None,
         enhanced: bool = True,
         lmtp: bool = False,
         command_call_limit: int | dict[str, int] | None = None,
@@ -92,6 +94,8 @@ class Setup:
         self.strict_paths = strict_paths
         self.budget = budget or Budget(0)
         self.tally = tally or Tally()
+        self.reporter = reporter or client_reporter()
+        """Writes lines about clients, of which any client can cause many."""
         self.wire: Callable[[Any], Wire] = Wire
         """What the loop's transport talks to, for a session."""
         if self.tally.timing:

@@ -31,6 +31,7 @@ from smtpd_fork.smtp.sweep import Sweep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from smtpd_fork.gate import Reporter
     from smtpd_fork.net import Peer
     from smtpd_fork.smtp.budget import Budget
     from smtpd_fork.smtp.tally import Tally
@@ -69,6 +70,7 @@ class SMTP(Short):
     :param budget: how much all sessions may hold of messages
     :param tls_context: aiosmtpd's; or what holds the one that is good at the time
     :param tally: counts what sessions do
+    :param reporter: gathers the lines of the log that a client can cause again and again
     """
 
     _tls: CurrentTls | None = None
@@ -112,6 +114,7 @@ class SMTP(Short):
         lmtp: bool = False,
         budget: Budget | None = None,
         tally: Tally | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         # Not super().__init__(): it looks through class and handler for each connection.
         self.__ident__ = ident or __ident__
@@ -140,6 +143,7 @@ class SMTP(Short):
             strict_paths=strict_paths,
             budget=budget,
             tally=tally,
+            reporter=reporter,
             enhanced=enhanced,
             lmtp=lmtp,
             command_call_limit=command_call_limit,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any, cast
 
 from aiosmtpd.smtp import syntax
 
 from smtpd_fork.errors import forget_frames
 from smtpd_fork.smtp.auth import Auth
-from smtpd_fork.smtp.state import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ class StartTls(Auth):
         except BaseException as error:
             if self._is_end(error):
                 raise
-            log.exception("[%s] handle_STARTTLS failed", self._session_id, extra=self._who())
+            self._report_failure("handle_STARTTLS failed", error)
             return False
         return bool(accepted)
 
@@ -87,8 +87,7 @@ class StartTls(Auth):
             return transport
         self._setup.tally.tls_failed += 1
         # The loop tells its TLS layer of the loss, and that does not tell us.
-        about = {**self._who(), "reason": reason}
-        log.info("[%s] TLS handshake failed: %s", self._session_id, reason, extra=about)
+        self._report(logging.INFO, "TLS handshake failed", reason)
         raw.abort()
         self.connection_lost(None)
         raise asyncio.CancelledError

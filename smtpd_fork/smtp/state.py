@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import aiosmtpd.smtp
 
+from smtpd_fork.gate import ClientLine
 from smtpd_fork.net import describe
 from smtpd_fork.smtp.envelope import Envelope
 from smtpd_fork.smtp.framer import Chunk, Framer
@@ -140,10 +141,47 @@ class State(aiosmtpd.smtp.SMTP):
 
     def _who(self) -> dict[str, str]:
         """Return the fields of a log entry about this session (see smtpd_fork.observe.logs)."""
+        return {"session": self._session_id, "client": describe(self._known_peer())}
+
+    def _known_peer(self) -> Peer:
         peer: Any = self._peer
         if peer is not None and not isinstance(peer, (str, tuple)):
             peer = str(peer)  # a transport of somebody's own: logging must not fail over it
-        return {"session": self._session_id, "client": describe(peer)}
+        return peer  # type: ignore[no-any-return]  # asked for above
+
+    def _report(
+        self,
+        level: int,
+        what: str,
+        reason: str = "",
+        *,
+        kind: str = "",
+        error: BaseException | None = None,
+    ) -> None:
+        """Log a line about this client: ``[ID] CLIENT: WHAT: REASON``.
+
+        If a client causes many, in this session or in others, the first is written at once, and the
+        others become a line with a count every few seconds.
+
+        :param level: logging's
+        :param what: what happened; lines are gathered by it
+        :param reason: why; may be anything
+        :param kind: lines with the same *what* that are gathered apart
+        :param error: its traceback goes below the line
+        """
+        if log.isEnabledFor(level):
+            peer, session = self._known_peer(), self._session_id
+            line = ClientLine.of(log, level, peer, what, reason, kind=kind, session=session)
+            self._setup.reporter.note(line, error=error)
+
+    def _report_failure(self, what: str, error: BaseException) -> None:
+        """Log what a handler raised; errors from different lines of code are gathered apart."""
+        place, traceback = "", error.__traceback__
+        while traceback is not None:
+            place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+            traceback = traceback.tb_next
+        kind = f"{type(error).__name__} {place}"
+        self._report(logging.ERROR, what, kind=kind, error=error)
 
     def __repr__(self) -> str:
         return f"<SMTP {self._session_id} {describe(self._peer)}>"
@@ -210,7 +248,7 @@ class State(aiosmtpd.smtp.SMTP):
     def _end_for(self, reason: str) -> bool:
         """End the session; return True."""
         if not self._closing:
-            log.info("[%s] %s", self._session_id, reason, extra=self._who())
+            self._report(logging.INFO, reason)
             text = f"{reason[0].upper()}{reason[1:]}, closing connection"
             self._put(f"421 4.7.0 {self.hostname} {text}")
         return True

@@ -160,7 +160,7 @@ class Work(State):
         except BaseException as another:
             if self._is_end(another):
                 raise
-            log.exception("[%s] handle_exception failed", self._session_id, extra=self._who())
+            self._report_failure("handle_exception failed", another)
         self._put_failure(status)
 
     def _put_failure(self, status: str) -> None:
@@ -181,12 +181,7 @@ class Work(State):
             if status is MISSING:
                 raise TypeError("handle_exception must return a reply, not MISSING")
             return str(status)
-        log.error(
-            "[%s] a handler failed, the client is told 451",
-            self._session_id,
-            exc_info=error,
-            extra=self._who(),
-        )
+        self._report_failure("a handler failed, the client gets 451", error)
         return LOCAL_ERROR
 
     async def _call_handler_hook(self, command: str, *args: Any) -> Any:
@@ -244,7 +239,7 @@ class Work(State):
         except BaseException as error:
             if is_from_outside(error):
                 raise
-            log.exception("[%s] handle_DISCONNECT failed", self._session_id, extra=self._who())
+            self._report_failure("handle_DISCONNECT failed", error)
         finally:
             self._task = None
             self._let_go()

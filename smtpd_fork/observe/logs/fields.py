@@ -32,7 +32,7 @@ FIELDS = {
     "count": "of a refusal: what the count would have been",
     "limit": "of a refusal: what it may be",
     "id": "of a refusal: its id, as the client was told",
-    "more": "of a summary: so many more refusals",
+    "more": "of a summary: so many more lines like it",
     "seconds": "of a summary: in so many seconds",
     "queue_id": "of a message: its id, as the client was told",
     "from": "of a message: its sender",

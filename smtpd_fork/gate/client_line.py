@@ -1,0 +1,68 @@
+"""ClientLine: a line of the log about one client, which may be one of very many like it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from smtpd_fork.config import IPV6_PREFIX
+from smtpd_fork.gate.client import Client
+from smtpd_fork.net import describe
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Mapping
+
+    from smtpd_fork.net import Peer
+
+__all__ = ["ClientLine"]
+
+
+class ClientLine(NamedTuple):
+    """One line about a client. Make it with :meth:`of`.
+
+    :ivar key: of the client (an IPv6 client by its /64) and the kind of line: lines of one key are
+        gathered
+    :ivar text: the line
+    :ivar logger: writes it
+    :ivar level: logging's
+    :ivar extra: the fields of the entry
+    """
+
+    key: str
+    text: str
+    logger: logging.Logger
+    level: int
+    extra: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        logger: logging.Logger,
+        level: int,
+        peer: Peer,
+        what: str,
+        reason: str = "",
+        *,
+        kind: str = "",
+        **fields: str,
+    ) -> Self:
+        """Return the line ``[SESSION] CLIENT: WHAT: REASON``; without a session, without its id.
+
+        :param what: what happened; constant, as lines are gathered by it
+        :param reason: why; may be anything
+        :param kind: lines with the same *what* that are gathered apart
+        :param fields: more fields of the entry, ``session`` among them
+        """
+        client = describe(peer)
+        fields = {name: value for name, value in fields.items() if value}
+        session = fields.get("session")
+        text = f"[{session}] {client}: {what}" if session else f"{client}: {what}"
+        extra = {"client": client, **fields}
+        if reason:
+            text += f": {reason}"
+            extra["reason"] = reason
+        source = Client(peer, IPV6_PREFIX).source
+        return cls(f"{source} {what} {kind}", text, logger, level, extra)
+
+    def __str__(self) -> str:
+        return self.text

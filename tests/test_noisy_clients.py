@@ -1,0 +1,246 @@
+"""The log and clients that make noise: a line at once, then a count; the bytes are bounded."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.client import MAIL, RCPT, Client
+from support.logs import logging_with
+from support.server import serve
+
+from smtpd_fork.gate import ClientLine, RefusalLog
+from smtpd_fork.sinks import Discard
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from support.tls import Certificates
+
+    Noise = Callable[[Client], Awaitable[object]]
+
+log = logging.getLogger("test")
+
+
+def line(host: str, what: str = "timeout", reason: str = "", kind: str = "") -> ClientLine:
+    return ClientLine.of(log, logging.INFO, (host, 25), what, reason, kind=kind, session="s-1")
+
+
+def test_a_line_names_session_client_what_happened_and_why() -> None:
+    said = line("192.0.2.1", "message refused", "too large")
+    assert str(said) == "[s-1] 192.0.2.1:25: message refused: too large"
+    assert said.extra == {"client": "192.0.2.1:25", "session": "s-1", "reason": "too large"}
+    without = ClientLine.of(log, logging.INFO, None, "no PROXY header", "x")
+    assert (str(without), without.extra) == (
+        "unix: no PROXY header: x",
+        {"client": "unix", "reason": "x"},
+    )
+
+
+def test_lines_are_gathered_by_client_and_by_what_happened_and_not_by_what_a_client_says() -> None:
+    assert line("192.0.2.1", reason="a").key == line("192.0.2.1", reason="b").key
+    assert line("192.0.2.1").key != line("192.0.2.2").key
+    assert line("192.0.2.1").key != line("192.0.2.1", "too many errors").key
+    assert line("192.0.2.1", kind="a").key != line("192.0.2.1", kind="b").key
+    assert line("2001:db8::1").key == line("2001:db8::ffff:2").key  # one /64 is one client
+    assert line("2001:db8::1").key != line("2001:db8:0:1::1").key
+    assert line("::ffff:192.0.2.1").key == line("192.0.2.1").key
+
+
+def test_the_lines_of_very_many_clients_are_a_bounded_number() -> None:
+    gathered = RefusalLog(max_sources=10, others="lines about other clients")
+    lines = [text for n in range(250) if (text := gathered.note(line(f"192.0.2.{n}")))]
+    assert len(lines) == 11
+    (last,) = gathered.flush(everything=True)
+    assert last.text.startswith("lines about other clients; 239 more in ")
+
+
+class Fails(Discard):
+    async def handle_RCPT(self, *args: Any) -> str:
+        if args[3].startswith("b"):
+            raise ValueError(args[3])
+        raise KeyError(args[3])
+
+
+class FailsAtOnce(Discard):
+    async def handle_CONNECT(self, *args: Any) -> str:
+        raise ValueError("no")
+
+
+class FailsAtTheEnd(Discard):
+    async def handle_DISCONNECT(self, *args: Any) -> None:
+        raise ValueError("no")
+
+
+async def errors(client: Client) -> None:
+    await client.reply()
+    await client.say(*["nonsense"] * 3)
+    await client.ended()
+
+
+async def refusals(client: Client) -> None:
+    await client.reply()
+    await client.say(*[RCPT] * 3)
+    await client.ended()
+
+
+async def silence(client: Client) -> None:
+    assert (await client.reply()).code == 220
+    assert (await client.reply()).code == 421
+
+
+async def large_message(client: Client) -> None:
+    await client.greet()
+    assert (await client.deliver("x" * 2000 + "\r\n")).code == 552
+
+
+async def large_chunks(client: Client) -> None:
+    await client.greet()
+    await client.say(MAIL, RCPT)
+    client.send("BDAT 2000 LAST\r\n" + "x" * 2000)
+    assert (await client.reply()).code == 552
+
+
+async def failing_recipient(client: Client) -> None:
+    await client.greet()
+    await client.say(MAIL)
+    assert (await client.say(RCPT)).code == 451
+
+
+async def greeting(client: Client) -> None:
+    await client.reply()
+
+
+async def bad_handshake(client: Client) -> None:
+    await client.greet()
+    assert (await client.say("STARTTLS")).code == 220
+    client.send("this is no handshake\r\n" * 10)
+    await client.ended()
+
+
+async def garbage(client: Client) -> None:
+    client.send("this is no TLS, and no PROXY header either\r\n" * 10)
+    await client.ended()
+
+
+async def bad_passwords(client: Client) -> None:
+    await client.greet()
+    for _ in range(3):
+        await client.say("AUTH PLAIN AGEAYg==")
+    await client.ended()
+
+
+def nobody(*_: object) -> Any:
+    return None
+
+
+AUTH = {"auth_callback": nobody, "auth_require_tls": False}
+NOISES: dict[str, tuple[Noise, str, dict[str, Any]]] = {
+    "errors": (errors, "too many errors", {"max_errors": 2}),
+    "refused commands": (refusals, "too many refused commands", {"max_rejects": 2}),
+    "silence": (silence, "timeout", {"timeout": 0.05}),
+    "large messages": (large_message, "message refused: ", {"max_message_size": 1000}),
+    "large chunks": (large_chunks, "message refused: ", {"max_message_size": 1000}),
+    "recipients at which a handler fails": (
+        failing_recipient,
+        "a handler failed, the client gets 451",
+        {"handler": Fails()},
+    ),
+    "connections at which a handler fails": (
+        greeting,
+        "handle_CONNECT failed",
+        {"handler": FailsAtOnce()},
+    ),
+    "ends at which a handler fails": (
+        greeting,
+        "handle_DISCONNECT failed",
+        {"handler": FailsAtTheEnd()},
+    ),
+    "TLS handshakes that fail": (bad_handshake, "TLS handshake failed: ", {"tls": True}),
+    "garbage instead of TLS": (
+        garbage,
+        "no session: ",
+        {"tls": True, "listen": ["smtps:127.0.0.1:0"]},
+    ),
+    "garbage instead of a PROXY header": (
+        garbage,
+        "no PROXY header: ",
+        {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": ["127.0.0.0/8"]},
+    ),
+    "wrong passwords": (
+        bad_passwords,
+        "too many failed attempts to authenticate",
+        {"session_options": AUTH},
+    ),
+}
+SESSIONS = 8
+
+
+@pytest.mark.filterwarnings("ignore:Requiring AUTH")
+@pytest.mark.parametrize("noise", NOISES)
+async def test_what_a_client_causes_again_and_again_is_one_line_and_a_count(
+    noise: str, tmp_path: Path, certificates: Certificates
+) -> None:
+    """Also over many sessions, each of its own port."""
+    make, what, options = NOISES[noise]
+    options = dict(options)
+    handler = options.pop("handler", None) or Discard()
+    if options.pop("tls", False):
+        options["tls_context"] = certificates.server
+    path = tmp_path / "log"
+    with logging_with(log_to=str(path)):
+        async with serve(handler, **options) as server:
+            for _ in range(SESSIONS):
+                async with await Client.to(server.addresses[0]) as client:
+                    await make(client)
+            async with await Client.to(server.addresses[0], source="127.0.0.2") as client:
+                await make(client)
+    lines = [text for text in path.read_text().splitlines() if what in text]
+    assert len(lines) == 3, path.read_text()
+    first, other, count = lines
+    assert "127.0.0.1:" in first
+    assert "127.0.0.2:" in other
+    assert "127.0.0.1:" in count
+    assert f"; {SESSIONS - 1} more in " in count
+    # Nothing else is noisy either: one traceback for each of the two.
+    assert len(path.read_bytes()) < 10_000
+
+
+async def test_a_session_of_refused_messages_leaves_a_few_hundred_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with logging_with(log_to=str(path)):
+        async with (
+            serve(Discard(), max_message_size=3, max_rejects=10_000) as server,
+            await Client.to(server.addresses[0]) as client,
+        ):
+            await client.greet()
+            for _ in range(1000):
+                client.send(f"{MAIL}\r\n{RCPT}\r\nDATA\r\n")
+                assert [(await client.reply()).code for _ in range(3)] == [250, 250, 354]
+                client.send("too much\r\n.\r\n")
+                assert (await client.reply()).code == 552
+    text = path.read_text()
+    told = [each for each in text.splitlines() if "message refused" in each]
+    counts = [int(each.rpartition("; ")[2].split()[0]) for each in told[1:]]
+    assert sum(counts) == 999
+    assert len(text) < 400 + 150 * len(counts)  # a line every five seconds
+
+
+async def test_errors_of_different_places_are_not_hidden_behind_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with logging_with(log_to=str(path)):
+        async with (
+            serve(Fails()) as server,
+            await Client.to(server.addresses[0]) as client,
+        ):
+            await client.greet()
+            await client.say(MAIL)
+            for _ in range(5):
+                await client.say("RCPT TO:<b@example.com>")
+                await client.say("RCPT TO:<c@example.com>")
+    text = path.read_text()
+    assert text.count("ValueError: b@example.com") == 1
+    assert text.count("KeyError: 'c@example.com'") == 1
+    assert text.count("; 4 more in ") == 2
