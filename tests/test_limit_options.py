@@ -143,6 +143,17 @@ def test_max_errors_is_how_many_are_answered(tmp_path: Path) -> None:
             client.noop()
 
 
+def test_max_rejects_is_how_many_refused_commands_are_answered(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, "--max-rejects", "2", cwd=tmp_path) as daemon, daemon.smtp() as client:
+        client.ehlo()
+        client.mail("a@example.com")
+        replies = [client.docmd("RCPT TO:<b@>") for _ in range(3)]
+        assert [code for code, _ in replies] == [553, 553, 421]
+        assert replies[-1][1].startswith(b"4.7.0 ")
+        with pytest.raises(smtplib.SMTPServerDisconnected):
+            client.noop()
+
+
 def test_max_recipients_is_announced_and_kept(tmp_path: Path) -> None:
     with Daemon(*LOCAL, "--max-recipients", "2", cwd=tmp_path) as daemon, daemon.smtp() as client:
         assert ehlo(client)["limits"] == "RCPTMAX=2"

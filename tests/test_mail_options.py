@@ -45,6 +45,17 @@ def test_bare_newline_is_what_becomes_of_a_bare_lf(
     assert (path.read_bytes() if path.exists() else None) == kept
 
 
+@pytest.mark.parametrize(("options", "code"), [((), 250), (("--strict-paths",), 553)])
+def test_strict_paths_refuses_an_address_without_brackets(
+    tmp_path: Path, options: tuple[str, ...], code: int
+) -> None:
+    with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon, daemon.smtp() as client:
+        client.ehlo()
+        assert client.docmd("MAIL FROM: a@example.com SIZE=5")[0] == code
+        client.rset()
+        assert client.docmd("MAIL FROM: <a@example.com> SIZE=5")[0] == 250
+
+
 def test_without_a_handler_mail_goes_into_a_maildir_in_the_current_folder(tmp_path: Path) -> None:
     with Daemon("-l", "127.0.0.1:0", cwd=tmp_path) as daemon:
         daemon.deliver()

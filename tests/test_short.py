@@ -197,6 +197,9 @@ def test_the_short_way_and_the_long_way_and_any_packets_give_one_dialogue(
     )
 )
 @example(line=b"QUIT")
+@example(line=b"MAIL FROM:<a@" + b"b" * 63 + b">")
+@example(line=b"RCPT TO:<a@" + b"b" * 32 + b"." + b"c" * 31 + b">")
+@example(line=b"RCPT TO:<a@b." + b"c" * 64 + b">")
 def test_what_the_short_way_recognizes_the_long_way_reads_alike(line: bytes) -> None:
     assume(b"\r\n" not in line)  # it is one line
     match = frequent(line + b"\r\n")
@@ -209,8 +212,10 @@ def test_what_the_short_way_recognizes_the_long_way_reads_alike(line: bytes) -> 
     word, _, rest = line.decode("ascii").partition(" ")
     address = match[1] or match[3]
     if address is not None:
-        parsed = parse_path(rest.partition(":")[2])
+        path = rest.partition(":")[2]
+        parsed = parse_path(path, strict=True, postmaster=False)
         assert parsed is not None
+        assert parse_path(path) == parsed
         assert parsed[0] == address.decode()
         assert parse_params(parsed[1]) == parse_params((match[2] or b"").decode()) is not None
     elif match[4] is not None:
