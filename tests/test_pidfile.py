@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -110,24 +111,92 @@ def test_a_file_that_is_removed_between_open_and_lock_is_made_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last holder's removal: whoever locked the old file would have locked nothing."""
-    import fcntl
+    real = PidFile._lock
+    removed: list[PidFile] = []
 
-    real = fcntl.flock
-    removed: list[int] = []
-
-    def flock(descriptor: int, how: int) -> None:
+    def lock(pid_file: PidFile) -> bool:
         if not removed:
             path.unlink()
-            removed.append(descriptor)
-        real(descriptor, how)
+            removed.append(pid_file)
+        return real(pid_file)
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(PidFile, "_lock", lock)
     pid_file = PidFile.acquire(path)
     assert removed
     assert pid_file.is_ours()
     with pytest.raises(CannotCreateError):
         PidFile.acquire(path)
     pid_file.remove()
+
+
+READER = """\
+import fcntl, os, sys
+file = open(sys.argv[1])
+if sys.argv[2] == "flock":
+    fcntl.flock(file, fcntl.LOCK_EX)
+elif sys.argv[2] == "lockf":
+    fcntl.lockf(file, fcntl.LOCK_SH)
+print("locked", flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize("kind", ["flock", "lockf"])
+def test_a_readers_lock_on_a_stale_file_blocks_nobody(path: Path, kind: str) -> None:
+    path.write_text("4711\n")
+    command = [sys.executable, "-c", READER, str(path), kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"locked\n"
+        pid_file = PidFile.acquire(path)
+        pid_file.write(42)
+        assert path.read_text() == "42\n"
+        with pytest.raises(CannotCreateError, match="a running process holds it"):
+            PidFile.acquire(path)
+        pid_file.remove()
+        reader.communicate(b"\n")
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_reader_can_lock_a_file_only_once_it_is_held(path: Path) -> None:
+    """So nobody comes between the making of a file and its lock."""
+    pid_file = PidFile.acquire(path)
+    with path.open() as file, pytest.raises(BlockingIOError):
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    pid_file.remove()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_is_refused(path: Path) -> None:
+    path.write_text("1\n")
+    os.chown(path, 65534, 65534)
+    with pytest.raises(CannotCreateError, match=r"it belongs to another user \(uid 65534\)"):
+        PidFile.acquire(path)
+    assert path.read_text() == "1\n"
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
+def test_a_file_that_others_may_write_to_is_refused(path: Path, mode: int) -> None:
+    path.write_text("1\n")
+    path.chmod(mode)
+    with pytest.raises(CannotCreateError, match=f"others may write to it \\(mode {mode:o}"):
+        PidFile.acquire(path)
+    assert path.read_text() == "1\n"
+
+
+def test_a_file_that_has_another_name_is_refused(path: Path) -> None:
+    precious = path.with_name("precious")
+    precious.write_text("precious")
+    path.hardlink_to(precious)
+    with pytest.raises(CannotCreateError, match="hard link"):
+        PidFile.acquire(path)
+    assert precious.read_text() == "precious"
+
+
+def test_what_is_no_file_is_refused_at_once(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(CannotCreateError, match="it is not a file"):
+        PidFile.acquire(path)
 
 
 def test_a_symbolic_link_is_not_followed(path: Path) -> None:

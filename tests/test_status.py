@@ -499,7 +499,7 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(door, "LIBRARIES", ("aiohttp", "no_such_library"))
     config = DaemonConfig.build({"metrics": "127.0.0.1:0"})
     with pytest.raises(ConfigError, match="need no_such_library: "):
-        door.open_metrics(config)
+        door.open_metrics(config, print)
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:9125", "[::1]:9125", "unix:/run/x", "localhost:1"])

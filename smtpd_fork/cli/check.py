@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smtpd_fork.cli.blame import blaming
+from smtpd_fork.cli.door import wanted_metrics
 from smtpd_fork.cli.settings_command import Fault, SettingsCommand, faults
 from smtpd_fork.daemon import PidFile, look_up_user
 from smtpd_fork.errors import (
@@ -51,6 +52,7 @@ class _Findings:
     def __init__(self, given: Given) -> None:
         self._given = given
         self.lines: list[str] = []
+        self.warnings: list[str] = []
         self.status = 0
 
     @contextmanager
@@ -87,7 +89,11 @@ def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
     with findings.of("listen", "port"):
         addresses = wanted_addresses(config.listen, config.port)
         if not running:
-            try_to_bind(addresses)
+            try_to_bind(addresses, findings.warnings.append)
+    with findings.of("metrics"):
+        metrics = wanted_metrics(config)
+        if metrics is not None and not running:
+            try_to_bind([metrics], findings.warnings.append)
     if config.pid_file is not None and not running:
         with findings.of("pid_file"):
             _check_pid_file(Path(config.pid_file))
@@ -114,6 +120,8 @@ def _check(*, running: bool, **values: Any) -> None:
         for line in findings.lines[:-1]:
             sys.stderr.write(f"smtpd-fork: {line}\n")
         raise Fault(findings.lines[-1], findings.status)
+    for warning in findings.warnings:
+        click.echo(f"warning: {warning}")
     for stray in given.strays():
         click.echo(f"no option has the name of {stray}")
     click.echo("nothing is wrong")

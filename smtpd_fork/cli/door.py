@@ -10,10 +10,12 @@ from smtpd_fork.errors import ConfigError
 from smtpd_fork.listeners import bind_all, parse_address
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.listeners import Address, Listener
 
-__all__ = ["metrics_address", "open_metrics"]
+__all__ = ["metrics_address", "open_metrics", "wanted_metrics"]
 
 BACKLOG = 64
 """Who is not answered at once waits here; past it the kernel does not answer."""
@@ -37,15 +39,14 @@ def metrics_address(text: str) -> Address:
     return address
 
 
-def open_metrics(config: DaemonConfig) -> list[Listener]:
-    """Bind where *config* has metrics served; nowhere is an empty list.
+def wanted_metrics(config: DaemonConfig) -> Address | None:
+    """Return where *config* has metrics served, if they can be; None if it is nowhere.
 
     :raises SettingError: the address cannot be read
-    :raises ConfigError: a library is not installed, or the host does not resolve
-    :raises SmtpdForkError: it cannot be bound, see :func:`smtpd_fork.listeners.bind_all`
+    :raises ConfigError: a library is not installed
     """
     if config.metrics is None:
-        return []
+        return None
     address = metrics_address(config.metrics)
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
@@ -53,4 +54,17 @@ def open_metrics(config: DaemonConfig) -> list[Listener]:
             f"metrics on {config.metrics} need {' and '.join(missing)}: "
             "pip install 'smtpd-fork[metrics]'"
         )
-    return bind_all([address], backlog=BACKLOG, socket_mode=config.socket_mode)
+    return address
+
+
+def open_metrics(config: DaemonConfig, warn: Callable[[str], object]) -> list[Listener]:
+    """Bind where *config* has metrics served; nowhere is an empty list.
+
+    :param warn: is told of each address of a name that is skipped
+    :raises SmtpdForkError: as :func:`wanted_metrics`, or it cannot be bound, see
+        :func:`smtpd_fork.listeners.bind_all`
+    """
+    address = wanted_metrics(config)
+    if address is None:
+        return []
+    return bind_all([address], backlog=BACKLOG, socket_mode=config.socket_mode, warn=warn)

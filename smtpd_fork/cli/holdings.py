@@ -34,6 +34,7 @@ class Holdings:
     :ivar left: listeners that another process left, and are not ours yet
     :ivar dropped: those of them that the settings do not name any more
     :ivar dropped_pid_file: the same
+    :ivar warnings: logged once the start is sure: of one that fails, the fault is the one line
     """
 
     origin: Origin
@@ -47,6 +48,7 @@ class Holdings:
     left: list[Listener] = field(default_factory=list)
     dropped: list[Listener] = field(default_factory=list)
     dropped_pid_file: PidFile | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def estate(self, server: Server, sockets: Mapping[str, socket.socket], stderr: int) -> Estate:
         """Return what a new process inherits.

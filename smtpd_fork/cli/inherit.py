@@ -50,7 +50,11 @@ def listeners_of(
         if left:
             return _go_on(config, holdings, left)
         return open_listeners(
-            config.listen, config.port, backlog=config.backlog, socket_mode=config.socket_mode
+            config.listen,
+            config.port,
+            backlog=config.backlog,
+            socket_mode=config.socket_mode,
+            warn=holdings.warnings.append,
         )
 
 
@@ -78,6 +82,7 @@ def _go_on(
         config.port,
         backlog=config.backlog,
         socket_mode=config.socket_mode,
+        warn=holdings.warnings.append,
     )
     holdings.left = [listener for listener in listeners if listener.inherited]
     return listeners
@@ -129,4 +134,4 @@ def metrics_of(config: DaemonConfig, holdings: Holdings) -> list[Listener]:
     while (left := holdings.claim(metrics_name(address, len(found)))) is not None:
         found.append(Listener(address, left, inherited=True))
     holdings.left.extend(found)
-    return found or open_metrics(config)
+    return found or open_metrics(config, holdings.warnings.append)

@@ -167,7 +167,8 @@ def _set_up(config: DaemonConfig, holdings: Holdings, left_over: ExitStack) -> _
             drop_privileges(account)
     with blaming("handler"):
         chain.prepare()
-    return _Prepared(server, list(_warnings(config, chain, descriptors)), courier)
+    warnings = [*holdings.warnings, *_warnings(config, chain, descriptors)]
+    return _Prepared(server, warnings, courier)
 
 
 def _check_folder() -> None:

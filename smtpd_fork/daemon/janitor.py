@@ -19,7 +19,6 @@ from smtpd_fork.errors import OperatingSystemError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 __all__ = ["Janitor"]
 
@@ -30,14 +29,13 @@ _MAX_DESCRIPTOR = 1 << 20
 
 
 class Owned(Protocol):
-    """Something on a path, that knows whether it still is there."""
+    """Something on a path."""
 
-    @property
-    def path(self) -> Path | None:
-        """Where it was put."""
+    def remove(self) -> None:
+        """Remove what is there, if it is still what was put there.
 
-    def is_ours(self) -> bool:
-        """Whether what is there is still what was put there."""
+        :raises OSError: it cannot be removed
+        """
 
 
 class Janitor:
@@ -111,8 +109,7 @@ def _work(line: socket.socket, things: Sequence[Owned], keep: int | None) -> Non
             pass
     for thing in things:
         with suppress(OSError):
-            if thing.path is not None and thing.is_ours():
-                thing.path.unlink()
+            thing.remove()
 
 
 def _close_others(*kept: int | None) -> None:

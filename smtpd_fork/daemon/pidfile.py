@@ -1,25 +1,39 @@
 """PidFile: says who serves, and keeps a second one from starting.
 
-The lock (flock(2)) is what counts, not the number in the file: a stale file, or a pid that now
-is somebody else's, never blocks a start. The lock belongs to the open file, so it passes through
-fork(2) to the daemon, and goes when its last holder does, however that ends.
+The lock is what counts, not the number in the file: a stale file, or a pid that is another
+process's by now, never blocks a start. It is a write lock of the open file description (fcntl(2),
+F_OFD_SETLK), so it passes through fork(2) to the daemon, and goes when its last holder does,
+however that ends. Only a process that may write the file can have one. All that may read it can
+have a read lock: while nobody has a write lock such a file is stale, and is replaced.
+
+A file that another user made, or could have, is refused: the number in it is what an
+administrator will send signals to.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-from contextlib import suppress
+import stat
+import struct
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
 from smtpd_fork.errors import CannotCreateError
+from smtpd_fork.paths import exclusively, open_trusted
 
 __all__ = ["PidFile"]
 
 MODE = 0o644
 
 _LONGEST_PID = 32
+
+_FLOCK = "hhqqi4x"
+"""struct flock of fcntl(2): type, whence, start, length, pid; 0 bytes are all there ever are."""
+
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class PidFile:
@@ -41,29 +55,77 @@ class PidFile:
         :raises CannotCreateError: it cannot be written, or a running process holds it
         """
         absolute = Path(path).absolute()
-        while True:
+        with ExitStack() as stack:
             try:
-                descriptor = os.open(
-                    absolute, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE
-                )
+                _enter(stack, absolute)
+                return cls._acquire(absolute)
             except OSError as error:
                 raise CannotCreateError(
                     f"cannot write the pid-file {absolute}: {error.strerror}"
                 ) from None
-            pid_file = cls(absolute, descriptor)
+
+    @classmethod
+    def _acquire(cls, path: Path) -> Self:
+        while True:
+            descriptor, made = _open(path)
+            pid_file = cls(path, descriptor)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                holder = pid_file._read()
-                os.close(descriptor)
-                reason = error.strerror
-                if isinstance(error, BlockingIOError):
-                    reason = f"a running process holds it{f' (pid {holder})' if holder else ''}"
-                raise CannotCreateError(f"cannot lock the pid-file {absolute}: {reason}") from None
-            # Between open and lock its last holder may have removed it: then this is nobody's.
-            if pid_file.is_ours():
-                return pid_file
-            os.close(descriptor)
+                pid_file._check()
+                if pid_file._lock() and pid_file.is_ours():
+                    if made:
+                        os.fchmod(descriptor, MODE & ~_umask())
+                    return pid_file
+                pid_file._check_nobody_holds_it()
+                # It was removed since, or all its locks are those of readers.
+                if pid_file.is_ours():
+                    path.unlink()
+            except BaseException:
+                pid_file.close()
+                raise
+            pid_file.close()
+
+    def _check(self) -> None:
+        """See that no other user has to do with the file.
+
+        :raises PermissionError: one has, or may have
+        """
+        found = os.fstat(self.descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise PermissionError(errno.EACCES, "it is not a file")
+        if found.st_uid not in {0, os.geteuid()}:
+            raise PermissionError(
+                errno.EACCES, f"it belongs to another user (uid {found.st_uid}); remove it"
+            )
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            mode = stat.S_IMODE(found.st_mode)
+            raise PermissionError(
+                errno.EACCES, f"others may write to it (mode {mode:o}); remove it"
+            )
+        if found.st_nlink > 1:
+            raise PermissionError(errno.EACCES, "it has another name elsewhere (a hard link)")
+
+    def _lock(self) -> bool:
+        """Take the write lock; return whether it could be had."""
+        wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        try:
+            fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, wanted)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _check_nobody_holds_it(self) -> None:
+        """See that no process has the write lock: only that is in the way of a read lock.
+
+        :raises CannotCreateError: one has
+        """
+        wanted = struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+        found = fcntl.fcntl(self.descriptor, fcntl.F_OFD_GETLK, wanted)
+        if struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK:
+            holder = self._read()
+            who = f" (pid {holder})" if holder else ""
+            raise CannotCreateError(
+                f"cannot lock the pid-file {self.path}: a running process holds it{who}"
+            )
 
     @classmethod
     def inherit(cls, path: str | os.PathLike[str], descriptor: int) -> Self:
@@ -121,3 +183,32 @@ class PidFile:
     def close(self) -> None:
         """Let go of the lock."""
         os.close(self.descriptor)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """Open or make the file; return its descriptor, and whether it was made."""
+    while True:
+        with suppress(FileExistsError):
+            # Until it is locked nobody else may open it, or a reader's lock could come first.
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+            return open_trusted(path, flags, 0o600, follow=False), True
+        with suppress(FileNotFoundError):  # it was removed meanwhile
+            return open_trusted(path, os.O_RDWR | os.O_NONBLOCK, follow=False), False
+
+
+def _umask() -> int:
+    old = os.umask(0o077)
+    os.umask(old)
+    return old
+
+
+def _enter(stack: ExitStack, path: Path) -> None:
+    """Be alone at *path*, as far as that can be had.
+
+    In a directory that is not writable nobody here can replace the file either.
+    """
+    try:
+        stack.enter_context(exclusively(path))
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise

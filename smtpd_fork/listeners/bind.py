@@ -1,8 +1,14 @@
-"""bind(2) and listen(2), with every fault told by its meaning."""
+"""bind(2) and listen(2), with every fault told by its meaning.
+
+A name may have addresses that no interface of this host has, or of a family that it does not
+speak: ``localhost`` is often ``::1`` as well, and a container's loopback has none. The others are
+bound, and a warning names each that is not; nothing is skipped of an address that was written out.
+"""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 from contextlib import suppress
@@ -21,7 +27,9 @@ from smtpd_fork.listeners.listener import Listener
 from smtpd_fork.listeners.unix import bind_unix
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    Warn = Callable[[str], object]
 
 __all__ = [
     "adopt",
@@ -32,6 +40,11 @@ __all__ = [
     "try_to_bind",
     "wanted_addresses",
 ]
+
+log = logging.getLogger("smtpd_fork.listeners")
+
+_SKIPPED = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+"""What bind(2) and socket(2) say of one address of a name, while another may do."""
 
 _MEANING: dict[int, tuple[type[SmtpdForkError], str]] = {
     errno.EACCES: (NotPermittedError, "permission denied; ports below 1024 need privileges"),
@@ -62,13 +75,19 @@ _UNIX_MEANING: dict[int, tuple[type[SmtpdForkError], str]] = {
 
 
 def open_listeners(
-    listen: Sequence[str], ports: Sequence[int], *, backlog: int, socket_mode: int
+    listen: Sequence[str],
+    ports: Sequence[int],
+    *,
+    backlog: int,
+    socket_mode: int,
+    warn: Warn = log.warning,
 ) -> list[Listener]:
     """Bind what the settings *listen* and *port* name; nothing named is all interfaces.
 
     :raises SettingError: an address cannot be read
     """
-    return bind_all(wanted_addresses(listen, ports), backlog=backlog, socket_mode=socket_mode)
+    addresses = wanted_addresses(listen, ports)
+    return bind_all(addresses, backlog=backlog, socket_mode=socket_mode, warn=warn)
 
 
 def wanted_addresses(listen: Sequence[str], ports: Sequence[int]) -> list[Address]:
@@ -109,6 +128,7 @@ def bind_all(
     backlog: int,
     socket_mode: int,
     beside: Sequence[Address] = (),
+    warn: Warn = log.warning,
 ) -> list[Listener]:
     """Bind every address and listen on it: all of them, or none.
 
@@ -116,6 +136,7 @@ def bind_all(
     :param beside: what is bound already, or will be
     :param backlog: of listen(2); see :func:`listen_backlog`
     :param socket_mode: file mode of unix sockets
+    :param warn: is told of each address of a name that is skipped
     :raises ConfigError: a host cannot be resolved
     :raises NotPermittedError: a port needs privileges
     :raises CannotCreateError: the path of a unix socket cannot be made
@@ -124,14 +145,10 @@ def bind_all(
     listeners: list[Listener] = []
     try:
         for address in addresses:
-            for sock in _bind(address, [*addresses, *beside], socket_mode):
-                try:
-                    sock.listen(listen_backlog(backlog))
-                    sock.setblocking(False)
-                    listeners.append(Listener(address, sock))
-                except OSError as error:
-                    sock.close()
-                    raise _explained(address, error) from None
+            others = [*addresses, *beside]
+            for sock in _bind(address, others, socket_mode, listen_backlog(backlog), warn):
+                sock.setblocking(False)
+                listeners.append(Listener(address, sock))
     except BaseException:
         for listener in listeners:
             listener.close()
@@ -139,13 +156,14 @@ def bind_all(
     return listeners
 
 
-def try_to_bind(addresses: Sequence[Address]) -> None:
+def try_to_bind(addresses: Sequence[Address], warn: Warn = log.warning) -> None:
     """See whether every address can be bound; nobody can connect meanwhile.
 
+    :param warn: as of :func:`bind_all`
     :raises SmtpdForkError: as :func:`bind_all` does
     """
     for address in addresses:
-        for sock in _bind(address, addresses, mode=0o600):
+        for sock in _bind(address, addresses, 0o600, None, warn):
             Listener(address, sock).close()
 
 
@@ -178,16 +196,29 @@ def listen_backlog(backlog: int) -> int:
     return max(0, min(backlog, 2**31 - 1))
 
 
-def _bind(address: Address, others: Sequence[Address], mode: int) -> list[socket.socket]:
-    """Return a socket for each IP address that *address* stands for."""
+def _bind(
+    address: Address, others: Sequence[Address], mode: int, backlog: int | None, warn: Warn
+) -> list[socket.socket]:
+    """Return a socket for each IP address, or path, that *address* stands for.
+
+    :param backlog: of listen(2); None: bound only
+    """
+    sockets: list[socket.socket] = []
     try:
         if address.path is not None:
-            return [bind_unix(address.path, mode)]
+            return [bind_unix(address.path, mode, backlog)]
         if address.host == ANY:
-            return [_bind_any(address.port or 0)]
-        return _bind_host(address, others)
+            sockets = [_bind_any(address.port or 0)]
+        else:
+            sockets = _bind_host(address, others, warn)
+        if backlog is not None:
+            for sock in sockets:
+                sock.listen(backlog)
     except OSError as error:
+        for sock in sockets:
+            sock.close()
         raise _explained(address, error) from None
+    return sockets
 
 
 def _bind_any(port: int) -> socket.socket:
@@ -200,20 +231,33 @@ def _bind_any(port: int) -> socket.socket:
     return _bind_one(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104 - it was asked for
 
 
-def _bind_host(address: Address, others: Sequence[Address]) -> list[socket.socket]:
+def _bind_host(address: Address, others: Sequence[Address], warn: Warn) -> list[socket.socket]:
     # Both wildcards on one port are two sockets; [::] alone takes IPv4 too, as qpsmtpd's does.
     v6only = any(
         other.host == "0.0.0.0" and other.port == address.port  # noqa: S104 - compared only
         for other in others
     )
     sockets: list[socket.socket] = []
+    skipped: list[tuple[tuple[Any, ...], OSError]] = []
     try:
         for family, place in _resolve(address):
-            sockets.append(_bind_one(family, place, v6only=v6only))
+            try:
+                sockets.append(_bind_one(family, place, v6only=v6only))
+            except OSError as error:
+                if error.errno not in _SKIPPED:
+                    raise
+                skipped.append((place, error))
     except BaseException:
         for sock in sockets:
             sock.close()
         raise
+    if not sockets and len(skipped) == 1:
+        raise skipped[0][1]
+    reasons = [f"{place[0]}: {_MEANING[error.errno or 0][1]}" for place, error in skipped]
+    if not sockets:
+        raise OperatingSystemError(f"cannot listen on {address}, at {'; '.join(reasons)}")
+    for reason in reasons:
+        warn(f"{address.host} has an address that is not listened on, {reason}")
     return sockets
 
 

@@ -19,7 +19,7 @@ from smtpd_fork.listeners.bind import adopt, bind_all, listen_backlog, wanted_ad
 from smtpd_fork.listeners.listener import Listener
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["inherited_listeners", "listeners_left", "listening_socket"]
 
@@ -54,6 +54,7 @@ def listeners_left(
     *,
     backlog: int,
     socket_mode: int,
+    warn: Callable[[str], object],
 ) -> tuple[list[Listener], list[Listener]]:
     """Go on with the sockets that another process bound for the settings *listen* and *port*.
 
@@ -62,6 +63,7 @@ def listeners_left(
     :meth:`~smtpd_fork.listeners.listener.Listener.take_over`.
 
     :param left: descriptors, each with the scheme and the address that it was bound for
+    :param warn: as of :func:`~smtpd_fork.listeners.bind.bind_all`
     :returns: what to listen on, and what to close
     :raises SmtpdForkError: as :func:`~smtpd_fork.listeners.bind.open_listeners`; nothing stays open
     """
@@ -85,7 +87,11 @@ def listeners_left(
                 found[str(address)] = []
             else:
                 listeners += bind_all(
-                    [address], backlog=backlog, socket_mode=socket_mode, beside=addresses
+                    [address],
+                    backlog=backlog,
+                    socket_mode=socket_mode,
+                    beside=addresses,
+                    warn=warn,
                 )
     except BaseException:
         for listener in [*listeners, *dropped, *(one for some in found.values() for one in some)]:

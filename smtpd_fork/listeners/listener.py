@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.net import describe
+from smtpd_fork.paths import exclusively
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,13 +65,24 @@ class Listener:
         self.inherited = False
         self._bound_path = _identity(self.address.path)
 
+    def remove(self) -> None:
+        """Remove the path of a process that has ended, if it is still that one's.
+
+        :raises OSError: it cannot be removed
+        """
+        if self.path is not None:
+            with exclusively(self.path):
+                if self.is_ours():
+                    self.path.unlink()
+
     def close(self) -> None:
         """Close the socket; a unix socket's path is removed if it is still this one's."""
-        self.sock.close()
         if self.path is not None and self.is_ours():
-            # Without the right to remove it (privileges were dropped) whoever kept it does.
+            # While it listens nobody takes the path for a dead one's, and puts another there.
+            # Without the right to remove it (privileges were dropped) the janitor does.
             with suppress(OSError):
                 self.path.unlink()
+        self.sock.close()
 
     def __str__(self) -> str:
         place = f"unix:{self.path}" if self.path is not None else describe(self.bound)

@@ -1,4 +1,9 @@
-"""Unix sockets: a path that is replaced only if nobody answers there."""
+"""Unix sockets: a path that is replaced only if nobody answers there.
+
+Two processes may start at once. From the probe to listen(2) only one of them is at the path: a
+socket that is bound and does not listen yet looks as a dead one does, and the other would replace
+it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,8 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from smtpd_fork.paths import exclusively
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -18,24 +25,33 @@ PROBE_SECONDS = 1.0
 """How long a probe of an existing socket may take; a local one answers at once."""
 
 
-def bind_unix(path: Path, mode: int) -> socket.socket:
-    """Bind a unix socket (unix(7)) at *path* with file mode *mode*.
+def bind_unix(path: Path, mode: int, backlog: int | None) -> socket.socket:
+    """Bind a unix socket (unix(7)) at *path* with file mode *mode*, and listen on it.
 
+    :param backlog: of listen(2); None: do not listen
     :raises OSError: as bind(2); EADDRINUSE if somebody answers there, EEXIST if the path is not
         a socket
     """
-    _clear(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with exclusively(path):
+        _clear(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _bind(sock, path, mode)
+            if backlog is not None:
+                sock.listen(backlog)
+        except BaseException:
+            sock.close()
+            raise
+    return sock
+
+
+def _bind(sock: socket.socket, path: Path, mode: int) -> None:
     # bind(2) makes the path with what the umask leaves; a chmod after it would come too late.
     old_umask = os.umask(0o777 & ~mode)
     try:
         sock.bind(str(path))
-    except BaseException:
-        sock.close()
-        raise
     finally:
         os.umask(old_umask)
-    return sock
 
 
 def _clear(path: Path) -> None:

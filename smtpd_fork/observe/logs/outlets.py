@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Protocol
 
 from smtpd_fork.errors import CannotCreateError, OperatingSystemError
+from smtpd_fork.paths import open_trusted
 
-__all__ = ["FileOutlet", "JournalOutlet", "Outlet", "StreamOutlet", "SyslogOutlet"]
+__all__ = ["FILE_FLAGS", "FileOutlet", "JournalOutlet", "Outlet", "StreamOutlet", "SyslogOutlet"]
 
 MOMENT_SECONDS = 0.2
 """How long one attempt to write waits for its reader; then whoever writes decides."""
+
+FILE_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK
+"""Of open(2); O_NONBLOCK, as a FIFO that nobody reads is an error, and no start that hangs."""
 
 FILE_MODE = 0o666
 """Of a new log file, less the umask: as the shell's ``>>`` makes it."""
@@ -105,9 +109,7 @@ class FileOutlet(StreamOutlet):
             raise CannotCreateError(f"cannot log to {path}: {error.strerror}") from None
 
     def _open(self) -> int:
-        # O_NONBLOCK: a FIFO that nobody reads is an error now, and not a daemon that never starts.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-        return os.open(self.path, flags, FILE_MODE)
+        return open_trusted(self.path, FILE_FLAGS | os.O_CREAT, FILE_MODE)
 
     def reopen(self) -> str | None:
         """Open the path again: what is there may be another file by now (logrotate(8))."""

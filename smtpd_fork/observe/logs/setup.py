@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -17,11 +18,13 @@ from smtpd_fork.observe.logs.formats import (
     for_syslog,
 )
 from smtpd_fork.observe.logs.outlets import (
+    FILE_FLAGS,
     FileOutlet,
     JournalOutlet,
     StreamOutlet,
     SyslogOutlet,
 )
+from smtpd_fork.paths import open_trusted
 
 if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
@@ -79,9 +82,14 @@ def check_log(config: DaemonConfig) -> None:
             courier.end()
         return
     path = Path(where).absolute()
-    there = path if path.exists() else path.parent
-    if path.is_dir() or not os.access(there, os.W_OK):
-        raise CannotCreateError(f"cannot log to {path}: it cannot be written")
+    try:
+        os.close(open_trusted(path, FILE_FLAGS))
+    except FileNotFoundError:
+        if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
+            reason = os.strerror(errno.EACCES if path.parent.is_dir() else errno.ENOENT)
+            raise CannotCreateError(f"cannot log to {path}: {reason}") from None
+    except OSError as error:
+        raise CannotCreateError(f"cannot log to {path}: {error.strerror}") from None
 
 
 def courier_for(config: DaemonConfig) -> Courier | None:

@@ -1,0 +1,166 @@
+"""Paths: files in directories where others may write, and one process at a time at a path.
+
+The kernel has fs.protected_symlinks and fs.protected_regular for such directories (proc(5)); a
+container's may not, and neither covers a link in its owner's directory. What another user could
+have planted is not opened here.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections import deque
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["exclusively", "open_trusted"]
+
+MAX_LINKS = 40
+"""Symbolic links in one path; the kernel's own figure (path_resolution(7))."""
+
+LOCK_SECONDS = 5.0
+"""How long another process may be at a path; it takes milliseconds, or a probe's second."""
+
+_RETRY_SECONDS = 0.01
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_trusted(path: Path, flags: int, mode: int = 0o666, *, follow: bool = True) -> int:
+    """Open *path* as open(2) does, unless another user may have put there what is opened.
+
+    Symbolic links have to be root's or ours; without root's rights also links of others will do, in
+    directories where not everybody may write. In a directory where everybody may, the file has to
+    be ours or the directory's owner's, with no other name.
+
+    :param path: absolute
+    :param follow: whether *path* itself may be a link
+    :raises OSError: as open(2); EACCES with the reason if it is not to be trusted
+    """
+    directory, name = _walk(path, follow=follow)
+    try:
+        if not (follow and _is_the_kernels(directory, name)):
+            flags |= os.O_NOFOLLOW
+        descriptor = os.open(name, flags | os.O_CLOEXEC, mode, dir_fd=directory)
+        try:
+            _check_file(os.fstat(descriptor), os.fstat(directory))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def exclusively(path: Path) -> Iterator[None]:
+    """Have *path* alone among the processes that ask for it here.
+
+    By a file beside it, which is gone afterwards, and which no other user can open: a lock on what
+    others may read is a lock that they can hold.
+
+    :raises OSError: the file cannot be made; EADDRINUSE if another process holds it for too long
+    """
+    place = path.with_name(f".{path.name}.lock")
+    descriptor = _locked(place)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            place.unlink()  # first: who has it open finds out that it is gone
+        os.close(descriptor)
+
+
+def _locked(place: Path) -> int:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        descriptor = open_trusted(place, os.O_RDWR | os.O_CREAT, 0o600, follow=False)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            here, there = os.fstat(descriptor), place.lstat()
+            if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+                return descriptor
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if time.monotonic() >= deadline:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        time.sleep(_RETRY_SECONDS)  # nobody announces it, and it is a moment of a start
+
+
+def _walk(path: Path, *, follow: bool) -> tuple[int, str]:
+    """Return the directory that *path* leads to, open, and the name in it."""
+    parts = deque(path.parts[1:])
+    links = 0
+    directory = os.open("/", _DIRECTORY)
+    try:
+        while True:
+            name = parts.popleft() if parts else "."
+            if not parts and (not follow or _is_the_kernels(directory, name)):
+                return directory, name
+            target = _link(directory, name, links)
+            if target is not None:
+                links += 1
+                parts.extendleft(reversed(Path(target).parts))
+                if not target.startswith("/"):
+                    continue
+                name = parts.popleft()  # the root
+            elif not parts:
+                return directory, name
+            below = os.open(name, _DIRECTORY, dir_fd=directory)
+            os.close(directory)
+            directory = below
+    except BaseException:
+        os.close(directory)
+        raise
+
+
+def _is_the_kernels(directory: int, name: str) -> bool:
+    """Whether it is a link as /proc/self/fd/2 is: it leads to a file, whatever its text is."""
+    with suppress(OSError):
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        return stat.S_ISLNK(found.st_mode) and found.st_dev == Path("/proc/self").lstat().st_dev
+    return False
+
+
+def _link(directory: int, name: str, links: int) -> str | None:
+    """Return where a symbolic link leads; None if it is none, or nothing is there.
+
+    :param links: how many the path had before
+    :raises PermissionError: another user may have planted it
+    """
+    try:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISLNK(found.st_mode):
+        return None
+    user = os.geteuid()
+    if found.st_uid not in {0, user} and (user == 0 or _is_everybodys(os.fstat(directory))):
+        raise PermissionError(errno.EACCES, f"{name} is a link of another user")
+    if links >= MAX_LINKS:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return os.readlink(name, dir_fd=directory)
+
+
+def _check_file(found: os.stat_result, directory: os.stat_result) -> None:
+    if not _is_everybodys(directory):
+        return
+    if found.st_uid not in {os.geteuid(), directory.st_uid}:
+        raise PermissionError(errno.EACCES, "it belongs to another user")
+    if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+        raise PermissionError(errno.EACCES, "it has another name elsewhere (a hard link)")
+
+
+def _is_everybodys(directory: os.stat_result) -> bool:
+    return bool(directory.st_mode & stat.S_IWOTH)
