@@ -67,6 +67,9 @@ MAX_MESSAGE_SIZE = 1 << 25
 TIMEOUT_SECONDS = 300.0
 """RFC 5321 4.5.3.2.7: a server waits at least five minutes for the next command."""
 
+STRESS_SECONDS = 10.0
+"""Postfix's smtpd_timeout, and smtpd_starttls_timeout, under stress."""
+
 DATA_TIMEOUT_SECONDS = 180.0
 """RFC 5321 4.5.3.2.5: three minutes for a part of a message."""
 
@@ -205,6 +208,7 @@ _READERS: dict[str, Callable[[str], object]] = {
     "session_timeout": parse_duration,
     "shutdown_timeout": parse_duration,
     "socket_mode": parse_mode,
+    "stress_timeout": parse_duration,
     "timeout": parse_duration,
     "tls_handshake_timeout": parse_duration,
     "when_full": WhenFull.parse,
@@ -262,6 +266,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar max_message_size: bytes; 0 is no limit
     :ivar timeout: seconds until a client's next command begins; and for all of a command once its
         first byte has come, where 60 s are the most
+    :ivar stress_timeout: the same, and for a TLS handshake, while three quarters of the slots are
+        in use; and how long a client may make no progress while others wait for one. 0: none of it
     :ivar data_timeout: seconds that a client may take for the next part of a message
     :ivar min_data_rate: bytes a second that a message has to come with, after a minute; 0: any
     :ivar handler_timeout: seconds that a handler may take for an answer
@@ -316,6 +322,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     require_starttls: bool = False
     max_message_size: Annotated[int, Meta(ge=0)] = MAX_MESSAGE_SIZE
     timeout: Seconds = TIMEOUT_SECONDS
+    stress_timeout: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] = STRESS_SECONDS
     data_timeout: Seconds = DATA_TIMEOUT_SECONDS
     min_data_rate: Annotated[int, Meta(ge=0)] = MIN_DATA_RATE
     handler_timeout: Seconds = HANDLER_TIMEOUT_SECONDS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.peers import needs_ipv6
 
-from smtpd_fork.observe.queues import queue_of
+from smtpd_fork.listeners.queues import queue_of
 
 if TYPE_CHECKING:
     from pathlib import Path

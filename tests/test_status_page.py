@@ -19,10 +19,10 @@ from support.dialogue import connect
 from support.peers import peer
 
 from smtpd_fork.gate import Entry
+from smtpd_fork.listeners.queues import Queue
 from smtpd_fork.observe.chart import COLOURS, bars, leading
 from smtpd_fork.observe.facts import PHASES, Facts
 from smtpd_fork.observe.page import POLICY, STYLE, as_json, render
-from smtpd_fork.observe.queues import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -170,6 +170,12 @@ OPTIONS = (
         "that has begun (60 s at most); then 421. Single bytes do not extend it.",
     ),
     SettingOption(
+        "--stress-timeout", section="Limits", metavar="TIME",
+        help="Replaces --timeout and --tls-handshake-timeout while three quarters of the slots of "
+        "-c are in use. When all are, and clients wait, those without progress for TIME get 421. "
+        "0 disables.",
+    ),
+    SettingOption(
         "--tls-handshake-timeout", section="Limits", metavar="TIME",
         help="For a TLS handshake.",
     ),

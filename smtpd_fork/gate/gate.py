@@ -316,6 +316,11 @@ class Gate:
         """Whether only the places that are reserved for exempt clients are left, or none."""
         return self._paused or self._counts.total >= self._open_to_all
 
+    @property
+    def stressed(self) -> bool:
+        """Whether slots are short: three quarters of them, or more, are in use."""
+        return 4 * self._counts.total >= 3 * self._open_to_all
+
     def is_exempt(self, peer: Peer) -> bool:
         """Whether rules about sources leave *peer* alone, and places are reserved for it."""
         if self._limits.exempt is None:

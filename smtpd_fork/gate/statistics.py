@@ -19,6 +19,7 @@ REMEMBERED = 1000
 CURES = {
     "limit_connections": "raise --limit-connections, or look at who holds the places",
     "descriptors": "allow more open files (ulimit -n, LimitNOFILE), or lower --limit-connections",
+    "stress": "raise --limit-connections, look at who holds the slots, or raise --stress-timeout",
     "paused": "resume the gate",
     "max_loop_lag": "look for a handler that blocks the loop, or raise --max-loop-lag",
     "max_buffered": "raise --max-buffered, or look at who sends so much at once",

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from smtpd_fork.gate import Full, Gate, Refusal, Ticket
 from smtpd_fork.gate.networks import NetworkTable, number_of
 from smtpd_fork.gate.verdict import shutdown_reply
+from smtpd_fork.listeners.queues import queue_of
 from smtpd_fork.listeners.refuse import Spare, refuse
 from smtpd_fork.listeners.waiting_room import WaitingRoom
 from smtpd_fork.net import source_key
@@ -119,6 +120,7 @@ class Acceptor:
         self._starved_refused: int | None = None
         self._starved_timer: asyncio.TimerHandle | None = None
         self._deferral_told = -math.inf
+        self._missed = 0
 
     def change(
         self,
@@ -197,6 +199,19 @@ class Acceptor:
     def held(self) -> int:
         """How many clients were accepted and have no session yet."""
         return len(self._room) + len(self._stages)
+
+    def waiting(self) -> int:
+        """Return how many clients wait for a slot, or were refused one since this was last asked.
+
+        Where the system does not tell how many there are in a backlog, it is taken for one.
+        """
+        waiting = len(self._room) + self._missed
+        self._missed = 0
+        if not self._watching and not self.stopped:
+            for listener in self._listeners:
+                queue = queue_of(listener.sock)
+                waiting += 1 if queue is None else queue.waiting
+        return waiting
 
     def stop(self) -> int:
         """Stop for good: whoever still waits is answered 421. The listeners are closed.
@@ -352,6 +367,7 @@ class Acceptor:
         elif isinstance(verdict, Full) and not self._refuse_when_full:
             self._wait_or_go(listener, sock, peer)
         else:
+            self._missed += isinstance(verdict, Full)
             self._refuser.refuse(listener, sock, verdict)
 
     def _admit(self, listener: Listener, peer: SocketAddress | str) -> Verdict:

@@ -17,8 +17,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 from smtpd_fork.gate.ledger import Entry, entry_of
+from smtpd_fork.listeners.queues import Queue, queue_of
 from smtpd_fork.observe.history import History
-from smtpd_fork.observe.queues import Queue, queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

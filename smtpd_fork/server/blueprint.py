@@ -198,7 +198,9 @@ class Blueprint:
 
 def shortest_limit(config: Config) -> float:
     """Return the shortest of the time limits that sessions have, in seconds."""
-    return min(config.timeout, config.data_timeout, config.handler_timeout, config.session_timeout)
+    stress = config.stress_timeout or config.timeout
+    limits = (config.timeout, config.data_timeout, config.handler_timeout, config.session_timeout)
+    return min(stress, *limits)
 
 
 def _limits(config: Config) -> Limits:

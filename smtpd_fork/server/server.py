@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from smtpd_fork.config import Config
@@ -27,6 +28,7 @@ from smtpd_fork.server.kick import kick
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.plan import Plan, same_stages
 from smtpd_fork.server.sessions import Sessions
+from smtpd_fork.server.stress import Stress
 from smtpd_fork.server.tls import TlsKeeper
 from smtpd_fork.smtp import SMTP, Budget, Sweep, Tally
 
@@ -132,6 +134,7 @@ class Server:
         self._sessions: Sessions | None = None
         self._sweep: Sweep | None = None
         self._lag: LagMonitor | None = None
+        self._stress: Stress | None = None
         self._starting = self._stop_wanted = False
         self._stopping: asyncio.Task[int] | None = None
 
@@ -184,12 +187,14 @@ class Server:
             self._starting = False
         self._sweep.look_for(shortest_limit(config))
         self._refuser = Refuser(self.gate, config.hostname)
+        self._stress = Stress(self.gate, self._refuser, config.stress_timeout)
         self._sessions = Sessions(
             blueprint.session,
             self._tls.current,
             config.tls_handshake_timeout,
             loop,
             self._refuser,
+            self._stress.shorten,
         )
         self._stages = self._make_stages()
         self._probes = Probes(
@@ -205,6 +210,9 @@ class Server:
             waiting_capacity=config.backlog,
             proxy_trust=self._proxy_trust,
             probes=self._probes,
+        )
+        self._sweep.then = partial(
+            self._stress.look, sessions=self._sessions, acceptor=self._acceptor
         )
         self.gate.watch_buffers(self._budget)
         self._watch_lag()
@@ -309,6 +317,7 @@ class Server:
         assert self._sessions is not None
         assert self._sweep is not None
         assert self._refuser is not None
+        assert self._stress is not None
         assert self._stages is not None
         assert self._probes is not None
         before, config = self.config, plan.config
@@ -317,6 +326,7 @@ class Server:
         self.chain.measure(self.tally.timed_sink)
         self._budget.limit = config.max_buffered
         self._sweep.look_for(shortest_limit(config))
+        self._stress.seconds = config.stress_timeout
         tls = self._tls.current
         self._sessions.change(self._blueprint().session, tls, config.tls_handshake_timeout)
         if self._has_own_gate:

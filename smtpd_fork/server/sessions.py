@@ -63,6 +63,7 @@ class Sessions:
     :param handshake_seconds: for their handshakes
     :param loop: the sessions' own
     :param refuser: knows whose handshakes fail too often
+    :ivar shorten: returns a time limit as it is now; slots may be short
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class Sessions:
         handshake_seconds: float,
         loop: asyncio.AbstractEventLoop,
         refuser: Refuser,
+        shorten: Callable[[float], float],
     ) -> None:
         self._loop = loop
         self._refuser = refuser
+        self.shorten = shorten
         self._make = make
         self._tls = tls
         self._handshake_seconds = handshake_seconds
@@ -89,6 +92,10 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._tickets)
+
+    def all(self) -> list[tuple[SMTP, Ticket]]:
+        """Return the sessions, and their tickets."""
+        return list(self._tickets.items())
 
     def change(self, make: MakeSession, tls: CurrentTls | None, handshake_seconds: float) -> None:
         """Make the next sessions otherwise; see the class."""
@@ -169,7 +176,7 @@ class Sessions:
                 connecting.begin,
                 connecting.sock,
                 ssl=self._tls.context if self._tls is not None else None,
-                ssl_handshake_timeout=self._handshake_seconds,
+                ssl_handshake_timeout=self.shorten(self._handshake_seconds),
             )
         )
         self._handshakes[task] = connecting

@@ -131,7 +131,8 @@ class Auth(Chunking):
     async def _next_line(self) -> bytes | None:
         """Return the client's next line, or None for one that is none."""
         # For the whole line: no byte of it gives the client more time.
-        self.deadline = self._soonest(self.loop.time() + self._setup.limits.command_seconds)
+        self.idle_since = now = self.loop.time()
+        self.deadline = self._soonest(now + self._setup.limits.command_seconds)
         if self._shutting_down and not self._closing:
             self._put_raw(self._goodbye())  # the stop does not wait for the client
             self._close()

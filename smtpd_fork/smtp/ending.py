@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from smtpd_fork.gate.verdict import shutdown_reply
 from smtpd_fork.smtp.work import Work
 
@@ -118,6 +120,15 @@ class Ending(Work):
             self._task.cancel()
         else:
             self.shut_down()
+
+    def make_room(self, reply: bytes, reason: str) -> None:
+        """Say *reply* and close: another client needs the slot, and this one does nothing."""
+        self._report(logging.INFO, "ended to make room", reason)
+        self._out.clear()
+        self._put_raw(reply)
+        self._close(interrupting=True)  # doing nothing may be to say NOOP
+        if self._task is not None:
+            self._task.cancel()
 
     def _take_leave(self) -> None:
         """End what an administrator has ended; the client may be speaking."""

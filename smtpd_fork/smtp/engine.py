@@ -88,6 +88,7 @@ class Engine(Ending):
         self._new_session(transport)
         if transport.get_extra_info("sslcontext") is not None:
             self._use_tls(transport)  # from the first byte: STARTTLS is not offered
+        self.idle_since = now
         self.deadline = self._soonest(now + limits.command_seconds)
         waiting = self._opening()
         if waiting is not None:
@@ -209,6 +210,28 @@ class Engine(Ending):
         if self._task is not None and self._awaited_line is None:
             return "handler"
         return "command" if self._framer.reading is None else "data"
+
+    def stuck_since(self) -> float:
+        """Return since when its client has got no further; asked only while slots are short.
+
+        Further is: TLS, a name, authentication, a sender, twice as many recipients, each of them
+        once until a message is accepted.
+        """
+        session, envelope = self.session, self._envelope
+        assert session is not None
+        recipients = len(envelope.rcpt_tos) if envelope is not None else 0
+        steps = (
+            self.messages,
+            self.tls
+            + bool(session.host_name)
+            + bool(session.authenticated)
+            + bool(envelope is not None and envelope.mail_from)
+            + recipients.bit_length(),
+        )
+        if steps > self._steps:
+            self._steps = steps
+            self._stuck_since = self.idle_since
+        return self._stuck_since
 
     # -- input ---------------------------------------------------------------------------------
 
@@ -359,9 +382,10 @@ class Engine(Ending):
         seconds = self._setup.limits.command_seconds
         if self._framer.idle:
             self._at_rest = self._may_rest()
+            self.idle_since = now
             self.deadline = self._soonest(now + seconds)
         elif not self._command_began:
-            self._command_began = now
+            self._command_began = self.idle_since = now
             self.deadline = self._soonest(now + min(seconds, COMMAND_SECONDS))
 
     def _soonest(self, deadline: float) -> float:

@@ -52,7 +52,8 @@ class Short(Proxied):
         """Give the client its time for what comes next."""
         limits = self._setup.limits
         seconds = limits.command_seconds if self._at_rest else limits.data_seconds
-        deadline = self.loop.time() + seconds
+        self.idle_since = now = self.loop.time()
+        deadline = now + seconds
         self.deadline = min(self._ends_at, deadline)
 
     def _whole_message(self, data: bytes) -> bytes:

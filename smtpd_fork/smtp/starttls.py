@@ -66,6 +66,8 @@ class StartTls(Auth):
     async def _handshake(self, raw: asyncio.Transport) -> asyncio.Transport:
         """Return the TLS transport; if there is none in the end, the session is over."""
         seconds = self._setup.limits.handshake_seconds
+        if self.handshakes is not None:
+            seconds = self.handshakes.shorten(seconds)
         self.deadline = self.loop.time() + 2 * seconds  # the handshake has a time of its own
         self._shaking_hands = True
         reason = "connection closed"

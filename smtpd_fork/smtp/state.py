@@ -34,7 +34,11 @@ log = logging.getLogger("smtpd_fork.session")
 
 
 class Handshakes(Protocol):
-    """Knows whose TLS handshakes fail too often."""
+    """Knows whose TLS handshakes fail too often, and how long one may take."""
+
+    @property
+    def shorten(self) -> Callable[[float], float]:
+        """Returns a time limit as it is now."""
 
     def begin_handshake(self, protocol: Any) -> Refusal | None:
         """Return why a session is not to begin one."""
@@ -92,6 +96,10 @@ class State(aiosmtpd.smtp.SMTP):
     """Commands that were refused so far, beside those that count as errors."""
     _charged = 0
     _body_began = 0.0
+    idle_since = 0.0
+    """Since when the session waits for a command of its client, while it does."""
+    _steps = (-1, 0)
+    _stuck_since = 0.0
     _command_began = 0.0
     """When the first byte of a command came whose end has not; 0 without one."""
     _at_rest = False

@@ -10,7 +10,10 @@ aiosmtpd's Controller) ends the sessions as well: an idle session has no task of
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Sweep", "Swept"]
 
@@ -35,10 +38,12 @@ class Sweep:
     """Watches sessions of one loop.
 
     :ivar loop: whose time counts
+    :ivar then: called after each look, with the time
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.then: Callable[[float], None] | None = None
         self._seconds = COARSEST
         self._sessions: set[Swept] = set()
         self._task: asyncio.Task[None] | None = None
@@ -77,6 +82,8 @@ class Sweep:
                 now = self.loop.time()
                 for session in [each for each in self._sessions if each.deadline <= now]:
                     session.expired(now)
+                if self.then is not None:
+                    self.then(now)
             self._task = None
         except asyncio.CancelledError:
             if self._task is asyncio.current_task():  # not by stop(): the loop is ending

@@ -1,0 +1,115 @@
+"""Stress: while connection slots are short, clients that do nothing with theirs are ended.
+
+From three quarters of the slots on, a client may be idle for a few seconds only. When there is no
+slot left and clients wait for one, that much is asked of sessions that are not idle as well: a
+client that says NOOP, or begins again and again, gets no further. Whoever is stuck longest is ended
+first, one for each client that waits. Postfix does the former (its STRESS_README).
+
+Nobody is ended while a message is on its way, or while a handler works.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from smtpd_fork.gate import Refusal
+
+if TYPE_CHECKING:
+    from smtpd_fork.gate import Gate, Ticket
+    from smtpd_fork.listeners import Acceptor, Refuser
+    from smtpd_fork.server.sessions import Sessions
+    from smtpd_fork.smtp import SMTP
+
+__all__ = ["Stress"]
+
+log = logging.getLogger("smtpd_fork.server")
+
+A_LOOK = 0.1
+"""Share of the slots that are cleared at one look: a few milliseconds of work."""
+
+TEXT = "Too long without progress while others wait, try again later"
+
+
+class Stress:
+    """Ends clients of one server, looked after by its sweep.
+
+    :param gate: knows whether slots are short
+    :param refuser: takes note of those that are ended
+    :ivar seconds: how long a client may do nothing while they are; 0: as long as ever
+    """
+
+    def __init__(self, gate: Gate, refuser: Refuser, seconds: float) -> None:
+        self._gate = gate
+        self._refuser = refuser
+        self.seconds = seconds
+        self._told = False
+
+    @property
+    def on(self) -> bool:
+        """Whether slots are short, and that makes a difference."""
+        return self.seconds > 0 and self._gate.stressed
+
+    def shorten(self, seconds: float) -> float:
+        """Return a time limit as it is now."""
+        return min(seconds, self.seconds) if self.on else seconds
+
+    def look(self, now: float, sessions: Sessions, acceptor: Acceptor) -> None:
+        """End who has to be ended by *now*.
+
+        :param acceptor: knows how many clients wait
+        """
+        waiting = acceptor.waiting()  # asked in any case: it counts since the last time
+        if self.on is not self._told:
+            self._tell()
+        if not self._told:
+            return
+        stuck, closing = self._look_at(sessions, now)
+        if not self._gate.crowded or self._gate.paused:
+            return
+        most = max(1, math.ceil(self._gate.limits.limit_connections * A_LOOK))
+        wanted = min(most, waiting - closing)
+        for seconds, _, protocol, ticket in heapq.nlargest(wanted, stuck):
+            self._end(protocol, ticket, seconds)
+
+    def _tell(self) -> None:
+        self._told = not self._told
+        gate = self._gate
+        if self._told:
+            text = "stress: %d of %d slots are in use, idle clients are ended after %g s"
+            log.warning(text, gate.count, gate.limits.limit_connections, self.seconds)
+        else:
+            log.warning("stress is over: %d slots are in use", gate.count)
+
+    def _look_at(
+        self, sessions: Sessions, now: float
+    ) -> tuple[list[tuple[float, str, SMTP, Ticket]], int]:
+        """End the sessions that are idle; return those that are stuck, and how many close."""
+        stuck: list[tuple[float, str, SMTP, Ticket]] = []
+        closing = 0
+        for protocol, ticket in sessions.all():
+            phase = protocol.phase
+            closing += phase == "closing"
+            if phase != "command" or ticket.client.exempt:
+                continue
+            if now - protocol.idle_since > self.seconds:
+                protocol.expired(now)
+                closing += 1
+            elif (seconds := now - protocol.stuck_since()) > self.seconds:
+                stuck.append((seconds, ticket.name(), protocol, ticket))
+        return stuck, closing
+
+    def _end(self, protocol: SMTP, ticket: Ticket, seconds: float) -> None:
+        refusal = self._refuser.note(
+            Refusal(
+                "stress",
+                ticket.key or "unix",
+                math.ceil(seconds),
+                round(self.seconds),
+                status="4.3.2",
+                text=TEXT,
+            )
+        )
+        protocol.make_room(refusal.reply(protocol.hostname), f"{seconds:.1f} s without progress")
