@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +14,7 @@ from support.nameserver import NameServer, name_server
 from support.server import serve, until
 
 from smtpd_fork import Config, SmtpdForkError
-from smtpd_fork.listeners.lookup import parse_nameserver
+from smtpd_fork.listeners.lookup import Dns, parse_nameserver
 from smtpd_fork.listeners.zones import read_entries
 from smtpd_fork.sinks import Discard
 
@@ -171,6 +173,25 @@ async def test_a_start_does_not_wait_for_the_check_and_a_stop_ends_it() -> None:
             async with await connect(server, "127.0.0.8") as client:
                 assert (await client.greet()).code == 250
         await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_who_is_sent_away_while_the_dns_is_asked_leaves_no_socket(turns: int) -> None:
+    def sockets() -> set[str]:
+        links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+        return {os.readlink(link) for link in links if link.is_symlink()}
+
+    async with name_server() as names:
+        names.records["9.0.0.127.a.example", "A"] = None
+        dns = Dns(read_entries(["a.example"]), parse_nameserver(names.address), 5)
+        before = sockets()
+        asking = asyncio.ensure_future(dns.listed(CLIENT))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await until(lambda: not any(link.startswith("socket:") for link in sockets() - before))
 
 
 async def test_a_reload_checks_the_lists_of_the_new_settings_and_those_alone(

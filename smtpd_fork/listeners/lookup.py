@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,7 @@ class Dns:
             self._resolver.port = nameserver[1]
         self._cache = self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
         self._resolver.lifetime = seconds
+        self._backend = _backend()
         self._entries = tuple(entries)
         self.zones = tuple(dict.fromkeys(entry.zone for entry in entries))
         self.disabled: dict[tuple[str, bool], str] = {}
@@ -137,7 +139,7 @@ class Dns:
         import dns.resolver  # noqa: PLC0415 - as above
 
         try:
-            return list(await self._resolver.resolve(name, kind))
+            return list(await self._resolver.resolve(name, kind, backend=self._backend))
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return []
         except (dns.exception.DNSException, OSError) as error:
@@ -155,6 +157,34 @@ class Dns:
         self._complained[what] = now, 0
         more = f"; {count} times more before" if count else ""
         log.warning("%s: clients are let in without it%s", fault, more)
+
+
+def _backend() -> Any:
+    """Return dnspython's way to sockets, without a leak.
+
+    asyncio forgets a datagram endpoint whose maker is cancelled while it waits for it, and nothing
+    closes the socket: a client that is sent away in that moment would cost a descriptor for good.
+    """
+    import dns.asyncbackend  # noqa: PLC0415 - as in the constructor
+
+    class Backend(type(dns.asyncbackend.get_backend("asyncio"))):  # type: ignore[misc]  # as it says
+        async def make_socket(self, *args: Any, **keywords: Any) -> Any:
+            making = asyncio.ensure_future(super().make_socket(*args, **keywords))
+            try:
+                return await asyncio.shield(making)
+            except asyncio.CancelledError:
+                making.add_done_callback(_close)
+                raise
+
+    return Backend()
+
+
+def _close(making: asyncio.Future[Any]) -> None:
+    """Close a socket that nobody waits for any more."""
+    if not making.cancelled() and making.exception() is None:
+        closing = making.result().close()  # a coroutine that waits for nothing
+        with suppress(StopIteration):
+            closing.send(None)
 
 
 def _reversed(host: str) -> str:
