@@ -266,8 +266,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar max_message_size: bytes; 0 is no limit
     :ivar timeout: seconds until a client's next command begins; and for all of a command once its
         first byte has come, where 60 s are the most
-    :ivar stress_timeout: the same, and for a TLS handshake, while three quarters of the slots are
-        in use; and how long a client may make no progress while others wait for one. 0: none of it
+    :ivar stress_timeout: the same, and for the next part of a message or a TLS handshake, while
+        three quarters of the slots are in use; and how long a client may make no progress while
+        others wait for one. 0: none of it
     :ivar data_timeout: seconds that a client may take for the next part of a message
     :ivar min_data_rate: bytes a second that a message has to come with, after a minute; 0: any
     :ivar handler_timeout: seconds that a handler may take for an answer

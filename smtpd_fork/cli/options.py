@@ -171,9 +171,9 @@ OPTIONS = (
     ),
     SettingOption(
         "--stress-timeout", section="Limits", metavar="TIME",
-        help="Replaces --timeout and --tls-handshake-timeout while three quarters of the slots of "
-        "-c are in use. When all are, and clients wait, those without progress for TIME get 421. "
-        "0 disables.",
+        help="Replaces --timeout, --data-timeout and --tls-handshake-timeout while three quarters "
+        "of the slots of -c are in use. When all are, and clients wait, those without progress for "
+        "TIME get 421. 0 disables.",
     ),
     SettingOption(
         "--tls-handshake-timeout", section="Limits", metavar="TIME",

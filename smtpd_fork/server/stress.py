@@ -5,7 +5,7 @@ slot left and clients wait for one, that much is asked of sessions that are not 
 client that says NOOP, or begins again and again, gets no further. Whoever is stuck longest is ended
 first, one for each client that waits. Postfix does the former (its STRESS_README).
 
-Nobody is ended while a message is on its way, or while a handler works.
+A client is not ended while its message comes, or while a handler works.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ class Stress:
         for protocol, ticket in sessions.all():
             phase = protocol.phase
             closing += phase == "closing"
-            if phase != "command" or ticket.client.exempt:
+            if phase not in {"command", "data"} or ticket.client.exempt:
                 continue
             if now - protocol.idle_since > self.seconds:
                 protocol.expired(now)
                 closing += 1
-            elif (seconds := now - protocol.stuck_since()) > self.seconds:
+            elif phase == "command" and (seconds := now - protocol.stuck_since()) > self.seconds:
                 stuck.append((seconds, ticket.name(), protocol, ticket))
         return stuck, closing
 

@@ -368,7 +368,7 @@ class Engine(Ending):
             self._await_command()
             return
         limits = self._setup.limits
-        now = self.loop.time()
+        self.idle_since = now = self.loop.time()
         self.deadline = self._soonest(now + limits.data_seconds)
         self._charge(reading)
         elapsed = now - self._body_began

@@ -97,7 +97,7 @@ class State(aiosmtpd.smtp.SMTP):
     _charged = 0
     _body_began = 0.0
     idle_since = 0.0
-    """Since when the session waits for a command of its client, while it does."""
+    """Since when the session waits for its client: for a command, or for more of a message."""
     _steps = (-1, 0)
     _stuck_since = 0.0
     _command_began = 0.0
