@@ -134,7 +134,7 @@ def judged(content: bytes, limits: Limits) -> tuple[BodyFault | None, bytes]:
     """Return what is wrong with *content*, octet by octet, and what it becomes."""
     bare = b"\0" in content or re.search(rb"\r(?!\n)|(?<!\r)\n", content) is not None
     if limits.bare is BareNewline.NORMALIZE:
-        content = re.sub(rb"\r\n|\r|\n", b"\r\n", content)
+        content = re.sub(rb"\r{1,3}\n|\r|\n", b"\r\n", content)
     line = 0
     for size, octet in enumerate(content, 1):
         line += 1
@@ -214,6 +214,25 @@ def test_a_body_is_what_a_line_by_line_reader_makes_of_it(
 def test_dots_are_unstuffed(sent: bytes, content: bytes) -> None:
     for packet in range(1, len(sent) + 1):
         assert read(sent, Limits(), packet) == Naive(None, content, b"")
+
+
+@pytest.mark.parametrize(
+    ("sent", "content"),
+    [
+        (b"a\r\r\nb\r\n", b"a\r\nb\r\n"),
+        (b"a\r\r\r\nb\r\n", b"a\r\nb\r\n"),
+        (b"a\r\r\r\r\nb\r\n", b"a\r\n\r\nb\r\n"),
+        (b"a\r\r\n\r\r\nb\r\n", b"a\r\n\r\nb\r\n"),
+        (b"a\r\rb\r\r\n", b"a\r\n\r\nb\r\n"),
+        (b"a\n\r\nb\r\n", b"a\r\n\r\nb\r\n"),
+    ],
+)
+def test_cr_before_cr_lf_makes_no_line_of_its_own(sent: bytes, content: bytes) -> None:
+    """CR CR LF is what becomes of CR LF in programs that make CR LF of each LF."""
+    for packet in range(1, len(sent) + 1):
+        assert read(sent + b".\r\n", Limits(bare=BareNewline.NORMALIZE), packet) == Naive(
+            None, content, b""
+        )
 
 
 @pytest.mark.parametrize("limit", [998, 1000])

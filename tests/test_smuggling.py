@@ -56,7 +56,7 @@ def unstuffed(text: str) -> str:
 def received(text: str, mode: str) -> bytes:
     kept = unstuffed(text)
     if mode == "normalize":
-        kept = re.sub(r"\r\n|\r|\n", "\r\n", kept)
+        kept = re.sub(r"\r{1,3}\n|\r|\n", "\r\n", kept)
     return kept.encode()
 
 

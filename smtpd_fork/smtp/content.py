@@ -25,6 +25,12 @@ LOOK = 64 * 1024
 the processor's cache, where larger pieces would each be mapped anew, page by page."""
 
 
+CRS_OF_A_LINE_END = 3
+"""CR before an LF that make one line end with it when line ends are normalized. Programs that are
+given CR LF and put a CR before each LF send CR CR LF (dma, nullmailer); Postfix takes all of them.
+There is a limit because they are held back until it is known what follows."""
+
+
 class BareNewline(Enum):
     """What becomes of CR and LF that are not a pair, and of NUL."""
 
@@ -52,7 +58,7 @@ class Content:
 
     __slots__ = (
         "_bare",
-        "_cr",
+        "_crs",
         "_fault",
         "_first",
         "_has_bare",
@@ -68,7 +74,7 @@ class Content:
         self._size_limit = size_limit
         self._line_limit = line_limit
         self._bare = bare
-        self._cr = False  # a CR has come, and what follows it has not
+        self._crs = 0  # that have come, while what follows them has not
         self._line = 0  # octets so far of the line that has no end yet
         self._first: bytes | None = None  # content that came in one part is that part
         self._out: io.BytesIO | None = None
@@ -80,7 +86,7 @@ class Content:
     @property
     def size(self) -> int:
         """Octets so far, as they are stored or would be."""
-        return self._size + self._cr
+        return self._size + self._crs
 
     @property
     def held(self) -> int:
@@ -116,14 +122,14 @@ class Content:
             self._take(part)
 
     def finish(self) -> None:
-        """Take the end: a CR that came last is a bare one."""
-        if self._cr:
-            self._cr = False
+        """Take the end: CR that came last are bare ones."""
+        if self._crs:
+            crs, self._crs = self._crs, 0
             if self._bare is BareNewline.NORMALIZE:
-                self.add(b"\r\n")
+                self.add(b"\r\n" * crs)
             else:
                 self._has_bare = True
-                self._take(b"\r")
+                self._take(b"\r" * crs)
 
     def take(self) -> bytes:
         """Return the content. For once: it is no longer kept."""
@@ -135,17 +141,20 @@ class Content:
 
     def _paired(self, part: bytes) -> bytes:
         """Return *part* as it is to be stored, and note a bare CR, LF or NUL in it."""
-        if self._cr:
-            self._cr = False
-            part = b"\r" + part
-        if part.endswith(b"\r"):
-            self._cr = True  # it may be half of a pair
-            part = part[:-1]
+        if self._crs:
+            part = b"\r" * self._crs + part
+            self._crs = 0
+        if part.endswith(b"\r"):  # it may be half of a pair
+            last = part[-CRS_OF_A_LINE_END:]
+            self._crs = len(last) - len(last.rstrip(b"\r"))
+            part = part[: -self._crs]
         if self._bare is BareNewline.REJECT:
             if not self._has_bare:
                 self._has_bare = _has_bare(part) or b"\0" in part
         elif _has_bare(part):
-            part = part.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+            # The first takes two CR out of any run of three or more, the second a third one.
+            part = part.replace(b"\r\r\n", b"\n").replace(b"\r\n", b"\n")
+            part = part.replace(b"\r", b"\n").replace(b"\n", b"\r\n")
         return part
 
     def _take(self, part: bytes) -> None:
