@@ -61,6 +61,9 @@ fuzz: $(VENV)/.with-test ## throw garbage at sessions (ARGS="--seconds 3600 --se
 hostile: $(STAMP) ## run 100,000 hostile sessions, see that memory stays flat (ARGS="--tls --sessions 5000")
 	$(BIN)/python tests/hostile.py $(ARGS)
 
+peers: $(VENV)/.with-test ## mail from many real programs, and our answers beside other servers' (.ci/run installs them)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist load -m peers $(ARGS)
+
 container-test: $(STAMP) ## build the image and deliver a message to it (buildah, podman; root)
 	tests/container/run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,34 @@ def peer(program: str) -> str:
     if path is None:
         cannot(f"{program} is not installed")
     return str(path)
+
+
+UNPACKED = Path("/opt/peers")
+"""Where .ci/run unpacks packages that cannot be installed beside each other, as all MTAs."""
+
+
+def unpacked(path: str, *, package: str) -> Path:
+    """Return a program of a Debian package that was unpacked, not installed."""
+    program = UNPACKED / path
+    if not program.exists():
+        cannot(f"{package} is not unpacked in {UNPACKED} (as .ci/run does it)")
+    return program
+
+
+def npm_package(name: str, version: str) -> Path:
+    """Return the directory of a package of npm; it is installed into a cache."""
+    peer("node")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smtpd-fork-tests"
+    package = cache / f"{name}-{version}" / "node_modules" / name
+    if not (package / "package.json").is_file():
+        quiet = ("--no-audit", "--no-fund", "--no-save", "--ignore-scripts", "--loglevel=error")
+        folder = package.parents[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [peer("npm"), "install", "--prefix", str(folder), *quiet, f"{name}@{version}"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+        if ended.returncode:
+            cannot(f"npm cannot install {name} {version}: {ended.stderr[-500:]}")
+    return package
 
 
 def cannot(reason: str) -> None:
