@@ -46,8 +46,7 @@ async def main() -> None:
     """Serve, send oneself a message, and end."""
     inbox = Inbox()
     async with Server(inbox, listen=["127.0.0.1:0"], limit_connections=100, max_from_ip=10) as s:
-        _, port = s.addresses[0]
-        await asyncio.to_thread(send, port)
+        await asyncio.to_thread(send, s.port)
         message = await inbox.messages.get()
         print(message.decode().splitlines()[0])
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Debugging
 
 from smtpd_fork import Gate
-
-if TYPE_CHECKING:
-    import asyncio
 
 
 class GatedController(Controller):
@@ -30,7 +27,7 @@ class GatedController(Controller):
         super().__init__(handler, **options)
         self.gated = gate.wrap(super().factory)
 
-    def factory(self) -> asyncio.BaseProtocol:
+    def factory(self) -> Any:  # aiosmtpd's hint is its own SMTP
         """Return the protocol of one connection."""
         return self.gated()
 

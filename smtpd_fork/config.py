@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LIMIT_CONNECTIONS",
     "MAX_FROM_IP",
+    "READERS",
     "Config",
     "DaemonConfig",
     "SettingError",
@@ -195,7 +196,7 @@ CountOrNone: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]
 Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS)]
 
-_READERS: dict[str, Callable[[str], object]] = {
+READERS: dict[str, Callable[[str], object]] = {
     "data_timeout": parse_duration,
     "dns_timeout": parse_duration,
     "greet_pause": parse_duration,
@@ -424,9 +425,9 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 def _read(name: str, value: Any) -> Any:
     """Turn words and units into figures, and one of several into a list of one."""
-    if name in _READERS and isinstance(value, str):
+    if name in READERS and isinstance(value, str):
         try:
-            return _READERS[name](value)
+            return READERS[name](value)
         except ValueError as error:
             raise SettingError(name, value, str(error)) from None
     if name in _LISTS and isinstance(value, (str, int)):

@@ -162,7 +162,7 @@ async def test_every_listener_has_its_turn_when_places_are_short() -> None:
             assert (await client.reply()).code == 421
             await client.close()
         first_round = served[:6]
-        assert {first_round.count(address[1]) for address in server.addresses} == {2}
+        assert {first_round.count(listener.bound[1]) for listener in server.listeners} == {2}
 
 
 async def test_a_pause_of_the_gate_defers_and_its_end_serves() -> None:

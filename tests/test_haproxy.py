@@ -70,7 +70,7 @@ async def test_the_clients_address_comes_through(send: str, tmp_path: Path) -> N
     options = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1", "max_from_ip": 1}
     async with (
         serve(handler, **options) as server,
-        haproxy(tmp_path, server.addresses[0][1], send) as port,
+        haproxy(tmp_path, server.port, send) as port,
     ):
         async with (
             await Client.to(("127.0.0.1", port), source="127.0.0.7") as first,
@@ -95,7 +95,7 @@ async def test_tls_is_spoken_behind_the_header(tmp_path: Path, certificates: Cer
     }  # fmt: skip
     async with (
         serve(handler, **options) as server,
-        haproxy(tmp_path, server.addresses[0][1], "send-proxy-v2") as port,
+        haproxy(tmp_path, server.port, "send-proxy-v2") as port,
         await Client.to(("127.0.0.1", port), source="127.0.0.7", tls=certificates.client) as client,
     ):
         assert (await client.greet()).code == 250
@@ -122,7 +122,7 @@ async def test_health_checks_are_answered_and_are_of_no_source(
     check = "check check-send-proxy inter 50ms"
     async with (
         serve(Discard(), **options) as server,
-        haproxy(tmp_path, server.addresses[0][1], send, check) as port,
+        haproxy(tmp_path, server.port, send, check) as port,
     ):
         async with await Client.to(("127.0.0.1", port), source="127.0.0.7") as client:
             assert (await client.greet()).code == 250

@@ -298,7 +298,7 @@ async def test_haproxys_checks_take_no_place(
     checks = f"check inter 100ms {check}"
     async with (
         serve(handler, **options) as server,
-        haproxy(tmp_path, server.addresses[0][1], "send-proxy-v2", checks) as port,
+        haproxy(tmp_path, server.port, "send-proxy-v2", checks) as port,
     ):
         probes = server._probes
         assert probes is not None

@@ -56,7 +56,7 @@ async def test_aiosmtplib_authenticates_itself_and_delivers(
     implicit: bool, certificates: Certificates
 ) -> None:
     async with serve(Discard(), **options(certificates)) as server:
-        _, port = server.addresses[implicit]
+        port = server.listeners[implicit].bound[1]
         client = aiosmtplib.SMTP(
             hostname="localhost",
             port=port,
@@ -79,7 +79,7 @@ async def test_a_wrong_password_of_aiosmtplib_is_535(certificates: Certificates)
     async with serve(Discard(), **options(certificates)) as server:
         client = aiosmtplib.SMTP(
             hostname="localhost",
-            port=server.addresses[0][1],
+            port=server.port,
             start_tls=True,
             tls_context=certificates.client,
             local_hostname="client.example",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def a_session(**facts: Any) -> Any:
     session = Session(SimpleNamespace(), "id-1")  # type: ignore[arg-type]  # no loop is needed
-    session.peer = ("192.0.2.1", 4025)  # type: ignore[assignment]  # aiosmtpd's hint
+    session.peer = ("192.0.2.1", 4025)
     session.extended_smtp = True
     for name, value in facts.items():
         setattr(session, name, value)

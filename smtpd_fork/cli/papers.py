@@ -1,14 +1,16 @@
 """Papers: what is written of the options elsewhere, made of their definitions.
 
 ``python -m smtpd_fork.cli.papers`` (``make papers``) writes the annotated example, the page of the
-options, the table of README and the manual page; a test sees that they are what it would write.
+options, the table of README, the manual page and the types of Server's keywords; a test sees that
+they are what it would write.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 import msgspec
@@ -18,7 +20,7 @@ from smtpd_fork.cli.config_file import key_of
 from smtpd_fork.cli.given import CONFIG_VARIABLE
 from smtpd_fork.cli.options import OPTIONS, SECTIONS, format_setting
 from smtpd_fork.cli.show import toml
-from smtpd_fork.config import DaemonConfig
+from smtpd_fork.config import READERS, Config, DaemonConfig
 from smtpd_fork.errors import MEANINGS
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.cli.options import SettingOption
 
-__all__ = ["example", "manual_page", "options_page", "papers", "readme_table"]
+__all__ = ["example", "manual_page", "options_page", "papers", "readme_table", "settings_module"]
 
 _ROOT = Path(__file__).parents[2]
 
@@ -235,6 +237,52 @@ def _roff(text: str) -> str:
 # -- all of them -----------------------------------------------------------------------------------
 
 
+_SETTINGS_HEAD = '''\
+"""Settings: the keywords of Server, for type checkers. Made by ``make papers`` of Config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_fork.config import WhenFull
+
+__all__ = ["Settings"]
+
+
+class Settings(TypedDict, total=False):
+    """The settings by name, as :meth:`smtpd_fork.Config.build` reads them; None is the default.
+
+    What they are stands at :class:`smtpd_fork.Config`.
+    """
+
+'''
+
+
+def settings_module() -> str:
+    """Return ``smtpd_fork/settings.py``."""
+    hints = get_type_hints(Config)
+    lines = [
+        f"    {name}: {accepted(name, hints[name])} | None" for name in Config.__struct_fields__
+    ]
+    return _SETTINGS_HEAD + "\n".join(lines) + "\n"
+
+
+def accepted(name: str, hint: Any) -> str:
+    """Return the type of what a setting may be given as, but for None."""
+    if get_origin(hint) is tuple:
+        kind = get_args(hint)[0].__name__
+        return f"Sequence[{kind}] | {kind}"
+    if get_origin(hint) is Literal:
+        return f"Literal[{', '.join(json.dumps(value) for value in get_args(hint))}]"
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    if name in READERS:
+        kinds.append(str)  # with a unit, or a word
+    return " | ".join(kind.__name__ for kind in dict.fromkeys(kinds))
+
+
 def papers() -> dict[Path, str]:
     """Return what each paper should be, by its path in the tree."""
     readme = (_ROOT / "README.md").read_text()
@@ -244,6 +292,7 @@ def papers() -> dict[Path, str]:
         _ROOT / "docs/options.md": options_page(),
         _ROOT / "examples/smtpd-fork.toml": example(),
         _ROOT / "packaging/smtpd-fork.8": manual_page(),
+        _ROOT / "smtpd_fork/settings.py": settings_module(),
     }
 
 

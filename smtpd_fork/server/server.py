@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from smtpd_fork.config import Config
 from smtpd_fork.errors import OperatingSystemError
@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from smtpd_fork.gate import Limits as GateLimits
     from smtpd_fork.gate import Ticket
     from smtpd_fork.handlers import Chain
+    from smtpd_fork.handlers.hooks import Handler
+    from smtpd_fork.net import SocketAddress
     from smtpd_fork.server.tls import Certificate
+    from smtpd_fork.settings import Settings
 
 __all__ = ["Server"]
 
@@ -85,7 +88,7 @@ class Server:
 
     def __init__(
         self,
-        handler: Any,
+        handler: Handler | Sequence[Handler],
         *,
         gate: Gate | None = None,
         limits: GateLimits | None = None,
@@ -96,7 +99,7 @@ class Server:
         session_class: type[SMTP] = SMTP,
         session_options: Mapping[str, Any] | None = None,
         tally: Tally | None = None,
-        **options: Any,
+        **options: Unpack[Settings],
     ) -> None:
         if config is not None and options:
             raise TypeError(f"either config or options, not both: {', '.join(options)}")
@@ -274,7 +277,12 @@ class Server:
             options=self._session_options,
         )
 
-    async def reload(self, config: Config | None = None, *, handler: Any = None) -> None:
+    async def reload(
+        self,
+        config: Config | None = None,
+        *,
+        handler: Handler | Sequence[Handler] | None = None,
+    ) -> None:
         """Have other settings hold from now on, or the same ones with their files as they are now.
 
         Sessions go on with what they began with. Listeners that stay are not touched; new ones
@@ -504,9 +512,20 @@ class Server:
         return self._chains.current
 
     @property
-    def addresses(self) -> list[Any]:
+    def addresses(self) -> list[SocketAddress | str]:
         """What was really bound, in order: ``(host, port, ...)``, or the path of a unix socket."""
         return [listener.bound for listener in self._listeners]
+
+    @property
+    def port(self) -> int:
+        """The port of the first address that has one.
+
+        :raises LookupError: nothing is bound, or unix sockets alone
+        """
+        for address in self.addresses:
+            if isinstance(address, tuple):
+                return address[1]
+        raise LookupError("no port is bound")
 
     @property
     def listeners(self) -> Sequence[Listener]:

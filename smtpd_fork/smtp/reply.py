@@ -14,14 +14,17 @@ refused. A text is clear if all its lines agree on one code:
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from aiosmtpd.smtp import MISSING
+from aiosmtpd.smtp import MISSING, _Missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Reply", "answer_of", "replies_of", "sendable"]
+__all__ = ["Answer", "Reply", "answer_of", "replies_of", "sendable"]
+
+Answer: TypeAlias = str | bytes | _Missing
+"""What most hooks return: a reply, or MISSING for "no opinion"."""
 
 LONGEST_TEXT = 512 - len("250 \r\n")
 """Octets of a line's text (RFC 5321 4.5.3.1.5)."""

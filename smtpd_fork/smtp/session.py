@@ -15,7 +15,7 @@ from smtpd_fork.net import plain_peer
 if TYPE_CHECKING:
     import asyncio
 
-    from smtpd_fork.net import Peer
+    from smtpd_fork.net import Peer, SocketAddress
 
 __all__ = ["Session", "current_session", "new_session_id"]
 
@@ -28,6 +28,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 class Session(aiosmtpd.smtp.Session):
     """What is known of one client.
 
+    :ivar peer: the client's address, ``(host, port, ...)`` with IPv4 as IPv4; of a unix socket, ""
     :ivar id: names the session in the logs, in ``Received:`` and in the reply to DATA
     :ivar lmtp: whether LMTP is spoken, not SMTP
     :ivar ssl: facts of TLS, None without it: ``sslcontext``, ``ssl_object``, ``peercert``,
@@ -37,6 +38,8 @@ class Session(aiosmtpd.smtp.Session):
     """
 
     host_name_dns: str | None = None
+    peer: SocketAddress | str  # type: ignore[assignment]  # aiosmtpd's hint is str alone
+    auth_data: Any  # aiosmtpd's hint is None alone
 
     def __init__(self, loop: asyncio.AbstractEventLoop, session_id: str) -> None:
         super().__init__(loop)

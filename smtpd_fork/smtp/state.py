@@ -89,7 +89,7 @@ class State(aiosmtpd.smtp.SMTP):
     """Whom to ask before a TLS handshake."""
     host_name_dns: str | None = None
     """The client's name by the DNS, if it was asked for and leads back."""
-    messages = 0
+    messages: int = 0
     """Messages that were accepted so far."""
     _errors = 0
     _rejects = 0
