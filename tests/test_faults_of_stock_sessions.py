@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +61,9 @@ async def is_all_that_is_pipelined_answered_before_others_have_a_turn(bench: Ben
 
     async with bench.client() as client:
         await client.greet()
-        client.send("RCPT TO:<a@b>\r\n")
+        client.send("HELO x\r\n")
         one = len(await client.reader.readuntil(b"\r\n"))
-        client.send(b"RCPT TO:<a@b>\r\n" * commands)
+        client.send(b"HELO x\r\n" * commands)
         counting = asyncio.create_task(count())
         await client.reader.readexactly(one * commands)
         counting.cancel()
@@ -79,7 +80,7 @@ async def what_a_second_starttls_is_answered(bench: Bench) -> int:
         return (await codes(client, "EHLO x", "STARTTLS"))[-1]
 
 
-async def is_there_tls_with_much_pipelined_behind_starttls(bench: Bench) -> bool:
+async def does_a_handshake_end_with_much_pipelined_behind_starttls(bench: Bench) -> bool:
     async with bench.client(tls_context=bench.certificates.server) as client:
         await client.greet()
         client.send("STARTTLS\r\n" + "NOOP\r\n" * 1000)
@@ -90,12 +91,14 @@ async def is_there_tls_with_much_pipelined_behind_starttls(bench: Bench) -> bool
                 await client.writer.start_tls(
                     bench.certificates.client, server_hostname="localhost"
                 )
+        except (ConnectionError, ssl.SSLError):
+            return True  # plaintext is no handshake
         except TimeoutError:
             client.writer.transport.abort()
             # A cancelled handshake never tells the stream of its end, and close() waits for that.
             client.writer._protocol.connection_lost(None)  # type: ignore[attr-defined]
             return False
-        return (await client.say("EHLO x")).code == 250
+        return True
 
 
 # -- 7: sessions and one another ---------------------------------------------------------------
@@ -202,7 +205,7 @@ FAULTS = [
         ours=False,
     ),
     Fault(what_a_second_starttls_is_answered, stock=220, ours=503),
-    Fault(is_there_tls_with_much_pipelined_behind_starttls, stock=False, ours=True),
+    Fault(does_a_handshake_end_with_much_pipelined_behind_starttls, stock=False, ours=True),
     Fault(does_another_connection_take_away_what_ehlo_gave, stock=[250, 500], ours=[250, 250]),
     Fault(what_a_client_is_told_of_an_error, stock=(500, True), ours=(451, False)),
     Fault(what_rcpt_is_answered_after_a_failed_data, stock=250, ours=503),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -321,6 +321,81 @@ def test_a_chunk_is_ended_by_its_size_and_by_nothing_else() -> None:
     assert framer.next() is chunk
     assert content.take() == b"\r\n.\r\nNOOP\r\n\0"
     assert framer.next() == b"NOOP"
+
+
+# -- time ------------------------------------------------------------------------------------------
+
+
+class Counted(bytes):
+    """Counts the bytes that are searched and copied, of itself and of what is cut from it."""
+
+    work = 0
+
+    def find(self, mark: Any, start: Any = 0, end: Any = None) -> int:
+        found = super().find(mark, start, end)
+        Counted.work += (len(self) if found < 0 else found) - start
+        return found
+
+    def rfind(self, mark: Any, start: Any = 0, end: Any = None) -> int:
+        found = super().rfind(mark, start, end)
+        Counted.work += len(self[slice(start, end)]) - max(found - start, 0)
+        return found
+
+    def __getitem__(self, key: Any) -> Any:
+        part = super().__getitem__(key)
+        if isinstance(part, int):
+            return part
+        Counted.work += len(part)
+        return Counted(part)
+
+    def __add__(self, other: Any) -> Counted:
+        Counted.work += len(self) + len(other)
+        return Counted(super().__add__(other))
+
+
+def work(packets: list[bytes], bare: BareNewline, *, at_once: bool) -> int:
+    """Return how many bytes are searched and copied for *packets*.
+
+    :param at_once: whether all come before the first event is asked for
+    """
+    framer = Framer(bare)
+    Counted.work = 0
+    for number, packet in enumerate(packets):
+        framer.feed(Counted(packet))
+        if at_once and number < len(packets) - 1:
+            continue
+        while (event := framer.next()) is not None:
+            if event == b"DATA":
+                framer.expect(Body(0, 1000, bare))
+            elif isinstance(event, bytes) and event.startswith(b"BDAT "):
+                framer.expect(Chunk(int(event[5:]), Content(0, 1000, bare)))
+    return Counted.work
+
+
+MUCH = {
+    "commands that LF ends": b"NOOP\n",
+    "commands that CR LF ends": b"NOOP\r\n",
+    "chunks": b"BDAT 1\r\nx",
+    "messages": b"DATA\r\nx\r\n.\r\n",
+    "messages with dots": b"DATA\r\n..\r\n.\r\n",
+    "no line end": b"x",
+    "CR": b"\r",
+}
+
+
+@pytest.mark.parametrize("bare", MODES)
+@pytest.mark.parametrize("before", [b"", b"DATA\r\n", b"BDAT 99999999\r\n"])
+@pytest.mark.parametrize("what", MUCH)
+def test_the_work_grows_as_the_stream_does_however_it_comes(
+    what: str, before: bytes, bare: BareNewline
+) -> None:
+    def ways(count: int) -> list[tuple[list[bytes], bool]]:
+        stream = before + MUCH[what] * count
+        single = [bytes([byte]) for byte in stream]
+        return [([stream], False), (single, False), (single, True)]
+
+    for (few, at_once), (many, _) in zip(ways(400), ways(2000), strict=True):
+        assert work(many, bare, at_once=at_once) <= 6 * work(few, bare, at_once=at_once) + 50_000
 
 
 # -- commands ----------------------------------------------------------------------------------

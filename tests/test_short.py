@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from support.cuts import Result, cut, dialogue
 
 from smtpd_fork.smtp import SMTP, Limits
 from smtpd_fork.smtp.content import BareNewline
@@ -50,35 +50,6 @@ ROUTINE = st.sampled_from([
 STREAMS = st.lists(
     st.one_of(st.tuples(LINES, ENDS).map(b"".join), ROUTINE, st.binary(max_size=4)), max_size=14
 ).map(b"".join)
-
-
-class Transport:
-    """What a session sends, and no socket."""
-
-    def __init__(self) -> None:
-        self.sent = bytearray()
-        self.closed = False
-
-    def write(self, data: bytes) -> None:
-        assert not self.closed
-        self.sent += data
-
-    def close(self) -> None:
-        self.closed = True
-
-    abort = close
-    write_eof = close  # for writing, which is what counts here
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def pause_reading(self) -> None:
-        pass
-
-    resume_reading = pause_reading
-
-    def get_extra_info(self, name: str) -> Any:
-        return ("192.0.2.1", 25) if name == "peername" else None
 
 
 class OnlyData:
@@ -140,9 +111,7 @@ class Long(SMTP):
         return False
 
 
-async def dialogue(cls: type[SMTP], handler: Any, packets: Sequence[bytes]) -> tuple[Any, ...]:
-    """Return what was sent, whether it was closed, and which messages the handler had."""
-    transport = Transport()
+async def talk(cls: type[SMTP], handler: Any, packets: Sequence[bytes]) -> Result:
     session = cls(
         handler,
         hostname="mx.example",
@@ -150,22 +119,9 @@ async def dialogue(cls: type[SMTP], handler: Any, packets: Sequence[bytes]) -> t
         limits=Limits(errors=5),
         enhanced=True,
         enable_SMTPUTF8=True,
+        bare_newline=BareNewline.NORMALIZE,
     )
-    session.connection_made(transport)  # type: ignore[arg-type]  # as much of one as is needed
-    for packet in packets:
-        if packet:
-            session.data_received(packet)
-        while session.task is not None or session._turn_pending:
-            await asyncio.sleep(0)
-    sent, closed = bytes(transport.sent), transport.closed
-    session.connection_lost(None)
-    assert session.setup.budget.used == 0
-    return sent, closed, handler.got
-
-
-def cut(stream: bytes, places: Sequence[int]) -> list[bytes]:
-    edges = [0, *sorted({place % (len(stream) + 1) for place in places}), len(stream)]
-    return [stream[start:end] for start, end in pairwise(edges)]
+    return await dialogue(session, packets)
 
 
 @pytest.fixture(scope="module")
@@ -183,10 +139,10 @@ def runner() -> Any:
 def test_the_short_way_and_the_long_way_and_any_packets_give_one_dialogue(
     runner: asyncio.Runner, handler: Any, stream: bytes, places: list[int]
 ) -> None:
-    expected = runner.run(dialogue(Long, handler(), [stream]))
+    expected = runner.run(talk(Long, handler(), [stream]))
     for packets in ([stream], cut(stream, places)):
-        assert runner.run(dialogue(SMTP, handler(), packets)) == expected
-    assert runner.run(dialogue(Long, handler(), cut(stream, places))) == expected
+        assert runner.run(talk(SMTP, handler(), packets)) == expected
+    assert runner.run(talk(Long, handler(), cut(stream, places))) == expected
 
 
 @given(
@@ -239,7 +195,7 @@ def test_a_session_at_rest_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) 
         b"EHLO x\r\n", b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n",
         b"text\r\n.\r\n", b"QUIT\r\n",
     ]  # fmt: skip
-    sent, closed, got = asyncio.run(dialogue(SMTP, OnlyData(), packets))
+    sent, closed, got = asyncio.run(talk(SMTP, OnlyData(), packets))
     assert turns == ["_commands", "_commands", "_whole_message", "_commands"]
     assert closed
     assert len(got) == 1

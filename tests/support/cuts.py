@@ -1,0 +1,247 @@
+"""Streams cut into packets, for a session without a socket and for a server over the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import socket
+import ssl
+import termios
+from contextlib import suppress
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from support.client import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from smtpd_fork import Server
+    from smtpd_fork.smtp import SMTP
+
+
+def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
+    """Return *stream* in packets that end at *places*, modulo its length."""
+    edges = [0, *sorted({place % (len(stream) + 1) for place in places}), len(stream)]
+    return [stream[start:end] for start, end in pairwise(edges) if start < end]
+
+
+def all_cuts(stream: bytes, *, near: int = 5, start: int = 0) -> Iterator[list[bytes]]:
+    """Return *stream* cut once at every byte, twice near to each other, and into single bytes."""
+    for first in range(start, len(stream)):
+        for second in range(first, min(first + near, len(stream))):
+            yield cut(stream, [first, second])
+    yield cut(stream, range(len(stream)))
+
+
+# -- without a socket ------------------------------------------------------------------------------
+
+
+class Transport:
+    """What a session sends, and no socket."""
+
+    def __init__(self) -> None:
+        self.sent = bytearray()
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.sent += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+    write_eof = close  # for writing, which is what counts here
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        pass
+
+    resume_reading = pause_reading
+
+    def get_extra_info(self, name: str) -> Any:
+        return ("192.0.2.1", 25) if name == "peername" else None
+
+
+class Result(NamedTuple):
+    """What a stream comes to: all that was sent, whether it was closed, and the messages."""
+
+    sent: bytes
+    closed: bool
+    messages: list[Any]
+
+
+async def dialogue(session: SMTP, packets: Iterable[bytes], *, patient: bool = True) -> Result:
+    """Feed *packets* to a new session, whose handler keeps messages in ``got``.
+
+    :param patient: whether each packet comes once all is answered that can be
+    """
+    transport = Transport()
+    session.connection_made(transport)  # type: ignore[arg-type]  # as much of one as is needed
+    for packet in packets:
+        session.data_received(packet)
+        if patient:
+            await _settled(session)
+    await _settled(session)
+    result = Result(bytes(transport.sent), transport.closed, session.event_handler.got)
+    if session._awaited_line is not None or session.task is not None:
+        session.cut()
+        await _settled(session)
+    session.connection_lost(None)
+    assert session.setup.budget.used == 0
+    return result
+
+
+async def _settled(session: SMTP) -> None:
+    """Wait until nothing runs that does not wait for the client."""
+    for _ in range(10_000):
+        line = session._awaited_line
+        waits = getattr(session, "_proxy_reader", None) is not None or (
+            line is not None and not line.done()
+        )
+        if not session._turn_pending and (session.task is None or waits):
+            if not waits:
+                return
+            # One more turn: what was fed last may be about to be acted on.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            line = session._awaited_line
+            if session._proxy_reader is not None or (line is not None and not line.done()):
+                return
+        await asyncio.sleep(0)
+    raise AssertionError("the session does not come to rest")
+
+
+# -- over the wire ---------------------------------------------------------------------------------
+
+
+class Cutter:
+    """A client that sends what it is given in packets that end at given places.
+
+    :param places: bytes of all that it sends at which a packet ends; None: each byte is a packet
+    """
+
+    def __init__(self, server: Server, places: Sequence[int] | None) -> None:
+        self._server = server
+        self._places = places
+        self._sent = 0
+        self.sock = socket.socket()
+        self.sock.setblocking(False)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def connect(self) -> None:
+        await asyncio.get_running_loop().sock_connect(self.sock, self._server.addresses[0][:2])
+
+    async def send(self, data: bytes) -> None:
+        """Send *data*; after each packet wait until the server has read it, if it reads."""
+        count = len(data)
+        places = [place - self._sent for place in self._places or () if place > self._sent]
+        within = range(count) if self._places is None else [p for p in places if p < count]
+        packets = cut(data, within)
+        self._sent += count
+        with suppress(ConnectionError):
+            for packet in packets:
+                await asyncio.get_running_loop().sock_sendall(self.sock, packet)
+                await self._taken()
+
+    async def _taken(self) -> None:
+        for turn in range(20):
+            await asyncio.sleep(0)
+            if turn > 2 and not any(_unread(fd) for fd in _descriptors(self._server)):
+                return
+
+    async def read(self) -> bytes:
+        """Return what comes next; nothing at the end."""
+        with suppress(ConnectionError):
+            async with asyncio.timeout(PATIENCE):
+                return await asyncio.get_running_loop().sock_recv(self.sock, 65536)
+        return b""
+
+    async def rest(self) -> bytes:
+        """Return all that comes until the end."""
+        heard = b""
+        while part := await self.read():
+            heard += part
+        return heard
+
+
+def _descriptors(server: Server) -> list[int]:
+    assert server._sessions is not None
+    transports = [session.transport for session in server._sessions._tickets]
+    sockets = [t.get_extra_info("socket") for t in transports if t is not None]
+    sockets += [connecting.sock for connecting in server._sessions._handshakes.values()]
+    return [sock.fileno() for sock in sockets if sock is not None]
+
+
+def _unread(descriptor: int) -> int:
+    if descriptor < 0:
+        return 0
+    try:
+        return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4), "little")
+    except OSError:
+        return 0
+
+
+async def heard_by(server: Server, stream: bytes, places: Sequence[int] | None) -> bytes:
+    """Return all that a server says to a client that sends *stream*, which ends the session."""
+    cutter = Cutter(server, places)
+    try:
+        await cutter.connect()
+        await cutter.send(stream)
+        return await cutter.rest()
+    finally:
+        cutter.sock.close()
+
+
+async def heard_under_tls(
+    server: Server,
+    context: ssl.SSLContext,
+    before: bytes,
+    stream: bytes,
+    places: Sequence[int] | None,
+) -> bytes:
+    """Return all that a server says under TLS; the ClientHello comes in a packet with *before*."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    cutter = Cutter(server, places)
+    heard = b""
+    try:
+        await cutter.connect()
+        with suppress(ssl.SSLWantReadError):
+            tls.do_handshake()
+        await cutter.send(before + outgoing.read())
+        if before:  # the greeting and the replies come in plaintext first
+            plain, ready = b"", b"Ready to start TLS\r\n"
+            while ready not in plain:
+                part = await cutter.read()
+                assert part, plain
+                plain += part
+            incoming.write(plain.partition(ready)[2])
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                part = await cutter.read()
+                assert part, "no handshake"
+                incoming.write(part)
+        tls.write(stream)
+        await cutter.send(outgoing.read())
+        while True:
+            try:
+                part = tls.read(65536)
+            except ssl.SSLWantReadError:
+                more = await cutter.read()
+                if not more:
+                    return heard
+                incoming.write(more)
+                continue
+            if not part:
+                return heard
+            heard += part
+    finally:
+        cutter.sock.close()
