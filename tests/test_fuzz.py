@@ -18,4 +18,5 @@ async def test_whatever_arrives_the_session_answers_or_closes() -> None:
     fuzzer = Fuzzer(seed)
     await fuzzer.run(SECONDS)
     assert fuzzer.rounds > 0
+    assert fuzzer.cuts.count > 0
     assert {b"220", b"250", b"354", b"421", b"500", b"503"} <= fuzzer.said.keys()

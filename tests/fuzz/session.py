@@ -1,5 +1,5 @@
-"""The session fuzzer. Its one law: whatever arrives, the session answers or closes, and the gate
-returns to 0.
+"""The session fuzzer. Its first law: whatever arrives, the session answers or closes, and the gate
+returns to 0. Its second, in ``cuts.py``: the same bytes give the same result however they are cut.
 
 It runs real servers on loopback, mutates the dialogues in ``corpus/``, cuts them into packets at
 random, and ends them in every way a client can: half-closed, closed, reset, or in silence. Beside
@@ -21,7 +21,7 @@ import logging
 import random
 import re
 import socket
-import ssl
+import sys
 import tempfile
 import time
 import warnings
@@ -31,10 +31,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import trustme
 import uvloop
 from aiosmtpd.smtp import AuthResult
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.tls import Certificates
+
+from fuzz.cuts import CutError, Cuts, well_formed
 from smtpd_fork import Server
 from smtpd_fork.smtp import SMTP
 from smtpd_fork.smtp.body import Body
@@ -43,6 +47,7 @@ from smtpd_fork.smtp.framer import LINE_LIMIT
 from smtpd_fork.smtp.wire import BUFFER_SIZE
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -55,6 +60,9 @@ PATIENCE = 10.0
 
 LARGEST = 2000
 """Bytes of a dialogue that may join the corpus."""
+
+CUT_EACH = 4
+"""Dialogues of a batch that are cut in many ways, without a socket; one more goes over the wire."""
 
 SEEN_FIRST = 10_000
 """Dialogues before any joins the corpus."""
@@ -161,15 +169,6 @@ async def _check(server: Any, session: Any, envelope: Any, mechanism: str, data:
     return AuthResult(success=data.password == b"pass", handled=False, auth_data=data)
 
 
-def _tls(folder: Path) -> ssl.SSLContext:
-    issued = trustme.CA().issue_cert("localhost")
-    path = folder / "both.pem"
-    issued.private_key_and_cert_chain_pem.write_to_path(str(path))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(path)
-    return context
-
-
 def _variants(tls: ssl.SSLContext) -> list[tuple[Any, dict[str, Any]]]:
     auth = {"authenticator": _check, "auth_require_tls": False}
     return [
@@ -181,6 +180,7 @@ def _variants(tls: ssl.SSLContext) -> list[tuple[Any, dict[str, Any]]]:
         (Leaves(), {"listen": ["lmtp:127.0.0.1:0"], "bare_newline": "normalize"}),
         (Takes(), {"max_buffered": 5000, "max_recipients": 3, "max_errors": 2}),
         (Takes(), {"tls_context": tls, "require_starttls": True, "max_errors": 1000}),
+        (Waits(), {"bare_newline": "reject", "max_line_length": 1000}),
     ]
 
 
@@ -201,6 +201,7 @@ class Fuzzer:
     """Runs dialogues until its time is over.
 
     :ivar rounds: dialogues so far
+    :ivar cuts: what cuts streams, and counts them
     :ivar said: replies so far, by code
     """
 
@@ -212,6 +213,7 @@ class Fuzzer:
 
     def __post_init__(self) -> None:
         self.corpus = [path.read_bytes() for path in sorted(CORPUS.glob("*.smtp"))]
+        self.cuts = Cuts()
         self._failures = _Failures()
         self._warnings: list[warnings.WarningMessage] = []
 
@@ -241,6 +243,8 @@ class Fuzzer:
     async def _run(self, deadline: float) -> None:
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            certificates = Certificates(folder)
+            await self.cuts.serve(stack, certificates)
             servers = [
                 await stack.enter_async_context(
                     Server(
@@ -255,13 +259,14 @@ class Fuzzer:
                         **({"listen": ["127.0.0.1:0"]} | options),
                     )
                 )
-                for handler, options in _variants(_tls(folder))
+                for handler, options in _variants(certificates.server)
             ]
             while time.monotonic() < deadline:
                 batch = range(self.rounds, self.rounds + AT_ONCE)
                 await asyncio.gather(*(self._one(servers, number) for number in batch))
+                await self._cut(batch)
                 self.rounds += AT_ONCE
-                await self._at_rest(servers, batch)
+                await self._at_rest([*servers, *self.cuts.servers], batch)
 
     async def _at_rest(self, servers: list[Server], batch: range) -> None:
         """See that nothing is left of a batch."""
@@ -279,6 +284,18 @@ class Fuzzer:
         self._failures.seen += [str(warning.message) for warning in self._warnings]
         if self._failures.seen:
             raise BrokenError(f"{where}: {self._failures.seen[0]}")
+
+    async def _cut(self, batch: range) -> None:
+        """Cut some dialogues of a batch."""
+        for number in batch[:CUT_EACH]:
+            chance = random.Random(f"{self.seed}/{number}/cut")
+            stream = well_formed(chance) if chance.random() < 0.5 else self.mutated(chance)
+            try:
+                await self.cuts.offline(chance, stream)
+                if number == batch[0]:
+                    await self.cuts.over_the_wire(chance)
+            except CutError as error:
+                raise BrokenError(f"seed {self.seed}, round {number}, cut: {error}") from None
 
     async def _one(self, servers: list[Server], number: int) -> None:
         """Hold one dialogue; the same for the same seed and number."""
@@ -426,6 +443,9 @@ def main() -> None:
         runner.run(fuzzer.run(options.seconds))
     told = ", ".join(f"{code.decode()}: {count}" for code, count in sorted(fuzzer.said.items()))
     print(f"{fuzzer.rounds} dialogues; {told}")
+    print(
+        f"{fuzzer.cuts.count} cut streams with {fuzzer.cuts.commands} lines of replies, all alike"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,240 @@
+"""The second law of the fuzzer: the same bytes give the same result however they are cut.
+
+A stream is fed to sessions of the same settings, once whole and then cut in every way that this
+file knows; what was answered, whether the session was closed and which messages were taken must be
+the same. Mostly that is done without a socket; some streams go over the wire, also under TLS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from aiosmtpd.smtp import AuthResult
+from support.cuts import cut, dialogue, heard_by, heard_under_tls
+
+from smtpd_fork import Server
+from smtpd_fork.smtp import SMTP, BareNewline, Limits
+
+if TYPE_CHECKING:
+    import random
+    import ssl
+    from collections.abc import Iterator
+    from contextlib import AsyncExitStack
+
+    from support.tls import Certificates
+
+WAYS = 12
+"""Ways in which a stream is cut, beside the one into single bytes."""
+
+LONGEST = 1500
+"""Bytes of a stream: each of its bytes is a packet once."""
+
+_PIECES = [
+    *(b"\r\n", b"\r\n", b"\r", b"\n", b"\0", b".", b"..", b"\r\n.", b"\n.\n", b"\n.\r\n", b"x"),
+    *(b"\r.\r\n", b"\r\n.\n", b"Subject: x\r\n", b"some text", b"y" * 30, b"z" * 1001, b"\xff"),
+    *(b"MAIL FROM:<evil@b.example>\r\n", b"QUIT\r\n"),
+]
+_PROXY = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 25\r\n"
+_HELLO = (b"EHLO x\r\n", b"HELO x\r\n", b"LHLO x\r\n", b"EHLO x\n", b"ehlo x\r\n")
+_AUTH = (
+    *(b"AUTH PLAIN AHVzZXIAcGFzcw==\r\n", b"AUTH PLAIN\r\nAHVzZXIAcGFzcw==\r\n"),
+    *(b"AUTH LOGIN\r\ndXNlcg==\r\ncGFzcw==\r\n", b"AUTH LOGIN\r\n*\r\n", b"AUTH PLAIN\nAA\rA\n"),
+)
+_MAIL = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n"
+_BINARY = b"MAIL FROM:<a@b.example> BODY=BINARYMIME\r\nRCPT TO:<c@d.example>\r\n"
+
+
+class CutError(AssertionError):
+    """The law was broken."""
+
+
+class Keep:
+    """Keeps messages; answers at once."""
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.got.append((envelope.mail_from, tuple(envelope.rcpt_tos), envelope.content))
+        return "250 2.0.0 Ok"
+
+
+class KeepSlowly(Keep):
+    """Keeps messages, and waits in each hook."""
+
+    async def handle_RCPT(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        await asyncio.sleep(0)
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 OK"
+
+    async def handle_DATA(self, *args: Any) -> str:
+        await asyncio.sleep(0)
+        return await super().handle_DATA(*args)
+
+
+class Trusts(KeepSlowly):
+    """The same, and takes PROXY headers."""
+
+    async def handle_PROXY(self, server: Any, session: Any, envelope: Any, proxy_data: Any) -> bool:
+        await asyncio.sleep(0)
+        return True
+
+
+def _check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
+    return AuthResult(success=data.password == b"pass", handled=False, auth_data=data)
+
+
+def well_formed(chance: random.Random) -> bytes:
+    """Return a stream of transactions by DATA and BDAT, with any text, that ends with QUIT."""
+    parts = [chance.choice(_HELLO[:2]) if chance.random() < 0.8 else chance.choice(_HELLO)]
+    if chance.random() < 0.3:
+        parts.append(chance.choice(_AUTH))
+    for _ in range(chance.choice([1, 1, 2, 3])):
+        text = b"".join(chance.choices(_PIECES, k=chance.choice([0, 1, 2, 5, 20])))
+        if chance.random() < 0.5:
+            lines = text.split(b"\r\n")
+            stuffed = b"\r\n".join(b"." + line if line[:1] == b"." else line for line in lines)
+            stuffed += b"" if text.endswith(b"\r\n") or not text else b"\r\n"
+            parts += [_MAIL, b"DATA\r\n", stuffed, b".\r\n"]
+            continue
+        parts.append(chance.choice([_MAIL, _MAIL, _BINARY]))
+        chunks = cut(text, chance.choices(range(len(text) + 1), k=chance.choice([0, 1, 4])))
+        for chunk in chunks:
+            parts.append(b"BDAT %d\r\n%b" % (len(chunk), chunk))
+        parts.append(b"BDAT 0 LAST\r\n")
+    return b"".join(parts) + b"QUIT\r\n"
+
+
+def ways(chance: random.Random, length: int) -> Iterator[list[int]]:
+    """Return places to cut *length* bytes at."""
+    yield list(range(length))
+    for _ in range(WAYS):
+        first = chance.randrange(length + 1)
+        count = chance.choice([1, 1, 2, 3, 10])
+        if chance.random() < 0.5:  # near to each other
+            yield [first + chance.randrange(8) for _ in range(count)]
+        else:
+            yield [first, *(chance.randrange(length + 1) for _ in range(count - 1))]
+
+
+class Cuts:
+    """Cuts streams.
+
+    :ivar count: results that were compared
+    :ivar commands: replies in them
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.commands = 0
+        self._servers: list[tuple[Server, Keep, bool]] = []
+        self._client: ssl.SSLContext | None = None
+
+    async def serve(self, stack: AsyncExitStack, certificates: Certificates) -> None:
+        """Start the servers of the streams that go over the wire."""
+        self._client = certificates.client
+        tls = {"tls_cert": str(certificates.cert), "tls_key": str(certificates.key)}
+        trust = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": ["127.0.0.0/8"]}
+        for mode in BareNewline:
+            for options in (
+                {},
+                {"max_line_length": 1000},
+                trust,
+                {"listen": ["smtps:127.0.0.1:0"]},
+            ):
+                handler = KeepSlowly()
+                server = Server(
+                    handler,
+                    hostname="mx.example.com",
+                    bare_newline=mode.value,
+                    max_message_size=4000,
+                    session_options={"authenticator": _check, "auth_require_tls": False},
+                    **({"listen": ["127.0.0.1:0"]} | tls | options),
+                )
+                await stack.enter_async_context(server)
+                self._servers.append((server, handler, "proxy_trust" in options))
+
+    @property
+    def servers(self) -> list[Server]:
+        """The servers."""
+        return [server for server, _, _ in self._servers]
+
+    async def offline(self, chance: random.Random, stream: bytes) -> None:
+        """Cut *stream* for sessions without a socket.
+
+        :raises CutError: some result is another one; the message tells the bytes and the packets
+        """
+        bare, line = chance.choice(list(BareNewline)), chance.choice([0, 0, 20, 1000])
+        lmtp, proxied = chance.random() < 0.2, chance.random() < 0.1
+        options: dict[str, Any] = {"lmtp": lmtp}
+        if chance.random() < 0.5:
+            options |= {"authenticator": _check, "auth_require_tls": False}
+        if proxied:
+            options["proxy_protocol_timeout"] = 5.0
+            stream = _PROXY + stream
+        handlers: list[Keep] = [Trusts()] if proxied else [Keep(), KeepSlowly()]
+        models = [
+            SMTP(
+                handler,
+                hostname="mx.example.com",
+                data_size_limit=chance.choice([80, 4000]),
+                limits=Limits(line=line, errors=10),
+                bare_newline=bare,
+                enhanced=True,
+                enable_SMTPUTF8=True,
+                **options,
+            )
+            for handler in handlers
+        ]
+        stream = stream[:LONGEST]
+        for model in models:
+            whole = await self._result(model, [stream], patient=True)
+            for places in ways(chance, len(stream)):
+                packets = cut(stream, places)
+                patient = chance.random() < 0.7
+                result = await self._result(model, packets, patient=patient)
+                if result != whole:
+                    settings = (
+                        bare.value,
+                        line,
+                        sorted(options),
+                        type(model.event_handler).__name__,
+                    )
+                    raise CutError(f"{settings}: {packets!r} gives {result}, and whole {whole}")
+
+    async def _result(self, model: SMTP, packets: list[bytes], *, patient: bool) -> Any:
+        model.event_handler.got = []
+        result = await dialogue(model.another(None, None), packets, patient=patient)
+        self.count += 1
+        self.commands += result.sent.count(b"\r\n")
+        return result
+
+    async def over_the_wire(self, chance: random.Random) -> None:
+        """Cut a stream that ends its session, and send it to a server.
+
+        :raises CutError: as :meth:`offline`
+        """
+        assert self._client is not None
+        server, handler, proxied = chance.choice(self._servers)
+        stream = well_formed(chance)
+        starttls = not proxied and chance.random() < 0.3
+        implicit = "smtps" in str(server.config.listen[0])
+        before = b"EHLO x\r\nSTARTTLS\r\n" if starttls and not implicit else b""
+        whole: Any = None
+        for places in ([], None, *list(ways(chance, len(stream)))[1:3]):
+            handler.got = []
+            if implicit or before:
+                heard = await heard_under_tls(server, self._client, before, stream, places)
+            else:
+                sent = _PROXY + stream if proxied else stream
+                heard = await heard_by(server, sent, places)
+            result = heard, handler.got
+            self.count += 1
+            self.commands += heard.count(b"\r\n")
+            whole = whole or result
+            if result != whole:
+                about = f"{server.config.listen} {server.config.bare_newline} {places}"
+                raise CutError(f"{about}: {before!r}, {stream!r} gives {result}, and whole {whole}")
