@@ -281,6 +281,7 @@ class Flavoured(SMTP):
         ({"session_class": Narrow}, r"has to take \*\*kwargs"),
         ({"session_options": {"authenticater": 1}}, "did you mean authenticator?"),
         ({"session_options": {"xyzzy": 1}}, "SMTP has no keyword xyzzy$"),
+        ({"session_options": {"ident": "ESMTP\r\n250 x"}}, "ident .* has control characters"),
         ({"session_options": {"tls_context": 1}}, r"use Server\(tls_context=...\)"),
         (
             {"session_options": {"flavor": "x"}, "session_class": Flavoured},

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.client import Client
 from support.server import serve
 
+from smtpd_fork import Refusal
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import SMTP, Reply
 from smtpd_fork.smtp.reply import LONGEST_TEXT, MOST_LINES, answer_of, replies_of, sendable
@@ -156,6 +157,13 @@ def test_what_is_pushed_is_whole_lines_of_one_code(status: str) -> None:
         return
     more_follow = lines.split(b"\r\n")[-1][3:4] == b"-"
     assert_well_formed(lines + b"\r\n250 end\r\n", 1 if more_follow else 2)
+
+
+@given(texts, texts)
+def test_a_refusal_of_the_gate_is_one_line_whatever_its_words_are(text: str, key: str) -> None:
+    refusal = Refusal("rule", key, 2, 1, text=text + "{key}")
+    assert_well_formed(refusal.reply("mx.example.com"))
+    assert refusal.reply("mx.example.com").count(b"\r\n") == 1
 
 
 # -- over the wire -----------------------------------------------------------------------------

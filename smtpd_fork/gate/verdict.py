@@ -10,10 +10,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Full", "Refusal", "Verdict", "kick_reply", "reply_line", "shutdown_reply"]
 
+LONGEST_LINE = 510
+"""Octets of a reply line without CR LF (RFC 5321 4.5.3.1.5)."""
+
 
 def reply_line(code: int, status: str, hostname: str, text: str) -> bytes:
-    """Return one reply line: code, enhanced status code (RFC 3463), host and text, with CRLF."""
-    return f"{code} {status} {hostname} {text}\r\n".encode("ascii", "replace")
+    """Return one reply line: code, enhanced status code (RFC 3463), host and text, with CRLF.
+
+    It is one line of at most 512 octets (RFC 5321 4.5.3.1.5), whatever the text is.
+    """
+    line = f"{code} {status} {hostname} {text}"
+    if not line.isprintable():
+        line = "".join(char if char.isprintable() else "?" for char in line)
+    return line[:LONGEST_LINE].encode("ascii", "replace") + b"\r\n"
 
 
 def shutdown_reply(hostname: str) -> bytes:

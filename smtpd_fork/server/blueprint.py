@@ -75,6 +75,9 @@ def check_session_class(cls: Any, options: Mapping[str, Any]) -> None:
         if name not in known and (alike or not takes_more):
             hint = f"; did you mean {alike[0]}?" if alike else ""
             raise TypeError(f"session_options: {cls.__name__} has no keyword {name}{hint}")
+    for name in ("hostname", "ident"):
+        if not str(options.get(name) or "").isprintable():
+            raise TypeError(f"session_options: {name} {options[name]!r} has control characters")
     if not takes_more and not _OURS.keys() <= known:
         raise TypeError(
             f"session_class {cls.__name__}: its constructor has to take **kwargs, and to hand "
