@@ -202,6 +202,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "greet_pause": parse_duration,
     "handler_timeout": parse_duration,
     "max_buffered": parse_size,
+    "max_buffered_from_ip": parse_size,
     "max_line_length": parse_size,
     "max_loop_lag": parse_duration,
     "proxy_timeout": parse_duration,
@@ -277,7 +278,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar max_errors: commands that are none, before a session is ended
     :ivar max_rejects: refused commands (recipients above all) before a session is ended
     :ivar max_recipients: of one message
-    :ivar max_buffered: bytes of messages that all sessions hold at once; 0 is no limit
+    :ivar max_buffered: bytes that all sessions hold for their clients at once, beyond 64 KiB each;
+        0 is no limit
+    :ivar max_buffered_from_ip: the same for the sessions of one client; default: an eighth of
+        ``max_buffered``, at least a message of the largest size
     :ivar strict_paths: refuse addresses without angle brackets, and tabs in place of spaces
     :ivar max_line_length: octets of a line of a message with its line end; 0 is no limit
     :ivar bare_newline: what becomes of CR and LF that are not a pair, and of NUL
@@ -335,6 +339,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_rejects: Annotated[int, Meta(ge=0, le=1_000_000)] = MAX_REJECTS
     max_recipients: Annotated[int, Meta(ge=1, le=1_000_000)] = MAX_RECIPIENTS
     max_buffered: Annotated[int, Meta(ge=0)] = MAX_BUFFERED
+    max_buffered_from_ip: Annotated[int, Meta(ge=0)] | None = None
     strict_paths: bool = False
     max_line_length: Annotated[int, Meta(ge=0)] = 0
     bare_newline: Literal["reject", "normalize", "accept"] = "normalize"

@@ -66,6 +66,7 @@ class Settings(TypedDict, total=False):
     max_rejects: int | None
     max_recipients: int | None
     max_buffered: int | str | None
+    max_buffered_from_ip: int | str | None
     strict_paths: bool | None
     max_line_length: int | str | None
     bare_newline: Literal["reject", "normalize", "accept"] | None

@@ -145,14 +145,15 @@ async def test_chunks_in_the_clear_are_no_part_of_a_message_under_tls(
 @pytest.mark.parametrize("command", ["RSET", "EHLO x", "HELO x"])
 async def test_what_ends_a_transaction_gives_the_memory_of_its_chunks_back(command: str) -> None:
     async with (
-        serve(Discard(), max_buffered=100) as server,
+        serve(Discard(), max_buffered=100_000) as server,
         await Client.to(server.addresses[0]) as client,
     ):
         await client.greet()
         for _ in range(5):
             await client.say(MAIL, RCPT)
-            client.send(b"BDAT 90\r\n" + b"x" * 90)
+            client.send(b"BDAT 90000\r\n" + b"x" * 90_000)
             assert (await client.reply()).code == 250
+            assert server._budget.used >= 90_000 - 65_536
             assert (await client.say(command)).code == 250
         assert server._budget.used == 0
 
@@ -212,14 +213,17 @@ async def test_bdat_before_auth_is_530_and_its_chunk_is_read() -> None:
 async def test_chunks_past_the_buffers_are_452(caplog: pytest.LogCaptureFixture) -> None:
     handler = Collect()
     async with (
-        serve(handler, max_buffered=1000) as server,
+        serve(handler, max_buffered=100_000) as server,
         await Client.to(server.addresses[0]) as client,
     ):
         await client.greet()
         await client.say(MAIL, RCPT)
-        client.send(b"BDAT 600\r\n" + b"x" * 600 + b"BDAT 600 LAST\r\n" + b"x" * 600)
-        first, second = await client.reply(), await client.reply()
-        assert first.code == 250
+        chunk = b"x" * 100_000
+        client.send(b"BDAT 100000\r\n" + chunk)
+        assert (await client.reply()).code == 250
+        assert server._budget.used >= 100_000 - 65_536
+        client.send(b"BDAT 100000 LAST\r\n" + chunk)
+        second = await client.reply()
         assert code_and_enhanced(second) == (452, "4.3.1")
         assert server._budget.used == 0
         assert (await client.deliver()).code == 250

@@ -166,11 +166,12 @@ def test_max_recipients_is_announced_and_kept(tmp_path: Path) -> None:
 
 def test_max_buffered_is_what_all_sessions_hold_together(tmp_path: Path) -> None:
     with (
-        Daemon(*LOCAL, "--max-buffered", "10K", cwd=tmp_path) as daemon,
+        Daemon(*LOCAL, "--max-buffered", "100K", cwd=tmp_path) as daemon,
         daemon.smtp() as first,
         daemon.smtp() as second,
     ):
-        part = ("x" * 70 + "\r\n") * 100  # 7200 bytes: one has room, two have not
+        # 64 KiB of a session are not charged, the rest of 130,000 bytes is: two have no room.
+        part = ("x" * 70 + "\r\n") * 1800
         begin(first)
         first.send(part)
         begin(second)

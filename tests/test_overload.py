@@ -62,20 +62,24 @@ async def test_while_messages_hold_all_memory_nobody_comes_in() -> None:
             await leave.wait()
             return "250 2.0.0 Ok"
 
-    async with serve(Slow(), max_buffered=5000) as server:
-        first = await Client.to(server.addresses[0])
-        await first.greet()
-        await first.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
-        first.send(("x" * 78 + "\r\n") * 60 + ".\r\n")
-        await until(lambda: server.gate.load.buffers[0].used)
+    async with serve(Slow(), max_buffered=1_180_000) as server:
+        clients = [await Client.to(server.addresses[0]) for _ in range(2)]
+        for client in clients:
+            await client.greet()
+            await client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
+            client.send(("x" * 78 + "\r\n") * 7500 + ".\r\n")
+        # 64 KiB of each session are not charged.
+        await until(lambda: server.gate.load.buffers[0].used >= 2 * (600_000 - 65_536))
         async with await Client.to(server.addresses[0]) as second:
             assert "Overloaded" in (await second.reply()).text
         assert server.gate.stats()["refused_max_buffered"] == 1
         leave.set()
-        assert (await first.reply()).code == 250
+        for client in clients:
+            assert (await client.reply()).code == 250
         async with await Client.to(server.addresses[0]) as third:
             assert (await third.reply()).code == 220
-        await first.close()
+        for client in clients:
+            await client.close()
     assert server.gate.load.buffers == []
 
 

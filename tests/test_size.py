@@ -169,7 +169,7 @@ async def test_a_message_that_is_too_large_is_told_after_the_final_dot_and_not_k
 
 async def test_messages_past_the_buffers_are_452_and_the_others_are_not_touched() -> None:
     handler = Collect()
-    async with serve(handler, max_buffered=10_000) as server:
+    async with serve(handler, max_buffered=100_000) as server:
         budget = server._budget
         first = await Client.to(server.addresses[0])
         await first.greet()
@@ -178,7 +178,7 @@ async def test_messages_past_the_buffers_are_452_and_the_others_are_not_touched(
         second = await Client.to(server.addresses[0])
         await second.greet()
         await second.say(MAIL, RCPT, "DATA")
-        second.send(("s" * 78 + "\r\n") * 200)
+        second.send(("s" * 78 + "\r\n") * 4000)
         second.send(".\r\n")
         assert code_and_enhanced(await second.reply()) == (452, "4.3.1")
         first.send(".\r\n")
@@ -191,16 +191,17 @@ async def test_messages_past_the_buffers_are_452_and_the_others_are_not_touched(
 
 
 async def test_with_the_buffers_full_data_is_452_until_they_are_not() -> None:
-    async with serve(Discard(), max_buffered=1000) as server:
+    async with serve(Discard(), max_buffered=100_000) as server:
         budget = server._budget
         client = await Client.to(server.addresses[0])
         await client.greet()
-        await client.say(MAIL, RCPT)
-        budget.used = 1000  # as if others held it
+        await client.say(f"{MAIL} SIZE=80000", RCPT)
+        budget.used = 100_000  # as if others held it
         assert code_and_enhanced(await client.say("DATA")) == (452, "4.3.1")
         budget.used = 0
         assert (await client.say("DATA")).code == 354
-        client.send("x\r\n")
+        client.send(("x" * 78 + "\r\n") * 1000)
+        await until(lambda: budget.used)
         client.reset()
         await until(lambda: not server.gate.count)
         assert budget.used == 0

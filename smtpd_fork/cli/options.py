@@ -54,13 +54,14 @@ _DEFAULT_TEXTS = {
     "hostname": "the system's name",
     "limit_connections": "1000, less where few files may be open",
     "listen": "all, IPv4 and IPv6",
+    "max_buffered_from_ip": "an eighth of --max-buffered, at least a message",
     "log_to": "stderr; detached: syslog",
     "tls_key": "in the same file",
     "user": "",
 }
 
 
-_SIZES = {"max_buffered", "max_line_length", "max_message_size"}
+_SIZES = {"max_buffered", "max_buffered_from_ip", "max_line_length", "max_message_size"}
 
 
 def format_setting(name: str, value: Any) -> Any:
@@ -68,7 +69,7 @@ def format_setting(name: str, value: Any) -> Any:
 
     What has no unit is as it is: a number, a text, true or false, a tuple, None.
     """
-    if name in _SIZES:
+    if name in _SIZES and value is not None:
         return format_size(value)
     if name == "socket_mode":
         return f"{value:04o}"
@@ -191,7 +192,8 @@ OPTIONS = (
     ),
     SettingOption(
         "--min-data-rate", section="Limits", metavar="N",
-        help="Bytes a second that a message has to come with, after a minute; 0: any.",
+        help="Bytes a second that a message has to come with, in each minute from its first byte "
+        "to its end, chunks of BDAT and what is between them included; less gets 421. 0: any.",
     ),
     SettingOption(
         "--handler-timeout", section="Limits", metavar="TIME",
@@ -216,7 +218,14 @@ OPTIONS = (
     ),
     SettingOption(
         "--max-buffered", section="Limits", metavar="SIZE",
-        help="Messages that all sessions hold at once; beyond, they are told 452. 0 is no limit.",
+        help="Memory for messages, recipients and unread replies of all sessions, beyond 64K of "
+        "each session; a message that does not fit gets 452. Past three quarters of it, sessions "
+        "that hold much and are idle get 421, the largest first. 0 is no limit.",
+    ),
+    SettingOption(
+        "--max-buffered-from-ip", section="Limits", metavar="SIZE",
+        help="The same of one client (IPv4 address, or network of --ipv6-prefix) that is not "
+        "exempt; 0 is no limit.",
     ),
     SettingOption(
         "--max-loop-lag", section="Limits", metavar="TIME",

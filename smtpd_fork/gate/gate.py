@@ -328,6 +328,15 @@ class Gate:
         with self._lock:
             return self._client(peer).exempt
 
+    def counted_as(self, peer: Peer) -> str | None:
+        """Return what *peer* is counted by: its address, or its network of IPv6.
+
+        None if it is not: rules about sources leave it alone, or it has no address.
+        """
+        with self._lock:
+            client = self._client(peer)
+        return None if client.exempt else client.source
+
     @property
     def count(self) -> int:
         """Sessions now, in all."""

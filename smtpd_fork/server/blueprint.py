@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from smtpd_fork.smtp import Budget, CurrentTls, Sweep, Tally
     from smtpd_fork.smtp.setup import Setup
 
-__all__ = ["IDENT", "Blueprint", "check_session_class", "shortest_limit"]
+__all__ = ["IDENT", "Blueprint", "buffered_share", "check_session_class", "shortest_limit"]
 
 IDENT = "ESMTP smtpd-fork"
 """What the greeting says behind the host's name; no version, which only an attacker needs."""
+
+SHARES = 8
+"""One client may hold an eighth of ``max_buffered`` by default: two of the largest messages."""
 
 _OURS = {
     "lmtp": "listen=['lmtp:...']",
@@ -204,6 +207,18 @@ def shortest_limit(config: Config) -> float:
     stress = config.stress_timeout or config.timeout
     limits = (config.timeout, config.data_timeout, config.handler_timeout, config.session_timeout)
     return min(stress, *limits)
+
+
+def buffered_share(config: Config) -> int:
+    """Return the bytes that one client's sessions may hold beyond their allowances; 0: any.
+
+    By default a message of the largest size and its envelope are always in it.
+    """
+    if config.max_buffered_from_ip is not None:
+        return config.max_buffered_from_ip
+    if not config.max_message_size:
+        return config.max_buffered // 2
+    return max(config.max_buffered // SHARES, config.max_message_size * 9 // 8)
 
 
 def _limits(config: Config) -> Limits:

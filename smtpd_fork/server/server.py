@@ -22,7 +22,13 @@ from smtpd_fork.listeners import (
     vetting_of,
 )
 from smtpd_fork.net import describe
-from smtpd_fork.server.blueprint import IDENT, Blueprint, check_session_class, shortest_limit
+from smtpd_fork.server.blueprint import (
+    IDENT,
+    Blueprint,
+    buffered_share,
+    check_session_class,
+    shortest_limit,
+)
 from smtpd_fork.server.chains import Chains, chain_of
 from smtpd_fork.server.kick import kick
 from smtpd_fork.server.lag import LagMonitor
@@ -117,7 +123,9 @@ class Server:
         self._tls = TlsKeeper(tls_context)
         self._tls.use(self._tls.plan(self.config, listeners))
         self._session_class = session_class
-        self._budget = Budget(self.config.max_buffered)
+        self._budget = Budget(
+            self.config.max_buffered, buffered_share(self.config), self.gate.counted_as
+        )
         self.tally = tally or Tally()
         self._reporter = client_reporter()
         self.chain.measure(self.tally.timed_sink)
@@ -332,7 +340,7 @@ class Server:
         self.config = config
         self._chains.change(plan.chain, self._sessions)
         self.chain.measure(self.tally.timed_sink)
-        self._budget.limit = config.max_buffered
+        self._budget.limit, self._budget.share = config.max_buffered, buffered_share(config)
         self._sweep.look_for(shortest_limit(config))
         self._stress.seconds = config.stress_timeout
         tls = self._tls.current

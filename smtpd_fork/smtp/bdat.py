@@ -47,11 +47,11 @@ class Chunking(Mail):
             return None
         size, self._chunk_is_last = int(match[1]), match[2] is not None
         if self._chunks is None:
-            self._body_began = self.loop.time()
+            self._pace = self.loop.time(), 0
             self._chunk_fault = self._chunk_fault or self._bdat_fault()
             self._chunks = self._new_content() if self._chunk_fault is None else None
         chunk = Chunk(size, self._chunks)
-        if self._chunks is not None and not self._fits(self._chunks.size + size):
+        if self._chunks is not None and not self._fits(size):
             self._chunks.drop()  # it is read and judged all the same (RFC 3030 2)
             self._charge(chunk)
         if chunk.left:
@@ -81,9 +81,10 @@ class Chunking(Mail):
         return Content(limit, self._line_limit(), self._setup.bare)
 
     def _fits(self, size: int) -> bool:
-        """Whether a message of *size* octets need not be refused, so far."""
-        too_much = 0 < (self.data_size_limit or 0) < size
-        return not too_much and not self._setup.budget.spent
+        """Whether a message need not be refused for *size* octets more."""
+        assert self._chunks is not None
+        too_much = 0 < (self.data_size_limit or 0) < self._chunks.size + size
+        return not too_much and self._has_room(size)
 
     def _received_chunk(self, chunk: Chunk) -> Waiting | None:
         content = self._chunks
@@ -101,7 +102,8 @@ class Chunking(Mail):
             self._chunks = None
             self._chunk_fault = FAULT_REPLIES[fault]
             self._note_fault(fault)
-            self._release_budget()
+            if self._charged:
+                self._charge()
         assert self._chunk_fault is not None
         if self._chunk_is_last:
             self._refuse_message(*self._chunk_fault)

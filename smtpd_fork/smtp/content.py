@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 from enum import Enum
+from sys import getsizeof
 
 __all__ = ["LOOK", "BareNewline", "BodyFault", "Content"]
 
@@ -90,10 +91,10 @@ class Content:
 
     @property
     def held(self) -> int:
-        """Octets that are kept now."""
+        """Bytes of memory that are taken now; a buffer that grows takes some in advance."""
         if self._first is not None:
             return len(self._first)
-        return self._out.tell() if self._out is not None else 0
+        return getsizeof(self._out) if self._out is not None else 0
 
     @property
     def fault(self) -> BodyFault | None:

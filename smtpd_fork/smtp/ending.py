@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from smtpd_fork.gate.verdict import shutdown_reply
+from smtpd_fork.gate.verdict import reply_line, shutdown_reply
 from smtpd_fork.smtp.work import Work
 
 __all__ = ["LINGER_SECONDS", "Ending"]
@@ -31,7 +31,6 @@ class Ending(Work):
         self._closing = True
         self._leave_rest()
         self._forget_input()
-        self._release_budget()
         if self.transport is not None:
             self.deadline = self.loop.time() + LINGER_SECONDS
             deaf = self._eof or self._tls_protocol is not None or self.transport.is_closing()
@@ -40,6 +39,7 @@ class Ending(Work):
             else:
                 self.transport.close()
         if self._task is None:
+            self._set_rset_state()
             self._tell_ended()
 
     def _forget_input(self) -> None:
@@ -92,6 +92,19 @@ class Ending(Work):
         elif self.transport is not None and self._task is None and not self._turn_pending:
             self._advance()
 
+    def give_way(self, held: int) -> bool:
+        """End, as memory is short and this session holds much of it without going on.
+
+        :param held: how much, in bytes
+        :returns: False if that cannot be: a handler works for it
+        """
+        if self._closing or (self._task is not None and self._awaited_line is None):
+            return False
+        text = "Insufficient system storage, closing connection"
+        reply = reply_line(421, "4.3.1", self.hostname, text)
+        self.make_room(reply, f"memory is short, it was idle and held {held} bytes")
+        return True
+
     @property
     def kicked(self) -> bool:
         """Whether an administrator has ended it."""
@@ -122,7 +135,7 @@ class Ending(Work):
             self.shut_down()
 
     def make_room(self, reply: bytes, reason: str) -> None:
-        """Say *reply* and close: another client needs the slot, and this one does nothing."""
+        """Say *reply* and close: other clients need what this one has and does nothing with."""
         self._report(logging.INFO, "ended to make room", reason)
         self._out.clear()
         self._put_raw(reply)

@@ -37,8 +37,9 @@ __all__ = ["EVENTS_A_TURN", "HELD_INPUT", "Engine"]
 
 log = logging.getLogger("smtpd_fork.session")
 
-RATE_GRACE_SECONDS = 60.0
-"""How long a message may take before its rate counts: a slow start is no attack."""
+PACE_SECONDS = 60.0
+"""How long at least the rate of a message is taken over: neither a slow start nor a pause is an
+attack. It is not taken over all of the message: a client that has sent much could stop for long."""
 
 COMMAND_SECONDS = 60.0
 """Time for a command from its first byte to its end, if ``--timeout`` is not shorter: nginx has
@@ -169,7 +170,8 @@ class Engine(Ending):
             self._sweep.forget(self)
             self._forget_input()
             self._out.clear()
-            self._release_budget()
+            if self._charged and self._task is None:
+                self._set_rset_state()
             if self._task is not None or "DISCONNECT" in self._setup.hooks:
                 self._end_task()
             else:
@@ -252,6 +254,7 @@ class Engine(Ending):
         self._flush()
         if self._framer.pending > HELD_INPUT:
             self._pause_reading()
+            self._charge()
 
     def _short(self, data: bytes) -> bytes:
         """Act on what mostly comes; return what has to take the long way."""
@@ -371,8 +374,16 @@ class Engine(Ending):
         self.idle_since = now = self.loop.time()
         self.deadline = self._soonest(now + limits.data_seconds)
         self._charge(reading)
-        elapsed = now - self._body_began
-        if elapsed > RATE_GRACE_SECONDS and reading.size < elapsed * limits.data_rate:
+        self._see_pace(now, reading.size)
+
+    def _see_pace(self, now: float, came: int) -> None:
+        """End a session whose message has come too slowly, by what the last minute brought."""
+        since, before = self._pace
+        seconds = now - since
+        if seconds < PACE_SECONDS:
+            return
+        self._pace = now, came
+        if came - before < seconds * self._setup.limits.data_rate:
             self._report(logging.INFO, "the message comes too slowly")
             self._time_out()
 
@@ -380,8 +391,13 @@ class Engine(Ending):
         """Wait for the next command, or for the rest of one that has begun."""
         now = self.loop.time()
         seconds = self._setup.limits.command_seconds
+        if self._charged:
+            self._charge()
+        if self._chunks is not None:
+            seconds = min(seconds, self._setup.limits.data_seconds)
+            self._see_pace(now, self._chunks.size)
         if self._framer.idle:
-            self._at_rest = self._may_rest()
+            self._at_rest = self._chunks is None and self._may_rest()
             self.idle_since = now
             self.deadline = self._soonest(now + seconds)
         elif not self._command_began:

@@ -11,8 +11,9 @@ from warnings import warn
 from aiosmtpd.smtp import MISSING, syntax
 
 from smtpd_fork.smtp.body import Body
+from smtpd_fork.smtp.budget import ALLOWANCE
 from smtpd_fork.smtp.content import BodyFault, Content
-from smtpd_fork.smtp.envelope import Envelope
+from smtpd_fork.smtp.envelope import Envelope, weight
 from smtpd_fork.smtp.hello import Hello
 from smtpd_fork.smtp.params import Params, mail_fault, parse_params, rcpt_fault
 from smtpd_fork.smtp.path import NULL, parse_path
@@ -228,6 +229,8 @@ class Mail(Hello):
             self._overshoot += 1
             excused = self._overshoot <= OVERSHOOT
             self._say(452, "4.5.3", "Too many recipients", counted=not excused)
+        elif self._charged and not self._setup.budget.has_room(self, 1):
+            self._say(*FAULT_REPLIES[BodyFault.NO_ROOM])
         elif not self._ascii_unless(address, allowed=envelope.smtp_utf8):
             pass
         elif "RCPT" in self._setup.hooks:
@@ -248,6 +251,13 @@ class Mail(Hello):
             envelope.rcpt_params.append(params)
         if params:
             envelope.rcpt_options.extend(_upper_words(params))
+        self._weigh_recipient(address, params)
+
+    def _weigh_recipient(self, address: str, params: Params) -> None:
+        """Add a recipient to what is held for the client."""
+        self._envelope_bytes += weight(address, params)
+        if self._envelope_bytes > ALLOWANCE:
+            self._charge()
 
     def _judge_recipient(self, address: str, params: Params, known: int, status: Any) -> None:
         """Take a recipient, unless a handler has had its say; *known* were there before it."""
@@ -258,6 +268,7 @@ class Mail(Hello):
         envelope = self.envelope
         if isinstance(envelope, Envelope) and len(envelope.rcpt_tos) == known + 1:
             envelope.rcpt_params.append(params)  # the hook took the address itself
+            self._weigh_recipient(address, params)
         if status[0] == "2":
             self._count_recipient()
         self._put(status)
@@ -281,11 +292,11 @@ class Mail(Hello):
             self._say(503, "5.5.1", "Error: BDAT has begun")
         elif isinstance(envelope, Envelope) and envelope.body == "BINARYMIME":
             self._say(503, "5.5.1", "Error: BINARYMIME takes BDAT")
-        elif self._setup.budget.limit and not self._has_room():
+        elif not self._has_room(self._declared()):
             self._setup.tally.no_room += 1
             self._say(*FAULT_REPLIES[BodyFault.NO_ROOM])
         else:
-            self._body_began = self.loop.time()
+            self._pace = self.loop.time(), 0
             self._expect(Body(self.data_size_limit or 0, self._line_limit(), self._setup.bare))
             self._out.append(b"354 End data with <CR><LF>.<CR><LF>\r\n")
         return None
@@ -304,17 +315,22 @@ class Mail(Hello):
         limits = [self.line_length_limit, self._setup.limits.line]
         return min(filter(None, limits), default=0)
 
-    def _has_room(self) -> bool:
-        """Whether a message of the size that MAIL declared can be held now."""
-        budget = self._setup.budget
-        declared = 0
+    def _declared(self) -> int:
+        """Return the size of the message that MAIL declared."""
         if isinstance(self.envelope, Envelope):
-            declared = int(self.envelope.mail_params.get("SIZE", 0))
-        return not budget.spent and budget.used + declared <= budget.limit
+            return int(self.envelope.mail_params.get("SIZE", 0))
+        return 0
+
+    def _has_room(self, more: int) -> bool:
+        """Whether so many bytes more can be held now; of a message some may be here already."""
+        more = max(0, more - self._framer.pending)
+        charge = self._held() + more - ALLOWANCE - self._charged
+        return charge <= 0 or self._setup.budget.has_room(self, charge)
 
     def _received(self, message: Body | Chunk) -> Waiting | None:
         """Take a message, or a part of one, that is complete."""
-        self._charge(message)
+        if self._charged or message.size + self._envelope_bytes > ALLOWANCE:
+            self._charge(message)
         assert isinstance(message, Body)  # chunks are another floor's
         return self._deliver(message)
 
@@ -358,13 +374,19 @@ class Mail(Hello):
         envelope.content = content
         envelope.original_content = original
         if "DATA" in self._setup.hooks:
-            self._message_in_hand = True
+            self._take_in_hand()
             return self._ask("DATA", self._say_delivered)
         if hasattr(self.event_handler, "process_message"):
-            self._message_in_hand = True
+            self._take_in_hand()
             return self._process_message()
         self._say_delivered(MISSING)
         return None
+
+    def _take_in_hand(self) -> None:
+        """Hold a message until a handler has answered."""
+        self._message_in_hand = True
+        if self._charged:
+            self._charge()
 
     def _decoded(self, content: bytes) -> str:
         if self.enable_SMTPUTF8:

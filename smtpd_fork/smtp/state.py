@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Protocol
 
 import aiosmtpd.smtp
 
 from smtpd_fork.gate import ClientLine
 from smtpd_fork.net import describe
+from smtpd_fork.smtp.budget import ALLOWANCE
 from smtpd_fork.smtp.envelope import Envelope
 from smtpd_fork.smtp.framer import Chunk, Framer
 from smtpd_fork.smtp.reply import sendable
@@ -95,11 +97,15 @@ class State(aiosmtpd.smtp.SMTP):
     _rejects = 0
     """Commands that were refused so far, beside those that count as errors."""
     _charged = 0
-    _body_began = 0.0
     idle_since = 0.0
     """Since when the session waits for its client: for a command, or for more of a message."""
     _steps = (-1, 0)
     _stuck_since = 0.0
+    """Bytes that are charged to the budget."""
+    _envelope_bytes = 0
+    """About what the recipients take; see :mod:`smtpd_fork.smtp.envelope`."""
+    _pace = (0.0, 0)
+    """When the message in hand was last seen to come fast enough, and its bytes then."""
     _command_began = 0.0
     """When the first byte of a command came whose end has not; 0 without one."""
     _at_rest = False
@@ -130,6 +136,11 @@ class State(aiosmtpd.smtp.SMTP):
     def rename(self, name: str) -> None:
         """Go on under the id by which the client was known before it had a session."""
         self._session_id = name
+
+    @property
+    def peer(self) -> Peer:
+        """The client, as accept(2) or a PROXY header named it."""
+        return self._peer
 
     @property
     def helo(self) -> str:
@@ -206,7 +217,9 @@ class State(aiosmtpd.smtp.SMTP):
     def _set_rset_state(self) -> None:
         """End the transaction: nothing of it is held any more, and nothing charged."""
         self._set_post_data_state()
-        self._release_budget()
+        self._envelope_bytes = 0
+        if self._charged:
+            self._charge()
 
     # -- output --------------------------------------------------------------------------------
 
@@ -312,16 +325,23 @@ class State(aiosmtpd.smtp.SMTP):
         self._blocked = True
         self._leave_rest()
         self._pause_reading()
+        self._charge()
 
     def resume_writing(self) -> None:
         """Go on (asyncio.BaseProtocol)."""
         self._blocked = False
+        if self._charged:
+            self._charge()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         if self._task is None and not self._turn_pending and not self._lost:
             self._advance()
 
     def _close(self, *, interrupting: bool = False) -> None:
+        raise NotImplementedError
+
+    def give_way(self, held: int) -> bool:
+        """End, as memory is short (see :mod:`smtpd_fork.smtp.budget`)."""
         raise NotImplementedError
 
     def _pause_reading(self) -> None:
@@ -332,18 +352,37 @@ class State(aiosmtpd.smtp.SMTP):
 
     # -- memory --------------------------------------------------------------------------------
 
-    def _charge(self, reading: Body | Chunk) -> None:
-        """Count what is held of a message; past the budget it is no longer held."""
-        held = reading.held
-        budget = self._setup.budget
-        budget.used += held - self._charged
-        self._charged = held
-        if budget.spent and held:
-            budget.used -= held
-            self._charged = 0
-            reading.drop()
+    def _charge(self, message: Body | Chunk | None = None) -> None:
+        """Charge all that is held for the client, beyond what each session may hold.
 
-    def _release_budget(self) -> None:
-        if self._charged:
-            self._setup.budget.used -= self._charged
-            self._charged = 0
+        Past the budget a message that is not complete is no longer held.
+
+        :param message: that has just been completed; default: the one that is to be, if any
+        """
+        held = self._held(message) - ALLOWANCE
+        if held <= 0 and not self._charged:
+            return  # as mostly
+        self._charged = max(held, 0)
+        if self._setup.budget.hold(self, self._charged):
+            return
+        content = message or self._framer.reading or self._chunks
+        if content is not None and content.held:
+            self._report(logging.INFO, "no memory for the message")
+            content.drop()
+            self._charge(message)
+
+    def _held(self, message: Body | Chunk | None = None) -> int:
+        """Return about how many bytes are held for the client.
+
+        What has a small bound of its own is not in it: names, one command, the responses of AUTH.
+        """
+        held = self._envelope_bytes + self._framer.pending
+        content = message or self._framer.reading or self._chunks
+        if content is not None:
+            held += content.held
+        if self._message_in_hand and self._envelope is not None:
+            text, original = self._envelope.content, self._envelope.original_content
+            held += len(original or b"") + (getsizeof(text) if text is not original else 0)
+        if self._blocked and self.transport is not None:
+            held += self.transport.get_write_buffer_size()
+        return held

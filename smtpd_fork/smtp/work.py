@@ -111,6 +111,7 @@ class Work(State):
             if self._task is None:
                 self._let_go()
         elif self._closing:
+            self._set_rset_state()
             self._tell_ended()
         elif self._kicked:
             self._take_leave()
@@ -169,8 +170,7 @@ class Work(State):
         if self._message_in_hand:
             self._setup.tally.failed += 1
             replies = self._replies_owed()
-            self._set_post_data_state()  # RFC 5321 4.1.1.4
-            self._release_budget()
+            self._set_rset_state()  # RFC 5321 4.1.1.4
         self._put_verdict([status] * replies)
 
     async def handle_exception(self, error: Exception) -> str:
@@ -251,6 +251,8 @@ class Work(State):
         collector comes too late: a client can make sessions faster, each with a message.
         """
         self._envelope = self._context = None
+        if self._charged:
+            self._set_rset_state()
         if isinstance(self.session, Session):
             self.session.forget_transport()
         self._tell_ended()
