@@ -298,6 +298,24 @@ async def test_lmtp_replies_go_to_the_recipients_that_were_accepted() -> None:
         assert_well_formed(await everything(client), 2)
 
 
+async def test_in_lmtp_what_comes_behind_a_message_is_answered_once() -> None:
+    async with (
+        serve(Discard(), listen=["lmtp:127.0.0.1:0"]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.reply()
+        recipients = ["RCPT TO:<b@example.com>"] * 3
+        for end in ("DATA\r\nx\r\n.\r\n", "BDAT 3 LAST\r\nx\r\n"):
+            await client.say("LHLO x", "MAIL FROM:<a@b.c>", *recipients)
+            client.send(end)
+            codes = [(await client.reply()).code for _ in range(3 + end.startswith("DATA"))]
+            assert codes[-3:] == [250] * 3
+            assert (await client.say("BDAT 0 LAST")).code == 503
+            assert (await client.say("DATA")).code == 503
+        client.send("QUIT\r\n")
+        assert_well_formed(await everything(client), 1)
+
+
 @pytest.mark.parametrize("old", [False, True])
 async def test_an_ehlo_hooks_lines_are_one_reply(old: bool) -> None:
     class New(Discard):

@@ -188,17 +188,23 @@ async def test_a_subclass_that_fails_after_its_reply_sends_no_second_one(
             await self.push("250 ok")
             raise ValueError("after the reply")
 
+        async def smtp_XHELO(self, arg: str | None) -> None:
+            if await self.check_auth_needed("XHELO") or await self.check_helo_needed():
+                raise ValueError("after the reply as well")
+
         async def smtp_XHALF(self, arg: str | None) -> None:
             await self.push("451-half")
             raise ValueError("in the middle of it")
 
     async with serve(Collect(), session_class=Fails) as server:
         async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
+            await client.reply()
+            client.send("XHELO\r\nEHLO x\r\n")
+            assert await replies(client, 2) == [503, 250]
             assert (await client.deliver()).code == 250
             client.send("XFOO\r\nXHALF\r\nNOOP\r\n")
             assert await replies(client, 3) == [250, 451, 250]
-    assert [record.levelno for record in caplog.records if record.exc_info] == [logging.ERROR] * 3
+    assert [record.levelno for record in caplog.records if record.exc_info] == [logging.ERROR] * 4
 
 
 async def test_bdat_does_not_go_around_a_subclasss_data(data: type[Data]) -> None:

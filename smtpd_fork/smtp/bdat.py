@@ -35,6 +35,8 @@ class Chunking(Mail):
 
     def _set_post_data_state(self) -> None:
         self._envelope = None
+        if self._accepted:
+            self._accepted = 0
         if self._chunks is not None or self._chunk_fault is not None:
             self._chunks = self._chunk_fault = None
 

@@ -276,7 +276,7 @@ class SMTP(Short):
         try:
             await getattr(self, f"smtp_{name}")(arg)
         except BaseException as error:
-            if not self._answered or self._is_end(error):
+            if not (self._answered or self._out) or self._is_end(error):
                 raise
             # A second reply would be taken for that of the client's next command.
             text = "[%s] smtp_%s failed after its reply"
