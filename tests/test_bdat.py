@@ -51,6 +51,28 @@ async def test_a_chunk_may_hold_any_bytes_and_hides_commands() -> None:
     assert handler.envelopes[0].body == "BINARYMIME"
 
 
+BINARY = b"\r\n.\r\n\n\r\0" + b"x" * 2000 + b"\r"
+
+
+@pytest.mark.parametrize("mode", ["normalize", "reject", "accept"])
+async def test_binary_content_has_no_line_ends_to_normalize_and_no_lines_to_limit(
+    mode: str,
+) -> None:
+    """RFC 3030 3."""
+    handler = Collect()
+    async with (
+        serve(handler, bare_newline=mode, max_line_length=1000) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(f"{MAIL} BODY=BINARYMIME", RCPT)
+        half = len(BINARY) // 2
+        client.send(b"BDAT %d\r\n%b" % (half, BINARY[:half]))
+        client.send(b"BDAT %d LAST\r\n%b" % (len(BINARY) - half, BINARY[half:]))
+        assert await replies(client, 2) == [250, 250]
+    assert handler.messages == [BINARY]
+
+
 async def test_chunks_that_are_too_much_are_552_behind_the_chunk_and_the_session_goes_on() -> None:
     handler = Collect()
     async with (

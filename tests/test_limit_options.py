@@ -83,6 +83,18 @@ def test_tls_handshake_timeout_ends_a_handshake_that_stalls(
         assert time.monotonic() - begun < 5
 
 
+def test_max_line_length_is_kept(tmp_path: Path) -> None:
+    with (
+        Daemon(*LOCAL, "--max-line-length", "1K", cwd=tmp_path) as daemon,
+        daemon.smtp() as client,
+    ):
+        client.ehlo()
+        for length, code in ((1022, 250), (1023, 500)):
+            client.mail("a@example.com")
+            client.rcpt("b@example.com")
+            assert client.data("x" * length + "\r\n")[0] == code
+
+
 def test_max_message_size_is_announced_and_kept(tmp_path: Path) -> None:
     with (
         Daemon(*LOCAL, "--max-message-size", "10K", cwd=tmp_path) as daemon,

@@ -64,6 +64,19 @@ async def test_a_message_that_is_not_accepted_is_so_for_every_recipient() -> Non
         assert (await client.say("NOOP")).code == 250
 
 
+async def test_chunks_that_are_not_accepted_are_so_for_every_recipient_behind_the_last() -> None:
+    """RFC 2033 4.2: BDAT LAST has as many replies as the final dot, another BDAT has one."""
+    options = {"listen": ["lmtp:127.0.0.1:0"], "max_message_size": 100}
+    async with (
+        serve(Discard(), **options) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.reply()
+        await client.say("LHLO x", "MAIL FROM:<a@b.c>", "RCPT TO:<b@b.c>", "RCPT TO:<c@b.c>")
+        client.send("BDAT 101\r\n" + "x" * 101 + "BDAT 1 LAST\r\nxNOOP\r\n")
+        assert [(await client.reply()).code for _ in range(4)] == [552, 552, 552, 250]
+
+
 async def test_a_handler_that_fails_fails_for_every_recipient() -> None:
     class Broken:
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:

@@ -10,6 +10,7 @@ from support.client import MAIL, RCPT, Client, code_and_enhanced
 from support.handlers import Collect
 from support.server import serve, until
 
+from smtpd_fork.config import Config
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import SMTP, Tally
 
@@ -88,6 +89,15 @@ class ShortLines(SMTP):
     """Sets aiosmtpd's attribute, as its users do."""
 
     line_length_limit = 20
+
+
+async def test_a_reload_changes_the_limit_of_lines_for_new_sessions() -> None:
+    async with serve(Discard()) as server:
+        for limit, code in ((10, 500), (0, 250)):
+            await server.reload(Config.build({"listen": ["127.0.0.1:0"], "max_line_length": limit}))
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                assert (await client.deliver("x" * 100 + "\r\n")).code == code
 
 
 @pytest.mark.parametrize(("option", "length", "code"), [(0, 18, 250), (0, 19, 500), (10, 9, 500)])
@@ -188,6 +198,23 @@ async def test_messages_past_the_buffers_are_452_and_the_others_are_not_touched(
         await first.close()
         await second.close()
     assert handler.messages[0] == b"f" * 70 + b"\r\n"
+
+
+@pytest.mark.parametrize(("buffered", "code"), [(2100, 250), (1900, 452)])
+@pytest.mark.parametrize("command", ["DATA", "BDAT"])
+async def test_the_buffers_are_charged_for_what_normalizing_adds(
+    buffered: int, code: int, command: str
+) -> None:
+    async with (
+        serve(Discard(), max_buffered=buffered) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say(MAIL, RCPT)
+        client.send(sent_by(command, "\n" * 998 + "\r\n"))
+        replies = [await client.reply() for _ in range(1 + (command == "DATA"))]
+        assert replies[-1].code == code
+        assert server._budget.used == 0
 
 
 async def test_with_the_buffers_full_data_is_452_until_they_are_not() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import smtplib
 from itertools import product
 from typing import Any
 
@@ -137,6 +138,32 @@ async def test_the_end_is_found_in_single_bytes(mode: str) -> None:
             await client.writer.drain()
         assert (await client.reply()).code == 250
     assert handler.messages == [("a@example.com", b"x\r\n.\r\ny\r\n")]
+
+
+async def test_by_default_what_was_one_message_is_one_for_the_next_hop_as_well() -> None:
+    """A handler gets the text without doubled dots; smtplib doubles them again."""
+    behind = Collect()
+
+    class Relay(Collect):
+        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+            await super().handle_DATA(server, session, envelope)
+            return await asyncio.to_thread(pass_on, envelope.content)
+
+    def pass_on(content: bytes) -> str:
+        with smtplib.SMTP(*second.addresses[0][:2]) as relay:
+            relay.sendmail("a@example.com", ["b@example.com"], content)
+        return "250 2.0.0 Ok"
+
+    before = Relay()
+    async with serve(behind) as second, serve(before) as first:
+        async with await Client.to(first.addresses[0]) as client:
+            await client.greet()
+            for variant in VARIANTS:
+                text = f"first{variant.values[0]}.{variant.values[1]}{SMUGGLED}\r\nDATA\r\nx"
+                if variant.values != ("\r\n", "\r\n"):
+                    assert (await client.deliver(f"{text}\r\n", to="b@example.com")).code == 250
+    assert len(before.messages) == len(VARIANTS) - 1
+    assert behind.messages == before.messages
 
 
 # -- commands --------------------------------------------------------------------------------------

@@ -311,9 +311,9 @@ class Mail(Hello):
         self._framer.expect(reading)
 
     def _line_limit(self) -> int:
-        """Return how long a line of a message may be: the option's limit and the class's count."""
-        limits = [self.line_length_limit, self._setup.limits.line]
-        return min(filter(None, limits), default=0)
+        """Return how long a line of a message may be, by the class and by the option; 0: any."""
+        own, option = self.line_length_limit, self._setup.limits.line
+        return min(own, option) if own and option else own or option
 
     def _declared(self) -> int:
         """Return the size of the message that MAIL declared."""
