@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiosmtpd.handlers import Proxy as AiosmtpdProxy
 from support.client import MAIL, RCPT, Client, code_and_enhanced, replies
 from support.handlers import Collect
 from support.server import serve
 
-from smtpd_fork.sinks import Discard
+from smtpd_fork import Server
+from smtpd_fork.sinks import Debug, Discard, Maildir
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from support.tls import Certificates
+
+
+class Plain:
+    """A handler that does not know of binary messages."""
+
+    async def handle_DATA(self, *args: Any) -> str:
+        return "250 2.0.0 Ok"
 
 
 async def test_a_message_comes_in_chunks() -> None:
@@ -24,6 +35,31 @@ async def test_a_message_comes_in_chunks() -> None:
         assert await replies(client, 4) == [250, 250, 250, 250]
         assert (await client.say(RCPT)).code == 503
     assert handler.messages == [b"first.\r\n.\r\nlast\r\n"]
+
+
+@pytest.mark.parametrize(
+    ("handlers", "offered"),
+    [
+        (Discard(), True),
+        (Maildir, True),
+        (Debug(), True),
+        (AiosmtpdProxy("127.0.0.1", 25), False),
+        ([Collect(), Discard()], True),
+        ([Plain(), Discard()], False),  # it may take a message
+        ([Discard(), Plain()], True),  # it sees none
+    ],
+)
+async def test_binarymime_is_offered_where_every_octet_is_kept(
+    handlers: Any, offered: bool, tmp_path: Path
+) -> None:
+    chosen = Maildir(tmp_path) if handlers is Maildir else handlers
+    async with (
+        Server(chosen, listen=["127.0.0.1:0"], hostname="mx.example.com") as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        assert ("BINARYMIME" in (await client.greet()).lines) is offered
+        reply = await client.say(f"{MAIL} BODY=BINARYMIME")
+        assert reply.code == (250 if offered else 501)
 
 
 async def test_an_empty_last_chunk_ends_a_message() -> None:

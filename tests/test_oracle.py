@@ -47,7 +47,6 @@ PATHS = (
 )
 ERRORS = "what a handler raises is 451, the client may try again, and its text stays in the log"
 MORE_LINES = "EHLO offers, and HELP lists, extensions that aiosmtpd does not have"
-BODIES = "BODY=BINARYMIME is known (RFC 3030), so the list of its values is longer"
 WRITER = "there is no StreamWriter `_writer`, which is private: the session is a protocol"
 LOGS = "the log is 'smtpd_fork.session' with lines of its own, and has no credentials in it"
 BATCH = "the replies to what came in one packet go out in one write, and the test counts writes"
@@ -68,9 +67,6 @@ DIVERGENCES: dict[str, str] = {
     r"test_smtp::TestRequiredAuthentication::test_help_authenticated": MORE_LINES,
     r"test_starttls::TestStartTLS::test_help_after_starttls": MORE_LINES,
     r"test_lmtp::test_(lhlo|help)": MORE_LINES,
-    r"test_smtp::TestSMTPNonDecoding::test_mail_invalid_body_param": BODIES,
-    r"test_smtp::TestSMTPWithController::test_mail_invalid_body": BODIES,
-    r"test_smtp::TestCustomization::test_mail_invalid_body_param": BODIES,
     # line ends, encodings and what is too long
     r"test_smtp::TestSMTPWithController::test_bad_encodings": (
         "a command with invalid UTF-8 is refused (RFC 6531), not handed on with surrogates in it"

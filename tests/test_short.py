@@ -55,7 +55,7 @@ STREAMS = st.lists(
 class OnlyData:
     """Without hooks, but for the message."""
 
-    supports_dsn = True
+    supports_dsn = supports_binarymime = True
 
     def __init__(self) -> None:
         self.got: list[Any] = []

@@ -59,10 +59,10 @@ class Chain:
         for name in ("handle_exception", "process_message"):
             self._take_over(name)
         takers = [handler for handler in self._reachable if _takes_messages(handler)]
-        self.supports_dsn = bool(takers) and all(
-            getattr(handler, "supports_dsn", False) for handler in takers
-        )
-        """Whether whoever takes a message passes on what the client asks for by DSN."""
+        self.supports_dsn = _all_have("supports_dsn", takers)
+        """Whether each handler that may take a message sees to what a client asks for by DSN."""
+        self.supports_binarymime = _all_have("supports_binarymime", takers)
+        """Whether each handler that may take a message keeps every octet of a binary one."""
         for handler in handlers:
             for name in dir(handler):
                 if name.startswith("auth_") and not hasattr(self, name):
@@ -121,6 +121,10 @@ def _hook_of(handler: Any, name: str) -> Hook | None:
     if name == "handle_DATA" and isinstance(handler, AiosmtpdSink):
         return getattr(handler, name, _taken)
     return getattr(handler, name, None)
+
+
+def _all_have(name: str, handlers: Sequence[Any]) -> bool:
+    return bool(handlers) and all(getattr(handler, name, False) for handler in handlers)
 
 
 def _takes_messages(handler: Any) -> bool:

@@ -17,9 +17,12 @@ class Sink(ABC):
 
     :cvar supports_dsn: whether it passes on what a client asks for by DSN (RFC 3461: RET, ENVID,
         NOTIFY, ORCPT), or sends the notifications itself; else DSN is not offered
+    :cvar supports_binarymime: whether it keeps every octet of a message with BODY=BINARYMIME
+        (RFC 3030), which is not made of lines; else BINARYMIME is not offered
     """
 
     supports_dsn = False
+    supports_binarymime = False
 
     def prepare(self) -> None:  # noqa: B027 - most sinks need nothing
         """Make what the sink needs; called before the first message, and after privileges fell.

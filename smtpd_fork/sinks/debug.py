@@ -21,6 +21,8 @@ class Debug(Sink):
     :param stream: where to; default: standard output, as it is when the message comes
     """
 
+    supports_binarymime = True
+
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
 

@@ -16,6 +16,8 @@ __all__ = ["Discard"]
 class Discard(Sink):
     """Takes every message and keeps none."""
 
+    supports_binarymime = True
+
     async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> str:
         """Forget a message."""
         return "250 2.0.0 Ok: discarded"

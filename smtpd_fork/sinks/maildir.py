@@ -74,6 +74,8 @@ class Maildir(Sink):
     :param writers: how many messages are written at once
     """
 
+    supports_binarymime = True
+
     def __init__(self, path: str | os.PathLike[str], *, writers: int = WRITERS) -> None:
         # Absolute at once: a daemon's working directory becomes / later.
         self.path = Path(path).expanduser().absolute()

@@ -142,7 +142,7 @@ class Hello(Engine):
         replies.append("250-PIPELINING")
         if self._setup.chunking:
             replies.append("250-CHUNKING")
-        if self._setup.chunking and not self._decode_data:
+        if self._setup.binarymime and not self._decode_data:
             replies.append("250-BINARYMIME")
         if self._setup.dsn:
             replies.append("250-DSN")

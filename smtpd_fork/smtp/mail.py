@@ -139,7 +139,7 @@ class Mail(Hello):
         if not params:
             return self._ascii_unless(address, allowed=False)
         body = str(params.get("BODY", "7BIT")).upper()
-        bodies = _BODIES if self._setup.chunking else _BODIES[:2]
+        bodies = _BODIES if self._setup.binarymime else _BODIES[:2]
         if "BODY" in params and not self._decode_data and body not in bodies:
             self._say(501, "5.5.4", f"Error: BODY can only be one of {', '.join(bodies)}")
         elif params.get("SMTPUTF8", True) is not True:

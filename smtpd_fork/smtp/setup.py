@@ -130,6 +130,8 @@ class Setup:
         """Whether BDAT is offered: not where it would go around a subclass's smtp_DATA."""
         if not self.chunking:
             self.methods.remove("BDAT")
+        self.binarymime = self.chunking and bool(getattr(handler, "supports_binarymime", False))
+        """Whether EHLO offers BINARYMIME, and MAIL takes it: the handler has to say so."""
         self.dsn = bool(getattr(handler, "supports_dsn", False))
         """Whether EHLO offers DSN, and its parameters are taken: the handler has to say so."""
         self.auth_names = _auth_names(

@@ -10,7 +10,7 @@ from smtpd_fork.sinks import Discard
 class Collect:
     """Takes every message, and keeps the envelopes that it is handed."""
 
-    supports_dsn = True
+    supports_dsn = supports_binarymime = True
 
     def __init__(self) -> None:
         self.envelopes: list[Any] = []

@@ -29,7 +29,7 @@ BEGIN = ("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
 class Keep:
     """Takes all messages, and what hooks are given."""
 
-    supports_dsn = True
+    supports_dsn = supports_binarymime = True
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
