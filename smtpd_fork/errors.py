@@ -66,7 +66,7 @@ MEANINGS = {
     ExitStatus.SOFTWARE: "A fault of this program.",
     ExitStatus.OS_ERROR: "The system said no: a port is taken, there are no more processes.",
     ExitStatus.CANNOT_CREATE: "A pid-file, a socket, a Maildir or a log that cannot be made.",
-    ExitStatus.CUT: "Stopped as it was told, and sessions were cut: their time was over.",
+    ExitStatus.CUT: "Stopped as it was told, and sessions were cut, or a handler that hung.",
     ExitStatus.PROTOCOL: "What answers on the control socket speaks another language.",
     ExitStatus.NOT_PERMITTED: "It takes privileges that the process does not have.",
     ExitStatus.CONFIG: "A setting that cannot be had, or a fault of the file of --config.",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any
 
+    from smtpd_fork.cli.ending import Ending
     from smtpd_fork.cli.given import Given
     from smtpd_fork.cli.holdings import Holdings
     from smtpd_fork.config import DaemonConfig
@@ -44,6 +45,7 @@ def serve(
     given: Given,
     config: DaemonConfig,
     holdings: Holdings,
+    ending: Ending,
     *,
     ready: Callable[[], None] | None = None,
 ) -> ExitStatus:
@@ -52,19 +54,25 @@ def serve(
     :param given: the settings, and where they came from
     :param config: the same, read
     :param holdings: what the process has besides, and may hand over (SIGUSR2)
+    :param ending: sees that the process ends, whatever a handler does
     :param ready: called once it serves
     :returns: how it ended
     :raises SmtpdForkError: it cannot start
     """
     log_unraisable()
+    service = _Service(server, given, config, holdings, ending)
     with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
-        cut = _run_to_its_end(
-            runner.get_loop(), _Service(server, given, config, holdings).run(ready)
-        )
+        try:
+            cut = _run_to_its_end(runner.get_loop(), service.run(ready), ending)
+        finally:
+            ending.server_has_stopped()
+    ending.loop_has_ended()
     return ExitStatus.CUT if cut else ExitStatus.OK
 
 
-def _run_to_its_end(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, int]) -> int:
+def _run_to_its_end(
+    loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, int], ending: Ending
+) -> int:
     """Run *main*; a task or callback of a handler that calls sys.exit() ends only itself.
 
     asyncio lets SystemExit and KeyboardInterrupt of any task out of the loop. Signals never come
@@ -78,6 +86,7 @@ def _run_to_its_end(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, i
             if task.done():
                 raise
             log.exception("a task or callback of a handler tried to end the process")
+            loop.call_soon(ending.listen, _STOP)
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -103,9 +112,15 @@ class _Service:
     """One process's time in the loop, from start to end; see :func:`serve`."""
 
     def __init__(
-        self, server: Server, given: Given, config: DaemonConfig, holdings: Holdings
+        self,
+        server: Server,
+        given: Given,
+        config: DaemonConfig,
+        holdings: Holdings,
+        ending: Ending,
     ) -> None:
         self._server = server
+        self._ending = ending
         self._holdings = holdings
         self._words: Words = asyncio.Queue()
         self._companions = Companions(
@@ -159,6 +174,7 @@ class _Service:
             loop.add_signal_handler(number, self._words.put_nowait, number)
         loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)
         loop.add_signal_handler(signal.SIGUSR2, self._takeover.ask)
+        self._ending.listen(_STOP)
 
     async def _start(self) -> None:
         """Begin to serve; or, in another process's place, when that one lets go.
@@ -192,7 +208,10 @@ class _Service:
         log.info("%d sessions go on here until they end", self._server.sessions)
         signalled = await self._until(self._server.leave(), "the last session has ended", None)
         await self._takeover.end()
-        return await self._stop() if signalled else await self._server.stop()
+        if signalled:
+            return await self._stop()
+        self._ending.server_stops()
+        return await self._server.stop()
 
     async def _signal(self) -> signal.Signals:
         """Return the next signal; what else is said counts no more, once the end has begun."""
@@ -221,6 +240,7 @@ class _Service:
         return signalled
 
     async def _stop(self) -> int:
+        self._ending.server_stops()
         stopping = asyncio.ensure_future(self._server.stop())
         second = asyncio.ensure_future(self._signal())
         await asyncio.wait([stopping, second], return_when=asyncio.FIRST_COMPLETED)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_fork.cli.blame import blaming
+from smtpd_fork.cli.ending import Ending
 from smtpd_fork.cli.holdings import Holdings
 from smtpd_fork.cli.inherit import control_of, listeners_of, metrics_of, pid_file_of
 from smtpd_fork.cli.serve import serve
@@ -85,7 +86,7 @@ def start(given: Given, holdings: Holdings | None = None) -> ExitStatus:
         if holdings.heir is not None:
             holdings.heir.began()
         try:
-            return _serve(given, config, holdings, prepared, word)
+            return _serve(given, config, holdings, prepared, word, left_over)
         except SmtpdForkError as error:
             if word is None:
                 raise
@@ -105,6 +106,7 @@ def _serve(
     holdings: Holdings,
     prepared: _Prepared,
     word: Word | None,
+    left_over: ExitStack,
 ) -> ExitStatus:
     if holdings.pid_file is not None and holdings.heir is None:  # else it is another's still
         with blaming("pid_file"):
@@ -116,7 +118,12 @@ def _serve(
     ready = None
     if word is not None:
         ready = partial(word.serving, MUTE if prepared.courier is None else "")
-    return serve(prepared.server, given, config, holdings, ready=ready)
+    server = prepared.server
+    # It begins a thread, so after the last fork as well.
+    ending = Ending(
+        lambda: server.config.shutdown_timeout, clean_up=lambda: left_over.pop_all().close()
+    )
+    return serve(server, given, config, holdings, ending, ready=ready)
 
 
 def _set_up(config: DaemonConfig, holdings: Holdings, left_over: ExitStack) -> _Prepared:

@@ -57,6 +57,9 @@ __all__ = ["Server"]
 log = logging.getLogger("smtpd_fork.server")
 
 
+CLOSE_SECONDS = 5.0
+"""How long handlers may take to close, when the last message has ended or was cut."""
+
 LEAVE_SECONDS = 0.5
 """How often a server that leaves looks for clients who have no session yet."""
 
@@ -467,9 +470,21 @@ class Server:
             log.warning("%d sessions were cut", cut)
         if self._sweep is not None:
             await self._sweep.stop()
-        await self._chains.close()
+        await self._close_handlers()
         self._reporter.close()
         return cut
+
+    async def _close_handlers(self) -> None:
+        """Have the handlers finish; one whose thread hangs does not hold up the stop."""
+        closing = asyncio.ensure_future(self._chains.close())
+        await asyncio.wait([closing], timeout=CLOSE_SECONDS)
+        if closing.done():
+            closing.result()
+        else:
+            closing.cancel()
+            log.error(
+                "the handlers have not closed in %g s, and are left as they are", CLOSE_SECONDS
+            )
 
     async def abort(self) -> None:
         """Stop at once: everything that is open is cut."""
