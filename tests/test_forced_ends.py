@@ -94,8 +94,8 @@ def can_hang(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def all_hang(folder: Path, timeout: str, *kinds: str) -> Iterator[list[tuple[Daemon, Path, int]]]:
-    """Run a daemon of each of *kinds*, all in the middle of a message; with folder and port.
+def all_hang(folder: Path, timeout: str, *kinds: str) -> Iterator[list[tuple[Daemon, Path]]]:
+    """Run a daemon of each of *kinds*, all in the middle of a message; with its folder.
 
     All at once, as their ends are seconds that are waited for.
     """
@@ -109,8 +109,8 @@ def all_hang(folder: Path, timeout: str, *kinds: str) -> Iterator[list[tuple[Dae
             daemon = Daemon(*more, cwd=place, environment=can_hang(place))
             stack.enter_context(daemon)
             stack.enter_context(hang(daemon.port))
-            hanging.append((daemon, place, daemon.port))
-        for _, place, _ in hanging:
+            hanging.append((daemon, place))
+        for _, place in hanging:
             is_hanging(place)
         yield hanging
 
@@ -131,43 +131,40 @@ def is_hanging(folder: Path) -> None:
     until((folder / "hangs").exists, "the handler is called")
 
 
-def nothing_is_left(folder: Path, port: int) -> None:
+def nothing_is_left(folder: Path) -> None:
     assert not (folder / "daemon.pid").exists()
     assert not (folder / "smtp.sock").exists()
-    with socket.create_server(("127.0.0.1", port)):
-        pass
 
 
 def test_a_second_signal_ends_it_whatever_runs(tmp_path: Path) -> None:
     with all_hang(tmp_path, "1h", *KINDS) as hanging:
         for number in (signal.SIGTERM, signal.SIGINT):  # two of a kind might be one
-            for daemon, _, _ in hanging:
+            for daemon, _ in hanging:
                 daemon.signal(number)
-        for daemon, place, port in hanging:
+        for daemon, place in hanging:
             assert daemon.process.wait(PATIENCE) == os.EX_TEMPFAIL, place.name
-            nothing_is_left(place, port)
+            nothing_is_left(place)
             daemon.wait_for("what still runs: .*" + KINDS[place.name].format(folder=place))
 
 
 def test_it_ends_after_the_shutdown_timeout_with_one_signal(tmp_path: Path) -> None:
     with all_hang(tmp_path, "10ms", "thread", "sleep") as hanging:
-        for daemon, _, _ in hanging:
+        for daemon, _ in hanging:
             daemon.signal(signal.SIGTERM)
-        for daemon, place, port in hanging:
+        for daemon, place in hanging:
             assert daemon.process.wait(PATIENCE) == os.EX_TEMPFAIL, place.name
-            nothing_is_left(place, port)
+            nothing_is_left(place)
 
 
 def test_a_detached_daemon_ends_whatever_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     more = options("sleep", "--shutdown-timeout", "1h")
     with Detached(*more, cwd=tmp_path, environment=environment) as daemon:
-        port = daemon.port
-        with hang(port):
+        with hang(daemon.port):
             is_hanging(tmp_path)
             os.kill(daemon.pid, signal.SIGTERM)
             daemon.stop(signal.SIGINT)  # two of a kind might be one
         assert "what still runs: MainThread" in daemon.text
-    nothing_is_left(tmp_path, port)
+    nothing_is_left(tmp_path)
 
 
 def test_an_old_process_ends_and_leaves_the_new_one_what_is_its(
@@ -200,14 +197,13 @@ def test_pid_1_of_a_container_ends_with_a_daemon_that_hangs(
         Daemon(*more, cwd=tmp_path, environment=environment, command=first) as daemon,
         hang(daemon.port),
     ):
-        port = daemon.port
         is_hanging(tmp_path)
         shell = daemon.process.pid
         init = int(Path(f"/proc/{shell}/task/{shell}/children").read_text())
         os.kill(init, signal.SIGTERM)
         os.kill(init, signal.SIGINT)
         assert daemon.process.wait(PATIENCE) == os.EX_TEMPFAIL
-    nothing_is_left(tmp_path, port)
+    nothing_is_left(tmp_path)
 
 
 async def test_the_stop_of_an_embedded_server_is_bounded(
