@@ -8,7 +8,7 @@ PYTHONS ?= python3.11 python3.12 python3.13
 STAMP  := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test test-pythons lint format papers bench fuzz hostile container-test clean
+.PHONY: help run test test-pythons lint format papers bench fuzz hostile container-test bare-test clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -58,7 +58,7 @@ bench: $(VENV)/.with-test $(VENV)/.with-bench ## measure beside other servers (A
 fuzz: $(VENV)/.with-test ## throw garbage at sessions (ARGS="--seconds 3600 --seed 1")
 	$(BIN)/python tests/fuzz/session.py $(ARGS)
 
-hostile: $(STAMP) ## run 100,000 hostile sessions, see that memory stays flat (ARGS="--tls --sessions 5000")
+hostile: $(VENV)/.with-test ## run 100,000 hostile sessions, see that memory stays flat (ARGS="--tls --sessions 5000")
 	$(BIN)/python tests/hostile.py $(ARGS)
 
 peers: $(VENV)/.with-test ## mail from many real programs, and our answers beside other servers' (.ci/run installs them)
@@ -66,6 +66,9 @@ peers: $(VENV)/.with-test ## mail from many real programs, and our answers besid
 
 container-test: $(STAMP) ## build the image and deliver a message to it (buildah, podman; root)
 	tests/container/run
+
+bare-test: $(STAMP) ## the commands of README where only python3, venv and make are (mmdebstrap; root)
+	tests/bare/run
 
 clean: ## forget the environment and the caches
 	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
-from support.peers import SYSTEM_PYTHON, cannot, needs_root
+from support.peers import SYSTEM_PYTHON, cannot, needs_root, table, watch_programs
 from support.place import Place
 from support.tls import Certificates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
+
+    from _pytest.terminal import TerminalReporter
+
+
+watch_programs()
 
 
 class DebugLoop(asyncio.SelectorEventLoop):
@@ -35,6 +40,17 @@ def pytest_asyncio_loop_factories(
     return {"uvloop": uvloop.new_event_loop, "asyncio": DebugLoop}
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: so it comes last
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> Generator[None]:
+    """Show what was absent on this machine, and how many tests that skipped."""
+    yield
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        terminalreporter.section("absent here, and tests skipped by that")
+        for line in table(report.longrepr[2] for report in skipped):
+            terminalreporter.line(line)
+
+
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("tls"))
@@ -45,7 +61,7 @@ def command_for_nobody() -> Iterator[list[str]]:
     """The project, installed where the user nobody can execute it."""
     needs_root()
     if not SYSTEM_PYTHON.exists():
-        cannot(f"there is no {SYSTEM_PYTHON}")
+        cannot(f"{SYSTEM_PYTHON} is not installed")
     folder = Path(tempfile.mkdtemp(prefix="smtpd-fork-", dir="/tmp"))
     try:
         folder.chmod(0o755)

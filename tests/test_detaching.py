@@ -24,7 +24,7 @@ from support.daemon import (
     wait_until_gone,
 )
 from support.dialogue import is_refused, last_word
-from support.peers import peer
+from support.peers import needs_terminals, peer
 
 from smtpd_fork.cli.start import MUTE
 from smtpd_fork.observe.logs.setup import SYSLOG
@@ -67,6 +67,7 @@ def test_a_detached_daemon_has_left_who_started_it(tmp_path: Path) -> None:
 
 
 def test_a_detached_daemon_outlives_the_terminal_that_it_was_started_on(tmp_path: Path) -> None:
+    needs_terminals()
     options = (*LOCAL, "--detach", "--log-to", str(tmp_path / "log"), "--pid-file", "daemon.pid")
     subprocess.run(
         [peer("script"), "-qec", " ".join([*COMMAND, *options]), "/dev/null"],

@@ -45,13 +45,17 @@ from typing import TYPE_CHECKING
 import pytest
 from support.machine import Machine, run_alone
 from support.page import PAGES, Block, all_blocks, blocks_of
-from support.transcript import commands_of, is_as_shown
+from support.peers import peers
+from support.transcript import commands_of, is_as_shown, programs_of
 
 from smtpd_fork.cli.config_file import read_config_file
 from smtpd_fork.config import DaemonConfig
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterable
+
+    from support.transcript import Command
 
 MOST_NOT_RUN = 11
 """Blocks: what runs this test, what installs, and what takes docker or systemd."""
@@ -104,18 +108,30 @@ def test_the_commands_of_a_page_do_what_it_shows(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     run = [block for block in blocks_of(page) if block.is_run]
-    if all(block.language != "console" for block in run):
+    commands = {
+        block.place: commands_of(block.text, block.line)
+        for block in run
+        if block.language == "console"
+    }
+    if not commands:
         return
+    peers(*sorted(programs_called(commands.values())))
     with Machine(tmp_path, [programs(run, request)]) as machine:
         for block in run:
             if "file" in block.marks:
                 machine.write(block.marks["file"], block.text)
             if block.language == "console":
                 try:
-                    for command in commands_of(block.text, block.line):
+                    for command in commands[block.place]:
                         machine.run(command)
                 except (AssertionError, ValueError) as error:
                     pytest.fail(f"{block.place}: {error}", pytrace=False)
+
+
+def programs_called(blocks: Iterable[list[Command]]) -> set[str]:
+    """Return what has to be installed for the commands of a page."""
+    called = {name for block in blocks for command in block for name in programs_of(command.text)}
+    return called - {"smtpd-fork", "python"}
 
 
 def programs(run: list[Block], request: pytest.FixtureRequest) -> Path:

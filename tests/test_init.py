@@ -6,11 +6,14 @@ import os
 import re
 import signal
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.daemon import COMMAND, PATIENCE, Daemon, messages, until
-from support.peers import needs_root, peer
+from support.peers import namespaces, proc
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 
@@ -45,9 +48,9 @@ class Handler:
 @pytest.fixture
 def first(tmp_path: Path) -> list[str]:
     """What makes a command pid 1 of a namespace of its own; it is killed with whoever began it."""
-    needs_root()
+    command = namespaces("--pid", "--fork", "--kill-child", "--mount-proc")
     (tmp_path / "children.py").write_text(CHILDREN)
-    return [peer("unshare"), "--pid", "--fork", "--kill-child", "--mount-proc"]
+    return command
 
 
 def of(daemon: Daemon) -> tuple[int, int]:
@@ -58,7 +61,7 @@ def of(daemon: Daemon) -> tuple[int, int]:
 
 
 def children(pid: int) -> list[int]:
-    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(n) for n in proc(pid, "task", pid, "children").read_text().split()]
 
 
 def zombies(init: int) -> list[int]:
@@ -67,7 +70,7 @@ def zombies(init: int) -> list[int]:
 
 def state(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return proc(pid, "stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return ""
 

@@ -7,13 +7,15 @@ import socket
 import stat
 import subprocess
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.daemon import LOCAL, Daemon, free_ports, run
 from support.dialogue import connect, first_line
-from support.peers import peer
+from support.peers import peer, proc
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def port_of(place: str) -> int:
@@ -136,12 +138,11 @@ def test_it_serves_with_any_backlog(tmp_path: Path, backlog: str, queue: int | N
         with ExitStack() as stack:
             for _ in range(3):  # more at once than a backlog of 0 has room for
                 stack.enter_context(daemon.smtp())
-        peer("ss")
         shown = subprocess.run(
             [peer("ss"), "-Hltn", f"sport = :{daemon.port}"],
             capture_output=True,
             text=True,
             check=True,
         )
-        most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+        most = int(proc("sys/net/core/somaxconn").read_text())
         assert int(shown.stdout.split()[2]) == (most if queue is None else queue)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.daemon import LOCAL, PATIENCE, Detached, clean_environment, end, run, until
 from support.logs import bound, entry_from, logging_with, objects
-from support.peers import cannot, needs_root, peer
+from support.peers import namespaces, peer, peers
 
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.observe.logs import LogKeeper, setup
@@ -249,21 +249,15 @@ finally:
 
 
 def test_the_real_journald_has_the_fields(tmp_path: Path) -> None:
-    needs_root()
-    journald = shutil.which("systemd-journald", path="/lib/systemd:/usr/lib/systemd")
-    if journald is None:
-        cannot("systemd-journald is not installed")
-    unshare, _ = peer("unshare"), peer("journalctl")
-    enter = [unshare, "--mount", "--propagation", "private"]
-    if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
-        cannot("no namespace of mounts can be made")
+    journald, *_ = peers("systemd-journald", "journalctl", "mount")
+    enter = namespaces("--mount", "--propagation", "private")
     done = subprocess.run(
         [
             *(*enter, "/bin/sh", "-c", _IN_THE_JOURNAL, "sh"),
             *(sys.executable, "-c", _ONE_SESSION, str(tmp_path / "smtp.sock")),
         ],
         cwd=tmp_path,
-        env=clean_environment(JOURNALD=str(journald)),
+        env=clean_environment(JOURNALD=journald),
         capture_output=True,
         text=True,
         timeout=2 * PATIENCE,

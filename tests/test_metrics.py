@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text_format
 from support.client import MAIL, RCPT, Client
 from support.nameserver import name_server
-from support.peers import peer
+from support.peers import peer, proc
 from support.server import until
 from support.status import watched
 
@@ -105,6 +105,7 @@ def well_watched(tmp_path: Path, certificates: Certificates, **more: Any) -> Any
 
 
 async def test_what_happens_is_counted(tmp_path: Path, certificates: Certificates) -> None:
+    proc()
     async with well_watched(tmp_path, certificates) as seen:
         await traffic(seen.server, certificates)
         async with await Client.to(seen.server.addresses[0]) as client:
@@ -145,6 +146,7 @@ async def test_what_happens_is_counted(tmp_path: Path, certificates: Certificate
 async def test_the_names_that_are_written_down_are_those_that_are_told(
     tmp_path: Path, certificates: Certificates
 ) -> None:
+    proc()
     async with (
         name_server() as names,
         well_watched(tmp_path, certificates, dnsbl="bl.example", dns_server=names.address) as seen,
@@ -243,6 +245,7 @@ async def test_every_bucket_has_what_the_smaller_ones_have(
 
 
 async def test_the_process_is_told_as_prometheus_client_tells_it() -> None:
+    proc()
     theirs = {m.name: m.samples[0].value for m in ProcessCollector(registry=None).collect()}
     texts = {row.name: row.text for row in METRICS if row.name.startswith("process_")}
     ours = {m.name: m.samples[0].value for m in process.Process().collect(texts)}
@@ -255,6 +258,7 @@ async def test_the_process_is_told_as_prometheus_client_tells_it() -> None:
 
 
 def test_descriptors_are_counted_as_they_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    proc()
     before = process.open_descriptors()
     descriptor = os.open(os.devnull, os.O_RDONLY)
     assert process.open_descriptors() == before + 1

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from support.peers import cannot
+from support.peers import peer
 
 from smtpd_fork import __version__
 from smtpd_fork.cli.config_file import read_config_file
@@ -43,10 +42,11 @@ def test_the_example_says_what_holds_without_it(tmp_path: Path) -> None:
 
 def test_the_manual_page_is_one(tmp_path: Path) -> None:
     page = ROOT / "packaging/smtpd-fork.8"
-    if shutil.which("groff") is None:
-        cannot("groff is not here")
     checked = subprocess.run(
-        ["groff", "-man", "-ww", "-T", "utf8", page], capture_output=True, text=True, check=True
+        [peer("groff"), "-man", "-ww", "-T", "utf8", page],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert checked.stderr == ""
     shown = re.sub(r"\x1b\[\d*m|.\x08", "", checked.stdout)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import uuid
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.daemon import run
-from support.peers import cannot, needs_root
+from support.peers import cannot, needs_root, proc
 from support.place import MARK, Place, assert_no_process, only_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["in front", "detached"])
 def test_a_privileged_port_takes_privileges(
     detach: tuple[str, ...], command_for_nobody: list[str], public: Path
 ) -> None:
-    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    first = int(proc("sys/net/ipv4/ip_unprivileged_port_start").read_text())
     if first <= 1:
-        cannot("no port takes privileges on this system")
+        cannot("no port takes privileges")
     place = f"127.0.0.1:{first - 1}"
     options = ("-l", place, "--handler", "discard", *detach)
     ended = run(*options, cwd=public, command=command_for_nobody, user="nobody")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from pathlib import Path
 
 from support.daemon import is_alive, until, wait_until_gone
 from support.differences import Facts, both
+from support.peers import proc
 from support.qpsmtpd import (
     LOOPBACK,
     USER,
@@ -72,15 +72,15 @@ def test_detach_returns_0_and_leaves_a_daemon_that_serves(bench: Bench) -> Facts
     until(lambda: bench.pid_file.exists() and bench.pid_file.read_text().endswith("\n"), "the pid")
     pid = int(bench.pid_file.read_text())
     try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        directory = os.readlink(f"/proc/{pid}/cwd")
+        status = proc(pid, "stat").read_text().rpartition(")")[2].split()
+        directory = os.readlink(proc(pid, "cwd"))
         facts = {
             "status": done.returncode,
             "stdout": done.stdout,
             "our child": int(status[1]) == os.getpid(),
             "our session": os.getsid(pid) == os.getsid(0),
             "terminal": status[4],
-            "standard descriptors": {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in range(3)},
+            "standard descriptors": {os.readlink(proc(pid, "fd", fd)) for fd in range(3)},
             "detached-directory": "as before" if directory == str(bench.folder) else directory,
             "detached-session-leader": os.getsid(pid) == pid,
             "greeted": greeted(port),

@@ -17,7 +17,7 @@ from support.client import Client
 from support.daemon import LOCAL, Daemon, Detached, messages
 from support.daemon import until as until_now
 from support.openssl import Load, s_client, swaks
-from support.peers import needs_root
+from support.peers import needs_root, peers
 from support.server import serve, until
 
 from smtpd_fork.server.tls import Rotation, TlsFiles, rotation
@@ -412,6 +412,7 @@ def test_certificates_are_renewed_under_load_and_no_handshake_fails(
     tmp_path: Path, authority: Authority, old: Issued
 ) -> None:
     """By openssl in both forms, by swaks, and by one session that lasts."""
+    peers("openssl", "swaks")
     volume = Volume(tmp_path / "volume", old)
     options = (*DAEMON[:4], *volume.options, "--hostname", "mx.example.com")
     with Daemon(*options, cwd=tmp_path) as daemon, ExitStack() as stack:

@@ -18,7 +18,7 @@ from support.daemon import LOCAL, Daemon, run
 from support.daemon import until as until_told
 from support.dialogue import begin_data, connect
 from support.handlers import Collect
-from support.peers import needs_ipv6
+from support.peers import needs_ipv6, proc
 from support.place import only_line
 from support.server import until
 from support.status import ask, get, watched
@@ -442,7 +442,7 @@ def _sigterm() -> Signals:
 
 def test_without_the_option_nothing_of_it_is_loaded(tmp_path: Path) -> None:
     with Daemon(*LOCAL, cwd=tmp_path) as daemon:
-        maps = (tmp_path / f"/proc/{daemon.process.pid}/maps").read_text()
+        maps = proc(daemon.process.pid, "maps").read_text()
         assert "aiohttp" not in maps
         assert "metrics on" not in daemon.log
 

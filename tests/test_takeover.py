@@ -33,7 +33,7 @@ from support.daemon import (
 from support.dialogue import begin_data, last_word
 from support.heirs import TAKEN, Heirs, Load
 from support.manager import Manager
-from support.peers import peer
+from support.peers import peer, proc
 from support.place import only_line
 from support.server import serve
 from support.server import until as until_here
@@ -157,10 +157,10 @@ def test_clients_who_wait_for_a_place_in_the_old_one_get_it_there(tmp_path: Path
 
 def accepted(pid: int) -> int:
     """Return how many connections of TCP a process has open."""
-    found = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    found = {os.readlink(entry) for entry in proc(pid, "fd").iterdir()}
     established = [
         line.split()[9]
-        for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+        for line in proc(pid, "net/tcp").read_text().splitlines()[1:]
         if line.split()[3] == "01"
     ]
     return sum(f"socket:[{inode}]" in found for inode in established)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.machine import Machine, PageError
-from support.transcript import Command, commands_of, is_as_shown
+from support.transcript import Command, commands_of, is_as_shown, programs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +21,28 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 def command(text: str, shown: str = "") -> Command:
     return Command(1, text, shown)
+
+
+@pytest.mark.parametrize(
+    ("text", "programs"),
+    [
+        ("nc 127.0.0.1 2525 &", {"nc"}),
+        ("swaks --server x \\\n  --to y", {"swaks"}),
+        ("kill $(cat pid); wait %1", {"cat"}),
+        ('kill "$(cat pid)"', {"cat"}),
+        (
+            "SMTPD_FORK_PORT=1 TZ=UTC smtpd-fork check | grep -c 'a|b; c' >log",
+            {"smtpd-fork", "grep"},
+        ),
+        ("(printf 'DATA\\r\\n'\nsleep 60) | nc 127.0.0.1 2525 2>&1 &", {"sleep", "nc"}),
+        ("cd /srv && make run ARGS='-d' || cat <file >other", {"make", "cat"}),
+        ("while ! curl -s x; do sleep 1; done", {"curl", "sleep"}),
+        ("PATH=$PWD/bin:$PATH", set()),
+        ("./own.sh; /usr/bin/env", set()),
+    ],
+)
+def test_the_programs_that_a_command_calls_are_known(text: str, programs: set[str]) -> None:
+    assert programs_of(text) == programs
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import signal
 import smtplib
 import socket
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,9 +23,11 @@ from support.daemon import (
     wait_until_gone,
 )
 from support.dialogue import begin_data, last_word
-from support.peers import cannot
+from support.peers import cannot, proc
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from support.tls import Certificates
 
 NOBODY = 65534
@@ -57,6 +58,7 @@ def test_the_process_becomes_the_user_with_all_its_ids(
 
 
 def test_root_cannot_come_back(public: Path, command_for_nobody: list[str]) -> None:
+    proc()
     (public / "attempt.py").write_text(
         "import os\n\n\n"
         "def attempt(call, *args):\n"
@@ -107,9 +109,9 @@ def test_the_maildir_belongs_to_the_user(public: Path, command_for_nobody: list[
 def test_a_privileged_port_is_bound_before_root_is_gone(
     public: Path, command_for_nobody: list[str]
 ) -> None:
-    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    first = int(proc("sys/net/ipv4/ip_unprivileged_port_start").read_text())
     if first <= 1:
-        cannot("no port takes privileges on this system")
+        cannot("no port takes privileges")
     port = free_privileged_port(first)
     options = ("-l", f"127.0.0.1:{port}", "-u", "nobody", "--handler", "discard")
     with Daemon(*options, cwd=public, command=command_for_nobody) as daemon:
@@ -205,9 +207,9 @@ def test_the_janitor_holds_no_port_and_ends_with_the_daemon(
     public: Path, command_for_nobody: list[str]
 ) -> None:
     with Daemon(*AS_NOBODY, cwd=public, command=command_for_nobody) as daemon:
-        children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")
+        children = proc(daemon.process.pid, "task", daemon.process.pid, "children")
         (janitor,) = map(int, children.read_text().split())
-        links = [os.readlink(entry) for entry in Path(f"/proc/{janitor}/fd").iterdir()]
+        links = [os.readlink(entry) for entry in proc(janitor, "fd").iterdir()]
         assert len([link for link in links if link.startswith("socket:")]) == 1
         port = daemon.port
         daemon.stop(signal.SIGKILL)

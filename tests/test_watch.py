@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.control import CONTROL, connect
 from support.daemon import COMMAND, LOCAL, PATIENCE, Daemon, clean_environment, end
+from support.peers import needs_terminals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,7 @@ class Terminal:
     """A process on a terminal of its own."""
 
     def __init__(self, arguments: list[str], cwd: Path) -> None:
+        needs_terminals()
         self.ours, its = pty.openpty()
         self.text = ""
         self.process = subprocess.Popen(

@@ -49,8 +49,7 @@ _LOOPBACK = {ANY: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S10
 def main() -> int:
     """Return 0 if the daemon is well, else 1."""
     try:
-        arguments = daemon_arguments(Path("/proc/1/cmdline").read_bytes())
-        address = _address(arguments)
+        address = _address(daemon_arguments(_first_command_line()))
         reply = probe(address)
     except (OSError, SmtpdForkError, click.ClickException) as error:
         sys.stdout.write(f"not well: {error}\n")
@@ -58,6 +57,13 @@ def main() -> int:
     well = reply[:1] in {"2", "4"}
     sys.stdout.write(f"{'well' if well else 'not well'}: {address}: {reply or 'no greeting'}\n")
     return 0 if well else 1
+
+
+def _first_command_line() -> bytes:
+    try:
+        return Path("/proc/1/cmdline").read_bytes()
+    except FileNotFoundError:  # no /proc, or none of other users' processes in it
+        return b""
 
 
 def daemon_arguments(command_line: bytes) -> list[str]:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from support.peers import needs_root, npm_package, peer, unpacked
+from support.peers import namespaces, npm_package, peer, unpacked
 
 from peers.letters import RECIPIENT
 
@@ -102,11 +102,11 @@ class Place:
 
     def privately(self, *words: object) -> list[str]:
         """Return the command of a program of mail, with a private /etc and /var/spool."""
-        needs_root()
+        peer("mount")
         if not (self.folder / "etc").exists():
             self._furnish()
         script = 'mount --bind "$0/etc" /etc && mount --bind "$0/spool" /var/spool && exec "$@"'
-        command = [peer("unshare"), "--mount", "sh", "-c", script, self.folder, *words]
+        command = [*namespaces("--mount"), "sh", "-c", script, self.folder, *words]
         return [str(word) for word in command]
 
     def _furnish(self) -> None:

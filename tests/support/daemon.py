@@ -11,10 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 from typing import TYPE_CHECKING, Any, Self
+
+from support.peers import proc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -247,23 +249,27 @@ class Process:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = proc(pid, "stat").read_text().rpartition(")")[2].split()
         self.parent, self.group, self.session, self.terminal = map(int, fields[1:5])
-        self.folder = os.readlink(f"/proc/{pid}/cwd")
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        self.folder = os.readlink(proc(pid, "cwd"))
+        lines = proc(pid, "status").read_text().splitlines()
         self.status = {line.partition(":")[0]: line.partition(":")[2].split() for line in lines}
 
     def descriptor(self, number: int) -> str:
-        return os.readlink(f"/proc/{self.pid}/fd/{number}")
+        return os.readlink(proc(self.pid, "fd", number))
 
 
 def is_alive(pid: int) -> bool:
     """Whether *pid* runs; one that has ended and waits for its parent does not."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if Path("/proc/self").exists():
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        with suppress(ChildProcessError):
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        os.kill(pid, 0)
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return state != "Z"
+    return True
 
 
 def until(happened: Callable[[], object], what: str) -> None:

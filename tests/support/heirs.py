@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import threading
-from pathlib import Path
 from typing import Self
 
 from support.daemon import (
@@ -16,7 +15,7 @@ from support.daemon import (
     until,
     wait_until_gone,
 )
-from support.peers import peer
+from support.peers import peer, proc
 
 TAKEN = r"process (\d+) has taken over"
 
@@ -92,7 +91,7 @@ class Load:
 def children(pid: int) -> list[int]:
     words = [
         word
-        for thread in Path(f"/proc/{pid}/task").iterdir()
+        for thread in proc(pid, "task").iterdir()
         for word in (thread / "children").read_text().split()
     ]
     return [int(word) for word in words if is_alive(int(word))]

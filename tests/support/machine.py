@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 from support.daemon import PATIENCE, clean_environment
 from support.page import ROOT
-from support.peers import cannot, needs_root, peer
+from support.peers import namespaces, peers
 from support.transcript import is_as_shown
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ _OF_CLONE = ("Makefile", "pyproject.toml", "examples", "packaging")
 
 _HOSTS = f"127.0.0.1 {NAME} mx localhost\n::1 localhost\n"
 
-_NAMESPACES = ("--net", "--uts")
+_ALONE = ("--net", "--uts")
+_OWN = ("--mount", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc")
+"""Options of unshare(1): for a network and a name of its own, and for all else."""
 
 _SET_UP = f"ip link set lo up && hostname {NAME} && "
 
@@ -78,7 +80,8 @@ class Machine:
     """
 
     def __init__(self, folder: Path, path: Sequence[Path] = ()) -> None:
-        can_have_namespaces()
+        peers("ip", "hostname", "bash", "mount")
+        self._enter = namespaces(*_ALONE, *_OWN)
         self._folder = folder
         folder.chmod(0o755)
         for name in _COPIED:
@@ -121,8 +124,8 @@ class Machine:
         commands, self._commands = os.pipe()
         self._shell = subprocess.Popen(
             [
-                "unshare", *_NAMESPACES, "--mount", "--pid", "--ipc", "--fork", "--kill-child",
-                "--mount-proc", "bash", "--norc", "-c", _SET_UP + "true || exit" + _MOUNT + _SHELL,
+                *self._enter,
+                "bash", "--norc", "-c", _SET_UP + "true || exit" + _MOUNT + _SHELL,
                 "bash", str(self._folder), str(commands),
             ],
             env=self._environment, pass_fds=[commands],
@@ -222,23 +225,13 @@ def _set_up_environment(folder: Path, path: Sequence[Path]) -> None:
     (folder / ".installed").touch()
 
 
-def can_have_namespaces() -> None:
-    """Skip the test where there are none."""
-    needs_root()
-    for program in ("unshare", "ip", "hostname", "bash"):
-        peer(program)
-    probe = ["unshare", *_NAMESPACES, "--mount", "--pid", "--fork", "true"]
-    if subprocess.run(probe, check=False, capture_output=True).returncode != 0:
-        cannot("no namespaces are to be had")
-
-
 def run_alone(
     *command: str, cwd: Path, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, in a network of its own."""
-    can_have_namespaces()
+    peers("ip", "hostname", "bash")
     return subprocess.run(
-        ["unshare", *_NAMESPACES, "bash", "-c", _SET_UP + 'exec "$@"', "bash", *command],
+        [*namespaces(*_ALONE), "bash", "-c", _SET_UP + 'exec "$@"', "bash", *command],
         cwd=cwd,
         env=clean_environment(**environment),
         stdin=subprocess.DEVNULL,

@@ -1,26 +1,67 @@
-"""Real programs that tests run against. One that is absent skips its test; in CI it fails it."""
+"""What tests take of the machine: programs, root, IPv6, namespaces, /proc.
+
+A test asks for it here before it uses it. Where it is absent the test is skipped for that reason,
+and with CI=true it fails; at the end of a run conftest.py shows what was absent.
+"""
 
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import socket
 import subprocess
+import sys
+import threading
+from collections import Counter
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 IN_CI = os.environ.get("CI") == "true"
 
-_ELSEWHERE = ("/usr/sbin", "/sbin", "/usr/lib/postfix/sbin")
+_PLACES = ("/usr/sbin", "/sbin", "/usr/lib/postfix/sbin", "/usr/lib/systemd", "/lib/systemd")
+
+_EVERYWHERE = {"cp", "env", "false", "sh", "sleep", "true"}
+"""Programs that no test has to ask for: POSIX has them."""
+
+_INSTALLED = ("/bin/", "/lib/", "/opt/", "/sbin/", "/usr/")
+"""Where programs of the machine are."""
+
+_SEPARATOR = "; "
+"""Between the things that one test lacks."""
+
+_asked_for: set[str] = set()
 
 
 def peer(program: str) -> str:
     """Return the path of *program*; without it the test cannot say anything."""
-    path = shutil.which(program, path=os.pathsep.join([os.environ["PATH"], *_ELSEWHERE]))
-    if path is None:
-        cannot(f"{program} is not installed")
-    return str(path)
+    return peers(program)[0]
+
+
+def peers(*programs: str) -> list[str]:
+    """Return the paths of all of *programs*."""
+    found = [_find(program) for program in programs]
+    absent = [program for program, path in zip(programs, found, strict=True) if path is None]
+    if absent:
+        cannot(*(f"{program} is not installed" for program in absent))
+    return [str(path) for path in found]
+
+
+def _find(program: str) -> str | None:
+    path = shutil.which(program, path=os.pathsep.join([os.environ["PATH"], *_PLACES]))
+    if path not in _asked_for:
+        # What skips a test has to be raised in it.
+        in_test = threading.current_thread() is threading.main_thread()
+        assert in_test, f"a test asks for {program} before it starts a thread that does"
+    if path is not None:
+        _asked_for.add(path)
+    return path
 
 
 UNPACKED = Path("/opt/peers")
@@ -32,6 +73,7 @@ def unpacked(path: str, *, package: str) -> Path:
     program = UNPACKED / path
     if not program.exists():
         cannot(f"{package} is not unpacked in {UNPACKED} (as .ci/run does it)")
+    _asked_for.add(str(program))
     return program
 
 
@@ -51,16 +93,16 @@ def npm_package(name: str, version: str) -> Path:
     return package
 
 
-def cannot(reason: str) -> None:
-    """Skip the test for *reason*; in CI, where everything is there, fail it."""
+def cannot(*reasons: str) -> NoReturn:
+    """Skip the test for *reasons*; in CI, where everything is there, fail it."""
     if IN_CI:
-        pytest.fail(f"CI has to have it: {reason}")
-    pytest.skip(reason)
+        pytest.fail(f"CI has to have it: {_SEPARATOR.join(reasons)}")
+    pytest.skip(_SEPARATOR.join(reasons))
 
 
 def needs_root() -> None:
     if os.geteuid() != 0:
-        cannot("it takes root")
+        cannot("not run as root")
 
 
 def needs_ipv6() -> None:
@@ -68,7 +110,68 @@ def needs_ipv6() -> None:
         with socket.socket(socket.AF_INET6) as sock:
             sock.bind(("::1", 0))
     except OSError:
-        cannot("there is no IPv6 on loopback")
+        cannot("no IPv6 on loopback")
+
+
+def needs_terminals() -> None:
+    try:
+        for descriptor in pty.openpty():
+            os.close(descriptor)
+    except OSError:
+        cannot("no pseudo-terminals")
+
+
+def proc(*names: object) -> Path:
+    """Return a path below /proc (proc(5)): of a process, or of the system."""
+    if not Path("/proc/self/stat").exists():
+        cannot("/proc is not mounted")
+    return Path("/proc", *map(str, names))
+
+
+def namespaces(*options: str) -> list[str]:
+    """Return the command that runs another in namespaces of its own: unshare(1) with *options*.
+
+    A container or a chroot may have the program and not the right, nor the mount points.
+    """
+    needs_root()
+    command = [peer("unshare"), *options]
+    if not _works(*command, "true"):
+        cannot("no namespaces")
+    return command
+
+
+@cache
+def _works(*command: str) -> bool:
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
+
+
+def table(reasons: Iterable[str]) -> list[str]:
+    """Return the lines that say what was absent, and how many tests that skipped.
+
+    :param reasons: why each test was skipped, as :func:`cannot` has it
+    """
+    count = Counter(
+        one for reason in reasons for one in reason.removeprefix("Skipped: ").split(_SEPARATOR)
+    )
+    rows = sorted(count.items(), key=lambda row: (-row[1], row[0]))
+    return [f"{number:5}  {reason}" for reason, number in rows]
+
+
+def watch_programs() -> None:
+    """From now on, an error for every program that a test starts and has not asked for."""
+    sys.addaudithook(_see_program)
+
+
+def _see_program(event: str, arguments: tuple[object, ...]) -> None:
+    if event != "subprocess.Popen" or "PYTEST_CURRENT_TEST" not in os.environ:
+        return
+    program = os.fsdecode(arguments[0])  # type: ignore[arg-type]  # as subprocess raises it
+    name = Path(program).name
+    if program in _asked_for or name in _EVERYWHERE or name.startswith(("python", "smtpd-fork")):
+        return
+    if Path(program).is_absolute() and not program.startswith(_INSTALLED):
+        return  # the test has made it itself
+    raise AssertionError(f"a test starts {program} and has not asked support.peers for it")

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from support.daemon import PATIENCE, is_alive, run
+from support.peers import proc
 
 if TYPE_CHECKING:
     import subprocess
@@ -114,7 +115,7 @@ def assert_no_process(mark: str) -> None:
 
 
 def processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and is_alive(int(name))]
+    return [int(name) for name in os.listdir(proc()) if name.isdigit() and is_alive(int(name))]
 
 
 def environment_of(pid: int) -> bytes:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Self
 
 from support.client import Reply
 from support.daemon import COMMAND, PATIENCE, clean_environment, end, until
+from support.peers import proc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +62,10 @@ def free_port() -> int:
     Not one that bind(2) of port 0 gives: until qpsmtpd binds it, it could become the source port
     of some connection. So it is one below the range that those are taken from.
     """
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except FileNotFoundError:  # no /proc
+        lowest = 32_768  # the kernel's default
     top = lowest - 1 if lowest > 12_000 else 65_535
     while True:
         port = random.randint(10_000, top)
@@ -321,12 +325,12 @@ def outcome_or_serves(
 def listening(pid: int) -> set[tuple[str, int]]:
     """Return addresses and ports that a process listens on."""
     mine = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+    for descriptor in proc(pid, "fd").iterdir():
         with suppress(OSError):
             mine.add(os.readlink(descriptor))
     found = set()
     for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+        for line in proc(pid, "net", table).read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
                 host, _, port = fields[1].partition(":")
@@ -342,13 +346,13 @@ def _address(digits: str) -> str:
 
 def children(pid: int) -> int:
     """Return how many processes a process has started that still run."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return sum(Path(f"/proc/{one}/stat").read_text().split()[2] != "Z" for one in listed)
+    listed = proc(pid, "task", pid, "children").read_text().split()
+    return sum(proc(one, "stat").read_text().split()[2] != "Z" for one in listed)
 
 
 def identity(pid: int) -> dict[str, list[str]]:
     """Return the users and groups of a process, by their numbers: real, effective, saved, ..."""
-    status = Path(f"/proc/{pid}/status").read_text()
+    status = proc(pid, "status").read_text()
     return {
         name: sorted(set(values.split()))
         for name, values in re.findall(r"^(Uid|Gid|Groups):(.*)$", status, re.MULTILINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from typing import NamedTuple
 
@@ -79,6 +80,41 @@ def commands_of(text: str, first_line: int) -> list[Command]:
         else:
             shown.append(line)
     return [Command(line, "\n".join(typed), "\n".join(shown)) for line, typed, shown in found]
+
+
+_BEFORE_A_COMMAND = re.compile(r"!|\{|do|else|elif|if|then|time|until|while")
+_OF_THE_SHELL = re.compile(
+    r"[:.[!{}]|case|cd|do|done|echo|elif|else|esac|eval|exec|exit|export|false|fi|for|if|kill|printf"
+    r"|pwd|read|set|shift|source|test|then|time|trap|true|umask|until|wait|while"
+)
+_ENDS_A_COMMAND = re.compile(r"[;&|()\n]+")
+_REDIRECTS = re.compile(r"[<>]+[&|]?")
+
+
+_INNER = re.compile(r"\$\(([^()]*)\)")
+"""A command within a word in quotes."""
+
+
+def programs_of(text: str) -> set[str]:
+    """Return the programs that a command of a page calls, by name.
+
+    Those in pipes, lists, subshells and ``$(...)`` too; not those that the shell itself has, nor
+    those that are given with a path.
+    """
+    lexer = shlex.shlex(text.replace("\\\n", " "), posix=False, punctuation_chars=";&|()<>\n")
+    lexer.whitespace, lexer.commenters = " \t", ""
+    found, begins, skips = set(), True, False
+    for word in lexer:
+        if skips or _REDIRECTS.fullmatch(word):  # and the file behind it
+            skips = not skips
+        elif _ENDS_A_COMMAND.fullmatch(word):
+            begins = True
+        elif begins and not re.match(r"\w+=", word):
+            begins = _BEFORE_A_COMMAND.fullmatch(word) is not None
+            if re.fullmatch(r"[\w.+-]+", word) and not _OF_THE_SHELL.fullmatch(word):
+                found.add(word)
+        found |= {name for inner in _INNER.findall(word) for name in programs_of(inner)}
+    return found
 
 
 def loosened(text: str) -> str:
