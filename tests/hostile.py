@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent))  # as a script, and in the daemon: it loads Takes
 
 from support.daemon import PATIENCE, Daemon
+from support.peers import proc
 from support.tls import Certificates
 
 from smtpd_fork.sinks import Discard
@@ -209,13 +210,13 @@ HARMS = [
 
 def resident(pid: int) -> int:
     """Return the bytes of a process that are in memory (proc(5))."""
-    status = Path(f"/proc/{pid}/status").read_text()
+    status = proc(pid, "status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) << 10
 
 
 def sockets(pid: int) -> int:
     count = 0
-    for each in Path(f"/proc/{pid}/fd").iterdir():
+    for each in proc(pid, "fd").iterdir():
         with suppress(FileNotFoundError):
             count += str(each.readlink()).startswith("socket:")
     return count

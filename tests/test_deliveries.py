@@ -10,7 +10,6 @@ import asyncio
 import errno
 import logging
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ import pytest
 from support.client import Client
 from support.daemon import Daemon, messages
 from support.disk import STEPS, Disk
+from support.filesystem import remount, small_file_system
 from support.peers import needs_root
 from support.server import serve, until
 from test_trace import a_session, an_envelope
@@ -120,12 +120,8 @@ async def test_what_can_neither_be_stored_nor_removed_is_named_in_the_log(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 1 MiB."""
-    needs_root()
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", place], check=True)
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with small_file_system(tmp_path / "disk", "1m") as place:
+        yield place
 
 
 async def test_a_disk_that_is_read_only_for_a_while_has_each_message_once(small_disk: Path) -> None:
@@ -133,9 +129,9 @@ async def test_a_disk_that_is_read_only_for_a_while_has_each_message_once(small_
     async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         assert (await client.deliver("Subject: 1\r\n\r\n")).code == 250
-        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+        remount(small_disk, "ro")
         assert (await client.deliver("Subject: 2\r\n\r\n")).code == 451
-        subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+        remount(small_disk, "rw")
         assert (await client.deliver("Subject: 2\r\n\r\n")).code == 250
     assert [text[-12:] for text in messages(maildir.path)] == ["Subject: 1\n\n", "Subject: 2\n\n"]
     assert len(left(maildir)) == 2

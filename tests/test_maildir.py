@@ -7,7 +7,6 @@ import contextlib
 import re
 import smtplib
 import stat
-import subprocess
 import threading
 from datetime import UTC, datetime
 from email import message_from_string
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.client import Client
 from support.daemon import Daemon, messages
-from support.peers import cannot, needs_root, peers
+from support.filesystem import small_file_system
 from support.server import serve
 
 from smtpd_fork.errors import CannotCreateError
@@ -123,15 +122,8 @@ def blockbuster() -> BlockBuster:
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 64 KiB."""
-    needs_root()
-    mount, umount = peers("mount", "umount")
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = [mount, "-t", "tmpfs", "-o", "size=64k", "none", str(place)]
-    if subprocess.run(command, check=False).returncode:
-        cannot("no right to mount")
-    yield place
-    subprocess.run([umount, str(place)], check=True)
+    with small_file_system(tmp_path / "disk", "64k") as place:
+        yield place
 
 
 async def test_a_full_disk_is_452_and_nothing_is_half_there(tiny_disk: Path) -> None:
