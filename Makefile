@@ -8,7 +8,7 @@ PYTHONS ?= python3.11 python3.12 python3.13
 STAMP  := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test test-pythons lint format papers bench fuzz hostile container-test bare-test clean
+.PHONY: help run test test-pythons lint format papers bench fuzz hostile suites container-test bare-test clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -63,6 +63,9 @@ hostile: $(VENV)/.with-test ## run 100,000 hostile sessions, see that memory sta
 
 peers: $(VENV)/.with-test ## mail from many real programs, and our answers beside other servers' (.ci/run installs them)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist load -m peers $(ARGS)
+
+suites: $(VENV)/.with-test ## other projects' own tests with our session in place of aiosmtpd's
+	$(BIN)/python -m pytest -m suites tests/suites $(ARGS)
 
 container-test: $(STAMP) ## build the image and deliver a message to it (buildah, podman; root)
 	tests/container/run

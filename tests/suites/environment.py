@@ -1,0 +1,104 @@
+"""Other projects as PyPI has them: installed in an environment of their own, sources beside it.
+
+Made once, and kept in the cache directory until the list changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT = Path(__file__).parents[2]
+
+PINNED = (
+    "aiosmtplib==5.1.3",
+    "mailman==3.3.10",
+    "mailrise==1.4.0",
+    "pytest-localserver==0.10.0.post0",
+    "smtpdfix==0.5.3",
+)
+"""The projects, each with tests in its source distribution."""
+
+TOOLS = (
+    *("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0", "hypothesis>=6.100"),
+    *("trustme>=1.2", "nose2==0.16.0", "flufl.testing==0.8"),
+    *("apprise==1.4.5", "PyYAML>=6"),  # mailrise's, which pins others that cannot be built
+)
+
+WITHOUT_DEPENDENCIES = ("mailrise",)
+"""They pin an aiosmtpd that is older than ours takes."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where the projects are.
+
+    :ivar python: the interpreter that has them
+    :ivar sources: a directory with the unpacked source distribution of each, by its name
+    """
+
+    python: Path
+    sources: Path
+
+
+def environment() -> Environment:
+    """Return the environment; make it if it is not there yet."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    needed = (*PINNED, *TOOLS, *_our_dependencies(), sys.version)
+    name = hashlib.sha256("\n".join(needed).encode()).hexdigest()[:12]
+    folder = cache / "smtpd-fork-suites" / name
+    made = Environment(folder / "venv/bin/python", folder / "sources")
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        made.sources.mkdir(parents=True)
+        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+        with ThreadPoolExecutor() as pool:
+            installed = pool.submit(_install, made.python)
+            for _ in pool.map(lambda project: _unpack(project, made.sources), PINNED):
+                pass
+            installed.result()
+        (folder / "complete").touch()
+    return made
+
+
+def _our_dependencies() -> Sequence[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return tuple(project["dependencies"])
+
+
+def _install(python: Path) -> None:
+    alone = [one for one in PINNED if one.startswith(WITHOUT_DEPENDENCIES)]
+    others = [one for one in PINNED if one not in alone]
+    _pip(python, "install", *others, *TOOLS, *_our_dependencies())
+    _pip(python, "install", "--no-deps", *alone)
+
+
+def _unpack(project: str, sources: Path) -> None:
+    name = project.partition("==")[0]
+    archives = sources / "archives" / name
+    options = ("--no-deps", "--no-binary", ":all:", "--dest", str(archives))
+    _pip(Path(sys.executable), "download", *options, project)
+    (archive,) = archives.iterdir()
+    with tarfile.open(archive) as tar:
+        # As the manual has it for Pythons that may lack the filter.
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        tar.extractall(archives)
+    (unpacked,) = (path for path in archives.iterdir() if path.is_dir())
+    unpacked.rename(sources / name)
+
+
+def _pip(python: Path, *words: str) -> None:
+    command = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
+    subprocess.run(command, check=True)

@@ -1,0 +1,93 @@
+"""The projects whose own tests are run, how, and where they differ with our session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+PYTEST = ("pytest", "-q", "--timeout=20", *("-p", "no:cacheprovider", "-p", "pytest_timeout"))
+ASYNCIO = ("-p", "pytest_asyncio.plugin")
+
+SPEAK_TO_A_SERVER = (
+    *("api", "asyncio", "commands", "connect", "main", "sendmail", "sync", "timeouts", "tls"),
+)
+"""Modules of aiosmtplib's; the others test functions."""
+
+HOOKS = "their session overrides `_call_handler_hook`, which is private, to see all commands"
+CLIENTS = "they replace `_handle_client`, which is private: the session is a protocol, and has none"
+WRITER = "they write to `_writer` or `_reader`, which are private: the session is a protocol"
+
+
+@dataclass(frozen=True)
+class Project:
+    """Another project's tests.
+
+    :ivar name: on PyPI
+    :ivar command: of ``python -m``, in the directory of its sources
+    :ivar report: the options of the command for a JUnit report, with ``{}`` for the file
+    :ivar together: both runs may go at the same time: no port of theirs is fixed
+    :ivar fewest: tests that there have to be
+    :ivar divergences: patterns of the names of tests that fail with our session and pass with
+        aiosmtpd's, and why they are to
+    """
+
+    name: str
+    command: tuple[str, ...]
+    fewest: int
+    report: tuple[str, ...] = ("--junitxml={}",)
+    together: bool = True
+    divergences: dict[str, str] = field(default_factory=dict)
+
+
+PROJECTS = (
+    Project(
+        "mailrise",
+        (*PYTEST, *ASYNCIO, "-o", "addopts=", "tests"),
+        fewest=13,
+    ),
+    Project(
+        "mailman",  # its LMTP runner, in a process of its own
+        ("nose2", "--config", "unittest.cfg", "-P", "test_lmtp"),
+        report=("--plugin", "nose2.plugins.junitxml", "--junit-xml", "--junit-xml-path", "{}"),
+        together=False,
+        fewest=20,
+    ),
+    Project(
+        "pytest-localserver",
+        (*PYTEST, "-p", "pytest_localserver.plugin", "tests/test_smtp.py"),
+        fewest=6,
+    ),
+    Project(
+        "smtpdfix",
+        (*PYTEST, *ASYNCIO, "-p", "smtpdfix.fixture", "-o", "addopts=", "tests"),
+        fewest=88,
+        divergences={
+            r"test_controller::test_custom_ssl_context": WRITER,
+            r"test_fixture::test_(AUTH|login|send_message_logged_in).*": WRITER,
+        },
+    ),
+    Project(
+        "aiosmtplib",
+        (
+            *(*PYTEST, *ASYNCIO, "-p", "no:warnings"),
+            *(f"tests/test_{name}.py" for name in SPEAK_TO_A_SERVER),
+        ),
+        fewest=250,
+        divergences={
+            r"test_connect::test_context_manager_exception_quits": HOOKS,
+            r"test_sendmail::test_rset_after_sendmail_error_response_to_(mail|rcpt|data)": HOOKS,
+            r"test_sendmail::test_send_message_with_(cc|bcc|cc_and_bcc)_recipients": HOOKS,
+            r"test_sendmail::test_send_message_recipient_str": HOOKS,
+            r"test_sendmail::test_send_message_smtputf8_sender.*": HOOKS,
+            r"test_sendmail::test_send_mime_message_smtputf8_recipient.*": HOOKS,
+            r"test_sendmail::test_send_compat32_message_smtputf8_recipient": HOOKS,
+            r"test_sendmail::test_send_\w+_message_utf8_text_without_smtputf8": HOOKS,
+            r"test_sendmail::test_send_message_7bit.*": HOOKS,
+            r"test_sendmail::test_sendmail_size_option_counts_transmitted_octets_\w+": HOOKS,
+            r"test_connect::test_bad_connect_response_raises_error": CLIENTS,
+            r"test_connect::test_(eof|close)_on_connect_raises_connect_error": CLIENTS,
+            r"test_timeouts::test_timeout_on_initial_read": CLIENTS,
+            r"test_commands::test_badly_encoded_text_response": WRITER,
+            r"test_connect::test_disconnected_server_raises_on_data_write": WRITER,
+        },
+    ),
+)

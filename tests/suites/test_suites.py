@@ -1,0 +1,134 @@
+"""Other projects' own tests: their handlers, sessions and clients work with our session too.
+
+Each project's tests are run as they are with aiosmtpd's session, and with ours in its place. What
+passes with the one and fails with the other is a difference; it stands in projects.py with its
+reason, or is a fault. What stands there and passes is to be struck out. ``make suites`` runs this.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+from environment import ROOT, Environment, environment
+from projects import PROJECTS, Project
+from support.daemon import clean_environment, end
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+PATIENCE = 150
+"""Seconds for a project's tests."""
+
+pytestmark = [pytest.mark.suites, pytest.mark.timeout(3 * PATIENCE)]
+
+
+@pytest.fixture(scope="session")
+def installed() -> Environment:
+    return environment()
+
+
+@pytest.fixture(scope="session")
+def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Lines to be shown at the end."""
+    lines: list[str] = []
+    yield lines
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line("")
+        for line in lines:
+            reporter.write_line(line)
+
+
+@pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
+def test_no_test_of_another_project_fails_but_what_is_meant_to(
+    project: Project, installed: Environment, tmp_path: Path, table: list[str]
+) -> None:
+    theirs, ours = _run_both(project, installed, tmp_path)
+    assert len(ours) >= project.fewest
+    assert theirs.keys() == ours.keys()
+    differing = {name: wrong for name, wrong in ours.items() if wrong and not theirs[name]}
+    table.append(_row(project, theirs, ours, differing))
+    known = {
+        pattern: [name for name in ours if re.fullmatch(pattern, name)]
+        for pattern in project.divergences
+    }
+    listed = {name for names in known.values() for name in names}
+    unmeant = {name: wrong for name, wrong in differing.items() if name not in listed}
+    assert not unmeant, "\n".join(f"{name}\n{wrong}" for name, wrong in unmeant.items())
+    for pattern, names in known.items():
+        assert names, f"there is no such test any more, strike it out: {pattern}"
+        passing = [name for name in names if name not in differing]
+        assert not passing, f"they are no divergence, strike them out: {passing}"
+        table.append(f"    {len(names):3}  {pattern}: {project.divergences[pattern]}")
+
+
+def _row(
+    project: Project,
+    theirs: Mapping[str, str],
+    ours: Mapping[str, str],
+    differing: Mapping[str, str],
+) -> str:
+    return (
+        f"{project.name}: {len(ours)} tests, {len(differing)} differ"
+        f" ({sum(map(bool, theirs.values()))} fail with aiosmtpd's session,"
+        f" {sum(map(bool, ours.values()))} with ours)"
+    )
+
+
+def _run_both(
+    project: Project, installed: Environment, folder: Path
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what was wrong with each test, with aiosmtpd's session and with ours."""
+    witness = folder / "witness"
+    witness.mkdir()
+    theirs = _start(project, installed, folder / "theirs.xml", {})
+    if not project.together:
+        theirs.wait(PATIENCE)
+    ours = _start(project, installed, folder / "ours.xml", {"SUITES_WITNESS": str(witness)})
+    for process in (theirs, ours):
+        try:
+            process.wait(PATIENCE)
+        finally:
+            end(process)
+    assert list(witness.iterdir()), "no session of ours was made"
+    return _read(folder / "theirs.xml"), _read(folder / "ours.xml")
+
+
+def _start(
+    project: Project, installed: Environment, report: Path, more: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    session = ROOT / "tests/suites/session"
+    with report.with_suffix(".log").open("wb") as log:
+        return subprocess.Popen(
+            [
+                *(str(installed.python), "-m", *project.command),
+                *(word.format(report) for word in project.report),
+            ],
+            cwd=installed.sources / project.name,
+            env=clean_environment(
+                PYTHONPATH=os.pathsep.join([str(session), str(ROOT)]),
+                PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
+                **more,
+            ),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _read(report: Path) -> dict[str, str]:
+    assert report.exists(), report.with_suffix(".log").read_text()
+    return {
+        f"{case.get('classname', '').removeprefix('tests.')}::{case.get('name')}": "\n".join(
+            part.text or part.get("message") or part.tag
+            for part in case
+            if part.tag in {"failure", "error"}
+        )
+        for case in ET.parse(report).getroot().iter("testcase")
+    }
