@@ -8,7 +8,7 @@ PYTHONS ?= python3.11 python3.12 python3.13
 STAMP  := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test test-pythons lint format papers bench fuzz hostile suites container-test bare-test clean
+.PHONY: help run test test-pythons lint format papers bench fuzz hostile peers suites container-test bare-test clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18

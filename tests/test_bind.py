@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.daemon import LOCAL, Daemon, run
-from support.peers import cannot, peer
+from support.peers import namespaces, peers
 from support.server import serve
 
 from smtpd_fork import Config
@@ -165,10 +165,8 @@ mount --bind hosts /etc/hosts && exec "$@"
 def on_a_host_whose_loopback_has_no_ipv6(tmp_path: Path, *command: str) -> list[str]:
     """Return *command* as it runs where localhost is ::1 as well, and lo has no such address."""
     (tmp_path / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
-    peer("ip")
-    enter = [peer("unshare"), "--net", "--mount", "--propagation", "private"]
-    if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
-        cannot("this user, or this machine, makes no namespaces")
+    peers("ip", "mount")
+    enter = namespaces("--net", "--mount", "--propagation", "private")
     script = f"cd {shlex.quote(str(tmp_path))} && {NO_IPV6_LOOPBACK}"
     return [*enter, "sh", "-c", script, "sh", *command]
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 PINNED = (
+    "aiosmtpd==1.4.6",
     "aiosmtplib==5.1.3",
     "mailman==3.3.10",
     "mailrise==1.4.0",
@@ -32,8 +33,9 @@ PINNED = (
 """The projects, each with tests in its source distribution."""
 
 TOOLS = (
-    *("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0", "hypothesis>=6.100"),
-    *("trustme>=1.2", "nose2==0.16.0", "flufl.testing==0.8"),
+    *("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0"),
+    *("pytest-mock>=3.14", "hypothesis>=6.100", "trustme>=1.2", "setuptools<80"),
+    *("nose2==0.16.0", "flufl.testing==0.8"),
     *("apprise==1.4.5", "PyYAML>=6"),  # mailrise's, which pins others that cannot be built
 )
 

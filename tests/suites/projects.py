@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 PYTEST = ("pytest", "-q", "--timeout=20", *("-p", "no:cacheprovider", "-p", "pytest_timeout"))
@@ -11,6 +12,8 @@ SPEAK_TO_A_SERVER = (
     *("api", "asyncio", "commands", "connect", "main", "sendmail", "sync", "timeouts", "tls"),
 )
 """Modules of aiosmtplib's; the others test functions."""
+
+AIOSMTPD = ("aiosmtpd/tests/test_main.py", "aiosmtpd/tests/test_misc.py")
 
 HOOKS = "their session overrides `_call_handler_hook`, which is private, to see all commands"
 CLIENTS = "they replace `_handle_client`, which is private: the session is a protocol, and has none"
@@ -39,6 +42,12 @@ class Project:
 
 
 PROJECTS = (
+    Project(
+        "aiosmtpd",  # what binds a fixed port; test_oracle.py runs the rest with every `make test`
+        (*PYTEST, "-p", "pytest_mock", "-c", os.devnull, *AIOSMTPD),
+        fewest=40,
+        together=False,
+    ),
     Project(
         "mailrise",
         (*PYTEST, *ASYNCIO, "-o", "addopts=", "tests"),
