@@ -3,8 +3,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
-from support.peers import SYSTEM_PYTHON, cannot, needs_root, table, watch_programs
+from support.installation import install
+from support.peers import needs_root, table, watch_programs
 from support.place import Place
 from support.tls import Certificates
 
@@ -60,16 +59,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 def command_for_nobody() -> Iterator[list[str]]:
     """The project, installed where the user nobody can execute it."""
     needs_root()
-    if not SYSTEM_PYTHON.exists():
-        cannot(f"{SYSTEM_PYTHON} is not installed")
     folder = Path(tempfile.mkdtemp(prefix="smtpd-fork-", dir="/tmp"))
     try:
         folder.chmod(0o755)
-        subprocess.run([SYSTEM_PYTHON, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-        python = folder / "venv/bin/python"
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
-        project = str(Path(__file__).parents[1])
-        subprocess.run([*pip, "install", "--quiet", project], check=True, capture_output=True)
+        python = install(folder / "venv")
         yield [str(python), "-m", "smtpd_fork"]
     finally:
         shutil.rmtree(folder)

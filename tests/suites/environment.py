@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 PINNED = (
-    "aiosmtpd==1.4.6",
     "aiosmtplib==5.1.3",
     "mailman==3.3.10",
     "mailrise==1.4.0",
@@ -33,6 +32,7 @@ PINNED = (
 """The projects, each with tests in its source distribution."""
 
 TOOLS = (
+    "aiosmtpd==1.4.6",  # has its tests in the package
     *("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0"),
     *("pytest-mock>=3.14", "hypothesis>=6.100", "trustme>=1.2", "setuptools<80"),
     *("nose2==0.16.0", "flufl.testing==0.8"),

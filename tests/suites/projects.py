@@ -13,7 +13,7 @@ SPEAK_TO_A_SERVER = (
 )
 """Modules of aiosmtplib's; the others test functions."""
 
-AIOSMTPD = ("aiosmtpd/tests/test_main.py", "aiosmtpd/tests/test_misc.py")
+AIOSMTPD = ("--pyargs", "aiosmtpd.tests.test_main", "aiosmtpd.tests.test_misc")
 
 HOOKS = "their session overrides `_call_handler_hook`, which is private, to see all commands"
 CLIENTS = "they replace `_handle_client`, which is private: the session is a protocol, and has none"
@@ -25,7 +25,7 @@ class Project:
     """Another project's tests.
 
     :ivar name: on PyPI
-    :ivar command: of ``python -m``, in the directory of its sources
+    :ivar command: of ``python -m``, in the directory of its sources, if it has one
     :ivar report: the options of the command for a JUnit report, with ``{}`` for the file
     :ivar together: both runs may go at the same time: no port of theirs is fixed
     :ivar fewest: tests that there have to be

@@ -104,13 +104,14 @@ def _start(
     project: Project, installed: Environment, report: Path, more: dict[str, str]
 ) -> subprocess.Popen[bytes]:
     session = ROOT / "tests/suites/session"
+    sources = installed.sources / project.name
     with report.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(
             [
                 *(str(installed.python), "-m", *project.command),
                 *(word.format(report) for word in project.report),
             ],
-            cwd=installed.sources / project.name,
+            cwd=sources if sources.exists() else report.parent,
             env=clean_environment(
                 PYTHONPATH=os.pathsep.join([str(session), str(ROOT)]),
                 PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
