@@ -212,3 +212,23 @@ async def test_a_message_that_some_recipients_have_is_answered_to_its_end() -> N
         client.send("x\r\n.\r\n")
         assert await replies(client, 3) == [550, 250, 550]
         assert (await client.say("NOOP")).code == 250
+
+
+async def test_a_refusal_of_several_lines_counts_once_also_if_they_come_one_by_one() -> None:
+    class Lines(Discard):
+        async def handle_VRFY(self, server: Any, *args: Any) -> str:
+            await server.push("550-5.7.1 No,")
+            await server.push("550-5.7.1 and no,")
+            return "550-5.7.1 and\r\n550 5.7.1 no"
+
+    async with (
+        serve(Lines(), max_rejects=5) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        for _ in range(5):
+            assert len((await client.say("VRFY a@b.c")).lines) == 4
+        client.send("VRFY a@b.c\r\n")
+        while (reply := await client.reply()).code == 550:
+            pass
+        assert reply.code == 421

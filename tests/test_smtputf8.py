@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from support.client import MAIL, RCPT, Client, code_and_enhanced
+from support.daemon import messages
 from support.handlers import Collect
 from support.server import serve
 
-from smtpd_fork.sinks import Discard
+from smtpd_fork.sinks import Discard, Maildir
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 async def test_an_address_in_utf8_takes_the_parameter() -> None:
@@ -29,6 +35,25 @@ async def test_an_address_in_utf8_takes_the_parameter() -> None:
     assert (envelope.mail_from, envelope.rcpt_tos) == ("ä@ö.example", ["用户@例子.广告"])
     assert envelope.smtp_utf8
     assert envelope.content == "Subject: ü\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "parameter", "protocol"),
+    [("smtp", " SMTPUTF8", "UTF8SMTP"), ("smtp", "", "ESMTP"), ("lmtp", " SMTPUTF8", "UTF8LMTP")],
+)
+async def test_received_says_that_a_message_has_smtputf8(
+    scheme: str, parameter: str, protocol: str, tmp_path: Path
+) -> None:
+    """RFC 6531 4.3."""
+    async with serve(Maildir(tmp_path), listen=[f"{scheme}:127.0.0.1:0"]) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.reply()
+            hello = "EHLO x" if scheme == "smtp" else "LHLO x"
+            await client.say(hello, f"{MAIL}{parameter}", RCPT, "DATA")
+            client.send("Subject: x\r\n.\r\n")
+            assert (await client.reply()).code == 250
+    (text,) = messages(tmp_path)
+    assert f" with {protocol} id " in text
 
 
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf8\x88"])

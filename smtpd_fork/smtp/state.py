@@ -49,6 +49,11 @@ class Handshakes(Protocol):
         """Take note that one has succeeded."""
 
 
+def _ends(reply: bytes) -> bool:
+    """Whether a reply ends with this: what is pushed may be its first lines."""
+    return reply[reply.rfind(b"\n") + 4 :][:1] != b"-"
+
+
 class State(aiosmtpd.smtp.SMTP):
     """A session at rest; :class:`smtpd_fork.smtp.engine.Engine` moves it."""
 
@@ -237,7 +242,7 @@ class State(aiosmtpd.smtp.SMTP):
         """
         reply = status if isinstance(status, bytes) else status.encode("utf-8", "replace")
         last = reply.startswith(b"421")
-        if counted and reply >= b"4" and not last and self._count_reject():
+        if counted and reply >= b"4" and not last and _ends(reply) and self._count_reject():
             return
         if not self._closing:
             self._out.append(reply + b"\r\n")
