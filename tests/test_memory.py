@@ -194,7 +194,7 @@ async def lives_through(steps: list[bytes | str], limit: int, share: int) -> Non
         if not held_by_transaction(session):
             assert budget.used == 0, step
         # But for a command that is not complete.
-        held = session._held() - min(session._framer.pending, LINE_LIMIT)
+        held = session._held() - min(session._framer.held, LINE_LIMIT)
         # Parts that are small by themselves are not looked at: an envelope, a message, input.
         assert session._charged >= held - 4 * SMALL, step
     session.connection_lost(None)
@@ -226,6 +226,22 @@ def test_when_a_transaction_ends_nothing_is_charged_for_it(
         asyncio.run(lives_through([*(ROUTINE if routine else ()), *steps], limit, share))
     finally:
         logging.getLogger("smtpd_fork.session").setLevel(logging.NOTSET)
+
+
+async def test_a_packet_is_charged_while_one_of_its_commands_waits() -> None:
+    """It is kept until its last command has been looked at, also if that is all that is left."""
+    budget = Budget(0)
+    session = SMTP(Whims(), hostname="mx.example.com", budget=budget, enable_SMTPUTF8=True)
+    session.connection_made(Transport())  # type: ignore[arg-type]  # as much of one as is needed
+    packet = ROUTINE[0] + UTF8_MAIL + LONG_RCPT * 300 + b"RCPT TO:<wait@d.example>\r\n"
+    session.data_received(packet)
+    await until(lambda: not session._framer.pending)
+    assert session.task is not None
+    assert budget.used > session._envelope_bytes + len(packet) - ALLOWANCE - 1000
+    await until(lambda: session.task is None)
+    assert session._framer.held == 0
+    session.connection_lost(None)
+    assert budget.used == 0
 
 
 # -- what is held, measured -----------------------------------------------------------------------

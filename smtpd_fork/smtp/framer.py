@@ -93,6 +93,11 @@ class Framer:
         )
 
     @property
+    def held(self) -> int:
+        """Bytes of memory that are taken: a packet is kept until all of it has been looked at."""
+        return len(self._buffer) + len(self._partial or b"") + len(self._later or b"")
+
+    @property
     def idle(self) -> bool:
         """Whether what is fed next begins a command, and nothing was fed before it."""
         return not self.pending and self._reading is None and self._skipping is None

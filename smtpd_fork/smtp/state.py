@@ -381,7 +381,7 @@ class State(aiosmtpd.smtp.SMTP):
 
         What has a small bound of its own is not in it: names, one command, the responses of AUTH.
         """
-        held = self._envelope_bytes + self._framer.pending
+        held = self._envelope_bytes + self._framer.held
         content = message or self._framer.reading or self._chunks
         if content is not None:
             held += content.held

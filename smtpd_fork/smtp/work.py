@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import MISSING
 
+from smtpd_fork.smtp.budget import ALLOWANCE
 from smtpd_fork.smtp.reply import answer_of
 from smtpd_fork.smtp.session import Session, current_session
 from smtpd_fork.smtp.state import State
@@ -56,6 +57,8 @@ class Work(State):
     def _start(self, waiting: Waiting) -> None:
         """Have *waiting* run to its end; then go on."""
         self._leave_rest()
+        if self._framer.held > ALLOWANCE:
+            self._charge()
         self.deadline = self.loop.time() + self._setup.limits.handler_seconds
         self._task = self.loop.create_task(self._run(waiting), context=self._own_context())
         self._task.add_done_callback(partial(self._ran, waiting))
