@@ -18,7 +18,8 @@ from peers.servers import SERVERS, smtpd_fork
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.peers
+# The first run installs nodemailer and Haraka, and compiles a program in Go.
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(300)]
 
 PAGE = Path(__file__).parents[1] / "docs" / "accepted-mail.md"
 

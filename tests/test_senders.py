@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.peers
+# The first run installs nodemailer and Haraka, and compiles a program in Go.
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(300)]
 
 _TRACE = re.compile(rb"Return-Path: <(?P<sender>.*)>\nDelivered-To: .*\nReceived: .*\n(?:\t.*\n)+")
 

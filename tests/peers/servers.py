@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from support.daemon import Daemon, end, free_ports, until
-from support.peers import npm_package, peer, unpacked
+from support.peers import needs_root, npm_package, peer, unpacked
 
 from peers.programs import Place
 
@@ -114,6 +114,7 @@ def smtpd_fork(folder: Path, *options: str) -> Iterator[int]:
 
 @contextmanager
 def postfix(folder: Path) -> Iterator[int]:
+    needs_root()
     (port,) = free_ports(1)
     (folder / "etc").mkdir()
     (folder / "queue").mkdir()

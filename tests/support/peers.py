@@ -12,8 +12,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -80,16 +82,20 @@ def unpacked(path: str, *, package: str) -> Path:
 def npm_package(name: str, version: str) -> Path:
     """Return the directory of a package of npm; it is installed into a cache."""
     peer("node")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smtpd-fork-tests"
-    package = cache / f"{name}-{version}" / "node_modules" / name
+    store = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smtpd-fork-tests"
+    package = store / f"{name}-{version}" / "node_modules" / name
     if not (package / "package.json").is_file():
         quiet = ("--no-audit", "--no-fund", "--no-save", "--ignore-scripts", "--loglevel=error")
-        folder = package.parents[1]
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [peer("npm"), "install", "--prefix", str(folder), *quiet, f"{name}@{version}"]
+        store.mkdir(parents=True, exist_ok=True)
+        # Several tests may do so at once: each installs its own, and the first one's stays.
+        folder = tempfile.mkdtemp(dir=store)
+        command = [peer("npm"), "install", "--prefix", folder, *quiet, f"{name}@{version}"]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
         if ended.returncode:
             cannot(f"npm cannot install {name} {version}: {ended.stderr[-500:]}")
+        with suppress(OSError):
+            Path(folder).rename(package.parents[1])
+        shutil.rmtree(folder, ignore_errors=True)
     return package
 
 
