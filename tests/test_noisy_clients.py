@@ -12,6 +12,7 @@ from support.server import serve
 
 from smtpd_fork.gate import ClientLine, RefusalLog
 from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp import SMTP
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -72,6 +73,20 @@ class FailsAtOnce(Discard):
 class FailsAtTheEnd(Discard):
     async def handle_DISCONNECT(self, *args: Any) -> None:
         raise ValueError("no")
+
+
+class Talks(SMTP):
+    """Has a command that fails when it has answered."""
+
+    async def smtp_XFAIL(self, arg: str | None) -> None:
+        await self.push("250 2.0.0 Ok")
+        raise ValueError("no")
+
+
+async def failing_command(client: Client) -> None:
+    await client.reply()
+    assert (await client.say("XFAIL")).code == 250
+    assert (await client.say("NOOP")).code == 250
 
 
 async def errors(client: Client) -> None:
@@ -157,6 +172,11 @@ NOISES: dict[str, tuple[Noise, str, dict[str, Any]]] = {
         greeting,
         "handle_DISCONNECT failed",
         {"handler": FailsAtTheEnd()},
+    ),
+    "commands of a subclass that fail": (
+        failing_command,
+        "smtp_XFAIL failed after its reply",
+        {"session_class": Talks},
     ),
     "TLS handshakes that fail": (bad_handshake, "TLS handshake failed: ", {"tls": True}),
     "garbage instead of TLS": (

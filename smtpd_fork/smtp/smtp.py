@@ -279,8 +279,7 @@ class SMTP(Short):
             if not (self._answered or self._out) or self._is_end(error):
                 raise
             # A second reply would be taken for that of the client's next command.
-            text = "[%s] smtp_%s failed after its reply"
-            log.exception(text, self._session_id, name, extra=self._who())
+            self._report_failure(f"smtp_{name} failed after its reply", error)
 
     def _within_calls(self, name: str) -> bool:
         """Count a call of a command against aiosmtpd's command_call_limit.
