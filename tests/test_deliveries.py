@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -201,6 +202,30 @@ async def test_a_message_that_waits_behind_a_disk_that_hangs_is_never_begun(
                 assert [reply.code for reply in replies] == [451, 451]
     assert disk.steps.count("create") == 1
     assert left(maildir) == []
+
+
+async def test_a_message_for_which_no_thread_can_be_started_is_not_stored_by_another(
+    maildir: Maildir, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with serve(maildir) as server:
+        async with (
+            await Client.to(server.addresses[0]) as first,
+            await Client.to(server.addresses[0]) as second,
+        ):
+            await first.greet()
+            await second.greet()
+            with disk.hangs("sync file") as hang:
+                delivered = asyncio.create_task(first.deliver())
+                await until(lambda: hang.begun)
+                with monkeypatch.context() as patch:
+                    patch.setattr(threading.Thread, "start", fail)
+                    reply = await second.deliver()
+                assert (reply.code, reply.text[:5]) == (451, "4.3.0")
+            assert (await delivered).code == 250
+    assert len(left(maildir)) == 1
 
 
 async def test_a_stop_that_cuts_a_delivery_leaves_nothing_of_it(

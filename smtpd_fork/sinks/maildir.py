@@ -161,8 +161,15 @@ class Maildir(Sink):
             self._removing = ThreadPoolExecutor(1, thread_name_prefix="maildir-removing")
         if time.monotonic() >= self._clean_at:
             self._clean_at = time.monotonic() + CLEAN_SECONDS
-            self._removing.submit(remove_stale, self._tmp)
-        written = asyncio.wrap_future(self._writing.submit(delivery.write))
+            with suppress(RuntimeError):  # no thread can be started
+                self._removing.submit(remove_stale, self._tmp)
+        try:
+            written = asyncio.wrap_future(self._writing.submit(delivery.write))
+        except RuntimeError as error:
+            # No thread can be started, and one that runs may take it all the same.
+            if delivery.give_up():
+                raise OSError(errno.EAGAIN, str(error)) from None
+            return
         try:
             await written
         except asyncio.CancelledError:
@@ -170,8 +177,9 @@ class Maildir(Sink):
                 return  # the thread was first: it is stored, and the client has to know
             if written.done() and not written.cancelled():
                 written.exception()  # nobody else asks
-            removed = asyncio.wrap_future(self._removing.submit(delivery.remove))
-            await asyncio.wait({removed}, timeout=REMOVE_SECONDS)
+            with suppress(RuntimeError):  # no thread can be started: the one that writes removes it
+                removed = asyncio.wrap_future(self._removing.submit(delivery.remove))
+                await asyncio.wait({removed}, timeout=REMOVE_SECONDS)
             raise
 
     def _unique_name(self) -> str:
