@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import warnings
-from typing import Any
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiosmtpd.smtp import MISSING, AuthResult
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.client import Client
+from support.cuts import Result, dialogue
 from support.server import serve
 
 from smtpd_fork import Refusal
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import SMTP, Reply
 from smtpd_fork.smtp.reply import LONGEST_TEXT, MOST_LINES, answer_of, replies_of, sendable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WELL_FORMED = re.compile(
     rb"(?:([2-5][0-9][0-9])-[^\x00-\x08\x0a-\x1f\x7f]*\r\n(?=\1))*"
@@ -207,6 +214,74 @@ class Ready(SMTP):
 async def everything(client: Client) -> bytes:
     client.writer.write_eof()
     return await client.reader.read()
+
+
+class Drawn(Odd):
+    """Answers each time with the next of several things, raises what is an exception, or waits."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        self.got: list[Any] = []
+        self.left = cycle(answers)
+
+        async def hook(*_: Any) -> Any:
+            answer, wait = next(self.left)
+            if wait:
+                await asyncio.sleep(0)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        for name in ("HELO", "EHLO", "MAIL", "NOOP", "VRFY", "RSET", "DATA", "RCPT", "exception"):
+            setattr(self, f"handle_{name}", hook)
+
+
+raised = st.sampled_from([ValueError(), SystemExit(3), asyncio.CancelledError(), GeneratorExit()])
+answers = st.one_of(
+    *(texts, texts.map(lambda text: "250 " + text), st.lists(texts, max_size=3), raised),
+    *(st.sampled_from([MISSING, None, "421", "421 4.3.0 a\nb", b"250 ok"]), st.integers()),
+)
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as running:
+        yield running
+
+
+@pytest.mark.parametrize("lmtp", [False, True])
+@given(
+    drawn=st.lists(st.tuples(answers, st.booleans()), min_size=1, max_size=6),
+    commands=st.lists(
+        st.sampled_from(["NOOP", "VRFY <a@b.c>", "RSET", "RCPT TO:<b@c.d>", "HELO x", "EHLO x"]),
+        max_size=6,
+    ),
+)
+@settings(deadline=None, max_examples=40)
+def test_whatever_hooks_return_or_raise_the_replies_are_as_many_as_the_commands(
+    runner: asyncio.Runner, lmtp: bool, drawn: Any, commands: list[str]
+) -> None:
+    async def converse() -> Result:
+        session = Ready(Drawn(drawn), hostname="mx.example", enhanced=True, lmtp=lmtp)
+        packets = [f"{command}\r\n".encode() for command in commands]
+        return await dialogue(session, [*packets, b"DATA\r\n", b"x\r\n.\r\n", b"HELP\r\n"])
+
+    logging.disable()
+    try:
+        result = runner.run(converse())
+    finally:
+        logging.disable(logging.NOTSET)
+    sent, count = result.sent, 0
+    while match := WELL_FORMED.match(sent):
+        sent, count = sent[match.end() :], count + 1
+        last = match[0]
+    assert sent == b""
+    if result.closed:  # by a 421
+        assert last.startswith(b"421")
+        return
+    # The greeting, DATA's two, HELP; in LMTP those that RCPT was answered 2yz count.
+    if not lmtp:
+        assert count == len(commands) + 4
+    assert b"Supported commands" in last
 
 
 async def test_a_handlers_odd_answer_is_one_reply_to_each_command() -> None:
