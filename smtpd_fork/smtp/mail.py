@@ -246,7 +246,8 @@ class Mail(Hello):
         envelope = self.envelope
         assert envelope is not None
         envelope.rcpt_tos.append(address)
-        self._count_recipient()
+        if self._setup.lmtp:
+            self._accepted += 1
         if isinstance(envelope, Envelope):
             envelope.rcpt_params.append(params)
         if params:
@@ -269,13 +270,9 @@ class Mail(Hello):
         if isinstance(envelope, Envelope) and len(envelope.rcpt_tos) == known + 1:
             envelope.rcpt_params.append(params)  # the hook took the address itself
             self._weigh_recipient(address, params)
-        if status[0] == "2":
-            self._count_recipient()
-        self._put(status)
-
-    def _count_recipient(self) -> None:
-        if self._setup.lmtp:
+        if self._setup.lmtp and status[0] == "2":
             self._accepted += 1
+        self._put(status)
 
     # -- DATA ----------------------------------------------------------------------------------
 

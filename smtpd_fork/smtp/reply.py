@@ -21,7 +21,7 @@ from aiosmtpd.smtp import MISSING, _Missing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Answer", "Reply", "answer_of", "replies_of", "sendable"]
+__all__ = ["Answer", "Reply", "answer_of", "is_plain", "replies_of", "sendable"]
 
 Answer: TypeAlias = str | bytes | _Missing
 """What most hooks return: a reply, or MISSING for "no opinion"."""
@@ -36,7 +36,9 @@ LONGEST_REPLY = MOST_LINES * LONGEST_TEXT
 """Characters of what a hook returns; the rest is cut off."""
 
 _PLAIN = re.compile(rf"[245][0-9][0-9](?: [ -~]{{0,{LONGEST_TEXT}}})?")
-"""A reply of one line, as most hooks return it."""
+
+is_plain = _PLAIN.fullmatch
+"""Whether a text is a reply of one line that needs nothing done, as most hooks return it."""
 
 _LINE = re.compile(r"[2-5][0-9][0-9](?:[ -][ -~]*)?")
 """A line of a reply; a challenge may be long (RFC 4954 4)."""
@@ -84,7 +86,7 @@ def answer_of(hook: str, status: Any) -> Any:
 
     :raises TypeError: it is neither, or one that asks for more (3yz)
     """
-    if status is MISSING or (isinstance(status, str) and _PLAIN.fullmatch(status)):
+    if status is MISSING or (isinstance(status, str) and is_plain(status)):
         return status
     try:
         if isinstance(status, (str, bytes)) and (reply := Reply(status))[0] != "3":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.smtp.budget import ALLOWANCE
-from smtpd_fork.smtp.reply import answer_of
+from smtpd_fork.smtp.reply import answer_of, is_plain
 from smtpd_fork.smtp.session import Session, current_session
 from smtpd_fork.smtp.state import State
 from smtpd_fork.smtp.waits import is_from_outside
@@ -210,6 +210,8 @@ class Work(State):
 
         :raises TypeError: it is nothing that can be sent
         """
+        if type(status) is str and is_plain(status):  # as it mostly is
+            return status
         if command in {"EHLO", "PROXY"} or (command == "DATA" and self._setup.lmtp):
             return status
         return answer_of(command, status)
