@@ -352,17 +352,23 @@ async def test_proxy_headers_over_the_wire_are_the_same_however_they_are_cut(hea
             assert result == expected, places
 
 
-@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize(
+    ("listen", "before"),
+    [
+        pytest.param("smtp:127.0.0.1:0", HELLO + b"STARTTLS\r\n", id="STARTTLS"),
+        pytest.param("smtps:127.0.0.1:0", b"", id="implicit"),
+        pytest.param("smtps+proxy:127.0.0.1:0", V2, id="PROXY"),
+    ],
+)
 async def test_sessions_under_tls_are_the_same_however_their_records_are_cut(
-    certificates: Certificates, implicit: bool
+    certificates: Certificates, listen: str, before: bytes
 ) -> None:
-    """With STARTTLS, the ClientHello may come in the packet of the command."""
+    """The ClientHello may come in the packet of what is before it."""
     handler = Keep()
-    listen = "smtps:127.0.0.1:0" if implicit else "127.0.0.1:0"
-    before = b"" if implicit else HELLO + b"STARTTLS\r\n"
     stream = HELLO + MAIL + by_data(TEXTS[2]) + AFTER
     tls = {"tls_cert": str(certificates.cert), "tls_key": str(certificates.key)}
-    async with serve(handler, listen=[listen], **tls) as server:
+    trust = {"proxy_trust": ["127.0.0.0/8"]}
+    async with serve(handler, listen=[listen], **tls, **trust) as server:
         expected = None
         for places in ([], None, *([place] for place in (*range(1, 40, 3), *range(40, 900, 43)))):
             handler.got.clear()

@@ -14,8 +14,8 @@ __all__ = ["Body"]
 END = b"\r\n.\r\n"
 
 FIRST_LOOK = 512
-"""Bytes in which the end is looked for first, then in eight times as many, up to LOOK: what follows
-a small message in its packet must not be searched once for each such message."""
+"""Bytes in which the end is looked for first if much has come, then in eight times as many, up to
+LOOK: what follows a small message in its packet must not be searched once for each such message."""
 
 _START = b"\r\n"
 """As if a line had just ended: so a dot at the very start is found like any other."""
@@ -43,7 +43,8 @@ class Body(Content):
         """
         if self.take_whole(data, start):
             return len(data)
-        step = FIRST_LOOK if self._skip else LOOK
+        much = len(data) - start > 16 * FIRST_LOOK
+        step = FIRST_LOOK if much and self._skip else LOOK
         while start < len(data):
             piece = data[start : start + step]
             end = self._look(piece)

@@ -151,6 +151,8 @@ class Cuts:
                     hostname="mx.example.com",
                     bare_newline=mode.value,
                     max_message_size=4000,
+                    tls_handshake_timeout=300,
+                    proxy_timeout=300,
                     session_options={"authenticator": _check, "auth_require_tls": False},
                     **({"listen": ["127.0.0.1:0"]} | tls | options),
                 )

@@ -36,12 +36,12 @@ from aiosmtpd.smtp import AuthResult
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.cuts import in_turns
 from support.tls import Certificates
 
 from fuzz.cuts import CutError, Cuts, well_formed
 from smtpd_fork import Server
 from smtpd_fork.smtp import SMTP
-from smtpd_fork.smtp.body import Body
 from smtpd_fork.smtp.engine import HELD_INPUT
 from smtpd_fork.smtp.framer import LINE_LIMIT
 from smtpd_fork.smtp.wire import BUFFER_SIZE
@@ -104,7 +104,7 @@ class Watched(SMTP):
         if held > HELD_INPUT + BUFFER_SIZE + LINE_LIMIT:
             raise BrokenError(f"{held} bytes of input are held")
         reading = self._framer.reading
-        if reading is not None and reading.held > MESSAGE_SIZE + isinstance(reading, Body):
+        if reading is not None and reading.held > MESSAGE_SIZE * 9 // 8 + 256:
             raise BrokenError(f"{reading.held} bytes of a message are held")
 
     async def smtp_XSLOW(self, arg: str | None) -> None:
@@ -270,10 +270,10 @@ class Fuzzer:
 
     async def _at_rest(self, servers: list[Server], batch: range) -> None:
         """See that nothing is left of a batch."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
-                while any(server.gate.count or server.sessions for server in servers):
-                    await asyncio.sleep(0.001)
+        for _ in range(int(PATIENCE / 0.001)):
+            if not any(server.gate.count or server.sessions for server in servers):
+                break
+            await asyncio.sleep(0.001)
         where = f"seed {self.seed}, rounds {batch.start} to {batch.stop - 1}"
         for server in servers:
             if server.gate.count or server.gate.sources or server.sessions:
@@ -393,8 +393,7 @@ async def _talk(address: Any, data: bytes, end: str, chance: random.Random) -> l
 async def _in_time(happens: Awaitable[object], otherwise: str) -> None:
     """Wait for something, and break if it takes too long."""
     try:
-        async with asyncio.timeout(PATIENCE):
-            await happens
+        await in_turns(happens, PATIENCE)
     except TimeoutError:
         raise BrokenError(otherwise) from None
 

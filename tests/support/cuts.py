@@ -9,15 +9,18 @@ import ssl
 import termios
 from contextlib import suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from support.client import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Iterable, Iterator, Sequence
 
     from smtpd_fork import Server
     from smtpd_fork.smtp import SMTP
+
+
+T = TypeVar("T")
 
 
 def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
@@ -116,6 +119,21 @@ async def _settled(session: SMTP) -> None:
     raise AssertionError("the session does not come to rest")
 
 
+async def in_turns(happens: Awaitable[T], seconds: float) -> T:
+    """Wait for *seconds* in which the loop has its turns: a process that stands still waits on.
+
+    :raises TimeoutError: it has not happened by then
+    """
+    task = asyncio.ensure_future(happens)
+    try:
+        for _ in range(100):
+            if (await asyncio.wait([task], timeout=seconds / 100))[0]:
+                return await task
+        raise TimeoutError
+    finally:
+        task.cancel()
+
+
 # -- over the wire ---------------------------------------------------------------------------------
 
 
@@ -157,8 +175,8 @@ class Cutter:
     async def read(self) -> bytes:
         """Return what comes next; nothing at the end."""
         with suppress(ConnectionError):
-            async with asyncio.timeout(PATIENCE):
-                return await asyncio.get_running_loop().sock_recv(self.sock, 65536)
+            receiving = asyncio.get_running_loop().sock_recv(self.sock, 65536)
+            return await in_turns(receiving, PATIENCE)
         return b""
 
     async def rest(self) -> bytes:
@@ -214,7 +232,7 @@ async def heard_under_tls(
         with suppress(ssl.SSLWantReadError):
             tls.do_handshake()
         await cutter.send(before + outgoing.read())
-        if before:  # the greeting and the replies come in plaintext first
+        if before.endswith(b"STARTTLS\r\n"):  # the greeting and the replies come in plaintext
             plain, ready = b"", b"Ready to start TLS\r\n"
             while ready not in plain:
                 part = await cutter.read()
