@@ -222,10 +222,10 @@ def sockets(pid: int) -> int:
     return count
 
 
-def settled(pid: int, before: int) -> int:
+def settled(pid: int, listening: int) -> int:
     """Return what is in memory once the last session has ended."""
     deadline = time.monotonic() + PATIENCE
-    while sockets(pid) > before:
+    while sockets(pid) > listening:
         if time.monotonic() > deadline:
             raise TimeoutError("sessions do not end")
         time.sleep(0.05)
@@ -249,15 +249,16 @@ def measure(sessions: int, *, tls: bool, seed: int, loop: str = "uvloop") -> lis
         path = str(Path(__file__).parent)
         with Daemon(*options, cwd=folder, environment={"PYTHONPATH": path}) as daemon:
             pid = daemon.process.pid
-            before = sockets(pid)
+            listening = sockets(pid)
             flood = Flood(daemon.port, certificates.client, tls=tls, seed=seed)
             memory = []
             for part in (sessions // 10, sessions * 4 // 10, sessions // 2):
                 flood.run(part)
-                memory.append(settled(pid, before))
+                memory.append(settled(pid, listening))
                 print(f"{flood.begun:7} sessions: {memory[-1] / 2**20:.1f} MiB", flush=True)
-            assert daemon.stop() == 0, daemon.log
-            assert "Traceback" not in daemon.log, daemon.log
+            assert daemon.stop() == 0, daemon.lines[-1]
+            before, traceback, after = daemon.log.partition("Traceback")
+            assert not traceback, f"{before[-200:]}{traceback}{after[:3000]}"
             assert flood.harmed > sessions // 2, f"{flood.harmed} sessions did harm"
             print(f"{flood.harmed} did harm")
     return memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from functools import partial
 from typing import Any
@@ -13,6 +14,30 @@ from support.handlers import Collect
 from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
+
+# -- resets ------------------------------------------------------------------------------------
+
+
+async def test_a_reset_that_the_loop_has_not_noticed_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """asyncio raises when the session, which says 421, closes its half."""
+
+    class Closes(Discard):
+        async def handle_NOOP(self, *_: Any) -> str:
+            client.close()  # so the system resets the connection when a reply comes
+            return "250 2.0.0 Ok"
+
+    caplog.set_level(logging.INFO)
+    async with serve(Closes()) as server:
+        address: Any = server.addresses[0]
+        client = socket.create_connection(address)
+        await asyncio.to_thread(client.recv, 512)  # the greeting
+        client.sendall(b"NOOP\r\n" + b"nonsense\r\n" * 30)
+        await until(lambda: "too many errors" in caplog.text)
+        await until(lambda: not server.gate.count)
+    assert "failed" not in caplog.text
+
 
 # -- the end of input --------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from hostile import is_flat, measure
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-def test_after_hostile_sessions_the_daemon_holds_what_it_held_before(tls: bool) -> None:
+@pytest.mark.parametrize(("tls", "loop"), [(False, "asyncio"), (True, "uvloop")])
+def test_after_hostile_sessions_the_daemon_holds_what_it_held_before(tls: bool, loop: str) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    assert is_flat(measure(1500, tls=tls, seed=seed))
+    assert is_flat(measure(1500, tls=tls, seed=seed, loop=loop))

@@ -57,7 +57,10 @@ class Ending(Work):
         self.deadline = self.loop.time() + HEAR_OUT_SECONDS
         if self._reading_paused:
             self.transport.resume_reading()
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:
+            self.transport.abort()  # the client has reset it, and asyncio has yet to notice
 
     def abort(self) -> None:
         """Cut the connection; what is unsent is lost."""
