@@ -2,9 +2,14 @@
 FROM docker.io/library/python:3.11-slim AS build
 COPY . /src
 # No pip in the environment: nothing is installed into it later. Compiled here, as the daemon
-# cannot write there.
+# cannot write there. All that is downloaded has the hash that a lock file says, and is a wheel, so
+# that no build tool comes in without one; "make lock" writes both files.
 RUN python -m venv --without-pip /opt/smtpd-fork \
- && python -m pip --python /opt/smtpd-fork/bin/python install --no-cache-dir --compile '/src[dns,metrics]'
+ && alias install='python -m pip install --no-cache-dir --require-hashes --only-binary :all: --no-deps' \
+ && install --target /build -r /src/packaging/build.lock \
+ && install --python /opt/smtpd-fork/bin/python --compile -r /src/packaging/image.lock \
+ && PYTHONPATH=/build python -m pip --python /opt/smtpd-fork/bin/python install --no-cache-dir \
+      --compile --no-index --no-deps --no-build-isolation /src
 
 FROM docker.io/library/python:3.11-slim
 # The volume takes over owner and mode from here.

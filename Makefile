@@ -7,8 +7,11 @@ WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
 PYTHONS ?= python3.11 python3.12 python3.13
 STAMP  := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Nothing of this machine in the result: no index, no folder of wheels.
+COMPILE := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras \
+  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --resolver backtracking
 
-.PHONY: help run test test-pythons lint format papers bench fuzz hostile peers suites container-test bare-test clean
+.PHONY: help run test test-pythons lint format lock papers bench fuzz hostile peers suites container-test bare-test clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -48,6 +51,12 @@ lint: $(VENV)/.with-test $(VENV)/.with-lint ## ruff, mypy --strict, and the floo
 format: $(VENV)/.with-lint ## let ruff put things in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: $(VENV)/.with-lock ## work out again what the image is built of (with Python 3.11, as the image has it)
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "the image has Python 3.11; name one: make lock PYTHON=python3.11 VENV=.venv-3.11" >&2; exit 1; }
+	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) --extra dns --extra metrics --output-file packaging/image.lock pyproject.toml
+	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) --only-build-deps --build-deps-for wheel --output-file packaging/build.lock pyproject.toml
 
 papers: $(STAMP) ## write what is made of the options' definitions: tables, example, manual page
 	$(BIN)/python -m smtpd_fork.cli.papers
