@@ -5,11 +5,12 @@ COPY . /src
 # cannot write there. All that is downloaded has the hash that a lock file says, and is a wheel, so
 # that no build tool comes in without one; "make lock" writes both files.
 RUN python -m venv --without-pip /opt/smtpd-fork \
- && alias install='python -m pip install --no-cache-dir --require-hashes --only-binary :all: --no-deps' \
- && install --target /build -r /src/packaging/build.lock \
- && install --python /opt/smtpd-fork/bin/python --compile -r /src/packaging/image.lock \
- && PYTHONPATH=/build python -m pip --python /opt/smtpd-fork/bin/python install --no-cache-dir \
-      --compile --no-index --no-deps --no-build-isolation /src
+ && environment=/opt/smtpd-fork/bin/python \
+ && locked='--no-cache-dir --require-hashes --only-binary :all: --no-deps' \
+ && python -m pip install $locked --target /build -r /src/packaging/build.lock \
+ && python -m pip --python $environment install $locked --compile -r /src/packaging/image.lock \
+ && PYTHONPATH=/build python -m pip --python $environment install --no-cache-dir --compile \
+      --no-index --no-deps --no-build-isolation /src
 
 FROM docker.io/library/python:3.11-slim
 # The volume takes over owner and mode from here.
