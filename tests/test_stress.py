@@ -37,6 +37,7 @@ WAYS: dict[str, tuple[str, str]] = {
     "name recipients": (TRANSACTION, f"{RCPT}\r\n"),
     "drip a command": ("NOOP ", "o"),
     "drip an answer": ("EHLO x\r\nAUTH LOGIN\r\n", "Y"),
+    "begin TLS": ("EHLO x\r\nSTARTTLS\r\n", ""),
     "stop in a message": (f"{TRANSACTION}DATA\r\nhello", ""),
     "stop in a chunk": (f"{TRANSACTION}BDAT 1000\r\nhello", ""),
     "stop between chunks": (f"{TRANSACTION}BDAT 5\r\nhello", "NOOP\r\n"),
@@ -95,8 +96,11 @@ async def delivers(server: Server, *, tls: Any = None) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_attackers_that_hold_every_slot_do_not_shut_out_a_client(way: str) -> None:
-    async with attacked(way) as server, asyncio.timeout(10):
+async def test_attackers_that_hold_every_slot_do_not_shut_out_a_client(
+    way: str, certificates: Certificates
+) -> None:
+    tls = certificates.server
+    async with attacked(way, tls_context=tls) as server, asyncio.timeout(10):
         await delivers(server)
 
 
@@ -186,7 +190,7 @@ async def test_clients_that_deliver_are_not_ended_however_long_others_wait() -> 
             assert (await waiting.reply()).code == 220
 
 
-async def test_who_is_stuck_longest_is_ended_first_one_for_each_that_waits(
+async def test_the_client_that_is_stuck_longest_is_ended_first_and_one_for_each_that_waits(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")

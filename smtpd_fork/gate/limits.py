@@ -84,7 +84,7 @@ class Limits:
 
         :param load: how much there is to do
         """
-        # Whoever lets one source have more than a share, as a relay of theirs, is to have it so.
+        # An -m that was raised, for a relay perhaps, is meant: a share does not take it back.
         own = 0 if self.max_from_ip == MAX_FROM_IP else self.max_from_ip
         if self.refuse_first or self.refuse_every:
             yield RehearsalRule(self.refuse_first, self.refuse_every)

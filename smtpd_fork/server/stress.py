@@ -1,9 +1,9 @@
 """Stress: while connection slots are short, clients that do nothing with theirs are ended.
 
-From three quarters of the slots on, a client may be idle for a few seconds only. When there is no
-slot left and clients wait for one, that much is asked of sessions that are not idle as well: a
-client that says NOOP, or begins again and again, gets no further. Whoever is stuck longest is ended
-first, one for each client that waits. Postfix does the former (its STRESS_README).
+From three quarters of the slots on, a client may be idle for a few seconds only, as in Postfix
+(STRESS_README). When no slot is left and clients wait for one, a client has as long to get further:
+to say NOOP, or to begin again and again, is no progress. The client that is stuck longest is ended
+first, and one for each client that waits.
 
 A client is not ended while its message comes, or while a handler works.
 """
@@ -57,7 +57,7 @@ class Stress:
         return min(seconds, self.seconds) if self.on else seconds
 
     def look(self, now: float, sessions: Sessions, acceptor: Acceptor) -> None:
-        """End who has to be ended by *now*.
+        """End the clients whose time is over by *now*.
 
         :param acceptor: knows how many clients wait
         """
