@@ -15,6 +15,7 @@ __all__ = ["ADDED_FIELDS", "HABITS", "NO_EMPTY_LINE", "REFUSALS", "lines_of_unix
 ADDED_FIELDS: dict[str, set[bytes]] = {
     "Exim": {b"Received", b"Message-Id", b"From", b"Date"},
     "Sendmail": {b"Received", b"Message-Id", b"From", b"Date"},
+    "Postfix": {b"Received", b"Message-Id", b"From", b"Date"},
     "dma": {b"Received", b"Message-Id", b"From", b"Date"},
     "nullmailer": {b"Message-Id", b"From", b"Date", b"Cc"},
     "msmtp": {b"Message-ID", b"From", b"Date"},
@@ -29,7 +30,7 @@ class Habit(NamedTuple):
     """What a sender makes of a letter.
 
     :ivar of: what is sent, of what the sender was given
-    :ivar undo: what is to be compared, of what arrived
+    :ivar undo: what is compared, of what arrived and of what was sent
     """
 
     reason: str
@@ -54,6 +55,14 @@ _FOLD_AND_CUT = Habit(
     "as above, and a field is cut to 2303 octets",
     of=lambda text: re.sub(rb"(References:.{2292}).*", rb"\1", text),
     undo=_FOLD.undo,
+)
+_SPACES = Habit(
+    "its smtp client sends a space for a lone CR",
+    of=lambda text: re.sub(rb"\r(?!\n)", b" ", text),
+)
+_FOLD_AT_998 = Habit(
+    "longer lines are folded (smtp_line_length_limit)",
+    undo=lambda text: text.replace(b"\n ", b""),
 )
 _NO_FIRST_LINE = Habit(
     "nullmailer-inject loses the first line of a message if that is no field",
@@ -84,6 +93,13 @@ HABITS: dict[str, dict[str, Habit]] = {
         "line of 10 KB": _FOLD,
         "header of 10 KB": _FOLD_AND_CUT,
         "binary": _FOLD,
+    },
+    "Postfix": {
+        "mbox line": _MBOX,
+        "lone CR": _SPACES,
+        "line of 10 KB": _FOLD_AT_998,
+        "header of 10 KB": _FOLD_AT_998,
+        "binary": Habit("as the two above", of=_SPACES.of, undo=_FOLD_AT_998.undo),
     },
     "dma": {"mbox line": _MBOX},
     "nullmailer": {

@@ -7,12 +7,15 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from support.daemon import until
 from support.peers import namespaces, npm_package, peer, unpacked
 
 from peers.letters import RECIPIENT
+from peers.postfix import instance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +88,8 @@ class Place:
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
         self.port = port
+        self.running = ExitStack()
+        """What was started for later messages as well; whoever made the place closes it."""
 
     def run(self, *words: object, given: bytes = b"", **options: object) -> None:
         """Run a program to its end, which has to be a good one."""
@@ -154,6 +159,27 @@ def sendmail(place: Place, letter: Letter) -> None:
     place.write("sendmail.cf", _SENDMAIL.format(host=HOST, port=place.port).lstrip())
     arguments = ("-C", "/etc/sendmail.cf", "-odi", "-i", "-f", letter.sender, RECIPIENT)
     place.run(*place.privately(program, *arguments), given=letter.unix())
+
+
+def postfix(place: Place, letter: Letter) -> None:
+    queue = place.folder / "queue"
+    if not queue.exists():
+        settings = (
+            f"myhostname = {HOST}\nrelayhost = [127.0.0.1]:{place.port}\n"
+            "smtp_host_lookup = native\nsmtp_dns_support_level = disabled\n"
+            "message_size_limit = 30000000\nmailbox_size_limit = 0\n"
+        )
+        place.running.enter_context(instance(place.folder, settings))
+    program = peer("sendmail")
+    command = (program, "-C", place.folder / "etc", "-i", "-f", letter.sender, RECIPIENT)
+    place.run(*command, given=letter.unix())
+    places = [queue / name for name in ("maildrop", "incoming", "active", "deferred")]
+
+    def is_sent() -> bool:
+        assert not any(path.is_file() for path in places[-1].rglob("*")), "it was deferred"
+        return not any(path.is_file() for each in places for path in each.rglob("*"))
+
+    until(is_sent, "Postfix has sent a message")
 
 
 def dma(place: Place, letter: Letter) -> None:
@@ -227,6 +253,7 @@ def go(place: Place, letter: Letter) -> None:
 SENDERS: dict[str, Callable[[Place, Letter], None]] = {
     "Exim": exim,
     "Sendmail": sendmail,
+    "Postfix": postfix,
     "dma": dma,
     "nullmailer": nullmailer,
     "msmtp": msmtp,
@@ -241,5 +268,5 @@ SENDERS: dict[str, Callable[[Place, Letter], None]] = {
 }
 """How each is started; a program's end must be a good one."""
 
-SMTPUTF8 = {"Exim", "curl", "nodemailer", "Go net/smtp", "Python smtplib", "aiosmtplib"}
+SMTPUTF8 = {"Exim", "Postfix", "curl", "nodemailer", "Go net/smtp", "Python smtplib", "aiosmtplib"}
 """Those that ask for SMTPUTF8; the others cannot have a sender that is not ASCII."""

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from support.daemon import Daemon, end, free_ports, until
-from support.peers import needs_root, npm_package, peer, unpacked
+from support.peers import npm_package, peer, unpacked
 
+from peers.postfix import instance
 from peers.programs import Place
 
 if TYPE_CHECKING:
@@ -35,41 +36,12 @@ class Domain:
         return "250 2.1.5 OK"
 """
 
-_POSTFIX_MAIN = """\
-compatibility_level = 3.6
-queue_directory = {folder}/queue
-data_directory = {folder}/data
-command_directory = /usr/sbin
-daemon_directory = /usr/lib/postfix/sbin
-mail_owner = postfix
-setgid_group = postdrop
+_POSTFIX = """\
 myhostname = {hostname}
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-mydestination =
-mynetworks =
 relay_domains = example.com
 relay_transport = discard:
-alias_maps =
-alias_database =
 message_size_limit = {size}
 smtpd_error_sleep_time = 0
-maillog_file = {folder}/log
-maillog_file_prefixes = {folder}
-"""
-
-_POSTFIX_MASTER = """\
-127.0.0.1:{port} inet n - n - - smtpd
-postlog unix-dgram n - n - 1 postlogd
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-proxymap unix - - n - - proxymap
-discard unix - - n - - discard
-anvil unix - - n - 1 anvil
 """
 
 _EXIM = """\
@@ -114,22 +86,11 @@ def smtpd_fork(folder: Path, *options: str) -> Iterator[int]:
 
 @contextmanager
 def postfix(folder: Path) -> Iterator[int]:
-    needs_root()
     (port,) = free_ports(1)
-    (folder / "etc").mkdir()
-    (folder / "queue").mkdir()
-    (folder / "data").mkdir()
-    shutil.chown(folder / "data", "postfix")
-    settings = {"folder": folder, "port": port, "hostname": HOSTNAME, "size": SIZE_LIMIT}
-    (folder / "etc" / "main.cf").write_text(_POSTFIX_MAIN.format(**settings))
-    (folder / "etc" / "master.cf").write_text(_POSTFIX_MASTER.format(**settings))
-    command = [peer("postfix"), "-c", str(folder / "etc")]
-    subprocess.run([*command, "start"], check=True, capture_output=True, timeout=30)
-    try:
+    settings = _POSTFIX.format(hostname=HOSTNAME, size=SIZE_LIMIT)
+    with instance(folder, settings, f"127.0.0.1:{port} inet n - n - - smtpd\n"):
         _until_open(port)
         yield port
-    finally:
-        subprocess.run([*command, "stop"], check=True, capture_output=True, timeout=30)
 
 
 @contextmanager
