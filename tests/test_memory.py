@@ -300,8 +300,13 @@ def fill(sock: socket.socket, parts: tuple[bytes, ...]) -> None:
             sock.sendall(part)
 
 
-@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "scheme"),
+    [
+        *((way, "smtp") for way in WAYS),
+        *((way, "smtps") for way in ("an envelope", *list(WAYS)[-3:])),
+    ],
+)
 async def test_what_is_held_is_at_most_the_budget_and_an_allowance_a_session(
     way: str, scheme: str, certificates: Certificates
 ) -> None:
@@ -408,6 +413,7 @@ async def test_a_message_in_hand_is_charged_until_its_handler_has_ended() -> Non
         ({"max_buffered": "4G"}, 512 << 20),
         ({"max_buffered": "64M"}, 36 << 20),  # the largest message, and its envelope
         ({"max_message_size": 0}, 256 << 20),
+        ({"max_buffered": 0}, 0),
         ({"max_buffered_from_ip": "1M"}, 1 << 20),
         ({"max_buffered_from_ip": 0}, 0),
     ],

@@ -212,11 +212,12 @@ def shortest_limit(config: Config) -> float:
 def buffered_share(config: Config) -> int:
     """Return the bytes that one client's sessions may hold beyond their allowances; 0: any.
 
-    By default a message of the largest size and its envelope are always in it.
+    By default a message of the largest size and its envelope are always in it, and where all
+    sessions have no limit one client has none.
     """
     if config.max_buffered_from_ip is not None:
         return config.max_buffered_from_ip
-    if not config.max_message_size:
+    if not config.max_buffered or not config.max_message_size:
         return config.max_buffered // 2
     return max(config.max_buffered // SHARES, config.max_message_size * 9 // 8)
 
