@@ -8,14 +8,13 @@ import signal
 import socket
 import threading
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
 from support.daemon import COMMAND, PATIENCE, Daemon, Detached, until
 from support.heirs import Heirs
-from support.peers import needs_root, peer
+from support.peers import namespaces, proc
 from support.server import serve
 from support.server import until as until_async
 
@@ -23,6 +22,7 @@ from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 HANGS = """\
 import asyncio, ctypes, threading, time
@@ -190,8 +190,7 @@ def test_an_old_process_ends_and_leaves_the_new_one_what_is_its(
 def test_pid_1_of_a_container_ends_with_a_daemon_that_hangs(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    needs_root()
-    first = [peer("unshare"), "--pid", "--fork", "--kill-child", "--mount-proc", *COMMAND]
+    first = [*namespaces("--pid", "--fork", "--kill-child", "--mount-proc"), *COMMAND]
     more = options("sleep", "--shutdown-timeout", "1h")
     with (
         Daemon(*more, cwd=tmp_path, environment=environment, command=first) as daemon,
@@ -199,7 +198,7 @@ def test_pid_1_of_a_container_ends_with_a_daemon_that_hangs(
     ):
         is_hanging(tmp_path)
         shell = daemon.process.pid
-        init = int(Path(f"/proc/{shell}/task/{shell}/children").read_text())
+        init = int(proc(shell, "task", shell, "children").read_text())
         os.kill(init, signal.SIGTERM)
         os.kill(init, signal.SIGINT)
         assert daemon.process.wait(PATIENCE) == os.EX_TEMPFAIL

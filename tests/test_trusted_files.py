@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.daemon import LOCAL, Daemon, run
-from support.peers import needs_root
+from support.peers import needs_root, proc
 
 from smtpd_fork.paths import open_trusted
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NOBODY = 65534
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -66,7 +69,7 @@ def test_links_in_a_circle_are_an_error(tmp_path: Path) -> None:
 def test_the_links_of_proc_are_followed() -> None:
     """As /dev/stderr is one: its text is no path."""
     read, write = os.pipe()
-    appended(Path(f"/dev/fd/{write}"))
+    appended(proc("self", "fd", write))
     assert os.read(read, 10) == b"more\n"
     os.close(read)
     os.close(write)
@@ -130,6 +133,7 @@ def test_a_pid_file_of_another_user_is_not_used(everybodys: Path) -> None:
 
 
 def test_the_daemon_logs_to_dev_stderr(tmp_path: Path) -> None:
+    proc()
     with Daemon(*LOCAL, "--log-to", "/dev/stderr", cwd=tmp_path) as daemon:
         daemon.deliver()
         assert daemon.stop() == 0

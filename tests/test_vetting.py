@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
 from support.handlers import Notes
 from support.nameserver import NameServer, name_server
+from support.peers import proc
 from support.server import serve, until
 
 from smtpd_fork import Config, SmtpdForkError
@@ -177,8 +177,10 @@ async def test_a_start_does_not_wait_for_the_check_and_a_stop_ends_it() -> None:
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_who_is_sent_away_while_the_dns_is_asked_leaves_no_socket(turns: int) -> None:
+    descriptors = proc("self", "fd")
+
     def sockets() -> set[str]:
-        links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+        links = [descriptors / name for name in os.listdir(descriptors)]
         return {os.readlink(link) for link in links if link.is_symlink()}
 
     async with name_server() as names:
