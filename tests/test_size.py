@@ -201,13 +201,16 @@ async def test_messages_past_the_buffers_are_452_and_the_others_are_not_touched(
     assert handler.messages[0] == b"f" * 70 + b"\r\n"
 
 
-@pytest.mark.parametrize(("buffered", "code"), [(50_000, 250), (1900, 452)])
+@pytest.mark.parametrize(
+    ("mode", "buffered", "code"),
+    [("normalize", 50_000, 250), ("normalize", 1900, 452), ("accept", 1900, 250)],
+)
 @pytest.mark.parametrize("command", ["DATA", "BDAT"])
 async def test_the_buffers_are_charged_for_what_normalizing_adds(
-    buffered: int, code: int, command: str
+    mode: str, buffered: int, code: int, command: str
 ) -> None:
     async with (
-        serve(Discard(), max_buffered=buffered) as server,
+        serve(Discard(), max_buffered=buffered, bare_newline=mode) as server,
         await Client.to(server.addresses[0]) as client,
     ):
         await client.greet()
