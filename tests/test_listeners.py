@@ -20,6 +20,7 @@ from smtpd_fork import Server
 from smtpd_fork.errors import CannotCreateError, OperatingSystemError, SmtpdForkError
 from smtpd_fork.listeners import Address, adopt, bind_all, open_listeners
 from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp import SMTP
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -224,7 +225,11 @@ async def test_out_of_descriptors_clients_are_told_421_and_service_comes_back(
 async def test_a_session_that_cannot_be_made_gives_its_place_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with serve(Discard(), session_options={"nonsense": 1}) as server:
+    class Fails(SMTP):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            raise ValueError("a user's constructor")
+
+    async with serve(Discard(), session_class=Fails) as server:
         async with await Client.to(server.addresses[0]) as client:
             assert await client.ended()
     assert "a session could not be begun" in caplog.text
