@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 
 PINNED = (
     "aiosmtplib==5.1.3",
@@ -73,6 +74,21 @@ def environment() -> Environment:
             installed.result()
         (folder / "complete").touch()
     return made
+
+
+def with_our_session(made: Environment, folder: Path) -> Path:
+    """Return an interpreter that is as that of *made*, with our session in aiosmtpd's place.
+
+    In an environment on top, not by a variable: Mailman starts its processes without them.
+    """
+    subprocess.run([made.python, "-m", "venv", "--without-pip", folder], check=True)
+    (folder / "witness").mkdir()
+    python = folder / "bin/python"
+    (lower,) = made.python.parents[1].glob("lib/*/site-packages")
+    (upper,) = folder.glob("lib/*/site-packages")
+    lines = (f"import site; site.addsitedir({str(lower)!r})", HERE, ROOT, "import our_session")
+    (upper / "ours.pth").write_text("".join(f"{line}\n" for line in lines))
+    return python
 
 
 def _our_dependencies() -> Sequence[str]:

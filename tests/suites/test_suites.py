@@ -7,14 +7,13 @@ reason, or is a fault. What stands there and passes is to be struck out. ``make 
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
-from environment import ROOT, Environment, environment
+from environment import Environment, environment, with_our_session
 from projects import PROJECTS, Project
 from support.daemon import clean_environment, end
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-PATIENCE = 150
+PATIENCE = 240
 """Seconds for a project's tests."""
 
 pytestmark = [pytest.mark.suites, pytest.mark.timeout(3 * PATIENCE)]
@@ -85,42 +84,38 @@ def _run_both(
     project: Project, installed: Environment, folder: Path
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return what was wrong with each test, with aiosmtpd's session and with ours."""
-    witness = folder / "witness"
-    witness.mkdir()
-    theirs = _start(project, installed, folder / "theirs.xml", {})
-    if not project.together:
-        theirs.wait(PATIENCE)
-    ours = _start(project, installed, folder / "ours.xml", {"SUITES_WITNESS": str(witness)})
-    for process in (theirs, ours):
-        try:
-            process.wait(PATIENCE)
-        finally:
-            end(process)
-    assert list(witness.iterdir()), "no session of ours was made"
+    ours = with_our_session(installed, folder / "environment")
+    running = []
+    for python, report in ((installed.python, "theirs.xml"), (ours, "ours.xml")):
+        running.append(_start(project, python, installed.sources / project.name, folder / report))
+        if not project.together:
+            _wait(running[-1])
+    for process in running:
+        _wait(process)
+    assert list((folder / "environment/witness").iterdir()), "no session of ours was made"
     return _read(folder / "theirs.xml"), _read(folder / "ours.xml")
 
 
-def _start(
-    project: Project, installed: Environment, report: Path, more: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    session = ROOT / "tests/suites/session"
-    sources = installed.sources / project.name
+def _start(project: Project, python: Path, sources: Path, report: Path) -> subprocess.Popen[bytes]:
     with report.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(
             [
-                *(str(installed.python), "-m", *project.command),
+                *(str(python), "-m", *project.command),
                 *(word.format(report) for word in project.report),
             ],
             cwd=sources if sources.exists() else report.parent,
-            env=clean_environment(
-                PYTHONPATH=os.pathsep.join([str(session), str(ROOT)]),
-                PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
-                **more,
-            ),
+            env=clean_environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
         )
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(PATIENCE)
+    finally:
+        end(process)
 
 
 def _read(report: Path) -> dict[str, str]:
