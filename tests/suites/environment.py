@@ -86,6 +86,9 @@ def with_our_session(made: Environment, folder: Path) -> Path:
     python = folder / "bin/python"
     (lower,) = made.python.parents[1].glob("lib/*/site-packages")
     (upper,) = folder.glob("lib/*/site-packages")
+    for script in made.python.parent.iterdir():
+        if not (python.parent / script.name).exists():
+            (python.parent / script.name).symlink_to(script)
     lines = (f"import site; site.addsitedir({str(lower)!r})", HERE, ROOT, "import our_session")
     (upper / "ours.pth").write_text("".join(f"{line}\n" for line in lines))
     return python
