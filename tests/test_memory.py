@@ -414,6 +414,7 @@ async def test_a_message_in_hand_is_charged_until_its_handler_has_ended() -> Non
         ({"max_buffered": "64M"}, 36 << 20),  # the largest message, and its envelope
         ({"max_message_size": 0}, 256 << 20),
         ({"max_buffered": 0}, 0),
+        ({"max_from_ip": 0}, 0),
         ({"max_buffered_from_ip": "1M"}, 1 << 20),
         ({"max_buffered_from_ip": 0}, 0),
     ],
@@ -628,17 +629,19 @@ async def test_idle_holders_of_the_memory_are_ended_the_largest_first(
 async def test_clients_that_sit_on_all_memory_do_not_keep_others_out(
     idle_after: Callable[[float], None],
 ) -> None:
-    """Nobody asks the budget for anything: the gate has sent them all away."""
+    """Idle sessions are ended also while nobody asks for memory."""
     async with serve(Discard(), max_buffered=1_000_000) as server:
         clients = [await holder(server, 390_000, source=f"127.0.0.{n}") for n in (2, 3, 4)]
         async with await Client.to(server.addresses[0], source="127.0.0.5") as other:
-            assert "Overloaded" in (await other.reply()).text
+            await other.greet()
+            assert (await other.deliver(TEXT[:200_000].decode())).code == 452
+            assert (await other.deliver()).code == 250
         idle_after(0)
         ends = [asyncio.ensure_future(says_noop_until_it_is_ended(each)) for each in clients]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         async with await Client.to(server.addresses[0], source="127.0.0.5") as other:
             await other.greet()
-            assert (await other.deliver()).code == 250
+            assert (await other.deliver(TEXT[:200_000].decode())).code == 250
         for each, client in zip(ends, clients, strict=True):
             each.cancel()
             await client.close()

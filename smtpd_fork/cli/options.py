@@ -54,7 +54,7 @@ _DEFAULT_TEXTS = {
     "hostname": "the system's name",
     "limit_connections": "1000, less where few files may be open",
     "listen": "all, IPv4 and IPv6",
-    "max_buffered_from_ip": "an eighth of --max-buffered, at least a message",
+    "max_buffered_from_ip": "an eighth of --max-buffered, at least a message; none with -m 0",
     "log_to": "stderr; detached: syslog",
     "tls_key": "in the same file",
     "user": "",

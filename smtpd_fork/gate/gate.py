@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from smtpd_fork.gate.rules.overload import Buffers
     from smtpd_fork.net import Peer
 
 __all__ = ["Gate"]
@@ -112,19 +111,6 @@ class Gate:
     def load(self) -> Load:
         """How much there is to do, for whoever measures it to write down."""
         return self._load
-
-    def watch_buffers(self, buffers: Buffers) -> None:
-        """Let nobody in while *buffers* are spent."""
-        with self._lock:
-            if buffers not in self._load.buffers:
-                self._load.buffers.append(buffers)
-                self._set_up(self._limits)
-
-    def forget_buffers(self, buffers: Buffers) -> None:
-        """Take back what :meth:`watch_buffers` was told; no error if there is nothing to take."""
-        with self._lock:
-            if buffers in self._load.buffers:
-                self._load.buffers.remove(buffers)
 
     # -- admission ---------------------------------------------------------------------------
 

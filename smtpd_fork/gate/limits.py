@@ -90,7 +90,7 @@ class Limits:
             yield RehearsalRule(self.refuse_first, self.refuse_every)
         if self.access is not None:
             yield AccessRule(self.access)
-        if self.max_loop_lag or load.buffers:
+        if self.max_loop_lag:
             yield OverloadRule(load, self.max_loop_lag)
         if self.max_from_ip:
             yield SourceRule(self.max_from_ip)

@@ -22,7 +22,6 @@ CURES = {
     "stress": "raise --limit-connections, look at who holds the slots, or raise --stress-timeout",
     "paused": "resume the gate",
     "max_loop_lag": "look for a handler that blocks the loop, or raise --max-loop-lag",
-    "max_buffered": "raise --max-buffered, or look at who sends so much at once",
     "max_from_ip": "raise --max-from-ip, or --exempt the source",
     "max_from_net": "raise --max-from-net, or --exempt the network",
     "rate": "raise --rate, or --exempt the source",

@@ -212,11 +212,13 @@ def shortest_limit(config: Config) -> float:
 def buffered_share(config: Config) -> int:
     """Return the bytes that one client's sessions may hold beyond their allowances; 0: any.
 
-    By default a message of the largest size and its envelope are always in it, and where all
-    sessions have no limit one client has none.
+    By default a message of the largest size and its envelope are always in it. A client that may
+    have any number of sessions has no share, and none has one where all sessions have no limit.
     """
     if config.max_buffered_from_ip is not None:
         return config.max_buffered_from_ip
+    if not config.max_from_ip:
+        return 0
     if not config.max_buffered or not config.max_message_size:
         return config.max_buffered // 2
     return max(config.max_buffered // SHARES, config.max_message_size * 9 // 8)

@@ -228,7 +228,6 @@ class Server:
         self._sweep.then = partial(
             self._stress.look, sessions=self._sessions, acceptor=self._acceptor
         )
-        self.gate.watch_buffers(self._budget)
         self._watch_lag()
         if accept:
             self.accept()
@@ -463,7 +462,6 @@ class Server:
         if self._lag is not None:
             self._lag.stop()
         await self._tls.stop()
-        self.gate.forget_buffers(self._budget)
         log.info("stopping: %d sessions, %d clients sent away", len(self._sessions), answered)
         cut = await self._sessions.drain(seconds)
         if cut:

@@ -28,7 +28,7 @@ ALLOWANCE = 64 * 1024
 """Bytes of each session that are not charged: what most messages are smaller than."""
 
 SHORT = 0.75
-"""Of the limit; past it idle sessions are ended. At 0.9 the gate lets nobody in."""
+"""Of the limit; past it idle sessions are ended."""
 
 IDLE_SECONDS = 30.0
 """A session that has not grown by a tenth in that time does not go on: it is idle."""

@@ -1,8 +1,8 @@
-"""max_loop_lag, max_buffered: nobody more comes in while the process has all it can do."""
+"""max_loop_lag: nobody more comes in while the process has all it can do."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from smtpd_fork.gate.rules.base import Counts, Rule
 from smtpd_fork.gate.verdict import Refusal
@@ -10,33 +10,21 @@ from smtpd_fork.gate.verdict import Refusal
 if TYPE_CHECKING:
     from smtpd_fork.gate.client import Client
 
-__all__ = ["Buffers", "Load", "OverloadRule"]
-
-NEARLY_ALL = 0.9
-"""Of the memory for messages; past all of it messages that are under way are lost."""
+__all__ = ["Load", "OverloadRule"]
 
 TEXT = "Overloaded, try again later"
-
-
-class Buffers(Protocol):
-    """Memory for messages, as much as there may be."""
-
-    limit: int
-    used: int
 
 
 class Load:
     """How much the process has to do; whoever measures it writes it here.
 
     :ivar lag: seconds by which the loop is late
-    :ivar buffers: what messages are held in
     """
 
-    __slots__ = ("buffers", "lag")
+    __slots__ = ("lag",)
 
     def __init__(self) -> None:
         self.lag = 0.0
-        self.buffers: list[Buffers] = []
 
 
 class OverloadRule(Rule):
@@ -53,14 +41,9 @@ class OverloadRule(Rule):
         self._max_lag = max_lag
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse everybody while the loop is late, or memory for messages is nearly used up."""
+        """Refuse everybody while the loop is late."""
         load = self._load
         if 0 < self._max_lag < load.lag:
             late, limit = round(load.lag * 1000), round(self._max_lag * 1000)
             return Refusal(self.name, "", late, limit, status="4.3.2", text=TEXT)
-        for buffers in load.buffers:
-            if buffers.used >= buffers.limit * NEARLY_ALL and buffers.limit:
-                return Refusal(
-                    "max_buffered", "", buffers.used, buffers.limit, status="4.3.2", text=TEXT
-                )
         return None
