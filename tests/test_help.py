@@ -56,6 +56,8 @@ def test_help_has_every_option_under_its_heading(help_text: str) -> None:
         ("--min-data-rate", "100"),
         ("--handler-timeout", "300 s"),
         ("--session-timeout", "3600 s"),
+        ("--stress-timeout", "10 s"),
+        ("--tls-failure-rate", "300/m"),
         ("--max-errors", "20"),
         ("--max-recipients", "1000"),
         ("--max-buffered", "512M"),

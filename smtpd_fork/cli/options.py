@@ -172,7 +172,7 @@ OPTIONS = (
     ),
     SettingOption(
         "--stress-timeout", section="Limits", metavar="TIME",
-        help="Replaces --timeout, --data-timeout and --tls-handshake-timeout while three quarters "
+        help="Replaces --timeout, --tls-handshake-timeout and --data-timeout, if three quarters "
         "of the slots of -c are in use. When all are, and clients wait, those without progress for "
         "TIME get 421. 0 disables.",
     ),
