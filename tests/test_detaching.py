@@ -101,7 +101,8 @@ def test_relative_paths_are_those_of_where_it_was_started(
 ) -> None:
     shutil.copy(certificates.cert, tmp_path / "cert.pem")
     shutil.copy(certificates.key, tmp_path / "key.pem")
-    (tmp_path / "own.py").write_text("class Handler:\n    pass\n")
+    hook = "    async def handle_QUIT(self, server, session, envelope):\n        return '221 Bye'\n"
+    (tmp_path / "own.py").write_text(f"class Handler:\n{hook}")
     with Detached(
         *("-l", "127.0.0.1:0", "-l", "unix:smtp.sock", "--pid-file", "daemon.pid"),
         *("--handler", "own:Handler", "--handler", "maildir:in/box"),
