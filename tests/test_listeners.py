@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.client import Client
 from support.handlers import Notes
+from support.peers import needs_ipv6
 from support.server import serve
 
 from smtpd_fork import Server
@@ -33,6 +34,7 @@ def open_some(*listen: str, port: int = 0) -> Any:
 
 
 async def test_the_default_is_all_interfaces_with_ipv4_and_ipv6_on_one_port() -> None:
+    needs_ipv6()
     async with serve(Discard(), listen=(), port=0) as server:
         port = server.addresses[0][1]
         for host in ("127.0.0.1", "127.0.0.2", "::1"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.daemon import LOCAL, Daemon, free_ports, run
 from support.dialogue import connect, first_line
-from support.peers import peer, proc
+from support.peers import needs_ipv6, peer, proc
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +27,7 @@ def greets(address: Any) -> bool:
 
 
 def test_without_an_address_it_answers_on_ipv4_and_ipv6(tmp_path: Path) -> None:
+    needs_ipv6()
     with Daemon("-p", "0", "--handler", "discard", cwd=tmp_path) as daemon:
         assert greets(("127.0.0.1", daemon.port))
         assert greets(("::1", daemon.port))

@@ -16,7 +16,7 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 from typing import TYPE_CHECKING, Any, Self
 
-from support.peers import proc
+from support.peers import needs_ipv6_for, proc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,6 +79,7 @@ class Daemon:
         command: list[str] | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
+        needs_ipv6_for(options)
         self.lines: list[str] = []
         self._news: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import shutil
 import socket
 import subprocess
@@ -109,6 +110,12 @@ def cannot(*reasons: str) -> NoReturn:
 def needs_root() -> None:
     if os.geteuid() != 0:
         cannot("not run as root")
+
+
+def needs_ipv6_for(addresses: Iterable[object]) -> None:
+    """Ask for IPv6 if one of *addresses*, or of a command's words, is of it."""
+    if any(re.search(r"::1?(\]|$)", str(address)) for address in addresses):
+        needs_ipv6()
 
 
 def needs_ipv6() -> None:

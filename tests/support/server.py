@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_fork import Server
 from support.client import PATIENCE
+from support.peers import needs_ipv6_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 async def serve(handler: Any, **options: Any) -> AsyncIterator[Server]:
     """Serve on a free port; afterwards the gate's counts must be exactly 0."""
     options.setdefault("listen", ["127.0.0.1:0"])
+    needs_ipv6_for(options["listen"])
     options.setdefault("hostname", "mx.example.com")
     options.setdefault("shutdown_timeout", 5)
     async with Server(handler, **options) as server:
