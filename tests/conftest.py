@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import socket
 import tempfile
 from contextlib import closing
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 
 watch_programs()
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell runs the tests in the background; programs that they start would ignore it as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class DebugLoop(asyncio.SelectorEventLoop):
