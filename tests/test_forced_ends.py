@@ -49,9 +49,9 @@ async def sleep():
 async def busy():
     while True: pass
 
-
 async def c():
-    ctypes.CDLL(None).sleep(FOREVER)  # without Python's lock, and no signal handler runs
+    mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+    while True: lock(mutex)  # without Python's lock; a signal does not end it, as it does sleep(3)
 
 class Handler:
     def __init__(self, kind):

@@ -229,7 +229,7 @@ class Mail(Hello):
             self._overshoot += 1
             excused = self._overshoot <= OVERSHOOT
             self._say(452, "4.5.3", "Too many recipients", counted=not excused)
-        elif self._charged and not self._setup.budget.has_room(self, 1):
+        elif self._charged and not self._setup.budget.has_room(self, weight(address, params)):
             self._say(*FAULT_REPLIES[BodyFault.NO_ROOM])
         elif not self._ascii_unless(address, allowed=envelope.smtp_utf8):
             pass
