@@ -320,6 +320,8 @@ class Mail(Hello):
 
     def _has_room(self, more: int) -> bool:
         """Whether so many bytes more can be held now; of a message some may be here already."""
+        if more <= ALLOWANCE and not self._charged:
+            return True  # as mostly; what comes is charged once it is more than that
         more = max(0, more - self._framer.pending)
         charge = self._held() + more - ALLOWANCE - self._charged
         return charge <= 0 or self._setup.budget.has_room(self, charge)
