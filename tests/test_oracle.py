@@ -33,8 +33,12 @@ RUNS = (
 )
 """Modules of theirs, by the process that runs them: side by side, as they mostly wait."""
 
-NOT_OURS = ("test_server.py::TestController::test_socket_error_",)
-"""They bind a port twice; where that hangs, it does so with the stock session as well."""
+NOT_OURS = tuple(
+    f"test_server.py::TestController::test_{name}"
+    for name in ("socket_error_", "ready_timeout", "factory_timeout")
+)
+"""They bind a port twice, and where that hangs, it does so with the stock session as well; or they
+measure half a second in their Controller, which a busy machine does not keep. None has a session."""
 
 FEWEST_TESTS = 500
 HANG_SECONDS = 5
