@@ -38,7 +38,7 @@ NOT_OURS = tuple(
     for name in ("socket_error_", "ready_timeout", "factory_timeout")
 )
 """They bind a port twice, and where that hangs, it does so with the stock session as well; or they
-measure half a second in their Controller, which a busy machine does not keep. None has a session."""
+measure half a second in their Controller, which a busy machine exceeds. No session is made."""
 
 FEWEST_TESTS = 500
 HANG_SECONDS = 5
