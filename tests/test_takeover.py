@@ -142,6 +142,7 @@ def test_clients_in_the_backlog_come_in_with_the_new_one(tmp_path: Path, loop: s
 
 
 def test_clients_who_wait_for_a_place_in_the_old_one_get_it_there(tmp_path: Path) -> None:
+    proc()  # before there is anything to close
     options = (*LOCAL, "-c", "1", "--when-full", "defer:60")
     with Daemon(*options, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
         inside = daemon.smtp()
