@@ -149,7 +149,7 @@ async def test_a_message_that_took_too_long_is_not_stored_behind_its_451(
     step: str, after: bool, maildir: Maildir, disk: Disk
 ) -> None:
     async with (
-        serve(maildir, handler_timeout=0.1) as server,
+        serve(maildir, handler_timeout=0.5) as server,
         await Client.to(server.addresses[0]) as client,
     ):
         await client.greet()

@@ -175,6 +175,7 @@ def read(data: bytes, limits: Limits, packet: int) -> Naive | None:
 @settings(max_examples=600, deadline=None)
 @given(data=BODIES, limits=LIMITS, part=st.integers(1, 40))
 @example(data=b"abc\r", limits=Limits(size=3), part=1)
+@example(data=b"x" * 30 + b"\r\n\r\n", limits=Limits(33, 20, BareNewline.REJECT), part=31)
 def test_the_same_octets_in_chunks_are_judged_as_those_of_a_body(
     data: bytes, limits: Limits, part: int
 ) -> None:

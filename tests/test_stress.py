@@ -54,6 +54,7 @@ async def attack(server: Server, number: int, way: str) -> None:
                 await hold(client, way)
             finally:
                 client.reset()
+        await asyncio.sleep(0.05)  # as the client that is to get in: of a flood each gets a share
 
 
 async def hold(client: Client, way: str) -> None:

@@ -61,8 +61,11 @@ class Ending:
         self._signalled = False
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._loop_wakeup: int | None = None
-        self._thread = threading.Thread(target=self._watch, name="ending", daemon=True)
-        self._thread.start()
+        self._cleaning = threading.Event()
+        self._cleaned = threading.Event()
+        # Both from the beginning: from 3.12 on Python starts no thread at its end.
+        for target, name in ((self._watch, "ending"), (self._clean, "cleaning")):
+            threading.Thread(target=target, name=name, daemon=True).start()
 
     def listen(self, stop_signals: Collection[int]) -> None:
         """Hear of signals, before the loop does; in the main thread, once the loop handles them.
@@ -123,10 +126,17 @@ class Ending:
         """End the process."""
         running = ", ".join(_running()) or "nothing that is known"
         log.error("the process does not end by itself, and is ended; what still runs: %s", running)
-        cleaning = threading.Thread(target=self._clean_up, name="cleaning", daemon=True)
-        cleaning.start()
-        cleaning.join(CLEAN_UP_SECONDS)
+        self._cleaning.set()
+        self._cleaned.wait(CLEAN_UP_SECONDS)
         os._exit(ExitStatus.CUT)
+
+    def _clean(self) -> None:
+        """Clean up when it is time to, in a thread that may hang."""
+        self._cleaning.wait()
+        try:
+            self._clean_up()
+        finally:
+            self._cleaned.set()
 
 
 def _running() -> list[str]:

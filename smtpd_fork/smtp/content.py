@@ -124,7 +124,7 @@ class Content:
 
     def finish(self) -> None:
         """Take the end: CR that came last are bare ones."""
-        if self._crs:
+        if self._crs and self._fault is None:
             crs, self._crs = self._crs, 0
             if self._bare is BareNewline.NORMALIZE:
                 self.add(b"\r\n" * crs)
