@@ -91,7 +91,7 @@ def test_check_and_config_show_no_argument(folder: Path) -> None:
     )
     for command in ("check", "config"):
         for options in (["--handler", f"mine:Fine:{SECRET}"], ["--config", str(file)]):
-            ended = run(command, *options, cwd=folder)
+            ended = run(command, "-l", "127.0.0.1:0", *options, cwd=folder)
             assert ended.returncode == 0, ended.stderr
             assert SECRET not in ended.stdout + ended.stderr
             assert command == "check" or '"mine:Fine:***"' in ended.stdout

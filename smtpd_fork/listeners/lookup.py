@@ -191,5 +191,5 @@ def _reversed(host: str) -> str:
     """Return the name of *host* in a blocklist: octets, or nibbles of IPv6, the last first."""
     address = ip_address(host)
     if isinstance(address, IPv6Address):
-        return ".".join(reversed(address.exploded.replace(":", "")))
+        return ".".join(reversed(address.packed.hex()))
     return ".".join(reversed(host.split(".")))
