@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smtpd_fork import Server
@@ -34,7 +34,8 @@ class Watched(NamedTuple):
 
 
 async def ask(address: Any, request: bytes) -> Page:
-    """Send a request as it stands; read all that comes."""
+    """Send a request as it stands; read all that comes. A reset is an answer of nothing."""
+    answer = b""
     async with asyncio.timeout(PATIENCE):
         if isinstance(address, str):
             reader, writer = await asyncio.open_unix_connection(address)
@@ -42,7 +43,8 @@ async def ask(address: Any, request: bytes) -> Page:
             reader, writer = await asyncio.open_connection(*address[:2])
         try:
             writer.write(request)
-            answer = await reader.read()
+            with suppress(ConnectionResetError):
+                answer = await reader.read()
         finally:
             writer.close()
     head, _, body = answer.decode().partition("\r\n\r\n")
