@@ -28,7 +28,7 @@ from smtpd_fork.gate.networks import NetworkTable, number_of
 from smtpd_fork.gate.verdict import shutdown_reply
 from smtpd_fork.listeners.queues import queue_of
 from smtpd_fork.listeners.refuse import Spare, refuse
-from smtpd_fork.listeners.waiting_room import WaitingRoom
+from smtpd_fork.listeners.wait_queue import WaitQueue
 from smtpd_fork.net import source_key
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Acceptor:
         self._listeners = deque(listeners)
         self._gate = gate
         self._refuser = refuser
-        self._room = WaitingRoom(math.inf, waiting_capacity)
+        self._queue = WaitQueue(math.inf, waiting_capacity)
         self._overdue_timer: asyncio.TimerHandle | None = None
         self.change(
             when_full,
@@ -133,18 +133,18 @@ class Acceptor:
     ) -> None:
         """Have other settings hold from now on; see the class."""
         self._refuse_when_full = when_full.refuse
-        self._wait_in_room = when_full.wait is not None
+        self._queue_clients = when_full.wait is not None
         self._stages = stages
         self._hostname = hostname
         self._proxy_trust = proxy_trust
         # Under plain defer it is for the one client of the shared gate (see above), and for all
         # who have to make way for exempt clients: who a client is shows only once it is accepted.
         wait = math.inf if when_full.wait is None else when_full.wait
-        self._room.change(wait, waiting_capacity)
+        self._queue.change(wait, waiting_capacity)
         if self._overdue_timer is not None:
             self._overdue_timer.cancel()
             self._overdue_timer = None
-        if len(self._room):
+        if len(self._queue):
             self._await_overdue()
 
     # -- life --------------------------------------------------------------------------------
@@ -198,14 +198,14 @@ class Acceptor:
     @property
     def held(self) -> int:
         """How many clients were accepted and have no session yet."""
-        return len(self._room) + len(self._stages)
+        return len(self._queue) + len(self._stages)
 
     def waiting(self) -> int:
         """Return how many clients wait for a slot, or were refused one since this was last asked.
 
         Where the system does not tell how many there are in a backlog, it is taken for one.
         """
-        waiting = len(self._room) + self._missed
+        waiting = len(self._queue) + self._missed
         self._missed = 0
         if not self._watching and not self.stopped:
             for listener in self._listeners:
@@ -238,7 +238,7 @@ class Acceptor:
     def _dismiss_waiting(self) -> int:
         reply = shutdown_reply(self._hostname)
         answered = 0
-        while (waiting := self._room.call()) is not None:
+        while (waiting := self._queue.pop()) is not None:
             refuse(waiting.sock, b"" if waiting.listener.tls else reply)
             answered += 1
         return answered
@@ -334,12 +334,12 @@ class Acceptor:
             return True
         gate = self._gate
         # Who is a probe shows only once it is accepted; the others wait in here then.
-        wait_in_room = self._wait_in_room or self._looks_for_probes
+        queue_clients = self._queue_clients or self._looks_for_probes
         if gate.reserves:
-            return not gate.full or (wait_in_room and self._room.has_space)
-        if wait_in_room:
-            return self._room.has_space
-        return not len(self._room) and not gate.full
+            return not gate.full or (queue_clients and self._queue.has_space)
+        if queue_clients:
+            return self._queue.has_space
+        return not len(self._queue) and not gate.full
 
     @property
     def _looks_for_probes(self) -> bool:
@@ -358,7 +358,7 @@ class Acceptor:
             key = source_key(peer) or "unix"
             self._refuser.refuse(listener, sock, Refusal("proxy_trust", key, 1, 0, text=text))
             return
-        if self._room.clients and not self._gate.is_exempt(peer):
+        if self._queue.clients and not self._gate.is_exempt(peer):
             self._wait_or_go(listener, sock, peer)  # behind those who came before
             return
         verdict = self._admit(listener, peer)
@@ -391,7 +391,7 @@ class Acceptor:
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str
     ) -> None:
         """Have a client wait; if so many wait that exempt ones would be locked out, refuse it."""
-        if self._room.has_space:
+        if self._queue.has_space:
             self._keep_waiting(listener, sock, peer)
         else:
             self._refuser.refuse(listener, sock, self._full())
@@ -399,35 +399,35 @@ class Acceptor:
     def _keep_waiting(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str
     ) -> None:
-        self._room.enter(listener, sock, peer, self._loop.time())
+        self._queue.add(listener, sock, peer, self._loop.time())
         self._gate.when_room(self._on_room)
         if self._overdue_timer is None:
             self._await_overdue()
 
     def _admit_waiting(self) -> None:
         """Let those who waited longest in, as far as there is room."""
-        while len(self._room) and not self._gate.crowded:
-            waiting = self._room.call()
+        while len(self._queue) and not self._gate.crowded:
+            waiting = self._queue.pop()
             assert waiting is not None
             verdict = self._admit(waiting.listener, waiting.peer)
             if isinstance(verdict, Ticket):
                 self._stages.enter(waiting.listener, waiting.sock, waiting.peer, verdict)
             elif isinstance(verdict, Full):  # another thread was faster
-                self._room.call_back(waiting)
+                self._queue.put_back(waiting)
                 break
             else:
                 self._refuser.refuse(waiting.listener, waiting.sock, verdict)
-        if len(self._room):
+        if len(self._queue):
             self._gate.when_room(self._on_room)
 
     def _await_overdue(self) -> None:
-        deadline = self._room.next_deadline
+        deadline = self._queue.next_deadline
         if deadline is not None and deadline < math.inf:
             self._overdue_timer = self._loop.call_at(deadline, self._refuse_overdue)
 
     def _refuse_overdue(self) -> None:
         self._overdue_timer = None
-        for waiting in self._room.overdue(self._loop.time()):
+        for waiting in self._queue.pop_overdue(self._loop.time()):
             self._refuser.refuse(waiting.listener, waiting.sock, self._full())
         self._await_overdue()
         self._reopen()

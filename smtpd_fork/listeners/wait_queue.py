@@ -1,4 +1,4 @@
-"""WaitingRoom: clients that wait for a place at most so long (``--when-full defer:SECONDS``).
+"""WaitQueue: clients that wait for a connection slot, for a limited time (``--when-full defer:SECONDS``).
 
 Plain ``defer`` leaves clients in the kernel's backlog, which does not tell how long each has
 been there. To refuse each one when its own time is up, they are accepted and kept here: a bare
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.net import SocketAddress
 
-__all__ = ["Waiting", "WaitingRoom"]
+__all__ = ["WaitQueue", "WaitingClient"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Waiting:
+class WaitingClient:
     """One client that waits.
 
-    :ivar since: by the room's clock, when it came
+    :ivar since: when it came, by the caller's clock
     """
 
     listener: Listener
@@ -33,7 +33,7 @@ class Waiting:
     since: float
 
 
-class WaitingRoom:
+class WaitQueue:
     """A queue of clients, first come, first served; pure, the clock comes in as an argument.
 
     :param seconds: how long each may wait
@@ -44,7 +44,7 @@ class WaitingRoom:
     def __init__(self, seconds: float, capacity: int) -> None:
         self._seconds = seconds
         self._capacity = max(1, capacity)
-        self.clients: deque[Waiting] = deque()
+        self.clients: deque[WaitingClient] = deque()
 
     def change(self, seconds: float, capacity: int) -> None:
         """Have other limits hold, also for those who wait already."""
@@ -59,22 +59,22 @@ class WaitingRoom:
         """Whether one more may wait."""
         return len(self.clients) < self._capacity
 
-    def enter(
+    def add(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, now: float
     ) -> None:
-        """Have a client wait, from *now*."""
-        self.clients.append(Waiting(listener, sock, peer, now))
+        """Queue a client, from *now*."""
+        self.clients.append(WaitingClient(listener, sock, peer, now))
 
-    def call_back(self, waiting: Waiting) -> None:
-        """Have a client who was called wait on, before all others."""
+    def put_back(self, waiting: WaitingClient) -> None:
+        """Queue a client again, before all others."""
         self.clients.appendleft(waiting)
 
-    def call(self) -> Waiting | None:
-        """Return the client who has waited longest, or None."""
+    def pop(self) -> WaitingClient | None:
+        """Return the client that has waited longest, or None."""
         return self.clients.popleft() if self.clients else None
 
-    def overdue(self, now: float) -> list[Waiting]:
-        """Return the clients whose time is up; they no longer wait."""
+    def pop_overdue(self, now: float) -> list[WaitingClient]:
+        """Remove and return the clients whose time is up."""
         gone = []
         while self.clients and self.clients[0].since + self._seconds <= now:
             gone.append(self.clients.popleft())
