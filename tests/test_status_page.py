@@ -19,7 +19,7 @@ from support.dialogue import connect
 from support.peers import peer
 
 from smtpd_fork.gate import Entry
-from smtpd_fork.listeners.queues import Queue
+from smtpd_fork.listeners.backlog import Backlog
 from smtpd_fork.observe.chart import COLOURS, bars, leading
 from smtpd_fork.observe.facts import PHASES, Facts
 from smtpd_fork.observe.page import POLICY, STYLE, as_json, render
@@ -63,7 +63,7 @@ FACTS = Facts(
     oldest=[entry()],
     sources=1,
     top=[("192.0.2.7", 1)],
-    queues=[("127.0.0.1:25", Queue(2, 100)), ("unix:/run/x", None)],
+    queues=[("127.0.0.1:25", Backlog(2, 100)), ("unix:/run/x", None)],
     lag=0.002,
     zones={},
 )

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from smtpd_fork.gate import Full, Gate, Refusal, Ticket
 from smtpd_fork.gate.networks import NetworkTable, number_of
 from smtpd_fork.gate.verdict import shutdown_reply
-from smtpd_fork.listeners.queues import queue_of
+from smtpd_fork.listeners.backlog import backlog_of
 from smtpd_fork.listeners.refuse import Spare, refuse
 from smtpd_fork.listeners.wait_queue import WaitQueue
 from smtpd_fork.net import source_key
@@ -209,7 +209,7 @@ class Acceptor:
         self._missed = 0
         if not self._watching and not self.stopped:
             for listener in self._listeners:
-                queue = queue_of(listener.sock)
+                queue = backlog_of(listener.sock)
                 waiting += 1 if queue is None else queue.waiting
         return waiting
 

@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 from smtpd_fork.gate.ledger import Entry, entry_of
-from smtpd_fork.listeners.queues import Queue, queue_of
+from smtpd_fork.listeners.backlog import Backlog, backlog_of
 from smtpd_fork.observe.history import History
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Facts:
     oldest: list[Entry]
     sources: int
     top: list[tuple[str, int]]
-    queues: list[tuple[str, Queue | None]]
+    queues: list[tuple[str, Backlog | None]]
     lag: float
     zones: dict[str, bool]
 
@@ -191,7 +191,7 @@ class Lookout:
             oldest=[entry_of(ticket, now) for ticket in oldest],
             sources=len(sources),
             top=heapq.nlargest(TOP_SOURCES, sources.items(), key=lambda item: (item[1], item[0])),
-            queues=[(str(each), queue_of(each.sock)) for each in self.server.listeners],
+            queues=[(str(each), backlog_of(each.sock)) for each in self.server.listeners],
             lag=gate.load.lag,
             zones=dict(self.server.zones),
         )

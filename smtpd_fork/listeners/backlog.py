@@ -1,4 +1,4 @@
-"""Queues: how many clients wait in the kernel for accept(2), and how many may.
+"""Backlog: how many clients wait in the kernel for accept(2), and how many may.
 
 For TCP, TCP_INFO of a listening socket tells both, in two fields that mean something else for a
 connection (tcp(7), and net/ipv4/tcp.c: ``tcpi_unacked``, ``tcpi_sacked``). For unix sockets the
@@ -12,7 +12,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-__all__ = ["Queue", "queue_of"]
+__all__ = ["Backlog", "backlog_of"]
 
 _TCP_INFO_FIELDS = struct.Struct("=8x4x4x4x4xII")
 """struct tcp_info up to ``tcpi_sacked``: eight bytes, four figures, and the two."""
@@ -32,7 +32,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _LENGTHS = struct.Struct("=II")
 
 
-class Queue(NamedTuple):
+class Backlog(NamedTuple):
     """The clients in one listening socket's backlog.
 
     :ivar waiting: how many there are
@@ -43,18 +43,18 @@ class Queue(NamedTuple):
     limit: int
 
 
-def queue_of(sock: socket.socket) -> Queue | None:
+def backlog_of(sock: socket.socket) -> Backlog | None:
     """Return the queue of a listening socket; None if the system does not tell."""
     try:
         if sock.family == socket.AF_UNIX:
             return _of_unix(os.fstat(sock.fileno()).st_ino)
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_FIELDS.size)
-        return Queue(*_TCP_INFO_FIELDS.unpack(info))
+        return Backlog(*_TCP_INFO_FIELDS.unpack(info))
     except (OSError, AttributeError, struct.error):  # closed, no Linux, or an older kernel
         return None
 
 
-def _of_unix(inode: int) -> Queue | None:
+def _of_unix(inode: int) -> Backlog | None:
     """Ask the kernel for one unix socket by its inode (sock_diag(7), ``struct unix_diag_req``)."""
     request = _REQUEST.pack(
         *(socket.AF_UNIX, 0, 0, _ALL_STATES, inode & 0xFFFFFFFF, _UDIAG_SHOW_RQLEN),
@@ -72,6 +72,6 @@ def _of_unix(inode: int) -> Queue | None:
     while position + _ATTRIBUTE.size <= len(answer):
         length, kind = _ATTRIBUTE.unpack_from(answer, position)
         if kind == _UNIX_DIAG_RQLEN:
-            return Queue(*_LENGTHS.unpack_from(answer, position + _ATTRIBUTE.size))
+            return Backlog(*_LENGTHS.unpack_from(answer, position + _ATTRIBUTE.size))
         position += max(_ATTRIBUTE.size, (length + 3) & ~3)
     return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.peers import needs_ipv6
 
-from smtpd_fork.listeners.queues import queue_of
+from smtpd_fork.listeners.backlog import backlog_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,12 +22,12 @@ def test_the_backlog_of_a_tcp_socket_is_told(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with ExitStack() as stack:
         sock = stack.enter_context(socket.create_server((host, 0), family=family, backlog=9))
-        assert queue_of(sock) == (0, 9)
+        assert backlog_of(sock) == (0, 9)
         for _ in range(3):
             stack.enter_context(socket.create_connection(sock.getsockname()[:2]))
-        assert queue_of(sock) == (3, 9)
+        assert backlog_of(sock) == (3, 9)
         sock.accept()[0].close()
-        assert queue_of(sock) == (2, 9)
+        assert backlog_of(sock) == (2, 9)
 
 
 def test_the_backlog_of_a_unix_socket_is_told(tmp_path: Path) -> None:
@@ -38,19 +38,19 @@ def test_the_backlog_of_a_unix_socket_is_told(tmp_path: Path) -> None:
         for _ in range(2):
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
             client.connect(str(tmp_path / "socket"))
-        assert queue_of(sock) == (2, 7)
+        assert backlog_of(sock) == (2, 7)
 
 
 def test_of_a_closed_socket_nothing_is_told(tmp_path: Path) -> None:
     for family in (socket.AF_INET, socket.AF_UNIX):
         sock = socket.socket(family)
         sock.close()
-        assert queue_of(sock) is None
+        assert backlog_of(sock) is None
 
 
 def test_where_the_system_does_not_tell_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "TCP_INFO")
     monkeypatch.delattr(socket, "AF_NETLINK")
     with socket.create_server(("127.0.0.1", 0)) as sock, socket.socket(socket.AF_UNIX) as unix:
-        assert queue_of(sock) is None
-        assert queue_of(unix) is None
+        assert backlog_of(sock) is None
+        assert backlog_of(unix) is None
