@@ -10,17 +10,17 @@ import socket
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import Refusal
-from smtpd_fork.listeners.holding import Held, Holding
+from smtpd_fork.listeners.pending_clients import PendingClient, PendingClients
 
 if TYPE_CHECKING:
     import asyncio
 
-    from smtpd_fork.listeners.holding import Refuse, Welcome
+    from smtpd_fork.listeners.pending_clients import Refuse, Welcome
 
 __all__ = ["GreetPause"]
 
 
-class GreetPause(Holding):
+class GreetPause(PendingClients):
     """Holds clients for so long, and lets those in who kept silent.
 
     :param seconds: how long
@@ -40,23 +40,23 @@ class GreetPause(Holding):
         self._welcome = welcome
         self._refuse = refuse
 
-    def _heard(self, held: Held) -> None:
+    def _heard(self, client: PendingClient) -> None:
         try:
-            talks = bool(held.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            talks = bool(client.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except BlockingIOError:
             return
         except OSError:
             talks = False
-        self._let_go(held)
+        self._let_go(client)
         if not talks:
-            self._drop(held)
+            self._drop(client)
             return
         self._refuse(
-            held.listener,
-            held.sock,
+            client.listener,
+            client.sock,
             Refusal(
                 "greet_pause",
-                held.ticket.key or "unix",
+                client.ticket.key or "unix",
                 1,
                 0,
                 code=554,
@@ -64,7 +64,7 @@ class GreetPause(Holding):
                 text="Wait for the greeting",
             ),
         )
-        held.ticket.release()
+        client.ticket.release()
 
-    def _over(self, held: Held) -> None:
-        self._welcome(held.listener, held.sock, held.peer, held.ticket)
+    def _over(self, client: PendingClient) -> None:
+        self._welcome(client.listener, client.sock, client.peer, client.ticket)

@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import ClientLine
-from smtpd_fork.listeners.holding import Held, Holding
+from smtpd_fork.listeners.pending_clients import PendingClient, PendingClients
 from smtpd_fork.listeners.proxy_header import (
     LONGEST_V2,
     HeaderError,
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from aiosmtpd.proxy_protocol import ProxyData
 
     from smtpd_fork.gate import Gate, Reporter
-    from smtpd_fork.listeners.holding import Refuse, Welcome
+    from smtpd_fork.listeners.pending_clients import Refuse, Welcome
 
 __all__ = ["ProxyHeaders"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
 
-class ProxyHeaders(Holding):
+class ProxyHeaders(PendingClients):
     """Holds connections of proxies until their headers have come.
 
     :param seconds: how long a header may take
@@ -61,53 +61,55 @@ class ProxyHeaders(Holding):
         self._welcome = welcome
         self._refuse = refuse
 
-    def _heard(self, held: Held) -> None:
+    def _heard(self, client: PendingClient) -> None:
         try:
-            if not self._read(held):
+            if not self._read(client):
                 return
-            data = parse(held.header)
+            data = parse(client.header)
         except (HeaderError, OSError) as error:
-            self._let_go(held)
-            self._report(held, str(error))
-            self._drop(held)
+            self._let_go(client)
+            self._report(client, str(error))
+            self._drop(client)
             return
-        self._let_go(held)
-        self._identify(held, data)
+        self._let_go(client)
+        self._identify(client, data)
 
-    def _read(self, held: Held) -> bool:
+    def _read(self, client: PendingClient) -> bool:
         """Read what has come of a header; return whether it is whole.
 
         :raises HeaderError: it is none, or the proxy has gone
         """
-        while not is_whole(held.header):
+        while not is_whole(client.header):
             try:
-                peeked = held.sock.recv(LONGEST_V2, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                peeked = client.sock.recv(LONGEST_V2, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return False
             if not peeked:
                 raise HeaderError("the connection was closed")
             # Taken from the socket at once: a loop would go on reporting what was only looked at.
-            held.header += held.sock.recv(missing(held.header, peeked))
+            client.header += client.sock.recv(missing(client.header, peeked))
         return True
 
-    def _identify(self, held: Held, data: ProxyData) -> None:
+    def _identify(self, client: PendingClient, data: ProxyData) -> None:
         peer = true_peer(data)
-        held.ticket.proxy = data
-        held.ticket.sender = held.peer
-        if peer is not None and source_key(peer) == source_key(held.peer):
+        client.ticket.proxy = data
+        client.ticket.sender = client.peer
+        if peer is not None and source_key(peer) == source_key(client.peer):
             peer = None  # it speaks for itself: a health check, as v1 has no word for one
         if peer is not None:
-            refusal = self._gate.identify(held.ticket, peer)
+            refusal = self._gate.identify(client.ticket, peer)
             if refusal is not None:
-                self._refuse(held.listener, held.sock, refusal)
-                held.ticket.release()
+                self._refuse(client.listener, client.sock, refusal)
+                client.ticket.release()
                 return
-        self._welcome(held.listener, held.sock, held.peer if peer is None else peer, held.ticket)
+        self._welcome(
+            client.listener, client.sock, client.peer if peer is None else peer, client.ticket
+        )
 
-    def _over(self, held: Held) -> None:
-        self._report(held, "it took too long")
-        self._drop(held)
+    def _over(self, client: PendingClient) -> None:
+        self._report(client, "it took too long")
+        self._drop(client)
 
-    def _report(self, held: Held, reason: str) -> None:
-        line = ClientLine.of(log, logging.INFO, held.peer, "no PROXY header", reason)
+    def _report(self, client: PendingClient, reason: str) -> None:
+        line = ClientLine.of(log, logging.INFO, client.peer, "no PROXY header", reason)
         self._reporter.note(line)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from smtpd_fork.gate import Gate, Reporter, Ticket
-    from smtpd_fork.listeners.holding import Refuse, Welcome
     from smtpd_fork.listeners.listener import Listener
+    from smtpd_fork.listeners.pending_clients import Refuse, Welcome
     from smtpd_fork.listeners.vetting import Vetting
     from smtpd_fork.net import SocketAddress
 
@@ -133,5 +133,5 @@ class Stages:
             self._vetting.retire()
 
     def stop(self, hostname: str) -> int:
-        """Answer 421 to all who are held; return how many there were."""
+        """Answer 421 to all; return how many there were."""
         return sum(stage.stop(hostname) for stage in self._all)

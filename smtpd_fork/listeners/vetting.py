@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from smtpd_fork.config import Config
     from smtpd_fork.gate import Ticket
-    from smtpd_fork.listeners.holding import Refuse, Welcome
     from smtpd_fork.listeners.listener import Listener
+    from smtpd_fork.listeners.pending_clients import Refuse, Welcome
     from smtpd_fork.net import SocketAddress
 
 __all__ = ["Vetting", "vetting_of"]
@@ -167,7 +167,7 @@ class Vetting:
         self._check.stop()
 
     def stop(self, hostname: str) -> int:
-        """Answer 421 to all who are held; return how many there were."""
+        """Answer 421 to all; return how many there were."""
         self.retire()
         held = list(self._tasks)
         for task in held:
