@@ -12,9 +12,9 @@ from smtpd_fork.listeners.bind import (
 )
 from smtpd_fork.listeners.inherited import inherited_listeners, listeners_left
 from smtpd_fork.listeners.listener import Listener
+from smtpd_fork.listeners.preconnect import Preconnect
 from smtpd_fork.listeners.probes import Probes
 from smtpd_fork.listeners.refuser import Refuser
-from smtpd_fork.listeners.stages import Stages
 from smtpd_fork.listeners.vetting import vetting_of
 
 __all__ = [
@@ -22,9 +22,9 @@ __all__ = [
     "Acceptor",
     "Address",
     "Listener",
+    "Preconnect",
     "Probes",
     "Refuser",
-    "Stages",
     "adopt",
     "bind_all",
     "inherited_listeners",

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from smtpd_fork.config import WhenFull
     from smtpd_fork.gate import Verdict
     from smtpd_fork.listeners.listener import Listener
+    from smtpd_fork.listeners.preconnect import Preconnect
     from smtpd_fork.listeners.probes import Probes
     from smtpd_fork.listeners.refuser import Refuser
-    from smtpd_fork.listeners.stages import Stages
     from smtpd_fork.net import SocketAddress
 
 __all__ = ["Acceptor"]
@@ -72,12 +72,12 @@ _CLIENT_GONE = frozenset({
 
 
 class Acceptor:
-    """Accepts clients, has the gate judge them, and hands those with a ticket to the stages.
+    """Accepts clients, has the gate judge them, and hands those with a ticket to the stages before the session.
 
     :param listeners: bound and listening
     :param gate: who may come in
     :param when_full: what happens to those for whom there is no room
-    :param stages: take the clients that have a ticket; stopped with the acceptor
+    :param preconnect: takes the clients that have a ticket; stopped with the acceptor
     :param refuser: answers the others; closed with the acceptor
     :param hostname: names this host in replies
     :param waiting_capacity: how many clients may wait under ``defer:SECONDS``
@@ -91,7 +91,7 @@ class Acceptor:
         gate: Gate,
         when_full: WhenFull,
         *,
-        stages: Stages,
+        preconnect: Preconnect,
         refuser: Refuser,
         hostname: str,
         waiting_capacity: int,
@@ -105,7 +105,7 @@ class Acceptor:
         self._overdue_timer: asyncio.TimerHandle | None = None
         self.change(
             when_full,
-            stages=stages,
+            preconnect=preconnect,
             hostname=hostname,
             waiting_capacity=waiting_capacity,
             proxy_trust=proxy_trust,
@@ -126,7 +126,7 @@ class Acceptor:
         self,
         when_full: WhenFull,
         *,
-        stages: Stages,
+        preconnect: Preconnect,
         hostname: str,
         waiting_capacity: int,
         proxy_trust: NetworkTable[bool] | None,
@@ -134,7 +134,7 @@ class Acceptor:
         """Have other settings hold from now on; see the class."""
         self._refuse_when_full = when_full.refuse
         self._queue_clients = when_full.wait is not None
-        self._stages = stages
+        self._preconnect = preconnect
         self._hostname = hostname
         self._proxy_trust = proxy_trust
         # Under plain defer it is for the one client of the shared gate (see above), and for all
@@ -184,7 +184,7 @@ class Acceptor:
     def withdraw(self) -> None:
         """Accept no more: another process does, on the same sockets, and has their backlog.
 
-        Who was accepted goes on as before: waits for its place, or is let on by the stages.
+        Who was accepted goes on as before: waits for a slot, or goes through the stages before the session.
         """
         self._unwatch()
         self._withdrawn = True
@@ -198,7 +198,7 @@ class Acceptor:
     @property
     def held(self) -> int:
         """How many clients were accepted and have no session yet."""
-        return len(self._queue) + len(self._stages)
+        return len(self._queue) + len(self._preconnect)
 
     def waiting(self) -> int:
         """Return how many clients wait for a slot, or were refused one since this was last asked.
@@ -226,7 +226,7 @@ class Acceptor:
         for timer in (self._starved_timer, self._overdue_timer):
             if timer is not None:
                 timer.cancel()
-        answered = self._dismiss_waiting() + self._stages.stop(self._hostname)
+        answered = self._dismiss_waiting() + self._preconnect.stop(self._hostname)
         if self._probes is not None:
             self._probes.stop()
         answered += sum(self._give_up(listener) for listener in self._listeners)
@@ -363,7 +363,7 @@ class Acceptor:
             return
         verdict = self._admit(listener, peer)
         if isinstance(verdict, Ticket):
-            self._stages.enter(listener, sock, peer, verdict)
+            self._preconnect.enter(listener, sock, peer, verdict)
         elif isinstance(verdict, Full) and not self._refuse_when_full:
             self._wait_or_go(listener, sock, peer)
         else:
@@ -411,7 +411,7 @@ class Acceptor:
             assert waiting is not None
             verdict = self._admit(waiting.listener, waiting.peer)
             if isinstance(verdict, Ticket):
-                self._stages.enter(waiting.listener, waiting.sock, waiting.peer, verdict)
+                self._preconnect.enter(waiting.listener, waiting.sock, waiting.peer, verdict)
             elif isinstance(verdict, Full):  # another thread was faster
                 self._queue.put_back(waiting)
                 break

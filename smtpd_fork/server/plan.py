@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.vetting import Vetting
     from smtpd_fork.server.tls import Rotation
 
-__all__ = ["Plan", "same_stages"]
+__all__ = ["Plan", "same_preconnect"]
 
-_OF_STAGES = (
+_PRECONNECT_SETTINGS = (
     *("greet_pause", "proxy_timeout", "dnsbl", "dnsbl_threshold"),
     *("rdns", "dns_timeout", "dns_server"),
 )
 """The settings of what clients go through before they have a session."""
 
 
-def same_stages(one: Config, other: Config) -> bool:
+def same_preconnect(one: Config, other: Config) -> bool:
     """Whether clients go through the same before they have a session."""
-    return all(getattr(one, name) == getattr(other, name) for name in _OF_STAGES)
+    return all(getattr(one, name) == getattr(other, name) for name in _PRECONNECT_SETTINGS)
 
 
 @dataclass(frozen=True, slots=True)

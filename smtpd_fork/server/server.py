@@ -14,9 +14,9 @@ from smtpd_fork.gate import GATE_SETTINGS, Gate, client_reporter, limits_of, net
 from smtpd_fork.listeners import (
     Acceptor,
     Listener,
+    Preconnect,
     Probes,
     Refuser,
-    Stages,
     adopt,
     open_listeners,
     vetting_of,
@@ -32,7 +32,7 @@ from smtpd_fork.server.blueprint import (
 from smtpd_fork.server.chains import Chains, chain_of
 from smtpd_fork.server.kick import kick
 from smtpd_fork.server.lag import LagMonitor
-from smtpd_fork.server.plan import Plan, same_stages
+from smtpd_fork.server.plan import Plan, same_preconnect
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.server.stress import Stress
 from smtpd_fork.server.tls import TlsKeeper
@@ -137,9 +137,9 @@ class Server:
         self._listeners = list(listeners)
         self._given = bool(listeners)
         self._acceptor: Acceptor | None = None
-        self._stages: Stages | None = None
-        self._former: list[Stages] = []
-        """Stages that hold clients still, and get no new ones."""
+        self._preconnect: Preconnect | None = None
+        self._former: list[Preconnect] = []
+        """Those of before a reload, which hold clients still, and get no new ones."""
         self._dropped: list[Listener] = []
         """Listeners that are closed, and have sessions still."""
         self._refuser: Refuser | None = None
@@ -210,7 +210,7 @@ class Server:
             self._refuser,
             self._stress.shorten,
         )
-        self._stages = self._make_stages()
+        self._preconnect = self._make_preconnect()
         self._probes = Probes(
             self._probe_from, loop, self.gate, hostname=config.hostname, ident=IDENT
         )
@@ -218,7 +218,7 @@ class Server:
             self._listeners,
             self.gate,
             config.when_full,
-            stages=self._stages,
+            preconnect=self._preconnect,
             refuser=self._refuser,
             hostname=config.hostname,
             waiting_capacity=config.backlog,
@@ -248,11 +248,11 @@ class Server:
         for listener in self._listeners:
             log.info("listening on %s", listener, extra={"address": str(listener)})
 
-    def _make_stages(self) -> Stages:
+    def _make_preconnect(self) -> Preconnect:
         assert self._sessions is not None
         assert self._refuser is not None
         config = self.config
-        return Stages(
+        return Preconnect(
             self.gate,
             asyncio.get_running_loop(),
             welcome=self._sessions.welcome,
@@ -336,7 +336,7 @@ class Server:
         assert self._sweep is not None
         assert self._refuser is not None
         assert self._stress is not None
-        assert self._stages is not None
+        assert self._preconnect is not None
         assert self._probes is not None
         before, config = self.config, plan.config
         self.config = config
@@ -349,16 +349,16 @@ class Server:
         self._sessions.change(self._blueprint().session, tls, config.tls_handshake_timeout)
         if self._has_own_gate:
             self.gate.limits = plan.limits
-        if not same_stages(before, config):
+        if not same_preconnect(before, config):
             self._vetting = plan.vetting
-            self._stages.retire()
-            self._former = [stages for stages in (*self._former, self._stages) if stages]
-            self._stages = self._make_stages()
+            self._preconnect.retire()
+            self._former = [each for each in (*self._former, self._preconnect) if each]
+            self._preconnect = self._make_preconnect()
         self._refuser.hostname = config.hostname
         self._probes.networks, self._probes.hostname = plan.probe_from, config.hostname
         self._acceptor.change(
             config.when_full,
-            stages=self._stages,
+            preconnect=self._preconnect,
             hostname=config.hostname,
             waiting_capacity=config.backlog,
             proxy_trust=plan.proxy_trust,
@@ -388,7 +388,7 @@ class Server:
         """
         if self._acceptor is not None and self._sessions is not None:
             answered = self._acceptor.stop()
-            answered += sum(stages.stop(self.config.hostname) for stages in self._former)
+            answered += sum(each.stop(self.config.hostname) for each in self._former)
             log.info("draining: %d sessions, %d clients sent away", self.sessions, answered)
             await self._sessions.drained()
 
@@ -458,7 +458,7 @@ class Server:
         assert self._acceptor is not None
         assert self._sessions is not None
         answered = self._acceptor.stop()
-        answered += sum(stages.stop(self.config.hostname) for stages in self._former)
+        answered += sum(each.stop(self.config.hostname) for each in self._former)
         if self._lag is not None:
             self._lag.stop()
         await self._tls.stop()
@@ -516,11 +516,11 @@ class Server:
 
         There should be nothing, at any time; tests ask after everything that is bad for sessions.
         """
-        if self._sessions is None or self._stages is None:
+        if self._sessions is None or self._preconnect is None:
             return []
         held = self.gate.tickets()
         wrong = self._sessions.audit(held)
-        known = len(self._sessions) + sum(map(len, (self._stages, *self._former)))
+        known = len(self._sessions) + sum(map(len, (self._preconnect, *self._former)))
         listeners = [*self._listeners, *self._dropped]
         ours = sum(ticket.listener in listeners for ticket in held)
         if ours != known:
@@ -564,7 +564,7 @@ class Server:
 
         They are not in one whose test entries (RFC 5782) show that it does not work.
         """
-        return {} if self._stages is None else self._stages.zones
+        return {} if self._preconnect is None else self._preconnect.zones
 
     @property
     def certificates(self) -> Sequence[Certificate]:

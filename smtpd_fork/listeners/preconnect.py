@@ -1,7 +1,7 @@
-"""Stages: what clients with a ticket go through before they have a session.
+"""Preconnect: the stages between a ticket and a session.
 
-A proxy has to say whom it speaks for, the DNS is asked about that one, and it has to wait for the
-greeting. Each stage is there only if it is configured, and holds a client until it lets it on.
+A proxy sends its PROXY header, the DNS is asked about the client, and the client waits for the
+greeting. Each stage is there only if it is configured, and holds a client until it passes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.vetting import Vetting
     from smtpd_fork.net import SocketAddress
 
-__all__ = ["Stages"]
+__all__ = ["Preconnect"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
 
-class Stages:
+class Preconnect:
     """Takes clients with a ticket as far as their session.
 
     :param gate: judges whom a proxy speaks for
