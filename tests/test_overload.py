@@ -11,7 +11,7 @@ from support.client import Client
 from support.server import serve, until
 
 from smtpd_fork import Gate, Limits, Refusal, Ticket
-from smtpd_fork.listeners.nat import NatWatch, default_gateways
+from smtpd_fork.listeners.common_address_warning import CommonAddressWarning, default_gateways
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
@@ -85,12 +85,12 @@ async def test_while_messages_hold_all_memory_ordinary_mail_is_taken_all_the_sam
 # -- one address for all -------------------------------------------------------------------------
 
 
-def watched(hosts: list[str], by: str) -> NatWatch:
+def watched(hosts: list[str], by: str) -> CommonAddressWarning:
     gate = Gate(limits=Limits(max_from_ip=0))
     tickets = [gate.admit(host) for host in hosts]
     assert isinstance(tickets[0], Ticket)
     assert tickets[0].key is not None
-    watch = NatWatch(gate)
+    watch = CommonAddressWarning(gate)
     for _ in range(3):
         watch.note(Refusal(by, tickets[0].key, 1, 1))
     return watch
@@ -125,7 +125,7 @@ def test_an_attack_from_one_address_is_looked_at_once(monkeypatch: pytest.Monkey
         reads.append(None)
         return set()
 
-    monkeypatch.setattr("smtpd_fork.listeners.nat.default_gateways", gateways)
+    monkeypatch.setattr("smtpd_fork.listeners.common_address_warning.default_gateways", gateways)
     watched(["1.2.3.4"] * 12, "max_from_ip")
     assert len(reads) == 1
 

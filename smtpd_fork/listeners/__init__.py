@@ -14,7 +14,7 @@ from smtpd_fork.listeners.inherited import inherited_listeners, listeners_left
 from smtpd_fork.listeners.listener import Listener
 from smtpd_fork.listeners.preconnect import Preconnect
 from smtpd_fork.listeners.probes import Probes
-from smtpd_fork.listeners.refuser import Refuser
+from smtpd_fork.listeners.refusals import Refuser
 from smtpd_fork.listeners.vetting import vetting_of
 
 __all__ = [

@@ -27,7 +27,7 @@ from smtpd_fork.gate import Full, Gate, Refusal, Ticket
 from smtpd_fork.gate.networks import NetworkTable, number_of
 from smtpd_fork.gate.verdict import shutdown_reply
 from smtpd_fork.listeners.backlog import backlog_of
-from smtpd_fork.listeners.refuse import Spare, refuse
+from smtpd_fork.listeners.refusals import Spare, refuse
 from smtpd_fork.listeners.wait_queue import WaitQueue
 from smtpd_fork.net import source_key
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.listeners.preconnect import Preconnect
     from smtpd_fork.listeners.probes import Probes
-    from smtpd_fork.listeners.refuser import Refuser
+    from smtpd_fork.listeners.refusals import Refuser
     from smtpd_fork.net import SocketAddress
 
 __all__ = ["Acceptor"]

@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
 from smtpd_fork.gate.verdict import shutdown_reply
-from smtpd_fork.listeners.refuse import refuse
+from smtpd_fork.listeners.refusals import refuse
 
 if TYPE_CHECKING:
     import asyncio

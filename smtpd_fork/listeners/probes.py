@@ -26,7 +26,7 @@ from smtpd_fork.listeners.proxy_header import (
     parse,
     true_peer,
 )
-from smtpd_fork.listeners.refuse import refuse
+from smtpd_fork.listeners.refusals import refuse
 from smtpd_fork.net import describe, source_key
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from smtpd_fork.gate import Refusal
 from smtpd_fork.gate.verdict import shutdown_reply
 from smtpd_fork.listeners.lookup import Dns, parse_nameserver
-from smtpd_fork.listeners.refuse import refuse
+from smtpd_fork.listeners.refusals import refuse
 from smtpd_fork.listeners.zone_check import ZoneCheck
 from smtpd_fork.listeners.zones import Listing, read_entries
 from smtpd_fork.net import source_key

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from smtpd_fork.config import SettingError
 from smtpd_fork.listeners import Address, Listener, bind_all
 from smtpd_fork.listeners.address import MAX_UNIX_PATH
-from smtpd_fork.listeners.refuse import refuse
+from smtpd_fork.listeners.refusals import refuse
 from smtpd_fork.observe.companion import Companion
 from smtpd_fork.observe.control import protocol
 from smtpd_fork.observe.control.administration import Administration, Front, State

@@ -1,4 +1,4 @@
-"""Refusing: one reply on a raw socket, before any transport or TLS exists."""
+"""Refusals: 421 or 554 on a raw socket, before any transport or TLS exists."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from smtpd_fork.gate import Gate, Reporter
+from smtpd_fork.listeners.common_address_warning import CommonAddressWarning
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Spare", "refuse"]
+    from smtpd_fork.gate import Full, Refusal, Ticket
+    from smtpd_fork.listeners.listener import Listener
+
+__all__ = ["Refuser", "Spare", "refuse"]
 
 _NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _EARLY_BYTES = 4096
@@ -73,3 +79,43 @@ class Spare:
             return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None  # somebody else was faster; the next refusal tries again
+
+
+class Refuser:
+    """Answers the clients that a gate refuses; used from the thread of a running loop.
+
+    :param gate: counts and explains its refusals
+    :ivar hostname: names this host in the replies; may be set
+    """
+
+    def __init__(self, gate: Gate, hostname: str) -> None:
+        self._gate = gate
+        self.hostname = hostname
+        self._reporter = Reporter(gate.refusals)
+        self._common_address = CommonAddressWarning(gate)
+
+    def refuse(self, listener: Listener, sock: socket.socket, verdict: Refusal | Full) -> None:
+        """Answer a client with *verdict*, and close its socket."""
+        refusal = self.note(verdict)
+        # A client that speaks TLS first cannot read a reply in the clear.
+        refuse(sock, b"" if listener.tls else refusal.reply(self.hostname))
+
+    def note(self, verdict: Refusal | Full) -> Refusal:
+        """Count and log a refusal that somebody else sends; return it, with its id."""
+        refusal = self._gate.refuse(verdict)
+        self._reporter.note(refusal)
+        self._common_address.note(refusal)
+        return refusal
+
+    def begin_handshake(self, ticket: Ticket) -> Refusal | None:
+        """Return why a client is not to begin a TLS handshake; it has been noted."""
+        refusal = self._gate.begin_handshake(ticket)
+        return None if refusal is None else self.note(refusal)
+
+    def end_handshake(self, ticket: Ticket) -> None:
+        """Take note that a handshake has succeeded."""
+        self._gate.end_handshake(ticket)
+
+    def close(self) -> None:
+        """Write what is to be written of the refusals."""
+        self._reporter.close()

@@ -1,7 +1,7 @@
-"""Nat: one address that all clients seem to have, since something in between hides theirs.
+"""CommonAddressWarning: warns once when one private address holds most of the sessions.
 
-Behind address translation, or a proxy that says nothing, every client has the address of what is in
-between, and the limits of a source are the limits of all. The cure is not to raise them.
+Behind address translation (NAT), or a proxy that sends no PROXY header, all clients have the
+address of the gateway, and the limits per client are limits of all. To raise them is no cure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from smtpd_fork.gate import Gate, Refusal
 
-__all__ = ["NatWatch", "default_gateways"]
+__all__ = ["CommonAddressWarning", "default_gateways"]
 
 log = logging.getLogger("smtpd_fork.gate")
 
@@ -39,8 +39,8 @@ def default_gateways(routes: Path = ROUTES) -> set[str]:
     return found
 
 
-class NatWatch:
-    """Sees, when a source is refused, that it is no source; tells it once.
+class CommonAddressWarning:
+    """Warns once if a client that is refused stands for many.
 
     :param gate: whose sessions count
     """
