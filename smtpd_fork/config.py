@@ -248,7 +248,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar proxy_trust: networks, or files of them, that may send PROXY headers
     :ivar proxy_timeout: seconds that a PROXY header may take
     :ivar probe_from: networks, or files of them, whose connections are probes: no sessions
-    :ivar dnsbl: blocklists, each ``ZONE[=CODES][=WEIGHT]``, see :mod:`smtpd_fork.listeners.zones`
+    :ivar dnsbl: blocklists, each ``ZONE[=CODES][=WEIGHT]``, see :mod:`smtpd_fork.listeners.dnsbl`
     :ivar dnsbl_threshold: the weight of all that list a client, from which on it is refused
     :ivar rdns: ask for the clients' names
     :ivar dns_timeout: seconds that a question may take

@@ -36,7 +36,7 @@ from smtpd_fork.daemon import (
 from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
-from smtpd_fork.listeners import vetting_of
+from smtpd_fork.listeners import dns_checks_of
 from smtpd_fork.observe.logs import set_up_logging
 from smtpd_fork.secret import shown_handler
 from smtpd_fork.server import Server
@@ -145,7 +145,7 @@ def _set_up(config: DaemonConfig, holdings: Holdings, left_over: ExitStack) -> _
     networks_of("proxy_trust", config.proxy_trust)  # a fault shows before anything is bound
     networks_of("probe_from", config.probe_from)
     with blaming("dnsbl", "rdns"):
-        vetting_of(config)
+        dns_checks_of(config)
     listeners = listeners_of(config, holdings, passed)
     left_over.callback(_close_all, [*listeners, *holdings.dropped])
     with blaming("control"):

@@ -10,12 +10,12 @@ from smtpd_fork.listeners.bind import (
     try_to_bind,
     wanted_addresses,
 )
+from smtpd_fork.listeners.dns_checks import dns_checks_of
 from smtpd_fork.listeners.inherited import inherited_listeners, listeners_left
 from smtpd_fork.listeners.listener import Listener
 from smtpd_fork.listeners.preconnect import Preconnect
 from smtpd_fork.listeners.probes import Probes
 from smtpd_fork.listeners.refusals import Refuser
-from smtpd_fork.listeners.vetting import vetting_of
 
 __all__ = [
     "ANY",
@@ -27,6 +27,7 @@ __all__ = [
     "Refuser",
     "adopt",
     "bind_all",
+    "dns_checks_of",
     "inherited_listeners",
     "listeners_left",
     "open_listeners",
@@ -34,6 +35,5 @@ __all__ = [
     "reopen_listeners",
     "spread",
     "try_to_bind",
-    "vetting_of",
     "wanted_addresses",
 ]

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from smtpd_fork.gate import Gate, Reporter, Ticket
+    from smtpd_fork.listeners.dns_checks import DnsChecks
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.listeners.pending_clients import Refuse, Welcome
-    from smtpd_fork.listeners.vetting import Vetting
     from smtpd_fork.net import SocketAddress
 
 __all__ = ["Preconnect"]
@@ -40,7 +40,7 @@ class Preconnect:
     :param refuse: answers who is not let on, and closes
     :param greet_pause: how many seconds clients wait for the greeting; 0 is not at all
     :param proxy_timeout: how many seconds a PROXY header may take
-    :param vetting: makes what asks the DNS about clients, of ``welcome`` and ``refuse``
+    :param dns_checks: makes what asks the DNS about clients, of ``welcome`` and ``refuse``
     :param reporter: writes lines about clients; default: one of its own
     """
 
@@ -53,7 +53,7 @@ class Preconnect:
         refuse: Refuse,
         greet_pause: float = 0.0,
         proxy_timeout: float = PROXY_SECONDS,
-        vetting: Callable[..., Vetting] | None = None,
+        dns_checks: Callable[..., DnsChecks] | None = None,
         reporter: Reporter | None = None,
     ) -> None:
         self._reporter = reporter or client_reporter()
@@ -61,20 +61,20 @@ class Preconnect:
         self._welcome = welcome
         self._refuse = refuse
         self._pause: GreetPause | None = None
-        self._vetting: Vetting | None = None
+        self._dns_checks: DnsChecks | None = None
         if greet_pause:
             self._pause = GreetPause(greet_pause, loop, welcome=self._begin, refuse=refuse)
-        if vetting is not None:
-            self._vetting = vetting(welcome=self._vetted, refuse=refuse)
+        if dns_checks is not None:
+            self._dns_checks = dns_checks(welcome=self._checked, refuse=refuse)
         self._proxies = ProxyHeaders(
             *(proxy_timeout, loop, gate),
             welcome=self._identified,
             refuse=refuse,
             reporter=self._reporter,
         )
-        self._is_direct = self._vetting is None and self._pause is None
+        self._is_direct = self._dns_checks is None and self._pause is None
         self._all = [
-            stage for stage in (self._proxies, self._vetting, self._pause) if stage is not None
+            stage for stage in (self._proxies, self._dns_checks, self._pause) if stage is not None
         ]
 
     def __len__(self) -> int:
@@ -95,12 +95,12 @@ class Preconnect:
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
     ) -> None:
         client = ticket.client
-        if self._vetting is not None and not client.exempt and client.number is not None:
-            self._vetting.hold(listener, sock, peer, ticket)
+        if self._dns_checks is not None and not client.exempt and client.number is not None:
+            self._dns_checks.hold(listener, sock, peer, ticket)
         else:
-            self._vetted(listener, sock, peer, ticket)
+            self._checked(listener, sock, peer, ticket)
 
-    def _vetted(
+    def _checked(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
     ) -> None:
         # Under TLS it is the client that speaks first.
@@ -125,12 +125,12 @@ class Preconnect:
     @property
     def zones(self) -> Mapping[str, bool]:
         """The blocklists, and whether clients are looked up in them."""
-        return {} if self._vetting is None else self._vetting.zones
+        return {} if self._dns_checks is None else self._dns_checks.zones
 
     def retire(self) -> None:
         """Get no more clients: others take them from now on."""
-        if self._vetting is not None:
-            self._vetting.retire()
+        if self._dns_checks is not None:
+            self._dns_checks.retire()
 
     def stop(self, hostname: str) -> int:
         """Answer 421 to all; return how many there were."""

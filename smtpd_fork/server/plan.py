@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import SmtpdForkError
 from smtpd_fork.gate import limits_of, networks_of
-from smtpd_fork.listeners import reopen_listeners, vetting_of
+from smtpd_fork.listeners import dns_checks_of, reopen_listeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from smtpd_fork.gate.networks import NetworkTable
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
-    from smtpd_fork.listeners.vetting import Vetting
+    from smtpd_fork.listeners.dns_checks import DnsChecks
     from smtpd_fork.server.tls import Rotation
 
 __all__ = ["Plan", "same_preconnect"]
@@ -43,7 +43,7 @@ class Plan:
     :ivar limits: of the gate
     :ivar proxy_trust: who may send PROXY headers
     :ivar probe_from: where probes come from
-    :ivar vetting: makes what asks the DNS about clients, or None
+    :ivar dns_checks: makes what asks the DNS about clients, or None
     :ivar rotation: the certificates, or None
     :ivar listeners: what to listen on
     :ivar opened: those of them that were not there before
@@ -54,7 +54,7 @@ class Plan:
     limits: Limits
     proxy_trust: NetworkTable[bool] | None
     probe_from: NetworkTable[bool] | None
-    vetting: Callable[..., Vetting] | None
+    dns_checks: Callable[..., DnsChecks] | None
     rotation: Rotation | None
     listeners: Sequence[Listener]
     opened: Sequence[Listener]
@@ -75,7 +75,7 @@ class Plan:
         """
         limits, trust = limits_of(config), networks_of("proxy_trust", config.proxy_trust)
         probes = networks_of("probe_from", config.probe_from)
-        vetting = vetting_of(config)
+        dns_checks = dns_checks_of(config)
         chain.prepare()
         # Last, as they are what is left behind if anything fails.
         every = list(listeners)
@@ -92,7 +92,7 @@ class Plan:
             except SmtpdForkError as error:
                 error.settings = error.settings or ("listen", "port")
                 raise
-        return cls(config, chain, limits, trust, probes, vetting, rotation, every, opened)
+        return cls(config, chain, limits, trust, probes, dns_checks, rotation, every, opened)
 
     def give_up(self) -> None:
         """Close what was opened for it."""

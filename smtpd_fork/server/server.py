@@ -18,8 +18,8 @@ from smtpd_fork.listeners import (
     Probes,
     Refuser,
     adopt,
+    dns_checks_of,
     open_listeners,
-    vetting_of,
 )
 from smtpd_fork.net import describe
 from smtpd_fork.server.blueprint import (
@@ -122,7 +122,7 @@ class Server:
         self.gate = gate or Gate(limits=limits or limits_of(self.config))
         self._proxy_trust = networks_of("proxy_trust", self.config.proxy_trust)
         self._probe_from = networks_of("probe_from", self.config.probe_from)
-        self._vetting = vetting_of(self.config)
+        self._dns_checks = dns_checks_of(self.config)
         self._tls = TlsKeeper(tls_context)
         self._tls.use(self._tls.plan(self.config, listeners))
         self._session_class = session_class
@@ -259,7 +259,7 @@ class Server:
             refuse=self._refuser.refuse,
             greet_pause=config.greet_pause,
             proxy_timeout=config.proxy_timeout,
-            vetting=self._vetting,
+            dns_checks=self._dns_checks,
             reporter=self._reporter,
         )
 
@@ -350,7 +350,7 @@ class Server:
         if self._has_own_gate:
             self.gate.limits = plan.limits
         if not same_preconnect(before, config):
-            self._vetting = plan.vetting
+            self._dns_checks = plan.dns_checks
             self._preconnect.retire()
             self._former = [each for each in (*self._former, self._preconnect) if each]
             self._preconnect = self._make_preconnect()

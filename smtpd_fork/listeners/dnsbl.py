@@ -1,4 +1,4 @@
-"""Zones: blocklists in the DNS (RFC 5782), as people name them, and what their answers mean.
+"""DNSBL: blocklists in the DNS (RFC 5782), as people name them, and what their answers mean.
 
 ::
 

@@ -1,7 +1,7 @@
-"""Lookup: what the DNS knows of an address: the blocklists (RFC 5782) that list it, and its name.
+"""Resolver: asks the DNS which blocklists (RFC 5782) list a client, and for its reverse name.
 
-Whatever fails is as if it had not been asked: a resolver that is down must not stop the mail.
-dnspython asks, and keeps answers for as long as their TTL says.
+A query that fails counts as not asked: a name server that is down must not stop the mail. dnspython
+asks, and caches answers for their TTL.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.config import SettingError
 from smtpd_fork.errors import ConfigError
 from smtpd_fork.listeners.address import parse_address
-from smtpd_fork.listeners.zones import Entry, Listing, error_of, listing_of
+from smtpd_fork.listeners.dnsbl import Entry, Listing, error_of, listing_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Dns", "parse_nameserver"]
+__all__ = ["Resolver", "parse_nameserver"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
@@ -51,7 +51,7 @@ def parse_nameserver(text: str | None) -> tuple[str, int] | None:
         raise SettingError("dns_server", text, "write ADDRESS or ADDRESS:PORT") from None
 
 
-class Dns:
+class Resolver:
     """Asks the DNS about clients.
 
     :param entries: the blocklists

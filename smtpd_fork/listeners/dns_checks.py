@@ -1,4 +1,4 @@
-"""Vetting: clients wait while the DNS is asked about them, all questions of a client at once."""
+"""DnsChecks: clients wait while the DNS is asked about them, all questions of a client at once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import Refusal
 from smtpd_fork.gate.verdict import shutdown_reply
-from smtpd_fork.listeners.lookup import Dns, parse_nameserver
+from smtpd_fork.listeners.dnsbl import Listing, read_entries
+from smtpd_fork.listeners.dnsbl_check import DnsblCheck
 from smtpd_fork.listeners.refusals import refuse
-from smtpd_fork.listeners.zone_check import ZoneCheck
-from smtpd_fork.listeners.zones import Listing, read_entries
+from smtpd_fork.listeners.resolver import Resolver, parse_nameserver
 from smtpd_fork.net import source_key
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.pending_clients import Refuse, Welcome
     from smtpd_fork.net import SocketAddress
 
-__all__ = ["Vetting", "vetting_of"]
+__all__ = ["DnsChecks", "dns_checks_of"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
@@ -34,10 +34,10 @@ LONGEST_BY = 350
 """Characters of a reply that name zones; a reply line has 512 octets (RFC 5321 4.5.3.1.5)."""
 
 
-class _Vetted:
-    """A client that is vetted, for the ledger.
+class _CheckedClient:
+    """A client that waits for the DNS, as the ledger shows it.
 
-    :param vetting: by whom
+    :param dns_checks: by whom
     :param task: in which
     """
 
@@ -46,16 +46,16 @@ class _Vetted:
     messages = 0
     helo = ""
 
-    def __init__(self, vetting: Vetting, task: asyncio.Task[None]) -> None:
-        self._vetting = vetting
+    def __init__(self, dns_checks: DnsChecks, task: asyncio.Task[None]) -> None:
+        self._dns_checks = dns_checks
         self._task = task
 
     def kick(self, reply: bytes) -> None:
         """End, with *reply* as the last word (see :class:`smtpd_fork.gate.ledger.Holder`)."""
-        self._vetting.send_away(self._task, reply)
+        self._dns_checks.send_away(self._task, reply)
 
 
-class Vetting:
+class DnsChecks:
     """Holds clients while the DNS is asked about them.
 
     :param dns: is asked
@@ -68,7 +68,7 @@ class Vetting:
 
     def __init__(
         self,
-        dns: Dns,
+        dns: Resolver,
         *,
         threshold: int,
         names: bool,
@@ -82,7 +82,7 @@ class Vetting:
         self._seconds = seconds
         self._welcome = welcome
         self._refuse = refuse
-        self._check = ZoneCheck(dns)
+        self._check = DnsblCheck(dns)
         self._tasks: dict[asyncio.Task[None], tuple[Listener, socket.socket, Ticket]] = {}
 
     def __len__(self) -> int:
@@ -93,12 +93,14 @@ class Vetting:
     ) -> None:
         """Have a client wait; socket and ticket are this one's until it is let on or has gone."""
         ticket.listener = listener
-        task = asyncio.get_running_loop().create_task(self._vet(listener, sock, peer, ticket))
-        ticket.holder = _Vetted(self, task)
+        task = asyncio.get_running_loop().create_task(
+            self._check_client(listener, sock, peer, ticket)
+        )
+        ticket.holder = _CheckedClient(self, task)
         self._tasks[task] = (listener, sock, ticket)
         task.add_done_callback(self._done)
 
-    async def _vet(
+    async def _check_client(
         self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
     ) -> None:
         host = source_key(peer) or ""
@@ -175,7 +177,7 @@ class Vetting:
         return len(held)
 
 
-def vetting_of(config: Config) -> Callable[..., Vetting] | None:
+def dns_checks_of(config: Config) -> Callable[..., DnsChecks] | None:
     """Return what makes the stage that asks the DNS; None if it is not wanted.
 
     :raises SmtpdForkError: it cannot be had
@@ -183,9 +185,9 @@ def vetting_of(config: Config) -> Callable[..., Vetting] | None:
     entries, nameserver = read_entries(config.dnsbl), parse_nameserver(config.dns_server)
     if not entries and not config.rdns:
         return None
-    dns = Dns(entries, nameserver, config.dns_timeout)
+    dns = Resolver(entries, nameserver, config.dns_timeout)
     return partial(
-        Vetting,
+        DnsChecks,
         dns,
         threshold=config.dnsbl_threshold,
         names=config.rdns,

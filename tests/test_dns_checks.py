@@ -14,8 +14,8 @@ from support.peers import proc
 from support.server import serve, until
 
 from smtpd_fork import Config, SmtpdForkError
-from smtpd_fork.listeners.lookup import Dns, parse_nameserver
-from smtpd_fork.listeners.zones import read_entries
+from smtpd_fork.listeners.dnsbl import read_entries
+from smtpd_fork.listeners.resolver import Resolver, parse_nameserver
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CLIENT = "127.0.0.9"
 
 
-def vetted(names: NameServer, handler: Any = None, **options: Any) -> Any:
+def serving(names: NameServer, handler: Any = None, **options: Any) -> Any:
     options.setdefault("dns_timeout", 5)
     return serve(handler or Discard(), dns_server=names.address, **options)
 
@@ -38,7 +38,7 @@ def listed(names: NameServer, zone: str, host: str = CLIENT, code: str = "127.0.
 
 
 async def test_who_is_listed_is_told_554_and_by_whom() -> None:
-    async with name_server() as names, vetted(names, dnsbl=["a.example", "b.example"]) as server:
+    async with name_server() as names, serving(names, dnsbl=["a.example", "b.example"]) as server:
         listed(names, "a.example")
         async with await connect(server) as client:
             code, (text,) = await client.reply()
@@ -53,7 +53,7 @@ async def test_who_is_listed_is_told_554_and_by_whom() -> None:
 async def test_weights_add_up_to_the_threshold_and_may_speak_for_a_client() -> None:
     zones = ["a.example", "b.example=2", "good.example=-5"]
     async with name_server() as names:
-        async with vetted(names, dnsbl=zones, dnsbl_threshold=3) as server:
+        async with serving(names, dnsbl=zones, dnsbl_threshold=3) as server:
             for number, lists in enumerate(("a", "b", "ab", "ab good")):
                 host = f"127.0.1.{number + 1}"
                 for zone in zones:
@@ -70,7 +70,7 @@ async def test_weights_add_up_to_the_threshold_and_may_speak_for_a_client() -> N
 async def test_an_error_of_a_list_is_no_listing_and_is_logged_once_for_many_clients(
     code: str, entry: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with name_server() as names, vetted(names, dnsbl=entry) as server:
+    async with name_server() as names, serving(names, dnsbl=entry) as server:
         for number in range(9, 14):
             listed(names, "a.example", f"127.0.0.{number}", code)
             async with await connect(server, f"127.0.0.{number}") as client:
@@ -87,7 +87,7 @@ async def test_only_the_codes_of_an_entry_count_each_once_with_its_weight() -> N
         "127.0.0.3 127.0.0.8": 0,
     }  # fmt: skip
     async with name_server() as names:
-        async with vetted(names, dnsbl=zones, dnsbl_threshold=2) as server:
+        async with serving(names, dnsbl=zones, dnsbl_threshold=2) as server:
             for number, (codes, score) in enumerate(scores.items(), 1):
                 listed(names, "a.example", f"127.0.1.{number}", codes)
                 async with await connect(server, f"127.0.1.{number}") as client:
@@ -105,7 +105,7 @@ async def test_a_listing_is_one_line_of_the_log_with_its_codes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "smtpd_fork")
-    async with name_server() as names, vetted(names, dnsbl="a.example") as server:
+    async with name_server() as names, serving(names, dnsbl="a.example") as server:
         listed(names, "a.example", code="127.0.0.4 127.0.0.11")
         async with await connect(server) as client:
             assert (await client.reply()).code == 554
@@ -135,14 +135,14 @@ async def test_a_list_whose_test_entries_are_wrong_is_not_asked_until_they_are_r
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.listeners.zone_check.CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.listeners.dnsbl_check.CHECK_SECONDS", 0.05)
     host = "[::1]" if family == "IPv6" else "127.0.0.1"
     source = "::1" if family == "IPv6" else CLIENT
     async with name_server() as names:
         listed(names, "a.example")
         names.records[".".join(["1", *["0"] * 31, "a.example"]), "A"] = "127.0.0.2"
         names.records.update({(name, "A"): answer for name, answer in records.items()})
-        async with vetted(names, dnsbl="a.example", listen=[f"{host}:0"]) as server:
+        async with serving(names, dnsbl="a.example", listen=[f"{host}:0"]) as server:
             await until(lambda: reason in caplog.text)
             assert f"{family} clients are not looked up" in caplog.text
             assert server.zones == {"a.example": family == "IPv6"}
@@ -158,7 +158,7 @@ async def test_a_list_whose_test_entries_are_wrong_is_not_asked_until_they_are_r
 
 
 async def test_a_list_that_has_no_ipv6_is_in_order(caplog: pytest.LogCaptureFixture) -> None:
-    async with name_server() as names, vetted(names, dnsbl="a.example") as server:
+    async with name_server() as names, serving(names, dnsbl="a.example") as server:
         listed(names, "a.example")
         await until(lambda: (NIBBLES_1, "A") in names.asked)
         async with await connect(server) as client:
@@ -169,7 +169,7 @@ async def test_a_list_that_has_no_ipv6_is_in_order(caplog: pytest.LogCaptureFixt
 async def test_a_start_does_not_wait_for_the_check_and_a_stop_ends_it() -> None:
     async with name_server() as names:
         names.records["2.0.0.127.a.example", "A"] = None
-        async with vetted(names, dnsbl="a.example", dns_timeout=30) as server:
+        async with serving(names, dnsbl="a.example", dns_timeout=30) as server:
             async with await connect(server, "127.0.0.8") as client:
                 assert (await client.greet()).code == 250
         await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
@@ -185,7 +185,7 @@ async def test_who_is_sent_away_while_the_dns_is_asked_leaves_no_socket(turns: i
 
     async with name_server() as names:
         names.records["9.0.0.127.a.example", "A"] = None
-        dns = Dns(read_entries(["a.example"]), parse_nameserver(names.address), 5)
+        dns = Resolver(read_entries(["a.example"]), parse_nameserver(names.address), 5)
         before = sockets()
         asking = asyncio.ensure_future(dns.listed(CLIENT))
         for _ in range(turns):
@@ -199,8 +199,8 @@ async def test_who_is_sent_away_while_the_dns_is_asked_leaves_no_socket(turns: i
 async def test_a_reload_checks_the_lists_of_the_new_settings_and_those_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.listeners.zone_check.CHECK_SECONDS", 0.02)
-    async with name_server() as names, vetted(names, dnsbl="a.example") as server:
+    monkeypatch.setattr("smtpd_fork.listeners.dnsbl_check.CHECK_SECONDS", 0.02)
+    async with name_server() as names, serving(names, dnsbl="a.example") as server:
         for zone in ("a.example", "b.example"):
             listed(names, zone)
         await until(lambda: ("1.0.0.127.a.example", "A") in names.asked)
@@ -218,7 +218,7 @@ async def test_a_zone_that_does_not_answer_stops_nobody(
     answer: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = {"dnsbl": ["down.example", "up.example"], "dns_timeout": 0.3}
-    async with name_server() as names, vetted(names, **options) as server:
+    async with name_server() as names, serving(names, **options) as server:
         for number in (1, 2, 8, 9):
             names.records[f"{number}.0.0.127.down.example", "A"] = answer
         listed(names, "up.example", "127.0.0.8")
@@ -231,7 +231,7 @@ async def test_a_zone_that_does_not_answer_stops_nobody(
 
 
 async def test_answers_are_kept_for_their_time_to_live() -> None:
-    async with name_server() as names, vetted(names, dnsbl="a.example") as server:
+    async with name_server() as names, serving(names, dnsbl="a.example") as server:
         listed(names, "a.example")
         for _ in range(5):
             async with await connect(server) as client:
@@ -242,7 +242,7 @@ async def test_answers_are_kept_for_their_time_to_live() -> None:
 async def test_sources_of_ipv6_are_looked_up_by_their_address() -> None:
     nibbles = ".".join(["1", *["0"] * 31])
     async with name_server() as names:
-        async with vetted(names, dnsbl="a.example", listen=["[::1]:0"]) as server:
+        async with serving(names, dnsbl="a.example", listen=["[::1]:0"]) as server:
             names.records[f"{nibbles}.a.example", "A"] = "127.0.0.2"
             async with await Client.to(server.addresses[0]) as client:
                 assert "::1 is listed by a.example" in (await client.reply()).text
@@ -263,7 +263,10 @@ async def test_sources_of_ipv6_are_looked_up_by_their_address() -> None:
 )  # fmt: skip
 async def test_a_name_counts_only_if_it_leads_back(records: Any, name: str | None) -> None:
     handler = Notes()
-    async with name_server() as names, vetted(names, handler, rdns=True, dns_timeout=0.5) as server:
+    async with (
+        name_server() as names,
+        serving(names, handler, rdns=True, dns_timeout=0.5) as server,
+    ):
         names.records = {(n.lower(), kind): text for (n, kind), text in records.items()}
         names.records.update(
             {
@@ -278,7 +281,7 @@ async def test_a_name_counts_only_if_it_leads_back(records: Any, name: str | Non
 
 async def test_exempt_clients_are_not_looked_up() -> None:
     options = {"dnsbl": "a.example", "exempt": CLIENT, "rdns": True}
-    async with name_server() as names, vetted(names, **options) as server:
+    async with name_server() as names, serving(names, **options) as server:
         listed(names, "a.example")
         async with await connect(server) as client:
             assert (await client.greet()).code == 250
@@ -288,7 +291,7 @@ async def test_exempt_clients_are_not_looked_up() -> None:
 @pytest.mark.parametrize("end", ["close", "reset", "stop"])
 async def test_who_goes_while_the_dns_is_asked_gives_its_place_back(end: str) -> None:
     async with name_server() as names:
-        async with vetted(names, dnsbl="a.example", dns_timeout=0.5) as server:
+        async with serving(names, dnsbl="a.example", dns_timeout=0.5) as server:
             names.records["9.0.0.127.a.example", "A"] = None
             client = await connect(server)
             await until(lambda: ("9.0.0.127.a.example", "A") in names.asked)
@@ -305,7 +308,7 @@ async def test_who_goes_while_the_dns_is_asked_gives_its_place_back(end: str) ->
 
 
 async def test_the_greet_pause_comes_after_the_dns() -> None:
-    async with name_server() as names, vetted(names, rdns=True, greet_pause=0.1) as server:
+    async with name_server() as names, serving(names, rdns=True, greet_pause=0.1) as server:
         async with await connect(server) as client:
             assert (await client.greet()).code == 250
             assert (await client.deliver()).code == 250

@@ -1,4 +1,4 @@
-"""Zone check: whether the blocklists work, by their test entries (RFC 5782 5).
+"""DnsblCheck: whether the blocklists work, by their test entries (RFC 5782 5).
 
 A list has an entry for 127.0.0.2 and none for 127.0.0.1, or for IPv6 ::ffff:7f00:2 and none for
 ::ffff:7f00:1. One that was given up may list every address, or none; one that refuses this
@@ -13,12 +13,12 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
-from smtpd_fork.listeners.zones import error_of
+from smtpd_fork.listeners.dnsbl import error_of
 
 if TYPE_CHECKING:
-    from smtpd_fork.listeners.lookup import Dns
+    from smtpd_fork.listeners.resolver import Resolver
 
-__all__ = ["ZoneCheck"]
+__all__ = ["DnsblCheck"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
@@ -44,13 +44,13 @@ _FAMILIES = (
 )
 
 
-class ZoneCheck:
-    """Checks the zones of a :class:`Dns`, from now on until it is stopped.
+class DnsblCheck:
+    """Checks the zones of a :class:`Resolver`, from now on until it is stopped.
 
     :param dns: what it does not ask any more is in ``dns.disabled``
     """
 
-    def __init__(self, dns: Dns) -> None:
+    def __init__(self, dns: Resolver) -> None:
         self._dns = dns
         self._task: asyncio.Task[None] | None = None
         if dns.zones:
