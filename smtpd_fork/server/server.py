@@ -29,13 +29,13 @@ from smtpd_fork.server.blueprint import (
     check_session_class,
     shortest_limit,
 )
-from smtpd_fork.server.chains import Chains, chain_of
+from smtpd_fork.server.handler_chains import HandlerChains, chain_of
 from smtpd_fork.server.kick import kick
 from smtpd_fork.server.lag import LagMonitor
-from smtpd_fork.server.plan import Plan, same_preconnect
+from smtpd_fork.server.reload_plan import ReloadPlan, same_preconnect
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.server.stress import Stress
-from smtpd_fork.server.tls import TlsKeeper
+from smtpd_fork.server.tls import ServerTls
 from smtpd_fork.smtp import SMTP, Budget, Sweep, Tally
 
 if TYPE_CHECKING:
@@ -117,13 +117,13 @@ class Server:
             raise TypeError(f"the gate has its own {' and '.join(sorted(both))}")
         self.config = Config.build(options) if config is None else config
         check_session_class(session_class, session_options or {})
-        self._chains = Chains(chain_of(handler, session_class))
+        self._chains = HandlerChains(chain_of(handler, session_class))
         self._has_own_gate = gate is None
         self.gate = gate or Gate(limits=limits or limits_of(self.config))
         self._proxy_trust = networks_of("proxy_trust", self.config.proxy_trust)
         self._probe_from = networks_of("probe_from", self.config.probe_from)
         self._dns_checks = dns_checks_of(self.config)
-        self._tls = TlsKeeper(tls_context)
+        self._tls = ServerTls(tls_context)
         self._tls.use(self._tls.plan(self.config, listeners))
         self._session_class = session_class
         self._budget = Budget(
@@ -320,16 +320,16 @@ class Server:
             self._apply(plan)
             await self._tls.follow(before)
 
-    def _check_running(self, plan: Plan) -> None:
+    def _check_running(self, plan: ReloadPlan) -> None:
         if self._acceptor is None or self._acceptor.stopped:
             plan.give_up()
             raise OperatingSystemError("the server is not running")
 
-    def _plan(self, config: Config, chain: Chain) -> Plan:
+    def _plan(self, config: Config, chain: Chain) -> ReloadPlan:
         inherited = [listener for listener in self._listeners if listener.inherited]
-        return Plan.make(config, chain, self._listeners, self._tls.plan(config, inherited))
+        return ReloadPlan.make(config, chain, self._listeners, self._tls.plan(config, inherited))
 
-    def _apply(self, plan: Plan) -> None:
+    def _apply(self, plan: ReloadPlan) -> None:
         """Have *plan* hold; nothing in here waits, and nothing fails."""
         assert self._acceptor is not None
         assert self._sessions is not None
@@ -366,7 +366,7 @@ class Server:
         self._watch_lag()
         self._listen_on(plan)
 
-    def _listen_on(self, plan: Plan) -> None:
+    def _listen_on(self, plan: ReloadPlan) -> None:
         assert self._acceptor is not None
         dropped = [each for each in self._listeners if each not in plan.listeners]
         self._dropped = [each for each in (*self._dropped, *dropped) if self._is_held_by(each)]

@@ -2,7 +2,7 @@
 
 from smtpd_fork.server.tls.certificate import Certificate
 from smtpd_fork.server.tls.files import TlsFiles
-from smtpd_fork.server.tls.keeper import TlsKeeper
 from smtpd_fork.server.tls.rotation import Rotation
+from smtpd_fork.server.tls.server_tls import ServerTls
 
-__all__ = ["Certificate", "Rotation", "TlsFiles", "TlsKeeper"]
+__all__ = ["Certificate", "Rotation", "ServerTls", "TlsFiles"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from smtpd_fork.errors import ConfigError
 from smtpd_fork.server.tls.certificate import Certificate, read_certificate
-from smtpd_fork.server.tls.names import choose_by_name
+from smtpd_fork.server.tls.sni import choose_by_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

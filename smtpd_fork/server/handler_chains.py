@@ -1,4 +1,4 @@
-"""Chains: the handlers of new sessions, and those that older sessions still have."""
+"""HandlerChains: the handlers of new sessions, and those that older sessions still have."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from smtpd_fork.smtp import SMTP
 if TYPE_CHECKING:
     from smtpd_fork.server.sessions import Sessions
 
-__all__ = ["Chains", "chain_of"]
+__all__ = ["HandlerChains", "chain_of"]
 
 
-class Chains:
+class HandlerChains:
     """The chains of a server.
 
     :ivar current: of new sessions

@@ -1,4 +1,4 @@
-"""TlsKeeper: what a server has for TLS now: a context that it was given, or files that rotate."""
+"""ServerTls: what a server has for TLS now: a context that it was given, or files that rotate."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners import Listener
     from smtpd_fork.server.tls.certificate import Certificate
 
-__all__ = ["TlsKeeper"]
+__all__ = ["ServerTls"]
 
 
-class TlsKeeper:
+class ServerTls:
     """Keeps the certificates of a server.
 
     :param given: a context, instead of all settings of TLS

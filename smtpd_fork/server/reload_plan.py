@@ -1,4 +1,4 @@
-"""Plan: all that a reload needs, worked out before anything is changed."""
+"""ReloadPlan: all that a reload needs, worked out before anything is changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.dns_checks import DnsChecks
     from smtpd_fork.server.tls import Rotation
 
-__all__ = ["Plan", "same_preconnect"]
+__all__ = ["ReloadPlan", "same_preconnect"]
 
 _PRECONNECT_SETTINGS = (
     *("greet_pause", "proxy_timeout", "dnsbl", "dnsbl_threshold"),
@@ -35,7 +35,7 @@ def same_preconnect(one: Config, other: Config) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ReloadPlan:
     """What holds after a reload.
 
     :ivar config: the settings
@@ -66,7 +66,7 @@ class Plan:
         chain: Chain,
         listeners: Sequence[Listener],
         rotation: Rotation | None,
-    ) -> Plan:
+    ) -> ReloadPlan:
         """Read the files and open the sockets that *config* names; blocks.
 
         :param listeners: those that are there
