@@ -302,7 +302,7 @@ async def test_clients_who_wait_for_room_have_the_new_time_limit() -> None:
         inside = await Client.to(server.addresses[0])
         await inside.reply()
         waiting = await Client.to(server.addresses[0])
-        await until(lambda: len(server._acceptor._room) == 1 if server._acceptor else False)
+        await until(lambda: server._acceptor is not None and server._acceptor.held == 1)
         await server.reload(config_of(server, limit_connections=1, when_full="defer:0.1"))
         assert (await waiting.reply()).code == 421
         await inside.close()

@@ -72,7 +72,7 @@ _CLIENT_GONE = frozenset({
 
 
 class Acceptor:
-    """Accepts clients, has the gate judge them, and hands those with a ticket to the stages before the session.
+    """Accepts clients, has the gate judge them, and hands those with a ticket to Preconnect.
 
     :param listeners: bound and listening
     :param gate: who may come in
@@ -184,7 +184,7 @@ class Acceptor:
     def withdraw(self) -> None:
         """Accept no more: another process does, on the same sockets, and has their backlog.
 
-        Who was accepted goes on as before: waits for a slot, or goes through the stages before the session.
+        Clients that were accepted go on as before: they wait for a slot, or are in Preconnect.
         """
         self._unwatch()
         self._withdrawn = True

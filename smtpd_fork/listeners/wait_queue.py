@@ -1,4 +1,4 @@
-"""WaitQueue: clients that wait for a connection slot, for a limited time (``--when-full defer:SECONDS``).
+"""WaitQueue: clients that wait for a connection slot (``--when-full defer:SECONDS``).
 
 Plain ``defer`` leaves clients in the kernel's backlog, which does not tell how long each has
 been there. To refuse each one when its own time is up, they are accepted and kept here: a bare
