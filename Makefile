@@ -68,7 +68,7 @@ fuzz: $(VENV)/.with-test ## throw garbage at sessions (ARGS="--seconds 3600 --se
 	$(BIN)/python tests/fuzz/session.py $(ARGS)
 
 hostile: $(VENV)/.with-test ## run 100,000 hostile sessions, see that memory stays flat (ARGS="--tls --sessions 5000")
-	$(BIN)/python tests/hostile.py $(ARGS)
+	$(BIN)/python tests/fuzz/hostile.py $(ARGS)
 
 peers: $(VENV)/.with-test ## mail from many real programs, and our answers beside other servers' (.ci/run installs them)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist load -m peers $(ARGS)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
-from environment import ROOT, Environment, environment, with_our_session
-from projects import PROJECTS, Project
+from suites.environment import ROOT, Environment, environment, with_our_session
+from suites.projects import PROJECTS, Project
 from support.daemon import clean_environment, end
 
 if TYPE_CHECKING:

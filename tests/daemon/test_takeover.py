@@ -1,0 +1,412 @@
+"""Takeover: SIGUSR2, a new process goes on, and nobody outside sees that there are two."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from support.client import Client
+from support.daemon import (
+    COMMAND,
+    LOCAL,
+    PATIENCE,
+    Daemon,
+    Detached,
+    Process,
+    free_ports,
+    messages,
+    run,
+    until,
+    wait_until_gone,
+)
+from support.dialogue import begin_data, last_word
+from support.heirs import TAKEN, Heirs, Load
+from support.manager import Manager
+from support.peers import peer, proc
+from support.place import only_line
+from support.server import serve
+from support.server import until as until_here
+
+from smtpd_fork import Server
+from smtpd_fork.cli import serve as serve_module
+from smtpd_fork.cli import takeover
+from smtpd_fork.cli.holdings import Holdings
+from smtpd_fork.daemon import Estate, Heir, Origin
+from smtpd_fork.errors import ExitStatus, OperatingSystemError
+from smtpd_fork.sinks import Discard
+
+LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+
+# -- what goes on ------------------------------------------------------------------------------
+
+
+@LOOPS
+def test_sockets_paths_and_the_pid_file_go_to_the_new_one_and_sessions_stay(
+    tmp_path: Path, loop: str
+) -> None:
+    path, pid_file = tmp_path / "smtp.sock", tmp_path / "daemon.pid"
+    options = (*LOCAL, "-l", f"unix:{path}", "--pid-file", str(pid_file), "--loop", loop)
+    with Daemon(*options, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        places = daemon.places
+        inode = path.stat().st_ino
+        client = daemon.smtp()
+        begin_data(client)
+        idle = daemon.smtp()
+        new = heirs.take_over()
+        assert pid_file.read_text() == f"{new}\n"
+        client.send(b" a line\r\n.\r\n")
+        assert client.getreply()[0] == 250
+        assert idle.noop()[0] == 250, "nobody is told to go"
+        assert daemon.process.poll() is None
+        client.quit()
+        idle.quit()
+        assert daemon.process.wait(PATIENCE) == 0
+        daemon.deliver()
+        with socket.socket(socket.AF_UNIX) as unix:
+            unix.connect(str(path))
+            assert unix.recv(4) == b"220 "
+        assert path.stat().st_ino == inode
+        assert daemon.places == places * 2
+        again = run(*options, cwd=tmp_path)
+        assert again.returncode == ExitStatus.OS_ERROR, "the path is served"
+        locked = run(*LOCAL, "--pid-file", str(pid_file), cwd=tmp_path)
+        assert f"a running process holds it (pid {new})" in only_line(locked)
+        os.kill(new, signal.SIGTERM)
+        wait_until_gone(new)
+        assert not path.exists()
+        assert not pid_file.exists()
+
+
+@LOOPS
+def test_under_load_no_message_is_lost_and_no_connection_refused(tmp_path: Path, loop: str) -> None:
+    (tmp_path / "counting.py").write_text(COUNTING)
+    taken = tmp_path / "taken"
+    options = ("-l", "127.0.0.1:0", "-m", "0", "--handler", "counting:Handler", "--loop", loop)
+    with Daemon(*options, cwd=tmp_path) as daemon:
+        with Load(daemon.port) as load, Heirs(daemon) as heirs:
+            for _ in range(4):
+                before = len(lines(taken))
+                until(lambda least=before + 200: len(lines(taken)) >= least, "mail comes in")  # type: ignore[misc]
+                heirs.take_over()
+            load.finish()
+        assert load.faults == []
+        assert len(lines(taken)) == load.sent > 800
+        assert len(set(lines(taken))) == 5, "each had its part"
+        assert "Traceback" not in daemon.log
+        assert not re.search(r"WARNING refused|ERROR", daemon.log)
+
+
+COUNTING = """
+import os
+
+log = os.open("taken", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+class Handler:
+    async def handle_DATA(self, server, session, envelope):
+        os.write(log, b"%d\\n" % os.getpid())
+        return "250 taken"
+"""
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@LOOPS
+def test_clients_in_the_backlog_come_in_with_the_new_one(tmp_path: Path, loop: str) -> None:
+    with Daemon(*LOCAL, "-c", "2", "--loop", loop, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        inside = [daemon.smtp(), daemon.smtp()]
+        address = ("127.0.0.1", daemon.port)
+        waiting = [socket.create_connection(address, timeout=PATIENCE) for _ in range(2)]
+        daemon.wait_for("clients wait in the backlog")
+        heirs.take_over()
+        for sock in waiting:
+            assert sock.recv(4) == b"220 "
+            sock.close()
+        for client in inside:
+            assert client.noop()[0] == 250
+            client.quit()
+        assert daemon.process.wait(PATIENCE) == 0
+
+
+def test_clients_who_wait_for_a_place_in_the_old_one_get_it_there(tmp_path: Path) -> None:
+    proc()  # before there is anything to close
+    options = (*LOCAL, "-c", "1", "--when-full", "defer:60")
+    with Daemon(*options, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        inside = daemon.smtp()
+        address = ("127.0.0.1", daemon.port)
+        with socket.create_connection(address, timeout=PATIENCE) as waiting:
+            until(lambda: accepted(daemon.process.pid) == 2, "it is accepted, and waits")
+            heirs.take_over()
+            inside.quit()
+            assert waiting.recv(4) == b"220 "
+            waiting.sendall(b"QUIT\r\n")
+        assert daemon.process.wait(PATIENCE) == 0
+
+
+def accepted(pid: int) -> int:
+    """Return how many connections of TCP a process has open."""
+    found = {os.readlink(entry) for entry in proc(pid, "fd").iterdir()}
+    established = [
+        line.split()[9]
+        for line in proc(pid, "net/tcp").read_text().splitlines()[1:]
+        if line.split()[3] == "01"
+    ]
+    return sum(f"socket:[{inode}]" in found for inode in established)
+
+
+def test_the_old_one_that_drains_can_still_be_stopped(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        idle = daemon.smtp()
+        heirs.take_over()
+        daemon.signal(signal.SIGUSR2)
+        daemon.wait_for("WARNING SIGUSR2: another process has taken over from this one already")
+        daemon.signal(signal.SIGTERM)
+        assert last_word(idle) == (421, b"4.3.2")
+        assert daemon.process.wait(PATIENCE) == 0
+        daemon.deliver()
+
+
+def test_new_settings_hold_for_the_new_one_and_its_addresses(tmp_path: Path) -> None:
+    """The command line is the same; what it reads (here by a wrapper) need not be."""
+    stays, goes, comes = free_ports(3)
+    settings = tmp_path / "settings"
+
+    def listen_on(*ports: int, more: str = "") -> None:
+        settings.write_text(" ".join(f"127.0.0.1:{port}" for port in ports) + more)
+
+    script = (
+        "import os, pathlib, sys\n"
+        "from smtpd_fork.cli import main\n"
+        "os.environ['SMTPD_FORK_LISTEN_ADDRESS'] = pathlib.Path('settings').read_text()\n"
+        "sys.exit(main())\n"
+    )
+    command = [sys.executable, "-c", script]
+    listen_on(stays, goes, more=" unix:goes.sock")
+    with (
+        Daemon("--handler", "discard", cwd=tmp_path, command=command) as daemon,
+        Heirs(daemon) as heirs,
+    ):
+        listen_on(stays, comes)
+        heirs.take_over()
+        assert daemon.process.wait(PATIENCE) == 0
+        for port in (stays, comes):
+            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+                assert client.recv(4) == b"220 "
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", goes), timeout=PATIENCE)
+        assert not (tmp_path / "goes.sock").exists()
+
+
+async def test_a_server_that_withdrew_greets_who_was_accepted_and_leaves_when_all_have() -> None:
+    sock = socket.create_server(("127.0.0.1", 0))
+    options: dict[str, Any] = {"sockets": [sock.dup()], "greet_pause": 0.2}
+    async with serve(Discard(), **options) as server:
+        async with await Client.to(sock.getsockname()) as client:
+            await until_here(lambda: server.gate.count == 1)
+            server.withdraw()
+            leaving = asyncio.ensure_future(server.leave())
+            async with await Client.to(sock.getsockname()) as late:
+                assert (await client.greet()).code == 250
+                assert (await client.deliver()).code == 250
+                assert not leaving.done()
+                assert server.gate.count == 1, "nobody accepts the late one here"
+                await client.say("QUIT")
+                await leaving
+                late.reset()
+    sock.close()
+
+
+# -- with the manners of a daemon --------------------------------------------------------------
+
+
+@LOOPS
+def test_a_detached_daemon_is_followed_by_a_detached_one(tmp_path: Path, loop: str) -> None:
+    options = ("-l", "127.0.0.1:0", "--pid-file", "daemon.pid", "--loop", loop)
+    with Detached(*options, cwd=tmp_path) as old:
+        with old.smtp() as client:
+            os.kill(old.pid, signal.SIGUSR2)
+            until(lambda: re.search(TAKEN, old.text), "it takes over")
+            new = int(re.findall(TAKEN, old.text)[-1])
+            try:
+                until(lambda: f"serving, pid {new}" in old.text, "it serves")
+                assert (tmp_path / "daemon.pid").read_text() == f"{new}\n"
+                client.sendmail("a@example.com", ["b@example.com"], "to the old one")
+                client.quit()
+                wait_until_gone(old.pid)
+                with old.smtp() as other:
+                    other.sendmail("a@example.com", ["b@example.com"], "to the new one")
+                process = Process(new)
+                assert process.folder == "/"
+                assert process.terminal == 0
+            finally:
+                os.kill(new, signal.SIGTERM)
+                wait_until_gone(new)
+    assert len(messages(tmp_path / "Maildir")) == 2
+    assert not (tmp_path / "daemon.pid").exists()
+
+
+@pytest.mark.parametrize("detach", [False, True], ids=["in front", "detached"])
+def test_another_user_takes_over_what_root_made(
+    public: Path, command_for_nobody: list[str], *, detach: bool
+) -> None:
+    """The pid-file in root's folder is written in place, and the janitor serves the next one."""
+    (public / "run").mkdir(0o755)
+    pid_file, sock = public / "run/daemon.pid", public / "run/smtp.sock"
+    log = public / "smtpd.log"
+    log.touch()
+    log.chmod(0o666)
+    options = ["-l", "127.0.0.1:0", "-u", "nobody", "-l", f"unix:{sock}", "--handler", "discard"]
+    options += ["--pid-file", str(pid_file)]
+    kind = Detached if detach else Daemon
+    with kind(*options, cwd=public, command=command_for_nobody):
+        old = int(pid_file.read_text())
+        os.kill(old, signal.SIGUSR2)
+        until(lambda: pid_file.read_text().strip() not in {"", str(old)}, "the pid is another")
+        new = int(pid_file.read_text())
+        wait_until_gone(old)
+        try:
+            assert Process(new).status["Uid"] == ["65534"] * 4
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(sock))
+                assert client.recv(4) == b"220 "
+        finally:
+            os.kill(new, signal.SIGTERM)
+            wait_until_gone(new)
+    until(lambda: not any((public / "run").iterdir()), "the janitor is done")
+
+
+# -- under systemd -----------------------------------------------------------------------------
+
+
+def test_the_manager_is_told_by_the_old_one_who_is_next(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify.sock")
+    environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "500000"}
+    with Manager(address) as manager:
+        with Daemon(*LOCAL, cwd=tmp_path, environment=environment) as daemon:
+            manager.wait_for_field("READY")
+            with Heirs(daemon) as heirs:
+                new = heirs.take_over()
+                assert int(manager.wait_for_field("MAINPID")["MAINPID"]) == new
+                manager.wait_for_field("READY")
+                assert daemon.process.wait(PATIENCE) == 0
+                manager.wait_for_field("WATCHDOG")  # the new one's
+            manager.wait_for_field("STOPPING")
+    assert sum("STOPPING" in message for message in manager.messages) == 1
+
+
+def test_sockets_of_systemd_are_passed_on(tmp_path: Path) -> None:
+    plain, lmtp = free_ports(2)
+    activate = [
+        *(peer("systemd-socket-activate"), "--fdname", "smtp:lmtp", "-E", "PATH"),
+        *("-l", f"127.0.0.1:{plain}", "-l", f"127.0.0.1:{lmtp}", *COMMAND),
+    ]
+    client = threading.Thread(target=until, args=(lambda: is_served(plain), "systemd listens"))
+    client.start()
+    with (
+        Daemon("--handler", "discard", cwd=tmp_path, command=activate) as daemon,
+        Heirs(daemon) as heirs,
+    ):
+        client.join(PATIENCE)
+        places = daemon.places
+        for _ in range(2):
+            heirs.take_over()
+        assert daemon.places == places * 3
+        daemon.deliver()
+
+
+def is_served(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+# -- companions --------------------------------------------------------------------------------
+
+
+def test_sockets_of_companions_are_claimed_by_name_and_the_others_closed(tmp_path: Path) -> None:
+    wanted, unwanted = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    port = wanted.getsockname()[1]
+    server = Server(Discard(), listen=["127.0.0.1:0"])
+    old = Holdings(Origin.here())
+    estate = old.estate(server, {"a": wanted, "b": unwanted}, 2)
+    text = estate.text()
+    left = msgspec.json.decode(text, type=Estate)
+    assert left == estate
+    ours, other = socket.socketpair()
+    new = Holdings(Origin.here(), heir=Heir(left, ours))
+    claimed = new.claim("a")
+    assert claimed is not None
+    assert claimed.getsockname()[1] == port
+    assert new.claim("a") is None
+    assert old.claim("a") is None
+    new.take_over()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(unwanted.detach())
+    wanted.detach()
+    for sock in (claimed, ours, other):
+        sock.close()
+
+
+# -- what is written down ----------------------------------------------------------------------
+
+
+def test_every_line_of_its_log_is_in_the_docs_with_its_level() -> None:
+    page = (Path(__file__).parents[2] / "docs/systemd.md").read_text()
+    told = set(re.findall(r"^\| `([^`]+)` \| (info|warning|error) \|$", page, re.MULTILINE))
+    source = Path(takeover.__file__).read_text() + Path(serve_module.__file__).read_text()
+    logged = re.findall(r'log\.(info|warning|error)\(\s*"([^"]+)"', source)
+    lines = {(re.sub("%d", "N", text).replace("%s", "REASON"), level) for level, text in logged}
+    ours = {(t, level) for t, level in lines if re.search("SIGUSR2|take|go on here", t)}
+    assert len(ours) == 8
+    assert ours == told
+
+
+@LOOPS
+def test_control_and_metrics_are_answered_by_the_new_one_at_the_same_places(
+    tmp_path: Path, loop: str
+) -> None:
+    control = tmp_path / "control.sock"
+    (port,) = free_ports(1)
+    page = f"http://127.0.0.1:{port}/status.json"
+    options = ("--control", str(control), "--metrics", f"127.0.0.1:{port}", "--loop", loop)
+
+    def pid_by_control() -> int:
+        ended = run("status", "--json", "--control", str(control), cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        return int(json.loads(ended.stdout)["pid"])
+
+    with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+        inode = control.stat().st_ino
+        assert pid_by_control() == daemon.process.pid
+        with daemon.smtp() as inside:  # so that the old one stays
+            for _ in range(2):
+                new = heirs.take_over()
+                assert pid_by_control() == new
+                with urllib.request.urlopen(page, timeout=PATIENCE) as answer:
+                    assert answer.status == 200
+            assert inside.noop()[0] == 250
+        assert control.stat().st_ino == inode
+    until(lambda: not control.exists(), "the last one removes the path")
+
+
+async def test_a_server_that_withdrew_cannot_be_reloaded() -> None:
+    """A listener that a reload opened then would be nobody's."""
+    async with serve(Discard()) as server:
+        server.withdraw()
+        with pytest.raises(OperatingSystemError, match="not running"):
+            await server.reload()

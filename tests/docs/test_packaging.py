@@ -1,0 +1,194 @@
+"""The unit and the socket file under packaging/: systemd takes them, and the daemon lives in them.
+
+No systemd runs here. Its analyzer judges the files, and what of them could be in the daemon's way
+(the filter of system calls, memory that is not executable, no capability) is put around a daemon
+as systemd would do it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.daemon import COMMAND, LOCAL, Daemon, Process, messages, until
+from support.peers import SYSTEM_PYTHON, cannot, needs_root, peer
+
+from smtpd_fork.cli.options import OPTIONS
+from smtpd_fork.errors import ExitStatus
+from smtpd_fork.listeners.address import PROTOCOLS
+
+PACKAGING = Path(__file__).parents[2] / "packaging"
+SERVICE, SOCKET = PACKAGING / "smtpd-fork.service", PACKAGING / "smtpd-fork.socket"
+
+MOST_EXPOSURE = 2.0
+
+CONFINE = """
+import ctypes, os, sys
+
+import seccomp
+
+NO_NEW_PRIVS, MDWE = 38, 65
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+if libc.prctl(MDWE, 1, 0, 0, 0):
+    print("this kernel has no PR_SET_MDWE", file=sys.stderr)
+calls, command = sys.argv[1], sys.argv[2:]
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+filter = seccomp.SyscallFilter(seccomp.ERRNO(1))
+for name in open(calls).read().split():
+    try:
+        filter.add_rule(seccomp.ALLOW, name)
+    except (OSError, RuntimeError):
+        pass  # this machine's processor, or its library, does not know it
+filter.load()
+os.execv(command[0], command)
+"""
+
+
+def settings(path: Path) -> dict[str, list[str]]:
+    """Return a unit file's settings, each with all its values."""
+    found: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def analyze(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [peer("systemd-analyze"), "--no-pager", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("files", [(SERVICE, SOCKET), (SERVICE,), (SOCKET,)])
+def test_systemd_accepts_the_files_and_has_nothing_to_say(files: tuple[Path, ...]) -> None:
+    ended = analyze("verify", *files)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_the_service_is_little_exposed() -> None:
+    ended = analyze("security", "--offline=true", SERVICE)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    found = re.search(r"Overall exposure level for smtpd-fork.service: ([\d.]+) ", ended.stdout)
+    assert found, ended.stdout
+    assert float(found[1]) < MOST_EXPOSURE
+
+
+def test_what_the_files_say_of_the_daemon_is_so() -> None:
+    service, sock = settings(SERVICE), settings(SOCKET)
+    variables = {str(option.envvar) for option in OPTIONS}
+    named = [value.partition("=")[0] for value in service["Environment"]]
+    assert set(named) - {"PATH"} <= variables
+    statuses = {int(word) for word in service["RestartPreventExitStatus"][0].split()}
+    assert statuses <= set(ExitStatus)
+    assert sock["FileDescriptorName"][0] in PROTOCOLS
+    assert service["CapabilityBoundingSet"] == [""]
+    # A version of systemd that Debian 12 has knows no notify-reload.
+    assert service["Type"] == ["notify"]
+
+
+def test_what_the_docs_change_of_the_unit_is_accepted_and_still_little_exposed(
+    tmp_path: Path,
+) -> None:
+    page = (PACKAGING.parent / "docs/systemd.md").read_text()
+    blocks = re.findall(r"^```ini\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    text = SERVICE.read_text()
+    for line in ("Requires=smtpd-fork.socket\n", "Also=smtpd-fork.socket\n", " smtpd-fork.socket"):
+        assert line in text
+        text = text.replace(line, "")
+    without = tmp_path / SERVICE.name
+    changes = [block for block in blocks if block.startswith("[Service]")]
+    without.write_text("\n".join([text, *changes]))
+    ended = analyze("verify", without)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    found = re.search(
+        r"exposure level \S+ \S+ ([\d.]+)", analyze("security", "--offline=true", without).stdout
+    )
+    assert found
+    assert float(found[1]) < MOST_EXPOSURE
+    (more,) = [block for block in blocks if "[Socket]" in block]
+    (tmp_path / "smtpd-fork-smtps.socket").write_text(more)
+    ended = analyze("verify", tmp_path / "smtpd-fork-smtps.socket")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# -- the daemon, confined ----------------------------------------------------------------------
+
+
+def filtered(names: list[str]) -> set[str]:
+    """Return the system calls of SystemCallFilter= as systemd understands it."""
+    allowed: set[str] = set()
+    for line in names:
+        calls = {call for word in line.lstrip("~").split() for call in members(word)}
+        allowed = allowed - calls if line.startswith("~") else allowed | calls
+    # systemd.exec(5): what execve(2) and the exit take is always there; @default is part of all.
+    return allowed | members("@default") | {"execve", "exit", "exit_group", "rt_sigreturn"}
+
+
+def members(word: str) -> set[str]:
+    if not word.startswith("@"):
+        return {word}
+    listed = analyze("syscall-filter", word).stdout.splitlines()[1:]
+    names = [line.strip() for line in listed if line.strip() and not line.strip().startswith("#")]
+    return {call for name in names for call in members(name)}
+
+
+@pytest.fixture
+def confine(public: Path) -> list[str]:
+    """What goes before a command that systemd would confine."""
+    needs_root()
+    if subprocess.run([SYSTEM_PYTHON, "-c", "import seccomp"], check=False).returncode:
+        cannot("python3-seccomp is not installed")
+    calls = filtered(settings(SERVICE)["SystemCallFilter"])
+    assert {"accept4", "read"} <= calls
+    assert not {"chown", "setuid", "setrlimit", "mount"} & calls
+    (public / "calls").write_text("\n".join(sorted(calls)))
+    return [str(SYSTEM_PYTHON), "-c", CONFINE, str(public / "calls")]
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_the_daemon_lives_with_the_filter_and_without_executable_memory(
+    public: Path, command_for_nobody: list[str], confine: list[str], loop: str
+) -> None:
+    """Mail into the Maildir, a reload, a takeover, a stop."""
+    (public / "state").mkdir()
+    os.chown(public / "state", 65534, 65534)
+    command = [*confine, *command_for_nobody]
+    options = ("-l", "127.0.0.1:0", "--handler", "maildir:state/Maildir", "--loop", loop)
+    with Daemon(*options, cwd=public, command=command) as daemon:
+        status = Process(daemon.process.pid).status
+        assert status["Seccomp"] == ["2"], "the filter is there"
+        release = tuple(int(n) for n in os.uname().release.split("-")[0].split(".")[:2])
+        assert ("no PR_SET_MDWE" in daemon.log) == (release < (6, 3)), "prctl(2): since Linux 6.3"
+        daemon.deliver()
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for("the settings were read again")
+        daemon.signal(signal.SIGUSR2)
+        new = int(daemon.wait_for(r"process (\d+) has taken over")[1])
+        try:
+            assert daemon.process.wait(20) == 0
+            daemon.deliver()
+        finally:
+            os.kill(new, signal.SIGTERM)
+        until(lambda: daemon.log.endswith("stopped"), "it stops")
+        assert not re.search("ERROR|Traceback", daemon.log)
+    assert len(messages(public / "state/Maildir")) == 2
+
+
+def test_the_command_of_the_unit_starts_the_daemon(tmp_path: Path) -> None:
+    (start,) = settings(SERVICE)["ExecStart"]
+    path = f"{Path(COMMAND[0]).parent}:/usr/bin:/bin"
+    with Daemon(*LOCAL, cwd=tmp_path, command=start.split(), environment={"PATH": path}) as daemon:
+        daemon.deliver()
+        assert daemon.stop() == 0

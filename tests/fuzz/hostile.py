@@ -1,0 +1,288 @@
+"""Hostile sessions against the real daemon. One law: what has ended is not in memory any more.
+
+Clients that come, do harm and go: garbage, half handshakes, messages, chunks and AUTH that break
+off, large envelopes, and connections that are closed, half closed, reset or left. The daemon's
+resident memory after a tenth of them is what it needs; if it has grown by the end, the exit status
+is 1.
+
+    python tests/fuzz/hostile.py --sessions 100000 [--tls] [--seed N] [--loop asyncio]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import socket
+import struct
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script, and in the daemon: it loads Takes
+
+from support.daemon import PATIENCE, Daemon
+from support.peers import proc
+from support.tls import Certificates
+
+from smtpd_fork.sinks import Discard
+
+AT_ONCE = 32
+"""Clients side by side."""
+
+ADDRESSES = 1000
+"""Loopback addresses that they come from: what the gate knows of them is known after a tenth."""
+
+TOLERANCE = 20 << 20
+"""Bytes by which resident memory may grow between the first tenth and the end: what the allocator
+needs. 250 bytes kept of each of 90,000 sessions are more, and so was each cycle under TLS."""
+
+LARGEST = 300_000
+"""Bytes of the largest part of a message."""
+
+HELLO, MAIL, RCPT = b"EHLO x\r\n", b"MAIL FROM:<a@b.example>\r\n", b"RCPT TO:<c@d.example>\r\n"
+ENVELOPE = (HELLO, MAIL, RCPT)
+
+
+class Takes(Discard):
+    """The daemon's handler: takes messages, and has the session ask for credentials."""
+
+    async def auth_SLOW(self, server: Any, args: list[str]) -> None:
+        """A mechanism that is offered without an authenticator; asks twice, and refuses."""
+        for _ in range(2):
+            await server.challenge_auth("more")
+
+
+class Flood:
+    """So many hostile sessions.
+
+    :param port: of the daemon
+    :param client: the clients' context, where the port speaks TLS
+    """
+
+    def __init__(self, port: int, client: ssl.SSLContext, *, tls: bool, seed: int) -> None:
+        self._port = port
+        self._client = client
+        self._tls = tls
+        self._chance = random.Random(seed)
+        self.begun = 0
+        self.harmed = 0
+        """Sessions that did what they came for, before the daemon ended them."""
+
+    def run(self, sessions: int) -> None:
+        """Run so many more, and see them all end."""
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            # Each has a generator of its own: what it does depends on the seed alone.
+            seeds = [self._chance.random() for _ in range(sessions)]
+            for harmed in threads.map(self._one, seeds):
+                self.begun += 1
+                self.harmed += harmed
+
+    def _one(self, seed: float) -> bool:
+        """Run one; return whether the daemon let it do harm."""
+        chance = random.Random(seed)
+        number = chance.randrange(ADDRESSES)
+        source = (f"127.{number // 250 + 1}.{number % 250 + 1}.1", 0)
+        harmed = False
+        with suppress(OSError):  # the daemon may have closed first
+            sock = socket.create_connection(("127.0.0.1", self._port), PATIENCE, source)
+            try:
+                sock = self._do_harm(sock, chance)
+                harmed = True
+                self._leave(sock, chance)
+            finally:
+                sock.close()
+        return harmed
+
+    def _do_harm(self, sock: socket.socket, chance: random.Random) -> socket.socket:
+        harm: Callable[..., None] = chance.choice(HARMS)
+        if self._tls:
+            if chance.random() < 0.2:
+                half_handshake(sock, chance)
+                return sock
+            sock = self._client.wrap_socket(sock, server_hostname="localhost")
+        elif chance.random() < 0.1:
+            read_reply(sock)
+            say(sock, HELLO, b"STARTTLS\r\n")
+            if chance.random() < 0.5:
+                half_handshake(sock, chance)
+                return sock
+            sock = self._client.wrap_socket(sock, server_hostname="localhost")
+            say(sock, HELLO)
+            harm(sock, chance)
+            return sock
+        if chance.random() < 0.9:
+            read_reply(sock)
+            harm(sock, chance)
+        return sock
+
+    @staticmethod
+    def _leave(sock: socket.socket, chance: random.Random) -> None:
+        way = chance.random()
+        if way < 0.4:
+            linger = struct.pack("ii", 1, 0)  # close(2) resets
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        elif way < 0.6:
+            sock.shutdown(socket.SHUT_WR)
+            read_all(sock)
+        elif way < 0.61:
+            read_all(sock)  # until the daemon's time limits
+
+
+def read_reply(sock: socket.socket) -> bytes:
+    text = b""
+    while not text.endswith(b"\r\n") or text.splitlines()[-1][3:4] == b"-":
+        some = sock.recv(4096)
+        if not some:
+            raise ConnectionError("the daemon has closed")
+        text += some
+    return text
+
+
+def read_all(sock: socket.socket) -> None:
+    while sock.recv(4096):
+        pass
+
+
+def say(sock: socket.socket, *commands: bytes) -> None:
+    for command in commands:
+        sock.sendall(command)
+        read_reply(sock)
+
+
+def half_handshake(sock: socket.socket, chance: random.Random) -> None:
+    sock.sendall(chance.choice([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"hello\r\n" * 9]))
+
+
+def nothing(_sock: socket.socket, _chance: random.Random) -> None: ...
+
+
+def garbage(sock: socket.socket, chance: random.Random) -> None:
+    sock.sendall(chance.randbytes(chance.randrange(5000)))
+
+
+def nonsense(sock: socket.socket, _chance: random.Random) -> None:
+    sock.sendall(b"NONSENSE\r\n" * 30)
+
+
+def break_off_data(sock: socket.socket, chance: random.Random) -> None:
+    say(sock, *ENVELOPE, b"DATA\r\n")
+    sock.sendall(b"x" * chance.randrange(LARGEST))
+
+
+def break_off_chunks(sock: socket.socket, chance: random.Random) -> None:
+    say(sock, *ENVELOPE, b"BDAT 50000\r\n" + b"x" * 50_000)
+    sock.sendall(b"BDAT %d\r\n" % LARGEST + b"x" * chance.randrange(LARGEST))
+
+
+def break_off_auth(sock: socket.socket, chance: random.Random) -> None:
+    say(sock, HELLO, b"AUTH SLOW\r\n")
+    sock.sendall(b"YQ==" * chance.randrange(3000))
+
+
+def many_recipients(sock: socket.socket, chance: random.Random) -> None:
+    count = chance.randrange(200)
+    sock.sendall(HELLO + MAIL + b"".join(b"RCPT TO:<%d@d.example>\r\n" % n for n in range(count)))
+
+
+def unread_replies(sock: socket.socket, _chance: random.Random) -> None:
+    sock.settimeout(0.1)
+    sock.sendall(b"EHLO x\r\n" * 2000)
+
+
+def whole_message(sock: socket.socket, chance: random.Random) -> None:
+    text = b"x" * chance.randrange(LARGEST // 10)
+    say(sock, *ENVELOPE, b"DATA\r\n", b"Subject: x\r\n\r\n" + text + b"\r\n.\r\n", b"QUIT\r\n")
+
+
+HARMS = [
+    *(nothing, garbage, nonsense, break_off_data, break_off_chunks, break_off_auth),
+    *(many_recipients, unread_replies, whole_message),
+]
+
+
+def resident(pid: int) -> int:
+    """Return the bytes of a process that are in memory (proc(5))."""
+    status = proc(pid, "status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) << 10
+
+
+def sockets(pid: int) -> int:
+    count = 0
+    for each in proc(pid, "fd").iterdir():
+        with suppress(FileNotFoundError):
+            count += str(each.readlink()).startswith("socket:")
+    return count
+
+
+def settled(pid: int, listening: int) -> int:
+    """Return what is in memory once the last session has ended."""
+    deadline = time.monotonic() + PATIENCE
+    while sockets(pid) > listening:
+        if time.monotonic() > deadline:
+            raise TimeoutError("sessions do not end")
+        time.sleep(0.05)
+    return resident(pid)
+
+
+def measure(sessions: int, *, tls: bool, seed: int, loop: str = "uvloop") -> list[int]:
+    """Run hostile sessions; return what is in memory after 10, 50 and 100% of them, in bytes.
+
+    :raises AssertionError: the daemon failed, or does not serve any more
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        certificates = Certificates(folder)
+        options = [
+            *("-l", "smtps:127.0.0.1:0" if tls else "127.0.0.1:0", "--loop", loop),
+            *("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key)),
+            *("--handler", "fuzz.hostile:Takes", "--max-from-ip", "0"),
+            *("--timeout", "2s", "--data-timeout", "2s", "--tls-handshake-timeout", "2s"),
+        ]
+        path = str(Path(__file__).parents[1])
+        with Daemon(*options, cwd=folder, environment={"PYTHONPATH": path}) as daemon:
+            pid = daemon.process.pid
+            listening = sockets(pid)
+            flood = Flood(daemon.port, certificates.client, tls=tls, seed=seed)
+            memory = []
+            for part in (sessions // 10, sessions * 4 // 10, sessions // 2):
+                flood.run(part)
+                memory.append(settled(pid, listening))
+                print(f"{flood.begun:7} sessions: {memory[-1] / 2**20:.1f} MiB", flush=True)
+            assert daemon.stop() == 0, daemon.lines[-1]
+            before, traceback, after = daemon.log.partition("Traceback")
+            assert not traceback, f"{before[-200:]}{traceback}{after[:3000]}"
+            assert flood.harmed > sessions // 2, f"{flood.harmed} sessions did harm"
+            print(f"{flood.harmed} did harm")
+    return memory
+
+
+def is_flat(memory: list[int]) -> bool:
+    return memory[-1] <= memory[0] + TOLERANCE
+
+
+def main() -> int:
+    """Run from the command line; the exit status says whether memory is flat."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sessions", type=int, default=100_000)
+    parser.add_argument("--tls", action="store_true", help="TLS from the start, not STARTTLS")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="uvloop")
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    memory = measure(options.sessions, tls=options.tls, seed=options.seed, loop=options.loop)
+    if not is_flat(memory):
+        print(f"not flat: more than {TOLERANCE >> 20} MiB were added after the first tenth")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""The session fuzzer, for a few seconds; FUZZ_SECONDS has it run longer."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from fuzz.session import Fuzzer
+
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "3"))
+
+
+@pytest.mark.timeout(SECONDS + 60)
+async def test_whatever_arrives_the_session_answers_or_closes() -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    fuzzer = Fuzzer(seed)
+    await fuzzer.run(SECONDS)
+    assert fuzzer.rounds > 0
+    assert fuzzer.cuts.count > 0
+    assert {b"220", b"250", b"354", b"421", b"500", b"503"} <= fuzzer.said.keys()

@@ -1,0 +1,17 @@
+"""Hostile sessions, a few thousand of the 100,000 that ``make hostile`` runs."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from fuzz.hostile import is_flat, measure
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("tls", "loop"), [(False, "asyncio"), (True, "uvloop")])
+def test_after_hostile_sessions_the_daemon_holds_what_it_held_before(tls: bool, loop: str) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    assert is_flat(measure(1500, tls=tls, seed=seed, loop=loop))

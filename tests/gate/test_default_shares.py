@@ -1,0 +1,186 @@
+"""What one client, one /24 and one /48 can hold by default: docs/security.md, measured."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import AsyncExitStack
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.auth import check
+from support.client import MAIL, RCPT, Client
+from support.gates import Clock, gate
+from support.server import serve, until
+
+from smtpd_fork import Config, Gate, Ticket
+from smtpd_fork.gate import limits_of
+from smtpd_fork.sinks import Discard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from support.tls import Certificates
+
+PAGE = (Path(__file__).parents[2] / "docs/security.md").read_text()
+
+HOSTS: dict[str, list[str]] = {
+    "one client": ["198.51.100.1"],
+    "one client of IPv6": [f"2001:db8::{n:x}" for n in range(1, 100)],
+    "one /24": [f"198.51.100.{n}" for n in range(1, 255)],
+    "one /48": [f"2001:db8:0:{n:x}::1" for n in range(100)],
+}
+"""Where clients of one kind come from, in turns."""
+
+
+def table(mark: str) -> dict[str, list[str]]:
+    """Return the rows of a table of the page, by the first cell."""
+    lines = PAGE.split(f"<!-- {mark}:")[1].split("\n\n")[0].splitlines()[1:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first: rest for first, *rest in [cells[0], *cells[2:]]}
+
+
+def share(row: str, kind: str) -> int:
+    rows = table("shares")
+    column = rows[""].index(kind.removesuffix(" of IPv6"))
+    return int(rows[row][column])
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+async def test_connection_slots(kind: str) -> None:
+    most = share("connection slots", kind)
+    listen = ["smtp+proxy:127.0.0.1:0"]
+    async with (
+        serve(Discard(), listen=listen, proxy_trust="127.0.0.1", limit_connections=1000) as server,
+        AsyncExitStack() as stack,
+    ):
+
+        async def comes(host: str) -> int:
+            client = await stack.enter_async_context(await Client.to(server.addresses[0]))
+            family = "TCP6" if ":" in host else "TCP4"
+            client.send(f"PROXY {family} {host} {host} 1000 25\r\n")
+            return (await client.reply()).code
+
+        hosts = cycle(HOSTS[kind])
+        codes = [await comes(next(hosts)) for _ in range(most + 5)]
+        assert codes == [220] * most + [421] * 5
+        assert await comes("203.0.113.1") == 220
+
+
+def handshakes(door: Gate, hosts: Iterable[str]) -> int:
+    count = 0
+    for host in hosts:
+        with door.admit(host) as ticket:  # type: ignore[union-attr]
+            assert isinstance(ticket, Ticket)
+            if door.begin_handshake(ticket) is not None:
+                break
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_tls_handshakes(kind: str) -> None:
+    clock = Clock()
+    door = gate(clock)
+    at_once = share("TLS handshakes that fail, or are under way, at once", kind)
+    later = share("the same, in each minute after that", kind)
+    hosts = cycle(HOSTS[kind])
+    assert handshakes(door, hosts) == at_once
+    clock.now += 60.001
+    assert handshakes(door, hosts) == later
+
+
+def test_it_takes_four_networks_to_hold_every_slot() -> None:
+    door = Gate(limits=limits_of(Config.build({"limit_connections": 1000})))
+    networks = clients = 0
+    while not door.full:
+        networks += 1
+        for client in range(1, 6):
+            clients += 1
+            for _ in range(50):
+                door.admit(f"198.51.{networks}.{client}")
+    assert (networks, clients) == (4, 20)
+
+
+# -- time ------------------------------------------------------------------------------------------
+
+TRANSACTION = f"EHLO x\r\n{MAIL}\r\n{RCPT}\r\n"
+
+WAYS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "waits before it sends a command": ({}, "", "command"),
+    "has begun a command": ({}, "NOOP\r\nNOO", "command"),
+    "is to answer a challenge of AUTH": ({}, "EHLO x\r\nAUTH LOGIN\r\n", "command"),
+    "is to send a PROXY header": ({"listen": ["smtp+proxy:127.0.0.1:0"]}, "", "proxy-header"),
+    "is silent in a message": ({}, f"{TRANSACTION}DATA\r\nhello", "data"),
+    "sends commands that lead nowhere": ({}, "NOOP\r\n", "command"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_time(way: str) -> None:
+    """The deadline of a real session at the default settings, which no byte moves."""
+    more, said, phase = WAYS[way]
+    options: dict[str, Any] = {"authenticator": check, "auth_require_tls": False}
+    async with (
+        serve(Discard(), proxy_trust="127.0.0.1", session_options=options, **more) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        before = asyncio.get_running_loop().time()
+        client.send(said)
+        await until(lambda: phase in {entry.phase for entry in server.gate.ledger()})
+        await client_has_said(client, said)
+        (ticket,) = server.gate.tickets()
+        holder: Any = ticket.holder
+        deadline = holder._ends_at if way.startswith("sends") else holder.deadline
+        seconds = int(table("times")[way][0].removesuffix(" s"))
+        now = asyncio.get_running_loop().time()
+        assert before + seconds - 0.5 <= deadline <= now + seconds
+
+
+async def client_has_said(client: Client, said: str) -> None:
+    """Wait until all of it has come: each whole line is answered, and what follows is with it."""
+    for _ in range(1 + said.count("\r\n") if said else 0):
+        await client.reply()
+
+
+async def test_time_for_a_handshake(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds: list[float] = []
+    loop = asyncio.get_running_loop()
+    options: dict[str, Any] = {"tls_context": certificates.server, "listen": ["smtps:127.0.0.1:0"]}
+    async with (
+        serve(Discard(), limit_connections=4, **options) as server,
+        AsyncExitStack() as stack,
+    ):
+        monkeypatch.setattr(server._sessions, "_loop", _Loop(loop, seconds))
+        for number in range(4):
+            await stack.enter_async_context(await Client.to(server.addresses[0]))
+            await until(lambda n=number: len(seconds) > n)  # type: ignore[misc]
+    usual, stressed = table("times")["is to shake hands, with implicit TLS"]
+    assert [f"{each:g} s" for each in seconds] == [usual, usual, stressed, stressed]
+
+
+class _Loop:
+    """A loop that notes how long a handshake may take."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: list[float]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+
+    def connect_accepted_socket(self, *args: Any, **options: Any) -> Any:
+        self._seconds.append(options["ssl_handshake_timeout"])
+        return self._loop.connect_accepted_socket(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+
+def test_time_under_stress_is_that_of_the_option() -> None:
+    """tests/gate/test_stress.py sees that it is kept, with a shorter one."""
+    stressed = {row: cells[1] for row, cells in table("times").items()}
+    del stressed["a client"], stressed["is to send a PROXY header"]
+    seconds = f"{Config.build({}).stress_timeout:g} s"
+    assert {re.match(r"\d+ s", cell)[0] for cell in stressed.values()} == {seconds}  # type: ignore[index]

@@ -1,0 +1,444 @@
+"""A delivery into the Maildir, when the disk fails or hangs, or somebody gives up.
+
+After 250 the message is in new/ exactly once. After anything else it is not there, and nothing is
+left but perhaps a file in tmp/, which is removed when it is old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from handlers.test_trace import a_session, an_envelope
+from support.client import Client
+from support.daemon import Daemon, messages
+from support.disk import STEPS, Disk
+from support.filesystem import remount, small_file_system
+from support.peers import needs_root
+from support.server import serve, until
+
+from smtpd_fork.sinks import Maildir
+from smtpd_fork.sinks.maildir import STALE_SECONDS, remove_stale
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aiosmtpd.smtp import Envelope
+
+SERVER = type("Server", (), {"hostname": "mx.example.com"})()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+@pytest.fixture
+def maildir(tmp_path: Path) -> Maildir:
+    sink = Maildir(tmp_path / "M")
+    sink.prepare()
+    return sink
+
+
+def left(maildir: Maildir) -> list[str]:
+    """Return the files that are anywhere in the Maildir, as ``new/NAME``."""
+    return sorted(
+        f"{path.parent.name}/{path.name}" for path in maildir.path.rglob("*") if path.is_file()
+    )
+
+
+async def test_a_message_is_synced_before_it_is_answered(maildir: Maildir, disk: Disk) -> None:
+    async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        await client.deliver()
+    assert [step for step in disk.steps if step != "write"] == [s for s in STEPS if s != "write"]
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "code"),
+    [
+        *((step, errno.EIO, 451) for step in STEPS),
+        ("create", errno.EMFILE, 451),
+        ("create", errno.EDQUOT, 452),
+        ("write", errno.ENOSPC, 452),
+        ("sync file", errno.ENOSPC, 452),
+    ],
+)
+async def test_a_message_is_nowhere_after_any_step_failed(
+    step: str, number: int, code: int, maildir: Maildir, disk: Disk
+) -> None:
+    async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        disk.fails(step, number)
+        reply = await client.deliver()
+        assert reply.code == code
+        assert os.strerror(number) not in reply.text
+        assert left(maildir) == []
+        disk.works()
+        assert (await client.deliver()).code == 250
+    assert len(left(maildir)) == 1
+
+
+async def test_a_rename_that_fails_and_was_done_all_the_same_leaves_nothing(
+    maildir: Maildir, disk: Disk
+) -> None:
+    """As over NFS, when the answer to it is lost."""
+    async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        disk.fails("rename", errno.EIO, after=True)
+        assert (await client.deliver()).code == 451
+    assert left(maildir) == []
+
+
+async def test_what_can_neither_be_stored_nor_removed_is_named_in_the_log(
+    maildir: Maildir,
+    disk: Disk,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        disk.fails("sync directory", errno.EIO)
+        monkeypatch.setattr(Path, "unlink", fail)
+        assert (await client.deliver()).code == 451
+    (name,) = left(maildir)
+    assert f"cannot remove {maildir.path / name}, which is not acknowledged" in caplog.text
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MiB."""
+    with small_file_system(tmp_path / "disk", "1m") as place:
+        yield place
+
+
+async def test_a_disk_that_is_read_only_for_a_while_has_each_message_once(small_disk: Path) -> None:
+    maildir = Maildir(small_disk / "M")
+    async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        assert (await client.deliver("Subject: 1\r\n\r\n")).code == 250
+        remount(small_disk, "ro")
+        assert (await client.deliver("Subject: 2\r\n\r\n")).code == 451
+        remount(small_disk, "rw")
+        assert (await client.deliver("Subject: 2\r\n\r\n")).code == 250
+    assert [text[-12:] for text in messages(maildir.path)] == ["Subject: 1\n\n", "Subject: 2\n\n"]
+    assert len(left(maildir)) == 2
+
+
+# -- a disk that hangs -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "after"),
+    [*((step, False) for step in STEPS), ("rename", True), ("sync directory", True)],
+)
+async def test_a_message_that_took_too_long_is_not_stored_behind_its_451(
+    step: str, after: bool, maildir: Maildir, disk: Disk
+) -> None:
+    async with (
+        serve(maildir, handler_timeout=0.5) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        with disk.hangs(step, after=after) as hang:
+            reply = await client.deliver()
+            assert (reply.code, reply.text[:5]) == (451, "4.3.0")
+            assert hang.begun
+            assert [name for name in left(maildir) if name.startswith("new/")] == []
+            disk.works()
+        assert (await client.deliver()).code == 250
+    # The server has stopped, so the thread that hung has come to its end.
+    assert len(left(maildir)) == 1
+
+
+async def test_a_message_that_is_removed_only_once_the_disk_works_again_is_removed(
+    maildir: Maildir, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """unlink(2) hangs as well: the answer does not wait for it longer than a second."""
+    async with (
+        serve(maildir, handler_timeout=0.1) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        with disk.hangs("sync directory", after=True) as hang:
+            unlink = Path.unlink
+
+            def hanging(path: Path) -> None:
+                hang()
+                unlink(path)
+
+            monkeypatch.setattr(Path, "unlink", hanging)
+            assert (await client.deliver()).code == 451
+    assert left(maildir) == []
+
+
+async def test_a_message_that_waits_behind_a_disk_that_hangs_is_never_begun(
+    tmp_path: Path, disk: Disk
+) -> None:
+    maildir = Maildir(tmp_path, writers=1)
+    maildir.prepare()
+    async with serve(maildir, handler_timeout=0.1) as server:
+        async with (
+            await Client.to(server.addresses[0]) as first,
+            await Client.to(server.addresses[0]) as second,
+        ):
+            await first.greet()
+            await second.greet()
+            with disk.hangs("sync file"):
+                replies = await asyncio.gather(first.deliver(), second.deliver())
+                assert [reply.code for reply in replies] == [451, 451]
+    assert disk.steps.count("create") == 1
+    assert left(maildir) == []
+
+
+async def test_a_message_for_which_no_thread_can_be_started_is_not_stored_by_another(
+    maildir: Maildir, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with serve(maildir) as server:
+        async with (
+            await Client.to(server.addresses[0]) as first,
+            await Client.to(server.addresses[0]) as second,
+        ):
+            await first.greet()
+            await second.greet()
+            with disk.hangs("sync file") as hang:
+                delivered = asyncio.create_task(first.deliver())
+                await until(lambda: hang.begun)
+                with monkeypatch.context() as patch:
+                    patch.setattr(threading.Thread, "start", fail)
+                    reply = await second.deliver()
+                assert (reply.code, reply.text[:5]) == (451, "4.3.0")
+            assert (await delivered).code == 250
+    assert len(left(maildir)) == 1
+
+
+async def test_a_stop_that_cuts_a_delivery_leaves_nothing_of_it(
+    maildir: Maildir, disk: Disk
+) -> None:
+    with disk.hangs("sync directory", after=True) as hang:
+        async with serve(maildir, shutdown_timeout=0.2) as server:
+            client = await Client.to(server.addresses[0])
+            await client.greet()
+            delivered = asyncio.create_task(client.deliver())
+            await until(lambda: hang.begun)
+            stopped = asyncio.create_task(server.stop())
+            assert (await delivered).code in {0, 421}
+            hang.release()
+            await stopped
+            client.writer.close()
+    assert left(maildir) == []
+
+
+# -- who is first ------------------------------------------------------------------------------
+
+
+def handed_in(maildir: Maildir) -> asyncio.Task[str]:
+    envelope: Envelope = an_envelope("a@example.com", "b@example.com")
+    envelope.original_content = b"Subject: x\r\n\r\nhello\r\n"
+    return asyncio.create_task(maildir.handle_DATA(SERVER, a_session(), envelope))
+
+
+async def test_a_message_that_was_stored_before_it_was_given_up_is_answered_250(
+    tmp_path: Path,
+) -> None:
+    maildir = Maildir(tmp_path, writers=1)
+    maildir.prepare()
+    task = handed_in(maildir)
+    await asyncio.sleep(0)
+    assert maildir._writing is not None
+    maildir._writing.submit(lambda: None).result()  # the loop stands still; the one thread does not
+    task.cancel()
+    assert (await task).startswith("250 ")
+    assert len(left(maildir)) == 1
+    await maildir.close()
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_message_that_was_given_up_before_it_was_stored_is_cancelled(
+    step: str, maildir: Maildir, disk: Disk
+) -> None:
+    with disk.hangs(step) as hang:
+        task = handed_in(maildir)
+        await until(lambda: hang.begun)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await maildir.close()
+    assert left(maildir) == []
+
+
+async def test_a_write_that_fails_while_it_is_given_up_is_no_error_of_the_loop(
+    tmp_path: Path, disk: Disk
+) -> None:
+    maildir = Maildir(tmp_path, writers=1)
+    maildir.prepare()
+    disk.fails("sync file", errno.EIO)
+    task = handed_in(maildir)
+    await asyncio.sleep(0)
+    assert maildir._writing is not None
+    maildir._writing.submit(lambda: None).result()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await maildir.close()
+    assert left(maildir) == []
+
+
+async def test_the_message_of_a_client_that_is_gone_is_stored_once(
+    maildir: Maildir, disk: Disk
+) -> None:
+    """Some clients never wait for the answer; what they sent to its end would be lost."""
+    async with serve(maildir) as server:
+        with disk.hangs("sync file") as hang:
+            client = await Client.to(server.addresses[0])
+            await client.greet()
+            await client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
+            client.send("Subject: x\r\n\r\nhello\r\n.\r\n")
+            await until(lambda: hang.begun)
+            client.reset()
+    assert len(left(maildir)) == 1
+
+
+async def test_a_session_lives_on_after_a_message_that_was_stored_at_the_last_moment(
+    maildir: Maildir, disk: Disk
+) -> None:
+    """The time limit of the hook that has passed is not that of the next command."""
+
+    class Late(Maildir):
+        async def _deliver(self, delivery: object) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await super()._deliver(delivery)  # type: ignore[arg-type]  # is one
+
+    async with (
+        serve(Late(maildir.path), handler_timeout=0.1, timeout=0.3) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        assert (await client.deliver()).code == 250
+        assert (await client.reply()).text.startswith("4.4.2")  # the idle timeout's 421
+    assert len(left(maildir)) == 1
+
+
+# -- stale files -------------------------------------------------------------------------------
+
+
+def aged(path: Path, seconds: float) -> Path:
+    then = time.time() - seconds
+    os.utime(path, (then, then), follow_symlinks=False)
+    return path
+
+
+def test_files_of_36_hours_are_removed_from_tmp_at_the_start(maildir: Maildir) -> None:
+    tmp = maildir.path / "tmp"
+    for name, age in [("old", STALE_SECONDS + 60), ("young", STALE_SECONDS - 60)]:
+        (tmp / name).write_text("half a mess")
+        aged(tmp / name, age)
+    (maildir.path / "new" / "mail").touch()
+    aged(maildir.path / "new" / "mail", STALE_SECONDS * 10)
+    maildir.prepare()
+    assert left(maildir) == ["new/mail", "tmp/young"]
+
+
+def test_an_old_file_that_somebody_reads_or_writes_is_kept(maildir: Maildir) -> None:
+    now, then = time.time(), time.time() - 2 * STALE_SECONDS
+    for name, times in [("read", (now, then)), ("written", (then, now))]:
+        (maildir.path / "tmp" / name).touch()
+        os.utime(maildir.path / "tmp" / name, times)
+    maildir.prepare()
+    assert left(maildir) == ["tmp/read", "tmp/written"]
+
+
+def test_only_regular_files_are_removed_from_tmp(maildir: Maildir, tmp_path: Path) -> None:
+    tmp = maildir.path / "tmp"
+    target = tmp_path / "target"
+    target.touch()
+    (tmp / "link").symlink_to(target)
+    (tmp / "directory").mkdir()
+    os.mkfifo(tmp / "fifo")
+    for path in (target, *tmp.iterdir()):
+        aged(path, 2 * STALE_SECONDS)
+    maildir.prepare()
+    assert {path.name for path in tmp.iterdir()} == {"link", "directory", "fifo"}
+    assert target.exists()
+
+
+def test_other_users_files_are_left_to_them(maildir: Maildir) -> None:
+    needs_root()
+    path = maildir.path / "tmp" / "theirs"
+    path.touch()
+    os.chown(path, 65534, 65534)
+    aged(path, 2 * STALE_SECONDS)
+    maildir.prepare()
+    assert path.exists()
+
+
+def test_nothing_is_removed_where_tmp_is_a_symbolic_link(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "old").touch()
+    aged(elsewhere / "old", 2 * STALE_SECONDS)
+    (tmp_path / "M").mkdir()
+    (tmp_path / "M" / "tmp").symlink_to(elsewhere)
+    Maildir(tmp_path / "M").prepare()
+    assert (elsewhere / "old").exists()
+
+
+def test_one_look_is_bounded_and_the_next_takes_the_rest(
+    maildir: Maildir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smtpd_fork.sinks.maildir.CLEAN_FILES", 3)
+    for number in range(5):
+        aged_file = maildir.path / "tmp" / str(number)
+        aged_file.touch()
+        aged(aged_file, 2 * STALE_SECONDS)
+    remove_stale(maildir.path / "tmp")
+    assert len(left(maildir)) == 2
+    remove_stale(maildir.path / "tmp")
+    assert left(maildir) == []
+
+
+async def test_a_running_server_removes_stale_files_as_well(
+    maildir: Maildir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("smtpd_fork.sinks.maildir.CLEAN_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+    async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
+        old = maildir.path / "tmp" / "old"
+        old.touch()
+        aged(old, 2 * STALE_SECONDS)
+        monkeypatch.setattr(maildir, "_clean_at", 0.0)
+        await client.greet()
+        assert (await client.deliver()).code == 250
+        await until(lambda: not old.exists())
+    assert f"removed 1 stale files from {maildir.path / 'tmp'}" in caplog.text
+
+
+def test_what_a_killed_daemon_left_is_removed_by_a_later_one(tmp_path: Path) -> None:
+    options = ("-l", "127.0.0.1:0", "--handler", "maildir:M")
+    with Daemon(*options, cwd=tmp_path) as daemon:
+        daemon.deliver()
+        daemon.process.kill()
+    draft = tmp_path / "M" / "tmp" / "1.M2P3Q4.mx"
+    draft.touch()
+    aged(draft, 2 * STALE_SECONDS)
+    with Daemon(*options, cwd=tmp_path):
+        assert not draft.exists()
+    assert len(messages(tmp_path / "M")) == 1

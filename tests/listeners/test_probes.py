@@ -1,0 +1,330 @@
+"""Probes of load balancers: an answer, and no place, no session, no line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from listeners.test_haproxy import haproxy
+from support.client import Client
+from support.daemon import LOCAL, Daemon
+from support.dialogue import connect
+from support.handlers import Notes
+from support.server import serve, until
+
+from smtpd_fork.config import WhenFull
+from smtpd_fork.listeners.probes import MOST, MOST_BYTES
+from smtpd_fork.sinks import Discard
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.tls import Certificates
+
+    from smtpd_fork import Server
+
+PROBE = "127.0.0.9"
+"""Whence the probes of these tests come; everybody else comes from 127.0.0.1."""
+
+LOCAL_V2 = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00"
+FOR_ITSELF = b"PROXY TCP4 127.0.0.9 127.0.0.1 4711 25\r\n"
+UNKNOWN = b"PROXY UNKNOWN\r\n"
+FOR_ANOTHER = b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 25\r\n"
+
+
+def probed(handler: Any = None, **options: Any) -> Any:
+    return serve(handler or Discard(), probe_from="127.0.0.8/31", **options)
+
+
+def proxied(handler: Any = None, **options: Any) -> Any:
+    options.setdefault("proxy_trust", PROBE)
+    return probed(handler, listen=["smtp+proxy:127.0.0.1:0"], **options)
+
+
+async def probe(server: Server, source: str = PROBE) -> Client:
+    return await Client.to(server.addresses[0], source=source)
+
+
+async def ended(client: Client) -> None:
+    assert (await client.reply()).code == 0
+
+
+async def test_a_probe_is_greeted_takes_no_place_and_leaves_no_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    handler = Notes()
+    async with probed(handler) as server:
+        before = len(caplog.records)
+        async with await probe(server) as client:
+            assert (await client.reply()).code == 220
+            assert (server.gate.count, server.sessions) == (0, 0)
+            assert [(await client.say(word)).code for word in ("EHLO lb", "HELO lb", "noop")] == (
+                [250, 250, 250]
+            )
+            assert (await client.say("QUIT")).code == 221
+            await ended(client)
+        assert handler.sessions == []
+        assert server.gate.stats() == {"admitted": 0, "refused": 0}
+        assert len(caplog.records) == before
+
+
+async def test_a_probe_that_only_connects_leaves_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with probed() as server:
+        before = len(caplog.records)
+        probes = server._probes
+        assert probes is not None
+        for _ in range(20):
+            (await asyncio.to_thread(connect, server.addresses[0], source=PROBE)).close()
+        async with await probe(server) as client:
+            assert (await client.reply()).code == 220
+            await until(lambda: len(probes) == 1)  # the others are gone
+        await until(lambda: not len(probes))
+        assert len(caplog.records) == before
+
+
+async def test_others_are_sessions_as_ever() -> None:
+    async with probed() as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            assert server.gate.count == 1
+            assert (await client.deliver()).code == 250
+
+
+@pytest.mark.parametrize("word", ["MAIL FROM:<a@example.com>", "STARTTLS", "GET / HTTP/1.0", ""])
+async def test_whatever_looks_like_more_than_a_probe_is_answered_421(word: str) -> None:
+    async with probed() as server:
+        async with await probe(server) as client:
+            await client.reply()
+            assert (await client.say("EHLO lb", word)).code == 421
+            await ended(client)
+
+
+async def test_a_probe_may_say_so_much_and_no_more() -> None:
+    async with probed() as server:
+        async with await probe(server) as client:
+            await client.reply()
+            client.send("x" * MOST_BYTES)
+            assert (await client.reply()).code == 421
+            await ended(client)
+
+
+async def test_a_probe_has_so_much_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smtpd_fork.listeners.probes.LONGEST_SECONDS", 0.05)
+    async with probed() as server:
+        async with await probe(server) as client:
+            assert (await client.reply()).code == 220
+            await ended(client)
+
+
+async def test_so_many_probes_at_once_and_no_more() -> None:
+    async with probed() as server, AsyncExitStack() as stack:
+        for _ in range(MOST):
+            client = await stack.enter_async_context(await probe(server))
+            assert (await client.reply()).code == 220
+        async with await probe(server) as late:
+            assert (await late.reply()).code == 421
+            await ended(late)
+        assert server.gate.count == 0
+
+
+@pytest.mark.parametrize("how", ["defer", "defer:9", "refuse"])
+async def test_a_probe_is_greeted_when_all_places_are_taken(how: str) -> None:
+    options = {"limit_connections": 1, "when_full": WhenFull.parse(how)}
+    async with probed(**options) as server, AsyncExitStack() as stack:
+        first = await stack.enter_async_context(await Client.to(server.addresses[0]))
+        await first.greet()
+        if how != "refuse":
+            waiting = await stack.enter_async_context(await Client.to(server.addresses[0]))
+        async with await probe(server) as client:
+            assert (await client.reply()).code == 220
+            assert server.gate.count == 1
+        assert (await first.say("QUIT")).code == 221
+        if how != "refuse":
+            assert (await waiting.reply()).code == 220  # in its turn
+
+
+async def test_while_the_gate_is_paused_a_probe_is_told_421() -> None:
+    async with probed() as server:
+        server.gate.pause()
+        async with await probe(server) as client:
+            reply = await client.reply()
+            assert (reply.code, reply.text.partition(", ")[0]) == (
+                421,
+                "4.3.2 mx.example.com Service not available",
+            )
+            await ended(client)
+        server.gate.resume()
+        async with await probe(server) as client:
+            assert (await client.reply()).code == 220
+
+
+async def test_at_the_stop_a_probe_is_told_421() -> None:
+    async with probed() as server:
+        async with await probe(server) as client:
+            assert (await client.reply()).code == 220
+            await server.stop()
+            assert "Service shutting down" in (await client.reply()).text
+            await ended(client)
+
+
+async def test_where_tls_comes_first_a_probe_sees_that_it_is_connected(
+    certificates: Certificates,
+) -> None:
+    options: dict[str, Any] = {"listen": ["smtps:127.0.0.1:0"], "tls_context": certificates.server}
+    async with probed(**options) as server:
+        probes = server._probes
+        assert probes is not None
+        async with await probe(server) as client:
+            await until(lambda: len(probes) == 1)
+            client.send("EHLO lb\r\n")
+            await ended(client)
+
+
+async def test_the_networks_of_probes_are_read_again(tmp_path: Path) -> None:
+    networks = tmp_path / "probes"
+    networks.write_text("192.0.2.1\n")
+    async with serve(Discard(), probe_from=str(networks)) as server:
+        async with await probe(server) as client:
+            await client.greet()
+            assert server.gate.count == 1
+        networks.write_text(f"{PROBE}\n")
+        await server.reload()
+        await until(lambda: not server.gate.count)
+        async with await probe(server) as client:
+            await client.greet()
+            assert server.gate.count == 0
+
+
+# -- where a PROXY header comes first --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", [LOCAL_V2, UNKNOWN, FOR_ITSELF, b""])
+@pytest.mark.parametrize("trust", [PROBE, "192.0.2.1"])
+async def test_a_header_for_nobody_or_none_at_all_is_a_probe(
+    header: bytes, trust: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with proxied(proxy_trust=trust) as server:
+        before = len(caplog.records)
+        async with await probe(server) as client:
+            if header:
+                client.send(header)
+            assert (await client.reply()).code == 220
+            assert server.gate.count == 0
+            assert (await client.say("EHLO lb")).code == 250
+            assert (await client.say("QUIT")).code == 221
+        async with await probe(server):
+            pass  # it only connects
+        probes = server._probes
+        assert probes is not None
+        await until(lambda: not len(probes))
+        assert len(caplog.records) == before
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+async def test_a_header_for_somebody_is_a_clients(parts: int) -> None:
+    handler = Notes()
+    async with proxied(handler) as server:
+        async with await probe(server) as client:
+            half = len(FOR_ANOTHER) // parts
+            client.send(FOR_ANOTHER[:half])
+            if parts == 2:
+                await until(lambda: server.gate.count)  # it is no probe's
+                client.send(FOR_ANOTHER[half:])
+            await client.greet()
+            assert (await client.deliver()).code == 250
+            assert server.gate.count == 1
+            assert handler.sessions[0].peer[0] == "192.0.2.7"
+
+
+async def test_a_header_for_somebody_from_nobody_who_is_trusted_is_refused() -> None:
+    async with proxied(proxy_trust="192.0.2.1") as server:
+        async with await probe(server) as client:
+            client.send(FOR_ANOTHER)
+            assert (await client.reply()).code == 421
+        assert server.gate.stats()["refused_proxy_trust"] == 1
+
+
+async def test_who_talks_mail_without_a_header_is_no_probe() -> None:
+    async with proxied() as server:
+        async with await probe(server) as client:
+            client.send("MAIL FROM:<a@example.com>\r\n")
+            assert (await client.reply()).code == 220
+            assert (await client.reply()).code == 421
+            await ended(client)
+
+
+async def test_when_there_are_too_many_probes_a_proxys_clients_come_in() -> None:
+    async with proxied() as server, AsyncExitStack() as stack:
+        for _ in range(MOST):
+            client = await stack.enter_async_context(await probe(server))
+            client.send(LOCAL_V2)
+            assert (await client.reply()).code == 220
+        async with await probe(server) as client:
+            client.send(FOR_ANOTHER)
+            await client.greet()
+            assert server.gate.count == 1
+
+
+async def test_a_reset_is_the_end_of_a_probe() -> None:
+    async with probed() as server:
+        probes = server._probes
+        assert probes is not None
+        sock = await asyncio.to_thread(connect, server.addresses[0], source=PROBE)
+        await until(lambda: len(probes) == 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+        await until(lambda: not len(probes))
+
+
+@pytest.mark.parametrize("check", ["check-send-proxy", "no-check-send-proxy"])
+async def test_haproxys_checks_take_no_place(
+    check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """haproxy checks with LOCAL, or with no header, on the port that its clients come in by."""
+    handler = Notes()
+    options: dict[str, Any] = {
+        "listen": ["smtp+proxy:127.0.0.1:0"],
+        "proxy_trust": "127.0.0.1",
+        "probe_from": "127.0.0.1",
+    }
+    checks = f"check inter 100ms {check}"
+    async with (
+        serve(handler, **options) as server,
+        haproxy(tmp_path, server.port, "send-proxy-v2", checks) as port,
+    ):
+        probes = server._probes
+        assert probes is not None
+        begun = 0
+        begin = probes.begin
+
+        def counting(*args: Any) -> None:
+            nonlocal begun
+            begun += 1
+            begin(*args)
+
+        monkeypatch.setattr(probes, "begin", counting)
+        await until(lambda: begun > 3)
+        assert server.gate.stats()["admitted"] <= 1  # haproxy() looks whether haproxy is there
+        async with await Client.to(("127.0.0.1", port), source="127.0.0.7") as client:
+            await client.greet()
+            assert (await client.deliver()).code == 250
+        assert [session.peer[0] for session in handler.sessions] == ["127.0.0.7"]
+
+
+def test_a_daemon_is_probed(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, "--probe-from", PROBE, cwd=tmp_path) as daemon:
+        with connect(("127.0.0.1", daemon.port), source=PROBE) as sock:
+            assert sock.recv(4) == b"220 "
+            sock.sendall(b"QUIT\r\n")
+        assert daemon.stop() == 0
+        told = [line.partition(" INFO ")[2] for line in daemon.log.splitlines()]
+        assert "stopping: 0 sessions, 0 clients sent away" in told
+        assert not any(PROBE in line for line in daemon.lines)

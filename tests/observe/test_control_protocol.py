@@ -1,0 +1,101 @@
+"""What is said on the control socket: requests, faults, and garbage between them."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support.control import CONTROL, ask, connect, line, raw
+from support.daemon import LOCAL, Daemon
+
+from smtpd_fork.observe.control import MAX_REQUEST, Fault
+from smtpd_fork.observe.control.protocol import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOBODY = 65534
+STATUS = b'{"v":1,"command":"status"}\n'
+
+
+GARBAGE = {
+    "nothing": b"\n",
+    "no JSON": b"status\n",
+    "no object": b"[1]\n",
+    "no version": b'{"command":"status"}\n',
+    "no command": b'{"v":1}\n',
+    "unknown command": b'{"v":1,"command":"dance"}\n',
+    "unknown field": b'{"v":1,"command":"status","x":1}\n',
+    "a field of another type": b'{"v":1,"command":"kick","id":1}\n',
+    "neither id nor source": b'{"v":1,"command":"kick"}\n',
+    "a page that is too large": b'{"v":1,"command":"sessions","limit":100000}\n',
+    "no cursor": b'{"v":1,"command":"sessions","after":["x"]}\n',
+    "time that runs backwards": b'{"v":1,"command":"drain","seconds":-1}\n',
+    "a year": b'{"v":1,"command":"drain","seconds":1e9}\n',
+    "no number": b'{"v":1,"command":"drain","seconds":NaN}\n',
+    "no UTF-8": b'{"v":1,"command":"explain","id":"\xff"}\n',
+    "a deep nest": b'{"v":1,"command":' + b"[" * 9000 + b"]" * 5000 + b"}\n",
+    "NUL": b"\0" * 100 + b"\n",
+    "HTTP": b"GET / HTTP/1.1\r\n",
+    "escapes": b"\x1b[2J\x9b\n",
+    "a long id": b'{"v":1,"command":"explain","id":"' + b"x" * 65 + b'"}\n',
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A daemon for many tests, none of which changes it."""
+    place = tmp_path_factory.mktemp("control")
+    with Daemon(*LOCAL, *CONTROL, cwd=place) as daemon:
+        yield place
+        assert daemon.stop() == 0
+        assert "Traceback" not in daemon.log
+
+
+@pytest.mark.parametrize("request_", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_is_answered_and_the_next_request_is_as_well(folder: Path, request_: bytes) -> None:
+    with connect(folder) as sock:
+        sock.sendall(request_ + STATUS)
+        fault, status = line(sock), line(sock)
+    assert (fault["ok"], fault["fault"]) == (False, "request")
+    assert fault["text"].isprintable()
+    assert (status["ok"], status["state"]) == (True, "serving")
+
+
+def test_a_request_without_an_end_is_cut_at_its_limit(folder: Path) -> None:
+    with connect(folder) as sock:
+        sock.sendall(b"x" * (MAX_REQUEST * 3))
+        assert line(sock)["fault"] == "request"
+        assert line(sock) == {}
+
+
+def test_another_version_is_told_apart(folder: Path) -> None:
+    reply = raw(folder, b'{"v":2,"command":"status","new":1}\n')
+    assert (reply["v"], reply["fault"]) == (1, "version")
+    assert "version 1" in reply["text"]
+
+
+def test_the_last_line_without_its_end_is_not_carried_out(folder: Path) -> None:
+    with connect(folder) as sock:
+        sock.sendall(b'{"v":1,"command":"pause"}')
+        sock.shutdown(socket.SHUT_WR)
+        assert line(sock) == {}
+    assert ask(folder, "status")["state"] == "serving"
+
+
+def test_pipelined_requests_are_answered_in_order(folder: Path) -> None:
+    with connect(folder) as sock:
+        sock.sendall((STATUS + b'{"v":1,"command":"explain","id":"x"}\n') * 10)
+        assert [line(sock)["ok"] for _ in range(20)] == [True, False] * 10
+
+
+def test_every_request_and_every_fault_is_in_the_papers() -> None:
+    page = (Path(__file__).parents[2] / "docs/control.md").read_text()
+    tables = page.partition("## The protocol")[2]
+    rows = re.findall(r"^\| (`[^|]+) \|", tables, re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    commands = {each.__struct_config__.tag for each in Request.__args__}
+    assert told == commands | set(Fault)

@@ -1,0 +1,311 @@
+"""Metrics: the names that are written down, the figures behind them, and what Prometheus says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import resource
+import subprocess
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import ProcessCollector
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as text_format
+from support.client import MAIL, RCPT, Client
+from support.nameserver import name_server
+from support.peers import peer, proc
+from support.server import until
+from support.status import watched
+
+from smtpd_fork import Gate, Refusal, __version__
+from smtpd_fork.gate.statistics import CURES
+from smtpd_fork.observe import process
+from smtpd_fork.observe.facts import LISTED, PHASES, SLICE
+from smtpd_fork.observe.metrics import METRICS
+from smtpd_fork.sinks import Maildir
+from smtpd_fork.smtp.tally import BOUNDS, OUTCOMES
+
+if TYPE_CHECKING:
+    from support.status import Watched
+    from support.tls import Certificates
+
+PAGE = Path(__file__).parents[2] / "docs/monitoring.md"
+OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+
+
+class Judge:
+    """Rejects who is told to be bad, and defers who is told to be early."""
+
+    async def handle_RCPT(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        await asyncio.sleep(0)
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 Ok"
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> Any:
+        from aiosmtpd.smtp import MISSING
+
+        answers = {"bad@example.com": "550 5.7.1 No", "early@example.com": "451 4.7.1 Later"}
+        return answers.get(envelope.rcpt_tos[0], MISSING)
+
+
+async def figures(watched: Watched) -> dict[tuple[str, str], float]:
+    """Return every sample by its name and its label's value."""
+    watched.status._lookout._good_until = 0
+    page = await watched.get("/metrics")
+    assert (page.status, page.headers["content-type"]) == (
+        200,
+        "text/plain; version=0.0.4; charset=utf-8",
+    )
+    samples = [sample for family in text_format(page.body) for sample in family.samples]
+    return {
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        for sample in samples
+        if "le" not in sample.labels
+    }
+
+
+async def traffic(server: Any, certificates: Certificates) -> None:
+    """Have something of everything happen."""
+    for to in ("b@example.com", "bad@example.com", "early@example.com", "b@example.com"):
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.deliver(to=to)
+            await client.say("QUIT")
+    async with await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        assert (await client.say("STARTTLS")).code == 220
+        await client.writer.start_tls(certificates.client, server_hostname="localhost")
+        await client.say("EHLO c", MAIL, RCPT, "DATA")
+    async with await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        await client.say("STARTTLS")
+        client.send("no TLS\r\n" * 100)
+        await until(lambda: server.tally.tls_failed)
+    await until(lambda: not server.sessions)
+    for _ in range(3):
+        async with await Client.to(server.addresses[0], source="127.0.0.66") as client:
+            assert (await client.reply()).code == 554
+
+
+def well_watched(tmp_path: Path, certificates: Certificates, **more: Any) -> Any:
+    return watched(
+        [Judge(), Maildir(tmp_path / "mail")],
+        tls_context=certificates.server,
+        deny="127.0.0.66",
+        backlog=33,
+        **more,
+    )
+
+
+async def test_what_happens_is_counted(tmp_path: Path, certificates: Certificates) -> None:
+    proc()
+    async with well_watched(tmp_path, certificates) as seen:
+        await traffic(seen.server, certificates)
+        async with await Client.to(seen.server.addresses[0]) as client:
+            await client.greet()
+            found = await figures(seen)
+            place = str(seen.server.listeners[0])
+            wanted = {
+                ("smtpd_fork_sessions", "command"): 1,
+                ("smtpd_fork_sessions", "data"): 0,
+                ("smtpd_fork_sessions_limit", ""): seen.server.config.limit_connections,
+                ("smtpd_fork_sources", ""): 1,
+                ("smtpd_fork_admissions_total", ""): 7,
+                ("smtpd_fork_refusals_total", "deny"): 3,
+                ("smtpd_fork_refusals_total", "rate"): 0,
+                ("smtpd_fork_ready", ""): 1,
+                ("smtpd_fork_messages_total", "accepted"): 2,
+                ("smtpd_fork_messages_total", "rejected"): 1,
+                ("smtpd_fork_messages_total", "deferred"): 1,
+                ("smtpd_fork_messages_total", "aborted"): 1,
+                ("smtpd_fork_message_bytes_total", ""): 2 * len("Subject: hello\r\n\r\nhello\r\n"),
+                ("smtpd_fork_handler_seconds_count", "RCPT"): 5,
+                ("smtpd_fork_handler_seconds_count", "DATA"): 4,
+                ("smtpd_fork_sink_seconds_count", "maildir"): 2,
+                ("smtpd_fork_tls_handshakes_total", "done"): 1,
+                ("smtpd_fork_tls_handshakes_total", "failed"): 1,
+                ("smtpd_fork_tls_handshakes_total", "refused"): 0,
+                ("smtpd_fork_accept_queue", place): 0,
+                ("smtpd_fork_accept_queue_limit", place): 33,
+            }
+            assert {key: found[key] for key in wanted} == wanted
+            assert found["smtpd_fork_received_bytes_total", ""] > 500
+            assert found["smtpd_fork_handler_seconds_sum", "DATA"] > 0
+            assert found["process_open_fds", ""] > 0
+            await until(lambda: sum(seen.server.tally.lag.counts))
+            assert (await figures(seen))["smtpd_fork_loop_lag_seconds_count", ""] > 0
+
+
+async def test_the_names_that_are_written_down_are_those_that_are_told(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    proc()
+    async with (
+        name_server() as names,
+        well_watched(tmp_path, certificates, dnsbl="bl.example", dns_server=names.address) as seen,
+    ):
+        await traffic(seen.server, certificates)
+        assert (await figures(seen))["smtpd_fork_dnsbl_zone_enabled", "bl.example"] == 1
+        body = (await seen.get("/metrics")).body
+    told = {}
+    for family in text_format(body):
+        labels = {key for sample in family.samples for key in sample.labels} - {"le"}
+        info = family.name.endswith("_info")
+        name = family.name + ("_total" if family.type == "counter" else "")
+        kind = "info" if info else family.type
+        told[name] = (kind, "" if info else "".join(labels), family.documentation)
+    assert told == {row.name: (row.kind, row.label, row.text) for row in METRICS}
+
+
+def test_the_table_of_the_docs_is_the_collectors() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\w+) \| `?(\w*)`? \| (.+) \|$", PAGE.read_text(), re.MULTILINE
+    )
+    assert rows == [(row.name, row.kind, row.label, row.text.rstrip(".")) for row in METRICS]
+
+
+def test_every_outcome_is_in_the_docs() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE))
+    assert {name: rows.get(name) for name in OUTCOMES} == OUTCOMES
+
+
+async def test_promtool_accepts_it_after_real_traffic(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    promtool = peer("promtool")
+    async with (
+        name_server() as names,
+        well_watched(tmp_path, certificates, dnsbl="bl.example", dns_server=names.address) as seen,
+    ):
+        await traffic(seen.server, certificates)
+        assert (await figures(seen))["smtpd_fork_dnsbl_zone_enabled", "bl.example"] == 1
+        body = (await seen.get("/metrics")).body
+    ended = await asyncio.to_thread(
+        subprocess.run,
+        [promtool, "check", "metrics"],
+        input=body,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+async def test_openmetrics_is_told_to_who_asks_for_it(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    async with well_watched(tmp_path, certificates) as seen:
+        await traffic(seen.server, certificates)
+        page = await seen.get("/metrics", accept=OPENMETRICS)
+        assert page.headers["content-type"].startswith("application/openmetrics-text")
+        assert page.body.endswith("# EOF\n")
+        families = {family.name: family for family in openmetrics(page.body)}  # type: ignore[no-untyped-call]
+        (build,) = families["smtpd_fork_build"].samples
+        assert build.labels["version"] == __version__
+        assert families["smtpd_fork_messages"].samples[0].value == 2
+        for accept in (
+            "text/plain",
+            "nonsense/,;;q=;version=x",
+            "application/openmetrics-text;x=é",
+        ):
+            assert (await seen.get("/metrics", accept=accept)).status == 200
+
+
+async def test_labels_are_bounded_whatever_happens(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    async with well_watched(tmp_path, certificates) as seen:
+        seen.server.gate.refuse(Refusal("an embedder's own", "192.0.2.7", 1, 0))
+        found = await figures(seen)
+        assert found["smtpd_fork_refusals_total", "other"] == 1
+        rules = {label for name, label in found if name == "smtpd_fork_refusals_total"}
+        assert rules == {*CURES, "other"}
+        assert {label for name, label in found if name == "smtpd_fork_sessions"} == set(PHASES)
+
+
+async def test_every_bucket_has_what_the_smaller_ones_have(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    async with well_watched(tmp_path, certificates) as seen:
+        for seconds in (0.0001, 0.3, 1000.0):
+            seen.server.tally.sinks["maildir"].observe(seconds)
+        body = (await seen.get("/metrics")).body
+    buckets = re.findall(r'sink_seconds_bucket\{le="(\S+)",sink="maildir"\} (\S+)', body)
+    assert [bound for bound, _ in buckets] == [*map(str, BOUNDS), "+Inf"]
+    counts = [float(count) for _, count in buckets]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[BOUNDS.index(0.5)], counts[-2], counts[-1]) == (1, 2, 2, 3)
+
+
+async def test_the_process_is_told_as_prometheus_client_tells_it() -> None:
+    proc()
+    theirs = {m.name: m.samples[0].value for m in ProcessCollector(registry=None).collect()}
+    texts = {row.name: row.text for row in METRICS if row.name.startswith("process_")}
+    ours = {m.name: m.samples[0].value for m in process.Process().collect(texts)}
+    assert ours.keys() == theirs.keys()
+    for name in ("process_max_fds", "process_start_time_seconds"):
+        assert ours[name] == theirs[name]
+    assert ours["process_max_fds"] == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    for name in ("process_resident_memory_bytes", "process_virtual_memory_bytes"):
+        assert ours[name] == pytest.approx(theirs[name], rel=0.1)
+
+
+def test_descriptors_are_counted_as_they_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    proc()
+    before = process.open_descriptors()
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    assert process.open_descriptors() == before + 1
+    os.close(descriptor)
+    assert process.open_descriptors() == before
+
+
+async def test_many_sessions_are_looked_at_in_slices() -> None:
+    """Between two slices the loop has its turn; the oldest are listed, whatever the order."""
+    gate = Gate(limit_connections=10_000, max_from_ip=0)
+    tickets = [gate.admit((f"10.0.{n >> 8}.{n & 255}", 25)) for n in range(3 * SLICE)]
+    tickets += [gate.admit(("10.9.9.9", 25)) for _ in range(5)]
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with watched(Judge(), gate=gate) as seen:
+        counting = asyncio.create_task(count())
+        facts = await seen.status._lookout.facts()
+        counting.cancel()
+        assert turns >= 3
+        assert facts.sessions == len(tickets)
+        assert facts.phases["arriving"] == len(tickets)
+        assert (facts.sources, facts.top[0]) == (3 * SLICE + 1, ("10.9.9.9", 5))
+        assert [e.since for e in facts.oldest] == sorted(t.since for t in tickets)[:LISTED]  # type: ignore[union-attr]
+        for ticket in tickets:
+            ticket.release()  # type: ignore[union-attr]
+
+
+async def test_who_asks_all_the_time_is_told_what_was_found_within_a_second() -> None:
+    looked = 0
+    async with watched(Judge()) as seen, AsyncExitStack() as stack:
+        gate = seen.server.gate
+        tickets = gate.tickets
+
+        def counted() -> Any:
+            nonlocal looked
+            looked += 1
+            return tickets()
+
+        gate.tickets = counted  # type: ignore[method-assign]
+        stack.callback(delattr, gate, "tickets")
+        begun = time.monotonic()
+        pages = await asyncio.gather(*(seen.get("/metrics") for _ in range(30)))
+        assert [page.status for page in pages] == [200] * 30
+        assert looked <= 1 + (time.monotonic() - begun)
