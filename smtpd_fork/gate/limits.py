@@ -9,13 +9,13 @@ from smtpd_fork.config import IPV6_PREFIX, LIMIT_CONNECTIONS, MAX_FROM_IP
 from smtpd_fork.gate.networks import BITS
 from smtpd_fork.gate.rules import (
     AccessRule,
+    ClientLimitRule,
     FairShareRule,
+    NetworkLimitRule,
     NetworkRateRule,
-    NetworkRule,
     OverloadRule,
     RateRule,
     RehearsalRule,
-    SourceRule,
     handshake_rules,
 )
 
@@ -93,12 +93,12 @@ class Limits:
         if self.max_loop_lag:
             yield OverloadRule(load, self.max_loop_lag)
         if self.max_from_ip:
-            yield SourceRule(self.max_from_ip)
+            yield ClientLimitRule(self.max_from_ip)
         for limit in self.max_from_net:
             if not limit.share:
-                yield NetworkRule(limit, limit.sessions)
+                yield NetworkLimitRule(limit, limit.sessions)
             elif self.max_from_ip:
-                yield NetworkRule(limit, max(limit.of(self.limit_connections), own))
+                yield NetworkLimitRule(limit, max(limit.of(self.limit_connections), own))
         if self.fair_share:
             yield FairShareRule(self.limit_connections)
         for rate in self.rates:

@@ -11,7 +11,7 @@ from support.gates import Clock, gate, refusal
 from smtpd_fork import Config, Full, Gate, Refusal, Ticket
 from smtpd_fork.gate import limits_of
 from smtpd_fork.gate.gate import MAX_CLIENTS
-from smtpd_fork.gate.rules import NetworkRule
+from smtpd_fork.gate.rules import NetworkLimitRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -141,7 +141,7 @@ def test_a_network_is_forgotten_when_its_last_session_has_ended() -> None:
     door = gate(max_from_net="5/24")
     tickets = [door.admit(f"192.0.{n}.1") for n in range(100)]
     (network_rule,) = door._rules.rules
-    assert isinstance(network_rule, NetworkRule)
+    assert isinstance(network_rule, NetworkLimitRule)
     assert len(network_rule._counts) == 100
     for ticket in tickets:
         assert isinstance(ticket, Ticket)

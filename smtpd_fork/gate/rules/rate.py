@@ -1,10 +1,14 @@
-"""rate, rate_net: new sessions in a time, by source or by network.
+"""rate, rate_net, tls_failure_rate: so many in a time, by client or network.
 
 The generic cell rate algorithm (ITU-T I.371): for each source one number, the time at which it
 would be due if its sessions had come evenly. It allows a burst of all N, and then one each
 PERIOD / N. The numbers lie in the order in which they were last touched; each new source has a few
 of the oldest forgotten that mean nothing any more, so nothing ever has to be swept, and the table
 is bounded.
+
+Half a TLS handshake costs the client a packet and the server a signature. So each handshake is
+counted when it begins, and taken back when it succeeds: what remains are those that failed or are
+under way. A client that uses TLS as it is meant to be used is never refused.
 """
 
 from __future__ import annotations
@@ -19,13 +23,24 @@ from smtpd_fork.gate.verdict import Refusal
 from smtpd_fork.units import parse_count, parse_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from smtpd_fork.gate.client import Client
 
-__all__ = ["MAX_KNOWN", "NetworkRateRule", "Rate", "RateRule"]
+__all__ = ["MAX_KNOWN", "NetworkRateRule", "Rate", "RateRule", "handshake_rules"]
 
 MAX_KNOWN = 1 << 17
 """Sources that are known at once. Past it the one that was silent longest is forgotten, which gives
 it a fresh start: 23 MB are worth more than that."""
+
+HANDSHAKE_NETWORKS = ("24", "48")
+"""Networks that are counted as well: those that have a share of the sessions by default."""
+
+HANDSHAKE_NETWORK_FACTOR = 4
+"""How many times the failures of a client a network may have: then four clients do not shut out the
+others in it, and 65,536 of them, as a /48 has, do not come to more than that."""
+
+_HANDSHAKE_TEXT = "Too many failed TLS handshakes from {key}, try again later"
 
 _FORGOTTEN_A_SOURCE = 2
 
@@ -174,3 +189,30 @@ class NetworkRateRule(RateRule):
     def _refusal(self, client: Client, count: int) -> Refusal:
         network = self._prefix.around(client.number or 0)
         return Refusal(self.name, network, count, self.rate.sessions, text=self.text)
+
+
+class _HandshakeRule(RateRule):
+    """So many handshakes of one client in a time."""
+
+    name = "tls_failure_rate"
+    text = _HANDSHAKE_TEXT
+
+
+class _NetworkHandshakeRule(NetworkRateRule):
+    """So many of one network; one address of a local network may stand for many clients."""
+
+    name = "tls_failure_rate"
+    text = _HANDSHAKE_TEXT
+
+    def concerns(self, client: Client) -> bool:
+        """Whether it is about this family, and no local network."""
+        return client.ipv6 is self._ipv6 and not client.local
+
+
+def handshake_rules(rate: Rate) -> Iterator[RateRule]:
+    """Return the rules that hold *rate* for clients, and a multiple of it for networks."""
+    yield _HandshakeRule(rate)
+    for prefix in HANDSHAKE_NETWORKS:
+        yield _NetworkHandshakeRule(
+            Rate(HANDSHAKE_NETWORK_FACTOR * rate.sessions, rate.seconds, Prefix.parse(prefix))
+        )

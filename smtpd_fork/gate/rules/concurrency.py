@@ -1,4 +1,4 @@
-"""max_from_net: sessions at once from one network, of one size or several."""
+"""max_from_ip, max_from_net, fair_share: sessions at once from one client or network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,28 @@ from smtpd_fork.units import parse_count
 if TYPE_CHECKING:
     from smtpd_fork.gate.client import Client
 
-__all__ = ["NetworkLimit", "NetworkRule"]
+__all__ = ["ClientLimitRule", "FairShareRule", "NetworkLimit", "NetworkLimitRule"]
+
+
+class ClientLimitRule(Rule):
+    """So many sessions from one address of IPv4, or one network of IPv6.
+
+    :param limit: sessions, at least 1
+    """
+
+    name = "max_from_ip"
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+
+    def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
+        """Refuse a source that has as many as it may."""
+        if client.source is None:
+            return None
+        mine = counts.by_source.get(client.source, 0) + 1
+        if mine <= self._limit:
+            return None
+        return Refusal(self.name, client.source, mine, self._limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +73,7 @@ class NetworkLimit:
         return -(-total * self.sessions // 100) if self.share else self.sessions
 
 
-class NetworkRule(Rule):
+class NetworkLimitRule(Rule):
     """So many sessions from one network.
 
     :param limit: how many, and how large the network is
@@ -97,3 +118,27 @@ class NetworkRule(Rule):
             self._counts[network] = left
         else:
             del self._counts[network]
+
+
+class FairShareRule(Rule):
+    """Over three quarters full, no source holds more than all places / (sources + 1).
+
+    The one more is for whoever comes next: there is always a part left for a newcomer.
+
+    :param total: places in all
+    """
+
+    name = "fair_share"
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+
+    def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
+        """Refuse a source that has its part, while room is short."""
+        if client.source is None or 4 * counts.total < 3 * self._total:
+            return None
+        mine = counts.by_source.get(client.source, 0) + 1
+        share = max(1, self._total // (len(counts.by_source) + 1))
+        if mine <= share:
+            return None
+        return Refusal(self.name, client.source, mine, share)
