@@ -59,7 +59,7 @@ lock: $(VENV)/.with-lock ## work out again what the image is built of (with Pyth
 	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) --only-build-deps --build-deps-for wheel --output-file packaging/build.lock pyproject.toml
 
 papers: $(STAMP) ## write what is made of the options' definitions: tables, example, manual page
-	$(BIN)/python -m smtpd_fork.cli.papers
+	$(BIN)/python -m smtpd_fork.cli.generate_docs
 
 bench: $(VENV)/.with-test $(VENV)/.with-bench ## measure beside other servers (ARGS="--quick", "--write", "--only W1,W2")
 	$(BIN)/python -m bench $(ARGS)

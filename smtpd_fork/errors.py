@@ -20,7 +20,12 @@ The figures are those of sysexits.h.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "MEANINGS",
@@ -36,6 +41,7 @@ __all__ = [
     "UnavailableError",
     "UnknownUserError",
     "UsageError",
+    "error_origin",
     "forget_frames",
 ]
 
@@ -139,6 +145,16 @@ class ProtocolError(SmtpdForkError):
     """What answers at a control socket speaks another language, or another version of it (76)."""
 
     exit_status = ExitStatus.PROTOCOL
+
+
+@contextmanager
+def error_origin(*settings: str) -> Iterator[None]:
+    """Note on an error raised in this context that *settings* led to it."""
+    try:
+        yield
+    except SmtpdForkError as error:
+        error.settings = settings
+        raise
 
 
 def forget_frames(error: BaseException) -> None:

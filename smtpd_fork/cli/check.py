@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smtpd_fork.cli.blame import blaming
-from smtpd_fork.cli.door import wanted_metrics
+from smtpd_fork.cli.metrics_listener import wanted_metrics
 from smtpd_fork.cli.settings_command import Fault, SettingsCommand, faults
 from smtpd_fork.daemon import PidFile, look_up_user
 from smtpd_fork.errors import (
@@ -22,6 +21,7 @@ from smtpd_fork.errors import (
     NotPermittedError,
     OperatingSystemError,
     SmtpdForkError,
+    error_origin,
 )
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
@@ -59,7 +59,7 @@ class _Findings:
     def of(self, *settings: str) -> Iterator[None]:
         """Go on after a fault that these settings led to."""
         try:
-            with blaming(*settings):
+            with error_origin(*settings):
                 yield
         except SmtpdForkError as error:
             line = self._given.explain(error)

@@ -19,7 +19,7 @@ from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, SettingOption
 from smtpd_fork.cli.settings_command import Fault, SettingsCommand, faults, flag_origin
 from smtpd_fork.cli.show import config
 from smtpd_fork.cli.start import start
-from smtpd_fork.daemon import Heir, Origin, become_init_if_first, fill_standard_descriptors
+from smtpd_fork.daemon import Invocation, Successor, become_init_if_first, fill_standard_descriptors
 from smtpd_fork.errors import ExitStatus, SmtpdForkError
 from smtpd_fork.version import __version__
 
@@ -80,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and words[0] in SUBCOMMANDS:
         name = words.pop(0)
         return _run(SUBCOMMANDS[name], f"{PROGRAM} {name}", words, None)
-    holdings = Holdings(Origin.here())
+    holdings = Holdings(Invocation.current())
     try:
         holdings.under_init = become_init_if_first()
-        holdings.heir = Heir.of_environment(os.environ)
+        holdings.successor = Successor.of_environment(os.environ)
     except SmtpdForkError as error:
         return _fail(holdings, str(error), error.exit_status)
     return _run(command, PROGRAM, words, holdings)
@@ -106,8 +106,8 @@ def _run(chosen: click.Command, name: str, words: list[str], holdings: Holdings 
 
 def _fail(holdings: Holdings | None, text: str, status: int) -> int:
     """Say what is wrong, also to the process whose place this one was to take."""
-    if holdings is not None and holdings.heir is not None:
-        holdings.heir.failed(text)
+    if holdings is not None and holdings.successor is not None:
+        holdings.successor.failed(text)
     _complain(text)
     return int(status)
 

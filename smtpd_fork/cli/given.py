@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from click.core import ParameterSource
 
 from smtpd_fork.cli.config_file import ConfigFile, read_config_file, shortened
-from smtpd_fork.cli.located import located
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS
+from smtpd_fork.cli.resolve_paths import resolve_paths
 from smtpd_fork.config import DaemonConfig, SettingError
 from smtpd_fork.errors import ExitStatus, SmtpdForkError
 from smtpd_fork.secret import shown_handlers
@@ -95,7 +95,9 @@ class Given:
         values = self.values
         if self._folder is not None and self._folder != _current_folder():
             values = {"handler": ("maildir",), **values}
-            values = {name: located(name, value, self._folder) for name, value in values.items()}
+            values = {
+                name: resolve_paths(name, value, self._folder) for name, value in values.items()
+            }
         return DaemonConfig.build(values)
 
     def says_otherwise(self, other: Given, setting: str) -> bool:

@@ -7,12 +7,12 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from smtpd_fork.daemon import Estate, LeftListener, LeftPidFile
+from smtpd_fork.daemon import HandedListener, HandedPidFile, Handover
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smtpd_fork.daemon import Heir, Janitor, Notifier, Origin, PidFile
+    from smtpd_fork.daemon import Invocation, Janitor, Notifier, PidFile, Successor
     from smtpd_fork.listeners import Listener
     from smtpd_fork.server import Server
 
@@ -23,9 +23,9 @@ __all__ = ["Holdings"]
 class Holdings:
     """What is there by and by, in the course of a start.
 
-    :ivar origin: how the process was started
+    :ivar invocation: how the process was started
     :ivar under_init: pid 1 of a container looks after this process, and ends with it
-    :ivar heir: the line to the process whose place this one takes, if it does
+    :ivar successor: the line to the process whose place this one takes, if it does
     :ivar notifier: to the service manager
     :ivar pid_file: open and locked
     :ivar control: the control socket
@@ -37,9 +37,9 @@ class Holdings:
     :ivar warnings: logged once the start is sure: of one that fails, the fault is the one line
     """
 
-    origin: Origin
+    invocation: Invocation
     under_init: bool = False
-    heir: Heir | None = None
+    successor: Successor | None = None
     notifier: Notifier | None = None
     pid_file: PidFile | None = None
     control: Listener | None = None
@@ -50,18 +50,20 @@ class Holdings:
     dropped_pid_file: PidFile | None = None
     warnings: list[str] = field(default_factory=list)
 
-    def estate(self, server: Server, sockets: Mapping[str, socket.socket], stderr: int) -> Estate:
+    def handover(
+        self, server: Server, sockets: Mapping[str, socket.socket], stderr: int
+    ) -> Handover:
         """Return what a new process inherits.
 
-        :param sockets: those of the companions
+        :param sockets: those of the services
         :param stderr: what is to be its standard error
         """
         pid_file, janitor = self.pid_file, self.janitor
-        return Estate(
+        return Handover(
             parent=os.getpid(),
             stderr=stderr,
             listeners=[
-                LeftListener(
+                HandedListener(
                     listener.sock.fileno(),
                     listener.address.scheme,
                     str(listener.address),
@@ -71,20 +73,20 @@ class Holdings:
             ],
             pid_file=None
             if pid_file is None
-            else LeftPidFile(pid_file.descriptor, str(pid_file.path)),
+            else HandedPidFile(pid_file.descriptor, str(pid_file.path)),
             janitor=None if janitor is None else janitor.descriptor,
             sockets={name: sock.fileno() for name, sock in sockets.items()},
         )
 
     def claim(self, name: str) -> socket.socket | None:
-        """Return the socket that a companion of the old process left by *name*, if one did.
+        """Return the socket that a service of the old process left by *name*, if one did.
 
         Whoever claims it has it, and closes it. What nobody has claimed when this process takes
         over is closed then.
         """
-        if self.heir is None:
+        if self.successor is None:
             return None
-        descriptor = self.heir.estate.sockets.pop(name, None)
+        descriptor = self.successor.handover.sockets.pop(name, None)
         return None if descriptor is None else socket.socket(fileno=descriptor)
 
     def let_go(self) -> None:
@@ -105,5 +107,5 @@ class Holdings:
         if self.dropped_pid_file is not None:
             self.dropped_pid_file.remove()
         self.left, self.dropped, self.dropped_pid_file = [], [], None
-        while self.heir is not None and self.heir.estate.sockets:
-            os.close(self.heir.estate.sockets.popitem()[1])
+        while self.successor is not None and self.successor.handover.sockets:
+            os.close(self.successor.handover.sockets.popitem()[1])

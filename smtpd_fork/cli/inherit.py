@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smtpd_fork.cli.blame import blaming
-from smtpd_fork.cli.door import metrics_address, open_metrics
+from smtpd_fork.cli.metrics_listener import metrics_address, open_metrics
 from smtpd_fork.config import PORT, SettingError
 from smtpd_fork.daemon import PidFile
+from smtpd_fork.errors import error_origin
 from smtpd_fork.listeners import (
     Address,
     Listener,
@@ -20,15 +20,15 @@ from smtpd_fork.listeners import (
     listeners_left,
     open_listeners,
 )
-from smtpd_fork.observe.companion import metrics_name
 from smtpd_fork.observe.control import open_control
+from smtpd_fork.observe.service import metrics_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smtpd_fork.cli.holdings import Holdings
     from smtpd_fork.config import DaemonConfig
-    from smtpd_fork.daemon import LeftListener, PassedSocket
+    from smtpd_fork.daemon import HandedListener, PassedSocket
 
 __all__ = ["control_of", "listeners_of", "metrics_of", "pid_file_of"]
 
@@ -41,12 +41,12 @@ def listeners_of(
     :param passed: by a service manager
     :raises SmtpdForkError: something of it cannot be had
     """
-    left = [] if holdings.heir is None else holdings.heir.estate.listeners
+    left = [] if holdings.successor is None else holdings.successor.handover.listeners
     activated = [(one.descriptor, one.scheme) for one in left if one.inherited]
     if activated or passed:
         _check_named_nowhere_else(config)
         return inherited_listeners([*activated, *passed], backlog=config.backlog)
-    with blaming("listen", "port"):
+    with error_origin("listen", "port"):
         if left:
             return _go_on(config, holdings, left)
         return open_listeners(
@@ -74,7 +74,7 @@ def _check_named_nowhere_else(config: DaemonConfig) -> None:
 
 
 def _go_on(
-    config: DaemonConfig, holdings: Holdings, left: Sequence[LeftListener]
+    config: DaemonConfig, holdings: Holdings, left: Sequence[HandedListener]
 ) -> list[Listener]:
     listeners, holdings.dropped = listeners_left(
         [(one.descriptor, one.scheme, one.address) for one in left],
@@ -95,7 +95,7 @@ def pid_file_of(path: str | None, holdings: Holdings) -> PidFile | None:
 
     :raises CannotCreateError: it cannot be written, or a running process holds it
     """
-    left = None if holdings.heir is None else holdings.heir.estate.pid_file
+    left = None if holdings.successor is None else holdings.successor.handover.pid_file
     if left is not None:
         inherited = PidFile.inherit(left.path, left.descriptor)
         if path is not None and inherited.path == Path(path).absolute() and inherited.is_ours():

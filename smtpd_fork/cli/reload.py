@@ -11,8 +11,8 @@ from smtpd_fork.errors import SmtpdForkError
 from smtpd_fork.handlers import load_handlers
 
 if TYPE_CHECKING:
-    from smtpd_fork.cli.companions import Companions
     from smtpd_fork.cli.given import Given
+    from smtpd_fork.cli.services import Services
     from smtpd_fork.handlers import Chain
     from smtpd_fork.server import Server
 
@@ -30,7 +30,7 @@ class Reloads:
     :param server: is reloaded
     :param given: the settings that hold, and where they came from
     :param config: the same, read
-    :param companions: are told
+    :param services: are told
     :param turn: held meanwhile: a takeover must not see half of it
     """
 
@@ -39,14 +39,14 @@ class Reloads:
         server: Server,
         given: Given,
         config: DaemonConfig,
-        companions: Companions,
+        services: Services,
         turn: asyncio.Lock,
     ) -> None:
         self._turn = turn
         self._server = server
         self._given = given
         self._config = config
-        self._companions = companions
+        self._services = services
         self._asked = False
         self._task: asyncio.Task[None] | None = None
 
@@ -65,7 +65,7 @@ class Reloads:
         self._task = None
 
     async def _once(self) -> None:
-        await self._companions.reloading()
+        await self._services.reloading()
         given = self._given
         try:
             given = await asyncio.to_thread(given.again)
@@ -76,7 +76,7 @@ class Reloads:
             log.exception("all stays as it was")  # a handler's own fault
         else:
             log.info("the settings were read again")
-        await self._companions.reloaded(self._config)
+        await self._services.reloaded(self._config)
 
     async def _change(self, given: Given) -> None:
         config = await asyncio.to_thread(given.build)

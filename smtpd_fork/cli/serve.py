@@ -9,8 +9,8 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from smtpd_fork.cli.companions import Companions, companions_of
 from smtpd_fork.cli.reload import Reloads
+from smtpd_fork.cli.services import Services, services_of
 from smtpd_fork.cli.takeover import Takeover, confirmed
 from smtpd_fork.cli.unraisable import log_unraisable
 from smtpd_fork.errors import ExitStatus
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from smtpd_fork.cli.given import Given
     from smtpd_fork.cli.holdings import Holdings
     from smtpd_fork.config import DaemonConfig
-    from smtpd_fork.daemon import Heir
+    from smtpd_fork.daemon import Successor
     from smtpd_fork.server import Server
 
     Words = asyncio.Queue[signal.Signals | DrainOrder]
@@ -123,8 +123,8 @@ class _Service:
         self._ending = ending
         self._holdings = holdings
         self._words: Words = asyncio.Queue()
-        self._companions = Companions(
-            companions_of(
+        self._services = Services(
+            services_of(
                 config,
                 server,
                 holdings,
@@ -132,11 +132,11 @@ class _Service:
             )
         )
         turn = asyncio.Lock()
-        self._reloads = Reloads(server, given, config, self._companions, turn)
+        self._reloads = Reloads(server, given, config, self._services, turn)
         self._takeover = Takeover(
             server,
             holdings,
-            self._companions,
+            self._services,
             done=lambda: self._words.put_nowait(signal.SIGUSR2),
             detached=config.detach,
             turn=turn,
@@ -151,20 +151,20 @@ class _Service:
         if ready is not None:
             ready()
         self._takeover.serving()
-        await self._companions.serving()
+        await self._services.serving()
         word = await self._words.get()
         if word is signal.SIGUSR2:
             cut = await self._leave()
         else:
             await self._takeover.end()
-            await self._companions.stopping()
+            await self._services.stopping()
             if isinstance(word, DrainOrder):
                 await self._until(self._server.drain(), "drained: stopping", word.seconds)
             else:
                 log.info("%s: stopping", word.name)
             cut = await self._stop()
         await self._reloads.end()
-        await self._companions.stop()
+        await self._services.stop()
         log.info("stopped")
         return cut
 
@@ -181,25 +181,25 @@ class _Service:
 
         :raises SmtpdForkError: it cannot be
         """
-        heir = self._holdings.heir
-        await self._server.start(accept=heir is None)
+        successor = self._holdings.successor
+        await self._server.start(accept=successor is None)
         try:
-            await self._companions.start()
-            if heir is not None:
-                await self._take_over(heir)
+            await self._services.start()
+            if successor is not None:
+                await self._take_over(successor)
         except BaseException:
-            await self._companions.stop()
+            await self._services.stop()
             await self._server.abort()
             raise
 
-    async def _take_over(self, heir: Heir) -> None:
+    async def _take_over(self, successor: Successor) -> None:
         """Go on in another process's place.
 
         :raises SmtpdForkError: it goes on itself, or the pid-file cannot be written
         """
         if self._holdings.pid_file is not None:
             self._holdings.pid_file.write(os.getpid())
-        await confirmed(heir)
+        await confirmed(successor)
         self._holdings.take_over()
         self._server.accept()
 

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from smtpd_fork.cli.blame import blaming
 from smtpd_fork.cli.ending import Ending
 from smtpd_fork.cli.holdings import Holdings
 from smtpd_fork.cli.inherit import control_of, listeners_of, metrics_of, pid_file_of
@@ -23,9 +22,9 @@ from smtpd_fork.cli.serve import serve
 from smtpd_fork.config import RESERVED_DESCRIPTORS
 from smtpd_fork.daemon import (
     Account,
+    Invocation,
     Janitor,
     Notifier,
-    Origin,
     Word,
     detach,
     drop_privileges,
@@ -33,7 +32,7 @@ from smtpd_fork.daemon import (
     passed_sockets,
     raise_descriptor_limit,
 )
-from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError
+from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError, error_origin
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.listeners import dns_checks_of
@@ -77,22 +76,22 @@ def start(given: Given, holdings: Holdings | None = None) -> ExitStatus:
     :raises SmtpdForkError: it cannot be; with ``settings`` that are to blame, and nothing done
     """
     config = given.build()
-    holdings = holdings or Holdings(Origin.here())
+    holdings = holdings or Holdings(Invocation.current())
     with ExitStack() as left_over:
         prepared = _set_up(config, holdings, left_over)
         if strays := given.strays():
             prepared.warnings.append(f"no option has the name of {', '.join(strays)}")
         word = detach() if config.detach else None
-        if holdings.heir is not None:
-            holdings.heir.began()
+        if holdings.successor is not None:
+            holdings.successor.began()
         try:
             return _serve(given, config, holdings, prepared, word, left_over)
         except SmtpdForkError as error:
             if word is None:
                 raise
             reason = given.explain(error)
-            if holdings.heir is not None:
-                holdings.heir.failed(reason)
+            if holdings.successor is not None:
+                holdings.successor.failed(reason)
             log.error("%s", reason)  # noqa: TRY400 - one line, as on a terminal
             # Whoever hears of it finds nothing left: cleaned up first, told afterwards.
             left_over.close()
@@ -108,8 +107,8 @@ def _serve(
     word: Word | None,
     left_over: ExitStack,
 ) -> ExitStatus:
-    if holdings.pid_file is not None and holdings.heir is None:  # else it is another's still
-        with blaming("pid_file"):
+    if holdings.pid_file is not None and holdings.successor is None:  # else it is another's still
+        with error_origin("pid_file"):
             holdings.pid_file.write(os.getpid())
     if prepared.courier is not None:
         prepared.courier.begin()  # after the last fork, which no thread survives
@@ -132,30 +131,30 @@ def _set_up(config: DaemonConfig, holdings: Holdings, left_over: ExitStack) -> _
     # Before any file is opened: the descriptors that were passed are those that are open now.
     passed = passed_sockets(os.environ)
     holdings.notifier = Notifier.of_environment(os.environ)
-    with blaming("log_to"):
+    with error_origin("log_to"):
         courier = set_up_logging(config)
     if courier is not None:
         left_over.callback(courier.end)  # first in, last out: what ends is told until then
     descriptors = raise_descriptor_limit(_wanted_descriptors(config))
     account = None
     if config.user is not None:
-        with blaming("user"):
-            account = look_up_user(config.user, may_be_it=holdings.heir is not None)
+        with error_origin("user"):
+            account = look_up_user(config.user, may_be_it=holdings.successor is not None)
     limits = limits_of(config)
     networks_of("proxy_trust", config.proxy_trust)  # a fault shows before anything is bound
     networks_of("probe_from", config.probe_from)
-    with blaming("dnsbl", "rdns"):
+    with error_origin("dnsbl", "rdns"):
         dns_checks_of(config)
     listeners = listeners_of(config, holdings, passed)
     left_over.callback(_close_all, [*listeners, *holdings.dropped])
-    with blaming("control"):
+    with error_origin("control"):
         holdings.control = control_of(config.control, holdings)
     if holdings.control is not None:
         left_over.callback(holdings.control.close)
-    with blaming("metrics"):
+    with error_origin("metrics"):
         holdings.metrics = metrics_of(config, holdings)
     left_over.callback(_close_all, holdings.metrics)
-    with blaming("pid_file"):
+    with error_origin("pid_file"):
         holdings.pid_file = pid_file_of(config.pid_file, holdings)
     if holdings.pid_file is not None:
         left_over.callback(holdings.pid_file.remove)
@@ -164,15 +163,15 @@ def _set_up(config: DaemonConfig, holdings: Holdings, left_over: ExitStack) -> _
     if (janitor := _janitor(account, on_paths, holdings)) is not None:
         holdings.janitor = janitor
         left_over.callback(janitor.dismiss)
-    with blaming("handler"):
+    with error_origin("handler"):
         chain = load_handlers(config.handler)
-    with blaming("tls_cert", "tls_key", "tls_client_ca"):
+    with error_origin("tls_cert", "tls_key", "tls_client_ca"):
         tally = Tally(timing=bool(holdings.metrics))
         server = Server(chain, config=config, limits=limits, listeners=listeners, tally=tally)
     if account is not None:
-        with blaming("user"):
+        with error_origin("user"):
             drop_privileges(account)
-    with blaming("handler"):
+    with error_origin("handler"):
         chain.prepare()
     warnings = [*holdings.warnings, *_warnings(config, chain, descriptors)]
     return _Prepared(server, warnings, courier)
@@ -198,8 +197,8 @@ def _janitor(
     account: Account | None, listeners: Sequence[Listener], holdings: Holdings
 ) -> Janitor | None:
     """Keep the right to remove what the user will not be able to; None if that takes nobody."""
-    if holdings.heir is not None and holdings.heir.estate.janitor is not None:
-        return Janitor.inherit(holdings.heir.estate.janitor)
+    if holdings.successor is not None and holdings.successor.handover.janitor is not None:
+        return Janitor.inherit(holdings.successor.handover.janitor)
     if account is None or os.geteuid() != 0:
         return None
     for listener in listeners:

@@ -4,7 +4,7 @@ The new one inherits the listening sockets, so they are open all the time, with 
 knocks while one process ceases to accept and the other begins waits there for that moment. Until
 the new one says that it is ready, nothing here changes; if it never does, nothing has happened, as
 it accepts nobody before it was told to. What the two say to each other is in
-:mod:`smtpd_fork.daemon.estate`.
+:mod:`smtpd_fork.daemon.handover`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from smtpd_fork.daemon.estate import NO, TAKEOVER, YOURS
+from smtpd_fork.daemon.handover import NO, TAKE, TAKEOVER
 from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.cli.companions import Companions
     from smtpd_fork.cli.holdings import Holdings
-    from smtpd_fork.daemon import Heir
+    from smtpd_fork.cli.services import Services
+    from smtpd_fork.daemon import Successor
     from smtpd_fork.server import Server
 
 __all__ = ["Takeover", "confirmed"]
@@ -52,7 +52,7 @@ class Takeover:
 
     :param server: its listeners are handed over
     :param holdings: and this
-    :param companions: are asked for their sockets, and told
+    :param services: are asked for their sockets, and told
     :param done: called once the new process has everything
     :param turn: held meanwhile: listeners that a reload changes are seen before it, or after it
     :param detached: the current folder is not the one of the start
@@ -62,7 +62,7 @@ class Takeover:
         self,
         server: Server,
         holdings: Holdings,
-        companions: Companions,
+        services: Services,
         *,
         done: Callable[[], None],
         detached: bool,
@@ -70,7 +70,7 @@ class Takeover:
     ) -> None:
         self._server = server
         self._holdings = holdings
-        self._companions = companions
+        self._services = services
         self._done = done
         self._detached = detached
         self._turn = turn
@@ -156,16 +156,16 @@ class Takeover:
 
         :raises OSError: there can be no more processes, or the interpreter is not there any more
         """
-        origin = self._holdings.origin
+        invocation = self._holdings.invocation
         stderr = os.dup(2)
         try:
-            estate = self._holdings.estate(self._server, self._companions.sockets(), stderr)
+            handover = self._holdings.handover(self._server, self._services.sockets(), stderr)
             return subprocess.Popen(  # noqa: S603 - what this process was started with
-                origin.command,
-                cwd=origin.folder if self._detached else None,
-                env={**origin.environment, TAKEOVER: estate.text()},
+                invocation.command,
+                cwd=invocation.directory if self._detached else None,
+                env={**invocation.environment, TAKEOVER: handover.text()},
                 stderr=its.fileno(),
-                pass_fds=tuple(estate.descriptors),
+                pass_fds=tuple(handover.descriptors),
             )
         finally:
             os.close(stderr)
@@ -207,9 +207,9 @@ class Takeover:
         self._over = True
         self._server.withdraw()
         self._holdings.let_go()
-        await self._companions.handed_over(self._pid)
+        await self._services.handed_over(self._pid)
         with suppress(OSError):  # it died this moment, and whoever looks after it finds out
-            line.send(YOURS)
+            line.send(TAKE)
         log.info("process %d has taken over", self._pid)
         self._done()
 
@@ -236,17 +236,17 @@ class Takeover:
             process.wait()
 
 
-async def confirmed(heir: Heir) -> None:
+async def confirmed(successor: Successor) -> None:
     """Say that this process is ready, and wait for the old one's word.
 
     :raises OperatingSystemError: the old one goes on, so this one must not
     """
-    heir.line.setblocking(False)
-    heir.ready()
+    successor.line.setblocking(False)
+    successor.ready()
     try:
-        answer = await asyncio.get_running_loop().sock_recv(heir.line, len(YOURS))
+        answer = await asyncio.get_running_loop().sock_recv(successor.line, len(TAKE))
     except OSError:
         answer = b""  # it was killed: somebody has to serve
-    heir.line.close()
+    successor.line.close()
     if answer.startswith(NO[:1]):
         raise OperatingSystemError("the process to take over from has changed its mind")

@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from smtpd_fork.daemon.notify import monotonic_usec
-from smtpd_fork.observe.companion import Companion
+from smtpd_fork.observe.service import Service
 
 if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
@@ -33,7 +33,7 @@ EXTEND_USEC = 15_000_000
 """By how much a stop asks for more time, each time: three times what lies between two."""
 
 
-class Notifications(Companion):
+class Notifications(Service):
     """Tells the service manager.
 
     :param notifier: takes the messages

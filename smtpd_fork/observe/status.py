@@ -1,15 +1,15 @@
-"""Status: the companion that tells how things are, by HTTP."""
+"""Status: the service that tells how things are, by HTTP."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
 
-from smtpd_fork.observe.companion import Companion, metrics_name
 from smtpd_fork.observe.facts import Lookout
 from smtpd_fork.observe.http import Answer, Front
 from smtpd_fork.observe.metrics import Metrics
 from smtpd_fork.observe.page import POLICY, as_json, render
+from smtpd_fork.observe.service import Service, metrics_name
 
 if TYPE_CHECKING:
     import socket
@@ -25,7 +25,7 @@ __all__ = ["Status"]
 log = logging.getLogger("smtpd_fork.observe")
 
 
-class Status(Companion):
+class Status(Service):
     """Serves ``/metrics``, ``/healthz``, ``/readyz``, ``/status.json`` and the page at ``/``.
 
     :param server: whose facts are told

@@ -21,7 +21,7 @@ from support.dialogue import begin_data, last_word
 from support.heirs import TAKEN, Heirs, children
 from support.place import only_line
 
-from smtpd_fork.daemon.estate import TAKEOVER
+from smtpd_fork.daemon.handover import TAKEOVER
 from smtpd_fork.errors import ExitStatus
 
 if TYPE_CHECKING:

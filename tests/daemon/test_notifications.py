@@ -167,8 +167,8 @@ async def test_the_status_is_told_anew_only_when_it_is_another(
 ) -> None:
     monkeypatch.setattr(notifications, "STATUS_SECONDS", 0.01)
     gate = Gate(limit_connections=3)
-    companion = Notifications(Notifier(manager.address), gate)
-    await companion.serving()
+    service = Notifications(Notifier(manager.address), gate)
+    await service.serving()
     manager.sock.setblocking(False)
     told = [manager.sock.recv(4096)]
     ticket = gate.admit("192.0.2.1")
@@ -183,7 +183,7 @@ async def test_the_status_is_told_anew_only_when_it_is_another(
     await until(heard)
     ticket.release()  # type: ignore[union-attr]
     await until(heard)
-    await companion.stop()
+    await service.stop()
     assert told == [
         b"READY=1\nSTATUS=0 of 3 sessions",
         b"STATUS=1 of 3 sessions",
@@ -202,8 +202,8 @@ async def test_what_a_slow_manager_has_no_room_for_is_told_later(
             while True:
                 flood.sendto(b"X=1", manager.address)
                 sent += 1
-    companion = Notifications(Notifier(manager.address), Gate())
-    await companion.serving()
+    service = Notifications(Notifier(manager.address), Gate())
+    await service.serving()
     for _ in range(sent):
         assert manager.sock.recv(4096) == b"X=1"
     manager.sock.setblocking(False)
@@ -217,26 +217,26 @@ async def test_what_a_slow_manager_has_no_room_for_is_told_later(
         return True
 
     await until(heard)
-    await companion.stop()
+    await service.stop()
     assert told[0].startswith(b"READY=1\nSTATUS=")
 
 
 async def test_after_a_takeover_nothing_is_told_but_whose_turn_it_is(manager: Manager) -> None:
-    companion = Notifications(Notifier(manager.address, watchdog=0.02), Gate())
-    await companion.serving()
-    await companion.handed_over(4711)
+    service = Notifications(Notifier(manager.address, watchdog=0.02), Gate())
+    await service.serving()
+    await service.handed_over(4711)
     assert manager.wait_for_field("MAINPID")["MAINPID"] == "4711"
-    assert companion._timer is None
-    assert companion._status_timer is None
+    assert service._timer is None
+    assert service._status_timer is None
 
 
 async def test_a_stop_asks_for_more_time_as_long_as_the_loop_turns(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notifications, "STATUS_SECONDS", 0.01)
-    companion = Notifications(Notifier(manager.address, watchdog=0.02), Gate())
-    await companion.serving()
-    await companion.stopping()
+    service = Notifications(Notifier(manager.address, watchdog=0.02), Gate())
+    await service.serving()
+    await service.stopping()
     manager.sock.setblocking(False)
     told: list[bytes] = []
 
@@ -251,5 +251,5 @@ async def test_a_stop_asks_for_more_time_as_long_as_the_loop_turns(
         await until(heard)
     while not told[-1].startswith(b"WATCHDOG=1"):
         await until(heard)  # which is watched until the end
-    await companion.stop()
+    await service.stop()
     assert sum(b"STOPPING=1" in message for message in told) == 1

@@ -42,7 +42,7 @@ from smtpd_fork import Server
 from smtpd_fork.cli import serve as serve_module
 from smtpd_fork.cli import takeover
 from smtpd_fork.cli.holdings import Holdings
-from smtpd_fork.daemon import Estate, Heir, Origin
+from smtpd_fork.daemon import Handover, Invocation, Successor
 from smtpd_fork.errors import ExitStatus, OperatingSystemError
 from smtpd_fork.sinks import Discard
 
@@ -335,20 +335,20 @@ def is_served(port: int) -> bool:
     return True
 
 
-# -- companions --------------------------------------------------------------------------------
+# -- services --------------------------------------------------------------------------------
 
 
-def test_sockets_of_companions_are_claimed_by_name_and_the_others_closed(tmp_path: Path) -> None:
+def test_sockets_of_services_are_claimed_by_name_and_the_others_closed(tmp_path: Path) -> None:
     wanted, unwanted = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
     port = wanted.getsockname()[1]
     server = Server(Discard(), listen=["127.0.0.1:0"])
-    old = Holdings(Origin.here())
-    estate = old.estate(server, {"a": wanted, "b": unwanted}, 2)
-    text = estate.text()
-    left = msgspec.json.decode(text, type=Estate)
-    assert left == estate
+    old = Holdings(Invocation.current())
+    handover = old.handover(server, {"a": wanted, "b": unwanted}, 2)
+    text = handover.text()
+    left = msgspec.json.decode(text, type=Handover)
+    assert left == handover
     ours, other = socket.socketpair()
-    new = Holdings(Origin.here(), heir=Heir(left, ours))
+    new = Holdings(Invocation.current(), successor=Successor(left, ours))
     claimed = new.claim("a")
     assert claimed is not None
     assert claimed.getsockname()[1] == port

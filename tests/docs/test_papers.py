@@ -11,8 +11,8 @@ from support.peers import peer
 
 from smtpd_fork import __version__
 from smtpd_fork.cli.config_file import read_config_file
+from smtpd_fork.cli.generate_docs import documents
 from smtpd_fork.cli.options import OPTIONS
-from smtpd_fork.cli.papers import papers
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.errors import MEANINGS, ExitStatus
 from smtpd_fork.gate.statistics import CURES
@@ -24,9 +24,9 @@ def read(name: str) -> str:
     return (ROOT / name).read_text()
 
 
-@pytest.mark.parametrize("path", papers(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
 def test_what_is_made_of_the_options_is_as_it_would_be_made_now(path: Path) -> None:
-    assert path.read_text() == papers()[path], "make papers writes it anew"
+    assert path.read_text() == documents()[path], "make papers writes it anew"
 
 
 def test_the_example_says_what_holds_without_it(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from support.place import only_line
 from support.server import until
 from support.status import ask, get, watched
 
-from smtpd_fork.cli import door
+from smtpd_fork.cli import metrics_listener
 from smtpd_fork.config import DaemonConfig, SettingError
 from smtpd_fork.errors import ConfigError
 from smtpd_fork.observe import http
@@ -496,14 +496,14 @@ def test_without_the_libraries_a_start_is_one_clear_line(
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "LIBRARIES", ("aiohttp", "no_such_library"))
+    monkeypatch.setattr(metrics_listener, "LIBRARIES", ("aiohttp", "no_such_library"))
     config = DaemonConfig.build({"metrics": "127.0.0.1:0"})
     with pytest.raises(ConfigError, match="need no_such_library: "):
-        door.open_metrics(config, print)
+        metrics_listener.open_metrics(config, print)
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:9125", "[::1]:9125", "unix:/run/x", "localhost:1"])
 def test_addresses_are_read_as_listeners_are(text: str) -> None:
-    assert str(door.metrics_address(text)) == text
+    assert str(metrics_listener.metrics_address(text)) == text
     with pytest.raises(SettingError, match="metrics"):
-        door.metrics_address("+" + text)
+        metrics_listener.metrics_address("+" + text)

@@ -1,4 +1,4 @@
-"""Control: the control socket as a companion of the server.
+"""Control: the control socket as a service of the server.
 
 Whoever may speak here may end the daemon, so it is a unix socket of mode 0600, and the peer's
 credentials are asked for as well. Clients are few, and none of them can hold up the mail, or each
@@ -20,10 +20,10 @@ from smtpd_fork.config import SettingError
 from smtpd_fork.listeners import Address, Listener, bind_all
 from smtpd_fork.listeners.address import MAX_UNIX_PATH
 from smtpd_fork.listeners.refusals import refuse
-from smtpd_fork.observe.companion import Companion
 from smtpd_fork.observe.control import protocol
 from smtpd_fork.observe.control.administration import Administration, Front, State
 from smtpd_fork.observe.control.protocol import Fault, RequestError
+from smtpd_fork.observe.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -106,7 +106,7 @@ def open_control(path: str) -> Listener:
     return listener
 
 
-class Control(Companion):
+class Control(Service):
     """Answers administrators.
 
     :param listener: opened by :func:`open_control`

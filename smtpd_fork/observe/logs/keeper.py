@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from smtpd_fork.observe.companion import Companion
 from smtpd_fork.observe.logs.courier import Courier
 from smtpd_fork.observe.logs.setup import set_level
+from smtpd_fork.observe.service import Service
 
 if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["LogKeeper"]
 
 
-class LogKeeper(Companion):
+class LogKeeper(Service):
     """Looks after the log of the process."""
 
     async def reloading(self) -> None:

@@ -1,8 +1,8 @@
-"""Papers: what is written of the options elsewhere, made of their definitions.
+"""Generates the documents that list the options, from the definitions of the options.
 
-``python -m smtpd_fork.cli.papers`` (``make papers``) writes the annotated example, the page of the
-options, the table of README, the manual page and the types of Server's keywords; a test sees that
-they are what it would write.
+Run as ``make papers``. It writes the annotated example, the page of the options, the table of
+README, the manual page, and the types of the keywords of Server. A test checks that the files in
+the tree are up to date.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.cli.options import SettingOption
 
-__all__ = ["example", "manual_page", "options_page", "papers", "readme_table", "settings_module"]
+__all__ = ["documents", "example", "manual_page", "options_page", "readme_table", "settings_module"]
 
 _ROOT = Path(__file__).parents[2]
 
@@ -283,8 +283,8 @@ def accepted(name: str, hint: Any) -> str:
     return " | ".join(kind.__name__ for kind in dict.fromkeys(kinds))
 
 
-def papers() -> dict[Path, str]:
-    """Return what each paper should be, by its path in the tree."""
+def documents() -> dict[Path, str]:
+    """Return the text of each generated file, by its path."""
     readme = (_ROOT / "README.md").read_text()
     table = re.compile(rf"{re.escape(_MARK)}\n(?:\|.*\n)*")
     return {
@@ -297,6 +297,6 @@ def papers() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    for path, text in papers().items():
+    for path, text in documents().items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)

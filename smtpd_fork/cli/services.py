@@ -1,4 +1,4 @@
-"""Companions: what runs beside the server, as the settings name it."""
+"""Services: what runs beside the server, as the settings name it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
     from smtpd_fork.cli.holdings import Holdings
     from smtpd_fork.config import DaemonConfig
-    from smtpd_fork.observe import Companion
+    from smtpd_fork.observe import Service
     from smtpd_fork.server import Server
 
-__all__ = ["Companions", "companions_of"]
+__all__ = ["Services", "services_of"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
 
-def companions_of(
+def services_of(
     config: DaemonConfig,  # noqa: ARG001 - what is opened by now says enough
     server: Server,
     holdings: Holdings,
     *,
     drain: Callable[[float | None], None],
-) -> Iterator[Companion]:
+) -> Iterator[Service]:
     """Return what *config* wants beside *server*, in the order in which it begins.
 
-    :param holdings: what the process has besides; what a companion of the process before it left
+    :param holdings: what the process has besides; what a service of the process before it left
         is had by ``holdings.claim()``
     :param drain: has the daemon end with its last session, or after so many seconds
     :raises SmtpdForkError: one of them cannot be
@@ -48,15 +48,15 @@ def companions_of(
         yield Notifications(holdings.notifier, server.gate)
 
 
-class Companions:
+class Services:
     """All of them, as one.
 
-    :param companions: in the order in which they begin; they end in the other
+    :param services: in the order in which they begin; they end in the other
     """
 
-    def __init__(self, companions: Iterable[Companion]) -> None:
-        self._all = list(companions)
-        self._started: list[Companion] = []
+    def __init__(self, services: Iterable[Service]) -> None:
+        self._all = list(services)
+        self._started: list[Service] = []
         self._handed_over = False
 
     async def start(self) -> None:
@@ -65,51 +65,49 @@ class Companions:
         :raises SmtpdForkError: one cannot; those before it have ended
         """
         try:
-            for companion in self._all:
-                await companion.start()
-                self._started.append(companion)
+            for service in self._all:
+                await service.start()
+                self._started.append(service)
         except BaseException:
             await self.stop()
             raise
 
     async def serving(self) -> None:
         """Tell them that the start is over."""
-        await self._tell(lambda companion: companion.serving())
+        await self._tell(lambda service: service.serving())
 
     def sockets(self) -> dict[str, socket.socket]:
         """Return what a new process is to go on with."""
-        return {
-            name: sock for companion in self._started for name, sock in companion.sockets().items()
-        }
+        return {name: sock for service in self._started for name, sock in service.sockets().items()}
 
     async def handed_over(self, pid: int) -> None:
         """Tell them that another process serves now; from then on they hear of no more."""
-        await self._tell(lambda companion: companion.handed_over(pid))
+        await self._tell(lambda service: service.handed_over(pid))
         self._handed_over = True
 
     async def reloading(self) -> None:
         """Tell them that a reload has begun."""
-        await self._tell(lambda companion: companion.reloading())
+        await self._tell(lambda service: service.reloading())
 
     async def reloaded(self, config: DaemonConfig) -> None:
         """Tell them that it has ended."""
-        await self._tell(lambda companion: companion.reloaded(config))
+        await self._tell(lambda service: service.reloaded(config))
 
     async def stopping(self) -> None:
         """Tell them that the stop has begun."""
-        await self._tell(lambda companion: companion.stopping())
+        await self._tell(lambda service: service.stopping())
 
     async def stop(self) -> None:
         """Have them end."""
-        await self._tell(lambda companion: companion.stop(), last=True)
+        await self._tell(lambda service: service.stop(), last=True)
 
     async def _tell(
-        self, what: Callable[[Companion], Awaitable[None]], *, last: bool = False
+        self, what: Callable[[Service], Awaitable[None]], *, last: bool = False
     ) -> None:
         if self._handed_over and not last:
             return
-        for companion in reversed(self._started):
+        for service in reversed(self._started):
             try:
-                await what(companion)
+                await what(service)
             except Exception:
-                log.exception("%s failed", companion)
+                log.exception("%s failed", service)

@@ -1,7 +1,7 @@
-"""Located: settings that are paths, as they were meant where the daemon was started.
+"""Relative paths in settings, resolved against the directory of the start.
 
-A detached daemon works in ``/``. What it read once is open or absolute; what a reload reads again
-was written for the folder of the start.
+A detached daemon works in ``/``. What it read at the start is open or absolute; a reload reads
+paths that were written for the directory of the start.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["located"]
+__all__ = ["resolve_paths"]
 
 _FILE = re.compile(r"()(.+)")
 _LIST = re.compile(r"()((?!\d)(?!.*::).*/.*)")
@@ -31,10 +31,10 @@ _PATHS = {
 """Settings that are paths, or may be: what stands before the path, and the path."""
 
 
-def located(setting: str, value: Any, folder: Path) -> Any:
+def resolve_paths(setting: str, value: Any, folder: Path) -> Any:
     """Return a setting's value with relative paths in it as paths in *folder*."""
     if isinstance(value, (list, tuple)):
-        return [located(setting, each, folder) for each in value]
+        return [resolve_paths(setting, each, folder) for each in value]
     pattern = _PATHS.get(setting)
     if pattern is None or not isinstance(value, str):
         return value

@@ -1,4 +1,4 @@
-"""Companion: what runs beside the server in the daemon's loop, and shares its life."""
+"""Service: what runs beside the server in the daemon's loop, and shares its life."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.listeners import Address
 
-__all__ = ["Companion", "metrics_name"]
+__all__ = ["Service", "metrics_name"]
 
 
-class Companion:
+class Service:
     """One thing beside the server: metrics, a control socket, the word to systemd.
 
     The daemon calls these in this order, each at most once but :meth:`reloading` and

@@ -1,4 +1,4 @@
-"""Door: where ``--metrics`` is served, opened before privileges are dropped."""
+"""The listener of ``--metrics``; it is opened before privileges are dropped."""
 
 from __future__ import annotations
 
