@@ -129,9 +129,9 @@ def _servers(contenders: Sequence[Contender]) -> Iterator[str]:
     yield "## The servers"
     yield ""
     yield _fill(
-        "All take every message and throw it away. Ratios are to "
-        f"{' and to '.join(COMPARED_WITH)}. Servers that need little or much for a message get "
-        "more or fewer of them, so that each is measured for a similar time."
+        "All take every message and throw it away, but for W12. Ratios are to "
+        f"{', '.join(COMPARED_WITH[:-1])} and {COMPARED_WITH[-1]}. Servers that need little or "
+        "much for a message get more or fewer of them, so that each is measured for a similar time."
     )
     yield ""
     for contender in contenders:

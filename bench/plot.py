@@ -45,7 +45,8 @@ def draw(
         rows, COLUMNS, figsize=(4.6 * COLUMNS, 2.7 * rows), squeeze=False, layout="constrained"
     )
     for axes, workload in zip(grid.flat, workloads, strict=False):
-        _bars(axes, results, workload, workload.metrics[0], contenders)
+        taking_part = [each for each in contenders if each.takes_part(workload.key)]
+        _bars(axes, results, workload, workload.metrics[0], taking_part)
     for axes in list(grid.flat)[len(workloads) :]:
         axes.axis("off")
     canvas.supxlabel(note, fontsize=8)
@@ -85,7 +86,8 @@ def _bars(
     axes.set_ylim(len(contenders) - 0.5, -0.5)
     unit = f" ({metric.unit})" if metric.unit else ""
     axes.set_title(f"{workload.key}: {workload.title}", fontsize=9)
-    axes.set_xlabel(f"{metric.label}{unit}; less is better", fontsize=8)
+    better = "more" if metric.more else "less"
+    axes.set_xlabel(f"{metric.label}{unit}; {better} is better", fontsize=8)
     axes.tick_params(labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -36,6 +36,8 @@ def measure(
         for workload in workloads:
             first = number % len(contenders)
             for contender in (*contenders[first:], *contenders[:first]):
+                if not contender.takes_part(workload.key):
+                    continue
                 if (workload.key, contender.name) in results.reasons:
                     continue
                 began = time.monotonic()

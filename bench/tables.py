@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPARED_WITH", "floor_table", "target_table", "workload_table"]
 
-COMPARED_WITH = ("smtp-sink", "aiosmtpd")
+COMPARED_WITH = ("smtp-sink", "aiosmtpd", "postfix")
 """Servers that the others' figures are divided by."""
 
 
@@ -45,7 +45,7 @@ def floor_table(results: Results, keys: Iterable[str]) -> list[str]:
     chosen = set(keys)
     rows = []
     for target in TARGETS:
-        if target.workload not in chosen or not target.against:
+        if target.workload not in chosen or target.against != COMPARED_WITH[0]:
             continue
         at_least = results.ratios(target.workload, FLOOR, target.against, target.metric)
         ours = results.ratios(target.workload, OURS, FLOOR, target.metric)
@@ -57,7 +57,7 @@ def floor_table(results: Results, keys: Iterable[str]) -> list[str]:
                 str(Spread.of(ours) or "-"),
             ]
         )
-    against = next(target.against for target in TARGETS if target.against)
+    against = COMPARED_WITH[0]
     head = ["", f"{FLOOR} / {against}", f"target / {against}", f"{OURS} / {FLOOR}"]
     return list(_rows(head, rows))
 
@@ -66,7 +66,7 @@ def workload_table(
     results: Results, workload: Workload, contenders: Sequence[Contender]
 ) -> list[str]:
     """Return a workload's figures: a row a server."""
-    names = [contender.name for contender in contenders]
+    names = [contender.name for contender in contenders if contender.takes_part(workload.key)]
     others = [
         name
         for name in COMPARED_WITH

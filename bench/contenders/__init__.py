@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bench.contenders.base import Contender, Needs, Served, serving
 from bench.contenders.node import Haraka, NodemailerSmtpServer
-from bench.contenders.postfix import SmtpSink
+from bench.contenders.postfix import Postfix, SmtpSink
 from bench.contenders.python import BareProtocol, SmtpdFork, SmtpdForkAllRules, StockAiosmtpd
+from bench.contenders.qpsmtpd import Qpsmtpd
 
 __all__ = ["CONTENDERS", "Contender", "Needs", "Served", "serving"]
 
@@ -13,6 +14,8 @@ CONTENDERS: tuple[Contender, ...] = (
     SmtpdFork(),
     SmtpSink(),
     StockAiosmtpd(),
+    Postfix(),
+    Qpsmtpd(),
     NodemailerSmtpServer(),
     Haraka(),
     BareProtocol(),

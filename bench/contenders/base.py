@@ -44,12 +44,14 @@ class Needs:
     :ivar limit: sessions at once from one address; 0 is no limit
     :ivar largest: size of the largest message, bytes
     :ivar tls: STARTTLS
+    :ivar keep: whether messages are kept on the disk, below ``Place.mail``, not thrown away
     """
 
     capacity: int = 1000
     limit: int = 0
     largest: int = 32 * MIB
     tls: bool = False
+    keep: bool = False
 
 
 class Place(NamedTuple):
@@ -58,6 +60,11 @@ class Place(NamedTuple):
     port: int
     folder: Path
     certificates: Certificates
+
+    @property
+    def mail(self) -> Path:
+        """Where mail is kept: a Maildir."""
+        return self.folder / "Maildir"
 
 
 class Contender(ABC):
@@ -72,11 +79,18 @@ class Contender(ABC):
     cannot: ClassVar[dict[str, str]] = {}
     """Key of a workload: why it is not measured there."""
 
+    only: ClassVar[tuple[str, ...]] = ()
+    """Keys of the only workloads that it takes part in; empty: all that it can."""
+
     portion: ClassVar[float] = 1.0
     """Of a workload's messages, how many it gets: it is measured long enough with these."""
 
     portion_of_connections: ClassVar[float | None] = None
     """The same where each small message has a connection of its own, if that differs."""
+
+    def takes_part(self, key: str) -> bool:
+        """Return whether it takes part in a workload, if it can."""
+        return not self.only or key in self.only
 
     def share(self, count: int, *, connections: bool = False) -> int:
         """Return how many of *count* messages it gets.

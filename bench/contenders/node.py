@@ -19,6 +19,8 @@ __all__ = ["Haraka", "NodemailerSmtpServer", "node_version"]
 
 INSTALL_SECONDS = 180.0
 
+NO_MAILDIR = "it has nothing that writes a Maildir"
+
 _PEERS = Path(__file__).parents[1] / "peers"
 
 
@@ -92,7 +94,10 @@ class NodemailerSmtpServer(NodePackage):
         "100 ms at the earliest, which cannot be changed: its messages a second say nothing where "
         "each message has its own connection"
     )
-    cannot: ClassVar[dict[str, str]] = {"W6": "its limit is one for all addresses together"}
+    cannot: ClassVar[dict[str, str]] = {
+        "W6": "its limit is one for all addresses together",
+        "W12": NO_MAILDIR,
+    }
     portion: ClassVar[float] = 0.25
     portion_of_connections: ClassVar[float | None] = 0.1
 
@@ -123,6 +128,7 @@ class Haraka(NodePackage):
         "W5": "its limit is a plugin that keeps its counts in Redis",
         "W6": "its limit is a plugin that keeps its counts in Redis",
         "W7": "not set up for TLS here",
+        "W12": NO_MAILDIR,
     }
     portion: ClassVar[float] = 0.2
 

@@ -1,9 +1,11 @@
-"""Postfix's smtp-sink: an SMTP server in C that does nothing else than to throw mail away."""
+"""Postfix: its test server, smtp-sink, that throws mail away; and Postfix itself."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.contenders.base import HOST, Contender, Needs, Place, find_program
@@ -11,7 +13,7 @@ from bench.contenders.base import HOST, Contender, Needs, Place, find_program
 if TYPE_CHECKING:
     from typing import ClassVar
 
-__all__ = ["SmtpSink", "postfix_version"]
+__all__ = ["Postfix", "SmtpSink", "postfix_version"]
 
 NO_LIMIT = "it has no limit by which it refuses"
 
@@ -25,6 +27,7 @@ class SmtpSink(Contender):
         "W5": NO_LIMIT,
         "W6": NO_LIMIT,
         "W7": "it has no STARTTLS",
+        "W12": "it keeps no mail",
     }
     portion: ClassVar[float] = 2.0
 
@@ -43,12 +46,117 @@ class SmtpSink(Contender):
         return [program, *user, "-m", str(needs.capacity), f"{HOST}:{place.port}", "1024"]
 
 
+_MAIN = """\
+compatibility_level = 3.6
+queue_directory = {folder}/queue
+data_directory = {folder}/data
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+myhostname = localhost
+mydestination =
+mynetworks =
+alias_maps =
+alias_database =
+relay_domains = example.com
+relay_transport = discard:
+message_size_limit = {largest}
+default_process_limit = {capacity}
+smtpd_client_connection_count_limit = 0
+smtpd_peername_lookup = no
+maillog_file = {folder}/log
+maillog_file_prefixes = {folder}
+"""
+
+_TLS = """\
+smtpd_tls_security_level = may
+smtpd_tls_chain_files = {key}, {certificate}
+"""
+
+_THROW_AWAY = """\
+smtpd_relay_restrictions =
+smtpd_recipient_restrictions = check_recipient_access static:DISCARD, permit
+"""
+
+_SERVICES = """\
+127.0.0.1:{port} inet n - n - - smtpd
+postlog unix-dgram n - n - 1 postlogd
+pickup unix n - n 60 1 pickup
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+tlsmgr unix - - n 1000? 1 tlsmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+proxymap unix - - n - - proxymap
+discard unix - - n - - discard
+anvil unix - - n - 1 anvil
+"""
+
+
+class Postfix(Contender):
+    """An instance of its own."""
+
+    name = "postfix"
+    setup = (
+        "an instance of its own with its defaults, but no limit of a client's connections and no "
+        "reverse look-ups. In W12 each message is in its queue when it is answered, and discard(8) "
+        "takes it from there, so that it too writes each once; in W7 `DISCARD` at the recipient "
+        "throws it away before that. Its processes count together"
+    )
+    only: ClassVar[tuple[str, ...]] = ("W7", "W12")
+
+    def missing(self) -> str:
+        """Look for it, and for the right to start it."""
+        if not (find_program("postfix") and find_program("postconf")):
+            return "Postfix is not installed"
+        return "" if os.geteuid() == 0 else "Postfix starts as root only"
+
+    def version(self) -> str:
+        """Return name and version."""
+        return postfix_version()
+
+    def command(self, place: Place, needs: Needs) -> list[str]:
+        """Write its configuration, and return the command line of its master process."""
+        place.folder.chmod(0o755)
+        configuration = place.folder / "etc"
+        for name in ("etc", "queue", "data"):
+            (place.folder / name).mkdir(exist_ok=True)
+        shutil.chown(place.folder / "data", "postfix")
+        settings = _MAIN.format(folder=place.folder, largest=needs.largest, capacity=needs.capacity)
+        if needs.tls:
+            for path in (place.certificates.certificate, place.certificates.key):
+                path.chmod(0o600)
+            settings += _TLS.format(
+                key=place.certificates.key, certificate=place.certificates.certificate
+            )
+        if not needs.keep:
+            settings += _THROW_AWAY
+        (configuration / "main.cf").write_text(settings, encoding="utf-8")
+        services = _SERVICES.format(port=place.port)
+        (configuration / "master.cf").write_text(services, encoding="utf-8")
+        postfix = find_program("postfix") or "postfix"
+        # Makes the directories of the queue.
+        subprocess.run(  # noqa: S603 - a program from PATH, no input
+            [postfix, "-c", str(configuration), "check"],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        master = Path(_default("daemon_directory")) / "master"
+        return [str(master), "-s", "-c", str(configuration)]
+
+
 def postfix_version() -> str:
     """Return Postfix's name and version, as far as it can be told."""
+    return f"Postfix {_default('mail_version')}".strip()
+
+
+def _default(parameter: str) -> str:
+    """Return the default of a parameter; an empty string without Postfix."""
     postconf = find_program("postconf")
     if postconf is None:
-        return "Postfix"
+        return ""
     told = subprocess.run(  # noqa: S603 - a program from PATH, no input
-        [postconf, "-dh", "mail_version"], capture_output=True, text=True, timeout=10, check=False
+        [postconf, "-dh", parameter], capture_output=True, text=True, timeout=10, check=False
     )
-    return f"Postfix {told.stdout.strip()}".strip()
+    return told.stdout.strip()

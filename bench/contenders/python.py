@@ -21,7 +21,8 @@ class SmtpdFork(Contender):
     name = "smtpd-fork"
     setup = (
         "as it ships: uvloop, its gate on, its log at the default level and into a file; "
-        "`--handler discard`, and `-m 0` where one address has to connect often"
+        "`--handler discard` (in W12 `--handler maildir:PATH`), and `-m 0` where one address has "
+        "to connect often"
     )
 
     def missing(self) -> str:
@@ -37,7 +38,7 @@ class SmtpdFork(Contender):
         command = [
             *(sys.executable, "-m", "smtpd_fork"),
             *("--listen-address", f"{HOST}:{place.port}"),
-            *("--handler", "discard"),
+            *("--handler", f"maildir:{place.mail}" if needs.keep else "discard"),
             *("--hostname", "localhost"),
             *("--limit-connections", str(needs.capacity)),
             *("--max-from-ip", str(needs.limit)),
@@ -59,9 +60,7 @@ class SmtpdForkAllRules(SmtpdFork):
         "two sizes of networks, rates of sources and of networks, fair share, 100,000 networks "
         "denied, exempt networks and places reserved for them, and a limit of the loop's lag"
     )
-    cannot: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("W2", "W3", "W4", "W7", "W8", "W9"), "the gate is asked once a connection"
-    )
+    only: ClassVar[tuple[str, ...]] = ("W1", "W5", "W6")
 
     def command(self, place: Place, needs: Needs) -> list[str]:
         """Return the daemon's command line."""
@@ -83,8 +82,9 @@ class StockAiosmtpd(Contender):
 
     name = "aiosmtpd"
     setup = (
-        "`loop.create_server` on uvloop with `aiosmtpd.smtp.SMTP` and `aiosmtpd.handlers.Sink`; "
-        "where a limit is wanted, a subclass that checks it in `connection_made`"
+        "`loop.create_server` on uvloop with `aiosmtpd.smtp.SMTP` and `aiosmtpd.handlers.Sink` (in "
+        "W12 `Mailbox`, which syncs each file and no directory); where a limit is wanted, a "
+        "subclass that checks it in `connection_made`"
     )
     portion: ClassVar[float] = 0.5
 
@@ -103,6 +103,8 @@ class StockAiosmtpd(Contender):
             *("--host", HOST, "--port", str(place.port)),
             *("--limit", str(needs.limit), "--largest", str(needs.largest)),
         ]
+        if needs.keep:
+            command += ["--maildir", str(place.mail)]
         if needs.tls:
             command += ["--certificate", str(place.certificates.certificate)]
             command += ["--key", str(place.certificates.key)]
@@ -118,9 +120,7 @@ class BareProtocol(Contender):
         "looks for nothing but DATA and the end of a message at the end of a read. What it costs "
         "is the loop's, the kernel's and a dozen lines' of Python: nothing in Python costs less"
     )
-    cannot: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("W5", "W6", "W7", "W8", "W9"), "it has no limits, no TLS and no memory"
-    )
+    only: ClassVar[tuple[str, ...]] = ("W1", "W2", "W3", "W4")
 
     def missing(self) -> str:
         """Have it: the daemon itself needs uvloop."""

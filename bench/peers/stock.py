@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import uvloop
-from aiosmtpd.handlers import Sink
+from aiosmtpd.handlers import Mailbox, Sink
 from aiosmtpd.smtp import SMTP
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         context.load_cert_chain(arguments.certificate, arguments.key)
     LimitedSMTP.limit = arguments.limit
     session = LimitedSMTP if arguments.limit else SMTP
-    handler = Sink()
+    handler = Mailbox(arguments.maildir) if arguments.maildir else Sink()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: session(
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--limit", type=int, default=0)
     parser.add_argument("--largest", type=int, required=True)
+    parser.add_argument("--maildir")
     parser.add_argument("--certificate")
     parser.add_argument("--key")
     uvloop.run(serve(parser.parse_args()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.workloads.base import Metric, Workload
+from bench.workloads.durable import Durable
 from bench.workloads.idle import IdleMemory, InACrowd
 from bench.workloads.mail import LargeMail, ManyAConnection, OneAConnection
 from bench.workloads.peak import PeakMemory
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEYS", "Metric", "Workload", "workloads"]
 
-KEYS = tuple(f"W{n}" for n in range(1, 10))
+KEYS = (*(f"W{n}" for n in range(1, 10)), "W12")
 
 
 def workloads(*, quick: bool) -> Sequence[Workload]:
@@ -32,6 +33,7 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
             StartTls(200),
             PeakMemory(),
             InACrowd(1000),
+            Durable(100),
         )
     return (
         OneAConnection(5000),
@@ -43,4 +45,5 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
         StartTls(1000),
         PeakMemory(),
         InACrowd(5000),
+        Durable(500),
     )

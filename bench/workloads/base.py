@@ -24,12 +24,14 @@ class Metric(NamedTuple):
     :ivar label: what it is called in the tables
     :ivar unit: behind each figure; may be empty
     :ivar compared: whether the tables have its ratio to other servers
+    :ivar more: whether more is better
     """
 
     key: str
     label: str
     unit: str
     compared: bool = False
+    more: bool = False
 
 
 class Workload(ABC):

@@ -1,0 +1,87 @@
+"""Durable delivery: messages that are on the disk when they are answered 250."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from bench.contenders.base import Contender, Needs, find_program, serving
+from bench.workloads.base import Metric, Workload
+from bench.workloads.mail import SMALL, send
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.certificates import Certificates
+
+__all__ = ["Durable"]
+
+CONNECTIONS = (1, 20, 100)
+
+TIMES = {1: 1, 20: 6, 100: 6}
+"""How many times the messages of one connection are sent by so many."""
+
+
+class Durable(Workload):
+    """Small messages that are kept.
+
+    :param count: messages over one connection
+    """
+
+    key = "W12"
+    title = "Messages a second that are kept on the disk"
+    metrics: ClassVar[Sequence[Metric]] = tuple(
+        Metric(f"rate{n}", f"messages a second, {n} at once", "", compared=True, more=True)
+        for n in (20, 1, 100)  # the first is what the plot shows
+    )
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    @property
+    def how(self) -> str:
+        """How it is measured."""
+        return (
+            f"`smtp-source -d -l {SMALL}` with 1, 20 and 100 connections, each kept for many "
+            f"messages; {self._count:,} messages by one, {self._count * TIMES[20]:,} by many. All "
+            "servers write below one directory, on one disk. smtpd-fork answers 250 once the file "
+            "and the directory of the Maildir are synced (fsync(2)), Postfix once the file of its "
+            "queue is, aiosmtpd once the file in the Maildir is; qpsmtpd syncs nothing. More is "
+            "better, also of the ratios. Whatever else uses the disk meanwhile is in the figures: "
+            "compare those of one round."
+        )
+
+    def missing(self) -> str:
+        """Look for the client, and a real disk."""
+        if not find_program("smtp-source"):
+            return "smtp-source is not installed"
+        if _file_system() in {"tmpfs", "ramfs"}:
+            return f"{tempfile.gettempdir()} is in memory, where no sync takes time: set TMPDIR"
+        return ""
+
+    def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
+        """Measure wall time with few and with many connections."""
+        figures = {}
+        with serving(contender, Needs(keep=True), certificates) as served:
+            for at_once in CONNECTIONS:
+                count = self._count * TIMES[at_once]
+                # As many as there will be: some servers start a process for each.
+                send(served, 2 * at_once, size=SMALL, at_once=at_once, keep=True)
+                began = time.monotonic()
+                send(served, count, size=SMALL, at_once=at_once, keep=True)
+                figures[f"rate{at_once}"] = count / (time.monotonic() - began)
+        return figures
+
+
+def _file_system() -> str:
+    """Return the type of the file system that temporary files are on, by /proc/self/mounts."""
+    place = os.path.realpath(tempfile.gettempdir())
+    found, kind = "", ""
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        point, what = line.split()[1:3]
+        if os.path.commonpath([place, point]) == point and len(point) >= len(found):
+            found, kind = point, what
+    return kind
