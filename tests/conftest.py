@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
+from support.authority import Authority, Issued
 from support.installation import install
 from support.peers import needs_root, table, watch_programs
 from support.place import Place
 from support.tls import Certificates
+
+from smtpd_fork.sinks import Maildir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -60,6 +63,23 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("tls"))
 
 
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def old(authority: Authority) -> Issued:
+    """A certificate in use, which is to be renewed."""
+    return authority.issue("old", "localhost", "127.0.0.1")
+
+
+@pytest.fixture
+def new(authority: Authority) -> Issued:
+    """What renews it; it has a name more."""
+    return authority.issue("new", "localhost", "127.0.0.1", "renewed.example")
+
+
 @pytest.fixture(scope="session")
 def command_for_nobody() -> Iterator[list[str]]:
     """The project, installed where the user nobody can execute it."""
@@ -92,3 +112,10 @@ def taken() -> Iterator[int]:
 @pytest.fixture
 def place(tmp_path: Path, certificates: Certificates, taken: int) -> Place:
     return Place(tmp_path, certificates, taken)
+
+
+@pytest.fixture
+def maildir(tmp_path: Path) -> Maildir:
+    sink = Maildir(tmp_path / "M")
+    sink.prepare()
+    return sink

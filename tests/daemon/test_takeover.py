@@ -33,6 +33,7 @@ from support.daemon import (
 from support.dialogue import begin_data, last_word
 from support.heirs import TAKEN, Heirs, Load
 from support.manager import Manager
+from support.page import read
 from support.peers import peer, proc
 from support.place import only_line
 from support.server import serve
@@ -366,7 +367,7 @@ def test_sockets_of_services_are_claimed_by_name_and_the_others_closed(tmp_path:
 
 
 def test_every_line_of_its_log_is_in_the_docs_with_its_level() -> None:
-    page = (Path(__file__).parents[2] / "docs/systemd.md").read_text()
+    page = read("docs/systemd.md")
     told = set(re.findall(r"^\| `([^`]+)` \| (info|warning|error) \|$", page, re.MULTILINE))
     source = Path(takeover.__file__).read_text() + Path(serve_module.__file__).read_text()
     logged = re.findall(r'log\.(info|warning|error)\(\s*"([^"]+)"', source)

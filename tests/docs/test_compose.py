@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from support.installation import ROOT
 from support.peers import peer
 
 from smtpd_fork.cli import health
@@ -17,7 +17,6 @@ from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.units import parse_duration
 
-ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "examples/compose.yaml"
 
 DOCKER_STOP_SECONDS = 10

@@ -6,12 +6,14 @@ import smtplib
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.daemon import PATIENCE, Daemon, clean_environment, messages
+from support.installation import ROOT
 
-ROOT = Path(__file__).parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_the_embedded_server_gets_its_own_message() -> None:

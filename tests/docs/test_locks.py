@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import tomllib
 from importlib.metadata import requires
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from support.installation import ROOT
 
-PROJECT = Path(__file__).parents[2]
-IMAGE = PROJECT / "packaging/image.lock"
-BUILD = PROJECT / "packaging/build.lock"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IMAGE = ROOT / "packaging/image.lock"
+BUILD = ROOT / "packaging/build.lock"
 EXTRAS = ("dns", "metrics")
 """Those of the image, see the Dockerfile."""
 
@@ -37,7 +40,7 @@ def locked(path: Path) -> dict[str, Version]:
 
 def wanted(path: Path) -> list[Requirement]:
     """Return what pyproject.toml asks for in the image, or for its build."""
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     if path == BUILD:
         return [Requirement(text) for text in project["build-system"]["requires"]]
     extras = project["project"]["optional-dependencies"]
@@ -84,7 +87,7 @@ def test_every_line_is_a_package_with_hashes_and_names_no_host(path: Path) -> No
 
 
 def test_the_image_is_built_of_them() -> None:
-    text = (PROJECT / "Dockerfile").read_text()
+    text = (ROOT / "Dockerfile").read_text()
     assert "--require-hashes --only-binary :all: --no-deps" in text
     for path in (IMAGE, BUILD):
         assert f"-r /src/packaging/{path.name}" in text

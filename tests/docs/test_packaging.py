@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 from support.daemon import COMMAND, LOCAL, Daemon, Process, messages, until
+from support.installation import ROOT
 from support.peers import SYSTEM_PYTHON, cannot, needs_root, peer
 
 from smtpd_fork.cli.options import OPTIONS
 from smtpd_fork.errors import ExitStatus
 from smtpd_fork.listeners.address import PROTOCOLS
 
-PACKAGING = Path(__file__).parents[2] / "packaging"
+PACKAGING = ROOT / "packaging"
 SERVICE, SOCKET = PACKAGING / "smtpd-fork.service", PACKAGING / "smtpd-fork.socket"
 
 MOST_EXPOSURE = 2.0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from support.installation import ROOT
+from support.page import read
 from support.peers import peer
 
 from smtpd_fork import __version__
@@ -17,11 +19,8 @@ from smtpd_fork.config import DaemonConfig
 from smtpd_fork.errors import MEANINGS, ExitStatus
 from smtpd_fork.gate.statistics import CURES
 
-ROOT = Path(__file__).parents[2]
-
-
-def read(name: str) -> str:
-    return (ROOT / name).read_text()
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)

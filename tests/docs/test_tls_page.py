@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.authority import Authority
 from support.daemon import PATIENCE, Daemon, messages
+from support.installation import ROOT
+from support.page import read
 from support.peers import peer
 
-PAGE = (Path(__file__).parents[2] / "docs/tls.md").read_text()
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGE = read("docs/tls.md")
 
 COMMANDS = [
     shlex.split(line.removeprefix("$ "))
@@ -71,10 +76,7 @@ def test_a_client_works_as_the_page_says(folder: Path, words: list[str]) -> None
 def test_the_lines_of_the_log_are_those_of_the_code() -> None:
     """Each line's fixed words; other tests see that they are logged."""
     table = PAGE.partition("| line of the log |")[2]
-    code = " ".join(
-        path.read_text()
-        for path in sorted((Path(__file__).parents[2] / "smtpd_fork").rglob("*.py"))
-    )
+    code = " ".join(path.read_text() for path in sorted((ROOT / "smtpd_fork").rglob("*.py")))
     code = re.sub(r'"\s*\n\s*f?"', "", code)
     lines = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
     assert len(lines) == 8

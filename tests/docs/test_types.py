@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support.installation import ROOT
 from support.page import all_blocks
 from support.peers import cannot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-ROOT = Path(__file__).parents[2]
 
 USER = """
 # pyright: strict

@@ -6,13 +6,13 @@ import asyncio
 import re
 from contextlib import AsyncExitStack
 from itertools import cycle
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.auth import check
 from support.client import MAIL, RCPT, Client
 from support.gates import Clock, gate
+from support.page import read
 from support.server import serve, until
 
 from smtpd_fork import Config, Gate, Ticket
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from support.tls import Certificates
 
-PAGE = (Path(__file__).parents[2] / "docs/security.md").read_text()
+PAGE = read("docs/security.md")
 
 HOSTS: dict[str, list[str]] = {
     "one client": ["198.51.100.1"],

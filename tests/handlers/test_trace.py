@@ -6,7 +6,6 @@ import re
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from email.utils import parseaddr, parsedate_to_datetime
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,31 +13,15 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from support.client import Client
 from support.daemon import messages
+from support.handlers import a_session, an_envelope
 from support.server import serve
 
 from smtpd_fork.sinks import Maildir
 from smtpd_fork.sinks.trace import protocol_name, trace_headers
-from smtpd_fork.smtp import Envelope, Session
 from smtpd_fork.smtp.path import parse_path
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def a_session(**facts: Any) -> Any:
-    session = Session(SimpleNamespace(), "id-1")  # type: ignore[arg-type]  # no loop is needed
-    session.peer = ("192.0.2.1", 4025)
-    session.extended_smtp = True
-    for name, value in facts.items():
-        setattr(session, name, value)
-    return session
-
-
-def an_envelope(sender: str | None, *recipients: str, utf8: bool = False) -> Envelope:
-    envelope = Envelope()
-    envelope.mail_from, envelope.rcpt_tos = sender, list(recipients)
-    envelope.smtp_utf8 = utf8
-    return envelope
 
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)

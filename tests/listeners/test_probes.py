@@ -10,11 +10,11 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from listeners.test_haproxy import haproxy
 from support.client import Client
 from support.daemon import LOCAL, Daemon
 from support.dialogue import connect
 from support.handlers import Notes
+from support.haproxy import haproxy
 from support.server import serve, until
 
 from smtpd_fork.config import WhenFull

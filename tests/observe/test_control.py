@@ -9,13 +9,13 @@ import signal
 import smtplib
 import socket
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from support.control import CONTROL, SOCKET, ask, command, connect, line, says
 from support.daemon import COMMAND, LOCAL, PATIENCE, Daemon, messages, run, until
 from support.dialogue import begin_data, is_refused, last_word
+from support.page import read
 from support.place import only_line
 
 from smtpd_fork.cli.command import SUBCOMMANDS
@@ -23,10 +23,11 @@ from smtpd_fork.cli.control import CONTROL_COMMANDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from support.tls import Certificates
 
-PAGE = Path(__file__).parents[2] / "docs/control.md"
+PAGE = "docs/control.md"
 
 ALL = ("status", "sessions", "kick", "limits", "pause", "resume", "drain", "explain")
 
@@ -380,9 +381,7 @@ def test_every_command_is_there_and_has_its_help(tmp_path: Path) -> None:
         assert ended.stdout.startswith(f"Usage: smtpd-fork {name} [OPTIONS]")
         assert "--control PATH" in ended.stdout
         assert max(map(len, ended.stdout.splitlines())) <= 80
-        assert (
-            f"| `smtpd-fork {name}" in (Path(__file__).parents[2] / "docs/control.md").read_text()
-        )
+        assert f"| `smtpd-fork {name}" in read("docs/control.md")
 
 
 @pytest.mark.parametrize("name", ALL)

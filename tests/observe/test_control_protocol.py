@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from support.control import CONTROL, ask, connect, line, raw
 from support.daemon import LOCAL, Daemon
+from support.page import read
 
 from smtpd_fork.observe.control import MAX_REQUEST, Fault
 from smtpd_fork.observe.control.protocol import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 NOBODY = 65534
 STATUS = b'{"v":1,"command":"status"}\n'
@@ -93,7 +94,7 @@ def test_pipelined_requests_are_answered_in_order(folder: Path) -> None:
 
 
 def test_every_request_and_every_fault_is_in_the_papers() -> None:
-    page = (Path(__file__).parents[2] / "docs/control.md").read_text()
+    page = read("docs/control.md")
     tables = page.partition("## The protocol")[2]
     rows = re.findall(r"^\| (`[^|]+) \|", tables, re.MULTILINE)
     told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from docs.test_papers import read
 from support.client import Client
 from support.daemon import COMMAND, LOCAL, PATIENCE, clean_environment
 from support.logs import HOSTILE, logging_with, objects, parse
+from support.page import read
 from support.server import serve
 
 from smtpd_fork.gate import Full, Refusal

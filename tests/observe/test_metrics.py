@@ -9,7 +9,6 @@ import resource
 import subprocess
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text_format
 from support.client import MAIL, RCPT, Client
 from support.nameserver import name_server
+from support.page import read
 from support.peers import peer, proc
 from support.server import until
 from support.status import watched
@@ -31,10 +31,12 @@ from smtpd_fork.sinks import Maildir
 from smtpd_fork.smtp.tally import BOUNDS, OUTCOMES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from support.status import Watched
     from support.tls import Certificates
 
-PAGE = Path(__file__).parents[2] / "docs/monitoring.md"
+PAGE = "docs/monitoring.md"
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 
 
@@ -165,14 +167,12 @@ async def test_the_names_that_are_written_down_are_those_that_are_told(
 
 
 def test_the_table_of_the_docs_is_the_collectors() -> None:
-    rows = re.findall(
-        r"^\| `(\w+)` \| (\w+) \| `?(\w*)`? \| (.+) \|$", PAGE.read_text(), re.MULTILINE
-    )
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| `?(\w*)`? \| (.+) \|$", read(PAGE), re.MULTILINE)
     assert rows == [(row.name, row.kind, row.label, row.text.rstrip(".")) for row in METRICS]
 
 
 def test_every_outcome_is_in_the_docs() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", read(PAGE), re.MULTILINE))
     assert {name: rows.get(name) for name in OUTCOMES} == OUTCOMES
 
 

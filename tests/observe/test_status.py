@@ -1,39 +1,31 @@
-"""Status by HTTP: health and readiness, and that nobody who asks can hold up mail."""
+"""Status by HTTP: health and readiness, and the daemon's --metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
-import socket
+import signal
 import urllib.error
 import urllib.request
-from contextlib import AsyncExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.client import PATIENCE, Client
+from support.client import Client
 from support.daemon import LOCAL, Daemon, run
 from support.daemon import until as until_told
-from support.dialogue import begin_data, connect
-from support.handlers import Collect
+from support.dialogue import begin_data
 from support.peers import needs_ipv6, proc
 from support.place import only_line
-from support.server import until
-from support.status import ask, get, watched
+from support.status import PATHS, get, watched
 
 from smtpd_fork.cli import metrics_listener
 from smtpd_fork.config import DaemonConfig, SettingError
 from smtpd_fork.errors import ConfigError
-from smtpd_fork.observe import http
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from signal import Signals
-
-PATHS = ("/", "/status.json", "/metrics", "/healthz", "/readyz")
 
 
 # -- what is told ----------------------------------------------------------------------------------
@@ -163,241 +155,6 @@ async def test_it_is_served_by_ipv6() -> None:
         assert (await seen.get("/readyz")).status == 200
 
 
-# -- who asks too much -----------------------------------------------------------------------------
-
-
-async def mail_goes_through(server: Any) -> None:
-    async with await Client.to(server.addresses[0]) as client:
-        await client.greet()
-        assert (await client.deliver()).code == 250
-
-
-async def test_so_many_are_answered_at_once_and_the_others_wait_in_the_kernel(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(http, "MOST", 3)
-    async with watched(Discard()) as seen:
-        front = seen.status._front
-        go_on = asyncio.Event()
-
-        async def slow(_: Any) -> http.Answer:
-            await go_on.wait()
-            return http.Answer(b"at last")
-
-        front._pages = {**front._pages, "/slow": slow}
-        first = [asyncio.create_task(seen.get("/slow")) for _ in range(6)]
-        await until(lambda: len(front._open) == 3)
-        late = asyncio.create_task(seen.get("/healthz"))
-        await mail_goes_through(seen.server)
-        await asyncio.sleep(2 * http.IDLE_SECONDS)
-        assert not late.done()
-        assert len(front._open) == 3
-        go_on.set()
-        assert (await late).status == 200
-        assert [page.body for page in await asyncio.gather(*first)] == ["at last"] * 6
-
-
-WAYS_TO_BE_SLOW = {
-    "nothing": b"",
-    "a part of a request": b"GET /metr",
-    "an endless header": b"GET / HTTP/1.1\r\nHost: x\r\nX: ",
-    "an answer that is not read": b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("way", WAYS_TO_BE_SLOW)
-async def test_slow_clients_do_not_hold_up_metrics(
-    way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sixty of them, from one address or many, that come again at once when they are ended."""
-    monkeypatch.setattr(http, "LONGEST_SECONDS", PATIENCE)
-    monkeypatch.setattr(http, "REQUEST_SECONDS", PATIENCE)
-
-    async def large(_: Any) -> http.Answer:
-        return http.Answer(bytes(1 << 24))
-
-    async def slow_client(number: int) -> None:
-        while True:
-            source = (f"127.0.0.{2 + number % 50}", 0)
-            reader, writer = await asyncio.open_connection(*seen.address[:2], local_addr=source)
-            try:
-                writer.write(WAYS_TO_BE_SLOW[way])
-                if way == "an answer that is not read":
-                    writer.transport.pause_reading()  # type: ignore[attr-defined]
-                    await asyncio.sleep(1)
-                else:
-                    await reader.read()
-            except ConnectionError:
-                pass
-            finally:
-                writer.transport.abort()
-
-    async with watched(Discard()) as seen:
-        seen.status._front._pages = {**seen.status._front._pages, "/large": large}
-        slow = [asyncio.create_task(slow_client(n)) for n in range(60)]
-        await until(lambda: len(seen.status._front._open) == http.MOST)
-        async with asyncio.timeout(5):
-            assert (await seen.get("/metrics")).status == 200
-        for task in slow:
-            task.cancel()
-        await asyncio.wait(slow)
-
-
-async def test_one_client_keeps_half_of_the_slots_idle_at_most() -> None:
-    async with watched(Discard()) as seen, AsyncExitStack() as stack:
-        front = seen.status._front
-        count = http.MOST_OF_ONE + 4
-        for _ in range(count):
-            _, writer = await asyncio.open_connection(*seen.address[:2])
-            stack.callback(writer.close)
-        await until(lambda: len(front._idle()) == count)
-        assert (await seen.get("/healthz")).status == 200
-        await until(lambda: len(front._open) < http.MOST_OF_ONE)
-
-
-async def test_so_many_are_accepted_in_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MOST_A_SECOND", 5)
-    async with watched(Discard()) as seen:
-        front = seen.status._front
-        asking = [asyncio.create_task(seen.get("/healthz")) for _ in range(12)]
-        seconds = []
-        turn = front._next_second
-
-        def counted() -> None:
-            seconds.append(front._accepted)
-            turn()
-
-        monkeypatch.setattr(front, "_next_second", counted)
-        assert [page.status for page in await asyncio.gather(*asking)] == [200] * 12
-        await until(lambda: sum(seconds) == 12)
-        assert max(seconds) <= 5
-
-
-async def test_a_slow_client_has_its_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "LONGEST_SECONDS", 0.05)
-    async with watched(Discard()) as seen:
-        for begun in (b"", b"GET /metr", b"GET / HTTP/1.1\r\nHost: x\r\n"):
-            page = await ask(seen.address, begun)
-            assert page.status in {0, 408}
-        await until(lambda: not seen.status._front._open)
-
-
-async def test_a_client_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "LONGEST_SECONDS", 0.2)
-    async with watched(Discard()) as seen:
-
-        async def large(_: Any) -> http.Answer:
-            return http.Answer(bytes(1 << 24))
-
-        seen.status._front._pages = {"/": large}
-        with closing(await asyncio.to_thread(connect, seen.address[:2])) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            front = seen.status._front
-            await until(lambda: front._open)
-            await mail_goes_through(seen.server)
-            await until(lambda: not front._open)
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        b"\0\xff" * 100 + b"\r\n\r\n",
-        b"EHLO client.example\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n",
-        b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n" * 3,
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-    ],
-)
-async def test_garbage_is_answered_or_cut_and_nobody_hears_of_it(
-    request_: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "LONGEST_SECONDS", 0.5)
-    caplog.set_level(logging.INFO)
-    async with watched(Discard()) as seen:
-        before = len(caplog.records)
-        page = await ask(seen.address, request_)
-        assert "aiohttp" not in str(page)
-        assert len(caplog.records) == before, caplog.text
-        await mail_goes_through(seen.server)
-        assert (await seen.get("/readyz")).status == 200
-
-
-@pytest.mark.parametrize("pad", [b"X: " + b"y" * 40_000, b"X: y\r\n" * 10_000])
-async def test_a_request_that_is_too_long_is_cut(pad: bytes) -> None:
-    async with watched(Discard()) as seen:
-        page = await ask(seen.address, b"GET / HTTP/1.1\r\n" + pad)
-        assert page.status in {0, 400, 431}
-        await until(lambda: not seen.status._front._open)
-
-
-async def test_a_body_is_not_read() -> None:
-    async with watched(Discard()) as seen:
-        head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
-        page = await ask(seen.address, head + b"x" * 1000)
-        assert page.status == 405
-        await until(lambda: not seen.status._front._open)
-
-
-async def test_many_who_ask_and_mail_at_the_same_time() -> None:
-    handler = Collect()
-    async with watched(handler, max_from_ip=0) as seen:
-
-        async def session() -> None:
-            async with await Client.to(seen.server.addresses[0]) as client:
-                await client.greet()
-                for _ in range(5):
-                    assert (await client.deliver()).code == 250
-
-        asked = [seen.get(PATHS[n % len(PATHS)]) for n in range(40)]
-        pages, _ = await asyncio.gather(
-            asyncio.gather(*asked), asyncio.gather(*(session() for _ in range(10)))
-        )
-        assert [page.status for page in pages] == [200] * 40
-        assert len(handler.messages) == 50
-
-
-async def test_at_the_stop_whoever_is_connected_is_closed(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async with watched(Discard()) as seen, AsyncExitStack() as stack:
-        readers = []
-        for _ in range(3):
-            reader, writer = await asyncio.open_connection(*seen.address[:2])
-            stack.callback(writer.close)
-            writer.write(b"GET / HT")
-            readers.append(reader)
-        await until(lambda: len(seen.status._front._open) == 3)
-        await seen.status.stop()
-        for reader in readers:
-            assert await reader.read() == b""
-        with pytest.raises(ConnectionRefusedError):
-            await seen.get("/healthz")
-
-
-async def test_without_descriptors_mail_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MOST_A_SECOND", 5)
-    async with watched(Discard()) as seen:
-        (listener,) = seen.status._front._listeners
-        accept = listener.accept
-        failed = 0
-
-        def fails() -> Any:
-            nonlocal failed
-            failed += 1
-            if failed == 1:
-                raise OSError(24, "Too many open files")
-            return accept()
-
-        monkeypatch.setattr(listener, "accept", fails)
-        assert (await seen.get("/healthz")).status == 200  # in the next second
-        assert failed == 2
-
-
 # -- the daemon ------------------------------------------------------------------------------------
 
 
@@ -422,7 +179,7 @@ def test_a_daemon_tells_how_it_is_and_that_it_stops(tmp_path: Path, loop: str) -
         assert 'smtpd_fork_sink_seconds_count{sink="discard"} 1.0' in told
         with daemon.smtp() as client:
             begin_data(client)
-            daemon.signal(_sigterm())
+            daemon.signal(signal.SIGTERM)
             daemon.wait_for("stopping: ")
             assert fetch(place, "/readyz") == (503, "stopping\n")
             until_told(lambda: '"data":1' in fetch(place, "/status.json")[1], "DATA in the status")
@@ -432,12 +189,6 @@ def test_a_daemon_tells_how_it_is_and_that_it_stops(tmp_path: Path, loop: str) -
             client.close()  # 421 comes next, and smtplib would complain of it
         assert daemon.process.wait(20) == 0  # not stop(): a second signal may be its last
         assert "Traceback" not in daemon.log
-
-
-def _sigterm() -> Signals:
-    from signal import SIGTERM
-
-    return SIGTERM
 
 
 def test_without_the_option_nothing_of_it_is_loaded(tmp_path: Path) -> None:

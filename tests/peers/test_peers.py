@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support import peers
 from support.daemon import clean_environment
-from support.page import ROOT
+from support.installation import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,14 +7,15 @@ from importlib import import_module
 from pathlib import Path
 
 from support.differences import INTENDED, observed
+from support.page import read
 
-DOCS = Path(__file__).parents[2] / "docs" / "qpsmtpd.md"
+DOCS = "docs/qpsmtpd.md"
 
 
 def test_every_intended_difference_is_in_the_table_with_its_reason_and_no_other() -> None:
     rows = [
         [cell.strip() for cell in line.strip("|").split(" | ")]
-        for line in DOCS.read_text().splitlines()
+        for line in read(DOCS).splitlines()
         if re.match(r"\| `[a-z0-9-]+`: ", line)
     ]
     assert all(len(row) == 4 and all(row) for row in rows)

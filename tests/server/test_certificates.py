@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.authority import Authority
 from support.client import Client
 from support.daemon import LOCAL, Daemon, run
 from support.openssl import s_client
@@ -26,12 +25,9 @@ from smtpd_fork.sinks import Discard
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from support.authority import Authority
+
 SMTPS = ("-l", "smtps:127.0.0.1:0", "--handler", "discard")
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 def files(*certs: Path, keys: tuple[Path, ...] = (), **more: Any) -> TlsFiles:

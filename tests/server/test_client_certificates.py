@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.authority import Authority, Issued
 from support.client import Client
 from support.daemon import LOCAL, PATIENCE, Daemon, messages
 from support.handlers import Collect
+from support.installation import ROOT
 from support.openssl import s_client, swaks
 from support.peers import peer
 from support.server import serve
 
-ROOT = Path(__file__).parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SMTPS = ("-l", "smtps:127.0.0.1:0", "--handler", "discard")
 
 

@@ -6,18 +6,12 @@ import asyncio
 import logging
 import os
 import shutil
-import signal
-from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.authority import Authority, Issued, Volume
+from support.authority import KEPT, RENEWED, Authority, Issued, Volume, copy
 from support.client import Client
-from support.daemon import LOCAL, Daemon, Detached, messages
-from support.daemon import until as until_now
-from support.openssl import Load, s_client, swaks
-from support.peers import needs_root, peers
 from support.server import serve, until
 
 from smtpd_fork.server.tls import Rotation, TlsFiles, rotation
@@ -30,23 +24,6 @@ if TYPE_CHECKING:
     from smtpd_fork import Server
 
 BOTH = ["127.0.0.1:0", "smtps:127.0.0.1:0"]
-RENEWED = "new handshakes use the certificates that were read again: "
-KEPT = "the certificates stay as they were: "
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
-
-
-@pytest.fixture
-def old(authority: Authority) -> Issued:
-    return authority.issue("old", "localhost", "127.0.0.1")
-
-
-@pytest.fixture
-def new(authority: Authority) -> Issued:
-    return authority.issue("new", "localhost", "127.0.0.1", "renewed.example")
 
 
 @pytest.fixture
@@ -63,10 +40,6 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings(issued: Issued, **more: Any) -> dict[str, Any]:
     return {"listen": BOTH, "tls_cert": str(issued.cert), "tls_key": str(issued.key), **more}
-
-
-def copy(source: Issued, target: Issued) -> None:
-    target.write(source.cert.read_bytes(), source.key.read_bytes())
 
 
 def shown(client: Client) -> str:
@@ -329,126 +302,3 @@ async def test_a_stopped_server_watches_no_more(old: Issued, quick: None) -> Non
         assert task is not None
         assert not task.done()
     assert task.done()
-
-
-# -- the daemon --------------------------------------------------------------------------------
-
-DAEMON = ("-l", "127.0.0.1:0", "-l", "smtps:127.0.0.1:0", "--handler", "discard")
-
-
-def ports(daemon: Daemon) -> list[int]:
-    return [int(place.rpartition(":")[2]) for place in daemon.places]
-
-
-def daemon_shows(daemon: Daemon, authority: Authority) -> set[str]:
-    plain, tls = ports(daemon)
-    shaken = [s_client(plain, authority, starttls=True), s_client(tls, authority)]
-    assert [one.status for one in shaken] == [0, 0]
-    return {one.serial for one in shaken}
-
-
-def test_a_hangup_has_the_certificates_read_again(
-    tmp_path: Path, authority: Authority, old: Issued, new: Issued
-) -> None:
-    was = old.serial
-    with Daemon(*DAEMON, *old.options, cwd=tmp_path) as daemon:
-        assert daemon_shows(daemon, authority) == {was}
-        copy(new, old)
-        daemon.signal(signal.SIGHUP)
-        daemon.wait_for(RENEWED)
-        assert daemon_shows(daemon, authority) == {new.serial}
-
-
-def test_a_key_that_cannot_be_used_does_not_keep_the_lists_from_being_read(
-    tmp_path: Path, authority: Authority, old: Issued, new: Issued
-) -> None:
-    denied, was = tmp_path / "denied", old.serial
-    denied.write_text("")
-    with Daemon(*DAEMON, *old.options, "--deny", str(denied), cwd=tmp_path) as daemon:
-        old.key.write_bytes(new.key.read_bytes())
-        denied.write_text("127.0.0.9\n")
-        daemon.signal(signal.SIGHUP)
-        daemon.wait_for(KEPT + ".*KEY_VALUES_MISMATCH")
-        daemon.wait_for("the settings were read again")
-        assert daemon_shows(daemon, authority) == {was}
-
-
-def test_a_detached_daemon_finds_its_files_by_the_paths_that_it_was_given(
-    tmp_path: Path, authority: Authority, old: Issued, new: Issued
-) -> None:
-    options = (*LOCAL, "--tls-cert", "old.pem", "--tls-key", "old.key")
-    with Detached(*options, cwd=tmp_path) as daemon:
-        copy(new, old)
-        until_now(lambda: RENEWED in daemon.text, "the renewal")
-        shaken = s_client(daemon.port, authority, starttls=True)
-        assert (shaken.status, shaken.serial) == (0, new.serial)
-
-
-def test_a_key_that_the_user_may_not_read_is_told_at_the_start_and_at_a_renewal(
-    public: Path, command_for_nobody: list[str]
-) -> None:
-    needs_root()
-    authority = Authority(public)
-    old = authority.issue("old", "localhost")
-    new, was = authority.issue("new", "localhost"), old.serial
-    old.key.chmod(0o600)
-    options = ("-u", "nobody", *DAEMON, *old.options)
-    with Daemon(*options, cwd=public, command=command_for_nobody) as daemon:
-        denied = rf"{old.key}: Permission denied \(for the user nobody\)"
-        daemon.wait_for(f"a renewed certificate will take a restart; cannot read {denied}")
-        copy(new, old)
-        daemon.wait_for(f"{KEPT}.*{denied}")
-        assert daemon_shows(daemon, authority) == {was}
-        old.key.chmod(0o644)
-        daemon.wait_for(RENEWED)
-        assert daemon_shows(daemon, authority) == {new.serial}
-        assert len([line for line in daemon.log.splitlines() if KEPT in line]) == 1
-
-
-# -- under load --------------------------------------------------------------------------------
-
-
-def test_certificates_are_renewed_under_load_and_no_handshake_fails(
-    tmp_path: Path, authority: Authority, old: Issued
-) -> None:
-    """By openssl in both forms, by swaks, and by one session that lasts."""
-    peers("openssl", "swaks")
-    volume = Volume(tmp_path / "volume", old)
-    options = (*DAEMON[:4], *volume.options, "--hostname", "mx.example.com")
-    with Daemon(*options, cwd=tmp_path) as daemon, ExitStack() as stack:
-        plain, tls = ports(daemon)
-        lasting = stack.enter_context(daemon.smtp("localhost"))
-        lasting.starttls(context=authority.client())
-        shakers = [
-            Load(lambda: s_client(plain, authority, starttls=True)),
-            Load(lambda: s_client(tls, authority)),
-            Load(lambda: s_client(tls, authority, "-tls1_2")),
-        ]
-        senders = [
-            Load(lambda: swaks(plain, authority, "--tls")),
-            Load(lambda: swaks(tls, authority, "--tls-on-connect")),
-        ]
-        clients = [*shakers, *senders]
-        for client in clients:
-            stack.enter_context(client)
-        now = old
-        for round_, hangup in enumerate([False, True, True, False, True], start=1):
-            now = authority.issue(f"round{round_}", "localhost", "127.0.0.1")
-            volume.put(now)
-            if hangup:
-                daemon.signal(signal.SIGHUP)
-            until_now(lambda: daemon.log.count(RENEWED) == round_, "the renewal")  # noqa: B023
-            lasting.sendmail("lasting@example.com", "b@example.com", "Subject: x\r\n\r\nx\r\n")
-            for client in clients:
-                came = client.come_anew()
-                assert came.status == 0, came.text
-                if client in shakers:
-                    assert came.serial == now.serial
-        for client in clients:
-            client.__exit__()
-            assert client.failed == []
-        lasting.quit()
-        assert "handshake failed" not in daemon.log
-        assert "no session" not in daemon.log
-    sent = sum(client.count for client in senders)
-    assert len(messages(tmp_path / "Maildir")) == sent + 5

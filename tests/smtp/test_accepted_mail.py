@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from peers.inputs import INPUTS
 from peers.servers import SERVERS, smtpd_fork
+from support.page import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # The first run installs nodemailer and Haraka, and compiles a program in Go.
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(300)]
 
-PAGE = Path(__file__).parents[2] / "docs" / "accepted-mail.md"
+PAGE = "docs/accepted-mail.md"
 
 _WITH_OPTION = re.compile(r"`(?P<options>--[^`]+)`: (?P<result>.+)")
 
@@ -30,7 +31,7 @@ def _table() -> dict[str, dict[str, str]]:
     """Return the cells of the page's first tables by row and heading."""
     table: dict[str, dict[str, str]] = {}
     heading: list[str] = []
-    for line in PAGE.read_text().splitlines():
+    for line in read(PAGE).splitlines():
         if not line.startswith("|"):
             heading = []
             continue

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import re
 from base64 import b64decode
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +17,7 @@ from aiosmtpd.smtp import AuthResult
 from smtp.test_faults_of_stock_commands import FAULTS as OF_COMMANDS
 from smtp.test_faults_of_stock_sessions import FAULTS as OF_SESSIONS
 from support.client import Client
+from support.page import read
 from support.server import serve
 from support.stock import BEGIN, OURS, STOCK, Bench, Fault, Keep, codes
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from support.tls import Certificates
 
-PAGE = Path(__file__).parents[2] / "docs/migrating-from-aiosmtpd.md"
+PAGE = "docs/migrating-from-aiosmtpd.md"
 
 
 class Nothing:
@@ -255,7 +255,7 @@ each_row = pytest.mark.parametrize("row", NEW, ids=lambda row: re.sub(r"\W+", "-
 
 
 def test_every_row_of_the_table_has_a_probe_and_every_probe_a_row() -> None:
-    text = PAGE.read_text().partition("## What differs")[2].partition("\n## ")[0]
+    text = read(PAGE).partition("## What differs")[2].partition("\n## ")[0]
     rows = [row for row in re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE) if row != "---"]
     known = [*NEW, *OLD]
     assert [row for row in rows if not any(row.startswith(each) for each in known)] == []

@@ -18,7 +18,6 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.client import MAIL, RCPT, Client, code_and_enhanced
 from support.daemon import Daemon
+from support.page import read
 from support.server import serve, until
 
 from smtpd_fork.config import Config
@@ -40,6 +40,7 @@ from smtpd_fork.smtp.framer import LINE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from support.tls import Certificates
 
@@ -360,7 +361,7 @@ def steady(pid: int) -> list[int]:
 def test_at_default_settings_one_client_holds_what_the_security_page_says(
     scheme: str, tmp_path: Path, certificates: Certificates
 ) -> None:
-    page = (Path(__file__).parents[2] / "docs/security.md").read_text()
+    page = read("docs/security.md")
     told = re.search(r"one client, with its (\d+) sessions \| (\d+) MiB; under TLS (\d+) MiB", page)
     assert told is not None
     count, most = int(told[1]), int(told[3 if scheme == "smtps" else 2]) << 20

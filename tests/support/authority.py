@@ -12,6 +12,10 @@ from cryptography import x509
 if TYPE_CHECKING:
     from pathlib import Path
 
+RENEWED = "new handshakes use the certificates that were read again: "
+KEPT = "the certificates stay as they were: "
+"""What the log says of a renewal, and of one that cannot be used."""
+
 
 class Authority:
     """A certificate authority, and where its files go.
@@ -96,3 +100,7 @@ class Volume:
         link = self.folder / "..data_tmp"
         link.symlink_to(new.name)
         link.rename(self.folder / "..data")
+
+
+def copy(source: Issued, target: Issued) -> None:
+    target.write(source.cert.read_bytes(), source.key.read_bytes())

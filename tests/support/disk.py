@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from smtpd_fork.sinks import Maildir
+
 STEPS = (
     *("create", "write", "sync file", "close file"),
     *("rename", "open directory", "sync directory", "close directory"),
@@ -109,3 +111,10 @@ class Hang:
 
 def _kind(descriptor: int) -> str:
     return "directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+
+
+def left(maildir: Maildir) -> list[str]:
+    """Return the files that are anywhere in the Maildir, as ``new/NAME``."""
+    return sorted(
+        f"{path.parent.name}/{path.name}" for path in maildir.path.rglob("*") if path.is_file()
+    )

@@ -1,10 +1,12 @@
-"""Handlers; stand-ins for what users write."""
+"""Handlers, stand-ins for what users write; and what their hooks are handed."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp import Envelope, Session
 
 
 class Collect:
@@ -36,3 +38,19 @@ class Notes(Discard):
         session.host_name = name
         self.sessions.append(session)
         return replies
+
+
+def a_session(**facts: Any) -> Any:
+    session = Session(SimpleNamespace(), "id-1")  # type: ignore[arg-type]  # no loop is needed
+    session.peer = ("192.0.2.1", 4025)
+    session.extended_smtp = True
+    for name, value in facts.items():
+        setattr(session, name, value)
+    return session
+
+
+def an_envelope(sender: str | None, *recipients: str, utf8: bool = False) -> Envelope:
+    envelope = Envelope()
+    envelope.mail_from, envelope.rcpt_tos = sender, list(recipients)
+    envelope.smtp_utf8 = utf8
+    return envelope

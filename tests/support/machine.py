@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from support.daemon import PATIENCE, clean_environment
-from support.page import ROOT
+from support.installation import ROOT
 from support.peers import namespaces, peers
 from support.transcript import is_as_shown
 

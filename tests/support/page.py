@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markdown_it import MarkdownIt
 
-if TYPE_CHECKING:
-    from markdown_it.token import Token
+from support.installation import ROOT
 
-ROOT = Path(__file__).parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from markdown_it.token import Token
 
 _APART = {"tls.md"}
 """Pages with a test of their own, which makes what their commands need: test_tls_page.py."""
@@ -24,6 +25,11 @@ PAGES = [
 ]
 
 _COMMENT = re.compile(r"<!--\s*(not run|file|output)\s*(?::\s*(.*?))?\s*-->", re.DOTALL)
+
+
+def read(name: str) -> str:
+    """Return the text of a file of the project."""
+    return (ROOT / name).read_text()
 
 
 @dataclass

@@ -15,6 +15,8 @@ from support.client import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+PATHS = ("/", "/status.json", "/metrics", "/healthz", "/readyz")
+
 
 class Page(NamedTuple):
     status: int
