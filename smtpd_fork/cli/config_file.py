@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from smtpd_fork.cli.options import OPTIONS
 from smtpd_fork.errors import ConfigError
-from smtpd_fork.secret import HIDDEN, shown_handlers
+from smtpd_fork.sanitizer import HIDDEN, shown_handlers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

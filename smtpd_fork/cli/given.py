@@ -16,7 +16,7 @@ from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS
 from smtpd_fork.cli.resolve_paths import resolve_paths
 from smtpd_fork.config import DaemonConfig, SettingError
 from smtpd_fork.errors import ExitStatus, SmtpdForkError
-from smtpd_fork.secret import shown_handlers
+from smtpd_fork.sanitizer import shown_handlers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

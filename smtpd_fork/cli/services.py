@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.observe import Notifications
 from smtpd_fork.observe.control import Control
-from smtpd_fork.observe.logs import LogKeeper
+from smtpd_fork.observe.logs import LogReload
 
 if TYPE_CHECKING:
     import socket
@@ -37,13 +37,13 @@ def services_of(
     :param drain: has the daemon end with its last session, or after so many seconds
     :raises SmtpdForkError: one of them cannot be
     """
-    yield LogKeeper()
+    yield LogReload()
     if holdings.control is not None:
         yield Control(holdings.control, server, drain)
     if holdings.metrics:
-        from smtpd_fork.observe.status import Status  # noqa: PLC0415 - an extra has its libraries
+        from smtpd_fork.observe.status_server import StatusServer  # noqa: PLC0415 - an extra has its libraries
 
-        yield Status(server, holdings.metrics)
+        yield StatusServer(server, holdings.metrics)
     if holdings.notifier is not None:
         yield Notifications(holdings.notifier, server.gate)
 

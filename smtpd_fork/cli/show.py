@@ -13,7 +13,7 @@ import click
 from smtpd_fork.cli.config_file import key_of
 from smtpd_fork.cli.options import OPTIONS, format_setting
 from smtpd_fork.cli.settings_command import SettingsCommand, faults
-from smtpd_fork.secret import hidden, shown_handlers
+from smtpd_fork.sanitizer import hidden, shown_handlers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

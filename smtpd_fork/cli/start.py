@@ -37,7 +37,7 @@ from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.listeners import dns_checks_of
 from smtpd_fork.observe.logs import set_up_logging
-from smtpd_fork.secret import shown_handler
+from smtpd_fork.sanitizer import shown_handler
 from smtpd_fork.server import Server
 from smtpd_fork.smtp import Tally
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
-    from smtpd_fork.observe.logs import Courier
+    from smtpd_fork.observe.logs import LogQueue
 
 __all__ = ["start"]
 
@@ -64,7 +64,7 @@ class _Prepared(NamedTuple):
     server: Server
     warnings: list[str]
     """Not told before the start is sure: of a start that fails, the fault is the one line."""
-    courier: Courier | None
+    log_queue: LogQueue | None
     """Who writes the log; None if nobody does."""
 
 
@@ -110,13 +110,13 @@ def _serve(
     if holdings.pid_file is not None and holdings.successor is None:  # else it is another's still
         with error_origin("pid_file"):
             holdings.pid_file.write(os.getpid())
-    if prepared.courier is not None:
-        prepared.courier.begin()  # after the last fork, which no thread survives
+    if prepared.log_queue is not None:
+        prepared.log_queue.begin()  # after the last fork, which no thread survives
     for warning in prepared.warnings:
         log.warning("%s", warning)
     ready = None
     if word is not None:
-        ready = partial(word.serving, MUTE if prepared.courier is None else "")
+        ready = partial(word.serving, MUTE if prepared.log_queue is None else "")
     server = prepared.server
     # It begins a thread, so after the last fork as well.
     ending = Ending(
@@ -132,9 +132,9 @@ def _set_up(config: DaemonConfig, holdings: Holdings, left_over: ExitStack) -> _
     passed = passed_sockets(os.environ)
     holdings.notifier = Notifier.of_environment(os.environ)
     with error_origin("log_to"):
-        courier = set_up_logging(config)
-    if courier is not None:
-        left_over.callback(courier.end)  # first in, last out: what ends is told until then
+        log_queue = set_up_logging(config)
+    if log_queue is not None:
+        left_over.callback(log_queue.end)  # first in, last out: what ends is told until then
     descriptors = raise_descriptor_limit(_wanted_descriptors(config))
     account = None
     if config.user is not None:
@@ -174,7 +174,7 @@ def _set_up(config: DaemonConfig, holdings: Holdings, left_over: ExitStack) -> _
     with error_origin("handler"):
         chain.prepare()
     warnings = [*holdings.warnings, *_warnings(config, chain, descriptors)]
-    return _Prepared(server, warnings, courier)
+    return _Prepared(server, warnings, log_queue)
 
 
 def _check_folder() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from smtpd_fork.errors import HandlerError
 from smtpd_fork.handlers.chain import Chain
-from smtpd_fork.secret import shown_handler, without_arguments
+from smtpd_fork.sanitizer import shown_handler, without_arguments
 from smtpd_fork.sinks import Debug, Discard, Maildir
 
 if TYPE_CHECKING:

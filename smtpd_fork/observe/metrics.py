@@ -1,6 +1,6 @@
 """Metrics: a server's figures, as Prometheus reads them.
 
-Every metric is a row of :data:`METRICS`, and a value made of facts below. docs/monitoring.md has
+Every metric is a row of :data:`METRICS`, and a value made of snapshot below. docs/monitoring.md has
 the same rows. A label has values that this program chooses, or whoever configures it: never a
 client, and never what a handler says.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from smtpd_fork.observe.facts import Facts
+    from smtpd_fork.observe.snapshot import Snapshot
     from smtpd_fork.smtp.tally import Latency, Tally
 
 __all__ = ["METRICS", "Metrics", "Row"]
@@ -101,7 +101,7 @@ class _Families:
 
 
 class Metrics:
-    """Turns facts into the text that Prometheus reads.
+    """Turns snapshot into the text that Prometheus reads.
 
     :param tally: what sessions have counted
     """
@@ -117,26 +117,26 @@ class Metrics:
             "uvloop": version("uvloop"),
         }
 
-    def page(self, facts: Facts, accept: str) -> tuple[bytes, str]:
+    def page(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
         """Return the metrics, and their content type, as the header Accept wants them.
 
         OpenMetrics if it asks for that, else Prometheus' text format.
         """
         process = self._process.collect(self._texts)
         encode, content_type = choose_encoder(accept)
-        families: Any = _Families([*self.collect(facts), *process])
+        families: Any = _Families([*self.collect(snapshot), *process])
         return encode(families), content_type
 
-    def collect(self, facts: Facts) -> list[Metric]:
+    def collect(self, snapshot: Snapshot) -> list[Metric]:
         """Return the metrics that are our own."""
         tally = self._tally
         values: dict[str, object] = {
-            "smtpd_fork_sessions": facts.phases,
-            "smtpd_fork_sessions_limit": facts.limit,
-            "smtpd_fork_sources": facts.sources,
-            "smtpd_fork_admissions_total": facts.stats["admitted"],
-            "smtpd_fork_refusals_total": _by_rule(refusals(facts.stats)),
-            "smtpd_fork_ready": int(facts.state == "serving"),
+            "smtpd_fork_sessions": snapshot.phases,
+            "smtpd_fork_sessions_limit": snapshot.limit,
+            "smtpd_fork_sources": snapshot.sources,
+            "smtpd_fork_admissions_total": snapshot.stats["admitted"],
+            "smtpd_fork_refusals_total": _by_rule(refusals(snapshot.stats)),
+            "smtpd_fork_ready": int(snapshot.state == "serving"),
             "smtpd_fork_received_bytes_total": tally.received,
             "smtpd_fork_messages_total": tally.outcomes(),
             "smtpd_fork_message_bytes_total": tally.content,
@@ -144,17 +144,17 @@ class Metrics:
             "smtpd_fork_sink_seconds": tally.sinks,
             "smtpd_fork_loop_lag_seconds": {"": tally.lag},
             "smtpd_fork_accept_queue": {
-                name: queue.waiting for name, queue in facts.queues if queue is not None
+                name: queue.waiting for name, queue in snapshot.queues if queue is not None
             },
             "smtpd_fork_accept_queue_limit": {
-                name: queue.limit for name, queue in facts.queues if queue is not None
+                name: queue.limit for name, queue in snapshot.queues if queue is not None
             },
             "smtpd_fork_tls_handshakes_total": {
                 "done": tally.tls_done,
                 "failed": tally.tls_failed,
-                "refused": facts.stats.get("refused_tls_failure_rate", 0),
+                "refused": snapshot.stats.get("refused_tls_failure_rate", 0),
             },
-            "smtpd_fork_dnsbl_zone_enabled": {zone: int(on) for zone, on in facts.zones.items()},
+            "smtpd_fork_dnsbl_zone_enabled": {zone: int(on) for zone, on in snapshot.zones.items()},
             "smtpd_fork_build_info": self._build,
         }
         return [_family(_ROWS[name], value) for name, value in values.items()]

@@ -73,7 +73,7 @@ def test_a_place_of_the_log_that_is_not_there_is_a_fault_if_it_was_asked_for(
 ) -> None:
     monkeypatch.setattr(setup, name, str(tmp_path / "log"))
     with pytest.raises(OperatingSystemError, match=f"{where}: there is no {tmp_path}"):
-        setup.courier_for(DaemonConfig.build({"log_to": where}))
+        setup.log_queue_of(DaemonConfig.build({"log_to": where}))
 
 
 def test_a_syslog_that_is_not_there_is_done_without_if_it_was_not_asked_for(
@@ -81,7 +81,7 @@ def test_a_syslog_that_is_not_there_is_done_without_if_it_was_not_asked_for(
 ) -> None:
     """In a container, where nobody listens."""
     monkeypatch.setattr(setup, "SYSLOG", str(tmp_path / "log"))
-    assert setup.courier_for(DaemonConfig.build({"detach": True})) is None
+    assert setup.log_queue_of(DaemonConfig.build({"detach": True})) is None
 
 
 def test_a_fault_leaves_a_socket_where_somebody_answers(place: Place) -> None:

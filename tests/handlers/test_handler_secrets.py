@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.daemon import Daemon, run
 
-from smtpd_fork.secret import hidden, shown_handler, without_arguments
+from smtpd_fork.sanitizer import hidden, shown_handler, without_arguments
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from aiosmtpd.handlers import Mailbox, Sink
 from smtpd_fork.errors import ExitStatus, HandlerError
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.handlers.load import load_handler
-from smtpd_fork.secret import shown_handler
+from smtpd_fork.sanitizer import shown_handler
 from smtpd_fork.sinks import Debug, Discard, Maildir
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from support.logs import bound, entry_from, logging_with, objects
 from support.peers import namespaces, peer, peers
 
 from smtpd_fork.config import DaemonConfig
-from smtpd_fork.observe.logs import LogKeeper, setup
+from smtpd_fork.observe.logs import LogReload, setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,8 +124,8 @@ def test_a_syslogd_that_is_started_anew_is_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, "SYSLOG", str(tmp_path / "dev-log"))
-    with rsyslogd(tmp_path) as heard, logging_with(log_to="syslog") as courier:
-        courier.begin()
+    with rsyslogd(tmp_path) as heard, logging_with(log_to="syslog") as log_queue:
+        log_queue.begin()
         log.info("first", extra={"session": "ab-1"})
         until(lambda: heard.exists() and "first" in heard.read_text(), "the first line")
         with rsyslogd(tmp_path):
@@ -142,14 +142,14 @@ def test_while_there_is_no_syslogd_entries_are_lost_and_the_count_is_told_later(
     path = tmp_path / "dev-log"
     monkeypatch.setattr(setup, "SYSLOG", str(path))
     first = bound(path)
-    with logging_with(log_to="syslog") as courier:
-        courier.begin()
+    with logging_with(log_to="syslog") as log_queue:
+        log_queue.begin()
         log.info("one")
         assert first.recv(1000).endswith(b"INFO one")
         first.close()
         path.unlink()
         log.info("two")
-        until(lambda: courier._failed == 1, "the loss")
+        until(lambda: log_queue._failed == 1, "the loss")
         with bound(path) as second:
             log.info("three")
             assert second.recv(1000).endswith(b"INFO three")
@@ -183,8 +183,8 @@ def test_an_entry_of_the_journal_has_its_fields(
 ) -> None:
     """A large one comes as a file in memory: more characters than fit into the small buffer."""
     monkeypatch.setattr(setup, "JOURNALD", str(tmp_path / "socket"))
-    with bound(tmp_path / "socket") as sock, logging_with(log_to="journald") as courier:
-        courier._outlet._socket.setsockopt(1, 7, 4096)  # type: ignore[attr-defined]  # SO_SNDBUF
+    with bound(tmp_path / "socket") as sock, logging_with(log_to="journald") as log_queue:
+        log_queue._target._socket.setsockopt(1, 7, 4096)  # type: ignore[attr-defined]  # SO_SNDBUF
         try:
             raise ValueError("x" * size)  # noqa: TRY301 - there has to be a traceback
         except ValueError:
@@ -278,7 +278,7 @@ def test_the_real_journald_has_the_fields(tmp_path: Path) -> None:
 _WITHOUT_SYSLOG = """
 import sys
 from smtpd_fork.config import DaemonConfig
-from smtpd_fork.observe.logs import LogKeeper, setup
+from smtpd_fork.observe.logs import LogReload, setup
 setup.SYSLOG = "/nonexistent"
 from smtpd_fork.cli import main
 sys.exit(main())
@@ -309,7 +309,7 @@ def test_a_start_that_fails_warns_of_nothing(tmp_path: Path) -> None:
 async def test_the_level_is_the_one_of_the_settings_that_hold(tmp_path: Path) -> None:
     with logging_with(log_to=str(tmp_path / "log"), log_format="json"):
         log.debug("before")
-        await LogKeeper().reloaded(DaemonConfig.build({"log_level": "debug"}))
+        await LogReload().reloaded(DaemonConfig.build({"log_level": "debug"}))
         log.debug("after")
     assert "after" in {entry["message"] for entry in objects(tmp_path / "log")}
     assert "before" not in {entry["message"] for entry in objects(tmp_path / "log")}

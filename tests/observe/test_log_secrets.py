@@ -54,8 +54,8 @@ async def test_credentials_are_in_no_line(
     form: str, log_format: str, asking: Any, tmp_path: Path, certificates: Certificates
 ) -> None:
     path = tmp_path / "log"
-    with logging_with(log_to=str(path), log_format=log_format, log_level="debug") as courier:
-        courier.begin()
+    with logging_with(log_to=str(path), log_format=log_format, log_level="debug") as log_queue:
+        log_queue.begin()
         async with connected("starttls", certificates, authenticator=asking) as client:
             await hello(client)
             for line in FORMS[form]:
@@ -125,8 +125,8 @@ async def test_nothing_of_a_message_is_in_a_line(
     if sink == "maildir":
         handler = Maildir(tmp_path / "mail")
         handler.prepare()
-    with logging_with(log_to=str(path), log_format=log_format, log_level="debug") as courier:
-        courier.begin()
+    with logging_with(log_to=str(path), log_format=log_format, log_level="debug") as log_queue:
+        log_queue.begin()
         async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
             await client.greet()
             await WAYS[way](client)

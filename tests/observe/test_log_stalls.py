@@ -20,9 +20,9 @@ from support.daemon import COMMAND, PATIENCE, clean_environment, until
 from support.logs import bound, logging_with
 from support.server import serve
 
-from smtpd_fork.observe.logs import Courier, setup
+from smtpd_fork.observe.logs import LogQueue, setup
 from smtpd_fork.observe.logs.formats import JsonFormat, TextFormat, for_stream
-from smtpd_fork.observe.logs.outlets import FileOutlet, StreamOutlet
+from smtpd_fork.observe.logs.log_targets import FileTarget, StreamTarget
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Pipe:
         self.read, self.write = os.pipe()
         self.size = fcntl.fcntl(self.write, fcntl.F_SETPIPE_SZ, 4096)
 
-    def drain(self, courier: Courier) -> bytes:
+    def drain(self, log_queue: LogQueue) -> bytes:
         """Read until nothing is queued any more."""
         os.set_blocking(self.read, False)
         heard = b""
@@ -52,8 +52,8 @@ class Pipe:
                 heard += os.read(self.read, 1 << 16)
             except BlockingIOError:
                 return (
-                    courier._put_bytes == courier._taken_bytes
-                    and courier._told == courier._dropped + courier._failed
+                    log_queue._put_bytes == log_queue._taken_bytes
+                    and log_queue._told == log_queue._dropped + log_queue._failed
                 )
             return False
 
@@ -75,12 +75,12 @@ def entry(text: str) -> logging.LogRecord:
 
 
 def test_what_does_not_fit_is_dropped_and_its_count_is_told(pipe: Pipe) -> None:
-    with closing(Courier(StreamOutlet(pipe.write), TEXT, queue_bytes=50_000)) as courier:
-        courier.begin()
+    with closing(LogQueue(StreamTarget(pipe.write), TEXT, queue_bytes=50_000)) as log_queue:
+        log_queue.begin()
         for number in range(10_000):
-            courier.handle(entry(f"line {number}"))
-        assert courier._put_bytes - courier._taken_bytes < 50_000 + 200
-        heard = pipe.drain(courier).decode()
+            log_queue.handle(entry(f"line {number}"))
+        assert log_queue._put_bytes - log_queue._taken_bytes < 50_000 + 200
+        heard = pipe.drain(log_queue).decode()
     lines = heard.splitlines()
     told = [int(m[1]) for m in re.finditer(r"WARNING (\d+) entries of the log were lost", heard)]
     kept = [line for line in lines if line.startswith("INFO line")]
@@ -90,35 +90,35 @@ def test_what_does_not_fit_is_dropped_and_its_count_is_told(pipe: Pipe) -> None:
 
 
 def test_the_end_does_not_wait_for_a_pipe_that_nobody_reads(pipe: Pipe) -> None:
-    courier = Courier(StreamOutlet(pipe.write), TEXT)
-    courier.begin()
+    log_queue = LogQueue(StreamTarget(pipe.write), TEXT)
+    log_queue.begin()
     for _ in range(1000):
-        courier.handle(entry("x" * 100))
-    thread = courier._thread
+        log_queue.handle(entry("x" * 100))
+    thread = log_queue._thread
     assert thread is not None
-    courier.end(0.05)
+    log_queue.end(0.05)
     thread.join(PATIENCE)
     assert not thread.is_alive()
-    courier.handle(entry("after the end"))  # and waits for nobody
-    courier.close()
+    log_queue.handle(entry("after the end"))  # and waits for nobody
+    log_queue.close()
     os.set_blocking(pipe.read, False)
     assert len(os.read(pipe.read, 1 << 20)) <= pipe.size
 
 
 def test_the_end_writes_what_is_queued(pipe: Pipe) -> None:
-    courier = Courier(StreamOutlet(pipe.write), TEXT)
-    courier.begin()
+    log_queue = LogQueue(StreamTarget(pipe.write), TEXT)
+    log_queue.begin()
     heard: list[str] = []
     for number in range(3000):
-        courier.handle(entry(f"line {number}"))
+        log_queue.handle(entry(f"line {number}"))
     reader = threading.Thread(target=lambda: heard.extend(read_to_end(pipe.read)))
     reader.start()
-    courier.end(PATIENCE)
-    courier.handle(entry("after the end"))
+    log_queue.end(PATIENCE)
+    log_queue.handle(entry("after the end"))
     os.close(pipe.write)
     reader.join(PATIENCE)
     assert heard == [*(f"INFO line {number}" for number in range(3000)), "INFO after the end"]
-    courier.close()
+    log_queue.close()
 
 
 def read_to_end(descriptor: int) -> list[str]:
@@ -133,7 +133,7 @@ def test_a_disk_that_is_full_loses_entries_and_tears_no_line(
     real, room = os.write, [25]
 
     def write(descriptor: int, data: bytes) -> int:
-        if descriptor != outlet._descriptor:
+        if descriptor != target._descriptor:
             return real(descriptor, data)
         if not room[0]:
             raise OSError(errno.ENOSPC, "full")
@@ -141,16 +141,16 @@ def test_a_disk_that_is_full_loses_entries_and_tears_no_line(
         room[0] -= written
         return written
 
-    outlet = FileOutlet(tmp_path / "log")
+    target = FileTarget(tmp_path / "log")
     monkeypatch.setattr(os, "write", write)
-    with closing(Courier(outlet, TEXT)) as courier:
+    with closing(LogQueue(target, TEXT)) as log_queue:
         for number in range(4):
-            courier.handle(entry(f"number {number}"))  # 14 bytes each: one, and most of another
-        assert courier._failed == 3
+            log_queue.handle(entry(f"number {number}"))  # 14 bytes each: one, and most of another
+        assert log_queue._failed == 3
         room[0] = 1000
-        courier.begin()
-        courier.handle(entry("room again"))
-        until(lambda: courier._told == 3, "the report")
+        log_queue.begin()
+        log_queue.handle(entry("room again"))
+        until(lambda: log_queue._told == 3, "the report")
     told = "WARNING 3 entries of the log were lost: it could not be written"
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines == ["INFO number 0", "INFO number", "INFO room again", told]
@@ -160,36 +160,36 @@ def test_a_journald_that_hangs_is_waited_for_by_the_thread_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, "JOURNALD", str(tmp_path / "socket"))
-    with bound(tmp_path / "socket") as sock, logging_with(log_to="journald") as courier:
-        courier.begin()
+    with bound(tmp_path / "socket") as sock, logging_with(log_to="journald") as log_queue:
+        log_queue.begin()
         for number in range(2000):  # more than a socket's queue holds (max_dgram_qlen)
             log.info("line %d", number)
-        assert courier._put_bytes > courier._taken_bytes
+        assert log_queue._put_bytes > log_queue._taken_bytes
         heard = [sock.recv(4096).partition(b"\n")[0] for _ in range(2000)]
     assert heard == [b"MESSAGE=line %d" % number for number in range(2000)]
 
 
 async def test_mail_goes_on_while_the_log_stands_still(pipe: Pipe) -> None:
-    courier = Courier(StreamOutlet(pipe.write), for_stream(JsonFormat()), queue_bytes=50_000)
+    log_queue = LogQueue(StreamTarget(pipe.write), for_stream(JsonFormat()), queue_bytes=50_000)
     root = logging.getLogger()
     level = root.level
-    root.addHandler(courier)
+    root.addHandler(log_queue)
     root.setLevel("DEBUG")
-    courier.begin()
+    log_queue.begin()
     try:
         async with serve(Discard()) as server:
             for _ in range(100):
                 async with await Client.to(server.addresses[0]) as client:
                     await client.greet()
                     assert (await client.deliver()).code == 250
-            assert courier._put_bytes > courier._taken_bytes
-            assert courier._dropped > 0
-        for line in pipe.drain(courier).decode().splitlines():
+            assert log_queue._put_bytes > log_queue._taken_bytes
+            assert log_queue._dropped > 0
+        for line in pipe.drain(log_queue).decode().splitlines():
             json.loads(line)
     finally:
         root.setLevel(level)
-        root.removeHandler(courier)
-        courier.close()
+        root.removeHandler(log_queue)
+        log_queue.close()
 
 
 def test_a_daemon_whose_standard_error_nobody_reads_takes_mail_and_ends(tmp_path: Path) -> None:
@@ -232,11 +232,11 @@ def session(path: Path) -> None:
 
 
 def test_a_child_that_a_handler_forks_writes_its_own_entries(tmp_path: Path) -> None:
-    with logging_with(log_to=str(tmp_path / "log")) as courier:
-        courier.begin()
+    with logging_with(log_to=str(tmp_path / "log")) as log_queue:
+        log_queue.begin()
         log.info("of the parent")
-        courier.end()
-        courier.begin()
+        log_queue.end()
+        log_queue.begin()
         pid = os.fork()
         if not pid:
             log.info("of the child")
@@ -249,16 +249,16 @@ def test_a_child_that_a_handler_forks_writes_its_own_entries(tmp_path: Path) -> 
 
 def test_what_logs_while_it_is_logged_does_not_lock_up(tmp_path: Path) -> None:
     """As an object's own words may, and finalizers, which run anywhere."""
-    with closing(Courier(FileOutlet(tmp_path / "log"), TEXT)) as courier:
-        courier.begin()
+    with closing(LogQueue(FileTarget(tmp_path / "log"), TEXT)) as log_queue:
+        log_queue.begin()
 
         class Talks:
             def __str__(self) -> str:
-                courier.handle(entry("inner"))
+                log_queue.handle(entry("inner"))
                 return "outer"
 
         for _ in range(100):
-            courier.handle(
+            log_queue.handle(
                 logging.makeLogRecord({"levelname": "INFO", "msg": "%s", "args": (Talks(),)})
             )
     assert (tmp_path / "log").read_text().splitlines() == ["INFO inner", "INFO outer"] * 100

@@ -168,8 +168,8 @@ class Talks(Discard):
 async def test_all_lines_of_a_session_have_its_id(tmp_path: Path) -> None:
     """Those of its handlers as well, in each kind of hook; and none of another's."""
     path = tmp_path / "log"
-    with logging_with(log_to=str(path), log_format="json", log_level="debug") as courier:
-        courier.begin()
+    with logging_with(log_to=str(path), log_format="json", log_level="debug") as log_queue:
+        log_queue.begin()
         async with serve(Talks()) as server:
             clients = [
                 await Client.to(server.addresses[0], source=f"127.0.0.{n}") for n in (1, 2, 3)

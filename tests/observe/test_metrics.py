@@ -25,8 +25,8 @@ from support.status import watched
 from smtpd_fork import Gate, Refusal, __version__
 from smtpd_fork.gate.statistics import CURES
 from smtpd_fork.observe import process
-from smtpd_fork.observe.facts import LISTED, PHASES, SLICE
 from smtpd_fork.observe.metrics import METRICS
+from smtpd_fork.observe.snapshot import LISTED, PHASES, SLICE
 from smtpd_fork.sinks import Maildir
 from smtpd_fork.smtp.tally import BOUNDS, OUTCOMES
 
@@ -59,7 +59,7 @@ class Judge:
 
 async def figures(watched: Watched) -> dict[tuple[str, str], float]:
     """Return every sample by its name and its label's value."""
-    watched.status._lookout._good_until = 0
+    watched.status._snapshots._good_until = 0
     page = await watched.get("/metrics")
     assert (page.status, page.headers["content-type"]) == (
         200,
@@ -281,13 +281,13 @@ async def test_many_sessions_are_looked_at_in_slices() -> None:
 
     async with watched(Judge(), gate=gate) as seen:
         counting = asyncio.create_task(count())
-        facts = await seen.status._lookout.facts()
+        snapshot = await seen.status._snapshots.latest()
         counting.cancel()
         assert turns >= 3
-        assert facts.sessions == len(tickets)
-        assert facts.phases["arriving"] == len(tickets)
-        assert (facts.sources, facts.top[0]) == (3 * SLICE + 1, ("10.9.9.9", 5))
-        assert [e.since for e in facts.oldest] == sorted(t.since for t in tickets)[:LISTED]  # type: ignore[union-attr]
+        assert snapshot.sessions == len(tickets)
+        assert snapshot.phases["arriving"] == len(tickets)
+        assert (snapshot.sources, snapshot.top[0]) == (3 * SLICE + 1, ("10.9.9.9", 5))
+        assert [e.since for e in snapshot.oldest] == sorted(t.since for t in tickets)[:LISTED]  # type: ignore[union-attr]
         for ticket in tickets:
             ticket.release()  # type: ignore[union-attr]
 

@@ -58,7 +58,7 @@ async def test_from_the_first_moment_of_the_stop_it_is_not_ready() -> None:
 
 async def test_before_it_serves_it_is_not_ready() -> None:
     async with watched(Discard()) as seen:
-        seen.status._lookout.state = "starting"
+        seen.status._snapshots.state = "starting"
         assert (await seen.get("/readyz"))[::2] == (503, "starting\n")
 
 

@@ -21,8 +21,8 @@ from support.peers import peer
 from smtpd_fork.gate import Entry
 from smtpd_fork.listeners.backlog import Backlog
 from smtpd_fork.observe.chart import COLOURS, bars, leading
-from smtpd_fork.observe.facts import PHASES, Facts
-from smtpd_fork.observe.page import POLICY, STYLE, as_json, render
+from smtpd_fork.observe.snapshot import PHASES, Snapshot
+from smtpd_fork.observe.status_page import POLICY, STYLE, as_json, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,7 @@ def entry(**more: Any) -> Entry:
     return Entry(**{**values, **more})
 
 
-FACTS = Facts(
+SNAPSHOT = Snapshot(
     at=1_700_000_000.0,
     uptime=3_700.0,
     state="serving",
@@ -87,7 +87,7 @@ class Text(HTMLParser):
 
 
 def test_the_page_says_what_is() -> None:
-    text = " ".join(Text(render(FACTS, "mx.example.com")).text.split())
+    text = " ".join(Text(render(SNAPSHOT, "mx.example.com")).text.split())
     for words in (
         "mx.example.com",
         "serving for 1 h 1 min, smtpd-fork",
@@ -104,13 +104,13 @@ def test_the_page_says_what_is() -> None:
 
 
 def test_the_rest_of_the_sessions_is_counted() -> None:
-    facts = replace(FACTS, phases={**FACTS.phases, "data": 41})
-    assert "and 41 more sessions" in Text(render(facts, "h")).text
+    snapshot = replace(SNAPSHOT, phases={**SNAPSHOT.phases, "data": 41})
+    assert "and 41 more sessions" in Text(render(snapshot, "h")).text
 
 
 def test_an_empty_server_has_a_page_as_well() -> None:
-    facts = replace(
-        FACTS,
+    snapshot = replace(
+        SNAPSHOT,
         phases=dict.fromkeys(PHASES, 0),
         stats={"admitted": 0, "refused": 0},
         minutes=[{}] * 60,
@@ -118,7 +118,7 @@ def test_an_empty_server_has_a_page_as_well() -> None:
         top=[],
         queues=[],
     )
-    text = Text(render(facts, "h")).text
+    text = Text(render(snapshot, "h")).text
     assert text.count("nobody is in") == 3
     assert "nobody was refused" in text
 
@@ -136,26 +136,26 @@ def test_an_empty_server_has_a_page_as_well() -> None:
     ],
 )
 def test_whatever_a_client_chooses_is_text_and_no_more(hostile: dict[str, Any]) -> None:
-    page = render(replace(FACTS, oldest=[entry(**hostile)]), "h")
-    assert Text(page).tags == Text(render(FACTS, "h")).tags
+    page = render(replace(SNAPSHOT, oldest=[entry(**hostile)]), "h")
+    assert Text(page).tags == Text(render(SNAPSHOT, "h")).tags
     assert len(page) < 20_000
-    told = msgspec.json.decode(as_json(replace(FACTS, oldest=[entry(**hostile)]), "h"))
+    told = msgspec.json.decode(as_json(replace(SNAPSHOT, oldest=[entry(**hostile)]), "h"))
     assert told["oldest_sessions"][0]["state"] == "command"
 
 
 def test_names_of_sources_rules_and_hosts_are_text_and_no_more() -> None:
-    facts = replace(
-        FACTS,
+    snapshot = replace(
+        SNAPSHOT,
         top=[(HOSTILE, 1)],
         minutes=[{HOSTILE: 5}],
-        stats={**FACTS.stats, f"refused_{HOSTILE}": 5},
+        stats={**SNAPSHOT.stats, f"refused_{HOSTILE}": 5},
         queues=[(HOSTILE, None)],
     )
-    assert not set(Text(render(facts, HOSTILE)).tags) & {"script", "img"}
+    assert not set(Text(render(snapshot, HOSTILE)).tags) & {"script", "img"}
 
 
 def test_the_policy_allows_the_one_style_and_nothing_else() -> None:
-    assert render(FACTS, "h").decode().count(f"<style>{STYLE}</style>") == 1
+    assert render(SNAPSHOT, "h").decode().count(f"<style>{STYLE}</style>") == 1
     assert re.fullmatch(
         r"default-src 'none'; style-src 'sha256-[\w+/]+='; img-src data:; "
         r"frame-ancestors 'none'; base-uri 'none'; form-action 'none'",

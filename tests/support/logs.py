@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from smtpd_fork.observe.logs import Courier
+    from smtpd_fork.observe.logs import LogQueue
 
 HOSTILE = "a\r\n2026-01-01 00:00:00,000 ERROR forged\x00\x1b[2J\x7f\x85\x9b\u2028\u202eé\udc80\tz"
 """What would end a line, begin one, or speak to a terminal."""
 
 
 @contextmanager
-def logging_with(**settings: Any) -> Iterator[Courier]:
+def logging_with(**settings: Any) -> Iterator[LogQueue]:
     """Have all of this process logged as the daemon does; afterwards as before."""
     root, mail = logging.getLogger(), logging.getLogger("mail.log")
     before = root.level, mail.level, logging.raiseExceptions
-    courier = setup.courier_for(DaemonConfig.build(settings))
-    assert courier is not None
-    root.addHandler(courier)
+    log_queue = setup.log_queue_of(DaemonConfig.build(settings))
+    assert log_queue is not None
+    root.addHandler(log_queue)
     setup.set_level(str(settings.get("log_level", "info")))
     try:
-        yield courier
+        yield log_queue
     finally:
-        root.removeHandler(courier)
-        courier.close()
+        root.removeHandler(log_queue)
+        log_queue.close()
         root.setLevel(before[0])
         mail.setLevel(before[1])
         logging.raiseExceptions = before[2]

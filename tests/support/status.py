@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smtpd_fork import Server
 from smtpd_fork.listeners import open_listeners
-from smtpd_fork.observe.status import Status
+from smtpd_fork.observe.status_server import StatusServer
 from smtpd_fork.smtp import Tally
 from support.client import PATIENCE
 
@@ -28,7 +28,7 @@ class Watched(NamedTuple):
     """A server, its status, and where that is told."""
 
     server: Server
-    status: Status
+    status: StatusServer
     address: Any
 
     async def get(self, path: str, **more: str) -> Page:
@@ -70,7 +70,7 @@ async def watched(
     options.setdefault("shutdown_timeout", 5)
     listeners = open_listeners([at], (0,), backlog=64, socket_mode=0o600)
     async with Server(handler, tally=Tally(timing=True), **options) as server:
-        status = Status(server, listeners)
+        status = StatusServer(server, listeners)
         await status.start()
         try:
             yield Watched(server, status, listeners[0].bound)

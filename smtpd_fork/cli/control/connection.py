@@ -18,7 +18,8 @@ from smtpd_fork.errors import (
     UnavailableError,
     UsageError,
 )
-from smtpd_fork.observe.control import MAX_REPLY, VERSION, Fault, printable
+from smtpd_fork.observe.control import MAX_REPLY, VERSION, Fault
+from smtpd_fork.sanitizer import printable
 
 if TYPE_CHECKING:
     from types import TracebackType

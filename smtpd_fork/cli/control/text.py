@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.observe.control import printable
+from smtpd_fork.sanitizer import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

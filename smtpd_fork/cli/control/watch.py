@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from smtpd_fork.cli.control.replies import Status
 from smtpd_fork.cli.control.text import age, say, say_json, summary
 from smtpd_fork.errors import ConfigError
-from smtpd_fork.observe.control import printable
+from smtpd_fork.sanitizer import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

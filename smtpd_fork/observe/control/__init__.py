@@ -8,7 +8,6 @@ from smtpd_fork.observe.control.protocol import (
     VERSION,
     Fault,
 )
-from smtpd_fork.observe.control.text import printable
 
 __all__ = [
     "MAX_REPLY",
@@ -19,5 +18,4 @@ __all__ = [
     "DrainOrder",
     "Fault",
     "open_control",
-    "printable",
 ]

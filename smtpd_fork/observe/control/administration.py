@@ -16,7 +16,7 @@ from smtpd_fork.net import describe, source_key
 from smtpd_fork.observe.control import protocol
 from smtpd_fork.observe.control.protocol import Fault, RequestError
 from smtpd_fork.observe.control.run_time_limits import Limited, RunTimeLimits
-from smtpd_fork.observe.control.text import printable
+from smtpd_fork.sanitizer import printable
 from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:

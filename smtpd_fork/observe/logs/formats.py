@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pythonjsonlogger.json import JsonFormatter
 
 from smtpd_fork.observe.logs.fields import fields_of, message_of, traceback_of
+from smtpd_fork.sanitizer import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Encode = Callable[[logging.LogRecord], list[bytes]]
     """Returns an entry as its place takes it: the bytes of a line, or datagrams."""
 
-__all__ = ["JsonFormat", "TextFormat", "for_journald", "for_stream", "for_syslog", "printable"]
+__all__ = ["JsonFormat", "TextFormat", "for_journald", "for_stream", "for_syslog"]
 
 IDENTIFIER = "smtpd-fork"
 """The program's name in syslog and in the journal."""
@@ -36,28 +37,19 @@ _NOT_OURS = {"time", "level", "pid", "message", "traceback"}
 """Fields for which journald has its own, or which are in MESSAGE."""
 
 
-def printable(text: str) -> str:
-    r"""Return *text* on one line, and with nothing that acts on a terminal: ``\n``, ``\x1b``."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
-
-
 def _told(record: logging.LogRecord) -> str:
     """Return the message on one line, with the session's id in it."""
-    text = printable(message_of(record))
+    text = printable(message_of(record), None)
     session = record.__dict__.get("session")
     if session is None or f"[{session}" in text or f" {session} " in text:
         return text
-    return f"[{printable(str(session))}] {text}"
+    return f"[{printable(str(session), None)}] {text}"
 
 
 def _rest(record: logging.LogRecord) -> list[str]:
     """Return the lines of the traceback."""
     text = traceback_of(record)
-    return [_INDENT + printable(line) for line in text.split("\n")] if text else []
+    return [_INDENT + printable(line, None) for line in text.split("\n")] if text else []
 
 
 class TextFormat(logging.Formatter):
@@ -113,7 +105,7 @@ def for_syslog(formatter: logging.Formatter | None) -> Encode:
             lines = [formatter.format(record)]
         else:
             session = record.__dict__.get("session")
-            name = f"[{printable(str(session))}]" if session is not None else ""
+            name = f"[{printable(str(session), None)}]" if session is not None else ""
             lines = [f"{record.levelname} {_told(record)}"]
             lines += [f"{record.levelname} {name}{line}" for line in _rest(record)]
         head = f"<{FACILITY * 8 + _severity(record)}>{IDENTIFIER}[{record.process}]: "

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import CannotCreateError, ConfigError
-from smtpd_fork.observe.logs.courier import Courier
 from smtpd_fork.observe.logs.formats import (
     JsonFormat,
     TextFormat,
@@ -17,19 +16,21 @@ from smtpd_fork.observe.logs.formats import (
     for_stream,
     for_syslog,
 )
-from smtpd_fork.observe.logs.outlets import (
+from smtpd_fork.observe.logs.log_queue import LogQueue
+from smtpd_fork.observe.logs.log_targets import (
     FILE_FLAGS,
-    FileOutlet,
-    JournalOutlet,
-    StreamOutlet,
-    SyslogOutlet,
+    FileTarget,
+    JournalTarget,
+    StreamTarget,
+    SyslogTarget,
 )
+from smtpd_fork.observe.service import Service
 from smtpd_fork.paths import open_trusted
 
 if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
 
-__all__ = ["JOURNALD", "SYSLOG", "check_log", "set_level", "set_up_logging"]
+__all__ = ["JOURNALD", "SYSLOG", "LogReload", "check_log", "set_up_logging"]
 
 SYSLOG = "/dev/log"
 """Where syslog(3) sends to."""
@@ -42,23 +43,23 @@ _DESCRIPTORS = {"stdout": 1, "stderr": 2}
 _LINE = "%(asctime)s %(levelname)s %(message)s"
 
 
-def set_up_logging(config: DaemonConfig) -> Courier | None:
+def set_up_logging(config: DaemonConfig) -> LogQueue | None:
     """Have everything logged to where *config* says; return who does it, None if it is nowhere.
 
     A file is opened here and now: before privileges are dropped, and before / is the folder. The
-    courier writes at once until it is told to begin.
+    log_queue writes at once until it is told to begin.
 
     :raises CannotCreateError: the file cannot be written
     :raises OperatingSystemError: there is no syslog, or no journald
     :raises ConfigError: a detached daemon was told to log to a terminal
     """
-    courier = courier_for(config)
-    handler = courier or logging.NullHandler()
+    log_queue = log_queue_of(config)
+    handler = log_queue or logging.NullHandler()
     logging.basicConfig(handlers=[handler], force=True)
     set_level(config.log_level)
     logging.captureWarnings(capture=True)
     logging.raiseExceptions = False  # a line that cannot be written is lost, and nothing else
-    return courier
+    return log_queue
 
 
 def set_level(name: str) -> None:
@@ -77,9 +78,9 @@ def check_log(config: DaemonConfig) -> None:
     """
     where = config.log_to
     if where is None or where in {*_DESCRIPTORS, "syslog", "journald"}:
-        courier = courier_for(config)
-        if courier is not None:
-            courier.end()
+        log_queue = log_queue_of(config)
+        if log_queue is not None:
+            log_queue.end()
         return
     path = Path(where).absolute()
     try:
@@ -92,20 +93,34 @@ def check_log(config: DaemonConfig) -> None:
         raise CannotCreateError(f"cannot log to {path}: {error.strerror}") from None
 
 
-def courier_for(config: DaemonConfig) -> Courier | None:
+def log_queue_of(config: DaemonConfig) -> LogQueue | None:
     """Return who writes the log that *config* wants; None where there is nobody to write to."""
     where = config.log_to or ("syslog" if config.detach else "stderr")
     json = JsonFormat() if config.log_format == "json" else None
     if where in _DESCRIPTORS:
         if config.detach:
             raise ConfigError(f"a detached daemon has no {where} to log to")
-        outlet = StreamOutlet(_DESCRIPTORS[where])
+        target = StreamTarget(_DESCRIPTORS[where])
     elif where == "journald":
-        return Courier(JournalOutlet(JOURNALD), for_journald(json))
+        return LogQueue(JournalTarget(JOURNALD), for_journald(json))
     elif where == "syslog":
         if config.log_to is None and not Path(SYSLOG).is_socket():
             return None  # in a container, say: a daemon that is mute still serves
-        return Courier(SyslogOutlet(SYSLOG), for_syslog(json))
+        return LogQueue(SyslogTarget(SYSLOG), for_syslog(json))
     else:
-        outlet = FileOutlet(Path(where).absolute())
-    return Courier(outlet, for_stream(json or TextFormat(_LINE)))
+        target = FileTarget(Path(where).absolute())
+    return LogQueue(target, for_stream(json or TextFormat(_LINE)))
+
+
+class LogReload(Service):
+    """Opens the log again and sets its level when the daemon reloads."""
+
+    async def reloading(self) -> None:
+        """Open the file again: logrotate(8) has moved it away and sent SIGHUP."""
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, LogQueue):
+                handler.reopen()
+
+    async def reloaded(self, config: DaemonConfig) -> None:
+        """Set the level; a session keeps the one that it began with."""
+        set_level(config.log_level)

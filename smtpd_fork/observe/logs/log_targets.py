@@ -16,7 +16,7 @@ from typing import Protocol
 from smtpd_fork.errors import CannotCreateError, OperatingSystemError
 from smtpd_fork.paths import open_trusted
 
-__all__ = ["FILE_FLAGS", "FileOutlet", "JournalOutlet", "Outlet", "StreamOutlet", "SyslogOutlet"]
+__all__ = ["FILE_FLAGS", "FileTarget", "JournalTarget", "LogTarget", "StreamTarget", "SyslogTarget"]
 
 MOMENT_SECONDS = 0.2
 """How long one attempt to write waits for its reader; then whoever writes decides."""
@@ -34,7 +34,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_
 """journald takes a file in memory only if nobody can change it any more."""
 
 
-class Outlet(Protocol):
+class LogTarget(Protocol):
     """A place for entries.
 
     :ivar joins: whether several entries may be written as one
@@ -58,7 +58,7 @@ class Outlet(Protocol):
         """Let go of it."""
 
 
-class StreamOutlet:
+class StreamTarget:
     """A descriptor that others may share: a terminal, a pipe, a socket.
 
     :param descriptor: is left as it is: O_NONBLOCK would be everybody's who has it
@@ -94,7 +94,7 @@ class StreamOutlet:
         """Do nothing: it was lent."""
 
 
-class FileOutlet(StreamOutlet):
+class FileTarget(StreamTarget):
     """A file, appended to; it may also be a FIFO that somebody reads, or a device.
 
     :param path: absolute, as the daemon's folder becomes / later
@@ -137,7 +137,7 @@ def _bounded(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
 
 
-class SyslogOutlet:
+class SyslogTarget:
     """The system's syslog, on its socket. It may be started anew at any time.
 
     The standard library's SysLogHandler has no limit of time, and formats what it sends.
@@ -205,7 +205,7 @@ class SyslogOutlet:
             self._socket = None
 
 
-class JournalOutlet:
+class JournalTarget:
     """systemd-journald, on the socket of its Native Journal Protocol.
 
     Our own, as the libraries for it either have to be compiled, or have no types that a checker

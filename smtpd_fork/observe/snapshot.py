@@ -1,4 +1,4 @@
-"""Facts: how things are with a server now, looked at without holding up its loop.
+"""Snapshot: how things are with a server now, looked at without holding up its loop.
 
 The sessions are looked at a slice at a time, and the loop has its turn between two slices: ten
 times the sessions take ten times as long, and no session waits longer for it. What was found is
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners import Listener
     from smtpd_fork.smtp import Tally
 
-__all__ = ["FRESH_SECONDS", "LISTED", "PHASES", "TOP_SOURCES", "Facts", "Lookout", "Watched"]
+__all__ = ["FRESH_SECONDS", "LISTED", "PHASES", "TOP_SOURCES", "Snapshot", "Snapshots", "Watched"]
 
 PHASES = (
     *("arriving", "proxy-header", "dns", "greet-pause", "handshake"),
@@ -45,7 +45,7 @@ LISTED = 100
 TOP_SOURCES = 10
 
 FRESH_SECONDS = 1.0
-"""How long facts are good; Prometheus asks every 15 s or more, a person every few seconds."""
+"""How long snapshot are good; Prometheus asks every 15 s or more, a person every few seconds."""
 
 MINUTE_SECONDS = 60.0
 
@@ -67,7 +67,7 @@ class Watched(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Snapshot:
     """How things are.
 
     :ivar at: seconds since the epoch, when this was so
@@ -105,7 +105,7 @@ class Facts:
         return sum(self.phases.values())
 
 
-class Lookout:
+class Snapshots:
     """Looks at a server for whoever asks.
 
     :param server: whom to look at
@@ -118,8 +118,8 @@ class Lookout:
         self._begun = time.monotonic()
         self._history = History(server.gate.stats())
         self._minute: asyncio.TimerHandle | None = None
-        self._looking: asyncio.Task[Facts] | None = None
-        self._facts: Facts | None = None
+        self._looking: asyncio.Task[Snapshot] | None = None
+        self._facts: Snapshot | None = None
         self._good_until = 0.0
 
     def start(self) -> None:
@@ -149,7 +149,7 @@ class Lookout:
             return "paused"
         return self.state
 
-    async def facts(self) -> Facts:
+    async def latest(self) -> Snapshot:
         """Return how things are, or were within the last second; who asks together is told once."""
         if self._facts is not None and time.monotonic() < self._good_until:
             return replace(self._facts, state=self.now)
@@ -158,13 +158,13 @@ class Lookout:
             self._looking.add_done_callback(self._looked)
         return await asyncio.shield(self._looking)
 
-    def _looked(self, task: asyncio.Task[Facts]) -> None:
+    def _looked(self, task: asyncio.Task[Snapshot]) -> None:
         self._looking = None
         if not task.cancelled() and task.exception() is None:
             self._facts = task.result()
             self._good_until = time.monotonic() + FRESH_SECONDS
 
-    async def _look(self) -> Facts:
+    async def _look(self) -> Snapshot:
         gate = self.server.gate
         phases = Counter(dict.fromkeys(PHASES, 0))
         sources: Counter[str] = Counter()
@@ -180,7 +180,7 @@ class Lookout:
             await asyncio.sleep(0)
         now = time.monotonic()
         stats = gate.stats()
-        return Facts(
+        return Snapshot(
             at=time.time(),
             uptime=now - self._begun,
             state=self.now,

@@ -1,6 +1,7 @@
-"""Secret: what errors, logs and ``smtpd-fork config`` show of what may hold a password.
+"""Sanitizer: text from clients and settings, made fit for terminals, logs and error messages.
 
-An argument of a handler may be a password, and nobody but the handler knows. So none is shown.
+Nothing that a client sends acts on a terminal. An argument of a handler may be a password, and only
+the handler knows, so none is shown.
 """
 
 from __future__ import annotations
@@ -9,9 +10,19 @@ import re
 from typing import Any
 from urllib.parse import unquote
 
-__all__ = ["HIDDEN", "hidden", "shown_handler", "shown_handlers", "without_arguments"]
+__all__ = [
+    "HIDDEN",
+    "hidden",
+    "printable",
+    "shown_handler",
+    "shown_handlers",
+    "without_arguments",
+]
 
 HIDDEN = "***"
+
+LONGEST_NAME = 255
+"""Characters; a host name has no more (RFC 1035 2.3.4)."""
 
 SHORTEST_SECRET = 3
 """Characters; shorter arguments are left in an error's text, which would be unreadable."""
@@ -29,6 +40,20 @@ _SECRETS = (
 
 _BETWEEN = re.compile(r"[,;&?=@/:\s]+")
 """Between the parts of an argument, of which a handler may name one alone."""
+
+
+def printable(text: str, limit: int | None = LONGEST_NAME) -> str:
+    r"""Return *text* with what could act on a terminal as escapes: ``\x1b``, ``\n``.
+
+    That is all control characters, those that change the direction of writing, and surrogates.
+
+    :param limit: how many characters of *text* are kept, with ``...`` for the rest; None: all
+    """
+    end = "..." if limit is not None and len(text) > limit else ""
+    text = text[:limit]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text + end
 
 
 def hidden(text: str) -> str:

@@ -1,10 +1,10 @@
-"""Courier: takes entries to their place, in a thread of its own: mail never waits for the log.
+"""LogQueue: takes entries to their place, in a thread of its own: mail never waits for the log.
 
 What is logged is formatted where it is logged, and put into a queue of bounded bytes. Past the
 bound entries are dropped and counted, and the count is told once the place takes entries again.
 
-Until :meth:`Courier.begin` entries are written at once, by who logs: a thread would not survive
-the fork of a daemon that detaches. From :meth:`Courier.end` on nothing waits any more.
+Until :meth:`LogQueue.begin` entries are written at once, by who logs: a thread would not survive
+the fork of a daemon that detaches. From :meth:`LogQueue.end` on nothing waits any more.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from smtpd_fork.observe.logs.fields import SessionFilter
 
 if TYPE_CHECKING:
     from smtpd_fork.observe.logs.formats import Encode
-    from smtpd_fork.observe.logs.outlets import Outlet
+    from smtpd_fork.observe.logs.log_targets import LogTarget
 
-__all__ = ["Courier"]
+__all__ = ["LogQueue"]
 
 QUEUE_BYTES = 4 << 20
 """4 MiB: some 40,000 entries, which is seconds of the worst flood."""
@@ -45,26 +45,28 @@ GRACE_SECONDS = 1.0
 
 _WAKE = b""
 
-_couriers: WeakSet[Courier] = WeakSet()
+_queues: WeakSet[LogQueue] = WeakSet()
 
 
-class Courier(logging.Handler):
+class LogQueue(logging.Handler):
     """The handler of the root logger.
 
-    :param outlet: the place
+    :param target: the place
     :param encode: makes of a record what the place takes
     :param queue_bytes: how much may be queued
     """
 
-    def __init__(self, outlet: Outlet, encode: Encode, *, queue_bytes: int = QUEUE_BYTES) -> None:
+    def __init__(
+        self, target: LogTarget, encode: Encode, *, queue_bytes: int = QUEUE_BYTES
+    ) -> None:
         super().__init__()
         self.addFilter(SessionFilter())
-        self._outlet = outlet
+        self._target = target
         self._encode = encode
         self._queue_bytes = queue_bytes
         self._closed = False
         self._reset()
-        _couriers.add(self)
+        _queues.add(self)
 
     def _reset(self) -> None:
         # SimpleQueue, and no counter that both sides write: put() may be interrupted by the garbage
@@ -140,7 +142,7 @@ class Courier(logging.Handler):
         """End, and let go of the place."""
         self.end()
         if not self._closed and not self._mute:
-            self._outlet.close()  # else somebody may be at it still
+            self._target.close()  # else somebody may be at it still
         self._closed = self._mute = True
         super().close()
 
@@ -184,7 +186,7 @@ class Courier(logging.Handler):
 
         :param deadline: when it is given up; default: when the end says so
         """
-        if not self._outlet.joins:
+        if not self._target.joins:
             return self._deliver_each(batch, deadline)
         data = b"".join(batch)
         # After half an entry comes a new line: it must not be the beginning of another.
@@ -216,7 +218,7 @@ class Courier(logging.Handler):
         rest = memoryview(data)
         with suppress(Exception):  # OSError mostly; whatever it is, the next may go through
             while rest:
-                taken = self._outlet.send(rest)
+                taken = self._target.send(rest)
                 rest = rest[taken:]
                 if not taken and self._is_late(deadline):
                     break
@@ -225,7 +227,7 @@ class Courier(logging.Handler):
     def _reopen(self, deadline: float | None = None) -> None:
         self._reopening = False
         try:
-            news = self._outlet.reopen()
+            news = self._target.reopen()
             level = logging.INFO
         except OSError as error:
             news = f"the log cannot be opened again, and goes on here: {error.strerror or error}"
@@ -253,8 +255,8 @@ def _record(level: int, text: str, **more: object) -> logging.LogRecord:
 
 def _forked() -> None:
     """Have a child write its entries itself: the thread is its parent's, and so is the queue."""
-    for courier in list(_couriers):
-        courier._reset()  # noqa: SLF001 - of this file
+    for log_queue in list(_queues):
+        log_queue._reset()  # noqa: SLF001 - of this file
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -1,15 +1,15 @@
-"""Status: the service that tells how things are, by HTTP."""
+"""The HTTP server of ``--metrics``: metrics, health checks and the status page."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
 
-from smtpd_fork.observe.facts import Lookout
 from smtpd_fork.observe.http import Answer, Front
 from smtpd_fork.observe.metrics import Metrics
-from smtpd_fork.observe.page import POLICY, as_json, render
 from smtpd_fork.observe.service import Service, metrics_name
+from smtpd_fork.observe.snapshot import Snapshots
+from smtpd_fork.observe.status_page import POLICY, as_json, render
 
 if TYPE_CHECKING:
     import socket
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from smtpd_fork.listeners import Listener
-    from smtpd_fork.observe.facts import Watched
+    from smtpd_fork.observe.snapshot import Watched
 
-__all__ = ["Status"]
+__all__ = ["StatusServer"]
 
 log = logging.getLogger("smtpd_fork.observe")
 
 
-class Status(Service):
+class StatusServer(Service):
     """Serves ``/metrics``, ``/healthz``, ``/readyz``, ``/status.json`` and the page at ``/``.
 
-    :param server: whose facts are told
+    :param server: the server that is observed
     :param listeners: where; closed at the end
     """
 
     def __init__(self, server: Watched, listeners: Sequence[Listener]) -> None:
-        self._lookout = Lookout(server)
+        self._snapshots = Snapshots(server)
         self._metrics = Metrics(server.tally)
         self._listeners = listeners
         self._hostname = server.config.hostname
@@ -51,7 +51,7 @@ class Status(Service):
 
     async def start(self) -> None:
         """Begin; the server serves."""
-        self._lookout.start()
+        self._snapshots.start()
         if not any(listener.inherited for listener in self._listeners):
             await self.serving()  # else they are another process's until that lets go
 
@@ -83,27 +83,27 @@ class Status(Service):
 
     async def stopping(self) -> None:
         """Be ready no more; the rest is told until the end."""
-        self._lookout.state = "stopping"
+        self._snapshots.state = "stopping"
 
     async def stop(self) -> None:
         """End."""
-        self._lookout.stop()
+        self._snapshots.stop()
         await self._cease()
 
     async def _page(self, _: web.BaseRequest) -> Answer:
-        body = render(await self._lookout.facts(), self._hostname)
+        body = render(await self._snapshots.latest(), self._hostname)
         return Answer(body, "text/html; charset=utf-8", policy=POLICY)
 
     async def _json(self, _: web.BaseRequest) -> Answer:
-        return Answer(as_json(await self._lookout.facts(), self._hostname), "application/json")
+        return Answer(as_json(await self._snapshots.latest(), self._hostname), "application/json")
 
     async def _figures(self, request: web.BaseRequest) -> Answer:
-        facts = await self._lookout.facts()
-        return Answer(*self._metrics.page(facts, request.headers.get("Accept", "")))
+        snapshot = await self._snapshots.latest()
+        return Answer(*self._metrics.page(snapshot, request.headers.get("Accept", "")))
 
     async def _health(self, _: web.BaseRequest) -> Answer:
         return Answer(b"ok\n")  # that it is answered is the answer: the loop lives
 
     async def _readiness(self, _: web.BaseRequest) -> Answer:
-        now = self._lookout.now
+        now = self._snapshots.now
         return Answer(f"{now}\n".encode(), status=200 if now == "serving" else 503)
