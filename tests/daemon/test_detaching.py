@@ -20,6 +20,7 @@ from support.daemon import (
     clean_environment,
     is_alive,
     messages,
+    on_both_loops,
     run,
     wait_until_gone,
 )
@@ -128,7 +129,7 @@ def test_a_detached_daemon_delivers_to_the_default_maildir(tmp_path: Path) -> No
         assert len(messages(tmp_path / "Maildir")) == 1
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@on_both_loops
 def test_a_detached_daemon_ends_its_sessions_in_order(tmp_path: Path, loop: str) -> None:
     with Detached(*LOCAL, "--loop", loop, cwd=tmp_path) as daemon:
         idle = daemon.smtp()

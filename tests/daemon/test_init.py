@@ -9,13 +9,11 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from support.daemon import COMMAND, PATIENCE, Daemon, messages, until
+from support.daemon import COMMAND, PATIENCE, Daemon, messages, on_both_loops, until
 from support.peers import namespaces, proc
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 
 CHILDREN = '''
 import asyncio, os, subprocess, sys
@@ -75,7 +73,7 @@ def state(pid: int) -> str:
         return ""
 
 
-@LOOPS
+@on_both_loops
 def test_orphans_go_and_statuses_are_right(tmp_path: Path, first: list[str], loop: str) -> None:
     options = ("-l", "127.0.0.1:0", "--handler", "children:Handler", "--loop", loop)
     with Daemon(*options, cwd=tmp_path, command=[*first, *COMMAND]) as daemon:
@@ -93,7 +91,7 @@ def test_orphans_go_and_statuses_are_right(tmp_path: Path, first: list[str], loo
         assert "Traceback" not in daemon.log
 
 
-@LOOPS
+@on_both_loops
 def test_signals_reach_the_daemon_and_it_stops_in_order(
     tmp_path: Path, first: list[str], loop: str
 ) -> None:

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from support.daemon import LOCAL, PATIENCE, Daemon, run
+from support.daemon import LOCAL, PATIENCE, Daemon, on_both_loops, run
 from support.dialogue import begin_data, last_word
 from support.manager import Manager
 from support.place import only_line
@@ -35,7 +35,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 # -- the daemon --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@on_both_loops
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
 def test_it_is_told_of_the_start_the_reload_and_the_stop(
     tmp_path: Path, loop: str, *, abstract: bool
@@ -68,7 +68,7 @@ def test_it_is_told_of_the_start_the_reload_and_the_stop(
     assert not any("MAINPID" in message for message in manager.messages)
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@on_both_loops
 def test_the_watchdog_is_patted_by_the_loop_and_not_by_one_that_hangs(
     tmp_path: Path, manager: Manager, loop: str
 ) -> None:

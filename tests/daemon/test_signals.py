@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from support.daemon import LOCAL, PATIENCE, Daemon, messages
+from support.daemon import LOCAL, PATIENCE, Daemon, messages, on_both_loops
 from support.dialogue import begin_data, is_refused, last_word
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def test_an_idle_session_is_told_421_and_the_status_is_0(
         assert daemon.process.wait(PATIENCE) == 0
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@on_both_loops
 def test_a_message_in_flight_is_finished_and_then_the_session_ends(
     tmp_path: Path, loop: str
 ) -> None:
@@ -81,7 +81,7 @@ def test_a_message_that_stalls_is_cut_when_the_time_is_up(tmp_path: Path) -> Non
     assert list((tmp_path / "Maildir/tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@on_both_loops
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_stops_at_once(tmp_path: Path, loop: str, second: signal.Signals) -> None:
     options = ("--pid-file", "daemon.pid", "--shutdown-timeout", "60", "--loop", loop)

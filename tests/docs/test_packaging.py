@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.daemon import COMMAND, LOCAL, Daemon, Process, messages, until
+from support.daemon import COMMAND, LOCAL, Daemon, Process, messages, on_both_loops, until
 from support.installation import ROOT
 from support.peers import SYSTEM_PYTHON, cannot, needs_root, peer
 
@@ -158,7 +158,7 @@ def confine(public: Path) -> list[str]:
     return [str(SYSTEM_PYTHON), "-c", CONFINE, str(public / "calls")]
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@on_both_loops
 def test_the_daemon_lives_with_the_filter_and_without_executable_memory(
     public: Path, command_for_nobody: list[str], confine: list[str], loop: str
 ) -> None:

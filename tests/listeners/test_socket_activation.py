@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
-from support.daemon import COMMAND, PATIENCE, Daemon, free_ports, run, until
+from support.daemon import COMMAND, PATIENCE, Daemon, free_ports, on_both_loops, run, until
 from support.handlers import Notes
 from support.peers import peer
 from support.place import only_line
@@ -78,7 +78,7 @@ def tcp() -> socket.socket:
 # -- a daemon that is started with them --------------------------------------------------------
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@on_both_loops
 def test_a_name_says_what_is_spoken_and_any_other_name_is_smtp(
     tmp_path: Path, certificates: Certificates, loop: str
 ) -> None:
@@ -168,7 +168,7 @@ class Look:
 # -- systemd's own ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@on_both_loops
 def test_systemd_socket_activate_starts_it_with_the_first_client(tmp_path: Path, loop: str) -> None:
     plain, lmtp = free_ports(2)
     activate = [

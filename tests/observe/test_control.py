@@ -6,40 +6,20 @@ import json
 import os
 import re
 import signal
-import smtplib
 import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 from support.control import CONTROL, SOCKET, ask, command, connect, line, says
-from support.daemon import COMMAND, LOCAL, PATIENCE, Daemon, messages, run, until
+from support.daemon import LOCAL, PATIENCE, Daemon, messages, on_both_loops, run, until
 from support.dialogue import begin_data, is_refused, last_word
-from support.page import read
 from support.place import only_line
 
-from smtpd_fork.cli.command import SUBCOMMANDS
-from smtpd_fork.cli.control import CONTROL_COMMANDS
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from support.tls import Certificates
-
-PAGE = "docs/control.md"
-
-ALL = ("status", "sessions", "kick", "limits", "pause", "resume", "drain", "explain")
-
-
-@pytest.fixture(params=["uvloop", "asyncio"])
-def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    with Daemon(*LOCAL, *CONTROL, "--loop", request.param, cwd=tmp_path) as running:
-        yield running
-        if running.process.poll() is None:
-            assert running.stop() == 0
-        assert "Traceback" not in running.log
-        assert not (tmp_path / SOCKET).exists()
 
 
 def sessions(folder: Path) -> list[dict[str, str]]:
@@ -154,7 +134,7 @@ PHASES = {
 """Where a client is: on which listener, with which options, and what it says."""
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@on_both_loops
 @pytest.mark.parametrize("where", PHASES)
 def test_a_kick_reaches_a_client_wherever_it_is(
     tmp_path: Path, certificates: Certificates, where: str, loop: str
@@ -180,92 +160,6 @@ def test_a_kick_reaches_a_client_wherever_it_is(
         until(lambda: ask(tmp_path, "status")["sessions"] == 0, "the place is given back")
         assert daemon.stop() == 0
         assert "Traceback" not in daemon.log
-
-
-def test_limits_are_shown_changed_and_back_after_a_reload(daemon: Daemon, tmp_path: Path) -> None:
-    assert re.search(r"^max_from_ip +50$", says(tmp_path, "limits"), re.MULTILINE)
-    text = says(
-        tmp_path, "limits", "limit_connections=200", "max-from-ip=1", "rate=9/m", "rate=99/h"
-    )
-    assert re.search(r"^limit_connections +200  \(changed\)$", text, re.MULTILINE)
-    assert re.search(r"^rate +9/m 99/h  \(changed\)$", text, re.MULTILINE)
-    assert text.endswith("what is changed holds until the next reload or restart\n")
-    with daemon.smtp():
-        with pytest.raises(smtplib.SMTPConnectError, match="421"):
-            daemon.smtp()
-    assert re.search(r"^rate +-$", says(tmp_path, "limits", "rate="), re.MULTILINE)
-    told = json.loads(says(tmp_path, "limits", "--json"))
-    assert told["changed"] == ["limit_connections", "max_from_ip"]
-    assert ask(tmp_path, "status")["limits_changed"] == told["changed"]
-    daemon.signal(signal.SIGHUP)
-    daemon.wait_for("the settings were read again")
-    told = json.loads(says(tmp_path, "limits", "--json"))
-    assert (told["changed"], told["until"], told["limits"]["max_from_ip"]) == ([], None, 50)
-
-
-def test_a_reload_that_fails_leaves_the_changes(tmp_path: Path) -> None:
-    (tmp_path / "bad.list").write_text("192.0.2.1\n")
-    with Daemon(*LOCAL, *CONTROL, "--deny", "./bad.list", cwd=tmp_path) as daemon:
-        says(tmp_path, "limits", "max_from_ip=7")
-        (tmp_path / "bad.list").write_text("nonsense\n")
-        daemon.signal(signal.SIGHUP)
-        daemon.wait_for("all stays as it was")
-        told = ask(tmp_path, "limits")
-        assert (told["changed"], told["limits"]["max_from_ip"]) == (["max_from_ip"], 7)
-        # Nor is the broken list in the way of a change that has nothing to do with it.
-        assert ask(tmp_path, "limits", set={"max_from_ip": ["8"]})["ok"]
-        assert not ask(tmp_path, "limits", set={"allow": ["192.0.2.7"]})["ok"]
-        assert ask(tmp_path, "limits")["limits"]["max_from_ip"] == 8
-
-
-def test_a_network_can_be_denied_at_run_time_and_rates_keep_their_state(tmp_path: Path) -> None:
-    with Daemon(*LOCAL, *CONTROL, "--rate", "1/h", cwd=tmp_path) as daemon:
-        daemon.smtp().close()
-        says(tmp_path, "limits", "deny=127.0.0.2/32")
-        with pytest.raises(smtplib.SMTPConnectError, match="554"):
-            daemon.smtp(source="127.0.0.2")
-        with pytest.raises(smtplib.SMTPConnectError, match="421"):
-            daemon.smtp()  # its one of the hour was used up before
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (("max_from_ip=-1",), "max_from_ip '-1': expected"),
-        (("max_from_ip=1", "max_from_ip=2"), "one value is expected"),
-        (("max_from_ip=",), "one value is expected"),
-        (("hostname=x",), "no limit that can be changed"),
-        (("max_loop_lag=1s",), "no limit that can be changed"),
-        (("rate=9/x",), "rate '9/x'"),
-        (("deny=/none/list",), "deny '/none/list'"),
-        (("reserve=1000", "exempt=192.0.2.1"), "must be less than limit_connections"),
-        (("reserve=1",), "nobody is exempt"),
-        (("max_from_ip",), "write NAME=VALUE"),
-        (("=1",), "write NAME=VALUE"),
-    ],
-)
-def test_a_limit_that_cannot_be_had_changes_nothing(
-    place_with_daemon: Path, words: tuple[str, ...], reason: str
-) -> None:
-    ended = command(place_with_daemon, "limits", "limit_connections=7", *words)
-    assert ended.returncode == os.EX_USAGE
-    assert reason in only_line(ended)
-    told = ask(place_with_daemon, "limits")
-    assert (told["changed"], told["limits"]["limit_connections"]) == ([], 1000)
-
-
-@pytest.fixture(scope="module")
-def place_with_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A daemon for many tests, none of which changes it."""
-    folder = tmp_path_factory.mktemp("control")
-    with Daemon(*LOCAL, *CONTROL, cwd=folder):
-        yield folder
-
-
-def test_who_may_have_no_more_files_is_warned(tmp_path: Path) -> None:
-    few = ["sh", "-c", 'ulimit -n 500; exec "$0" "$@"', *COMMAND]
-    with Daemon(*LOCAL, *CONTROL, cwd=tmp_path, command=few):
-        assert "(RLIMIT_NOFILE)" in says(tmp_path, "limits", "limit_connections=5000")
 
 
 def test_a_paused_daemon_lets_nobody_in_until_it_goes_on(daemon: Daemon, tmp_path: Path) -> None:
@@ -367,75 +261,3 @@ def test_sessions_are_listed_in_pages(tmp_path: Path) -> None:
         assert sizes == [200, 100]
         assert len(set(names)) == count
         assert len(says(tmp_path, "sessions").splitlines()) == count + 1
-
-
-# -- the command line ------------------------------------------------------------------------
-
-
-def test_every_command_is_there_and_has_its_help(tmp_path: Path) -> None:
-    assert tuple(CONTROL_COMMANDS) == ALL
-    assert set(ALL) <= SUBCOMMANDS.keys()
-    for name in ALL:
-        ended = run(name, "-h", cwd=tmp_path, environment={"COLUMNS": "200"})
-        assert (ended.returncode, ended.stderr) == (0, "")
-        assert ended.stdout.startswith(f"Usage: smtpd-fork {name} [OPTIONS]")
-        assert "--control PATH" in ended.stdout
-        assert max(map(len, ended.stdout.splitlines())) <= 80
-        assert f"| `smtpd-fork {name}" in read("docs/control.md")
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_without_a_daemon_the_status_is_69(tmp_path: Path, name: str) -> None:
-    words = {"kick": ("x",), "explain": ("x",)}.get(name, ())
-    ended = command(tmp_path, name, *words)
-    assert ended.returncode == os.EX_UNAVAILABLE
-    assert f"no daemon answers at {SOCKET}" in only_line(ended)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("status", "--nonsense"),
-        ("sessions", "too", "much"),
-        ("kick",),
-        ("kick", "id", "--source", "192.0.2.1"),
-        ("explain",),
-        ("drain", "--timeout", "soon"),
-    ],
-)
-def test_what_cannot_be_read_is_usage(place_with_daemon: Path, words: tuple[str, ...]) -> None:
-    ended = command(place_with_daemon, *words)
-    assert ended.returncode == os.EX_USAGE
-    assert only_line(ended)
-
-
-@pytest.mark.parametrize("source", ["somebody", "192.0.2.1/24", "192.0.2.0/33", "\x1b[2J"])
-def test_what_is_no_source_is_usage(place_with_daemon: Path, source: str) -> None:
-    ended = command(place_with_daemon, "kick", "--source", source)
-    assert ended.returncode == os.EX_USAGE
-    assert "\x1b" not in only_line(ended)
-
-
-def test_without_a_path_it_is_said_where_to_name_one(tmp_path: Path) -> None:
-    ended = run("status", cwd=tmp_path)
-    assert ended.returncode == os.EX_USAGE
-    assert "--control PATH, or SMTPD_FORK_CONTROL" in only_line(ended)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [b"\x1b]0;owned\x07", b"a\x1b[2J", "\x9b2J\u202e".encode(), b"\xff\xfe", b"[red]x[/]" * 9],
-)
-def test_a_name_with_escape_sequences_does_not_reach_the_terminal(
-    place_with_daemon: Path, name: bytes
-) -> None:
-    (port,) = re.findall(r":(\d+)", str(ask(place_with_daemon, "status")["listeners"]))
-    with socket.create_connection(("127.0.0.1", int(port)), timeout=PATIENCE) as client:
-        lines = client.makefile("rb")
-        assert lines.readline().startswith(b"220 ")
-        client.sendall(b"HELO " + name + b"\r\n")
-        assert lines.readline()
-        for words in (("sessions",), ("sessions", "--json")):
-            text = says(place_with_daemon, *words)
-            assert len(text.splitlines()) >= 1
-            assert all(char.isprintable() or char == "\n" for char in text), text

@@ -7,20 +7,16 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from support.control import CONTROL, ask, connect, line, raw
-from support.daemon import LOCAL, Daemon
+from support.control import STATUS, ask, connect, line, raw
 from support.page import read
 
 from smtpd_fork.observe.control import MAX_REQUEST, Fault
 from smtpd_fork.observe.control.protocol import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 NOBODY = 65534
-STATUS = b'{"v":1,"command":"status"}\n'
-
 
 GARBAGE = {
     "nothing": b"\n",
@@ -46,19 +42,11 @@ GARBAGE = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A daemon for many tests, none of which changes it."""
-    place = tmp_path_factory.mktemp("control")
-    with Daemon(*LOCAL, *CONTROL, cwd=place) as daemon:
-        yield place
-        assert daemon.stop() == 0
-        assert "Traceback" not in daemon.log
-
-
 @pytest.mark.parametrize("request_", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_is_answered_and_the_next_request_is_as_well(folder: Path, request_: bytes) -> None:
-    with connect(folder) as sock:
+def test_garbage_is_answered_and_the_next_request_is_as_well(
+    place_with_daemon: Path, request_: bytes
+) -> None:
+    with connect(place_with_daemon) as sock:
         sock.sendall(request_ + STATUS)
         fault, status = line(sock), line(sock)
     assert (fault["ok"], fault["fault"]) == (False, "request")
@@ -66,29 +54,29 @@ def test_garbage_is_answered_and_the_next_request_is_as_well(folder: Path, reque
     assert (status["ok"], status["state"]) == (True, "serving")
 
 
-def test_a_request_without_an_end_is_cut_at_its_limit(folder: Path) -> None:
-    with connect(folder) as sock:
+def test_a_request_without_an_end_is_cut_at_its_limit(place_with_daemon: Path) -> None:
+    with connect(place_with_daemon) as sock:
         sock.sendall(b"x" * (MAX_REQUEST * 3))
         assert line(sock)["fault"] == "request"
         assert line(sock) == {}
 
 
-def test_another_version_is_told_apart(folder: Path) -> None:
-    reply = raw(folder, b'{"v":2,"command":"status","new":1}\n')
+def test_another_version_is_told_apart(place_with_daemon: Path) -> None:
+    reply = raw(place_with_daemon, b'{"v":2,"command":"status","new":1}\n')
     assert (reply["v"], reply["fault"]) == (1, "version")
     assert "version 1" in reply["text"]
 
 
-def test_the_last_line_without_its_end_is_not_carried_out(folder: Path) -> None:
-    with connect(folder) as sock:
+def test_the_last_line_without_its_end_is_not_carried_out(place_with_daemon: Path) -> None:
+    with connect(place_with_daemon) as sock:
         sock.sendall(b'{"v":1,"command":"pause"}')
         sock.shutdown(socket.SHUT_WR)
         assert line(sock) == {}
-    assert ask(folder, "status")["state"] == "serving"
+    assert ask(place_with_daemon, "status")["state"] == "serving"
 
 
-def test_pipelined_requests_are_answered_in_order(folder: Path) -> None:
-    with connect(folder) as sock:
+def test_pipelined_requests_are_answered_in_order(place_with_daemon: Path) -> None:
+    with connect(place_with_daemon) as sock:
         sock.sendall((STATUS + b'{"v":1,"command":"explain","id":"x"}\n') * 10)
         assert [line(sock)["ok"] for _ in range(20)] == [True, False] * 10
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
-from support.daemon import LOCAL, Daemon, run
+from support.daemon import LOCAL, Daemon, on_both_loops, run
 from support.daemon import until as until_told
 from support.dialogue import begin_data
 from support.peers import needs_ipv6, proc
@@ -167,7 +167,7 @@ def fetch(place: str, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@on_both_loops
 def test_a_daemon_tells_how_it_is_and_that_it_stops(tmp_path: Path, loop: str) -> None:
     options = ("--metrics", "127.0.0.1:0", "--loop", loop)
     with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiosmtpd.smtp import MISSING
 from support.client import Client
-from support.daemon import Daemon
+from support.daemon import Daemon, on_both_loops
 from support.server import serve, until
 
 from smtpd_fork.sinks import Discard
@@ -321,7 +321,7 @@ class Exits:
 """
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@on_both_loops
 def test_the_daemon_survives_sys_exit_in_a_hook_its_tasks_and_callbacks(
     loop: str, tmp_path: Path
 ) -> None:

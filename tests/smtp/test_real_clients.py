@@ -7,7 +7,7 @@ from email import message_from_string
 from typing import TYPE_CHECKING
 
 import pytest
-from support.daemon import PATIENCE, Daemon, messages
+from support.daemon import PATIENCE, Daemon, messages, on_both_loops
 from support.peers import peer
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def test_smtp_source_fills_a_maildir_with_whole_messages(tmp_path: Path) -> None
     assert len(ids) == 200
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@on_both_loops
 def test_smtp_source_is_served_by_either_loop(tmp_path: Path, loop: str) -> None:
     options = ("-l", "127.0.0.1:0", "--handler", "discard", "--loop", loop)
     with start(tmp_path, *options) as daemon:

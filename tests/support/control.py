@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SOCKET = "control.sock"
 CONTROL = ("--control", SOCKET)
+STATUS = b'{"v":1,"command":"status"}\n'
 
 
 def connect(folder: Path) -> socket.socket:

@@ -16,10 +16,15 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 from typing import TYPE_CHECKING, Any, Self
 
+import pytest
+
 from support.peers import needs_ipv6_for, proc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+on_both_loops = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+"""Has a test of a daemon run with each --loop."""
 
 PATIENCE = 20.0
 """Seconds for the daemon to start, to stop, or to say something."""

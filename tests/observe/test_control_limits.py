@@ -1,0 +1,96 @@
+"""``smtpd-fork limits``: limits are shown, changed at run time, and back after a reload."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import smtplib
+from typing import TYPE_CHECKING
+
+import pytest
+from support.control import CONTROL, ask, command, says
+from support.daemon import COMMAND, LOCAL, Daemon
+from support.place import only_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_limits_are_shown_changed_and_back_after_a_reload(daemon: Daemon, tmp_path: Path) -> None:
+    assert re.search(r"^max_from_ip +50$", says(tmp_path, "limits"), re.MULTILINE)
+    text = says(
+        tmp_path, "limits", "limit_connections=200", "max-from-ip=1", "rate=9/m", "rate=99/h"
+    )
+    assert re.search(r"^limit_connections +200  \(changed\)$", text, re.MULTILINE)
+    assert re.search(r"^rate +9/m 99/h  \(changed\)$", text, re.MULTILINE)
+    assert text.endswith("what is changed holds until the next reload or restart\n")
+    with daemon.smtp():
+        with pytest.raises(smtplib.SMTPConnectError, match="421"):
+            daemon.smtp()
+    assert re.search(r"^rate +-$", says(tmp_path, "limits", "rate="), re.MULTILINE)
+    told = json.loads(says(tmp_path, "limits", "--json"))
+    assert told["changed"] == ["limit_connections", "max_from_ip"]
+    assert ask(tmp_path, "status")["limits_changed"] == told["changed"]
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_for("the settings were read again")
+    told = json.loads(says(tmp_path, "limits", "--json"))
+    assert (told["changed"], told["until"], told["limits"]["max_from_ip"]) == ([], None, 50)
+
+
+def test_a_reload_that_fails_leaves_the_changes(tmp_path: Path) -> None:
+    (tmp_path / "bad.list").write_text("192.0.2.1\n")
+    with Daemon(*LOCAL, *CONTROL, "--deny", "./bad.list", cwd=tmp_path) as daemon:
+        says(tmp_path, "limits", "max_from_ip=7")
+        (tmp_path / "bad.list").write_text("nonsense\n")
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for("all stays as it was")
+        told = ask(tmp_path, "limits")
+        assert (told["changed"], told["limits"]["max_from_ip"]) == (["max_from_ip"], 7)
+        # Nor is the broken list in the way of a change that has nothing to do with it.
+        assert ask(tmp_path, "limits", set={"max_from_ip": ["8"]})["ok"]
+        assert not ask(tmp_path, "limits", set={"allow": ["192.0.2.7"]})["ok"]
+        assert ask(tmp_path, "limits")["limits"]["max_from_ip"] == 8
+
+
+def test_a_network_can_be_denied_at_run_time_and_rates_keep_their_state(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, *CONTROL, "--rate", "1/h", cwd=tmp_path) as daemon:
+        daemon.smtp().close()
+        says(tmp_path, "limits", "deny=127.0.0.2/32")
+        with pytest.raises(smtplib.SMTPConnectError, match="554"):
+            daemon.smtp(source="127.0.0.2")
+        with pytest.raises(smtplib.SMTPConnectError, match="421"):
+            daemon.smtp()  # its one of the hour was used up before
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("max_from_ip=-1",), "max_from_ip '-1': expected"),
+        (("max_from_ip=1", "max_from_ip=2"), "one value is expected"),
+        (("max_from_ip=",), "one value is expected"),
+        (("hostname=x",), "no limit that can be changed"),
+        (("max_loop_lag=1s",), "no limit that can be changed"),
+        (("rate=9/x",), "rate '9/x'"),
+        (("deny=/none/list",), "deny '/none/list'"),
+        (("reserve=1000", "exempt=192.0.2.1"), "must be less than limit_connections"),
+        (("reserve=1",), "nobody is exempt"),
+        (("max_from_ip",), "write NAME=VALUE"),
+        (("=1",), "write NAME=VALUE"),
+    ],
+)
+def test_a_limit_that_cannot_be_had_changes_nothing(
+    place_with_daemon: Path, words: tuple[str, ...], reason: str
+) -> None:
+    ended = command(place_with_daemon, "limits", "limit_connections=7", *words)
+    assert ended.returncode == os.EX_USAGE
+    assert reason in only_line(ended)
+    told = ask(place_with_daemon, "limits")
+    assert (told["changed"], told["limits"]["limit_connections"]) == ([], 1000)
+
+
+def test_who_may_have_no_more_files_is_warned(tmp_path: Path) -> None:
+    few = ["sh", "-c", 'ulimit -n 500; exec "$0" "$@"', *COMMAND]
+    with Daemon(*LOCAL, *CONTROL, cwd=tmp_path, command=few):
+        assert "(RLIMIT_NOFILE)" in says(tmp_path, "limits", "limit_connections=5000")
