@@ -1,4 +1,4 @@
-"""GreetPause: clients that have to wait for the greeting; who talks before it is no mail server.
+"""GreetPause: clients wait for the greeting; one that talks before it is no mail server.
 
 RFC 5321 3.1 and 4.3.1: a client waits for the greeting. What sends spam often does not, and gives
 itself away in a second or two.
@@ -10,61 +10,34 @@ import socket
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import Refusal
-from smtpd_fork.listeners.pending_clients import PendingClient, PendingClients
+from smtpd_fork.listeners.pending_clients import WatchedClients
 
 if TYPE_CHECKING:
-    import asyncio
-
-    from smtpd_fork.listeners.pending_clients import Refuse, Welcome
+    from smtpd_fork.listeners.pending_clients import PendingClient
 
 __all__ = ["GreetPause"]
 
 
-class GreetPause(PendingClients):
-    """Holds clients for so long, and lets those in who kept silent.
+class GreetPause(WatchedClients):
+    """Holds clients for a few seconds; those that keep silent pass."""
 
-    :param seconds: how long
-    :param welcome: takes who kept silent: listener, socket, peer, ticket
-    :param refuse: answers who did not, and closes
-    """
+    phase = "greet-pause"
 
-    def __init__(
-        self,
-        seconds: float,
-        loop: asyncio.AbstractEventLoop,
-        *,
-        welcome: Welcome,
-        refuse: Refuse,
-    ) -> None:
-        super().__init__("greet-pause", seconds, loop)
-        self._welcome = welcome
-        self._refuse = refuse
-
-    def _heard(self, client: PendingClient) -> None:
+    def _heard(self, client: PendingClient) -> bool:
         try:
             talks = bool(client.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except BlockingIOError:
-            return
+            return False
         except OSError:
             talks = False
         self._let_go(client)
-        if not talks:
-            self._drop(client)
-            return
-        self._refuse(
-            client.listener,
-            client.sock,
-            Refusal(
-                "greet_pause",
-                client.ticket.key or "unix",
-                1,
-                0,
-                code=554,
-                status="5.5.1",
-                text="Wait for the greeting",
-            ),
-        )
-        client.ticket.release()
+        if talks:
+            key, text = client.ticket.key or "unix", "Wait for the greeting"
+            refusal = Refusal("greet_pause", key, 1, 0, code=554, status="5.5.1", text=text)
+            self._refuse(client, refusal)
+        else:
+            client.close()
+        return True
 
     def _over(self, client: PendingClient) -> None:
-        self._welcome(client.listener, client.sock, client.peer, client.ticket)
+        self._begin(client, client.ticket)

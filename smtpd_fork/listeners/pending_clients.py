@@ -1,157 +1,153 @@
-"""PendingClients: clients that have a ticket and no session yet, each for so long and no longer.
+"""PendingClients: clients with a ticket and no session yet.
 
-All are held equally long, so they lie in the order of their deadlines, and one timer does for all.
-A client that is held costs its ticket and a descriptor: there is no transport.
+A pending client costs its ticket and a file descriptor: there is no transport yet.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from smtpd_fork.gate.verdict import shutdown_reply
-from smtpd_fork.listeners.refusals import refuse
+from smtpd_fork.listeners.accepted_client import AcceptedClient
+from smtpd_fork.listeners.deadline_queue import DeadlineQueue
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from smtpd_fork.gate import Full, Refusal, Ticket
-    from smtpd_fork.listeners.listener import Listener
-    from smtpd_fork.net import SocketAddress
 
-__all__ = ["PendingClient", "PendingClients", "Refuse", "Welcome"]
+__all__ = ["Begin", "PendingClient", "PendingClients", "Refuse", "WatchedClients"]
 
-Welcome: TypeAlias = "Callable[[Listener, socket.socket, SocketAddress | str, Ticket], None]"
-"""Takes a client that may go on: listener, socket, peer, ticket. It owns the last three."""
+Begin: TypeAlias = "Callable[[AcceptedClient, Ticket], None]"
+"""Takes a client that has passed, which is no longer the caller's."""
 
-Refuse: TypeAlias = "Callable[[Listener, socket.socket, Refusal | Full], None]"
-"""Answers a client that may not, and closes its socket."""
+Refuse: TypeAlias = "Callable[[AcceptedClient, Refusal | Full], None]"
+"""Answers a client that has not passed, and closes its socket."""
 
 
-class PendingClient:
-    """One client that is pending.
+class PendingClient(AcceptedClient):
+    """A client that some stage holds, and how the ledger shows it.
 
-    :param stage: by whom
+    :param stage: which one
+    :ivar header: what has come of a PROXY header
     """
 
-    __slots__ = (
-        *("deadline", "gone", "header", "listener", "peer", "phase", "sock", "stage"),
-        "ticket",
-    )
+    __slots__ = ("header", "stage", "ticket")
 
     tls = False
     messages = 0
     helo = ""
 
-    def __init__(
-        self,
-        stage: PendingClients,
-        listener: Listener,
-        sock: socket.socket,
-        peer: SocketAddress | str,
-        ticket: Ticket,
-        *,
-        phase: str,
-        deadline: float,
-    ) -> None:
-        self.stage = stage
-        self.listener = listener
-        self.sock = sock
-        self.peer = peer
+    def __init__(self, client: AcceptedClient, ticket: Ticket, stage: PendingClients) -> None:
+        super().__init__(client.listener, client.sock, client.peer)
         self.ticket = ticket
-        self.phase = phase
-        self.deadline = deadline
+        self.stage = stage
         self.header = b""
-        self.gone = False
+        ticket.holder = self
+        ticket.listener = client.listener
+
+    @property
+    def phase(self) -> str:
+        """What it waits for."""
+        return self.stage.phase
 
     def kick(self, reply: bytes) -> None:
         """End, with *reply* as the last word (see :class:`smtpd_fork.gate.ledger.Holder`)."""
-        if not self.gone:
-            self.stage.send_away(self, reply)
+        self.stage.kick(self, reply)
+
+    def dismiss(self, reply: bytes) -> None:
+        """Send *reply*, if the client can read it, close, and release the ticket."""
+        super().dismiss(reply)
+        self.ticket.release()
+
+    def close(self) -> None:
+        """Close without a word, and release the ticket."""
+        self.sock.close()
+        self.ticket.release()
 
 
 class PendingClients(ABC):
-    """Holds clients for a limited time.
+    """A stage before the session: holds clients until they pass, or do not.
 
-    :param phase: what the ledger calls it
-    :param seconds: how long, the same for all
+    :param begin: takes those that pass
+    :param refuse: answers those that do not
     """
 
-    def __init__(self, phase: str, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._phase = phase
-        self._seconds = seconds
-        self._loop = loop
-        self._queue: deque[PendingClient] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+    phase: ClassVar[str]
+    """What the ledger calls it."""
+
+    _clients: Collection[PendingClient]
+
+    def __init__(self, begin: Begin, refuse: Refuse) -> None:
+        self._begin = begin
+        self._refuse = refuse
+
+    @abstractmethod
+    def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
+        """Hold a client; it is this one's until it has passed or is closed."""
+
+    @abstractmethod
+    def _let_go(self, client: PendingClient) -> None:
+        """Hold a client no longer; it is the caller's."""
 
     def __len__(self) -> int:
-        return sum(not client.gone for client in self._queue)
+        return len(self._clients)
 
-    def hold(
-        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
-    ) -> None:
-        """Have a client wait; socket and ticket are this one's until it is let on or has gone."""
-        deadline = self._loop.time() + self._seconds
-        client = PendingClient(
-            self, listener, sock, peer, ticket, phase=self._phase, deadline=deadline
-        )
-        ticket.holder = client
-        ticket.listener = listener
-        self._queue.append(client)
-        self._loop.add_reader(sock, self._heard, client)
-        if self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._due)
-
-    @abstractmethod
-    def _heard(self, client: PendingClient) -> None:
-        """Act on a client that talks, or has gone."""
-
-    @abstractmethod
-    def _over(self, client: PendingClient) -> None:
-        """Act on a client whose time is over."""
-
-    def _let_go(self, client: PendingClient) -> None:
-        """Hold a client no longer; socket and ticket are the caller's."""
-        self._loop.remove_reader(client.sock)
-        client.gone = True
-
-    def _drop(self, client: PendingClient) -> None:
-        """Close on a client that is no longer pending."""
-        client.sock.close()
-        client.ticket.release()
-
-    def _due(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        while self._queue and (self._queue[0].gone or self._queue[0].deadline <= now):
-            client = self._queue.popleft()
-            if not client.gone:
-                self._heard(client)  # what came in this very turn
-            if not client.gone:
-                self._let_go(client)
-                self._over(client)
-        if self._queue:
-            self._timer = self._loop.call_at(self._queue[0].deadline, self._due)
-
-    def send_away(self, client: PendingClient, reply: bytes) -> None:
-        """Answer a pending client with *reply*, and close."""
-        self._let_go(client)
-        # A client that speaks TLS first cannot read a reply in the clear.
-        refuse(client.sock, b"" if client.listener.tls else reply)
-        client.ticket.release()
+    def kick(self, client: PendingClient, reply: bytes) -> None:
+        """Answer a client with *reply*, and close; nothing if it is held no longer."""
+        if client in self._clients:
+            self._let_go(client)
+            client.dismiss(reply)
 
     def stop(self, hostname: str) -> int:
         """Answer 421 to all; return how many there were."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        answered = 0
-        for client in self._queue:
-            if not client.gone:
-                self.send_away(client, shutdown_reply(hostname))
-                answered += 1
-        self._queue.clear()
+        clients = list(self._clients)
+        for client in clients:
+            self.kick(client, shutdown_reply(hostname))
+        return len(clients)
+
+
+class WatchedClients(PendingClients):
+    """Holds clients for a limited time, and sees what they send meanwhile.
+
+    :param seconds: how long, the same for all
+    """
+
+    def __init__(
+        self, seconds: float, loop: asyncio.AbstractEventLoop, begin: Begin, refuse: Refuse
+    ) -> None:
+        super().__init__(begin, refuse)
+        self._loop = loop
+        self._clients: DeadlineQueue[PendingClient] = DeadlineQueue(seconds, loop, self._expired)
+
+    def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
+        """Hold a client; it is this one's until it has passed or is closed."""
+        pending = PendingClient(client, ticket, self)
+        self._clients.add(pending)
+        self._loop.add_reader(client.sock, self._heard, pending)
+
+    def _let_go(self, client: PendingClient) -> None:
+        self._clients.remove(client)
+        self._loop.remove_reader(client.sock)
+
+    def _expired(self, clients: list[PendingClient]) -> None:
+        for client in clients:
+            if not self._heard(client):  # what came in this very turn
+                self._let_go(client)
+                self._over(client)
+
+    @abstractmethod
+    def _heard(self, client: PendingClient) -> bool:
+        """Act on a client that sends something, or has gone; return whether it was let go."""
+
+    @abstractmethod
+    def _over(self, client: PendingClient) -> None:
+        """Act on a client whose time is over; it was let go."""
+
+    def stop(self, hostname: str) -> int:
+        """Answer 421 to all; return how many there were."""
+        answered = super().stop(hostname)
+        self._clients.clear()
         return answered

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from smtpd_fork.gate import Gate, Reporter, Ticket
+    from smtpd_fork.listeners.accepted_client import AcceptedClient
     from smtpd_fork.listeners.dns_checks import DnsChecks
     from smtpd_fork.listeners.listener import Listener
-    from smtpd_fork.listeners.pending_clients import Refuse, Welcome
+    from smtpd_fork.listeners.pending_clients import Refuse
     from smtpd_fork.net import SocketAddress
+
+    BeginSession = Callable[[Listener, socket.socket, SocketAddress | str, Ticket], None]
 
 __all__ = ["Preconnect"]
 
@@ -33,14 +36,14 @@ log = logging.getLogger("smtpd_fork.listeners")
 class Preconnect:
     """Takes clients with a ticket as far as their session.
 
-    :param gate: judges whom a proxy speaks for
+    :param gate: judges the client behind a proxy
     :param loop: in which clients are held
-    :param welcome: takes a client that is through. It owns socket and ticket from then on, also if
-        it raises
-    :param refuse: answers who is not let on, and closes
+    :param begin: takes a client that has passed: listener, socket, peer and ticket. It owns socket
+        and ticket from then on, also if it raises
+    :param refuse: answers a client that has not passed, and closes
     :param greet_pause: how many seconds clients wait for the greeting; 0 is not at all
     :param proxy_timeout: how many seconds a PROXY header may take
-    :param dns_checks: makes what asks the DNS about clients, of ``welcome`` and ``refuse``
+    :param dns_checks: makes what asks the DNS about clients, of ``begin`` and ``refuse``
     :param reporter: writes lines about clients; default: one of its own
     """
 
@@ -49,7 +52,7 @@ class Preconnect:
         gate: Gate,
         loop: asyncio.AbstractEventLoop,
         *,
-        welcome: Welcome,
+        begin: BeginSession,
         refuse: Refuse,
         greet_pause: float = 0.0,
         proxy_timeout: float = PROXY_SECONDS,
@@ -58,69 +61,58 @@ class Preconnect:
     ) -> None:
         self._reporter = reporter or client_reporter()
         self._gate = gate
-        self._welcome = welcome
+        self._begin_session = begin
         self._refuse = refuse
-        self._pause: GreetPause | None = None
-        self._dns_checks: DnsChecks | None = None
-        if greet_pause:
-            self._pause = GreetPause(greet_pause, loop, welcome=self._begin, refuse=refuse)
-        if dns_checks is not None:
-            self._dns_checks = dns_checks(welcome=self._checked, refuse=refuse)
         self._proxies = ProxyHeaders(
-            *(proxy_timeout, loop, gate),
-            welcome=self._identified,
-            refuse=refuse,
-            reporter=self._reporter,
+            *(proxy_timeout, loop, self._identified, refuse), gate=gate, reporter=self._reporter
         )
+        self._dns_checks: DnsChecks | None = None
+        if dns_checks is not None:
+            self._dns_checks = dns_checks(begin=self._checked, refuse=refuse)
+        self._pause: GreetPause | None = None
+        if greet_pause:
+            self._pause = GreetPause(greet_pause, loop, self._begin, refuse)
         self._is_direct = self._dns_checks is None and self._pause is None
-        self._all = [
-            stage for stage in (self._proxies, self._dns_checks, self._pause) if stage is not None
-        ]
+        stages = (self._proxies, self._dns_checks, self._pause)
+        self._stages = [stage for stage in stages if stage is not None]
 
     def __len__(self) -> int:
-        return sum(len(stage) for stage in self._all)
+        return sum(len(stage) for stage in self._stages)
 
-    def enter(
-        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
-    ) -> None:
-        """Take a client; socket and ticket are not the caller's any more."""
-        if listener.proxy:
-            self._proxies.hold(listener, sock, peer, ticket)
+    def enter(self, client: AcceptedClient, ticket: Ticket) -> None:
+        """Take a client, which is no longer the caller's."""
+        if client.listener.proxy:
+            self._proxies.hold(client, ticket)
         elif self._is_direct:  # as it is mostly
-            self._begin(listener, sock, peer, ticket)
+            self._begin(client, ticket)
         else:
-            self._identified(listener, sock, peer, ticket)
+            self._identified(client, ticket)
 
-    def _identified(
-        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
-    ) -> None:
-        client = ticket.client
-        if self._dns_checks is not None and not client.exempt and client.number is not None:
-            self._dns_checks.hold(listener, sock, peer, ticket)
+    def _identified(self, client: AcceptedClient, ticket: Ticket) -> None:
+        known = ticket.client
+        if self._dns_checks is not None and not known.exempt and known.number is not None:
+            self._dns_checks.hold(client, ticket)
         else:
-            self._checked(listener, sock, peer, ticket)
+            self._checked(client, ticket)
 
-    def _checked(
-        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
-    ) -> None:
+    def _checked(self, client: AcceptedClient, ticket: Ticket) -> None:
         # Under TLS it is the client that speaks first.
-        if self._pause is not None and not listener.tls and not ticket.client.exempt:
-            self._pause.hold(listener, sock, peer, ticket)
+        if self._pause is not None and not client.listener.tls and not ticket.client.exempt:
+            self._pause.hold(client, ticket)
         else:
-            self._begin(listener, sock, peer, ticket)
+            self._begin(client, ticket)
 
-    def _begin(
-        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
-    ) -> None:
+    def _begin(self, client: AcceptedClient, ticket: Ticket) -> None:
+        listener = client.listener
         if listener.tls and (refusal := self._gate.begin_handshake(ticket)) is not None:
-            self._refuse(listener, sock, refusal)
+            self._refuse(client, refusal)
             ticket.release()
             return
         try:
-            self._welcome(listener, sock, peer, ticket)
+            self._begin_session(listener, client.sock, client.peer, ticket)
         except Exception as error:  # noqa: BLE001 - a subclass's constructor may raise anything
             what = "a session could not be begun"
-            self._reporter.note(ClientLine.of(log, logging.ERROR, peer, what), error=error)
+            self._reporter.note(ClientLine.of(log, logging.ERROR, client.peer, what), error=error)
 
     @property
     def zones(self) -> Mapping[str, bool]:
@@ -133,5 +125,5 @@ class Preconnect:
             self._dns_checks.retire()
 
     def stop(self, hostname: str) -> int:
-        """Answer 421 to all; return how many there were."""
-        return sum(stage.stop(hostname) for stage in self._all)
+        """Answer 421 to all who are held; return how many there were."""
+        return sum(stage.stop(hostname) for stage in self._stages)

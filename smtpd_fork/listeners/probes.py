@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.gate.networks import number_of
 from smtpd_fork.gate.verdict import reply_line, shutdown_reply
+from smtpd_fork.listeners.accepted_client import AcceptedClient
 from smtpd_fork.listeners.proxy_header import (
     LONGEST_V2,
     HeaderError,
@@ -26,7 +27,6 @@ from smtpd_fork.listeners.proxy_header import (
     parse,
     true_peer,
 )
-from smtpd_fork.listeners.refusals import refuse
 from smtpd_fork.net import describe, source_key
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from smtpd_fork.gate import Gate
     from smtpd_fork.gate.networks import NetworkTable
-    from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.net import SocketAddress
 
 __all__ = ["Probes"]
@@ -58,16 +57,13 @@ _NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _HELLO = frozenset({b"EHLO", b"HELO", b"LHLO"})
 
 
-class _Probe:
+class _Probe(AcceptedClient):
     """One probe."""
 
-    __slots__ = ("greeted", "listener", "peer", "said", "size", "sock", "timer")
+    __slots__ = ("said", "size", "timer")
 
-    def __init__(self, listener: Listener, sock: socket.socket, peer: SocketAddress | str) -> None:
-        self.listener = listener
-        self.sock = sock
-        self.peer = peer
-        self.greeted = False
+    def __init__(self, client: AcceptedClient) -> None:
+        super().__init__(client.listener, client.sock, client.peer)
         self.said = b""
         self.size = 0
         self.timer: asyncio.TimerHandle | None = None
@@ -109,39 +105,30 @@ class Probes:
         host = source_key(peer)
         return host is not None and bool(self.networks.find(number_of(host)))
 
-    def begin(
-        self,
-        listener: Listener,
-        sock: socket.socket,
-        peer: SocketAddress | str,
-        otherwise: Callable[[Listener, socket.socket, SocketAddress | str], None],
-    ) -> None:
-        """Take one that comes from where probes come from; the socket is not the caller's any more.
+    def begin(self, client: AcceptedClient, otherwise: Callable[[AcceptedClient], None]) -> None:
+        """Take one that comes from where probes come from; it is no longer the caller's.
 
-        :param otherwise: takes who turns out to be a proxy's client: nothing of it has been read
+        :param otherwise: takes what turns out to be a proxy's client: nothing of it has been read
         """
+        proxy = client.listener.proxy
         if len(self._all) >= MOST:
-            if listener.proxy:
-                otherwise(listener, sock, peer)
+            if proxy:
+                otherwise(client)
             else:
-                refuse(sock, b"" if listener.tls else self._sorry("Too many probes"))
+                client.dismiss(self._sorry("Too many probes"))
             return
-        probe = _Probe(listener, sock, peer)
+        probe = _Probe(client)
         self._all.add(probe)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("a probe: %s", describe(peer))
-        if listener.proxy:
+            log.debug("a probe: %s", describe(client.peer))
+        if proxy:
             probe.timer = self._loop.call_later(SILENCE_SECONDS, self._greet, probe)
-            self._loop.add_reader(sock, self._look, probe, otherwise)
+            self._loop.add_reader(client.sock, self._look, probe, otherwise)
             self._look(probe, otherwise)  # mostly the header is there
         else:
             self._greet(probe)
 
-    def _look(
-        self,
-        probe: _Probe,
-        otherwise: Callable[[Listener, socket.socket, SocketAddress | str], None],
-    ) -> None:
+    def _look(self, probe: _Probe, otherwise: Callable[[AcceptedClient], None]) -> None:
         """See whether a PROXY header speaks for somebody, without reading it."""
         try:
             peeked = probe.sock.recv(LONGEST_V2, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -155,7 +142,7 @@ class Probes:
         length = _header_for_nobody(peeked, probe.peer)
         if length is None:
             self._forget(probe)
-            otherwise(probe.listener, probe.sock, probe.peer)
+            otherwise(probe)
             return
         with suppress(OSError):
             if length:
@@ -170,7 +157,6 @@ class Probes:
         if self._gate.paused:
             self._end(probe, self._sorry("Service not available"))
             return
-        probe.greeted = True
         # What speaks TLS first cannot read a greeting in the clear: that it is connected has to do.
         if not probe.listener.tls and not self._say(
             probe, f"220 {self.hostname} {self._ident}\r\n".encode("ascii", "replace")
@@ -231,11 +217,7 @@ class Probes:
     def _end(self, probe: _Probe, reply: bytes = b"") -> None:
         """Close on a probe, after *reply*."""
         self._forget(probe)
-        if reply and not probe.listener.tls:
-            refuse(probe.sock, reply)
-        else:
-            with suppress(OSError):
-                probe.sock.close()
+        probe.dismiss(reply)
 
     def stop(self) -> None:
         """Answer 421 to all of them: the server stops."""

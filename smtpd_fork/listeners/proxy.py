@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import ClientLine
-from smtpd_fork.listeners.pending_clients import PendingClient, PendingClients
+from smtpd_fork.listeners.pending_clients import WatchedClients
 from smtpd_fork.listeners.proxy_header import (
     LONGEST_V2,
     HeaderError,
@@ -28,51 +28,49 @@ if TYPE_CHECKING:
     from aiosmtpd.proxy_protocol import ProxyData
 
     from smtpd_fork.gate import Gate, Reporter
-    from smtpd_fork.listeners.pending_clients import Refuse, Welcome
+    from smtpd_fork.listeners.pending_clients import Begin, PendingClient, Refuse
 
 __all__ = ["ProxyHeaders"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
 
-class ProxyHeaders(PendingClients):
+class ProxyHeaders(WatchedClients):
     """Holds connections of proxies until their headers have come.
 
     :param seconds: how long a header may take
-    :param gate: judges whom a header speaks for
-    :param welcome: takes who may come in: listener, socket, true peer, ticket
-    :param refuse: answers who may not, and closes
+    :param gate: judges the client that a header names
     :param reporter: writes lines about clients
     """
+
+    phase = "proxy-header"
 
     def __init__(
         self,
         seconds: float,
         loop: asyncio.AbstractEventLoop,
-        gate: Gate,
-        *,
-        welcome: Welcome,
+        begin: Begin,
         refuse: Refuse,
+        *,
+        gate: Gate,
         reporter: Reporter,
     ) -> None:
-        super().__init__("proxy-header", seconds, loop)
+        super().__init__(seconds, loop, begin, refuse)
         self._gate = gate
         self._reporter = reporter
-        self._welcome = welcome
-        self._refuse = refuse
 
-    def _heard(self, client: PendingClient) -> None:
+    def _heard(self, client: PendingClient) -> bool:
         try:
             if not self._read(client):
-                return
+                return False
             data = parse(client.header)
         except (HeaderError, OSError) as error:
             self._let_go(client)
-            self._report(client, str(error))
-            self._drop(client)
-            return
-        self._let_go(client)
-        self._identify(client, data)
+            self._close(client, str(error))
+        else:
+            self._let_go(client)
+            self._identify(client, data)
+        return True
 
     def _read(self, client: PendingClient) -> bool:
         """Read what has come of a header; return whether it is whole.
@@ -91,25 +89,22 @@ class ProxyHeaders(PendingClients):
         return True
 
     def _identify(self, client: PendingClient, data: ProxyData) -> None:
-        peer = true_peer(data)
-        client.ticket.proxy = data
-        client.ticket.sender = client.peer
-        if peer is not None and source_key(peer) == source_key(client.peer):
-            peer = None  # it speaks for itself: a health check, as v1 has no word for one
-        if peer is not None:
-            refusal = self._gate.identify(client.ticket, peer)
+        ticket, peer = client.ticket, true_peer(data)
+        ticket.proxy = data
+        ticket.sender = client.peer
+        # One that names itself is a health check: v1 has no word for it.
+        if peer is not None and source_key(peer) != source_key(client.peer):
+            client.peer = peer
+            refusal = self._gate.identify(ticket, peer)
             if refusal is not None:
-                self._refuse(client.listener, client.sock, refusal)
-                client.ticket.release()
+                self._refuse(client, refusal)
                 return
-        self._welcome(
-            client.listener, client.sock, client.peer if peer is None else peer, client.ticket
-        )
+        self._begin(client, ticket)
 
     def _over(self, client: PendingClient) -> None:
-        self._report(client, "it took too long")
-        self._drop(client)
+        self._close(client, "it took too long")
 
-    def _report(self, client: PendingClient, reason: str) -> None:
+    def _close(self, client: PendingClient, reason: str) -> None:
         line = ClientLine.of(log, logging.INFO, client.peer, "no PROXY header", reason)
         self._reporter.note(line)
+        client.close()

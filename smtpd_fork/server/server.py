@@ -13,6 +13,7 @@ from smtpd_fork.errors import OperatingSystemError
 from smtpd_fork.gate import GATE_SETTINGS, Gate, client_reporter, limits_of, networks_of
 from smtpd_fork.listeners import (
     Acceptor,
+    AcceptorSettings,
     Listener,
     Preconnect,
     Probes,
@@ -217,12 +218,10 @@ class Server:
         self._acceptor = Acceptor(
             self._listeners,
             self.gate,
-            config.when_full,
+            AcceptorSettings(config.when_full, config.backlog, self._proxy_trust),
+            loop,
             preconnect=self._preconnect,
             refuser=self._refuser,
-            hostname=config.hostname,
-            waiting_capacity=config.backlog,
-            proxy_trust=self._proxy_trust,
             probes=self._probes,
         )
         self._sweep.then = partial(
@@ -244,7 +243,7 @@ class Server:
     def accept(self) -> None:
         """Begin to accept clients, if :meth:`start` was told not to."""
         assert self._acceptor is not None
-        self._acceptor.start(asyncio.get_running_loop())
+        self._acceptor.start()
         for listener in self._listeners:
             log.info("listening on %s", listener, extra={"address": str(listener)})
 
@@ -255,7 +254,7 @@ class Server:
         return Preconnect(
             self.gate,
             asyncio.get_running_loop(),
-            welcome=self._sessions.welcome,
+            begin=self._sessions.welcome,
             refuse=self._refuser.refuse,
             greet_pause=config.greet_pause,
             proxy_timeout=config.proxy_timeout,
@@ -357,11 +356,7 @@ class Server:
         self._refuser.hostname = config.hostname
         self._probes.networks, self._probes.hostname = plan.probe_from, config.hostname
         self._acceptor.change(
-            config.when_full,
-            preconnect=self._preconnect,
-            hostname=config.hostname,
-            waiting_capacity=config.backlog,
-            proxy_trust=plan.proxy_trust,
+            AcceptorSettings(config.when_full, config.backlog, plan.proxy_trust), self._preconnect
         )
         self._watch_lag()
         self._listen_on(plan)

@@ -1,0 +1,75 @@
+"""AcceptedClient: a client between accept(2) and its session."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from smtpd_fork.listeners.refusals import refuse
+
+if TYPE_CHECKING:
+    import socket
+
+    from smtpd_fork.listeners.listener import Listener
+    from smtpd_fork.net import SocketAddress
+
+__all__ = ["AcceptedClient", "accept", "dismiss_backlog"]
+
+MAX_DISMISSED = 4096
+"""Clients of one backlog answered at a stop: what Linux keeps at most (net.core.somaxconn)."""
+
+_CLIENT_GONE = frozenset({
+    errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.ENOPROTOOPT,
+    errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT,
+    errno.ECONNRESET,
+})  # fmt: skip
+"""What accept(2) says of one client, pending network errors among them: the next may be well."""
+
+
+class AcceptedClient:
+    """A socket that was accepted, without a transport.
+
+    :ivar listener: where it was accepted
+    :ivar sock: the socket; whoever has the client owns it
+    :ivar peer: as accept(2) named it, or a PROXY header
+    """
+
+    __slots__ = ("listener", "peer", "sock")
+
+    def __init__(self, listener: Listener, sock: socket.socket, peer: SocketAddress | str) -> None:
+        self.listener = listener
+        self.sock = sock
+        self.peer = peer
+
+    def dismiss(self, reply: bytes) -> None:
+        """Send *reply*, if the client can read it, and close; never waits."""
+        # A client that speaks TLS first cannot read a reply in plaintext.
+        refuse(self.sock, b"" if self.listener.tls else reply)
+
+
+def accept(listener: Listener) -> AcceptedClient | None:
+    """Accept a client; None if it is gone again.
+
+    :raises BlockingIOError: there is none
+    :raises OSError: the system is short of something: descriptors, memory
+    """
+    try:
+        return AcceptedClient(listener, *listener.accept())
+    except OSError as error:
+        if error.errno in _CLIENT_GONE:
+            return None
+        raise
+
+
+def dismiss_backlog(listener: Listener, reply: bytes) -> int:
+    """Answer the clients in the kernel's backlog; bounded, as more may be arriving."""
+    answered = 0
+    for _ in range(MAX_DISMISSED):
+        try:
+            client = accept(listener)
+        except OSError:
+            break
+        if client is not None:
+            client.dismiss(reply)
+            answered += 1
+    return answered

@@ -1,0 +1,85 @@
+"""DeadlineQueue: clients that wait, first come, first served, all with the same time limit."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
+
+__all__ = ["DeadlineQueue"]
+
+T = TypeVar("T")
+
+
+class DeadlineQueue(Generic[T]):
+    """Clients in the order in which they came. That is the order of their deadlines: one timer.
+
+    :param seconds: how long each may wait; ``math.inf`` is for ever
+    :param expired: gets the clients whose time is up, which wait no longer
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        loop: asyncio.AbstractEventLoop,
+        expired: Callable[[list[T]], None],
+    ) -> None:
+        self._seconds = seconds
+        self._loop = loop
+        self._expired = expired
+        self._since: OrderedDict[T, float] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._since
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._since)
+
+    def add(self, client: T) -> None:
+        """Have a client wait from now on, behind all others."""
+        self._since[client] = self._loop.time()
+        if self._timer is None:
+            self._set_timer()
+
+    def remove(self, client: T) -> None:
+        """Have a client wait no longer; no error if it does not."""
+        self._since.pop(client, None)
+
+    def change(self, seconds: float) -> None:
+        """Have another time limit, also for those who wait already."""
+        self._seconds = seconds
+        self._clear_timer()
+        self._set_timer()
+
+    def clear(self) -> None:
+        """Have nobody wait any longer."""
+        self._since.clear()
+        self._clear_timer()
+
+    def _set_timer(self) -> None:
+        if self._since and self._seconds < math.inf:
+            first = next(iter(self._since.values()))
+            self._timer = self._loop.call_at(first + self._seconds, self._due)
+
+    def _clear_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _due(self) -> None:
+        self._timer = None
+        latest = self._loop.time() - self._seconds
+        due = []
+        while self._since and next(iter(self._since.values())) <= latest:
+            due.append(self._since.popitem(last=False)[0])
+        self._set_timer()
+        if due:
+            self._expired(due)
