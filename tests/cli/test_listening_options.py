@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.daemon import LOCAL, Daemon, free_ports, run
+from support.daemon import LOCAL, Daemon, run
 from support.dialogue import connect, first_line
 from support.peers import needs_ipv6, peer, proc
+from support.ports import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path

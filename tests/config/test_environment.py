@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 from click.core import ParameterSource
-from support.daemon import LOCAL, Daemon, free_ports, run
+from support.daemon import LOCAL, Daemon, run
 from support.dialogue import connect, ehlo, first_line
 from support.place import Place, only_line
+from support.ports import free_ports
 
 from smtpd_fork.cli.command import command
 from smtpd_fork.cli.options import OPTIONS, SettingOption

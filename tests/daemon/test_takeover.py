@@ -19,7 +19,6 @@ from support.daemon import (
     Daemon,
     Detached,
     Process,
-    free_ports,
     messages,
     on_both_loops,
     run,
@@ -31,6 +30,7 @@ from support.heirs import TAKEN, Heirs, Load
 from support.page import read
 from support.peers import proc
 from support.place import only_line
+from support.ports import free_ports
 from support.server import serve
 from support.server import until as until_here
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import smtplib
-import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.daemon import PATIENCE, Daemon, clean_environment, messages
 from support.installation import ROOT
+from support.ports import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,9 +29,7 @@ def test_the_embedded_server_gets_its_own_message() -> None:
 
 
 def test_the_gated_controller_refuses_a_third_client_of_one_address() -> None:
-    with socket.socket() as probe:  # aiosmtpd's Controller cannot say which port 0 became
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port("127.0.0.1")  # aiosmtpd's Controller cannot say which port 0 became
     process = subprocess.Popen(
         [sys.executable, "examples/gated_controller.py", str(port)],
         cwd=ROOT,

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
-from support.daemon import COMMAND, PATIENCE, Daemon, free_ports, on_both_loops, run, until
+from support.daemon import COMMAND, PATIENCE, Daemon, on_both_loops, run, until
 from support.handlers import Notes
 from support.peers import peer
 from support.place import only_line
+from support.ports import free_ports
 from support.server import serve
 
 from smtpd_fork.daemon import passed_sockets

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import aiosmtpd
 import pytest
-from support.qpsmtpd import free_port
+from support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,8 +8,9 @@ import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from support.daemon import Daemon, end, free_ports, until
+from support.daemon import Daemon, end, until
 from support.peers import npm_package, peer, unpacked
+from support.ports import free_ports
 
 from peers.postfix import instance
 from peers.programs import Place

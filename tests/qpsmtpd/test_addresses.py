@@ -6,13 +6,13 @@ import socket
 from contextlib import ExitStack
 
 from support.differences import Facts, both
+from support.ports import free_port
 from support.qpsmtpd import (
     LOOPBACK,
     Bench,
     Talk,
     as_user,
     at,
-    free_port,
     greeted,
     is_free,
     kind,

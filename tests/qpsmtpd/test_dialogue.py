@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from support.daemon import PATIENCE
 from support.differences import INTENDED, Facts, both
-from support.qpsmtpd import HOSTNAME, LOOPBACK, Bench, Talk, at, free_port, kind
+from support.ports import free_port
+from support.qpsmtpd import HOSTNAME, LOOPBACK, Bench, Talk, at, kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

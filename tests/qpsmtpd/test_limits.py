@@ -6,7 +6,8 @@ from contextlib import ExitStack
 
 from support.daemon import until
 from support.differences import Facts, both
-from support.qpsmtpd import Bench, Talk, at, first_of, free_port, greeted, kind
+from support.ports import free_port
+from support.qpsmtpd import Bench, Talk, at, first_of, greeted, kind
 
 LONG_SECONDS = 1.5
 """How long a client is listened to that hears something from one of the two."""

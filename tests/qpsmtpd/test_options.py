@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from support.differences import Facts, both
+from support.ports import free_port
 from support.qpsmtpd import (
     LOOPBACK,
     Bench,
     Talk,
     as_user,
     at,
-    free_port,
     is_free,
     kind,
     outcome,

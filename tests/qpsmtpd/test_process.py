@@ -9,6 +9,7 @@ import socket
 from support.daemon import COMMAND, is_alive, until, wait_until_gone
 from support.differences import Facts, both
 from support.peers import proc
+from support.ports import free_port
 from support.qpsmtpd import (
     LOOPBACK,
     USER,
@@ -17,7 +18,6 @@ from support.qpsmtpd import (
     as_user,
     at,
     children,
-    free_port,
     greeted,
     identity,
     is_free,

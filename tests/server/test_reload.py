@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
-from support.daemon import free_ports
+from support.ports import free_ports
 from support.server import serve, until
 
 from smtpd_fork import Config, SmtpdForkError

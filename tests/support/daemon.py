@@ -6,12 +6,11 @@ import os
 import queue
 import re
 import smtplib
-import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 from typing import TYPE_CHECKING, Any, Self
@@ -297,12 +296,3 @@ def wait_until_gone(pid: int) -> None:
 def messages(maildir: Path) -> list[str]:
     """Return the messages in a Maildir, oldest name first."""
     return [path.read_text() for path in sorted((maildir / "new").iterdir())]
-
-
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Return ports of *host* that nobody has, or had a moment ago."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind((host, 0))
-        return [sock.getsockname()[1] for sock in sockets]

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from support.peers import peer
-from support.qpsmtpd import free_port
+from support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

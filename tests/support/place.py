@@ -6,7 +6,6 @@ import os
 import socket
 import time
 import uuid
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from support.daemon import PATIENCE, is_alive, run
 from support.peers import proc
+from support.ports import free_port
 
 if TYPE_CHECKING:
     import subprocess
@@ -52,8 +52,7 @@ class Place:
         self.pid_file = folder / "daemon.pid"
         self.socket = folder / "smtp.sock"
         self.mark = uuid.uuid4().hex
-        with closing(socket.create_server(("127.0.0.1", 0))) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port("127.0.0.1")
         (folder / "broken.py").write_text(BROKEN)
         (folder / "file").write_text("a file")
         (folder / "link").symlink_to(folder / "file")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import random
 import re
 import select
 import signal
@@ -21,7 +20,6 @@ import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from support.client import Reply
@@ -30,6 +28,7 @@ from support.peers import proc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 HOSTNAME = "mx.example.com"
 DOMAIN = "example.com"
@@ -54,24 +53,6 @@ sub register {
 def as_user() -> tuple[str, ...]:
     """Return the option that both need under root, and that neither needs without."""
     return ("-u", USER) if os.geteuid() == 0 else ()
-
-
-def free_port() -> int:
-    """Return a port that is free on all interfaces.
-
-    Not one that bind(2) of port 0 gives: until qpsmtpd binds it, it could become the source port
-    of some connection. So it is one below the range that those are taken from.
-    """
-    try:
-        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    except FileNotFoundError:  # no /proc
-        lowest = 32_768  # the kernel's default
-    top = lowest - 1 if lowest > 12_000 else 65_535
-    while True:
-        port = random.randint(10_000, top)
-        with socket.socket() as sock, suppress(OSError):
-            sock.bind(("0.0.0.0", port))
-            return port
 
 
 class Talk:
