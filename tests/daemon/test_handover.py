@@ -16,7 +16,6 @@ from support.daemon import (
     LOCAL,
     PATIENCE,
     Daemon,
-    free_ports,
     on_both_loops,
     run,
     until,
@@ -24,6 +23,7 @@ from support.daemon import (
 from support.heirs import Heirs
 from support.manager import Manager
 from support.peers import peer
+from support.ports import free_ports
 
 from smtpd_fork import Server
 from smtpd_fork.cli.holdings import Holdings

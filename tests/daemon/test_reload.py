@@ -10,9 +10,10 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from support.daemon import PATIENCE, Daemon, Detached, free_ports, messages, on_both_loops
+from support.daemon import PATIENCE, Daemon, Detached, messages, on_both_loops
 from support.daemon import until as wait_until
 from support.peers import peer
+from support.ports import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path
