@@ -7,11 +7,10 @@ the same. Mostly that is done without a socket; some streams go over the wire, a
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
-from aiosmtpd.smtp import AuthResult
 from support.cuts import cut, dialogue, heard_by, heard_under_tls
+from support.handlers import Keep, KeepSlowly, Trusts, check_password
 
 from smtpd_fork import Server
 from smtpd_fork.smtp import SMTP, BareNewline, Limits
@@ -47,44 +46,6 @@ _BINARY = b"MAIL FROM:<a@b.example> BODY=BINARYMIME\r\nRCPT TO:<c@d.example>\r\n
 
 class CutError(AssertionError):
     """The law was broken."""
-
-
-class Keep:
-    """Keeps messages; answers at once."""
-
-    def __init__(self) -> None:
-        self.got: list[Any] = []
-
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-        self.got.append((envelope.mail_from, tuple(envelope.rcpt_tos), envelope.content))
-        return "250 2.0.0 Ok"
-
-
-class KeepSlowly(Keep):
-    """Keeps messages, and waits in each hook."""
-
-    async def handle_RCPT(
-        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
-    ) -> str:
-        await asyncio.sleep(0)
-        envelope.rcpt_tos.append(address)
-        return "250 2.1.5 OK"
-
-    async def handle_DATA(self, *args: Any) -> str:
-        await asyncio.sleep(0)
-        return await super().handle_DATA(*args)
-
-
-class Trusts(KeepSlowly):
-    """The same, and takes PROXY headers."""
-
-    async def handle_PROXY(self, server: Any, session: Any, envelope: Any, proxy_data: Any) -> bool:
-        await asyncio.sleep(0)
-        return True
-
-
-def _check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
-    return AuthResult(success=data.password == b"pass", handled=False, auth_data=data)
 
 
 def well_formed(chance: random.Random) -> bytes:
@@ -153,7 +114,7 @@ class Cuts:
                     max_message_size=4000,
                     tls_handshake_timeout=300,
                     proxy_timeout=300,
-                    session_options={"authenticator": _check, "auth_require_tls": False},
+                    session_options={"authenticator": check_password, "auth_require_tls": False},
                     **({"listen": ["127.0.0.1:0"]} | tls | options),
                 )
                 await stack.enter_async_context(server)
@@ -173,7 +134,7 @@ class Cuts:
         lmtp, proxied = chance.random() < 0.2, chance.random() < 0.1
         options: dict[str, Any] = {"lmtp": lmtp}
         if chance.random() < 0.5:
-            options |= {"authenticator": _check, "auth_require_tls": False}
+            options |= {"authenticator": check_password, "auth_require_tls": False}
         if proxied:
             options["proxy_protocol_timeout"] = 5.0
             stream = _PROXY + stream

@@ -7,17 +7,8 @@ from contextlib import ExitStack
 
 from support.differences import Facts, both
 from support.ports import free_port
-from support.qpsmtpd import (
-    LOOPBACK,
-    Bench,
-    Talk,
-    as_user,
-    at,
-    greeted,
-    is_free,
-    kind,
-    listening,
-)
+from support.processes import listening
+from support.qpsmtpd import LOOPBACK, Bench, Talk, as_user, at, greeted, is_free, kind
 
 
 @both()

@@ -10,19 +10,8 @@ from support.daemon import COMMAND, is_alive, until, wait_until_gone
 from support.differences import Facts, both
 from support.peers import proc
 from support.ports import free_port
-from support.qpsmtpd import (
-    LOOPBACK,
-    USER,
-    Bench,
-    Talk,
-    as_user,
-    at,
-    children,
-    greeted,
-    identity,
-    is_free,
-    kind,
-)
+from support.processes import children, identity
+from support.qpsmtpd import LOOPBACK, USER, Bench, Talk, as_user, at, greeted, is_free, kind
 
 
 @both("process-per-session")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiosmtpd.proxy_protocol import V2_SIGNATURE
-from aiosmtpd.smtp import AuthResult
 from support.cuts import Result, all_cuts, cut, dialogue, heard_by, heard_under_tls
+from support.handlers import Keep, Trusts, check_password
 from support.server import serve
 
 from smtpd_fork.listeners.proxy_header import HeaderError, is_whole, missing, parse
@@ -64,41 +64,6 @@ def by_bdat(text: bytes) -> bytes:
     return b"".join(b"BDAT %d\r\n%b" % (len(p), p) for p in parts[:-1]) + last + parts[-1]
 
 
-class Keep:
-    """Keeps messages."""
-
-    def __init__(self) -> None:
-        self.got: list[Any] = []
-
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-        self.got.append((envelope.mail_from, tuple(envelope.rcpt_tos), envelope.content))
-        return "250 2.0.0 Ok"
-
-
-class KeepSlowly(Keep):
-    """Keeps messages, and has others wait: what is cut off comes while a handler is busy."""
-
-    async def handle_RCPT(
-        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
-    ) -> str:
-        await asyncio.sleep(0)
-        envelope.rcpt_tos.append(address)
-        return "250 2.1.5 OK"
-
-    async def handle_DATA(self, *args: Any) -> str:
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        return await super().handle_DATA(*args)
-
-    async def handle_PROXY(self, server: Any, session: Any, envelope: Any, proxy_data: Any) -> bool:
-        await asyncio.sleep(0)
-        return True
-
-
-def check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
-    return AuthResult(success=data.password == b"pass", handled=False, auth_data=data)
-
-
 def new_session(bare: BareNewline, line: int, handler: Keep, **options: Any) -> SMTP:
     return SMTP(
         handler,
@@ -135,7 +100,7 @@ def differing(
     """
 
     async def results() -> list[tuple[list[bytes], Result]]:
-        models = [new_session(bare, line, handler, **options) for handler in (Keep(), KeepSlowly())]
+        models = [new_session(bare, line, handler, **options) for handler in (Keep(), Trusts())]
         expected = await dialogue(models[0].another(None, None), [stream + after])
         assert expected.closed, "the stream ends its session"
         found = []
@@ -238,7 +203,7 @@ AUTH = [
 def test_auth_is_the_same_however_it_is_cut(
     runner: asyncio.Runner, exchange: bytes, bare: BareNewline
 ) -> None:
-    options: dict[str, Any] = {"authenticator": check, "auth_require_tls": False}
+    options: dict[str, Any] = {"authenticator": check_password, "auth_require_tls": False}
     assert not differing(runner, HELLO + exchange + b"\r\n", bare, **options)
 
 
@@ -252,7 +217,7 @@ def test_a_proxy_header_of_a_session_is_the_same_however_it_is_cut(
     runner: asyncio.Runner, header: bytes, bare: BareNewline
 ) -> None:
     async def result(packets: list[bytes]) -> Result:
-        session = new_session(bare, 0, KeepSlowly(), proxy_protocol_timeout=5)
+        session = new_session(bare, 0, Trusts(), proxy_protocol_timeout=5)
         return await dialogue(session, packets)
 
     stream = header + HELLO + MAIL + by_data(TEXTS[2]) + b"QUIT\r\n"
@@ -326,7 +291,7 @@ WIRE = [
 @pytest.mark.parametrize("bare", MODES)
 async def test_streams_over_the_wire_are_the_same_however_they_are_cut(bare: BareNewline) -> None:
     handler = Keep()
-    options = {"authenticator": check, "auth_require_tls": False}
+    options = {"authenticator": check_password, "auth_require_tls": False}
     async with serve(handler, bare_newline=bare.value, session_options=options) as server:
         for stream in WIRE:
             expected = None

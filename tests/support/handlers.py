@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
+
+from aiosmtpd.smtp import AuthResult
 
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import Envelope, Session
@@ -38,6 +41,47 @@ class Notes(Discard):
         session.host_name = name
         self.sessions.append(session)
         return replies
+
+
+class Keep:
+    """Keeps messages; answers at once."""
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.got.append((envelope.mail_from, tuple(envelope.rcpt_tos), envelope.content))
+        return "250 2.0.0 Ok"
+
+
+class KeepSlowly(Keep):
+    """Keeps messages, and has others wait: packets arrive while a hook is busy."""
+
+    async def handle_RCPT(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        await asyncio.sleep(0)
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 OK"
+
+    async def handle_DATA(self, *args: Any) -> str:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return await super().handle_DATA(*args)
+
+
+class Trusts(KeepSlowly):
+    """The same, and takes PROXY headers."""
+
+    async def handle_PROXY(self, server: Any, session: Any, envelope: Any, proxy_data: Any) -> bool:
+        await asyncio.sleep(0)
+        return True
+
+
+def check_password(
+    server: Any, session: Any, envelope: Any, mechanism: str, data: Any
+) -> AuthResult:
+    return AuthResult(success=data.password == b"pass", handled=False, auth_data=data)
 
 
 def a_session(**facts: Any) -> Any:

@@ -19,12 +19,10 @@ import socket
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Self
 
 from support.client import Reply
 from support.daemon import COMMAND, PATIENCE, clean_environment, end, until
-from support.peers import proc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -298,43 +296,3 @@ def outcome_or_serves(
     if bench.starts(*options, user=user):
         return "serves"
     return outcome(bench, *options, *(as_user() if user is None else user))
-
-
-# -- what the system knows of a process ----------------------------------------------------------
-
-
-def listening(pid: int) -> set[tuple[str, int]]:
-    """Return addresses and ports that a process listens on."""
-    mine = set()
-    for descriptor in proc(pid, "fd").iterdir():
-        with suppress(OSError):
-            mine.add(os.readlink(descriptor))
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in proc(pid, "net", table).read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
-                host, _, port = fields[1].partition(":")
-                found.add((_address(host), int(port, 16)))
-    return found
-
-
-def _address(digits: str) -> str:
-    """Read an address as /proc/net writes it: 32-bit words in the machine's order."""
-    words = [bytes.fromhex(digits[i : i + 8])[::-1] for i in range(0, len(digits), 8)]
-    return str(ip_address(b"".join(words)))
-
-
-def children(pid: int) -> int:
-    """Return how many processes a process has started that still run."""
-    listed = proc(pid, "task", pid, "children").read_text().split()
-    return sum(proc(one, "stat").read_text().split()[2] != "Z" for one in listed)
-
-
-def identity(pid: int) -> dict[str, list[str]]:
-    """Return the users and groups of a process, by their numbers: real, effective, saved, ..."""
-    status = proc(pid, "status").read_text()
-    return {
-        name: sorted(set(values.split()))
-        for name, values in re.findall(r"^(Uid|Gid|Groups):(.*)$", status, re.MULTILINE)
-    }
