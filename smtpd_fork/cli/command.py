@@ -14,8 +14,8 @@ import click
 
 from smtpd_fork.cli.check import check
 from smtpd_fork.cli.control import CONTROL_COMMANDS
-from smtpd_fork.cli.holdings import Holdings
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, SettingOption
+from smtpd_fork.cli.resources import Resources
 from smtpd_fork.cli.settings_command import Fault, SettingsCommand, faults, flag_origin
 from smtpd_fork.cli.show import config
 from smtpd_fork.cli.start import start
@@ -80,34 +80,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and words[0] in SUBCOMMANDS:
         name = words.pop(0)
         return _run(SUBCOMMANDS[name], f"{PROGRAM} {name}", words, None)
-    holdings = Holdings(Invocation.current())
+    resources = Resources(Invocation.current())
     try:
-        holdings.under_init = become_init_if_first()
-        holdings.successor = Successor.of_environment(os.environ)
+        resources.under_init = become_init_if_first()
+        resources.successor = Successor.of_environment(os.environ)
     except SmtpdForkError as error:
-        return _fail(holdings, str(error), error.exit_status)
-    return _run(command, PROGRAM, words, holdings)
+        return _fail(resources, str(error), error.exit_status)
+    return _run(command, PROGRAM, words, resources)
 
 
-def _run(chosen: click.Command, name: str, words: list[str], holdings: Holdings | None) -> int:
+def _run(chosen: click.Command, name: str, words: list[str], resources: Resources | None) -> int:
     try:
-        status = chosen.main(args=words, prog_name=name, standalone_mode=False, obj=holdings)
+        status = chosen.main(args=words, prog_name=name, standalone_mode=False, obj=resources)
     except SmtpdForkError as error:
-        return _fail(holdings, str(error), error.exit_status)
+        return _fail(resources, str(error), error.exit_status)
     except Fault as error:
-        return _fail(holdings, error.message, error.status)
+        return _fail(resources, error.message, error.status)
     except click.ClickException as error:
         text = _usage(error) if isinstance(error, click.UsageError) else error.message
-        return _fail(holdings, text, ExitStatus.USAGE)
+        return _fail(resources, text, ExitStatus.USAGE)
     except click.Abort:  # click's name for an interrupt
         return 130
     return int(status or ExitStatus.OK)
 
 
-def _fail(holdings: Holdings | None, text: str, status: int) -> int:
+def _fail(resources: Resources | None, text: str, status: int) -> int:
     """Say what is wrong, also to the process whose place this one was to take."""
-    if holdings is not None and holdings.successor is not None:
-        holdings.successor.failed(text)
+    if resources is not None and resources.successor is not None:
+        resources.successor.failed(text)
     _complain(text)
     return int(status)
 

@@ -31,7 +31,7 @@ class Reloads:
     :param given: the settings that hold, and where they came from
     :param config: the same, read
     :param services: are told
-    :param turn: held meanwhile: a takeover must not see half of it
+    :param turn: held meanwhile: an upgrade must not see half of it
     """
 
     def __init__(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
 from typing import TYPE_CHECKING
 
+from smtpd_fork.cli.interpreter import collect_garbage_rarely, log_unraisable, loop_factory
 from smtpd_fork.cli.reload import Reloads
 from smtpd_fork.cli.services import Services, services_of
-from smtpd_fork.cli.takeover import Takeover, confirmed
-from smtpd_fork.cli.unraisable import log_unraisable
+from smtpd_fork.cli.upgrade import Upgrade, confirmed
 from smtpd_fork.errors import ExitStatus
 from smtpd_fork.observe.control import DrainOrder
 
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any
 
-    from smtpd_fork.cli.ending import Ending
     from smtpd_fork.cli.given import Given
-    from smtpd_fork.cli.holdings import Holdings
+    from smtpd_fork.cli.resources import Resources
+    from smtpd_fork.cli.stop_watchdog import StopWatchdog
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.daemon import Successor
     from smtpd_fork.server import Server
@@ -34,9 +33,6 @@ __all__ = ["serve"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
-_GC_THRESHOLDS = (20_000, 20, 20)
-"""Of :func:`gc.set_threshold`; by default it would look at every few dozen sessions."""
-
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -44,8 +40,8 @@ def serve(
     server: Server,
     given: Given,
     config: DaemonConfig,
-    holdings: Holdings,
-    ending: Ending,
+    resources: Resources,
+    watchdog: StopWatchdog,
     *,
     ready: Callable[[], None] | None = None,
 ) -> ExitStatus:
@@ -53,25 +49,25 @@ def serve(
 
     :param given: the settings, and where they came from
     :param config: the same, read
-    :param holdings: what the process has besides, and may hand over (SIGUSR2)
-    :param ending: sees that the process ends, whatever a handler does
+    :param resources: what the process has besides, and may hand over (SIGUSR2)
+    :param watchdog: sees that the process ends, whatever a handler does
     :param ready: called once it serves
     :returns: how it ended
     :raises SmtpdForkError: it cannot start
     """
     log_unraisable()
-    service = _Service(server, given, config, holdings, ending)
-    with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
+    service = _Service(server, given, config, resources, watchdog)
+    with asyncio.Runner(loop_factory=loop_factory(config.loop)) as runner:
         try:
-            cut = _run_to_its_end(runner.get_loop(), service.run(ready), ending)
+            cut = _run_to_its_end(runner.get_loop(), service.run(ready), watchdog)
         finally:
-            ending.server_has_stopped()
-    ending.loop_has_ended()
+            watchdog.server_has_stopped()
+    watchdog.loop_has_ended()
     return ExitStatus.CUT if cut else ExitStatus.OK
 
 
 def _run_to_its_end(
-    loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, int], ending: Ending
+    loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, int], watchdog: StopWatchdog
 ) -> int:
     """Run *main*; a task or callback of a handler that calls sys.exit() ends only itself.
 
@@ -86,26 +82,7 @@ def _run_to_its_end(
             if task.done():
                 raise
             log.exception("a task or callback of a handler tried to end the process")
-            loop.call_soon(ending.listen, _STOP)
-
-
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if name == "uvloop":
-        import uvloop  # noqa: PLC0415 - who chose asyncio need not load it
-
-        return uvloop.new_event_loop
-    return asyncio.new_event_loop
-
-
-def _rarely_collect_garbage() -> None:
-    """Have Python look for cycles less often: sessions leave none.
-
-    What was made until now stays for good and is never looked at again. The process is ours, so
-    this is ours to decide; an embedder's is not.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
+            loop.call_soon(watchdog.listen, _STOP)
 
 
 class _Service:
@@ -116,26 +93,26 @@ class _Service:
         server: Server,
         given: Given,
         config: DaemonConfig,
-        holdings: Holdings,
-        ending: Ending,
+        resources: Resources,
+        watchdog: StopWatchdog,
     ) -> None:
         self._server = server
-        self._ending = ending
-        self._holdings = holdings
+        self._watchdog = watchdog
+        self._resources = resources
         self._words: Words = asyncio.Queue()
         self._services = Services(
             services_of(
                 config,
                 server,
-                holdings,
+                resources,
                 drain=lambda seconds: self._words.put_nowait(DrainOrder(seconds)),
             )
         )
         turn = asyncio.Lock()
         self._reloads = Reloads(server, given, config, self._services, turn)
-        self._takeover = Takeover(
+        self._upgrade = Upgrade(
             server,
-            holdings,
+            resources,
             self._services,
             done=lambda: self._words.put_nowait(signal.SIGUSR2),
             detached=config.detach,
@@ -146,17 +123,17 @@ class _Service:
         """Serve until the end; return how many sessions had to be cut."""
         self._listen_to_signals()
         await self._start()
-        _rarely_collect_garbage()
+        collect_garbage_rarely()
         log.info("serving, pid %d", os.getpid())
         if ready is not None:
             ready()
-        self._takeover.serving()
+        self._upgrade.serving()
         await self._services.serving()
         word = await self._words.get()
         if word is signal.SIGUSR2:
             cut = await self._leave()
         else:
-            await self._takeover.end()
+            await self._upgrade.end()
             await self._services.stopping()
             if isinstance(word, DrainOrder):
                 await self._until(self._server.drain(), "drained: stopping", word.seconds)
@@ -173,15 +150,15 @@ class _Service:
         for number in _STOP:
             loop.add_signal_handler(number, self._words.put_nowait, number)
         loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)
-        loop.add_signal_handler(signal.SIGUSR2, self._takeover.ask)
-        self._ending.listen(_STOP)
+        loop.add_signal_handler(signal.SIGUSR2, self._upgrade.ask)
+        self._watchdog.listen(_STOP)
 
     async def _start(self) -> None:
         """Begin to serve; or, in another process's place, when that one lets go.
 
         :raises SmtpdForkError: it cannot be
         """
-        successor = self._holdings.successor
+        successor = self._resources.successor
         await self._server.start(accept=successor is None)
         try:
             await self._services.start()
@@ -197,20 +174,20 @@ class _Service:
 
         :raises SmtpdForkError: it goes on itself, or the pid-file cannot be written
         """
-        if self._holdings.pid_file is not None:
-            self._holdings.pid_file.write(os.getpid())
+        if self._resources.pid_file is not None:
+            self._resources.pid_file.write(os.getpid())
         await confirmed(successor)
-        self._holdings.take_over()
+        self._resources.take_over()
         self._server.accept()
 
     async def _leave(self) -> int:
         """End when the last session has: another process serves by now."""
         log.info("%d sessions go on here until they end", self._server.sessions)
         signalled = await self._until(self._server.leave(), "the last session has ended", None)
-        await self._takeover.end()
+        await self._upgrade.end()
         if signalled:
             return await self._stop()
-        self._ending.server_stops()
+        self._watchdog.server_stops()
         return await self._server.stop()
 
     async def _signal(self) -> signal.Signals:
@@ -224,23 +201,23 @@ class _Service:
 
         :param says: is logged at the end
         """
-        ending = asyncio.ensure_future(end)
+        watchdog = asyncio.ensure_future(end)
         number = asyncio.ensure_future(self._signal())
-        await asyncio.wait([ending, number], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([watchdog, number], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         signalled = number.done()
-        if ending.done():
+        if watchdog.done():
             log.info("%s", says)
         elif signalled:
             log.info("%s: stopping", number.result().name)
         else:
             log.info("the time to drain is over: stopping")
-        for each in (ending, number):
+        for each in (watchdog, number):
             each.cancel()
-        await asyncio.wait([ending, number])
+        await asyncio.wait([watchdog, number])
         return signalled
 
     async def _stop(self) -> int:
-        self._ending.server_stops()
+        self._watchdog.server_stops()
         stopping = asyncio.ensure_future(self._server.stop())
         second = asyncio.ensure_future(self._signal())
         await asyncio.wait([stopping, second], return_when=asyncio.FIRST_COMPLETED)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-    from smtpd_fork.cli.holdings import Holdings
+    from smtpd_fork.cli.resources import Resources
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.observe import Service
     from smtpd_fork.server import Server
@@ -26,26 +26,26 @@ log = logging.getLogger("smtpd_fork.daemon")
 def services_of(
     config: DaemonConfig,  # noqa: ARG001 - what is opened by now says enough
     server: Server,
-    holdings: Holdings,
+    resources: Resources,
     *,
     drain: Callable[[float | None], None],
 ) -> Iterator[Service]:
     """Return what *config* wants beside *server*, in the order in which it begins.
 
-    :param holdings: what the process has besides; what a service of the process before it left
-        is had by ``holdings.claim()``
+    :param resources: what the process has besides; what a service of the process before it left
+        is had by ``resources.claim()``
     :param drain: has the daemon end with its last session, or after so many seconds
     :raises SmtpdForkError: one of them cannot be
     """
     yield LogReload()
-    if holdings.control is not None:
-        yield Control(holdings.control, server, drain)
-    if holdings.metrics:
+    if resources.control is not None:
+        yield Control(resources.control, server, drain)
+    if resources.metrics:
         from smtpd_fork.observe.status_server import StatusServer  # noqa: PLC0415 - an extra has its libraries
 
-        yield StatusServer(server, holdings.metrics)
-    if holdings.notifier is not None:
-        yield Notifications(holdings.notifier, server.gate)
+        yield StatusServer(server, resources.metrics)
+    if resources.notifier is not None:
+        yield Notifications(resources.notifier, server.gate)
 
 
 class Services:

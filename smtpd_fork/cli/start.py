@@ -10,20 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from smtpd_fork.cli.ending import Ending
-from smtpd_fork.cli.holdings import Holdings
-from smtpd_fork.cli.inherit import control_of, listeners_of, metrics_of, pid_file_of
+from smtpd_fork.cli.resources import Resources
 from smtpd_fork.cli.serve import serve
+from smtpd_fork.cli.stop_watchdog import StopWatchdog
 from smtpd_fork.config import RESERVED_DESCRIPTORS
 from smtpd_fork.daemon import (
-    Account,
     Invocation,
-    Janitor,
     Notifier,
     Word,
     detach,
@@ -42,13 +38,11 @@ from smtpd_fork.server import Server
 from smtpd_fork.smtp import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from smtpd_fork.cli.given import Given
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.handlers import Chain
-    from smtpd_fork.listeners import Listener
-    from smtpd_fork.observe.logs import LogQueue
 
 __all__ = ["start"]
 
@@ -58,123 +52,104 @@ MUTE = "smtpd-fork: warning: there is no syslog here, nothing is logged; name a 
 """Said where the log would be: on the terminal of who starts a daemon that detaches."""
 
 
-class _Prepared(NamedTuple):
-    """What is there when nothing can fail any more but the last steps."""
-
-    server: Server
-    warnings: list[str]
-    """Not told before the start is sure: of a start that fails, the fault is the one line."""
-    log_queue: LogQueue | None
-    """Who writes the log; None if nobody does."""
-
-
-def start(given: Given, holdings: Holdings | None = None) -> ExitStatus:
+def start(given: Given, resources: Resources | None = None) -> ExitStatus:
     """Be the daemon that *given* describes, until it is told to stop.
 
-    :param holdings: how the process was started, and what it was left
+    :param resources: how the process was started, and what it was left
     :returns: how it ended
     :raises SmtpdForkError: it cannot be; with ``settings`` that are to blame, and nothing done
     """
     config = given.build()
-    holdings = holdings or Holdings(Invocation.current())
-    with ExitStack() as left_over:
-        prepared = _set_up(config, holdings, left_over)
+    resources = resources or Resources(Invocation.current())
+    with resources.at_exit:
+        server = _set_up(config, resources)
         if strays := given.strays():
-            prepared.warnings.append(f"no option has the name of {', '.join(strays)}")
+            resources.warnings.append(f"no option has the name of {', '.join(strays)}")
         word = detach() if config.detach else None
-        if holdings.successor is not None:
-            holdings.successor.began()
+        if resources.successor is not None:
+            resources.successor.began()
         try:
-            return _serve(given, config, holdings, prepared, word, left_over)
+            return _serve(given, config, resources, server, word)
         except SmtpdForkError as error:
             if word is None:
                 raise
             reason = given.explain(error)
-            if holdings.successor is not None:
-                holdings.successor.failed(reason)
+            if resources.successor is not None:
+                resources.successor.failed(reason)
             log.error("%s", reason)  # noqa: TRY400 - one line, as on a terminal
             # Whoever hears of it finds nothing left: cleaned up first, told afterwards.
-            left_over.close()
+            resources.at_exit.close()
             word.failed(given.status(error), f"smtpd-fork: {reason}")
             os._exit(given.status(error))
 
 
 def _serve(
-    given: Given,
-    config: DaemonConfig,
-    holdings: Holdings,
-    prepared: _Prepared,
-    word: Word | None,
-    left_over: ExitStack,
+    given: Given, config: DaemonConfig, resources: Resources, server: Server, word: Word | None
 ) -> ExitStatus:
-    if holdings.pid_file is not None and holdings.successor is None:  # else it is another's still
+    if resources.pid_file is not None and resources.successor is None:  # else it is another's still
         with error_origin("pid_file"):
-            holdings.pid_file.write(os.getpid())
-    if prepared.log_queue is not None:
-        prepared.log_queue.begin()  # after the last fork, which no thread survives
-    for warning in prepared.warnings:
+            resources.pid_file.write(os.getpid())
+    if resources.log_queue is not None:
+        resources.log_queue.begin()  # after the last fork, which no thread survives
+    for warning in resources.warnings:
         log.warning("%s", warning)
     ready = None
     if word is not None:
-        ready = partial(word.serving, MUTE if prepared.log_queue is None else "")
-    server = prepared.server
+        ready = partial(word.serving, MUTE if resources.log_queue is None else "")
     # It begins a thread, so after the last fork as well.
-    ending = Ending(
-        lambda: server.config.shutdown_timeout, clean_up=lambda: left_over.pop_all().close()
+    watchdog = StopWatchdog(
+        lambda: server.config.shutdown_timeout, lambda: resources.at_exit.pop_all().close()
     )
-    return serve(server, given, config, holdings, ending, ready=ready)
+    return serve(server, given, config, resources, watchdog, ready=ready)
 
 
-def _set_up(config: DaemonConfig, holdings: Holdings, left_over: ExitStack) -> _Prepared:
+def _set_up(config: DaemonConfig, resources: Resources) -> Server:
     """Do all that comes before the detaching."""
     _check_folder()
     # Before any file is opened: the descriptors that were passed are those that are open now.
     passed = passed_sockets(os.environ)
-    holdings.notifier = Notifier.of_environment(os.environ)
+    resources.notifier = Notifier.of_environment(os.environ)
     with error_origin("log_to"):
-        log_queue = set_up_logging(config)
-    if log_queue is not None:
-        left_over.callback(log_queue.end)  # first in, last out: what ends is told until then
+        resources.log_queue = set_up_logging(config)
+    if resources.log_queue is not None:
+        resources.at_exit.callback(
+            resources.log_queue.end
+        )  # the last: it logs what ends until then
     descriptors = raise_descriptor_limit(_wanted_descriptors(config))
     account = None
     if config.user is not None:
         with error_origin("user"):
-            account = look_up_user(config.user, may_be_it=holdings.successor is not None)
+            account = look_up_user(config.user, may_be_it=resources.successor is not None)
     limits = limits_of(config)
     networks_of("proxy_trust", config.proxy_trust)  # a fault shows before anything is bound
     networks_of("probe_from", config.probe_from)
     with error_origin("dnsbl", "rdns"):
         dns_checks_of(config)
-    listeners = listeners_of(config, holdings, passed)
-    left_over.callback(_close_all, [*listeners, *holdings.dropped])
+    resources.open_listeners(config, passed)
     with error_origin("control"):
-        holdings.control = control_of(config.control, holdings)
-    if holdings.control is not None:
-        left_over.callback(holdings.control.close)
+        resources.open_control(config.control)
     with error_origin("metrics"):
-        holdings.metrics = metrics_of(config, holdings)
-    left_over.callback(_close_all, holdings.metrics)
+        resources.open_metrics(config)
     with error_origin("pid_file"):
-        holdings.pid_file = pid_file_of(config.pid_file, holdings)
-    if holdings.pid_file is not None:
-        left_over.callback(holdings.pid_file.remove)
-    listening = (*listeners, *holdings.metrics, holdings.control)
-    on_paths = [each for each in listening if each is not None]
-    if (janitor := _janitor(account, on_paths, holdings)) is not None:
-        holdings.janitor = janitor
-        left_over.callback(janitor.dismiss)
+        resources.open_pid_file(config.pid_file)
+    resources.hire_janitor(account)
     with error_origin("handler"):
         chain = load_handlers(config.handler)
     with error_origin("tls_cert", "tls_key", "tls_client_ca"):
-        tally = Tally(timing=bool(holdings.metrics))
-        server = Server(chain, config=config, limits=limits, listeners=listeners, tally=tally)
+        server = Server(
+            chain,
+            config=config,
+            limits=limits,
+            listeners=resources.listeners,
+            tally=Tally(timing=bool(resources.metrics)),
+        )
     if account is not None:
         with error_origin("user"):
             drop_privileges(account)
     with error_origin("handler"):
         chain.prepare()
-    warnings = [*holdings.warnings, *_warnings(config, chain, descriptors)]
-    return _Prepared(server, warnings, log_queue)
+    resources.warnings += _warnings(config, chain, descriptors)
+    return server
 
 
 def _check_folder() -> None:
@@ -186,27 +161,6 @@ def _check_folder() -> None:
         Path.cwd()
     except OSError as error:
         raise OperatingSystemError(f"cannot use the current folder: {error.strerror}") from None
-
-
-def _close_all(listeners: Sequence[Listener]) -> None:
-    for listener in listeners:
-        listener.close()
-
-
-def _janitor(
-    account: Account | None, listeners: Sequence[Listener], holdings: Holdings
-) -> Janitor | None:
-    """Keep the right to remove what the user will not be able to; None if that takes nobody."""
-    if holdings.successor is not None and holdings.successor.handover.janitor is not None:
-        return Janitor.inherit(holdings.successor.handover.janitor)
-    if account is None or os.geteuid() != 0:
-        return None
-    for listener in listeners:
-        if listener.path is not None and not listener.inherited:
-            os.chown(listener.path, account.uid, account.gid, follow_symlinks=False)
-    if holdings.pid_file is None:
-        return Janitor.hire(listeners)
-    return Janitor.hire([*listeners, holdings.pid_file], keep=holdings.pid_file.descriptor)
 
 
 def _wanted_descriptors(config: DaemonConfig) -> int:

@@ -106,8 +106,8 @@ def test_a_new_one_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     (tmp_path / "gated.py").write_text(GATED)
     script = (
         "import sys\n"
-        "from smtpd_fork.cli import main, takeover\n"
-        "takeover.START_SECONDS = 1.5\n"
+        "from smtpd_fork.cli import main, upgrade\n"
+        "upgrade.START_SECONDS = 1.5\n"
         "sys.exit(main())\n"
     )
     options = ("-l", "127.0.0.1:0", "--handler", "gated:Handler")

@@ -1,4 +1,4 @@
-"""Takeover: SIGUSR2, a new process goes on, and nobody outside sees that there are two."""
+"""Upgrade: SIGUSR2, a new process goes on, and nobody outside sees that there are two."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from support.server import serve
 from support.server import until as until_here
 
 from smtpd_fork.cli import serve as serve_module
-from smtpd_fork.cli import takeover
+from smtpd_fork.cli import upgrade
 from smtpd_fork.errors import ExitStatus, OperatingSystemError
 from smtpd_fork.sinks import Discard
 
@@ -285,7 +285,7 @@ def test_another_user_takes_over_what_root_made(
 def test_every_line_of_its_log_is_in_the_docs_with_its_level() -> None:
     page = read("docs/systemd.md")
     told = set(re.findall(r"^\| `([^`]+)` \| (info|warning|error) \|$", page, re.MULTILINE))
-    source = Path(takeover.__file__).read_text() + Path(serve_module.__file__).read_text()
+    source = Path(upgrade.__file__).read_text() + Path(serve_module.__file__).read_text()
     logged = re.findall(r'log\.(info|warning|error)\(\s*"([^"]+)"', source)
     lines = {(re.sub("%d", "N", text).replace("%s", "REASON"), level) for level, text in logged}
     ours = {(t, level) for t, level in lines if re.search("SIGUSR2|take|go on here", t)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from smtpd_fork.cli.control import replies, text
+from smtpd_fork.cli.control import output, replies
 from smtpd_fork.cli.control.connection import Connection, GoneError
 from smtpd_fork.cli.control.watch import watch
 from smtpd_fork.errors import ProtocolError
@@ -81,25 +81,25 @@ def _status(connection: Connection, *, as_json: bool, watching: bool) -> None:
     if watching:
         watch(connection, as_json=as_json)
     elif as_json:
-        text.say_json(connection.ask_for_json("status"), indent=2)
+        output.say_json(connection.ask_for_json("status"), indent=2)
     else:
-        for line in text.status_lines(connection.ask("status", replies.Status)):
-            text.say(line)
+        for line in output.status_lines(connection.ask("status", replies.Status)):
+            output.say(line)
 
 
 @_command(_json("Print JSON, a session a line."))
 def _sessions(connection: Connection, *, as_json: bool) -> None:
     """List who holds a place, the oldest first: id, age, what they do."""
     if not as_json:
-        text.say(text.SESSION_HEADER)
+        output.say(output.SESSION_HEADER)
     after = None
     while True:
         page = connection.ask("sessions", replies.Sessions, after=after)
         for session in page.sessions:
             if as_json:
-                text.say_json(session)
+                output.say_json(session)
             else:
-                text.say(text.session_line(_session(session)))
+                output.say(output.session_line(_session(session)))
         after = page.next
         if after is None:
             return
@@ -127,7 +127,7 @@ def _kick(connection: Connection, *, name: str | None, source: str | None) -> No
     if (name is None) == (source is None):
         raise click.UsageError("name the ID of a session, or --source ADDR")
     kicked = connection.ask("kick", replies.Kicked, id=name, source=source).kicked
-    text.say(f"{kicked} session{'' if kicked == 1 else 's'} ended")
+    output.say(f"{kicked} session{'' if kicked == 1 else 's'} ended")
 
 
 @_command(
@@ -151,25 +151,25 @@ def _limits(connection: Connection, *, as_json: bool, changes: tuple[str, ...]) 
             values.append(value)
     fields = {"set": wanted} if wanted else {}
     if as_json:
-        text.say_json(connection.ask_for_json("limits", **fields), indent=2)
+        output.say_json(connection.ask_for_json("limits", **fields), indent=2)
         return
     limits = connection.ask("limits", replies.Limits, **fields)
-    for line in text.limit_lines(limits):
-        text.say(line)
+    for line in output.limit_lines(limits):
+        output.say(line)
     if limits.warning:
-        text.say(f"warning: {limits.warning}")
+        output.say(f"warning: {limits.warning}")
 
 
 @_command()
 def _pause(connection: Connection) -> None:
     """Let nobody in until `resume`; sessions that are in go on."""
-    text.say(connection.ask("pause", replies.State).state)
+    output.say(connection.ask("pause", replies.State).state)
 
 
 @_command()
 def _resume(connection: Connection) -> None:
     """Let clients in again after `pause`."""
-    text.say(connection.ask("resume", replies.State).state)
+    output.say(connection.ask("resume", replies.State).state)
 
 
 @_command(
@@ -185,13 +185,13 @@ def _drain(connection: Connection, *, timeout: str | None, wait: bool) -> None:
     except ValueError as error:
         raise click.UsageError(f"--timeout {timeout!r}: {error}") from None
     reply = connection.ask("drain", replies.State, seconds=seconds)
-    text.say(f"{reply.state}: {reply.sessions} sessions left")
+    output.say(f"{reply.state}: {reply.sessions} sessions left")
     try:
         while wait:
             time.sleep(POLL_SECONDS)
             connection.ask("status", replies.Status)
     except GoneError:
-        text.say("ended")
+        output.say("ended")
 
 
 @_command(
@@ -201,7 +201,7 @@ def _drain(connection: Connection, *, timeout: str | None, wait: bool) -> None:
 def _explain(connection: Connection, *, as_json: bool, name: str) -> None:
     """Tell why a client was refused, by the ID in its reply and in the log."""
     if as_json:
-        text.say_json(connection.ask_for_json("explain", id=name), indent=2)
+        output.say_json(connection.ask_for_json("explain", id=name), indent=2)
         return
-    for line in text.explanation_lines(connection.ask("explain", replies.Explanation, id=name)):
-        text.say(line)
+    for line in output.explanation_lines(connection.ask("explain", replies.Explanation, id=name)):
+        output.say(line)

@@ -7,8 +7,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from smtpd_fork.cli.control.output import age, say, say_json, summary
 from smtpd_fork.cli.control.replies import Status
-from smtpd_fork.cli.control.text import age, say, say_json, summary
 from smtpd_fork.errors import ConfigError
 from smtpd_fork.sanitizer import printable
 

@@ -1,4 +1,4 @@
-"""Ending: a process that was told to stop ends, whatever runs in it.
+"""StopWatchdog: a process that was told to stop ends, whatever runs in it.
 
 A handler can block the loop (``time.sleep()`` in a hook), hang in a thread that Python waits for
 at its end, or ignore that it is cancelled. None of this may keep the process: a thread of its own
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from types import FrameType
 
-__all__ = ["Ending"]
+__all__ = ["StopWatchdog"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
@@ -46,7 +46,7 @@ _IDLE = ("concurrent/futures/thread.py", "_worker")
 """Where a thread of an executor waits for work: file and function."""
 
 
-class Ending:
+class StopWatchdog:
     """Watches the stop of the process.
 
     :param timeout: returns ``--shutdown-timeout``, in seconds, as it is now

@@ -1,10 +1,9 @@
-"""Takeover: SIGUSR2. A new process of the same command line goes on in this one's place.
+"""Upgrade: SIGUSR2 starts a new process of the same command line, which takes this one's place.
 
-The new one inherits the listening sockets, so they are open all the time, with one backlog: who
-knocks while one process ceases to accept and the other begins waits there for that moment. Until
-the new one says that it is ready, nothing here changes; if it never does, nothing has happened, as
-it accepts nobody before it was told to. What the two say to each other is in
-:mod:`smtpd_fork.daemon.handover`.
+The new process inherits the listening sockets, so they stay open, with one backlog: a client that
+connects after one process stops accepting and before the other begins waits there. Until the new
+process says that it is ready, nothing changes here; if it never does, nothing has happened, as it
+accepts no client before it is told to. :mod:`smtpd_fork.daemon.handover` has what the two say.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.cli.holdings import Holdings
+    from smtpd_fork.cli.resources import Resources
     from smtpd_fork.cli.services import Services
     from smtpd_fork.daemon import Successor
     from smtpd_fork.server import Server
 
-__all__ = ["Takeover", "confirmed"]
+__all__ = ["Upgrade", "confirmed"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
@@ -47,11 +46,11 @@ class _FailedError(Exception):
     """The new process will not serve; says why."""
 
 
-class Takeover:
-    """Has a new process take over, at most once.
+class Upgrade:
+    """Starts the new process and hands everything over to it, at most once.
 
     :param server: its listeners are handed over
-    :param holdings: and this
+    :param resources: are handed over as well
     :param services: are asked for their sockets, and told
     :param done: called once the new process has everything
     :param turn: held meanwhile: listeners that a reload changes are seen before it, or after it
@@ -61,7 +60,7 @@ class Takeover:
     def __init__(
         self,
         server: Server,
-        holdings: Holdings,
+        resources: Resources,
         services: Services,
         *,
         done: Callable[[], None],
@@ -69,7 +68,7 @@ class Takeover:
         turn: asyncio.Lock,
     ) -> None:
         self._server = server
-        self._holdings = holdings
+        self._resources = resources
         self._services = services
         self._done = done
         self._detached = detached
@@ -86,7 +85,7 @@ class Takeover:
 
     def ask(self) -> None:
         """Have it done; while it is done, and after it, there is nothing to do."""
-        if self._holdings.under_init:
+        if self._resources.under_init:
             log.warning("SIGUSR2: a container ends with its first process; start another one")
         elif self._over:
             log.warning("SIGUSR2: another process has taken over from this one already")
@@ -156,10 +155,10 @@ class Takeover:
 
         :raises OSError: there can be no more processes, or the interpreter is not there any more
         """
-        invocation = self._holdings.invocation
+        invocation = self._resources.invocation
         stderr = os.dup(2)
         try:
-            handover = self._holdings.handover(self._server, self._services.sockets(), stderr)
+            handover = self._resources.handover(self._server, self._services.sockets(), stderr)
             return subprocess.Popen(  # noqa: S603 - what this process was started with
                 invocation.command,
                 cwd=invocation.directory if self._detached else None,
@@ -206,7 +205,7 @@ class Takeover:
         """Let go of everything, and say so; from here on nothing can fail."""
         self._over = True
         self._server.withdraw()
-        self._holdings.let_go()
+        self._resources.let_go()
         await self._services.handed_over(self._pid)
         with suppress(OSError):  # it died this moment, and whoever looks after it finds out
             line.send(TAKE)
@@ -219,9 +218,9 @@ class Takeover:
             line.send(NO)
         if process is not None:
             await asyncio.shield(asyncio.to_thread(self._put_down, process))
-        if self._holdings.pid_file is not None:
+        if self._resources.pid_file is not None:
             with suppress(SmtpdForkError):  # it may have written its own pid already
-                self._holdings.pid_file.write(os.getpid())
+                self._resources.pid_file.write(os.getpid())
 
     def _put_down(self, process: subprocess.Popen[bytes]) -> None:
         process.terminate()

@@ -1,0 +1,262 @@
+"""Resources: what the process has besides its server: sockets, pid-file, janitor, log.
+
+Sockets come from a service manager (socket activation), from the old process of an upgrade, or
+from bind(2); a pid-file from that process, or from open(2).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smtpd_fork.cli.metrics_listener import metrics_address, open_metrics
+from smtpd_fork.config import PORT, SettingError
+from smtpd_fork.daemon import HandedListener, HandedPidFile, Handover, Janitor, PidFile
+from smtpd_fork.errors import error_origin
+from smtpd_fork.listeners import (
+    Address,
+    Listener,
+    inherited_listeners,
+    listeners_left,
+    open_listeners,
+)
+from smtpd_fork.observe.control import open_control
+from smtpd_fork.observe.service import metrics_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from smtpd_fork.config import DaemonConfig
+    from smtpd_fork.daemon import Account, Invocation, Notifier, PassedSocket, Successor
+    from smtpd_fork.observe.logs import LogQueue
+    from smtpd_fork.server import Server
+
+__all__ = ["Resources"]
+
+_NOTHING = Handover(parent=0, stderr=2)
+
+
+@dataclass(slots=True)
+class Resources:
+    """What a start acquires, one after another; :attr:`at_exit` gives it back.
+
+    :ivar invocation: how the process was started
+    :ivar under_init: pid 1 of a container looks after this process, and ends with it
+    :ivar successor: the line to the old process of an upgrade, if there is one
+    :ivar notifier: to the service manager
+    :ivar log_queue: writes the log; None if nothing does
+    :ivar pid_file: open and locked
+    :ivar listeners: of SMTP
+    :ivar control: the control socket
+    :ivar metrics: where these are served
+    :ivar janitor: removes what only root may
+    :ivar inherited: listeners of the old process, which are not ours yet
+    :ivar dropped: those of them that the settings do not name any more
+    :ivar dropped_pid_file: the same
+    :ivar warnings: logged once the start is sure: of one that fails, the fault is the one line
+    """
+
+    invocation: Invocation
+    under_init: bool = False
+    successor: Successor | None = None
+    notifier: Notifier | None = None
+    log_queue: LogQueue | None = None
+    pid_file: PidFile | None = None
+    listeners: list[Listener] = field(default_factory=list)
+    control: Listener | None = None
+    metrics: list[Listener] = field(default_factory=list)
+    janitor: Janitor | None = None
+    inherited: list[Listener] = field(default_factory=list)
+    dropped: list[Listener] = field(default_factory=list)
+    dropped_pid_file: PidFile | None = None
+    warnings: list[str] = field(default_factory=list)
+    at_exit: ExitStack = field(default_factory=ExitStack)
+
+    # -- acquired --------------------------------------------------------------------------------
+
+    @property
+    def _handed(self) -> Handover:
+        """What the old process handed over; nothing without one."""
+        return _NOTHING if self.successor is None else self.successor.handover
+
+    def open_listeners(self, config: DaemonConfig, passed: Sequence[PassedSocket]) -> None:
+        """Listen on what was passed, else on what was handed over, else on what *config* names.
+
+        :param passed: by a service manager
+        :raises SmtpdForkError: something of it cannot be had
+        """
+        handed = self._handed.listeners
+        activated = [(one.descriptor, one.scheme) for one in handed if one.inherited]
+        if activated or passed:
+            _check_named_nowhere_else(config)
+            self.listeners = inherited_listeners([*activated, *passed], backlog=config.backlog)
+        else:
+            with error_origin("listen", "port"):
+                self._bind(config, handed)
+        self.at_exit.callback(_close_all, [*self.listeners, *self.dropped])
+
+    def _bind(self, config: DaemonConfig, handed: Sequence[HandedListener]) -> None:
+        names, ports, warn = config.listen, config.port, self.warnings.append
+        backlog, mode = config.backlog, config.socket_mode
+        if handed:
+            left = [(one.descriptor, one.scheme, one.address) for one in handed]
+            self.listeners, self.dropped = listeners_left(
+                left, names, ports, backlog=backlog, socket_mode=mode, warn=warn
+            )
+            self.inherited = [listener for listener in self.listeners if listener.inherited]
+        else:
+            self.listeners = open_listeners(
+                names, ports, backlog=backlog, socket_mode=mode, warn=warn
+            )
+
+    def open_control(self, path: str | None) -> None:
+        """Listen on the control socket: the one handed over, if it is at *path*, else a new one.
+
+        :raises SmtpdForkError: it cannot be had
+        """
+        handed = self.claim("control")
+        if handed is not None:
+            place = Path(handed.getsockname())
+            listener = Listener(Address(path=place), handed, inherited=True)
+            if path is not None and place == Path(path).absolute():
+                self.inherited.append(listener)
+                self.control = listener
+            else:
+                self.dropped.append(listener)
+        if self.control is None and path is not None:
+            self.control = open_control(path)
+        if self.control is not None:
+            self.at_exit.callback(self.control.close)
+
+    def open_metrics(self, config: DaemonConfig) -> None:
+        """Listen for HTTP, on what was handed over for the same address, else on new sockets.
+
+        :raises SmtpdForkError: it cannot be had
+        """
+        if config.metrics is None:
+            return
+        address = metrics_address(config.metrics)
+        while (handed := self.claim(metrics_name(address, len(self.metrics)))) is not None:
+            self.metrics.append(Listener(address, handed, inherited=True))
+        self.inherited.extend(self.metrics)
+        self.metrics = self.metrics or open_metrics(config, self.warnings.append)
+        self.at_exit.callback(_close_all, self.metrics)
+
+    def open_pid_file(self, path: str | None) -> None:
+        """Open the pid-file: the one handed over, if it is at *path*, else a new one.
+
+        :raises CannotCreateError: it cannot be written, or a running process holds it
+        """
+        if (handed := self._handed.pid_file) is not None:
+            inherited = PidFile.inherit(handed.path, handed.descriptor)
+            if path is not None and inherited.path == Path(path).absolute() and inherited.is_ours():
+                self.pid_file = inherited
+            else:
+                self.dropped_pid_file = inherited
+        if self.pid_file is None and path is not None:
+            self.pid_file = PidFile.acquire(path)
+        if self.pid_file is not None:
+            self.at_exit.callback(self.pid_file.remove)
+
+    def hire_janitor(self, account: Account | None) -> None:
+        """Keep the right to remove what *account* will not be able to, if it takes one."""
+        if self._handed.janitor is not None:
+            self.janitor = Janitor.inherit(self._handed.janitor)
+        elif account is not None and os.geteuid() == 0:
+            listeners = [*self.listeners, *self.metrics]
+            if self.control is not None:
+                listeners.append(self.control)
+            for listener in listeners:
+                if listener.path is not None and not listener.inherited:
+                    os.chown(listener.path, account.uid, account.gid, follow_symlinks=False)
+            if self.pid_file is None:
+                self.janitor = Janitor.hire(listeners)
+            else:
+                keep = self.pid_file.descriptor
+                self.janitor = Janitor.hire([*listeners, self.pid_file], keep=keep)
+        if self.janitor is not None:
+            self.at_exit.callback(self.janitor.dismiss)
+
+    # -- handed over -----------------------------------------------------------------------------
+
+    def handover(
+        self, server: Server, sockets: Mapping[str, socket.socket], stderr: int
+    ) -> Handover:
+        """Return what a new process inherits.
+
+        :param sockets: those of the services
+        :param stderr: what is to be its standard error
+        """
+        pid_file, janitor = self.pid_file, self.janitor
+        return Handover(
+            parent=os.getpid(),
+            stderr=stderr,
+            listeners=[
+                HandedListener(
+                    listener.sock.fileno(),
+                    listener.address.scheme,
+                    str(listener.address),
+                    listener.inherited,
+                )
+                for listener in server.listeners
+            ],
+            pid_file=None
+            if pid_file is None
+            else HandedPidFile(pid_file.descriptor, str(pid_file.path)),
+            janitor=None if janitor is None else janitor.descriptor,
+            sockets={name: sock.fileno() for name, sock in sockets.items()},
+        )
+
+    def claim(self, name: str) -> socket.socket | None:
+        """Return the socket that a service of the old process left by *name*, if one did.
+
+        Whoever claims it has it, and closes it. What nobody has claimed when this process takes
+        over is closed then.
+        """
+        descriptor = self._handed.sockets.pop(name, None)
+        return None if descriptor is None else socket.socket(fileno=descriptor)
+
+    def let_go(self) -> None:
+        """Remove nothing at the end: another process has it now."""
+        for thing in (self.pid_file, self.janitor):
+            if thing is not None:
+                thing.let_go()
+
+    def take_over(self) -> None:
+        """Have what another process let go of; what nobody wants any more goes."""
+        for listener in (*self.inherited, *self.dropped):
+            listener.take_over()
+        for thing in (self.pid_file, self.janitor, self.dropped_pid_file):
+            if thing is not None:
+                thing.take_over()
+        for listener in self.dropped:
+            listener.close()
+        if self.dropped_pid_file is not None:
+            self.dropped_pid_file.remove()
+        self.inherited, self.dropped, self.dropped_pid_file = [], [], None
+        while self._handed.sockets:
+            os.close(self._handed.sockets.popitem()[1])
+
+
+def _check_named_nowhere_else(config: DaemonConfig) -> None:
+    """See that the settings name no address besides.
+
+    Either would be a surprise: an address that was named and is not served, or one that is served
+    and that the socket unit does not show. So it is said at once.
+
+    :raises SettingError: they do
+    """
+    reason = "sockets were inherited (LISTEN_FDS), and take its place; name addresses there or here"
+    if config.listen:
+        raise SettingError("listen", config.listen[0], reason)
+    if config.port != (PORT,):
+        raise SettingError("port", config.port[0], reason)
+
+
+def _close_all(listeners: Sequence[Listener]) -> None:
+    for listener in listeners:
+        listener.close()
