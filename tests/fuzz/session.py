@@ -20,43 +20,35 @@ import hashlib
 import logging
 import random
 import re
-import socket
 import sys
 import tempfile
 import time
 import warnings
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvloop
-from aiosmtpd.smtp import AuthResult
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.cuts import in_turns
 from support.tls import Certificates
 
+from fuzz.client import PATIENCE, BrokenError, talk
 from fuzz.cuts import CutError, Cuts, well_formed
+from fuzz.variants import variants
 from smtpd_fork import Server
 from smtpd_fork.smtp import SMTP
 from smtpd_fork.smtp.engine import HELD_INPUT
 from smtpd_fork.smtp.framer import LINE_LIMIT
 from smtpd_fork.smtp.wire import BUFFER_SIZE
 
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Awaitable
-
 CORPUS = Path(__file__).parent / "corpus"
 
 AT_ONCE = 16
 """Dialogues that run side by side."""
-
-PATIENCE = 10.0
-"""Seconds for a session to end once the client has ended, or has fallen silent."""
 
 LARGEST = 2000
 """Bytes of a dialogue that may join the corpus."""
@@ -69,11 +61,9 @@ SEEN_FIRST = 10_000
 
 MESSAGE_SIZE = 4000
 SILENCE = 0.3
+CODES = re.compile(rb"[2-5]\d\d[ -](?:\d\.\d\.\d+)?")
 
-_REPLY = re.compile(rb"[2-5]\d\d[ -]")
-_CODES = re.compile(rb"[2-5]\d\d[ -](?:\d\.\d\.\d+)?")
-
-_WORDS = [
+WORDS = [
     *(b"\r\n", b"\r", b"\n", b"\0", b".", b"\r\n.\r\n", b"\n.\n", b"..", b" ", b"\t", b"<", b">"),
     *(b"@", b'"', b"\\", b"[", b"]", b":", b"=", b"*", b"\xff", b"\xc3\xa4", b"\xed\xa0\x80"),
     *(b"EHLO x\r\n", b"HELO x\r\n", b"MAIL FROM:<a@b.c>\r\n", b"RCPT TO:<d@e.f>\r\n", b"DATA\r\n"),
@@ -89,10 +79,6 @@ _WORDS = [
     *(b" SIZE=1", b" BODY=BINARYMIME", b" SMTPUTF8", b" NOTIFY=NEVER", b" LAST", b"x" * 1001),
     *(b"y" * 12_300, b"999999999999", b"-1"),
 ]
-
-
-class BrokenError(AssertionError):
-    """The law was broken."""
 
 
 class Watched(SMTP):
@@ -111,77 +97,6 @@ class Watched(SMTP):
         """Take a moment."""
         await asyncio.sleep(0.001)
         await self.push("250 2.0.0 slow")
-
-
-class Takes:
-    """Takes every message, at once."""
-
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-        return "250 2.0.0 Ok"
-
-
-class Judges(Takes):
-    """Has hooks of a transaction that never wait: they need no task."""
-
-    async def handle_MAIL(
-        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
-    ) -> str:
-        envelope.mail_from = address
-        return "250 2.1.0 Ok"
-
-    async def handle_RCPT(
-        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
-    ) -> str:
-        if "no" in address:
-            return "550 5.1.1 No"
-        envelope.rcpt_tos.append(address)
-        return "250 2.1.5 Ok"
-
-
-class Waits(Judges):
-    """The same, and each hook waits."""
-
-    async def handle_MAIL(self, *args: Any) -> str:
-        await asyncio.sleep(0)
-        return await super().handle_MAIL(*args)
-
-    async def handle_RCPT(self, *args: Any) -> str:
-        await asyncio.sleep(0.001)
-        return await super().handle_RCPT(*args)
-
-    async def handle_DATA(self, *args: Any) -> str:
-        await asyncio.sleep(0.001)
-        return await super().handle_DATA(*args)
-
-
-class Leaves(Judges):
-    """Has hooks of a session's end as well."""
-
-    async def handle_QUIT(self, server: Any, session: Any, envelope: Any) -> str:
-        return "221 2.0.0 Bye"
-
-    async def handle_DISCONNECT(self, server: Any, session: Any) -> None:
-        await asyncio.sleep(0)
-
-
-async def _check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
-    await asyncio.sleep(0)
-    return AuthResult(success=data.password == b"pass", handled=False, auth_data=data)
-
-
-def _variants(tls: ssl.SSLContext) -> list[tuple[Any, dict[str, Any]]]:
-    auth = {"authenticator": _check, "auth_require_tls": False}
-    return [
-        (Takes(), {}),
-        (Waits(), {"session_options": auth, "max_errors": 100}),
-        (Waits(), {"bare_newline": "normalize", "tls_context": tls}),
-        (Takes(), {"bare_newline": "accept", "session_options": auth}),
-        (Leaves(), {}),
-        (Leaves(), {"listen": ["lmtp:127.0.0.1:0"], "bare_newline": "normalize"}),
-        (Takes(), {"max_buffered": 5000, "max_recipients": 3, "max_errors": 2}),
-        (Takes(), {"tls_context": tls, "require_starttls": True, "max_errors": 1000}),
-        (Waits(), {"bare_newline": "reject", "max_line_length": 1000}),
-    ]
 
 
 class _Failures(logging.Handler):
@@ -259,7 +174,7 @@ class Fuzzer:
                         **({"listen": ["127.0.0.1:0"]} | options),
                     )
                 )
-                for handler, options in _variants(certificates.server)
+                for handler, options in variants(certificates.server)
             ]
             while time.monotonic() < deadline:
                 batch = range(self.rounds, self.rounds + AT_ONCE)
@@ -304,7 +219,7 @@ class Fuzzer:
         server = chance.choice(servers)
         end = chance.choices(["half-close", "close", "reset", "silence"], [80, 5, 10, 5])[0]
         try:
-            said = await _talk(server.addresses[0], data, end, chance)
+            said = await talk(server.addresses[0], data, end, chance)
         except BrokenError as error:
             index = servers.index(server)
             raise BrokenError(
@@ -317,7 +232,7 @@ class Fuzzer:
 
     def _learn(self, data: bytes, said: list[bytes]) -> None:
         """Keep a dialogue that brought two replies in a new order."""
-        codes = [b"", *(_CODES.match(line)[0] for line in said)]  # type: ignore[index]  # they are replies
+        codes = [b"", *(CODES.match(line)[0] for line in said)]  # type: ignore[index]  # they are replies
         orders = set(pairwise(codes))
         if orders <= self._orders:
             return
@@ -337,9 +252,9 @@ class Fuzzer:
                 case 0:
                     data = data[:at] + data[to:]
                 case 1:
-                    data = data[:at] + chance.choice(_WORDS) + data[at:]
+                    data = data[:at] + chance.choice(WORDS) + data[at:]
                 case 2:
-                    data = data[:at] + chance.choice(_WORDS) + data[to:]
+                    data = data[:at] + chance.choice(WORDS) + data[to:]
                 case 3:
                     data = data[:to] + data[at:]  # once more
                 case 4:
@@ -348,83 +263,6 @@ class Fuzzer:
                 case _:
                     data = data[:at] + chance.randbytes(to - at) + data[to:]
         return data
-
-
-async def _talk(address: Any, data: bytes, end: str, chance: random.Random) -> list[bytes]:
-    """Send *data* in packets, end, and return the lines of the replies."""
-    loop = asyncio.get_running_loop()
-    sock = socket.socket()
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener = asyncio.create_task(asyncio.sleep(0, result=False))
-    heard = bytearray()
-    reset = False
-    try:
-        await _in_time(loop.sock_connect(sock, address[:2]), "nobody accepts")
-        listener = asyncio.create_task(_listen(sock, heard))
-        with suppress(ConnectionError):
-            while data:
-                size = chance.choice([1, 2, 3, 10, 50, 500, 5000, len(data)])
-                sending = loop.sock_sendall(sock, data[:size])
-                await _in_time(sending, "the session neither reads nor closes")
-                data = data[size:]
-                if chance.random() < 0.3:
-                    await asyncio.sleep(chance.choice([0, 0, 0.001]))
-        if end == "half-close":
-            with suppress(OSError):  # it has been reset
-                sock.shutdown(socket.SHUT_WR)
-        if end == "reset":
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-        if end in {"reset", "close"}:
-            listener.cancel()
-        await _in_time(asyncio.wait([listener]), "the session neither answers nor closes")
-        # Who goes on after QUIT may be reset, and then has lost what it did not read.
-        reset = not listener.cancelled() and listener.result()
-    except OSError:
-        pass  # the session has closed already
-    finally:
-        # The descriptor is soon another's: nobody may wait for this one by then.
-        listener.cancel()
-        await asyncio.wait([listener])
-        sock.close()
-    return _lines(bytes(heard), whole=end in {"half-close", "silence"} and not reset)
-
-
-async def _in_time(happens: Awaitable[object], otherwise: str) -> None:
-    """Wait for something, and break if it takes too long."""
-    try:
-        await in_turns(happens, PATIENCE)
-    except TimeoutError:
-        raise BrokenError(otherwise) from None
-
-
-async def _listen(sock: socket.socket, heard: bytearray) -> bool:
-    """Hear all that the session says; return whether it ended in a reset."""
-    loop = asyncio.get_running_loop()
-    try:
-        while part := await loop.sock_recv(sock, 65536):
-            heard += part
-    except ConnectionError:
-        return True
-    return False
-
-
-def _lines(heard: bytes, *, whole: bool) -> list[bytes]:
-    """Return the lines of the replies; each must be one. Behind STARTTLS may be an alert of TLS."""
-    lines = heard.split(b"\r\n")
-    last = lines.pop()
-    for index, line in enumerate(lines):
-        if not _REPLY.match(line):
-            if index and lines[index - 1].startswith(b"220 "):
-                return lines[:index]
-            raise BrokenError(f"{line!r} is no reply")
-        if b"\r" in line or b"\n" in line or b"\0" in line:
-            raise BrokenError(f"{line!r} has a bare CR, LF or NUL")
-    if last and not last.startswith(b"\x15\x03"):
-        raise BrokenError(f"{last!r} is no whole reply")
-    if whole and not heard:
-        raise BrokenError("nothing was answered")
-    return lines
 
 
 def main() -> None:
