@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from support.cuts import cut, dialogue, heard_by, heard_under_tls
 from support.handlers import Keep, KeepSlowly, Trusts, check_password
+from support.proxy import V1
 
 from smtpd_fork import Server
 from smtpd_fork.smtp import SMTP, BareNewline, Limits
@@ -34,7 +35,6 @@ _PIECES = [
     *(b"\r.\r\n", b"\r\n.\n", b"Subject: x\r\n", b"some text", b"y" * 30, b"z" * 1001, b"\xff"),
     *(b"MAIL FROM:<evil@b.example>\r\n", b"QUIT\r\n"),
 ]
-_PROXY = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 25\r\n"
 _HELLO = (b"EHLO x\r\n", b"HELO x\r\n", b"LHLO x\r\n", b"EHLO x\n", b"ehlo x\r\n")
 _AUTH = (
     *(b"AUTH PLAIN AHVzZXIAcGFzcw==\r\n", b"AUTH PLAIN\r\nAHVzZXIAcGFzcw==\r\n"),
@@ -137,7 +137,7 @@ class Cuts:
             options |= {"authenticator": check_password, "auth_require_tls": False}
         if proxied:
             options["proxy_protocol_timeout"] = 5.0
-            stream = _PROXY + stream
+            stream = V1 + stream
         handlers: list[Keep] = [Trusts()] if proxied else [Keep(), KeepSlowly()]
         models = [
             SMTP(
@@ -192,7 +192,7 @@ class Cuts:
             if implicit or before:
                 heard = await heard_under_tls(server, self._client, before, stream, places)
             else:
-                sent = _PROXY + stream if proxied else stream
+                sent = V1 + stream if proxied else stream
                 heard = await heard_by(server, sent, places)
             result = heard, handler.got
             self.count += 1

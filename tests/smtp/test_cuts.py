@@ -4,16 +4,14 @@ by BDAT and in LMTP, around AUTH, PROXY and TLS; without a socket, and over the 
 from __future__ import annotations
 
 import asyncio
-import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiosmtpd.proxy_protocol import V2_SIGNATURE
 from support.cuts import Result, all_cuts, cut, dialogue, heard_by, heard_under_tls
 from support.handlers import Keep, Trusts, check_password
+from support.proxy import BROKEN_V1, V1, V2
 from support.server import serve
 
-from smtpd_fork.listeners.proxy_header import HeaderError, is_whole, missing, parse
 from smtpd_fork.smtp import SMTP, BareNewline, Limits
 
 if TYPE_CHECKING:
@@ -207,12 +205,8 @@ def test_auth_is_the_same_however_it_is_cut(
     assert not differing(runner, HELLO + exchange + b"\r\n", bare, **options)
 
 
-V2 = V2_SIGNATURE + b"\x21\x11" + struct.pack("!H4s4sHH", 12, b"\xc0\0\2\1", b"\xc0\0\2\2", 1, 25)
-PROXY = [b"PROXY TCP4 192.0.2.1 192.0.2.2 1 25\r\n", V2, b"PROXY TCP4 192.0.2.1\r\n"]
-
-
 @pytest.mark.parametrize("bare", MODES)
-@pytest.mark.parametrize("header", PROXY)
+@pytest.mark.parametrize("header", [V1, V2, BROKEN_V1])
 def test_a_proxy_header_of_a_session_is_the_same_however_it_is_cut(
     runner: asyncio.Runner, header: bytes, bare: BareNewline
 ) -> None:
@@ -225,44 +219,6 @@ def test_a_proxy_header_of_a_session_is_the_same_however_it_is_cut(
     assert expected.closed
     for packets in all_cuts(stream, near=1):
         assert runner.run(result(packets)) == expected
-
-
-LONGEST_V1 = b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n"
-HEADERS = [
-    *PROXY, LONGEST_V1, LONGEST_V1[:-2] + b"x\r\n", b"PROXY UNKNOWN\r\r\n", b"PROXY \r\n",
-    b"PROXX TCP4\r\n", b"\r\n\r\n\0\r\nQUIX\n" + bytes(4), b"EHLO x\r\n",
-    V2_SIGNATURE + b"\x20\0\0\0", V2_SIGNATURE + b"\x21\x11\0\1x",
-]  # fmt: skip
-
-
-def read_header(packets: list[bytes]) -> object:
-    """Read a header as a listener does: look at what has come, take what belongs to it."""
-    header = waiting = b""
-    for packet in packets:
-        waiting += packet
-        while waiting and not is_whole(header):
-            try:
-                count = missing(header, waiting)
-            except HeaderError:
-                return "no header"
-            header, waiting = header + waiting[:count], waiting[count:]
-            if not count:
-                break
-    if not is_whole(header):
-        return "not whole"
-    try:
-        data = parse(header)
-    except HeaderError:
-        return "no header"
-    return data.command, data.src_addr, data.src_port, waiting
-
-
-@pytest.mark.parametrize("header", HEADERS)
-def test_a_proxy_header_of_a_listener_is_the_same_however_it_is_cut(header: bytes) -> None:
-    stream = header + b"EHLO x\r\nQUIT\r\n"
-    expected = read_header([stream])
-    for packets in all_cuts(stream):
-        assert read_header(packets) == expected
 
 
 # -- over the wire ---------------------------------------------------------------------------------
@@ -302,7 +258,7 @@ async def test_streams_over_the_wire_are_the_same_however_they_are_cut(bare: Bar
                 assert result == expected, (stream, places)
 
 
-@pytest.mark.parametrize("header", PROXY[:2])
+@pytest.mark.parametrize("header", [V1, V2])
 async def test_proxy_headers_over_the_wire_are_the_same_however_they_are_cut(header: bytes) -> None:
     handler = Keep()
     where = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": ["127.0.0.0/8"]}
