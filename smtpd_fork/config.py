@@ -1,8 +1,8 @@
-"""Config: the settings, typed, with their defaults and where those come from.
+"""Config: the settings of a server and of the daemon, with types, defaults and checks.
 
-The names are the options' names. :meth:`Config.build` takes them as an embedder, an environment
-or a file would write them (``"25M"``, ``"defer:5"``, one port or several), and every fault names
-the setting, the value and what was expected.
+A setting has the name of its option. :meth:`Config.build` reads values as an embedder, the
+environment or a file has them (``"25M"``, ``"defer:5"``, one port or several). An error names the
+setting, its value and what was expected.
 """
 
 from __future__ import annotations
@@ -10,29 +10,40 @@ from __future__ import annotations
 import re
 import resource
 import socket
-from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
     Literal,
     Self,
-    TypeAlias,
     get_args,
+    get_origin,
     get_type_hints,
 )
 
 import msgspec
 from msgspec import Meta
 
-from smtpd_fork.errors import UsageError
-from smtpd_fork.units import parse_duration, parse_mode, parse_size
+from smtpd_fork.setting_types import (
+    Count,
+    CountOrZero,
+    GreetPause,
+    Mode,
+    Port,
+    Seconds,
+    SecondsOrZero,
+    SettingError,
+    Size,
+    Text,
+    WhenFull,
+)  # fmt: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = [
     "LIMIT_CONNECTIONS",
+    "LISTS",
     "MAX_FROM_IP",
     "READERS",
     "Config",
@@ -43,139 +54,24 @@ __all__ = [
 ]
 
 PORT = 2525
-"""qpsmtpd-forkserver(8)'s; a port that needs no privileges."""
+"""The port of qpsmtpd-forkserver(8); it needs no privileges."""
 
 LIMIT_CONNECTIONS = 1000
 """Sessions at once; a session is a few KiB here, where qpsmtpd forks a process (its figure: 15)."""
 
 MAX_FROM_IP = 50
-"""Sessions at once from one address; Postfix's smtpd_client_connection_count_limit."""
-
-MAX_FROM_NET = ("25%/24", "25%/48")
-"""Shares of the sessions, for networks that one customer of a provider has: a /24 is the smallest
-that is routed by itself (RFC 7454 6.1.3), a /48 is the most that a site gets (RFC 6177). A quarter
-each: one or two of them are no emergency, and none shuts out the others."""
+"""Sessions at once of one client; Postfix's smtpd_client_connection_count_limit."""
 
 IPV6_PREFIX = 64
-"""Bits of the network that a source of IPv6 is: whoever has one address has its /64 (RFC 6177)."""
-
-BACKLOG = 1024
-"""Clients that the kernel keeps waiting; the system's own maximum is often 4096."""
-
-MAX_MESSAGE_SIZE = 1 << 25
-"""32 MiB, aiosmtpd's DATA_SIZE_DEFAULT."""
-
-TIMEOUT_SECONDS = 300.0
-"""RFC 5321 4.5.3.2.7: a server waits at least five minutes for the next command."""
-
-STRESS_SECONDS = 10.0
-"""Postfix's smtpd_timeout, and smtpd_starttls_timeout, under stress."""
-
-DATA_TIMEOUT_SECONDS = 180.0
-"""RFC 5321 4.5.3.2.5: three minutes for a part of a message."""
-
-MIN_DATA_RATE = 100
-"""Bytes a second: a modem of 1985 is faster, a client that only wants to stay is not."""
-
-HANDLER_TIMEOUT_SECONDS = 300.0
-"""RFC 5321 4.5.3.2.6 has clients wait ten minutes for the reply to a message."""
-
-SESSION_TIMEOUT_SECONDS = 3600.0
-"""Nobody has mail for an hour without a pause; who stays longer takes somebody's place."""
-
-MAX_ERRORS = 20
-"""Postfix's smtpd_hard_error_limit."""
-
-MAX_REJECTS = 100
-"""Five times MAX_ERRORS: a mailing list has dead addresses, and a message may have a hundred
-recipients at least (RFC 5321 4.5.3.1.8)."""
-
-MAX_RECIPIENTS = 1000
-"""Postfix's smtpd_recipient_limit; RFC 5321 4.5.3.1.8 wants 100 at least."""
-
-MAX_BUFFERED = 1 << 29
-"""512 MiB: sixteen messages of the largest size at once."""
-
-SHUTDOWN_TIMEOUT_SECONDS = 30.0
-"""Time for messages in flight at a stop; Kubernetes' grace period, and a third of systemd's."""
-
-TLS_HANDSHAKE_SECONDS = 30.0
-"""Time for a TLS handshake; half of asyncio's, as a stalled one holds a place in the count."""
-
-TLS_FAILURE_RATE = "300/m"
-"""Failed handshakes of one client: half of one takes the processor about a millisecond, so that is
-half a per cent of it; and all that come through one address (a bridge's gateway) do not fail as
-often. Postfix has the same for all new handshakes (smtpd_client_new_tls_session_rate_limit)."""
-
-DNS_SECONDS = 5.0
-"""Time for a question to the DNS; what a resolver takes that is not well (RFC 1035 7.2)."""
+"""Bits of the network that counts as one client: a customer has a /64 at least (RFC 6177)."""
 
 PROXY_SECONDS = 5.0
-"""Time for a PROXY header: a proxy sends it with its first packet."""
-
-SOCKET_MODE = 0o660
-"""Of a unix socket's path: its owner and group may connect."""
+"""Time for a PROXY header: a proxy sends it in its first packet."""
 
 RESERVED_DESCRIPTORS = 64
 """Kept out of the default limit: listeners, log, Maildir writers, whatever a handler opens."""
 
-LONGEST_SECONDS = 7 * 86400.0
-"""Of any time limit; past it a typing error is likelier than an intention."""
-
-LONGEST_GREET_PAUSE = 240.0
-"""RFC 5321 4.5.3.2.1: clients wait five minutes for the greeting, and this is to be less."""
-
 _HOSTNAME = re.compile(r"[!-~]{1,255}")
-
-
-class SettingError(UsageError):
-    """A setting whose value cannot be read or is out of its range (64).
-
-    :ivar setting: the setting's name
-    :ivar value: what it was given
-    :ivar reason: what is wrong with it
-    """
-
-    def __init__(self, setting: str, value: object, reason: str) -> None:
-        super().__init__(f"{setting} {value!r}: {reason}")
-        self.setting = setting
-        self.value = value
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class WhenFull:
-    """What happens to clients for whom there is no room.
-
-    :ivar refuse: answer them 421 at once
-    :ivar wait: if they are not refused at once: after how many seconds; None is never
-    """
-
-    refuse: bool = False
-    wait: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read ``defer``, ``refuse`` or ``defer:SECONDS``.
-
-        :raises ValueError: *text* is none of them
-        """
-        if text == "refuse":
-            return cls(refuse=True)
-        word, colon, seconds = text.partition(":")
-        if word != "defer":
-            raise ValueError("expected defer, refuse or defer:SECONDS")
-        if not colon:
-            return cls()
-        wait = parse_duration(seconds)
-        if not 0 < wait <= LONGEST_SECONDS:
-            raise ValueError("the seconds after defer: must be more than 0")
-        return cls(wait=wait)
-
-    def __str__(self) -> str:
-        if self.refuse:
-            return "refuse"
-        return "defer" if self.wait is None else f"defer:{self.wait:g}"
 
 
 def default_limit_connections() -> int:
@@ -190,164 +86,136 @@ def _system_name() -> str:
     return socket.gethostname() or "localhost"
 
 
-Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
-Count: TypeAlias = Annotated[int, Meta(ge=1, le=1_000_000)]
-CountOrNone: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]
-Text: TypeAlias = Annotated[str, Meta(min_length=1)]
-Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS)]
-
-READERS: dict[str, Callable[[str], object]] = {
-    "data_timeout": parse_duration,
-    "dns_timeout": parse_duration,
-    "greet_pause": parse_duration,
-    "handler_timeout": parse_duration,
-    "max_buffered": parse_size,
-    "max_buffered_from_ip": parse_size,
-    "max_line_length": parse_size,
-    "max_loop_lag": parse_duration,
-    "proxy_timeout": parse_duration,
-    "max_message_size": parse_size,
-    "session_timeout": parse_duration,
-    "shutdown_timeout": parse_duration,
-    "socket_mode": parse_mode,
-    "stress_timeout": parse_duration,
-    "timeout": parse_duration,
-    "tls_handshake_timeout": parse_duration,
-    "when_full": WhenFull.parse,
-}
-"""Settings that people write with units or words."""
-
-_LISTS = {
-    *("allow", "deny", "dnsbl", "exempt", "handler", "listen"),
-    *("max_from_net", "port", "probe_from", "proxy_trust", "rate", "rate_net"),
-    *("tls_cert", "tls_key"),
-}
-"""Settings of which there may be several; one alone need not be in a list."""
-
-
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings of a server. Make one with :meth:`build`, which checks them.
 
-    :ivar listen: addresses, as ``-l`` takes them; empty: all interfaces, IPv4 and IPv6
-    :ivar port: for the addresses that name none; 0 takes a free one
-    :ivar backlog: of listen(2); below 0 counts as 0, above the system's maximum as the maximum
-    :ivar socket_mode: file mode of unix sockets
-    :ivar limit_connections: sessions at once
-    :ivar max_from_ip: sessions at once from one source; 0 is no limit
-    :ivar ipv6_prefix: bits of the network that is one source of IPv6
-    :ivar max_from_net: sessions at once from one network, each ``N/PREFIX``, or ``N%/PREFIX``,
-        which is a share of ``limit_connections``; ``0``: no limit
-    :ivar rate: new sessions from one source in a time, each ``N/PERIOD``
-    :ivar rate_net: new sessions from one network in a time, each ``N/PERIOD/PREFIX``
-    :ivar fair_share: while room is short, nobody holds more than a fair part
-    :ivar allow: networks, or files of them, that are not denied
-    :ivar deny: networks, or files of them, that are
-    :ivar exempt: networks, or files of them, that rules about sources leave alone
-    :ivar reserve: so many places are for exempt clients alone
-    :ivar greet_pause: seconds that clients wait for the greeting; who talks before it is refused
-    :ivar proxy_trust: networks, or files of them, that may send PROXY headers
-    :ivar proxy_timeout: seconds that a PROXY header may take
-    :ivar probe_from: networks, or files of them, whose connections are probes: no sessions
-    :ivar dnsbl: blocklists, each ``ZONE[=CODES][=WEIGHT]``, see :mod:`smtpd_fork.listeners.dnsbl`
-    :ivar dnsbl_threshold: the weight of all that list a client, from which on it is refused
-    :ivar rdns: ask for the clients' names
-    :ivar dns_timeout: seconds that a question may take
-    :ivar dns_server: whom to ask, ``ADDRESS`` or ``ADDRESS:PORT``; default: the system's
-    :ivar max_loop_lag: seconds by which the loop may be late, before nobody comes in; 0: any
-    :ivar refuse_first: so many of the first clients are refused, for rehearsal
-    :ivar refuse_every: and each so-manyth of those after them
-    :ivar when_full: what happens to the others
-    :ivar hostname: names this host in replies and headers; default: the system's name
-    :ivar tls_cert: PEM files, each with a certificate chain; STARTTLS is offered if there is one.
-        Clients get the one that has the name they ask for, or the first
-    :ivar tls_key: PEM files of their keys, in the same order; default: in the same files
-    :ivar tls_min_version: the oldest TLS that is spoken
-    :ivar tls_client_ca: PEM file of authorities; clients are asked for a certificate of theirs
-    :ivar tls_client_verify: what becomes of clients that have none
-    :ivar require_starttls: refuse mail over a connection that is not encrypted (RFC 3207 4)
-    :ivar max_message_size: bytes; 0 is no limit
-    :ivar timeout: seconds until a client's next command begins; and for all of a command once its
-        first byte has come, where 60 s are the most
-    :ivar stress_timeout: the same, and for the next part of a message or a TLS handshake, while
-        three quarters of the slots are in use; and how long a client may make no progress while
-        others wait for one. 0: none of it
-    :ivar data_timeout: seconds that a client may take for the next part of a message
-    :ivar min_data_rate: bytes a second that a message has to come with, after a minute; 0: any
-    :ivar handler_timeout: seconds that a handler may take for an answer
-    :ivar session_timeout: seconds that a whole session may take
-    :ivar max_errors: commands that are none, before a session is ended
-    :ivar max_rejects: refused commands (recipients above all) before a session is ended
-    :ivar max_recipients: of one message
-    :ivar max_buffered: bytes that all sessions hold for their clients at once, beyond 64 KiB each;
-        0 is no limit
-    :ivar max_buffered_from_ip: the same for the sessions of one client; default: an eighth of
-        ``max_buffered``, at least a message of the largest size
-    :ivar strict_paths: refuse addresses without angle brackets, and tabs in place of spaces
-    :ivar max_line_length: octets of a line of a message with its line end; 0 is no limit
-    :ivar bare_newline: what becomes of CR and LF that are not a pair, and of NUL
-    :ivar tls_handshake_timeout: seconds that a client may take for a TLS handshake
-    :ivar tls_failure_rate: TLS handshakes of one client that fail, or do not end, in a time, as
-        ``N/PERIOD``; ``0``: no limit
-    :ivar shutdown_timeout: seconds that messages in flight get at a stop
+    Times are in seconds, sizes in bytes. A client is an IPv4 address or an IPv6 network of
+    ``ipv6_prefix`` bits.
     """
 
     listen: tuple[str, ...] = ()
+    """Addresses, as ``--listen-address`` takes them; empty: all interfaces, IPv4 and IPv6."""
     port: tuple[Port, ...] = (PORT,)
-    backlog: int = BACKLOG
-    socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = SOCKET_MODE
+    """Ports of the addresses that name none; 0 takes a free one."""
+    backlog: int = 1024
+    """Of listen(2); below 0 counts as 0, above the maximum of the system (often 4096) as that."""
+    socket_mode: Mode = 0o660
+    """File mode of unix sockets; by default their owner and group may connect."""
     limit_connections: Count = msgspec.field(default_factory=default_limit_connections)
-    max_from_ip: CountOrNone = MAX_FROM_IP
+    """Sessions at once."""
+    max_from_ip: CountOrZero = MAX_FROM_IP
+    """Sessions at once of one client; 0 is no limit."""
     ipv6_prefix: Annotated[int, Meta(ge=1, le=128)] = IPV6_PREFIX
-    max_from_net: tuple[Text, ...] = MAX_FROM_NET
+    """Bits of the IPv6 network that counts as one client."""
+    max_from_net: tuple[Text, ...] = ("25%/24", "25%/48")
+    """Sessions at once of one network, each ``N/PREFIX``, or ``N%/PREFIX`` for a share of
+    ``limit_connections``; ``0`` is no limit. A /24 is the smallest network that is routed by itself
+    (RFC 7454 6.1.3), a /48 the largest that one site gets (RFC 6177). With a quarter each, no such
+    network shuts out the others."""
     rate: tuple[Text, ...] = ()
+    """New sessions of one client in a period, each ``N/PERIOD``."""
     rate_net: tuple[Text, ...] = ()
+    """New sessions of one network in a period, each ``N/PERIOD/PREFIX``."""
     fair_share: bool = False
+    """While slots are short, no client holds more than a fair share."""
     allow: tuple[Text, ...] = ()
+    """Networks, or files of them, that are not denied."""
     deny: tuple[Text, ...] = ()
+    """Networks, or files of them, that are denied."""
     exempt: tuple[Text, ...] = ()
-    reserve: CountOrNone = 0
-    greet_pause: Annotated[float, Meta(ge=0, le=LONGEST_GREET_PAUSE)] = 0.0
+    """Networks, or files of them, to which the limits of clients and networks do not apply."""
+    reserve: CountOrZero = 0
+    """Connection slots for exempt clients alone."""
+    greet_pause: GreetPause = 0.0
+    """Delay of the greeting; a client that sends before it is refused."""
     proxy_trust: tuple[Text, ...] = ()
+    """Networks, or files of them, that may send PROXY headers."""
     proxy_timeout: Seconds = PROXY_SECONDS
+    """Time for a PROXY header."""
     probe_from: tuple[Text, ...] = ()
+    """Networks, or files of them, whose connections are health checks and no sessions."""
     dnsbl: tuple[Text, ...] = ()
+    """DNS blocklists, each ``ZONE[=CODES][=WEIGHT]``, see :mod:`smtpd_fork.listeners.dnsbl`."""
     dnsbl_threshold: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    """Total weight of the blocklists that list a client, from which on it is refused."""
     rdns: bool = False
-    dns_timeout: Seconds = DNS_SECONDS
+    """Look up the names of clients (reverse DNS)."""
+    dns_timeout: Seconds = 5.0
+    """Time for a DNS query (RFC 1035 7.2)."""
     dns_server: Text | None = None
-    max_loop_lag: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] = 0.0
-    refuse_first: CountOrNone = 0
-    refuse_every: CountOrNone = 0
-    when_full: WhenFull = WhenFull()
+    """DNS server, ``ADDRESS`` or ``ADDRESS:PORT``; default: those of the system."""
+    max_loop_lag: SecondsOrZero = 0.0
+    """Event-loop lag from which on new clients are refused; 0 is no limit."""
+    refuse_first: CountOrZero = 0
+    """Refuse this many of the first clients, for rehearsal."""
+    refuse_every: CountOrZero = 0
+    """Refuse every Nth client after those."""
+    when_full: Annotated[WhenFull, Meta(extra={"reader": WhenFull.parse})] = WhenFull()
+    """What happens to clients for whom there is no connection slot."""
     hostname: str = msgspec.field(default_factory=_system_name)
+    """Name of this host in replies and headers; default: the name of the system."""
     tls_cert: tuple[Text, ...] = ()
+    """PEM files, each with a certificate chain; with one, STARTTLS is offered. A client gets the
+    certificate for the name that it asks for, else the first."""
     tls_key: tuple[Text, ...] = ()
+    """PEM files of their keys, in the same order; default: in the same files."""
     tls_min_version: Literal["1.2", "1.3"] = "1.2"
+    """Oldest version of TLS that is accepted."""
     tls_client_ca: Text | None = None
+    """PEM file of CA certificates; with it, clients are asked for a certificate."""
     tls_client_verify: Literal["optional", "require"] = "optional"
+    """Whether clients without a certificate are accepted."""
     require_starttls: bool = False
-    max_message_size: Annotated[int, Meta(ge=0)] = MAX_MESSAGE_SIZE
-    timeout: Seconds = TIMEOUT_SECONDS
-    stress_timeout: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] = STRESS_SECONDS
-    data_timeout: Seconds = DATA_TIMEOUT_SECONDS
-    min_data_rate: Annotated[int, Meta(ge=0)] = MIN_DATA_RATE
-    handler_timeout: Seconds = HANDLER_TIMEOUT_SECONDS
-    session_timeout: Seconds = SESSION_TIMEOUT_SECONDS
-    tls_handshake_timeout: Seconds = TLS_HANDSHAKE_SECONDS
-    tls_failure_rate: Text = TLS_FAILURE_RATE
-    max_errors: Annotated[int, Meta(ge=0, le=1_000_000)] = MAX_ERRORS
-    max_rejects: Annotated[int, Meta(ge=0, le=1_000_000)] = MAX_REJECTS
-    max_recipients: Annotated[int, Meta(ge=1, le=1_000_000)] = MAX_RECIPIENTS
-    max_buffered: Annotated[int, Meta(ge=0)] = MAX_BUFFERED
-    max_buffered_from_ip: Annotated[int, Meta(ge=0)] | None = None
+    """Refuse mail over a plaintext connection (RFC 3207 4)."""
+    max_message_size: Size = 1 << 25
+    """Largest message; 0 is no limit. The default, 32 MiB, is aiosmtpd's DATA_SIZE_DEFAULT."""
+    timeout: Seconds = 300.0
+    """Time until a client's next command begins (RFC 5321 4.5.3.2.7 asks for five minutes), and,
+    up to 60 s, for all of a command once its first byte has come."""
+    stress_timeout: SecondsOrZero = 10.0
+    """Replaces ``timeout``, ``data_timeout`` and ``tls_handshake_timeout`` while three quarters of
+    the connection slots are in use, and is the longest time without progress while clients wait for
+    a slot. 0 disables. The default is Postfix's smtpd_timeout under stress."""
+    data_timeout: Seconds = 180.0
+    """Time for the next part of a message (RFC 5321 4.5.3.2.5)."""
+    min_data_rate: Annotated[int, Meta(ge=0)] = 100
+    """Bytes a second of a message, after its first minute; 0 is no minimum. A modem of 1985 is
+    faster than the default."""
+    handler_timeout: Seconds = 300.0
+    """Time for a handler's answer; RFC 5321 4.5.3.2.6 has clients wait ten minutes."""
+    session_timeout: Seconds = 3600.0
+    """Time for a whole session."""
+    tls_handshake_timeout: Seconds = 30.0
+    """Time for a TLS handshake; half of asyncio's, as a stalled one holds a connection slot."""
+    tls_failure_rate: Text = "300/m"
+    """TLS handshakes of one client that fail or do not end, ``N/PERIOD``; ``0`` is no limit. Half a
+    handshake takes about a millisecond of CPU time, so the default is half a per cent. Postfix's
+    smtpd_client_new_tls_session_rate_limit does this for all handshakes."""
+    max_errors: CountOrZero = 20
+    """Unknown and malformed commands of a session; Postfix's smtpd_hard_error_limit."""
+    max_rejects: CountOrZero = 100
+    """Refused commands of a session, recipients above all. A message may have a hundred recipients
+    at least (RFC 5321 4.5.3.1.8), and a mailing list has dead addresses."""
+    max_recipients: Count = 1000
+    """Recipients of a message; Postfix's smtpd_recipient_limit. RFC 5321 asks for 100 at least."""
+    max_buffered: Size = 1 << 29
+    """Memory of all sessions for messages, recipients and unread replies, beyond 64 KiB each; 0 is
+    no limit. The default is 512 MiB: sixteen messages of the largest size."""
+    max_buffered_from_ip: Size | None = None
+    """The same of one client; default: an eighth of ``max_buffered``, and at least a message of the
+    largest size."""
     strict_paths: bool = False
-    max_line_length: Annotated[int, Meta(ge=0)] = 0
+    """Refuse addresses without angle brackets, and tabs in place of spaces."""
+    max_line_length: Size = 0
+    """Octets of a line of a message, with its line end; 0 is no limit."""
     bare_newline: Literal["reject", "normalize", "accept"] = "normalize"
-    shutdown_timeout: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] = SHUTDOWN_TIMEOUT_SECONDS
+    """What happens to CR and LF that are not a pair, and to NUL."""
+    shutdown_timeout: SecondsOrZero = 30.0
+    """Time for messages in progress at a stop; Kubernetes' grace period, a third of systemd's."""
 
     @classmethod
     def build(cls, settings: Mapping[str, Any]) -> Self:
-        """Return the configuration that *settings* name, each checked; None takes the default.
+        """Return the configuration that *settings* describe, each checked; None is the default.
 
         :raises SettingError: a setting is unknown, cannot be read, or is out of its range
         """
@@ -360,7 +228,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return config
 
     def check(self) -> None:
-        """Check what no single setting shows.
+        """Check the settings against each other.
 
         :raises SettingError: two settings contradict each other
         """
@@ -393,34 +261,32 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The settings of the daemon: a server's, and those of the process.
-
-    :ivar handler: the chain, each ``NAME``, ``NAME:ARGUMENT`` or ``module:attr``
-    :ivar user: whom to become once the sockets are bound
-    :ivar control: path of the control socket; None is none
-    :ivar detach: run in the background
-    :ivar pid_file: where to write the process id
-    :ivar metrics: where metrics, health and the status page are served by HTTP; None: nowhere
-    :ivar log_level: the least severe messages that are logged
-    :ivar log_to: ``stderr``, ``stdout``, ``syslog``, ``journald`` or a file; default: stderr,
-        detached: syslog
-    :ivar log_format: text for people, or JSON for machines, an object a line
-    :ivar loop: the event loop
-    """
+    """The settings of the daemon: those of a server, and those of the process."""
 
     handler: tuple[str, ...] = ("maildir:./Maildir",)
+    """The handler chain, each ``NAME``, ``NAME:ARGUMENT`` or ``module:attr``."""
     user: Text | None = None
+    """User to drop privileges to, once the sockets are bound."""
     control: Text | None = None
+    """Path of the control socket; default: none."""
     detach: bool = False
+    """Run in the background."""
     pid_file: Text | None = None
+    """File for the process id."""
     metrics: Text | None = None
+    """Address where metrics, health checks and the status page are served by HTTP."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe messages that are logged."""
     log_to: Text | None = None
+    """``stderr``, ``stdout``, ``syslog``, ``journald`` or a file; default: stderr, with ``detach``
+    syslog."""
     log_format: Literal["text", "json"] = "text"
+    """Text for people, or a JSON object a line."""
     loop: Literal["uvloop", "asyncio"] = "uvloop"
+    """The event loop."""
 
     def check(self) -> None:
-        """Check what no single setting shows."""
+        """Check the settings against each other."""
         super().check()  # a msgspec class is not the one the compiler saw
         if self.require_starttls and not self.tls_cert:
             raise SettingError("require_starttls", True, "there is no tls_cert to offer TLS with")
@@ -428,14 +294,32 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise SettingError("handler", "", "there must be one at least")
 
 
+def _readers(hint: Any) -> Iterator[Callable[[str], object]]:
+    """Return what reads the text of a setting of type *hint*, if anything does."""
+    for part in get_args(hint):
+        if not isinstance(part, Meta):
+            yield from _readers(part)
+        elif part.extra:
+            yield part.extra["reader"]
+
+
+_HINTS = get_type_hints(DaemonConfig, include_extras=True)
+
+READERS = {name: reader for name, hint in _HINTS.items() for reader in _readers(hint)}
+"""Functions that read the settings that are written with units or words."""
+
+LISTS = {name for name, hint in _HINTS.items() if get_origin(hint) is tuple}
+"""Settings with several values; a single one need not be in a list."""
+
+
 def _read(name: str, value: Any) -> Any:
-    """Turn words and units into figures, and one of several into a list of one."""
+    """Return *value* with units and words read, and a single value of several as a tuple."""
     if name in READERS and isinstance(value, str):
         try:
             return READERS[name](value)
         except ValueError as error:
             raise SettingError(name, value, str(error)) from None
-    if name in _LISTS and isinstance(value, (str, int)):
+    if name in LISTS and isinstance(value, (str, int)):
         return (value,)
     return value
 
@@ -445,7 +329,7 @@ _UNKNOWN = re.compile(r"unknown field `(\w+)`")
 
 
 def _setting_error(cls: type[Config], message: str, settings: Mapping[str, Any]) -> SettingError:
-    """Turn msgspec's message, which names the place only, into one that names the value."""
+    """Turn the message of msgspec, which has only the place, into one that has the value."""
     unknown = _UNKNOWN.search(message)
     if unknown:
         return SettingError(unknown[1], settings.get(unknown[1]), "there is no such setting")

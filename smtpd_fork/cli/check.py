@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smtpd_fork.cli.base_command import BaseCommand, Fault, setting_sources
 from smtpd_fork.cli.metrics_listener import wanted_metrics
-from smtpd_fork.cli.settings_command import Fault, SettingsCommand, faults
 from smtpd_fork.daemon import PidFile, look_up_user
 from smtpd_fork.errors import (
     CannotCreateError,
@@ -32,7 +32,7 @@ from smtpd_fork.server import Server
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from smtpd_fork.cli.given import Given
+    from smtpd_fork.cli.setting_sources import SettingSources
     from smtpd_fork.config import DaemonConfig
 
 __all__ = ["check"]
@@ -46,11 +46,11 @@ certificates, handlers imported, addresses bound for a moment. Nobody is served.
 class _Findings:
     """What is wrong, as far as it was found.
 
-    :param given: the settings, and where they came from
+    :param sources: the settings, and where they came from
     """
 
-    def __init__(self, given: Given) -> None:
-        self._given = given
+    def __init__(self, sources: SettingSources) -> None:
+        self._sources = sources
         self.lines: list[str] = []
         self.warnings: list[str] = []
         self.status = 0
@@ -62,10 +62,10 @@ class _Findings:
             with error_origin(*settings):
                 yield
         except SmtpdForkError as error:
-            line = self._given.explain(error)
+            line = self._sources.explain(error)
             if line not in self.lines:
                 self.lines.append(line)
-            self.status = self.status or int(self._given.status(error))
+            self.status = self.status or int(self._sources.status(error))
 
 
 def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
@@ -108,9 +108,9 @@ def _check_pid_file(path: Path) -> None:
 
 
 def _check(*, running: bool, **values: Any) -> None:
-    with faults(click.get_current_context(), values) as given:
-        findings = _Findings(given)
-        config = given.build()
+    with setting_sources(click.get_current_context(), values) as sources:
+        findings = _Findings(sources)
+        config = sources.build()
         try:
             Path.cwd()
         except OSError as error:
@@ -122,12 +122,12 @@ def _check(*, running: bool, **values: Any) -> None:
         raise Fault(findings.lines[-1], findings.status)
     for warning in findings.warnings:
         click.echo(f"warning: {warning}")
-    for stray in given.strays():
+    for stray in sources.strays():
         click.echo(f"no option has the name of {stray}")
     click.echo("nothing is wrong")
 
 
-check = SettingsCommand(
+check = BaseCommand(
     "check",
     params=[
         click.Option(

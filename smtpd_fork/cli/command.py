@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smtpd_fork.cli.base_command import BaseCommand, Fault, setting_sources
 from smtpd_fork.cli.check import check
 from smtpd_fork.cli.control import CONTROL_COMMANDS
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, SettingOption
 from smtpd_fork.cli.resources import Resources
-from smtpd_fork.cli.settings_command import Fault, SettingsCommand, faults, flag_origin
+from smtpd_fork.cli.setting_sources import flag_origin
 from smtpd_fork.cli.show import config
 from smtpd_fork.cli.start import start
 from smtpd_fork.daemon import Invocation, Successor, become_init_if_first, fill_standard_descriptors
@@ -42,11 +43,11 @@ Each option may also come from the environment, as {ENVIRONMENT_PREFIX} and its 
 
 def _serve(**values: Any) -> int:
     ctx = click.get_current_context()
-    with faults(ctx, values) as given:
-        return start(given, ctx.obj)
+    with setting_sources(ctx, values) as sources:
+        return start(sources, ctx.obj)
 
 
-class _Main(SettingsCommand):
+class _Main(BaseCommand):
     """The daemon's own command, whose help names the others as well."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

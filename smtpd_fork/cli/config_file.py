@@ -1,8 +1,8 @@
-"""ConfigFile: settings from a TOML file, and where in it each of them stands.
+"""The file of ``--config``: settings in TOML (:mod:`tomllib`), each with its key.
 
-At the top level a key is an option's long name, with ``-`` or ``_``. ``[gate]`` takes those of the
-limits and the lists, ``[tls]`` those of TLS, there without ``tls-`` in front. ``[[listener]]`` and
-``[[handler]]`` are addresses and handlers in more words.
+At the top level a key is the long name of an option, with ``-`` or ``_``. ``[gate]`` has the limits
+and the lists, ``[tls]`` has TLS, without ``tls-`` in front of its keys. ``[[listener]]`` and
+``[[handler]]`` are another form of addresses and handlers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import stat
 import tomllib
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from smtpd_fork.cli.options import OPTIONS
+from smtpd_fork.cli.options import OPTIONS, TABLES
 from smtpd_fork.errors import ConfigError
 from smtpd_fork.sanitizer import HIDDEN, shown_handlers
 
@@ -21,34 +21,35 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["ConfigFile", "key_of", "read_config_file"]
+__all__ = ["ConfigFile", "read_config_file", "shortened"]
 
 LONGEST_FILE = 1 << 20
-"""Bytes; ten thousand times what a configuration needs."""
+"""Bytes; far more than a configuration needs."""
 
-_SECTIONS = {"gate": ("Limits", "Lists"), "tls": ("TLS",)}
-"""The tables, and the sections of options that are in them."""
+LONGEST_VALUE = 300
+"""Characters of a value that an error message shows."""
 
-_SETTINGS = {option.long_name.replace("-", "_"): str(option.name) for option in OPTIONS} | {
-    str(option.name): str(option.name) for option in OPTIONS
+_SETTINGS = {
+    name: option.setting
+    for option in OPTIONS
+    for name in (option.long_name.replace("-", "_"), option.setting)
 }
 """Settings by the names that a file may have for them."""
 
 _IN_TABLE = {
-    table: {str(option.name) for option in OPTIONS if option.section in sections}
-    for table, sections in _SECTIONS.items()
+    table: {option.setting for option in OPTIONS if option.table == table} for table in TABLES[1:]
 }
 
 _TLS = "tls_"
-"""What the names of most settings in ``[tls]`` begin with, and their keys do not."""
+"""The names of settings in ``[tls]`` begin with it, and their keys do not."""
 
 
 class ConfigFile(NamedTuple):
-    """What a file says.
+    """The settings of a file.
 
-    :ivar path: where it is, absolute
+    :ivar path: of the file, absolute
     :ivar values: by setting
-    :ivar keys: by setting: where it stands, as ``gate.max-from-ip``
+    :ivar keys: by setting, the key that gave it: ``gate.max-from-ip``
     """
 
     path: Path
@@ -56,19 +57,10 @@ class ConfigFile(NamedTuple):
     keys: dict[str, str]
 
 
-def key_of(setting: str) -> tuple[str, str]:
-    """Return the table, empty for the top level, and the key that a setting has in a file."""
-    option = next(option for option in OPTIONS if option.name == setting)
-    for table, sections in _SECTIONS.items():
-        if option.section in sections:
-            return table, option.long_name.removeprefix("tls-" if table == "tls" else "")
-    return "", option.long_name
-
-
 def read_config_file(path: Path) -> ConfigFile:
     """Read *path*.
 
-    :raises ConfigError: it cannot be read, is no TOML, or has a key that is none
+    :raises ConfigError: it cannot be read, is not TOML, or has an unknown key
     """
     path = path.absolute()
     try:
@@ -85,7 +77,7 @@ def read_config_file(path: Path) -> ConfigFile:
 
 
 def _read(path: Path) -> str:
-    # Not to be held up by a pipe that nobody writes to.
+    # O_NONBLOCK: a FIFO without a writer must not block the start.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -105,7 +97,7 @@ class _Reader:
 
     def read(self, document: Mapping[str, Any]) -> ConfigFile:
         for key, value in document.items():
-            if key in _SECTIONS:
+            if key in _IN_TABLE:
                 self._table(key, value)
             elif key in {"listener", "handler"} and _is_array_of_tables(value):
                 self._array(key, value)
@@ -116,14 +108,13 @@ class _Reader:
     def _table(self, table: str, content: Any) -> None:
         if not isinstance(content, dict):
             self._fail(table, content, f"a table is wanted, [{table}]")
-        known = _IN_TABLE[table]
+        known, front = _IN_TABLE[table], _TLS if table == "tls" else ""
+        keys = {setting.removeprefix(front) for setting in known}
         for key, value in content.items():
             name = _SETTINGS.get(key.replace("-", "_"))
-            if table == "tls" and name not in known:
-                name = _SETTINGS.get(_TLS + key.replace("-", "_"))
-            found = name if table == "tls" or name in known else None
-            keys = {setting.removeprefix(_TLS) if table == "tls" else setting for setting in known}
-            self._setting(f"{table}.{key}", found, value, keys)
+            if name not in known:  # also --tls-handshake-timeout, which the help has elsewhere
+                name = _SETTINGS.get(front + key.replace("-", "_")) if front else None
+            self._setting(f"{table}.{key}", name, value, keys)
 
     def _array(self, table: str, content: list[dict[str, Any]]) -> None:
         read = _listener if table == "listener" else _handler
@@ -157,9 +148,6 @@ def shortened(value: object) -> str:
     """Return *value* as a line of an error has room for it."""
     text = repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
-
-
-LONGEST_VALUE = 300
 
 
 class _EntryError(Exception):

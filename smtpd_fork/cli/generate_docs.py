@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 import click
 import msgspec
 
+from smtpd_fork.cli.base_command import CONFIG_HELP
 from smtpd_fork.cli.command import SUBCOMMANDS, SUMMARIES, command
-from smtpd_fork.cli.config_file import key_of
-from smtpd_fork.cli.given import CONFIG_VARIABLE
-from smtpd_fork.cli.options import OPTIONS, SECTIONS, format_setting
+from smtpd_fork.cli.options import DEFAULTS, OPTIONS, SECTIONS, TABLES, format_setting
+from smtpd_fork.cli.setting_sources import CONFIG_VARIABLE
 from smtpd_fork.cli.show import toml
-from smtpd_fork.config import READERS, Config, DaemonConfig
+from smtpd_fork.config import READERS, Config
 from smtpd_fork.errors import MEANINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from smtpd_fork.cli.options import SettingOption
 
@@ -57,47 +57,40 @@ def readme_table() -> str:
 
 def options_page() -> str:
     """Return ``docs/options.md``."""
-    return "\n".join(_options_page())
+    return _PAGE_HEAD + "".join(map(_section_table, SECTIONS)) + _PAGE_TAIL
 
 
-def _options_page() -> Iterator[str]:
-    yield "# The options"
-    yield ""
-    yield (
-        "Made of their definitions by `make papers`. A flag beats the environment, that beats the\n"
-        f"file of `--config` (or `{CONFIG_VARIABLE}`), and that beats the default. In a file,\n"
-        "names may have `_` for `-`; options that are repeatable take one value or a list; in the\n"
-        "environment they take several words. Sizes are bytes or `25M`, times are seconds or\n"
-        "`500ms`, `5m`, `1h`. `smtpd-fork config` prints what is in force, and why;\n"
-        "[the example](../examples/smtpd-fork.toml) has them all."
-    )
-    for section in SECTIONS:
-        yield ""
-        yield f"## {section}"
-        yield ""
-        yield "| option | in a file | environment | default | meaning |"
-        yield "| --- | --- | --- | --- | --- |"
-        for option in OPTIONS:
-            if option.section == section:
-                table, key = key_of(str(option.name))
-                place = f"{table}.{key}" if table else key
-                yield (
-                    f"| `{_flags(option)}` | `{place}` | `{option.envvar}` "
-                    f"| {option.default_text} | {_quoted(option.help or '')} |"
-                )
-    yield ""
-    yield "## Listeners and handlers in a file"
-    yield ""
-    yield _TABLES
-    yield ""
+def _section_table(section: str) -> str:
+    rows = [
+        f"| `{_flags(option)}` | `{'.'.join(filter(None, (option.table, option.key)))}` "
+        f"| `{option.envvar}` | {option.default_text} | {_quoted(option.help or '')} |\n"
+        for option in OPTIONS
+        if option.section == section
+    ]
+    head = "| option | in a file | environment | default | meaning |\n"
+    return f"\n## {section}\n\n{head}| --- | --- | --- | --- | --- |\n{''.join(rows)}"
 
 
-_TABLES = """\
+_PAGE_HEAD = f"""\
+# The options
+
+Made of their definitions by `make papers`. A flag beats the environment, that beats the
+file of `--config` (or `{CONFIG_VARIABLE}`), and that beats the default. In a file,
+names may have `_` for `-`; options that are repeatable take one value or a list; in the
+environment they take several words. Sizes are bytes or `25M`, times are seconds or
+`500ms`, `5m`, `1h`. `smtpd-fork config` prints what is in force, and why;
+[the example](../examples/smtpd-fork.toml) has them all.
+"""
+
+_PAGE_TAIL = """
+## Listeners and handlers in a file
+
 `[[listener]]` is an address in more words: `address` or `path` (a unix socket's), `port`,
 `protocol` (`smtp`, `lmtp`), `tls` (`starttls`, offered if there is a certificate; `none`;
 `required`; `implicit`, from the first byte) and `proxy` (whether a PROXY header comes first).
 `[[handler]]` is a handler: `use`, and `argument` or a list of `arguments`. They stand for
-`listen-address` and `handler`, and one of both forms is used in a file."""
+`listen-address` and `handler`, and one of both forms is used in a file.
+"""
 
 _LISTENER = """\
 # Where to listen. Instead of listen-address, each address may be a table, at the end of the file:
@@ -116,50 +109,47 @@ _LISTENER = """\
 # argument = "/var/mail/incoming\""""
 
 
+_EXAMPLE_HEAD = f"""\
+# Settings of smtpd-fork, for --config. Each line that begins with #: is a default;
+# without the mark it is a setting. Flags and the environment win over this file.
+# smtpd-fork check --config FILE tells what is wrong with it.
+
+{_LISTENER}
+"""
+
+
 def example() -> str:
     """Return ``examples/smtpd-fork.toml``: every setting, commented out, with its default."""
-    return "\n".join(_example())
+    return _EXAMPLE_HEAD + "".join(map(_example_table, TABLES))
 
 
-def _example() -> Iterator[str]:
-    yield "# Settings of smtpd-fork, for --config. Each line that begins with #: is a default;"
-    yield "# without the mark it is a setting. Flags and the environment win over this file."
-    yield "# smtpd-fork check --config FILE tells what is wrong with it."
-    yield ""
-    yield from _LISTENER.splitlines()
-    for table in ("", "tls", "gate"):
-        if table:
-            yield ""
-            yield f"[{table}]"
-        section = ""
-        for option in OPTIONS:
-            if key_of(str(option.name))[0] != table:
-                continue
-            if option.section != section:
-                section = option.section
-                yield ""
-                yield f"# -- {section} ".ljust(_WIDTH, "-")
-            yield ""
-            yield from _wrapped(option.help or "", "# ")
-            yield f"#: {key_of(str(option.name))[1]} = {_example_value(option)}"
-    yield ""
+def _example_table(table: str) -> str:
+    text = f"\n[{table}]\n" if table else ""
+    section = ""
+    for option in OPTIONS:
+        if option.table != table:
+            continue
+        if option.section != section:
+            section = option.section
+            text += f"\n{f'# -- {section} '.ljust(_WIDTH, '-')}\n"
+        text += f"\n{_comment(option.help or '')}#: {option.key} = {_example_value(option)}\n"
+    return text
 
 
 def _example_value(option: SettingOption) -> str:
     """Return the default as a file has it; where there is none, what a value looks like."""
-    field = next(f for f in msgspec.structs.fields(DaemonConfig) if f.name == option.name)
-    if field.default is msgspec.NODEFAULT or field.default is None:
-        word = option.default_text or "none"
+    default = DEFAULTS[option.setting]
+    word = option.default_text or "none"
+    if default is msgspec.NODEFAULT or default is None:
         return f"{toml(option.metavar or '')}  # default: {word}"
-    if field.default == ():
-        word = option.default_text or "none"
+    if default == ():
         return f"[]  # each {option.metavar}; default: {word}"
-    return toml(format_setting(field.name, field.default))
+    return toml(format_setting(option.setting, default))
 
 
-def _wrapped(text: str, front: str) -> list[str]:
-    wrapped = click.formatting.wrap_text(text, _WIDTH - len(front))
-    return [f"{front}{line}" for line in wrapped.splitlines()]
+def _comment(text: str) -> str:
+    wrapped = click.formatting.wrap_text(text, _WIDTH - 2)
+    return "".join(f"# {line}\n" for line in wrapped.splitlines())
 
 
 # -- the manual page -------------------------------------------------------------------------------
@@ -175,48 +165,38 @@ def _manual_page() -> Iterator[str]:
     yield '.TH SMTPD-FORK 8 "" "smtpd-fork" "System Manager\'s Manual"'
     yield ".SH NAME"
     yield "smtpd\\-fork \\- SMTP front door: counts sessions, defers or refuses, hands on"
-    yield ".SH SYNOPSIS"
-    yield ".B smtpd\\-fork"
-    yield ".RI [ options ]"
+    yield ".SH SYNOPSIS\n.B smtpd\\-fork\n.RI [ options ]"
     for name in SUBCOMMANDS:
-        yield ".br"
-        yield f".B smtpd\\-fork {_roff(name)}"
-        yield ".RI [ options ]"
-    yield ".SH DESCRIPTION"
-    yield _roff(command.help or "")
-    yield _roff(command.epilog or "")
+        yield f".br\n.B smtpd\\-fork {_roff(name)}\n.RI [ options ]"
+    yield f".SH DESCRIPTION\n{_roff(command.help or '')}\n{_roff(command.epilog or '')}"
     yield ".SH COMMANDS"
-    for name in SUBCOMMANDS:
-        yield ".TP"
-        yield f".B {_roff(name)}"
-        yield _roff(SUMMARIES[name])
+    yield from _entries(SUMMARIES)
     yield ".SH OPTIONS"
     for section in SECTIONS:
         yield f".SS {section}"
-        for option in OPTIONS:
-            if option.section == section:
-                yield ".TP"
-                yield f".B {_roff(_flags(option))}"
-                default = f" [{option.default_text}]" if option.default_text else ""
-                yield _roff(f"{option.help}{default}")
+        yield from _entries(
+            {
+                _flags(
+                    option
+                ): f"{option.help}{option.default_text and f' [{option.default_text}]'}"
+                for option in OPTIONS
+                if option.section == section
+            }
+        )
     yield ".SS Other"
-    yield ".TP"
-    yield f".B {_roff('--config FILE')}"
-    yield "Take settings from FILE, TOML; flags and the environment win."
+    yield from _entries({"--config FILE": CONFIG_HELP})
     yield ".SH SIGNALS"
-    for name, meaning in SIGNALS.items():
-        yield ".TP"
-        yield f".B {name}"
-        yield _roff(meaning)
+    yield from _entries(SIGNALS)
     yield ".SH EXIT STATUS"
-    for status, meaning in MEANINGS.items():
-        yield ".TP"
-        yield f".B {int(status)}"
-        yield _roff(meaning)
+    yield from _entries({str(int(status)): meaning for status, meaning in MEANINGS.items()})
     yield ".SH SEE ALSO"
-    yield ".BR qpsmtpd\\-forkserver (8),"
-    yield ".BR systemd.socket (5),"
-    yield ".BR sysexits.h (3head)"
+    yield ".BR qpsmtpd\\-forkserver (8),\n.BR systemd.socket (5),\n.BR sysexits.h (3head)"
+
+
+def _entries(meanings: Mapping[str, str]) -> Iterator[str]:
+    """Return a list of terms, each with its meaning."""
+    for term, meaning in meanings.items():
+        yield f".TP\n.B {_roff(term)}\n{_roff(meaning)}"
 
 
 SIGNALS = {

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import click
 
 from smtpd_fork.cli.command import PROGRAM, command
-from smtpd_fork.cli.given import Given
+from smtpd_fork.cli.setting_sources import SettingSources
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.errors import SmtpdForkError
 from smtpd_fork.listeners import ANY
@@ -87,7 +87,7 @@ def _address(arguments: Sequence[str]) -> Address:
     """
     context = command.make_context(PROGRAM, list(arguments))
     values = dict(context.params)
-    given = Given.of(context, values, values.pop("config_file", None)).values
+    given = SettingSources.of(context, values, values.pop("config_file", None)).values
     known = {name: given[name] for name in given.keys() & {"listen", "port"}}
     config = DaemonConfig.build(known)
     addresses = wanted_addresses(config.listen, config.port)

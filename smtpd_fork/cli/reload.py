@@ -11,8 +11,8 @@ from smtpd_fork.errors import SmtpdForkError
 from smtpd_fork.handlers import load_handlers
 
 if TYPE_CHECKING:
-    from smtpd_fork.cli.given import Given
     from smtpd_fork.cli.services import Services
+    from smtpd_fork.cli.setting_sources import SettingSources
     from smtpd_fork.handlers import Chain
     from smtpd_fork.server import Server
 
@@ -28,7 +28,7 @@ class Reloads:
     """Has the settings of the file, and all files that they name, read again.
 
     :param server: is reloaded
-    :param given: the settings that hold, and where they came from
+    :param sources: the settings that hold, and where they came from
     :param config: the same, read
     :param services: are told
     :param turn: held meanwhile: an upgrade must not see half of it
@@ -37,14 +37,14 @@ class Reloads:
     def __init__(
         self,
         server: Server,
-        given: Given,
+        sources: SettingSources,
         config: DaemonConfig,
         services: Services,
         turn: asyncio.Lock,
     ) -> None:
         self._turn = turn
         self._server = server
-        self._given = given
+        self._sources = sources
         self._config = config
         self._services = services
         self._asked = False
@@ -66,28 +66,28 @@ class Reloads:
 
     async def _once(self) -> None:
         await self._services.reloading()
-        given = self._given
+        sources = self._sources
         try:
-            given = await asyncio.to_thread(given.again)
-            await self._change(given)
+            sources = await asyncio.to_thread(sources.again)
+            await self._change(sources)
         except SmtpdForkError as error:
-            log.error("all stays as it was: %s", given.explain(error))  # noqa: TRY400 - one line
+            log.error("all stays as it was: %s", sources.explain(error))  # noqa: TRY400 - one line
         except Exception:
             log.exception("all stays as it was")  # a handler's own fault
         else:
             log.info("the settings were read again")
         await self._services.reloaded(self._config)
 
-    async def _change(self, given: Given) -> None:
-        config = await asyncio.to_thread(given.build)
+    async def _change(self, sources: SettingSources) -> None:
+        config = await asyncio.to_thread(sources.build)
         chain: Chain | None = None
-        if given.says_otherwise(self._given, "handler"):
+        if sources.says_otherwise(self._sources, "handler"):
             chain = await asyncio.to_thread(load_handlers, config.handler)
         await self._server.reload(config, handler=chain)
         for name in DaemonConfig.__struct_fields__:
-            if name not in _OF_RELOADS and given.says_otherwise(self._given, name):
+            if name not in _OF_RELOADS and sources.says_otherwise(self._sources, name):
                 log.warning("%s was changed: it takes a restart", name)
-        self._given, self._config = given, config
+        self._sources, self._config = sources, config
 
     async def end(self) -> None:
         """Wait for what is being read."""

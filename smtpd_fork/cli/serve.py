@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any
 
-    from smtpd_fork.cli.given import Given
     from smtpd_fork.cli.resources import Resources
+    from smtpd_fork.cli.setting_sources import SettingSources
     from smtpd_fork.cli.stop_watchdog import StopWatchdog
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.daemon import Successor
@@ -38,7 +38,7 @@ _STOP = (signal.SIGTERM, signal.SIGINT)
 
 def serve(
     server: Server,
-    given: Given,
+    sources: SettingSources,
     config: DaemonConfig,
     resources: Resources,
     watchdog: StopWatchdog,
@@ -47,7 +47,7 @@ def serve(
 ) -> ExitStatus:
     """Run *server* until SIGTERM or SIGINT; a second one stops at once.
 
-    :param given: the settings, and where they came from
+    :param sources: the settings, and where they came from
     :param config: the same, read
     :param resources: what the process has besides, and may hand over (SIGUSR2)
     :param watchdog: sees that the process ends, whatever a handler does
@@ -56,7 +56,7 @@ def serve(
     :raises SmtpdForkError: it cannot start
     """
     log_unraisable()
-    service = _Service(server, given, config, resources, watchdog)
+    service = _Service(server, sources, config, resources, watchdog)
     with asyncio.Runner(loop_factory=loop_factory(config.loop)) as runner:
         try:
             cut = _run_to_its_end(runner.get_loop(), service.run(ready), watchdog)
@@ -91,7 +91,7 @@ class _Service:
     def __init__(
         self,
         server: Server,
-        given: Given,
+        sources: SettingSources,
         config: DaemonConfig,
         resources: Resources,
         watchdog: StopWatchdog,
@@ -109,7 +109,7 @@ class _Service:
             )
         )
         turn = asyncio.Lock()
-        self._reloads = Reloads(server, given, config, self._services, turn)
+        self._reloads = Reloads(server, sources, config, self._services, turn)
         self._upgrade = Upgrade(
             server,
             resources,

@@ -40,7 +40,7 @@ from smtpd_fork.smtp import Tally
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from smtpd_fork.cli.given import Given
+    from smtpd_fork.cli.setting_sources import SettingSources
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.handlers import Chain
 
@@ -52,39 +52,43 @@ MUTE = "smtpd-fork: warning: there is no syslog here, nothing is logged; name a 
 """Said where the log would be: on the terminal of who starts a daemon that detaches."""
 
 
-def start(given: Given, resources: Resources | None = None) -> ExitStatus:
-    """Be the daemon that *given* describes, until it is told to stop.
+def start(sources: SettingSources, resources: Resources | None = None) -> ExitStatus:
+    """Be the daemon that *sources* describes, until it is told to stop.
 
     :param resources: how the process was started, and what it was left
     :returns: how it ended
     :raises SmtpdForkError: it cannot be; with ``settings`` that are to blame, and nothing done
     """
-    config = given.build()
+    config = sources.build()
     resources = resources or Resources(Invocation.current())
     with resources.at_exit:
         server = _set_up(config, resources)
-        if strays := given.strays():
+        if strays := sources.strays():
             resources.warnings.append(f"no option has the name of {', '.join(strays)}")
         word = detach() if config.detach else None
         if resources.successor is not None:
             resources.successor.began()
         try:
-            return _serve(given, config, resources, server, word)
+            return _serve(sources, config, resources, server, word)
         except SmtpdForkError as error:
             if word is None:
                 raise
-            reason = given.explain(error)
+            reason = sources.explain(error)
             if resources.successor is not None:
                 resources.successor.failed(reason)
             log.error("%s", reason)  # noqa: TRY400 - one line, as on a terminal
             # Whoever hears of it finds nothing left: cleaned up first, told afterwards.
             resources.at_exit.close()
-            word.failed(given.status(error), f"smtpd-fork: {reason}")
-            os._exit(given.status(error))
+            word.failed(sources.status(error), f"smtpd-fork: {reason}")
+            os._exit(sources.status(error))
 
 
 def _serve(
-    given: Given, config: DaemonConfig, resources: Resources, server: Server, word: Word | None
+    sources: SettingSources,
+    config: DaemonConfig,
+    resources: Resources,
+    server: Server,
+    word: Word | None,
 ) -> ExitStatus:
     if resources.pid_file is not None and resources.successor is None:  # else it is another's still
         with error_origin("pid_file"):
@@ -100,7 +104,7 @@ def _serve(
     watchdog = StopWatchdog(
         lambda: server.config.shutdown_timeout, lambda: resources.at_exit.pop_all().close()
     )
-    return serve(server, given, config, resources, watchdog, ready=ready)
+    return serve(server, sources, config, resources, watchdog, ready=ready)
 
 
 def _set_up(config: DaemonConfig, resources: Resources) -> Server:

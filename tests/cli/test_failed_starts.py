@@ -11,7 +11,7 @@ from support.daemon import COMMAND, Daemon, run
 from support.place import MARK, Place, only_line
 
 from smtpd_fork.cli import start as start_module
-from smtpd_fork.cli.given import Given
+from smtpd_fork.cli.setting_sources import SettingSources
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.daemon import PidFile, Word
 from smtpd_fork.errors import CannotCreateError, OperatingSystemError
@@ -149,7 +149,7 @@ def test_the_word_of_a_failure_comes_when_nothing_is_left(
     monkeypatch.setattr(start_module, "set_up_logging", lambda _config: None)
     monkeypatch.setattr(PidFile, "write", full)
     monkeypatch.setattr(os, "_exit", end)
-    given = Given(
+    sources = SettingSources(
         {
             "listen": (f"127.0.0.1:{place.port}", f"unix:{place.socket}"),
             "pid_file": str(place.pid_file),
@@ -160,6 +160,6 @@ def test_the_word_of_a_failure_comes_when_nothing_is_left(
         None,
     )
     with pytest.raises(SystemExit, match=str(int(os.EX_CANTCREAT))):
-        start_module.start(given)
+        start_module.start(sources)
     os.close(read)
     assert [line.splitlines()[0] for line in heard] == [b"%d" % os.EX_CANTCREAT]

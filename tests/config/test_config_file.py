@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.daemon import Daemon, run
 
-from smtpd_fork.cli.config_file import ConfigFile, _Reader, key_of, read_config_file
+from smtpd_fork.cli.config_file import ConfigFile, _Reader, read_config_file
 from smtpd_fork.cli.options import OPTIONS
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.errors import SmtpdForkError
@@ -204,7 +204,7 @@ def test_a_daemon_takes_its_settings_from_the_file_of_the_environment(tmp_path: 
 
 
 def test_every_setting_has_one_place_in_a_file() -> None:
-    places = [key_of(str(option.name)) for option in OPTIONS]
+    places = [(option.table, option.key) for option in OPTIONS]
     assert len(set(places)) == len(OPTIONS)
     assert {table for table, _ in places} == {"", "gate", "tls"}
 

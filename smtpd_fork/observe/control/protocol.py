@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from smtpd_fork.config import LONGEST_SECONDS
+from smtpd_fork.setting_types import LONGEST_SECONDS
 
 __all__ = [
     "MAX_REPLY",

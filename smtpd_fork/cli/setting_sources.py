@@ -1,0 +1,179 @@
+"""The sources of the settings: flags, environment and file, in order of precedence.
+
+Each setting has an origin, which error messages and ``smtpd-fork config`` name. click alone knows
+the origins of flags and variables, and no library has those of a file as well.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from click.core import ParameterSource
+
+from smtpd_fork.cli.config_file import ConfigFile, read_config_file, shortened
+from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS, SettingOption
+from smtpd_fork.config import DaemonConfig, SettingError
+from smtpd_fork.errors import ExitStatus, SmtpdForkError
+from smtpd_fork.sanitizer import shown_handlers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import click
+
+__all__ = ["CONFIG_VARIABLE", "SettingSources", "flag_origin"]
+
+CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
+
+_FLAGS = {option.setting: "/".join(option.opts) for option in OPTIONS}
+
+_FILE = re.compile(r"()(.+)")
+_LIST = re.compile(r"()((?!\d)(?!.*::).*/.*)")
+"""A file among networks: it has a slash, and begins or goes on as no network does."""
+_LOG = re.compile(r"()((?!(?:stderr|stdout|syslog|journald)$).+)")
+_UNIX = re.compile(r"((?:[a-z+-]+:)?unix:)(.+)")
+_MAILDIR = re.compile(r"(maildir:)((?!~).+)")
+
+_PATHS = {
+    **dict.fromkeys(("tls_cert", "tls_key", "tls_client_ca", "pid_file", "control"), _FILE),
+    **dict.fromkeys(("allow", "deny", "exempt", "proxy_trust", "probe_from"), _LIST),
+    **dict.fromkeys(("listen", "metrics"), _UNIX),
+    "handler": _MAILDIR,
+    "log_to": _LOG,
+}
+"""Settings that are paths, or may be: what stands before the path, and the path."""
+
+
+class SettingSources:
+    """The settings of a command, with the origin of each.
+
+    :param flags: settings of the command line and the environment
+    :param origins: the flag or the variable of each of them
+    :param file: the settings of the file
+    :param directory: what relative paths are relative to; default: the current directory
+    """
+
+    def __init__(
+        self,
+        flags: Mapping[str, Any],
+        origins: Mapping[str, str],
+        file: ConfigFile | None,
+        directory: Path | None = None,
+    ) -> None:
+        self._flags = flags
+        self._flag_origins = origins
+        self._file = file
+        self._directory = directory or _current_directory()
+        self.values: dict[str, Any] = {**(file.values if file is not None else {}), **flags}
+
+    @classmethod
+    def of(cls, ctx: click.Context, values: Mapping[str, Any], path: str | None) -> Self:
+        """Return the settings that click found, and those of the file at *path*.
+
+        :raises ConfigError: the file cannot be read
+        """
+        flags = {
+            name: value
+            for name, value in values.items()
+            if value not in (None, ())
+            and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+        }
+        origins = {
+            option.setting: flag_origin(ctx, option)
+            for option in OPTIONS
+            if option.setting in flags
+        }
+        return cls(flags, origins, read_config_file(Path(path)) if path else None)
+
+    @property
+    def path(self) -> Path | None:
+        """The file, absolute; None without one."""
+        return self._file.path if self._file is not None else None
+
+    def again(self) -> Self:
+        """Return the same, with the file as it is now.
+
+        :raises ConfigError: the file cannot be read
+        """
+        file = read_config_file(self._file.path) if self._file is not None else None
+        return type(self)(self._flags, self._flag_origins, file, self._directory)
+
+    def build(self) -> DaemonConfig:
+        """Return the settings, checked.
+
+        :raises SmtpdForkError: one cannot be read, or is out of its range
+        """
+        values, directory = self.values, self._directory
+        if directory is not None and directory != _current_directory():
+            values = {"handler": ("maildir",), **values}
+            values = {name: resolve_paths(name, value, directory) for name, value in values.items()}
+        return DaemonConfig.build(values)
+
+    def says_otherwise(self, other: SettingSources, setting: str) -> bool:
+        """Whether *setting* has another value here than in *other*."""
+        return bool(self.values.get(setting) != other.values.get(setting))
+
+    def origin(self, setting: str) -> str:
+        """Return the flag, the variable or the place in the file that gave *setting*, or ``""``."""
+        if setting in self._flags:
+            return self._flag_origins.get(setting, "")
+        if self._file is not None and setting in self._file.values:
+            return f"{self._file.path}: {self._file.keys[setting]}"
+        return ""
+
+    def explain(self, error: SmtpdForkError) -> str:
+        """Return the text of *error*, with the origins of the settings that led to it."""
+        if isinstance(error, SettingError):
+            origin = self.origin(error.setting) or _FLAGS.get(error.setting, error.setting)
+            value = shown_handlers(error.value) if error.setting == "handler" else error.value
+            return f"{origin} {shortened(value)}: {error.reason}"
+        where = ", ".join(origin for setting in error.settings if (origin := self.origin(setting)))
+        by = f" (from {where})" if where else " (by default)" if error.settings else ""
+        return f"{error}{by}"
+
+    def status(self, error: SmtpdForkError) -> int:
+        """Return the exit status of *error*; a bad value in a file is no usage error."""
+        setting = error.setting if isinstance(error, SettingError) else None
+        from_file = self._file is not None and setting in self._file.values
+        return ExitStatus.CONFIG if from_file and setting not in self._flags else error.exit_status
+
+    @staticmethod
+    def strays() -> list[str]:
+        """Return the environment variables with our prefix that no option has."""
+        known = {option.envvar for option in OPTIONS} | {CONFIG_VARIABLE}
+        found = os.environ.keys() - known
+        return sorted(name for name in found if name.startswith(ENVIRONMENT_PREFIX))
+
+
+def flag_origin(ctx: click.Context, option: SettingOption) -> str:
+    """Return the flag or the environment variable that gave *option*."""
+    if ctx.get_parameter_source(option.setting) is ParameterSource.ENVIRONMENT:
+        return str(option.envvar)
+    return _FLAGS[option.setting]
+
+
+def resolve_paths(setting: str, value: Any, directory: Path) -> Any:
+    """Return the value of a setting with relative paths as paths in *directory*.
+
+    A detached daemon works in ``/``, and a reload reads paths that were written for the directory
+    of the start.
+    """
+    if isinstance(value, (list, tuple)):
+        return [resolve_paths(setting, each, directory) for each in value]
+    pattern = _PATHS.get(setting)
+    if pattern is None or not isinstance(value, str):
+        return value
+    if setting == "handler" and value == "maildir":
+        value = "maildir:Maildir"
+    found = pattern.fullmatch(value)
+    return value if found is None else f"{found[1]}{directory / found[2]}"
+
+
+def _current_directory() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:
+        return None  # it was removed; the start reports it

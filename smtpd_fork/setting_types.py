@@ -1,0 +1,86 @@
+"""The types of settings: their ranges, what reads them from text, and the error of a bad value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Self, TypeAlias
+
+from msgspec import Meta
+
+from smtpd_fork.errors import UsageError
+from smtpd_fork.units import parse_duration, parse_mode, parse_size
+
+__all__ = [
+    "LONGEST_SECONDS", "Count", "CountOrZero", "GreetPause", "Mode", "Port", "Seconds",
+    "SecondsOrZero", "SettingError", "Size", "Text", "WhenFull",
+]  # fmt: skip
+
+LONGEST_SECONDS = 7 * 86400.0
+"""The maximum of any time limit; more is probably a typing error."""
+
+LONGEST_GREET_PAUSE = 240.0
+"""RFC 5321 4.5.3.2.1: clients wait five minutes for the greeting; this leaves them one of those."""
+
+
+class SettingError(UsageError):
+    """A setting whose value cannot be read or is out of its range (64).
+
+    :ivar setting: the setting's name
+    :ivar value: its value
+    :ivar reason: what is wrong with it
+    """
+
+    def __init__(self, setting: str, value: object, reason: str) -> None:
+        super().__init__(f"{setting} {value!r}: {reason}")
+        self.setting = setting
+        self.value = value
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class WhenFull:
+    """What happens to clients for whom there is no connection slot.
+
+    :ivar refuse: they get 421 at once
+    :ivar wait: without ``refuse``: the seconds after which they get 421; None: never
+    """
+
+    refuse: bool = False
+    wait: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``defer``, ``refuse`` or ``defer:SECONDS``.
+
+        :raises ValueError: *text* is none of them
+        """
+        if text == "refuse":
+            return cls(refuse=True)
+        word, colon, seconds = text.partition(":")
+        if word != "defer":
+            raise ValueError("expected defer, refuse or defer:SECONDS")
+        if not colon:
+            return cls()
+        wait = parse_duration(seconds)
+        if not 0 < wait <= LONGEST_SECONDS:
+            raise ValueError("the seconds after defer: must be more than 0")
+        return cls(wait=wait)
+
+    def __str__(self) -> str:
+        if self.refuse:
+            return "refuse"
+        return "defer" if self.wait is None else f"defer:{self.wait:g}"
+
+
+_DURATION = {"reader": parse_duration}
+"""In ``Meta.extra``: a function that reads the setting from text with a unit or a word."""
+
+Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
+Count: TypeAlias = Annotated[int, Meta(ge=1, le=1_000_000)]
+CountOrZero: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]
+Text: TypeAlias = Annotated[str, Meta(min_length=1)]
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, extra=_DURATION)]
+SecondsOrZero: TypeAlias = Annotated[float, Meta(ge=0, le=LONGEST_SECONDS, extra=_DURATION)]
+GreetPause: TypeAlias = Annotated[float, Meta(ge=0, le=LONGEST_GREET_PAUSE, extra=_DURATION)]
+Size: TypeAlias = Annotated[int, Meta(ge=0, extra={"reader": parse_size})]
+Mode: TypeAlias = Annotated[int, Meta(ge=0, le=0o777, extra={"reader": parse_mode})]
