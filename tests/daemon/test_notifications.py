@@ -162,6 +162,15 @@ def test_the_watchdog_of_another_process_is_left_to_it() -> None:
 # -- in the loop -------------------------------------------------------------------------------
 
 
+def hears(manager: Manager, told: list[bytes]) -> bool:
+    """Take what the manager is told next, if anything; return whether that was so."""
+    try:
+        told.append(manager.sock.recv(4096, socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return False
+    return True
+
+
 async def test_the_status_is_told_anew_only_when_it_is_another(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,20 +178,12 @@ async def test_the_status_is_told_anew_only_when_it_is_another(
     gate = Gate(limit_connections=3)
     service = Notifications(Notifier(manager.address), gate)
     await service.serving()
-    manager.sock.setblocking(False)
     told = [manager.sock.recv(4096)]
     ticket = gate.admit("192.0.2.1")
 
-    def heard() -> bool:
-        try:
-            told.append(manager.sock.recv(4096))
-        except BlockingIOError:
-            return False
-        return True
-
-    await until(heard)
+    await until(lambda: hears(manager, told))
     ticket.release()  # type: ignore[union-attr]
-    await until(heard)
+    await until(lambda: hears(manager, told))
     await service.stop()
     assert told == [
         b"READY=1\nSTATUS=0 of 3 sessions",
@@ -206,17 +207,8 @@ async def test_what_a_slow_manager_has_no_room_for_is_told_later(
     await service.serving()
     for _ in range(sent):
         assert manager.sock.recv(4096) == b"X=1"
-    manager.sock.setblocking(False)
     told: list[bytes] = []
-
-    def heard() -> bool:
-        try:
-            told.append(manager.sock.recv(4096))
-        except BlockingIOError:
-            return False
-        return True
-
-    await until(heard)
+    await until(lambda: hears(manager, told))
     await service.stop()
     assert told[0].startswith(b"READY=1\nSTATUS=")
 
@@ -237,19 +229,10 @@ async def test_a_stop_asks_for_more_time_as_long_as_the_loop_turns(
     service = Notifications(Notifier(manager.address, watchdog=0.02), Gate())
     await service.serving()
     await service.stopping()
-    manager.sock.setblocking(False)
     told: list[bytes] = []
-
-    def heard() -> bool:
-        try:
-            told.append(manager.sock.recv(4096))
-        except BlockingIOError:
-            return False
-        return True
-
     while sum(b"EXTEND_TIMEOUT_USEC=" in message for message in told) < 3:
-        await until(heard)
+        await until(lambda: hears(manager, told))
     while not told[-1].startswith(b"WATCHDOG=1"):
-        await until(heard)  # which is watched until the end
+        await until(lambda: hears(manager, told))  # which is watched until the end
     await service.stop()
     assert sum(b"STOPPING=1" in message for message in told) == 1

@@ -20,7 +20,7 @@ from support.nameserver import name_server
 from support.page import read
 from support.peers import peer, proc
 from support.server import until
-from support.status import watched
+from support.status import Page, watched
 
 from smtpd_fork import Gate, Refusal, __version__
 from smtpd_fork.gate.statistics import CURES
@@ -33,7 +33,7 @@ from smtpd_fork.smtp.tally import BOUNDS, OUTCOMES
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.status import Watched
+    from support.status import Page, Watched
     from support.tls import Certificates
 
 PAGE = "docs/monitoring.md"
@@ -145,17 +145,23 @@ async def test_what_happens_is_counted(tmp_path: Path, certificates: Certificate
             assert (await figures(seen))["smtpd_fork_loop_lag_seconds_count", ""] > 0
 
 
+async def told_after_traffic(folder: Path, certificates: Certificates) -> str:
+    """Return the answer to a scrape once clients of all kinds have been there."""
+    async with (
+        name_server() as names,
+        well_watched(folder, certificates, dnsbl="bl.example", dns_server=names.address) as seen,
+    ):
+        await traffic(seen.server, certificates)
+        assert (await figures(seen))["smtpd_fork_dnsbl_zone_enabled", "bl.example"] == 1
+        page: Page = await seen.get("/metrics")
+        return page.body
+
+
 async def test_the_names_that_are_written_down_are_those_that_are_told(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     proc()
-    async with (
-        name_server() as names,
-        well_watched(tmp_path, certificates, dnsbl="bl.example", dns_server=names.address) as seen,
-    ):
-        await traffic(seen.server, certificates)
-        assert (await figures(seen))["smtpd_fork_dnsbl_zone_enabled", "bl.example"] == 1
-        body = (await seen.get("/metrics")).body
+    body = await told_after_traffic(tmp_path, certificates)
     told = {}
     for family in text_format(body):
         labels = {key for sample in family.samples for key in sample.labels} - {"le"}
@@ -180,13 +186,7 @@ async def test_promtool_accepts_it_after_real_traffic(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     promtool = peer("promtool")
-    async with (
-        name_server() as names,
-        well_watched(tmp_path, certificates, dnsbl="bl.example", dns_server=names.address) as seen,
-    ):
-        await traffic(seen.server, certificates)
-        assert (await figures(seen))["smtpd_fork_dnsbl_zone_enabled", "bl.example"] == 1
-        body = (await seen.get("/metrics")).body
+    body = await told_after_traffic(tmp_path, certificates)
     ended = await asyncio.to_thread(
         subprocess.run,
         [promtool, "check", "metrics"],

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiosmtpd.smtp import AuthResult
-from smtp.test_faults_of_stock_commands import FAULTS as OF_COMMANDS
-from smtp.test_faults_of_stock_sessions import FAULTS as OF_SESSIONS
+from smtp.faults_of_commands import FAULTS as OF_COMMANDS
+from smtp.faults_of_sessions import FAULTS as OF_SESSIONS
 from support.client import Client
 from support.page import read
 from support.server import serve

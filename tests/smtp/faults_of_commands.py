@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytest
 from aiosmtpd.smtp import AuthResult
-from support.stock import BEGIN, OURS, STOCK, Bench, Fault, Keep, codes
-
-if TYPE_CHECKING:
-    from support.tls import Certificates
-
+from support.stock import BEGIN, Bench, Fault, Keep, codes
 
 # -- 9, 10, 11, 16: addresses ------------------------------------------------------------------
 
@@ -200,16 +195,3 @@ FAULTS = [
     Fault(what_envid_is_to_a_handler, stock=[], ours=[{"ENVID": "Qq12", "AUTH": "<>"}]),
     Fault(what_a_parameter_with_a_hyphen_is_answered, stock=501, ours=555),
 ]
-
-each_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.probe.__name__)
-
-
-@each_fault
-@pytest.mark.asyncio(loop_factories=["asyncio"])  # one loop does to show what aiosmtpd is like
-async def test_stock_aiosmtpd_has_the_fault(fault: Fault, certificates: Certificates) -> None:
-    assert await fault.probe(Bench(STOCK, certificates)) == fault.stock
-
-
-@each_fault
-async def test_ours_has_not(fault: Fault, certificates: Certificates) -> None:
-    assert await fault.probe(Bench(OURS, certificates)) == fault.ours

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 import tracemalloc
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytest
 from support.client import PATIENCE, Client
-from support.stock import BEGIN, OURS, STOCK, Bench, Fault, Keep, codes
-
-if TYPE_CHECKING:
-    from support.tls import Certificates
+from support.stock import BEGIN, STOCK, Bench, Fault, Keep, codes
 
 HANG_SECONDS = 0.5
 """How long a handshake is awaited that stock never answers; ours has the client's patience."""
@@ -216,16 +212,3 @@ FAULTS = [
         ours="delivered 250",
     ),
 ]
-
-each_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.probe.__name__)
-
-
-@each_fault
-@pytest.mark.asyncio(loop_factories=["asyncio"])  # one loop does to show what aiosmtpd is like
-async def test_stock_aiosmtpd_has_the_fault(fault: Fault, certificates: Certificates) -> None:
-    assert await fault.probe(Bench(STOCK, certificates)) == fault.stock
-
-
-@each_fault
-async def test_ours_has_not(fault: Fault, certificates: Certificates) -> None:
-    assert await fault.probe(Bench(OURS, certificates)) == fault.ours
