@@ -1,4 +1,4 @@
-"""Logs: what a line holds, how it is written, and who takes it to its place."""
+"""Logs: fields, formats, the queue and the targets of log entries."""
 
 from smtpd_fork.observe.logs.fields import FIELDS
 from smtpd_fork.observe.logs.log_queue import LogQueue

@@ -1,7 +1,7 @@
-"""The fields of a log entry: their names are written down here, once, and do not change.
+"""The fields of a log entry. Their names are a contract, and do not change.
 
-A field comes from ``extra=`` of the call that logs. What a stranger says gets no further than its
-value: names are ours, and values are plain, bounded and without half characters.
+A field comes from ``extra=`` of the call that logs. Text from a client is a value only: names are
+ours, and values are plain, bounded and without surrogates.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ FIELDS = {
     "traceback": "of an error: Python's traceback",
     "extra": "what a handler gave with `extra=`, an object",
 }
-"""Every field there is, with its meaning; docs/operation.md has the same table."""
+"""All fields, with their meanings; docs/operation.md has the same table."""
 
 MAX_TEXT = 8192
-"""Characters of a value or a message; the rest is cut. No line of our own is half as long."""
+"""Characters of a value or a message; more is cut off. Our own lines are less than half as long."""
 
 MAX_TRACEBACK = 16384
 """Characters of a traceback, counted from its end, where the error is."""
 
 MAX_EXTRA = 32
-"""Fields that a handler may give."""
+"""Fields of a handler's own."""
 
 MAX_EXTRA_TEXT = 1024
 """Characters of each of them."""
@@ -61,21 +61,21 @@ _GIVEN = (
     *("session", "client", "address", "more", "seconds", "queue_id"),
     *("from", "to", "size", "reason", "lost"),
 )
-"""What comes through ``extra=`` under its own name."""
+"""Fields that ``extra=`` gives under their own names."""
 
 _OTHERS = {
     *logging.makeLogRecord({}).__dict__,
     *("asctime", "message", "taskName", "refusal"),
     *_GIVEN,
 }
-"""Attributes of a record that are nobody's extra."""
+"""Attributes of a record that are no fields of a handler."""
 
 
 class SessionFilter(logging.Filter):
-    """Gives a record the id of the session that it was logged in; lets everything pass."""
+    """Adds the session's id to each record; drops none."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Note whose record it is, if it does not say so itself."""
+        """Add the session's id, unless the record has one."""
         if "session" not in record.__dict__:
             session = current_session.get()
             if session is not None:
@@ -84,10 +84,10 @@ class SessionFilter(logging.Filter):
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """Return what *record* says, whatever its arguments are."""
+    """Return the message of *record*, also if its arguments do not fit."""
     try:
         text = record.getMessage()
-    except Exception:  # noqa: BLE001 - a handler's wrong format is no reason to lose its words
+    except Exception:  # noqa: BLE001 - a handler may log with a wrong format
         text = f"{record.msg} (not formatted: its arguments do not fit)"
     return _cut(text, MAX_TEXT)
 
@@ -135,16 +135,16 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def plain(value: Any, limit: int = MAX_TEXT) -> Any:
-    """Return *value* as JSON has it: a number, a truth, null, or text that every parser takes."""
+    """Return *value* as JSON has it: a number, a boolean, null, or text that any parser takes."""
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     try:
         text = str(value)
-    except Exception:  # noqa: BLE001 - a handler's object that cannot even be named
+    except Exception:  # noqa: BLE001 - __str__ of a handler's object may raise anything
         text = f"<{type(value).__name__}>"
-    # A half of a surrogate pair is escaped: RFC 8259 8.2 leaves open what parsers do with it.
+    # Surrogates are escaped: RFC 8259 8.2 leaves open what a parser does with them.
     return _cut(text, limit).encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,7 +1,8 @@
-"""Formats: a record as text for people, as JSON for machines, as journald has it.
+"""The formats of log entries: text, JSON, syslog and systemd's journal.
 
-Whatever a client has sent, an entry is one entry: no byte of a stranger's ends a line, begins one,
-or speaks to a terminal.
+Whatever a client has sent, an entry is one entry: no byte from a client ends a line, begins one, or
+acts on a terminal. Fields are plain when they get here, so :func:`json.dumps` is enough for JSON; a
+library of JSON formatters would add nothing.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import struct
+from logging.handlers import SysLogHandler
 from typing import TYPE_CHECKING, Any
-
-from pythonjsonlogger.json import JsonFormatter
 
 from smtpd_fork.observe.logs.fields import fields_of, message_of, traceback_of
 from smtpd_fork.sanitizer import printable
@@ -20,24 +20,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Encode = Callable[[logging.LogRecord], list[bytes]]
-    """Returns an entry as its place takes it: the bytes of a line, or datagrams."""
+    """Returns an entry as its target takes it: the bytes of a line, or datagrams."""
 
 __all__ = ["JsonFormat", "TextFormat", "for_journald", "for_stream", "for_syslog"]
 
 IDENTIFIER = "smtpd-fork"
-"""The program's name in syslog and in the journal."""
+"""Name of the program in syslog and in the journal."""
 
-FACILITY = 2
-"""LOG_MAIL (syslog(3))."""
+FACILITY = SysLogHandler.LOG_MAIL
+
+_SEVERITIES = (
+    (logging.CRITICAL, SysLogHandler.LOG_CRIT),
+    (logging.ERROR, SysLogHandler.LOG_ERR),
+    (logging.WARNING, SysLogHandler.LOG_WARNING),
+    (logging.INFO, SysLogHandler.LOG_INFO),
+)
+"""Of syslog(3), by the lowest level; a level of a handler's own may be between two of Python's."""
 
 _INDENT = "  "
-"""In front of the lines of a traceback: no line of an entry but its first begins as one does."""
+"""Before each line of a traceback, so that it does not look like the first line of an entry."""
 
-_NOT_OURS = {"time", "level", "pid", "message", "traceback"}
-"""Fields for which journald has its own, or which are in MESSAGE."""
+_IN_JOURNAL = {"time", "level", "pid", "message", "traceback"}
+"""Fields that journald has anyway, or that are in MESSAGE."""
 
 
-def _told(record: logging.LogRecord) -> str:
+def _message(record: logging.LogRecord) -> str:
     """Return the message on one line, with the session's id in it."""
     text = printable(message_of(record), None)
     session = record.__dict__.get("session")
@@ -46,36 +53,33 @@ def _told(record: logging.LogRecord) -> str:
     return f"[{printable(str(session), None)}] {text}"
 
 
-def _rest(record: logging.LogRecord) -> list[str]:
+def _traceback(record: logging.LogRecord) -> list[str]:
     """Return the lines of the traceback."""
     text = traceback_of(record)
     return [_INDENT + printable(line, None) for line in text.split("\n")] if text else []
 
 
 class TextFormat(logging.Formatter):
-    """Time, level and message; a traceback below it, indented.
-
-    :param head: of the first line, in the way of :class:`logging.Formatter`
-    """
+    """One line, as the format has it, and the traceback below it, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return *record* as text: one line, and the traceback's."""
-        record.message = _told(record)
+        """Return *record* as text."""
+        record.message = _message(record)
         if self.usesTime():
             record.asctime = self.formatTime(record, self.datefmt)
-        return "\n".join([self.formatMessage(record), *_rest(record)])
+        return "\n".join([self.formatMessage(record), *_traceback(record)])
 
 
-class JsonFormat(JsonFormatter):
+class JsonFormat(logging.Formatter):
     """One object a line, of :data:`~smtpd_fork.observe.logs.FIELDS`, in ASCII."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return *record* as JSON (RFC 8259), on one line."""
-        return self.serialize_log_record(fields_of(record)).replace("\x7f", "\\u007f")
+        return json.dumps(fields_of(record)).replace("\x7f", "\\u007f")
 
 
 def for_stream(formatter: logging.Formatter) -> Encode:
-    """Return what makes lines of a record."""
+    """Return an encoder for files, pipes and terminals."""
 
     def encode(record: logging.LogRecord) -> list[bytes]:
         return [(formatter.format(record) + "\n").encode("utf-8", "backslashreplace")]
@@ -84,20 +88,17 @@ def for_stream(formatter: logging.Formatter) -> Encode:
 
 
 def _severity(record: logging.LogRecord) -> int:
-    """Return syslog(3)'s word for a level; also that of levels between Python's."""
-    for level, severity in ((50, 2), (40, 3), (30, 4), (20, 6)):
-        if record.levelno >= level:
-            return severity
-    return 7
+    found = (severity for level, severity in _SEVERITIES if record.levelno >= level)
+    return next(found, SysLogHandler.LOG_DEBUG)
 
 
 def for_syslog(formatter: logging.Formatter | None) -> Encode:
-    """Return what makes datagrams of a record, as /dev/log takes them (RFC 3164, local form).
+    """Return an encoder for /dev/log (RFC 3164, in its local form).
 
-    Each line of a traceback is a datagram with the session's id: syslogs know no second line, and
-    other programs' lines may come between.
+    Each line of a traceback is a datagram with the session's id: syslog has no second lines, and
+    lines of other programs may come between.
 
-    :param formatter: of the text; None is ours
+    :param formatter: of the text; None: level, message and traceback
     """
 
     def encode(record: logging.LogRecord) -> list[bytes]:
@@ -106,8 +107,8 @@ def for_syslog(formatter: logging.Formatter | None) -> Encode:
         else:
             session = record.__dict__.get("session")
             name = f"[{printable(str(session), None)}]" if session is not None else ""
-            lines = [f"{record.levelname} {_told(record)}"]
-            lines += [f"{record.levelname} {name}{line}" for line in _rest(record)]
+            lines = [f"{record.levelname} {_message(record)}"]
+            lines += [f"{record.levelname} {name}{line}" for line in _traceback(record)]
         head = f"<{FACILITY * 8 + _severity(record)}>{IDENTIFIER}[{record.process}]: "
         return [f"{head}{line}".encode("utf-8", "backslashreplace") for line in lines]
 
@@ -123,19 +124,19 @@ def _packed(name: str, text: str) -> bytes:
 
 
 def for_journald(formatter: logging.Formatter | None) -> Encode:
-    """Return what makes an entry of systemd's native journal protocol of a record.
+    """Return an encoder for systemd's Native Journal Protocol.
 
-    See systemd's "Native Journal Protocol". Our fields are there as ``SMTPD_FORK_SESSION`` and so
-    on, so ``journalctl SMTPD_FORK_SESSION=ID`` finds all of a session.
+    Our fields are there as ``SMTPD_FORK_SESSION`` and so on: ``journalctl SMTPD_FORK_SESSION=ID``
+    finds all of a session.
 
-    :param formatter: of ``MESSAGE``; None is the message, with the traceback below it
+    :param formatter: of ``MESSAGE``; None: the message with the traceback below it
     """
 
     def encode(record: logging.LogRecord) -> list[bytes]:
         if formatter is not None:
             text = formatter.format(record)
         else:
-            text = "\n".join([_told(record), *_rest(record)])
+            text = "\n".join([_message(record), *_traceback(record)])
         pairs: dict[str, Any] = {
             "MESSAGE": text,
             "PRIORITY": _severity(record),
@@ -144,7 +145,7 @@ def for_journald(formatter: logging.Formatter | None) -> Encode:
             "SYSLOG_PID": record.process,
         }
         for name, value in fields_of(record).items():
-            if name not in _NOT_OURS:
+            if name not in _IN_JOURNAL:
                 shown = json.dumps(value) if name == "extra" else value
                 pairs[f"SMTPD_FORK_{name.upper()}"] = shown
         return [b"".join(_packed(name, str(value)) for name, value in pairs.items())]

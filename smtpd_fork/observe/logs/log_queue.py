@@ -1,10 +1,14 @@
-"""LogQueue: takes entries to their place, in a thread of its own: mail never waits for the log.
+"""LogQueue: log entries, queued for a thread that writes them. Mail never waits for the log.
 
-What is logged is formatted where it is logged, and put into a queue of bounded bytes. Past the
-bound entries are dropped and counted, and the count is told once the place takes entries again.
+An entry is formatted where it is logged and queued. The queue is bounded in bytes; beyond that,
+entries are dropped and counted, and the count is logged once the target takes entries again.
 
-Until :meth:`LogQueue.begin` entries are written at once, by who logs: a thread would not survive
-the fork of a daemon that detaches. From :meth:`LogQueue.end` on nothing waits any more.
+Until :meth:`LogQueue.begin` entries are written at once: a thread would not survive the fork of a
+daemon that detaches. After :meth:`LogQueue.end` they are written at once as well.
+
+Not :class:`logging.handlers.QueueHandler` and ``QueueListener``: their queue is bounded in entries,
+what does not fit is not counted, and each entry is written by itself; ``stop()`` waits for as long
+as the target hangs, and a child of fork(2) has the queue without the thread.
 """
 
 from __future__ import annotations
@@ -29,19 +33,19 @@ if TYPE_CHECKING:
 __all__ = ["LogQueue"]
 
 QUEUE_BYTES = 4 << 20
-"""4 MiB: some 40,000 entries, which is seconds of the worst flood."""
+"""4 MiB, some 40,000 entries: seconds of the worst flood."""
 
 ENTRY_BYTES = 100
-"""What an entry takes in memory besides its bytes."""
+"""Memory of an entry besides its bytes."""
 
 BATCH_BYTES = 1 << 16
-"""Entries that are written as one; Linux' pipes hold as much."""
+"""Written at once; a pipe of Linux holds as much."""
 
 FLUSH_SECONDS = 2.0
-"""How long the end waits for what is queued; a fifth of what docker(1) gives a whole stop."""
+"""How long the end waits for what is queued; a fifth of the time that docker(1) gives a stop."""
 
 GRACE_SECONDS = 1.0
-"""And for the thread to notice that its time is over; a disk that hangs does not let it."""
+"""And then for the thread, which a disk that hangs keeps from noticing the end."""
 
 _WAKE = b""
 
@@ -51,9 +55,9 @@ _queues: WeakSet[LogQueue] = WeakSet()
 class LogQueue(logging.Handler):
     """The handler of the root logger.
 
-    :param target: the place
-    :param encode: makes of a record what the place takes
-    :param queue_bytes: how much may be queued
+    :param target: of the entries
+    :param encode: returns the entries of a record, as the target takes them
+    :param queue_bytes: bound of the queue
     """
 
     def __init__(
@@ -69,12 +73,12 @@ class LogQueue(logging.Handler):
         _queues.add(self)
 
     def _reset(self) -> None:
-        # SimpleQueue, and no counter that both sides write: put() may be interrupted by the garbage
-        # collector, whose finalizers log as well, and no lock of ours can be held then.
+        # SimpleQueue, and no counter that both sides write: the garbage collector may interrupt
+        # put(), its finalizers log as well, and a lock of ours would then be held already.
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
-        self._put_bytes = 0  # by those who log, who have the handler's lock
+        self._put_bytes = 0  # written by callers, under the handler's lock
         self._dropped = 0  # as above
-        self._taken_bytes = 0  # by who writes
+        self._taken_bytes = 0  # written by the thread
         self._failed = 0  # as above
         self._told = 0  # as above
         self._torn = False
@@ -83,7 +87,7 @@ class LogQueue(logging.Handler):
         self._deadline = math.inf
         self._thread: Thread | None = None
 
-    # -- those who log ---------------------------------------------------------------------------
+    # -- callers ---------------------------------------------------------------------------------
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue *record*, or count it as lost."""
@@ -92,29 +96,26 @@ class LogQueue(logging.Handler):
             return
         try:
             entries = self._encode(record)
-        except Exception:  # noqa: BLE001 - whatever it is, it must not become the mail's
+        except Exception:  # noqa: BLE001 - a fault of the log must not become one of the mail
             self._dropped += 1
             return
         if self._thread is None:
             deadline = time.monotonic() + FLUSH_SECONDS
             if not self._deliver(entries, deadline) and self._is_late(deadline):
-                self._mute = True  # it is waited for once, not once an entry
+                self._mute = True  # wait once, not once an entry
             return
         for entry in entries:
             self._put_bytes += len(entry) + ENTRY_BYTES
             self._queue.put(entry)
 
     def begin(self) -> None:
-        """Have a thread do the writing from now on; after the last fork of a start."""
+        """Start the thread; after the last fork of a start."""
         self._mute = False
         self._thread = Thread(target=self._work, name="log", daemon=True)
         self._thread.start()
 
     def end(self, seconds: float = FLUSH_SECONDS) -> None:
-        """Have what is queued written, if that can be done in time; entries from now on as well.
-
-        :param seconds: how long it may take
-        """
+        """Write what is queued, if it takes no longer than *seconds*, and end the thread."""
         thread = self._thread
         if thread is None:
             return
@@ -125,13 +126,13 @@ class LogQueue(logging.Handler):
         with self.lock:
             self._thread = None
             if thread.is_alive():
-                self._mute = True  # the place is its, for good
+                self._mute = True  # the target belongs to the thread, for good
             elif not self._mute:
                 self._queue.put(None)
                 self._deliver(self._gather()[0], self._deadline)  # what came meanwhile
 
     def reopen(self) -> None:
-        """Have the place taken by its name again; what comes of it is in the log."""
+        """Open the target again; the result is logged."""
         self._reopening = True
         if self._thread is None:
             self._reopen(time.monotonic() + FLUSH_SECONDS)
@@ -139,17 +140,17 @@ class LogQueue(logging.Handler):
             self._queue.put(_WAKE)
 
     def close(self) -> None:
-        """End, and let go of the place."""
+        """End the thread, and close the target."""
         self.end()
         if not self._closed and not self._mute:
-            self._target.close()  # else somebody may be at it still
+            self._target.close()  # else the thread may be using it
         self._closed = self._mute = True
         super().close()
 
-    # -- who writes ------------------------------------------------------------------------------
+    # -- the thread ------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Write what is queued, until the end is."""
+        """Write what is queued, until the end comes."""
         going_on = True
         while going_on:
             batch, going_on = self._gather()
@@ -165,7 +166,7 @@ class LogQueue(logging.Handler):
                 return
 
     def _gather(self) -> tuple[list[bytes], bool]:
-        """Wait for entries; return those that are there, and whether more may come."""
+        """Wait for entries; return a batch of them, and whether more may come."""
         batch: list[bytes] = []
         size = 0
         entry = self._queue.get()
@@ -182,14 +183,14 @@ class LogQueue(logging.Handler):
         return batch, False
 
     def _deliver(self, batch: list[bytes], deadline: float | None = None) -> bool:
-        """Write *batch*, however long the place takes; count what it does not take.
+        """Write *batch*, however long it takes; return whether all of it was written.
 
-        :param deadline: when it is given up; default: when the end says so
+        :param deadline: when to give up; default: the deadline of the end
         """
         if not self._target.joins:
             return self._deliver_each(batch, deadline)
         data = b"".join(batch)
-        # After half an entry comes a new line: it must not be the beginning of another.
+        # After half an entry comes a line end, or the next would look like its second half.
         start = b"\n" if self._torn else b""
         written = self._write(start + data, deadline) - len(start)
         ends = list(accumulate(map(len, batch)))
@@ -199,7 +200,7 @@ class LogQueue(logging.Handler):
         return written == len(data)
 
     def _deliver_each(self, batch: list[bytes], deadline: float | None) -> bool:
-        """Write *batch* one by one: what cannot be written is not in the next one's way."""
+        """Write *batch* one by one: an entry that cannot be written does not stop the next."""
         lost = 0
         for number, entry in enumerate(batch):
             if self._write(entry, deadline) < len(entry):
@@ -216,7 +217,7 @@ class LogQueue(logging.Handler):
     def _write(self, data: bytes, deadline: float | None) -> int:
         """Write *data*; return how much of it was written."""
         rest = memoryview(data)
-        with suppress(Exception):  # OSError mostly; whatever it is, the next may go through
+        with suppress(Exception):  # OSError mostly; the next write may succeed
             while rest:
                 taken = self._target.send(rest)
                 rest = rest[taken:]
@@ -248,13 +249,13 @@ class LogQueue(logging.Handler):
 
 
 def _record(level: int, text: str, **more: object) -> logging.LogRecord:
-    """Return a record of our own, which no logger has seen."""
+    """Return a record of the log itself, which passes no logger."""
     about = {"name": "smtpd_fork.log", "levelno": level, "levelname": logging.getLevelName(level)}
     return logging.makeLogRecord({**about, "msg": text, **more})
 
 
 def _forked() -> None:
-    """Have a child write its entries itself: the thread is its parent's, and so is the queue."""
+    """Let a child process write its entries at once: thread and queue are those of its parent."""
     for log_queue in list(_queues):
         log_queue._reset()  # noqa: SLF001 - of this file
 

@@ -1,4 +1,10 @@
-"""Outlets: the places that a log is written to. None waits longer than a moment at a time."""
+"""Log targets: what a log is written to. A write takes a moment at most, also if nobody reads.
+
+The handlers of :mod:`logging` have no time limit: ``StreamHandler`` waits for a full pipe, and
+``SysLogHandler``, before Python 3.14, for a syslogd that hangs. ``WatchedFileHandler`` opens a file
+whoever has put it there (see :func:`smtpd_fork.paths.open_trusted`). Libraries for journald have to
+be compiled, or have no types, and have no time limit either.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +25,23 @@ from smtpd_fork.paths import open_trusted
 __all__ = ["FILE_FLAGS", "FileTarget", "JournalTarget", "LogTarget", "StreamTarget", "SyslogTarget"]
 
 MOMENT_SECONDS = 0.2
-"""How long one attempt to write waits for its reader; then whoever writes decides."""
+"""How long one write waits for the reader; then the caller decides."""
 
 FILE_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK
-"""Of open(2); O_NONBLOCK, as a FIFO that nobody reads is an error, and no start that hangs."""
+"""Of open(2); with O_NONBLOCK a FIFO without a reader is an error and does not block the start."""
 
 FILE_MODE = 0o666
 """Of a new log file, less the umask: as the shell's ``>>`` makes it."""
 
 _NEW_CONNECTION = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE}
-"""What a socket says whose other end was closed: the syslogd was started anew."""
+"""Errors of a socket whose other end was closed: syslogd was restarted."""
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 """journald takes a file in memory only if nobody can change it any more."""
 
 
 class LogTarget(Protocol):
-    """A place for entries.
+    """A target of log entries.
 
     :ivar joins: whether several entries may be written as one
     """
@@ -49,19 +55,19 @@ class LogTarget(Protocol):
         """
 
     def reopen(self) -> str | None:
-        """Take the place by its name again; return what is to be told of that, if anything is.
+        """Open the target by its name again; return a message for the log, if there is one.
 
-        :raises OSError: it cannot be had; the old one is kept
+        :raises OSError: it cannot be opened; the old one is kept
         """
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the target."""
 
 
 class StreamTarget:
-    """A descriptor that others may share: a terminal, a pipe, a socket.
+    """A descriptor that other processes may share: a terminal, a pipe, a socket.
 
-    :param descriptor: is left as it is: O_NONBLOCK would be everybody's who has it
+    :param descriptor: its flags are left alone: O_NONBLOCK would hold for all that share it
     """
 
     joins = True
@@ -83,7 +89,7 @@ class StreamTarget:
             return 0
         try:
             return os.write(self._descriptor, data[: self._most])
-        except BlockingIOError:  # who shares it has made it so
+        except BlockingIOError:  # another process has made it non-blocking
             return 0
 
     def reopen(self) -> str | None:
@@ -91,13 +97,13 @@ class StreamTarget:
         return None
 
     def close(self) -> None:
-        """Do nothing: it was lent."""
+        """Do nothing: it belongs to others as well."""
 
 
 class FileTarget(StreamTarget):
-    """A file, appended to; it may also be a FIFO that somebody reads, or a device.
+    """A file that is appended to; it may also be a FIFO with a reader, or a device.
 
-    :param path: absolute, as the daemon's folder becomes / later
+    :param path: absolute, as the directory becomes / later
     :raises CannotCreateError: it cannot be opened
     """
 
@@ -112,7 +118,7 @@ class FileTarget(StreamTarget):
         return open_trusted(self.path, FILE_FLAGS | os.O_CREAT, FILE_MODE)
 
     def reopen(self) -> str | None:
-        """Open the path again: what is there may be another file by now (logrotate(8))."""
+        """Open the path again: it may be another file by now (logrotate(8))."""
         new, old = self._open(), self._descriptor
         if os.path.sameopenfile(new, old):
             os.close(new)
@@ -122,59 +128,65 @@ class FileTarget(StreamTarget):
         return f"the log goes on here: {self.path} was opened again"
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         with suppress(OSError):
             os.close(self._descriptor)
 
 
-def _bounded(sock: socket.socket) -> None:
-    """Have a send on *sock* wait no longer than a moment.
-
-    Not ``settimeout``: that polls, and a datagram socket is always ready, whatever its receiver is.
-    """
-    seconds = int(MOMENT_SECONDS)
-    wait = struct.pack("@ll", seconds, int((MOMENT_SECONDS - seconds) * 1_000_000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
-
-
-class SyslogTarget:
-    """The system's syslog, on its socket. It may be started anew at any time.
-
-    The standard library's SysLogHandler has no limit of time, and formats what it sends.
+class _SocketTarget:
+    """A unix socket of a log daemon, which may be restarted at any time.
 
     :param path: of the socket
     :raises OperatingSystemError: there is none
     """
 
     joins = False
+    name: str
 
     def __init__(self, path: str) -> None:
         if not Path(path).is_socket():
-            raise OperatingSystemError(f"cannot log to syslog: there is no {path}")
+            raise OperatingSystemError(f"cannot log to {self.name}: there is no {path}")
         self._path = path
-        self._socket: socket.socket | None = None
+
+    @staticmethod
+    def _new(kind: socket.SocketKind) -> socket.socket:
+        """Return a socket on which a send waits for a moment at most.
+
+        ``settimeout`` polls, and a datagram socket is always ready, whatever its receiver is.
+        """
+        sock = socket.socket(socket.AF_UNIX, kind)
+        wait = struct.pack("@ll", 0, int(MOMENT_SECONDS * 1_000_000))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+        return sock
+
+
+class SyslogTarget(_SocketTarget):
+    """The system's syslog: datagrams, or a stream where syslogd is an old one."""
+
+    name = "syslog"
+    _socket: socket.socket | None = None
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
-            self._socket = self._connect()
-        return self._socket
-
-    def _connect(self) -> socket.socket:
-        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):  # the other is an old syslogd's
-            sock = socket.socket(socket.AF_UNIX, kind)
             try:
-                _bounded(sock)
-                sock.connect(self._path)
+                self._socket = self._connect(socket.SOCK_DGRAM)
             except OSError as error:
-                sock.close()
                 if error.errno != errno.EPROTOTYPE:
                     raise
-            else:
-                return sock
-        raise OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE))
+                self._socket = self._connect(socket.SOCK_STREAM)
+        return self._socket
+
+    def _connect(self, kind: socket.SocketKind) -> socket.socket:
+        sock = self._new(kind)
+        try:
+            sock.connect(self._path)
+        except OSError:
+            sock.close()
+            raise
+        return sock
 
     def send(self, data: memoryview) -> int:
-        """Send one datagram; over a new connection, if the old one has lost its syslogd."""
+        """Send one datagram; over a new connection, if syslogd was restarted."""
         try:
             return self._send(data)
         except OSError as error:
@@ -194,7 +206,7 @@ class SyslogTarget:
         return len(data)
 
     def reopen(self) -> str | None:
-        """Connect anew with the next entry."""
+        """Connect again with the next entry."""
         self.close()
         return None
 
@@ -205,27 +217,17 @@ class SyslogTarget:
             self._socket = None
 
 
-class JournalTarget:
-    """systemd-journald, on the socket of its Native Journal Protocol.
+class JournalTarget(_SocketTarget):
+    """systemd-journald, by its Native Journal Protocol."""
 
-    Our own, as the libraries for it either have to be compiled, or have no types that a checker
-    takes; and neither has a limit of time.
-
-    :param path: of the socket
-    :raises OperatingSystemError: there is none
-    """
-
-    joins = False
+    name = "journald"
 
     def __init__(self, path: str) -> None:
-        if not Path(path).is_socket():
-            raise OperatingSystemError(f"cannot log to journald: there is no {path}")
-        self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        _bounded(self._socket)
+        super().__init__(path)
+        self._socket = self._new(socket.SOCK_DGRAM)
 
     def send(self, data: memoryview) -> int:
-        """Send one entry, to whoever has the path by now; a large one as a file in memory."""
+        """Send one entry, a large one as a file in memory."""
         try:
             self._socket.sendto(data, self._path)
         except BlockingIOError:
@@ -237,7 +239,7 @@ class JournalTarget:
         return len(data)
 
     def _send_large(self, data: memoryview) -> int:
-        """Send an entry that is too large for a datagram: a sealed memfd_create(2), as it wants."""
+        """Send an entry that is too large for a datagram as a sealed memfd_create(2)."""
         descriptor = os.memfd_create("smtpd-fork-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.write(descriptor, data)

@@ -1,4 +1,4 @@
-"""The log's set-up: everything logged goes to where the administrator wants it."""
+"""The set-up of the log, as ``--log-to``, ``--log-format`` and ``--log-level`` have it."""
 
 from __future__ import annotations
 
@@ -44,10 +44,9 @@ _LINE = "%(asctime)s %(levelname)s %(message)s"
 
 
 def set_up_logging(config: DaemonConfig) -> LogQueue | None:
-    """Have everything logged to where *config* says; return who does it, None if it is nowhere.
+    """Log to where *config* says; return the queue, or None if the log goes nowhere.
 
-    A file is opened here and now: before privileges are dropped, and before / is the folder. The
-    log_queue writes at once until it is told to begin.
+    A file is opened now: before privileges are dropped, and before the directory becomes /.
 
     :raises CannotCreateError: the file cannot be written
     :raises OperatingSystemError: there is no syslog, or no journald
@@ -63,16 +62,16 @@ def set_up_logging(config: DaemonConfig) -> LogQueue | None:
 
 
 def set_level(name: str) -> None:
-    """Log from the level *name* on, as ``--log-level`` has it."""
+    """Set the level, as ``--log-level`` has it."""
     level = name.upper()
     logging.getLogger().setLevel(level)
-    # aiosmtpd logs every command at INFO, and at WARNING whatever nonsense a client says, as often
-    # and as long as the client likes; credentials and all.
+    # aiosmtpd logs every command at INFO, credentials included, and unknown ones at WARNING, of any
+    # length and as often as the client sends them.
     logging.getLogger("mail.log").setLevel(logging.ERROR)
 
 
 def check_log(config: DaemonConfig) -> None:
-    """See whether it can be logged to where *config* says; nothing is made.
+    """Check whether the log can go to where *config* says; nothing is created.
 
     :raises SmtpdForkError: it cannot
     """
@@ -94,7 +93,7 @@ def check_log(config: DaemonConfig) -> None:
 
 
 def log_queue_of(config: DaemonConfig) -> LogQueue | None:
-    """Return who writes the log that *config* wants; None where there is nobody to write to."""
+    """Return the queue of the log that *config* describes; None if there is no target."""
     where = config.log_to or ("syslog" if config.detach else "stderr")
     json = JsonFormat() if config.log_format == "json" else None
     if where in _DESCRIPTORS:
@@ -105,7 +104,7 @@ def log_queue_of(config: DaemonConfig) -> LogQueue | None:
         return LogQueue(JournalTarget(JOURNALD), for_journald(json))
     elif where == "syslog":
         if config.log_to is None and not Path(SYSLOG).is_socket():
-            return None  # in a container, say: a daemon that is mute still serves
+            return None  # as in a container: the daemon serves without a log
         return LogQueue(SyslogTarget(SYSLOG), for_syslog(json))
     else:
         target = FileTarget(Path(where).absolute())
