@@ -14,14 +14,15 @@ there costs nothing.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from aiosmtpd.handlers import Sink as AiosmtpdSink
 from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.errors import HandlerError
-from smtpd_fork.handlers.check import check_handler
+from smtpd_fork.handlers.check import COMMANDS, check_handler
 from smtpd_fork.sinks import Sink
+from smtpd_fork.smtp import SMTP
 from smtpd_fork.smtp.setup import ehlo_parameters
 from smtpd_fork.smtp.waits import is_from_outside
 
@@ -67,6 +68,22 @@ class Chain:
             for name in dir(handler):
                 if name.startswith("auth_") and not hasattr(self, name):
                     setattr(self, name, getattr(handler, name))
+
+    @classmethod
+    def of(cls, handler: Any, session_class: type = SMTP) -> Self:
+        """Return *handler*, or several in a list or tuple, in order, as a chain.
+
+        A handler whose class is derived from ``tuple`` (a ``NamedTuple``) or ``list`` is one
+        handler.
+
+        :param session_class: may ask hooks of its own
+        :raises HandlerError: one of them cannot be asked
+        """
+        if isinstance(handler, cls):
+            return handler
+        commands = {n.removeprefix("smtp_") for n in dir(session_class) if n.startswith("smtp_")}
+        several = handler if type(handler) in (list, tuple) else [handler]
+        return cls(several, commands=commands - COMMANDS)
 
     def _take_over(self, name: str) -> None:
         """Have the first handler that has *name* speak for all."""

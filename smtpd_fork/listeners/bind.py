@@ -105,10 +105,10 @@ def reopen_listeners(
     *,
     backlog: int,
     socket_mode: int,
-) -> tuple[list[Listener], list[Listener]]:
+) -> list[Listener]:
     """Bind what the settings name and is not among *now*.
 
-    :returns: all the listeners that the settings name, in no special order; and the new ones
+    :returns: all the listeners that the settings name, in no special order
     :raises SmtpdForkError: one cannot be bound; none is then
     """
     wanted = wanted_addresses(listen, ports)
@@ -119,7 +119,7 @@ def reopen_listeners(
     for listener in kept:
         with suppress(OSError):
             listener.sock.listen(listen_backlog(backlog))
-    return [*kept, *opened], opened
+    return [*kept, *opened]
 
 
 def bind_all(

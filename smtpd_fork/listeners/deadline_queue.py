@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from itertools import takewhile
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -64,10 +65,13 @@ class DeadlineQueue(Generic[T]):
         self._since.clear()
         self._clear_timer()
 
+    def deadline(self, client: T) -> float:
+        """Return when a client's time is up, by the loop's clock."""
+        return self._since[client] + self._seconds
+
     def _set_timer(self) -> None:
         if self._since and self._seconds < math.inf:
-            first = next(iter(self._since.values()))
-            self._timer = self._loop.call_at(first + self._seconds, self._due)
+            self._timer = self._loop.call_at(self.deadline(next(iter(self))), self._due)
 
     def _clear_timer(self) -> None:
         if self._timer is not None:
@@ -76,10 +80,10 @@ class DeadlineQueue(Generic[T]):
 
     def _due(self) -> None:
         self._timer = None
-        latest = self._loop.time() - self._seconds
-        due = []
-        while self._since and next(iter(self._since.values())) <= latest:
-            due.append(self._since.popitem(last=False)[0])
+        now = self._loop.time()
+        due = list(takewhile(lambda client: self.deadline(client) <= now, self))
+        for client in due:
+            self.remove(client)
         self._set_timer()
         if due:
             self._expired(due)

@@ -53,9 +53,12 @@ MINUTE_SECONDS = 60.0
 class Watched(Protocol):
     """What is looked at: a :class:`smtpd_fork.Server`."""
 
-    config: Config
     gate: Gate
     tally: Tally
+
+    @property
+    def config(self) -> Config:
+        """The settings in force."""
 
     @property
     def listeners(self) -> Sequence[Listener]:

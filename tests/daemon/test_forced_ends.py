@@ -208,7 +208,7 @@ def test_pid_1_of_a_container_ends_with_a_daemon_that_hangs(
 async def test_the_stop_of_an_embedded_server_is_bounded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.server.server.CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.server.handler_chains.CLOSE_SECONDS", 0.05)
     called, let_go = asyncio.Event(), threading.Event()
 
     class Hanging(Discard):

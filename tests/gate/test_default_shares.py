@@ -13,10 +13,11 @@ from support.auth import check
 from support.client import MAIL, RCPT, Client
 from support.gates import Clock, gate
 from support.page import read
-from support.server import serve, until
+from support.server import running, serve, until
 
 from smtpd_fork import Config, Gate, Ticket
 from smtpd_fork.gate import limits_of
+from smtpd_fork.listeners.pending_clients import PendingClient
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
@@ -133,7 +134,11 @@ async def test_time(way: str) -> None:
         await client_has_said(client, said)
         (ticket,) = server.gate.tickets()
         holder: Any = ticket.holder
-        deadline = holder._ends_at if way.startswith("sends") else holder.deadline
+        if isinstance(holder, PendingClient):
+            held: Any = holder.stage._clients
+            deadline = held.deadline(holder)
+        else:
+            deadline = holder._ends_at if way.startswith("sends") else holder.deadline
         seconds = int(table("times")[way][0].removesuffix(" s"))
         now = asyncio.get_running_loop().time()
         assert before + seconds - 0.5 <= deadline <= now + seconds
@@ -155,7 +160,7 @@ async def test_time_for_a_handshake(
         serve(Discard(), limit_connections=4, **options) as server,
         AsyncExitStack() as stack,
     ):
-        monkeypatch.setattr(server._sessions, "_loop", _Loop(loop, seconds))
+        monkeypatch.setattr(running(server).sessions, "_loop", _Loop(loop, seconds))
         for number in range(4):
             await stack.enter_async_context(await Client.to(server.addresses[0]))
             await until(lambda n=number: len(seconds) > n)  # type: ignore[misc]

@@ -12,7 +12,7 @@ import pytest
 from support.client import Client
 from support.daemon import LOCAL, Daemon
 from support.dialogue import first_line
-from support.server import serve, until
+from support.server import running, serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -109,8 +109,7 @@ async def test_who_waits_for_a_place_that_is_reserved_costs_no_turns_of_the_loop
             waiting = await Client.to(server.addresses[0], source=OTHER)
             async with await Client.to(server.addresses[0], source=RELAY) as relay:
                 await relay.greet()
-            acceptor = server._acceptor
-            assert acceptor is not None
+            acceptor = running(server).acceptor
             turns: list[None] = []
             reopen = acceptor._reopen
 

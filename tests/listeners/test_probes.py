@@ -15,7 +15,7 @@ from support.daemon import LOCAL, Daemon
 from support.dialogue import connect
 from support.handlers import Notes
 from support.haproxy import haproxy
-from support.server import serve, until
+from support.server import running, serve, until
 
 from smtpd_fork.config import WhenFull
 from smtpd_fork.listeners.probes import MOST, MOST_BYTES
@@ -78,8 +78,7 @@ async def test_a_probe_that_only_connects_leaves_no_line(caplog: pytest.LogCaptu
     caplog.set_level(logging.INFO)
     async with probed() as server:
         before = len(caplog.records)
-        probes = server._probes
-        assert probes is not None
+        probes = running(server).probes
         for _ in range(20):
             (await asyncio.to_thread(connect, server.addresses[0], source=PROBE)).close()
         async with await probe(server) as client:
@@ -179,8 +178,7 @@ async def test_where_tls_comes_first_a_probe_sees_that_it_is_connected(
 ) -> None:
     options: dict[str, Any] = {"listen": ["smtps:127.0.0.1:0"], "tls_context": certificates.server}
     async with probed(**options) as server:
-        probes = server._probes
-        assert probes is not None
+        probes = running(server).probes
         async with await probe(server) as client:
             await until(lambda: len(probes) == 1)
             client.send("EHLO lb\r\n")
@@ -222,8 +220,7 @@ async def test_a_header_for_nobody_or_none_at_all_is_a_probe(
             assert (await client.say("QUIT")).code == 221
         async with await probe(server):
             pass  # it only connects
-        probes = server._probes
-        assert probes is not None
+        probes = running(server).probes
         await until(lambda: not len(probes))
         assert len(caplog.records) == before
 
@@ -275,8 +272,7 @@ async def test_when_there_are_too_many_probes_a_proxys_clients_come_in() -> None
 
 async def test_a_reset_is_the_end_of_a_probe() -> None:
     async with probed() as server:
-        probes = server._probes
-        assert probes is not None
+        probes = running(server).probes
         sock = await asyncio.to_thread(connect, server.addresses[0], source=PROBE)
         await until(lambda: len(probes) == 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -300,8 +296,7 @@ async def test_haproxys_checks_take_no_place(
         serve(handler, **options) as server,
         haproxy(tmp_path, server.port, "send-proxy-v2", checks) as port,
     ):
-        probes = server._probes
-        assert probes is not None
+        probes = running(server).probes
         begun = 0
         begin = probes.begin
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.client import Client
 from support.ports import free_ports
-from support.server import serve, until
+from support.server import running, serve, until
 
 from smtpd_fork import Config, SmtpdForkError
 from smtpd_fork.sinks import Discard
@@ -113,7 +113,7 @@ async def test_clients_in_the_greet_pause_are_seen_through_by_the_old_one() -> N
         await server.reload(config_of(server))
         async with await Client.to(server.addresses[0]) as third:
             assert (await third.reply()).code == 220
-        assert len(server._former) == 1
+        assert len(running(server).former) == 1
         await first.close()
     assert (await second.reply()).code == 421
     await second.close()
@@ -124,7 +124,7 @@ async def test_clients_who_wait_for_room_have_the_new_time_limit() -> None:
         inside = await Client.to(server.addresses[0])
         await inside.reply()
         waiting = await Client.to(server.addresses[0])
-        await until(lambda: server._acceptor is not None and server._acceptor.held == 1)
+        await until(lambda: running(server).acceptor.held == 1)
         await server.reload(config_of(server, limit_connections=1, when_full="defer:0.1"))
         assert (await waiting.reply()).code == 421
         await inside.close()

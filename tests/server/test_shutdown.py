@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
-from support.server import serve, until
+from support.server import running, serve, until
 
 from smtpd_fork import Gate, Server
 from smtpd_fork.server.sessions import Sessions
@@ -137,14 +137,13 @@ async def test_a_farewell_that_is_cancelled_before_it_began_holds_up_no_stop() -
     async with Server(Polite(), listen=["127.0.0.1:0"]) as server:
         client = await Client.to(server.addresses[0])
         await client.greet()
-        assert server._sessions is not None
-        (session,) = server._sessions._tickets
+        (session,) = running(server).sessions._tickets
         session.connection_lost(None)
         assert session.task is not None
         session.task.cancel()  # as a stop that has no time left does
         for _ in range(5):
             await asyncio.sleep(0)
-        assert not server._sessions._finishing
+        assert not running(server).sessions._finishing
         await client.close()
 
 

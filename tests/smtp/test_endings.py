@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.client import MAIL, Client
 from support.handlers import Collect
-from support.server import serve, until
+from support.server import running, serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -111,8 +111,7 @@ async def test_a_session_that_ends_before_its_task_began_is_told_of_its_end(gone
 
     async with serve(Told()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
-        assert server._sessions is not None
-        (session,) = server._sessions._tickets
+        (session,) = running(server).sessions._tickets
         session.data_received(f"{MAIL}\r\n".encode())
         assert session.task is not None
         if gone == "lost":

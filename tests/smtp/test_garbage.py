@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiosmtpd.smtp import AuthResult
 from support.client import PATIENCE
-from support.server import serve, until
+from support.server import running, serve, until
 
 from smtpd_fork import Gate
 from smtpd_fork.sinks import Discard
@@ -273,7 +273,7 @@ async def test_nothing_of_an_ended_session_lives_however_it_ended(
         ]
         await asyncio.gather(*ends)
         await until(lambda: not server.gate.count)
-        await until(lambda: not server._sessions._finishing)  # type: ignore[union-attr]
+        await until(lambda: not running(server).sessions._finishing)
         await asyncio.sleep(0.15)  # the stages' timers look at who has gone
 
     async with serve(handler, **options) as server:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from support.client import PATIENCE
+from support.server import running
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Iterator, Sequence
@@ -188,10 +189,9 @@ class Cutter:
 
 
 def _descriptors(server: Server) -> list[int]:
-    assert server._sessions is not None
-    transports = [session.transport for session in server._sessions._tickets]
+    transports = [session.transport for session in running(server).sessions._tickets]
     sockets = [t.get_extra_info("socket") for t in transports if t is not None]
-    sockets += [connecting.sock for connecting in server._sessions._handshakes.values()]
+    sockets += [connecting.sock for connecting in running(server).sessions._handshakes.values()]
     return [sock.fileno() for sock in sockets if sock is not None]
 
 

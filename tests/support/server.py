@@ -13,6 +13,8 @@ from support.peers import needs_ipv6_for
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from smtpd_fork.server.running import Running
+
 
 @asynccontextmanager
 async def serve(handler: Any, **options: Any) -> AsyncIterator[Server]:
@@ -34,3 +36,9 @@ async def until(happened: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not happened():
             await asyncio.sleep(0.001)
+
+
+def running(server: Server) -> Running:
+    """Return what a server has between its start and its end."""
+    assert server._running is not None
+    return server._running

@@ -35,7 +35,10 @@ class Limited(Protocol):
     """What has a gate, and the settings that it began with."""
 
     gate: Gate
-    config: Config
+
+    @property
+    def config(self) -> Config:
+        """The settings in force."""
 
 
 class RunTimeLimits:

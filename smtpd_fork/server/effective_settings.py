@@ -1,0 +1,119 @@
+"""EffectiveSettings: the settings in force, with what they name read, checked and opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+from smtpd_fork.errors import SmtpdForkError
+from smtpd_fork.gate import limits_of, networks_of
+from smtpd_fork.listeners import adopt, dns_checks_of, open_listeners, reopen_listeners
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable, Sequence
+
+    from smtpd_fork.config import Config
+    from smtpd_fork.gate import Limits
+    from smtpd_fork.gate.networks import NetworkTable
+    from smtpd_fork.handlers import Chain
+    from smtpd_fork.listeners import Listener
+    from smtpd_fork.listeners.dns_checks import DnsChecks
+
+__all__ = ["EffectiveSettings"]
+
+_PRECONNECT_SETTINGS = (
+    *("greet_pause", "proxy_timeout", "dnsbl", "dnsbl_threshold"),
+    *("rdns", "dns_timeout", "dns_server"),
+)
+"""The settings of what clients go through before they have a session."""
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveSettings:
+    """What a server goes by, from its start or from one reload to the next.
+
+    :ivar config: the settings
+    :ivar chain: the handlers
+    :ivar limits: of the gate
+    :ivar proxy_trust: who may send PROXY headers
+    :ivar probe_from: where probes come from
+    :ivar dns_checks: makes what asks the DNS about clients, or None
+    :ivar listeners: what to listen on
+    """
+
+    config: Config
+    chain: Chain
+    limits: Limits
+    proxy_trust: NetworkTable[bool] | None
+    probe_from: NetworkTable[bool] | None
+    dns_checks: Callable[..., DnsChecks] | None
+    listeners: tuple[Listener, ...] = ()
+
+    @classmethod
+    def read(
+        cls,
+        config: Config,
+        chain: Chain,
+        *,
+        limits: Limits | None = None,
+        listeners: Iterable[Listener] = (),
+    ) -> Self:
+        """Read the files that *config* names; nothing is bound.
+
+        :param limits: of the gate, if they are known already
+        :raises SmtpdForkError: something cannot be had
+        """
+        return cls(
+            config,
+            chain,
+            limits or limits_of(config),
+            networks_of("proxy_trust", config.proxy_trust),
+            networks_of("probe_from", config.probe_from),
+            dns_checks_of(config),
+            tuple(listeners),
+        )
+
+    def bind(self, sockets: Sequence[socket.socket] | None = None) -> Self:
+        """Listen on *sockets*, or on what the settings name.
+
+        :raises SmtpdForkError: as :func:`smtpd_fork.listeners.open_listeners`
+        """
+        config = self.config
+        if sockets is not None:
+            listeners = [adopt(sock, backlog=config.backlog) for sock in sockets]
+        else:
+            listeners = open_listeners(
+                config.listen, config.port, backlog=config.backlog, socket_mode=config.socket_mode
+            )
+        return replace(self, listeners=tuple(listeners))
+
+    def rebind(self, listeners: Sequence[Listener]) -> Self:
+        """Open what the settings name and is not among *listeners*.
+
+        Sockets that were inherited stay, whatever the settings say.
+
+        :raises SmtpdForkError: one cannot be bound; none is then
+        """
+        if any(listener.inherited for listener in listeners):
+            return replace(self, listeners=tuple(listeners))
+        config = self.config
+        try:
+            every = reopen_listeners(
+                listeners,
+                config.listen,
+                config.port,
+                backlog=config.backlog,
+                socket_mode=config.socket_mode,
+            )
+        except SmtpdForkError as error:
+            error.settings = error.settings or ("listen", "port")
+            raise
+        return replace(self, listeners=tuple(every))
+
+    def has_same_preconnect(self, other: Self) -> bool:
+        """Whether clients go through the same before they have a session."""
+        return all(
+            getattr(self.config, name) == getattr(other.config, name)
+            for name in _PRECONNECT_SETTINGS
+        )

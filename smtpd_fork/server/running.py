@@ -1,0 +1,232 @@
+"""Running: what a server has between its start and its end, and only then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from smtpd_fork.gate.verdict import kick_reply
+from smtpd_fork.listeners import Acceptor, AcceptorSettings, Preconnect, Probes, Refuser
+from smtpd_fork.server.blueprint import IDENT, Blueprint, shortest_limit
+from smtpd_fork.server.lag import LagMonitor
+from smtpd_fork.server.sessions import Sessions
+from smtpd_fork.server.stress import Stress
+from smtpd_fork.smtp import Sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_fork.gate import Gate, Reporter, Ticket
+    from smtpd_fork.server.effective_settings import EffectiveSettings
+    from smtpd_fork.smtp import CurrentTls, Tally
+
+__all__ = ["Running"]
+
+log = logging.getLogger("smtpd_fork.server")
+
+KICKED_A_TURN = 64
+"""Sessions that are ended before the others have their turn: a few milliseconds."""
+
+LEAVE_SECONDS = 0.5
+"""How often a server that leaves looks for clients who have no session yet."""
+
+
+class Running:
+    """Acceptor, stages before the session, sessions, and what watches them.
+
+    Made in a loop that runs; nobody is accepted before :meth:`accept`.
+
+    :param settings: in force from now on
+    :param gate: of the server
+    :param tls: of new handshakes, or None
+    :param make_blueprint: returns what makes sessions
+    :param tally: counts what the sessions do, and the event-loop lag
+    :param reporter: writes lines about clients
+    :raises TypeError: no session can be made
+    """
+
+    def __init__(
+        self,
+        settings: EffectiveSettings,
+        gate: Gate,
+        tls: CurrentTls | None,
+        make_blueprint: Callable[..., Blueprint],
+        tally: Tally,
+        reporter: Reporter,
+    ) -> None:
+        config = settings.config
+        self._loop = loop = asyncio.get_running_loop()
+        self._gate = gate
+        self._make_blueprint = make_blueprint
+        self._tally = tally
+        self._reporter = reporter
+        self._listeners = list(settings.listeners)  # also closed ones that have sessions still
+        self._sweep = Sweep(loop)
+        blueprint = self._blueprint(settings, tls)
+        blueprint.try_out(settings.listeners)
+        self._sweep.look_for(shortest_limit(config))
+        self._refuser = Refuser(gate, config.hostname)
+        self._stress = Stress(gate, self._refuser, config.stress_timeout)
+        self.sessions = Sessions(
+            blueprint.session,
+            tls,
+            config.tls_handshake_timeout,
+            loop,
+            self._refuser,
+            self._stress.shorten,
+        )
+        self.preconnect = self._make_preconnect(settings)
+        self.former: list[Preconnect] = []
+        """Those of before a reload, which hold clients still, and get no new ones."""
+        self.probes = Probes(settings.probe_from, loop, gate, hostname=config.hostname, ident=IDENT)
+        self.acceptor = Acceptor(
+            settings.listeners,
+            gate,
+            _acceptor_settings(settings),
+            loop,
+            preconnect=self.preconnect,
+            refuser=self._refuser,
+            probes=self.probes,
+        )
+        self._sweep.then = self._look_after_stress
+        self._lag: LagMonitor | None = None
+        self._watch_lag(settings)
+
+    def _blueprint(self, settings: EffectiveSettings, tls: CurrentTls | None) -> Blueprint:
+        return self._make_blueprint(settings.config, settings.chain, tls=tls, sweep=self._sweep)
+
+    def _make_preconnect(self, settings: EffectiveSettings) -> Preconnect:
+        return Preconnect(
+            self._gate,
+            self._loop,
+            begin=self.sessions.welcome,
+            refuse=self._refuser.refuse,
+            greet_pause=settings.config.greet_pause,
+            proxy_timeout=settings.config.proxy_timeout,
+            dns_checks=settings.dns_checks,
+            reporter=self._reporter,
+        )
+
+    def _look_after_stress(self, now: float) -> None:
+        self._stress.look(now, self.sessions, self.acceptor)
+
+    def _watch_lag(self, settings: EffectiveSettings) -> None:
+        if self._lag is not None:
+            self._lag.stop()
+            self._lag = None
+        if settings.config.max_loop_lag or self._tally.timing:
+            limit = settings.config.max_loop_lag or math.inf
+            self._lag = LagMonitor(self._loop, self._gate.load, limit, self._tally.lag)
+            self._lag.start()
+
+    # -- a reload ------------------------------------------------------------------------------
+
+    def change(
+        self, before: EffectiveSettings, settings: EffectiveSettings, tls: CurrentTls | None
+    ) -> None:
+        """Have *settings* in force in place of those *before*; nothing in here waits or fails."""
+        config = settings.config
+        self._sweep.look_for(shortest_limit(config))
+        self._stress.seconds = config.stress_timeout
+        self.sessions.change(
+            self._blueprint(settings, tls).session, tls, config.tls_handshake_timeout
+        )
+        if not settings.has_same_preconnect(before):
+            self.preconnect.retire()
+            self.former = [each for each in (*self.former, self.preconnect) if each]
+            self.preconnect = self._make_preconnect(settings)
+        self._refuser.hostname = config.hostname
+        self.probes.networks, self.probes.hostname = settings.probe_from, config.hostname
+        self.acceptor.change(_acceptor_settings(settings), self.preconnect)
+        self._watch_lag(settings)
+        self._listen_on(before, settings)
+
+    def _listen_on(self, before: EffectiveSettings, settings: EffectiveSettings) -> None:
+        listeners = settings.listeners
+        in_use = {ticket.listener for ticket in self._gate.tickets()}
+        self._listeners = [each for each in self._listeners if each in in_use]
+        self._listeners += [each for each in listeners if each not in self._listeners]
+        self.acceptor.listen_on(listeners)
+        for listener in before.listeners:
+            if listener not in listeners:
+                log.info("no longer listening on %s", listener)
+        for listener in listeners:
+            if listener not in before.listeners:
+                log.info("listening on %s", listener)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _accept_no_more(self) -> int:
+        """Answer 421 to all who have no session; return how many there were."""
+        hostname = self._refuser.hostname
+        return self.acceptor.stop() + sum(each.stop(hostname) for each in self.former)
+
+    async def drain(self) -> None:
+        """Accept no more, for good, and wait until the last session has ended by itself."""
+        answered = self._accept_no_more()
+        log.info("draining: %d sessions, %d clients sent away", len(self.sessions), answered)
+        await self.sessions.drained()
+
+    @property
+    def _held(self) -> int:
+        """Clients that were accepted and have no session yet."""
+        return self.acceptor.held + sum(map(len, self.former))
+
+    async def leave(self) -> None:
+        """Wait until all who were in when the acceptor withdrew have ended, in their own time."""
+        while len(self.sessions) or self._held:
+            await self.sessions.drained()
+            if self._held:
+                # Nobody announces the end of a stage; here nothing else is left to do.
+                await asyncio.sleep(LEAVE_SECONDS)
+
+    async def stop(self, seconds: float) -> int:
+        """Accept no more, let messages in flight finish, and close.
+
+        :param seconds: for the messages
+        :returns: how many sessions had to be cut
+        """
+        answered = self._accept_no_more()
+        if self._lag is not None:
+            self._lag.stop()
+        log.info("stopping: %d sessions, %d clients sent away", len(self.sessions), answered)
+        cut = await self.sessions.drain(seconds)
+        if cut:
+            log.warning("%d sessions were cut", cut)
+        await self._sweep.stop()
+        return cut
+
+    async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
+        """End those who are *chosen*; see :meth:`smtpd_fork.Server.kick`."""
+        sessions = self.sessions
+        doomed = (t for t in self._gate.tickets() if t.listener in self._listeners and chosen(t))
+        count = 0
+        while some := list(islice(doomed, KICKED_A_TURN)):
+            holders = {ticket.holder for ticket in some if not ticket.released}
+            sessions.kick(holders, reply := kick_reply(self._refuser.hostname))
+            for holder in holders:
+                if holder is not None and holder not in sessions:
+                    holder.kick(reply)
+            count += len(holders)
+            await asyncio.sleep(0)
+        return count
+
+    # -- what is -------------------------------------------------------------------------------
+
+    def audit(self) -> list[str]:
+        """Compare the gate's ledger with the live connections; return what is wrong."""
+        held = self._gate.tickets()
+        wrong = self.sessions.audit(held)
+        known = len(self.sessions) + sum(map(len, (self.preconnect, *self.former)))
+        ours = sum(ticket.listener in self._listeners for ticket in held)
+        if ours != known:
+            wrong.append(f"{ours} places are held here by the ledger, and {known} in fact")
+        return wrong
+
+
+def _acceptor_settings(settings: EffectiveSettings) -> AcceptorSettings:
+    config = settings.config
+    return AcceptorSettings(config.when_full, config.backlog, settings.proxy_trust)
