@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
+from hypothesis import settings
 from support.authority import Authority, Issued
 from support.installation import install
 from support.peers import needs_root, table, watch_programs
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 
 watch_programs()
+
+# How long an example takes says more of the machine than of the program.
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell runs the tests in the background; programs that they start would ignore it as well.

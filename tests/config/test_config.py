@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smtpd_fork.config import (
@@ -217,7 +217,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(written=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3))
 @example(written={"max_message_size": "5\N{KELVIN SIGN}"})
 @example(written={"timeout": "5\N{LATIN SMALL LETTER LONG S}"})
@@ -249,7 +248,6 @@ def test_when_full_is_read(text: str, meaning: WhenFull) -> None:
     assert WhenFull.parse(text) == meaning
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["refuse", "defer"]) | st.integers(1, 86400).map("defer:{}".format))
 def test_when_full_is_printed_as_it_was_written(text: str) -> None:
     assert str(WhenFull.parse(text)) == text
@@ -281,7 +279,6 @@ def test_a_size_is_read(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1 << 60))
 def test_a_size_survives_being_printed(size: int) -> None:
     assert parse_size(format_size(size)) == size
@@ -301,7 +298,6 @@ def test_a_mode_is_read_in_octal(text: str, mode: int) -> None:
 
 
 @pytest.mark.parametrize("reader", [parse_size, parse_duration, parse_mode])
-@settings(deadline=None)
 @given(text=st.text() | st.text(alphabet="0123456789.KMGkmghisB " + LOOKALIKES, max_size=25))
 @example(text="5\N{KELVIN SIGN}")
 @example(text="5\N{LATIN SMALL LETTER LONG S}")

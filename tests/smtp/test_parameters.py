@@ -49,7 +49,7 @@ def test_parameters(text: str, params: dict[str, str | bool] | None) -> None:
     assert parse_params(text) == params
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(text=st.text() | PIECES)
 def test_whatever_comes_is_parameters_or_none(text: str) -> None:
     params = parse_params(text)

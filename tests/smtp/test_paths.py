@@ -231,7 +231,7 @@ def test_lengths_are_measured_in_octets() -> None:
         ("ä" * (longest + 1)).encode("idna")
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(text=PIECES | PIECES.map(lambda text: f"<{text}>") | st.text())
 @example(text="<a@b.-c>")
 @example(text='<"@">')
@@ -256,7 +256,7 @@ def test_whatever_comes_is_an_address_that_is_one_or_none(text: str) -> None:
     assert parse_path(f"{again} X=1", strict=True) == (address, " X=1")
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     labels=st.lists(st.from_regex(r"[a-z-]{1,4}", fullmatch=True), min_size=1, max_size=4),
 )
