@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import logging
 import time
-from bisect import bisect_right
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from smtpd_fork.config import LIMIT_CONNECTIONS, MAX_FROM_IP
-from smtpd_fork.gate.client import Client
-from smtpd_fork.gate.ledger import Entry, entry_of
+from smtpd_fork.gate.ledger import Entry, entries
 from smtpd_fork.gate.limits import Limits
 from smtpd_fork.gate.refusal_log import RefusalLog
-from smtpd_fork.gate.rule_book import RuleBook
+from smtpd_fork.gate.rule_book import RuleBook, judge
 from smtpd_fork.gate.rules import Counts, Load
 from smtpd_fork.gate.statistics import Explanation, Statistics
 from smtpd_fork.gate.ticket import Ticket
@@ -30,18 +28,12 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from smtpd_fork.gate.client import Client
     from smtpd_fork.net import Peer
 
 __all__ = ["Gate"]
 
 log = logging.getLogger("smtpd_fork.gate")
-
-MAX_CLIENTS = 4096
-"""Hosts that are known at once: what the lists say of them need not be looked up again."""
-
-
-def _by_age(ticket: Ticket) -> tuple[float, str]:
-    return ticket.since, ticket.name()
 
 
 class Gate:
@@ -68,49 +60,25 @@ class Gate:
         self._lock = Lock()
         self._inside: set[Ticket] = set()
         self._statistics = Statistics()
-        self._clients: dict[str | None, Client]
-        self._rules = self._handshake_rules = RuleBook(())
-        self._load = Load()
+        self.load = Load()
+        """How much there is to do, for whoever measures it to write down."""
         self._paused = False
         self._set_up(limits or Limits(limit_connections=limit_connections, max_from_ip=max_from_ip))
         self._waiters: list[tuple[Callable[[], None], bool]] = []
         self.refusals = RefusalLog(clock=clock)
         """The refusals' log: each source's first at once, the rest in summaries."""
 
-    def _set_up(self, limits: Limits) -> None:
+    def _set_up(self, limits: Limits, before: RuleBook | None = None) -> None:
         """Have *limits* hold; who is in is counted anew, by them."""
         self._limits = limits
-        self._rules = RuleBook(limits.rules(self._load), self._rules)
-        self._handshake_rules = RuleBook(limits.handshake_rules(), self._handshake_rules)
+        self._rules = RuleBook(limits, self.load, before)
         self.reserves = limits.reserve > 0
         self._open_to_all = limits.limit_connections - limits.reserve
-        self._clients = {}
         self._counts = Counts()
         for ticket in self._inside:
-            ticket.client = self._client(ticket.peer)
+            ticket.client = self._rules.client(ticket.peer)
             self._counts.total += 1
             self._enter(ticket.client)
-
-    def _client(self, peer: Peer) -> Client:
-        """Return what is known of the host of *peer*: most who come have come before."""
-        host = peer[0] if isinstance(peer, tuple) else peer
-        return self._clients.get(host) or self._meet(host)
-
-    def _meet(self, host: str | None) -> Client:
-        client = Client(host, self._limits.ipv6_prefix)
-        exempt = self._limits.exempt
-        client.exempt = exempt is not None and bool(exempt.find(client.number))
-        client.kept_out_by = self._rules.keeps_out(client)
-        client.rules = self._rules.page(client)
-        if len(self._clients) >= MAX_CLIENTS:
-            self._clients.clear()  # whoever comes again is looked at again
-        self._clients[host] = client
-        return client
-
-    @property
-    def load(self) -> Load:
-        """How much there is to do, for whoever measures it to write down."""
-        return self._load
 
     # -- admission ---------------------------------------------------------------------------
 
@@ -121,10 +89,10 @@ class Gate:
             a rule keeps this client out; :class:`Full` if there is no room for it
         """
         with self._lock:
-            client = self._client(peer)
+            client = self._rules.client(peer)
             now = self._clock()
             counts = self._counts
-            refusal = self._rules.judge(client.rules.on_arrival, client, counts, now)
+            refusal = judge(client.rules.on_arrival, client, counts, now)
             if refusal is not None:
                 return refusal
             limit = self._limits.limit_connections if client.exempt else self._open_to_all
@@ -149,9 +117,9 @@ class Gate:
             as it was. None: it is *peer*'s from now on
         """
         with self._lock:
-            client = self._client(peer)
+            client = self._rules.client(peer)
             now = self._clock()
-            refusal = self._rules.judge(client.rules.on_header, client, self._counts, now)
+            refusal = judge(client.rules.on_header, client, self._counts, now)
             if refusal is None and not ticket.released:
                 ticket.client, ticket.peer = client, peer
                 self._enter(client)
@@ -167,27 +135,24 @@ class Gate:
         """
         with self._lock:
             client, now = ticket.client, self._clock()
-            rules = self._handshake_rules.page(client)
-            for rule in rules.on_arrival:
+            for rule in client.rules.on_handshake:
                 refusal = rule.judge(client, self._counts, now)
                 if refusal is not None:
                     return refusal
-            for rule in rules.timed:
+            for rule in client.rules.timed_handshakes:
                 rule.arrived(client, now)
         return None
 
     def end_handshake(self, ticket: Ticket) -> None:
         """Take note that a handshake that was begun has succeeded."""
         with self._lock:
-            for rule in self._handshake_rules.page(ticket.client).timed:
+            for rule in ticket.client.rules.timed_handshakes:
                 rule.take_back(ticket.client)
 
     def _enter(self, client: Client) -> None:
         """Count a session in, with its source and its networks."""
-        source = client.source
-        if source is not None:
-            by_source = self._counts.by_source
-            by_source[source] = by_source.get(source, 0) + 1
+        if client.source is not None:
+            self._counts.enter(client.source)
         for rule in client.rules.told:
             rule.enter(client)
 
@@ -202,11 +167,7 @@ class Gate:
             client, counts = ticket.client, self._counts
             counts.total -= 1
             if client.source is not None:
-                left = counts.by_source[client.source] - 1
-                if left:
-                    counts.by_source[client.source] = left
-                else:
-                    del counts.by_source[client.source]
+                counts.leave(client.source)
             for rule in client.rules.told:
                 rule.leave(client)
         if self._waiters:
@@ -238,11 +199,7 @@ class Gate:
         :param after: ``(since, id)`` of the last entry of the page before this one. Whoever was
             in from the first page to the last is on exactly one of them
         """
-        tickets = sorted(self.tickets(), key=_by_age)
-        begin = 0 if after is None else bisect_right(tickets, after, key=_by_age)
-        now = self._clock()
-        end = None if limit is None else begin + limit
-        return [entry_of(ticket, now) for ticket in tickets[begin:end]]
+        return entries(self.tickets(), self._clock(), limit, after)
 
     def tickets(self) -> set[Ticket]:
         """Return the tickets that are held."""
@@ -312,7 +269,7 @@ class Gate:
         if self._limits.exempt is None:
             return False
         with self._lock:
-            return self._client(peer).exempt
+            return self._rules.client(peer).exempt
 
     def counted_as(self, peer: Peer) -> str | None:
         """Return what *peer* is counted by: its address, or its network of IPv6.
@@ -320,7 +277,7 @@ class Gate:
         None if it is not: rules about sources leave it alone, or it has no address.
         """
         with self._lock:
-            client = self._client(peer)
+            client = self._rules.client(peer)
         return None if client.exempt else client.source
 
     @property
@@ -331,7 +288,7 @@ class Gate:
     def count_from(self, peer: Peer) -> int:
         """Return how many sessions the source of *peer* has now."""
         with self._lock:
-            source = self._client(peer).source
+            source = self._rules.client(peer).source
             return self._counts.by_source.get(source, 0) if source is not None else 0
 
     @property
@@ -352,7 +309,7 @@ class Gate:
     @limits.setter
     def limits(self, limits: Limits) -> None:
         with self._lock:
-            self._set_up(limits)
+            self._set_up(limits, self._rules)
         self._tell_waiters()
 
     @property

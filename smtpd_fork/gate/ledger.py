@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from smtpd_fork.gate.ticket import Ticket
     from smtpd_fork.net import Peer
 
-__all__ = ["Entry", "Holder", "entry_of"]
+__all__ = ["Entry", "Holder", "entries", "entry_of"]
 
 
 class Holder(Protocol):
@@ -66,6 +69,20 @@ class Entry:
     tls: bool
     messages: int
     helo: str
+
+
+def entries(
+    tickets: Iterable[Ticket], now: float, limit: int | None, after: tuple[float, str] | None
+) -> list[Entry]:
+    """Return a page of the ledger; see :meth:`smtpd_fork.Gate.ledger`."""
+    by_age = sorted(tickets, key=_age)
+    begin = 0 if after is None else bisect_right(by_age, after, key=_age)
+    end = None if limit is None else begin + limit
+    return [entry_of(ticket, now) for ticket in by_age[begin:end]]
+
+
+def _age(ticket: Ticket) -> tuple[float, str]:
+    return ticket.since, ticket.name()
 
 
 def entry_of(ticket: Ticket, now: float) -> Entry:

@@ -1,8 +1,9 @@
-"""Gated: any asyncio protocol factory behind a gate, stock aiosmtpd's for one.
+"""Any asyncio protocol factory behind a gate, stock aiosmtpd's for one.
 
-A thin first protocol asks the gate when the connection is made. Whoever is let in gets the real
-protocol on the same transport, and the ticket goes back when that protocol's ``connection_lost``
-is called. Two things can keep that call from coming, so the ticket does not depend on it alone:
+A thin first protocol asks the gate when the connection is made. A client with a ticket gets the
+real protocol on the same transport, and the ticket is released when ``connection_lost`` of that
+protocol is called. Two things can keep that call from coming, so the ticket does not depend on it
+alone:
 
 - stock aiosmtpd's STARTTLS puts the loop's TLS layer between transport and protocol, and a
   handshake that is cut by the command timeout ends without ``connection_lost``;
@@ -39,11 +40,11 @@ def gated(
     hostname: str | None,
 ) -> Callable[[], asyncio.BaseProtocol]:
     """Return a factory of protocols that ask *gate* before they hand over to *factory*'s."""
-    house = _House(factory, gate, hostname or socket.gethostname())
-    return lambda: _Doorman(house)
+    shared = _Shared(factory, gate, hostname or socket.gethostname())
+    return lambda: _GateProtocol(shared)
 
 
-class _House:
+class _Shared:
     """What the connections of one wrapped factory share."""
 
     def __init__(
@@ -96,27 +97,27 @@ class _House:
         self._reporter.note(refusal)
 
 
-class _Doorman(asyncio.Protocol):
+class _GateProtocol(asyncio.Protocol):
     """The first protocol of a connection: asks the gate, then steps aside."""
 
-    def __init__(self, house: _House) -> None:
-        self._house = house
+    def __init__(self, shared: _Shared) -> None:
+        self._shared = shared
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
-        house = self._house
-        verdict = house.admit(transport.get_extra_info("peername"))
+        shared = self._shared
+        verdict = shared.admit(transport.get_extra_info("peername"))
         if not isinstance(verdict, Ticket):
-            house.refuse(stream, verdict)
+            shared.refuse(stream, verdict)
             return
-        house.enter(verdict, stream)
+        shared.enter(verdict, stream)
         try:
-            protocol = house.factory()
-            _call_after_loss(protocol, lambda: house.leave(verdict))
+            protocol = shared.factory()
+            _call_after_loss(protocol, lambda: shared.leave(verdict))
             stream.set_protocol(protocol)
             protocol.connection_made(transport)
         except BaseException:
-            house.leave(verdict)
+            shared.leave(verdict)
             stream.abort()
             raise
 
@@ -134,8 +135,8 @@ def _call_after_loss(protocol: asyncio.BaseProtocol, then: Callable[[], None]) -
             then()
 
     try:
-        # An instance's own, in front of its class's: mypy knows methods only.
-        protocol.connection_lost = connection_lost  # type: ignore[assignment, method-assign]
+        # The instance's own goes before its class's; mypy knows only methods.
+        protocol.connection_lost = connection_lost  # type: ignore[assignment, method-assign]  # meant
     except AttributeError:
         # The class has __slots__: give this one instance a class of its own, of the same layout.
         cls = type(protocol)

@@ -10,7 +10,7 @@ from support.gates import Clock, gate, refusal
 
 from smtpd_fork import Config, Full, Gate, Refusal, Ticket
 from smtpd_fork.gate import limits_of
-from smtpd_fork.gate.gate import MAX_CLIENTS
+from smtpd_fork.gate.rule_book import MAX_CLIENTS
 from smtpd_fork.gate.rules import NetworkLimitRule
 
 if TYPE_CHECKING:
@@ -225,5 +225,5 @@ def test_no_more_hosts_are_known_at_once_than_there_is_room_for() -> None:
     door = gate(deny="10.0.0.5")
     for n in range(3 * MAX_CLIENTS):
         door.admit(("10.1.0.0", 25) if n % 2 else (f"10.0.{n >> 8}.{n & 255}", n))
-        assert len(door._clients) <= MAX_CLIENTS
+        assert len(door._rules._clients) <= MAX_CLIENTS
     assert refusal(door.admit("10.0.0.5"))[0] == "deny"

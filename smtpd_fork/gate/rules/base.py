@@ -25,6 +25,18 @@ class Counts:
         self.total = 0
         self.by_source: dict[str, int] = {}
 
+    def enter(self, source: str) -> None:
+        """Count a session of *source* in."""
+        self.by_source[source] = self.by_source.get(source, 0) + 1
+
+    def leave(self, source: str) -> None:
+        """Count a session of *source* out."""
+        left = self.by_source[source] - 1
+        if left:
+            self.by_source[source] = left
+        else:
+            del self.by_source[source]
+
 
 class Rule(ABC):
     """One reason to refuse a client.
