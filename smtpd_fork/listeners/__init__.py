@@ -1,6 +1,6 @@
 """From an address to an accepted socket with a ticket: bind(2), listen(2), accept(2)."""
 
-from smtpd_fork.listeners.acceptor import Acceptor, AcceptorSettings
+from smtpd_fork.listeners.acceptor import Acceptor
 from smtpd_fork.listeners.address import ANY, Address, parse_address, spread
 from smtpd_fork.listeners.bind import (
     adopt,
@@ -20,7 +20,6 @@ from smtpd_fork.listeners.refusals import Refuser
 __all__ = [
     "ANY",
     "Acceptor",
-    "AcceptorSettings",
     "Address",
     "Listener",
     "Preconnect",

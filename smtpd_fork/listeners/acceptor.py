@@ -12,7 +12,6 @@ import logging
 import math
 import threading
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-    from smtpd_fork.config import WhenFull
+    from smtpd_fork.config import Config
     from smtpd_fork.gate import Verdict
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.listeners.preconnect import Preconnect
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.refusals import Refuser
     from smtpd_fork.net import SocketAddress
 
-__all__ = ["Acceptor", "AcceptorSettings", "State"]
+__all__ = ["Acceptor", "State"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
@@ -61,27 +60,15 @@ class State(Enum):
     STOPPED = "they were answered 421, and the sockets are closed"
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptorSettings:
-    """What a reload can change.
-
-    :ivar when_full: what happens to clients for which there is no slot
-    :ivar queue_capacity: how many clients may wait under ``defer:SECONDS``
-    :ivar proxy_trust: who may send PROXY headers, on listeners where those come first
-    """
-
-    when_full: WhenFull
-    queue_capacity: int
-    proxy_trust: NetworkTable[bool] | None = None
-
-
 class Acceptor:
     """Accepts clients, has the gate judge them, and hands those with a ticket to Preconnect.
 
-    Made and used in the thread of *loop*; it begins with :meth:`start`.
+    Made and used in the thread of *loop*; it begins with :meth:`open`.
 
     :param listeners: bound and listening
     :param gate: who may come in
+    :param config: ``when_full``, and ``backlog``: how many may wait under ``defer:SECONDS``
+    :param proxy_trust: who may send PROXY headers, on listeners where those come first
     :param preconnect: takes the clients that have a ticket; stopped with the acceptor
     :param refuser: answers the others; closed with the acceptor
     :param probes: takes the probes of load balancers; stopped with the acceptor
@@ -91,9 +78,10 @@ class Acceptor:
         self,
         listeners: Sequence[Listener],
         gate: Gate,
-        settings: AcceptorSettings,
+        config: Config,
         loop: asyncio.AbstractEventLoop,
         *,
+        proxy_trust: NetworkTable[bool] | None,
         preconnect: Preconnect,
         refuser: Refuser,
         probes: Probes,
@@ -109,38 +97,40 @@ class Acceptor:
         self._queue: DeadlineQueue[AcceptedClient] = DeadlineQueue(math.inf, loop, self._overdue)
         self._deferral_told = -math.inf
         self._missed = 0
-        self.change(settings, preconnect)
+        self.change(config, proxy_trust, preconnect)
 
-    def change(self, settings: AcceptorSettings, preconnect: Preconnect) -> None:
+    def change(
+        self, config: Config, proxy_trust: NetworkTable[bool] | None, preconnect: Preconnect
+    ) -> None:
         """Have other settings hold from now on; see the class."""
-        self._settings = settings
-        self._when_full = settings.when_full
+        self._when_full = config.when_full
+        self._queue_capacity = max(1, config.backlog)
+        self._proxy_trust = proxy_trust
         self._preconnect = preconnect
         # Under plain defer the queue is for the one client of the shared gate (see above), and for
         # all who make way for exempt clients: who a client is shows only once it is accepted.
-        wait = settings.when_full.wait
+        wait = config.when_full.wait
         self._queue_clients = wait is not None
         self._queue.change(math.inf if wait is None else wait)
 
     # -- life --------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def open(self) -> None:
         """Begin to accept."""
-        self._open()
+        self._state = State.OPEN
+        for listener in self._listeners:
+            self._loop.add_reader(listener.sock, self._accept_burst, listener)
 
-    def listen_on(self, listeners: Sequence[Listener]) -> int:
-        """Accept on *listeners* from now on; those that are not among them are closed.
-
-        :returns: how many clients in the backlogs of those were answered 421
-        """
+    def listen_on(self, listeners: Sequence[Listener]) -> None:
+        """Accept on *listeners* from now on; the others are closed, their backlog answered 421."""
         dropped = [listener for listener in self._listeners if listener not in listeners]
         was_open = self._state is State.OPEN
         self._close_as(self._state)
         self._listeners = deque(listeners)
-        answered = sum(self._give_up(listener) for listener in dropped)
+        for listener in dropped:
+            self._give_up(listener)
         if was_open:
-            self._open()
-        return answered
+            self.open()
 
     def _give_up(self, listener: Listener) -> int:
         # An inherited socket's backlog belongs to whoever inherits it next.
@@ -191,27 +181,18 @@ class Acceptor:
             return 0
         self._close_as(State.STOPPED)
         self._gate.forget(self._on_room)
-        answered = self._dismiss_queue() + self._preconnect.stop(self._refuser.hostname)
+        waiting = list(self._queue)
+        self._queue.clear()
+        for client in waiting:
+            client.dismiss(shutdown_reply(self._refuser.hostname))
+        answered = len(waiting) + self._preconnect.stop(self._refuser.hostname)
         self._probes.stop()
         answered += sum(self._give_up(listener) for listener in self._listeners)
         self._spare.close()
         self._refuser.close()
         return answered
 
-    def _dismiss_queue(self) -> int:
-        clients = list(self._queue)
-        self._queue.clear()
-        for client in clients:
-            client.dismiss(shutdown_reply(self._refuser.hostname))
-        return len(clients)
-
     # -- the states --------------------------------------------------------------------------
-
-    def _open(self) -> None:
-        """Watch the listeners."""
-        self._state = State.OPEN
-        for listener in self._listeners:
-            self._loop.add_reader(listener.sock, self._accept_burst, listener)
 
     def _close_as(self, state: State) -> None:
         """Watch the listeners no longer."""
@@ -251,7 +232,7 @@ class Acceptor:
         # surplus of clients, the first listener would take every slot.
         self._listeners.rotate(-1)
         if all(self._accept_burst(listener) for listener in list(self._listeners)):
-            self._open()
+            self.open()
 
     def _starve(self, error: OSError) -> None:
         """Answer clients with the spare descriptor, and pause."""
@@ -301,7 +282,7 @@ class Acceptor:
 
     @property
     def _queue_has_space(self) -> bool:
-        return len(self._queue) < max(1, self._settings.queue_capacity)
+        return len(self._queue) < self._queue_capacity
 
     def _arrived(self, client: AcceptedClient) -> None:
         if self._probes.networks is not None and self._probes.expect(client.peer):
@@ -333,7 +314,7 @@ class Acceptor:
 
     def _is_trusted(self, peer: SocketAddress | str) -> bool:
         """Whether *peer* may say for whom it speaks; who can reach a unix socket may."""
-        host, trust = source_key(peer), self._settings.proxy_trust
+        host, trust = source_key(peer), self._proxy_trust
         return host is None or (trust is not None and bool(trust.find(number_of(host))))
 
     def _full(self) -> Full:

@@ -9,8 +9,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate.verdict import kick_reply
-from smtpd_fork.listeners import Acceptor, AcceptorSettings, Preconnect, Probes, Refuser
+from smtpd_fork.listeners import Acceptor, Preconnect, Probes, Refuser
 from smtpd_fork.server.blueprint import IDENT, Blueprint, shortest_limit
+from smtpd_fork.server.handler_chains import HandlerChains
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.server.stress import Stress
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from smtpd_fork.gate import Gate, Reporter, Ticket
     from smtpd_fork.server.effective_settings import EffectiveSettings
-    from smtpd_fork.smtp import CurrentTls, Tally
+    from smtpd_fork.server.tls import ServerTls
+    from smtpd_fork.smtp import Tally
 
 __all__ = ["Running"]
 
@@ -41,10 +43,10 @@ class Running:
 
     :param settings: in force from now on
     :param gate: of the server
-    :param tls: of new handshakes, or None
+    :param tls: of new handshakes; stopped with it
     :param make_blueprint: returns what makes sessions
     :param tally: counts what the sessions do, and the event-loop lag
-    :param reporter: writes lines about clients
+    :param reporter: writes lines about clients; closed with it
     :raises TypeError: no session can be made
     """
 
@@ -52,7 +54,7 @@ class Running:
         self,
         settings: EffectiveSettings,
         gate: Gate,
-        tls: CurrentTls | None,
+        tls: ServerTls,
         make_blueprint: Callable[..., Blueprint],
         tally: Tally,
         reporter: Reporter,
@@ -60,19 +62,22 @@ class Running:
         config = settings.config
         self._loop = loop = asyncio.get_running_loop()
         self._gate = gate
+        self._tls = tls
         self._make_blueprint = make_blueprint
         self._tally = tally
         self._reporter = reporter
+        self._chain = settings.chain
+        self._chains = HandlerChains()
         self._listeners = list(settings.listeners)  # also closed ones that have sessions still
         self._sweep = Sweep(loop)
-        blueprint = self._blueprint(settings, tls)
+        blueprint = self._blueprint(settings)
         blueprint.try_out(settings.listeners)
         self._sweep.look_for(shortest_limit(config))
         self._refuser = Refuser(gate, config.hostname)
         self._stress = Stress(gate, self._refuser, config.stress_timeout)
         self.sessions = Sessions(
             blueprint.session,
-            tls,
+            tls.current,
             config.tls_handshake_timeout,
             loop,
             self._refuser,
@@ -85,8 +90,9 @@ class Running:
         self.acceptor = Acceptor(
             settings.listeners,
             gate,
-            _acceptor_settings(settings),
+            config,
             loop,
+            proxy_trust=settings.proxy_trust,
             preconnect=self.preconnect,
             refuser=self._refuser,
             probes=self.probes,
@@ -95,8 +101,10 @@ class Running:
         self._lag: LagMonitor | None = None
         self._watch_lag(settings)
 
-    def _blueprint(self, settings: EffectiveSettings, tls: CurrentTls | None) -> Blueprint:
-        return self._make_blueprint(settings.config, settings.chain, tls=tls, sweep=self._sweep)
+    def _blueprint(self, settings: EffectiveSettings) -> Blueprint:
+        return self._make_blueprint(
+            settings.config, settings.chain, tls=self._tls.current, sweep=self._sweep
+        )
 
     def _make_preconnect(self, settings: EffectiveSettings) -> Preconnect:
         return Preconnect(
@@ -124,23 +132,24 @@ class Running:
 
     # -- a reload ------------------------------------------------------------------------------
 
-    def change(
-        self, before: EffectiveSettings, settings: EffectiveSettings, tls: CurrentTls | None
-    ) -> None:
+    def change(self, before: EffectiveSettings, settings: EffectiveSettings) -> None:
         """Have *settings* in force in place of those *before*; nothing in here waits or fails."""
         config = settings.config
         self._sweep.look_for(shortest_limit(config))
         self._stress.seconds = config.stress_timeout
         self.sessions.change(
-            self._blueprint(settings, tls).session, tls, config.tls_handshake_timeout
+            self._blueprint(settings).session, self._tls.current, config.tls_handshake_timeout
         )
+        if settings.chain is not before.chain:
+            self._chains.retire(before.chain, self.sessions)
+        self._chain = settings.chain
         if not settings.has_same_preconnect(before):
             self.preconnect.retire()
             self.former = [each for each in (*self.former, self.preconnect) if each]
             self.preconnect = self._make_preconnect(settings)
         self._refuser.hostname = config.hostname
         self.probes.networks, self.probes.hostname = settings.probe_from, config.hostname
-        self.acceptor.change(_acceptor_settings(settings), self.preconnect)
+        self.acceptor.change(config, settings.proxy_trust, self.preconnect)
         self._watch_lag(settings)
         self._listen_on(before, settings)
 
@@ -184,7 +193,7 @@ class Running:
                 await asyncio.sleep(LEAVE_SECONDS)
 
     async def stop(self, seconds: float) -> int:
-        """Accept no more, let messages in flight finish, and close.
+        """Accept no more, let messages in flight finish, and close, handlers included.
 
         :param seconds: for the messages
         :returns: how many sessions had to be cut
@@ -197,6 +206,9 @@ class Running:
         if cut:
             log.warning("%d sessions were cut", cut)
         await self._sweep.stop()
+        await self._tls.stop()
+        await self._chains.close(self._chain)
+        self._reporter.close()
         return cut
 
     async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
@@ -225,8 +237,3 @@ class Running:
         if ours != known:
             wrong.append(f"{ours} places are held here by the ledger, and {known} in fact")
         return wrong
-
-
-def _acceptor_settings(settings: EffectiveSettings) -> AcceptorSettings:
-    config = settings.config
-    return AcceptorSettings(config.when_full, config.backlog, settings.proxy_trust)

@@ -15,7 +15,6 @@ from smtpd_fork.handlers import Chain
 from smtpd_fork.net import describe
 from smtpd_fork.server.blueprint import Blueprint, buffered_share, check_session_class
 from smtpd_fork.server.effective_settings import EffectiveSettings
-from smtpd_fork.server.handler_chains import HandlerChains
 from smtpd_fork.server.running import Running
 from smtpd_fork.server.tls import ServerTls
 from smtpd_fork.smtp import SMTP, Budget, Tally
@@ -99,7 +98,6 @@ class Server:
         self._tls = ServerTls(tls_context)
         self._tls.use(self._tls.plan(config, listeners))
         self._session_class = session_class
-        self._chains = HandlerChains()
         self._budget = Budget(config.max_buffered, buffered_share(config), self.gate.counted_as)
         self.tally = tally or Tally()
         self._reporter = client_reporter()
@@ -147,7 +145,7 @@ class Server:
         try:
             await self._prepare()
             self._running = Running(
-                *(self._settings, self.gate, self._tls.current, self._make_blueprint),
+                *(self._settings, self.gate, self._tls, self._make_blueprint),
                 *(self.tally, self._reporter),
             )
         except BaseException:
@@ -175,7 +173,7 @@ class Server:
         """
         if self._running is None:
             raise RuntimeError("this Server was not started")
-        self._running.acceptor.start()
+        self._running.acceptor.open()
         for listener in self.listeners:
             log.info("listening on %s", listener, extra={"address": str(listener)})
 
@@ -235,13 +233,11 @@ class Server:
         """Have *settings* in force; nothing in here waits, and nothing fails."""
         before, self._settings = self._settings, settings
         config = settings.config
-        if before.chain is not settings.chain:
-            self._chains.retire(before.chain, running.sessions)
         self.chain.measure(self.tally.timed_sink)
         self._budget.limit, self._budget.share = config.max_buffered, buffered_share(config)
         if self._has_own_gate:
             self.gate.limits = settings.limits
-        running.change(before, settings, self._tls.current)
+        running.change(before, settings)
 
     async def drain(self) -> None:
         """Accept no more, for good, and wait until the last session has ended by itself.
@@ -294,19 +290,12 @@ class Server:
             return 0
         if self._stopping is None:
             seconds = self.config.shutdown_timeout if timeout is None else timeout
-            self._stopping = asyncio.get_running_loop().create_task(self._stop(running, seconds))
+            self._stopping = asyncio.get_running_loop().create_task(running.stop(seconds))
         try:
             return await asyncio.shield(self._stopping)
         except asyncio.CancelledError:
             running.sessions.hurry()  # whoever waited has no time left, so the sessions have none
             raise
-
-    async def _stop(self, running: Running, seconds: float) -> int:
-        cut = await running.stop(seconds)
-        await self._tls.stop()
-        await self._chains.close(self.chain)
-        self._reporter.close()
-        return cut
 
     async def abort(self) -> None:
         """Stop at once: everything that is open is cut."""
