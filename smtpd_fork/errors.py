@@ -2,17 +2,17 @@
 
 ::
 
-    SmtpdForkError            70  software: something in here is wrong
+    SmtpdForkError            70  a fault of this program
     ├── UsageError            64  a flag or an address that cannot be read
-    ├── ConfigError           78  a setting that is well-formed, and cannot be had
+    ├── ConfigError           78  a setting that is well-formed, and cannot be used
     │   └── HandlerError      78  a handler that cannot be imported or constructed
-    ├── UnknownUserError      67  --user names nobody
-    ├── OperatingSystemError  71  the system said no (address in use, no descriptors, ...)
-    ├── CannotCreateError     73  a pid-file, a socket path or a Maildir that cannot be made
+    ├── UnknownUserError      67  --user names an unknown user
+    ├── OperatingSystemError  71  the system refuses (address in use, no descriptors, ...)
+    ├── CannotCreateError     73  a pid-file, a socket path or a Maildir that cannot be created
     ├── NotPermittedError     77  it takes privileges that the process does not have
-    ├── NothingThereError     65  there is no session, and no refusal, of that id
-    ├── UnavailableError      69  no daemon answers at its control socket
-    └── ProtocolError         76  what answers there speaks another language
+    ├── NothingThereError     65  there is no session or refusal of that id
+    ├── UnavailableError      69  no daemon answers on its control socket
+    └── ProtocolError         76  the control socket speaks another protocol, or another version
 
 The figures are those of sysexits.h.
 """
@@ -77,16 +77,16 @@ MEANINGS = {
     ExitStatus.NOT_PERMITTED: "It takes privileges that the process does not have.",
     ExitStatus.CONFIG: "A setting that cannot be had, or a fault of the file of --config.",
 }
-"""What each status is said to mean."""
+"""Meanings for the manual page."""
 
 
 class SmtpdForkError(Exception):
-    """Whatever smtpd-fork raises on purpose; its text is one line, fit for an administrator."""
+    """Base of all errors; the text is one line for an administrator."""
 
     exit_status = ExitStatus.SOFTWARE
 
     settings: tuple[str, ...] = ()
-    """The settings that led to it, where somebody knows."""
+    """The settings that led to it, if known; see :func:`error_origin`."""
 
 
 class UsageError(SmtpdForkError):
@@ -96,7 +96,7 @@ class UsageError(SmtpdForkError):
 
 
 class ConfigError(SmtpdForkError):
-    """A setting that can be read and cannot be had (78)."""
+    """A setting that can be read, and cannot be used (78)."""
 
     exit_status = ExitStatus.CONFIG
 
@@ -112,13 +112,13 @@ class UnknownUserError(SmtpdForkError):
 
 
 class OperatingSystemError(SmtpdForkError):
-    """The operating system refused something at the start (71)."""
+    """The operating system refuses something at the start (71)."""
 
     exit_status = ExitStatus.OS_ERROR
 
 
 class CannotCreateError(SmtpdForkError):
-    """A file, a socket path or a Maildir that cannot be made (73)."""
+    """A file, a socket path or a Maildir that cannot be created (73)."""
 
     exit_status = ExitStatus.CANNOT_CREATE
 
@@ -130,19 +130,19 @@ class NotPermittedError(SmtpdForkError):
 
 
 class NothingThereError(SmtpdForkError):
-    """There is no session, or no refusal, of the id that was asked for (65)."""
+    """There is no session or refusal of that id (65)."""
 
     exit_status = ExitStatus.NOTHING_THERE
 
 
 class UnavailableError(SmtpdForkError):
-    """No daemon answers at its control socket, or not in time (69)."""
+    """No daemon answers on its control socket, or not in time (69)."""
 
     exit_status = ExitStatus.UNAVAILABLE
 
 
 class ProtocolError(SmtpdForkError):
-    """What answers at a control socket speaks another language, or another version of it (76)."""
+    """The control socket speaks another protocol, or another version of it (76)."""
 
     exit_status = ExitStatus.PROTOCOL
 
@@ -158,10 +158,10 @@ def error_origin(*settings: str) -> Iterator[None]:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Have an error that was dealt with keep nothing alive.
+    """Drop the tracebacks of an error that was handled.
 
-    asyncio holds the errors of handshakes in frames that the errors themselves refer to: a cycle
-    that keeps the connection's memory until the garbage collector comes by.
+    asyncio holds the errors of handshakes in frames to which the errors refer: a cycle that keeps
+    the memory of the connection until the garbage collector runs.
     """
     each: BaseException | None = error
     while each is not None:

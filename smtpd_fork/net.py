@@ -1,4 +1,7 @@
-"""Peers: what accept(2) returns, and the key by which a source is counted."""
+"""Peers: what accept(2) returns, and the address that a client is counted by.
+
+:mod:`ipaddress` makes an object of each address; inet_pton(3) is all that a connection needs here.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ _MAPPED = bytes(10) + b"\xff\xff"
 
 
 def source_key(peer: Peer) -> str | None:
-    """Return the address that *peer* is counted by, or None for a peer that has none.
+    """Return the address that *peer* is counted by; None for a client of a unix socket.
 
-    IPv4-mapped IPv6 addresses are IPv4: a dual-stack listener would otherwise let a client in
-    twice, or (as qpsmtpd does on its default bind) not count it at all. Scope ids are dropped
-    and IPv6 takes its canonical form (RFC 5952). A client of a unix socket has no address.
+    IPv4-mapped IPv6 addresses are IPv4: a dual-stack listener would otherwise count a client twice,
+    or (as qpsmtpd on its default address) not at all. Scope ids are dropped, and IPv6 has its
+    canonical form (RFC 5952).
     """
     host = peer if isinstance(peer, str) or peer is None else peer[0]
     if not host:
@@ -31,7 +34,7 @@ def source_key(peer: Peer) -> str | None:
     try:
         packed = inet_pton(AF_INET6, host.partition("%")[0])
     except (OSError, ValueError):
-        return host  # no address at all (an embedder's own name for a peer): as it is
+        return host  # no address: a name that an embedder gave
     if packed.startswith(_MAPPED):
         return "{}.{}.{}.{}".format(*packed[12:])
     return inet_ntop(AF_INET6, packed)
@@ -47,7 +50,7 @@ def plain_peer(peer: Peer) -> Peer:
 
 
 def describe(peer: Peer) -> str:
-    """Return *peer* as logs print it: ``192.0.2.1:40312``, ``[2001:db8::1]:25``, ``unix``."""
+    """Return *peer* as logs show it: ``192.0.2.1:40312``, ``[2001:db8::1]:25``, ``unix``."""
     if not peer:
         return "unix"
     if isinstance(peer, str):

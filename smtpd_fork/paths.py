@@ -1,8 +1,8 @@
-"""Paths: files in directories where others may write, and one process at a time at a path.
+"""Paths: opening files in directories where other users may write, and locks on paths.
 
-The kernel has fs.protected_symlinks and fs.protected_regular for such directories (proc(5)); a
-container's may not, and neither covers a link in its owner's directory. What another user could
-have planted is not opened here.
+For such directories the kernel has fs.protected_symlinks and fs.protected_regular (proc(5)); they
+may be off in a container, and do not cover a link in its owner's directory. A file or link that
+another user could have planted is not opened here.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["exclusively", "open_trusted"]
 
 MAX_LINKS = 40
-"""Symbolic links in one path; the kernel's own figure (path_resolution(7))."""
+"""Symbolic links in one path, as in the kernel (path_resolution(7))."""
 
 LOCK_SECONDS = 5.0
-"""How long another process may be at a path; it takes milliseconds, or a probe's second."""
+"""Time for another process to release a path; it needs milliseconds, or a second for a probe."""
 
 _RETRY_SECONDS = 0.01
 
@@ -34,15 +34,15 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_trusted(path: Path, flags: int, mode: int = 0o666, *, follow: bool = True) -> int:
-    """Open *path* as open(2) does, unless another user may have put there what is opened.
+    """Open *path* as open(2) does, unless another user may have planted it.
 
-    Symbolic links have to be root's or ours; without root's rights also links of others will do, in
-    directories where not everybody may write. In a directory where everybody may, the file has to
-    be ours or the directory's owner's, with no other name.
+    Symbolic links have to belong to root or to this user; if that is not root, links of others are
+    followed as well, except in world-writable directories. In a world-writable directory the file
+    has to belong to this user or to the owner of the directory, and to have no other name.
 
     :param path: absolute
     :param follow: whether *path* itself may be a link
-    :raises OSError: as open(2); EACCES with the reason if it is not to be trusted
+    :raises OSError: as open(2); EACCES with the reason if the path is not trusted
     """
     directory, name = _walk(path, follow=follow)
     try:
@@ -61,12 +61,12 @@ def open_trusted(path: Path, flags: int, mode: int = 0o666, *, follow: bool = Tr
 
 @contextmanager
 def exclusively(path: Path) -> Iterator[None]:
-    """Have *path* alone among the processes that ask for it here.
+    """Lock *path* among the processes that call this.
 
-    By a file beside it, which is gone afterwards, and which no other user can open: a lock on what
-    others may read is a lock that they can hold.
+    The lock is on a file beside it, which is removed afterwards, and which no other user can open:
+    whoever can read a file can lock it.
 
-    :raises OSError: the file cannot be made; EADDRINUSE if another process holds it for too long
+    :raises OSError: the file cannot be created; EADDRINUSE if another process has it for too long
     """
     place = path.with_name(f".{path.name}.lock")
     descriptor = _locked(place)
@@ -74,7 +74,7 @@ def exclusively(path: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            place.unlink()  # first: who has it open finds out that it is gone
+            place.unlink()  # before close: a process that waits for the lock sees that it is gone
         os.close(descriptor)
 
 
@@ -95,11 +95,11 @@ def _locked(place: Path) -> int:
         os.close(descriptor)
         if time.monotonic() >= deadline:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        time.sleep(_RETRY_SECONDS)  # nobody announces it, and it is a moment of a start
+        time.sleep(_RETRY_SECONDS)  # flock(2) has no time limit; this happens at a start only
 
 
 def _walk(path: Path, *, follow: bool) -> tuple[int, str]:
-    """Return the directory that *path* leads to, open, and the name in it."""
+    """Return the directory of the file that *path* leads to, open, and the file's name in it."""
     parts = deque(path.parts[1:])
     links = 0
     directory = os.open("/", _DIRECTORY)
@@ -126,7 +126,7 @@ def _walk(path: Path, *, follow: bool) -> tuple[int, str]:
 
 
 def _is_the_kernels(directory: int, name: str) -> bool:
-    """Whether it is a link as /proc/self/fd/2 is: it leads to a file, whatever its text is."""
+    """Whether it is a link like /proc/self/fd/2, which leads to a file and not to its text."""
     with suppress(OSError):
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)
         return stat.S_ISLNK(found.st_mode) and found.st_dev == Path("/proc/self").lstat().st_dev
@@ -134,9 +134,9 @@ def _is_the_kernels(directory: int, name: str) -> bool:
 
 
 def _link(directory: int, name: str, links: int) -> str | None:
-    """Return where a symbolic link leads; None if it is none, or nothing is there.
+    """Return the target of a symbolic link; None if it is not a link, or does not exist.
 
-    :param links: how many the path had before
+    :param links: number of links in the path so far
     :raises PermissionError: another user may have planted it
     """
     try:
@@ -146,7 +146,7 @@ def _link(directory: int, name: str, links: int) -> str | None:
     if not stat.S_ISLNK(found.st_mode):
         return None
     user = os.geteuid()
-    if found.st_uid not in {0, user} and (user == 0 or _is_everybodys(os.fstat(directory))):
+    if found.st_uid not in {0, user} and (user == 0 or _is_world_writable(os.fstat(directory))):
         raise PermissionError(errno.EACCES, f"{name} is a link of another user")
     if links >= MAX_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -154,7 +154,7 @@ def _link(directory: int, name: str, links: int) -> str | None:
 
 
 def _check_file(found: os.stat_result, directory: os.stat_result) -> None:
-    if not _is_everybodys(directory):
+    if not _is_world_writable(directory):
         return
     if found.st_uid not in {os.geteuid(), directory.st_uid}:
         raise PermissionError(errno.EACCES, "it belongs to another user")
@@ -162,5 +162,5 @@ def _check_file(found: os.stat_result, directory: os.stat_result) -> None:
         raise PermissionError(errno.EACCES, "it has another name elsewhere (a hard link)")
 
 
-def _is_everybodys(directory: os.stat_result) -> bool:
+def _is_world_writable(directory: os.stat_result) -> bool:
     return bool(directory.st_mode & stat.S_IWOTH)

@@ -1,4 +1,8 @@
-"""Units: sizes, durations and octal modes as people write them."""
+"""Units: sizes, durations and octal modes as people write them.
+
+Each kind is one regular expression, as strict as an option has to be. Libraries for them (humanize,
+pytimeparse and their like) take much more than the documentation promises.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,13 @@ _DURATION_FACTORS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _MODE = re.compile(r"0?o?([0-7]{3})", re.IGNORECASE)
 
 _LONGEST_FIGURE = 20
-"""Characters of a figure that are read at all: past it nothing sensible is meant."""
+"""Characters of a figure; longer ones are refused unread."""
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that *text* names: ``25M`` is 26214400, ``1000`` is 1000.
+    """Return a size in bytes: ``25M`` is 26214400, ``1000`` is 1000.
 
-    :raises ValueError: *text* is no size
+    :raises ValueError: *text* is not a size
     """
     match = _SIZE.fullmatch(text.strip()) if len(text) <= _LONGEST_FIGURE else None
     if match is None:
@@ -28,7 +32,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """Return *size* in bytes the short way: 26214400 is ``25M``."""
+    """Return *size* with the largest unit that fits: 26214400 is ``25M``."""
     for unit in "GMK":
         if size and size % _SIZE_FACTORS[unit] == 0:
             return f"{size // _SIZE_FACTORS[unit]}{unit}"
@@ -36,9 +40,9 @@ def format_size(size: int) -> str:
 
 
 def parse_count(text: str, *, at_least: int = 1, at_most: int = 9_999_999) -> int:
-    """Return the whole number that *text* is.
+    """Return a whole number.
 
-    :raises ValueError: *text* is none, or out of the range
+    :raises ValueError: *text* is not one, or is out of the range
     """
     if not text.isascii() or not text.isdigit() or len(text) > _LONGEST_FIGURE:
         raise ValueError("not a whole number")
@@ -49,9 +53,9 @@ def parse_count(text: str, *, at_least: int = 1, at_most: int = 9_999_999) -> in
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds that *text* names: ``30``, ``30s``, ``500ms``, ``5m``, ``1h``.
+    """Return a duration in seconds: ``30``, ``30s``, ``500ms``, ``5m``, ``1h``.
 
-    :raises ValueError: *text* is no duration
+    :raises ValueError: *text* is not a duration
     """
     match = _DURATION.fullmatch(text.strip()) if len(text) <= _LONGEST_FIGURE else None
     if match is None:
@@ -60,9 +64,9 @@ def parse_duration(text: str) -> float:
 
 
 def parse_mode(text: str) -> int:
-    """Return the file mode that *text* names in octal: ``0660`` or ``660``.
+    """Return a file mode, written in octal: ``0660`` or ``660``.
 
-    :raises ValueError: *text* is no mode
+    :raises ValueError: *text* is not a mode
     """
     match = _MODE.fullmatch(text.strip())
     if match is None:

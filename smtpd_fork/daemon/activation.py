@@ -1,8 +1,8 @@
-"""Socket activation: which descriptors whoever started this process left to it, sd_listen_fds(3).
+"""Socket activation: the descriptors that a service manager passes, sd_listen_fds(3).
 
-``LISTEN_FDS`` says how many, from 3 on; ``LISTEN_FDNAMES`` what each is called; ``LISTEN_PID`` for
-whom they are. The variables are taken out of the environment: what a handler starts is somebody
-else, and must not take them for its own.
+``LISTEN_FDS`` is their number, counted from 3 on; ``LISTEN_FDNAMES`` has their names;
+``LISTEN_PID`` the process that they are for. The variables are removed from the environment:
+programs that a handler starts must not take the sockets for theirs.
 """
 
 from __future__ import annotations
@@ -21,51 +21,51 @@ FIRST = 3
 """SD_LISTEN_FDS_START."""
 
 MOST = 1024
-"""Sockets of one service; RLIMIT_NOFILE's usual soft limit, and far more than anybody has."""
+"""Sockets of one service at most; the usual soft limit of RLIMIT_NOFILE."""
 
 UNNAMED = "unknown"
 """What sd_listen_fds_with_names(3) calls a socket without a name."""
 
 
 class PassedSocket(NamedTuple):
-    """One descriptor that was passed; whether it is a socket is not known yet."""
+    """A passed descriptor, which may not be a socket."""
 
     descriptor: int
     name: str
 
 
 def passed_sockets(environment: MutableMapping[str, str]) -> list[PassedSocket]:
-    """Return what was passed, in order, and forget that it was; nothing is no error.
+    """Return the passed sockets, in order, and remove the variables from *environment*.
 
-    What sd_listen_fds(3) passes over in silence is an error here: sockets that are meant for
-    another process. A daemon that then bound its default address would look as if all were well.
+    Sockets for another process are an error, which sd_listen_fds(3) ignores: a daemon that binds
+    its default address instead would seem to work.
 
-    :param environment: the process's; the variables are removed from it, come what may
     :raises UsageError: the variables cannot be read, or a descriptor is not open
     """
-    taken = {name: environment.pop(name, None) for name in _VARIABLES}
-    count, pid, names = (taken[name] for name in _VARIABLES)
-    if count is None:
-        return []
-    many = _number("LISTEN_FDS", count, MOST)
-    if not many:
+    count, pid, names = [environment.pop(name, None) for name in _VARIABLES]
+    number = 0 if count is None else _number("LISTEN_FDS", count, MOST)
+    if not number:
         return []
     if pid is None:
         raise UsageError(f"LISTEN_FDS {count!r}: there is no LISTEN_PID that says for whom")
     if _number("LISTEN_PID", pid, 1 << 31) != os.getpid():
         reason = f"the sockets are not for this process, which is {os.getpid()}"
         raise UsageError(f"LISTEN_PID {pid!r}: {reason}; a wrapper has to exec it, or unset them")
-    called = [UNNAMED] * many if names is None else names.split(":")
-    if len(called) != many:
-        reason = f"{len(called)} names, and LISTEN_FDS says {many}"
-        raise UsageError(f"LISTEN_FDNAMES {names!r}: {reason}")
-    passed = [PassedSocket(FIRST + index, name) for index, name in enumerate(called)]
+    passed = [PassedSocket(FIRST + n, name) for n, name in enumerate(_names(names, number))]
     for descriptor, _ in passed:
         try:
             os.set_inheritable(descriptor, False)
         except OSError:
             raise UsageError(f"LISTEN_FDS {count!r}: descriptor {descriptor} is not open") from None
     return passed
+
+
+def _names(text: str | None, number: int) -> list[str]:
+    names = [UNNAMED] * number if text is None else text.split(":")
+    if len(names) != number:
+        reason = f"{len(names)} names, and LISTEN_FDS says {number}"
+        raise UsageError(f"LISTEN_FDNAMES {text!r}: {reason}")
+    return names
 
 
 _VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")

@@ -1,4 +1,4 @@
-"""Descriptors: how many there may be, and that the first three are the standard ones."""
+"""File descriptors: their limit, and the three standard ones."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 import resource
 from contextlib import suppress
 
-__all__ = ["fill_standard_descriptors", "raise_descriptor_limit"]
+__all__ = ["fill_standard_descriptors", "null_standard_descriptors", "raise_descriptor_limit"]
 
 
 def raise_descriptor_limit(wanted: int) -> int:
-    """Raise RLIMIT_NOFILE (setrlimit(2)) to *wanted* if it is lower; never lower it.
+    """Raise RLIMIT_NOFILE (setrlimit(2)) to *wanted* if it is lower.
 
-    :returns: the limit in force afterwards, which the hard limit may keep below *wanted*
+    :returns: the new limit, which the hard limit may keep below *wanted*
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -23,11 +23,19 @@ def raise_descriptor_limit(wanted: int) -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def null_standard_descriptors() -> None:
+    """Make /dev/null of 0, 1 and 2."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+
+
 def fill_standard_descriptors() -> None:
     """Open /dev/null as 0, 1 and 2 where they are closed.
 
     A program started with ``<&-`` would otherwise get a listening socket as its standard input,
-    and lose it when it detaches.
+    and lose it on detaching.
     """
     while True:
         descriptor = os.open(os.devnull, os.O_RDWR)

@@ -1,7 +1,7 @@
-"""Detach: become a daemon (daemon(7)), with a parent that waits for the daemon's word.
+"""Detaching from the terminal (daemon(7)), with a parent that waits for the result of the start.
 
-The parent exits 0 only once the daemon serves. Else it prints the daemon's reason, one line, and
-exits with its status, as if nobody had forked.
+The parent exits with 0 once the daemon serves. Otherwise it prints the daemon's error, one line,
+and exits with its status, as without a fork.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
+from smtpd_fork.daemon.descriptors import null_standard_descriptors
 from smtpd_fork.errors import ExitStatus, OperatingSystemError
 
 __all__ = ["Word", "detach"]
@@ -18,39 +19,39 @@ __all__ = ["Word", "detach"]
 UMASK = 0o022
 
 MAX_WORD = 4096
-"""Bytes of a word: one line, and less than PIPE_BUF, so that it is written at once."""
+"""Bytes of a message; at most PIPE_BUF, so that it is written at once."""
 
 
 class Word:
-    """What the daemon tells its parent, once."""
+    """The one message of the daemon to its parent."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe: int | None = pipe
 
     def serving(self, warning: str = "") -> None:
-        """Tell that the daemon serves.
+        """Tell the parent that the daemon serves.
 
-        :param warning: printed all the same; nothing, if it is empty
+        :param warning: printed by the parent; empty for none
         """
         self._say(b"%d\n%s" % (ExitStatus.OK, warning.encode("utf-8", "replace")))
 
     def failed(self, status: int, reason: str) -> None:
-        """Tell why it does not."""
+        """Tell the parent why the daemon does not serve."""
         self._say(b"%d\n%s" % (status, reason.encode("utf-8", "replace")))
 
     def _say(self, word: bytes) -> None:
         if self._pipe is None:
             return
         pipe, self._pipe = self._pipe, None
-        with suppress(OSError):  # a parent that was killed hears nothing
+        with suppress(OSError):  # the parent may be gone
             os.write(pipe, word[:MAX_WORD])
         os.close(pipe)
 
 
 def detach() -> Word:
-    """Return in the daemon: a process without terminal, in / and with stdio on /dev/null.
+    """Return in the daemon: a process without a terminal, in / and with stdio on /dev/null.
 
-    The process that called this never returns from it: it waits for the word, and exits.
+    The calling process does not return: it waits for the message, and exits.
 
     :raises OperatingSystemError: there can be no more processes or descriptors
     """
@@ -65,7 +66,7 @@ def detach() -> Word:
     os.close(read)
     word = Word(write)
     os.setsid()
-    # A session's leader can get a terminal by opening one; its child cannot.
+    # The leader of a session can get a terminal by opening one; its child cannot.
     try:
         if os.fork():
             os._exit(ExitStatus.OK)
@@ -74,10 +75,7 @@ def detach() -> Word:
         os._exit(ExitStatus.OS_ERROR)
     os.chdir("/")
     os.umask(UMASK)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    os.close(null)
+    null_standard_descriptors()
     return word
 
 
@@ -92,5 +90,5 @@ def _wait_for_word(child: int, read: int) -> NoReturn:
     if reason:
         sys.stderr.write(reason.decode("utf-8", "replace") + "\n")
         sys.stderr.flush()
-    # Not sys.exit(): what is open here is the daemon's, to use and to clean up.
+    # Not sys.exit(): what is open here belongs to the daemon, which cleans it up.
     os._exit(int(status))

@@ -1,11 +1,10 @@
-"""Init: what pid 1 of a container has to do besides, and the daemon cannot do itself.
+"""Init: the duties of process 1 in a container, which the daemon cannot do itself.
 
-Orphans become children of pid 1, which has to wait for them, or they stay as zombies until there
-are no more processes. A program that has children of its own cannot: to wait for any child is to
-take their exit statuses from whoever else waits (asyncio, uvloop, subprocess), and nothing tells a
-child from an orphan. So pid 1 forks once: it stays behind, passes signals on and waits for all
-there is, and the daemon is its child, where its own children are its own. Memory is shared until
-written to, so it costs little.
+Orphans become children of process 1, which has to wait for them; otherwise they stay as zombies
+until no more processes are possible. A program that has children of its own cannot do that: waiting
+for any child takes exit statuses away from asyncio, uvloop and subprocess, and nothing tells a
+child from an orphan. So process 1 forks once, passes signals on and waits for all processes, and
+its child is the daemon. Memory is shared until it is written to, so this costs little.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ _PASSED_ON = {
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
     signal.SIGWINCH, signal.SIGALRM, signal.SIGCONT,
 }  # fmt: skip
-"""Signals that somebody may send to a container, all for the daemon."""
+"""Signals that are passed on to the daemon."""
 
 
 def become_init_if_first() -> bool:
-    """Return at once, unless this is pid 1: then return in a child, and let pid 1 look after it.
+    """Do nothing, unless this is process 1; then return in a child of it.
 
-    pid 1 ends when that child does, with its exit status, or 128 and the signal's number.
+    Process 1 ends when that child does, with its exit status, or 128 and the number of the signal.
 
-    :returns: whether pid 1 looks after this process
+    :returns: whether this process is such a child
     :raises OperatingSystemError: there can be no more processes
     """
     if os.getpid() != INIT:
@@ -48,7 +47,7 @@ def become_init_if_first() -> bool:
         raise OperatingSystemError(f"cannot start the daemon: {error.strerror}") from None
     if child:
         _look_after(child, heard)
-    # In a group of its own: what a terminal sends to all of its group, pid 1 passes on already.
+    # In a group of its own: a terminal signals the whole group, and process 1 passes that on.
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return True
@@ -63,12 +62,12 @@ def _look_after(child: int, heard: set[signal.Signals]) -> NoReturn:
             continue
         status = _reap(child)
         if status is not None:
-            # Not sys.exit(): what is open here is the daemon's. The rest ends with pid 1.
+            # Not sys.exit(): what is open here is the daemon's. The rest ends with process 1.
             os._exit(status)
 
 
 def _reap(child: int) -> int | None:
-    """Wait for all that have ended; return the status to end with if *child* is among them."""
+    """Wait for all processes that have ended; return the exit status if *child* is among them."""
     result = None
     while True:
         try:

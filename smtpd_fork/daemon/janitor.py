@@ -1,9 +1,9 @@
-"""Janitor: a small process that keeps the right to clean up after one that gave it away.
+"""Janitor: a helper process that keeps the privilege to clean up after the daemon.
 
-Once ``--user`` has taken effect, the daemon may no longer remove its pid-file from /run, nor the
-path of a unix socket. The janitor is forked before; it waits, removes what is still the daemon's
-when the daemon ends (even by SIGKILL), and ends. It listens to nothing and nobody else: the one
-thing it does is unlink(2) of paths that it was born with.
+After dropping privileges the daemon may no longer remove its pid-file from /run, or the path of a
+unix socket. The janitor is forked before that. It waits until the daemon has ended, even by
+SIGKILL, removes what still belongs to the daemon, and ends. It takes no input: all that it does is
+unlink(2) of paths that it knows from the start.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, Self
 
+from smtpd_fork.daemon.descriptors import null_standard_descriptors
 from smtpd_fork.errors import OperatingSystemError
 
 if TYPE_CHECKING:
@@ -23,54 +24,54 @@ if TYPE_CHECKING:
 __all__ = ["Janitor"]
 
 DISMISS_SECONDS = 5.0
-"""How long a dismissed janitor may take; it has a few files to remove."""
+"""Time for a dismissed janitor to remove a few files."""
 
 _MAX_DESCRIPTOR = 1 << 20
 
 
 class Owned(Protocol):
-    """Something on a path."""
+    """A thing with a path."""
 
     def remove(self) -> None:
-        """Remove what is there, if it is still what was put there.
+        """Remove the path, if it still leads to this.
 
         :raises OSError: it cannot be removed
         """
 
 
 class Janitor:
-    """The daemon's end of it. Make one with :meth:`hire`."""
+    """The daemon's end of the line. Make one with :meth:`hire`."""
 
     def __init__(self, line: socket.socket) -> None:
         self._line = line
-        self._is_anothers = False
+        self._is_foreign = False
 
     @classmethod
     def inherit(cls, descriptor: int) -> Self:
-        """Return the janitor of another process; it is that one's still."""
+        """Return the janitor of the old process, which still owns it."""
         janitor = cls(socket.socket(fileno=descriptor))
         janitor.let_go()
         return janitor
 
     def let_go(self) -> None:
-        """Leave it to another process that has its line too."""
-        self._is_anothers = True
+        """Leave the janitor to another process that has the line as well."""
+        self._is_foreign = True
 
     def take_over(self) -> None:
-        """Have it from a process that let go of it."""
-        self._is_anothers = False
+        """Own the janitor that another process has let go."""
+        self._is_foreign = False
 
     @property
     def descriptor(self) -> int:
-        """The line to it: it waits until the last process has closed that."""
+        """The line; the janitor waits until the last process has closed it."""
         return self._line.fileno()
 
     @classmethod
     def hire(cls, things: Sequence[Owned], keep: int | None = None) -> Self:
-        """Fork a janitor for *things*, each removed in the end if it is still ours.
+        """Fork a janitor for *things*.
 
-        :param keep: a descriptor that it holds on to: the pid-file's, whose lock so lasts until
-            the file is gone
+        :param keep: a descriptor that stays open: the pid-file's, so that its lock lasts until the
+            file is removed
         :raises OperatingSystemError: there can be no more processes or descriptors
         """
         try:
@@ -87,9 +88,9 @@ class Janitor:
         return cls(ours)
 
     def dismiss(self) -> None:
-        """Have the janitor clean up now, and wait until it has; if it is still ours."""
+        """Let the janitor clean up now, and wait for it; if this process owns it."""
         with suppress(OSError), self._line:
-            if self._is_anothers:
+            if self._is_foreign:
                 return
             self._line.shutdown(socket.SHUT_WR)
             self._line.settimeout(DISMISS_SECONDS)
@@ -97,9 +98,9 @@ class Janitor:
 
 
 def _work(line: socket.socket, things: Sequence[Owned], keep: int | None) -> None:
-    """Wait until every daemon's end is closed, clean up, and return."""
+    """Wait until every process has closed the line, and clean up."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)  # it ends when the daemon does, not before
+        signal.signal(number, signal.SIG_IGN)  # it ends after the daemon
     with suppress(OSError):
         os.setsid()
     os.chdir("/")
@@ -113,10 +114,8 @@ def _work(line: socket.socket, things: Sequence[Owned], keep: int | None) -> Non
 
 
 def _close_others(*kept: int | None) -> None:
-    """Close all descriptors but those: a listening socket held here would keep its port taken."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
+    """Close all descriptors but *kept*: a listening socket held here would keep its port in use."""
+    null_standard_descriptors()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     end = _MAX_DESCRIPTOR if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTOR)
     low = 3

@@ -1,7 +1,8 @@
-"""The word to a service manager: sd_notify(3) and sd_watchdog_enabled(3), without a library.
+"""The client of sd_notify(3) and sd_watchdog_enabled(3).
 
-A message is lines of ``NAME=VALUE`` in one datagram to the socket that ``NOTIFY_SOCKET`` names.
-It is sent without waiting: a manager that does not read must not hold up the mail.
+A message is lines of ``NAME=VALUE`` in one datagram to the socket that ``NOTIFY_SOCKET`` names. It
+is sent without waiting: a manager that does not read must not hold up mail. The libraries for it
+have to be compiled, or are not maintained, and block; a datagram is all there is to it.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ MAX_ADDRESS = 107
 """Bytes in sockaddr_un.sun_path, without its final NUL: unix(7)."""
 
 MAX_WATCHDOG_USEC = 10**18
-"""Thirty thousand years: a figure, and not an attempt at the memory."""
+"""Thirty thousand years; longer figures are not parsed."""
 
 _USEC = 1_000_000
 
 
 class Notifier:
-    """Tells whoever started this process how it is.
+    """Sends messages to the service manager.
 
-    :ivar watchdog: after so many seconds without ``WATCHDOG=1`` the manager takes it for hung;
-        None if nobody watches
+    :ivar watchdog: seconds without ``WATCHDOG=1`` after which the manager takes the daemon for
+        hung; None without a watchdog
     """
 
     def __init__(self, address: str, watchdog: float | None = None) -> None:
@@ -41,9 +42,9 @@ class Notifier:
 
     @classmethod
     def of_environment(cls, environment: MutableMapping[str, str]) -> Self | None:
-        """Return the one that the environment names, or None if it names none.
+        """Return a notifier as *environment* describes it; None without a service manager.
 
-        The variables are taken out of it: what a handler starts has no word to say here.
+        The variables are removed: programs that a handler starts send no messages for the daemon.
 
         :raises UsageError: a variable cannot be read
         """
@@ -61,7 +62,7 @@ class Notifier:
 
     @property
     def main_pid(self) -> Mapping[str, object]:
-        """``MAINPID``, if this is no longer the process that was started (it was detached)."""
+        """``MAINPID``, if the daemon has detached from the process that was started."""
         pid = os.getpid()
         return {} if pid == self._main else {"MAINPID": pid}
 
@@ -69,8 +70,8 @@ class Notifier:
         """Send one message.
 
         :param fields: names and values; a value is one line
-        :raises BlockingIOError: the manager has not read what it was told before
-        :raises OSError: it is not there
+        :raises BlockingIOError: the manager has not read earlier messages
+        :raises OSError: there is no manager
         """
         lines = [f"{name}={' '.join(str(value).split())}" for name, value in fields.items()]
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
@@ -79,7 +80,7 @@ class Notifier:
 
 
 def monotonic_usec() -> int:
-    """Return the time as ``MONOTONIC_USEC`` wants it: CLOCK_MONOTONIC, in microseconds."""
+    """Return the time for ``MONOTONIC_USEC``: CLOCK_MONOTONIC, in microseconds."""
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
 
 
@@ -92,5 +93,5 @@ def _watchdog(usec: str | None, pid: str | None) -> float | None:
     if not 0 < int(usec) <= MAX_WATCHDOG_USEC:
         raise UsageError(f"WATCHDOG_USEC {usec!r}: expected a time of more than 0")
     if pid is not None and int(pid) != os.getpid():
-        return None  # it is another process that is watched: sd_watchdog_enabled(3)
+        return None  # another process is watched: sd_watchdog_enabled(3)
     return int(usec) / _USEC

@@ -1,13 +1,13 @@
-"""PidFile: says who serves, and keeps a second one from starting.
+"""PidFile: the file of the process id, locked while the daemon runs.
 
-The lock is what counts, not the number in the file: a stale file, or a pid that is another
-process's by now, never blocks a start. It is a write lock of the open file description (fcntl(2),
-F_OFD_SETLK), so it passes through fork(2) to the daemon, and goes when its last holder does,
-however that ends. Only a process that may write the file can have one. All that may read it can
-have a read lock: while nobody has a write lock such a file is stale, and is replaced.
+The lock counts, not the number in the file: a stale file, or the id of another process, does not
+block a start. It is a write lock of the open file description (fcntl(2), F_OFD_SETLK): the daemon
+inherits it by fork(2), and it ends with its last holder. Only a process that may write the file can
+have a write lock. Any reader can have a read lock; a file without a write lock is stale, and is
+replaced.
 
-A file that another user made, or could have, is refused: the number in it is what an
-administrator will send signals to.
+A file that another user has made, or could have, is refused: an administrator sends signals to the
+number in it. Libraries for pid-files trust the number, or the directory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MODE = 0o644
 _LONGEST_PID = 32
 
 _FLOCK = "hhqqi4x"
-"""struct flock of fcntl(2): type, whence, start, length, pid; 0 bytes are all there ever are."""
+"""struct flock of fcntl(2): type, whence, start, length, pid; a length of 0 is the whole file."""
 
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -39,20 +39,20 @@ _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 class PidFile:
     """A pid-file that is open and locked. Make one with :meth:`acquire`.
 
-    :ivar path: where it is, absolute
+    :ivar path: of the file, absolute
     :ivar descriptor: the open file
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.descriptor = descriptor
-        self._is_anothers = False
+        self._is_foreign = False
 
     @classmethod
     def acquire(cls, path: str | os.PathLike[str]) -> Self:
         """Open and lock *path*, which need not exist.
 
-        :raises CannotCreateError: it cannot be written, or a running process holds it
+        :raises CannotCreateError: it cannot be written, or a running process has the lock
         """
         absolute = Path(path).absolute()
         with ExitStack() as stack:
@@ -76,7 +76,7 @@ class PidFile:
                         os.fchmod(descriptor, MODE & ~_umask())
                     return pid_file
                 pid_file._check_nobody_holds_it()
-                # It was removed since, or all its locks are those of readers.
+                # It was removed meanwhile, or has read locks only.
                 if pid_file.is_ours():
                     path.unlink()
             except BaseException:
@@ -85,9 +85,9 @@ class PidFile:
             pid_file.close()
 
     def _check(self) -> None:
-        """See that no other user has to do with the file.
+        """Check that no other user has made the file, or may write to it.
 
-        :raises PermissionError: one has, or may have
+        :raises PermissionError: one has, or may
         """
         found = os.fstat(self.descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -105,7 +105,7 @@ class PidFile:
             raise PermissionError(errno.EACCES, "it has another name elsewhere (a hard link)")
 
     def _lock(self) -> bool:
-        """Take the write lock; return whether it could be had."""
+        """Take the write lock; return False if another process has a lock."""
         wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         try:
             fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, wanted)
@@ -114,9 +114,9 @@ class PidFile:
         return True
 
     def _check_nobody_holds_it(self) -> None:
-        """See that no process has the write lock: only that is in the way of a read lock.
+        """Check that no process has the write lock: only that prevents a read lock.
 
-        :raises CannotCreateError: one has
+        :raises CannotCreateError: one has it
         """
         wanted = struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
         found = fcntl.fcntl(self.descriptor, fcntl.F_OFD_GETLK, wanted)
@@ -129,27 +129,27 @@ class PidFile:
 
     @classmethod
     def inherit(cls, path: str | os.PathLike[str], descriptor: int) -> Self:
-        """Return the file that another process opened and locked; it is that one's still."""
+        """Return the file of the old process, which still owns it."""
         pid_file = cls(Path(path), descriptor)
-        pid_file._is_anothers = True
+        pid_file._is_foreign = True
         return pid_file
 
     def let_go(self) -> None:
-        """Leave the file, and its lock, to another process that has it open too."""
-        self._is_anothers = True
+        """Leave the file and its lock to another process that has it open as well."""
+        self._is_foreign = True
 
     def take_over(self) -> None:
-        """Have the file from a process that let go of it."""
-        self._is_anothers = False
+        """Own the file that another process has let go."""
+        self._is_foreign = False
 
     def _read(self) -> str:
         text = os.pread(self.descriptor, _LONGEST_PID, 0).decode("ascii", "replace").strip()
         return text if text.isdigit() else ""
 
     def write(self, pid: int) -> None:
-        """Write *pid* and a line's end, in place of whatever was there.
+        """Write *pid* and a line end in place of the old content.
 
-        :raises CannotCreateError: the disk is full, or worse
+        :raises CannotCreateError: the disk is full, or fails
         """
         try:
             os.ftruncate(self.descriptor, 0)
@@ -160,7 +160,7 @@ class PidFile:
             ) from None
 
     def is_ours(self) -> bool:
-        """Whether the path still leads to the file that is locked here."""
+        """Whether the path still leads to this file."""
         try:
             there = self.path.lstat()
         except OSError:
@@ -169,27 +169,27 @@ class PidFile:
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def remove(self) -> None:
-        """Remove the file if it is still ours, and let go of the lock.
+        """Remove the file if this process still owns it, and release the lock.
 
-        Without the right to remove it (privileges were dropped) it is emptied: the
-        :class:`~smtpd_fork.daemon.janitor.Janitor` removes it.
+        After dropping privileges it is emptied, and the janitor removes it
+        (:class:`smtpd_fork.daemon.janitor.Janitor`).
         """
-        if not self._is_anothers and self.is_ours():
+        if not self._is_foreign and self.is_ours():
             with suppress(OSError):
                 os.ftruncate(self.descriptor, 0)
                 self.path.unlink()
         self.close()
 
     def close(self) -> None:
-        """Let go of the lock."""
+        """Close the file, and release the lock."""
         os.close(self.descriptor)
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """Open or make the file; return its descriptor, and whether it was made."""
+    """Open or create the file; return its descriptor, and whether it was created."""
     while True:
         with suppress(FileExistsError):
-            # Until it is locked nobody else may open it, or a reader's lock could come first.
+            # Mode 0600 until it is locked: another user's read lock could come first.
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
             return open_trusted(path, flags, 0o600, follow=False), True
         with suppress(FileNotFoundError):  # it was removed meanwhile
@@ -203,9 +203,9 @@ def _umask() -> int:
 
 
 def _enter(stack: ExitStack, path: Path) -> None:
-    """Be alone at *path*, as far as that can be had.
+    """Have *path* to this process alone, if its directory is writable.
 
-    In a directory that is not writable nobody here can replace the file either.
+    In one that is not, no process of this user can replace the file either.
     """
     try:
         stack.enter_context(exclusively(path))

@@ -1,4 +1,4 @@
-"""Privileges: becoming another user for good, and the proof of it."""
+"""Dropping privileges for good, with proof that root is gone."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ class Account:
 
 
 def look_up_user(name: str, *, may_be_it: bool = False) -> Account:
-    """Return the account to become: *name* is a user's name, or a uid in digits.
+    """Return the account of *name*, which is the name of a user, or a uid in digits.
 
     :param may_be_it: the process may be that user already, and need not be root then
-
     :raises UnknownUserError: there is no such user
-    :raises NotPermittedError: only root can become another user; or the user is root itself
+    :raises NotPermittedError: the process is not root, or the user is root
     """
     try:
         entry = pwd.getpwuid(int(name)) if name.isascii() and name.isdigit() else pwd.getpwnam(name)
@@ -40,12 +39,12 @@ def look_up_user(name: str, *, may_be_it: bool = False) -> Account:
 
 
 def drop_privileges(account: Account) -> None:
-    """Become *account*: initgroups(3), setgid(2), setuid(2); then see that root cannot come back.
+    """Become *account* by initgroups(3), setgid(2) and setuid(2), and check that root is gone.
 
     :raises NotPermittedError: the system refused, or root is not gone
     """
     if os.getresuid() == (account.uid,) * 3 and not _root_comes_back():
-        return  # a process that was root before this one saw to it
+        return  # the old process of an upgrade has done it
     try:
         # In this order: without root, groups can no longer be changed.
         os.initgroups(account.name, account.gid)
@@ -58,7 +57,7 @@ def drop_privileges(account: Account) -> None:
 
 
 def _root_comes_back() -> bool:
-    """Try to get root back by every way there is."""
+    """Try all ways to become root again."""
     for attempt in (os.setuid, os.seteuid, os.setgid, os.setegid):
         try:
             attempt(0)

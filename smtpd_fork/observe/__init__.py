@@ -1,4 +1,4 @@
-"""What lets an administrator see into a daemon that runs, and have a say."""
+"""Observation and control of a daemon that runs: logs, metrics, status, control socket."""
 
 from smtpd_fork.observe.notifications import Notifications
 from smtpd_fork.observe.service import Service

@@ -1,4 +1,8 @@
-"""Chart: refusals over time, as bars in SVG that need no script and no style but the page's."""
+"""Chart: refusals over time as bars in SVG.
+
+A plotting library would be larger than the daemon, and write scripts or images that the policy of
+the page does not allow.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["COLOURS", "bars", "leading"]
 
 COLOURS = 6
-"""Rules that have a colour of their own: classes ``c0`` to ``c5``; all others share the last."""
+"""CSS classes ``c0`` to ``c5``, a rule each; further rules share the last."""
 
 STEP, BAR = 12, 10
 HEIGHT, TOP, BOTTOM = 120, 14, 16
 
 
 def leading(minutes: Sequence[Mapping[str, int]]) -> list[tuple[str, int]]:
-    """Return the rules that refused, and how often, those that did most first."""
+    """Return the rules that refused, with their counts, the highest first."""
     total: Counter[str] = Counter()
     for minute in minutes:
         total.update(minute)
@@ -27,7 +31,7 @@ def leading(minutes: Sequence[Mapping[str, int]]) -> list[tuple[str, int]]:
 
 
 def bars(minutes: Sequence[Mapping[str, int]]) -> str:
-    """Return a bar for each minute, the last one at the right, made of its rules' parts."""
+    """Return a bar for each minute, the last one at the right, with a part for each rule."""
     order = [rule for rule, _ in leading(minutes)]
     highest = max((sum(minute.values()) for minute in minutes), default=0)
     width = STEP * len(minutes)
@@ -52,9 +56,9 @@ def bars(minutes: Sequence[Mapping[str, int]]) -> str:
 
 
 def _bar(x: int, minute: Mapping[str, int], order: Sequence[str], highest: int, ago: int) -> str:
-    told = ", ".join(f"{rule} {minute[rule]}" for rule in order if rule in minute)
+    counts = ", ".join(f"{rule} {minute[rule]}" for rule in order if rule in minute)
     when = f"{ago} min ago" if ago else "this minute"
-    parts = [f"<g><title>{escape(f'{when}: {told}')}</title>"]
+    parts = [f"<g><title>{escape(f'{when}: {counts}')}</title>"]
     y = float(HEIGHT + TOP)
     for rank, rule in enumerate(order):
         if rule in minute:

@@ -1,4 +1,4 @@
-"""History: what each rule refused in each of the last sixty minutes, and nothing older."""
+"""History: the refusals of each rule in each of the last sixty minutes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 __all__ = ["MINUTES", "History"]
 
 MINUTES = 60
-"""Of which the last is the one that is under way."""
+"""The last of them is the current minute."""
 
 _REFUSED = "refused_"
 
 
 class History:
-    """The differences of a gate's counts, a minute each; nothing is done for a refusal.
+    """Differences between the gate's counts, minute by minute; a refusal costs nothing more.
 
-    :param stats: the counts at the beginning, as ``Gate.stats()`` has them
+    :param stats: the first counts, from ``Gate.stats()``
     """
 
     def __init__(self, stats: Mapping[str, int]) -> None:
@@ -27,19 +27,19 @@ class History:
         self._minutes: deque[dict[str, int]] = deque(maxlen=MINUTES - 1)
 
     def turn(self, stats: Mapping[str, int]) -> None:
-        """End a minute, with the counts as they are now."""
+        """End a minute; *stats* are the counts now."""
         now = refusals(stats)
         self._minutes.append(_difference(now, self._base))
         self._base = now
 
     def minutes(self, stats: Mapping[str, int]) -> list[dict[str, int]]:
-        """Return what each rule refused by the minute, the oldest first, always so many."""
+        """Return the refusals of each rule for sixty minutes, the oldest first."""
         known = [*self._minutes, _difference(refusals(stats), self._base)]
         return [{} for _ in range(MINUTES - len(known))] + known
 
 
 def refusals(stats: Mapping[str, int]) -> dict[str, int]:
-    """Return the refusals by rule, of a gate's counts."""
+    """Return the refusals by rule, out of the gate's counts."""
     return {
         name.removeprefix(_REFUSED): count
         for name, count in stats.items()

@@ -1,8 +1,8 @@
-"""Metrics: a server's figures, as Prometheus reads them.
+"""Metrics: the figures of a server, for Prometheus.
 
-Every metric is a row of :data:`METRICS`, and a value made of snapshot below. docs/monitoring.md has
-the same rows. A label has values that this program chooses, or whoever configures it: never a
-client, and never what a handler says.
+Each metric is a row of :data:`METRICS`, and a value in :meth:`Metrics.collect`. docs/monitoring.md
+has the same rows. The values of labels come from this program and its configuration, never from a
+client or a handler.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "Metrics", "Row"]
 
 OTHER = "other"
-"""The label of rules that are none of ours: an embedder's gate may have some."""
+"""The label of rules that an embedder has added to the gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Row:
 
     :ivar kind: ``counter``, ``gauge``, ``histogram`` or ``info``
     :ivar label: its label; empty for none
-    :ivar text: what it is
+    :ivar text: its description
     """
 
     name: str
@@ -85,13 +85,13 @@ METRICS = (
     Row("process_open_fds", "gauge", "", "File descriptors that are open."),
     Row("process_max_fds", "gauge", "", "File descriptors that may be open."),
 )
-"""All of them; the last six have the names that all exporters use."""
+"""All metrics; the last six have the names that all exporters use."""
 
 _ROWS = {row.name: row for row in METRICS}
 
 
 class _Families:
-    """Families to be written, for whoever asks as if this were a registry."""
+    """Metrics in the shape of a registry, as the encoder of prometheus-client wants it."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = list(families)
@@ -101,9 +101,9 @@ class _Families:
 
 
 class Metrics:
-    """Turns snapshot into the text that Prometheus reads.
+    """Turns snapshots into the text that Prometheus reads.
 
-    :param tally: what sessions have counted
+    :param tally: the counters of all sessions
     """
 
     def __init__(self, tally: Tally) -> None:
@@ -118,9 +118,10 @@ class Metrics:
         }
 
     def page(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
-        """Return the metrics, and their content type, as the header Accept wants them.
+        """Return the metrics and their content type.
 
-        OpenMetrics if it asks for that, else Prometheus' text format.
+        :param accept: the header of the request; OpenMetrics if it asks for that, else
+            Prometheus' text format
         """
         process = self._process.collect(self._texts)
         encode, content_type = choose_encoder(accept)
@@ -161,7 +162,7 @@ class Metrics:
 
 
 def _by_rule(refused: Mapping[str, int]) -> dict[str, int]:
-    """Return refusals by every rule that there is; a count that is 0 is one as well."""
+    """Return the refusals of all rules, zeros included."""
     counts = dict.fromkeys([*CURES, OTHER], 0)
     for rule, count in refused.items():
         counts[rule if rule in counts else OTHER] += count
@@ -169,7 +170,7 @@ def _by_rule(refused: Mapping[str, int]) -> dict[str, int]:
 
 
 def _family(row: Row, value: Any) -> Metric:
-    """Return a metric with its value, or its values by label."""
+    """Return a metric with its value, or with its values by label."""
     if row.kind == "info":
         return InfoMetricFamily(row.name.removesuffix("_info"), row.text, value)
     labels = [row.label] if row.label else []
@@ -187,7 +188,7 @@ def _family(row: Row, value: Any) -> Metric:
 
 
 def _buckets(latency: Latency) -> list[tuple[str, float]]:
-    """Return a histogram's buckets as Prometheus wants them: each has all the smaller ones'."""
+    """Return the buckets of a histogram; each includes the smaller ones, as Prometheus wants it."""
     bounds = [*map(str, BOUNDS), "+Inf"]
     total = 0
     buckets: list[tuple[str, float]] = []

@@ -1,8 +1,8 @@
-"""Notifications: the daemon's word to the service manager that started it, sd_notify(3).
+"""Notifications of the service manager about the daemon's state, by sd_notify(3).
 
-``READY=1`` once it serves, ``RELOADING=1`` and ``STOPPING=1`` when it does, and between them a
-``STATUS=`` line for people. The watchdog is patted by a timer of the loop that serves: where that
-loop hangs, nobody pats, and the manager finds out.
+``READY=1`` once it serves, ``RELOADING=1`` and ``STOPPING=1`` at a reload and a stop, and now and
+then a ``STATUS=`` line for people. ``WATCHDOG=1`` comes from a timer of the event loop that serves:
+if the loop hangs, the manager finds out.
 """
 
 from __future__ import annotations
@@ -24,68 +24,68 @@ __all__ = ["Notifications"]
 log = logging.getLogger("smtpd_fork.daemon")
 
 STATUS_SECONDS = 5.0
-"""How often, at most, the status is told anew; people read it."""
+"""Time between two updates of the status; people read it."""
 
 SHORTEST_BEAT = 0.01
-"""Seconds; a watchdog that wants more is not served faster."""
+"""Seconds between two ``WATCHDOG=1`` at least."""
 
 EXTEND_USEC = 15_000_000
-"""By how much a stop asks for more time, each time: three times what lies between two."""
+"""Time that each message of a stop asks for: three times STATUS_SECONDS."""
 
 
 class Notifications(Service):
-    """Tells the service manager.
+    """Notifies the service manager.
 
-    :param notifier: takes the messages
-    :param gate: whose sessions are told of
+    :param notifier: sends the messages
+    :param gate: has the sessions that the status counts
     """
 
     def __init__(self, notifier: Notifier, gate: Gate) -> None:
         self._notifier = notifier
         self._gate = gate
         self._doing = ""
-        self._told = ""
+        self._sent = ""
         self._unsent: dict[str, object] = {}
         self._lost = False
         self._stopping = False
         self._timer: asyncio.TimerHandle | None = None
         self._status_timer: asyncio.TimerHandle | None = None
 
-    # -- what the daemon does ------------------------------------------------------------------
+    # -- the daemon's life ---------------------------------------------------------------------
 
     async def serving(self) -> None:
-        """Tell that it serves; from now on pat the watchdog."""
-        self._tell({**self._notifier.main_pid, "READY": 1})
+        """Send ``READY=1``, and begin with the watchdog and the status."""
+        self._notify({**self._notifier.main_pid, "READY": 1})
         if self._notifier.watchdog is not None:
-            self._pat()
+            self._beat()
         self._refresh()
 
     async def reloading(self) -> None:
-        """Tell that a reload has begun."""
+        """Send ``RELOADING=1``."""
         self._doing = "reloading: "
-        self._tell({"RELOADING": 1, "MONOTONIC_USEC": monotonic_usec()})
+        self._notify({"RELOADING": 1, "MONOTONIC_USEC": monotonic_usec()})
 
     async def reloaded(self, config: DaemonConfig) -> None:
-        """Tell that it has ended."""
+        """Send ``READY=1``."""
         self._doing = ""
-        self._tell({"READY": 1})
+        self._notify({"READY": 1})
 
     async def stopping(self) -> None:
-        """Tell that the stop has begun, and ask for time until it has ended."""
+        """Send ``STOPPING=1``, and ask for time until the stop has ended."""
         self._doing = "stopping: "
         self._stopping = True
-        self._tell({"STOPPING": 1, "EXTEND_TIMEOUT_USEC": EXTEND_USEC})
+        self._notify({"STOPPING": 1, "EXTEND_TIMEOUT_USEC": EXTEND_USEC})
 
     async def handed_over(self, pid: int) -> None:
-        """Tell who the daemon is from now on, and be silent: it speaks for itself."""
-        self._tell({"MAINPID": pid})
-        self._be_silent()
+        """Send the process id of the new process, which sends its own messages from now on."""
+        self._notify({"MAINPID": pid})
+        self._cease()
 
     async def stop(self) -> None:
-        """Be silent."""
-        self._be_silent()
+        """Send no more."""
+        self._cease()
 
-    def _be_silent(self) -> None:
+    def _cease(self) -> None:
         for timer in (self._timer, self._status_timer):
             if timer is not None:
                 timer.cancel()
@@ -93,34 +93,34 @@ class Notifications(Service):
 
     # -- timers --------------------------------------------------------------------------------
 
-    def _pat(self) -> None:
-        """Pat the watchdog, twice in the time that it allows: sd_watchdog_enabled(3)."""
+    def _beat(self) -> None:
+        """Send ``WATCHDOG=1``, twice in the time of the watchdog: sd_watchdog_enabled(3)."""
         assert self._notifier.watchdog is not None
         self._send({"WATCHDOG": 1})
         seconds = max(self._notifier.watchdog / 2, SHORTEST_BEAT)
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._pat)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._beat)
 
     def _refresh(self) -> None:
-        """Tell the status if there is something new, and what could not be told before."""
+        """Send the status if it has changed, and what could not be sent before."""
         fields: dict[str, object] = {}
         if self._stopping:
             fields["EXTEND_TIMEOUT_USEC"] = EXTEND_USEC
-        if self._status() != self._told or self._unsent or fields:
-            self._tell(fields)
+        if self._status() != self._sent or self._unsent or fields:
+            self._notify(fields)
         loop = asyncio.get_running_loop()
         self._status_timer = loop.call_later(STATUS_SECONDS, self._refresh)
 
     def _status(self) -> str:
         return f"{self._doing}{self._gate.count} of {self._gate.limits.limit_connections} sessions"
 
-    # -- telling -------------------------------------------------------------------------------
+    # -- messages ------------------------------------------------------------------------------
 
-    def _tell(self, fields: dict[str, object]) -> None:
-        """Send *fields* with the status; what cannot be sent now comes with the next."""
+    def _notify(self, fields: dict[str, object]) -> None:
+        """Send *fields* and the status; what cannot be sent now comes with the next message."""
         status = self._status()
         fields = {**self._unsent, **fields, "STATUS": status}
         if self._send(fields):
-            self._unsent, self._told = {}, status
+            self._unsent, self._sent = {}, status
         else:
             self._unsent = {**fields}
 
@@ -128,7 +128,7 @@ class Notifications(Service):
         try:
             self._notifier.send(fields)
         except BlockingIOError:
-            return False  # it is slow; nothing is wrong yet
+            return False  # the manager is slow, which is no fault yet
         except OSError as error:
             if not self._lost:
                 self._lost = True

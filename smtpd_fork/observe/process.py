@@ -1,8 +1,8 @@
-"""Process: its CPU time, memory and descriptors, under the names that all exporters use.
+"""Process: CPU time, memory and descriptors, under the names that all exporters use.
 
-prometheus-client's ProcessCollector has the same figures, and lists /proc/self/fd for one of them:
-with 10,000 sessions that is 20 ms in which no other thread runs Python. The kernel has known the
-number by itself since Linux 6.2; only an older one is made to list them.
+The ProcessCollector of prometheus-client has the same figures, but lists /proc/self/fd to count
+descriptors: with 10,000 sessions that stops all Python threads for 20 ms. Linux 6.2 and newer tell
+the number; only older kernels are asked for the list.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _PAGE = resource.getpagesize()
 
 
 class Process:
-    """The process that asks; what the system does not tell is left out.
+    """The current process; figures that the system does not tell are left out.
 
-    Made when few files are open yet: when it began is looked up once.
+    Constructed while few files are open: the start time of the process is looked up once.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Process:
         }
 
     def collect(self, texts: Mapping[str, str]) -> list[Metric]:
-        """Return the metrics that *texts* has, each with its text."""
+        """Return the metrics named in *texts*, each with its text."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         figures: dict[str, float] = dict(self._begun)
         figures["process_cpu_seconds_total"] = used.ru_utime + used.ru_stime
@@ -65,7 +65,7 @@ class Process:
 
 
 def open_descriptors() -> int:
-    """Return how many files are open.
+    """Return the number of open file descriptors.
 
     :raises OSError: there is no /proc
     """

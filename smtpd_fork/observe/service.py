@@ -1,4 +1,4 @@
-"""Service: what runs beside the server in the daemon's loop, and shares its life."""
+"""Service: a background service of the daemon, which lives as long as its server."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ __all__ = ["Service", "metrics_name"]
 
 
 class Service:
-    """One thing beside the server: metrics, a control socket, the word to systemd.
+    """A background service: metrics, the control socket, notifications of systemd.
 
-    The daemon calls these in this order, each at most once but :meth:`reloading` and
-    :meth:`reloaded`. An error in any but :meth:`start` is logged, and hurts nobody.
+    The daemon calls these methods in this order, each at most once but for :meth:`reloading` and
+    :meth:`reloaded`. An error in any but :meth:`start` is logged, and has no other effect.
     """
 
     async def start(self) -> None:
         """Begin; the server serves.
 
-        :raises SmtpdForkError: it cannot; the start of the daemon fails with it
+        :raises SmtpdForkError: it cannot begin; the start of the daemon fails
         """
 
     async def serving(self) -> None:
-        """Take note that the start is over: nothing of it can fail any more."""
+        """Take note that the start has succeeded."""
 
     def sockets(self) -> Mapping[str, socket.socket]:
-        """Return the sockets that a new process is to go on with, each by a name of its own."""
+        """Return the sockets that an upgrade hands over, each by a name of its own."""
         return {}
 
     async def handed_over(self, pid: int) -> None:
         """Take note that process *pid* serves from now on, also on those sockets.
 
-        Sessions that are in stay until they end. No more is heard but :meth:`stop`.
+        Sessions go on until they end. Only :meth:`stop` is called after this.
         """
 
     async def reloading(self) -> None:
         """Take note that a reload has begun."""
 
     async def reloaded(self, config: DaemonConfig) -> None:
-        """Take note that *config* holds from now on; after a reload that failed, as before."""
+        """Take note that *config* is in force; after a reload that failed, the old one."""
 
     async def stopping(self) -> None:
-        """Take note that the stop has begun: clients are still in, and no more will be let in."""
+        """Take note that the stop has begun: sessions go on, and new clients are not admitted."""
 
     async def stop(self) -> None:
         """End; the server has stopped."""
 
 
 def metrics_name(address: Address, number: int) -> str:
-    """Return by what name a socket for metrics is handed over: an address may have several."""
+    """Return the name by which an upgrade hands over a socket for metrics."""
     return f"metrics {address} {number}"

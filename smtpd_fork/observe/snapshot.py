@@ -1,9 +1,8 @@
-"""Snapshot: how things are with a server now, looked at without holding up its loop.
+"""Snapshot: the state of a server at one time, taken without holding up its event loop.
 
-The sessions are looked at a slice at a time, and the loop has its turn between two slices: ten
-times the sessions take ten times as long, and no session waits longer for it. What was found is
-good for a second, for whoever asks in it: who asks all the time costs no more than who asks once a
-second.
+Sessions are counted in slices, and the loop runs other things between two slices. A snapshot is
+good for a second, for all that ask in it, so a client that asks all the time costs no more than one
+that asks once a second.
 """
 
 from __future__ import annotations
@@ -37,21 +36,22 @@ PHASES = (
 """What a session can be doing: see :class:`smtpd_fork.gate.Entry`."""
 
 SLICE = 500
-"""Sessions that are looked at in one turn of the loop: under a millisecond."""
+"""Sessions counted in one turn of the loop: under a millisecond."""
 
 LISTED = 100
-"""Sessions that are told one by one, the oldest."""
+"""Sessions that are listed, the oldest."""
 
 TOP_SOURCES = 10
+"""Clients that are listed, those with the most sessions."""
 
 FRESH_SECONDS = 1.0
-"""How long snapshot are good; Prometheus asks every 15 s or more, a person every few seconds."""
+"""How long a snapshot is good; Prometheus asks every 15 s or more, people every few seconds."""
 
 MINUTE_SECONDS = 60.0
 
 
 class Watched(Protocol):
-    """What is looked at: a :class:`smtpd_fork.Server`."""
+    """What is observed: a :class:`smtpd_fork.Server`."""
 
     gate: Gate
     tally: Tally
@@ -66,26 +66,26 @@ class Watched(Protocol):
 
     @property
     def zones(self) -> Mapping[str, bool]:
-        """The blocklists, and whether clients are looked up in them."""
+        """The DNS blocklists, and whether each is in use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """How things are.
+    """The state of a server.
 
-    :ivar at: seconds since the epoch, when this was so
+    :ivar at: time of the snapshot, in seconds since the epoch
     :ivar uptime: seconds since the server began to serve
     :ivar state: ``starting``, ``serving``, ``paused`` or ``stopping``
     :ivar limit: sessions at once
-    :ivar phases: sessions by what they do; all of :data:`PHASES` are there
-    :ivar stats: the gate's counts
+    :ivar phases: number of sessions by phase, for all of :data:`PHASES`
+    :ivar stats: the counts of the gate
     :ivar minutes: refusals by rule in each of the last sixty minutes, the oldest first
-    :ivar oldest: the sessions that have been in longest
-    :ivar sources: how many sources have a session
-    :ivar top: the sources with most sessions, and how many
+    :ivar oldest: the oldest sessions
+    :ivar sources: number of clients that have a session
+    :ivar top: the clients with most sessions, and how many
     :ivar queues: each listener, and its backlog if the system tells
-    :ivar lag: seconds by which the loop is late
-    :ivar zones: the blocklists, and whether clients are looked up in them
+    :ivar lag: event-loop lag, in seconds
+    :ivar zones: the DNS blocklists, and whether each is in use
     """
 
     at: float
@@ -104,15 +104,15 @@ class Snapshot:
 
     @property
     def sessions(self) -> int:
-        """Sessions now."""
+        """Sessions at once."""
         return sum(self.phases.values())
 
 
 class Snapshots:
-    """Looks at a server for whoever asks.
+    """Takes snapshots of a server.
 
-    :param server: whom to look at
-    :ivar state: ``starting``, ``serving`` or ``stopping``; its user sets it
+    :param server: is observed
+    :ivar state: ``starting``, ``serving`` or ``stopping``; its owner sets it
     """
 
     def __init__(self, server: Watched) -> None:
@@ -121,8 +121,8 @@ class Snapshots:
         self._begun = time.monotonic()
         self._history = History(server.gate.stats())
         self._minute: asyncio.TimerHandle | None = None
-        self._looking: asyncio.Task[Snapshot] | None = None
-        self._facts: Snapshot | None = None
+        self._taking: asyncio.Task[Snapshot] | None = None
+        self._latest: Snapshot | None = None
         self._good_until = 0.0
 
     def start(self) -> None:
@@ -132,11 +132,10 @@ class Snapshots:
         self._await_minute()
 
     def stop(self) -> None:
-        """Count no more."""
-        if self._minute is not None:
-            self._minute.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
+        """Stop counting minutes."""
+        for each in (self._minute, self._taking):
+            if each is not None:
+                each.cancel()
 
     def _await_minute(self) -> None:
         self._minute = asyncio.get_running_loop().call_later(MINUTE_SECONDS, self._turn)
@@ -147,42 +146,40 @@ class Snapshots:
 
     @property
     def now(self) -> str:
-        """The state, where a gate that is paused is one as well."""
+        """The state; ``paused`` as well."""
         if self.state == "serving" and self.server.gate.paused:
             return "paused"
         return self.state
 
     async def latest(self) -> Snapshot:
-        """Return how things are, or were within the last second; who asks together is told once."""
-        if self._facts is not None and time.monotonic() < self._good_until:
-            return replace(self._facts, state=self.now)
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_task(self._look())
-            self._looking.add_done_callback(self._looked)
-        return await asyncio.shield(self._looking)
+        """Return a snapshot of the last second; calls at the same time share one."""
+        if self._latest is not None and time.monotonic() < self._good_until:
+            return replace(self._latest, state=self.now)
+        if self._taking is None:
+            self._taking = asyncio.get_running_loop().create_task(self._take())
+            self._taking.add_done_callback(self._taken)
+        return await asyncio.shield(self._taking)
 
-    def _looked(self, task: asyncio.Task[Snapshot]) -> None:
-        self._looking = None
+    def _taken(self, task: asyncio.Task[Snapshot]) -> None:
+        self._taking = None
         if not task.cancelled() and task.exception() is None:
-            self._facts = task.result()
+            self._latest = task.result()
             self._good_until = time.monotonic() + FRESH_SECONDS
 
-    async def _look(self) -> Snapshot:
-        gate = self.server.gate
+    async def _take(self) -> Snapshot:
         phases = Counter(dict.fromkeys(PHASES, 0))
         sources: Counter[str] = Counter()
         oldest: list[Ticket] = []
+        gate = self.server.gate
         tickets = list(gate.tickets())
         for begin in range(0, len(tickets), SLICE):
             part = tickets[begin : begin + SLICE]
-            for ticket in part:
-                holder = ticket.holder
-                phases["arriving" if holder is None else holder.phase] += 1
-                sources[ticket.key or "unix"] += 1
+            holders = [ticket.holder for ticket in part]
+            phases.update("arriving" if each is None else each.phase for each in holders)
+            sources.update(ticket.key or "unix" for ticket in part)
             oldest = sorted([*oldest, *part], key=attrgetter("since"))[:LISTED]
             await asyncio.sleep(0)
-        now = time.monotonic()
-        stats = gate.stats()
+        now, stats = time.monotonic(), gate.stats()
         return Snapshot(
             at=time.time(),
             uptime=now - self._begun,

@@ -135,7 +135,7 @@ async def test_a_page_that_fails_says_so_and_the_log_has_the_reason(
         async def fails(_: Any) -> Any:
             raise RuntimeError("a fault of ours")
 
-        seen.status._front._pages = {"/": fails}
+        seen.http._pages = {"/": fails}
         page = await seen.get("/")
         assert (page.status, "fault" in page.body) == (500, False)
         assert "a fault of ours" in caplog.text

@@ -15,7 +15,7 @@ from support.handlers import Collect
 from support.server import until
 from support.status import PATHS, ask, watched
 
-from smtpd_fork.observe import http
+from smtpd_fork.observe import http_server
 from smtpd_fork.sinks import Discard
 
 
@@ -28,21 +28,21 @@ async def mail_goes_through(server: Any) -> None:
 async def test_so_many_are_answered_at_once_and_the_others_wait_in_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http, "MOST", 3)
+    monkeypatch.setattr(http_server, "MOST", 3)
     async with watched(Discard()) as seen:
-        front = seen.status._front
+        front = seen.http
         go_on = asyncio.Event()
 
-        async def slow(_: Any) -> http.Answer:
+        async def slow(_: Any) -> http_server.Answer:
             await go_on.wait()
-            return http.Answer(b"at last")
+            return http_server.Answer(b"at last")
 
         front._pages = {**front._pages, "/slow": slow}
         first = [asyncio.create_task(seen.get("/slow")) for _ in range(6)]
         await until(lambda: len(front._open) == 3)
         late = asyncio.create_task(seen.get("/healthz"))
         await mail_goes_through(seen.server)
-        await asyncio.sleep(2 * http.IDLE_SECONDS)
+        await asyncio.sleep(2 * http_server.IDLE_SECONDS)
         assert not late.done()
         assert len(front._open) == 3
         go_on.set()
@@ -63,11 +63,11 @@ async def test_slow_clients_do_not_hold_up_metrics(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sixty of them, from one address or many, that come again at once when they are ended."""
-    monkeypatch.setattr(http, "LONGEST_SECONDS", PATIENCE)
-    monkeypatch.setattr(http, "REQUEST_SECONDS", PATIENCE)
+    monkeypatch.setattr(http_server, "LONGEST_SECONDS", PATIENCE)
+    monkeypatch.setattr(http_server, "REQUEST_SECONDS", PATIENCE)
 
-    async def large(_: Any) -> http.Answer:
-        return http.Answer(bytes(1 << 24))
+    async def large(_: Any) -> http_server.Answer:
+        return http_server.Answer(bytes(1 << 24))
 
     async def slow_client(number: int) -> None:
         while True:
@@ -86,9 +86,9 @@ async def test_slow_clients_do_not_hold_up_metrics(
                 writer.transport.abort()
 
     async with watched(Discard()) as seen:
-        seen.status._front._pages = {**seen.status._front._pages, "/large": large}
+        seen.http._pages = {**seen.http._pages, "/large": large}
         slow = [asyncio.create_task(slow_client(n)) for n in range(60)]
-        await until(lambda: len(seen.status._front._open) == http.MOST)
+        await until(lambda: len(seen.http._open) == http_server.MOST)
         async with asyncio.timeout(5):
             assert (await seen.get("/metrics")).status == 200
         for task in slow:
@@ -98,20 +98,20 @@ async def test_slow_clients_do_not_hold_up_metrics(
 
 async def test_one_client_keeps_half_of_the_slots_idle_at_most() -> None:
     async with watched(Discard()) as seen, AsyncExitStack() as stack:
-        front = seen.status._front
-        count = http.MOST_OF_ONE + 4
+        front = seen.http
+        count = http_server.MOST_OF_ONE + 4
         for _ in range(count):
             _, writer = await asyncio.open_connection(*seen.address[:2])
             stack.callback(writer.close)
         await until(lambda: len(front._idle()) == count)
         assert (await seen.get("/healthz")).status == 200
-        await until(lambda: len(front._open) < http.MOST_OF_ONE)
+        await until(lambda: len(front._open) < http_server.MOST_OF_ONE)
 
 
 async def test_so_many_are_accepted_in_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MOST_A_SECOND", 5)
+    monkeypatch.setattr(http_server, "MOST_A_SECOND", 5)
     async with watched(Discard()) as seen:
-        front = seen.status._front
+        front = seen.http
         asking = [asyncio.create_task(seen.get("/healthz")) for _ in range(12)]
         seconds = []
         turn = front._next_second
@@ -127,26 +127,26 @@ async def test_so_many_are_accepted_in_a_second(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_slow_client_has_its_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "LONGEST_SECONDS", 0.05)
+    monkeypatch.setattr(http_server, "LONGEST_SECONDS", 0.05)
     async with watched(Discard()) as seen:
         for begun in (b"", b"GET /metr", b"GET / HTTP/1.1\r\nHost: x\r\n"):
             page = await ask(seen.address, begun)
             assert page.status in {0, 408}
-        await until(lambda: not seen.status._front._open)
+        await until(lambda: not seen.http._open)
 
 
 async def test_a_client_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "LONGEST_SECONDS", 0.2)
+    monkeypatch.setattr(http_server, "LONGEST_SECONDS", 0.2)
     async with watched(Discard()) as seen:
 
-        async def large(_: Any) -> http.Answer:
-            return http.Answer(bytes(1 << 24))
+        async def large(_: Any) -> http_server.Answer:
+            return http_server.Answer(bytes(1 << 24))
 
-        seen.status._front._pages = {"/": large}
+        seen.http._pages = {"/": large}
         with closing(await asyncio.to_thread(connect, seen.address[:2])) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            front = seen.status._front
+            front = seen.http
             await until(lambda: front._open)
             await mail_goes_through(seen.server)
             await until(lambda: not front._open)
@@ -169,7 +169,7 @@ async def test_a_client_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatc
 async def test_garbage_is_answered_or_cut_and_nobody_hears_of_it(
     request_: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "LONGEST_SECONDS", 0.5)
+    monkeypatch.setattr(http_server, "LONGEST_SECONDS", 0.5)
     caplog.set_level(logging.INFO)
     async with watched(Discard()) as seen:
         before = len(caplog.records)
@@ -185,7 +185,7 @@ async def test_a_request_that_is_too_long_is_cut(pad: bytes) -> None:
     async with watched(Discard()) as seen:
         page = await ask(seen.address, b"GET / HTTP/1.1\r\n" + pad)
         assert page.status in {0, 400, 431}
-        await until(lambda: not seen.status._front._open)
+        await until(lambda: not seen.http._open)
 
 
 async def test_a_body_is_not_read() -> None:
@@ -193,7 +193,7 @@ async def test_a_body_is_not_read() -> None:
         head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
         page = await ask(seen.address, head + b"x" * 1000)
         assert page.status == 405
-        await until(lambda: not seen.status._front._open)
+        await until(lambda: not seen.http._open)
 
 
 async def test_many_who_ask_and_mail_at_the_same_time() -> None:
@@ -224,7 +224,7 @@ async def test_at_the_stop_whoever_is_connected_is_closed(
             stack.callback(writer.close)
             writer.write(b"GET / HT")
             readers.append(reader)
-        await until(lambda: len(seen.status._front._open) == 3)
+        await until(lambda: len(seen.http._open) == 3)
         await seen.status.stop()
         for reader in readers:
             assert await reader.read() == b""
@@ -233,9 +233,9 @@ async def test_at_the_stop_whoever_is_connected_is_closed(
 
 
 async def test_without_descriptors_mail_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MOST_A_SECOND", 5)
+    monkeypatch.setattr(http_server, "MOST_A_SECOND", 5)
     async with watched(Discard()) as seen:
-        (listener,) = seen.status._front._listeners
+        (listener,) = seen.http._listeners
         accept = listener.accept
         failed = 0
 

@@ -15,6 +15,8 @@ from support.client import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from smtpd_fork.observe.http_server import HttpServer
+
 PATHS = ("/", "/status.json", "/metrics", "/healthz", "/readyz")
 
 
@@ -30,6 +32,11 @@ class Watched(NamedTuple):
     server: Server
     status: StatusServer
     address: Any
+
+    @property
+    def http(self) -> HttpServer:
+        assert self.status._http is not None
+        return self.status._http
 
     async def get(self, path: str, **more: str) -> Page:
         return await get(self.address, path, **more)

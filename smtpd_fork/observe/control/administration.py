@@ -1,4 +1,4 @@
-"""Administration: what each request does, and what it is answered. No socket, no JSON."""
+"""Administration: carries out the requests of the control socket. No socket, no JSON."""
 
 from __future__ import annotations
 
@@ -25,64 +25,49 @@ if TYPE_CHECKING:
     from smtpd_fork.gate import Entry, Ticket
     from smtpd_fork.listeners import Listener
 
-__all__ = ["Administration", "Front", "State"]
+__all__ = ["Administered", "Administration"]
 
 log = logging.getLogger("smtpd_fork.control")
 
 TOP = 10
-"""Sources with the most sessions that the status names."""
+"""Clients with the most sessions that the status names."""
 
-MAX_PLACES = 100
+MAX_LISTENERS = 100
 """Listeners that the status names."""
 
 UNTIL = "the next reload or restart"
 
 
-class Front(Limited, Protocol):
-    """The server, as far as it is administered."""
+class Administered(Limited, Protocol):
+    """What is administered: a :class:`smtpd_fork.Server`."""
 
     @property
     def listeners(self) -> Sequence[Listener]:
-        """Where it listens."""
+        """The bound sockets."""
 
     async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
-        """End the sessions that are chosen; return how many there were."""
-
-
-class State:
-    """How far the daemon's life has come.
-
-    :ivar ending: ``draining`` or ``stopping``; empty while it serves
-    """
-
-    def __init__(self) -> None:
-        self.ending = ""
-        self._began = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Since when it runs."""
-        return time.monotonic() - self._began
+        """End the chosen sessions; return how many there were."""
 
 
 class Administration:
-    """Answers requests.
+    """Carries out requests.
 
-    :param front: is administered
-    :param state: how far its life has come
-    :param drain: has the daemon end with its last session, or after so many seconds
+    :param server: is administered
+    :param drain: ends the daemon with its last session, or after so many seconds
+    :ivar ending: ``draining`` or ``stopping``; empty while the daemon serves
     """
 
-    def __init__(self, front: Front, state: State, drain: Callable[[float | None], None]) -> None:
-        self._front = front
-        self._state = state
+    def __init__(self, server: Administered, drain: Callable[[float | None], None]) -> None:
+        self._server = server
+        self._began = time.monotonic()
+        self.ending = ""
         self._drain_daemon = drain
-        self._limits = RunTimeLimits(front)
+        self._limits = RunTimeLimits(server)
         self._answers: dict[type, Callable[[Any, str], Awaitable[dict[str, Any]]]] = {
             protocol.Status: self._status,
             protocol.Sessions: self._sessions,
             protocol.Kick: self._kick,
-            protocol.Limits: self._tell_limits,
+            protocol.Limits: self._change_limits,
             protocol.Pause: self._pause,
             protocol.Resume: self._resume,
             protocol.Drain: self._drain,
@@ -90,17 +75,17 @@ class Administration:
         }
 
     async def answer(self, request: protocol.Request, who: str) -> dict[str, Any]:
-        """Carry out *request*.
+        """Carry out *request*; return the reply.
 
-        :param who: asks, for the log
-        :raises RequestError: it is not carried out
+        :param who: the client, for the log
+        :raises RequestError: it cannot be carried out
         """
         return await self._answers[type(request)](request, who)
 
     # -- seeing --------------------------------------------------------------------------------
 
     async def _status(self, _: protocol.Status, __: str) -> dict[str, Any]:
-        front, gate = self._front, self._front.gate
+        server, gate = self._server, self._server.gate
         stats = gate.stats()
         sources = gate.sources
         prefix = "refused_"
@@ -111,9 +96,9 @@ class Administration:
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "hostname": front.config.hostname,
+            "hostname": server.config.hostname,
             "state": self._state_word(),
-            "seconds": round(self._state.seconds, 3),
+            "seconds": round(time.monotonic() - self._began, 3),
             "sessions": gate.count,
             "limit": gate.limits.limit_connections,
             "phases": dict(sorted(phases.items())),
@@ -122,28 +107,28 @@ class Administration:
             "admitted": stats["admitted"],
             "refused": stats["refused"],
             "rules": refused,
-            "listeners": [printable(str(each)) for each in front.listeners[:MAX_PLACES]],
+            "listeners": [printable(str(each)) for each in server.listeners[:MAX_LISTENERS]],
             "limits_changed": sorted(self._limits.changes),
         }
 
     def _state_word(self) -> str:
-        return self._state.ending or ("paused" if self._front.gate.paused else "serving")
+        return self.ending or ("paused" if self._server.gate.paused else "serving")
 
     async def _sessions(self, request: protocol.Sessions, _: str) -> dict[str, Any]:
-        entries = self._front.gate.ledger(limit=request.limit, after=request.after)
+        entries = self._server.gate.ledger(limit=request.limit, after=request.after)
         last = entries[-1] if len(entries) == request.limit else None
         return {
-            "sessions": [_told(entry) for entry in entries],
+            "sessions": [_session(entry) for entry in entries],
             "next": None if last is None else (last.since, last.id),
         }
 
     async def _explain(self, request: protocol.Explain, _: str) -> dict[str, Any]:
-        explanation = self._front.gate.explain(request.id)
+        explanation = self._server.gate.explain(request.id)
         if explanation is None:
             text = f"no refusal {printable(request.id)}, or it is not among the last thousand"
             raise RequestError(Fault.UNKNOWN, text)
         refusal = explanation.refusal
-        reply = refusal.reply(self._front.config.hostname).decode("ascii").rstrip("\r\n")
+        reply = refusal.reply(self._server.config.hostname).decode("ascii").rstrip("\r\n")
         return {
             "id": refusal.id,
             "rule": refusal.rule,
@@ -162,16 +147,16 @@ class Administration:
             raise RequestError(Fault.REQUEST, "name an id or a source, and not both")
         if request.source is not None:
             what = f"all of {printable(request.source)}"
-            kicked = await self._front.kick(_of(request.source, self._front))
+            kicked = await self._server.kick(_of(request.source, self._server))
         else:
             what = printable(str(request.id))
-            kicked = await self._front.kick(lambda ticket: ticket.id == request.id)
+            kicked = await self._server.kick(lambda ticket: ticket.id == request.id)
             if not kicked:
                 raise RequestError(Fault.UNKNOWN, f"no session {what}")
         log.info("control: %s: kick %s: %d sessions", who, what, kicked)
         return {"kicked": kicked}
 
-    async def _tell_limits(self, request: protocol.Limits, who: str) -> dict[str, Any]:
+    async def _change_limits(self, request: protocol.Limits, who: str) -> dict[str, Any]:
         warning = ""
         if request.set:
             try:
@@ -192,23 +177,23 @@ class Administration:
 
     async def _pause(self, _: protocol.Pause, who: str) -> dict[str, Any]:
         log.info("control: %s: pause", who)
-        self._front.gate.pause()
+        self._server.gate.pause()
         return {"state": self._state_word()}
 
     async def _resume(self, _: protocol.Resume, who: str) -> dict[str, Any]:
         log.info("control: %s: resume", who)
-        self._front.gate.resume()
+        self._server.gate.resume()
         return {"state": self._state_word()}
 
     async def _drain(self, request: protocol.Drain, who: str) -> dict[str, Any]:
-        if not self._state.ending:
+        if not self.ending:
             log.info("control: %s: drain", who)
-            self._state.ending = "draining"
+            self.ending = "draining"
             self._drain_daemon(request.seconds)
-        return {"state": self._state_word(), "sessions": self._front.gate.count}
+        return {"state": self._state_word(), "sessions": self._server.gate.count}
 
 
-def _told(entry: Entry) -> dict[str, Any]:
+def _session(entry: Entry) -> dict[str, Any]:
     return {
         "id": entry.id,
         "peer": printable(describe(entry.peer)),
@@ -224,10 +209,10 @@ def _told(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _of(source: str, front: Front) -> Callable[[Ticket], bool]:
-    """Return what chooses the tickets of a source, as it is counted, or of a network.
+def _of(source: str, server: Administered) -> Callable[[Ticket], bool]:
+    """Return a function that chooses the tickets of an address or a network.
 
-    :raises RequestError: it is neither
+    :raises RequestError: *source* is neither
     """
     if "/" in source:
         try:
@@ -239,5 +224,5 @@ def _of(source: str, front: Front) -> Callable[[Ticket], bool]:
     if number_of(source_key(source) or "") is None:
         text = f"{printable(source)}: neither an address nor a network"
         raise RequestError(Fault.REFUSED, text)
-    key = Client(source, front.gate.limits.ipv6_prefix).source
+    key = Client(source, server.gate.limits.ipv6_prefix).source
     return lambda ticket: ticket.key == key

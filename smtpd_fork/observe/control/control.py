@@ -1,9 +1,9 @@
-"""Control: the control socket as a service of the server.
+"""Control: the service that answers on the control socket.
 
-Whoever may speak here may end the daemon, so it is a unix socket of mode 0600, and the peer's
-credentials are asked for as well. Clients are few, and none of them can hold up the mail, or each
-other for long: requests and replies are bounded, one request is worked on at a time, and for each
-the socket rests four times as long as it took.
+A client here can end the daemon, so the socket is a unix socket of mode 0600, and the credentials
+of the peer are checked as well. Clients can hold up neither the mail nor each other for long: they
+are few, requests and replies are bounded, one request is carried out at a time, and after it the
+service rests four times as long as it took.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from smtpd_fork.listeners import Address, Listener, bind_all
 from smtpd_fork.listeners.address import MAX_UNIX_PATH
 from smtpd_fork.listeners.refusals import refuse
 from smtpd_fork.observe.control import protocol
-from smtpd_fork.observe.control.administration import Administration, Front, State
+from smtpd_fork.observe.control.administration import Administered, Administration
 from smtpd_fork.observe.control.protocol import Fault, RequestError
 from smtpd_fork.observe.service import Service
 
@@ -36,34 +36,34 @@ MODE = 0o600
 BACKLOG = 16
 
 MAX_CLIENTS = 8
-"""At once; an administrator, a few that watch, and a script."""
+"""At once: an administrator, a few ``status --watch``, and a script."""
 
 IDLE_SECONDS = 10.0
-"""How long a client may take for its next request, from its first byte to its last."""
+"""Time for a client's next request, until its last byte."""
 
 REPLY_SECONDS = 10.0
-"""How long a client may take to read a reply."""
+"""Time for a client to read a reply."""
 
 REST = 4
-"""For each second that an answer took, so many without one: a fifth of the loop's time at most."""
+"""Seconds of rest for each second that a request took: a fifth of the loop's time at most."""
 
 LONGEST_REST = 0.5
-"""Seconds; an answer that had to wait for the disk was not the loop's time."""
+"""Seconds; a request that waits for the disk takes none of the loop's time."""
 
 STARVED_SECONDS = 1.0
-"""How long nobody is accepted when descriptors ran out."""
+"""Pause before the next accept when descriptors ran out."""
 
 COMPLAINT_SECONDS = 5.0
-"""How often, at most, the log tells of clients that are turned away."""
+"""At most one log line about refused clients in this time."""
 
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred of unix(7): pid, uid, gid."""
 
 
 class DrainOrder(NamedTuple):
-    """The daemon is to end with its last session.
+    """The order to end the daemon with its last session.
 
-    :ivar seconds: how long to wait for that; None is for as long as it takes
+    :ivar seconds: how long to wait for that; None: for as long as it takes
     """
 
     seconds: float | None
@@ -76,7 +76,7 @@ class _Peer(NamedTuple):
 
     @classmethod
     def of(cls, sock: socket.socket) -> _Peer:
-        """Return who connected *sock*, as the kernel knows (SO_PEERCRED, unix(7)).
+        """Return the process that connected *sock* (SO_PEERCRED, unix(7)).
 
         :raises OSError: the kernel does not know
         """
@@ -92,11 +92,11 @@ class _Peer(NamedTuple):
 
 
 def open_control(path: str) -> Listener:
-    """Bind the control socket at *path* and listen: only its owner can ever connect to it.
+    """Bind the control socket at *path* and listen; only its owner can connect to it.
 
-    :raises SettingError: no socket can have that path
-    :raises CannotCreateError: the path cannot be made
-    :raises OperatingSystemError: a daemon answers there
+    :raises SettingError: the path is too long for a socket
+    :raises CannotCreateError: the path cannot be created
+    :raises OperatingSystemError: another daemon answers there
     """
     absolute = Path(path).absolute()
     if len(bytes(absolute)) > MAX_UNIX_PATH:
@@ -110,48 +110,49 @@ class Control(Service):
     """Answers administrators.
 
     :param listener: opened by :func:`open_control`
-    :param front: is administered
-    :param drain: has the daemon end with its last session, or after so many seconds
+    :param server: is administered
+    :param drain: ends the daemon with its last session, or after so many seconds
     """
 
     def __init__(
-        self, listener: Listener, front: Front, drain: Callable[[float | None], None]
+        self, listener: Listener, server: Administered, drain: Callable[[float | None], None]
     ) -> None:
         self._listener = listener
-        self._state = State()
-        self._administration = Administration(front, self._state, drain)
+        self._administration = Administration(server, drain)
         self._clients: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         self._rests_until = 0.0
         self._starved: asyncio.TimerHandle | None = None
         self._answers = False
         self._complained = -COMPLAINT_SECONDS
-        self._loop: asyncio.AbstractEventLoop
 
     def __str__(self) -> str:
         return f"the control socket {self._listener.path}"
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
 
     # -- life ----------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Begin to answer."""
-        self._loop = asyncio.get_running_loop()
-        if not self._listener.inherited:  # else it is another process's until that lets go
+        if not self._listener.inherited:  # else the old process answers until it lets go
             await self.serving()
 
     async def serving(self) -> None:
-        """Answer, also what was asked of the process that this one took the place of."""
+        """Answer, also the requests that came for the old process."""
         if not self._answers:
             self._answers = True
             self._loop.add_reader(self._listener.sock, self._accept)
             log.info("control socket %s", self._listener.path)
 
     def sockets(self) -> Mapping[str, socket.socket]:
-        """Return the one that a new process goes on with."""
+        """Return the listening socket."""
         return {"control": self._listener.sock}
 
     async def handed_over(self, pid: int) -> None:
-        """Leave the questions to the process that serves now."""
+        """Leave the requests to the new process."""
         self._cease()
         self._listener.let_go()
 
@@ -165,11 +166,11 @@ class Control(Service):
             self._starved = None
 
     async def stopping(self) -> None:
-        """Take note of the stop; until it is over, questions are answered."""
-        self._state.ending = self._state.ending or "stopping"
+        """Show the stop in the status; requests are answered until it is over."""
+        self._administration.ending = self._administration.ending or "stopping"
 
     async def stop(self) -> None:
-        """Close on everybody, whatever they wait for, and remove the path."""
+        """Close all connections, and remove the path."""
         self._cease()
         self._listener.close()
         for task in self._clients:
@@ -180,7 +181,7 @@ class Control(Service):
     # -- clients -------------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        """Accept one client; the loop calls again, after the sessions' turn, if there are more."""
+        """Accept one client; for the next one the loop calls again, after the sessions."""
         try:
             sock, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
@@ -207,7 +208,7 @@ class Control(Service):
             task.add_done_callback(lambda _: sock.close())  # it may never have begun
 
     def _starve(self, error: OSError) -> None:
-        """Stop accepting for a while: the system is short of something."""
+        """Stop accepting for a while: the system is short of descriptors or memory."""
         log.error("control: cannot accept: %s", error.strerror)
         self._loop.remove_reader(self._listener.sock)
         self._starved = self._loop.call_later(
@@ -222,18 +223,16 @@ class Control(Service):
             log.warning("control: %s was turned away: %s", peer, fault.fault)
 
     async def _serve(self, sock: socket.socket, peer: _Peer) -> None:
-        """Answer one client until it goes, breaks the rules, or takes too long."""
-        reader = asyncio.StreamReader(limit=protocol.MAX_REQUEST)
-        stream = asyncio.StreamReaderProtocol(reader)
-        transport, _ = await self._loop.connect_accepted_socket(lambda: stream, sock)
-        writer = asyncio.StreamWriter(transport, stream, reader, self._loop)
-        transport.set_write_buffer_limits(high=0)  # drain() is to wait until all is sent
+        """Answer one client until it closes, breaks the protocol, or takes too long."""
+        limit = protocol.MAX_REQUEST
+        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=limit)
+        writer.transport.set_write_buffer_limits(high=0)  # drain() waits until all is sent
         try:
             await self._converse(reader, writer, peer)
         except OSError as error:  # a time-out is one
             log.debug("control: %s has gone, or as good as gone: %s", peer, error)
         finally:
-            transport.abort()  # a reply that was not read within its time is not waited for
+            writer.transport.abort()  # not close(), which waits for a reply that nobody reads
 
     async def _converse(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: _Peer
@@ -252,13 +251,13 @@ class Control(Service):
 
     async def _send(self, writer: asyncio.StreamWriter, line: bytes) -> None:
         if writer.transport.is_closing():
-            raise ConnectionResetError  # uvloop has another word for it, that means anything
+            raise ConnectionResetError  # uvloop raises a RuntimeError, as for many other things
         writer.write(line)
         async with asyncio.timeout(REPLY_SECONDS):
             await writer.drain()
 
     async def _answer(self, line: bytes, peer: _Peer) -> bytes:
-        """Return the reply to a request; one after another, with a rest between them."""
+        """Return the reply to a request; one request at a time, with a rest after it."""
         async with self._turn:
             await asyncio.sleep(self._rests_until - self._loop.time())
             began = self._loop.time()

@@ -1,7 +1,7 @@
-"""Protocol: what is said over the control socket, as plain data. docs/control.md is its manual.
+"""The protocol of the control socket, as plain data. docs/control.md is its manual.
 
-One JSON object a line, each way. A request has the version and a command; its reply has the version
-and ``ok``, and what was asked for or a fault.
+One JSON object a line, each way. A request has the version and a command; the reply has the version
+and ``ok``, and the result or a fault.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 VERSION = 1
-"""Of the protocol; another one is another language."""
+"""Of the protocol; other versions are refused."""
 
 MAX_REQUEST = 16 * 1024
 """Bytes of a request with its newline: room for a few hundred networks in ``limits``."""
@@ -44,33 +44,33 @@ MAX_REPLY = 512 * 1024
 """Bytes of a reply with its newline; a page of sessions has a third of that at most."""
 
 PAGE = 100
-"""Sessions on a page, if a request does not say; and twice that at most."""
+"""Sessions on a page by default; twice that at most."""
 
 
 class Fault(StrEnum):
     """Why a request was not carried out."""
 
     REQUEST = "request"
-    """It cannot be read: no JSON, no such command, a value that is none."""
+    """It cannot be read: no JSON, an unknown command, a bad value."""
     VERSION = "version"
     """It is of another version."""
     PERMISSION = "permission"
     """The client is neither root nor the daemon's own user."""
     BUSY = "busy"
-    """There are as many clients as there may be."""
+    """There are too many clients."""
     UNKNOWN = "unknown"
     """There is nothing of that id."""
     REFUSED = "refused"
-    """It can be read, and cannot be had."""
+    """It can be read, and cannot be carried out."""
     FAILED = "failed"
     """A fault of the daemon; its log has more."""
 
 
 class RequestError(Exception):
-    """A request that is not carried out.
+    """A request that cannot be carried out.
 
-    :ivar fault: why, in a word
-    :ivar text: why, for people
+    :ivar fault: the reason, for programs
+    :ivar text: the reason, for people
     """
 
     def __init__(self, fault: Fault, text: str) -> None:
@@ -94,11 +94,11 @@ class _Request(
 
 
 class Status(_Request):
-    """How it is."""
+    """The state of the daemon."""
 
 
 class Sessions(_Request):
-    """Who is in, page by page, the oldest first.
+    """The sessions, page by page, the oldest first.
 
     :ivar limit: on the page at most
     :ivar after: ``next`` of the page before
@@ -109,7 +109,7 @@ class Sessions(_Request):
 
 
 class Kick(_Request):
-    """End one session, or all of a source or a network.
+    """End one session, or all sessions of an address or a network.
 
     :ivar id: of the session
     :ivar source: an address, or a network
@@ -120,33 +120,33 @@ class Kick(_Request):
 
 
 class Limits(_Request):
-    """Tell the gate's limits, after they were changed.
+    """Change the limits of the gate, and return them.
 
-    :ivar set: what is to be changed, as options have it; an empty list clears a setting
+    :ivar set: new values, as options have them; an empty list clears a setting
     """
 
     set: dict[Name, list[str]] = {}
 
 
 class Pause(_Request):
-    """Let nobody in until further notice."""
+    """Admit no new clients until further notice."""
 
 
 class Resume(_Request):
-    """Let clients in again."""
+    """Admit clients again."""
 
 
 class Drain(_Request):
-    """Let nobody in any more, and end with the last session.
+    """Admit no more clients, and end with the last session.
 
-    :ivar seconds: then it is a stop; None waits for as long as it takes
+    :ivar seconds: after which the daemon stops; None: it waits for as long as it takes
     """
 
     seconds: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] | None = None
 
 
 class Explain(_Request):
-    """Tell what is known of a refusal."""
+    """Explain a refusal."""
 
     id: Id
 
@@ -168,7 +168,7 @@ _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 def decode(line: bytes) -> Request:
     """Return the request in *line*.
 
-    :raises RequestError: it is none, or of another version
+    :raises RequestError: it cannot be read, or is of another version
     """
     try:
         version = _any_version.decode(line).v
@@ -193,5 +193,5 @@ def encode(reply: dict[str, Any]) -> bytes:
 
 
 def encode_fault(fault: RequestError) -> bytes:
-    """Return the line that tells of a fault."""
+    """Return the line of a reply with a fault."""
     return encode({"ok": False, "fault": str(fault.fault), "text": fault.text})

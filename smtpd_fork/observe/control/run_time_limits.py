@@ -1,4 +1,4 @@
-"""RunTimeLimits: the gate's limits, changed while it runs, until the settings are read again."""
+"""RunTimeLimits: limits of the gate that are changed at run time, until the next reload."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 __all__ = ["RunTimeLimits"]
 
 READ_SECONDS = 10.0
-"""How long the lists of networks that a change names may take to be read."""
+"""Time for reading the files of networks that a change names."""
 
 SETTABLE = sorted(GATE_SETTINGS - {"max_loop_lag"})
-"""What can be changed: not the loop's lag, which is measured from the start or not at all."""
+"""Settings that can be changed; event-loop lag is measured from the start or not at all."""
 
 _FIELDS = {"rate": "rates", "rate_net": "rates", "allow": "access", "deny": "access"}
-"""The gate's names for settings, where they are not the same; two may make one of the gate's."""
+"""The gate's names of settings, where they differ; two settings may make one limit."""
 
 _FILES = ("allow", "deny", "exempt")
 
 
 class Limited(Protocol):
-    """What has a gate, and the settings that it began with."""
+    """A server, as far as its limits go."""
 
     gate: Gate
 
@@ -44,50 +44,50 @@ class Limited(Protocol):
 class RunTimeLimits:
     """The limits of a gate, as settings.
 
-    What is changed holds as long as nobody else sets the gate's limits: a reload does.
+    A change holds until something else sets the gate's limits, as a reload does.
 
-    :param front: whose gate it is
+    :param server: has the gate
     """
 
-    def __init__(self, front: Limited) -> None:
-        self._front = front
+    def __init__(self, server: Limited) -> None:
+        self._server = server
         self._ours: Limits | None = None
         self._changes: dict[str, Any] = {}
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The settings that were changed, and hold."""
-        if self._ours is not self._front.gate.limits:
+        """The settings that were changed, and are in force."""
+        if self._ours is not self._server.gate.limits:
             self._ours, self._changes = None, {}
         return self._changes
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings of the gate, as they hold."""
-        config = self._front.config
+        """All settings of the gate, as they are in force."""
+        config = self._server.config
         return {**{name: getattr(config, name) for name in sorted(GATE_SETTINGS)}, **self.changes}
 
     async def change(self, given: Mapping[str, Sequence[str]]) -> str:
-        """Have *given* hold; all of it, or nothing.
+        """Put *given* in force; all of it, or nothing.
 
-        What is not named keeps its state: counts, rates, and lists as they were read.
+        Other settings keep their state: counts, rates, and lists as they were read.
 
         :returns: a warning; empty if there is none
-        :raises SettingError: a setting is unknown, or its value none
+        :raises SettingError: a setting is unknown, or its value cannot be read
         """
-        gate, config = self._front.gate, self._front.config
+        gate, config = self._server.gate, self._server.config
         before, settings = gate.limits, self.settings
         words = {name: _value(name, settings, value) for name, value in given.items()}
         wanted = Config.build({**settings, **words})
         fields = {_FIELDS.get(name, name) for name in given}
-        # Files that nobody named are not read again: they may be in the middle of being written.
+        # Files that are not named are not read again: somebody may be writing them.
         unread = {n: () for n in _FILES if _FIELDS.get(n, n) not in fields}
         try:
             async with asyncio.timeout(READ_SECONDS):
                 read = await asyncio.to_thread(limits_of, msgspec.structs.replace(wanted, **unread))
         except TimeoutError:
             raise SettingError("limits", list(given), "the lists take too long to read") from None
-        if gate.limits is not before or self._front.config is not config:
+        if gate.limits is not before or self._server.config is not config:
             reason = "the limits were changed by somebody else meanwhile; look, and try again"
             raise SettingError("limits", list(given), reason)
         changed = {name: getattr(wanted, name) for name in given}
@@ -98,12 +98,12 @@ class RunTimeLimits:
 
 
 def settings_of(changes: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """Return *changes* that are not what *config* says anyway."""
+    """Return those of *changes* that differ from *config*."""
     return {name: value for name, value in changes.items() if value != getattr(config, name)}
 
 
 def _value(name: str, settings: Mapping[str, Any], words: Sequence[str]) -> Any:
-    """Return what a setting is given, as an option would have it."""
+    """Return the value of a setting as its option would have it."""
     if name not in SETTABLE:
         reason = f"no limit that can be changed at run time; those are {', '.join(SETTABLE)}"
         raise SettingError(name, " ".join(words), reason)

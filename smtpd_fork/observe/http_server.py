@@ -1,9 +1,9 @@
-"""HTTP: a few pages for a few clients, from within the loop that serves mail.
+"""An HTTP server for a few pages and a few clients, in the event loop that serves mail.
 
-aiohttp reads and writes HTTP; what it does not bound is bounded here, so that no client holds up
-mail: connections at once, new ones a second (the rest wait in the kernel's backlog), bytes and
-seconds that each may take. A connection has one answer. Clients that are slow to send a request, or
-to read the answer, do not hold up the others: a new one gets the slot of the one idle longest.
+aiohttp reads and writes HTTP. What it does not limit is limited here, so that no client holds up
+mail: connections at once, new ones a second (the rest wait in the kernel's backlog), and the bytes
+and seconds of each. A connection gets one answer. Clients that are slow to send a request, or to
+read the answer, do not hold up others: a new one gets the slot of the one that is idle longest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Page = Callable[[web.BaseRequest], Awaitable["Answer"]]
 
-__all__ = ["Answer", "Front"]
+__all__ = ["Answer", "HttpServer"]
 
 log = logging.getLogger("smtpd_fork.observe")
 
@@ -39,23 +39,23 @@ MOST_OF_ONE = 8
 """Connections of one client that may be idle: half of all."""
 
 IDLE_SECONDS = 0.25
-"""A connection is idle when it has waited for its client that long; then it may be ended for a new
-one, and is if there is no slot left."""
+"""A connection is idle once it has waited for its client that long; then it may be ended for a new
+one."""
 
 MOST_A_SECOND = 50
 """Connections that are accepted in a second: one costs about a millisecond."""
 
 REQUEST_SECONDS = 2.0
-"""How long a request may take to come: Prometheus and browsers send it in their first packet."""
+"""Time for a request: Prometheus and browsers send it in their first packet."""
 
 LONGEST_SECONDS = 10.0
-"""How long a connection may last; Prometheus' own scrape_timeout is 10 s."""
+"""Time for a connection; the scrape_timeout of Prometheus is 10 s."""
 
 MOST_BYTES = 16 * 1024
-"""What a client may send in all: a request of a browser has one or two KiB."""
+"""Bytes of a client in all; a browser's request has one or two KiB."""
 
 CLOSING_SECONDS = 0.1
-"""How long an answer that is under way has at the end; to aiohttp 0 would be for ever."""
+"""Time for answers in progress at the end; to aiohttp 0 means no limit."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -66,11 +66,11 @@ HEADERS = {
 """Of every answer."""
 
 NO_SCRIPT = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-"""The Content-Security-Policy of what is no page."""
+"""The Content-Security-Policy of answers that are not HTML."""
 
 
 class Answer(NamedTuple):
-    """What a page says.
+    """An answer.
 
     :ivar policy: its Content-Security-Policy
     """
@@ -82,9 +82,9 @@ class Answer(NamedTuple):
 
 
 class _Connection(web.RequestHandler):
-    """A connection that may take so much, and so long.
+    """A connection with limits of bytes and time.
 
-    :param client: whose it is: an address; empty on a unix socket
+    :param client: the client's address; empty on a unix socket
     :param closed: called once, at the end
     :ivar begun: whether the loop has its socket
     :ivar waits_since: since when it waits for the client; infinite while an answer is made
@@ -103,7 +103,7 @@ class _Connection(web.RequestHandler):
         self._cut: asyncio.TimerHandle | None = None
 
     def begin(self) -> Self:
-        """Return this: from here on the socket is the loop's."""
+        """Return this; from now on the socket is the loop's."""
         self.begun = True
         return self
 
@@ -114,7 +114,7 @@ class _Connection(web.RequestHandler):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, so many and no more (asyncio.Protocol)."""
+        """Take bytes up to the limit (asyncio.Protocol)."""
         self._left -= len(data)
         if self._left < 0:
             self.end()
@@ -122,14 +122,14 @@ class _Connection(web.RequestHandler):
             super().data_received(data)
 
     def answering(self) -> None:
-        """Take note that the request has come: its answer has a time of its own."""
+        """Start the time of the answer: the request is complete."""
         self.waits_since = math.inf
         if self._cut is not None:
             self._cut.cancel()
             self._cut = self._loop.call_at(self._began + LONGEST_SECONDS, self.end)
 
     def answered(self) -> None:
-        """Take note that the answer is made; now the client has to read it."""
+        """Wait for the client again, to read the answer."""
         self.waits_since = self._loop.time()
 
     def end(self) -> None:
@@ -144,7 +144,7 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is no HTTP; aiohttp would write a traceback to the log for each."""
+        """Answer a malformed request; aiohttp would log a traceback for each."""
         log.debug("no HTTP: %r", exc)
         return _response(Answer(b"This is no request.\n", status=status))
 
@@ -157,35 +157,29 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
 
 
-class Front:
-    """Answers HTTP on sockets that listen.
+class HttpServer:
+    """Answers HTTP in the running loop, from its construction on.
 
     :param listeners: bound and listening; closed at the end
-    :param pages: what is answered, by path
+    :param pages: the functions that answer, by path
     """
 
-    _server: web.Server
-    _loop: asyncio.AbstractEventLoop
-
     def __init__(self, listeners: Sequence[Listener], pages: Mapping[str, Page]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server = web.Server(self._answer)
         self._listeners = listeners
         self._pages = pages
         self._open: dict[_Connection, None] = {}
-        """In the order in which they came."""
+        """In the order of their arrival."""
         self._accepted = 0
         self._watching = False
         self._stopped = False
         self._second: asyncio.TimerHandle | None = None
         self._connecting: set[asyncio.Task[None]] = set()
-
-    def start(self) -> None:
-        """Begin to answer, in the running loop."""
-        self._loop = asyncio.get_running_loop()
-        self._server = web.Server(self._answer)
         self._watch()
 
     async def stop(self) -> None:
-        """Answer no more: what is open is closed."""
+        """Close the listeners and all connections."""
         self._stopped = True
         self._unwatch()
         if self._second is not None:
@@ -222,13 +216,13 @@ class Front:
         return sorted(idle, key=attrgetter("waits_since"))
 
     def _accept(self, listener: Listener) -> None:
-        """Accept one; past what is allowed, the others wait in the kernel."""
+        """Accept one connection; beyond the limits the others wait in the kernel."""
         try:
             sock, peer = listener.accept()
         except BlockingIOError:
             return
         except OSError as error:
-            # Nobody is answered until the next second; mail has the descriptors, if they are short.
+            # No more until the next second: if descriptors are short, mail comes first.
             log.debug("cannot accept for HTTP: %s", error)
             self._accepted = MOST_A_SECOND
         else:
@@ -238,7 +232,7 @@ class Front:
             self._second = self._loop.call_later(1.0, self._next_second)
         if not self._may_accept:
             self._unwatch()
-            self._loop.call_later(IDLE_SECONDS, self._watch)  # somebody may be idle by then
+            self._loop.call_later(IDLE_SECONDS, self._watch)  # one may be idle by then
 
     def _begin(self, sock: socket.socket, client: str) -> None:
         self._make_room(client)
@@ -259,7 +253,7 @@ class Front:
         task.add_done_callback(partial(self._connected, connection, sock))
 
     def _make_room(self, client: str) -> None:
-        """End the connection that has been idle longest, if *client*, or all, have too many."""
+        """End the connection that is idle longest, if *client* or all clients have too many."""
         idle = self._idle()
         of_client = [each for each in idle if each.client == client]
         for connection in of_client[: max(0, len(of_client) + 1 - MOST_OF_ONE)]:
@@ -269,7 +263,7 @@ class Front:
             self._end(max(idle, key=lambda each: count[each.client]))  # the first of those
 
     def _end(self, connection: _Connection) -> None:
-        self._open.pop(connection, None)  # at once: it is lost in the loop's next turn
+        self._open.pop(connection, None)  # now: connection_lost comes in the loop's next turn
         connection.end()
 
     async def _connect(self, connection: _Connection, sock: socket.socket) -> None:
@@ -284,14 +278,14 @@ class Front:
     def _connected(
         self, connection: _Connection, sock: socket.socket, task: asyncio.Task[None]
     ) -> None:
-        """See what became of a socket; not in the task, which may have ended before it ran."""
+        """Close a socket that the loop did not take; a task that never ran cannot do it."""
         self._connecting.discard(task)
         if not connection.begun:
             sock.close()
             self._closed(connection)
 
     def _closed(self, connection: _Connection) -> None:
-        """Take note that a connection has ended."""
+        """Forget a connection that has ended."""
         self._open.pop(connection, None)
         self._watch()
 
