@@ -36,22 +36,15 @@ from smtpd_fork.setting_types import (
     Size,
     Text,
     WhenFull,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 __all__ = [
-    "LIMIT_CONNECTIONS",
-    "LISTS",
-    "MAX_FROM_IP",
-    "READERS",
-    "Config",
-    "DaemonConfig",
-    "SettingError",
-    "WhenFull",
-    "default_limit_connections",
-]
+    "LIMIT_CONNECTIONS", "LISTS", "MAX_FROM_IP", "READERS", "Config", "DaemonConfig",
+    "SettingError", "WhenFull", "default_limit_connections",
+]  # fmt: skip
 
 PORT = 2525
 """The port of qpsmtpd-forkserver(8); it needs no privileges."""

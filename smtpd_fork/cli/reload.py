@@ -65,7 +65,7 @@ class Reloads:
         self._task = None
 
     async def _once(self) -> None:
-        await self._services.reloading()
+        await self._services.each(lambda service: service.reloading())
         sources = self._sources
         try:
             sources = await asyncio.to_thread(sources.again)
@@ -76,7 +76,7 @@ class Reloads:
             log.exception("all stays as it was")  # a handler's own fault
         else:
             log.info("the settings were read again")
-        await self._services.reloaded(self._config)
+        await self._services.each(lambda service: service.reloaded(self._config))
 
     async def _change(self, sources: SettingSources) -> None:
         config = await asyncio.to_thread(sources.build)

@@ -101,12 +101,7 @@ class _Service:
         self._resources = resources
         self._words: Words = asyncio.Queue()
         self._services = Services(
-            services_of(
-                config,
-                server,
-                resources,
-                drain=lambda seconds: self._words.put_nowait(DrainOrder(seconds)),
-            )
+            services_of(server, resources, lambda s: self._words.put_nowait(DrainOrder(s)))
         )
         turn = asyncio.Lock()
         self._reloads = Reloads(server, sources, config, self._services, turn)
@@ -128,13 +123,13 @@ class _Service:
         if ready is not None:
             ready()
         self._upgrade.serving()
-        await self._services.serving()
+        await self._services.each(lambda service: service.serving())
         word = await self._words.get()
         if word is signal.SIGUSR2:
             cut = await self._leave()
         else:
             await self._upgrade.end()
-            await self._services.stopping()
+            await self._services.each(lambda service: service.stopping())
             if isinstance(word, DrainOrder):
                 await self._until(self._server.drain(), "drained: stopping", word.seconds)
             else:

@@ -1,4 +1,4 @@
-"""Services: what runs beside the server, as the settings name it."""
+"""The background services of the daemon: log, control socket, metrics, notifications."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from smtpd_fork.cli.resources import Resources
-    from smtpd_fork.config import DaemonConfig
     from smtpd_fork.observe import Service
     from smtpd_fork.server import Server
 
@@ -24,24 +23,17 @@ log = logging.getLogger("smtpd_fork.daemon")
 
 
 def services_of(
-    config: DaemonConfig,  # noqa: ARG001 - what is opened by now says enough
-    server: Server,
-    resources: Resources,
-    *,
-    drain: Callable[[float | None], None],
+    server: Server, resources: Resources, drain: Callable[[float | None], None]
 ) -> Iterator[Service]:
-    """Return what *config* wants beside *server*, in the order in which it begins.
+    """Return the services that *resources* have been opened for, in the order of their start.
 
-    :param resources: what the process has besides; what a service of the process before it left
-        is had by ``resources.claim()``
-    :param drain: has the daemon end with its last session, or after so many seconds
-    :raises SmtpdForkError: one of them cannot be
+    :param drain: ends the daemon with its last session, or after so many seconds
     """
     yield LogReload()
     if resources.control is not None:
         yield Control(resources.control, server, drain)
     if resources.metrics:
-        from smtpd_fork.observe.status_server import StatusServer  # noqa: PLC0415 - an extra has its libraries
+        from smtpd_fork.observe.status_server import StatusServer  # noqa: PLC0415 - of an extra
 
         yield StatusServer(server, resources.metrics)
     if resources.notifier is not None:
@@ -49,9 +41,9 @@ def services_of(
 
 
 class Services:
-    """All of them, as one.
+    """The services of a daemon.
 
-    :param services: in the order in which they begin; they end in the other
+    :param services: in the order of their start; they are called in the reverse order
     """
 
     def __init__(self, services: Iterable[Service]) -> None:
@@ -60,9 +52,9 @@ class Services:
         self._handed_over = False
 
     async def start(self) -> None:
-        """Begin, one after another.
+        """Start them, one after another.
 
-        :raises SmtpdForkError: one cannot; those before it have ended
+        :raises SmtpdForkError: one cannot start; those before it have stopped
         """
         try:
             for service in self._all:
@@ -72,42 +64,27 @@ class Services:
             await self.stop()
             raise
 
-    async def serving(self) -> None:
-        """Tell them that the start is over."""
-        await self._tell(lambda service: service.serving())
+    async def each(self, call: Callable[[Service], Awaitable[None]]) -> None:
+        """Call a method of each, unless a new process has taken over; errors are logged."""
+        if not self._handed_over:
+            await self._call(call)
 
     def sockets(self) -> dict[str, socket.socket]:
-        """Return what a new process is to go on with."""
+        """Return the sockets that an upgrade hands over."""
         return {name: sock for service in self._started for name, sock in service.sockets().items()}
 
     async def handed_over(self, pid: int) -> None:
-        """Tell them that another process serves now; from then on they hear of no more."""
-        await self._tell(lambda service: service.handed_over(pid))
+        """Tell them that process *pid* serves now; only :meth:`stop` has an effect after this."""
+        await self.each(lambda service: service.handed_over(pid))
         self._handed_over = True
 
-    async def reloading(self) -> None:
-        """Tell them that a reload has begun."""
-        await self._tell(lambda service: service.reloading())
-
-    async def reloaded(self, config: DaemonConfig) -> None:
-        """Tell them that it has ended."""
-        await self._tell(lambda service: service.reloaded(config))
-
-    async def stopping(self) -> None:
-        """Tell them that the stop has begun."""
-        await self._tell(lambda service: service.stopping())
-
     async def stop(self) -> None:
-        """Have them end."""
-        await self._tell(lambda service: service.stop(), last=True)
+        """Stop them."""
+        await self._call(lambda service: service.stop())
 
-    async def _tell(
-        self, what: Callable[[Service], Awaitable[None]], *, last: bool = False
-    ) -> None:
-        if self._handed_over and not last:
-            return
+    async def _call(self, call: Callable[[Service], Awaitable[None]]) -> None:
         for service in reversed(self._started):
             try:
-                await what(service)
+                await call(service)
             except Exception:
                 log.exception("%s failed", service)
