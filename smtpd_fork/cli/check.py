@@ -87,7 +87,7 @@ def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
         with findings.of("tls_cert", "tls_key", "tls_client_ca"):
             Server(chain, config=config)
     with findings.of("listen", "port"):
-        addresses = wanted_addresses(config.listen, config.port)
+        addresses = wanted_addresses(config)
         if not running:
             try_to_bind(addresses, findings.warnings.append)
     with findings.of("metrics"):

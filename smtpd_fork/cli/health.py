@@ -90,7 +90,7 @@ def _address(arguments: Sequence[str]) -> Address:
     given = SettingSources.of(context, values, values.pop("config_file", None)).values
     known = {name: given[name] for name in given.keys() & {"listen", "port"}}
     config = DaemonConfig.build(known)
-    addresses = wanted_addresses(config.listen, config.port)
+    addresses = wanted_addresses(config)
     return min(addresses, key=lambda address: (address.path is not None, address.proxy))
 
 

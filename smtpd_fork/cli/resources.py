@@ -20,8 +20,8 @@ from smtpd_fork.errors import error_origin
 from smtpd_fork.listeners import (
     Address,
     Listener,
+    handed_listeners,
     inherited_listeners,
-    listeners_left,
     open_listeners,
 )
 from smtpd_fork.observe.control import open_control
@@ -100,18 +100,13 @@ class Resources:
         self.at_exit.callback(_close_all, [*self.listeners, *self.dropped])
 
     def _bind(self, config: DaemonConfig, handed: Sequence[HandedListener]) -> None:
-        names, ports, warn = config.listen, config.port, self.warnings.append
-        backlog, mode = config.backlog, config.socket_mode
+        warn = self.warnings.append
         if handed:
-            left = [(one.descriptor, one.scheme, one.address) for one in handed]
-            self.listeners, self.dropped = listeners_left(
-                left, names, ports, backlog=backlog, socket_mode=mode, warn=warn
-            )
+            bound = [(one.descriptor, one.scheme, one.address) for one in handed]
+            self.listeners, self.dropped = handed_listeners(bound, config, warn)
             self.inherited = [listener for listener in self.listeners if listener.inherited]
         else:
-            self.listeners = open_listeners(
-                names, ports, backlog=backlog, socket_mode=mode, warn=warn
-            )
+            self.listeners = open_listeners(config, warn)
 
     def open_control(self, path: str | None) -> None:
         """Listen on the control socket: the one handed over, if it is at *path*, else a new one.

@@ -11,7 +11,7 @@ from smtpd_fork.listeners.bind import (
     wanted_addresses,
 )
 from smtpd_fork.listeners.dns_checks import dns_checks_of
-from smtpd_fork.listeners.inherited import inherited_listeners, listeners_left
+from smtpd_fork.listeners.inherited import handed_listeners, inherited_listeners
 from smtpd_fork.listeners.listener import Listener
 from smtpd_fork.listeners.preconnect import Preconnect
 from smtpd_fork.listeners.probes import Probes
@@ -28,8 +28,8 @@ __all__ = [
     "adopt",
     "bind_all",
     "dns_checks_of",
+    "handed_listeners",
     "inherited_listeners",
-    "listeners_left",
     "open_listeners",
     "parse_address",
     "reopen_listeners",

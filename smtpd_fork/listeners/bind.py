@@ -23,11 +23,13 @@ from smtpd_fork.errors import (
     SmtpdForkError,
 )
 from smtpd_fork.listeners.address import ANY, Address, parse_address, spread
-from smtpd_fork.listeners.listener import Listener
+from smtpd_fork.listeners.listener import Listener, closed_on_error
 from smtpd_fork.listeners.unix import bind_unix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from smtpd_fork.config import Config
 
     Warn = Callable[[str], object]
 
@@ -74,48 +76,41 @@ _UNIX_MEANING: dict[int, tuple[type[SmtpdForkError], str]] = {
 }
 
 
-def open_listeners(
-    listen: Sequence[str],
-    ports: Sequence[int],
-    *,
-    backlog: int,
-    socket_mode: int,
-    warn: Warn = log.warning,
-) -> list[Listener]:
-    """Bind what the settings *listen* and *port* name; nothing named is all interfaces.
+def open_listeners(config: Config, warn: Warn = log.warning) -> list[Listener]:
+    """Bind what *config* names.
+
+    :param warn: as of :func:`bind_all`
+    :raises SettingError: an address cannot be read
+    :raises SmtpdForkError: as :func:`bind_all`
+    """
+    return bind_all(
+        wanted_addresses(config),
+        backlog=config.backlog,
+        socket_mode=config.socket_mode,
+        warn=warn,
+    )
+
+
+def wanted_addresses(config: Config) -> list[Address]:
+    """Return what the settings ``listen`` and ``port`` name; nothing named is all interfaces.
 
     :raises SettingError: an address cannot be read
     """
-    addresses = wanted_addresses(listen, ports)
-    return bind_all(addresses, backlog=backlog, socket_mode=socket_mode, warn=warn)
+    return spread([parse_address(text) for text in config.listen or (ANY,)], config.port)
 
 
-def wanted_addresses(listen: Sequence[str], ports: Sequence[int]) -> list[Address]:
-    """Return what the settings *listen* and *port* name; nothing named is all interfaces.
+def reopen_listeners(now: Sequence[Listener], config: Config) -> list[Listener]:
+    """Bind what *config* names and is not among *now*.
 
-    :raises SettingError: an address cannot be read
-    """
-    return spread([parse_address(text) for text in listen or (ANY,)], ports)
-
-
-def reopen_listeners(
-    now: Sequence[Listener],
-    listen: Sequence[str],
-    ports: Sequence[int],
-    *,
-    backlog: int,
-    socket_mode: int,
-) -> list[Listener]:
-    """Bind what the settings name and is not among *now*.
-
-    :returns: all the listeners that the settings name, in no special order
+    :returns: all the listeners that *config* names, in no special order
     :raises SmtpdForkError: one cannot be bound; none is then
     """
-    wanted = wanted_addresses(listen, ports)
+    wanted = wanted_addresses(config)
     kept = [listener for listener in now if listener.address in wanted]
     there = [listener.address for listener in kept]
     missing = [address for address in wanted if address not in there]
-    opened = bind_all(missing, backlog=backlog, socket_mode=socket_mode, beside=there)
+    backlog, mode = config.backlog, config.socket_mode
+    opened = bind_all(missing, backlog=backlog, socket_mode=mode, beside=there)
     for listener in kept:
         with suppress(OSError):
             listener.sock.listen(listen_backlog(backlog))
@@ -143,16 +138,12 @@ def bind_all(
     :raises OperatingSystemError: anything else that the system says
     """
     listeners: list[Listener] = []
-    try:
+    with closed_on_error(listeners):
         for address in addresses:
             others = [*addresses, *beside]
             for sock in _bind(address, others, socket_mode, listen_backlog(backlog), warn):
                 sock.setblocking(False)
                 listeners.append(Listener(address, sock))
-    except BaseException:
-        for listener in listeners:
-            listener.close()
-        raise
     return listeners
 
 
@@ -203,7 +194,6 @@ def _bind(
 
     :param backlog: of listen(2); None: bound only
     """
-    sockets: list[socket.socket] = []
     try:
         if address.path is not None:
             return [bind_unix(address.path, mode, backlog)]
@@ -212,11 +202,10 @@ def _bind(
         else:
             sockets = _bind_host(address, others, warn)
         if backlog is not None:
-            for sock in sockets:
-                sock.listen(backlog)
+            with closed_on_error(sockets):
+                for sock in sockets:
+                    sock.listen(backlog)
     except OSError as error:
-        for sock in sockets:
-            sock.close()
         raise _explained(address, error) from None
     return sockets
 
@@ -239,7 +228,7 @@ def _bind_host(address: Address, others: Sequence[Address], warn: Warn) -> list[
     )
     sockets: list[socket.socket] = []
     skipped: list[tuple[tuple[Any, ...], OSError]] = []
-    try:
+    with closed_on_error(sockets):
         for family, place in _resolve(address):
             try:
                 sockets.append(_bind_one(family, place, v6only=v6only))
@@ -247,10 +236,6 @@ def _bind_host(address: Address, others: Sequence[Address], warn: Warn) -> list[
                 if error.errno not in _SKIPPED:
                     raise
                 skipped.append((place, error))
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
     if not sockets and len(skipped) == 1:
         raise skipped[0][1]
     reasons = [f"{place[0]}: {_MEANING[error.errno or 0][1]}" for place, error in skipped]
@@ -275,15 +260,12 @@ def _resolve(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
 
 def _bind_one(family: int, place: tuple[Any, ...], *, v6only: bool = False) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
+    with closed_on_error([sock]):
         # A restart must not wait for the old sessions' TIME_WAIT.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
         sock.bind(place)
-    except BaseException:
-        sock.close()
-        raise
     return sock
 
 

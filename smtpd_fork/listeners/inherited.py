@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 from smtpd_fork.errors import OperatingSystemError
 from smtpd_fork.listeners.address import scheme_called
 from smtpd_fork.listeners.bind import adopt, bind_all, listen_backlog, wanted_addresses
-from smtpd_fork.listeners.listener import Listener
+from smtpd_fork.listeners.listener import Listener, closed_on_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
-__all__ = ["inherited_listeners", "listeners_left", "listening_socket"]
+    from smtpd_fork.config import Config
+
+__all__ = ["handed_listeners", "inherited_listeners", "listening_socket"]
 
 _FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
@@ -35,70 +37,48 @@ def inherited_listeners(passed: Iterable[tuple[int, str]], *, backlog: int) -> l
     :raises SettingError: a name has flags that are none
     """
     listeners: list[Listener] = []
-    try:
+    with closed_on_error(listeners):
         for descriptor, name in passed:
             sock = listening_socket(descriptor)
-            scheme = scheme_called(name)
-            listeners.append(adopt(sock, backlog=backlog, scheme=scheme))
-    except BaseException:
-        for listener in listeners:
-            listener.close()
-        raise
+            listeners.append(adopt(sock, backlog=backlog, scheme=scheme_called(name)))
     return listeners
 
 
-def listeners_left(
-    left: Iterable[tuple[int, str, str]],
-    listen: Sequence[str],
-    ports: Sequence[int],
-    *,
-    backlog: int,
-    socket_mode: int,
-    warn: Callable[[str], object],
+def handed_listeners(
+    handed: Iterable[tuple[int, str, str]], config: Config, warn: Callable[[str], object]
 ) -> tuple[list[Listener], list[Listener]]:
-    """Go on with the sockets that another process bound for the settings *listen* and *port*.
+    """Go on with the sockets that the old process of an upgrade bound for ``listen`` and ``port``.
 
-    What the settings name and was not left is bound; what was left and they no longer name is
-    returned apart. Those that were left are the other process's still: see
+    What *config* names and was not handed over is bound; what was handed over and it no longer
+    names is returned apart. Those that were handed over are still the old process's: see
     :meth:`~smtpd_fork.listeners.listener.Listener.take_over`.
 
-    :param left: descriptors, each with the scheme and the address that it was bound for
+    :param handed: descriptors, each with the scheme and the address that it was bound for
     :param warn: as of :func:`~smtpd_fork.listeners.bind.bind_all`
     :returns: what to listen on, and what to close
     :raises SmtpdForkError: as :func:`~smtpd_fork.listeners.bind.open_listeners`; nothing stays open
     """
-    addresses = wanted_addresses(listen, ports)
+    backlog, addresses = config.backlog, wanted_addresses(config)
     known = {str(address): address for address in addresses}
-    found: dict[str, list[Listener]] = {}
-    dropped: list[Listener] = []
     listeners: list[Listener] = []
-    try:
-        for descriptor, scheme, name in left:
+    dropped: list[Listener] = []
+    with closed_on_error(listeners), closed_on_error(dropped):
+        for descriptor, scheme, name in handed:
             sock = listening_socket(descriptor)
             if name in known:
                 sock.listen(listen_backlog(backlog))  # it may be another by now
-                found.setdefault(name, []).append(Listener(known[name], sock, inherited=True))
+                sock.setblocking(False)
+                listeners.append(Listener(known[name], sock, inherited=True))
             else:
                 dropped.append(adopt(sock, backlog=backlog, scheme=scheme))
-        for address in addresses:
-            # Of two that are the same (port 0 twice) the first gets all.
-            if str(address) in found:
-                listeners += found[str(address)]
-                found[str(address)] = []
-            else:
-                listeners += bind_all(
-                    [address],
-                    backlog=backlog,
-                    socket_mode=socket_mode,
-                    beside=addresses,
-                    warn=warn,
-                )
-    except BaseException:
-        for listener in [*listeners, *dropped, *(one for some in found.values() for one in some)]:
-            listener.close()
-        raise
-    for listener in listeners:
-        listener.sock.setblocking(False)
+        found = {str(listener.address) for listener in listeners}
+        missing = [address for address in addresses if str(address) not in found]
+        mode = config.socket_mode
+        listeners += bind_all(
+            missing, backlog=backlog, socket_mode=mode, beside=addresses, warn=warn
+        )
+    order = [str(address) for address in addresses]
+    listeners.sort(key=lambda listener: order.index(str(listener.address)))
     return listeners, dropped
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.net import describe
 from smtpd_fork.paths import exclusively
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from smtpd_fork.listeners.address import Address
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "closed_on_error"]
 
 
 class Listener:
@@ -87,6 +88,17 @@ class Listener:
     def __str__(self) -> str:
         place = f"unix:{self.path}" if self.path is not None else describe(self.bound)
         return place if self.address.scheme == "smtp" else f"{self.address.scheme}:{place}"
+
+
+@contextmanager
+def closed_on_error(opened: Collection[Listener | socket.socket]) -> Iterator[None]:
+    """Close all of *opened*, to which more may be added meanwhile, if anything is raised."""
+    try:
+        yield
+    except BaseException:
+        for each in opened:
+            each.close()
+        raise
 
 
 def _identity(path: Path | None) -> tuple[int, int, int] | None:

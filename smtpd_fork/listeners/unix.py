@@ -14,6 +14,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from smtpd_fork.listeners.listener import closed_on_error
 from smtpd_fork.paths import exclusively
 
 if TYPE_CHECKING:
@@ -35,13 +36,10 @@ def bind_unix(path: Path, mode: int, backlog: int | None) -> socket.socket:
     with exclusively(path):
         _clear(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
+        with closed_on_error([sock]):
             _bind(sock, path, mode)
             if backlog is not None:
                 sock.listen(backlog)
-        except BaseException:
-            sock.close()
-            raise
     return sock
 
 

@@ -83,9 +83,7 @@ class EffectiveSettings:
         if sockets is not None:
             listeners = [adopt(sock, backlog=config.backlog) for sock in sockets]
         else:
-            listeners = open_listeners(
-                config.listen, config.port, backlog=config.backlog, socket_mode=config.socket_mode
-            )
+            listeners = open_listeners(config)
         return replace(self, listeners=tuple(listeners))
 
     def rebind(self, listeners: Sequence[Listener]) -> Self:
@@ -97,15 +95,8 @@ class EffectiveSettings:
         """
         if any(listener.inherited for listener in listeners):
             return replace(self, listeners=tuple(listeners))
-        config = self.config
         try:
-            every = reopen_listeners(
-                listeners,
-                config.listen,
-                config.port,
-                backlog=config.backlog,
-                socket_mode=config.socket_mode,
-            )
+            every = reopen_listeners(listeners, self.config)
         except SmtpdForkError as error:
             error.settings = error.settings or ("listen", "port")
             raise

@@ -115,9 +115,7 @@ def test_of_a_name_that_is_bound_which_can_be_and_a_warning_names_the_rest(
     for found in ([other, (socket.AF_INET, "127.0.0.1")], [(socket.AF_INET, "127.0.0.1"), other]):
         resolved(monkeypatch, *found)
         warnings: list[str] = []
-        listeners = open_listeners(
-            ["mail.example:0"], [], backlog=1, socket_mode=0o600, warn=warnings.append
-        )
+        listeners = open_listeners(Config(listen=("mail.example:0",)), warnings.append)
         assert [listener.bound[0] for listener in listeners] == ["127.0.0.1"]
         listeners[0].close()
         (warning,) = warnings
@@ -133,7 +131,7 @@ def test_a_name_of_which_no_address_can_be_bound_is_an_error_that_names_them_all
 ) -> None:
     resolved(monkeypatch, FOREIGN, NO_FAMILY)
     with pytest.raises(OperatingSystemError, match=r"mail.example:0, at 192.0.2.1: .*; 00: "):
-        open_listeners(["mail.example:0"], [], backlog=1, socket_mode=0o600)
+        open_listeners(Config(listen=("mail.example:0",)))
 
 
 def test_an_address_of_a_name_that_is_in_use_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +139,7 @@ def test_an_address_of_a_name_that_is_in_use_is_an_error(monkeypatch: pytest.Mon
         resolved(monkeypatch, (socket.AF_INET, "127.0.0.2"), (socket.AF_INET, "127.0.0.1"))
         port = taken.getsockname()[1]
         with pytest.raises(OperatingSystemError, match="in use by another program"):
-            open_listeners([f"mail.example:{port}"], [], backlog=1, socket_mode=0o600)
+            open_listeners(Config(listen=(f"mail.example:{port}",)))
         with socket.create_server(("127.0.0.2", port)):
             pass  # nothing stayed bound
 

@@ -17,7 +17,7 @@ from support.handlers import Notes
 from support.peers import needs_ipv6
 from support.server import serve
 
-from smtpd_fork import Server
+from smtpd_fork import Config, Server
 from smtpd_fork.errors import CannotCreateError, OperatingSystemError, SmtpdForkError
 from smtpd_fork.listeners import Address, adopt, bind_all, open_listeners
 from smtpd_fork.sinks import Discard
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def open_some(*listen: str, port: int = 0) -> Any:
-    return open_listeners(listen, [port], backlog=16, socket_mode=0o660)
+    return open_listeners(Config(listen=listen, port=(port,), backlog=16))
 
 
 async def test_the_default_is_all_interfaces_with_ipv4_and_ipv6_on_one_port() -> None:

@@ -164,7 +164,7 @@ async def test_a_server_serves_once() -> None:
 
 
 async def test_listeners_that_a_stop_closed_are_gone() -> None:
-    listeners = open_listeners(["127.0.0.1:0"], [0], backlog=5, socket_mode=0o600)
+    listeners = open_listeners(Config(listen=("127.0.0.1:0",)))
     server = Server(Discard(), listeners=listeners)
     await server.stop()
     with pytest.raises(RuntimeError, match="create a new Server"):

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smtpd_fork import Server
+from smtpd_fork import Config, Server
 from smtpd_fork.listeners import open_listeners
 from smtpd_fork.observe.status_server import StatusServer
 from smtpd_fork.smtp import Tally
@@ -75,7 +75,7 @@ async def watched(
     options.setdefault("listen", ["127.0.0.1:0"])
     options.setdefault("hostname", "mx.example.com")
     options.setdefault("shutdown_timeout", 5)
-    listeners = open_listeners([at], (0,), backlog=64, socket_mode=0o600)
+    listeners = open_listeners(Config(listen=(at,), socket_mode=0o600))
     async with Server(handler, tally=Tally(timing=True), **options) as server:
         status = StatusServer(server, listeners)
         await status.start()
