@@ -17,8 +17,6 @@ import logging
 import math
 import os
 import time
-from contextlib import suppress
-from itertools import accumulate
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -81,7 +79,6 @@ class LogQueue(logging.Handler):
         self._taken_bytes = 0  # written by the thread
         self._failed = 0  # as above
         self._told = 0  # as above
-        self._torn = False
         self._reopening = False
         self._mute = self._closed
         self._deadline = math.inf
@@ -101,7 +98,7 @@ class LogQueue(logging.Handler):
             return
         if self._thread is None:
             deadline = time.monotonic() + FLUSH_SECONDS
-            if not self._deliver(entries, deadline) and self._is_late(deadline):
+            if not self._write(entries, deadline) and time.monotonic() >= deadline:
                 self._mute = True  # wait once, not once an entry
             return
         for entry in entries:
@@ -129,7 +126,7 @@ class LogQueue(logging.Handler):
                 self._mute = True  # the target belongs to the thread, for good
             elif not self._mute:
                 self._queue.put(None)
-                self._deliver(self._gather()[0], self._deadline)  # what came meanwhile
+                self._write(self._gather()[0], self._deadline)  # what came meanwhile
 
     def reopen(self) -> None:
         """Open the target again; the result is logged."""
@@ -155,7 +152,7 @@ class LogQueue(logging.Handler):
         while going_on:
             batch, going_on = self._gather()
             held = sum(map(len, batch)) + ENTRY_BYTES * len(batch)
-            fine = self._deliver(batch)
+            fine = self._write(batch)
             self._taken_bytes += held
             if self._reopening:
                 self._reopen()
@@ -182,48 +179,18 @@ class LogQueue(logging.Handler):
                 return batch, True
         return batch, False
 
-    def _deliver(self, batch: list[bytes], deadline: float | None = None) -> bool:
-        """Write *batch*, however long it takes; return whether all of it was written.
+    def _write(self, entries: list[bytes], deadline: float | None = None) -> bool:
+        """Write *entries*, however long it takes; return whether all of them were written.
 
         :param deadline: when to give up; default: the deadline of the end
         """
-        if not self._target.joins:
-            return self._deliver_each(batch, deadline)
-        data = b"".join(batch)
-        # After half an entry comes a line end, or the next would look like its second half.
-        start = b"\n" if self._torn else b""
-        written = self._write(start + data, deadline) - len(start)
-        ends = list(accumulate(map(len, batch)))
-        self._failed += sum(1 for end in ends if end > written)
-        if written >= 0:
-            self._torn = written not in {0, *ends}
-        return written == len(data)
 
-    def _deliver_each(self, batch: list[bytes], deadline: float | None) -> bool:
-        """Write *batch* one by one: an entry that cannot be written does not stop the next."""
-        lost = 0
-        for number, entry in enumerate(batch):
-            if self._write(entry, deadline) < len(entry):
-                lost += 1
-                if self._is_late(deadline):
-                    lost = len(batch) - number
-                    break
+        def late() -> bool:
+            return time.monotonic() >= (self._deadline if deadline is None else deadline)
+
+        lost = len(entries) - self._target.write(entries, late)
         self._failed += lost
         return not lost
-
-    def _is_late(self, deadline: float | None) -> bool:
-        return time.monotonic() >= (self._deadline if deadline is None else deadline)
-
-    def _write(self, data: bytes, deadline: float | None) -> int:
-        """Write *data*; return how much of it was written."""
-        rest = memoryview(data)
-        with suppress(Exception):  # OSError mostly; the next write may succeed
-            while rest:
-                taken = self._target.send(rest)
-                rest = rest[taken:]
-                if not taken and self._is_late(deadline):
-                    break
-        return len(data) - len(rest)
 
     def _reopen(self, deadline: float | None = None) -> None:
         self._reopening = False
@@ -234,7 +201,7 @@ class LogQueue(logging.Handler):
             news = f"the log cannot be opened again, and goes on here: {error.strerror or error}"
             level = logging.ERROR
         if news is not None and logging.root.isEnabledFor(level):
-            self._deliver(self._encode(_record(level, news)), deadline)
+            self._write(self._encode(_record(level, news)), deadline)
 
     def _tell_of_losses(self) -> None:
         lost = self._dropped + self._failed - self._told
@@ -242,7 +209,7 @@ class LogQueue(logging.Handler):
             return
         failed = self._failed
         text = f"{lost} entries of the log were lost: it could not be written"
-        if self._deliver(self._encode(_record(logging.WARNING, text, lost=lost))):
+        if self._write(self._encode(_record(logging.WARNING, text, lost=lost))):
             self._told += lost
         else:
             self._failed = failed  # the report is no loss

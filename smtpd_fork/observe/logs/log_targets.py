@@ -15,12 +15,18 @@ import select
 import socket
 import stat
 import struct
+from abc import ABC, abstractmethod
+from bisect import bisect_right
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import CannotCreateError, OperatingSystemError
 from smtpd_fork.paths import open_trusted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 __all__ = ["FILE_FLAGS", "FileTarget", "JournalTarget", "LogTarget", "StreamTarget", "SyslogTarget"]
 
@@ -40,15 +46,36 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_
 """journald takes a file in memory only if nobody can change it any more."""
 
 
-class LogTarget(Protocol):
-    """A target of log entries.
+class LogTarget(ABC):
+    """A target of log entries."""
 
-    :ivar joins: whether several entries may be written as one
-    """
+    def write(self, entries: Sequence[bytes], late: Callable[[], bool]) -> int:
+        """Write *entries* one by one: one that cannot be written does not stop the next.
 
-    joins: bool
+        :param late: whether to give up
+        :returns: how many were written
+        """
+        written = 0
+        for entry in entries:
+            if self._push(entry, late) == len(entry):
+                written += 1
+            elif late():
+                break
+        return written
 
-    def send(self, data: memoryview) -> int:
+    def _push(self, data: bytes, late: Callable[[], bool]) -> int:
+        """Write *data*; return how many bytes were written."""
+        rest = memoryview(data)
+        with suppress(Exception):  # OSError mostly; the next write may succeed
+            while rest:
+                sent = self._send(rest)
+                rest = rest[sent:]
+                if not sent and late():
+                    break
+        return len(data) - len(rest)
+
+    @abstractmethod
+    def _send(self, data: memoryview) -> int:
         """Write what can be written of *data* in a moment; return how many bytes: perhaps 0.
 
         :raises OSError: it cannot be written, now or at all
@@ -59,20 +86,21 @@ class LogTarget(Protocol):
 
         :raises OSError: it cannot be opened; the old one is kept
         """
+        return None
 
+    @abstractmethod
     def close(self) -> None:
         """Close the target."""
 
 
-class StreamTarget:
+class StreamTarget(LogTarget):
     """A descriptor that other processes may share: a terminal, a pipe, a socket.
 
     :param descriptor: its flags are left alone: O_NONBLOCK would hold for all that share it
     """
 
-    joins = True
-
     def __init__(self, descriptor: int) -> None:
+        self._torn = False
         self._use(descriptor)
 
     def _use(self, descriptor: int) -> None:
@@ -83,18 +111,23 @@ class StreamTarget:
         is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._most = None if is_file else select.PIPE_BUF
 
-    def send(self, data: memoryview) -> int:
-        """Write once the reader has room."""
+    def write(self, entries: Sequence[bytes], late: Callable[[], bool]) -> int:
+        """Write *entries* as one."""
+        # After half an entry comes a line end, or the next would look like its second half.
+        start = b"\n" if self._torn else b""
+        written = self._push(start + b"".join(entries), late) - len(start)
+        ends = list(accumulate(map(len, entries)))
+        if written >= 0:
+            self._torn = written not in {0, *ends}
+        return bisect_right(ends, written)
+
+    def _send(self, data: memoryview) -> int:
         if self._most is not None and not self._poll.poll(MOMENT_SECONDS * 1000):
             return 0
         try:
             return os.write(self._descriptor, data[: self._most])
         except BlockingIOError:  # another process has made it non-blocking
             return 0
-
-    def reopen(self) -> str | None:
-        """Do nothing: it has no name."""
-        return None
 
     def close(self) -> None:
         """Do nothing: it belongs to others as well."""
@@ -133,14 +166,13 @@ class FileTarget(StreamTarget):
             os.close(self._descriptor)
 
 
-class _SocketTarget:
+class _SocketTarget(LogTarget):
     """A unix socket of a log daemon, which may be restarted at any time.
 
     :param path: of the socket
     :raises OperatingSystemError: there is none
     """
 
-    joins = False
     name: str
 
     def __init__(self, path: str) -> None:
@@ -185,17 +217,16 @@ class SyslogTarget(_SocketTarget):
             raise
         return sock
 
-    def send(self, data: memoryview) -> int:
-        """Send one datagram; over a new connection, if syslogd was restarted."""
+    def _send(self, data: memoryview) -> int:
         try:
-            return self._send(data)
+            return self._send_once(data)
         except OSError as error:
             if error.errno not in _NEW_CONNECTION:
                 raise
         self.close()
-        return self._send(data)
+        return self._send_once(data)
 
-    def _send(self, data: memoryview) -> int:
+    def _send_once(self, data: memoryview) -> int:
         sock = self._connected()
         try:
             if sock.type == socket.SOCK_DGRAM:
@@ -226,8 +257,7 @@ class JournalTarget(_SocketTarget):
         super().__init__(path)
         self._socket = self._new(socket.SOCK_DGRAM)
 
-    def send(self, data: memoryview) -> int:
-        """Send one entry, a large one as a file in memory."""
+    def _send(self, data: memoryview) -> int:
         try:
             self._socket.sendto(data, self._path)
         except BlockingIOError:
@@ -251,10 +281,6 @@ class JournalTarget(_SocketTarget):
         finally:
             os.close(descriptor)
         return len(data)
-
-    def reopen(self) -> str | None:
-        """Do nothing: the path is looked up for each entry."""
-        return None
 
     def close(self) -> None:
         """Close the socket."""
