@@ -18,7 +18,7 @@ from smtpd_fork.cli.control import CONTROL_COMMANDS
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, SettingOption
 from smtpd_fork.cli.resources import Resources
 from smtpd_fork.cli.setting_sources import flag_origin
-from smtpd_fork.cli.show import config
+from smtpd_fork.cli.show_config import config
 from smtpd_fork.cli.start import start
 from smtpd_fork.daemon import Invocation, Successor, become_init_if_first, fill_standard_descriptors
 from smtpd_fork.errors import ExitStatus, SmtpdForkError

@@ -19,7 +19,7 @@ from smtpd_fork.cli.base_command import CONFIG_HELP
 from smtpd_fork.cli.command import SUBCOMMANDS, SUMMARIES, command
 from smtpd_fork.cli.options import DEFAULTS, OPTIONS, SECTIONS, TABLES, format_setting
 from smtpd_fork.cli.setting_sources import CONFIG_VARIABLE
-from smtpd_fork.cli.show import toml
+from smtpd_fork.cli.show_config import toml
 from smtpd_fork.config import READERS, Config
 from smtpd_fork.errors import MEANINGS
 

@@ -3,7 +3,6 @@
 This package knows nothing of SMTP or asyncio.
 """
 
-from smtpd_fork.daemon.activation import PassedSocket, passed_sockets
 from smtpd_fork.daemon.descriptors import fill_standard_descriptors, raise_descriptor_limit
 from smtpd_fork.daemon.detach import Word, detach
 from smtpd_fork.daemon.handover import (
@@ -15,9 +14,10 @@ from smtpd_fork.daemon.handover import (
 )
 from smtpd_fork.daemon.init import become_init_if_first
 from smtpd_fork.daemon.janitor import Janitor
-from smtpd_fork.daemon.notify import Notifier
 from smtpd_fork.daemon.pidfile import PidFile
 from smtpd_fork.daemon.privileges import Account, drop_privileges, look_up_user
+from smtpd_fork.daemon.sd_notify import Notifier
+from smtpd_fork.daemon.socket_activation import PassedSocket, passed_sockets
 
 __all__ = [
     "Account",

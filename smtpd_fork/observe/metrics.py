@@ -21,8 +21,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from smtpd_fork.gate.statistics import CURES
-from smtpd_fork.observe.history import refusals
 from smtpd_fork.observe.process import Process
+from smtpd_fork.observe.refusal_history import refusals
 from smtpd_fork.smtp.tally import BOUNDS
 from smtpd_fork.version import __version__
 

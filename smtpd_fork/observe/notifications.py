@@ -11,12 +11,12 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from smtpd_fork.daemon.notify import monotonic_usec
+from smtpd_fork.daemon.sd_notify import monotonic_usec
 from smtpd_fork.observe.service import Service
 
 if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
-    from smtpd_fork.daemon.notify import Notifier
+    from smtpd_fork.daemon.sd_notify import Notifier
     from smtpd_fork.gate import Gate
 
 __all__ = ["Notifications"]

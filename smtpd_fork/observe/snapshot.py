@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from smtpd_fork.gate.ledger import Entry, entry_of
 from smtpd_fork.listeners.backlog import Backlog, backlog_of
-from smtpd_fork.observe.history import History
+from smtpd_fork.observe.refusal_history import History
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smtpd_fork.observe.history import MINUTES, History
+from smtpd_fork.observe.refusal_history import MINUTES, History
 
 
 def stats(**refused: int) -> dict[str, int]:

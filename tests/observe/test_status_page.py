@@ -20,7 +20,7 @@ from support.peers import peer
 
 from smtpd_fork.gate import Entry
 from smtpd_fork.listeners.backlog import Backlog
-from smtpd_fork.observe.chart import COLOURS, bars, leading
+from smtpd_fork.observe.refusal_chart import COLOURS, bars, leading
 from smtpd_fork.observe.snapshot import PHASES, Snapshot
 from smtpd_fork.observe.status_page import POLICY, STYLE, as_json, render
 
