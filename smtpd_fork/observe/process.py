@@ -11,15 +11,8 @@ import os
 import resource
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prometheus_client import ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from prometheus_client import Metric
 
 __all__ = ["Process"]
 
@@ -42,8 +35,8 @@ class Process:
             if metric.name == "process_start_time_seconds"
         }
 
-    def collect(self, texts: Mapping[str, str]) -> list[Metric]:
-        """Return the metrics named in *texts*, each with its text."""
+    def figures(self) -> dict[str, float]:
+        """Return the figures, by the name of the metric."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         figures: dict[str, float] = dict(self._begun)
         figures["process_cpu_seconds_total"] = used.ru_utime + used.ru_stime
@@ -55,13 +48,7 @@ class Process:
             mapped, resident = _MEMORY.read_text().split()[:2]
             figures["process_virtual_memory_bytes"] = int(mapped) * _PAGE
             figures["process_resident_memory_bytes"] = int(resident) * _PAGE
-        return [
-            (CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily)(
-                name, text, value=figures[name]
-            )
-            for name, text in texts.items()
-            if name in figures
-        ]
+        return figures
 
 
 def open_descriptors() -> int:
