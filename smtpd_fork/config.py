@@ -83,7 +83,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The settings of a server. Make one with :meth:`build`, which checks them.
 
     Times are in seconds, sizes in bytes. A client is an IPv4 address or an IPv6 network of
-    ``ipv6_prefix`` bits.
+    ``ipv6_prefix`` bits. docs/options.md describes each setting as well.
     """
 
     listen: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from smtpd_fork.cli.options import OPTIONS, TABLES
 from smtpd_fork.errors import ConfigError
 from smtpd_fork.sanitizer import HIDDEN, shown_handlers
+from smtpd_fork.setting_types import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,8 +123,8 @@ class _Reader:
         for number, entry in enumerate(content, 1):
             try:
                 texts.append(read(dict(entry)))
-            except _EntryError as error:
-                self._fail(f"{table} {number}: {error.key}", error.value, error.reason)
+            except SettingError as error:
+                self._fail(f"{table} {number}: {error.setting}", error.value, error.reason)
         self._setting(table, "listen" if table == "listener" else "handler", texts, ())
 
     def _setting(self, key: str, name: str | None, value: Any, known: Any) -> None:
@@ -145,17 +146,9 @@ class _Reader:
 
 
 def shortened(value: object) -> str:
-    """Return *value* as a line of an error has room for it."""
+    """Return *value* in Python's notation, cut off where an error message has no room for it."""
     text = repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
-
-
-class _EntryError(Exception):
-    def __init__(self, key: str, value: object, reason: str) -> None:
-        super().__init__(key)
-        self.key = key
-        self.value = value
-        self.reason = reason
 
 
 def _is_array_of_tables(value: Any) -> bool:
@@ -165,7 +158,7 @@ def _is_array_of_tables(value: Any) -> bool:
 def _take(entry: dict[str, Any], key: str, kind: type, default: Any = None) -> Any:
     value = entry.pop(key, default)
     if type(value) is not kind and value is not default:
-        raise _EntryError(key, value, f"expected {_KINDS[kind]}")
+        raise SettingError(key, value, f"expected {_KINDS[kind]}")
     return value
 
 
@@ -174,7 +167,7 @@ _KINDS = {str: "a string", int: "a whole number", bool: "true or false", list: "
 
 def _nothing_left(entry: dict[str, Any], known: str) -> None:
     for key, value in entry.items():
-        raise _EntryError(key, value, f"there is no such key; there are {known}")
+        raise SettingError(key, value, f"there is no such key; there are {known}")
 
 
 _TLS_MODES = {"starttls": "", "none": "+no-tls", "required": "+require-tls", "implicit": ""}
@@ -190,15 +183,15 @@ def _listener(entry: dict[str, Any]) -> str:
     proxy = _take(entry, "proxy", bool, default=False)
     _nothing_left(entry, "address, path, port, protocol, tls and proxy")
     if (address is None) == (path is None):
-        raise _EntryError("address", address, "either an address or a path is wanted")
+        raise SettingError("address", address, "either an address or a path is wanted")
     if protocol not in {"smtp", "lmtp"}:
-        raise _EntryError("protocol", protocol, "expected one of smtp, lmtp")
+        raise SettingError("protocol", protocol, "expected one of smtp, lmtp")
     if tls not in _TLS_MODES:
-        raise _EntryError("tls", tls, f"expected one of {', '.join(_TLS_MODES)}")
+        raise SettingError("tls", tls, f"expected one of {', '.join(_TLS_MODES)}")
     if protocol == "lmtp" and tls == "implicit":
-        raise _EntryError("tls", tls, "LMTP has no port with TLS from the first byte")
+        raise SettingError("tls", tls, "LMTP has no port with TLS from the first byte")
     if path is not None and port is not None:
-        raise _EntryError("port", port, "a path has none")
+        raise SettingError("port", port, "a path has none")
     scheme = "smtps" if tls == "implicit" else protocol
     scheme += _TLS_MODES[tls] + ("+proxy" if proxy else "")
     return f"{scheme}:unix:{path}" if path is not None else f"{scheme}:{_with_port(address, port)}"
@@ -217,12 +210,12 @@ def _handler(entry: dict[str, Any]) -> str:
     arguments = _take(entry, "arguments", list)
     _nothing_left(entry, "use, argument and arguments")
     if not use:
-        raise _EntryError("use", use, "a handler's name is wanted: maildir, or module:attr")
+        raise SettingError("use", use, "a handler's name is wanted: maildir, or module:attr")
     if arguments is not None:
         if argument is not None:
-            raise _EntryError("arguments", arguments, "either argument or arguments")
+            raise SettingError("arguments", arguments, "either argument or arguments")
         for each in arguments:
             if not isinstance(each, str) or "," in each:
-                raise _EntryError("arguments", each, "strings without commas are wanted")
+                raise SettingError("arguments", each, "strings without commas are wanted")
         argument = ",".join(arguments)
     return use if argument is None else f"{use}:{argument}"
