@@ -1,4 +1,4 @@
-"""The gate: who may hold a session. Pure and synchronous; the clock comes in as an argument."""
+"""The gate: admits or refuses clients. Pure and synchronous; the clock comes in as an argument."""
 
 from smtpd_fork.gate.client_line import ClientLine
 from smtpd_fork.gate.gate import Gate

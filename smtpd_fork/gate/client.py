@@ -1,4 +1,4 @@
-"""Client: who asks to come in, as far as the gate has to know."""
+"""Client: what the gate knows of a host that connects."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["Client"]
 
 
 class Client:
-    """A host at the gate. All its connections share one, as long as the limits stay what they are.
+    """A host that connects. Its connections share one, as long as the limits do not change.
 
     :param peer: as accept(2) named it, or a PROXY header; its port does not matter
-    :param ipv6_prefix: bits of the network that an address of IPv6 is counted by: who has one
-        address of a /64 has all of it, and would be as many sources as it likes
+    :param ipv6_prefix: bits of the network by which an IPv6 client is counted: a host with one
+        address of a /64 has all of them
     :ivar number: its address (see :mod:`smtpd_fork.gate.networks`); None if it has none
     :ivar ipv6: whether that is of IPv6; None if it has none
     :ivar source: what it is counted by: an IPv4 address, or a network of IPv6; an embedder's own
         name for a peer as it is; None for a unix socket's
-    :ivar local: whether that is of this machine, or of a network that is not on the Internet
-    :ivar exempt: whether rules about sources leave it alone
+    :ivar local: whether the address is of this host, or private
+    :ivar exempt: whether the limits per client do not apply to it
     :ivar kept_out_by: the rule that never lets an address like this in, or None
-    :ivar rules: those that have to do with it; the gate sets it
+    :ivar rules: those that apply to it; the gate sets it
     """
 
     __slots__ = ("exempt", "ipv6", "kept_out_by", "local", "number", "rules", "source")

@@ -1,9 +1,9 @@
-"""Gate: counts the sessions, in all and by source, and says who may come in.
+"""Gate: counts the sessions, in all and by client, and admits or refuses new ones.
 
 The counts go up in :meth:`Gate.admit` and down in :meth:`Gate._give_back`, and nowhere else.
 Everything is synchronous and does no I/O. A lock makes one gate safe to share between servers
 in several threads (aiosmtpd's Controller runs in a thread of its own); it is never held while
-somebody else's code runs.
+other code runs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Gate:
         self._inside: set[Ticket] = set()
         self._statistics = Statistics()
         self.load = Load()
-        """How much there is to do, for whoever measures it to write down."""
+        """The event-loop lag; whoever measures it writes it here."""
         self._paused = False
         self._set_up(limits or Limits(limit_connections=limit_connections, max_from_ip=max_from_ip))
         self._waiters: list[tuple[Callable[[], None], bool]] = []
@@ -69,7 +69,7 @@ class Gate:
         """The refusals' log: each source's first at once, the rest in summaries."""
 
     def _set_up(self, limits: Limits, before: RuleBook | None = None) -> None:
-        """Have *limits* hold; who is in is counted anew, by them."""
+        """Apply *limits*; the sessions that exist are counted again by them."""
         self._limits = limits
         self._rules = RuleBook(limits, self.load, before)
         self.reserves = limits.reserve > 0
@@ -108,7 +108,7 @@ class Gate:
         return ticket
 
     def identify(self, ticket: Ticket, peer: Peer) -> Refusal | None:
-        """Judge who stands behind a proxy, now that its header has told.
+        """Judge the client that a PROXY header names.
 
         The ticket was given to the connection of the proxy, as to a client without an address
         (``admit(None)``): in the count of all, and in no other.
@@ -178,7 +178,7 @@ class Gate:
     def refuse(self, verdict: Refusal | Full) -> Refusal:
         """Take note that a client was refused with *verdict*, and give that refusal its id.
 
-        Whoever asks the gate calls this when it sends the reply; not for a client that waits.
+        To be called when the reply is sent; not for a client that is deferred.
         """
         refusal = verdict if isinstance(verdict, Refusal) else verdict.refusal()
         with self._lock:
@@ -193,11 +193,11 @@ class Gate:
     def ledger(
         self, *, limit: int | None = None, after: tuple[float, str] | None = None
     ) -> list[Entry]:
-        """Return who holds each place, the oldest first.
+        """Return the connection slots in use, the oldest first.
 
         :param limit: at most so many; None is all
-        :param after: ``(since, id)`` of the last entry of the page before this one. Whoever was
-            in from the first page to the last is on exactly one of them
+        :param after: ``(since, id)`` of the last entry of the page before this one. A client
+            that stays from the first page to the last is on exactly one of them
         """
         return entries(self.tickets(), self._clock(), limit, after)
 
@@ -219,7 +219,7 @@ class Gate:
         It is called in whatever thread gave the room, must not block, and may find the room
         taken again. A callback that is already waiting is not added twice.
 
-        :param reserved: a place that is reserved for exempt clients will do
+        :param reserved: a slot that is reserved for exempt clients will do
         """
         with self._lock:
             if (callback, reserved) not in self._waiters:
@@ -256,7 +256,7 @@ class Gate:
 
     @property
     def crowded(self) -> bool:
-        """Whether only the places that are reserved for exempt clients are left, or none."""
+        """Whether only slots that are reserved for exempt clients are left, or none."""
         return self._paused or self._counts.total >= self._open_to_all
 
     @property
@@ -265,7 +265,7 @@ class Gate:
         return 4 * self._counts.total >= 3 * self._open_to_all
 
     def is_exempt(self, peer: Peer) -> bool:
-        """Whether rules about sources leave *peer* alone, and places are reserved for it."""
+        """Whether the limits per client do not apply to *peer*, and slots are reserved for it."""
         if self._limits.exempt is None:
             return False
         with self._lock:
@@ -318,11 +318,11 @@ class Gate:
         return self._paused
 
     def pause(self) -> None:
-        """Let nobody in until :meth:`resume`; sessions that are in go on."""
+        """Admit no client until :meth:`resume`; sessions go on."""
         self._paused = True
 
     def resume(self) -> None:
-        """Let sessions in again after :meth:`pause`."""
+        """Admit clients again after :meth:`pause`."""
         self._paused = False
         self._tell_waiters()
 

@@ -1,4 +1,4 @@
-"""Ledger: who holds each place, as it is now."""
+"""Ledger: the connection slots in use, and by what."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Entry", "Holder", "entries", "entry_of"]
 
 
 class Holder(Protocol):
-    """What holds a ticket, and can tell about itself."""
+    """What holds a ticket, and can say what it does."""
 
     @property
     def phase(self) -> str:
@@ -40,16 +40,16 @@ class Holder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One place that is taken.
+    """One connection slot in use.
 
     :ivar id: of the session, as the log has it; a client that has none yet will keep this one
-    :ivar since: since when it has been held, by the gate's clock
-    :ivar peer: whom it was given to: as accept(2) named it, or behind a proxy the true address
+    :ivar since: when it was taken, by the gate's clock
+    :ivar peer: the client as accept(2) named it, or behind a proxy its true address
     :ivar sender: the proxy, as accept(2) named it; None without one
-    :ivar source: what is counted, or None
-    :ivar exempt: whether rules about sources leave it alone
+    :ivar source: what it is counted by, or None
+    :ivar exempt: whether the limits per client do not apply
     :ivar seconds: how long it has been held
-    :ivar listener: where it came in; empty if whoever holds it does not say
+    :ivar listener: where the client connected; empty if that is not known
     :ivar phase: ``arriving``, ``proxy-header``, ``dns``, ``greet-pause``, ``handshake``,
         ``command``, ``data``, ``handler`` or ``closing``
     :ivar tls: whether TLS is spoken

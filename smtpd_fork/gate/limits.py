@@ -1,4 +1,4 @@
-"""Limits: what a gate lets in, as plain data."""
+"""Limits of a gate, as plain data."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a gate lets in. Every rule but the first is off unless it is named.
+    """The limits of a gate. Every rule but the first is off unless it is named.
 
     :param limit_connections: sessions in all, at least 1
-    :param max_from_ip: sessions from one source; 0 is no limit. Does not override the former.
-    :param ipv6_prefix: bits of the network that an address of IPv6 is counted by
+    :param max_from_ip: sessions from one client; 0 is no limit. Does not override the former.
+    :param ipv6_prefix: bits of the network by which an IPv6 client is counted
     :param max_from_net: sessions from one network, for networks of several sizes. A share is at
-        least what ``max_from_ip`` gives one source, if that is not the default; without a limit
+        least what ``max_from_ip`` gives one client, if that is not the default; without a limit
         there, shares are none either
-    :param rates: new sessions in a time, from one source or one network
+    :param rates: new sessions in a time, from one client or one network
     :param tls_failure_rate: TLS handshakes of one client that fail, or do not end, in a time; four
         times as many of one /24 or /48
-    :param access: who is denied, and who is not
-    :param exempt: networks that rules about sources leave alone
-    :param reserve: so many of the places are for exempt clients alone
-    :param fair_share: whether a source that holds more than its part waits while room is short
-    :param refuse_first: so many of the first clients are refused, for rehearsal
-    :param refuse_every: and each so-manyth of those after them
-    :param max_loop_lag: seconds by which the loop may be late, before nobody comes in; 0: any
+    :param access: the allowlist and the denylist
+    :param exempt: networks to which the limits per client do not apply
+    :param reserve: connection slots for exempt clients only
+    :param fair_share: whether a client with more than its share is refused while slots are short
+    :param refuse_first: how many of the first clients are refused, to test what clients do then
+    :param refuse_every: after those, each Nth client is refused
+    :param max_loop_lag: seconds of event-loop lag from which on clients are refused; 0: never
     :raises ValueError: a figure out of its range
     """
 
@@ -82,7 +82,7 @@ class Limits:
     def rules(self, load: Load) -> Iterator[Rule]:
         """Return the rules that are on, in the order in which they are asked.
 
-        :param load: how much there is to do
+        :param load: the event-loop lag
         """
         # An -m that was raised, for a relay perhaps, is meant: a share does not take it back.
         own = 0 if self.max_from_ip == MAX_FROM_IP else self.max_from_ip

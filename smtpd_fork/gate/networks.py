@@ -188,5 +188,5 @@ _LOCAL = NetworkTable(
 
 
 def is_local(number: int | None) -> bool:
-    """Whether an address is of this machine, or of a network that is not on the Internet."""
+    """Whether an address is of this host, or private."""
     return bool(_LOCAL.find(number))

@@ -1,4 +1,4 @@
-"""RuleBook: the rules in force, and which of them have to do with a client, and when."""
+"""RuleBook: the rules in force, and which of them apply to a client, and when."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MAX_CLIENTS = 4096
 
 
 class Page(NamedTuple):
-    """The rules that have to do with one kind of client.
+    """The rules that apply to one kind of client.
 
     :ivar on_arrival: asked when a connection has come
-    :ivar on_header: asked when a PROXY header has told who it is from
+    :ivar on_header: asked when a PROXY header has named the client
     :ivar on_handshake: asked before a TLS handshake
-    :ivar told: want to know who is in
-    :ivar timed: want to know when somebody came in
-    :ivar timed_handshakes: want to know when a TLS handshake began
+    :ivar told: count the sessions that exist
+    :ivar timed: count admissions in a time
+    :ivar timed_handshakes: count TLS handshakes in a time
     """
 
     on_arrival: tuple[Rule, ...]
@@ -44,7 +44,7 @@ class RuleBook:
     """The rules of a gate, and the clients that it knows.
 
     :param limits: which rules are on
-    :param load: how much there is to do
+    :param load: the event-loop lag
     :param before: the book that this one follows, whose rules may go on
     :ivar rules: in the order in which they are asked
     :ivar handshake_rules: those about TLS handshakes
@@ -61,7 +61,7 @@ class RuleBook:
         self._clients: dict[str | None, Client] = {}
 
     def client(self, peer: Peer) -> Client:
-        """Return what is known of the host of *peer*: most who come have come before."""
+        """Return what is known of the host of *peer*: most clients have connected before."""
         host = peer[0] if isinstance(peer, tuple) else peer
         return self._clients.get(host) or self._meet(host)
 
@@ -71,12 +71,12 @@ class RuleBook:
         client.kept_out_by = self._keeps_out(client)
         client.rules = self._page(client)
         if len(self._clients) >= MAX_CLIENTS:
-            self._clients.clear()  # whoever comes again is looked at again
+            self._clients.clear()  # a client that returns is looked up again
         self._clients[host] = client
         return client
 
     def _page(self, client: Client) -> Page:
-        """Return the rules that have to do with *client*; there are a few kinds of clients."""
+        """Return the rules that apply to *client*; there are a few kinds of clients."""
         kind = client.exempt, client.ipv6, client.local
         page = self._pages.get(kind)
         if page is None:
@@ -97,14 +97,14 @@ class RuleBook:
         )
 
     def _keeps_out(self, client: Client) -> Rule | None:
-        """Return the rule that lets nobody in who has this client's address, or None."""
+        """Return the rule that refuses every client with this address, or None."""
         asked = (r for r in self.rules if not (client.exempt and r.about_sources))
         keeping = (r for r in asked if r.about_address and r.judge(client, Counts(), 0.0))
         return next(keeping, None)
 
 
 def judge(rules: Iterable[Rule], client: Client, counts: Counts, now: float) -> Refusal | None:
-    """Return why *client* may not come in, or None."""
+    """Return why *client* is refused, or None."""
     if client.kept_out_by is not None:
         return client.kept_out_by.judge(client, counts, now)
     for rule in rules:

@@ -1,4 +1,4 @@
-"""Statistics: how many came in, how many each rule refused, and the last refusals by their ids."""
+"""Statistics: clients admitted, clients refused by each rule, and the last refusals by id."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Explanation:
 class Statistics:
     """Counts of one gate. Its user holds the gate's lock.
 
-    :ivar admitted: clients that came in
+    :ivar admitted: clients that were admitted
     """
 
     def __init__(self) -> None:

@@ -25,20 +25,20 @@ def new_session_id() -> str:
 
 
 class Ticket:
-    """One place in the gate's count. Whoever holds it gives it back, once, with :meth:`release`.
+    """One connection slot. Its owner gives it back, once, with :meth:`release`.
 
     A ticket is also a context manager that releases itself. It is made by ``Gate.admit()`` only.
 
-    :ivar client: whom it was given to, as the gate's rules see it
+    :ivar client: the client, as the gate's rules see it
     :ivar peer: the same as accept(2) named it, or a PROXY header
     :ivar since: when, by the gate's clock, in seconds
-    :ivar id: of the session; None until there is one, or until somebody asks with :meth:`name`
-    :ivar holder: what holds it, if that can tell about itself (see :mod:`smtpd_fork.gate.ledger`)
-    :ivar listener: where the client came in, for the ledger
+    :ivar id: of the session; None until there is one, or until :meth:`name` is called
+    :ivar holder: what holds it, for the ledger (see :mod:`smtpd_fork.gate.ledger`)
+    :ivar listener: where the client connected, for the ledger
     :ivar host_name_dns: the client's name by the DNS, if it was asked for and leads back
     :ivar proxy: what a PROXY header said (aiosmtpd's ProxyData), or None
     :ivar sender: the proxy that said so, as accept(2) named it, or None
-    :ivar released: whether the place has been given back; the gate sets it, under its lock
+    :ivar released: whether the slot has been given back; the gate sets it, under its lock
     """
 
     __slots__ = (
@@ -63,7 +63,7 @@ class Ticket:
 
     @property
     def key(self) -> str | None:
-        """The source that is counted, or None."""
+        """What the client is counted by, or None."""
         return self.client.source
 
     def name(self) -> str:
@@ -73,7 +73,7 @@ class Ticket:
         return self.id
 
     def release(self) -> None:
-        """Give the place back; a second call, from whatever thread, does nothing."""
+        """Give the slot back; a second call, from any thread, does nothing."""
         self._give_back(self)
 
     def __enter__(self) -> Self:

@@ -26,18 +26,18 @@ def reply_line(code: int, status: str, hostname: str, text: str) -> bytes:
 
 
 def shutdown_reply(hostname: str) -> bytes:
-    """Return the reply to whoever is still waiting, or idle, when the server stops."""
+    """Return the reply to clients that wait, or are idle, when the server stops."""
     return reply_line(421, "4.3.2", hostname, "Service shutting down")
 
 
 def kick_reply(hostname: str) -> bytes:
-    """Return the reply to whoever is sent away by an administrator."""
+    """Return the reply to a client whose session an administrator ends."""
     return reply_line(421, "4.3.2", hostname, "Ended by the administrator, try again later")
 
 
 @dataclass(slots=True)
 class Refusal:
-    """This client may not come in now, however long it waits.
+    """This client is refused, however long it waits.
 
     :param rule: the option that fired, by its name
     :param key: the source or network that was counted; for a list, the network that it names
@@ -45,8 +45,8 @@ class Refusal:
     :param limit: what it may be
     :param code: of the reply: 421 is for now, 554 for good (RFC 5321 3.1 and 3.8)
     :param status: its enhanced status code (RFC 3463)
-    :param text: what the client is told; ``{key}`` stands for the key
-    :param detail: what the log says besides; empty for nothing
+    :param text: of the reply; ``{key}`` stands for the key
+    :param detail: more for the log; may be empty
     :ivar id: names this refusal in the reply and in the log; the gate gives it when the client is
         refused (see :meth:`smtpd_fork.Gate.refuse`)
     """
@@ -67,7 +67,7 @@ class Refusal:
 
     @property
     def words(self) -> str:
-        """What the client is told, without code and host."""
+        """The text of the reply, without code and host."""
         text = self.text.replace("{key}", self.key)
         return f"{text} [{self.id}]" if self.id else text
 
@@ -84,7 +84,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """There is no room for anybody: the caller waits (defers) or refuses, as it was told.
+    """There is no connection slot: the caller defers or refuses, as configured.
 
     :param count: what the count would have been
     :param limit: what it may be
@@ -96,7 +96,7 @@ class Full:
     paused: bool = False
 
     def refusal(self) -> Refusal:
-        """Return what it is for a client that is not to wait."""
+        """Return the refusal of a client that is not deferred."""
         return Refusal(
             "paused" if self.paused else "limit_connections",
             "",

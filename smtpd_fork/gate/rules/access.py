@@ -1,4 +1,4 @@
-"""allow, deny: networks that may come in, or not at all."""
+"""allow, deny: the allowlist and the denylist."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _read_file(name: str) -> Iterator[tuple[Network, str, str]]:
 
 
 class AccessList:
-    """Who may come in and who may not; the smallest network around an address decides.
+    """The allowlist and the denylist; the smallest network around an address decides.
 
     :param allow: networks, as :func:`read_networks` returns them
     :param deny: the same; where both have the same network, it is denied
@@ -94,7 +94,7 @@ class AccessList:
 
 
 class AccessRule(Rule):
-    """Refuses whom the lists deny, for good.
+    """Refuses denied clients, for good.
 
     :param listed: the lists
     """
@@ -107,7 +107,7 @@ class AccessRule(Rule):
         self._list = listed
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse whom a list denies."""
+        """Refuse a client that is denied."""
         found = self._list.find(client.number)
         if found is None or not found.denied:
             return None

@@ -17,7 +17,7 @@ __all__ = ["ClientLimitRule", "FairShareRule", "NetworkLimit", "NetworkLimitRule
 
 
 class ClientLimitRule(Rule):
-    """So many sessions from one address of IPv4, or one network of IPv6.
+    """A limit of sessions from one client: an IPv4 address, or an IPv6 network.
 
     :param limit: sessions, at least 1
     """
@@ -28,7 +28,7 @@ class ClientLimitRule(Rule):
         self._limit = limit
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse a source that has as many as it may."""
+        """Refuse a client that has as many as it may."""
         if client.source is None:
             return None
         mine = counts.by_source.get(client.source, 0) + 1
@@ -39,11 +39,11 @@ class ClientLimitRule(Rule):
 
 @dataclass(frozen=True, slots=True)
 class NetworkLimit:
-    """How many sessions may come from one network.
+    """How many sessions one network may have.
 
     :ivar sessions: at once, at least 1; a percentage if it is a share
     :ivar prefix: how large the network is
-    :ivar share: whether it is a share of all sessions. A share leaves local networks alone: one
+    :ivar share: whether it is a share of all sessions, which does not apply to local networks: one
         address there (a bridge, a proxy, a relay) may stand for many clients
     """
 
@@ -74,7 +74,7 @@ class NetworkLimit:
 
 
 class NetworkLimitRule(Rule):
-    """So many sessions from one network.
+    """A limit of sessions from one network.
 
     :param limit: how many, and how large the network is
     :param sessions: how many that is, where it is a share
@@ -91,7 +91,7 @@ class NetworkLimitRule(Rule):
         self._counts: dict[int, int] = {}
 
     def concerns(self, client: Client) -> bool:
-        """Whether it is about this family; a share leaves local networks alone."""
+        """Whether it is about this family; a share does not apply to local networks."""
         return client.ipv6 is self._ipv6 and not (self._share and client.local)
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
@@ -104,13 +104,13 @@ class NetworkLimitRule(Rule):
         return Refusal(self.name, network, count, self._sessions)
 
     def enter(self, client: Client) -> None:
-        """Count a session in."""
+        """Count a session of the client's network."""
         assert client.number is not None
         network = client.number >> self._shift
         self._counts[network] = self._counts.get(network, 0) + 1
 
     def leave(self, client: Client) -> None:
-        """Count a session out."""
+        """Count a session of the client's network no longer."""
         assert client.number is not None
         network = client.number >> self._shift
         left = self._counts[network] - 1
@@ -121,11 +121,11 @@ class NetworkLimitRule(Rule):
 
 
 class FairShareRule(Rule):
-    """Over three quarters full, no source holds more than all places / (sources + 1).
+    """Over three quarters full, no client holds more than all slots / (clients + 1).
 
-    The one more is for whoever comes next: there is always a part left for a newcomer.
+    The one more is for the next client: there is always a share left for it.
 
-    :param total: places in all
+    :param total: connection slots in all
     """
 
     name = "fair_share"
@@ -134,7 +134,7 @@ class FairShareRule(Rule):
         self._total = total
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse a source that has its part, while room is short."""
+        """Refuse a client that has its share, while slots are short."""
         if client.source is None or 4 * counts.total < 3 * self._total:
             return None
         mine = counts.by_source.get(client.source, 0) + 1

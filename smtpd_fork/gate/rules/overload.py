@@ -1,4 +1,4 @@
-"""max_loop_lag: nobody more comes in while the process has all it can do."""
+"""max_loop_lag: refuses new clients while the event loop lags."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TEXT = "Overloaded, try again later"
 
 
 class Load:
-    """How much the process has to do; whoever measures it writes it here.
+    """The load of the process; the lag monitor writes it.
 
-    :ivar lag: seconds by which the loop is late
+    :ivar lag: event-loop lag, in seconds
     """
 
     __slots__ = ("lag",)
@@ -28,10 +28,10 @@ class Load:
 
 
 class OverloadRule(Rule):
-    """Refuses clients before the process drowns; exempt ones still come in.
+    """Refuses clients while the event loop lags; exempt ones are still admitted.
 
-    :param load: how much there is to do
-    :param max_lag: seconds by which the loop may be late; 0 is no limit
+    :param load: the event-loop lag
+    :param max_lag: seconds; 0 is no limit
     """
 
     name = "max_loop_lag"
@@ -41,7 +41,7 @@ class OverloadRule(Rule):
         self._max_lag = max_lag
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse everybody while the loop is late."""
+        """Refuse every client while the event loop lags."""
         load = self._load
         if 0 < self._max_lag < load.lag:
             late, limit = round(load.lag * 1000), round(self._max_lag * 1000)

@@ -1,8 +1,8 @@
 """rate, rate_net, tls_failure_rate: so many in a time, by client or network.
 
-The generic cell rate algorithm (ITU-T I.371): for each source one number, the time at which it
+The generic cell rate algorithm (ITU-T I.371): for each client one number, the time at which it
 would be due if its sessions had come evenly. It allows a burst of all N, and then one each
-PERIOD / N. The numbers lie in the order in which they were last touched; each new source has a few
+PERIOD / N. The numbers lie in the order in which they were last touched; each new client has a few
 of the oldest forgotten that mean nothing any more, so nothing ever has to be swept, and the table
 is bounded.
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_KNOWN", "NetworkRateRule", "Rate", "RateRule", "handshake_rules"]
 
 MAX_KNOWN = 1 << 17
-"""Sources that are known at once. Past it the one that was silent longest is forgotten, which gives
+"""Clients that are known at once. Past it the one that was silent longest is forgotten, which gives
 it a fresh start: 23 MB are worth more than that."""
 
 HANDSHAKE_NETWORKS = ("24", "48")
@@ -55,7 +55,7 @@ class Rate:
 
     :ivar sessions: so many
     :ivar seconds: in so long
-    :ivar prefix: how large the network is that they come from; None: they come from one source
+    :ivar prefix: how large the network is that they come from; None: they come from one client
     """
 
     sessions: int
@@ -95,10 +95,10 @@ class Rate:
 
 
 class RateRule(Rule):
-    """So many new sessions in a time, from one source.
+    """A limit of new sessions in a time, from one client.
 
     :param rate: how many, and in how long
-    :param max_known: how many sources are known at once
+    :param max_known: how many clients are known at once
     """
 
     name = "rate"
@@ -122,7 +122,7 @@ class RateRule(Rule):
         return Refusal(self.name, client.source or "", count, self.rate.sessions, text=self.text)
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse who has come more often than that."""
+        """Refuse a client that has come more often than that."""
         key = self._key(client)
         if key is None:
             return None
@@ -132,7 +132,7 @@ class RateRule(Rule):
         return self._refusal(client, round((due - now) / self._interval) + 1)
 
     def arrived(self, client: Client, now: float) -> None:
-        """Note one more new session."""
+        """Count a new session."""
         key = self._key(client)
         if key is None:
             return
@@ -145,13 +145,13 @@ class RateRule(Rule):
         self._due.move_to_end(key)
 
     def take_back(self, client: Client) -> None:
-        """Forget that :meth:`arrived` was told of a client: it was none that counts."""
+        """Undo one :meth:`arrived` of a client: it does not count."""
         key = self._key(client)
         if key is not None and key in self._due:
             self._due[key] -= self._interval
 
     def _forget_some(self, now: float) -> None:
-        """Make room for a source more."""
+        """Make room for one more client."""
         due = self._due
         for _ in range(min(_FORGOTTEN_A_SOURCE, len(due))):
             oldest = next(iter(due))
@@ -160,12 +160,12 @@ class RateRule(Rule):
             del due[oldest]
 
     def goes_on_as(self, other: Rule) -> bool:
-        """Keep the table of a rate that stays what it was: a reload is nobody's fresh start."""
+        """Keep the table of a rate that did not change: a reload gives no client a fresh start."""
         return type(other) is type(self) and other.rate == self.rate
 
 
 class NetworkRateRule(RateRule):
-    """So many new sessions in a time, from one network.
+    """A limit of new sessions in a time, from one network.
 
     :param rate: how many, in how long, and how large the network is
     :param max_known: how many networks are known at once
@@ -192,14 +192,14 @@ class NetworkRateRule(RateRule):
 
 
 class _HandshakeRule(RateRule):
-    """So many handshakes of one client in a time."""
+    """A limit of failed handshakes in a time, of one client."""
 
     name = "tls_failure_rate"
     text = _HANDSHAKE_TEXT
 
 
 class _NetworkHandshakeRule(NetworkRateRule):
-    """So many of one network; one address of a local network may stand for many clients."""
+    """The same of one network; one address of a local network may stand for many clients."""
 
     name = "tls_failure_rate"
     text = _HANDSHAKE_TEXT

@@ -1,4 +1,4 @@
-"""refuse_first, refuse_every: refusals to order, so that a client's answer to 421 can be tested."""
+"""refuse_first, refuse_every: refusals on demand, to test what clients do when they get 421."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["RehearsalRule"]
 
 
 class RehearsalRule(Rule):
-    """Refuses the first so many, and then each so-manyth client.
+    """Refuses the first N clients, and then each Nth.
 
-    :param first: so many of the first; 0 is none
-    :param every: each so-manyth of those after them; 0 is none
+    :param first: how many of the first; 0 is none
+    :param every: of those after them each Nth; 0 is none
     """
 
     name = "refuse_every"
@@ -30,7 +30,7 @@ class RehearsalRule(Rule):
         self._asked = 0
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse the ones whose turn it is; counts each time it is asked, unlike other rules."""
+        """Refuse a client whose turn it is; each question counts, unlike with other rules."""
         self._asked += 1
         key = client.source or "unix"
         text = "This is a rehearsal, try again later"
@@ -41,7 +41,7 @@ class RehearsalRule(Rule):
         return None
 
     def goes_on_as(self, other: Rule) -> bool:
-        """Count on after a reload, so that what is rehearsed is rehearsed to its end."""
+        """Go on counting after a reload, so that a test runs to its end."""
         return isinstance(other, RehearsalRule) and (other.first, other.every) == (
             self.first,
             self.every,
