@@ -1,6 +1,6 @@
 """``smtpd-fork check``: sees whether a start would succeed, without one.
 
-Everything is looked at, whatever was found before. Nothing is left behind, and nobody is served.
+Everything is checked, whatever was found before. Nothing is left behind, and no client is served.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import click
 
 from smtpd_fork.cli.base_command import BaseCommand, Fault, setting_sources
 from smtpd_fork.cli.metrics_listener import wanted_metrics
+from smtpd_fork.cli.start import check_current_directory
 from smtpd_fork.daemon import PidFile, look_up_user
 from smtpd_fork.errors import (
     CannotCreateError,
     NotPermittedError,
-    OperatingSystemError,
     SmtpdForkError,
     error_origin,
 )
@@ -101,7 +101,7 @@ def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
 
 def _check_pid_file(path: Path) -> None:
     if path.exists():
-        # Whoever holds it is running; the file is left as it was.
+        # A running process holds it; the file is left as it was.
         PidFile.acquire(path).close()
     elif not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise CannotCreateError(f"cannot write the pid-file {path}: its directory")
@@ -111,10 +111,7 @@ def _check(*, running: bool, **values: Any) -> None:
     with setting_sources(click.get_current_context(), values) as sources:
         findings = _Findings(sources)
         config = sources.build()
-        try:
-            Path.cwd()
-        except OSError as error:
-            raise OperatingSystemError(f"cannot use the current folder: {error.strerror}") from None
+        check_current_directory()
         _look(config, findings, running=running)
     if findings.lines:
         for line in findings.lines[:-1]:

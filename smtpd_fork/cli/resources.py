@@ -209,20 +209,20 @@ class Resources:
     def claim(self, name: str) -> socket.socket | None:
         """Return the socket that a service of the old process left by *name*, if one did.
 
-        Whoever claims it has it, and closes it. What nobody has claimed when this process takes
-        over is closed then.
+        The caller owns it. A socket that no service has claimed when this process takes over is
+        closed then.
         """
         descriptor = self._handed.sockets.pop(name, None)
         return None if descriptor is None else socket.socket(fileno=descriptor)
 
     def let_go(self) -> None:
-        """Remove nothing at the end: another process has it now."""
+        """Remove nothing at the end: the new process owns it now."""
         for thing in (self.pid_file, self.janitor):
             if thing is not None:
                 thing.let_go()
 
     def take_over(self) -> None:
-        """Have what another process let go of; what nobody wants any more goes."""
+        """Own what the old process has let go of; close what the settings do not name any more."""
         for listener in (*self.inherited, *self.dropped):
             listener.take_over()
         for thing in (self.pid_file, self.janitor, self.dropped_pid_file):

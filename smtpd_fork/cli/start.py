@@ -2,7 +2,7 @@
 
 Options, bind, pid-file opened and locked, handlers loaded, privileges dropped, detach, pid
 written, serve. What takes root comes before the user changes, what belongs to that user after;
-what can fail comes before the detaching, so that it fails in front of whoever started it.
+what can fail comes before the detaching, so that the error reaches the caller.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.handlers import Chain
 
-__all__ = ["start"]
+__all__ = ["check_current_directory", "start"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
@@ -77,7 +77,7 @@ def start(sources: SettingSources, resources: Resources | None = None) -> ExitSt
             if resources.successor is not None:
                 resources.successor.failed(reason)
             log.error("%s", reason)  # noqa: TRY400 - one line, as on a terminal
-            # Whoever hears of it finds nothing left: cleaned up first, told afterwards.
+            # Cleaned up first, reported afterwards: the caller finds nothing left.
             resources.at_exit.close()
             word.failed(sources.status(error), f"smtpd-fork: {reason}")
             os._exit(sources.status(error))
@@ -109,7 +109,7 @@ def _serve(
 
 def _set_up(config: DaemonConfig, resources: Resources) -> Server:
     """Do all that comes before the detaching."""
-    _check_folder()
+    check_current_directory()
     # Before any file is opened: the descriptors that were passed are those that are open now.
     passed = passed_sockets(os.environ)
     resources.notifier = Notifier.of_environment(os.environ)
@@ -156,10 +156,10 @@ def _set_up(config: DaemonConfig, resources: Resources) -> Server:
     return server
 
 
-def _check_folder() -> None:
-    """See that relative paths mean something.
+def check_current_directory() -> None:
+    """See that relative paths can be resolved.
 
-    :raises OperatingSystemError: the current folder was removed
+    :raises OperatingSystemError: the current directory was removed
     """
     try:
         Path.cwd()

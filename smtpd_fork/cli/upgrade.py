@@ -54,7 +54,7 @@ class Upgrade:
     :param services: are asked for their sockets, and told
     :param done: called once the new process has everything
     :param turn: held meanwhile: listeners that a reload changes are seen before it, or after it
-    :param detached: the current folder is not the one of the start
+    :param detached: the current directory is not the one of the start
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class Upgrade:
         self._server.withdraw()
         self._resources.let_go()
         await self._services.handed_over(self._pid)
-        with suppress(OSError):  # it died this moment, and whoever looks after it finds out
+        with suppress(OSError):  # it died this moment; its supervisor will find out
             line.send(TAKE)
         log.info("process %d has taken over", self._pid)
         self._done()

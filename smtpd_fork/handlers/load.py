@@ -84,7 +84,7 @@ _BUILTIN: dict[str, Callable[[str | None], Any]] = {
 
 
 def _find(shown: str, module_name: str, attr: str) -> Any:
-    """Import what ``module:attr`` names; the current folder counts, as for ``python -m``."""
+    """Import what ``module:attr`` names; the current directory counts, as for ``python -m``."""
     if not _DOTTED.fullmatch(module_name) or not _DOTTED.fullmatch(attr):
         raise HandlerError(f"handler {shown!r}: not a module:attr")
     here = os.getcwd()  # noqa: PTH109 - sys.path holds strings

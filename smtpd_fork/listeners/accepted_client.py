@@ -29,8 +29,8 @@ _CLIENT_GONE = frozenset({
 class AcceptedClient:
     """A socket that was accepted, without a transport.
 
-    :ivar listener: where it was accepted
-    :ivar sock: the socket; whoever has the client owns it
+    :ivar listener: which one accepted it
+    :ivar sock: the socket; it belongs to the owner of the client
     :ivar peer: as accept(2) named it, or a PROXY header
     """
 

@@ -1,9 +1,9 @@
 """Acceptor: accept(2) for all listeners of a server, behind one gate.
 
 It is the loop's reader of the listening sockets. :class:`State` says what it does with them; only
-while they are OPEN are they watched. The gate is asked before accept(2), so nobody is accepted who
-would have to be deferred. Only a gate that is shared with another thread can fill up in between:
-that one client is kept, and is the first to come in.
+while they are OPEN are they watched. The gate is asked before accept(2), so no client is accepted
+that would have to be deferred. Only a gate that is shared with another thread can fill up in
+between: that one client is kept, and is the first to be admitted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STARVED_SECONDS = 1.0
 """How long accept pauses when descriptors ran out."""
 
 DEFERRAL_SECONDS = 5.0
-"""How often, at most, it is told that clients wait."""
+"""How often, at most, it is logged that clients wait."""
 
 
 class State(Enum):
@@ -66,7 +66,7 @@ class Acceptor:
     Made and used in the thread of *loop*; it begins with :meth:`open`.
 
     :param listeners: bound and listening
-    :param gate: who may come in
+    :param gate: admits clients
     :param config: ``when_full``, and ``backlog``: how many may wait under ``defer:SECONDS``
     :param proxy_trust: who may send PROXY headers, on listeners where those come first
     :param preconnect: takes the clients that have a ticket; stopped with the acceptor
@@ -108,7 +108,7 @@ class Acceptor:
         self._proxy_trust = proxy_trust
         self._preconnect = preconnect
         # Under plain defer the queue is for the one client of the shared gate (see above), and for
-        # all who make way for exempt clients: who a client is shows only once it is accepted.
+        # all that make way for exempt clients: which they are shows only once they are accepted.
         wait = config.when_full.wait
         self._queue_clients = wait is not None
         self._queue.change(math.inf if wait is None else wait)
@@ -141,7 +141,7 @@ class Acceptor:
 
     @property
     def stopped(self) -> bool:
-        """Whether nobody is accepted any more, for good."""
+        """Whether it accepts no more, for good."""
         return self._state in {State.WITHDRAWN, State.STOPPED}
 
     def withdraw(self) -> None:
@@ -173,7 +173,7 @@ class Acceptor:
         return waiting
 
     def stop(self) -> int:
-        """Stop for good: whoever still waits is answered 421. The listeners are closed.
+        """Stop for good: clients that still wait get 421. The listeners are closed.
 
         :returns: how many clients were answered
         """
@@ -202,7 +202,7 @@ class Acceptor:
         self._state = state
 
     def _wait_for_room(self) -> None:
-        """Leave clients in the backlog until the gate has room."""
+        """Leave clients in the backlog until the gate has a free slot."""
         self._close_as(State.CLOSED)
         now = self._loop.time()
         if now - self._deferral_told >= DEFERRAL_SECONDS:
@@ -211,7 +211,7 @@ class Acceptor:
         self._gate.when_room(self._on_room, reserved=True)
 
     def _on_room(self) -> None:
-        """Take the gate's word that there is room; it may come from any thread."""
+        """Act on a free slot; the gate calls this from any thread."""
         if self._state is State.STOPPED:
             return
         try:
@@ -219,11 +219,11 @@ class Acceptor:
                 self._loop.call_soon(self._reopen)
             else:
                 self._loop.call_soon_threadsafe(self._reopen)
-        except RuntimeError:  # the loop was closed without a stop: nobody is left to accept
+        except RuntimeError:  # the loop was closed without a stop
             self._state = State.STOPPED
 
     def _reopen(self) -> None:
-        """Let in who waited, and accept again; each time another listener comes first."""
+        """Admit clients that waited, and accept again; each time another listener comes first."""
         if self._state is not State.STOPPED:
             self._admit_queue()
         if self._state is not State.CLOSED:
@@ -297,7 +297,7 @@ class Acceptor:
             self._refuser.refuse(client, Refusal("proxy_trust", key, 1, 0, text=text))
             return
         if self._queue and not self._gate.is_exempt(client.peer):
-            self._wait_or_go(client)  # behind those who came before
+            self._wait_or_go(client)  # behind those that came before
             return
         verdict = self._admit(client)
         if isinstance(verdict, Ticket):
@@ -309,11 +309,11 @@ class Acceptor:
             self._refuser.refuse(client, verdict)
 
     def _admit(self, client: AcceptedClient) -> Verdict:
-        # Who stands behind a proxy shows later; until then it counts in all, and nowhere else.
+        # The client behind a proxy is known later; until then it counts in all, and nowhere else.
         return self._gate.admit(None if client.listener.proxy else client.peer)
 
     def _is_trusted(self, peer: SocketAddress | str) -> bool:
-        """Whether *peer* may say for whom it speaks; who can reach a unix socket may."""
+        """Whether *peer* may send a PROXY header; all clients of a unix socket may."""
         host, trust = source_key(peer), self._proxy_trust
         return host is None or (trust is not None and bool(trust.find(number_of(host))))
 
@@ -332,7 +332,7 @@ class Acceptor:
             self._refuser.refuse(client, self._full())
 
     def _admit_queue(self) -> None:
-        """Let those who waited longest in, as far as there is room."""
+        """Admit the clients that waited longest, as far as there are slots."""
         while self._queue and not self._gate.crowded:
             client = next(iter(self._queue))
             verdict = self._admit(client)

@@ -1,16 +1,16 @@
-"""Addresses to listen on, as people write them.
+"""Addresses to listen on, as settings have them.
 
 ::
 
     [SCHEME:]HOST[:PORT]     127.0.0.1   [::1]:25   smtps:0.0.0.0:465   localhost   *:2525
     [SCHEME:]unix:PATH       unix:/run/smtpd.sock
 
-A scheme says what is spoken there: ``smtp`` (the default), ``smtps`` (TLS from the first byte,
-RFC 8314) or ``lmtp`` (RFC 2033). Flags may stand behind it, in any order, as in
+A scheme is the protocol: ``smtp`` (the default), ``smtps`` (implicit TLS, RFC 8314) or ``lmtp``
+(RFC 2033). Flags may follow it, in any order, as in
 ``smtp+proxy+require-tls:[::]:2526``:
 
 - ``+proxy``: a PROXY header comes first;
-- ``+require-tls``: no mail in the clear, as ``--require-starttls`` has it for all;
+- ``+require-tls``: no mail in plaintext, as ``--require-starttls`` for all;
 - ``+no-tls``: STARTTLS is not offered.
 
 An address without a port is bound on every port of ``-p``.
@@ -63,22 +63,22 @@ class Address:
 
     @property
     def protocol(self) -> str:
-        """What is spoken: the scheme without its flags."""
+        """The scheme without its flags."""
         return self.scheme.partition("+")[0]
 
     @property
     def flags(self) -> frozenset[str]:
-        """What stands behind the protocol."""
+        """What follows the protocol."""
         return frozenset(self.scheme.split("+")[1:])
 
     @property
     def tls(self) -> bool:
-        """Whether TLS is spoken from the first byte."""
+        """Whether it is implicit TLS."""
         return self.protocol == "smtps"
 
     @property
     def lmtp(self) -> bool:
-        """Whether LMTP is spoken."""
+        """Whether it is LMTP."""
         return self.protocol == "lmtp"
 
     @property
@@ -93,7 +93,7 @@ class Address:
 
     @property
     def no_tls(self) -> bool:
-        """Whether TLS is not spoken at all, though there is a certificate."""
+        """Whether STARTTLS is not offered, though there is a certificate."""
         return "no-tls" in self.flags
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
-"""bind(2) and listen(2), with every fault told by its meaning.
+"""bind(2) and listen(2); each error says what it means.
 
 A name may have addresses that no interface of this host has, or of a family that it does not
-speak: ``localhost`` is often ``::1`` as well, and a container's loopback has none. The others are
-bound, and a warning names each that is not; nothing is skipped of an address that was written out.
+support: ``localhost`` is often ``::1`` as well, and a container's loopback has none. The others are
+bound, and a warning names each that is not. A numeric address is never skipped.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def bind_all(
 
 
 def try_to_bind(addresses: Sequence[Address], warn: Warn = log.warning) -> None:
-    """See whether every address can be bound; nobody can connect meanwhile.
+    """See whether every address can be bound; no client can connect meanwhile.
 
     :param warn: as of :func:`bind_all`
     :raises SmtpdForkError: as :func:`bind_all` does
@@ -159,9 +159,9 @@ def try_to_bind(addresses: Sequence[Address], warn: Warn = log.warning) -> None:
 
 
 def adopt(sock: socket.socket, *, backlog: int, scheme: str = "smtp") -> Listener:
-    """Listen on a socket that somebody else bound, and left to us.
+    """Listen on a socket that another process, or the caller, bound.
 
-    :param scheme: what is spoken there, as in front of an address
+    :param scheme: as in front of an address
     :raises OperatingSystemError: it cannot listen: not bound, connected, shut down, no socket, ...
     """
     try:
@@ -270,7 +270,7 @@ def _bind_one(family: int, place: tuple[Any, ...], *, v6only: bool = False) -> s
 
 
 def _explained(address: Address, error: OSError) -> SmtpdForkError:
-    """Turn what bind(2) or listen(2) said into an error of ours."""
+    """Turn an error of bind(2) or listen(2) into one of ours."""
     meanings = _UNIX_MEANING if address.path is not None else _MEANING
     number = error.errno or 0
     kind, meaning = meanings.get(number, (OperatingSystemError, os.strerror(number)))

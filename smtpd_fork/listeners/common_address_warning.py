@@ -20,10 +20,10 @@ __all__ = ["CommonAddressWarning", "default_gateways"]
 log = logging.getLogger("smtpd_fork.gate")
 
 FEWEST = 10
-"""Sessions in all, below which one source may well have most of them."""
+"""Sessions in all, below which one client may well have most of them."""
 
 MOST_OTHERS = 1024
-"""Sources that are remembered: one at a time has most of the sessions."""
+"""Clients that are remembered: one at a time has most of the sessions."""
 
 ROUTES = Path("/proc/net/route")
 
@@ -49,7 +49,7 @@ class CommonAddressWarning:
         self._gate = gate
         self._told = False
         self._others: set[str] = set()
-        """Sources that hold most of the sessions, and are none of ours: an attack is looked at
+        """Clients that hold most of the sessions, and are not private: an attack is looked at
         once, not at each of its refusals."""
 
     def note(self, refusal: Refusal) -> None:
@@ -75,7 +75,7 @@ class CommonAddressWarning:
 
 
 def _is_of_our_own(key: str) -> bool:
-    """Whether a source is in a network of our own: private, or the way out of it."""
+    """Whether a client is private, or the default gateway."""
     try:
         source = ip_network(key)  # an address, or the /64 of one
     except ValueError:

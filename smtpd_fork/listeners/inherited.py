@@ -1,4 +1,4 @@
-"""Inherited sockets: bound by whoever started this process, and told apart by their names.
+"""Inherited sockets: bound by the process that started this one, told apart by their names.
 
 The name that a socket has (``FileDescriptorName=`` in a socket unit, systemd.socket(5)) says what
 is spoken there: ``smtp``, ``smtps``, ``lmtp``, each also with flags, as in front of an address. Any
@@ -83,9 +83,9 @@ def handed_listeners(
 
 
 def listening_socket(descriptor: int) -> socket.socket:
-    """Return the socket that *descriptor* is, once it is seen that clients may come in there.
+    """Return the socket that *descriptor* is.
 
-    :raises OperatingSystemError: they may not
+    :raises OperatingSystemError: it is none that listens
     """
     where = f"cannot listen on descriptor {descriptor}"
     try:

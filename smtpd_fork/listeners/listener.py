@@ -1,4 +1,4 @@
-"""Listener: one bound socket, and how it is announced."""
+"""Listener: one listening socket, and the address it was asked for."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Listener:
     """A socket that listens, and the address it was asked for.
 
     :ivar address: what was asked for
-    :ivar tls: whether TLS is spoken from the first byte
+    :ivar tls: whether it is implicit TLS
     :ivar proxy: whether a PROXY header comes first
     :ivar sock: the socket; non-blocking, listening
-    :param inherited: somebody else bound it, so its path is not ours to remove
+    :param inherited: another process bound it, so its path is not ours to remove
     :ivar bound: what it is really bound to: ``(host, port, ...)``, or the path of a unix socket
     """
 
@@ -79,7 +79,7 @@ class Listener:
     def close(self) -> None:
         """Close the socket; a unix socket's path is removed if it is still this one's."""
         if self.path is not None and self.is_ours():
-            # While it listens nobody takes the path for a dead one's, and puts another there.
+            # While it listens no other process takes the path for a dead one's and replaces it.
             # Without the right to remove it (privileges were dropped) the janitor does.
             with suppress(OSError):
                 self.path.unlink()

@@ -28,7 +28,7 @@ Refuse: TypeAlias = "Callable[[AcceptedClient, Refusal | Full], None]"
 
 
 class PendingClient(AcceptedClient):
-    """A client that some stage holds, and how the ledger shows it.
+    """A client that a stage holds, and how the ledger shows it.
 
     :param stage: which one
     :ivar header: what has come of a PROXY header
@@ -63,7 +63,7 @@ class PendingClient(AcceptedClient):
         self.ticket.release()
 
     def close(self) -> None:
-        """Close without a word, and release the ticket."""
+        """Close without a reply, and release the ticket."""
         self.sock.close()
         self.ticket.release()
 
@@ -86,7 +86,7 @@ class PendingClients(ABC):
 
     @abstractmethod
     def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
-        """Hold a client; it is this one's until it has passed or is closed."""
+        """Hold a client until it passes, or is closed."""
 
     @abstractmethod
     def _let_go(self, client: PendingClient) -> None:
@@ -123,7 +123,7 @@ class WatchedClients(PendingClients):
         self._clients: DeadlineQueue[PendingClient] = DeadlineQueue(seconds, loop, self._expired)
 
     def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
-        """Hold a client; it is this one's until it has passed or is closed."""
+        """Hold a client until it passes, or is closed."""
         pending = PendingClient(client, ticket, self)
         self._clients.add(pending)
         self._loop.add_reader(client.sock, self._heard, pending)

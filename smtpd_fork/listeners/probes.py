@@ -1,8 +1,8 @@
-"""Probes: a load balancer looks whether this server is well (``--probe-from``).
+"""Probes: health checks of load balancers (``--probe-from``).
 
 A probe connects, perhaps reads the greeting, perhaps says EHLO and QUIT, and goes. It takes no
-place in any count, is no session, and leaves no line in the log; so it may be no more than a probe:
-so many at once, for so long, and whatever looks like mail is answered 421.
+connection slot, is in no count, is no session, and leaves no line in the log. So there is a limit of
+probes at once, and of time, and whatever looks like mail is answered 421.
 
 Where a PROXY header comes first, the load balancer may send both from one address. A header that
 speaks for somebody is a client's, and goes the way of all clients, untouched. One that speaks for
@@ -48,7 +48,7 @@ LONGEST_SECONDS = 10.0
 """How long one may last; haproxy gives its own checks 2 s by default (``inter``)."""
 
 SILENCE_SECONDS = 0.5
-"""Whoever has sent no PROXY header by then sends none: it comes with the first packet."""
+"""A client that has sent no PROXY header by then sends none: it comes with the first packet."""
 
 MOST_BYTES = 1024
 """What one may say in all: EHLO with the longest name, NOOP and QUIT."""
@@ -157,7 +157,7 @@ class Probes:
         if self._gate.paused:
             self._end(probe, self._sorry("Service not available"))
             return
-        # What speaks TLS first cannot read a greeting in the clear: that it is connected has to do.
+        # Under implicit TLS a greeting in plaintext cannot be read: the connection alone has to do.
         if not probe.listener.tls and not self._say(
             probe, f"220 {self.hostname} {self._ident}\r\n".encode("ascii", "replace")
         ):

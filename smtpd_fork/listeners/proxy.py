@@ -1,4 +1,4 @@
-"""Proxy: connections of proxies, whose PROXY header names the client (proxy-protocol.txt).
+"""ProxyHeaders: connections of proxies, whose header names the client (proxy-protocol.txt).
 
 The header is read from the raw socket, and not one byte more: what follows it is the client's,
 perhaps a TLS handshake.

@@ -1,4 +1,4 @@
-"""Refusals: 421 or 554 on a raw socket, before any transport or TLS exists."""
+"""Refusals: 421 or 554 on a socket, before there is a transport or TLS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EARLY_BYTES = 4096
 def refuse(sock: socket.socket, reply: bytes) -> None:
     """Send *reply* on an accepted socket without ever waiting, and close it.
 
-    A peer that is gone, or cannot take one line, has had its answer.
+    A peer that is gone, or cannot take one line, gets none.
     """
     with suppress(OSError):
         sock.send(reply, _NOW)
@@ -57,7 +57,7 @@ class Refuser:
         return refusal
 
     def begin_handshake(self, ticket: Ticket) -> Refusal | None:
-        """Return why a client is not to begin a TLS handshake; it has been noted."""
+        """Return why a client may not begin a TLS handshake; it has been counted and logged."""
         refusal = self._gate.begin_handshake(ticket)
         return None if refusal is None else self.note(refusal)
 

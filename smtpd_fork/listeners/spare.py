@@ -22,7 +22,7 @@ class Spare:
     """The descriptor.
 
     Without it a client that the kernel has connected would hang unanswered until there are
-    descriptors again; with it, it is told to come back.
+    descriptors again; with it, the client gets 421.
 
     :param refuser: answers the clients
     """

@@ -1,4 +1,4 @@
-"""Unix sockets: a path that is replaced only if nobody answers there.
+"""Unix sockets: a path is replaced only if no process answers there.
 
 Two processes may start at once. From the probe to listen(2) only one of them is at the path: a
 socket that is bound and does not listen yet looks as a dead one does, and the other would replace
@@ -30,7 +30,7 @@ def bind_unix(path: Path, mode: int, backlog: int | None) -> socket.socket:
     """Bind a unix socket (unix(7)) at *path* with file mode *mode*, and listen on it.
 
     :param backlog: of listen(2); None: do not listen
-    :raises OSError: as bind(2); EADDRINUSE if somebody answers there, EEXIST if the path is not
+    :raises OSError: as bind(2); EADDRINUSE if a process answers there, EEXIST if the path is not
         a socket
     """
     with exclusively(path):
@@ -73,5 +73,5 @@ def _clear(path: Path) -> None:
         except PermissionError:
             raise
         except OSError:
-            pass  # a full backlog, a time-out: somebody is there
+            pass  # a full backlog, a time-out: a process is there
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

@@ -1,4 +1,4 @@
-"""Lag: by how much the loop is late, measured by a timer that is never late itself."""
+"""LagMonitor: measures the event-loop lag."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ FADING = 0.5
 
 
 class LagMonitor:
-    """Measures the loop's lag, and writes it down for the gate.
+    """Measures the event-loop lag, and writes it where the gate reads it.
 
-    :param load: where to
-    :param limit: seconds; passing it is told once an episode
-    :param latency: counts what every look finds
+    :param load: where it is written
+    :param limit: seconds; exceeding it is logged once an episode
+    :param latency: counts every measurement
     """
 
     def __init__(

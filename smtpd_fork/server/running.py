@@ -33,13 +33,13 @@ KICKED_A_TURN = 64
 """Sessions that are ended before the others have their turn: a few milliseconds."""
 
 LEAVE_SECONDS = 0.5
-"""How often a server that leaves looks for clients who have no session yet."""
+"""How often a server that was replaced looks for clients that have no session yet."""
 
 
 class Running:
     """Acceptor, stages before the session, sessions, and what watches them.
 
-    Made in a loop that runs; nobody is accepted before :meth:`accept`.
+    Made in a loop that runs; the acceptor is still to be opened.
 
     :param settings: in force from now on
     :param gate: of the server
@@ -133,7 +133,7 @@ class Running:
     # -- a reload ------------------------------------------------------------------------------
 
     def change(self, before: EffectiveSettings, settings: EffectiveSettings) -> None:
-        """Have *settings* in force in place of those *before*; nothing in here waits or fails."""
+        """Apply *settings* in place of those *before*; nothing in here waits or fails."""
         config = settings.config
         self._sweep.look_for(shortest_limit(config))
         self._stress.seconds = config.stress_timeout
@@ -169,7 +169,7 @@ class Running:
     # -- the end -------------------------------------------------------------------------------
 
     def _accept_no_more(self) -> int:
-        """Answer 421 to all who have no session; return how many there were."""
+        """Answer 421 to all clients without a session; return how many there were."""
         hostname = self._refuser.hostname
         return self.acceptor.stop() + sum(each.stop(hostname) for each in self.former)
 
@@ -185,11 +185,11 @@ class Running:
         return self.acceptor.held + sum(map(len, self.former))
 
     async def leave(self) -> None:
-        """Wait until all who were in when the acceptor withdrew have ended, in their own time."""
+        """Wait until the sessions that existed when the acceptor withdrew have ended."""
         while len(self.sessions) or self._held:
             await self.sessions.drained()
             if self._held:
-                # Nobody announces the end of a stage; here nothing else is left to do.
+                # The end of a stage is not signalled; here nothing else is left to do.
                 await asyncio.sleep(LEAVE_SECONDS)
 
     async def stop(self, seconds: float) -> int:

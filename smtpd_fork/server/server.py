@@ -1,4 +1,4 @@
-"""Server: the front door as one object, for a daemon and for a program that embeds it."""
+"""Server: an SMTP server as one object, for the daemon and for programs that embed it."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Server:
 
     :param handler: an aiosmtpd handler, or several, in order: the first answer wins
     :param gate: shared with other servers; default: one of its own, by the settings
-    :param limits: of its own gate, if whoever makes it has worked them out already
+    :param limits: of its own gate, if the caller has read them already
     :param config: the settings, as one object instead of *options*
     :param sockets: bound already, to listen on instead of ``listen`` and ``port``
     :param listeners: the same, opened by :func:`smtpd_fork.listeners.open_listeners`
-    :param tls_context: for STARTTLS and TLS, instead of all settings of TLS; it is its giver's to
-        renew
+    :param tls_context: for STARTTLS and TLS, instead of all settings of TLS; the caller renews
+        it
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
     :param session_options: keywords for it, as aiosmtpd documents them (``authenticator``, ...)
     :param tally: counts what the sessions do; default: one of its own, that does not look at the
@@ -158,7 +158,7 @@ class Server:
             self.accept()
 
     async def _prepare(self) -> None:
-        """Have all that takes a while."""
+        """Do all that takes a while."""
         if not self.listeners:
             await asyncio.to_thread(self.bind)
         await asyncio.to_thread(self.chain.prepare)
@@ -183,18 +183,18 @@ class Server:
         *,
         handler: Handler | Sequence[Handler] | None = None,
     ) -> None:
-        """Have other settings hold from now on, or the same ones with their files as they are now.
+        """Apply other settings, or the same ones with their files as they are now.
 
         Sessions go on with what they began with. Listeners that stay are not touched; new ones
         are opened, the others closed, their backlog answered 421. Sockets that were inherited
-        stay, whatever the settings say. A gate that the server was given is its giver's: its
-        limits are left alone. A chain that was replaced is closed when its last session has ended.
-        TLS files that have changed, and cannot be used, are logged, and the certificates stay: a
-        key that only root may read, as it often is, must not keep all else from being read.
+        stay, whatever the settings say. The limits of a gate that was given to the server do not
+        change. A chain that was replaced is closed when its last session has ended. TLS files that
+        have changed and cannot be used are logged, and the certificates stay: a key that only root
+        can read, as it often is, must not prevent a reload.
 
-        :param config: the settings; default: those that hold
+        :param config: the settings; default: those in force
         :param handler: instead of the handler, or the handlers, that new sessions have
-        :raises SmtpdForkError: something cannot be had; all that held until now goes on to hold
+        :raises SmtpdForkError: something cannot be read or opened; nothing has changed then
         """
         async with self._reloading:
             config = self.config if config is None else config
@@ -262,14 +262,14 @@ class Server:
     def withdraw(self) -> None:
         """Accept no more: another process does now, on the same listening sockets.
 
-        Nobody is told anything: sessions go on, and so do clients that wait for a slot.
+        No client notices: sessions go on, and so do clients that wait for a slot.
         :meth:`leave` ends when they have gone.
         """
         if self._running is not None:
             self._running.acceptor.withdraw()
 
     async def leave(self) -> None:
-        """Wait until all who were in when the server withdrew have ended, each in its own time."""
+        """Wait until the sessions that existed when the server withdrew have ended."""
         if self._running is not None:
             await self._running.leave()
 
@@ -294,7 +294,7 @@ class Server:
         try:
             return await asyncio.shield(self._stopping)
         except asyncio.CancelledError:
-            running.sessions.hurry()  # whoever waited has no time left, so the sessions have none
+            running.sessions.hurry()  # the caller has no time left, so the sessions have none
             raise
 
     async def abort(self) -> None:
@@ -322,7 +322,7 @@ class Server:
     def audit(self) -> list[str]:
         """Compare the gate's ledger with the live connections; return what is wrong.
 
-        There should be nothing, at any time; tests ask after everything that is bad for sessions.
+        It should be empty at any time; tests call it after everything that is bad for sessions.
         """
         return [] if self._running is None else self._running.audit()
 
@@ -372,7 +372,7 @@ class Server:
 
     @property
     def certificates(self) -> Sequence[Certificate]:
-        """What new clients are shown now, in the order of ``tls_cert``; none with a context."""
+        """The certificates of new handshakes, in the order of ``tls_cert``; none with a context."""
         return self._tls.certificates
 
     def __repr__(self) -> str:

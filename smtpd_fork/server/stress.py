@@ -34,9 +34,9 @@ TEXT = "Too long without progress while others wait, try again later"
 
 
 class Stress:
-    """Ends clients of one server, looked after by its sweep.
+    """Ends clients of one server; its sweep calls :meth:`look`.
 
-    :param gate: knows whether slots are short
+    :param gate: says whether slots are short
     :param refuser: takes note of those that are ended
     :ivar seconds: how long a client may do nothing while they are; 0: as long as ever
     """
@@ -59,7 +59,7 @@ class Stress:
     def look(self, now: float, sessions: Sessions, acceptor: Acceptor) -> None:
         """End the clients whose time is over by *now*.
 
-        :param acceptor: knows how many clients wait
+        :param acceptor: says how many clients wait
         """
         waiting = acceptor.waiting()  # asked in any case: it counts since the last time
         if self.on is not self._told:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPIRY_NOTICE", "Certificate", "read_certificate"]
 
 EXPIRY_NOTICE = timedelta(days=14)
-"""Whoever renews by ACME does so 30 days before; two weeks later something is wrong there."""
+"""ACME clients renew 30 days before; two weeks later something is wrong there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def read_certificate(path: Path, pem: bytes) -> Certificate:
 
     :raises ConfigError: there is none, or it cannot be read
     """
-    # Loaded by whoever has a certificate; it takes a while.
+    # Imported only where there is a certificate; it takes a while.
     from cryptography import x509  # noqa: PLC0415 - see above
 
     try:

@@ -53,7 +53,7 @@ class LoadedTls:
 class TlsFiles:
     """The files of the TLS settings, and what is wanted of them.
 
-    The paths are absolute: a detached daemon is in another folder when it reads them again.
+    The paths are absolute: a detached daemon is in another directory when it reads them again.
 
     :ivar pairs: of each certificate its file, and its key's; None if that is in the same one
     :ivar client_ca: of the authorities that clients' certificates are verified against

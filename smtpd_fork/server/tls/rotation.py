@@ -30,8 +30,8 @@ class Rotation:
 
     The files are looked at by stat(2), every few seconds. Once they have changed, and look the
     same twice, they are read: so neither a half-written file nor a certificate without its key is
-    ever taken, if whoever writes them does not pause in the midst. What cannot be used leaves all
-    as it was, and one line in the log.
+    ever used, unless the program that writes them pauses in the midst. What cannot be used leaves
+    all as it was, and one line in the log.
 
     :ivar current: has the context for new handshakes
     :ivar certificates: that are shown now, in the order of the settings

@@ -21,8 +21,8 @@ def choose_by_name(
     """Have the first of *contexts* give way to the one whose certificate has a client's name.
 
     A name that stands in a certificate goes before one with ``*.``, which is for one label (RFC
-    9525 6.3), and an earlier certificate before a later one. Whoever asks for no name, or one that
-    nobody has, gets the first.
+    9525 6.3), and an earlier certificate before a later one. A client that asks for no name, or for
+    one that no certificate has, gets the first.
 
     :param contexts: of the certificates, in the same order, alike in all else
     :returns: warnings of certificates that nobody is ever shown
