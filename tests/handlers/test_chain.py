@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 from aiosmtpd.smtp import MISSING
 from support.client import Client
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.handlers import Chain
 from smtpd_fork.sinks import Debug, Discard, Maildir
@@ -106,11 +106,7 @@ async def test_a_handlers_own_word_on_exceptions_is_kept() -> None:
         async def handle_RCPT(self, *_: Any) -> str:
             raise KeyError
 
-    async with (
-        serve([Excuses(), Discard()]) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted([Excuses(), Discard()]) as client:
         await client.say("MAIL FROM:<a@b.c>")
         assert await client.say("RCPT TO:<d@e.f>") == (450, ["4.0.0 KeyError"])
 
@@ -125,8 +121,7 @@ async def test_an_old_process_message_still_takes_messages() -> None:
 
     old = Old()
     with pytest.warns(DeprecationWarning, match="process_message"):
-        async with serve(old) as server, await Client.to(server.addresses[0]) as client:
-            await client.greet()
+        async with greeted(old) as client:
             assert (await client.deliver("x\r\n")).code == 250
     assert old.taken == [("a@example.com", ["b@example.com"], b"x\r\n")]
 
@@ -138,8 +133,7 @@ def test_handlers_behind_a_sink_are_known_to_be_out_of_reach(tmp_path: Any) -> N
 
 
 async def test_debug_prints_what_a_terminal_can_bear(capsys: pytest.CaptureFixture[str]) -> None:
-    async with serve(Debug()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Debug()) as client:
         assert (await client.deliver("Subject: x\r\n\r\nred \x1b[31m\r\n")).code == 250
     printed = capsys.readouterr().out
     assert "from: a@example.com  to: b@example.com" in printed
@@ -164,6 +158,5 @@ class Listed(list[str]):
 
 async def test_a_handler_that_is_a_list_or_tuple_by_its_class_is_one_handler() -> None:
     for handler in (Pair("a", "b"), Listed(["a", "b"]), [Pair("a", "b")], (Listed("ab"),)):
-        async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-            await client.greet()
+        async with greeted(handler) as client:
             assert await client.deliver() == (250, ["2.0.0 a b"])

@@ -19,7 +19,7 @@ from support.daemon import messages
 from support.disk import STEPS, Disk, left
 from support.filesystem import remount, small_file_system
 from support.handlers import a_session, an_envelope
-from support.server import serve, until
+from support.server import greeted, serve, until
 
 from smtpd_fork.sinks import Maildir
 
@@ -37,8 +37,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 async def test_a_message_is_synced_before_it_is_answered(maildir: Maildir, disk: Disk) -> None:
-    async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(maildir) as client:
         await client.deliver()
     assert [step for step in disk.steps if step != "write"] == [s for s in STEPS if s != "write"]
 
@@ -59,8 +58,7 @@ async def test_a_message_is_synced_before_it_is_answered(maildir: Maildir, disk:
 async def test_a_message_is_nowhere_after_any_step_failed(
     step: str, number: int, code: int, maildir: Maildir, disk: Disk
 ) -> None:
-    async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(maildir) as client:
         disk.fails(step, number)
         reply = await client.deliver()
         assert reply.code == code
@@ -75,8 +73,7 @@ async def test_a_rename_that_fails_and_was_done_all_the_same_leaves_nothing(
     maildir: Maildir, disk: Disk
 ) -> None:
     """As over NFS, when the answer to it is lost."""
-    async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(maildir) as client:
         disk.fails("rename", errno.EIO, after=True)
         assert (await client.deliver()).code == 451
     assert left(maildir) == []
@@ -91,8 +88,7 @@ async def test_what_can_neither_be_stored_nor_removed_is_named_in_the_log(
     def fail(path: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
-    async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(maildir) as client:
         disk.fails("sync directory", errno.EIO)
         monkeypatch.setattr(Path, "unlink", fail)
         assert (await client.deliver()).code == 451
@@ -109,8 +105,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def test_a_disk_that_is_read_only_for_a_while_has_each_message_once(small_disk: Path) -> None:
     maildir = Maildir(small_disk / "M")
-    async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(maildir) as client:
         assert (await client.deliver("Subject: 1\r\n\r\n")).code == 250
         remount(small_disk, "ro")
         assert (await client.deliver("Subject: 2\r\n\r\n")).code == 451
@@ -130,11 +125,7 @@ async def test_a_disk_that_is_read_only_for_a_while_has_each_message_once(small_
 async def test_a_message_that_took_too_long_is_not_stored_behind_its_451(
     step: str, after: bool, maildir: Maildir, disk: Disk
 ) -> None:
-    async with (
-        serve(maildir, handler_timeout=0.5) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(maildir, handler_timeout=0.5) as client:
         with disk.hangs(step, after=after) as hang:
             reply = await client.deliver()
             assert (reply.code, reply.text[:5]) == (451, "4.3.0")
@@ -150,11 +141,7 @@ async def test_a_message_that_is_removed_only_once_the_disk_works_again_is_remov
     maildir: Maildir, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """unlink(2) hangs as well: the answer does not wait for it longer than a second."""
-    async with (
-        serve(maildir, handler_timeout=0.1) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(maildir, handler_timeout=0.1) as client:
         with disk.hangs("sync directory", after=True) as hang:
             unlink = Path.unlink
 
@@ -309,11 +296,7 @@ async def test_a_session_lives_on_after_a_message_that_was_stored_at_the_last_mo
             except asyncio.CancelledError:
                 await super()._deliver(delivery)  # type: ignore[arg-type]  # is one
 
-    async with (
-        serve(Late(maildir.path), handler_timeout=0.1, timeout=0.3) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Late(maildir.path), handler_timeout=0.1, timeout=0.3) as client:
         assert (await client.deliver()).code == 250
         assert (await client.reply()).text.startswith("4.4.2")  # the idle timeout's 421
     assert len(left(maildir)) == 1

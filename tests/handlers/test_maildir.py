@@ -17,7 +17,7 @@ import pytest
 from support.client import Client
 from support.daemon import Daemon, messages
 from support.filesystem import small_file_system
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.errors import CannotCreateError
 from smtpd_fork.sinks import Maildir
@@ -62,11 +62,7 @@ async def test_a_message_lies_in_new_with_its_trace_on_top_and_lines_of_unix(
 async def test_a_message_over_tls_says_so_and_names_the_cipher(
     tmp_path: Path, certificates: Certificates
 ) -> None:
-    async with (
-        serve(Maildir(tmp_path), tls_context=certificates.server) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Maildir(tmp_path), tls_context=certificates.server) as client:
         await client.start_tls(certificates.client)
         await client.say("EHLO x")
         await client.deliver()
@@ -76,10 +72,8 @@ async def test_a_message_over_tls_says_so_and_names_the_cipher(
 
 
 async def test_files_are_private_and_named_as_maildir_wants(tmp_path: Path) -> None:
-    async with serve(Maildir(tmp_path / "M")) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            await client.deliver()
+    async with greeted(Maildir(tmp_path / "M")) as client:
+        await client.deliver()
     (path,) = (tmp_path / "M" / "new").iterdir()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "M").stat().st_mode) == 0o700
@@ -99,14 +93,12 @@ async def test_many_messages_at_once_are_all_there(tmp_path: Path) -> None:
 
 
 async def test_nothing_blocks_the_loop(tmp_path: Path, blockbuster: BlockBuster) -> None:
-    async with serve(Maildir(tmp_path)) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            blockbuster.activate()
-            try:
-                assert (await client.deliver()).code == 250
-            finally:
-                blockbuster.deactivate()
+    async with greeted(Maildir(tmp_path)) as client:
+        blockbuster.activate()
+        try:
+            assert (await client.deliver()).code == 250
+        finally:
+            blockbuster.deactivate()
 
 
 @pytest.fixture
@@ -127,14 +119,12 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_full_disk_is_452_and_nothing_is_half_there(tiny_disk: Path) -> None:
-    async with serve(Maildir(tiny_disk)) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            reply = await client.deliver("x" * 70 + "\r\n" + ("y" * 70 + "\r\n") * 2000)
-            assert (reply.code, reply.text[:5]) == (452, "4.3.1")
-            assert list((tiny_disk / "new").iterdir()) == []
-            assert list((tiny_disk / "tmp").iterdir()) == []
-            assert (await client.deliver()).code == 250
+    async with greeted(Maildir(tiny_disk)) as client:
+        reply = await client.deliver("x" * 70 + "\r\n" + ("y" * 70 + "\r\n") * 2000)
+        assert (reply.code, reply.text[:5]) == (452, "4.3.1")
+        assert list((tiny_disk / "new").iterdir()) == []
+        assert list((tiny_disk / "tmp").iterdir()) == []
+        assert (await client.deliver()).code == 250
     assert len(messages(tiny_disk)) == 1
 
 
@@ -159,10 +149,8 @@ def test_a_maildir_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 async def test_an_mbox_line_on_top_is_set_aside_and_the_header_stays_the_header(
     lines: str, tmp_path: Path
 ) -> None:
-    async with serve(Maildir(tmp_path)) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            await client.deliver(f"{lines}Subject: x\r\nX-Two: 2\r\n\r\nFrom here on\r\n")
+    async with greeted(Maildir(tmp_path)) as client:
+        await client.deliver(f"{lines}Subject: x\r\nX-Two: 2\r\n\r\nFrom here on\r\n")
     (text,) = messages(tmp_path)
     message = message_from_string(text)
     assert message.keys()[:3] == ["Return-Path", "Delivered-To", "Received"]
@@ -212,10 +200,8 @@ async def test_binary_is_stored_as_it_came(tmp_path: Path) -> None:
 
 
 async def test_a_lone_cr_and_nul_are_stored_as_they_came(tmp_path: Path) -> None:
-    async with serve(Maildir(tmp_path), bare_newline="accept") as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            await client.deliver("Subject: x\r\n\r\na\rb\0c\r\r\nd\ne\r\n")
+    async with greeted(Maildir(tmp_path), bare_newline="accept") as client:
+        await client.deliver("Subject: x\r\n\r\na\rb\0c\r\r\nd\ne\r\n")
     (path,) = (tmp_path / "new").iterdir()
     assert path.read_bytes().endswith(b"Subject: x\n\na\rb\0c\r\nd\ne\n")
 
@@ -264,10 +250,8 @@ def test_after_kill_9_under_load_every_message_that_was_answered_250_is_whole(
 async def test_a_message_without_a_header_is_not_taken_for_part_of_ours(
     body: str, tmp_path: Path
 ) -> None:
-    async with serve(Maildir(tmp_path)) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            await client.deliver(body.replace(".", ".."))
+    async with greeted(Maildir(tmp_path)) as client:
+        await client.deliver(body.replace(".", ".."))
     (text,) = messages(tmp_path)
     message = message_from_string(text)
     assert message.get_payload() == body.replace("\r\n", "\n")

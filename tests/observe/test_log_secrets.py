@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.auth import LOGIN, PASSWORD, PLAIN, WRONG, b64, check, check_slowly, connected, hello
-from support.client import Client
 from support.logs import logging_with, objects
-from support.server import serve
+from support.server import greeted
 
 from smtpd_fork.sinks import Discard, Maildir
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from support.client import Client
     from support.tls import Certificates
 
 WRONG_PASSWORD = "wr0ng-w0rd"
@@ -127,8 +127,7 @@ async def test_nothing_of_a_message_is_in_a_line(
         handler.prepare()
     with logging_with(log_to=str(path), log_format=log_format, log_level="debug") as log_queue:
         log_queue.begin()
-        async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-            await client.greet()
+        async with greeted(handler) as client:
             await WAYS[way](client)
     text = path.read_text()
     assert ">> " in text
@@ -141,8 +140,7 @@ async def test_nothing_of_a_message_is_in_a_line(
 async def test_commands_are_shown_at_debug_and_what_is_none_is_a_length(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with logging_with(log_to=str(path), log_format="json", log_level="debug"):
-        async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
-            await client.greet()
+        async with greeted(Discard()) as client:
             for line in ("MAIL FROM:<a@b.c> SIZE=5", "rcpt to:<d@e.f>", "NOOP x", "Hello there"):
                 await client.say(line)
     said = [e["message"].partition(" >> ")[2] for e in objects(path) if " >> " in e["message"]]

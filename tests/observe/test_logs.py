@@ -15,7 +15,7 @@ from support.client import Client
 from support.daemon import COMMAND, LOCAL, PATIENCE, clean_environment
 from support.logs import HOSTILE, logging_with, objects, parse
 from support.page import read
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.gate import Full, Refusal
 from smtpd_fork.observe.logs import FIELDS
@@ -206,8 +206,7 @@ async def test_a_queued_message_has_its_figures_as_fields(tmp_path: Path) -> Non
     maildir = Maildir(tmp_path / "mail")
     maildir.prepare()
     with logging_with(log_to=str(path), log_format="json"):
-        async with serve(maildir) as server, await Client.to(server.addresses[0]) as client:
-            await client.greet()
+        async with greeted(maildir) as client:
             reply = await client.deliver("Subject: secret subject\r\n\r\nsecret text\r\n")
     (entry,) = [e for e in objects(path) if "queued" in e["message"]]
     assert (entry["from"], entry["to"]) == ("a@example.com", 1)

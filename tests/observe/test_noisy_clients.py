@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.client import MAIL, RCPT, Client
 from support.logs import logging_with
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.gate import ClientLine, RefusalLog
 from smtpd_fork.sinks import Discard
@@ -231,11 +231,7 @@ async def test_what_a_client_causes_again_and_again_is_one_line_and_a_count(
 async def test_a_session_of_refused_messages_leaves_a_few_hundred_bytes(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with logging_with(log_to=str(path)):
-        async with (
-            serve(Discard(), max_message_size=3, max_rejects=10_000) as server,
-            await Client.to(server.addresses[0]) as client,
-        ):
-            await client.greet()
+        async with greeted(Discard(), max_message_size=3, max_rejects=10_000) as client:
             for _ in range(1000):
                 client.send(f"{MAIL}\r\n{RCPT}\r\nDATA\r\n")
                 assert [(await client.reply()).code for _ in range(3)] == [250, 250, 354]
@@ -251,11 +247,7 @@ async def test_a_session_of_refused_messages_leaves_a_few_hundred_bytes(tmp_path
 async def test_errors_of_different_places_are_not_hidden_behind_each_other(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with logging_with(log_to=str(path)):
-        async with (
-            serve(Fails()) as server,
-            await Client.to(server.addresses[0]) as client,
-        ):
-            await client.greet()
+        async with greeted(Fails()) as client:
             await client.say(MAIL)
             for _ in range(5):
                 await client.say("RCPT TO:<b@example.com>")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiosmtpd.smtp import MISSING
 from support.client import Client
-from support.server import serve
+from support.server import greeted, serve
 
 import smtpd_fork
 from smtpd_fork import Config, Gate, Limits, Refusal, Server
@@ -94,11 +94,7 @@ async def test_several_handlers_are_a_chain() -> None:
         ) -> Any:
             return "550 5.1.1 No such user" if to.startswith("no") else MISSING
 
-    async with (
-        serve([Picky(), Discard()]) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted([Picky(), Discard()]) as client:
         await client.say("MAIL FROM:<a@b.c>")
         assert (await client.say("RCPT TO:<nobody@b.c>")).code == 550
         assert (await client.say("RCPT TO:<some@b.c>")).code == 250

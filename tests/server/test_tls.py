@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.client import Client
 from support.handlers import Collect
-from support.server import serve, until
+from support.server import greeted, serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -39,22 +39,14 @@ async def test_mail_goes_over_starttls(certificates: Certificates) -> None:
 
 
 async def test_a_second_starttls_is_503(certificates: Certificates) -> None:
-    async with (
-        serve(Discard(), tls_context=certificates.server) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), tls_context=certificates.server) as client:
         await client.start_tls(certificates.client)
         await client.say("EHLO x")
         assert (await client.say("STARTTLS")).code == 503
 
 
 async def test_required_starttls_refuses_mail_in_the_clear(certificates: Certificates) -> None:
-    async with (
-        serve(Discard(), tls_context=certificates.server, require_starttls=True) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), tls_context=certificates.server, require_starttls=True) as client:
         assert (await client.say("MAIL FROM:<a@b.c>")).code == 530
 
 

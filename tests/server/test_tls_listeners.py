@@ -10,7 +10,7 @@ import pytest
 from support.client import MAIL, Client
 from support.daemon import Daemon
 from support.dialogue import ehlo
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.sinks import Discard
 
@@ -60,11 +60,7 @@ async def test_where_tls_is_required_mail_goes_over_it(certificates: Certificate
 
 async def test_starttls_where_it_is_not_offered_is_refused(certificates: Certificates) -> None:
     options: dict[str, Any] = {"listen": ["smtp+no-tls:127.0.0.1:0"]}
-    async with (
-        serve(Discard(), tls_context=certificates.server, **options) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), tls_context=certificates.server, **options) as client:
         assert (await client.say("STARTTLS")).code == 454
         assert (await client.deliver()).code == 250
 

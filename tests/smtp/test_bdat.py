@@ -8,7 +8,7 @@ import pytest
 from aiosmtpd.handlers import Proxy as AiosmtpdProxy
 from support.client import MAIL, RCPT, Client, code_and_enhanced, replies
 from support.handlers import Collect
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork import Server
 from smtpd_fork.sinks import Debug, Discard, Maildir
@@ -64,8 +64,7 @@ async def test_binarymime_is_offered_where_every_octet_is_kept(
 
 async def test_an_empty_last_chunk_ends_a_message() -> None:
     handler = Collect()
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(handler) as client:
         await client.say(MAIL, RCPT)
         client.send("BDAT 4\r\nabc\rBDAT 1\r\n\nBDAT 0 LAST\r\n")
         assert (await client.reply()).code == 250
@@ -78,8 +77,7 @@ async def test_an_empty_last_chunk_ends_a_message() -> None:
 async def test_a_chunk_may_hold_any_bytes_and_hides_commands() -> None:
     handler = Collect()
     data = bytes(range(256)) * 300 + b"\r\n.\r\nQUIT\r\n" + b"x" * 100_000
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(handler) as client:
         await client.say(f"{MAIL} BODY=BINARYMIME", RCPT)
         client.send(b"BDAT %d LAST\r\n" % len(data) + data + b"NOOP\r\n")
         assert await replies(client, 2) == [250, 250]
@@ -96,11 +94,7 @@ async def test_binary_content_has_no_line_ends_to_normalize_and_no_lines_to_limi
 ) -> None:
     """RFC 3030 3."""
     handler = Collect()
-    async with (
-        serve(handler, bare_newline=mode, max_line_length=1000) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(handler, bare_newline=mode, max_line_length=1000) as client:
         await client.say(f"{MAIL} BODY=BINARYMIME", RCPT)
         half = len(BINARY) // 2
         client.send(b"BDAT %d\r\n%b" % (half, BINARY[:half]))
@@ -111,11 +105,7 @@ async def test_binary_content_has_no_line_ends_to_normalize_and_no_lines_to_limi
 
 async def test_chunks_that_are_too_much_are_552_behind_the_chunk_and_the_session_goes_on() -> None:
     handler = Collect()
-    async with (
-        serve(handler, max_message_size=10) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(handler, max_message_size=10) as client:
         await client.say(MAIL, RCPT)
         client.send("BDAT 6\r\n123456BDAT 6\r\nQUIT\r\nBDAT 2 LAST\r\nabNOOP\r\n")
         assert await replies(client, 4) == [250, 552, 552, 250]
@@ -138,8 +128,7 @@ async def test_a_chunk_that_may_not_come_is_503_and_read_all_the_same(before: st
 @pytest.mark.parametrize("end", ["RSET", "EHLO again", "HELO again"])
 async def test_a_chunk_that_was_refused_is_forgotten_with_its_transaction(end: str) -> None:
     handler = Collect()
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(handler) as client:
         client.send("BDAT 3\r\nabc")
         assert (await client.reply()).code == 503
         await client.say(end)
@@ -151,8 +140,7 @@ async def test_a_chunk_that_was_refused_is_forgotten_with_its_transaction(end: s
 
 async def test_a_chunk_refused_before_there_was_a_transaction_does_not_spoil_the_next_one() -> None:
     handler = Collect()
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(handler) as client:
         client.send("BDAT 3\r\nabc")
         assert (await client.reply()).code == 503
         assert (await client.deliver("x\r\n")).code == 250
@@ -168,8 +156,7 @@ async def test_a_chunk_refused_before_there_was_a_transaction_does_not_spoil_the
 async def test_chunks_are_forgotten_with_their_transaction(end: str) -> None:
     """Else one transaction's text would stand in another's message."""
     handler = Collect()
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(handler) as client:
         await client.say(MAIL, RCPT)
         client.send("BDAT 6\r\nsecret")
         assert (await client.reply()).code == 250
@@ -185,11 +172,7 @@ async def test_chunks_in_the_clear_are_no_part_of_a_message_under_tls(
     certificates: Certificates,
 ) -> None:
     handler = Collect()
-    async with (
-        serve(handler, tls_context=certificates.server) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(handler, tls_context=certificates.server) as client:
         await client.say(MAIL, RCPT)
         client.send("BDAT 8\r\ninjected")
         assert (await client.reply()).code == 250
@@ -217,8 +200,7 @@ async def test_what_ends_a_transaction_gives_the_memory_of_its_chunks_back(comma
 
 
 async def test_after_bdat_data_is_503() -> None:
-    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Discard()) as client:
         await client.say(MAIL, RCPT)
         client.send("BDAT 3\r\nabcDATA\r\n")
         assert await replies(client, 2) == [250, 503]
@@ -226,8 +208,7 @@ async def test_after_bdat_data_is_503() -> None:
 
 
 async def test_binarymime_takes_bdat() -> None:
-    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Discard()) as client:
         await client.say(f"{MAIL} BODY=BINARYMIME", RCPT)
         assert code_and_enhanced(await client.say("DATA")) == (503, "5.5.1")
         client.send("BDAT 3 LAST\r\nabc")
@@ -237,8 +218,7 @@ async def test_binarymime_takes_bdat() -> None:
 
 @pytest.mark.parametrize("arg", ["", " ", " x", " -1", " 5 FIRST", " 5 LAST 6", " ²", " 5,6"])
 async def test_a_bdat_whose_size_is_not_known_ends_the_session(arg: str) -> None:
-    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Discard()) as client:
         assert (await client.say(f"BDAT{arg}")).code == 501
         assert await client.ended()
 
@@ -247,11 +227,7 @@ async def test_bdat_in_the_clear_where_tls_is_required_is_530_and_its_chunk_is_r
     certificates: Certificates,
 ) -> None:
     """RFC 3030 2: whatever is answered, the chunk is no commands."""
-    async with (
-        serve(Discard(), tls_context=certificates.server, require_starttls=True) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), tls_context=certificates.server, require_starttls=True) as client:
         client.send("BDAT 6\r\nQUIT\r\nNOOP\r\n")
         assert await replies(client, 2) == [530, 250]
 
@@ -259,11 +235,7 @@ async def test_bdat_in_the_clear_where_tls_is_required_is_530_and_its_chunk_is_r
 async def test_bdat_before_auth_is_530_and_its_chunk_is_read() -> None:
     options = {"auth_required": True, "auth_require_tls": False, "authenticator": print}
     with pytest.warns(UserWarning, match="Requiring AUTH"):
-        async with (
-            serve(Discard(), session_options=options) as server,
-            await Client.to(server.addresses[0]) as client,
-        ):
-            await client.greet()
+        async with greeted(Discard(), session_options=options) as client:
             client.send("BDAT 6\r\nQUIT\r\nNOOP\r\n")
             assert await replies(client, 2) == [530, 250]
 
@@ -292,11 +264,7 @@ async def test_chunks_past_the_buffers_are_452(caplog: pytest.LogCaptureFixture)
 async def test_after_the_first_chunk_there_are_no_more_recipients(first: str) -> None:
     """RFC 3030 3, whether the chunk was taken or refused; nor another sender, AUTH, or DATA."""
     handler = Collect()
-    async with (
-        serve(handler, max_message_size=1000) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(handler, max_message_size=1000) as client:
         await client.say(MAIL, RCPT)
         client.send(first.replace("x\n", "xx") + "\r\n" * (first == "BDAT 0"))
         assert (await client.reply()).code in {250, 552}
@@ -312,8 +280,7 @@ async def test_after_the_first_chunk_there_are_no_more_recipients(first: str) ->
 
 
 async def test_a_chunk_without_a_transaction_does_not_spoil_the_next_one() -> None:
-    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Discard()) as client:
         assert (await client.say("BDAT 2\r\n")).code == 503
         await client.say(MAIL, RCPT)
         client.send("BDAT 2 LAST\r\nok")

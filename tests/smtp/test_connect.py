@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import MISSING
 from support.client import Client
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.sinks import Discard
 
@@ -31,8 +31,7 @@ class Diary(Discard):
 
 async def test_connect_and_disconnect_are_told_once_each() -> None:
     diary = Diary()
-    async with serve(diary) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(diary) as client:
         client.reset()
     assert diary.told == ["connect 127.0.0.1", "disconnect 127.0.0.1"]
 
@@ -67,11 +66,7 @@ async def test_one_session_id_is_in_the_reply_and_on_the_session_before_and_afte
             ids.append(session.id)
             return MISSING
 
-    async with (
-        serve(Look(), tls_context=certificates.server) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Look(), tls_context=certificates.server) as client:
         await client.start_tls(certificates.client)
         await client.say("EHLO x")
         await client.deliver()

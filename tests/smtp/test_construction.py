@@ -15,7 +15,7 @@ from aiosmtpd.handlers import Debugging, Sink
 from aiosmtpd.smtp import MISSING
 from support.client import Client
 from support.daemon import run
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork import Server
 from smtpd_fork.errors import ExitStatus, HandlerError
@@ -187,8 +187,7 @@ MODULE.handle_DATA = Static.handle_DATA  # type: ignore[attr-defined]  # a modul
 async def test_what_aiosmtpd_can_call_is_taken_without_a_word(
     handler: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(handler) as client:
         assert (await client.deliver()).code == 250
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -213,8 +212,7 @@ class HasGot(Discard):
 async def test_what_may_be_right_is_warned_of(
     handler: Any, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(handler) as client:
         assert (await client.deliver()).code == 250
     assert says in caplog.text
 

@@ -16,9 +16,8 @@ import pytest
 from aiosmtpd.smtp import AuthResult
 from smtp.faults_of_commands import FAULTS as OF_COMMANDS
 from smtp.faults_of_sessions import FAULTS as OF_SESSIONS
-from support.client import Client
 from support.page import read
-from support.server import serve
+from support.server import greeted
 from support.stock import BEGIN, OURS, STOCK, Bench, Fault, Keep, codes
 
 from smtpd_fork import Reply, Server
@@ -286,6 +285,5 @@ async def test_a_reply_runs_in_stock_aiosmtpd_as_well(certificates: Certificates
 
 
 async def test_a_server_has_the_same_differences_as_its_session_class() -> None:
-    async with serve(Nothing()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Nothing()) as client:
         assert (await client.deliver()).code == 451

@@ -9,7 +9,7 @@ from aiosmtpd.handlers import Sink as AiosmtpdSink
 from aiosmtpd.smtp import MISSING
 from support.client import MAIL, RCPT, Client, code_and_enhanced
 from support.handlers import Collect
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.handlers import Chain
 from smtpd_fork.sinks import Debug, Discard, Maildir
@@ -76,8 +76,7 @@ async def test_hooks_get_the_options_as_aiosmtpd_has_them() -> None:
             told.append(list(zip(envelope.rcpt_tos, envelope.rcpt_params, strict=True)))
             return "250 2.0.0 Ok"
 
-    async with serve(Hooks()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Hooks()) as client:
         assert (await client.say(f"{MAIL} ENVID=aB")).code == 250
         assert (await client.say("RCPT TO:<no@x.y> NOTIFY=never")).code == 550
         assert (await client.say("RCPT TO:<b@x.y> NOTIFY=delay")).code == 250
@@ -118,8 +117,7 @@ async def test_hooks_get_the_options_as_aiosmtpd_has_them() -> None:
     ],
 )
 async def test_a_bad_mail_is_told_so(command: str, code: int) -> None:
-    async with serve(Carries()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Carries()) as client:
         assert (await client.say(command)).code == code
         assert (await client.say(RCPT)).code == 503
         assert (await client.deliver()).code == 250
@@ -140,8 +138,7 @@ async def test_a_bad_mail_is_told_so(command: str, code: int) -> None:
     ],
 )
 async def test_a_bad_rcpt_is_told_so(command: str, code: int) -> None:
-    async with serve(Carries()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Carries()) as client:
         await client.say(MAIL)
         assert (await client.say(command)).code == code
         assert (await client.say("DATA")).code == 503

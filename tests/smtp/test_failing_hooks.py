@@ -11,7 +11,7 @@ import pytest
 from aiosmtpd.smtp import MISSING
 from support.client import Client
 from support.daemon import Daemon, on_both_loops
-from support.server import serve, until
+from support.server import greeted, serve, until
 
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import SMTP
@@ -151,8 +151,7 @@ async def test_a_handle_exception_that_raises_is_451(errors_logged: Callable[[],
     for error, at_once in every_error():
         handler = Raises("handle_exception", error, at_once=at_once)
         handler.handle_DATA = raising(ValueError, at_once=at_once)  # type: ignore[method-assign]
-        async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-            await client.greet()
+        async with greeted(handler) as client:
             assert (await client.deliver()).code == 451
             assert (await client.deliver()).code == 451
     assert errors_logged() == 4 * len(ERRORS)
@@ -169,8 +168,7 @@ async def test_handle_exception_gets_an_exception_whatever_was_raised() -> None:
             got.append(error)
             return "451 4.3.0 mine"
 
-    async with serve(Exits()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Exits()) as client:
         assert (await client.deliver()).text == "4.3.0 mine"
     assert isinstance(got[0], RuntimeError)
     assert str(got[0]) == "a handler raised SystemExit"
@@ -193,11 +191,9 @@ async def test_an_authenticator_that_raises_is_451(
         if where == "mechanism":
             handler.auth_PLAIN = raising(error, at_once=False)
         options = {"authenticator": ask if where == "thread" else fail, "auth_require_tls": False}
-        async with serve(handler, session_options=options) as server:
-            async with await Client.to(server.addresses[0]) as client:
-                await client.greet()
-                assert (await client.say("AUTH PLAIN AGEAYg==")).code == 451, error
-                assert (await client.say("NOOP")).code == 250
+        async with greeted(handler, session_options=options) as client:
+            assert (await client.say("AUTH PLAIN AGEAYg==")).code == 451, error
+            assert (await client.say("NOOP")).code == 250
     assert errors_logged() == len(ERRORS)
 
 
@@ -207,12 +203,10 @@ async def test_a_mechanism_that_raises_between_two_challenges_is_451() -> None:
             await server.challenge_auth("who?")
             raise asyncio.CancelledError
 
-    async with serve(Mechanism(), session_options={"auth_require_tls": False}) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            assert (await client.say("AUTH X")).code == 334
-            assert (await client.say("AGEAYg==")).code == 451
-            assert (await client.say("NOOP")).code == 250
+    async with greeted(Mechanism(), session_options={"auth_require_tls": False}) as client:
+        assert (await client.say("AUTH X")).code == 334
+        assert (await client.say("AGEAYg==")).code == 451
+        assert (await client.say("NOOP")).code == 250
 
 
 async def test_a_subclass_whose_command_raises_is_451(errors_logged: Callable[[], int]) -> None:
@@ -221,11 +215,9 @@ async def test_a_subclass_whose_command_raises_is_451(errors_logged: Callable[[]
         class Custom(SMTP):
             smtp_XFOO = raising(error, at_once=at_once)  # noqa: N815 - aiosmtpd's manner
 
-        async with serve(Discard(), session_class=Custom) as server:
-            async with await Client.to(server.addresses[0]) as client:
-                await client.greet()
-                assert (await client.say("XFOO")).code == 451
-                assert (await client.say("NOOP")).code == 250
+        async with greeted(Discard(), session_class=Custom) as client:
+            assert (await client.say("XFOO")).code == 451
+            assert (await client.say("NOOP")).code == 250
     assert errors_logged() == 2 * len(ERRORS)
 
 
@@ -241,13 +233,11 @@ async def test_a_starttls_hook_that_raises_refuses_what_follows(
 
         handler: Any = Discard()
         handler.handle_STARTTLS = fail if plain else raising(error, at_once=False)
-        async with serve(
+        async with greeted(
             handler, tls_cert=str(certificates.cert), tls_key=str(certificates.key)
-        ) as server:
-            async with await Client.to(server.addresses[0]) as client:
-                await client.greet()
-                await client.start_tls(certificates.client)
-                assert (await client.say("EHLO x")).code == 554, error
+        ) as client:
+            await client.start_tls(certificates.client)
+            assert (await client.say("EHLO x")).code == 554, error
     assert errors_logged() == 1 + len(ERRORS)
 
 
@@ -261,13 +251,11 @@ async def test_a_starttls_hook_may_be_a_coroutine_function(
             return answer
 
     for handler in (Judge(), [Judge(), Judge()]):
-        async with serve(
+        async with greeted(
             handler, tls_cert=str(certificates.cert), tls_key=str(certificates.key)
-        ) as server:
-            async with await Client.to(server.addresses[0]) as client:
-                await client.greet()
-                await client.start_tls(certificates.client)
-                assert (await client.say("EHLO x")).code == (250 if answer else 554)
+        ) as client:
+            await client.start_tls(certificates.client)
+            assert (await client.say("EHLO x")).code == (250 if answer else 554)
 
 
 async def test_a_proxy_hook_that_raises_turns_the_client_away_for_now() -> None:

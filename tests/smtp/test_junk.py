@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiosmtpd.smtp import MISSING, AuthResult
 from support.client import MAIL, RCPT, Client, code_and_enhanced, replies
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.sinks import Discard
 
@@ -18,11 +18,7 @@ from smtpd_fork.sinks import Discard
     ids=lambda junk: repr(junk[:8]),
 )
 async def test_junk_past_max_errors_is_421(junk: str) -> None:
-    async with (
-        serve(Discard(), max_errors=3) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), max_errors=3) as client:
         for _ in range(3):
             assert code_and_enhanced(await client.say(junk))[0] == 500
         assert code_and_enhanced(await client.say(junk)) == (421, "4.7.0")
@@ -31,11 +27,7 @@ async def test_junk_past_max_errors_is_421(junk: str) -> None:
 
 @pytest.mark.parametrize("idle", ["NOOP", "NOOP x", "RSET", "VRFY a@b.c", "HELP", "EXPN x"])
 async def test_commands_that_do_nothing_do_not_keep_a_session_for_ever(idle: str) -> None:
-    async with (
-        serve(Discard(), max_errors=3) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), max_errors=3) as client:
         codes = []
         for _ in range(100):
             codes.append((await client.say(idle)).code)
@@ -47,11 +39,7 @@ async def test_commands_that_do_nothing_do_not_keep_a_session_for_ever(idle: str
 
 
 async def test_messages_make_up_for_commands_that_do_nothing() -> None:
-    async with (
-        serve(Discard(), max_errors=3) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), max_errors=3) as client:
         for _ in range(30):
             for command in ("NOOP", "RSET", "NOOP"):
                 assert (await client.say(command)).code == 250
@@ -151,11 +139,7 @@ async def test_no_command_that_is_refused_can_be_repeated_without_end(
 
 
 async def test_recipients_that_are_refused_are_counted_for_the_whole_session() -> None:
-    async with (
-        serve(Refuses(), max_rejects=100) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Refuses(), max_rejects=100) as client:
         for _ in range(4):
             await client.say(MAIL)
             for _ in range(25):
@@ -169,8 +153,7 @@ async def test_recipients_that_are_refused_are_counted_for_the_whole_session() -
 
 async def test_a_client_that_asks_for_eighty_addresses_gets_eighty_answers() -> None:
     """As callers do who verify senders: MAIL, RCPT, RSET, and no message."""
-    async with serve(Refuses()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Refuses()) as client:
         for _ in range(80):
             for command, code in ((MAIL, 250), ("RCPT TO:<no@b.c>", 450), ("RSET", 250)):
                 assert (await client.say(command)).code == code
@@ -180,11 +163,7 @@ async def test_a_client_that_asks_for_eighty_addresses_gets_eighty_answers() -> 
 async def test_recipients_past_the_limit_of_a_message_do_not_keep_it_from_the_others() -> None:
     """RFC 5321 4.5.3.1.10: the client sends them the message later."""
     recipients = [f"RCPT TO:<r{n}@example.com>" for n in range(300)]
-    async with (
-        serve(Discard(), max_recipients=50) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), max_recipients=50) as client:
         client.send("\r\n".join([MAIL, *recipients, "DATA", ""]))
         assert await replies(client, 302) == [250] * 51 + [452] * 250 + [354]
         client.send("x\r\n.\r\n")
@@ -221,11 +200,7 @@ async def test_a_refusal_of_several_lines_counts_once_also_if_they_come_one_by_o
             await server.push("550-5.7.1 and no,")
             return "550-5.7.1 and\r\n550 5.7.1 no"
 
-    async with (
-        serve(Lines(), max_rejects=5) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Lines(), max_rejects=5) as client:
         for _ in range(5):
             assert len((await client.say("VRFY a@b.c")).lines) == 4
         client.send("VRFY a@b.c\r\n")

@@ -9,7 +9,7 @@ import pytest
 from aiosmtpd.smtp import MISSING
 from support.client import MAIL, RCPT, Client, code_and_enhanced
 from support.handlers import Collect
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.sinks import Discard
 
@@ -102,8 +102,7 @@ async def test_a_recipient_is_taken_as_a_sender_is() -> None:
         for command in (*TAKEN, *TAKEN_UNLESS_STRICT)
         if "<>" not in command and "=" not in command
     ]
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(handler) as client:
         await client.say(MAIL)
         for command in (*written, "rcpt to:postmaster", "RCPT TO:<Postmaster>"):
             assert (await client.say(command)).code == 250, command
@@ -116,8 +115,7 @@ async def test_a_recipient_is_taken_as_a_sender_is() -> None:
 @pytest.mark.parametrize("command", REFUSED)
 async def test_what_is_no_address_is_refused_with_the_status_of_its_side(command: str) -> None:
     """RFC 3463 3.2: X.1.7 is a malformed sender, X.1.3 a malformed recipient."""
-    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Discard()) as client:
         if command.startswith("RCPT"):
             await client.say(MAIL)
         assert code_and_enhanced(await client.say(command)) == REFUSED[command]
@@ -153,8 +151,7 @@ async def test_vrfy_says_nothing_of_any_user_and_asks_the_handler_as_aiosmtpd_do
             seen.append(who)
             return MISSING
 
-    async with serve(Look()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Look()) as client:
         assert code_and_enhanced(await client.say(command)) == (
             (252, "2.0.0") if asked else (502, "5.1.3")
         )

@@ -8,7 +8,7 @@ import pytest
 from support.client import MAIL, RCPT, Client, code_and_enhanced
 from support.daemon import messages
 from support.handlers import Collect
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.sinks import Discard, Maildir
 
@@ -58,8 +58,7 @@ async def test_received_says_that_a_message_has_smtputf8(
 
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf8\x88"])
 async def test_what_is_no_utf8_is_refused(bad: bytes) -> None:
-    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Discard()) as client:
         client.send(b"MAIL FROM:<" + bad + b"@b.c> SMTPUTF8\r\n")
         assert code_and_enhanced(await client.reply()) == (500, "5.5.2")
         assert (await client.say(RCPT)).code == 503

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.client import Client
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.sinks import Discard
 
@@ -127,11 +127,7 @@ async def test_nor_does_anything_else_at_the_start_of_a_message(
 @pytest.mark.parametrize("mode", MODES)
 async def test_the_end_is_found_in_single_bytes(mode: str) -> None:
     handler = Collect()
-    async with (
-        serve(handler, bare_newline=mode) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(handler, bare_newline=mode) as client:
         await client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
         for byte in b"x\r\n..\r\n.y\r\n.\r\n":
             client.send(bytes([byte]))
@@ -180,11 +176,7 @@ async def test_a_command_with_a_bare_byte_is_refused_and_not_carried_out(
         "end": f"MAIL FROM:<a@b.c>{bare}",
         "begin": f"{bare}MAIL FROM:<a@b.c>",
     }[where]
-    async with (
-        serve(handler, bare_newline="reject") as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(handler, bare_newline="reject") as client:
         client.send(f"{line}\r\nVRFY x@y.z\r\n")
         replies = [await client.reply()]
         while replies[-1].code == 500:
@@ -200,11 +192,7 @@ async def test_a_command_with_a_bare_byte_is_refused_and_not_carried_out(
 async def test_what_is_behind_a_bare_lf_is_no_command_however_it_comes(cut: int) -> None:
     handler = Collect()
     data = f"NOOP\n{SMUGGLED}\r\nVRFY x@y.z\r\n".encode()
-    async with (
-        serve(handler, bare_newline="reject") as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(handler, bare_newline="reject") as client:
         client.send(data[:cut])
         await asyncio.sleep(0.01)
         client.send(data[cut:])
@@ -217,8 +205,7 @@ async def test_by_default_cr_or_nul_within_a_command_is_refused_and_not_carried_
     bare: str,
 ) -> None:
     handler = Collect()
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(handler) as client:
         client.send(f"NOOP{bare}{SMUGGLED}\r\nVRFY x@y.z\r\n")
         replies = [(await client.reply()).code for _ in range(1 + bare.count("\n"))]
         assert replies[-1] == 500
@@ -228,10 +215,6 @@ async def test_by_default_cr_or_nul_within_a_command_is_refused_and_not_carried_
 
 @pytest.mark.parametrize("mode", ["normalize", "accept"])
 async def test_the_lenient_modes_take_a_bare_lf_for_the_end_of_a_command(mode: str) -> None:
-    async with (
-        serve(Discard(), bare_newline=mode) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), bare_newline=mode) as client:
         client.send("NOOP\nNOOP\r\n")
         assert [(await client.reply()).code for _ in range(2)] == [250, 250]

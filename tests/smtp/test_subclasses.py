@@ -10,7 +10,7 @@ import pytest
 from aiosmtpd.smtp import syntax
 from support.client import MAIL, RCPT, Client, replies
 from support.handlers import Collect
-from support.server import serve, until
+from support.server import greeted, serve, until
 
 from smtpd_fork.smtp import SMTP
 
@@ -40,11 +40,7 @@ async def test_a_users_subclass_adds_and_overrides_commands(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     handler = Collect()
-    async with (
-        serve(handler, session_class=Custom) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(handler, session_class=Custom) as client:
         assert await client.say("xfoo bar") == (250, ["2.0.0 foo bar"])
         assert "XFOO" in (await client.say("HELP")).text
         assert (await client.say("HELP XFOO")).text.endswith("Syntax: XFOO [anything]")
@@ -70,11 +66,7 @@ async def test_a_users_mail_with_super_and_a_handlers_hook_answers_once() -> Non
             envelope.mail_from = address
             return "250 2.1.0 from the hook"
 
-    async with (
-        serve(Hook(), session_class=Custom) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Hook(), session_class=Custom) as client:
         assert await client.say(MAIL) == (250, ["2.1.0 from the hook"])
         assert await client.say("NOOP") == (250, ["2.0.0 OK"])
 
@@ -112,33 +104,27 @@ async def test_supers_smtp_data_returns_when_the_message_is_answered(
     handler: type[Collect], data: type[Data]
 ) -> None:
     taken = handler()
-    async with serve(taken, session_class=data) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            assert (await client.deliver()).code == 250
-            assert data.events == ["before ['b@example.com']", "after 1"]
-            await client.say(MAIL, RCPT, "DATA")
-            for octet in "a\r\n..b\r\n.\r\n":  # each in a packet of its own
-                client.send(octet)
-                await asyncio.sleep(0)
-            assert (await client.reply()).code == 250
-            client.send(
-                f"{MAIL}\r\n{RCPT}\r\nDATA\r\nc\r\n.\r\nNOOP\r\n{MAIL}\r\n{RCPT}\r\nDATA\r\n"
-            )
-            assert await replies(client, 8) == [250, 250, 354, 250, 250, 250, 250, 354]
-            client.send("d\r\n.\r\nQUIT\r\n")
-            assert await replies(client, 2) == [250, 221]
+    async with greeted(taken, session_class=data) as client:
+        assert (await client.deliver()).code == 250
+        assert data.events == ["before ['b@example.com']", "after 1"]
+        await client.say(MAIL, RCPT, "DATA")
+        for octet in "a\r\n..b\r\n.\r\n":  # each in a packet of its own
+            client.send(octet)
+            await asyncio.sleep(0)
+        assert (await client.reply()).code == 250
+        client.send(f"{MAIL}\r\n{RCPT}\r\nDATA\r\nc\r\n.\r\nNOOP\r\n{MAIL}\r\n{RCPT}\r\nDATA\r\n")
+        assert await replies(client, 8) == [250, 250, 354, 250, 250, 250, 250, 354]
+        client.send("d\r\n.\r\nQUIT\r\n")
+        assert await replies(client, 2) == [250, 221]
     assert taken.messages[1:] == [b"a\r\n.b\r\n", b"c\r\n", b"d\r\n"]
     assert len(data.events) == 8
 
 
 async def test_what_refuses_data_returns_at_once(data: type[Data]) -> None:
-    async with serve(Collect(), session_class=data, max_message_size=100) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            assert (await client.say("DATA")).code == 503
-            assert (await client.deliver("x" * 200 + "\r\n")).code == 552
-            assert (await client.say("NOOP")).code == 250
+    async with greeted(Collect(), session_class=data, max_message_size=100) as client:
+        assert (await client.say("DATA")).code == 503
+        assert (await client.deliver("x" * 200 + "\r\n")).code == 552
+        assert (await client.say("NOOP")).code == 250
     assert data.events[-1] == "after 0"
 
 
@@ -247,16 +233,14 @@ async def test_a_subclass_that_takes_chunks_itself_is_offered_them() -> None:
 )
 async def test_a_call_limit_of_data_holds_for_bdat(limit: Any, codes: list[int]) -> None:
     options = {"command_call_limit": limit}
-    async with serve(Collect(), session_options=options) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            for code in codes:
-                await client.say(MAIL, RCPT)
-                client.send("BDAT 3\r\nabc" + "BDAT 3 LAST\r\ndef")
+    async with greeted(Collect(), session_options=options) as client:
+        for code in codes:
+            await client.say(MAIL, RCPT)
+            client.send("BDAT 3\r\nabc" + "BDAT 3 LAST\r\ndef")
+            found = (await client.reply()).code
+            if found == 250:
                 found = (await client.reply()).code
-                if found == 250:
-                    found = (await client.reply()).code
-                assert found == code
+            assert found == code
 
 
 async def test_connection_made_and_lost_are_called_as_in_aiosmtpd(

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork import Server
-from support.client import PATIENCE
+from support.client import PATIENCE, Client
 from support.peers import needs_ipv6_for
 
 if TYPE_CHECKING:
@@ -29,6 +29,15 @@ async def serve(handler: Any, **options: Any) -> AsyncIterator[Server]:
     assert server.gate.count == 0
     assert server.gate.sources == {}
     assert server.sessions == 0
+
+
+@asynccontextmanager
+async def greeted(handler: Any, **options: Any) -> AsyncIterator[Client]:
+    """Serve, and yield a client that has been greeted and has said EHLO."""
+    async with serve(handler, **options) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            yield client
 
 
 async def until(happened: Callable[[], object]) -> None:
