@@ -12,7 +12,6 @@ from smtpd_fork.gate.rules import (
     ClientLimitRule,
     FairShareRule,
     NetworkLimitRule,
-    NetworkRateRule,
     OverloadRule,
     RateRule,
     RehearsalRule,
@@ -101,8 +100,7 @@ class Limits:
                 yield NetworkLimitRule(limit, max(limit.of(self.limit_connections), own))
         if self.fair_share:
             yield FairShareRule(self.limit_connections)
-        for rate in self.rates:
-            yield RateRule(rate) if rate.prefix is None else NetworkRateRule(rate)
+        yield from map(RateRule, self.rates)
 
     def handshake_rules(self) -> Iterator[Rule]:
         """Return the rules that are asked before a TLS handshake."""

@@ -1,7 +1,7 @@
 """Probes: health checks of load balancers (``--probe-from``).
 
 A probe connects, perhaps reads the greeting, perhaps says EHLO and QUIT, and goes. It takes no
-connection slot, is in no count, is no session, and leaves no line in the log. So there is a limit of
+connection slot, is in no count, is no session, and leaves no line in the log. There are limits of
 probes at once, and of time, and whatever looks like mail is answered 421.
 
 Where a PROXY header comes first, the load balancer may send both from one address. A header that

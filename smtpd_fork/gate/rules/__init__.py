@@ -9,7 +9,7 @@ from smtpd_fork.gate.rules.concurrency import (
     NetworkLimitRule,
 )
 from smtpd_fork.gate.rules.overload import Load, OverloadRule
-from smtpd_fork.gate.rules.rate import NetworkRateRule, Rate, RateRule, handshake_rules
+from smtpd_fork.gate.rules.rate import Rate, RateRule, handshake_rules
 from smtpd_fork.gate.rules.rehearsal import RehearsalRule
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "Load",
     "NetworkLimit",
     "NetworkLimitRule",
-    "NetworkRateRule",
     "OverloadRule",
     "Rate",
     "RateRule",

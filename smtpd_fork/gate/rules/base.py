@@ -47,7 +47,7 @@ class Rule(ABC):
     The gate calls them under its lock: they do no I/O, and take a bounded time.
     """
 
-    name: ClassVar[str]
+    name: str
     """The option that sets it, as it is in refusals, counters and the log."""
 
     about_sources: ClassVar[bool] = True

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.gate.client import Client
 
-__all__ = ["MAX_KNOWN", "NetworkRateRule", "Rate", "RateRule", "handshake_rules"]
+__all__ = ["MAX_KNOWN", "Rate", "RateRule", "handshake_rules"]
 
 MAX_KNOWN = 1 << 17
 """Clients that are known at once. Past it the one that was silent longest is forgotten, which gives
@@ -39,8 +39,6 @@ HANDSHAKE_NETWORKS = ("24", "48")
 HANDSHAKE_NETWORK_FACTOR = 4
 """How many times the failures of a client a network may have: then four clients do not shut out the
 others in it, and 65,536 of them, as a /48 has, do not come to more than that."""
-
-_HANDSHAKE_TEXT = "Too many failed TLS handshakes from {key}, try again later"
 
 _FORGOTTEN_A_SOURCE = 2
 
@@ -95,13 +93,14 @@ class Rate:
 
 
 class RateRule(Rule):
-    """A limit of new sessions in a time, from one client.
+    """A limit of new sessions in a time, from one client or network.
 
-    :param rate: how many, and in how long
-    :param max_known: how many clients are known at once
+    :param rate: how many, in how long, and how large the network is
+    :param max_known: how many clients or networks are known at once
     """
 
     name = "rate"
+    network_name: ClassVar[str] = "rate_net"
     text: ClassVar[str] = "Too many new connections from {key}, try again later"
 
     def __init__(self, rate: Rate, max_known: int = MAX_KNOWN) -> None:
@@ -110,16 +109,23 @@ class RateRule(Rule):
         # A hair of tolerance, as sums of fractions are not exact.
         self._most = rate.seconds * (1 + 1e-9) - self._interval
         self._max_known = max_known
+        self._shift = 0
+        if rate.prefix is not None:
+            self.name = self.network_name
+            self._shift = rate.prefix.shift
         self._due: OrderedDict[str | int, float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._due)
 
-    def _key(self, client: Client) -> str | int | None:
-        return client.source
+    def concerns(self, client: Client) -> bool:
+        """Whether it is about this family."""
+        return self.rate.prefix is None or client.ipv6 is self.rate.prefix.ipv6
 
-    def _refusal(self, client: Client, count: int) -> Refusal:
-        return Refusal(self.name, client.source or "", count, self.rate.sessions, text=self.text)
+    def _key(self, client: Client) -> str | int | None:
+        if self.rate.prefix is None or client.number is None:
+            return client.source
+        return client.number >> self._shift
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
         """Refuse a client that has come more often than that."""
@@ -129,7 +135,11 @@ class RateRule(Rule):
         due = self._due.get(key)
         if due is None or due - now <= self._most:
             return None
-        return self._refusal(client, round((due - now) / self._interval) + 1)
+        name, prefix = client.source or "", self.rate.prefix
+        if prefix is not None:
+            name = prefix.around(client.number or 0)
+        count = round((due - now) / self._interval) + 1
+        return Refusal(self.name, name, count, self.rate.sessions, text=self.text)
 
     def arrived(self, client: Client, now: float) -> None:
         """Count a new session."""
@@ -164,55 +174,20 @@ class RateRule(Rule):
         return type(other) is type(self) and other.rate == self.rate
 
 
-class NetworkRateRule(RateRule):
-    """A limit of new sessions in a time, from one network.
+class HandshakeRule(RateRule):
+    """A limit of failed TLS handshakes in a time, from one client or network."""
 
-    :param rate: how many, in how long, and how large the network is
-    :param max_known: how many networks are known at once
-    """
-
-    name = "rate_net"
-
-    def __init__(self, rate: Rate, max_known: int = MAX_KNOWN) -> None:
-        super().__init__(rate, max_known)
-        assert rate.prefix is not None
-        self._prefix = rate.prefix
-        self._ipv6 = rate.prefix.ipv6
-        self._shift = rate.prefix.shift
-
-    def _key(self, client: Client) -> int | None:
-        number = client.number
-        if number is None or client.ipv6 is not self._ipv6:
-            return None
-        return number >> self._shift
-
-    def _refusal(self, client: Client, count: int) -> Refusal:
-        network = self._prefix.around(client.number or 0)
-        return Refusal(self.name, network, count, self.rate.sessions, text=self.text)
-
-
-class _HandshakeRule(RateRule):
-    """A limit of failed handshakes in a time, of one client."""
-
-    name = "tls_failure_rate"
-    text = _HANDSHAKE_TEXT
-
-
-class _NetworkHandshakeRule(NetworkRateRule):
-    """The same of one network; one address of a local network may stand for many clients."""
-
-    name = "tls_failure_rate"
-    text = _HANDSHAKE_TEXT
+    name = network_name = "tls_failure_rate"
+    text = "Too many failed TLS handshakes from {key}, try again later"
 
     def concerns(self, client: Client) -> bool:
-        """Whether it is about this family, and no local network."""
-        return client.ipv6 is self._ipv6 and not client.local
+        """Whether it is about this family; one local address may stand for many clients."""
+        return super().concerns(client) and not (self.rate.prefix and client.local)
 
 
-def handshake_rules(rate: Rate) -> Iterator[RateRule]:
+def handshake_rules(rate: Rate) -> Iterator[HandshakeRule]:
     """Return the rules that hold *rate* for clients, and a multiple of it for networks."""
-    yield _HandshakeRule(rate)
+    yield HandshakeRule(rate)
     for prefix in HANDSHAKE_NETWORKS:
-        yield _NetworkHandshakeRule(
-            Rate(HANDSHAKE_NETWORK_FACTOR * rate.sessions, rate.seconds, Prefix.parse(prefix))
-        )
+        sessions = HANDSHAKE_NETWORK_FACTOR * rate.sessions
+        yield HandshakeRule(Rate(sessions, rate.seconds, Prefix.parse(prefix)))
