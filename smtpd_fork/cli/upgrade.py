@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 from contextlib import suppress
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from smtpd_fork.daemon.handover import NO, TAKE, TAKEOVER
@@ -46,6 +47,15 @@ class _FailedError(Exception):
     """The new process will not serve; says why."""
 
 
+class State(Enum):
+    """How far an upgrade has come; only a process that is READY begins one."""
+
+    NOT_SERVING = "not yet, or not any more"
+    READY = "nothing has begun"
+    STARTING = "there is a new process, or will be"
+    HANDED_OVER = "the new process has everything"
+
+
 class Upgrade:
     """Starts the new process and hands everything over to it, at most once.
 
@@ -74,26 +84,26 @@ class Upgrade:
         self._detached = detached
         self._turn = turn
         self._task: asyncio.Task[None] | None = None
-        self._serving = False
-        self._over = False
+        self._state = State.NOT_SERVING
         self._pid = 0
         self._process: subprocess.Popen[bytes] | None = None  # nobody waits for it: it outlives us
 
     def serving(self) -> None:
         """Take note that there is something to take over."""
-        self._serving = True
+        self._state = State.READY
 
     def ask(self) -> None:
         """Have it done; while it is done, and after it, there is nothing to do."""
         if self._resources.under_init:
             log.warning("SIGUSR2: a container ends with its first process; start another one")
-        elif self._over:
+        elif self._state is State.HANDED_OVER:
             log.warning("SIGUSR2: another process has taken over from this one already")
-        elif not self._serving:
+        elif self._state is State.NOT_SERVING:
             log.warning("SIGUSR2: this process does not serve, not yet or not any more")
-        elif self._task is not None:
+        elif self._state is State.STARTING:
             log.warning("SIGUSR2: a new process is starting already")
         else:
+            self._state = State.STARTING
             self._task = asyncio.ensure_future(self._hand_over())
 
     async def end(self) -> None:
@@ -102,10 +112,11 @@ class Upgrade:
         One that has everything already is let be: then it is this one alone that ends.
         """
         self._done = lambda: None
-        self._serving = False
-        if self._task is not None:
-            if not self._over:
+        if self._state is not State.HANDED_OVER:
+            self._state = State.NOT_SERVING
+            if self._task is not None:
                 self._task.cancel()
+        if self._task is not None:
             await asyncio.wait([self._task])
 
     async def _hand_over(self) -> None:
@@ -119,6 +130,8 @@ class Upgrade:
         except Exception as error:  # noqa: BLE001 - whatever it is, this process goes on
             reason = str(error) or repr(error)
             log.error("no takeover, this process goes on: %s", reason)  # noqa: TRY400 - one line
+            if self._state is State.STARTING:
+                self._state = State.READY
         finally:
             self._task = None
 
@@ -203,7 +216,7 @@ class Upgrade:
 
     async def _give(self, line: socket.socket) -> None:
         """Let go of everything, and say so; from here on nothing can fail."""
-        self._over = True
+        self._state = State.HANDED_OVER
         self._server.withdraw()
         self._resources.let_go()
         await self._services.handed_over(self._pid)

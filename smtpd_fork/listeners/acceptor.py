@@ -321,8 +321,6 @@ class Acceptor:
         gate = self._gate
         return Full(gate.count + 1, gate.limits.limit_connections, gate.paused)
 
-    # -- clients that were accepted, and wait for a slot ---------------------------------------
-
     def _wait_or_go(self, client: AcceptedClient) -> None:
         """Have a client wait; if so many wait that exempt ones would be locked out, refuse it."""
         if self._queue_has_space:

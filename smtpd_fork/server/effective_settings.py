@@ -86,21 +86,24 @@ class EffectiveSettings:
             listeners = open_listeners(config)
         return replace(self, listeners=tuple(listeners))
 
-    def rebind(self, listeners: Sequence[Listener]) -> Self:
-        """Open what the settings name and is not among *listeners*.
+    def follow(self, config: Config, chain: Chain) -> Self:
+        """Return what follows these settings: read the files and open the sockets of *config*.
 
-        Sockets that were inherited stay, whatever the settings say.
+        Listeners that *config* names as well stay as they are; so do those that were inherited,
+        whatever it names. Blocks.
 
-        :raises SmtpdForkError: one cannot be bound; none is then
+        :raises SmtpdForkError: something cannot be had; nothing is left behind
         """
-        if any(listener.inherited for listener in listeners):
-            return replace(self, listeners=tuple(listeners))
+        settings = type(self).read(config, chain, listeners=self.listeners)
+        chain.prepare()
+        if any(listener.inherited for listener in self.listeners):
+            return settings
+        # Last, as sockets are what is left behind if anything fails.
         try:
-            every = reopen_listeners(listeners, self.config)
+            return replace(settings, listeners=tuple(reopen_listeners(self.listeners, config)))
         except SmtpdForkError as error:
             error.settings = error.settings or ("listen", "port")
             raise
-        return replace(self, listeners=tuple(every))
 
     def has_same_preconnect(self, other: Self) -> bool:
         """Whether clients go through the same before they have a session."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from smtpd_fork.handlers.hooks import Handler
     from smtpd_fork.listeners import Listener
     from smtpd_fork.net import SocketAddress
-    from smtpd_fork.server.tls import Certificate, Rotation
+    from smtpd_fork.server.tls import Certificate
     from smtpd_fork.settings import Settings
 
 __all__ = ["Server"]
@@ -198,9 +198,11 @@ class Server:
         """
         async with self._reloading:
             config = self.config if config is None else config
+            inherited = [listener for listener in self.listeners if listener.inherited]
             chain = self.chain if handler is None else Chain.of(handler, self._session_class)
             try:
-                settings, rotation = await asyncio.to_thread(self._read, config, chain)
+                rotation = await asyncio.to_thread(self._tls.plan, config, inherited)
+                settings = await asyncio.to_thread(self._settings.follow, config, chain)
                 running = self._still_running(settings)
             except BaseException:
                 if chain is not self.chain:
@@ -209,18 +211,6 @@ class Server:
             replaced = self._tls.use(rotation)
             self._change(running, settings)
             await self._tls.follow(replaced)
-
-    def _read(self, config: Config, chain: Chain) -> tuple[EffectiveSettings, Rotation | None]:
-        """Read the files and open the sockets that *config* names; blocks.
-
-        :raises SmtpdForkError: something cannot be had; nothing is left behind
-        """
-        inherited = [listener for listener in self.listeners if listener.inherited]
-        rotation = self._tls.plan(config, inherited)
-        settings = EffectiveSettings.read(config, chain)
-        chain.prepare()
-        # Last, as sockets are what is left behind if anything fails.
-        return settings.rebind(self.listeners), rotation
 
     def _still_running(self, settings: EffectiveSettings) -> Running:
         if self._running is None or self._running.acceptor.stopped:
