@@ -1,8 +1,9 @@
 """Delivery: one message on its way into a Maildir, and what decides whether it is there.
 
-A thread writes the message while the event loop waits for it. Either can be first: the thread with
-the message on the disk, or the loop with a time limit that has passed. The first one decides, once:
-the message is stored and answered 250, or it is given up, and then nothing of it stays in ``new/``.
+A thread writes the message, in a group with others, while the event loop waits for it. Either can
+be first: the thread with the message on the disk, or the loop with a time limit that has passed.
+The first one decides, once: the message is stored and answered 250, or it is given up, and then
+nothing of it stays in ``new/``.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from smtpd_fork.sinks.trace import above
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Delivery"]
+__all__ = ["Delivery", "open_directory"]
 
 log = logging.getLogger("smtpd_fork.maildir")
 
@@ -27,48 +27,93 @@ FILE_MODE = 0o600
 
 
 class Delivery:
-    """Writes one message.
+    """Writes one message: :meth:`write`, :meth:`sync`, :meth:`publish`, each by :meth:`proceed`.
 
     :param maildir: the Maildir
     :param name: of the file, which no other has
     :param head: trace headers, whose lines end in LF
     :param content: the message as it came; its lines will end in LF
     :param binary: whether it is BINARYMIME (RFC 3030), and stays as it came
+    :ivar content_size: of *content*, in bytes
     :ivar size: of the file, in bytes, once it is written
+    :ivar error: why it could not be stored
     """
 
     def __init__(
-        self, maildir: Path, name: str, head: bytes, content: bytes, *, binary: bool = False
+        self, maildir: str, name: str, head: bytes, content: bytes, *, binary: bool = False
     ) -> None:
+        self.content_size = len(content)
         self.size = 0
-        self._draft = maildir / "tmp" / name
-        self._final = maildir / "new" / name
+        self.error: Exception | None = None
+        # Strings: four Paths take as long as the rest of a message's work in the event loop.
+        self._draft = f"{maildir}/tmp/{name}"  # noqa: S108 - of the Maildir
+        self._final = f"{maildir}/new/{name}"
         self._head = head
         self._content = content
         self._binary = binary
+        self._descriptor: int | None = None
         self._lock = threading.Lock()
         self._stored: bool | None = None
 
-    def write(self) -> None:
-        """Write the message, in a thread; on return it is stored, or was given up and is removed.
+    def proceed(self, step: Callable[[Delivery], None]) -> bool:
+        """Take a step; return whether there is a next one.
 
-        :raises OSError: it could not be written, and is removed
+        If it fails, or the message was given up, all of it is removed.
         """
+        try:
+            if self._stored is None:
+                step(self)
+                return True
+        except Exception as error:  # noqa: BLE001 - raised in the session that waits
+            self.fail(error)
+        else:
+            self._close_and_remove()
+        return False
+
+    def fail(self, error: Exception) -> None:
+        """Give the message up because of *error*, and remove it, unless it is stored already."""
+        if self.give_up():
+            self.error = error
+            self._close_and_remove()
+
+    @property
+    def stored(self) -> bool:
+        """Whether the message is on the disk, and stays there."""
+        return self._stored is True
+
+    def write(self) -> None:
+        """Write the message to a file in ``tmp/``, which stays open."""
         if self._binary:
             parts = above(self._head.replace(b"\n", b"\r\n"), self._content)
         else:
             parts = above(self._head, self._content.replace(b"\r\n", b"\n"))
+        self._content = b""
         self.size = sum(map(len, parts))
-        descriptor = _create(self._draft)
-        try:
-            _write_and_close(descriptor, parts)
-            if self._stored is None:
-                self._draft.rename(self._final)
-                _sync_directory(self._final.parent)
-        except BaseException:
-            self._decide(stored=False)
-            self.remove()
-            raise
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(self._draft, flags, FILE_MODE)
+        for part in parts:
+            left = memoryview(part)
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+
+    def begin_sync(self) -> None:
+        """Tell the kernel to begin writing the file out, without waiting for it."""
+        if self._descriptor is not None and hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # advice only: sync() reports errors
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def sync(self) -> None:
+        """Wait until the file is on the disk."""
+        if self._descriptor is not None:
+            os.fsync(self._descriptor)
+            self._close()
+
+    def publish(self) -> None:
+        """Move the file to ``new/``."""
+        os.rename(self._draft, self._final)  # noqa: PTH104 - see __init__
+
+    def settle(self) -> None:
+        """Declare the message, which is in ``new/`` and synced, stored, unless it was given up."""
         if not self._decide(stored=True):
             self.remove()
 
@@ -83,15 +128,25 @@ class Delivery:
                 self._stored = stored
             return self._stored
 
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _close_and_remove(self) -> None:
+        with suppress(OSError):
+            self._close()
+        self.remove()
+
     def remove(self) -> None:
         """Remove what there is of a message that was given up.
 
-        May run in two threads, and while a third hangs in :meth:`write`: the draft goes first, so a
+        May run in two threads, and while a third hangs in a step: the draft goes first, so a
         rename that is still to come fails.
         """
         for path in (self._draft, self._final):
             try:
-                path.unlink()
+                os.unlink(path)  # noqa: PTH108 - see __init__
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -100,28 +155,15 @@ class Delivery:
                 )
                 continue
             if path is self._final:
-                with suppress(OSError):
-                    _sync_directory(path.parent)
+                with suppress(OSError), open_directory(os.path.dirname(path)) as directory:  # noqa: PTH120
+                    os.fsync(directory)
 
 
-def _create(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-
-
-def _write_and_close(descriptor: int, parts: Iterable[bytes]) -> None:
-    try:
-        for part in parts:
-            left = memoryview(part)
-            while left:
-                left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
+@contextmanager
+def open_directory(path: str) -> Iterator[int]:
+    """Open a directory, to sync it, for a block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)

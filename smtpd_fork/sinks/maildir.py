@@ -8,8 +8,8 @@ that is gone before its answer is stored: some clients never wait for answers.
 The format is maildir(5)'s. Lines end in LF as mail readers on Unix expect; BINARYMIME is not made
 of lines, and is stored as it came.
 
-fsync(2) takes milliseconds and would stop every other session: threads do the writing, several
-messages at once.
+fsync(2) takes milliseconds and would stop every other session: threads write the messages, in
+groups (:mod:`smtpd_fork.sinks.writer`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from smtpd_fork.net import describe
 from smtpd_fork.sinks.base import Sink
 from smtpd_fork.sinks.delivery import Delivery
 from smtpd_fork.sinks.trace import trace_headers
+from smtpd_fork.sinks.writer import THREADS, Writer
 
 if TYPE_CHECKING:
     from aiosmtpd.smtp import Envelope
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["Maildir"]
 
 log = logging.getLogger("smtpd_fork.maildir")
-
-WRITERS = 16
-"""Messages written at once: enough that one disk's fsyncs overlap."""
 
 DIRECTORY_MODE = 0o700
 
@@ -71,19 +69,19 @@ class Maildir(Sink):
     """Writes messages to a Maildir.
 
     :param path: the Maildir; made if it is not there, as are its parents
-    :param writers: how many messages are written at once
+    :param writers: how many threads write
     """
 
     supports_binarymime = True
 
-    def __init__(self, path: str | os.PathLike[str], *, writers: int = WRITERS) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, writers: int = THREADS) -> None:
         # Absolute at once: a daemon's working directory becomes / later.
         self.path = Path(path).expanduser().absolute()
         self._tmp = self.path / "tmp"
         self._new = self.path / "new"
         self._writers = writers
         self._reporter = client_reporter()
-        self._writing: ThreadPoolExecutor | None = None
+        self._writer: Writer | None = None
         self._removing: ThreadPoolExecutor | None = None
         self._clean_at = 0.0
         # As maildir(5) wants it: no "/" and no ":" in a file's name.
@@ -114,10 +112,11 @@ class Maildir(Sink):
     async def close(self) -> None:
         """Wait for the messages that are being written."""
         self._reporter.close()
-        pools = [pool for pool in (self._writing, self._removing) if pool is not None]
-        self._writing = self._removing = None
-        for pool in pools:
-            await asyncio.to_thread(pool.shutdown)
+        writer, removing = self._writer, self._removing
+        self._writer = self._removing = None
+        if writer is not None and removing is not None:
+            await asyncio.to_thread(writer.close)
+            await asyncio.to_thread(removing.shutdown)
 
     async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> str:
         """Write a message, and answer once it is on the disk."""
@@ -125,7 +124,7 @@ class Maildir(Sink):
         about = {**_about(session), "queue_id": queue_id}
         now = datetime.now().astimezone()
         delivery = Delivery(
-            *(self.path, self._unique_name()),
+            *(str(self.path), self._unique_name()),
             trace_headers(server.hostname, session, envelope, queue_id, now),
             envelope.original_content or b"",
             binary=getattr(envelope, "body", "") == "BINARYMIME",
@@ -155,30 +154,27 @@ class Maildir(Sink):
         :raises OSError: it could not be written, and is removed
         :raises asyncio.CancelledError: it was given up before it was stored, and is removed
         """
-        if self._writing is None or self._removing is None:
+        if self._writer is None or self._removing is None:
             # Made late: threads do not survive the daemon's fork.
-            self._writing = ThreadPoolExecutor(self._writers, thread_name_prefix="maildir")
+            self._writer = Writer(str(self.path), self._writers)
             self._removing = ThreadPoolExecutor(1, thread_name_prefix="maildir-removing")
         if time.monotonic() >= self._clean_at:
             self._clean_at = time.monotonic() + CLEAN_SECONDS
             with suppress(RuntimeError):  # no thread can be started
                 self._removing.submit(remove_stale, self._tmp)
+        writer, removing = self._writer, self._removing
+        stored = writer.hand_over(delivery)
         try:
-            written = asyncio.wrap_future(self._writing.submit(delivery.write))
-        except RuntimeError as error:
-            # No thread can be started, and one that runs may take it all the same.
-            if delivery.give_up():
-                raise OSError(errno.EAGAIN, str(error)) from None
-            return
-        try:
-            await written
+            await stored
         except asyncio.CancelledError:
             if not delivery.give_up():
                 return  # the thread was first: it is stored, and the client has to know
-            if written.done() and not written.cancelled():
-                written.exception()  # nobody else asks
+            if stored.done() and not stored.cancelled():
+                stored.exception()  # nobody else asks
+            if writer.withdraw(delivery):
+                raise  # there is nothing of it
             with suppress(RuntimeError):  # no thread can be started: the one that writes removes it
-                removed = asyncio.wrap_future(self._removing.submit(delivery.remove))
+                removed = asyncio.wrap_future(removing.submit(delivery.remove))
                 await asyncio.wait({removed}, timeout=REMOVE_SECONDS)
             raise
 

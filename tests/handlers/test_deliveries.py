@@ -10,7 +10,6 @@ import asyncio
 import errno
 import os
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +24,7 @@ from smtpd_fork.sinks import Maildir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from aiosmtpd.smtp import Envelope
 
@@ -85,12 +85,12 @@ async def test_what_can_neither_be_stored_nor_removed_is_named_in_the_log(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fail(path: Path) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+    def fail(path: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
 
     async with greeted(maildir) as client:
         disk.fails("sync directory", errno.EIO)
-        monkeypatch.setattr(Path, "unlink", fail)
+        monkeypatch.setattr(os, "unlink", fail)
         assert (await client.deliver()).code == 451
     (name,) = left(maildir)
     assert f"cannot remove {maildir.path / name}, which is not acknowledged" in caplog.text
@@ -143,13 +143,13 @@ async def test_a_message_that_is_removed_only_once_the_disk_works_again_is_remov
     """unlink(2) hangs as well: the answer does not wait for it longer than a second."""
     async with greeted(maildir, handler_timeout=0.1) as client:
         with disk.hangs("sync directory", after=True) as hang:
-            unlink = Path.unlink
+            unlink = os.unlink
 
-            def hanging(path: Path) -> None:
+            def hanging(path: str) -> None:
                 hang()
                 unlink(path)
 
-            monkeypatch.setattr(Path, "unlink", hanging)
+            monkeypatch.setattr(os, "unlink", hanging)
             assert (await client.deliver()).code == 451
     assert left(maildir) == []
 
@@ -166,9 +166,11 @@ async def test_a_message_that_waits_behind_a_disk_that_hangs_is_never_begun(
         ):
             await first.greet()
             await second.greet()
-            with disk.hangs("sync file"):
-                replies = await asyncio.gather(first.deliver(), second.deliver())
-                assert [reply.code for reply in replies] == [451, 451]
+            with disk.hangs("sync file") as hang:
+                delivered = asyncio.create_task(first.deliver())
+                await until(lambda: hang.begun)
+                assert (await second.deliver()).code == 451
+                assert (await delivered).code == 451
     assert disk.steps.count("create") == 1
     assert left(maildir) == []
 
@@ -230,8 +232,9 @@ async def test_a_message_that_was_stored_before_it_was_given_up_is_answered_250(
     maildir.prepare()
     task = handed_in(maildir)
     await asyncio.sleep(0)
-    assert maildir._writing is not None
-    maildir._writing.submit(lambda: None).result()  # the loop stands still; the one thread does not
+    assert maildir._writer is not None
+    # The loop stands still; the one thread does not.
+    maildir._writer._pool.submit(lambda: None).result()
     task.cancel()
     assert (await task).startswith("250 ")
     assert len(left(maildir)) == 1
@@ -260,8 +263,8 @@ async def test_a_write_that_fails_while_it_is_given_up_is_no_error_of_the_loop(
     disk.fails("sync file", errno.EIO)
     task = handed_in(maildir)
     await asyncio.sleep(0)
-    assert maildir._writing is not None
-    maildir._writing.submit(lambda: None).result()
+    assert maildir._writer is not None
+    maildir._writer._pool.submit(lambda: None).result()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

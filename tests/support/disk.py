@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 STEPS = (
     *("create", "write", "sync file", "close file"),
-    *("rename", "open directory", "sync directory", "close directory"),
+    *("open directory", "rename", "sync directory", "close directory"),
 )
 """What the writer does, in order."""
 
@@ -35,12 +34,18 @@ class Disk:
         self._after = False
         for name in ("open", "write", "fsync", "close"):
             monkeypatch.setattr(os, name, self._noted(getattr(os, name), getattr(self, f"_{name}")))
-        monkeypatch.setattr(Path, "rename", self._noted(Path.rename, lambda *_: "rename"))
+        monkeypatch.setattr(os, "rename", self._noted(os.rename, lambda *_: "rename"))
 
-    def fails(self, step: str, number: int, *, after: bool = False) -> None:
-        """Have *step* fail with an error; *after*: it does its work first."""
+    def fails(self, step: str, number: int, *, after: bool = False, once: bool = False) -> None:
+        """Have *step* fail with an error.
+
+        :param after: it does its work first
+        :param once: the next time only
+        """
 
         def fail() -> None:
+            if once:
+                self.works()
             raise OSError(number, os.strerror(number))
 
         self._faulty_step, self._fault, self._after = step, fail, after

@@ -1,0 +1,208 @@
+"""Writer: writes the messages of a Maildir in groups.
+
+The messages that wait when a thread becomes free are one group: one hand-over to a thread, and one
+sync of the directory. A message is stored, and answered 250, after
+
+1. its file was written to ``tmp/`` and fsync(2) of that file has succeeded,
+2. it was renamed into ``new/``, and
+3. fsync(2) of the directory ``new/``, called after the last rename of the group, has succeeded.
+
+A message that is written alone gets the same guarantee, on every file system. Only step 3 is
+shared: fsync(2) of a directory covers all names in it. Each file is synced by itself, because no
+file system promises that syncing one file syncs another: ext4 commits its journal, with all that
+other files have in it; xfs forces its log up to the file's last change; btrfs writes a log tree for
+the file. All files are written, and the kernel is told to begin writing them out, before the first
+of them is synced: ext4 then needs one commit of its journal for all of them, instead of one each.
+
+The directory is opened before the first rename. Linux reports an error of writing a directory to
+everyone who had it open then (errseq_t), so an error cannot go to another caller only.
+
+If a message cannot be written, synced or renamed, that message fails, and the others go on. If the
+directory cannot be synced, all messages of the group fail, and are removed.
+
+If syncing the first file takes long, several threads sync the others: file systems and disks
+combine syncs that wait at the same time.
+
+At most :data:`GROUPS` groups are written at once, each of at most :data:`GROUP_MESSAGES` messages.
+The other messages wait; one that is given up is forgotten. A disk that hangs blocks only these
+threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+from smtpd_fork.sinks.delivery import Delivery, open_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Writer"]
+
+THREADS = 16
+"""Enough for the syncs of a group to overlap."""
+
+GROUPS = 2
+"""While one group waits for the disk, the other uses the processor."""
+
+GROUP_MESSAGES = 16
+"""Each has a file open; those of all groups are fewer than RESERVED_DESCRIPTORS."""
+
+GROUP_BYTES = 1 << 20
+"""A group of this size takes no further message: small ones must not wait for many large ones."""
+
+SLOW_SYNC_SECONDS = 0.001
+"""More than it takes to wake a thread."""
+
+
+class Waiting(NamedTuple):
+    """A message that waits to be written, or is being written.
+
+    :ivar loop: that waits for it
+    :ivar stored: done once it is stored; else it has the error
+    """
+
+    delivery: Delivery
+    loop: asyncio.AbstractEventLoop
+    stored: asyncio.Future[None]
+
+
+class Writer:
+    """Writes the messages of a Maildir in threads. Several event loops may use it.
+
+    :param maildir: the Maildir
+    :param threads: how many there may be
+    """
+
+    def __init__(self, maildir: str, threads: int = THREADS) -> None:
+        self._new = f"{maildir}/new"
+        self._groups = min(GROUPS, threads)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="maildir")
+        self._lock = threading.Lock()
+        self._waiting: deque[Waiting] = deque()
+        self._turns: set[object] = set()
+
+    def hand_over(self, delivery: Delivery) -> asyncio.Future[None]:
+        """Have a message written; return a future that is done once it is stored.
+
+        :raises OSError: no thread can be started, and none has taken the message
+        """
+        loop = asyncio.get_running_loop()
+        waiting = Waiting(delivery, loop, loop.create_future())
+        turn = object()
+        with self._lock:
+            self._waiting.append(waiting)
+            if len(self._turns) >= self._groups:
+                return waiting.stored
+            self._turns.add(turn)
+        try:
+            self._pool.submit(self._write_groups, turn)
+        except RuntimeError as error:
+            # The pool keeps the call, and a thread that becomes free makes it.
+            with self._lock:
+                self._turns.discard(turn)
+            if self.withdraw(delivery):
+                raise OSError(errno.EAGAIN, str(error)) from None
+        return waiting.stored
+
+    def withdraw(self, delivery: Delivery) -> bool:
+        """Forget a message; return False if a thread has taken it already."""
+        with self._lock:
+            for index, waiting in enumerate(self._waiting):
+                if waiting.delivery is delivery:
+                    del self._waiting[index]
+                    return True
+        return False
+
+    def close(self) -> None:
+        """Wait, in a thread, until all messages are written."""
+        self._pool.shutdown()
+
+    def _write_groups(self, turn: object) -> None:
+        """Write groups, in a thread, until nothing waits."""
+        while group := self._take(turn):
+            self._write([waiting.delivery for waiting in group])
+            for loop, some in groupby(group, attrgetter("loop")):
+                with suppress(RuntimeError):  # the loop is closed: nobody waits
+                    loop.call_soon_threadsafe(_tell, list(some))
+
+    def _take(self, turn: object) -> list[Waiting]:
+        group: list[Waiting] = []
+        size = 0
+        with self._lock:
+            while self._waiting and len(group) < GROUP_MESSAGES and size < GROUP_BYTES:
+                group.append(self._waiting.popleft())
+                size += group[-1].delivery.content_size
+            if not group:
+                self._turns.discard(turn)
+        return group
+
+    def _write(self, group: list[Delivery]) -> None:
+        """Write messages; on return each is stored, or has failed and is removed."""
+        try:
+            group = [each for each in group if each.proceed(Delivery.write)]
+            if len(group) > 1:
+                for each in group:
+                    each.begin_sync()
+            group = self._sync_files(group)
+            if group:
+                self._publish(group)
+        except Exception as error:  # noqa: BLE001 - raised in the sessions that wait
+            for each in group:
+                each.fail(error)
+
+    def _sync_files(self, group: list[Delivery]) -> list[Delivery]:
+        """Sync the files; return the messages that did not fail."""
+        left, synced, done = deque(group), list[Delivery](), threading.Semaphore(0)
+
+        def sync(most: int) -> None:
+            with suppress(IndexError):  # none is left
+                for _ in range(most):
+                    each = left.popleft()
+                    if each.proceed(Delivery.sync):
+                        synced.append(each)
+                    done.release()
+
+        began = time.monotonic()
+        sync(1)
+        if time.monotonic() - began > SLOW_SYNC_SECONDS:
+            with suppress(RuntimeError):  # no thread can be started
+                for _ in range(len(left) - 1):
+                    self._pool.submit(sync, len(group))
+        sync(len(group))
+        for _ in group:
+            done.acquire()  # what the other threads have taken
+        return synced
+
+    def _publish(self, group: list[Delivery]) -> None:
+        """Rename messages into ``new/`` and sync it: then they are stored.
+
+        :raises OSError: the directory cannot be synced
+        """
+        with open_directory(self._new) as directory:
+            renamed = [each for each in group if each.proceed(Delivery.publish)]
+            if renamed:
+                os.fsync(directory)
+        for each in renamed:
+            each.settle()
+
+
+def _tell(group: Sequence[Waiting]) -> None:
+    """Tell the sessions that wait, in their loop, what became of their messages."""
+    for delivery, _, stored in group:
+        if stored.done():
+            continue  # the session gave it up
+        if delivery.stored:
+            stored.set_result(None)
+        else:
+            stored.set_exception(delivery.error or OSError(errno.EIO, "not stored"))
