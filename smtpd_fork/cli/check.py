@@ -25,7 +25,7 @@ from smtpd_fork.errors import (
 )
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
-from smtpd_fork.listeners import dns_checks_of, try_to_bind, wanted_addresses
+from smtpd_fork.listeners import resolver_of, try_to_bind, wanted_addresses
 from smtpd_fork.observe.logs import check_log
 from smtpd_fork.server import Server
 
@@ -74,7 +74,7 @@ def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
     with findings.of():
         networks_of("proxy_trust", config.proxy_trust)
     with findings.of("dnsbl", "rdns"):
-        dns_checks_of(config)
+        resolver_of(config)
     with findings.of("log_to"):
         check_log(config)
     if config.user is not None:

@@ -31,7 +31,7 @@ from smtpd_fork.daemon import (
 from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError, error_origin
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
-from smtpd_fork.listeners import dns_checks_of
+from smtpd_fork.listeners import resolver_of
 from smtpd_fork.observe.logs import set_up_logging
 from smtpd_fork.sanitizer import shown_handler
 from smtpd_fork.server import Server
@@ -128,7 +128,7 @@ def _set_up(config: DaemonConfig, resources: Resources) -> Server:
     networks_of("proxy_trust", config.proxy_trust)  # a fault shows before anything is bound
     networks_of("probe_from", config.probe_from)
     with error_origin("dnsbl", "rdns"):
-        dns_checks_of(config)
+        resolver_of(config)
     resources.open_listeners(config, passed)
     with error_origin("control"):
         resources.open_control(config.control)

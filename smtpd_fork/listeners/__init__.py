@@ -10,12 +10,12 @@ from smtpd_fork.listeners.bind import (
     try_to_bind,
     wanted_addresses,
 )
-from smtpd_fork.listeners.dns_checks import dns_checks_of
 from smtpd_fork.listeners.inherited import handed_listeners, inherited_listeners
 from smtpd_fork.listeners.listener import Listener
 from smtpd_fork.listeners.preconnect import Preconnect
 from smtpd_fork.listeners.probes import Probes
 from smtpd_fork.listeners.refusals import Refuser
+from smtpd_fork.listeners.resolver import resolver_of
 
 __all__ = [
     "ANY",
@@ -27,12 +27,12 @@ __all__ = [
     "Refuser",
     "adopt",
     "bind_all",
-    "dns_checks_of",
     "handed_listeners",
     "inherited_listeners",
     "open_listeners",
     "parse_address",
     "reopen_listeners",
+    "resolver_of",
     "spread",
     "try_to_bind",
     "wanted_addresses",

@@ -9,21 +9,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import Refusal
-from smtpd_fork.listeners.dnsbl import Listing, read_entries
 from smtpd_fork.listeners.dnsbl_check import DnsblCheck
 from smtpd_fork.listeners.pending_clients import PendingClient, PendingClients
-from smtpd_fork.listeners.resolver import Resolver, parse_nameserver
 from smtpd_fork.net import source_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from smtpd_fork.config import Config
     from smtpd_fork.gate import Ticket
     from smtpd_fork.listeners.accepted_client import AcceptedClient
+    from smtpd_fork.listeners.dnsbl import Listing
     from smtpd_fork.listeners.pending_clients import Begin, Refuse
+    from smtpd_fork.listeners.resolver import Resolver
 
-__all__ = ["DnsChecks", "dns_checks_of"]
+__all__ = ["DnsChecks"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
@@ -35,28 +35,17 @@ class DnsChecks(PendingClients):
     """Holds clients while the DNS is asked about them.
 
     :param dns: is asked
-    :param threshold: the weight of the blocklists that list a client, from which on it is refused
-    :param names: whether reverse names are asked for
-    :param seconds: how long it may take in all
+    :param config: ``dnsbl_threshold``, ``rdns``, and ``dns_timeout``: how long it may take in all
     """
 
     phase = "dns"
 
-    def __init__(
-        self,
-        dns: Resolver,
-        *,
-        threshold: int,
-        names: bool,
-        seconds: float,
-        begin: Begin,
-        refuse: Refuse,
-    ) -> None:
+    def __init__(self, dns: Resolver, config: Config, begin: Begin, refuse: Refuse) -> None:
         super().__init__(begin, refuse)
         self._dns = dns
-        self._threshold = threshold
-        self._names = names
-        self._seconds = seconds
+        self._threshold = config.dnsbl_threshold
+        self._names = config.rdns
+        self._seconds = config.dns_timeout
         self._check = DnsblCheck(dns)
         self._clients: dict[PendingClient, asyncio.Task[None]] = {}
 
@@ -124,21 +113,3 @@ class DnsChecks(PendingClients):
         """Answer 421 to all; return how many there were."""
         self.retire()
         return super().stop(hostname)
-
-
-def dns_checks_of(config: Config) -> Callable[..., DnsChecks] | None:
-    """Return what makes the stage that asks the DNS; None if it is not wanted.
-
-    :raises SmtpdForkError: it cannot be had
-    """
-    entries, nameserver = read_entries(config.dnsbl), parse_nameserver(config.dns_server)
-    if not entries and not config.rdns:
-        return None
-    dns = Resolver(entries, nameserver, config.dns_timeout)
-    return partial(
-        DnsChecks,
-        dns,
-        threshold=config.dnsbl_threshold,
-        names=config.rdns,
-        seconds=config.dns_timeout,
-    )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from smtpd_fork.config import PROXY_SECONDS
-from smtpd_fork.gate import ClientLine, client_reporter
+from smtpd_fork.gate import ClientLine
+from smtpd_fork.listeners.dns_checks import DnsChecks
 from smtpd_fork.listeners.greet_pause import GreetPause
 from smtpd_fork.listeners.proxy import ProxyHeaders
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
 
+    from smtpd_fork.config import Config
     from smtpd_fork.gate import Gate, Reporter, Ticket
     from smtpd_fork.listeners.accepted_client import AcceptedClient
-    from smtpd_fork.listeners.dns_checks import DnsChecks
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.listeners.pending_clients import Refuse
+    from smtpd_fork.listeners.resolver import Resolver
     from smtpd_fork.net import SocketAddress
 
     BeginSession = Callable[[Listener, socket.socket, SocketAddress | str, Ticket], None]
@@ -36,42 +37,40 @@ log = logging.getLogger("smtpd_fork.listeners")
 class Preconnect:
     """Takes clients with a ticket as far as their session.
 
+    :param config: ``greet_pause``, ``proxy_timeout``, and how the DNS is asked
     :param gate: judges the client behind a proxy
     :param loop: in which clients are held
     :param begin: takes a client that has passed: listener, socket, peer and ticket. It owns socket
         and ticket from then on, also if it raises
     :param refuse: answers a client that has not passed, and closes
-    :param greet_pause: how many seconds clients wait for the greeting; 0 is not at all
-    :param proxy_timeout: how many seconds a PROXY header may take
-    :param dns_checks: makes what asks the DNS about clients, of ``begin`` and ``refuse``
-    :param reporter: writes lines about clients; default: one of its own
+    :param resolver: asks the DNS about clients; None: nothing does
+    :param reporter: writes lines about clients
     """
 
     def __init__(
         self,
+        config: Config,
         gate: Gate,
         loop: asyncio.AbstractEventLoop,
         *,
         begin: BeginSession,
         refuse: Refuse,
-        greet_pause: float = 0.0,
-        proxy_timeout: float = PROXY_SECONDS,
-        dns_checks: Callable[..., DnsChecks] | None = None,
-        reporter: Reporter | None = None,
+        resolver: Resolver | None,
+        reporter: Reporter,
     ) -> None:
-        self._reporter = reporter or client_reporter()
+        self._reporter = reporter
         self._gate = gate
         self._begin_session = begin
         self._refuse = refuse
         self._proxies = ProxyHeaders(
-            *(proxy_timeout, loop, self._identified, refuse), gate=gate, reporter=self._reporter
+            *(config.proxy_timeout, loop, self._identified, refuse), gate=gate, reporter=reporter
         )
         self._dns_checks: DnsChecks | None = None
-        if dns_checks is not None:
-            self._dns_checks = dns_checks(begin=self._checked, refuse=refuse)
+        if resolver is not None:
+            self._dns_checks = DnsChecks(resolver, config, self._checked, refuse)
         self._pause: GreetPause | None = None
-        if greet_pause:
-            self._pause = GreetPause(greet_pause, loop, self._begin, refuse)
+        if config.greet_pause:
+            self._pause = GreetPause(config.greet_pause, loop, self._begin, refuse)
         self._is_direct = self._dns_checks is None and self._pause is None
         stages = (self._proxies, self._dns_checks, self._pause)
         self._stages = [stage for stage in stages if stage is not None]

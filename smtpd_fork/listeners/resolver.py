@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.config import SettingError
 from smtpd_fork.errors import ConfigError
 from smtpd_fork.listeners.address import parse_address
-from smtpd_fork.listeners.dnsbl import Entry, Listing, error_of, listing_of
+from smtpd_fork.listeners.dnsbl import Entry, Listing, error_of, listing_of, read_entries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Resolver", "parse_nameserver"]
+    from smtpd_fork.config import Config
+
+__all__ = ["Resolver", "parse_nameserver", "resolver_of"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
@@ -49,6 +51,17 @@ def parse_nameserver(text: str | None) -> tuple[str, int] | None:
         return str(ip_address(address.host)), DNS_PORT if address.port is None else address.port
     except (SettingError, ValueError):
         raise SettingError("dns_server", text, "write ADDRESS or ADDRESS:PORT") from None
+
+
+def resolver_of(config: Config) -> Resolver | None:
+    """Return what asks the DNS as *config* has it; None if nothing is asked.
+
+    :raises SmtpdForkError: it cannot be had
+    """
+    entries, nameserver = read_entries(config.dnsbl), parse_nameserver(config.dns_server)
+    if not entries and not config.rdns:
+        return None
+    return Resolver(entries, nameserver, config.dns_timeout)
 
 
 class Resolver:

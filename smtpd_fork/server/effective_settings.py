@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Self
 
 from smtpd_fork.errors import SmtpdForkError
 from smtpd_fork.gate import limits_of, networks_of
-from smtpd_fork.listeners import adopt, dns_checks_of, open_listeners, reopen_listeners
+from smtpd_fork.listeners import adopt, open_listeners, reopen_listeners, resolver_of
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from smtpd_fork.config import Config
     from smtpd_fork.gate import Limits
     from smtpd_fork.gate.networks import NetworkTable
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
-    from smtpd_fork.listeners.dns_checks import DnsChecks
+    from smtpd_fork.listeners.resolver import Resolver
 
 __all__ = ["EffectiveSettings"]
 
@@ -38,7 +38,7 @@ class EffectiveSettings:
     :ivar limits: of the gate
     :ivar proxy_trust: who may send PROXY headers
     :ivar probe_from: where probes come from
-    :ivar dns_checks: makes what asks the DNS about clients, or None
+    :ivar resolver: asks the DNS about clients, or None
     :ivar listeners: what to listen on
     """
 
@@ -47,7 +47,7 @@ class EffectiveSettings:
     limits: Limits
     proxy_trust: NetworkTable[bool] | None
     probe_from: NetworkTable[bool] | None
-    dns_checks: Callable[..., DnsChecks] | None
+    resolver: Resolver | None
     listeners: tuple[Listener, ...] = ()
 
     @classmethod
@@ -70,7 +70,7 @@ class EffectiveSettings:
             limits or limits_of(config),
             networks_of("proxy_trust", config.proxy_trust),
             networks_of("probe_from", config.probe_from),
-            dns_checks_of(config),
+            resolver_of(config),
             tuple(listeners),
         )
 

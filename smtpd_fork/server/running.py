@@ -108,13 +108,12 @@ class Running:
 
     def _make_preconnect(self, settings: EffectiveSettings) -> Preconnect:
         return Preconnect(
+            settings.config,
             self._gate,
             self._loop,
             begin=self.sessions.welcome,
             refuse=self._refuser.refuse,
-            greet_pause=settings.config.greet_pause,
-            proxy_timeout=settings.config.proxy_timeout,
-            dns_checks=settings.dns_checks,
+            resolver=settings.resolver,
             reporter=self._reporter,
         )
 
