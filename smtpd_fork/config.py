@@ -322,7 +322,7 @@ _UNKNOWN = re.compile(r"unknown field `(\w+)`")
 
 
 def _setting_error(cls: type[Config], message: str, settings: Mapping[str, Any]) -> SettingError:
-    """Turn the message of msgspec, which has only the place, into one that has the value."""
+    """Turn the message of msgspec, which has only the path, into one that has the value."""
     unknown = _UNKNOWN.search(message)
     if unknown:
         return SettingError(unknown[1], settings.get(unknown[1]), "there is no such setting")

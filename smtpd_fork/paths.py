@@ -68,23 +68,23 @@ def exclusively(path: Path) -> Iterator[None]:
 
     :raises OSError: the file cannot be created; EADDRINUSE if another process has it for too long
     """
-    place = path.with_name(f".{path.name}.lock")
-    descriptor = _locked(place)
+    lock = path.with_name(f".{path.name}.lock")
+    descriptor = _locked(lock)
     try:
         yield
     finally:
         with suppress(OSError):
-            place.unlink()  # before close: a process that waits for the lock sees that it is gone
+            lock.unlink()  # before close: a process that waits for the lock sees that it is gone
         os.close(descriptor)
 
 
-def _locked(place: Path) -> int:
+def _locked(lock: Path) -> int:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
-        descriptor = open_trusted(place, os.O_RDWR | os.O_CREAT, 0o600, follow=False)
+        descriptor = open_trusted(lock, os.O_RDWR | os.O_CREAT, 0o600, follow=False)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            here, there = os.fstat(descriptor), place.lstat()
+            here, there = os.fstat(descriptor), lock.lstat()
             if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
                 return descriptor
         except (BlockingIOError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The listener of ``--metrics``; it is opened before privileges are dropped."""
+"""The listeners of ``--metrics``; they are opened before privileges are dropped."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["metrics_address", "open_metrics", "wanted_metrics"]
 
 BACKLOG = 64
-"""Who is not answered at once waits here; past it the kernel does not answer."""
+"""Clients that wait in the kernel; beyond that it does not answer."""
 
 LIBRARIES = ("aiohttp", "prometheus_client")
 
 
 def metrics_address(text: str) -> Address:
-    """Return where to serve: ``HOST:PORT``, ``[V6]:PORT`` or ``unix:PATH``.
+    """Return the address of ``HOST:PORT``, ``[V6]:PORT`` or ``unix:PATH``.
 
-    :raises SettingError: *text* is none of them
+    :raises SettingError: *text* cannot be read
     """
     try:
         address = parse_address(text)
@@ -40,7 +40,7 @@ def metrics_address(text: str) -> Address:
 
 
 def wanted_metrics(config: DaemonConfig) -> Address | None:
-    """Return where *config* has metrics served, if they can be; None if it is nowhere.
+    """Return the address of ``--metrics``, after a look for the libraries; None without it.
 
     :raises SettingError: the address cannot be read
     :raises ConfigError: a library is not installed
@@ -58,11 +58,10 @@ def wanted_metrics(config: DaemonConfig) -> Address | None:
 
 
 def open_metrics(config: DaemonConfig, warn: Callable[[str], object]) -> list[Listener]:
-    """Bind where *config* has metrics served; nowhere is an empty list.
+    """Bind the address of ``--metrics``, which may be several sockets; none without it.
 
-    :param warn: is told of each address of a name that is skipped
-    :raises SmtpdForkError: as :func:`wanted_metrics`, or it cannot be bound, see
-        :func:`smtpd_fork.listeners.bind_all`
+    :param warn: called with a warning for each address of a name that is skipped
+    :raises SmtpdForkError: as :func:`wanted_metrics` and :func:`smtpd_fork.listeners.bind_all`
     """
     address = wanted_metrics(config)
     if address is None:

@@ -1,6 +1,7 @@
 """What makes a process a daemon: detaching, pid-file, privileges, service manager, upgrade.
 
-This package knows nothing of SMTP or asyncio.
+This package knows nothing of SMTP or asyncio. python-daemon detaches and changes users as well, but
+its parent process exits before the daemon serves, and it does not check that root is gone.
 """
 
 from smtpd_fork.daemon.descriptors import fill_standard_descriptors, raise_descriptor_limit

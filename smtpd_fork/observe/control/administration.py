@@ -16,6 +16,7 @@ from smtpd_fork.net import describe, source_key
 from smtpd_fork.observe.control import protocol
 from smtpd_fork.observe.control.protocol import Fault, RequestError
 from smtpd_fork.observe.control.run_time_limits import Limited, RunTimeLimits
+from smtpd_fork.observe.refusal_history import refusals
 from smtpd_fork.sanitizer import printable
 from smtpd_fork.version import __version__
 
@@ -88,8 +89,6 @@ class Administration:
         server, gate = self._server, self._server.gate
         stats = gate.stats()
         sources = gate.sources
-        prefix = "refused_"
-        refused = {k.removeprefix(prefix): n for k, n in stats.items() if k.startswith(prefix)}
         holders = [ticket.holder for ticket in gate.tickets()]
         phases = Counter("arriving" if h is None else h.phase for h in holders)
         top = heapq.nlargest(TOP, sources.items(), key=lambda each: each[1])
@@ -106,7 +105,7 @@ class Administration:
             "top": [{"source": printable(source), "sessions": n} for source, n in top],
             "admitted": stats["admitted"],
             "refused": stats["refused"],
-            "rules": refused,
+            "rules": refusals(stats),
             "listeners": [printable(str(each)) for each in server.listeners[:MAX_LISTENERS]],
             "limits_changed": sorted(self._limits.changes),
         }

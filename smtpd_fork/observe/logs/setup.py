@@ -50,7 +50,7 @@ def set_up_logging(config: DaemonConfig) -> LogQueue | None:
 
     :raises CannotCreateError: the file cannot be written
     :raises OperatingSystemError: there is no syslog, or no journald
-    :raises ConfigError: a detached daemon was told to log to a terminal
+    :raises ConfigError: a detached daemon has no terminal to log to
     """
     log_queue = log_queue_of(config)
     handler = log_queue or logging.NullHandler()
