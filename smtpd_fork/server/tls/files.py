@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from smtpd_fork.errors import ConfigError
 from smtpd_fork.server.tls.certificate import Certificate, read_certificate
+from smtpd_fork.server.tls.resumption import restrict_resumption
 from smtpd_fork.server.tls.sni import choose_by_name
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class TlsFiles:
         # A client could have the server do the dear part of a handshake again and again.
         context.options |= ssl.OP_NO_RENEGOTIATION
         context.minimum_version = self.min_version
+        context.num_tickets = 1  # OpenSSL sends two; each resumption brings a new one
         files = f"{cert}" if key is None else f"{cert}, {key}"
         try:
             # Without a callback OpenSSL would ask for an encrypted key's password on the terminal.
@@ -145,6 +147,7 @@ class TlsFiles:
             except (OSError, ValueError) as error:
                 raise _unusable(f"{self.client_ca}", error, "no PEM certificates there") from None
             context.verify_mode = ssl.CERT_REQUIRED if self.client_verify else ssl.CERT_OPTIONAL
+            restrict_resumption(context)
         return context
 
     def unreadable(self) -> list[str]:
