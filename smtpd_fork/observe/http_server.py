@@ -12,9 +12,8 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
@@ -86,7 +85,6 @@ class _Connection(web.RequestHandler):
 
     :param client: the client's address; empty on a unix socket
     :param closed: called once, at the end
-    :ivar begun: whether the loop has its socket
     :ivar waits_since: since when it waits for the client; infinite while an answer is made
     """
 
@@ -96,16 +94,10 @@ class _Connection(web.RequestHandler):
         super().__init__(server, **options)
         self.client = client
         self.waits_since = self._loop.time()
-        self.begun = False
         self._closed = closed
         self._left = MOST_BYTES
         self._began = 0.0
         self._cut: asyncio.TimerHandle | None = None
-
-    def begin(self) -> Self:
-        """Return this; from now on the socket is the loop's."""
-        self.begun = True
-        return self
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin (asyncio.BaseProtocol)."""
@@ -186,9 +178,7 @@ class HttpServer:
             self._second.cancel()
         for listener in self._listeners:
             listener.close()
-        for task in self._connecting:
-            task.cancel()
-        await asyncio.gather(*self._connecting, return_exceptions=True)
+        await asyncio.gather(*self._connecting)
         await self._server.shutdown(timeout=CLOSING_SECONDS)
 
     # -- accepting -----------------------------------------------------------------------------
@@ -250,7 +240,7 @@ class HttpServer:
         self._open[connection] = None
         task = self._loop.create_task(self._connect(connection, sock))
         self._connecting.add(task)
-        task.add_done_callback(partial(self._connected, connection, sock))
+        task.add_done_callback(self._connecting.discard)
 
     def _make_room(self, client: str) -> None:
         """End the connection that is idle longest, if *client* or all clients have too many."""
@@ -267,22 +257,15 @@ class HttpServer:
         connection.end()
 
     async def _connect(self, connection: _Connection, sock: socket.socket) -> None:
+        sock.setblocking(False)
         try:
-            sock.setblocking(False)
-            await self._loop.connect_accepted_socket(connection.begin, sock)
-            if connection not in self._open:
-                connection.end()  # before it had begun
+            await self._loop.connect_accepted_socket(lambda: connection, sock)
         except OSError as error:
             log.debug("no HTTP: %s", error)
-
-    def _connected(
-        self, connection: _Connection, sock: socket.socket, task: asyncio.Task[None]
-    ) -> None:
-        """Close a socket that the loop did not take; a task that never ran cannot do it."""
-        self._connecting.discard(task)
-        if not connection.begun:
             sock.close()
             self._closed(connection)
+        if connection not in self._open:
+            connection.end()  # it was to end before it had a transport
 
     def _closed(self, connection: _Connection) -> None:
         """Forget a connection that has ended."""
