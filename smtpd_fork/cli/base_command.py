@@ -16,7 +16,7 @@ from smtpd_fork.errors import SmtpdForkError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["CONFIG_HELP", "BaseCommand", "Fault", "setting_sources"]
+__all__ = ["CONFIG_HELP", "BaseCommand", "Fault", "settings_of"]
 
 HELP_WIDTH = 80
 
@@ -61,7 +61,7 @@ class BaseCommand(click.Command):
 
 
 @contextmanager
-def setting_sources(ctx: click.Context, values: Mapping[str, Any]) -> Iterator[SettingSources]:
+def settings_of(ctx: click.Context, values: Mapping[str, Any]) -> Iterator[SettingSources]:
     """Yield the settings that *ctx* was called with; an error in this context becomes a Fault.
 
     :raises Fault: in one line, with the origin of the setting that led to it

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smtpd_fork.cli.base_command import BaseCommand, Fault, setting_sources
+from smtpd_fork.cli.base_command import BaseCommand, Fault, settings_of
 from smtpd_fork.cli.metrics_listener import wanted_metrics
 from smtpd_fork.cli.start import check_current_directory
 from smtpd_fork.daemon import PidFile, look_up_user
@@ -108,7 +108,7 @@ def _check_pid_file(path: Path) -> None:
 
 
 def _check(*, running: bool, **values: Any) -> None:
-    with setting_sources(click.get_current_context(), values) as sources:
+    with settings_of(click.get_current_context(), values) as sources:
         findings = _Findings(sources)
         config = sources.build()
         check_current_directory()
@@ -119,8 +119,8 @@ def _check(*, running: bool, **values: Any) -> None:
         raise Fault(findings.lines[-1], findings.status)
     for warning in findings.warnings:
         click.echo(f"warning: {warning}")
-    for stray in sources.strays():
-        click.echo(f"no option has the name of {stray}")
+    for name in sources.unknown_variables():
+        click.echo(f"no option has the name of {name}")
     click.echo("nothing is wrong")
 
 

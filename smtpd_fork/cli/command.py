@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smtpd_fork.cli.base_command import BaseCommand, Fault, setting_sources
+from smtpd_fork.cli.base_command import BaseCommand, Fault, settings_of
 from smtpd_fork.cli.check import check
 from smtpd_fork.cli.control import CONTROL_COMMANDS
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, SettingOption
@@ -43,7 +43,7 @@ Each option may also come from the environment, as {ENVIRONMENT_PREFIX} and its 
 
 def _serve(**values: Any) -> int:
     ctx = click.get_current_context()
-    with setting_sources(ctx, values) as sources:
+    with settings_of(ctx, values) as sources:
         return start(sources, ctx.obj)
 
 

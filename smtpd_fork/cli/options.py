@@ -35,7 +35,7 @@ _SETTINGS = {"listen_address": "listen"}
 TABLES = ("", "tls", "gate")
 """Tables of a file; the first is its top level."""
 
-_TABLES = {"Limits": "gate", "Lists": "gate", "TLS": "tls"}
+_TABLE_OF = {"Limits": "gate", "Lists": "gate", "TLS": "tls"}
 """By section of the help."""
 
 _DEFAULT_TEXTS = {
@@ -69,7 +69,7 @@ class SettingOption(click.Option):
         self.long_name = flags[-1][2:]
         name = self.long_name.replace("-", "_")
         self.setting = _SETTINGS.get(name, name)
-        self.table = _TABLES.get(section, "")
+        self.table = _TABLE_OF.get(section, "")
         self.key = self.long_name.removeprefix("tls-" if self.table == "tls" else "")
         super().__init__(
             [*flags, self.setting],

@@ -68,7 +68,7 @@ class Reloads:
         await self._services.each(lambda service: service.reloading())
         sources = self._sources
         try:
-            sources = await asyncio.to_thread(sources.again)
+            sources = await asyncio.to_thread(sources.read_again)
             await self._change(sources)
         except SmtpdForkError as error:
             log.error("all stays as it was: %s", sources.explain(error))  # noqa: TRY400 - one line
@@ -81,11 +81,11 @@ class Reloads:
     async def _change(self, sources: SettingSources) -> None:
         config = await asyncio.to_thread(sources.build)
         chain: Chain | None = None
-        if sources.says_otherwise(self._sources, "handler"):
+        if sources.differs(self._sources, "handler"):
             chain = await asyncio.to_thread(load_handlers, config.handler)
         await self._server.reload(config, handler=chain)
         for name in DaemonConfig.__struct_fields__:
-            if name not in _OF_RELOADS and sources.says_otherwise(self._sources, name):
+            if name not in _OF_RELOADS and sources.differs(self._sources, name):
                 log.warning("%s was changed: it takes a restart", name)
         self._sources, self._config = sources, config
 

@@ -93,7 +93,7 @@ class SettingSources:
         """The file, absolute; None without one."""
         return self._file.path if self._file is not None else None
 
-    def again(self) -> Self:
+    def read_again(self) -> Self:
         """Return the same, with the file as it is now.
 
         :raises ConfigError: the file cannot be read
@@ -112,7 +112,7 @@ class SettingSources:
             values = {name: resolve_paths(name, value, directory) for name, value in values.items()}
         return DaemonConfig.build(values)
 
-    def says_otherwise(self, other: SettingSources, setting: str) -> bool:
+    def differs(self, other: SettingSources, setting: str) -> bool:
         """Whether *setting* has another value here than in *other*."""
         return bool(self.values.get(setting) != other.values.get(setting))
 
@@ -141,7 +141,7 @@ class SettingSources:
         return ExitStatus.CONFIG if from_file and setting not in self._flags else error.exit_status
 
     @staticmethod
-    def strays() -> list[str]:
+    def unknown_variables() -> list[str]:
         """Return the environment variables with our prefix that no option has."""
         known = {option.envvar for option in OPTIONS} | {CONFIG_VARIABLE}
         found = os.environ.keys() - known

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smtpd_fork.cli.base_command import BaseCommand, setting_sources
+from smtpd_fork.cli.base_command import BaseCommand, settings_of
 from smtpd_fork.cli.options import OPTIONS, TABLES, format_setting
 from smtpd_fork.sanitizer import hidden, shown_handlers
 
@@ -54,7 +54,7 @@ def _lines(config: DaemonConfig, sources: SettingSources) -> Iterator[str]:
 
 
 def _show(**values: Any) -> None:
-    with setting_sources(click.get_current_context(), values) as sources:
+    with settings_of(click.get_current_context(), values) as sources:
         for line in _lines(sources.build(), sources):
             click.echo(line)
 

@@ -63,8 +63,8 @@ def start(sources: SettingSources, resources: Resources | None = None) -> ExitSt
     resources = resources or Resources(Invocation.current())
     with resources.at_exit:
         server = _set_up(config, resources)
-        if strays := sources.strays():
-            resources.warnings.append(f"no option has the name of {', '.join(strays)}")
+        if unknown := sources.unknown_variables():
+            resources.warnings.append(f"no option has the name of {', '.join(unknown)}")
         word = detach() if config.detach else None
         if resources.successor is not None:
             resources.successor.began()
