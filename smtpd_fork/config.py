@@ -301,7 +301,7 @@ _HINTS = get_type_hints(DaemonConfig, include_extras=True)
 READERS = {name: reader for name, hint in _HINTS.items() for reader in _readers(hint)}
 """Functions that read the settings that are written with units or words."""
 
-LISTS = {name for name, hint in _HINTS.items() if get_origin(hint) is tuple}
+LISTS = frozenset(name for name, hint in _HINTS.items() if get_origin(hint) is tuple)
 """Settings with several values; a single one need not be in a list."""
 
 

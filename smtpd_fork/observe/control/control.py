@@ -189,12 +189,15 @@ class Control(Service):
         except OSError as error:
             self._starve(error)
             return
+        sock.setblocking(False)
         try:
-            sock.setblocking(False)
             peer = _Peer.of(sock)
         except OSError:
             sock.close()
-            return
+        else:
+            self._admit(sock, peer)
+
+    def _admit(self, sock: socket.socket, peer: _Peer) -> None:
         if not peer.may_speak:
             text = f"uid {peer.uid} may not: only root and the daemon's own user may"
             self._turn_away(sock, peer, RequestError(Fault.PERMISSION, text))
