@@ -8,6 +8,7 @@ import math
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from smtpd_fork.gate import client_reporter
 from smtpd_fork.gate.verdict import kick_reply
 from smtpd_fork.listeners import Acceptor, Preconnect, Probes, Refuser
 from smtpd_fork.server.blueprint import IDENT, Blueprint, shortest_limit
@@ -20,7 +21,7 @@ from smtpd_fork.smtp import Sweep
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.gate import Gate, Reporter, Ticket
+    from smtpd_fork.gate import Gate, Ticket
     from smtpd_fork.server.effective_settings import EffectiveSettings
     from smtpd_fork.server.tls import ServerTls
     from smtpd_fork.smtp import Tally
@@ -46,7 +47,6 @@ class Running:
     :param tls: of new handshakes; stopped with it
     :param make_blueprint: returns what makes sessions
     :param tally: counts what the sessions do, and the event-loop lag
-    :param reporter: writes lines about clients; closed with it
     :raises TypeError: no session can be made
     """
 
@@ -57,7 +57,6 @@ class Running:
         tls: ServerTls,
         make_blueprint: Callable[..., Blueprint],
         tally: Tally,
-        reporter: Reporter,
     ) -> None:
         config = settings.config
         self._loop = loop = asyncio.get_running_loop()
@@ -65,7 +64,7 @@ class Running:
         self._tls = tls
         self._make_blueprint = make_blueprint
         self._tally = tally
-        self._reporter = reporter
+        self._reporter = client_reporter()
         self._chain = settings.chain
         self._chains = HandlerChains()
         self._listeners = list(settings.listeners)  # also closed ones that have sessions still
@@ -103,7 +102,10 @@ class Running:
 
     def _blueprint(self, settings: EffectiveSettings) -> Blueprint:
         return self._make_blueprint(
-            settings.config, settings.chain, tls=self._tls.current, sweep=self._sweep
+            *(settings.config, settings.chain),
+            tls=self._tls.current,
+            sweep=self._sweep,
+            reporter=self._reporter,
         )
 
     def _make_preconnect(self, settings: EffectiveSettings) -> Preconnect:

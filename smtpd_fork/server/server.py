@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from smtpd_fork.config import Config
 from smtpd_fork.errors import OperatingSystemError
-from smtpd_fork.gate import GATE_SETTINGS, Gate, client_reporter
+from smtpd_fork.gate import GATE_SETTINGS, Gate
 from smtpd_fork.handlers import Chain
 from smtpd_fork.net import describe
 from smtpd_fork.server.blueprint import Blueprint, buffered_share, check_session_class
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping, Sequence
 
-    from smtpd_fork.gate import Limits as GateLimits
-    from smtpd_fork.gate import Ticket
+    from smtpd_fork.gate import Limits, Ticket
     from smtpd_fork.handlers.hooks import Handler
     from smtpd_fork.listeners import Listener
     from smtpd_fork.net import SocketAddress
@@ -73,7 +72,7 @@ class Server:
         handler: Handler | Sequence[Handler],
         *,
         gate: Gate | None = None,
-        limits: GateLimits | None = None,
+        limits: Limits | None = None,
         config: Config | None = None,
         sockets: Sequence[socket.socket] | None = None,
         listeners: Sequence[Listener] = (),
@@ -85,10 +84,9 @@ class Server:
     ) -> None:
         if config is not None and options:
             raise TypeError(f"either config or options, not both: {', '.join(options)}")
-        both = GATE_SETTINGS & options.keys()
-        if gate is not None and both:
+        if gate is not None and (both := GATE_SETTINGS & options.keys()):
             raise TypeError(f"the gate has its own {' and '.join(sorted(both))}")
-        config = Config.build(options) if config is None else config
+        config = config or Config.build(options)
         check_session_class(session_class, session_options or {})
         chain = Chain.of(handler, session_class)
         self._has_own_gate = gate is None
@@ -100,17 +98,15 @@ class Server:
         self._session_class = session_class
         self._budget = Budget(config.max_buffered, buffered_share(config), self.gate.counted_as)
         self.tally = tally or Tally()
-        self._reporter = client_reporter()
         chain.measure(self.tally.timed_sink)
         self._make_blueprint = partial(
             Blueprint,
             budget=self._budget,
             session_class=session_class,
             tally=self.tally,
-            reporter=self._reporter,
             options=dict(session_options or {}),
         )
-        self._sockets = list(sockets) if sockets is not None else None
+        self._sockets = None if sockets is None else list(sockets)
         self._had_listeners = bool(listeners)
         self._reloading = asyncio.Lock()
         self._running: Running | None = None
@@ -145,8 +141,7 @@ class Server:
         try:
             await self._prepare()
             self._running = Running(
-                *(self._settings, self.gate, self._tls, self._make_blueprint),
-                *(self.tally, self._reporter),
+                self._settings, self.gate, self._tls, self._make_blueprint, self.tally
             )
         except BaseException:
             await self._tls.stop()
