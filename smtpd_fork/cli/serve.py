@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from smtpd_fork.daemon import Successor
     from smtpd_fork.server import Server
 
-    Words = asyncio.Queue[signal.Signals | DrainOrder]
-    """What the daemon is told, one after another."""
+    Orders = asyncio.Queue[signal.Signals | DrainOrder]
+    """Signals, and orders of the control socket, one after another."""
 
 __all__ = ["serve"]
 
@@ -56,7 +56,7 @@ def serve(
     :raises SmtpdForkError: it cannot start
     """
     log_unraisable()
-    service = _Service(server, sources, config, resources, watchdog)
+    service = _Daemon(server, sources, config, resources, watchdog)
     with asyncio.Runner(loop_factory=loop_factory(config.loop)) as runner:
         try:
             cut = _run_to_its_end(runner.get_loop(), service.run(ready), watchdog)
@@ -85,7 +85,7 @@ def _run_to_its_end(
             loop.call_soon(watchdog.listen, _STOP)
 
 
-class _Service:
+class _Daemon:
     """One process's time in the loop, from start to end; see :func:`serve`."""
 
     def __init__(
@@ -99,9 +99,9 @@ class _Service:
         self._server = server
         self._watchdog = watchdog
         self._resources = resources
-        self._words: Words = asyncio.Queue()
+        self._orders: Orders = asyncio.Queue()
         self._services = Services(
-            services_of(server, resources, lambda s: self._words.put_nowait(DrainOrder(s)))
+            services_of(server, resources, lambda s: self._orders.put_nowait(DrainOrder(s)))
         )
         turn = asyncio.Lock()
         self._reloads = Reloads(server, sources, config, self._services, turn)
@@ -109,7 +109,7 @@ class _Service:
             server,
             resources,
             self._services,
-            done=lambda: self._words.put_nowait(signal.SIGUSR2),
+            done=lambda: self._orders.put_nowait(signal.SIGUSR2),
             detached=config.detach,
             turn=turn,
         )
@@ -124,16 +124,16 @@ class _Service:
             ready()
         self._upgrade.serving()
         await self._services.each(lambda service: service.serving())
-        word = await self._words.get()
-        if word is signal.SIGUSR2:
+        order = await self._orders.get()
+        if order is signal.SIGUSR2:
             cut = await self._leave()
         else:
             await self._upgrade.end()
             await self._services.each(lambda service: service.stopping())
-            if isinstance(word, DrainOrder):
-                await self._until(self._server.drain(), "drained: stopping", word.seconds)
+            if isinstance(order, DrainOrder):
+                await self._until(self._server.drain(), "drained: stopping", order.seconds)
             else:
-                log.info("%s: stopping", word.name)
+                log.info("%s: stopping", order.name)
             cut = await self._stop()
         await self._reloads.end()
         await self._services.stop()
@@ -143,15 +143,15 @@ class _Service:
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in _STOP:
-            loop.add_signal_handler(number, self._words.put_nowait, number)
+            loop.add_signal_handler(number, self._orders.put_nowait, number)
         loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)
         loop.add_signal_handler(signal.SIGUSR2, self._upgrade.ask)
         self._watchdog.listen(_STOP)
 
     async def _start(self) -> None:
-        """Begin to serve; or, in another process's place, when that one lets go.
+        """Begin to serve; in an upgrade, once the old process has let go.
 
-        :raises SmtpdForkError: it cannot be
+        :raises SmtpdForkError: it cannot serve
         """
         successor = self._resources.successor
         await self._server.start(accept=successor is None)
@@ -165,9 +165,9 @@ class _Service:
             raise
 
     async def _take_over(self, successor: Successor) -> None:
-        """Go on in another process's place.
+        """Take the place of the old process.
 
-        :raises SmtpdForkError: it goes on itself, or the pid-file cannot be written
+        :raises SmtpdForkError: that one goes on, or the pid-file cannot be written
         """
         if self._resources.pid_file is not None:
             self._resources.pid_file.write(os.getpid())
@@ -176,7 +176,7 @@ class _Service:
         self._server.accept()
 
     async def _leave(self) -> int:
-        """End when the last session has: another process serves by now."""
+        """End with the last session: the new process serves by now."""
         log.info("%d sessions go on here until they end", self._server.sessions)
         signalled = await self._until(self._server.leave(), "the last session has ended", None)
         await self._upgrade.end()
@@ -186,29 +186,29 @@ class _Service:
         return await self._server.stop()
 
     async def _signal(self) -> signal.Signals:
-        """Return the next signal; what else is said counts no more, once the end has begun."""
-        while not isinstance(word := await self._words.get(), signal.Signals):
+        """Return the next signal; an order to drain is ignored once the end has begun."""
+        while not isinstance(order := await self._orders.get(), signal.Signals):
             pass
-        return word
+        return order
 
     async def _until(self, end: Awaitable[None], says: str, seconds: float | None) -> bool:
         """Wait for *end*, until that, or a signal, or the time is up; return whether a signal came.
 
         :param says: is logged at the end
         """
-        watchdog = asyncio.ensure_future(end)
+        ending = asyncio.ensure_future(end)
         number = asyncio.ensure_future(self._signal())
-        await asyncio.wait([watchdog, number], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([ending, number], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         signalled = number.done()
-        if watchdog.done():
+        if ending.done():
             log.info("%s", says)
         elif signalled:
             log.info("%s: stopping", number.result().name)
         else:
             log.info("the time to drain is over: stopping")
-        for each in (watchdog, number):
+        for each in (ending, number):
             each.cancel()
-        await asyncio.wait([watchdog, number])
+        await asyncio.wait([ending, number])
         return signalled
 
     async def _stop(self) -> int:
