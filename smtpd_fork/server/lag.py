@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from smtpd_fork.gate.rules import Load
-    from smtpd_fork.smtp.tally import Latency
+    from smtpd_fork.dialogue.tally import Latency
 
 __all__ = ["LagMonitor"]
 

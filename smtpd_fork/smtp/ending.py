@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
+from smtpd_fork.dialogue.commands import State
 from smtpd_fork.gate.verdict import reply_line, shutdown_reply
-from smtpd_fork.smtp.work import Work
 
-__all__ = ["LINGER_SECONDS", "Ending"]
+if TYPE_CHECKING:
+    from smtpd_fork.smtp.connection import Connection
+
+__all__ = ["LINGER_SECONDS"]
 
 LINGER_SECONDS = 5.0
 """How long a closing connection may take to deliver its last reply; then it is cut."""
@@ -16,138 +20,155 @@ HEAR_OUT_SECONDS = 2.0
 """How long a client that was interrupted is listened to; it should have noticed by then."""
 
 
-class Ending(Work):
-    """A session that can end."""
+def hang_up(connection: Connection, *, eof: bool) -> None:
+    """Close, as the dialogue is over; a client that does not take the rest is cut a little later.
 
-    def _close(self, *, interrupting: bool = False) -> None:
-        """Send what there is, and close; a client that does not take it is cut a little later.
+    A client that may be speaking is heard out: closed for writing only, and what still comes is
+    forgotten until it has closed too. Closing at once while it speaks would be a reset, which takes
+    the reply away from it.
 
-        :param interrupting: the client does not know, and may be speaking
-        """
-        if self._closing:
-            return
-        self._flush()
-        interrupting = interrupting or self._framer.pending > 0
-        self._closing = True
-        self._leave_rest()
-        self._forget_input()
-        if self.transport is not None:
-            self.deadline = self.loop.time() + LINGER_SECONDS
-            deaf = self._eof or self._tls_protocol is not None or self.transport.is_closing()
-            if interrupting and not deaf:
-                self._hear_out()
-            else:
-                self.transport.close()
-        if self._task is None:
-            self._set_rset_state()
-            self._tell_ended()
-
-    def _forget_input(self) -> None:
-        """Act on nothing that has been received: a message that has begun is not to be."""
-        if self._framer.reading is not None or self._chunks is not None:
-            self._setup.tally.aborted += 1
-            self._chunks = None
-        self._framer.clear()
-
-    def _hear_out(self) -> None:
-        """Close for writing only, and forget what still comes, until the client has closed too.
-
-        Closing at once while it speaks would be a reset, which takes the reply away from it.
-        """
-        self.deadline = self.loop.time() + HEAR_OUT_SECONDS
-        if self._reading_paused:
-            self.transport.resume_reading()
-        try:
-            self.transport.write_eof()
-        except OSError:
-            self.transport.abort()  # the client has reset it, and asyncio has yet to notice
-
-    def abort(self) -> None:
-        """Cut the connection; what is unsent is lost."""
-        self._closing = True
-        self._leave_rest()
-        if self.transport is not None:
-            self.transport.abort()
-
-    def cut(self) -> None:
-        """Cut the connection, and cancel whatever a handler has in hand."""
-        if self._message_in_hand:
-            self._setup.tally.aborted += 1
-        self._message_in_hand = False
-        self.abort()
-        if self._task is not None:
-            self._task.cancel()
-
-    def shut_down(self) -> None:
-        """Say 421 and close: at once if the client is idle, else after the command in hand."""
-        self._shutting_down = True
-        self._leave_rest()
-        if self._shaking_hands:
-            self.abort()
-        elif (
-            self._awaited_line is not None
-            and not self._awaited_line.done()
-            and self._framer.reading is None  # else a message in flight, which is finished
-        ):
-            self._put_raw(self._goodbye())  # instead of the challenge's answer
-            self._close()
-            self._awaited_line.cancel()
-        elif self.transport is not None and self._task is None and not self._turn_pending:
-            self._advance()
-
-    def give_way(self, held: int) -> bool:
-        """End, as memory is short and this session holds much of it without going on.
-
-        :param held: how much, in bytes
-        :returns: False if that cannot be: a handler works for it
-        """
-        if self._closing or (self._task is not None and self._awaited_line is None):
-            return False
-        text = "Insufficient system storage, closing connection"
-        reply = reply_line(421, "4.3.1", self.hostname, text)
-        self.make_room(reply, f"memory is short, it was idle and held {held} bytes")
-        return True
-
-    @property
-    def kicked(self) -> bool:
-        """Whether an administrator has ended it."""
-        return bool(self._kicked)
-
-    def _goodbye(self) -> bytes:
-        return self._kicked or shutdown_reply(self.hostname)
-
-    def kick(self, reply: bytes) -> None:
-        """Say *reply* and close, also in the middle of a message or to a client that hears nothing.
-
-        What a handler has in hand is finished and answered first: a message that it takes is
-        neither lost nor sent twice. It has its own time for that (``handler_timeout``).
-        """
-        self._kicked = reply
-        waits_for_client = self._blocked or self._framer.reading is not None
-        waits_for_client = (
-            waits_for_client and not self._message_in_hand and not self._shaking_hands
-        )
-        if self._task is None and not self._turn_pending:
-            self._shutting_down = True
-            self._leave_rest()
-            self._take_leave()
-        elif self._task is not None and waits_for_client and not self._closing:
-            self._take_leave()
-            self._task.cancel()
+    :param eof: whether the client has closed for writing
+    """
+    dialogue, transport = connection.dialogue, connection.transport
+    may_speak = dialogue.state == State.DISMISSED
+    dialogue.state = State.CLOSING
+    if transport is not None:
+        now = connection.loop.time()
+        if may_speak and not (eof or dialogue.tls or transport.is_closing()):
+            connection.deadline = now + HEAR_OUT_SECONDS
+            connection.resume_reading()
+            try:
+                transport.write_eof()
+            except OSError:
+                transport.abort()  # the client has reset it, and asyncio has yet to notice
         else:
-            self.shut_down()
+            connection.deadline = now + LINGER_SECONDS
+            transport.close()
+    if connection.work is None:
+        connection.tell_ended()
 
-    def make_room(self, reply: bytes, reason: str) -> None:
-        """Say *reply* and close: other clients need what this one has and does nothing with."""
-        self._report(logging.INFO, "ended to make room", reason)
-        self._out.clear()
-        self._put_raw(reply)
-        self._close(interrupting=True)  # doing nothing may be to say NOOP
-        if self._task is not None:
-            self._task.cancel()
 
-    def _take_leave(self) -> None:
-        """End what an administrator has ended; the client may be speaking."""
-        if self.transport is not None and not self._closing:
-            self._put_raw(self._kicked)
-            self._close(interrupting=True)
+def abort(connection: Connection) -> None:
+    """Cut the connection; what is unsent is lost."""
+    dialogue = connection.dialogue
+    if dialogue.state < State.CLOSING:
+        dialogue.forget_input()
+        dialogue.state = State.CLOSING
+    if connection.transport is not None:
+        connection.transport.abort()
+
+
+def cut(connection: Connection) -> None:
+    """Cut the connection, and cancel whatever a handler has in hand."""
+    if connection.dialogue.in_hand:
+        connection.shared.tally.aborted += 1
+        connection.dialogue.in_hand = False
+    abort(connection)
+    if connection.work is not None:
+        connection.work.cancel()
+
+
+def expire(connection: Connection, now: float) -> None:
+    """Act on the deadline that has passed."""
+    if connection.dialogue.state >= State.LEAVING or connection.transport is None:
+        abort(connection)
+    elif connection.work is None or not connection.work.expire(now):
+        time_out(connection)
+
+
+def time_out(connection: Connection) -> None:
+    """Say that the client's time is over, and close."""
+    dialogue = connection.dialogue
+    if connection.proxy_reader is not None:
+        cut(connection)  # whoever it is, it does not speak SMTP yet
+        return
+    dialogue.report(logging.INFO, "timeout")
+    text = "Timeout, closing connection"
+    reply = reply_line(421, "4.4.2", dialogue.shared.hostname, text)
+    _end(connection, reply, interrupting=False)
+
+
+def make_room(connection: Connection, reply: bytes, reason: str) -> None:
+    """Say *reply* and close: other clients need what this one has and does nothing with."""
+    connection.dialogue.report(logging.INFO, "ended to make room", reason)
+    _end(connection, reply, interrupting=True)  # doing nothing may be to say NOOP
+
+
+def _end(connection: Connection, reply: bytes, *, interrupting: bool) -> None:
+    """Say *reply*, in place of whatever else was to be sent, and close."""
+    dialogue = connection.dialogue
+    if dialogue.state < State.LEAVING:
+        dialogue.out.clear()
+        dialogue.out.append(reply)
+        dialogue.leave(interrupting=interrupting)
+        connection.flush()
+    if connection.work is not None:
+        connection.work.cancel()
+
+
+def give_way(connection: Connection, held: int) -> bool:
+    """End, as memory is short and this session holds *held* bytes of it without going on.
+
+    :returns: False if that cannot be: a handler works for it
+    """
+    dialogue = connection.dialogue
+    if dialogue.state >= State.LEAVING:
+        return False
+    if dialogue.waiting is not None and dialogue.awaited is None:
+        return False
+    text = "Insufficient system storage, closing connection"
+    reply = reply_line(421, "4.3.1", dialogue.shared.hostname, text)
+    make_room(connection, reply, f"memory is short, it was idle and held {held} bytes")
+    return True
+
+
+def shut_down(connection: Connection) -> None:
+    """Say 421 and close: at once if the client is idle, else after the command in hand."""
+    dialogue = connection.dialogue
+    if dialogue.farewell is None:
+        dialogue.farewell = shutdown_reply(dialogue.shared.hostname)
+    if dialogue.state == State.HANDSHAKE:
+        abort(connection)
+        return
+    waiter = dialogue.awaited
+    if waiter is not None and not waiter.done() and dialogue.reading is None:
+        # Instead of the challenge's answer; a message in flight is finished.
+        dialogue.out.append(dialogue.farewell)
+        dialogue.leave()
+        connection.flush()
+        waiter.cancel()
+    elif connection.transport is not None and connection.waits:
+        connection.go_on()
+
+
+def kick(connection: Connection, reply: bytes) -> None:
+    """Say *reply* and close, also in the middle of a message or to a client that hears nothing.
+
+    What a handler has in hand is finished and answered first: a message that it takes is neither
+    lost nor sent twice. It has its own time for that (``handler_timeout``).
+    """
+    dialogue = connection.dialogue
+    connection.kicked = True
+    dialogue.farewell = reply
+    waits_for_client = (
+        (connection.blocked or dialogue.reading is not None)
+        and not dialogue.in_hand
+        and dialogue.state != State.HANDSHAKE
+    )
+    if connection.waits:
+        take_leave(connection)
+    elif connection.work is not None and waits_for_client and dialogue.state < State.LEAVING:
+        take_leave(connection)
+        connection.work.cancel()
+    else:
+        shut_down(connection)
+
+
+def take_leave(connection: Connection) -> None:
+    """End what an administrator has ended; the client may be speaking."""
+    dialogue = connection.dialogue
+    if connection.transport is not None and dialogue.state < State.LEAVING:
+        assert dialogue.farewell is not None
+        dialogue.out.append(dialogue.farewell)
+        dialogue.leave(interrupting=True)
+        connection.flush()

@@ -1,4 +1,4 @@
-"""PROXY: a header before the banner, if aiosmtpd's ``proxy_protocol_timeout`` asks for it."""
+"""PROXY: a header before the greeting, if aiosmtpd's ``proxy_protocol_timeout`` asks for it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 from aiosmtpd.proxy_protocol import get_proxy
 from aiosmtpd.smtp import MISSING
 
-from smtpd_fork.smtp.engine import NOT_NOW
-from smtpd_fork.smtp.starttls import StartTls
-from smtpd_fork.smtp.state import log
+from smtpd_fork.dialogue import replies
+from smtpd_fork.smtp import steps
+from smtpd_fork.smtp.hooks import ask
 
 if TYPE_CHECKING:
-    from smtpd_fork.smtp.work import Waiting
+    from smtpd_fork.smtp.connection import Connection
 
-__all__ = ["Proxied", "check_proxy_timeout"]
+__all__ = ["check_proxy_timeout", "judge_proxy_header", "read_proxy_header"]
+
+log = logging.getLogger("smtpd_fork.session")
 
 SHORTEST_SENSIBLE = 3.0
 """Seconds; below that aiosmtpd warns."""
@@ -35,70 +37,46 @@ def check_proxy_timeout(seconds: float | None) -> None:
         log.warning("proxy_protocol_timeout < 3.0")
 
 
-class Proxied(StartTls):
-    """A session that may begin with a PROXY header."""
+async def judge_proxy_header(connection: Connection) -> None:
+    """Have a handler judge a header that was read before the session; then greet."""
+    if await _is_accepted(connection, connection.proxied):
+        await steps.greet(connection)
+    else:
+        _refuse(connection)
 
-    _proxy_timeout: float | None = None
-    _proxy_reader: asyncio.StreamReader | None = None
 
-    def _opening(self) -> Waiting | None:
-        if self._proxy_timeout is None:
-            if self.proxied is not None and "PROXY" in self._setup.hooks:
-                return self._ask_about_proxy()
-            return super()._opening()
-        self._proxy_reader = asyncio.StreamReader(loop=self.loop)
-        # It then pauses the transport by itself: what comes behind a header is not held for ever.
-        self._proxy_reader.set_transport(self.transport)
-        # On this one object, so that sessions without PROXY pay nothing for the question.
-        self.data_received = self._proxy_reader.feed_data  # type: ignore[method-assign]  # meant
-        return self._ask_proxy(self._proxy_reader, self._proxy_timeout)
+async def read_proxy_header(connection: Connection, seconds: float) -> None:
+    """Read a header, and have a handler judge it; then greet."""
+    session = connection.dialogue.session
+    assert session is not None
+    connection.deadline = connection.loop.time() + seconds
+    connection.proxy_reader = reader = asyncio.StreamReader(loop=connection.loop)
+    # It then pauses the transport by itself: what comes behind a header is not held for ever.
+    reader.set_transport(connection.transport)
+    session.proxy_data = await get_proxy(reader)
+    accepted = MISSING
+    if session.proxy_data:
+        accepted = await _is_accepted(connection, session.proxy_data)
+    connection.proxy_reader = None
+    if accepted is MISSING or not accepted:
+        _refuse(connection)
+        return
+    connection.transport.resume_reading()  # the reader may have paused it
+    connection.dialogue.keep(bytes(reader._buffer))  # type: ignore[attr-defined]  # noqa: SLF001 - what came behind it
+    await steps.greet(connection)
 
-    async def _ask_about_proxy(self) -> None:
-        """Have a handler judge a header that was read before the session."""
-        if not await self._judged(self.proxied):
-            self._report(logging.INFO, "PROXY header refused")
-            self._close()
-            return
-        waiting = super()._opening()
-        if waiting is not None:
-            await waiting
 
-    async def _judged(self, proxy_data: Any) -> Any:
-        """Return what a handler says to a header; there is no command that a reply could be to."""
-        try:
-            return await self._call_handler_hook("PROXY", proxy_data)
-        except Exception as error:  # noqa: BLE001 - a handler's, whatever it is
-            self._report_failure("handle_PROXY failed", error)
-            self._put_raw(NOT_NOW.encode() + b"\r\n")
-            return False
+async def _is_accepted(connection: Connection, proxy_data: Any) -> Any:
+    """Return what a handler says to a header; there is no command that a reply could be to."""
+    assert connection.work is not None
+    try:
+        return await ask(connection, "PROXY", proxy_data)
+    except Exception as error:  # noqa: BLE001 - a handler's, whatever it is
+        connection.dialogue.report_failure("handle_PROXY failed", error)
+        connection.dialogue.out.append(f"{replies.NOT_NOW}\r\n".encode())
+        return False
 
-    async def _ask_proxy(self, reader: asyncio.StreamReader, seconds: float) -> None:
-        self.deadline = self.loop.time() + seconds
-        assert self.session is not None
-        self.session.proxy_data = await get_proxy(reader)
-        status: Any = False
-        if self.session.proxy_data:
-            status = await self._judged(self.session.proxy_data)
-        self._proxy_reader = None
-        del self.data_received
-        if status is MISSING or not status:
-            self._report(logging.INFO, "PROXY header refused")
-            self._close()
-            return
-        self.transport.resume_reading()  # the reader may have paused it
-        self._framer.feed(bytes(reader._buffer))  # type: ignore[attr-defined]  # noqa: SLF001 - what came behind it
-        waiting = super()._opening()
-        if waiting is not None:
-            await waiting
 
-    def eof_received(self) -> bool | None:
-        """Take the end of input (asyncio.Protocol)."""
-        if self._proxy_reader is not None:
-            self._proxy_reader.feed_eof()
-        return super().eof_received()
-
-    def _time_out(self) -> None:
-        if self._proxy_reader is not None:
-            self.cut()  # whoever it is, it does not speak SMTP yet
-        else:
-            super()._time_out()
+def _refuse(connection: Connection) -> None:
+    connection.dialogue.report(logging.INFO, "PROXY header refused")
+    connection.dialogue.leave()

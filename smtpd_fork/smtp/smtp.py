@@ -1,63 +1,65 @@
-"""SMTP: a session, ``aiosmtpd.smtp.SMTP`` by contract, with a wire and a dialogue of its own.
+"""SMTP: the session as handlers and users' classes know it, ``aiosmtpd.smtp.SMTP`` by contract.
 
-The class is put together by floors, each in a file: ``engine`` (life, wire, time), ``hello``,
-``mail``, ``auth``, ``starttls`` (the commands), and here the constructor and the way from a line to
-a command. ``framer``, ``body``, ``path`` and ``params`` are plain functions over plain data.
+It holds nothing of its own. The bytes and the time are the
+:class:`~smtpd_fork.smtp.connection.Connection`'s, what they mean is the
+:class:`~smtpd_fork.dialogue.dialogue.Dialogue`'s, and what all sessions have in common is in
+:class:`~smtpd_fork.dialogue.shared.Shared`. A session that no handler is asked about has no such
+object at all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-import socket
+import logging
 import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 from warnings import warn
 from weakref import WeakKeyDictionary
 
-from aiosmtpd.smtp import DATA_SIZE_DEFAULT, __ident__
+import aiosmtpd.smtp
+from aiosmtpd.smtp import DATA_SIZE_DEFAULT, MISSING, syntax
 
-from smtpd_fork.smtp.content import BareNewline
-from smtpd_fork.smtp.current_tls import CurrentTls
-from smtpd_fork.smtp.framer import LINE_LIMIT, CommandFault
-from smtpd_fork.smtp.hello import echo as _echo
+from smtpd_fork.dialogue import replies
+from smtpd_fork.dialogue.body import Body
+from smtpd_fork.dialogue.commands import COMMANDS, State
+from smtpd_fork.dialogue.content import BareNewline
+from smtpd_fork.dialogue.data import received
+from smtpd_fork.dialogue.envelope import Envelope
+from smtpd_fork.dialogue.reply import answer_of, sendable
+from smtpd_fork.dialogue.session import Session
+from smtpd_fork.dialogue.shared import SETTINGS, CurrentTls, Limits, Shared
+from smtpd_fork.dialogue.waiting import Ask, Run
+from smtpd_fork.smtp.connection import Connection, ObservedConnection
+from smtpd_fork.smtp.hooks import ask
+from smtpd_fork.smtp.mechanisms import Mechanisms
 from smtpd_fork.smtp.proxy import check_proxy_timeout
-from smtpd_fork.smtp.setup import Limits, Setup
-from smtpd_fork.smtp.short import Short
-from smtpd_fork.smtp.state import log
 from smtpd_fork.smtp.sweep import Sweep
+from smtpd_fork.smtp.tls_wire import TlsWire
+from smtpd_fork.smtp.work import STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from smtpd_fork.dialogue.budget import Budget
+    from smtpd_fork.dialogue.commands import Command
+    from smtpd_fork.dialogue.tally import Tally
+    from smtpd_fork.dialogue.waiting import Result
     from smtpd_fork.gate import Reporter
     from smtpd_fork.net import Peer
-    from smtpd_fork.smtp.budget import Budget
-    from smtpd_fork.smtp.tally import Tally
-    from smtpd_fork.smtp.work import Waiting
 
 __all__ = ["SMTP"]
 
-MORE_FOR = {"MAIL": 26 + 10 + 20 + 500 + 110, "RCPT": 500 + 30, "AUTH": LINE_LIMIT}
-"""Octets more, by extension: SIZE, SMTPUTF8, BODY, AUTH, RET and ENVID; ORCPT and NOTIFY; AUTH."""
-
-BEFORE_STARTTLS = {"BDAT", "EHLO", "LHLO", "NOOP", "QUIT", "STARTTLS"}
-"""What RFC 3207 4 lets a client say where TLS is required; BDAT refuses itself, with its chunk."""
-
-HELLOS = {"EHLO", "HELO", "LHLO"}
-
-OF_HTTP = {b"CONNECT", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT"}
-"""A browser, or somebody who makes one speak to us: nothing it says is mail."""
+log = logging.getLogger("smtpd_fork.session")
 
 _sweeps: WeakKeyDictionary[asyncio.AbstractEventLoop, Sweep] = WeakKeyDictionary()
 
 
-class SMTP(Short):
+class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
     """One SMTP session; takes all keywords of ``aiosmtpd.smtp.SMTP``, and these.
 
-    :param setup: what the sessions of a server share, by :meth:`prepare`; without it it is worked
-        out for this one session
+    :param shared: what the sessions of a server share; without it it is worked out for this one
+        session, from the other keywords
     :param sweep: looks after the sessions' deadlines; default: one for each loop
     :param peer: the client, where accept(2) told; default: what the transport says
     :param on_close: called once, when the connection is gone
@@ -71,17 +73,13 @@ class SMTP(Short):
     :param tls_context: aiosmtpd's; or what holds the one that is good at the time
     :param tally: counts what sessions do
     :param reporter: gathers the lines of the log that a client can cause again and again
+    :ivar connection: the client's
     """
 
-    _tls: CurrentTls | None = None
-    require_starttls = False
-    _decode_data = False
-    _auth_required = False
-    _auth_require_tls = True
-    _authenticator = None
-    _auth_callback = None
-    _calls: dict[str, int] | None = None
-    _variations: tuple[tuple[str, Any], ...] = ()
+    connection: Connection
+
+    line_length_limit = 0
+    """Octets of a line of a message; 0 is no limit. aiosmtpd's 1001 turned real mail away."""
 
     def __init__(
         self,
@@ -103,7 +101,7 @@ class SMTP(Short):
         authenticator: Callable[..., Any] | None = None,
         proxy_protocol_timeout: float | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
-        setup: Setup | None = None,
+        shared: Shared | None = None,
         sweep: Sweep | None = None,
         peer: Peer = None,
         on_close: Callable[[Any], None] | None = None,
@@ -117,205 +115,266 @@ class SMTP(Short):
         reporter: Reporter | None = None,
     ) -> None:
         # Not super().__init__(): it looks through class and handler for each connection.
-        self.__ident__ = ident or __ident__
-        self.event_handler = handler
-        self.data_size_limit = data_size_limit
-        self.enable_SMTPUTF8 = enable_SMTPUTF8
-        self.hostname = hostname or socket.getfqdn()
-        # The rest only where it is not as the class has it (see State).
-        given = {
-            "_decode_data": decode_data,
-            "_tls": CurrentTls.of(tls_context),
-            "require_starttls": require_starttls and tls_context is not None,
-            "_auth_required": auth_required,
-            "_auth_require_tls": auth_require_tls,
-            "_authenticator": authenticator,
-            "_auth_callback": auth_callback if authenticator is None else None,
-            "_proxy_timeout": proxy_protocol_timeout,
-        }
-        self._vary(tuple((k, v) for k, v in given.items() if v != getattr(SMTP, k)))
-        self.loop = loop or asyncio.get_event_loop()
-        self._setup = setup or Setup(
-            type(self),
-            handler,
-            limits=replace(limits or Limits(), command_seconds=timeout),
-            bare=bare_newline,
-            strict_paths=strict_paths,
-            budget=budget,
-            tally=tally,
-            reporter=reporter,
-            enhanced=enhanced,
-            lmtp=lmtp,
-            command_call_limit=command_call_limit,
-            auth_exclude=auth_exclude_mechanism or (),
-            has_authenticator=bool(authenticator or auth_callback),
-            commands=_COMMANDS,
-        )
-        if setup is None:
+        if shared is None:
+            check_proxy_timeout(proxy_protocol_timeout)
             _warn_of(tls_context, auth_required=auth_required, auth_require_tls=auth_require_tls)
-        self._sweep = sweep or _sweep_of(self.loop)
+            shared = Shared(
+                type(self),
+                handler,
+                hostname=hostname,
+                ident=ident,
+                data_size_limit=data_size_limit,
+                enable_SMTPUTF8=enable_SMTPUTF8,
+                decode_data=decode_data,
+                tls=CurrentTls.of(tls_context),
+                require_starttls=require_starttls,
+                auth_required=auth_required,
+                auth_require_tls=auth_require_tls,
+                auth_exclude=auth_exclude_mechanism or (),
+                auth_callback=auth_callback,
+                authenticator=authenticator,
+                command_call_limit=command_call_limit,
+                proxy_seconds=proxy_protocol_timeout,
+                limits=replace(limits or Limits(), command_seconds=timeout),
+                strict_paths=strict_paths,
+                bare=bare_newline,
+                enhanced=enhanced,
+                lmtp=lmtp,
+                budget=budget,
+                tally=tally,
+                reporter=reporter,
+            )
+        loop = loop or asyncio.get_event_loop()
         if sweep is None:
-            self._sweep.look_for(min(timeout, proxy_protocol_timeout or timeout))
-        check_proxy_timeout(proxy_protocol_timeout)
-        self._begin(peer, on_close)
+            sweep = _sweep_of(loop)
+            sweep.look_for(min(timeout, proxy_protocol_timeout or timeout))
+        connection = connection_class(type(self))(
+            shared, loop, sweep, peer=peer, on_close=on_close
+        )
+        connection.facade = self
+        self.__dict__["connection"] = connection
 
-    def _vary(self, variations: tuple[tuple[str, Any], ...]) -> None:
-        if variations:
-            self._variations = variations
-            for name, value in variations:
-                setattr(self, name, value)
+    @classmethod
+    def of(cls, connection: Connection) -> Self:
+        """Return the session of a connection; the constructor of a class is not called again."""
+        session = object.__new__(cls)
+        session.__dict__["connection"] = connection
+        return session
 
-    def another(self, peer: Peer, on_close: Callable[[Any], None] | None) -> Self:
-        """Return a session set up as this one, for another client; costs half of a new one.
+    # -- settings, which a session may change for itself -------------------------------------------
 
-        The constructor of a subclass is not called again.
-        """
-        other = object.__new__(type(self))
-        other.__ident__ = self.__ident__
-        other.event_handler = self.event_handler
-        other.data_size_limit = self.data_size_limit
-        other.enable_SMTPUTF8 = self.enable_SMTPUTF8
-        other.hostname = self.hostname
-        other._vary(self._variations)
-        other.loop = self.loop
-        other._setup = self._setup
-        other._sweep = self._sweep
-        other._begin(peer, on_close)
-        return other
+    def __getattr__(self, name: str) -> Any:
+        setting = SETTINGS.get(name)
+        if setting is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.connection.shared, setting)
 
-    @property
-    def tls_context(self) -> ssl.SSLContext | None:
-        """The context that STARTTLS would take now; None if it is not offered."""
-        return None if self._tls is None else self._tls.context
+    def __setattr__(self, name: str, value: Any) -> None:
+        setting = SETTINGS.get(name)
+        if setting is not None:
+            dialogue = self.connection.dialogue
+            dialogue.shared = dialogue.shared.changed(setting, value)
+            dialogue.set_rows()
+        super().__setattr__(name, value)
 
-    @tls_context.setter
-    def tls_context(self, context: ssl.SSLContext | None) -> None:
-        self._tls = CurrentTls.of(context)
+    # -- what aiosmtpd has as attributes -----------------------------------------------------------
 
     @property
-    def setup(self) -> Setup:
-        """What this session shares with others of its server."""
-        return self._setup
+    def session(self) -> aiosmtpd.smtp.Session | None:  # type: ignore[override]  # an attribute there
+        """What is known of the client."""
+        return self.connection.dialogue.session
 
-    # -- from a line to a command --------------------------------------------------------------
+    @session.setter
+    def session(self, session: aiosmtpd.smtp.Session | None) -> None:
+        self.connection.dialogue.session = session
 
-    def _command(self, line: bytes) -> Waiting | None:
-        word, _, rest = line.partition(b" ")
-        if self._loud:
-            log.debug("[%s] >> %s", self._session_id, _loggable(line), extra=self._who())
-        # What mostly comes: a known command with nothing special about it.
-        command = self._setup.fast.get(word)
-        if (
-            command is not None
-            and len(line) <= self.command_size_limit
-            and rest.isascii()
-            and (not self.require_starttls or self._tls_protocol)
-            and self._tls_handshake_okay
-        ):
-            return command(self, rest.strip().decode("ascii") or None)  # type: ignore[no-any-return]
-        if b"\t" in word:  # it separates words as a space does
-            word, _, rest = line.replace(b"\t", b" ", 1).partition(b" ")
-        word = word.upper()
-        try:
-            name = word.decode("ascii")
-            arg = self._opaque(rest) if name in HELLOS else self._argument(rest)
-        except UnicodeDecodeError:
-            return self._nonsense(500, "5.5.2", "Error: bad syntax")
-        if not name or arg is False:
-            text = "Error: bad syntax" if not name else "Error: strict ASCII mode"
-            return self._nonsense(500, "5.5.2", text)
-        if len(line) > self._command_limit(name):
-            return self._nonsense(500, "5.5.2", "Command line too long")
-        return self._permitted(name, arg)
+    @property
+    def envelope(self) -> aiosmtpd.smtp.Envelope | None:  # type: ignore[override]  # as above
+        """The mail transaction."""
+        envelope: aiosmtpd.smtp.Envelope | None = self.connection.dialogue.envelope
+        return envelope
 
-    def _argument(self, rest: bytes) -> Any:
-        """Return the argument as text; None if there is none, False if it must not be so."""
-        rest = rest.strip()
-        if not rest:
-            return None
-        if rest.isascii():
-            return rest.decode("ascii")
-        return rest.decode("utf-8") if self.enable_SMTPUTF8 else False
+    @envelope.setter
+    def envelope(self, envelope: aiosmtpd.smtp.Envelope | None) -> None:
+        self.connection.dialogue.envelope = envelope
 
-    def _opaque(self, rest: bytes) -> str | None:
-        r"""Return the name that a client gives itself, with bytes that are no text as ``\xe9``.
+    @property
+    def transport(self) -> Any:  # type: ignore[override]  # as above
+        """The loop's transport; None before and after the connection."""
+        return self.connection.transport
 
-        So it can be printed, logged and sent everywhere, and says what came all the same.
+    @transport.setter
+    def transport(self, transport: Any) -> None:
+        self.connection.transport = transport
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:  # type: ignore[override]  # as above
+        """The session's own."""
+        return self.connection.loop
+
+    @property
+    def messages(self) -> int:
+        """Messages that were accepted so far."""
+        return self.connection.messages
+
+    @property
+    def _tls_protocol(self) -> Any:
+        """What users ask to know whether TLS is spoken."""
+        dialogue = self.connection.dialogue
+        return dialogue.session.ssl["ssl_object"] if dialogue.tls else None  # type: ignore[union-attr, index]  # there is, with TLS
+
+    @property
+    def _handler_coroutine(self) -> asyncio.Future[None]:
+        """What aiosmtpd has a task for: is done when the session is."""
+        return self.connection.ended
+
+    def __repr__(self) -> str:
+        return repr(self.connection)
+
+    def _create_session(self) -> aiosmtpd.smtp.Session:
+        return Session(self.loop, self.connection.id)
+
+    def _create_envelope(self) -> aiosmtpd.smtp.Envelope:
+        return Envelope()
+
+    # -- what the loop calls, where it has this as the protocol; and what users override ---------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the session; under TLS after STARTTLS begin anew (asyncio.BaseProtocol)."""
+        get_protocol = getattr(transport, "get_protocol", None)
+        if get_protocol is not None and get_protocol() is self:
+            transport.set_protocol(wire_of(self.connection, transport))
+        self.connection.begin(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the session, once (asyncio.BaseProtocol)."""
+        self.connection.lose()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes (asyncio.Protocol)."""
+        self.connection.receive(data)
+
+    def eof_received(self) -> bool | None:
+        """Take the end of input; what was complete is still answered (asyncio.Protocol)."""
+        return self.connection.receive_eof()
+
+    def pause_writing(self) -> None:
+        """Act on no more commands while the client does not read (asyncio.BaseProtocol)."""
+        Connection.pause_writing(self.connection)
+
+    def resume_writing(self) -> None:
+        """Go on (asyncio.BaseProtocol)."""
+        Connection.resume_writing(self.connection)
+
+    # -- for users' classes, who override these or await super()'s -----------------------------------
+
+    async def push(self, status: str | bytes) -> None:
+        """Send a reply, and wait while the client does not take it.
+
+        :param status: a reply, or the first lines of one (``250-...``), without the last CR LF
+        :raises ValueError: it is neither
         """
-        encoding = "utf-8" if self.enable_SMTPUTF8 else "ascii"
-        return rest.strip().decode(encoding, "backslashreplace") or None
+        dialogue = self.connection.dialogue
+        if dialogue.state >= State.LEAVING:
+            raise asyncio.CancelledError  # there is nobody to answer
+        reply = sendable(status)
+        last = reply.rpartition("\r\n")[2]
+        self.answered = last[0] != "3" and last[3:4] != "-"
+        dialogue.put_status(reply)
+        self.connection.flush()
+        await self.connection.drained()
 
-    def _command_limit(self, name: str) -> int:
-        assert self.session is not None
-        base = self.command_size_limit
-        return base + MORE_FOR.get(name, 0) if self.session.extended_smtp else base
+    async def handle_exception(self, error: Exception) -> str:
+        """Return what the client is told of *error*: what the handler says, or 451."""
+        hook = getattr(self.event_handler, "handle_exception", None)
+        if hook is not None:
+            status = answer_of("exception", await hook(error))
+            if status is MISSING:
+                raise TypeError("handle_exception must return a reply, not MISSING")
+            return str(status)
+        what = "a handler failed, the client gets 451"
+        self.connection.dialogue.report_failure(what, error)
+        return replies.LOCAL_ERROR
 
-    def _permitted(self, name: str, arg: Any) -> Waiting | None:  # noqa: PLR0911 - a list of cases
-        """Carry out a command, if it may be in this place."""
-        if not self._tls_handshake_okay and name != "QUIT":
-            self._say(554, "5.7.0", "Command refused due to lack of security")
-            return None
-        if self.require_starttls and not self._tls_protocol and name not in BEFORE_STARTTLS:
-            self._say(530, "5.7.0", "Must issue a STARTTLS command first")
-            return None
-        if self._setup.call_limits is not None and not self._within_calls(name):
-            self._put(f"421 4.7.0 {_echo(name)} sent too many times")
-            return None
-        command = _COMMANDS.get(name)
-        if command is not None and name in self._setup.builtin:
-            return command(self, arg)
-        if name in self._setup.own:
-            return self._own_command(name, arg)
-        if name.encode() in OF_HTTP:
-            self._put(f"421 4.7.0 {self.hostname} This is not a web server")
-            return None
-        return self._nonsense(500, "5.5.1", f'Error: command "{_echo(name)}" not recognized')
+    async def check_helo_needed(self, helo: str = "HELO") -> bool:
+        """Answer 503 if the client has not introduced itself."""
+        dialogue = self.connection.dialogue
+        if dialogue.session is not None and dialogue.session.host_name:
+            return False
+        dialogue.put(dialogue.say((503, "5.5.1", f"Error: send {helo} first")))
+        return True
 
-    async def _own_command(self, name: str, arg: Any) -> None:
-        self._answered = False
-        try:
-            await getattr(self, f"smtp_{name}")(arg)
-        except BaseException as error:
-            if not (self._answered or self._out) or self._is_end(error):
-                raise
-            # A second reply would be taken for that of the client's next command.
-            self._report_failure(f"smtp_{name} failed after its reply", error)
+    async def check_auth_needed(self, caller_method: str) -> bool:
+        """Answer 530 if the client has to authenticate itself first."""
+        dialogue = self.connection.dialogue
+        assert dialogue.session is not None
+        if not dialogue.shared.auth_required or dialogue.session.authenticated:
+            return False
+        dialogue.put_status("530 5.7.0 Authentication required")
+        return True
 
-    def _within_calls(self, name: str) -> bool:
-        """Count a call of a command against aiosmtpd's command_call_limit.
+    async def _perform(self, name: str, argument: str | None) -> None:
+        """Carry out a command of ours."""
+        await self._settle(self.connection.dialogue.perform(name, argument))
 
-        BDAT counts as DATA, once a message, unless it has a limit of its own.
-        """
-        limits = self._setup.call_limits
-        assert limits is not None
-        if name == "BDAT" and name not in limits:
-            if self._chunks is not None:
-                return True
-            name = "DATA"
-        if self._calls is None:
-            self._calls = {}
-        left = self._calls.get(name, limits.get(name, self._setup.call_limit_default))
-        self._calls[name] = left - 1
-        return left > 0
+    async def _settle(self, result: Result) -> None:
+        """Answer, and wait for what a command left to be waited for."""
+        connection = self.connection
+        dialogue = connection.dialogue
+        if type(result) is Ask:
+            result = result.then(await ask(connection, result.hook, *result.args))
+        elif type(result) is Run:
+            await STEPS[result.step](connection, *result.args)
+        if isinstance(result, bytes):
+            dialogue.put(result)
+        if dialogue.out:
+            self.answered = True
+        connection.flush()
 
-    def _command_fault(self, fault: CommandFault) -> Waiting | None:
-        if fault is CommandFault.TOO_LONG:
-            return self._nonsense(500, "5.5.2", "Command line too long")
-        return self._nonsense(500, "5.5.2", "Error: bare CR, LF or NUL in a command")
+    async def smtp_DATA(self, arg: str | None) -> None:
+        """Take a message (RFC 5321 4.1.1.4); ends when it is answered, as in aiosmtpd."""
+        await self._perform("DATA", arg)
+        dialogue = self.connection.dialogue
+        if dialogue.state != State.DATA:
+            return
+        self.answered = False  # 354 is the first half of a reply
+        message = await dialogue.next_event()
+        assert isinstance(message, Body)
+        await self._settle(received(dialogue, message))
 
-    def _nonsense(self, code: int, enhanced: str, text: str) -> Waiting | None:
-        """Answer what is no command, so many times."""
-        if not self._count_error():
-            self._say(code, enhanced, text, counted=False)
-        return None
+    async def smtp_BDAT(self, arg: str | None) -> None:
+        """Take a part of a message (RFC 3030)."""
+        await self._perform("BDAT", arg)
 
 
-_COMMANDS: dict[str, Callable[[Any, Any], Waiting | None]] = {
-    name.removeprefix("_cmd_"): getattr(SMTP, name)
-    for name in dir(SMTP)
-    if name.startswith("_cmd_")
-}
-"""The commands that are plain functions, by name."""
+def connection_class(cls: type[SMTP]) -> type[Connection]:
+    """Return the class of the connections of sessions of *cls*."""
+    return Connection if cls is SMTP else ObservedConnection
+
+
+def wire_of(connection: Connection, transport: asyncio.BaseTransport) -> asyncio.BufferedProtocol:
+    """Return what *transport* is to talk to."""
+    tls = transport.get_extra_info("sslcontext") is not None
+    return TlsWire(connection) if tls else connection
+
+
+def _add_command(command: Command) -> None:
+    """Have the class have a command of the table, as aiosmtpd's class has it."""
+    name = command.name
+
+    async def perform(self: SMTP, arg: str | None) -> None:
+        await self._perform(name, arg)
+
+    method = perform if name not in {"DATA", "BDAT"} else getattr(SMTP, f"smtp_{name}")
+    if command.syntax:
+        method = syntax(command.syntax, extended=command.extended, when=command.when)(method)
+    method.__name__, method.__doc__ = f"smtp_{name}", method.__doc__ or f"Carry out {name}."
+    setattr(SMTP, f"smtp_{name}", method)
+
+
+for _command in COMMANDS:
+    if not _command.lmtp:
+        _add_command(_command)
 
 
 def _warn_of(
@@ -342,27 +401,3 @@ def _sweep_of(loop: asyncio.AbstractEventLoop) -> Sweep:
     if loop not in _sweeps:
         _sweeps[loop] = Sweep(loop)
     return _sweeps[loop]
-
-
-_SHOWN = re.compile(
-    rb"(?:(?:EHLO|HELO|LHLO)[ \t]+\S+|(?:MAIL[ \t]+FROM|RCPT[ \t]+TO):[ \t]*(?:<|\S+@).*"
-    rb"|BDAT +\d+(?: +LAST)?"
-    rb"|DATA|HELP|NOOP|QUIT|RSET|STARTTLS) *",
-    re.IGNORECASE | re.DOTALL,
-)
-"""Commands that the log may show whole."""
-
-
-def _loggable(line: bytes) -> str:
-    """Return a command as the log may hold it: on one line, no credentials, nothing of a message.
-
-    Of other commands that is their name. And what is no command is not shown at all: clients that
-    do not wait for replies send the password of a refused AUTH, or the message of a refused DATA.
-    """
-    if _SHOWN.fullmatch(line):
-        return repr(line)[1:]
-    name = line.split(maxsplit=1)[:1]
-    word = name[0].upper().decode("ascii", "replace") if name else ""
-    if word in _COMMANDS:
-        return f"{word} ..."
-    return f"({len(line)} octets, no command)"

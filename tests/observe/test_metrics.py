@@ -28,7 +28,7 @@ from smtpd_fork.observe import process
 from smtpd_fork.observe.metrics import METRICS
 from smtpd_fork.observe.snapshot import LISTED, PHASES, SLICE
 from smtpd_fork.sinks import Maildir
-from smtpd_fork.smtp.tally import BOUNDS, OUTCOMES
+from smtpd_fork.dialogue.tally import BOUNDS, OUTCOMES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from support.client import MAIL, RCPT, Client
 from support.server import serve, until
 
 from smtpd_fork.sinks import Discard, Maildir
-from smtpd_fork.smtp.tally import BOUNDS, HOOKS, OUTCOMES, Latency, Tally
+from smtpd_fork.dialogue.tally import BOUNDS, HOOKS, OUTCOMES, Latency, Tally
 from smtpd_fork.smtp.waits import never_waits
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smtpd_fork.smtp import framer as framer_module
-from smtpd_fork.smtp.body import Body
-from smtpd_fork.smtp.content import BareNewline, BodyFault, Content
-from smtpd_fork.smtp.framer import LINE_LIMIT, Chunk, CommandFault, Framer
+from smtpd_fork.dialogue.body import Body
+from smtpd_fork.dialogue.content import BareNewline, BodyFault, Content
+from smtpd_fork.dialogue.framer import LINE_LIMIT, Chunk, CommandFault, Framer
 
 SMALL_LINE = 24
 """A limit for command lines that random input passes often enough."""

@@ -35,8 +35,8 @@ from smtpd_fork.server.blueprint import buffered_share
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import SMTP, Budget
 from smtpd_fork.smtp import budget as budget_module
-from smtpd_fork.smtp.budget import ALLOWANCE
-from smtpd_fork.smtp.framer import LINE_LIMIT
+from smtpd_fork.dialogue.budget import ALLOWANCE
+from smtpd_fork.dialogue.framer import LINE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

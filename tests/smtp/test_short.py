@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from support.cuts import Result, cut, dialogue
 
 from smtpd_fork.smtp import SMTP, Limits
-from smtpd_fork.smtp.content import BareNewline
+from smtpd_fork.dialogue.content import BareNewline
 from smtpd_fork.smtp.engine import EVENTS_A_TURN
-from smtpd_fork.smtp.framer import Framer
-from smtpd_fork.smtp.frequent import LONGEST, frequent
-from smtpd_fork.smtp.params import parse_params
-from smtpd_fork.smtp.path import parse_path
+from smtpd_fork.dialogue.framer import Framer
+from smtpd_fork.dialogue.frequent import LONGEST, frequent
+from smtpd_fork.dialogue.params import parse_params
+from smtpd_fork.dialogue.path import parse_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from support.server import serve, until
 from smtpd_fork.config import Config
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import SMTP, Tally
-from smtpd_fork.smtp.budget import ALLOWANCE
+from smtpd_fork.dialogue.budget import ALLOWANCE
 
 
 def sent_by(command: str, text: str) -> str:

@@ -7,7 +7,7 @@ holds for the dots that are taken out: a dot is one only at the start of a line 
 
 from __future__ import annotations
 
-from smtpd_fork.smtp.content import LOOK, BareNewline, Content
+from smtpd_fork.dialogue.content import LOOK, BareNewline, Content
 
 __all__ = ["Body"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-from smtpd_fork.smtp.body import Body
-from smtpd_fork.smtp.content import BareNewline, Content
+from smtpd_fork.dialogue.body import Body
+from smtpd_fork.dialogue.content import BareNewline, Content
 
 __all__ = ["Chunk", "CommandFault", "Event", "Framer"]
 
@@ -32,12 +32,14 @@ class Chunk:
 
     :param size: how many
     :param content: takes them; None: they are read and forgotten
+    :param last: whether the message ends with it
     """
 
-    __slots__ = ("_content", "declared", "left")
+    __slots__ = ("_content", "declared", "last", "left")
 
-    def __init__(self, size: int, content: Content | None) -> None:
+    def __init__(self, size: int, content: Content | None, *, last: bool = False) -> None:
         self.left = self.declared = size
+        self.last = last
         self._content = content
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import aiosmtpd.smtp
 
 if TYPE_CHECKING:
-    from smtpd_fork.smtp.params import Params
+    from smtpd_fork.dialogue.params import Params
 
 __all__ = ["Envelope", "weight"]
 

@@ -1,0 +1,272 @@
+"""DATA and BDAT: the message of a mail transaction, and what becomes of it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.dialogue import memory, replies
+from smtpd_fork.dialogue.body import Body
+from smtpd_fork.dialogue.commands import State
+from smtpd_fork.dialogue.content import BareNewline, BodyFault, Content
+from smtpd_fork.dialogue.envelope import Envelope
+from smtpd_fork.dialogue.framer import Chunk
+from smtpd_fork.dialogue.reply import answer_of, replies_of
+from smtpd_fork.dialogue.waiting import Ask, Run
+
+if TYPE_CHECKING:
+    from smtpd_fork.dialogue.dialogue import Dialogue
+    from smtpd_fork.dialogue.waiting import Result
+
+__all__ = ["bdat", "data", "delivered", "fail_message", "parse_data", "received"]
+
+_BDAT = re.compile(r"(\d{1,12})(?: +(LAST))?", re.IGNORECASE)
+
+
+# -- DATA --------------------------------------------------------------------------------------
+
+
+def parse_data(dialogue: Dialogue, argument: str | None) -> tuple[()] | bytes:
+    """See that there is no argument."""
+    return dialogue.say(replies.syntax("DATA")) if argument else ()
+
+
+def data(dialogue: Dialogue) -> Result:
+    """Have the message come (RFC 5321 4.1.1.4)."""
+    shared = dialogue.shared
+    if _is_binary(dialogue):
+        return dialogue.say(replies.BINARY_TAKES_BDAT)
+    if not memory.has_room(dialogue, _declared(dialogue)):
+        shared.tally.no_room += 1
+        return dialogue.say(replies.NO_ROOM)
+    body = Body(shared.data_size_limit or 0, shared.longest_line, shared.bare)
+    if dialogue.framer is None:
+        dialogue.body = body
+    else:
+        dialogue.framer.expect(body)
+    dialogue.begun += 1
+    dialogue.state = State.DATA
+    return replies.SEND_MESSAGE
+
+
+def _is_binary(dialogue: Dialogue) -> bool:
+    envelope = dialogue.envelope
+    return isinstance(envelope, Envelope) and envelope.body == "BINARYMIME"
+
+
+def _declared(dialogue: Dialogue) -> int:
+    """Return the size of the message that MAIL declared."""
+    envelope = dialogue.envelope
+    return int(envelope.mail_params.get("SIZE", 0)) if isinstance(envelope, Envelope) else 0
+
+
+# -- BDAT (RFC 3030) ---------------------------------------------------------------------------
+
+
+def bdat(dialogue: Dialogue, argument: str | None) -> Result:
+    """Have a part of the message come; whether it is wanted is said at its end."""
+    match = _BDAT.fullmatch(argument or "")
+    if match is None or not match[0].isascii():
+        # How much follows is not known, so nothing after it can be understood.
+        dialogue.put(dialogue.say(replies.syntax("BDAT size [LAST]")))
+        dialogue.leave(interrupting=True)
+        return None
+    size = int(match[1])
+    if dialogue.chunks is None:
+        dialogue.begun += 1
+        dialogue.chunk_fault = dialogue.chunk_fault or _bdat_fault(dialogue)
+        dialogue.chunks = _new_content(dialogue) if dialogue.chunk_fault is None else None
+    chunk = Chunk(size, dialogue.chunks, last=match[2] is not None)
+    if dialogue.chunks is not None and not _fits(dialogue, dialogue.chunks, size):
+        dialogue.chunks.drop()  # it is read and judged all the same (RFC 3030 2)
+        memory.charge(dialogue, chunk)
+    if not chunk.left:
+        return _received_chunk(dialogue, chunk)
+    dialogue.framed().expect(chunk)
+    dialogue.state = State.CHUNK
+    return None
+
+
+def _bdat_fault(dialogue: Dialogue) -> replies.Text | None:
+    """Return why there may be no chunks now."""
+    shared, session = dialogue.shared, dialogue.session
+    assert session is not None
+    if not shared.chunking:
+        return replies.NOT_CHUNKING
+    if shared.require_starttls and not dialogue.tls:
+        return replies.STARTTLS_FIRST
+    if shared.auth_required and not session.authenticated:
+        return replies.NEEDS_AUTH
+    return None if dialogue.envelope.rcpt_tos else replies.NEED_RCPT
+
+
+def _new_content(dialogue: Dialogue) -> Content:
+    """Return what collects the chunks; unless it is binary, it is made of lines."""
+    shared = dialogue.shared
+    if _is_binary(dialogue):
+        return Content(shared.data_size_limit or 0, 0, BareNewline.ACCEPT)
+    return Content(shared.data_size_limit or 0, shared.longest_line, shared.bare)
+
+
+def _fits(dialogue: Dialogue, chunks: Content, size: int) -> bool:
+    """Whether a message need not be refused for *size* octets more."""
+    too_much = 0 < (dialogue.shared.data_size_limit or 0) < chunks.size + size
+    return not too_much and memory.has_room(dialogue, size)
+
+
+def _received_chunk(dialogue: Dialogue, chunk: Chunk) -> Result:
+    content = dialogue.chunks
+    dialogue.state = State.CHUNKS
+    if content is not None:
+        if chunk.last:
+            dialogue.chunks = None
+            content.finish()
+            return _deliver(dialogue, content)
+        fault = content.fault
+        if fault is BodyFault.BARE:  # what is worse may come: that is said at the end
+            fault = BodyFault.NO_ROOM if content.dropped else None
+        if fault is None:
+            return dialogue.say((250, "2.0.0", f"{chunk.declared} octets received"))
+        dialogue.chunks = None
+        dialogue.chunk_fault = replies.OF_FAULT[fault]
+        _note_fault(dialogue, fault)
+        if dialogue.charged:
+            memory.charge(dialogue)
+    assert dialogue.chunk_fault is not None
+    if chunk.last:
+        return _refuse_message(dialogue, dialogue.chunk_fault)
+    refused = dialogue.say(dialogue.chunk_fault)
+    dialogue.place()
+    return refused
+
+
+# -- a message that has come -------------------------------------------------------------------
+
+
+def received(dialogue: Dialogue, message: Body | Chunk) -> Result:
+    """Act on a message, or a part of one, that is complete."""
+    memory.charge_message(dialogue, message)
+    if isinstance(message, Chunk):
+        return _received_chunk(dialogue, message)
+    return _deliver(dialogue, message)
+
+
+def _deliver(dialogue: Dialogue, content: Content) -> Result:
+    """Have a message that has come whole delivered, or refuse it."""
+    if content.fault is not None:
+        _note_fault(dialogue, content.fault)
+        return _refuse_message(dialogue, replies.OF_FAULT[content.fault])
+    shared, envelope, original = dialogue.shared, dialogue.envelope, content.take()
+    envelope.original_content = envelope.content = original
+    if shared.decode_data:
+        try:
+            envelope.content = _decoded(original, utf8=shared.enable_SMTPUTF8)
+        except UnicodeDecodeError:
+            shared.tally.malformed += 1
+            return _refuse_message(dialogue, replies.MESSAGE_NOT_ASCII)
+    if "DATA" in shared.hooks:
+        result: Result = Ask("DATA", (), partial(delivered, dialogue))
+    elif hasattr(shared.handler, "process_message"):
+        result = Run("process_message")
+    else:
+        return delivered(dialogue, MISSING)
+    dialogue.state = State.DELIVERY
+    dialogue.in_hand = True
+    if dialogue.charged:
+        memory.charge(dialogue)
+    return result
+
+
+def _decoded(content: bytes, *, utf8: bool) -> str:
+    return content.decode("utf-8", errors="surrogateescape") if utf8 else content.decode("ascii")
+
+
+def _note_fault(dialogue: Dialogue, fault: BodyFault) -> None:
+    """Log and count a message that is not accepted for what it is."""
+    dialogue.report(logging.INFO, "message refused", fault.value, kind=fault.name)
+    tally = dialogue.shared.tally
+    if fault is BodyFault.TOO_MUCH:
+        tally.too_big += 1
+    elif fault is BodyFault.NO_ROOM:
+        tally.no_room += 1
+    else:
+        tally.malformed += 1
+
+
+def _refuse_message(dialogue: Dialogue, text: replies.Text) -> Result:
+    """Answer a message that was read to its end, and is not accepted."""
+    owed = _replies_owed(dialogue)
+    dialogue.reset()
+    return dialogue.put_verdict([dialogue.say(text)] * owed)
+
+
+def fail_message(dialogue: Dialogue, status: str) -> None:
+    """Answer a message whose delivery has failed: its transaction is over (RFC 5321 4.1.1.4)."""
+    dialogue.shared.tally.failed += 1
+    owed = _replies_owed(dialogue)
+    dialogue.in_hand = False
+    dialogue.reset()
+    dialogue.put_verdict([_sent(status)] * owed)
+
+
+def delivered(dialogue: Dialogue, status: Any) -> Result:
+    """Answer a message as a handler says."""
+    shared = dialogue.shared
+    tally = shared.tally
+    unclaimed = status is MISSING
+    if unclaimed:
+        status = replies.NO_SINK
+    answers = _per_recipient(dialogue, status) if shared.lmtp else [status]
+    # Of several replies the best counts: some recipient has the message.
+    digit = min(answers)[0]
+    if unclaimed:
+        tally.unclaimed += 1
+    else:
+        tally.answered(digit)
+        if digit == "2":
+            dialogue.messages += 1
+            tally.content += len(dialogue.envelope.original_content or b"")
+    dialogue.in_hand = False  # a subclass's smtp_DATA goes on
+    dialogue.reset()
+    dialogue.noops = 0
+    return dialogue.put_verdict([_sent(answer) for answer in answers])
+
+
+def _sent(status: str) -> bytes:
+    return status.encode("utf-8", "replace") + b"\r\n"
+
+
+def _per_recipient(dialogue: Dialogue, status: Any) -> list[str]:
+    """Return a reply for each recipient (RFC 2033 4.2).
+
+    A handler returns one for all, a list, or several in one text, as it would for aiosmtpd.
+
+    :raises TypeError: it returned something else, or another number of replies
+    :raises ValueError: as TypeError
+    """
+    count = _replies_owed(dialogue)
+    if isinstance(status, (list, tuple)):
+        answers = list(status)
+    else:
+        answers = list(replies_of(status)) if isinstance(status, str) else [status]
+        if len(answers) == 1:
+            answers *= count
+    if len(answers) != count:
+        raise TypeError(f"handle_DATA must return one reply, or {count}: not {len(answers)}")
+    if MISSING in answers:
+        raise TypeError("handle_DATA returned MISSING for some recipients")
+    return [answer_of("DATA", answer) for answer in answers]
+
+
+def _replies_owed(dialogue: Dialogue) -> int:
+    """Return how many replies the client expects to a message."""
+    if not dialogue.shared.lmtp:
+        return 1
+    if "RCPT" in dialogue.shared.own:
+        return len(dialogue.envelope.rcpt_tos) or 1
+    # As many recipients as were accepted, whatever a handler has done to the envelope.
+    return dialogue.accepted or 1

@@ -1,0 +1,489 @@
+"""Dialogue: one SMTP session without a socket, a loop or a clock: bytes in, replies out.
+
+Whoever runs it (:class:`~smtpd_fork.smtp.connection.Connection`, or a test) feeds what the client
+sends to :meth:`Dialogue.receive`, sends what is in :attr:`Dialogue.out`, and carries out what is in
+:attr:`Dialogue.waiting`. A batch of pipelined commands is read, judged and answered in one call.
+
+There are two ways from bytes to a reply. What nearly every client sends is found by one search
+(:mod:`~smtpd_fork.dialogue.frequent`), and a message that comes in one packet is taken whole. What
+that does not match goes through the framer. Both lead to the same row of the table of commands.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from smtpd_fork.dialogue import memory, replies
+from smtpd_fork.dialogue.commands import State
+from smtpd_fork.dialogue.data import received
+from smtpd_fork.dialogue.envelope import Envelope
+from smtpd_fork.dialogue.framer import CommandFault, Framer
+from smtpd_fork.dialogue.frequent import EVENTS_A_TURN, take_frequent
+from smtpd_fork.dialogue.line import act_on_line, perform
+from smtpd_fork.dialogue.reply import ends
+from smtpd_fork.dialogue.rows import Guard
+from smtpd_fork.dialogue.waiting import Ask, Failed
+from smtpd_fork.gate import ClientLine
+from smtpd_fork.net import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import aiosmtpd.smtp
+
+    from smtpd_fork.dialogue.body import Body
+    from smtpd_fork.dialogue.content import Content
+    from smtpd_fork.dialogue.framer import Chunk, Event
+    from smtpd_fork.dialogue.replies import Text
+    from smtpd_fork.dialogue.shared import Shared
+    from smtpd_fork.dialogue.waiting import Host, Result, Waiter, Waiting
+    from smtpd_fork.net import Peer
+
+__all__ = ["EVENTS_A_TURN", "Dialogue"]
+
+log = logging.getLogger("smtpd_fork.session")
+
+NOOPS = 50
+"""Commands that do nothing, between two messages, before each more counts as an error."""
+
+_HELLO, _READY, _GREETING = State.HELLO, State.READY, State.GREETING
+_LEAVING = State.LEAVING
+"""To compare with: an attribute of an Enum is slow to look up."""
+
+_PASSING = {State.DELIVERY, State.EXCHANGE}
+"""States that end with what is waited for."""
+
+_FOUR = ord("4")
+
+_OF_COMMAND = {
+    CommandFault.TOO_LONG: replies.LONG_COMMAND,
+    CommandFault.BARE: replies.BARE_IN_COMMAND,
+}
+
+
+class Dialogue:
+    """One session, from its first byte to its last reply.
+
+    :param shared: what it has in common with others
+    :param session_id: names it in the log, in ``Received:`` and in the reply to DATA
+    :param host: whoever runs it; None once it has ended
+    :ivar state: what the client may do next
+    :ivar waiting: what has to be carried out before anything else is done; None: nothing
+    :ivar out: replies that are to be sent
+    :ivar framer: what has been fed and not acted on, if there is any
+    :ivar body: the message that is to come, while nothing of it has
+    :ivar chunks: what BDAT has brought so far; None outside of a sequence of chunks
+    :ivar chunk_fault: why the chunks of this message are not wanted
+    :ivar awaited: who waits for the client's next line or message, in place of :meth:`advance`
+    :ivar farewell: what is said before the session is ended, as soon as that can be
+    :ivar rows: the commands, as they are for this client now
+    :ivar more: whether there is input to act on once other sessions have had their turn
+    :ivar events: how many commands and messages were acted on so far
+    :ivar begun: how many messages were begun so far
+    :ivar in_hand: whether a handler has a message; it may have it longer than there is a client
+    :ivar messages: how many were accepted so far
+    :ivar accepted: recipients of an LMTP transaction that were answered 2yz
+    :ivar charged: bytes that are charged to the budget
+    :ivar envelope_bytes: about what the recipients take in memory
+    """
+
+    __slots__ = (
+        *("_envelope", "_errors", "_rejects", "accepted", "auth_failures", "awaited"),
+        *("begun", "body", "calls", "charged", "chunk_fault", "chunks", "envelope_bytes", "events"),
+        *("farewell", "fast", "framer", "host", "id", "in_hand", "messages", "more", "noops", "out", "overshoot", "rows"),
+        *("session", "shared", "state", "waiting"),
+    )
+
+    def __init__(self, shared: Shared, session_id: str, host: Host) -> None:
+        self.shared = shared
+        self.id = session_id
+        self.host: Host | None = host
+        self.state = _GREETING
+        self.session: aiosmtpd.smtp.Session | None = None
+        self._envelope: aiosmtpd.smtp.Envelope | None = None
+        self.out: list[bytes] = []
+        self.waiting: Waiting | None = None
+        self.awaited: Waiter | None = None
+        self.farewell: bytes | None = None
+        self.framer: Framer | None = None
+        self.body: Body | None = None
+        self.chunks: Content | None = None
+        self.chunk_fault: Text | None = None
+        self.more = self.in_hand = False
+        self.calls: dict[str, int] | None = None
+        self.messages = self.accepted = self.overshoot = self.auth_failures = 0
+        self._errors = self._rejects = self.noops = self.events = self.begun = 0
+        self.charged = self.envelope_bytes = 0
+        self.rows = shared.rows[Guard.NOTHING]
+        self.fast = shared.fast and not log.isEnabledFor(logging.DEBUG)
+
+    # -- what is known of the client -----------------------------------------------------------
+
+    @property
+    def tls(self) -> bool:
+        """Whether TLS is spoken."""
+        return self.session is not None and self.session.ssl is not None
+
+    @property
+    def envelope(self) -> Any:
+        """The mail transaction; made when it is first asked for."""
+        if self._envelope is None:
+            own = self.shared.own_envelope
+            self._envelope = self.server._create_envelope() if own else Envelope()  # noqa: SLF001 - aiosmtpd's name
+        return self._envelope
+
+    @envelope.setter
+    def envelope(self, envelope: aiosmtpd.smtp.Envelope | None) -> None:
+        self._envelope = envelope
+
+    @property
+    def server(self) -> Any:
+        """The session as handlers know it."""
+        assert self.host is not None
+        return self.host.server
+
+    @property
+    def reading(self) -> Body | Chunk | None:
+        """What is being read, if it is not commands."""
+        if self.body is not None:
+            return self.body
+        return None if self.framer is None else self.framer.reading
+
+    @property
+    def pending(self) -> int:
+        """Bytes that were fed and not acted on."""
+        return 0 if self.framer is None else self.framer.pending
+
+    # -- begin and end -------------------------------------------------------------------------
+
+    def begin(self, session: aiosmtpd.smtp.Session) -> None:
+        """Begin anew, as a connection does, and as it does under TLS (RFC 3207 4.2)."""
+        self.reset()
+        self.session = session
+        if self.state != _GREETING:
+            self.state = _HELLO
+        self.set_rows()
+
+    def greet(self) -> None:
+        """Say that the client may speak."""
+        self.state = _HELLO
+        self.put(f"220 {self.shared.hostname} {self.shared.ident}\r\n".encode())
+        self.place()
+
+    def reset(self) -> None:
+        """End the transaction: nothing of it is held any more, and nothing charged."""
+        self._envelope = self.chunks = self.chunk_fault = None
+        self.accepted = self.envelope_bytes = 0
+        if self.charged:
+            memory.charge(self)
+        if self.state < _LEAVING and self.state != _GREETING:
+            self.state = _READY if self.session and self.session.host_name else _HELLO
+
+    def leave(self, *, interrupting: bool = False) -> None:
+        """Say nothing more than there is to send, and act on nothing more.
+
+        :param interrupting: the client does not know, and may be speaking
+        """
+        if self.state >= _LEAVING:
+            return
+        interrupting = interrupting or self.pending > 0
+        self.forget_input()
+        self.state = State.DISMISSED if interrupting else _LEAVING
+        if self.waiting is None:
+            self.reset()
+
+    def dismiss(self, reply: bytes) -> None:
+        """End with *reply*, in place of whatever else was to be sent."""
+        if self.state < _LEAVING:
+            self.out.clear()
+            self.out.append(reply)
+            self.leave(interrupting=True)
+
+    def end(self) -> None:
+        """Take note that the connection is lost; a message that a handler has stays in its hand."""
+        self.forget_input()
+        self.out.clear()
+        self.state = State.GONE
+
+    def answered(self) -> None:
+        """Go on after what was waited for, whatever came of it."""
+        self.waiting = None
+        self.in_hand = False
+        if self.state >= _LEAVING:
+            self.reset()
+        elif self.state in _PASSING:
+            self.state = _HELLO
+        self.place()
+
+    def end_for(self, reason: str) -> bool:
+        """End, and say why; return True."""
+        if self.state < _LEAVING:
+            self.report(logging.INFO, reason)
+            text = f"{reason[0].upper()}{reason[1:]}, closing connection"
+            self.put(f"421 4.7.0 {self.shared.hostname} {text}\r\n".encode())
+        return True
+
+    def forget_input(self) -> None:
+        """Act on nothing that has been received: a message that has begun is not to be."""
+        if self.reading is not None or self.chunks is not None:
+            self.shared.tally.aborted += 1
+        self.framer = self.body = self.chunks = None
+
+    # -- replies -------------------------------------------------------------------------------
+
+    def put(self, reply: bytes, *, counted: bool = True) -> None:
+        """Add a reply to those that are to be sent; 421 ends the session (RFC 5321 3.8).
+
+        A refusal counts: no command that gets one can be repeated without end in one session.
+
+        :param reply: with its CR LF
+        :param counted: False for a refusal that is counted elsewhere
+        """
+        if self.state >= _LEAVING:
+            return
+        if reply[0] >= _FOUR:
+            if reply.startswith(b"421"):
+                self.out.append(reply)
+                self.leave(interrupting=True)
+                return
+            if counted and ends(reply) and self._count_reject():
+                return
+        self.out.append(reply)
+
+    def put_status(self, status: str, *, counted: bool = True) -> None:
+        """Add a reply as handlers word it."""
+        self.put(status.encode("utf-8", "replace") + b"\r\n", counted=counted)
+
+    def put_verdict(self, replies: Sequence[bytes]) -> None:
+        """Add the replies to one message; several recipients' refusals of it count as one.
+
+        None of them gives way to 421: some recipient may have the message.
+        """
+        for reply in replies:
+            self.put(reply, counted=False)
+        if min(replies)[0] >= _FOUR:
+            self._count_reject()
+
+    def say(self, text: Text) -> bytes:
+        """Return a reply as it is sent."""
+        return self.shared.worded(text)
+
+    def nonsense(self, text: Text) -> None:
+        """Answer what is no command, so many times."""
+        if not self.count_error():
+            self.put(self.say(text), counted=False)
+
+    def count_error(self) -> bool:
+        """Count a command that is of no use; past the limit the session is over, and this True."""
+        self._errors += 1
+        return self._errors > self.shared.limits.errors and self.end_for("too many errors")
+
+    def _count_reject(self) -> bool:
+        """Count a refused command; past the limit the session is over, and this True."""
+        self._rejects += 1
+        return self._rejects > self.shared.limits.rejects and self.end_for(
+            "too many refused commands"
+        )
+
+    def count_noop(self) -> None:
+        """Count a command that does nothing; who says nothing else is up to nothing."""
+        self.noops += 1
+        if self.noops > NOOPS:
+            self.count_error()
+
+    # -- input ---------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Take what the client sends, and act on it as far as that goes without waiting."""
+        if self.framer is None and self.waiting is None:
+            if self.host is not None and self.host.facade is not None:
+                self.place()  # somebody else knows the session, and may have changed it
+            if self.body is not None:
+                if self._take_whole(self.body, data):
+                    return
+            elif self.fast and self.state < _GREETING:
+                data = take_frequent(self, data)
+                if not data:
+                    return
+        self.keep(data)
+        if self.waiting is None:
+            self.advance()
+        else:
+            self.hand_over()
+
+    def keep(self, data: bytes) -> None:
+        """Take what the client sends, and leave it for later."""
+        if self.state < _LEAVING:
+            self.framed().feed(data)
+
+    def framed(self) -> Framer:
+        """Return what holds input that is not acted on yet."""
+        if self.framer is None:
+            self.framer = Framer(self.shared.bare)
+            if self.body is not None:
+                self.framer.expect(self.body)
+                self.body = None
+        return self.framer
+
+    def advance(self) -> None:
+        """Act on what has been received, as far as it goes without waiting."""
+        turn = 0
+        self.more = False
+        while self.waiting is None and self.state < _LEAVING:
+            if self.farewell is not None and self.reading is None:
+                self.out.append(self.farewell)
+                self.leave()
+                return
+            framer = self.framer
+            event = None if framer is None else framer.next()
+            if event is None:
+                if framer is not None and framer.idle:
+                    self.framer = None
+                return
+            self.events += 1
+            self._act_on(event)
+            turn += 1
+            if turn == EVENTS_A_TURN and self.pending:
+                self.more = True
+                return
+
+    def _take_whole(self, body: Body, data: bytes) -> bool:
+        """Take a message that comes in one packet; return whether *data* was that."""
+        if not body.take_whole(data):
+            return False
+        self.body = None
+        self._act_on(body)
+        return True
+
+    def _act_on(self, event: Event) -> None:
+        try:
+            if type(event) is bytes:
+                result = act_on_line(self, event)
+            elif isinstance(event, CommandFault):
+                result = self.nonsense(_OF_COMMAND[event])
+            else:
+                result = received(self, event)  # type: ignore[arg-type]  # no bytes: asked above
+            self.act(result)
+        except Exception as error:  # noqa: BLE001 - logged and answered by whoever runs this
+            self.waiting = Failed(error)
+
+    def hand_over(self) -> None:
+        """Give whoever awaits it what was received, if it is complete."""
+        waiter = self.awaited
+        if waiter is not None and not waiter.done() and self.framer is not None:
+            event = self.framer.next()
+            if event is not None:
+                waiter.set_result(event)
+
+    async def next_event(self) -> Event:
+        """Return what the client sends next, a line or a message: for a method that is run."""
+        assert self.host is not None
+        self.awaited = waiter = self.host.new_waiter()
+        try:
+            self.hand_over()
+            self.host.wait_for_client()
+            event: Event = await waiter
+        finally:
+            self.awaited = None
+        return event
+
+    def act(self, result: Result) -> None:
+        """Put a reply among those that are to be sent, or have something carried out first."""
+        while result is not None:
+            if type(result) is bytes:
+                self.put(result)
+                return
+            if type(result) is not Ask or result.hook not in self.shared.at_once:
+                self.waiting = result  # type: ignore[assignment]  # it is no bytes
+                return
+            # A task and its two turns of the loop cost as much as all the rest of a command.
+            self.waiting = result
+            try:
+                assert self.host is not None
+                status = self.host.ask_now(result)
+            finally:
+                self.waiting = None
+            result = result.then(status)
+            self.in_hand = False
+            self.place()
+        if self.state >= _LEAVING:
+            self.reset()
+
+    def place(self) -> None:
+        """Read the state off session and envelope: a handler may have changed them."""
+        session, envelope = self.session, self._envelope
+        if session is None or self.state > State.CHUNKS:
+            return
+        if not session.host_name:
+            self.state = _HELLO
+        elif envelope is None or not envelope.mail_from:
+            self.state = _READY
+        elif self.chunks is not None or self.chunk_fault is not None:
+            self.state = State.CHUNKS
+        else:
+            self.state = State.RECIPIENT if envelope.rcpt_tos else State.SENDER
+        self.set_rows()
+
+    def set_rows(self) -> None:
+        """Have the commands be those of this client: what it has to do first may be done."""
+        shared, session = self.shared, self.session
+        if shared.require_starttls and not self.tls:
+            guard = Guard.TLS
+        elif shared.auth_required and not (session and session.authenticated):
+            guard = Guard.AUTH
+        else:
+            guard = Guard.NOTHING
+        self.rows = shared.rows[guard]
+
+    def perform(self, name: str, argument: str | None) -> Result:
+        """Carry out a command of ours, for a user's class that has one in place of it."""
+        self.place()
+        row = self.rows[name.encode()]
+        return perform(self, row.inherited or row, argument)
+
+    # -- the log -------------------------------------------------------------------------------
+
+    def who(self) -> dict[str, str]:
+        """Return the fields of a log entry about this session (see smtpd_fork.observe.logs)."""
+        return {"session": self.id, "client": describe(self._known_peer())}
+
+    def _known_peer(self) -> Peer:
+        peer: Any = None if self.host is None else self.host.peer
+        if peer is not None and not isinstance(peer, (str, tuple)):
+            peer = str(peer)  # a transport of somebody's own: logging must not fail over it
+        return peer  # type: ignore[no-any-return]  # asked for above
+
+    def report(
+        self,
+        level: int,
+        what: str,
+        reason: str = "",
+        *,
+        kind: str = "",
+        error: BaseException | None = None,
+    ) -> None:
+        """Log a line about this client: ``[ID] CLIENT: WHAT: REASON``.
+
+        If a client causes many, in this session or in others, the first is written at once, and the
+        others become a line with a count every few seconds.
+
+        :param level: logging's
+        :param what: what happened; lines are gathered by it
+        :param reason: why; may be anything
+        :param kind: lines with the same *what* that are gathered apart
+        :param error: its traceback goes below the line
+        """
+        if log.isEnabledFor(level):
+            peer = self._known_peer()
+            line = ClientLine.of(log, level, peer, what, reason, kind=kind, session=self.id)
+            self.shared.reporter.note(line, error=error)
+
+    def report_failure(self, what: str, error: BaseException) -> None:
+        """Log what a handler raised; errors from different lines of code are gathered apart."""
+        place, traceback = "", error.__traceback__
+        while traceback is not None:
+            place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+            traceback = traceback.tb_next
+        kind = f"{type(error).__name__} {place}"
+        self.report(logging.ERROR, what, kind=kind, error=error)

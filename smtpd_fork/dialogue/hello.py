@@ -1,0 +1,244 @@
+"""The commands about the session: HELO, EHLO, LHLO, NOOP, RSET, VRFY, EXPN, HELP, STARTTLS, QUIT.
+
+As in :mod:`~smtpd_fork.dialogue.mail`, each is a function that returns its reply, or what has to
+be waited for.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.dialogue import replies
+from smtpd_fork.dialogue.commands import State
+from smtpd_fork.dialogue.line import echo
+from smtpd_fork.dialogue.path import parse_path
+from smtpd_fork.dialogue.waiting import Ask, Run
+
+if TYPE_CHECKING:
+    from smtpd_fork.dialogue.dialogue import Dialogue
+    from smtpd_fork.dialogue.replies import Text
+    from smtpd_fork.dialogue.shared import Shared
+    from smtpd_fork.dialogue.waiting import Result
+
+_USER = re.compile(r"[^\x00-\x1f\x7f<>@]+")
+"""What VRFY takes beside an address: a user's name (RFC 5321 3.5.1)."""
+
+_SMTPUTF8 = re.compile(r"[ \t]+SMTPUTF8", re.IGNORECASE | re.ASCII)
+"""The parameter of VRFY (RFC 6531 3.7.4.2)."""
+
+
+# -- HELO, EHLO, LHLO --------------------------------------------------------------------------
+
+
+def _name_for(command: str, dialogue: Dialogue, argument: str | None) -> tuple[str] | bytes:
+    """Return the name that the client gives itself."""
+    return (argument,) if argument else dialogue.say(replies.syntax(f"{command} hostname"))
+
+
+parse_ehlo = partial(_name_for, "EHLO")
+parse_helo = partial(_name_for, "HELO")
+parse_lhlo = partial(_name_for, "LHLO")
+
+
+def helo(dialogue: Dialogue, name: str) -> Result:
+    """Greet (RFC 5321 4.1.1.1)."""
+    assert dialogue.session is not None
+    dialogue.reset()
+    dialogue.session.extended_smtp = False
+    if "HELO" in dialogue.shared.hooks:
+        return Ask("HELO", (name,), partial(_greeted, dialogue, name))
+    return _greeted(dialogue, name, MISSING)
+
+
+def _greeted(dialogue: Dialogue, name: str, status: Any) -> Result:
+    if status is not MISSING:
+        return dialogue.put_status(status)
+    _introduce(dialogue, name)
+    return f"250 {dialogue.shared.hostname}\r\n".encode()
+
+
+def _introduce(dialogue: Dialogue, name: str) -> None:
+    assert dialogue.session is not None
+    dialogue.session.host_name = name
+    dialogue.state = State.READY
+
+
+def ehlo(dialogue: Dialogue, name: str) -> Result:
+    """Greet, and tell of extensions (RFC 5321 4.1.1.1); LHLO does the same (RFC 2033)."""
+    assert dialogue.session is not None
+    dialogue.reset()
+    dialogue.session.extended_smtp = True
+    shared = dialogue.shared
+    if "EHLO" in shared.hooks or shared.ehlo_hook:
+        return Run("ehlo_hooks", (name, extensions(shared, tls=dialogue.tls)))
+    _introduce(dialogue, name)
+    return shared.ehlo[dialogue.tls]
+
+
+def extensions(shared: Shared, *, tls: bool) -> list[str]:
+    """Return the lines of EHLO's reply, without the last.
+
+    :param tls: whether TLS is spoken
+    """
+    offered = {
+        f"SIZE {shared.data_size_limit}": shared.data_size_limit,
+        "8BITMIME": not shared.decode_data,
+        "SMTPUTF8": shared.enable_SMTPUTF8,
+        "STARTTLS": shared.tls is not None and not tls,
+        f"AUTH {shared.auth_offer}": shared.auth_names and (tls or not shared.auth_require_tls),
+        "PIPELINING": True,
+        "CHUNKING": shared.chunking,
+        "BINARYMIME": shared.binarymime and not shared.decode_data,
+        "DSN": shared.dsn,
+        "ENHANCEDSTATUSCODES": shared.enhanced,
+        f"LIMITS RCPTMAX={shared.limits.recipients}": True,
+    }
+    return [f"250-{shared.hostname}", *(f"250-{name}" for name, has in offered.items() if has)]
+
+
+# -- the rest ----------------------------------------------------------------------------------
+
+
+def _no_argument(command: str, dialogue: Dialogue, argument: str | None) -> tuple[()] | bytes:
+    return dialogue.say(replies.syntax(command)) if argument else ()
+
+
+parse_quit = partial(_no_argument, "QUIT")
+parse_rset = partial(_no_argument, "RSET")
+
+
+def _unless_asked(dialogue: Dialogue, hook: str, default: Text, *args: Any) -> Result:
+    """Answer *default*, unless a handler's hook knows better."""
+    if hook in dialogue.shared.hooks:
+        return Ask(hook, args, partial(answer_or, dialogue, default))
+    return dialogue.say(default)
+
+
+def answer_or(dialogue: Dialogue, default: Text, status: Any) -> Result:
+    """Answer what a handler says, or *default*."""
+    return dialogue.say(default) if status is MISSING else dialogue.put_status(status)
+
+
+def noop(dialogue: Dialogue, argument: str | None = None) -> Result:
+    """Do nothing (RFC 5321 4.1.1.9)."""
+    dialogue.count_noop()
+    return _unless_asked(dialogue, "NOOP", replies.OK, argument)
+
+
+def rset(dialogue: Dialogue) -> Result:
+    """End the transaction (RFC 5321 4.1.1.5)."""
+    if dialogue.state in {State.HELLO, State.READY}:
+        dialogue.count_noop()  # else it ends a transaction, as those do who ask for addresses
+    dialogue.reset()
+    if dialogue.shared.rset_hook:
+        return Run("old_rset_hook")
+    return _unless_asked(dialogue, "RSET", replies.OK)
+
+
+def vrfy(dialogue: Dialogue, argument: str | None) -> Result:
+    """Say nothing of a user (RFC 5321 4.1.1.6 and 7.3)."""
+    dialogue.count_noop()
+    if not argument:
+        return dialogue.say(replies.syntax("VRFY <address>"))
+    who = _SMTPUTF8.sub("", argument)
+    parsed = parse_path(who)
+    if parsed is not None and not parsed[1]:
+        who = parsed[0]
+    elif not _USER.fullmatch(who):
+        return dialogue.say((502, "5.1.3", f"Could not VRFY {echo(argument)}"))
+    return _unless_asked(dialogue, "VRFY", replies.CANNOT_VRFY, who)
+
+
+def expn(dialogue: Dialogue, argument: str | None) -> Result:
+    """Expand nothing (RFC 5321 4.1.1.7)."""
+    dialogue.count_noop()
+    return dialogue.say(replies.NO_EXPN)
+
+
+def help_(dialogue: Dialogue, argument: str | None) -> Result:
+    """Tell the commands (RFC 5321 4.1.1.8)."""
+    dialogue.count_noop()
+    if argument and argument.isalnum():
+        usage = _usage(dialogue, argument.upper())
+        if usage is not None:
+            return dialogue.say((250, "2.0.0", f"Syntax: {usage}"))
+    known = (name for name in dialogue.shared.methods if _usage(dialogue, name) is not None)
+    text = f"Supported commands: {' '.join(sorted(known))}"
+    return dialogue.say((501, "5.5.4", text) if argument else (250, "2.0.0", text))
+
+
+def _usage(dialogue: Dialogue, name: str) -> str | None:
+    """Return how a command is written; None if it is not told, or not to be had now."""
+    method = getattr(dialogue.shared.cls, f"smtp_{name}", None)
+    usage: str | None = getattr(method, "__smtp_syntax__", None)
+    if method is None or usage is None:
+        return None
+    when = method.__smtp_syntax_when__
+    if when and not getattr(dialogue.server, when):
+        return None
+    assert dialogue.session is not None
+    more = method.__smtp_syntax_extended__ if dialogue.session.extended_smtp else None
+    return usage + (more or "")
+
+
+def starttls(dialogue: Dialogue, argument: str | None) -> Result:
+    """Begin TLS on this connection (RFC 3207)."""
+    assert dialogue.host is not None
+    if argument:
+        return dialogue.say(replies.syntax("STARTTLS"))
+    if dialogue.tls:
+        return dialogue.say(replies.TLS_IS_ACTIVE)
+    if dialogue.shared.tls is None:
+        return dialogue.say(replies.NO_TLS)
+    refused = dialogue.host.refuse_handshake()
+    if refused is not None:
+        if not dialogue.count_error():
+            dialogue.put(dialogue.say((454, "4.7.0", refused)), counted=False)
+        return None
+    # All that follows is the handshake's: what is in the kernel, and what has been read with
+    # STARTTLS. Plaintext that is smuggled in there (CVE-2011-0411) ends the handshake, whether
+    # it came in the same packet or in the next.
+    early = b"" if dialogue.framer is None else dialogue.framer.take()
+    dialogue.framer = None
+    dialogue.put(dialogue.say(replies.READY_FOR_TLS))
+    dialogue.state = State.HANDSHAKE
+    return Run("start_tls", (early,))
+
+
+def quit_(dialogue: Dialogue) -> Result:
+    """End the session (RFC 5321 4.1.1.10)."""
+    if "QUIT" in dialogue.shared.hooks:
+        return Ask("QUIT", (), partial(_quit, dialogue))
+    dialogue.put(dialogue.shared.bye)
+    dialogue.leave()
+    return None
+
+
+def _quit(dialogue: Dialogue, status: Any) -> Result:
+    reply = answer_or(dialogue, replies.BYE, status)
+    if isinstance(reply, bytes):
+        dialogue.put(reply)
+    dialogue.leave()
+    return None
+
+
+# -- what is no command of ours ----------------------------------------------------------------
+
+
+def own(name: str, dialogue: Dialogue, argument: str | None) -> Result:
+    """Carry out a command of a user's class."""
+    return Run("own_command", (name, argument))
+
+
+def http(dialogue: Dialogue, argument: str | None) -> Result:
+    """Send away what is no client of ours."""
+    return f"421 4.7.0 {dialogue.shared.hostname} This is not a web server\r\n".encode()
+
+
+def unknown(dialogue: Dialogue, name: str) -> Result:
+    """Answer what is no command."""
+    return dialogue.nonsense((500, "5.5.1", f'Error: command "{echo(name)}" not recognized'))

@@ -1,0 +1,143 @@
+"""Line: the way from a command line to what carries it out."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+from smtpd_fork.dialogue import replies
+from smtpd_fork.dialogue.commands import COMMANDS
+from smtpd_fork.dialogue.framer import LINE_LIMIT
+
+if TYPE_CHECKING:
+    from smtpd_fork.dialogue.dialogue import Dialogue
+    from smtpd_fork.dialogue.rows import Row
+    from smtpd_fork.dialogue.waiting import Result
+
+__all__ = ["act_on_line", "echo", "perform"]
+
+log = logging.getLogger("smtpd_fork.session")
+
+MORE_FOR = {b"MAIL": 26 + 10 + 20 + 500 + 110, b"RCPT": 500 + 30, b"AUTH": LINE_LIMIT}
+"""Octets more, by extension: SIZE, SMTPUTF8, BODY, AUTH, RET and ENVID; ORCPT and NOTIFY; AUTH."""
+
+LONGEST_ECHO = 40
+
+_HELLOS = {b"EHLO", b"HELO", b"LHLO"}
+_UNPRINTABLE = re.compile(r"[^ -~]")
+
+
+def act_on_line(dialogue: Dialogue, line: bytes) -> Result:
+    """Carry out a command, if it is one and is in its place."""
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("[%s] >> %s", dialogue.id, _loggable(line), extra=dialogue.who())
+    word, _, rest = line.partition(b" ")
+    if b"\t" in word:  # it separates words as a space does
+        word, _, rest = line.replace(b"\t", b" ", 1).partition(b" ")
+    word = word.upper()
+    if not word or not word.isascii():
+        return dialogue.nonsense(replies.BAD_SYNTAX)
+    try:
+        argument = _opaque(dialogue, rest) if word in _HELLOS else _argument(dialogue, rest)
+    except UnicodeDecodeError:
+        return dialogue.nonsense(replies.BAD_SYNTAX)
+    if argument is False:
+        return dialogue.nonsense(replies.NOT_ASCII)
+    if len(line) > _limit(dialogue, word):
+        return dialogue.nonsense(replies.LONG_COMMAND)
+    row = dialogue.rows.get(word)
+    if row is None:
+        row, argument = dialogue.rows[b""], word.decode("ascii")
+    refused = row.guarded[dialogue.state]
+    if refused is not None:
+        return refused
+    if dialogue.shared.call_limits is not None and not _within_calls(dialogue, word.decode()):
+        return f"421 4.7.0 {echo(word.decode())} sent too many times\r\n".encode()
+    return perform(dialogue, row, argument)
+
+
+def perform(dialogue: Dialogue, row: Row, argument: str | None) -> Result:
+    """Carry out a command, if it is in its place."""
+    refused = row.misplaced[dialogue.state]
+    if refused is not None:
+        return refused
+    if row.parse is None:
+        return row.run(dialogue, argument)
+    parsed = row.parse(dialogue, argument)
+    if isinstance(parsed, bytes):
+        return parsed
+    return row.late[dialogue.state] or row.run(dialogue, *parsed)
+
+
+def echo(text: str) -> str:
+    """Return what a client said as a reply may repeat it: printable, and not much of it."""
+    return _UNPRINTABLE.sub("?", text[:LONGEST_ECHO])
+
+
+def _argument(dialogue: Dialogue, rest: bytes) -> Any:
+    """Return the argument as text; None if there is none, False if it must not be so."""
+    rest = rest.strip()
+    if not rest:
+        return None
+    if rest.isascii():
+        return rest.decode("ascii")
+    return rest.decode("utf-8") if dialogue.shared.enable_SMTPUTF8 else False
+
+
+def _opaque(dialogue: Dialogue, rest: bytes) -> str | None:
+    r"""Return the name that a client gives itself, with bytes that are no text as ``\xe9``.
+
+    So it can be printed, logged and sent everywhere, and says what came all the same.
+    """
+    encoding = "utf-8" if dialogue.shared.enable_SMTPUTF8 else "ascii"
+    return rest.strip().decode(encoding, "backslashreplace") or None
+
+
+def _limit(dialogue: Dialogue, word: bytes) -> int:
+    """Return how long a command line may be (RFC 5321 4.5.3.1.4)."""
+    assert dialogue.session is not None
+    limit = dialogue.shared.command_size_limit
+    return limit + MORE_FOR.get(word, 0) if dialogue.session.extended_smtp else limit
+
+
+def _within_calls(dialogue: Dialogue, name: str) -> bool:
+    """Count a call of a command against aiosmtpd's command_call_limit.
+
+    BDAT counts as DATA, once a message, unless it has a limit of its own.
+    """
+    limits = dialogue.shared.call_limits
+    assert limits is not None
+    if name == "BDAT" and name not in limits:
+        if dialogue.chunks is not None:
+            return True
+        name = "DATA"
+    if dialogue.calls is None:
+        dialogue.calls = {}
+    left = dialogue.calls.get(name, limits.get(name, dialogue.shared.call_limit_default))
+    dialogue.calls[name] = left - 1
+    return left > 0
+
+
+_SHOWN = re.compile(
+    rb"(?:(?:EHLO|HELO|LHLO)[ \t]+\S+|(?:MAIL[ \t]+FROM|RCPT[ \t]+TO):[ \t]*(?:<|\S+@).*"
+    rb"|BDAT +\d+(?: +LAST)?"
+    rb"|DATA|HELP|NOOP|QUIT|RSET|STARTTLS) *",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Commands that the log may show whole."""
+
+_NAMES = {command.name for command in COMMANDS}
+
+
+def _loggable(line: bytes) -> str:
+    """Return a command as the log may hold it: on one line, no credentials, nothing of a message.
+
+    Of other commands that is their name. And what is no command is not shown at all: clients that
+    do not wait for replies send the password of a refused AUTH, or the message of a refused DATA.
+    """
+    if _SHOWN.fullmatch(line):
+        return repr(line)[1:]
+    name = line.split(maxsplit=1)[:1]
+    word = name[0].upper().decode("ascii", "replace") if name else ""
+    return f"{word} ..." if word in _NAMES else f"({len(line)} octets, no command)"

@@ -1,0 +1,232 @@
+"""MAIL and RCPT: the envelope of a mail transaction.
+
+A command is a function. It returns its reply, or what has to be waited for, or None if it has put
+its reply itself; what its place in the session has to do with it is in the table of commands.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.dialogue import memory, replies
+from smtpd_fork.dialogue.commands import State
+from smtpd_fork.dialogue.envelope import Envelope, weight
+from smtpd_fork.dialogue.params import Params, mail_fault, parse_params, rcpt_fault
+from smtpd_fork.dialogue.path import NULL, parse_path
+from smtpd_fork.dialogue.waiting import Ask
+
+if TYPE_CHECKING:
+    from smtpd_fork.dialogue.dialogue import Dialogue
+    from smtpd_fork.dialogue.waiting import Result
+
+_MAIL_PARAMS = {"AUTH", "BODY", "SIZE", "SMTPUTF8"}
+_MAIL_PARAMS_OF_DSN = {"ENVID", "RET"}
+_RCPT_PARAMS_OF_DSN = {"NOTIFY", "ORCPT"}
+_BODIES = ("7BIT", "8BITMIME", "BINARYMIME")
+
+OVERSHOOT = 1000
+"""Recipients past the limit of a message, in one session, whose refusal does not count:
+Postfix's smtpd_recipient_overshoot_limit. The client sends them the message later (RFC 5321
+4.5.3.1.10); 421 in the middle of them would keep it from all."""
+
+
+def _path(
+    dialogue: Dialogue, keyword: str, argument: str | None, usage: str, *, malformed: str
+) -> tuple[str, Params] | bytes:
+    """Return address and parameters of MAIL or RCPT, or the reply if there are none.
+
+    :param malformed: the enhanced status code for an address that cannot be read
+    """
+    assert dialogue.session is not None
+    extended, strict = dialogue.session.extended_smtp, dialogue.shared.strict_paths
+    bad_syntax = replies.syntax(f"{usage} [SP <mail-parameters>]" if extended else usage)
+    keyed = argument is not None and argument[: len(keyword)].upper() == keyword
+    text = argument[len(keyword) :].lstrip(" " if strict else " \t") if keyed and argument else ""
+    parsed = parse_path(text, strict=strict, postmaster=keyword == "TO:")
+    if not text or (parsed is None and text[0] != "<" and "<" in text):
+        return dialogue.say(bad_syntax)  # a display name before the address
+    if parsed is None or _local_part_is_long(dialogue, parsed[0]):
+        # Without enhanced status codes the reply is aiosmtpd's, which has one all the same.
+        status = malformed if dialogue.shared.enhanced else "5.1.3"
+        return f"553 {status} Error: malformed address\r\n".encode()
+    address, rest = parsed
+    if not rest:
+        return address, {}
+    if not strict:
+        rest = rest.replace("\t", " ")
+    params = parse_params(rest) if extended else None
+    return dialogue.say(bad_syntax) if params is None else (address, params)
+
+
+def _local_part_is_long(dialogue: Dialogue, address: str) -> bool:
+    """Whether aiosmtpd's ``local_part_limit`` forbids an address; 0 allows all."""
+    return 0 < dialogue.shared.local_part_limit < len(address.rpartition("@")[0])
+
+
+# -- MAIL --------------------------------------------------------------------------------------
+
+
+def parse_mail(dialogue: Dialogue, argument: str | None) -> tuple[str, Params] | bytes:
+    """Return the sender and the parameters."""
+    return _path(dialogue, "FROM:", argument, "MAIL FROM: <address>", malformed="5.1.7")
+
+
+def mail(dialogue: Dialogue, address: str, params: Params) -> Result:
+    """Begin a transaction (RFC 5321 4.1.1.2)."""
+    shared, envelope = dialogue.shared, dialogue.envelope
+    dialogue.accepted = 0
+    dialogue.chunk_fault = None  # of a message that never began
+    if params or not address.isascii():
+        refused = _mail_refused(dialogue, address, params)
+        if refused is not None:
+            return refused
+    if params or "MAIL" in shared.hooks:
+        _note_mail_params(envelope, params)
+    if "MAIL" in shared.hooks:
+        options = _upper_words(params)
+        then = partial(_take_sender, dialogue, address, options)
+        return Ask("MAIL", (address, options), then)
+    if params:
+        envelope.mail_options.extend(_upper_words(params))
+    envelope.mail_from = address
+    dialogue.state = State.SENDER
+    return shared.ok["2.1.0"]
+
+
+def _take_sender(dialogue: Dialogue, address: str, options: list[str], status: Any) -> Result:
+    """Begin a transaction, unless a handler has had its say about that."""
+    if status is not MISSING:
+        return dialogue.put_status(status)
+    dialogue.envelope.mail_from = address
+    dialogue.envelope.mail_options.extend(options)
+    return dialogue.shared.ok["2.1.0"]
+
+
+def _mail_refused(dialogue: Dialogue, address: str, params: Params) -> bytes | None:
+    """Return the reply if MAIL asks for something that cannot be had."""
+    shared = dialogue.shared
+    bodies = _BODIES if shared.binarymime else _BODIES[:2]
+    body = str(params.get("BODY", "7BIT")).upper()
+    text = None
+    if "BODY" in params and not shared.decode_data and body not in bodies:
+        text = (501, "5.5.4", f"Error: BODY can only be one of {', '.join(bodies)}")
+    elif params.get("SMTPUTF8", True) is not True:
+        text = replies.SMTPUTF8_ARGUMENT
+    elif "SMTPUTF8" in params and not shared.enable_SMTPUTF8:
+        text = replies.SMTPUTF8_DISABLED
+    elif (refused := _size_refused(dialogue, params.get("SIZE"))) is not None:
+        text = refused
+    elif _unknown(dialogue, params, _MAIL_PARAMS_OF_DSN) - _MAIL_PARAMS or (
+        shared.decode_data and "BODY" in params
+    ):
+        text = replies.MAIL_PARAMETERS
+    elif (fault := mail_fault(params)) is not None:
+        text = (501, "5.5.4", f"Error: {fault} has no such value")
+    elif not _is_allowed(dialogue, address, smtputf8="SMTPUTF8" in params):
+        text = replies.TAKES_SMTPUTF8
+    return None if text is None else dialogue.say(text)
+
+
+def _unknown(dialogue: Dialogue, params: Params, of_dsn: set[str]) -> set[str]:
+    """Return the names of *params* without those of DSN, if that is offered (RFC 3461 4)."""
+    return params.keys() - of_dsn if dialogue.shared.dsn else set(params)
+
+
+def _size_refused(dialogue: Dialogue, size: str | bool | None) -> replies.Text | None:
+    """Return why a message of a declared size cannot come (RFC 1870 6)."""
+    if size is None:
+        return None
+    if not isinstance(size, str) or not size.isdigit() or not size.isascii():
+        return replies.syntax("MAIL FROM: <address> [SP <mail-parameters>]")
+    limit = dialogue.shared.data_size_limit
+    if limit and (len(size) > 20 or int(size) > limit):  # noqa: PLR2004 - RFC 1870 4
+        dialogue.shared.tally.too_big += 1
+        return replies.DECLARED_TOO_MUCH
+    return None
+
+
+def _is_allowed(dialogue: Dialogue, address: str, *, smtputf8: bool) -> bool:
+    """Whether an address is ASCII where SMTPUTF8 was not asked for (RFC 6531 3.4)."""
+    return smtputf8 or address.isascii() or dialogue.shared.decode_data
+
+
+def _note_mail_params(envelope: Any, params: Params) -> None:
+    envelope.smtp_utf8 = "SMTPUTF8" in params
+    if isinstance(envelope, Envelope):
+        envelope.mail_params = params
+        envelope.body = str(params.get("BODY", "7BIT")).upper()
+
+
+# -- RCPT --------------------------------------------------------------------------------------
+
+
+def parse_rcpt(dialogue: Dialogue, argument: str | None) -> tuple[str, Params] | bytes:
+    """Return the recipient and the parameters."""
+    parsed = _path(dialogue, "TO:", argument, "RCPT TO: <address>", malformed="5.1.3")
+    if isinstance(parsed, bytes):
+        return parsed
+    address, params = parsed
+    text = None
+    if address == NULL:
+        text = (501, "5.1.3", "Syntax: RCPT TO: <address>")
+    elif params and _unknown(dialogue, params, _RCPT_PARAMS_OF_DSN):
+        text = replies.RCPT_PARAMETERS
+    elif params and (fault := rcpt_fault(params)) is not None:
+        text = (501, "5.5.4", f"Error: {fault} has no such value")
+    return parsed if text is None else dialogue.say(text)
+
+
+def rcpt(dialogue: Dialogue, address: str, params: Params) -> Result:
+    """Take a recipient (RFC 5321 4.1.1.3)."""
+    shared, envelope = dialogue.shared, dialogue.envelope
+    known = len(envelope.rcpt_tos)
+    if known >= shared.limits.recipients:
+        dialogue.overshoot += 1
+        excused = dialogue.overshoot <= OVERSHOOT
+        return dialogue.put(dialogue.say(replies.TOO_MANY_RECIPIENTS), counted=not excused)
+    if dialogue.charged and not memory.has_budget(dialogue, weight(address, params)):
+        return dialogue.say(replies.NO_ROOM)
+    if not address.isascii() and not _is_allowed(dialogue, address, smtputf8=envelope.smtp_utf8):
+        return dialogue.say(replies.TAKES_SMTPUTF8)
+    if "RCPT" in shared.hooks:
+        then = partial(_judge_recipient, dialogue, address, params, known)
+        return Ask("RCPT", (address, _upper_words(params)), then)
+    return _take_recipient(dialogue, address, params)
+
+
+def _take_recipient(dialogue: Dialogue, address: str, params: Params) -> Result:
+    envelope = dialogue.envelope
+    envelope.rcpt_tos.append(address)
+    dialogue.accepted += 1
+    dialogue.state = State.RECIPIENT
+    if isinstance(envelope, Envelope):
+        envelope.rcpt_params.append(params)
+    if params:
+        envelope.rcpt_options.extend(_upper_words(params))
+    memory.charge_envelope(dialogue, weight(address, params))
+    return dialogue.shared.ok["2.1.5"]
+
+
+def _judge_recipient(
+    dialogue: Dialogue, address: str, params: Params, known: int, status: Any
+) -> Result:
+    """Take a recipient, unless a handler has had its say; *known* were there before it."""
+    if status is MISSING:
+        return _take_recipient(dialogue, address, params)
+    envelope = dialogue.envelope
+    if isinstance(envelope, Envelope) and len(envelope.rcpt_tos) == known + 1:
+        envelope.rcpt_params.append(params)  # the hook took the address itself
+        memory.charge_envelope(dialogue, weight(address, params))
+    if status[0] == "2":
+        dialogue.accepted += 1
+    return dialogue.put_status(status)
+
+
+def _upper_words(params: Params) -> list[str]:
+    """Return the parameters as aiosmtpd hands them to handlers."""
+    return [
+        name if value is True else f"{name}={str(value).upper()}" for name, value in params.items()
+    ]

@@ -1,0 +1,154 @@
+"""Rows: the table of commands, made ready for the sessions of one server.
+
+What a command is answered follows from its row, the state, and what is required of the client
+first. All of it is worked out here, once, so that a command costs a look into a tuple.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from smtpd_fork.dialogue import auth, data, hello, mail, replies
+from smtpd_fork.dialogue.commands import COMMANDS, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from smtpd_fork.dialogue.commands import Command
+    from smtpd_fork.dialogue.dialogue import Dialogue
+    from smtpd_fork.dialogue.replies import Text
+    from smtpd_fork.dialogue.shared import Shared
+    from smtpd_fork.dialogue.waiting import Result
+
+    Parse = Callable[[Dialogue, str | None], tuple[Any, ...] | bytes]
+    """Reads the argument; returns what *run* takes, or the reply to one that is malformed."""
+    Run = Callable[..., Result]
+
+__all__ = ["Guard", "Row", "Rows", "rows_of"]
+
+OF_HTTP = (b"CONNECT", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT")
+"""A browser, or somebody who makes one speak to us: nothing it says is mail."""
+
+_RUN: dict[str, tuple[Parse | None, Run]] = {
+    "AUTH": (auth.parse_auth, auth.begin_auth),
+    "BDAT": (None, data.bdat),
+    "DATA": (data.parse_data, data.data),
+    "EHLO": (hello.parse_ehlo, hello.ehlo),
+    "EXPN": (None, hello.expn),
+    "HELO": (hello.parse_helo, hello.helo),
+    "HELP": (None, hello.help_),
+    "LHLO": (hello.parse_lhlo, hello.ehlo),
+    "MAIL": (mail.parse_mail, mail.mail),
+    "NOOP": (None, hello.noop),
+    "QUIT": (hello.parse_quit, hello.quit_),
+    "RCPT": (mail.parse_rcpt, mail.rcpt),
+    "RSET": (hello.parse_rset, hello.rset),
+    "STARTTLS": (None, hello.starttls),
+    "VRFY": (None, hello.vrfy),
+}
+"""What reads the argument of a command, and what carries it out."""
+
+AUTH_REQUIRED = b"530 5.7.0 Authentication required\r\n"
+"""As aiosmtpd has it, with its enhanced status code in any case."""
+
+
+class Guard(Enum):
+    """What is required of a client before all else."""
+
+    TLS = "it has to speak TLS"
+    AUTH = "it has to authenticate itself"
+    NOTHING = "nothing"
+
+
+class Row:
+    """One command, under one guard. The tuples are replies by state; None: it may come.
+
+    :ivar parse: reads its argument; None: *run* does
+    :ivar run: carries it out
+    :ivar guarded: refused for what is required first
+    :ivar misplaced: refused for its place, whatever its argument is
+    :ivar late: refused for its place, once its argument is well-formed
+    :ivar refused: the three together
+    :ivar inherited: the command of ours that a user's class has this one in place of
+    """
+
+    __slots__ = ("guarded", "inherited", "late", "misplaced", "parse", "refused", "run")
+
+    def __init__(
+        self,
+        run: Run,
+        parse: Parse | None = None,
+        *,
+        guarded: tuple[bytes | None, ...],
+        misplaced: tuple[bytes | None, ...],
+        late: tuple[bytes | None, ...],
+        inherited: Row | None = None,
+    ) -> None:
+        self.run = run
+        self.parse = parse
+        self.inherited = inherited
+        self.guarded = guarded
+        self.misplaced = misplaced
+        self.late = late
+        self.refused = tuple(a or b or c for a, b, c in zip(guarded, misplaced, late, strict=True))
+
+
+Rows = dict[bytes, Row]
+"""By command; under the empty word what is no command."""
+
+_NEVER: tuple[bytes | None, ...] = (None,) * len(State)
+
+
+def rows_of(shared: Shared, guard: Guard) -> Rows:
+    """Return the table of a server's sessions of whom *guard* is required."""
+    by_name = {command.name: command for command in COMMANDS}
+
+    def guarded(name: str) -> tuple[bytes | None, ...]:
+        command = by_name.get(name)
+        before_tls = command is not None and command.before_tls
+        needs_tls = guard is Guard.TLS and not before_tls
+        reply = shared.worded(replies.STARTTLS_FIRST) if needs_tls else None
+        barred = None if name == "QUIT" else shared.worded(replies.LACKS_SECURITY)
+        return tuple(barred if s is State.BARRED else reply for s in State)
+
+    rows = {
+        word: Row(hello.http, guarded=guarded(""), misplaced=_NEVER, late=_NEVER)
+        for word in OF_HTTP
+    }
+    rows[b""] = Row(hello.unknown, guarded=guarded(""), misplaced=_NEVER, late=_NEVER)
+    for command in COMMANDS:
+        if shared.has(command):
+            parse, run = _RUN[command.name]
+            rows[command.name.encode()] = Row(
+                run,
+                parse,
+                guarded=guarded(command.name),
+                misplaced=_misplaced(shared, command, guard),
+                late=_by_state(shared, command.late),
+            )
+    for name in shared.own:
+        rows[name.encode()] = Row(
+            partial(hello.own, name),
+            guarded=guarded(name),
+            misplaced=_NEVER,
+            late=_NEVER,
+            inherited=rows.get(name.encode()),
+        )
+    return rows
+
+
+def _misplaced(shared: Shared, command: Command, guard: Guard) -> tuple[bytes | None, ...]:
+    if command.lmtp is False and shared.lmtp:
+        return (shared.worded(replies.THIS_IS_LMTP),) * len(State)
+    found = _by_state(shared, command.otherwise)
+    if not command.needs_auth or guard is not Guard.AUTH:
+        return found
+    # Who has not introduced itself is told that first.
+    greeted = [AUTH_REQUIRED] * (len(found) - 1)
+    return (found[State.HELLO] or AUTH_REQUIRED, *greeted)
+
+
+def _by_state(shared: Shared, texts: Mapping[State, Text]) -> tuple[bytes | None, ...]:
+    return tuple(shared.worded(texts[s]) if s in texts else None for s in State)

@@ -1,0 +1,359 @@
+"""Shared: what all sessions of a server have in common, worked out once.
+
+Stock aiosmtpd looks through class and handler for every connection, which is a quarter of a
+session's cost.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from warnings import warn
+
+import aiosmtpd.smtp
+from aiosmtpd.handlers import Sink
+
+from smtpd_fork.dialogue import replies
+from smtpd_fork.dialogue.budget import Budget
+from smtpd_fork.dialogue.content import BareNewline
+from smtpd_fork.dialogue.frequent import FREQUENT_WORDS, LONGEST
+from smtpd_fork.dialogue.hello import extensions
+from smtpd_fork.dialogue.rows import Guard, Rows, rows_of
+from smtpd_fork.dialogue.tally import Tally
+from smtpd_fork.dialogue.waiting import never_waits
+from smtpd_fork.gate import Reporter, client_reporter
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterable
+    from typing import Self
+
+    from smtpd_fork.dialogue.commands import Command
+    from smtpd_fork.dialogue.replies import Text
+
+__all__ = ["CurrentTls", "Limits", "Shared", "ehlo_parameters"]
+
+_NEW_EHLO, _OLD_EHLO = 5, 4
+"""Parameters of handle_EHLO, now and in aiosmtpd's first years."""
+
+
+async def _taken(*_: object) -> str:
+    """Stand in for the handle_DATA that aiosmtpd's Sink has not: it is there to take messages."""
+    return "250 OK"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one session may take.
+
+    :ivar command_seconds: for the next command (RFC 5321 4.5.3.2.7)
+    :ivar data_seconds: for the next part of a message (4.5.3.2.5: 3 minutes)
+    :ivar data_rate: bytes a second that a message has to come with, after a minute
+    :ivar handler_seconds: for one answer of a handler
+    :ivar handshake_seconds: for a TLS handshake
+    :ivar session_seconds: for the whole session; 0 is no limit
+    :ivar errors: commands that are none, before the session is ended
+    :ivar recipients: of one message (RFC 9422 RCPTMAX)
+    :ivar rejects: commands that are refused, before the session is ended
+    :ivar line: octets of a line of a message with its line end; 0 is no limit
+    """
+
+    command_seconds: float = 300.0
+    data_seconds: float = 180.0
+    data_rate: float = 100.0
+    handler_seconds: float = 300.0
+    handshake_seconds: float = 30.0
+    session_seconds: float = 3600.0
+    errors: int = 20
+    recipients: int = 1000
+    rejects: int = 100
+    line: int = 0
+
+
+class CurrentTls:
+    """Holds the TLS context of the handshakes that begin from now on.
+
+    Sessions keep this, not the context: one that came before its certificate was renewed, and
+    says STARTTLS after it, is shown the new one.
+
+    :ivar context: for the next handshake
+    """
+
+    __slots__ = ("context",)
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+
+    @classmethod
+    def of(cls, context: ssl.SSLContext | Self | None) -> Self | None:
+        """Return what holds *context*, if it is no such thing itself."""
+        return context if context is None or isinstance(context, cls) else cls(context)
+
+
+SETTINGS = {
+    "__ident__": "ident",
+    "_auth_callback": "auth_callback",
+    "_auth_require_tls": "auth_require_tls",
+    "_auth_required": "auth_required",
+    "_authenticator": "authenticator",
+    "_decode_data": "decode_data",
+    "event_handler": "handler",
+    **{
+        name: name
+        for name in (
+            *("command_size_limit", "data_size_limit", "enable_SMTPUTF8", "hostname"),
+            *("line_length_limit", "local_part_limit", "require_starttls", "tls_context"),
+        )
+    },
+}
+"""Attributes of aiosmtpd's class that users read and set, and what they are called here."""
+
+
+class Shared:
+    """Commands, hooks, settings and limits of one class of sessions with one handler.
+
+    :param cls: the class of the sessions
+    :param handler: aiosmtpd's
+    :param limits: what a session may take; default: aiosmtpd's, and ours for the rest
+    :param bare: what becomes of CR and LF that are not a pair
+    :param auth_exclude: mechanisms of AUTH that are not offered
+    """
+
+    def __init__(
+        self,
+        cls: type,
+        handler: Any,
+        *,
+        hostname: str | None = None,
+        ident: str | None = None,
+        data_size_limit: int | None = aiosmtpd.smtp.DATA_SIZE_DEFAULT,
+        enable_SMTPUTF8: bool = False,  # noqa: N803 - aiosmtpd's name
+        decode_data: bool = False,
+        tls: CurrentTls | None = None,
+        require_starttls: bool = False,
+        auth_required: bool = False,
+        auth_require_tls: bool = True,
+        auth_exclude: Iterable[str] = (),
+        auth_callback: Callable[[str, bytes, bytes], bool] | None = None,
+        authenticator: Callable[..., Any] | None = None,
+        command_call_limit: int | dict[str, int] | None = None,
+        proxy_seconds: float | None = None,
+        limits: Limits | None = None,
+        strict_paths: bool = False,
+        bare: BareNewline = BareNewline.ACCEPT,
+        enhanced: bool = False,
+        lmtp: bool = False,
+        budget: Budget | None = None,
+        tally: Tally | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self.cls = cls
+        self.handler = handler
+        self.hostname = hostname or socket.getfqdn()
+        self.ident = ident or aiosmtpd.smtp.__ident__
+        self.data_size_limit = data_size_limit
+        self.enable_SMTPUTF8 = enable_SMTPUTF8
+        self.decode_data = decode_data
+        self.tls = tls
+        self.require_starttls = require_starttls and tls is not None
+        self.auth_required = auth_required
+        self.auth_require_tls = auth_require_tls
+        self.auth_callback = auth_callback if authenticator is None else None
+        self.authenticator = authenticator
+        self.proxy_seconds = proxy_seconds
+        self.line_length_limit: int = cls.line_length_limit  # type: ignore[attr-defined]  # aiosmtpd's class has it
+        self.command_size_limit: int = cls.command_size_limit  # type: ignore[attr-defined]  # as above
+        self.local_part_limit: int = cls.local_part_limit  # type: ignore[attr-defined]  # as above
+        self.limits = limits or Limits()
+        self.bare = bare
+        self.strict_paths = strict_paths
+        self.budget = budget or Budget(0)
+        self.tally = tally or Tally()
+        self.reporter = reporter or client_reporter()
+        """Writes lines about clients, of which any client can cause many."""
+        self.enhanced = enhanced
+        self.lmtp = lmtp
+        self._find_hooks()
+        self._find_commands()
+        self.auth_names = _auth_names(
+            cls,
+            handler,
+            has_authenticator=bool(authenticator or auth_callback or "AUTH" in self.hooks),
+        )
+        for name in auth_exclude:
+            self.auth_names.pop(name, None)
+        self.auth_offer = " ".join(sorted(self.auth_names, key=_by_preference))
+        """The mechanisms as EHLO offers them."""
+        self.call_limits, self.call_limit_default = _call_limits(command_call_limit)
+        self._work_out()
+
+    def _find_hooks(self) -> None:
+        handler = self.handler
+        hooks: dict[str, Callable[..., Any]] = {
+            name.removeprefix("handle_"): getattr(handler, name)
+            for name in dir(handler)
+            if name.startswith("handle_") and name != "handle_exception"
+        }
+        if "DATA" not in hooks and isinstance(handler, Sink):
+            hooks["DATA"] = _taken
+        self.at_once = frozenset(name for name, hook in hooks.items() if never_waits(hook))
+        """Hooks that cannot wait for anything: they need no task."""
+        self.ehlo_is_old = _is_old_ehlo(hooks.get("EHLO"))
+        self.hooks = {name: self.tally.timed_hook(name, hook) for name, hook in hooks.items()}
+        self.dsn = bool(getattr(handler, "supports_dsn", False))
+        """Whether EHLO offers DSN, and its parameters are taken: the handler has to say so."""
+
+    def _find_commands(self) -> None:
+        cls = self.cls
+        self.methods = [n.removeprefix("smtp_") for n in dir(cls) if n.startswith("smtp_")]
+        self.builtin = {name for name in self.methods if is_inherited(cls, f"smtp_{name}")}
+        """Commands that nobody has overridden."""
+        self.own = set(self.methods) - self.builtin
+        """Commands of a user's subclass: coroutines."""
+        self.own_envelope = not is_inherited(cls, "_create_envelope")
+        self.own_session = not is_inherited(cls, "_create_session")
+        """Whether a user's class makes these."""
+        self.ehlo_hook, self.rset_hook = hasattr(cls, "ehlo_hook"), hasattr(cls, "rset_hook")
+        """Whether the class has these hooks of aiosmtpd's first years."""
+        self.chunking = "DATA" in self.builtin or "BDAT" in self.own
+        """Whether BDAT is offered: not where it would go around a subclass's smtp_DATA."""
+        if not self.chunking:
+            self.methods.remove("BDAT")
+        binary = bool(getattr(self.handler, "supports_binarymime", False))
+        self.binarymime = self.chunking and binary
+        """Whether EHLO offers BINARYMIME, and MAIL takes it: the handler has to say so."""
+
+    def _work_out(self) -> None:
+        """Work out what follows from the settings."""
+        self.ok = {
+            status: self.worded((250, status, "OK")) for status in ("2.0.0", "2.1.0", "2.1.5")
+        }
+        self.bye = self.worded(replies.BYE)
+        self.ehlo = {
+            tls: "\r\n".join([*extensions(self, tls=tls), "250 HELP\r\n"]).encode()
+            for tls in (False, True)
+        }
+        """The most frequent replies, ready to be sent."""
+        self.rows: dict[Guard, Rows] = {guard: rows_of(self, guard) for guard in Guard}
+        """What each command does, by what is required of the client first."""
+        self.fast = (
+            self.call_limits is None
+            and self.builtin >= FREQUENT_WORDS
+            and self.command_size_limit >= LONGEST
+            and not self.local_part_limit
+        )
+        """Whether frequent commands need not be read word by word."""
+
+    def changed(self, name: str, value: Any) -> Shared:
+        """Return these with another value of a setting: those of one session."""
+        other = copy.copy(self)
+        setattr(other, name, value)
+        other._work_out()  # noqa: SLF001 - of this class
+        return other
+
+    @property
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The context that STARTTLS would take now; None if it is not offered."""
+        return None if self.tls is None else self.tls.context
+
+    @tls_context.setter
+    def tls_context(self, context: ssl.SSLContext | None) -> None:
+        self.tls = CurrentTls.of(context)
+
+    @property
+    def longest_line(self) -> int:
+        """How long a line of a message may be, by the class and by the option; 0: any length."""
+        own, option = self.line_length_limit, self.limits.line
+        return min(own, option) if own and option else own or option
+
+    def worded(self, text: Text) -> bytes:
+        """Return a reply as it is sent."""
+        code, enhanced, words = text
+        line = f"{code} {enhanced} {words}\r\n" if self.enhanced else f"{code} {words}\r\n"
+        return line.encode("utf-8", "replace")
+
+    def has(self, command: Command) -> bool:
+        """Whether a command is one of the protocol that is spoken."""
+        return command.lmtp is not True or self.lmtp
+
+
+def _is_old_ehlo(hook: Callable[..., Any] | None) -> bool:
+    count = _NEW_EHLO if hook is None else ehlo_parameters(hook)
+    if count is None:
+        raise RuntimeError("Unsupported EHLO Hook")
+    if count == _OLD_EHLO:
+        warn(
+            "Use the 5-argument handle_EHLO() hook instead of the 4-argument handle_EHLO() "
+            "hook; support for the 4-argument handle_EHLO() hook will be removed in "
+            "version 2.0",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return count == _OLD_EHLO
+
+
+def ehlo_parameters(hook: Callable[..., Any]) -> int | None:
+    """Return with how many arguments handle_EHLO is to be called: 5, 4, or None for neither."""
+    signature = inspect.signature(hook)
+    for count in (_NEW_EHLO, _OLD_EHLO):
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return count
+    return None
+
+
+def _auth_names(cls: type, handler: Any, *, has_authenticator: bool) -> dict[str, tuple[str, bool]]:
+    """Return by name of mechanism the method, and whether it is the session's own.
+
+    Without an authenticator the built-in ones have nothing to check credentials with.
+    """
+    names: dict[str, tuple[str, bool]] = {}
+    for thing, own in ((cls, True), (handler, False)):
+        for attribute in dir(thing):
+            if not attribute.startswith("auth_"):
+                continue
+            method = getattr(thing, attribute)
+            if not callable(method):
+                continue
+            builtin = own and attribute in {"auth_PLAIN", "auth_LOGIN"}
+            if builtin and not has_authenticator and is_inherited(cls, attribute):
+                continue
+            name = getattr(
+                method, "__auth_mechanism_name__", attribute[5:].replace("__", "-")
+            ).upper()
+            names[name] = (attribute, own)
+    return names
+
+
+def _by_preference(mechanism: str) -> tuple[bool, bool, str]:
+    """Sort PLAIN first, which takes one exchange: of several, many clients use the first."""
+    return mechanism != "PLAIN", mechanism != "LOGIN", mechanism
+
+
+def is_inherited(cls: type, attribute: str) -> bool:
+    """Whether a class of this package defines *attribute*, not a user's."""
+    for base in cls.__mro__:
+        if attribute in base.__dict__:
+            return base.__module__.startswith("smtpd_fork.smtp.")
+    return False
+
+
+def _call_limits(limit: int | dict[str, int] | None) -> tuple[dict[str, int] | None, int]:
+    """Read aiosmtpd's ``command_call_limit``.
+
+    :raises TypeError: it is neither a number nor numbers by command
+    """
+    if limit is None:
+        return None, 0
+    if isinstance(limit, int):
+        return {}, limit
+    if not isinstance(limit, dict):
+        raise TypeError("command_call_limit must be int or Dict[str, int]")
+    if not all(isinstance(value, int) for value in limit.values()):
+        raise TypeError("All command_call_limit values must be int")
+    return limit, limit.get("*", aiosmtpd.smtp.CALL_LIMIT_DEFAULT)

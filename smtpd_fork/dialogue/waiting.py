@@ -1,0 +1,130 @@
+"""Waiting: what a dialogue cannot do by itself, and has somebody else do. Plain data.
+
+A command returns its reply, or one of these; whoever runs the dialogue carries it out, and calls
+:meth:`~smtpd_fork.dialogue.dialogue.Dialogue.answer` with what came of it.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, Union
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Generator
+    from types import CodeType
+
+    from smtpd_fork.net import Peer
+
+__all__ = ["Ask", "Failed", "Host", "Result", "Run", "Waiter", "Waiting", "never_waits"]
+
+
+class Ask(NamedTuple):
+    """A handler's hook is to be asked.
+
+    :ivar hook: its name, without ``handle_``
+    :ivar args: what it is called with, after server, session and envelope
+    :ivar then: acts on its answer, which is MISSING if there is no such hook
+    """
+
+    hook: str
+    args: tuple[Any, ...]
+    then: Callable[[Any], Result]
+
+
+class Run(NamedTuple):
+    """Something is to be done that takes several steps, and sends replies by itself.
+
+    :ivar step: its name (see :mod:`smtpd_fork.smtp.work`)
+    :ivar args: what it is called with
+    """
+
+    step: str
+    args: tuple[Any, ...] = ()
+
+
+class Failed(NamedTuple):
+    """A handler, or something of ours, raised; the client is to be told that it did."""
+
+    error: Exception
+
+
+Waiting: TypeAlias = Union[Ask, Run, Failed]  # noqa: UP007 - NamedTuples have no | in a string
+Result: TypeAlias = Union[bytes, Ask, Run, Failed, None]  # noqa: UP007 - as above
+"""What a command returns: its reply, or what has to be waited for, or None: it has replied."""
+
+
+class Waiter(Protocol):
+    """What :meth:`Dialogue.next_event` waits with: an asyncio.Future, or as much of one."""
+
+    def set_result(self, event: Any, /) -> None:
+        """Have whoever awaits this go on."""
+
+    def done(self) -> bool:
+        """Whether that has happened."""
+
+    def cancel(self) -> object:
+        """Have whoever awaits this end."""
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """Wait."""
+
+
+class Host(Protocol):
+    """Whoever runs a dialogue: a connection, or a test without one."""
+
+    loop: asyncio.AbstractEventLoop
+    """Whose time counts for the budget."""
+    facade: Any
+    """The session as handlers know it, once somebody has asked for it."""
+
+    @property
+    def server(self) -> Any:
+        """The session as handlers know it, ``aiosmtpd.smtp.SMTP`` by contract."""
+
+    @property
+    def peer(self) -> Peer:
+        """The client."""
+
+    def ask_now(self, ask: Ask) -> Any:
+        """Return what a hook that never waits answers."""
+
+    def refuse_handshake(self) -> str | None:
+        """Return why the client is not to begin a TLS handshake; None: it is."""
+
+    def wait_for_client(self) -> None:
+        """Give the client its time for what :meth:`Dialogue.next_event` waits for."""
+
+    def new_waiter(self) -> Waiter:
+        """Return something to wait with."""
+
+    def unsent(self) -> int:
+        """Return how many bytes wait for a client that does not read."""
+
+    def give_way(self, held: int) -> bool:
+        """End, as memory is short; False if that cannot be: a handler works for it."""
+
+
+_WAITS = {"GET_AWAITABLE", "GET_ANEXT", "SEND", "YIELD_VALUE"}
+"""Instructions of which one is in every await, ``async for`` and ``async with`` (:mod:`dis`)."""
+
+
+def never_waits(hook: Any) -> bool:
+    """Whether *hook* is a coroutine function without an await: it ends in its first step.
+
+    One that asks which task it runs in is said to wait, lest it learn that it is none.
+    """
+    hook = getattr(hook, "measured_hook", hook)  # what a Tally measures waits if that does
+    function = getattr(hook, "__func__", hook)
+    if not inspect.isfunction(function) or not inspect.iscoroutinefunction(function):
+        return False
+    return not _waits(function.__code__)
+
+
+@lru_cache(maxsize=1024)
+def _waits(code: CodeType) -> bool:
+    if "current_task" in code.co_names:
+        return True
+    return any(instruction.opname in _WAITS for instruction in dis.get_instructions(code))

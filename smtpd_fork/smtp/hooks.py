@@ -1,0 +1,95 @@
+"""Hooks: asking a handler, and what its answer, or its failure, means."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.dialogue.reply import answer_of, is_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from smtpd_fork.dialogue.shared import Shared
+    from smtpd_fork.dialogue.waiting import Ask
+    from smtpd_fork.smtp.connection import Connection
+
+__all__ = ["as_exception", "ask", "ask_now", "checked", "in_time", "is_from_outside"]
+
+
+async def ask(connection: Connection, hook: str, *args: Any) -> Any:
+    """Return what a handler's hook answers; MISSING if there is none. It has its own time."""
+    shared, dialogue = connection.shared, connection.dialogue
+    function = shared.hooks.get(hook)
+    if function is None:
+        return MISSING
+    try:
+        asking = function(connection.server, dialogue.session, dialogue.envelope, *args)
+        answer = await in_time(connection, asking)
+    except Exception:
+        raise
+    except BaseException as error:
+        if is_from_outside(error):
+            raise
+        raise as_exception(error) from error  # else it would pass for the session's end
+    return checked(shared, hook, answer)
+
+
+async def in_time(connection: Connection, awaitable: Awaitable[Any]) -> Any:
+    """Await something of a handler's, in a handler's time."""
+    if connection.work is None:
+        return await awaitable
+    with connection.work.handlers_time():
+        return await awaitable
+
+
+def ask_now(connection: Connection, ask: Ask) -> Any:
+    """Return what a hook that never waits answers: its first step is its last."""
+    dialogue = connection.dialogue
+    hook = connection.shared.hooks[ask.hook]
+    coroutine = hook(connection.server, dialogue.session, dialogue.envelope, *ask.args)
+    try:
+        connection.context.run(coroutine.send, None)
+    except StopIteration as end:
+        return checked(connection.shared, ask.hook, end.value)
+    except Exception:
+        raise
+    except BaseException as error:
+        raise as_exception(error) from error
+    coroutine.close()
+    raise RuntimeError(f"handle_{ask.hook} has no await, and waited")
+
+
+def checked(shared: Shared, hook: str, status: Any) -> Any:
+    """Return what a hook answered as it is sent; of three hooks it is no single reply.
+
+    :raises TypeError: it is nothing that can be sent
+    """
+    if type(status) is str and is_plain(status):  # as it mostly is
+        return status
+    if hook in {"EHLO", "PROXY"} or (hook == "DATA" and shared.lmtp):
+        return status
+    return answer_of(hook, status)
+
+
+def is_from_outside(error: BaseException) -> bool:
+    """Whether the running task was cancelled or destroyed, and *error* is that.
+
+    A handler may raise CancelledError and GeneratorExit as well: those are faults of its own.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return True  # no loop runs: the coroutine is being closed
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def as_exception(error: BaseException) -> Exception:
+    """Return *error*, or an exception that stands for it: a handler ends no server."""
+    if isinstance(error, Exception):
+        return error
+    stand_in = RuntimeError(f"a handler raised {type(error).__name__}")
+    stand_in.__cause__ = error
+    return stand_in

@@ -1,0 +1,163 @@
+"""Steps: what a session does that takes more than one hook, or is a user's code."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+from warnings import warn
+
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.dialogue import replies
+from smtpd_fork.dialogue.auth import judge
+from smtpd_fork.dialogue.commands import State
+from smtpd_fork.dialogue.data import delivered
+from smtpd_fork.dialogue.hello import answer_or
+from smtpd_fork.dialogue.reply import answer_of
+from smtpd_fork.smtp.hooks import ask, checked, is_from_outside
+
+if TYPE_CHECKING:
+    from smtpd_fork.smtp.connection import Connection
+
+FAREWELL_SECONDS = 30.0
+"""How long handle_DISCONNECT may take: nobody waits for its answer."""
+
+MAX_FAILURES = 3
+"""Failed attempts of one session; Postfix and others allow a few, and then no more."""
+
+
+async def greet(connection: Connection) -> None:
+    """Greet, or refuse, as handle_CONNECT says."""
+    dialogue, work = connection.dialogue, connection.work
+    assert work is not None
+    hook = connection.shared.hooks.get("CONNECT")
+    if hook is None:
+        dialogue.greet()
+        return
+    try:
+        status = answer_of("CONNECT", await hook(connection.server, dialogue.session))
+    except BaseException as error:
+        if work.is_end(error):
+            raise
+        dialogue.report_failure("handle_CONNECT failed", error)
+        status = replies.NOT_NOW
+    if status is MISSING or status.startswith("2"):
+        dialogue.greet()
+    else:
+        dialogue.out.append(status.encode("utf-8", "replace") + b"\r\n")
+        dialogue.leave()  # it has not spoken, or what it said is held here
+
+
+async def tell_disconnected(connection: Connection) -> None:
+    """Tell handle_DISCONNECT; it has its time, and cannot keep the connection."""
+    dialogue = connection.dialogue
+    try:
+        async with asyncio.timeout(FAREWELL_SECONDS):
+            await connection.shared.hooks["DISCONNECT"](connection.server, dialogue.session)
+    except BaseException as error:
+        if is_from_outside(error):
+            raise
+        dialogue.report_failure("handle_DISCONNECT failed", error)
+
+
+async def own_command(connection: Connection, name: str, argument: str | None) -> None:
+    """Carry out a command of a user's class."""
+    server, work = connection.server, connection.work
+    assert work is not None
+    server.answered = False
+    try:
+        await getattr(server, f"smtp_{name}")(argument)
+    except BaseException as error:
+        if not (server.answered or connection.dialogue.out) or work.is_end(error):
+            raise
+        # A second reply would be taken for that of the client's next command.
+        connection.dialogue.report_failure(f"smtp_{name} failed after its reply", error)
+
+
+async def ehlo_hooks(connection: Connection, name: str, lines: list[str]) -> None:
+    """Answer EHLO with what a handler makes of the reply."""
+    dialogue, shared, work = connection.dialogue, connection.shared, connection.work
+    session = dialogue.session
+    assert session is not None
+    assert work is not None
+    if shared.ehlo_hook:
+        _warn_of("handle_EHLO", "ehlo_hook")
+        await connection.server.ehlo_hook()
+    lines.append("250 HELP")
+    answer: Any = MISSING
+    if "EHLO" in shared.hooks:
+        answer = await ask(connection, "EHLO", name, *([] if shared.ehlo_is_old else [lines]))
+    if answer is MISSING:
+        session.host_name = name
+    elif shared.ehlo_is_old:
+        lines[-1] = answer
+    else:
+        lines = answer
+    if not isinstance(lines, (list, tuple)):
+        raise TypeError(f"handle_EHLO must return the lines of a reply, not {lines!r:.200}")
+    dialogue.put_status(answer_of("EHLO", "\n".join(lines)))
+
+
+async def old_rset_hook(connection: Connection) -> None:
+    """Call a user's ``rset_hook``, and then the handler's."""
+    _warn_of("handle_RSET", "rset_hook")
+    await connection.server.rset_hook()
+    assert connection.work is not None
+    connection.dialogue.act(
+        answer_or(connection.dialogue, replies.OK, await ask(connection, "RSET"))
+    )
+
+
+def _warn_of(hook: str, old: str) -> None:
+    """Say, in aiosmtpd's words, that a subclass has a hook of its first years."""
+    warn(f"Use handler.{hook}() instead of .{old}()", DeprecationWarning, stacklevel=2)
+
+
+async def process_message(connection: Connection) -> None:
+    """Hand the message to a handler of aiosmtpd's first years."""
+    warn(
+        "Use handler.handle_DATA() instead of .process_message()", DeprecationWarning, stacklevel=2
+    )
+    dialogue, shared = connection.dialogue, connection.shared
+    session, envelope = dialogue.session, dialogue.envelope
+    assert session is not None
+    status = shared.handler.process_message(
+        session.peer, envelope.mail_from, envelope.rcpt_tos, envelope.content
+    )
+    if inspect.isawaitable(status):
+        status = await status
+    if status is None or status is MISSING:
+        status = "250 OK"
+    delivered(dialogue, checked(shared, "DATA", status))
+
+
+async def authenticate(connection: Connection, words: list[str]) -> None:
+    """Have a mechanism authenticate the client.
+
+    :param words: the mechanism, in capitals, and the initial response, if there is one
+    """
+    dialogue, shared, work = connection.dialogue, connection.shared, connection.work
+    session, server = dialogue.session, connection.server
+    assert session is not None
+    assert work is not None
+    dialogue.state = State.EXCHANGE
+    status = await ask(connection, "AUTH", words)
+    if status is MISSING:
+        attribute, own = shared.auth_names[words[0]]
+        method = getattr(server if own else shared.handler, attribute)
+        server.answered = False
+        status = judge(session, await method(server, words))
+        if server.answered:
+            status = None  # by the mechanism, or by challenge_auth(): the client has its reply
+        elif status is None:
+            status = replies.INVALID_CREDENTIALS  # a client without a reply would wait for one
+    if status is not None:
+        dialogue.put_status(status)
+    if not session.authenticated:
+        dialogue.auth_failures += 1
+        if dialogue.auth_failures >= MAX_FAILURES:
+            dialogue.report(logging.INFO, "too many failed attempts to authenticate")
+            text = "Too many failed attempts to authenticate"
+            dialogue.put_status(f"421 4.7.0 {shared.hostname} {text}")
