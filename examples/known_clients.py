@@ -14,7 +14,7 @@ from aiosmtpd.smtp import MISSING
 if TYPE_CHECKING:
     from aiosmtpd.smtp import Envelope
 
-    from smtpd_fork.smtp import Session
+    from smtpd_fork.dialogue import Session
 
 
 class KnownClients:

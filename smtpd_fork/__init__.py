@@ -11,11 +11,12 @@ The public names are those of ``__all__``; the rest may move.
 from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.config import Config, SettingError
+from smtpd_fork.dialogue import Answer, Envelope, Reply, Session
 from smtpd_fork.errors import HandlerError, SmtpdForkError
 from smtpd_fork.gate import Entry, Explanation, Full, Gate, Limits, Refusal, Ticket
 from smtpd_fork.server import Server
 from smtpd_fork.settings import Settings
-from smtpd_fork.smtp import SMTP, Answer, Envelope, Reply, Session
+from smtpd_fork.smtp import SMTP
 from smtpd_fork.version import __version__
 
 __all__ = [

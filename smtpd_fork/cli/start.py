@@ -28,6 +28,7 @@ from smtpd_fork.daemon import (
     passed_sockets,
     raise_descriptor_limit,
 )
+from smtpd_fork.dialogue import Tally
 from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError, error_origin
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import load_handlers
@@ -35,7 +36,6 @@ from smtpd_fork.listeners import resolver_of
 from smtpd_fork.observe.logs import set_up_logging
 from smtpd_fork.sanitizer import shown_handler
 from smtpd_fork.server import Server
-from smtpd_fork.smtp import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

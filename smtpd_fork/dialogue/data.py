@@ -15,7 +15,7 @@ from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.content import BareNewline, BodyFault, Content
 from smtpd_fork.dialogue.envelope import Envelope
 from smtpd_fork.dialogue.framer import Chunk
-from smtpd_fork.dialogue.reply import answer_of, replies_of
+from smtpd_fork.dialogue.reply import answer_of, replies_of, sent
 from smtpd_fork.dialogue.waiting import Ask, Run
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def fail_message(dialogue: Dialogue, status: str) -> None:
     owed = _replies_owed(dialogue)
     dialogue.in_hand = False
     dialogue.reset()
-    dialogue.put_verdict([_sent(status)] * owed)
+    dialogue.put_verdict([sent(status)] * owed)
 
 
 def delivered(dialogue: Dialogue, status: Any) -> Result:
@@ -233,11 +233,7 @@ def delivered(dialogue: Dialogue, status: Any) -> Result:
     dialogue.in_hand = False  # a subclass's smtp_DATA goes on
     dialogue.reset()
     dialogue.noops = 0
-    return dialogue.put_verdict([_sent(answer) for answer in answers])
-
-
-def _sent(status: str) -> bytes:
-    return status.encode("utf-8", "replace") + b"\r\n"
+    return dialogue.put_verdict([sent(answer) for answer in answers])
 
 
 def _per_recipient(dialogue: Dialogue, status: Any) -> list[str]:

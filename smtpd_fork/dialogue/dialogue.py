@@ -21,7 +21,7 @@ from smtpd_fork.dialogue.envelope import Envelope
 from smtpd_fork.dialogue.framer import CommandFault, Framer
 from smtpd_fork.dialogue.frequent import EVENTS_A_TURN, take_frequent
 from smtpd_fork.dialogue.line import act_on_line, perform
-from smtpd_fork.dialogue.reply import ends
+from smtpd_fork.dialogue.reply import ends, sent
 from smtpd_fork.dialogue.rows import Guard
 from smtpd_fork.dialogue.waiting import Ask, Failed
 from smtpd_fork.gate import ClientLine
@@ -91,7 +91,20 @@ class Dialogue:
     __slots__ = (
         *("_envelope", "_errors", "_rejects", "accepted", "auth_failures", "awaited"),
         *("begun", "body", "calls", "charged", "chunk_fault", "chunks", "envelope_bytes", "events"),
-        *("farewell", "fast", "framer", "host", "id", "in_hand", "messages", "more", "noops", "out", "overshoot", "rows"),
+        *(
+            "farewell",
+            "fast",
+            "framer",
+            "host",
+            "id",
+            "in_hand",
+            "messages",
+            "more",
+            "noops",
+            "out",
+            "overshoot",
+            "rows",
+        ),
         *("session", "shared", "state", "waiting"),
     )
 
@@ -179,6 +192,8 @@ class Dialogue:
             memory.charge(self)
         if self.state < _LEAVING and self.state != _GREETING:
             self.state = _READY if self.session and self.session.host_name else _HELLO
+            if self.shared.own_envelope:
+                self.place()
 
     def leave(self, *, interrupting: bool = False) -> None:
         """Say nothing more than there is to send, and act on nothing more.
@@ -253,9 +268,9 @@ class Dialogue:
 
     def put_status(self, status: str, *, counted: bool = True) -> None:
         """Add a reply as handlers word it."""
-        self.put(status.encode("utf-8", "replace") + b"\r\n", counted=counted)
+        self.put(sent(status), counted=counted)
 
-    def put_verdict(self, replies: Sequence[bytes]) -> None:
+    def put_verdict(self, replies: Sequence[bytes]) -> Result:
         """Add the replies to one message; several recipients' refusals of it count as one.
 
         None of them gives way to 421: some recipient may have the message.
@@ -264,15 +279,17 @@ class Dialogue:
             self.put(reply, counted=False)
         if min(replies)[0] >= _FOUR:
             self._count_reject()
+        return None
 
     def say(self, text: Text) -> bytes:
         """Return a reply as it is sent."""
         return self.shared.worded(text)
 
-    def nonsense(self, text: Text) -> None:
+    def nonsense(self, text: Text) -> Result:
         """Answer what is no command, so many times."""
         if not self.count_error():
             self.put(self.say(text), counted=False)
+        return None
 
     def count_error(self) -> bool:
         """Count a command that is of no use; past the limit the session is over, and this True."""
@@ -412,7 +429,8 @@ class Dialogue:
 
     def place(self) -> None:
         """Read the state off session and envelope: a handler may have changed them."""
-        session, envelope = self.session, self._envelope
+        session = self.session
+        envelope = self.envelope if self.shared.own_envelope else self._envelope
         if session is None or self.state > State.CHUNKS:
             return
         if not session.host_name:

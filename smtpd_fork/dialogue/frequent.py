@@ -1,8 +1,9 @@
 """Frequent: recognizes, in one search, the commands that nearly every client sends.
 
-A short way through the grammar, not another one: whatever it matches, the framer, the words of the
-command, :mod:`~smtpd_fork.dialogue.path` and :mod:`~smtpd_fork.dialogue.params` would have read the same
-out of it (a property test says so). What it does not match takes the long way.
+A short way through the grammar, not another one: whatever it matches, the framer,
+:mod:`~smtpd_fork.dialogue.line`, :mod:`~smtpd_fork.dialogue.path` and
+:mod:`~smtpd_fork.dialogue.params` would have read the same out of it (a property test says so).
+What it does not match takes the long way.
 """
 
 from __future__ import annotations
@@ -17,10 +18,18 @@ from smtpd_fork.dialogue.waiting import Failed
 
 if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
+    from smtpd_fork.dialogue.rows import Row
     from smtpd_fork.dialogue.waiting import Result
 
 __all__ = [
-    *("EVENTS_A_TURN", "FREQUENT_WORDS", "HELLO", "LONGEST", "MAIL", "RCPT", "WORD", "frequent"),
+    "EVENTS_A_TURN",
+    "FREQUENT_WORDS",
+    "HELLO",
+    "LONGEST",
+    "MAIL",
+    "RCPT",
+    "WORD",
+    "frequent",
     "take_frequent",
 ]
 
@@ -84,19 +93,19 @@ def _act_on(dialogue: Dialogue, match: re.Match[bytes]) -> Result:
         return row.refused[state] or row.run(dialogue, match[3].decode("ascii"), {})
     if kind == MAIL:
         row = rows[b"MAIL"]
-        refused = row.refused[state]
-        if refused is not None:
-            return refused
-        text = match[2]
-        if not text:
-            return row.run(dialogue, match[1].decode("ascii"), {})
-        assert dialogue.session is not None
-        if not dialogue.session.extended_smtp:
-            return act_on_line(dialogue, match[0][:-2])
-        params = parse_params(text.decode("ascii")) or {}
-        return row.run(dialogue, match[1].decode("ascii"), params)
+        return row.refused[state] or _mail(dialogue, row, match)
     if kind == HELLO:
         row = rows[match[5]]
         return row.refused[state] or row.run(dialogue, match[6].decode("ascii"))
     row = rows[match[4]]
     return row.refused[state] or row.run(dialogue)
+
+
+def _mail(dialogue: Dialogue, row: Row, match: re.Match[bytes]) -> Result:
+    address, text = match[1].decode("ascii"), match[2]
+    if not text:
+        return row.run(dialogue, address, {})
+    assert dialogue.session is not None
+    if not dialogue.session.extended_smtp:
+        return act_on_line(dialogue, match[0][:-2])
+    return row.run(dialogue, address, parse_params(text.decode("ascii")) or {})

@@ -16,13 +16,14 @@ from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.line import echo
 from smtpd_fork.dialogue.path import parse_path
+from smtpd_fork.dialogue.reply import sent
 from smtpd_fork.dialogue.waiting import Ask, Run
 
 if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
     from smtpd_fork.dialogue.replies import Text
     from smtpd_fork.dialogue.shared import Shared
-    from smtpd_fork.dialogue.waiting import Result
+from smtpd_fork.dialogue.waiting import Result
 
 _USER = re.compile(r"[^\x00-\x1f\x7f<>@]+")
 """What VRFY takes beside an address: a user's name (RFC 5321 3.5.1)."""
@@ -56,7 +57,7 @@ def helo(dialogue: Dialogue, name: str) -> Result:
 
 def _greeted(dialogue: Dialogue, name: str, status: Any) -> Result:
     if status is not MISSING:
-        return dialogue.put_status(status)
+        return sent(status)
     _introduce(dialogue, name)
     return f"250 {dialogue.shared.hostname}\r\n".encode()
 
@@ -118,9 +119,9 @@ def _unless_asked(dialogue: Dialogue, hook: str, default: Text, *args: Any) -> R
     return dialogue.say(default)
 
 
-def answer_or(dialogue: Dialogue, default: Text, status: Any) -> Result:
+def answer_or(dialogue: Dialogue, default: Text, status: Any) -> bytes:
     """Answer what a handler says, or *default*."""
-    return dialogue.say(default) if status is MISSING else dialogue.put_status(status)
+    return dialogue.say(default) if status is MISSING else sent(status)
 
 
 def noop(dialogue: Dialogue, argument: str | None = None) -> Result:
@@ -153,7 +154,7 @@ def vrfy(dialogue: Dialogue, argument: str | None) -> Result:
     return _unless_asked(dialogue, "VRFY", replies.CANNOT_VRFY, who)
 
 
-def expn(dialogue: Dialogue, argument: str | None) -> Result:
+def expn(dialogue: Dialogue, _: str | None) -> Result:
     """Expand nothing (RFC 5321 4.1.1.7)."""
     dialogue.count_noop()
     return dialogue.say(replies.NO_EXPN)
@@ -219,9 +220,7 @@ def quit_(dialogue: Dialogue) -> Result:
 
 
 def _quit(dialogue: Dialogue, status: Any) -> Result:
-    reply = answer_or(dialogue, replies.BYE, status)
-    if isinstance(reply, bytes):
-        dialogue.put(reply)
+    dialogue.put(answer_or(dialogue, replies.BYE, status))
     dialogue.leave()
     return None
 
@@ -229,12 +228,12 @@ def _quit(dialogue: Dialogue, status: Any) -> Result:
 # -- what is no command of ours ----------------------------------------------------------------
 
 
-def own(name: str, dialogue: Dialogue, argument: str | None) -> Result:
+def own(name: str, _: Dialogue, argument: str | None) -> Result:
     """Carry out a command of a user's class."""
     return Run("own_command", (name, argument))
 
 
-def http(dialogue: Dialogue, argument: str | None) -> Result:
+def http(dialogue: Dialogue, _: str | None) -> Result:
     """Send away what is no client of ours."""
     return f"421 4.7.0 {dialogue.shared.hostname} This is not a web server\r\n".encode()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.commands import COMMANDS
@@ -36,16 +36,11 @@ def act_on_line(dialogue: Dialogue, line: bytes) -> Result:
     if b"\t" in word:  # it separates words as a space does
         word, _, rest = line.replace(b"\t", b" ", 1).partition(b" ")
     word = word.upper()
-    if not word or not word.isascii():
-        return dialogue.nonsense(replies.BAD_SYNTAX)
-    try:
-        argument = _opaque(dialogue, rest) if word in _HELLOS else _argument(dialogue, rest)
-    except UnicodeDecodeError:
-        return dialogue.nonsense(replies.BAD_SYNTAX)
-    if argument is False:
-        return dialogue.nonsense(replies.NOT_ASCII)
-    if len(line) > _limit(dialogue, word):
-        return dialogue.nonsense(replies.LONG_COMMAND)
+    fault, argument = _read(dialogue, word, rest.strip())
+    if fault is None and len(line) > _limit(dialogue, word):
+        fault = replies.LONG_COMMAND
+    if fault is not None:
+        return dialogue.nonsense(fault)
     row = dialogue.rows.get(word)
     if row is None:
         row, argument = dialogue.rows[b""], word.decode("ascii")
@@ -75,23 +70,21 @@ def echo(text: str) -> str:
     return _UNPRINTABLE.sub("?", text[:LONGEST_ECHO])
 
 
-def _argument(dialogue: Dialogue, rest: bytes) -> Any:
-    """Return the argument as text; None if there is none, False if it must not be so."""
-    rest = rest.strip()
-    if not rest:
-        return None
-    if rest.isascii():
-        return rest.decode("ascii")
-    return rest.decode("utf-8") if dialogue.shared.enable_SMTPUTF8 else False
-
-
-def _opaque(dialogue: Dialogue, rest: bytes) -> str | None:
-    r"""Return the name that a client gives itself, with bytes that are no text as ``\xe9``.
-
-    So it can be printed, logged and sent everywhere, and says what came all the same.
-    """
-    encoding = "utf-8" if dialogue.shared.enable_SMTPUTF8 else "ascii"
-    return rest.strip().decode(encoding, "backslashreplace") or None
+def _read(dialogue: Dialogue, word: bytes, rest: bytes) -> tuple[replies.Text | None, str | None]:
+    """Return what is wrong with a command, or its argument as text; None if it has none."""
+    utf8 = dialogue.shared.enable_SMTPUTF8
+    if not word or not word.isascii():
+        return replies.BAD_SYNTAX, None
+    if word in _HELLOS:
+        # The name that a client gives itself can be printed, logged and sent everywhere, and says
+        # what came all the same: a byte that is no text is \\xe9.
+        return None, rest.decode("utf-8" if utf8 else "ascii", "backslashreplace") or None
+    if not utf8 and not rest.isascii():
+        return replies.NOT_ASCII, None
+    try:
+        return None, rest.decode() or None
+    except UnicodeDecodeError:
+        return replies.BAD_SYNTAX, None
 
 
 def _limit(dialogue: Dialogue, word: bytes) -> int:

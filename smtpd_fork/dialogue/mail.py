@@ -16,6 +16,7 @@ from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.envelope import Envelope, weight
 from smtpd_fork.dialogue.params import Params, mail_fault, parse_params, rcpt_fault
 from smtpd_fork.dialogue.path import NULL, parse_path
+from smtpd_fork.dialogue.reply import sent
 from smtpd_fork.dialogue.waiting import Ask
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def mail(dialogue: Dialogue, address: str, params: Params) -> Result:
 def _take_sender(dialogue: Dialogue, address: str, options: list[str], status: Any) -> Result:
     """Begin a transaction, unless a handler has had its say about that."""
     if status is not MISSING:
-        return dialogue.put_status(status)
+        return sent(status)
     dialogue.envelope.mail_from = address
     dialogue.envelope.mail_options.extend(options)
     return dialogue.shared.ok["2.1.0"]
@@ -186,7 +187,8 @@ def rcpt(dialogue: Dialogue, address: str, params: Params) -> Result:
     if known >= shared.limits.recipients:
         dialogue.overshoot += 1
         excused = dialogue.overshoot <= OVERSHOOT
-        return dialogue.put(dialogue.say(replies.TOO_MANY_RECIPIENTS), counted=not excused)
+        dialogue.put(dialogue.say(replies.TOO_MANY_RECIPIENTS), counted=not excused)
+        return None
     if dialogue.charged and not memory.has_budget(dialogue, weight(address, params)):
         return dialogue.say(replies.NO_ROOM)
     if not address.isascii() and not _is_allowed(dialogue, address, smtputf8=envelope.smtp_utf8):
@@ -222,7 +224,7 @@ def _judge_recipient(
         memory.charge_envelope(dialogue, weight(address, params))
     if status[0] == "2":
         dialogue.accepted += 1
-    return dialogue.put_status(status)
+    return sent(status)
 
 
 def _upper_words(params: Params) -> list[str]:

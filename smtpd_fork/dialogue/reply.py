@@ -21,7 +21,7 @@ from aiosmtpd.smtp import MISSING, _Missing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Answer", "Reply", "answer_of", "ends", "is_plain", "replies_of", "sendable"]
+__all__ = ["Answer", "Reply", "answer_of", "ends", "is_plain", "replies_of", "sendable", "sent"]
 
 Answer: TypeAlias = str | bytes | _Missing
 """What most hooks return: a reply, or MISSING for "no opinion"."""
@@ -129,6 +129,11 @@ def sendable(status: str | bytes) -> str:
         return reply
     before, end, last = reply.rpartition("\r\n")
     return f"{before}{end}{last[:3]}-{last[4:]}"  # the last line says that more follow
+
+
+def sent(status: str) -> bytes:
+    """Return a reply as it is sent."""
+    return status.encode("utf-8", "replace") + b"\r\n"
 
 
 def ends(reply: bytes) -> bool:

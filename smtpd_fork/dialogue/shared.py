@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import socket
+import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from warnings import warn
@@ -27,7 +28,6 @@ from smtpd_fork.dialogue.waiting import never_waits
 from smtpd_fork.gate import Reporter, client_reporter
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Iterable
     from typing import Self
 
@@ -90,7 +90,7 @@ class CurrentTls:
     @classmethod
     def of(cls, context: ssl.SSLContext | Self | None) -> Self | None:
         """Return what holds *context*, if it is no such thing itself."""
-        return context if context is None or isinstance(context, cls) else cls(context)
+        return cls(context) if isinstance(context, ssl.SSLContext) else context
 
 
 SETTINGS = {
@@ -241,7 +241,7 @@ class Shared:
         """What each command does, by what is required of the client first."""
         self.fast = (
             self.call_limits is None
-            and self.builtin >= FREQUENT_WORDS
+            and {name.encode() for name in self.builtin} >= FREQUENT_WORDS
             and self.command_size_limit >= LONGEST
             and not self.local_part_limit
         )

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Self
 from aiosmtpd.handlers import Sink as AiosmtpdSink
 from aiosmtpd.smtp import MISSING
 
+from smtpd_fork.dialogue.shared import ehlo_parameters
 from smtpd_fork.errors import HandlerError
 from smtpd_fork.handlers.check import COMMANDS, check_handler
 from smtpd_fork.sinks import Sink
 from smtpd_fork.smtp import SMTP
-from smtpd_fork.smtp.setup import ehlo_parameters
-from smtpd_fork.smtp.waits import is_from_outside
+from smtpd_fork.smtp.hooks import is_from_outside
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.handlers import Sink as AiosmtpdSink
 
+from smtpd_fork.dialogue.shared import ehlo_parameters
+from smtpd_fork.dialogue.tally import HOOKS
 from smtpd_fork.errors import HandlerError
 from smtpd_fork.smtp import SMTP
-from smtpd_fork.smtp.setup import ehlo_parameters
-from smtpd_fork.dialogue.tally import HOOKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

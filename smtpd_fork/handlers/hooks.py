@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from aiosmtpd.proxy_protocol import ProxyData
 
-    from smtpd_fork.smtp import SMTP, Answer, Envelope, Session
+    from smtpd_fork.dialogue import Answer, Envelope, Session
+    from smtpd_fork.smtp import SMTP
 
 __all__ = [
     "Handler",

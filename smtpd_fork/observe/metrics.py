@@ -20,10 +20,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 
+from smtpd_fork.dialogue.tally import BOUNDS
 from smtpd_fork.gate.statistics import CURES
 from smtpd_fork.observe.process import Process
 from smtpd_fork.observe.refusal_history import refusals
-from smtpd_fork.smtp.tally import BOUNDS
 from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from smtpd_fork.listeners.backlog import Backlog
     from smtpd_fork.observe.snapshot import Snapshot
-    from smtpd_fork.smtp.tally import Latency, Tally
 
 __all__ = ["METRICS", "Metrics", "Row"]
 

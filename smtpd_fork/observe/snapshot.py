@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from smtpd_fork.config import Config
+    from smtpd_fork.dialogue import Tally
     from smtpd_fork.gate import Gate, Ticket
     from smtpd_fork.listeners import Listener
-    from smtpd_fork.smtp import Tally
 
 __all__ = ["FRESH_SECONDS", "LISTED", "PHASES", "TOP_SOURCES", "Snapshot", "Snapshots", "Watched"]
 

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
 
-from smtpd_fork.smtp import SMTP, BareNewline, Limits
+from smtpd_fork.dialogue import BareNewline, Limits
+from smtpd_fork.smtp import SMTP
+from smtpd_fork.smtp.smtp import connection_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from smtpd_fork.config import Config
+    from smtpd_fork.dialogue import Budget, CurrentTls, Shared, Tally
     from smtpd_fork.gate import Reporter
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
     from smtpd_fork.net import Peer
-    from smtpd_fork.smtp import Budget, CurrentTls, Sweep, Tally
-    from smtpd_fork.smtp.setup import Setup
+    from smtpd_fork.smtp import Connection, Sweep
 
 __all__ = ["IDENT", "Blueprint", "buffered_share", "check_session_class", "shortest_limit"]
 
@@ -35,7 +37,7 @@ _OURS = {
     "on_close": "handle_DISCONNECT",
     "peer": "session.peer",
     "require_starttls": "Server(require_starttls=...)",
-    "setup": "nothing: it is internal",
+    "shared": "nothing: it is internal",
     "sweep": "nothing: it is internal",
     "tls_context": "Server(tls_context=...)",
 }
@@ -137,6 +139,7 @@ class Blueprint:
         self._tls = tls
         self._sweep = sweep
         self._class = session_class
+        self._connection = connection_class(session_class)
         self._options = {
             "data_size_limit": config.max_message_size or None,
             "hostname": config.hostname,
@@ -152,24 +155,19 @@ class Blueprint:
             "reporter": reporter,
             **options,
         }
-        self._setups: dict[bool, Setup] = {}
-        self._models: dict[str, SMTP] = {}
+        self._shared: dict[str, Shared] = {}
 
     def session(
-        self, listener: Listener, peer: Peer, on_close: Callable[[SMTP], None] | None
-    ) -> SMTP:
-        """Return a session for a client.
+        self, listener: Listener, peer: Peer, on_close: Callable[[Connection], None] | None
+    ) -> Connection:
+        """Return the connection of a client's session.
 
-        :param on_close: called once, when its connection is closed
+        :param on_close: called once, when it is closed
         """
-        scheme = listener.address.scheme
-        model = self._models.get(scheme)
-        if model is None:
-            if self._class.__init__ is not SMTP.__init__:
-                return self._new(listener, peer, on_close)
-            # No client ever has the model: what a handler does to a session is that one's.
-            model = self._models[scheme] = self._new(listener, None, None)
-        return model.another(peer, on_close)
+        shared = self._shared.get(listener.address.scheme)
+        if shared is None or self._class.__init__ is not SMTP.__init__:
+            return self._new(listener, peer, on_close)
+        return self._connection(shared, self._sweep.loop, self._sweep, peer=peer, on_close=on_close)
 
     def try_out(self, listeners: Sequence[Listener]) -> None:
         """Make a session for each of *listeners*, as aiosmtpd's Controller does at its start.
@@ -182,24 +180,25 @@ class Blueprint:
         for listener in {listener.address.scheme: listener for listener in listeners}.values():
             self._new(listener, None, None)
 
-    def _new(self, listener: Listener, peer: Peer, on_close: Callable[[SMTP], None] | None) -> SMTP:
+    def _new(
+        self, listener: Listener, peer: Peer, on_close: Callable[[Connection], None] | None
+    ) -> Connection:
         address = listener.address
-        lmtp = address.lmtp
-        tls = None if listener.tls or address.no_tls else self._tls
         session = self._class(
             self._chain,
             peer=peer,
             on_close=on_close,
             loop=self._sweep.loop,
             sweep=self._sweep,
-            setup=self._setups.get(lmtp),
-            lmtp=lmtp,
-            tls_context=tls,
+            shared=self._shared.get(address.scheme),
+            lmtp=address.lmtp,
+            tls_context=None if listener.tls or address.no_tls else self._tls,
             require_starttls=self._config.require_starttls or address.require_tls,
             **self._options,
         )
-        self._setups[lmtp] = session.setup  # the first one's serves all
-        return session
+        connection = session.connection
+        self._shared[address.scheme] = connection.shared  # the first one's serves all
+        return connection
 
 
 def shortest_limit(config: Config) -> float:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
-    from smtpd_fork.gate.rules import Load
     from smtpd_fork.dialogue.tally import Latency
+    from smtpd_fork.gate.rules import Load
 
 __all__ = ["LagMonitor"]
 

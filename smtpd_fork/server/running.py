@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from smtpd_fork.gate import Gate, Ticket
     from smtpd_fork.server.effective_settings import EffectiveSettings
     from smtpd_fork.server.tls import ServerTls
-    from smtpd_fork.smtp import Tally
 
 __all__ = ["Running"]
 

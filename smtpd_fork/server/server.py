@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from smtpd_fork.config import Config
+from smtpd_fork.dialogue import Budget, Tally
 from smtpd_fork.errors import OperatingSystemError
 from smtpd_fork.gate import GATE_SETTINGS, Gate
 from smtpd_fork.handlers import Chain
@@ -17,7 +18,7 @@ from smtpd_fork.server.blueprint import Blueprint, buffered_share, check_session
 from smtpd_fork.server.effective_settings import EffectiveSettings
 from smtpd_fork.server.running import Running
 from smtpd_fork.server.tls import ServerTls
-from smtpd_fork.smtp import SMTP, Budget, Tally
+from smtpd_fork.smtp import SMTP
 
 if TYPE_CHECKING:
     import socket

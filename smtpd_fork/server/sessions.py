@@ -17,18 +17,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.errors import forget_frames
+from smtpd_fork.smtp.tls_wire import TlsWire
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Coroutine
 
+    from smtpd_fork.dialogue import CurrentTls
     from smtpd_fork.gate import Refusal, Ticket
     from smtpd_fork.listeners import Listener, Refuser
     from smtpd_fork.net import SocketAddress
-    from smtpd_fork.smtp import SMTP, CurrentTls
-    from smtpd_fork.smtp.wire import Wire
+    from smtpd_fork.smtp import Connection
 
-    MakeSession = Callable[[Listener, SocketAddress | str, Callable[[SMTP], None]], SMTP]
+    MakeSession = Callable[
+        [Listener, SocketAddress | str, Callable[[Connection], None]], Connection
+    ]
 
 __all__ = ["Sessions"]
 
@@ -41,18 +44,19 @@ CUT_SECONDS = 1.0
 class _Connecting:
     """A socket on its way to becoming a session."""
 
-    __slots__ = ("begun", "connecting", "protocol", "sock")
+    __slots__ = ("begun", "connecting", "connection", "sock", "tls")
 
-    def __init__(self, protocol: SMTP, sock: socket.socket) -> None:
-        self.protocol = protocol
+    def __init__(self, connection: Connection, sock: socket.socket, *, tls: bool) -> None:
+        self.connection = connection
         self.sock = sock
+        self.tls = tls
         self.begun = False
         self.connecting: Coroutine[Any, Any, Any]
 
-    def begin(self) -> Wire:
-        """Return the protocol; from here on the socket is the loop's."""
+    def begin(self) -> asyncio.BufferedProtocol:
+        """Return the connection; from here on the socket is the loop's."""
         self.begun = True
-        return self.protocol.setup.wire(self.protocol)
+        return TlsWire(self.connection) if self.tls else self.connection
 
 
 class Sessions:
@@ -81,9 +85,9 @@ class Sessions:
         self._make = make
         self._tls = tls
         self._handshake_seconds = handshake_seconds
-        self._tickets: dict[SMTP, Ticket] = {}
+        self._tickets: dict[Connection, Ticket] = {}
         self._handshakes: dict[asyncio.Task[object], _Connecting] = {}
-        self._finishing: dict[asyncio.Task[None], SMTP] = {}
+        self._finishing: dict[asyncio.Task[None], Connection] = {}
         self._changed = asyncio.Event()
         self._hurried = False
 
@@ -93,7 +97,7 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._tickets)
 
-    def all(self) -> list[tuple[SMTP, Ticket]]:
+    def all(self) -> list[tuple[Connection, Ticket]]:
         """Return the sessions, and their tickets."""
         return list(self._tickets.items())
 
@@ -110,38 +114,38 @@ class Sessions:
     ) -> None:
         """Make a session of an accepted socket; takes over socket and ticket."""
         try:
-            protocol = self._make(listener, peer, self._ended)
+            connection = self._make(listener, peer, self._ended)
         except BaseException:
             ticket.release()
             sock.close()
             raise
         if ticket.proxy is not None:
-            protocol.proxied = ticket.proxy
+            connection.proxied = ticket.proxy
         if ticket.host_name_dns is not None:
-            protocol.host_name_dns = ticket.host_name_dns
+            connection.host_name_dns = ticket.host_name_dns
         if ticket.id is None:
-            ticket.id = protocol.id
+            ticket.id = connection.id
         else:
-            protocol.rename(ticket.id)
-        ticket.holder = protocol
+            connection.rename(ticket.id)
+        ticket.holder = connection
         ticket.listener = listener
-        self._tickets[protocol] = ticket
+        self._tickets[connection] = ticket
         if self._tls is not None:
-            protocol.handshakes = self
-        connecting = _Connecting(protocol, sock)
+            connection.handshakes = self
+        connecting = _Connecting(connection, sock, tls=listener.tls)
         if listener.tls:
             self._shake_hands(connecting)
         else:
             self._connect(connecting)
 
-    def begin_handshake(self, protocol: SMTP) -> Refusal | None:
+    def begin_handshake(self, connection: Connection) -> Refusal | None:
         """Return why a session is not to begin a TLS handshake; it has been noted."""
-        ticket = self._tickets.get(protocol)
+        ticket = self._tickets.get(connection)
         return None if ticket is None else self._refuser.begin_handshake(ticket)
 
-    def end_handshake(self, protocol: SMTP) -> None:
+    def end_handshake(self, connection: Connection) -> None:
         """Take note that a session's handshake has succeeded."""
-        ticket = self._tickets.get(protocol)
+        ticket = self._tickets.get(connection)
         if ticket is not None:
             self._refuser.end_handshake(ticket)
 
@@ -186,56 +190,56 @@ class Sessions:
         """See what became of a handshake; not in a `finally`: the task may never have run."""
         connecting = self._handshakes.pop(task)
         if task.cancelled():
-            reason = "kicked" if connecting.protocol.kicked else "the server stops"
+            reason = "kicked" if connecting.connection.kicked else "the server stops"
             self._not_connected(connecting, reason)
         elif (error := task.exception()) is not None:
-            connecting.protocol.setup.tally.tls_failed += 1
+            connecting.connection.shared.tally.tls_failed += 1
             self._not_connected(connecting, error)
             forget_frames(error)
 
     def _not_connected(self, connecting: _Connecting, reason: BaseException | str) -> None:
-        protocol = connecting.protocol
+        connection = connecting.connection
         if not connecting.begun:
             connecting.sock.close()  # else it is the loop's, which closes it
-        if not protocol.began:
-            protocol._report(logging.INFO, "no session", str(reason))  # noqa: SLF001 - as it would
-            self._ended(protocol)
+        if not connection.began:
+            connection.dialogue.report(logging.INFO, "no session", str(reason))
+            connection.lose()  # and its on_close comes
         else:
-            protocol.abort()  # and its on_close comes
+            connection.abort()  # and its on_close comes
 
-    def _ended(self, protocol: SMTP) -> None:
+    def _ended(self, connection: Connection) -> None:
         """Take a session out of the count."""
-        ticket = self._tickets.pop(protocol, None)
+        ticket = self._tickets.pop(connection, None)
         if ticket is None:
             return
         ticket.release()
-        self._await_task(protocol)
+        self._await_task(connection)
         self._changed.set()
 
-    def _await_task(self, protocol: SMTP) -> None:
+    def _await_task(self, connection: Connection) -> None:
         """Know of what still runs: a handler with a message in hand, or handle_DISCONNECT."""
-        task = protocol.task
+        task = connection.task
         if task is not None:
-            self._finishing[task] = protocol
-            task.add_done_callback(partial(self._finished, protocol))
+            self._finishing[task] = connection
+            task.add_done_callback(partial(self._finished, connection))
 
-    def _finished(self, protocol: SMTP, task: asyncio.Task[None]) -> None:
+    def _finished(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._finishing.pop(task, None)
-        if protocol.task is not task:  # it is, if it was cancelled before it began
-            self._await_task(protocol)  # the one may be followed by the other
+        if connection.task is not task:  # it is, if it was cancelled before it began
+            self._await_task(connection)  # the one may be followed by the other
         self._changed.set()
 
     def audit(self, held: Collection[Ticket]) -> list[str]:
         """Return what is wrong between tickets, sessions and transports; it should be nothing."""
         wrong = []
-        for protocol, ticket in self._tickets.items():
-            transport = protocol.transport
+        for connection, ticket in self._tickets.items():
+            transport = connection.transport
             if ticket.released or ticket not in held:
-                wrong.append(f"{protocol} is here, and its ticket is released")
-            elif protocol.began and transport is None:
-                wrong.append(f"{protocol} has no connection any more, and a ticket")
-            elif ticket.holder is not protocol:
-                wrong.append(f"{protocol} has somebody else's ticket")
+                wrong.append(f"{connection} is here, and its ticket is released")
+            elif connection.began and transport is None:
+                wrong.append(f"{connection} has no connection any more, and a ticket")
+            elif ticket.holder is not connection:
+                wrong.append(f"{connection} has somebody else's ticket")
         return wrong
 
     # -- ending --------------------------------------------------------------------------------
@@ -246,12 +250,12 @@ class Sessions:
         A client in the middle of its handshake can be told nothing.
         """
         for task, connecting in list(self._handshakes.items()):
-            if connecting.protocol in holders:
-                connecting.protocol.kick(reply)
+            if connecting.connection in holders:
+                connecting.connection.kick(reply)
                 task.cancel()
-        for protocol in holders:
-            if protocol in self._tickets:
-                protocol.kick(reply)
+        for connection in holders:
+            if connection in self._tickets:
+                connection.kick(reply)
 
     async def drained(self) -> None:
         """Wait until the last session has ended, by itself."""
@@ -268,8 +272,8 @@ class Sessions:
         try:
             for task in list(self._handshakes):
                 task.cancel()
-            for protocol in list(self._tickets):
-                protocol.shut_down()
+            for connection in list(self._tickets):
+                connection.shut_down()
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._wait_until_ended()
@@ -280,14 +284,14 @@ class Sessions:
 
     async def outlived(self, handler: object) -> None:
         """Wait until no session has *handler*, which new ones do not get any more."""
-        left = {protocol for protocol in self._tickets if protocol.event_handler is handler}
+        left = {connection for connection in self._tickets if connection.shared.handler is handler}
         while left:
-            protocol = next(iter(left))
-            if protocol in self._tickets:
+            connection = next(iter(left))
+            if connection in self._tickets:
                 await self._change()
             else:
-                left.discard(protocol)
-        while any(protocol.event_handler is handler for protocol in self._finishing.values()):
+                left.discard(connection)
+        while any(connection.shared.handler is handler for connection in self._finishing.values()):
             await self._change()
 
     async def _change(self) -> None:
@@ -308,8 +312,8 @@ class Sessions:
         """Close what is open, cancel what runs, and see it end."""
         for task in list(self._handshakes):
             task.cancel()
-        for protocol in list(self._tickets):
-            protocol.cut()
+        for connection in list(self._tickets):
+            connection.cut()
         for finishing in list(self._finishing):
             finishing.cancel()
         self._hurried = False
@@ -320,6 +324,6 @@ class Sessions:
 
     def abandon(self) -> None:
         """Release the tickets that are left: the loop is ending, nobody else will."""
-        for protocol in list(self._tickets):
-            log.error("%s did not end, its place is given back", protocol)
-            self._ended(protocol)
+        for connection in list(self._tickets):
+            log.error("%s did not end, its place is given back", connection)
+            self._ended(connection)

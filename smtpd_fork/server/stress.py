@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from smtpd_fork.gate import Gate, Ticket
     from smtpd_fork.listeners import Acceptor, Refuser
     from smtpd_fork.server.sessions import Sessions
-    from smtpd_fork.smtp import SMTP
+    from smtpd_fork.smtp import Connection
 
 __all__ = ["Stress"]
 
@@ -71,8 +71,8 @@ class Stress:
             return
         most = max(1, math.ceil(self._gate.limits.limit_connections * A_LOOK))
         wanted = min(most, waiting - closing)
-        for seconds, _, protocol, ticket in heapq.nlargest(wanted, stuck):
-            self._end(protocol, ticket, seconds)
+        for seconds, _, connection, ticket in heapq.nlargest(wanted, stuck):
+            self._end(connection, ticket, seconds)
 
     def _tell(self) -> None:
         self._told = not self._told
@@ -85,23 +85,23 @@ class Stress:
 
     def _look_at(
         self, sessions: Sessions, now: float
-    ) -> tuple[list[tuple[float, str, SMTP, Ticket]], int]:
+    ) -> tuple[list[tuple[float, str, Connection, Ticket]], int]:
         """End the sessions that are idle; return those that are stuck, and how many close."""
-        stuck: list[tuple[float, str, SMTP, Ticket]] = []
+        stuck: list[tuple[float, str, Connection, Ticket]] = []
         closing = 0
-        for protocol, ticket in sessions.all():
-            phase = protocol.phase
+        for connection, ticket in sessions.all():
+            phase = connection.phase
             closing += phase == "closing"
             if phase not in {"command", "data"} or ticket.client.exempt:
                 continue
-            if now - protocol.idle_since > self.seconds:
-                protocol.expired(now)
+            if now - connection.idle_since > self.seconds:
+                connection.expired(now)
                 closing += 1
-            elif phase == "command" and (seconds := now - protocol.stuck_since()) > self.seconds:
-                stuck.append((seconds, ticket.name(), protocol, ticket))
+            elif phase == "command" and (seconds := now - connection.stuck_since()) > self.seconds:
+                stuck.append((seconds, ticket.name(), connection, ticket))
         return stuck, closing
 
-    def _end(self, protocol: SMTP, ticket: Ticket, seconds: float) -> None:
+    def _end(self, connection: Connection, ticket: Ticket, seconds: float) -> None:
         refusal = self._refuser.note(
             Refusal(
                 "stress",
@@ -112,4 +112,6 @@ class Stress:
                 text=TEXT,
             )
         )
-        protocol.make_room(refusal.reply(protocol.hostname), f"{seconds:.1f} s without progress")
+        connection.make_room(
+            refusal.reply(connection.shared.hostname), f"{seconds:.1f} s without progress"
+        )

@@ -6,8 +6,8 @@ import re
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.net import source_key
 from smtpd_fork.dialogue.path import parse_path
+from smtpd_fork.net import source_key
 
 if TYPE_CHECKING:
     from datetime import datetime

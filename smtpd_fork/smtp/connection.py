@@ -163,8 +163,8 @@ class Connection(asyncio.BufferedProtocol):
         """Names the session in the logs, in ``Received:`` and in the reply to DATA."""
         return self.dialogue.id
 
-    @id.setter
-    def id(self, name: str) -> None:
+    def rename(self, name: str) -> None:
+        """Go on under the id by which the client was known before it had a session."""
         self.dialogue.id = name
 
     @property
@@ -335,6 +335,9 @@ class Connection(asyncio.BufferedProtocol):
         if dialogue.farewell is not None:
             dialogue.advance()
         elif shared.proxy_seconds is not None:
+            self.proxy_reader = asyncio.StreamReader(loop=self.loop)
+            # It pauses the transport by itself: what comes behind a header is bounded.
+            self.proxy_reader.set_transport(self.transport)
             dialogue.waiting = Run("read_proxy_header", (shared.proxy_seconds,))
         elif self.proxied is not None and "PROXY" in shared.hooks:
             dialogue.waiting = Run("judge_proxy_header")
@@ -518,9 +521,7 @@ class Connection(asyncio.BufferedProtocol):
                 self.transport.write(data)
             except RuntimeError:
                 # What uvloop raises.
-                log.debug(
-                    "[%s] a handler has closed the transport", self.id, extra=dialogue.who()
-                )
+                log.debug("[%s] a handler has closed the transport", self.id, extra=dialogue.who())
         if _LEAVING <= dialogue.state < State.CLOSING:
             ending.hang_up(self, eof=self._eof)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.dialogue.reply import answer_of, is_plain
+from smtpd_fork.dialogue.session import current_session
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -51,7 +52,10 @@ def ask_now(connection: Connection, ask: Ask) -> Any:
     hook = connection.shared.hooks[ask.hook]
     coroutine = hook(connection.server, dialogue.session, dialogue.envelope, *ask.args)
     try:
-        connection.context.run(coroutine.send, None)
+        if current_session.get() == connection.id:  # it is asked by a task of the session
+            coroutine.send(None)
+        else:
+            connection.context.run(coroutine.send, None)
     except StopIteration as end:
         return checked(connection.shared, ask.hook, end.value)
     except Exception:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +49,10 @@ async def read_proxy_header(connection: Connection, seconds: float) -> None:
     session = connection.dialogue.session
     assert session is not None
     connection.deadline = connection.loop.time() + seconds
-    connection.proxy_reader = reader = asyncio.StreamReader(loop=connection.loop)
-    # It then pauses the transport by itself: what comes behind a header is not held for ever.
-    reader.set_transport(connection.transport)
+    reader = connection.proxy_reader
+    assert reader is not None
     session.proxy_data = await get_proxy(reader)
-    accepted = MISSING
+    accepted: Any = MISSING
     if session.proxy_data:
         accepted = await _is_accepted(connection, session.proxy_data)
     connection.proxy_reader = None

@@ -148,9 +148,7 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
         if sweep is None:
             sweep = _sweep_of(loop)
             sweep.look_for(min(timeout, proxy_protocol_timeout or timeout))
-        connection = connection_class(type(self))(
-            shared, loop, sweep, peer=peer, on_close=on_close
-        )
+        connection = ObservedConnection(shared, loop, sweep, peer=peer, on_close=on_close)
         connection.facade = self
         self.__dict__["connection"] = connection
 
@@ -180,7 +178,7 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
     # -- what aiosmtpd has as attributes -----------------------------------------------------------
 
     @property
-    def session(self) -> aiosmtpd.smtp.Session | None:  # type: ignore[override]  # an attribute there
+    def session(self) -> aiosmtpd.smtp.Session | None:
         """What is known of the client."""
         return self.connection.dialogue.session
 
@@ -189,7 +187,7 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
         self.connection.dialogue.session = session
 
     @property
-    def envelope(self) -> aiosmtpd.smtp.Envelope | None:  # type: ignore[override]  # as above
+    def envelope(self) -> aiosmtpd.smtp.Envelope | None:
         """The mail transaction."""
         envelope: aiosmtpd.smtp.Envelope | None = self.connection.dialogue.envelope
         return envelope
@@ -199,7 +197,7 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
         self.connection.dialogue.envelope = envelope
 
     @property
-    def transport(self) -> Any:  # type: ignore[override]  # as above
+    def transport(self) -> Any:
         """The loop's transport; None before and after the connection."""
         return self.connection.transport
 
@@ -208,7 +206,7 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
         self.connection.transport = transport
 
     @property
-    def loop(self) -> asyncio.AbstractEventLoop:  # type: ignore[override]  # as above
+    def loop(self) -> asyncio.AbstractEventLoop:  # type: ignore[override]  # nobody sets it
         """The session's own."""
         return self.connection.loop
 
@@ -218,13 +216,13 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
         return self.connection.messages
 
     @property
-    def _tls_protocol(self) -> Any:
+    def _tls_protocol(self) -> Any:  # type: ignore[override]  # as above
         """What users ask to know whether TLS is spoken."""
         dialogue = self.connection.dialogue
         return dialogue.session.ssl["ssl_object"] if dialogue.tls else None  # type: ignore[union-attr, index]  # there is, with TLS
 
     @property
-    def _handler_coroutine(self) -> asyncio.Future[None]:
+    def _handler_coroutine(self) -> asyncio.Future[None]:  # type: ignore[override]  # as above
         """What aiosmtpd has a task for: is done when the session is."""
         return self.connection.ended
 
@@ -237,7 +235,7 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
     def _create_envelope(self) -> aiosmtpd.smtp.Envelope:
         return Envelope()
 
-    # -- what the loop calls, where it has this as the protocol; and what users override ---------------
+    # -- what the loop calls, where it has this as the protocol ------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the session; under TLS after STARTTLS begin anew (asyncio.BaseProtocol)."""
@@ -266,7 +264,7 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
         """Go on (asyncio.BaseProtocol)."""
         Connection.resume_writing(self.connection)
 
-    # -- for users' classes, who override these or await super()'s -----------------------------------
+    # -- for users' classes, who override these or await super()'s ---------------------------------
 
     async def push(self, status: str | bytes) -> None:
         """Send a reply, and wait while the client does not take it.
@@ -312,6 +310,10 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
             return False
         dialogue.put_status("530 5.7.0 Authentication required")
         return True
+
+    async def _call_handler_hook(self, command: str, *args: Any) -> Any:
+        """Return what the handler answers; MISSING if it has no such hook."""
+        return await ask(self.connection, command, *args)
 
     async def _perform(self, name: str, argument: str | None) -> None:
         """Carry out a command of ours."""

@@ -105,9 +105,8 @@ async def old_rset_hook(connection: Connection) -> None:
     _warn_of("handle_RSET", "rset_hook")
     await connection.server.rset_hook()
     assert connection.work is not None
-    connection.dialogue.act(
-        answer_or(connection.dialogue, replies.OK, await ask(connection, "RSET"))
-    )
+    status = await ask(connection, "RSET")
+    connection.dialogue.put(answer_or(connection.dialogue, replies.OK, status))
 
 
 def _warn_of(hook: str, old: str) -> None:

@@ -63,11 +63,12 @@ class Work:
     :ivar task: does it
     """
 
-    __slots__ = ("_connection", "_time", "task")
+    __slots__ = ("_connection", "_time", "_told", "task")
 
     def __init__(self, connection: Connection, waiting: Waiting) -> None:
         self._connection = connection
         self._time = Time.SESSION
+        self._told = type(waiting) is Run and waiting.step == "tell_disconnected"
         self.task: asyncio.Task[None] | None = None
         connection.work = self
         loop, context = connection.loop, connection.context
@@ -130,6 +131,7 @@ class Work:
 
     async def _run(self, first: Waiting) -> None:
         """Carry out what is waited for, and go on, until the client is to say something."""
+        connection = self._connection
         waiting: Waiting | None = first
         self.task = asyncio.current_task()
         turn = 0
@@ -137,28 +139,25 @@ class Work:
             turn += 1
             if turn % EVENTS_A_TURN == 0:
                 await asyncio.sleep(0)  # other sessions have their turn
-            await self._carry_out(waiting)
-            waiting = self._next()
-
-    async def _carry_out(self, waiting: Waiting) -> None:
-        """Do one thing, whatever becomes of it."""
-        connection = self._connection
-        connection.deadline = connection.loop.time() + connection.shared.limits.handler_seconds
-        try:
+            connection.deadline = connection.loop.time() + connection.shared.limits.handler_seconds
+            # It is caught here, and no deeper: GeneratorExit, thrown into a task, comes to what the
+            # task awaits as its end, and to the task itself all the same.
             try:
-                await self._do(waiting)
-            except BaseException as error:
-                if self.is_end(error):
-                    raise
-                if not connection.gone:
-                    await self._fail(error)
-                elif connection.dialogue.in_hand:
-                    connection.shared.tally.failed += 1
-        except asyncio.CancelledError:
-            self._cancelled()
-        except BaseException:
-            connection.abort()
-            raise
+                try:
+                    await self._do(waiting)
+                except BaseException as error:
+                    if self.is_end(error):
+                        raise
+                    if not connection.gone:
+                        await self._fail(error)
+                    elif connection.dialogue.in_hand:
+                        connection.shared.tally.failed += 1
+            except asyncio.CancelledError:
+                self._cancelled()
+            except BaseException:
+                connection.abort()
+                raise
+            waiting = self._next()
 
     async def _do(self, waiting: Waiting) -> None:
         dialogue = self._connection.dialogue
@@ -179,7 +178,10 @@ class Work:
         connection.work = None
         dialogue.answered()
         if connection.gone:
-            connection.say_disconnected()
+            if self._told:
+                connection.let_go()
+            else:
+                connection.say_disconnected()
             return None
         connection.flush()
         if dialogue.state >= State.LEAVING:

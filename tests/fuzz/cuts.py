@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from support.cuts import cut, dialogue, heard_by, heard_under_tls
+from support.cuts import another, cut, dialogue, heard_by, heard_under_tls
 from support.handlers import Keep, KeepSlowly, Trusts, check_password
 from support.proxy import V1
 
 from smtpd_fork import Server
-from smtpd_fork.smtp import SMTP, BareNewline, Limits
+from smtpd_fork.dialogue import BareNewline, Limits
+from smtpd_fork.smtp import SMTP
 
 if TYPE_CHECKING:
     import random
@@ -170,7 +171,7 @@ class Cuts:
 
     async def _result(self, model: SMTP, packets: list[bytes], *, patient: bool) -> Any:
         model.event_handler.got = []
-        result = await dialogue(model.another(None, None), packets, patient=patient)
+        result = await dialogue(another(model), packets, patient=patient)
         self.count += 1
         self.commands += result.sent.count(b"\r\n")
         return result

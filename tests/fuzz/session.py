@@ -40,10 +40,9 @@ from fuzz.client import PATIENCE, BrokenError, talk
 from fuzz.cuts import CutError, Cuts, well_formed
 from fuzz.variants import variants
 from smtpd_fork import Server
-from smtpd_fork.smtp import SMTP
-from smtpd_fork.smtp.engine import HELD_INPUT
 from smtpd_fork.dialogue.framer import LINE_LIMIT
-from smtpd_fork.smtp.wire import BUFFER_SIZE
+from smtpd_fork.smtp import SMTP
+from smtpd_fork.smtp.connection import BUFFER_SIZE, HELD_INPUT
 
 CORPUS = Path(__file__).parent / "corpus"
 

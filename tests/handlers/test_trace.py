@@ -16,9 +16,9 @@ from support.daemon import messages
 from support.handlers import a_session, an_envelope
 from support.server import serve
 
+from smtpd_fork.dialogue.path import parse_path
 from smtpd_fork.sinks import Maildir
 from smtpd_fork.sinks.trace import protocol_name, trace_headers
-from smtpd_fork.smtp.path import parse_path
 
 if TYPE_CHECKING:
     from pathlib import Path

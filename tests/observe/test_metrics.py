@@ -23,12 +23,12 @@ from support.server import until
 from support.status import Page, watched
 
 from smtpd_fork import Gate, Refusal, __version__
+from smtpd_fork.dialogue.tally import BOUNDS, OUTCOMES
 from smtpd_fork.gate.statistics import CURES
 from smtpd_fork.observe import process
 from smtpd_fork.observe.metrics import METRICS
 from smtpd_fork.observe.snapshot import LISTED, PHASES, SLICE
 from smtpd_fork.sinks import Maildir
-from smtpd_fork.dialogue.tally import BOUNDS, OUTCOMES
 
 if TYPE_CHECKING:
     from pathlib import Path

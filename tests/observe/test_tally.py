@@ -11,9 +11,9 @@ from aiosmtpd.smtp import MISSING
 from support.client import MAIL, RCPT, Client
 from support.server import serve, until
 
-from smtpd_fork.sinks import Discard, Maildir
 from smtpd_fork.dialogue.tally import BOUNDS, HOOKS, OUTCOMES, Latency, Tally
-from smtpd_fork.smtp.waits import never_waits
+from smtpd_fork.dialogue.waiting import never_waits
+from smtpd_fork.sinks import Discard, Maildir
 
 if TYPE_CHECKING:
     import ssl

@@ -7,12 +7,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.cuts import Result, all_cuts, cut, dialogue, heard_by, heard_under_tls
+from support.cuts import Result, all_cuts, another, cut, dialogue, heard_by, heard_under_tls
 from support.handlers import Keep, Trusts, check_password
 from support.proxy import BROKEN_V1, V1, V2
 from support.server import serve
 
-from smtpd_fork.smtp import SMTP, BareNewline, Limits
+from smtpd_fork.dialogue import BareNewline, Limits
+from smtpd_fork.smtp import SMTP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +100,7 @@ def differing(
 
     async def results() -> list[tuple[list[bytes], Result]]:
         models = [new_session(bare, line, handler, **options) for handler in (Keep(), Trusts())]
-        expected = await dialogue(models[0].another(None, None), [stream + after])
+        expected = await dialogue(another(models[0]), [stream + after])
         assert expected.closed, "the stream ends its session"
         found = []
         apart = ([*packets, after] for packets in all_cuts(stream, near=2, start=start))
@@ -109,7 +110,7 @@ def differing(
             patient = type(model.event_handler) is Keep
             for packets in cuts:
                 model.event_handler.got = []
-                result = await dialogue(model.another(None, None), packets, patient=patient)
+                result = await dialogue(another(model), packets, patient=patient)
                 if result != expected:
                     found.append((packets, result))
         return found

@@ -14,6 +14,7 @@ from support.handlers import Collect
 from support.server import running, serve, until
 
 from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp.ending import time_out
 
 # -- resets ------------------------------------------------------------------------------------
 
@@ -45,7 +46,7 @@ async def test_a_reset_that_the_loop_has_not_noticed_is_no_error(
 async def test_a_client_that_half_closes_after_its_final_dot_is_still_served() -> None:
     class Slow(Collect):
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-            await until(lambda: server._eof)
+            await until(lambda: server.connection._eof)
             return await super().handle_DATA(server, session, envelope)
 
     handler = Slow()
@@ -112,7 +113,7 @@ async def test_a_session_that_ends_before_its_task_began_is_told_of_its_end(gone
     async with serve(Told()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         (session,) = running(server).sessions._tickets
-        session.data_received(f"{MAIL}\r\n".encode())
+        session.receive(f"{MAIL}\r\n".encode())
         assert session.task is not None
         if gone == "lost":
             session.abort()
@@ -120,9 +121,9 @@ async def test_a_session_that_ends_before_its_task_began_is_told_of_its_end(gone
         elif gone == "cut":
             session.cut()
         else:
-            session._time_out()
+            time_out(session)
         async with asyncio.timeout(5):
-            await session._handler_coroutine
+            await session.ended
             await until(lambda: not server.sessions)
             await until(lambda: told)
     assert told == ["disconnect"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smtpd_fork.smtp import framer as framer_module
+from smtpd_fork.dialogue import framer as framer_module
 from smtpd_fork.dialogue.body import Body
 from smtpd_fork.dialogue.content import BareNewline, BodyFault, Content
 from smtpd_fork.dialogue.framer import LINE_LIMIT, Chunk, CommandFault, Framer

@@ -31,12 +31,13 @@ from support.page import read
 from support.server import serve, until
 
 from smtpd_fork.config import Config
-from smtpd_fork.server.blueprint import buffered_share
-from smtpd_fork.sinks import Discard
-from smtpd_fork.smtp import SMTP, Budget
-from smtpd_fork.smtp import budget as budget_module
+from smtpd_fork.dialogue import Budget, memory
+from smtpd_fork.dialogue import budget as budget_module
 from smtpd_fork.dialogue.budget import ALLOWANCE
 from smtpd_fork.dialogue.framer import LINE_LIMIT
+from smtpd_fork.server.blueprint import buffered_share
+from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp import SMTP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,24 +150,25 @@ def act(session: SMTP, transport: Transport, step: str) -> None:
     elif step == "lost":
         session.connection_lost(None)
     elif step == "kick":
-        session.kick(b"421 4.3.2 kicked\r\n")
+        session.connection.kick(b"421 4.3.2 kicked\r\n")
     elif step == "expired":
-        session.expired(session.loop.time())
+        session.connection.expired(session.loop.time())
     elif step == "way":
-        session.give_way(0)
+        session.connection.give_way(0)
     elif step == "shut":
-        session.shut_down()
+        session.connection.shut_down()
 
 
 def held_by_transaction(session: SMTP) -> bool:
     """Whether there is anything that may be charged."""
-    envelope = session._envelope
+    connection, dialogue = session.connection, session.connection.dialogue
+    envelope = dialogue._envelope
     return bool(
-        session.task is not None
-        or session._blocked
-        or session._chunks is not None
-        or session._framer.pending
-        or session._framer.reading is not None
+        connection.work is not None
+        or connection.blocked
+        or dialogue.chunks is not None
+        or dialogue.pending
+        or dialogue.reading is not None
         or (envelope is not None and (envelope.mail_from or envelope.rcpt_tos))
     )
 
@@ -185,21 +187,25 @@ async def lives_through(steps: list[bytes | str], limit: int, share: int) -> Non
     session.connection_made(transport)  # type: ignore[arg-type]  # as much of one as is needed
     for step in steps:
         if step == "turn":
-            while session.task is not None and session._awaited_line is None:
+            while (
+                session.connection.task is not None and session.connection.dialogue.awaited is None
+            ):
                 await asyncio.sleep(0)
         elif isinstance(step, str):
             act(session, transport, step)
         elif not transport.paused:
             session.data_received(step)
-        assert budget.used == session._charged == sum(h.held for h in budget._holdings.values())
+        dialogue = session.connection.dialogue
+        assert budget.used == dialogue.charged == sum(h.held for h in budget._holdings.values())
         if not held_by_transaction(session):
             assert budget.used == 0, step
         # But for a command that is not complete.
-        held = session._held() - min(session._framer.held, LINE_LIMIT)
+        framed = 0 if dialogue.framer is None else dialogue.framer.held
+        held = memory.held(dialogue) - min(framed, LINE_LIMIT)
         # Parts that are small by themselves are not looked at: an envelope, a message, input.
-        assert session._charged >= held - 4 * SMALL, step
+        assert dialogue.charged >= held - 4 * SMALL, step
     session.connection_lost(None)
-    while session.task is not None:
+    while session.connection.task is not None:
         await asyncio.sleep(0)
     assert budget.used == 0
     assert not budget._holdings
@@ -219,9 +225,8 @@ async def lives_through(steps: list[bytes | str], limit: int, share: int) -> Non
 def test_when_a_transaction_ends_nothing_is_charged_for_it(
     monkeypatch: pytest.MonkeyPatch, steps: list[Any], routine: bool, limit: int, share: int
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.state.ALLOWANCE", SMALL)
-    monkeypatch.setattr("smtpd_fork.smtp.mail.ALLOWANCE", SMALL)
-    monkeypatch.setattr("smtpd_fork.smtp.engine.HELD_INPUT", 2 * SMALL)
+    monkeypatch.setattr("smtpd_fork.dialogue.memory.ALLOWANCE", SMALL)
+    monkeypatch.setattr("smtpd_fork.smtp.connection.HELD_INPUT", 2 * SMALL)
     logging.getLogger("smtpd_fork.session").setLevel(logging.CRITICAL)
     try:
         asyncio.run(lives_through([*(ROUTINE if routine else ()), *steps], limit, share))
@@ -236,11 +241,12 @@ async def test_a_packet_is_charged_while_one_of_its_commands_waits() -> None:
     session.connection_made(Transport())  # type: ignore[arg-type]  # as much of one as is needed
     packet = ROUTINE[0] + UTF8_MAIL + LONG_RCPT * 300 + b"RCPT TO:<wait@d.example>\r\n"
     session.data_received(packet)
-    await until(lambda: not session._framer.pending)
-    assert session.task is not None
-    assert budget.used > session._envelope_bytes + len(packet) - ALLOWANCE - 1000
-    await until(lambda: session.task is None)
-    assert session._framer.held == 0
+    dialogue = session.connection.dialogue
+    await until(lambda: not dialogue.pending)
+    assert session.connection.task is not None
+    assert budget.used > dialogue.envelope_bytes + len(packet) - ALLOWANCE - 1000
+    await until(lambda: session.connection.task is None)
+    assert dialogue.framer is None
     session.connection_lost(None)
     assert budget.used == 0
 

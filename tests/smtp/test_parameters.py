@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.strategies import PIECES
 
-from smtpd_fork.smtp.params import mail_fault, parse_params, rcpt_fault
+from smtpd_fork.dialogue.params import mail_fault, parse_params, rcpt_fault
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.strategies import PIECES
 
-from smtpd_fork.smtp.path import parse_path
+from smtpd_fork.dialogue.path import parse_path
 
 GOOD = {
     "<>": "<>",

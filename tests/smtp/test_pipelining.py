@@ -10,7 +10,7 @@ from support.handlers import Collect
 from support.server import serve
 
 from smtpd_fork.sinks import Discard
-from smtpd_fork.smtp import SMTP
+from smtpd_fork.smtp import Connection
 
 if TYPE_CHECKING:
     import pytest
@@ -44,14 +44,14 @@ async def test_many_transactions_come_in_packets_of_any_size() -> None:
 
 async def test_the_replies_to_a_batch_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[list[bytes]] = []
-    flush = SMTP._flush
+    flush = Connection.flush
 
-    def watch(self: SMTP) -> None:
-        if self._out:
-            written.append(list(self._out))
+    def watch(self: Connection) -> None:
+        if self.dialogue.out:
+            written.append(list(self.dialogue.out))
         flush(self)
 
-    monkeypatch.setattr(SMTP, "_flush", watch)
+    monkeypatch.setattr(Connection, "flush", watch)
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         written.clear()

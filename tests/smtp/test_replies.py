@@ -18,9 +18,10 @@ from support.cuts import Result, dialogue
 from support.server import serve
 
 from smtpd_fork import Refusal
-from smtpd_fork.sinks import Discard
-from smtpd_fork.smtp import SMTP, Reply
+from smtpd_fork.dialogue import Reply
 from smtpd_fork.dialogue.reply import LONGEST_TEXT, MOST_LINES, answer_of, replies_of, sendable
+from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp import SMTP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,14 +11,13 @@ import pytest
 from support.client import MAIL, RCPT, Client
 from support.server import serve
 
+from smtpd_fork.dialogue.shared import SETTINGS
+from smtpd_fork.dialogue.waiting import never_waits
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import SMTP
-from smtpd_fork.smtp.waits import never_waits
 
 if TYPE_CHECKING:
     from support.tls import Certificates
-
-OF_EACH = {"_session_id", "_peer", "_on_close", "_framer", "_out"}
 
 
 @pytest.mark.parametrize("more", [
@@ -35,15 +34,14 @@ async def test_another_session_has_what_the_constructor_gives(
     if more.get("tls_context"):
         more = {**more, "tls_context": certificates.server}
     first = SMTP(Discard(), **more)
-    another = first.another(("192.0.2.1", 25), None)
-    for session in (another, another.another(None, None)):
-        assert vars(session).keys() == vars(first).keys()
-        for name in vars(first).keys() - OF_EACH:
-            assert getattr(session, name) is getattr(first, name), name
-    assert another._peer == ("192.0.2.1", 25)
-    assert len({first._session_id, another._session_id}) == 2
-    assert another._out is not first._out
-    assert another._framer is not first._framer
+    another = SMTP(first.event_handler, shared=first.connection.shared, peer=("192.0.2.1", 25))
+    for name in SETTINGS:
+        assert getattr(another, name) is getattr(first, name), name
+    another.hostname = "its.own.example"
+    assert first.hostname != another.hostname == another.connection.shared.hostname
+    assert another.connection.peer == ("192.0.2.1", 25)
+    assert another.connection.id != first.connection.id
+    assert another.connection.dialogue.out is not first.connection.dialogue.out
 
 
 async def test_a_context_that_most_clients_cannot_meet_is_warned_of(

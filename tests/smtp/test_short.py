@@ -10,13 +10,13 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from support.cuts import Result, cut, dialogue
 
-from smtpd_fork.smtp import SMTP, Limits
+from smtpd_fork.dialogue import Limits
 from smtpd_fork.dialogue.content import BareNewline
-from smtpd_fork.smtp.engine import EVENTS_A_TURN
 from smtpd_fork.dialogue.framer import Framer
-from smtpd_fork.dialogue.frequent import LONGEST, frequent
+from smtpd_fork.dialogue.frequent import EVENTS_A_TURN, LONGEST, frequent
 from smtpd_fork.dialogue.params import parse_params
 from smtpd_fork.dialogue.path import parse_path
+from smtpd_fork.smtp import SMTP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,15 +104,12 @@ class Waiting(AtOnce):
         return await super().handle_DATA(*args)
 
 
-class Long(SMTP):
-    """Takes the long way, always."""
+async def talk(handler: Any, packets: Sequence[bytes], *, fast: bool = True) -> Result:
+    """Return what a dialogue comes to.
 
-    def _may_rest(self) -> bool:
-        return False
-
-
-async def talk(cls: type[SMTP], handler: Any, packets: Sequence[bytes]) -> Result:
-    session = cls(
+    :param fast: False: the long way is taken, always
+    """
+    session = SMTP(
         handler,
         hostname="mx.example",
         data_size_limit=5000,
@@ -121,6 +118,7 @@ async def talk(cls: type[SMTP], handler: Any, packets: Sequence[bytes]) -> Resul
         enable_SMTPUTF8=True,
         bare_newline=BareNewline.NORMALIZE,
     )
+    session.connection.dialogue.fast &= fast
     return await dialogue(session, packets)
 
 
@@ -139,10 +137,10 @@ def runner() -> Any:
 def test_the_short_way_and_the_long_way_and_any_packets_give_one_dialogue(
     runner: asyncio.Runner, handler: Any, stream: bytes, places: list[int]
 ) -> None:
-    expected = runner.run(talk(Long, handler(), [stream]))
+    expected = runner.run(talk(handler(), [stream], fast=False))
     for packets in ([stream], cut(stream, places)):
-        assert runner.run(talk(SMTP, handler(), packets)) == expected
-    assert runner.run(talk(Long, handler(), cut(stream, places))) == expected
+        assert runner.run(talk(handler(), packets)) == expected
+    assert runner.run(talk(handler(), cut(stream, places), fast=False)) == expected
 
 
 @given(
@@ -182,21 +180,12 @@ def test_what_the_short_way_recognizes_the_long_way_reads_alike(line: bytes) -> 
 
 def test_a_session_at_rest_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lest the tests above compare the long way with itself."""
-    turns: list[str] = []
-    for name in ("_advance", "_commands", "_whole_message"):
-        original = getattr(SMTP, name)
-
-        def counted(self: Any, *args: Any, _name: str = name, _original: Any = original) -> Any:
-            turns.append(_name)
-            return _original(self, *args)
-
-        monkeypatch.setattr(SMTP, name, counted)
+    monkeypatch.setattr(Framer, "feed", None)
     packets = [
         b"EHLO x\r\n", b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n",
         b"text\r\n.\r\n", b"QUIT\r\n",
     ]  # fmt: skip
-    sent, closed, got = asyncio.run(talk(SMTP, OnlyData(), packets))
-    assert turns == ["_commands", "_commands", "_whole_message", "_commands"]
+    sent, closed, got = asyncio.run(talk(OnlyData(), packets))
     assert closed
     assert len(got) == 1
     assert sent.endswith(b"221 2.0.0 Bye\r\n")

@@ -11,9 +11,10 @@ from support.handlers import Collect
 from support.server import serve, until
 
 from smtpd_fork.config import Config
-from smtpd_fork.sinks import Discard
-from smtpd_fork.smtp import SMTP, Tally
+from smtpd_fork.dialogue import Tally
 from smtpd_fork.dialogue.budget import ALLOWANCE
+from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp import SMTP
 
 
 def sent_by(command: str, text: str) -> str:

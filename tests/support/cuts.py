@@ -78,6 +78,11 @@ class Result(NamedTuple):
     messages: list[Any]
 
 
+def another(model: SMTP) -> SMTP:
+    """Return a session that has all in common with *model*."""
+    return type(model)(model.event_handler, shared=model.connection.shared)
+
+
 async def dialogue(session: SMTP, packets: Iterable[bytes], *, patient: bool = True) -> Result:
     """Feed *packets* to a new session, whose handler keeps messages in ``got``.
 
@@ -91,30 +96,31 @@ async def dialogue(session: SMTP, packets: Iterable[bytes], *, patient: bool = T
             await _settled(session)
     await _settled(session)
     result = Result(bytes(transport.sent), transport.closed, session.event_handler.got)
-    if session._awaited_line is not None or session.task is not None:
-        session.cut()
+    connection = session.connection
+    if connection.work is not None:
+        connection.cut()
         await _settled(session)
     session.connection_lost(None)
-    assert session.setup.budget.used == 0
+    assert connection.shared.budget.used == 0
     return result
+
+
+def _waits_for_client(session: SMTP) -> bool:
+    waiter = session.connection.dialogue.awaited
+    reads_header = session.connection.proxy_reader is not None
+    return reads_header or (waiter is not None and not waiter.done())
 
 
 async def _settled(session: SMTP) -> None:
     """Wait until nothing runs that does not wait for the client."""
     for _ in range(10_000):
-        line = session._awaited_line
-        waits = getattr(session, "_proxy_reader", None) is not None or (
-            line is not None and not line.done()
-        )
-        if not session._turn_pending and (session.task is None or waits):
-            if not waits:
-                return
-            # One more turn: what was fed last may be about to be acted on.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            line = session._awaited_line
-            if session._proxy_reader is not None or (line is not None and not line.done()):
+        if session.connection.waits:
+            return
+        if _waits_for_client(session):
+            # Three more turns: what was fed last may be about to be acted on.
+            for _ in range(3):
+                await asyncio.sleep(0)
+            if _waits_for_client(session):
                 return
         await asyncio.sleep(0)
     raise AssertionError("the session does not come to rest")

@@ -8,8 +8,8 @@ from typing import Any
 
 from aiosmtpd.smtp import AuthResult
 
+from smtpd_fork.dialogue import Envelope, Session
 from smtpd_fork.sinks import Discard
-from smtpd_fork.smtp import Envelope, Session
 
 
 class Collect:

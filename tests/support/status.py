@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from smtpd_fork import Config, Server
 from smtpd_fork.listeners import open_listeners
 from smtpd_fork.observe.status_server import StatusServer
-from smtpd_fork.smtp import Tally
 from support.client import PATIENCE
 
 if TYPE_CHECKING:

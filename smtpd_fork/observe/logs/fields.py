@@ -13,8 +13,8 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any
 
+from smtpd_fork.dialogue import current_session
 from smtpd_fork.gate import Full, Refusal
-from smtpd_fork.smtp import current_session
 
 __all__ = ["FIELDS", "SessionFilter", "fields_of", "message_of", "plain", "traceback_of"]
 

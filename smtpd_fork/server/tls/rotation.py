@@ -7,8 +7,8 @@ import logging
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from smtpd_fork.dialogue import CurrentTls
 from smtpd_fork.errors import ConfigError
-from smtpd_fork.smtp import CurrentTls
 
 if TYPE_CHECKING:
     from smtpd_fork.server.tls.certificate import Certificate

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smtpd_fork.config import SettingError
+from smtpd_fork.dialogue import CurrentTls
 from smtpd_fork.errors import ConfigError
 from smtpd_fork.listeners import parse_address
 from smtpd_fork.server.tls.files import TlsFiles
 from smtpd_fork.server.tls.rotation import Rotation
-from smtpd_fork.smtp import CurrentTls
 
 if TYPE_CHECKING:
     import ssl
