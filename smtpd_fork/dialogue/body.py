@@ -68,7 +68,7 @@ class Body(Content):
         ):
             return False
         self._skip, self._held = 0, b""
-        self.add(data[start:-3])
+        self.add_all(data[start:-3])
         return True
 
     def _look(self, piece: bytes) -> int | None:

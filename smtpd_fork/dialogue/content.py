@@ -122,6 +122,19 @@ class Content:
         if part:
             self._take(part)
 
+    def add_all(self, part: bytes) -> None:
+        """Take all of a message, which ends with CR LF, in one part."""
+        size, limit = len(part), self._size_limit
+        clean = not self._line_limit and size <= LOOK and (size <= limit or not limit)
+        if clean and self._bare is not BareNewline.ACCEPT:
+            clean = not _part_has_bare(part) and (
+                self._bare is BareNewline.NORMALIZE or b"\0" not in part
+            )
+        if clean and not self.dropped:
+            self._first, self._size = part, size
+        else:
+            self.add(part)
+
     def finish(self) -> None:
         """Take the end: CR that came last are bare ones."""
         if self._crs and self._fault is None:

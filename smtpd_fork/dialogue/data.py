@@ -38,9 +38,12 @@ def parse_data(dialogue: Dialogue, argument: str | None) -> tuple[()] | bytes:
 def data(dialogue: Dialogue) -> Result:
     """Have the message come (RFC 5321 4.1.1.4)."""
     shared = dialogue.shared
-    if _is_binary(dialogue):
-        return dialogue.say(replies.BINARY_TAKES_BDAT)
-    if not memory.has_room(dialogue, _declared(dialogue)):
+    envelope, declared = dialogue.envelope, 0
+    if isinstance(envelope, Envelope):
+        if envelope.body == "BINARYMIME":
+            return dialogue.say(replies.BINARY_TAKES_BDAT)
+        declared = int(envelope.mail_params.get("SIZE", 0))
+    if (declared or dialogue.charged) and not memory.has_room(dialogue, declared):
         shared.tally.no_room += 1
         return dialogue.say(replies.NO_ROOM)
     body = Body(shared.data_size_limit or 0, shared.longest_line, shared.bare)
@@ -51,17 +54,6 @@ def data(dialogue: Dialogue) -> Result:
     dialogue.begun += 1
     dialogue.state = State.DATA
     return replies.SEND_MESSAGE
-
-
-def _is_binary(dialogue: Dialogue) -> bool:
-    envelope = dialogue.envelope
-    return isinstance(envelope, Envelope) and envelope.body == "BINARYMIME"
-
-
-def _declared(dialogue: Dialogue) -> int:
-    """Return the size of the message that MAIL declared."""
-    envelope = dialogue.envelope
-    return int(envelope.mail_params.get("SIZE", 0)) if isinstance(envelope, Envelope) else 0
 
 
 # -- BDAT (RFC 3030) ---------------------------------------------------------------------------
@@ -107,7 +99,8 @@ def _bdat_fault(dialogue: Dialogue) -> replies.Text | None:
 def _new_content(dialogue: Dialogue) -> Content:
     """Return what collects the chunks; unless it is binary, it is made of lines."""
     shared = dialogue.shared
-    if _is_binary(dialogue):
+    envelope = dialogue.envelope
+    if isinstance(envelope, Envelope) and envelope.body == "BINARYMIME":
         return Content(shared.data_size_limit or 0, 0, BareNewline.ACCEPT)
     return Content(shared.data_size_limit or 0, shared.longest_line, shared.bare)
 

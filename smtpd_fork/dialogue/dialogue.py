@@ -48,11 +48,9 @@ NOOPS = 50
 """Commands that do nothing, between two messages, before each more counts as an error."""
 
 _HELLO, _READY, _GREETING = State.HELLO, State.READY, State.GREETING
-_LEAVING = State.LEAVING
+_LEAVING, _DELIVERY, _EXCHANGE = State.LEAVING, State.DELIVERY, State.EXCHANGE
+_CHUNKS, _SENDER, _RECIPIENT = State.CHUNKS, State.SENDER, State.RECIPIENT
 """To compare with: an attribute of an Enum is slow to look up."""
-
-_PASSING = {State.DELIVERY, State.EXCHANGE}
-"""States that end with what is waited for."""
 
 _FOUR = ord("4")
 
@@ -82,6 +80,8 @@ class Dialogue:
     :ivar events: how many commands and messages were acted on so far
     :ivar begun: how many messages were begun so far
     :ivar in_hand: whether a handler has a message; it may have it longer than there is a client
+    :ivar debug: whether each command is logged
+    :ivar fast: whether frequent commands need not be read word by word
     :ivar messages: how many were accepted so far
     :ivar accepted: recipients of an LMTP transaction that were answered 2yz
     :ivar charged: bytes that are charged to the budget
@@ -90,7 +90,17 @@ class Dialogue:
 
     __slots__ = (
         *("_envelope", "_errors", "_rejects", "accepted", "auth_failures", "awaited"),
-        *("begun", "body", "calls", "charged", "chunk_fault", "chunks", "envelope_bytes", "events"),
+        *(
+            "begun",
+            "body",
+            "calls",
+            "charged",
+            "chunk_fault",
+            "chunks",
+            "debug",
+            "envelope_bytes",
+            "events",
+        ),
         *(
             "farewell",
             "fast",
@@ -128,8 +138,9 @@ class Dialogue:
         self.messages = self.accepted = self.overshoot = self.auth_failures = 0
         self._errors = self._rejects = self.noops = self.events = self.begun = 0
         self.charged = self.envelope_bytes = 0
-        self.rows = shared.rows[Guard.NOTHING]
-        self.fast = shared.fast and not log.isEnabledFor(logging.DEBUG)
+        self.rows = shared.open_rows
+        self.debug = log.isEnabledFor(logging.DEBUG)
+        self.fast = shared.fast and not self.debug
 
     # -- what is known of the client -----------------------------------------------------------
 
@@ -227,8 +238,8 @@ class Dialogue:
         self.in_hand = False
         if self.state >= _LEAVING:
             self.reset()
-        elif self.state in _PASSING:
-            self.state = _HELLO
+        elif self.state == _DELIVERY or self.state == _EXCHANGE:
+            self.state = _HELLO  # it ends with what was waited for
         self.place()
 
     def end_for(self, reason: str) -> bool:
@@ -424,35 +435,34 @@ class Dialogue:
             result = result.then(status)
             self.in_hand = False
             self.place()
-        if self.state >= _LEAVING:
+        if self.state >= _LEAVING and self._envelope is not None:
             self.reset()
 
     def place(self) -> None:
         """Read the state off session and envelope: a handler may have changed them."""
         session = self.session
         envelope = self.envelope if self.shared.own_envelope else self._envelope
-        if session is None or self.state > State.CHUNKS:
+        if session is None or self.state > _CHUNKS:
             return
         if not session.host_name:
             self.state = _HELLO
         elif envelope is None or not envelope.mail_from:
             self.state = _READY
         elif self.chunks is not None or self.chunk_fault is not None:
-            self.state = State.CHUNKS
+            self.state = _CHUNKS
         else:
-            self.state = State.RECIPIENT if envelope.rcpt_tos else State.SENDER
+            self.state = _RECIPIENT if envelope.rcpt_tos else _SENDER
         self.set_rows()
 
     def set_rows(self) -> None:
         """Have the commands be those of this client: what it has to do first may be done."""
         shared, session = self.shared, self.session
         if shared.require_starttls and not self.tls:
-            guard = Guard.TLS
+            self.rows = shared.rows[Guard.TLS]
         elif shared.auth_required and not (session and session.authenticated):
-            guard = Guard.AUTH
+            self.rows = shared.rows[Guard.AUTH]
         else:
-            guard = Guard.NOTHING
-        self.rows = shared.rows[guard]
+            self.rows = shared.open_rows
 
     def perform(self, name: str, argument: str | None) -> Result:
         """Carry out a command of ours, for a user's class that has one in place of it."""

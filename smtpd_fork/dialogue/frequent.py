@@ -59,6 +59,7 @@ frequent = re.compile(
 """Match one command at a position."""
 
 _GREETING = State.GREETING
+_FOUR = ord("4")
 
 
 def take_frequent(dialogue: Dialogue, data: bytes) -> bytes:
@@ -73,7 +74,11 @@ def take_frequent(dialogue: Dialogue, data: bytes) -> bytes:
         turn += 1
         position = end
         try:
-            dialogue.act(_act_on(dialogue, match))
+            result = _act_on(dialogue, match)
+            if type(result) is bytes and result[0] < _FOUR:
+                dialogue.out.append(result)  # as mostly: a reply that counts for nothing
+            elif result is not None:
+                dialogue.act(result)
         except Exception as error:  # noqa: BLE001 - logged and answered by whoever runs this
             dialogue.waiting = Failed(error)
         if end == length or dialogue.waiting is not None or dialogue.state >= _GREETING:
@@ -87,25 +92,25 @@ def take_frequent(dialogue: Dialogue, data: bytes) -> bytes:
 def _act_on(dialogue: Dialogue, match: re.Match[bytes]) -> Result:
     """Carry out a frequent command, if it is in its place."""
     kind = match.lastindex
-    rows, state = dialogue.rows, dialogue.state
     if kind == RCPT:
-        row = rows[b"RCPT"]
-        return row.refused[state] or row.run(dialogue, match[3].decode("ascii"), {})
+        row = dialogue.rows[b"RCPT"]
+        return row.refused[dialogue.state] or row.run(dialogue, match[3].decode("ascii"), {})
     if kind == MAIL:
-        row = rows[b"MAIL"]
-        return row.refused[state] or _mail(dialogue, row, match)
+        row = dialogue.rows[b"MAIL"]
+        refused = row.refused[dialogue.state]
+        if refused is None and match[2]:
+            return _mail_with_params(dialogue, row, match)
+        return refused or row.run(dialogue, match[1].decode("ascii"), {})
     if kind == HELLO:
-        row = rows[match[5]]
-        return row.refused[state] or row.run(dialogue, match[6].decode("ascii"))
-    row = rows[match[4]]
-    return row.refused[state] or row.run(dialogue)
+        row = dialogue.rows[match[5]]
+        return row.refused[dialogue.state] or row.run(dialogue, match[6].decode("ascii"))
+    row = dialogue.rows[match[4]]
+    return row.refused[dialogue.state] or row.run(dialogue)
 
 
-def _mail(dialogue: Dialogue, row: Row, match: re.Match[bytes]) -> Result:
-    address, text = match[1].decode("ascii"), match[2]
-    if not text:
-        return row.run(dialogue, address, {})
+def _mail_with_params(dialogue: Dialogue, row: Row, match: re.Match[bytes]) -> Result:
     assert dialogue.session is not None
     if not dialogue.session.extended_smtp:
         return act_on_line(dialogue, match[0][:-2])
-    return row.run(dialogue, address, parse_params(text.decode("ascii")) or {})
+    params = parse_params(match[2].decode("ascii")) or {}
+    return row.run(dialogue, match[1].decode("ascii"), params)

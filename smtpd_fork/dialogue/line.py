@@ -30,7 +30,7 @@ _UNPRINTABLE = re.compile(r"[^ -~]")
 
 def act_on_line(dialogue: Dialogue, line: bytes) -> Result:
     """Carry out a command, if it is one and is in its place."""
-    if log.isEnabledFor(logging.DEBUG):
+    if dialogue.debug:
         log.debug("[%s] >> %s", dialogue.id, _loggable(line), extra=dialogue.who())
     word, _, rest = line.partition(b" ")
     if b"\t" in word:  # it separates words as a space does

@@ -196,11 +196,10 @@ def rcpt(dialogue: Dialogue, address: str, params: Params) -> Result:
     if "RCPT" in shared.hooks:
         then = partial(_judge_recipient, dialogue, address, params, known)
         return Ask("RCPT", (address, _upper_words(params)), then)
-    return _take_recipient(dialogue, address, params)
+    return _take_recipient(dialogue, envelope, address, params)
 
 
-def _take_recipient(dialogue: Dialogue, address: str, params: Params) -> Result:
-    envelope = dialogue.envelope
+def _take_recipient(dialogue: Dialogue, envelope: Any, address: str, params: Params) -> Result:
     envelope.rcpt_tos.append(address)
     dialogue.accepted += 1
     dialogue.state = State.RECIPIENT
@@ -208,7 +207,9 @@ def _take_recipient(dialogue: Dialogue, address: str, params: Params) -> Result:
         envelope.rcpt_params.append(params)
     if params:
         envelope.rcpt_options.extend(_upper_words(params))
-    memory.charge_envelope(dialogue, weight(address, params))
+    dialogue.envelope_bytes += weight(address, params)
+    if dialogue.envelope_bytes > memory.ALLOWANCE:
+        memory.charge(dialogue)
     return dialogue.shared.ok["2.1.5"]
 
 
@@ -216,12 +217,14 @@ def _judge_recipient(
     dialogue: Dialogue, address: str, params: Params, known: int, status: Any
 ) -> Result:
     """Take a recipient, unless a handler has had its say; *known* were there before it."""
-    if status is MISSING:
-        return _take_recipient(dialogue, address, params)
     envelope = dialogue.envelope
+    if status is MISSING:
+        return _take_recipient(dialogue, envelope, address, params)
     if isinstance(envelope, Envelope) and len(envelope.rcpt_tos) == known + 1:
         envelope.rcpt_params.append(params)  # the hook took the address itself
-        memory.charge_envelope(dialogue, weight(address, params))
+        dialogue.envelope_bytes += weight(address, params)
+        if dialogue.envelope_bytes > memory.ALLOWANCE:
+            memory.charge(dialogue)
     if status[0] == "2":
         dialogue.accepted += 1
     return sent(status)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
     from smtpd_fork.dialogue.framer import Chunk
 
-__all__ = ["ALLOWANCE", "charge", "charge_envelope", "charge_message", "has_room"]
+__all__ = ["ALLOWANCE", "charge", "charge_message", "has_room"]
 
 
 def charge(dialogue: Dialogue, message: Content | Chunk | None = None) -> None:
@@ -43,13 +43,6 @@ def charge_message(dialogue: Dialogue, message: Content | Chunk) -> None:
     """Charge a message, or a part of one, that has just been completed."""
     if dialogue.charged or message.size + dialogue.envelope_bytes > ALLOWANCE:
         charge(dialogue, message)
-
-
-def charge_envelope(dialogue: Dialogue, more: int) -> None:
-    """Charge *more* bytes of a recipient."""
-    dialogue.envelope_bytes += more
-    if dialogue.envelope_bytes > ALLOWANCE:
-        charge(dialogue)
 
 
 def held(dialogue: Dialogue, message: Content | Chunk | None = None) -> int:

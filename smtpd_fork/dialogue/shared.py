@@ -239,6 +239,10 @@ class Shared:
         """The most frequent replies, ready to be sent."""
         self.rows: dict[Guard, Rows] = {guard: rows_of(self, guard) for guard in Guard}
         """What each command does, by what is required of the client first."""
+        self.open_rows = self.rows[Guard.NOTHING]
+        own, option = self.line_length_limit, self.limits.line
+        self.longest_line = min(own, option) if own and option else own or option
+        """How long a line of a message may be, by the class and by the option; 0: any length."""
         self.fast = (
             self.call_limits is None
             and {name.encode() for name in self.builtin} >= FREQUENT_WORDS
@@ -262,12 +266,6 @@ class Shared:
     @tls_context.setter
     def tls_context(self, context: ssl.SSLContext | None) -> None:
         self.tls = CurrentTls.of(context)
-
-    @property
-    def longest_line(self) -> int:
-        """How long a line of a message may be, by the class and by the option; 0: any length."""
-        own, option = self.line_length_limit, self.limits.line
-        return min(own, option) if own and option else own or option
 
     def worded(self, text: Text) -> bytes:
         """Return a reply as it is sent."""

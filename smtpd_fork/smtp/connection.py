@@ -63,6 +63,13 @@ not one for each read (smtpd_per_request_deadline)."""
 
 _TLS_FACTS = ("sslcontext", "ssl_object", "peercert", "cipher", "compression")
 
+BLOCKED, ENDED, PAUSED, TURN = 1, 2, 4, 8
+"""What keeps bytes from flowing: the client does not read; it has closed for writing; we do not
+read; others have their turn first."""
+
+STOPPED = BLOCKED | TURN
+"""What keeps commands from being acted on."""
+
 _LEAVING = State.LEAVING
 
 _of_thread = threading.local()
@@ -102,9 +109,9 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        *("__weakref__", "_blocked", "_command_began", "_context", "_drained", "_ended"),
-        *("_ends_at", "_eof", "_events", "_on_close", "_pace", "_reading_paused", "_steps"),
-        *("_stuck_since", "_sweep", "_turn", "_view", "deadline", "dialogue", "facade"),
+        *("__weakref__", "_command_began", "_context", "_drained", "_ended", "_ends_at"),
+        *("_events", "_held", "_on_close", "_pace", "_steps"),
+        *("_stuck_since", "_sweep", "_view", "deadline", "dialogue", "facade"),
         *("handshakes", "host_name_dns", "idle_since", "kicked", "loop", "peer", "proxied"),
         *("proxy_reader", "transport", "work"),
     )
@@ -141,8 +148,7 @@ class Connection(asyncio.BufferedProtocol):
         self._events = 0  # that had been acted on by then
         self._pace = (0, 0.0, 0)  # message, when it was last seen to come fast enough, its bytes
         self._steps, self._stuck_since = (-1, 0), 0.0
-        self._blocked = self._eof = self._reading_paused = False
-        self._turn: asyncio.Handle | None = None
+        self._held = 0  # what keeps bytes from flowing
         self._context: Context | None = None
         self._ended: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -244,7 +250,7 @@ class Connection(asyncio.BufferedProtocol):
     def server(self) -> Any:
         """The session as handlers know it; made when it is first asked for."""
         if self.facade is None:
-            self.facade = self.shared.cls.of(self)  # type: ignore[attr-defined]  # SMTP has it
+            self.facade = self.dialogue.shared.cls.of(self)  # type: ignore[attr-defined]  # SMTP has it
         return self.facade
 
     @property
@@ -252,7 +258,7 @@ class Connection(asyncio.BufferedProtocol):
         """The context that all of this session's hooks run in, as in aiosmtpd's one task."""
         if self._context is None:
             self._context = copy_context()
-            self._context.run(current_session.set, self.id)
+            self._context.run(current_session.set, self.dialogue.id)
         return self._context
 
     def ask_now(self, ask: Ask) -> Any:
@@ -273,7 +279,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def unsent(self) -> int:
         """Return how many bytes wait for a client that does not read."""
-        if not self._blocked or self.transport is None:
+        if not self._held & BLOCKED or self.transport is None:
             return 0
         size: int = self.transport.get_write_buffer_size()
         return size
@@ -283,7 +289,7 @@ class Connection(asyncio.BufferedProtocol):
         dialogue = self.dialogue
         if dialogue.awaited is None or dialogue.awaited.done():
             return
-        if self._eof or dialogue.state >= _LEAVING:
+        if self._held & ENDED or dialogue.state >= _LEAVING:
             dialogue.leave()  # so that it passes for the session's end, as it is
             dialogue.awaited.cancel()
             return
@@ -313,13 +319,13 @@ class Connection(asyncio.BufferedProtocol):
         """Begin the session; under TLS after STARTTLS begin anew."""
         again = self.began
         self.transport = transport
-        self._reading_paused = False
+        self._held &= ~PAUSED
         self._new_session()
         if again or transport.get_extra_info("sslcontext") is not None:
             self._use_tls()  # from the first byte: STARTTLS is not offered
         if again:
             return
-        limits = self.shared.limits
+        limits = self.dialogue.shared.limits
         now = self.loop.time()
         if limits.session_seconds:
             self._ends_at = now + limits.session_seconds
@@ -331,7 +337,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _open(self) -> None:
         """Greet, once whoever has to be asked has been."""
-        dialogue, shared = self.dialogue, self.shared
+        dialogue, shared = self.dialogue, self.dialogue.shared
         if dialogue.farewell is not None:
             dialogue.advance()
         elif shared.proxy_seconds is not None:
@@ -348,19 +354,20 @@ class Connection(asyncio.BufferedProtocol):
 
     def _new_session(self) -> None:
         dialogue, before = self.dialogue, self.dialogue.session
+        shared = dialogue.shared
         if self.peer is None:
             self.peer = self.transport.get_extra_info("peername")
-        own = self.shared.own_session
-        session = self.server._create_session() if own else Session(self.loop, self.id)  # noqa: SLF001 - aiosmtpd's name
+        own = shared.own_session
+        session = self.server._create_session() if own else Session(self.loop, dialogue.id)  # noqa: SLF001 - aiosmtpd's name
         session.peer = plain_peer(self.peer)
         session.proxy_data = before.proxy_data if before is not None else self.proxied
         if isinstance(session, Session):
             session._transport = self.transport  # noqa: SLF001 - of this package
-            session.lmtp = self.shared.lmtp
+            session.lmtp = shared.lmtp
             if self.host_name_dns is not None:
                 session.host_name_dns = self.host_name_dns
         dialogue.begin(session)
-        if log.isEnabledFor(logging.DEBUG):  # who() costs, and mostly for nobody
+        if dialogue.debug:  # who() costs, and mostly for nobody
             who = dialogue.who()
             log.debug("[%s] connected: %s", self.id, who["client"], extra=who)
 
@@ -384,7 +391,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self.transport = None
         dialogue.end()
-        if log.isEnabledFor(logging.DEBUG):
+        if dialogue.debug:
             log.debug("[%s] connection closed", self.id, extra=dialogue.who())
         try:
             self._sweep.forget(self)
@@ -398,7 +405,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def say_disconnected(self) -> None:
         """Tell a handler that the session has ended, and let go of it."""
-        if "DISCONNECT" in self.shared.hooks and self.began:
+        if "DISCONNECT" in self.dialogue.shared.hooks and self.began:
             self.work = Work(self, Run("tell_disconnected"))
         else:
             self.let_go()
@@ -440,27 +447,34 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was received, before it is overwritten (asyncio.BufferedProtocol)."""
-        self.dialogue.shared.tally.received += nbytes
-        self.receive(self._view[:nbytes].tobytes())
+        dialogue = self.dialogue
+        dialogue.shared.tally.received += nbytes
+        if dialogue.waiting is None and not self._held & STOPPED:
+            dialogue.receive(self._view[:nbytes].tobytes())
+            self.go_on()
+        else:
+            self._receive_early(self._view[:nbytes].tobytes())
 
     def receive(self, data: bytes) -> None:
         """Take bytes."""
         dialogue = self.dialogue
+        if dialogue.waiting is None and not self._held & STOPPED:
+            dialogue.receive(data)
+            self.go_on()
+        else:
+            self._receive_early(data)
+
+    def _receive_early(self, data: bytes) -> None:
+        """Take bytes while what came before them is not answered; or the answer to a challenge."""
+        dialogue = self.dialogue
         if self.proxy_reader is not None:
             self.proxy_reader.feed_data(data)
             return
-        if self._blocked or self._turn is not None or self._asks_now:
-            dialogue.keep(data)
-        else:
-            dialogue.receive(data)
-            if self.work is None:
-                self.go_on()
-                return
-            self.flush()
-            if dialogue.awaited is not None:
-                self.wait_for_client()
-                return
-        if dialogue.pending > HELD_INPUT:
+        dialogue.keep(data)
+        if dialogue.awaited is not None:
+            dialogue.hand_over()
+            self.wait_for_client()
+        elif dialogue.pending > HELD_INPUT:
             self.pause_reading()
             memory.charge(dialogue)
 
@@ -471,43 +485,43 @@ class Connection(asyncio.BufferedProtocol):
     def receive_eof(self) -> bool | None:
         """Take the end of input; what was complete is still answered."""
         dialogue = self.dialogue
-        self._eof = True
+        self._held |= ENDED
         if self.proxy_reader is not None:
             self.proxy_reader.feed_eof()
         if dialogue.awaited is not None:
             self.wait_for_client()
-        elif self.work is None and dialogue.waiting is None and self._turn is None:
+        elif self.waits:
             self.go_on()
         # A TLS transport cannot stay half open, and one that is closing need not.
         return not dialogue.tls and dialogue.state < _LEAVING
 
     def pause_writing(self) -> None:
         """Act on no more commands while the client does not read (asyncio.BaseProtocol)."""
-        self._blocked = True
+        self._held |= BLOCKED
         self.pause_reading()
         memory.charge(self.dialogue)
 
     def resume_writing(self) -> None:
         """Go on (asyncio.BaseProtocol)."""
-        self._blocked = False
+        self._held &= ~BLOCKED
         if self.dialogue.charged:
             memory.charge(self.dialogue)
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-        if self.work is None and self.dialogue.waiting is None and self._turn is None:
+        if self.waits:
             self.dialogue.advance()
             self.go_on()
 
     def pause_reading(self) -> None:
         """Leave what the client sends in the kernel."""
-        if not self._reading_paused and self.transport is not None:
-            self._reading_paused = True
+        if not self._held & PAUSED and self.transport is not None:
+            self._held |= PAUSED
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read again."""
-        if self._reading_paused and self.transport is not None:
-            self._reading_paused = False
+        if self._held & PAUSED and self.transport is not None:
+            self._held &= ~PAUSED
             self.transport.resume_reading()
 
     def flush(self) -> None:
@@ -523,36 +537,43 @@ class Connection(asyncio.BufferedProtocol):
                 # What uvloop raises.
                 log.debug("[%s] a handler has closed the transport", self.id, extra=dialogue.who())
         if _LEAVING <= dialogue.state < State.CLOSING:
-            ending.hang_up(self, eof=self._eof)
+            ending.hang_up(self, eof=bool(self._held & ENDED))
 
     async def drained(self) -> None:
         """Wait while the client does not take what is sent."""
-        if self._blocked:
+        if self._held & BLOCKED:
             self._drained = self.loop.create_future()
             await self._drained
 
     def go_on(self) -> None:
         """Send what the dialogue says, carry out what it waits for, and wait for the client."""
         dialogue = self.dialogue
-        if dialogue.farewell is not None and dialogue.waiting is None and not self._blocked:
+        if dialogue.farewell is not None and dialogue.waiting is None and not self.blocked:
             dialogue.advance()
-        if dialogue.waiting is not None and self.work is None and dialogue.state < _LEAVING:
-            if dialogue.pending > memory.ALLOWANCE:
-                memory.charge(dialogue)
-            Work(self, dialogue.waiting)
-        if dialogue.out or dialogue.state >= _LEAVING:
+        if dialogue.state >= _LEAVING:
             self.flush()
-        if self.work is None and dialogue.state < _LEAVING:
+            return
+        if dialogue.out:
+            self.flush()
+        if dialogue.waiting is not None:
+            if self.work is None:
+                if dialogue.pending > memory.ALLOWANCE:
+                    memory.charge(dialogue)
+                Work(self, dialogue.waiting)
+        elif dialogue.framer is None and dialogue.chunks is None and not self._held:
+            self._wait_for_next(dialogue)  # as mostly: it is answered all that it has said
+        else:
             self._wait()
 
     def _take_turns(self) -> None:
         """Let other sessions have their turn, and go on after them."""
         self.pause_reading()
-        self._turn = self.loop.call_soon(self._next_turn)
+        self._held |= TURN
+        self.loop.call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
-        self._turn = None
-        if self.gone or self._blocked:
+        self._held &= ~TURN
+        if self.gone or self._held & BLOCKED:
             return
         if self.kicked:
             ending.take_leave(self)
@@ -565,35 +586,39 @@ class Connection(asyncio.BufferedProtocol):
     def _wait(self) -> None:
         """Give the client its time for what comes next."""
         dialogue = self.dialogue
-        if self._blocked:
+        if self._held & BLOCKED:
             return
         if dialogue.more:
             self._take_turns()
-            return
-        if self._eof:
+        elif self._held & ENDED:
             dialogue.leave()
             self.flush()
-            return
-        if self._reading_paused:
+        else:
             self.resume_reading()
+            if dialogue.framer is None and dialogue.chunks is None:
+                self._wait_for_next(dialogue)
+            else:
+                self._wait_for_rest(self.loop.time())
+
+    def _wait_for_next(self, dialogue: Dialogue) -> None:
+        """Give the client its time for a command, or for a message of which nothing has come."""
         if dialogue.charged:
             memory.charge(dialogue)
         limits = dialogue.shared.limits
-        now = self.loop.time()
-        if dialogue.framer is not None or dialogue.chunks is not None:
-            self._wait_for_rest(now)
-            return
-        self._command_began = 0.0
         seconds = limits.command_seconds
+        self.idle_since = now = self.loop.time()
+        self._command_began = 0.0
         if dialogue.body is not None:
             seconds = limits.data_seconds
             self._pace = dialogue.begun, now, 0
-        self.idle_since = now
-        self.deadline = min(self._ends_at, now + seconds)
+        deadline = now + seconds
+        self.deadline = min(self._ends_at, deadline)
 
     def _wait_for_rest(self, now: float) -> None:
         """Give the client its time for the rest of a message, or of a command that has begun."""
         dialogue = self.dialogue
+        if dialogue.charged:
+            memory.charge(dialogue)
         limits = dialogue.shared.limits
         reading = dialogue.reading
         if self._events != dialogue.events:
@@ -662,19 +687,14 @@ class Connection(asyncio.BufferedProtocol):
         ending.make_room(self, reply, reason)
 
     @property
-    def _asks_now(self) -> bool:
-        """Whether this is called by a hook that never waits."""
-        return self.work is None and self.dialogue.waiting is not None
-
-    @property
     def waits(self) -> bool:
         """Whether nothing runs and nothing is about to: the session waits for its client."""
-        return self.work is None and self.dialogue.waiting is None and self._turn is None
+        return self.work is None and self.dialogue.waiting is None and not self._held & TURN
 
     @property
     def blocked(self) -> bool:
         """Whether the client does not read."""
-        return self._blocked
+        return bool(self._held & BLOCKED)
 
 
 class ObservedConnection(Connection):

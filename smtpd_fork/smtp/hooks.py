@@ -49,15 +49,16 @@ async def in_time(connection: Connection, awaitable: Awaitable[Any]) -> Any:
 def ask_now(connection: Connection, ask: Ask) -> Any:
     """Return what a hook that never waits answers: its first step is its last."""
     dialogue = connection.dialogue
-    hook = connection.shared.hooks[ask.hook]
+    shared = dialogue.shared
+    hook = shared.hooks[ask.hook]
     coroutine = hook(connection.server, dialogue.session, dialogue.envelope, *ask.args)
     try:
-        if current_session.get() == connection.id:  # it is asked by a task of the session
+        if current_session.get() == dialogue.id:  # it is asked by a task of the session
             coroutine.send(None)
         else:
             connection.context.run(coroutine.send, None)
     except StopIteration as end:
-        return checked(connection.shared, ask.hook, end.value)
+        return checked(shared, ask.hook, end.value)
     except Exception:
         raise
     except BaseException as error:

@@ -226,6 +226,9 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
         """What aiosmtpd has a task for: is done when the session is."""
         return self.connection.ended
 
+    def __del__(self) -> None:
+        """Do not look for what asyncio's class, which is not initialized here, would look for."""
+
     def __repr__(self) -> str:
         return repr(self.connection)
 

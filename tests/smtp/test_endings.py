@@ -14,6 +14,7 @@ from support.handlers import Collect
 from support.server import running, serve, until
 
 from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp.connection import ENDED
 from smtpd_fork.smtp.ending import time_out
 
 # -- resets ------------------------------------------------------------------------------------
@@ -46,7 +47,7 @@ async def test_a_reset_that_the_loop_has_not_noticed_is_no_error(
 async def test_a_client_that_half_closes_after_its_final_dot_is_still_served() -> None:
     class Slow(Collect):
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-            await until(lambda: server.connection._eof)
+            await until(lambda: server.connection._held & ENDED)
             return await super().handle_DATA(server, session, envelope)
 
     handler = Slow()
