@@ -89,33 +89,10 @@ class Dialogue:
     """
 
     __slots__ = (
-        *("_envelope", "_errors", "_rejects", "accepted", "auth_failures", "awaited"),
-        *(
-            "begun",
-            "body",
-            "calls",
-            "charged",
-            "chunk_fault",
-            "chunks",
-            "debug",
-            "envelope_bytes",
-            "events",
-        ),
-        *(
-            "farewell",
-            "fast",
-            "framer",
-            "host",
-            "id",
-            "in_hand",
-            "messages",
-            "more",
-            "noops",
-            "out",
-            "overshoot",
-            "rows",
-        ),
-        *("session", "shared", "state", "waiting"),
+        *("_envelope", "_errors", "_rejects", "accepted", "auth_failures", "awaited", "begun"),
+        *("body", "calls", "charged", "chunk_fault", "chunks", "debug", "envelope_bytes"),
+        *("events", "farewell", "fast", "framer", "host", "id", "in_hand", "messages", "more"),
+        *("noops", "out", "overshoot", "rows", "session", "shared", "state", "waiting"),
     )
 
     def __init__(self, shared: Shared, session_id: str, host: Host) -> None:
@@ -238,7 +215,7 @@ class Dialogue:
         self.in_hand = False
         if self.state >= _LEAVING:
             self.reset()
-        elif self.state == _DELIVERY or self.state == _EXCHANGE:
+        elif self.state in (_DELIVERY, _EXCHANGE):
             self.state = _HELLO  # it ends with what was waited for
         self.place()
 
