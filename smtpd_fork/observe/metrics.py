@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+    from smtpd_fork.dialogue.tally import Latency, Tally
     from smtpd_fork.listeners.backlog import Backlog
     from smtpd_fork.observe.snapshot import Snapshot
 

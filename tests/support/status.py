@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smtpd_fork import Config, Server
+from smtpd_fork.dialogue import Tally
 from smtpd_fork.listeners import open_listeners
 from smtpd_fork.observe.status_server import StatusServer
 from support.client import PATIENCE
