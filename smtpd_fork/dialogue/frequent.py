@@ -58,7 +58,7 @@ frequent = re.compile(
 ).match
 """Match one command at a position."""
 
-_GREETING = State.GREETING
+_GREETING, _LEAVING = State.GREETING, State.LEAVING
 _FOUR = ord("4")
 
 
@@ -75,7 +75,7 @@ def take_frequent(dialogue: Dialogue, data: bytes) -> bytes:
         position = end
         try:
             result = _act_on(dialogue, match)
-            if type(result) is bytes and result[0] < _FOUR:
+            if type(result) is bytes and result[0] < _FOUR and dialogue.state < _LEAVING:
                 dialogue.out.append(result)  # as mostly: a reply that counts for nothing
             elif result is not None:
                 dialogue.act(result)

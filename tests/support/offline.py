@@ -1,0 +1,164 @@
+"""A dialogue without a socket, a loop or a clock: bytes in, replies out, handlers asked at once."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smtpd_fork.dialogue.commands import State
+from smtpd_fork.dialogue.dialogue import Dialogue
+from smtpd_fork.dialogue.session import Session
+from smtpd_fork.dialogue.waiting import Ask, Failed
+from smtpd_fork.smtp import SMTP
+from smtpd_fork.smtp.hooks import ask
+from smtpd_fork.smtp.work import STEPS
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Generator, Iterator
+
+    from smtpd_fork.dialogue import Shared
+    from smtpd_fork.dialogue.waiting import Waiting
+
+LOCAL_ERROR = b"451 4.3.0 Local error in processing, try again later\r\n"
+
+
+class Outcome(NamedTuple):
+    """What a stream comes to: replies, and whether the session is over."""
+
+    sent: bytes
+    over: bool
+
+
+class Waiter:
+    """Waits until a result is set, by giving way to whoever drives the coroutine."""
+
+    def __init__(self) -> None:
+        self._event: Any = None
+
+    def set_result(self, event: Any, /) -> None:
+        self._event = event
+
+    def done(self) -> bool:
+        return self._event is not None
+
+    def cancel(self) -> None:
+        raise AssertionError("nothing is cancelled here")
+
+    def __await__(self) -> Generator[None, None, Any]:
+        while self._event is None:
+            yield
+        return self._event
+
+
+class Work:
+    """Stands for a task."""
+
+    def is_end(self, error: BaseException) -> bool:
+        return False
+
+    @contextmanager
+    def handlers_time(self) -> Iterator[None]:
+        yield
+
+
+class Offline:
+    """Runs one dialogue, as a connection does.
+
+    :param shared: what it has in common with others
+    """
+
+    loop: Any = None
+    peer = ("192.0.2.1", 25)
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+        self.facade: Any = None
+        self.work: Any = Work()
+        self.sent = b""
+        self._running: Coroutine[Any, Any, None] | None = None
+        self.dialogue = Dialogue(shared, "id", self)
+        self.dialogue.begin(Session(None, "id"))  # type: ignore[arg-type]  # no loop
+        self.dialogue.greet()
+
+    @property
+    def server(self) -> Any:
+        if self.facade is None:
+            self.facade = SMTP.of(self)  # type: ignore[arg-type]  # as much of one as is needed
+        return self.facade
+
+    @property
+    def outcome(self) -> Outcome:
+        """What has come of it so far."""
+        return Outcome(self.sent, self.dialogue.state >= State.LEAVING)
+
+    def feed(self, data: bytes) -> None:
+        """Give the dialogue what the client sends, and carry out what it waits for."""
+        self.dialogue.receive(data)
+        self._carry_on()
+        self.flush()
+
+    def _carry_on(self) -> None:
+        dialogue = self.dialogue
+        while True:
+            if self._running is None and dialogue.waiting is not None:
+                self._running = self._carry_out(dialogue.waiting)
+            elif self._running is None and not dialogue.more:
+                return
+            if self._running is not None:
+                try:
+                    self._running.send(None)
+                except StopIteration:
+                    self._running = None
+                    dialogue.answered()
+                else:
+                    if dialogue.awaited is not None and not dialogue.awaited.done():
+                        return
+                    continue
+            dialogue.advance()
+
+    async def _carry_out(self, waiting: Waiting) -> None:
+        try:
+            if isinstance(waiting, Ask):
+                answer = await ask(self, waiting.hook, *waiting.args)  # type: ignore[arg-type]  # too
+                self.dialogue.act(waiting.then(answer))
+            elif not isinstance(waiting, Failed):
+                await STEPS[waiting.step](self, *waiting.args)
+            else:
+                self.dialogue.put(LOCAL_ERROR)
+        except Exception:  # noqa: BLE001 - a handler's, whatever it is
+            self.dialogue.put(LOCAL_ERROR)
+
+    # -- what is asked of whoever runs a dialogue --------------------------------------------------
+
+    def ask_now(self, ask: Ask) -> Any:
+        hook = self.shared.hooks[ask.hook]
+        coroutine = hook(self.server, self.dialogue.session, self.dialogue.envelope, *ask.args)
+        try:
+            coroutine.send(None)
+        except StopIteration as end:
+            return end.value
+        raise AssertionError("it waits")
+
+    def refuse_handshake(self) -> str | None:
+        return None
+
+    def wait_for_client(self) -> None:
+        pass
+
+    wait_for_command = wait_for_client
+
+    def new_waiter(self) -> Waiter:
+        return Waiter()
+
+    def unsent(self) -> int:
+        return 0
+
+    def give_way(self, held: int) -> bool:
+        return False
+
+    def flush(self) -> None:
+        self.sent += b"".join(self.dialogue.out)
+        self.dialogue.out.clear()
+
+    async def drained(self) -> None:
+        pass
