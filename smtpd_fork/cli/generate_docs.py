@@ -21,10 +21,11 @@ from smtpd_fork.cli.options import DEFAULTS, OPTIONS, SECTIONS, TABLES, format_s
 from smtpd_fork.cli.setting_sources import CONFIG_VARIABLE
 from smtpd_fork.cli.show_config import toml
 from smtpd_fork.config import READERS, Config
+from smtpd_fork.dialogue.commands import COMMANDS, TAKES_COMMANDS, Command, State
 from smtpd_fork.errors import MEANINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from smtpd_fork.cli.options import SettingOption
 
@@ -33,6 +34,9 @@ __all__ = ["documents", "example", "manual_page", "options_page", "readme_table"
 _ROOT = Path(__file__).parents[2]
 
 _MARK = "<!-- options: make papers -->"
+
+_COMMANDS_MARK = "<!-- commands: make papers -->"
+_STATES_MARK = "<!-- states: make papers -->"
 
 _WIDTH = 96
 
@@ -53,6 +57,54 @@ def readme_table() -> str:
         for option in OPTIONS
     ]
     return "\n".join([_MARK, "| option | default | meaning |", "| --- | --- | --- |", *rows, ""])
+
+
+def commands_table() -> str:
+    """Return the table of ``docs/session.md``: each command in each state."""
+    states = TAKES_COMMANDS[:-1]
+    head = ["command", *(state.name for state in states)]
+    rows = [[f"`{row.name}`", *(_in_state(row, state) for state in states)] for row in COMMANDS]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join([_COMMANDS_MARK, *(f"| {' | '.join(cells)} |" for cells in lines), ""])
+
+
+def _in_state(row: Command, state: State) -> str:
+    refused = row.otherwise.get(state) or row.late.get(state)
+    if refused is not None:
+        code, _, words = refused
+        return f"{code} {words.removeprefix('Error: ')}"
+    to = _led_to(row, state)
+    return "stays" if to is None else f"**{to.name}**"
+
+
+def _led_to(row: Command, state: State) -> State | None:
+    """Return the state that a command leads to; None: there is no change."""
+    if state in row.otherwise or state in row.late:
+        return None
+    if row.name == "RSET" and state is State.HELLO:  # it introduces nobody
+        return None
+    return row.leads_to
+
+
+def states_diagram() -> str:
+    """Return the same as a diagram: what leads from a state to another."""
+    ways: dict[tuple[str, str], list[str]] = {}
+    for row in COMMANDS:
+        for state in TAKES_COMMANDS[:-1]:
+            to = _led_to(row, state)
+            if to is not None and to != state:
+                ways.setdefault((state.name, to.name), []).append(row.name)
+    for name in ("DATA", "CHUNK"):
+        ways[name, "DELIVERY"] = ["its end"]
+    ways["CHUNK", "CHUNKS"] = ["not the last"]
+    ways["DELIVERY", "READY"] = ["the handler's answer"]
+    ways["EXCHANGE", "READY"] = ["the last answer"]
+    ways["HANDSHAKE", "HELLO"] = ["TLS"]
+    ways["HANDSHAKE", "BARRED"] = ["handle_STARTTLS says no"]
+    lines = [f"    {a} --> {b}: {', '.join(names)}" for (a, b), names in ways.items()]
+    head = ["    [*] --> GREETING", "    GREETING --> HELLO: 220"]
+    body = ["```mermaid", "stateDiagram-v2", *head, *lines, "    LEAVING --> [*]", "```"]
+    return "\n".join([_STATES_MARK, *body, ""])
 
 
 def options_page() -> str:
@@ -263,12 +315,25 @@ def accepted(name: str, hint: Any) -> str:
     return " | ".join(kind.__name__ for kind in dict.fromkeys(kinds))
 
 
+def _filled(text: str, parts: Sequence[tuple[str, Callable[[], str]]]) -> str:
+    """Return a page with its generated parts."""
+    for pattern, part in parts:
+        text = re.sub(pattern, lambda _, part=part: part(), text)  # type: ignore[misc]  # mypy#11846
+    return text
+
+
 def documents() -> dict[Path, str]:
     """Return the text of each generated file, by its path."""
-    readme = (_ROOT / "README.md").read_text()
-    table = re.compile(rf"{re.escape(_MARK)}\n(?:\|.*\n)*")
+    readme, session = _ROOT / "README.md", _ROOT / "docs/session.md"
+    pages = {
+        readme: [(rf"{re.escape(_MARK)}\n(?:\|.*\n)*", readme_table)],
+        session: [
+            (rf"{re.escape(_COMMANDS_MARK)}\n(?:\|.*\n)*", commands_table),
+            (rf"{re.escape(_STATES_MARK)}\n(?:```(?s:.*?)```\n)?", states_diagram),
+        ],
+    }
     return {
-        _ROOT / "README.md": table.sub(lambda _: readme_table(), readme),
+        **{path: _filled(path.read_text(), parts) for path, parts in pages.items()},
         _ROOT / "docs/options.md": options_page(),
         _ROOT / "examples/smtpd-fork.toml": example(),
         _ROOT / "packaging/smtpd-fork.8": manual_page(),

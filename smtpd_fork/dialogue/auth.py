@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aiosmtpd.smtp import MISSING, AuthResult
 
 from smtpd_fork.dialogue import replies
+from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.reply import answer_of
 from smtpd_fork.dialogue.waiting import Run
 
@@ -39,6 +40,7 @@ def begin_auth(dialogue: Dialogue, words: list[str]) -> Result:
     mechanism = words[0].upper()
     if mechanism not in dialogue.shared.auth_names:
         return f"{replies.NO_SUCH_MECHANISM}\r\n".encode()
+    dialogue.state = State.EXCHANGE
     return Run("authenticate", ([mechanism, *words[1:]],))
 
 

@@ -12,7 +12,6 @@ from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.auth import judge
-from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.data import delivered
 from smtpd_fork.dialogue.hello import answer_or
 from smtpd_fork.dialogue.reply import answer_of
@@ -141,7 +140,6 @@ async def authenticate(connection: Connection, words: list[str]) -> None:
     session, server = dialogue.session, connection.server
     assert session is not None
     assert work is not None
-    dialogue.state = State.EXCHANGE
     status = await ask(connection, "AUTH", words)
     if status is MISSING:
         attribute, own = shared.auth_names[words[0]]
