@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import aiosmtpd.smtp
 
 from smtpd_fork.dialogue import BareNewline, Limits
-from smtpd_fork.smtp import SMTP
-from smtpd_fork.smtp.smtp import connection_class
+from smtpd_fork.smtp import SMTP, Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
     from smtpd_fork.net import Peer
-    from smtpd_fork.smtp import Connection, Sweep
+    from smtpd_fork.smtp import Sweep
 
 __all__ = ["IDENT", "Blueprint", "buffered_share", "check_session_class", "shortest_limit"]
 
@@ -139,7 +138,6 @@ class Blueprint:
         self._tls = tls
         self._sweep = sweep
         self._class = session_class
-        self._connection = connection_class(session_class)
         self._options = {
             "data_size_limit": config.max_message_size or None,
             "hostname": config.hostname,
@@ -167,7 +165,14 @@ class Blueprint:
         shared = self._shared.get(listener.address.scheme)
         if shared is None or self._class.__init__ is not SMTP.__init__:
             return self._new(listener, peer, on_close)
-        return self._connection(shared, self._sweep.loop, self._sweep, peer=peer, on_close=on_close)
+        return Connection(
+            shared,
+            self._sweep.loop,
+            self._sweep,
+            peer=peer,
+            on_close=on_close,
+            observed=self._class is not SMTP,
+        )
 
     def try_out(self, listeners: Sequence[Listener]) -> None:
         """Make a session for each of *listeners*, as aiosmtpd's Controller does at its start.

@@ -17,7 +17,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.errors import forget_frames
-from smtpd_fork.smtp.tls_wire import TlsWire
 
 if TYPE_CHECKING:
     import socket
@@ -56,7 +55,7 @@ class _Connecting:
     def begin(self) -> asyncio.BufferedProtocol:
         """Return the connection; from here on the socket is the loop's."""
         self.begun = True
-        return TlsWire(self.connection) if self.tls else self.connection
+        return self.connection.protocol(tls=self.tls)
 
 
 class Sessions:
@@ -126,7 +125,7 @@ class Sessions:
         if ticket.id is None:
             ticket.id = connection.id
         else:
-            connection.rename(ticket.id)
+            connection.dialogue.id = ticket.id
         ticket.holder = connection
         ticket.listener = listener
         self._tickets[connection] = ticket
@@ -203,7 +202,7 @@ class Sessions:
             connecting.sock.close()  # else it is the loop's, which closes it
         if not connection.began:
             connection.dialogue.report(logging.INFO, "no session", str(reason))
-            connection.lose()  # and its on_close comes
+            connection.connection_lost(None)  # and its on_close comes
         else:
             connection.abort()  # and its on_close comes
 

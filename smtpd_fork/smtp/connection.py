@@ -6,8 +6,8 @@ through mmap(2) and page faults every time, and doubles what large messages cost
 
 The laws:
 
-- :meth:`Connection.connection_lost` acts once for every connection; ``on_close`` is called there
-  and nowhere else;
+- :meth:`Connection.connection_lost` acts once for every connection, and ``on_close`` is called then
+  and at no other time;
 - every state has a deadline, and every deadline ends in a reply, a close or a cut;
 - no byte moves a deadline: completing a command does, or a message that comes fast enough;
 - what is held for a client is bounded: input while busy, output while it does not read, messages.
@@ -18,9 +18,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from smtpd_fork.dialogue import memory
 from smtpd_fork.dialogue.commands import State
@@ -28,8 +27,9 @@ from smtpd_fork.dialogue.dialogue import Dialogue
 from smtpd_fork.dialogue.session import Session, current_session, new_session_id
 from smtpd_fork.dialogue.waiting import Run
 from smtpd_fork.net import plain_peer
-from smtpd_fork.smtp import ending
+from smtpd_fork.smtp import ending, patience
 from smtpd_fork.smtp.hooks import ask_now
+from smtpd_fork.smtp.wire import Wire, buffer
 from smtpd_fork.smtp.work import Work
 
 if TYPE_CHECKING:
@@ -37,31 +37,16 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from smtpd_fork.dialogue.shared import Shared
-    from smtpd_fork.dialogue.waiting import Ask, Waiter
     from smtpd_fork.gate import Refusal
     from smtpd_fork.net import Peer
     from smtpd_fork.smtp.sweep import Sweep
 
-__all__ = ["BUFFER_SIZE", "HELD_INPUT", "Connection", "ObservedConnection"]
+__all__ = ["HELD_INPUT", "Connection"]
 
 log = logging.getLogger("smtpd_fork.session")
 
-BUFFER_SIZE = 256 * 1024
-"""What one read takes at most; uvloop's own figure, and enough for a socket's buffer."""
-
 HELD_INPUT = 64 * 1024
 """Bytes that are read ahead while a handler is busy; past it the client waits in the kernel."""
-
-PACE_SECONDS = 60.0
-"""How long at least the rate of a message is taken over: neither a slow start nor a pause is an
-attack. It is not taken over all of the message: a client that has sent much could stop for long."""
-
-COMMAND_SECONDS = 60.0
-"""Time for a command from its first byte to its end, if ``--timeout`` is not shorter: nginx has
-as much for all headers of a request (client_header_timeout). Postfix also gives a command one time,
-not one for each read (smtpd_per_request_deadline)."""
-
-_TLS_FACTS = ("sslcontext", "ssl_object", "peercert", "cipher", "compression")
 
 BLOCKED, ENDED, PAUSED, TURN = 1, 2, 4, 8
 """What keeps bytes from flowing: the client does not read; it has closed for writing; we do not
@@ -70,9 +55,9 @@ read; others have their turn first."""
 STOPPED = BLOCKED | TURN
 """What keeps commands from being acted on."""
 
-_LEAVING = State.LEAVING
+_TLS_FACTS = ("sslcontext", "ssl_object", "peercert", "cipher", "compression")
 
-_of_thread = threading.local()
+_LEAVING = State.LEAVING
 
 
 class Handshakes(Protocol):
@@ -90,18 +75,20 @@ class Handshakes(Protocol):
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One client's connection; also the host of its dialogue (see :class:`Host` there).
+    """One client's connection, and the host of its dialogue (:class:`~..dialogue.waiting.Host`).
 
     :param shared: what the session has in common with others
     :param loop: the session's own
     :param sweep: looks after the deadline
     :param peer: the client, where accept(2) told; default: what the transport says
     :param on_close: called once, when the connection is gone
+    :param observed: whether a user's class sees what the transport says
     :ivar transport: the loop's; None before and after the connection
     :ivar work: what the session waits for, in a task; an idle one has none
     :ivar facade: the session as handlers know it, once there is somebody who does
     :ivar deadline: when :meth:`expired` is called, by the loop's clock, in seconds
     :ivar idle_since: since when the session waits for its client
+    :ivar held: what keeps bytes from flowing
     :ivar kicked: whether an administrator has ended it
     :ivar proxied: what a PROXY header said that was read before the session
     :ivar handshakes: whom to ask before a TLS handshake
@@ -109,11 +96,10 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        *("__weakref__", "_command_began", "_context", "_drained", "_ended", "_ends_at"),
-        *("_events", "_held", "_on_close", "_pace", "_steps"),
-        *("_stuck_since", "_sweep", "_view", "deadline", "dialogue", "facade"),
-        *("handshakes", "host_name_dns", "idle_since", "kicked", "loop", "peer", "proxied"),
-        *("proxy_reader", "transport", "work"),
+        *("__weakref__", "_context", "_drained", "_ended", "_on_close", "_sweep", "_view"),
+        *("command_began", "deadline", "dialogue", "ends_at", "events", "facade", "handshakes"),
+        *("held", "host_name_dns", "idle_since", "kicked", "loop", "observed", "pace", "peer"),
+        *("proxied", "proxy_reader", "steps", "stuck_at", "transport", "work"),
     )
 
     def __init__(
@@ -124,13 +110,12 @@ class Connection(asyncio.BufferedProtocol):
         *,
         peer: Peer = None,
         on_close: Callable[[Any], None] | None = None,
+        observed: bool = False,
     ) -> None:
-        try:
-            self._view: memoryview = _of_thread.view
-        except AttributeError:
-            self._view = _of_thread.view = memoryview(bytearray(BUFFER_SIZE))
+        self._view = buffer()
         self.loop = loop
         self.peer = peer
+        self.observed = observed
         self._sweep = sweep
         self._on_close = on_close
         self.dialogue = Dialogue(shared, new_session_id(), self)
@@ -142,13 +127,11 @@ class Connection(asyncio.BufferedProtocol):
         self.proxied: Any = None
         self.proxy_reader: asyncio.StreamReader | None = None
         self.kicked = False
-        self.deadline = self.idle_since = 0.0
-        self._ends_at = math.inf
-        self._command_began = 0.0  # when the first byte of a command came whose end has not
-        self._events = 0  # that had been acted on by then
-        self._pace = (0, 0.0, 0)  # message, when it was last seen to come fast enough, its bytes
-        self._steps, self._stuck_since = (-1, 0), 0.0
-        self._held = 0  # what keeps bytes from flowing
+        self.held = 0
+        self.ends_at = math.inf
+        self.deadline = self.idle_since = self.command_began = self.stuck_at = 0.0
+        self.events = 0
+        self.pace, self.steps = (0, 0.0, 0), (-1, 0)  # see patience.py
         self._context: Context | None = None
         self._ended: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -156,6 +139,12 @@ class Connection(asyncio.BufferedProtocol):
     def __repr__(self) -> str:
         who = self.dialogue.who()
         return f"<SMTP {who['session']} {who['client']}>"
+
+    # What else it does has files of its own: how it ends, and what time it gives the client.
+    abort, cut, kick = ending.abort, ending.cut, ending.kick
+    give_way, make_room, shut_down = ending.give_way, ending.make_room, ending.shut_down
+    expired, stuck_since = patience.expire, patience.stuck_since
+    wait_for_command, wait_for_client = patience.wait_for_command, patience.wait_for_client
 
     # -- what others ask -------------------------------------------------------------------------
 
@@ -168,10 +157,6 @@ class Connection(asyncio.BufferedProtocol):
     def id(self) -> str:
         """Names the session in the logs, in ``Received:`` and in the reply to DATA."""
         return self.dialogue.id
-
-    def rename(self, name: str) -> None:
-        """Go on under the id by which the client was known before it had a session."""
-        self.dialogue.id = name
 
     @property
     def tls(self) -> bool:
@@ -204,9 +189,19 @@ class Connection(asyncio.BufferedProtocol):
         return None if self.work is None else self.work.task
 
     @property
-    def waits_for_line(self) -> bool:
-        """Whether a task runs, and waits for the client."""
-        return self.work is not None and self.dialogue.awaited is not None
+    def waits(self) -> bool:
+        """Whether nothing runs and nothing is about to: the session waits for its client."""
+        return self.work is None and self.dialogue.waiting is None and not self.held & TURN
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the client does not read."""
+        return bool(self.held & BLOCKED)
+
+    @property
+    def ended_input(self) -> bool:
+        """Whether the client has closed for writing."""
+        return bool(self.held & ENDED)
 
     @property
     def phase(self) -> str:
@@ -219,30 +214,6 @@ class Connection(asyncio.BufferedProtocol):
         if self.work is not None and self.dialogue.awaited is None:
             return "handler"
         return "command" if self.dialogue.reading is None else "data"
-
-    def stuck_since(self) -> float:
-        """Return since when its client has got no further; asked only while slots are short.
-
-        Further is: TLS, a name, authentication, a sender, twice as many recipients, each of them
-        once until a message is accepted.
-        """
-        state, session, envelope = self.dialogue.state, self.dialogue.session, None
-        assert session is not None
-        if state not in {State.HELLO, State.READY}:
-            envelope = self.dialogue.envelope
-        recipients = len(envelope.rcpt_tos) if envelope is not None else 0
-        steps = (
-            self.messages,
-            self.tls
-            + bool(session.host_name)
-            + bool(session.authenticated)
-            + bool(envelope is not None and envelope.mail_from)
-            + recipients.bit_length(),
-        )
-        if steps > self._steps:
-            self._steps = steps
-            self._stuck_since = self.idle_since
-        return self._stuck_since
 
     # -- what the dialogue asks --------------------------------------------------------------------
 
@@ -261,9 +232,7 @@ class Connection(asyncio.BufferedProtocol):
             self._context.run(current_session.set, self.dialogue.id)
         return self._context
 
-    def ask_now(self, ask: Ask) -> Any:
-        """Return what a hook that never waits answers."""
-        return ask_now(self, ask)
+    ask_now = ask_now
 
     def refuse_handshake(self) -> str | None:
         """Return why the client is not to begin a TLS handshake; None: it is."""
@@ -273,53 +242,40 @@ class Connection(asyncio.BufferedProtocol):
         self.pause_reading()
         return None
 
-    def new_waiter(self) -> Waiter:
+    def new_waiter(self) -> asyncio.Future[Any]:
         """Return something to wait with."""
         return self.loop.create_future()
 
     def unsent(self) -> int:
         """Return how many bytes wait for a client that does not read."""
-        if not self._held & BLOCKED or self.transport is None:
+        if not self.held & BLOCKED or self.transport is None:
             return 0
         size: int = self.transport.get_write_buffer_size()
         return size
 
-    def wait_for_client(self) -> None:
-        """Give the client its time for what a method of the session waits for."""
-        dialogue = self.dialogue
-        if dialogue.awaited is None or dialogue.awaited.done():
-            return
-        if self._held & ENDED or dialogue.state >= _LEAVING:
-            dialogue.leave()  # so that it passes for the session's end, as it is
-            dialogue.awaited.cancel()
-            return
-        self.resume_reading()
-        if dialogue.reading is not None:
-            self._wait()
-
-    def give_way(self, held: int) -> bool:
-        """End, as memory is short and this session holds much of it without going on.
-
-        :param held: how much, in bytes
-        :returns: False if that cannot be: a handler works for it
-        """
-        return ending.give_way(self, held)
-
     # -- life ------------------------------------------------------------------------------------
 
+    def protocol(self, *, tls: bool) -> asyncio.BufferedProtocol:
+        """Return what the transport is to talk to.
+
+        :param tls: whether it speaks TLS
+        """
+        if self.observed:
+            return Wire(self.server)
+        return Wire(self) if tls else self
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin (asyncio.BaseProtocol)."""
+        """Begin the session; under TLS after STARTTLS begin anew (asyncio.BaseProtocol)."""
         try:
-            self.begin(transport)
+            self._begin(transport)
         except BaseException:
             transport.abort()  # type: ignore[attr-defined]  # a stream's; its connection_lost comes
             raise
 
-    def begin(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the session; under TLS after STARTTLS begin anew."""
+    def _begin(self, transport: asyncio.BaseTransport) -> None:
         again = self.began
         self.transport = transport
-        self._held &= ~PAUSED
+        self.held &= ~PAUSED
         self._new_session()
         if again or transport.get_extra_info("sslcontext") is not None:
             self._use_tls()  # from the first byte: STARTTLS is not offered
@@ -328,10 +284,10 @@ class Connection(asyncio.BufferedProtocol):
         limits = self.dialogue.shared.limits
         now = self.loop.time()
         if limits.session_seconds:
-            self._ends_at = now + limits.session_seconds
+            self.ends_at = now + limits.session_seconds
         self._sweep.watch(self)
         self.idle_since = now
-        self.deadline = min(self._ends_at, now + limits.command_seconds)
+        self.deadline = min(self.ends_at, now + limits.command_seconds)
         self._open()
         self.go_on()
 
@@ -369,30 +325,26 @@ class Connection(asyncio.BufferedProtocol):
         dialogue.begin(session)
         if dialogue.debug:  # who() costs, and mostly for nobody
             who = dialogue.who()
-            log.debug("[%s] connected: %s", self.id, who["client"], extra=who)
+            log.debug("[%s] connected: %s", dialogue.id, who["client"], extra=who)
 
     def _use_tls(self) -> None:
-        self.shared.tally.tls_done += 1
+        dialogue = self.dialogue
+        dialogue.shared.tally.tls_done += 1
         if self.handshakes is not None:
             self.handshakes.end_handshake(self)
-        dialogue = self.dialogue
         assert dialogue.session is not None
         dialogue.session.ssl = {name: self.transport.get_extra_info(name) for name in _TLS_FACTS}
         dialogue.set_rows()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the session, once (asyncio.BaseProtocol)."""
-        self.lose()
-
-    def lose(self) -> None:
-        """End the session: the connection is lost."""
         dialogue = self.dialogue
         if dialogue.state == State.GONE:
             return
         self.transport = None
         dialogue.end()
         if dialogue.debug:
-            log.debug("[%s] connection closed", self.id, extra=dialogue.who())
+            log.debug("[%s] connection closed", dialogue.id, extra=dialogue.who())
         try:
             self._sweep.forget(self)
             if self.work is not None:
@@ -406,7 +358,7 @@ class Connection(asyncio.BufferedProtocol):
     def say_disconnected(self) -> None:
         """Tell a handler that the session has ended, and let go of it."""
         if "DISCONNECT" in self.dialogue.shared.hooks and self.began:
-            self.work = Work(self, Run("tell_disconnected"))
+            Work(self, Run("tell_disconnected"))
         else:
             self.let_go()
 
@@ -417,8 +369,7 @@ class Connection(asyncio.BufferedProtocol):
         collector comes too late: a client can make sessions faster, each with a message.
         """
         dialogue = self.dialogue
-        self.work = self._context = None
-        dialogue.waiting = None
+        self.work = self._context = dialogue.waiting = None
         dialogue.reset()
         if isinstance(dialogue.session, Session):
             dialogue.session.forget_transport()
@@ -447,29 +398,23 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was received, before it is overwritten (asyncio.BufferedProtocol)."""
-        dialogue = self.dialogue
-        dialogue.shared.tally.received += nbytes
-        if dialogue.waiting is None and not self._held & STOPPED:
-            dialogue.receive(self._view[:nbytes].tobytes())
-            self.go_on()
-        else:
-            self._receive_early(self._view[:nbytes].tobytes())
+        self.data_received(self._view[:nbytes].tobytes())
 
-    def receive(self, data: bytes) -> None:
-        """Take bytes."""
+    def data_received(self, data: bytes) -> None:
+        """Take bytes (asyncio.Protocol)."""
         dialogue = self.dialogue
-        if dialogue.waiting is None and not self._held & STOPPED:
+        dialogue.shared.tally.received += len(data)
+        if dialogue.waiting is None and not self.held & STOPPED:
             dialogue.receive(data)
             self.go_on()
+        elif self.proxy_reader is not None:
+            self.proxy_reader.feed_data(data)
         else:
             self._receive_early(data)
 
     def _receive_early(self, data: bytes) -> None:
         """Take bytes while what came before them is not answered; or the answer to a challenge."""
         dialogue = self.dialogue
-        if self.proxy_reader is not None:
-            self.proxy_reader.feed_data(data)
-            return
         dialogue.keep(data)
         if dialogue.awaited is not None:
             dialogue.hand_over()
@@ -479,13 +424,9 @@ class Connection(asyncio.BufferedProtocol):
             memory.charge(dialogue)
 
     def eof_received(self) -> bool | None:
-        """Take the end of the input (asyncio.BufferedProtocol)."""
-        return self.receive_eof()
-
-    def receive_eof(self) -> bool | None:
-        """Take the end of input; what was complete is still answered."""
+        """Take the end of input; what was complete is still answered (asyncio.Protocol)."""
         dialogue = self.dialogue
-        self._held |= ENDED
+        self.held |= ENDED
         if self.proxy_reader is not None:
             self.proxy_reader.feed_eof()
         if dialogue.awaited is not None:
@@ -497,13 +438,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Act on no more commands while the client does not read (asyncio.BaseProtocol)."""
-        self._held |= BLOCKED
+        self.held |= BLOCKED
         self.pause_reading()
         memory.charge(self.dialogue)
 
     def resume_writing(self) -> None:
         """Go on (asyncio.BaseProtocol)."""
-        self._held &= ~BLOCKED
+        self.held &= ~BLOCKED
         if self.dialogue.charged:
             memory.charge(self.dialogue)
         if self._drained is not None and not self._drained.done():
@@ -514,14 +455,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_reading(self) -> None:
         """Leave what the client sends in the kernel."""
-        if not self._held & PAUSED and self.transport is not None:
-            self._held |= PAUSED
+        if not self.held & PAUSED and self.transport is not None:
+            self.held |= PAUSED
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read again."""
-        if self._held & PAUSED and self.transport is not None:
-            self._held &= ~PAUSED
+        if self.held & PAUSED and self.transport is not None:
+            self.held &= ~PAUSED
             self.transport.resume_reading()
 
     def flush(self) -> None:
@@ -535,20 +476,21 @@ class Connection(asyncio.BufferedProtocol):
                 self.transport.write(data)
             except RuntimeError:
                 # What uvloop raises.
-                log.debug("[%s] a handler has closed the transport", self.id, extra=dialogue.who())
+                text = "[%s] a handler has closed the transport"
+                log.debug(text, dialogue.id, extra=dialogue.who())
         if _LEAVING <= dialogue.state < State.CLOSING:
-            ending.hang_up(self, eof=bool(self._held & ENDED))
+            ending.hang_up(self)
 
     async def drained(self) -> None:
         """Wait while the client does not take what is sent."""
-        if self._held & BLOCKED:
+        if self.held & BLOCKED:
             self._drained = self.loop.create_future()
             await self._drained
 
     def go_on(self) -> None:
         """Send what the dialogue says, carry out what it waits for, and wait for the client."""
         dialogue = self.dialogue
-        if dialogue.farewell is not None and dialogue.waiting is None and not self.blocked:
+        if dialogue.farewell is not None and dialogue.waiting is None and not self.held & BLOCKED:
             dialogue.advance()
         if dialogue.state >= _LEAVING:
             self.flush()
@@ -560,176 +502,33 @@ class Connection(asyncio.BufferedProtocol):
                 if dialogue.pending > memory.ALLOWANCE:
                     memory.charge(dialogue)
                 Work(self, dialogue.waiting)
-        elif dialogue.framer is None and dialogue.chunks is None and not self._held:
-            self._wait_for_next(dialogue)  # as mostly: it is answered all that it has said
+        elif dialogue.framer is None and dialogue.chunks is None and not self.held:
+            patience.wait_for_next(self)  # as mostly: it is answered all that it has said
         else:
             self._wait()
 
-    def _take_turns(self) -> None:
-        """Let other sessions have their turn, and go on after them."""
-        self.pause_reading()
-        self._held |= TURN
-        self.loop.call_soon(self._next_turn)
+    def _wait(self) -> None:
+        """Wait for the client, or for other sessions' turn; or end if nothing more can come."""
+        dialogue = self.dialogue
+        if self.held & BLOCKED:
+            return
+        if dialogue.more:
+            self.pause_reading()
+            self.held |= TURN
+            self.loop.call_soon(self._next_turn)
+        elif self.held & ENDED:
+            dialogue.leave()
+            self.flush()
+        else:
+            self.resume_reading()
+            patience.wait(self)
 
     def _next_turn(self) -> None:
-        self._held &= ~TURN
-        if self.gone or self._held & BLOCKED:
+        self.held &= ~TURN
+        if self.gone or self.held & BLOCKED:
             return
         if self.kicked:
             ending.take_leave(self)
         else:
             self.dialogue.advance()
             self.go_on()
-
-    # -- time --------------------------------------------------------------------------------------
-
-    def _wait(self) -> None:
-        """Give the client its time for what comes next."""
-        dialogue = self.dialogue
-        if self._held & BLOCKED:
-            return
-        if dialogue.more:
-            self._take_turns()
-        elif self._held & ENDED:
-            dialogue.leave()
-            self.flush()
-        else:
-            self.resume_reading()
-            if dialogue.framer is None and dialogue.chunks is None:
-                self._wait_for_next(dialogue)
-            else:
-                self._wait_for_rest(self.loop.time())
-
-    def _wait_for_next(self, dialogue: Dialogue) -> None:
-        """Give the client its time for a command, or for a message of which nothing has come."""
-        if dialogue.charged:
-            memory.charge(dialogue)
-        limits = dialogue.shared.limits
-        seconds = limits.command_seconds
-        self.idle_since = now = self.loop.time()
-        self._command_began = 0.0
-        if dialogue.body is not None:
-            seconds = limits.data_seconds
-            self._pace = dialogue.begun, now, 0
-        deadline = now + seconds
-        self.deadline = min(self._ends_at, deadline)
-
-    def _wait_for_rest(self, now: float) -> None:
-        """Give the client its time for the rest of a message, or of a command that has begun."""
-        dialogue = self.dialogue
-        if dialogue.charged:
-            memory.charge(dialogue)
-        limits = dialogue.shared.limits
-        reading = dialogue.reading
-        if self._events != dialogue.events:
-            self._events = dialogue.events
-            self._command_began = 0.0
-        if reading is not None:
-            self.idle_since = now
-            self.deadline = min(self._ends_at, now + limits.data_seconds)
-            memory.charge(dialogue, reading)
-            self._see_pace(now, reading.size)
-            return
-        seconds = limits.command_seconds
-        if dialogue.chunks is not None:
-            seconds = min(seconds, limits.data_seconds)
-            self._see_pace(now, dialogue.chunks.size)
-        if dialogue.framer is None or dialogue.framer.idle:
-            self.idle_since = now
-            self.deadline = min(self._ends_at, now + seconds)
-        elif not self._command_began:
-            self._command_began = self.idle_since = now
-            self.deadline = min(self._ends_at, now + min(seconds, COMMAND_SECONDS))
-
-    def _see_pace(self, now: float, came: int) -> None:
-        """End a session whose message has come too slowly, by what the last minute brought."""
-        message, since, before = self._pace
-        if message != self.dialogue.begun:
-            self._pace = self.dialogue.begun, now, 0
-            return
-        seconds = now - since
-        if seconds < PACE_SECONDS:
-            return
-        self._pace = message, now, came
-        if came - before < seconds * self.shared.limits.data_rate:
-            self.dialogue.report(logging.INFO, "the message comes too slowly")
-            ending.time_out(self)
-
-    def wait_for_command(self) -> None:
-        """Give the client its time for one line: no byte of it gives more."""
-        self.idle_since = now = self.loop.time()
-        self.deadline = min(self._ends_at, now + self.shared.limits.command_seconds)
-
-    def expired(self, now: float) -> None:
-        """Act on the deadline that has passed."""
-        ending.expire(self, now)
-
-    # -- ending (see the module of that name) ------------------------------------------------------
-
-    def abort(self) -> None:
-        """Cut the connection; what is unsent is lost."""
-        ending.abort(self)
-
-    def cut(self) -> None:
-        """Cut the connection, and cancel whatever a handler has in hand."""
-        ending.cut(self)
-
-    def shut_down(self) -> None:
-        """Say 421 and close: at once if the client is idle, else after the command in hand."""
-        ending.shut_down(self)
-
-    def kick(self, reply: bytes) -> None:
-        """Say *reply* and close, also in the middle of a message; see :func:`ending.kick`."""
-        ending.kick(self, reply)
-
-    def make_room(self, reply: bytes, reason: str) -> None:
-        """Say *reply* and close: other clients need what this one has and does nothing with."""
-        ending.make_room(self, reply, reason)
-
-    @property
-    def waits(self) -> bool:
-        """Whether nothing runs and nothing is about to: the session waits for its client."""
-        return self.work is None and self.dialogue.waiting is None and not self._held & TURN
-
-    @property
-    def blocked(self) -> bool:
-        """Whether the client does not read."""
-        return bool(self._held & BLOCKED)
-
-
-class ObservedConnection(Connection):
-    """A connection whose session's class is a user's: it sees all that the transport says."""
-
-    __slots__ = ()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin (asyncio.BaseProtocol)."""
-        try:
-            self.server.connection_made(transport)
-        except BaseException:
-            transport.abort()  # type: ignore[attr-defined]  # as above
-            raise
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End the session, once (asyncio.BaseProtocol)."""
-        if self.facade is not None:
-            self.facade.connection_lost(exc)
-        else:
-            self.lose()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Take what was received, before it is overwritten (asyncio.BufferedProtocol)."""
-        self.shared.tally.received += nbytes
-        self.server.data_received(self._view[:nbytes].tobytes())
-
-    def eof_received(self) -> bool | None:
-        """Take the end of the input (asyncio.BufferedProtocol)."""
-        return cast("bool | None", self.server.eof_received())
-
-    def pause_writing(self) -> None:
-        """Write no more for now (asyncio.BaseProtocol)."""
-        self.server.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Write again (asyncio.BaseProtocol)."""
-        self.server.resume_writing()

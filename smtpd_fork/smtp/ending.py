@@ -20,21 +20,19 @@ HEAR_OUT_SECONDS = 2.0
 """How long a client that was interrupted is listened to; it should have noticed by then."""
 
 
-def hang_up(connection: Connection, *, eof: bool) -> None:
+def hang_up(connection: Connection) -> None:
     """Close, as the dialogue is over; a client that does not take the rest is cut a little later.
 
     A client that may be speaking is heard out: closed for writing only, and what still comes is
     forgotten until it has closed too. Closing at once while it speaks would be a reset, which takes
     the reply away from it.
-
-    :param eof: whether the client has closed for writing
     """
     dialogue, transport = connection.dialogue, connection.transport
     may_speak = dialogue.state == State.DISMISSED
     dialogue.state = State.CLOSING
     if transport is not None:
         now = connection.loop.time()
-        if may_speak and not (eof or dialogue.tls or transport.is_closing()):
+        if may_speak and not (connection.ended_input or dialogue.tls or transport.is_closing()):
             connection.deadline = now + HEAR_OUT_SECONDS
             connection.resume_reading()
             try:
@@ -66,14 +64,6 @@ def cut(connection: Connection) -> None:
     abort(connection)
     if connection.work is not None:
         connection.work.cancel()
-
-
-def expire(connection: Connection, now: float) -> None:
-    """Act on the deadline that has passed."""
-    if connection.dialogue.state >= State.LEAVING or connection.transport is None:
-        abort(connection)
-    elif connection.work is None or not connection.work.expire(now):
-        time_out(connection)
 
 
 def time_out(connection: Connection) -> None:

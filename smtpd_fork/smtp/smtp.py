@@ -15,7 +15,6 @@ import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 from warnings import warn
-from weakref import WeakKeyDictionary
 
 import aiosmtpd.smtp
 from aiosmtpd.smtp import DATA_SIZE_DEFAULT, MISSING, syntax
@@ -30,12 +29,12 @@ from smtpd_fork.dialogue.reply import answer_of, sendable
 from smtpd_fork.dialogue.session import Session
 from smtpd_fork.dialogue.shared import SETTINGS, CurrentTls, Limits, Shared
 from smtpd_fork.dialogue.waiting import Ask, Run
-from smtpd_fork.smtp.connection import Connection, ObservedConnection
+from smtpd_fork.smtp.connection import Connection
 from smtpd_fork.smtp.hooks import ask
 from smtpd_fork.smtp.mechanisms import Mechanisms
 from smtpd_fork.smtp.proxy import check_proxy_timeout
 from smtpd_fork.smtp.sweep import Sweep
-from smtpd_fork.smtp.tls_wire import TlsWire
+from smtpd_fork.smtp.wire import Wire
 from smtpd_fork.smtp.work import STEPS
 
 if TYPE_CHECKING:
@@ -51,8 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["SMTP"]
 
 log = logging.getLogger("smtpd_fork.session")
-
-_sweeps: WeakKeyDictionary[asyncio.AbstractEventLoop, Sweep] = WeakKeyDictionary()
 
 
 class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
@@ -146,9 +143,9 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
             )
         loop = loop or asyncio.get_event_loop()
         if sweep is None:
-            sweep = _sweep_of(loop)
+            sweep = Sweep.of(loop)
             sweep.look_for(min(timeout, proxy_protocol_timeout or timeout))
-        connection = ObservedConnection(shared, loop, sweep, peer=peer, on_close=on_close)
+        connection = Connection(shared, loop, sweep, peer=peer, on_close=on_close, observed=True)
         connection.facade = self
         self.__dict__["connection"] = connection
 
@@ -244,28 +241,28 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
         """Begin the session; under TLS after STARTTLS begin anew (asyncio.BaseProtocol)."""
         get_protocol = getattr(transport, "get_protocol", None)
         if get_protocol is not None and get_protocol() is self:
-            transport.set_protocol(wire_of(self.connection, transport))
-        self.connection.begin(transport)
+            transport.set_protocol(Wire(self))
+        self.connection.connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         """End the session, once (asyncio.BaseProtocol)."""
-        self.connection.lose()
+        self.connection.connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio.Protocol)."""
-        self.connection.receive(data)
+        self.connection.data_received(data)
 
     def eof_received(self) -> bool | None:
         """Take the end of input; what was complete is still answered (asyncio.Protocol)."""
-        return self.connection.receive_eof()
+        return self.connection.eof_received()
 
     def pause_writing(self) -> None:
         """Act on no more commands while the client does not read (asyncio.BaseProtocol)."""
-        Connection.pause_writing(self.connection)
+        self.connection.pause_writing()
 
     def resume_writing(self) -> None:
         """Go on (asyncio.BaseProtocol)."""
-        Connection.resume_writing(self.connection)
+        self.connection.resume_writing()
 
     # -- for users' classes, who override these or await super()'s ---------------------------------
 
@@ -352,17 +349,6 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
         await self._perform("BDAT", arg)
 
 
-def connection_class(cls: type[SMTP]) -> type[Connection]:
-    """Return the class of the connections of sessions of *cls*."""
-    return Connection if cls is SMTP else ObservedConnection
-
-
-def wire_of(connection: Connection, transport: asyncio.BaseTransport) -> asyncio.BufferedProtocol:
-    """Return what *transport* is to talk to."""
-    tls = transport.get_extra_info("sslcontext") is not None
-    return TlsWire(connection) if tls else connection
-
-
 def _add_command(command: Command) -> None:
     """Have the class have a command of the table, as aiosmtpd's class has it."""
     name = command.name
@@ -400,9 +386,3 @@ def _warn_of(
         log.warning(
             "tls_context.check_hostname == True; this might cause client connection problems"
         )
-
-
-def _sweep_of(loop: asyncio.AbstractEventLoop) -> Sweep:
-    if loop not in _sweeps:
-        _sweeps[loop] = Sweep(loop)
-    return _sweeps[loop]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.errors import forget_frames
-from smtpd_fork.smtp.tls_wire import TlsWire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -26,7 +25,9 @@ async def start_tls(connection: Connection, early: bytes) -> None:
     """
     connection.flush()
     raw = cast("asyncio.Transport", connection.transport)
-    connection.connection_made(await _handshake(connection, raw, early))
+    transport = await _handshake(connection, raw, early)
+    told = connection.server if connection.observed else connection
+    told.connection_made(transport)
     hook = connection.shared.hooks.get("STARTTLS")
     if hook is not None and not await _accepts(connection, hook):
         connection.dialogue.state = State.BARRED
@@ -62,7 +63,7 @@ async def _handshake(
     assert shared.tls_context is not None
     starting = loop.start_tls(
         raw,
-        TlsWire(connection),
+        connection.protocol(tls=True),
         shared.tls_context,
         server_side=True,
         ssl_handshake_timeout=seconds,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,13 @@ class Sweep:
         self._seconds = COARSEST
         self._sessions: set[Swept] = set()
         self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> Sweep:
+        """Return the one that looks after the sessions of *loop* that no server has made."""
+        if loop not in _of_loop:
+            _of_loop[loop] = cls(loop)
+        return _of_loop[loop]
 
     def look_for(self, shortest: float) -> None:
         """Look often enough for time limits of *shortest* seconds."""
@@ -90,3 +98,6 @@ class Sweep:
                 for session in list(self._sessions):
                     session.cut()
             raise
+
+
+_of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Sweep] = WeakKeyDictionary()

@@ -230,7 +230,7 @@ async def test_a_stop_does_not_wait_for_the_answer_to_a_challenge(
     async with connected(transport, certificates, Noting()) as client:
         await hello(client)
         assert (await client.say("AUTH LOGIN")).code == 334
-        server[-1].shut_down()
+        server[-1].connection.shut_down()
         assert (await client.reply()).code == 421
         assert await client.ended()
 

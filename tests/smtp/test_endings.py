@@ -14,7 +14,6 @@ from support.handlers import Collect
 from support.server import running, serve, until
 
 from smtpd_fork.sinks import Discard
-from smtpd_fork.smtp.connection import ENDED
 from smtpd_fork.smtp.ending import time_out
 
 # -- resets ------------------------------------------------------------------------------------
@@ -47,7 +46,7 @@ async def test_a_reset_that_the_loop_has_not_noticed_is_no_error(
 async def test_a_client_that_half_closes_after_its_final_dot_is_still_served() -> None:
     class Slow(Collect):
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-            await until(lambda: server.connection._held & ENDED)
+            await until(lambda: server.connection.ended_input)
             return await super().handle_DATA(server, session, envelope)
 
     handler = Slow()
@@ -114,7 +113,7 @@ async def test_a_session_that_ends_before_its_task_began_is_told_of_its_end(gone
     async with serve(Told()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         (session,) = running(server).sessions._tickets
-        session.receive(f"{MAIL}\r\n".encode())
+        session.data_received(f"{MAIL}\r\n".encode())
         assert session.task is not None
         if gone == "lost":
             session.abort()

@@ -1,0 +1,101 @@
+"""Wire: stands between the loop and a session, where either is not to hold the other.
+
+asyncio's TLS layer never lets go of the methods of its protocol, and the transport never of the
+layer: what they keep of an ended session is this. And uvloop takes no Protocol, which the session
+of a user's class is, for a BufferedProtocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Protocol
+
+__all__ = ["BUFFER_SIZE", "Wire", "buffer"]
+
+BUFFER_SIZE = 256 * 1024
+"""What one read takes at most; uvloop's own figure, and enough for a socket's buffer."""
+
+_of_thread = threading.local()
+
+
+def buffer() -> memoryview:
+    """Return where the sessions of a loop receive to; what is there is taken out at once."""
+    try:
+        view: memoryview = _of_thread.view
+    except AttributeError:
+        view = _of_thread.view = memoryview(bytearray(BUFFER_SIZE))
+    return view
+
+
+class Target(Protocol):
+    """Whom a wire tells: a connection, or a session of a user's class."""
+
+    def connection_made(self, transport: asyncio.BaseTransport, /) -> None:
+        """Begin."""
+
+    def connection_lost(self, exc: Exception | None, /) -> None:
+        """End."""
+
+    def data_received(self, data: bytes, /) -> None:
+        """Take bytes."""
+
+    def eof_received(self) -> bool | None:
+        """Take the end of the input."""
+
+    def pause_writing(self) -> None:
+        """Write no more for now."""
+
+    def resume_writing(self) -> None:
+        """Write again."""
+
+
+class Wire(asyncio.BufferedProtocol):
+    """Hands on what the loop says, until the connection is lost.
+
+    :param target: is told
+    """
+
+    __slots__ = ("_target", "_view")
+
+    def __init__(self, target: Target) -> None:
+        self._target: Target | None = target
+        self._view = buffer()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to receive to (asyncio.BufferedProtocol)."""
+        return self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was received, before it is overwritten (asyncio.BufferedProtocol)."""
+        if self._target is not None:
+            self._target.data_received(self._view[:nbytes].tobytes())
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin (asyncio.BaseProtocol)."""
+        if self._target is not None:
+            try:
+                self._target.connection_made(transport)
+            except BaseException:
+                transport.abort()  # type: ignore[attr-defined]  # a stream's; its end is told
+                raise
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End (asyncio.BaseProtocol)."""
+        target, self._target = self._target, None
+        if target is not None:
+            target.connection_lost(exc)
+
+    def eof_received(self) -> bool | None:
+        """Take the end of the input (asyncio.BufferedProtocol)."""
+        return None if self._target is None else self._target.eof_received()
+
+    def pause_writing(self) -> None:
+        """Write no more for now (asyncio.BaseProtocol)."""
+        if self._target is not None:
+            self._target.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Write again (asyncio.BaseProtocol)."""
+        if self._target is not None:
+            self._target.resume_writing()
