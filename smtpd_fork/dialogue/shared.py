@@ -100,6 +100,7 @@ SETTINGS = {
     "_auth_required": "auth_required",
     "_authenticator": "authenticator",
     "_decode_data": "decode_data",
+    "_proxy_timeout": "proxy_seconds",
     "event_handler": "handler",
     **{
         name: name

@@ -403,7 +403,9 @@ class Connection(asyncio.BufferedProtocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio.Protocol)."""
         dialogue = self.dialogue
-        dialogue.shared.tally.received += len(data)
+        tally = dialogue.shared.tally
+        if tally.timing:
+            tally.received += len(data)
         if dialogue.waiting is None and not self.held & STOPPED:
             dialogue.receive(data)
             self.go_on()

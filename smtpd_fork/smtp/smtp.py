@@ -208,6 +208,21 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
         return self.connection.loop
 
     @property
+    def id(self) -> str:
+        """Names the session in the logs, in ``Received:`` and in the reply to DATA."""
+        return self.connection.id
+
+    @property
+    def peer(self) -> Peer:
+        """The client, as accept(2) or a PROXY header named it."""
+        return self.connection.peer
+
+    @property
+    def helo(self) -> str:
+        """The name that the client gave itself, as it came; empty if it gave none."""
+        return self.connection.helo
+
+    @property
     def messages(self) -> int:
         """Messages that were accepted so far."""
         return self.connection.messages
@@ -265,6 +280,13 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
         self.connection.resume_writing()
 
     # -- for users' classes, who override these or await super()'s ---------------------------------
+
+    def kick(self, reply: bytes) -> None:
+        """Say *reply* and close, once what a handler has in hand is answered.
+
+        :param reply: with its CR LF
+        """
+        self.connection.kick(reply)
 
     async def push(self, status: str | bytes) -> None:
         """Send a reply, and wait while the client does not take it.

@@ -86,10 +86,11 @@ class Watched(SMTP):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        held = self._framer.pending
+        dialogue = self.connection.dialogue
+        held = dialogue.pending
         if held > HELD_INPUT + BUFFER_SIZE + LINE_LIMIT:
             raise BrokenError(f"{held} bytes of input are held")
-        reading = self._framer.reading
+        reading = dialogue.reading
         if reading is not None and reading.held > MESSAGE_SIZE * 9 // 8 + 256:
             raise BrokenError(f"{reading.held} bytes of a message are held")
 

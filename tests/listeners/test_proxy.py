@@ -62,7 +62,7 @@ async def test_what_comes_behind_a_proxy_header_is_bounded_while_the_handler_thi
             client.send("NOOP\r\n" * 500_000)
             for _ in range(200):
                 await asyncio.sleep(0.001)
-            assert len(sessions[0]._proxy_reader._buffer) < 1_000_000
+            assert len(sessions[0].connection.proxy_reader._buffer) < 1_000_000
             answer.set()
             assert (await client.reply()).code == 220
             assert (await client.reply()).code == 250

@@ -227,7 +227,7 @@ async def test_a_client_that_does_not_read_is_gone_as_well() -> None:
             sending = asyncio.ensure_future(
                 loop.sock_sendall(client, b"EHLO a.example\r\n" * 100_000)
             )
-            await until(lambda: getattr(ticket.holder, "_blocked", False))
+            await until(lambda: getattr(ticket.holder, "blocked", False))
             assert await server.kick(everybody) == 1
             await until(lambda: phases(server) == ["closing"])
             sending.cancel()
