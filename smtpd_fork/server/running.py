@@ -21,6 +21,7 @@ from smtpd_fork.smtp import Sweep
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smtpd_fork.dialogue import Tally
     from smtpd_fork.gate import Gate, Ticket
     from smtpd_fork.server.effective_settings import EffectiveSettings
     from smtpd_fork.server.tls import ServerTls
