@@ -138,7 +138,7 @@ async def test_time(way: str) -> None:
             held: Any = holder.stage._clients
             deadline = held.deadline(holder)
         else:
-            deadline = holder._ends_at if way.startswith("sends") else holder.deadline
+            deadline = holder.ends_at if way.startswith("sends") else holder.deadline
         seconds = int(table("times")[way][0].removesuffix(" s"))
         now = asyncio.get_running_loop().time()
         assert before + seconds - 0.5 <= deadline <= now + seconds
