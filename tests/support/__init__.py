@@ -9,4 +9,5 @@ pytest.register_assert_rewrite(
     "support.dialogue",
     "support.differences",
     "support.place",
+    "support.replies",
 )
