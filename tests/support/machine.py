@@ -35,8 +35,7 @@ MOMENT = 0.05
 
 _COPIED = ("/etc", "/var/mail", "/var/spool/postfix", "/var/lib/postfix")
 
-_OF_CLONE = ("Makefile", "pyproject.toml", "examples", "packaging")
-"""What is in the page's folder, /srv, as it is in a clone."""
+OF_CLONE = ("Makefile", "pyproject.toml", "examples", "packaging")
 
 _HOSTS = f"127.0.0.1 {NAME} mx localhost\n::1 localhost\n"
 
@@ -77,9 +76,13 @@ class Machine:
 
     :param folder: an empty one
     :param path: folders where programs are looked for first
+    :param of_clone: what is in the page's folder, as it is in a clone
+    :ivar here: the page's folder, which is /srv there
     """
 
-    def __init__(self, folder: Path, path: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, folder: Path, path: Sequence[Path] = (), *, of_clone: Sequence[str] = OF_CLONE
+    ) -> None:
         peers("ip", "hostname", "bash", "mount")
         self._enter = namespaces(*_ALONE, *_OWN)
         self._folder = folder
@@ -90,11 +93,11 @@ class Machine:
                 copy.parent.mkdir(exist_ok=True)
                 subprocess.run(["cp", "-a", name, copy], check=True)
         (self._copy_of("/etc") / "hosts").write_text(_HOSTS)
-        here = self._copy_of("/srv")
-        here.mkdir()
-        for name in _OF_CLONE:
-            _copy(ROOT / name, here / name)
-        _set_up_environment(here / ".venv", path)
+        self.here = self._copy_of("/srv")
+        self.here.mkdir()
+        for name in of_clone:
+            _copy(ROOT / name, self.here / name)
+        _set_up_environment(self.here / ".venv", path)
         # Nothing of whoever runs the tests: not their options, nor the flags of a make around them.
         self._environment = {
             "PATH": os.pathsep.join([*map(str, path), os.environ["PATH"], "/usr/sbin", "/sbin"]),

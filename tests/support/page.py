@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from markdown_it.token import Token
 
-_APART = {"tls.md"}
-"""Pages with a test of their own, which makes what their commands need: test_tls_page.py."""
+_APART = {"architecture.md", "tls.md"}
+"""Pages with tests of their own: test_architecture.py, test_tls_page.py."""
 
 PAGES = [
     ROOT / "README.md",
