@@ -21,6 +21,9 @@ PAGE = "docs/architecture.md"
 ADDED = {"smtpd_fork/gate/rules/local.py", "tests/docs/test_architecture.py"}
 """Files that the page names and the project may not have: the walk makes the one."""
 
+BESIDE = ("smtpd_fork/dialogue", "smtpd_fork/observe/control")
+"""Packages of files that the page names without them, beside one with them."""
+
 CLONE = (*OF_CLONE, "CHANGELOG.md", "Dockerfile", "README.md", "docs", "smtpd_fork", "tests")
 
 
@@ -28,7 +31,7 @@ def test_every_file_that_the_page_names_is_there() -> None:
     text = re.sub(r"^```.*?^```", "", read(PAGE), flags=re.DOTALL | re.MULTILINE)
     named = set(re.findall(r"`([\w/.-]+(?:/|\.py|\.md|\.toml))`", text)) - ADDED
     assert len(named) > 40
-    bases = (ROOT, ROOT / "smtpd_fork", ROOT / "smtpd_fork/dialogue")
+    bases = [ROOT / base for base in ("", "smtpd_fork", *BESIDE)]
     assert [name for name in named if not any((base / name).exists() for base in bases)] == []
 
 
