@@ -25,6 +25,8 @@ How to write a block. Each one is fenced and names its language; what is indente
     A file that ``--config`` takes.
 ``json``
     Is read.
+``mermaid``
+    A diagram, made by ``make papers``: test_papers.py sees that it is up to date.
 
 ``<!-- file: NAME -->`` before a block has it written to NAME (relative to /srv, or below /etc)
 before the next console block is run; a command behind it has to name the file. In any other
@@ -77,7 +79,7 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
         assert block.fenced, f"{block.place}: fence it (```), and name its language"
         if not block.is_run:
             continue
-        known = block.language in {"console", "python", "toml", "json"} or (
+        known = block.language in {"console", "python", "toml", "json", "mermaid"} or (
             block.language == "text" and "output" in block.marks
         )
         assert known or "file" in block.marks, (
