@@ -63,6 +63,7 @@ message_size_limit = {largest}
 default_process_limit = {capacity}
 smtpd_client_connection_count_limit = 0
 smtpd_peername_lookup = no
+in_flow_delay = 0
 maillog_file = {folder}/log
 maillog_file_prefixes = {folder}
 """
@@ -73,8 +74,7 @@ smtpd_tls_chain_files = {key}, {certificate}
 """
 
 _THROW_AWAY = """\
-smtpd_relay_restrictions =
-smtpd_recipient_restrictions = check_recipient_access static:DISCARD, permit
+smtpd_recipient_restrictions = check_recipient_access static:DISCARD
 """
 
 _SERVICES = """\
@@ -98,10 +98,11 @@ class Postfix(Contender):
 
     name = "postfix"
     setup = (
-        "an instance of its own with its defaults, but no limit of a client's connections and no "
-        "reverse look-ups. In W12 each message is in its queue when it is answered, and discard(8) "
-        "takes it from there, so that it too writes each once; in W7 `DISCARD` at the recipient "
-        "throws it away before that. Its processes count together"
+        "an instance of its own with its defaults, but no limit of a client's connections, no "
+        "reverse look-ups, and no pause while mail arrives faster than it leaves. In W12 each "
+        "message is in its queue when it is answered, and discard(8) takes it from there, so that "
+        "it too writes each once; in W7 `DISCARD` at the recipient throws it away before that. "
+        "Its processes count together"
     )
     only: ClassVar[tuple[str, ...]] = ("W7", "W12")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from bench.contenders.base import Contender, Needs, serving
-from bench.process import Client
+from bench.contenders.base import Contender, Needs, Served, serving
+from bench.process import BenchError, Client
 from bench.workloads.base import MICRO, Workload
 from bench.workloads.mail import CPU, RATE, SMALL
 
@@ -25,7 +25,12 @@ class StartTls(Workload):
 
     key = "W7"
     title = "One 5 KiB message a connection, over STARTTLS"
-    metrics: ClassVar[Sequence[Metric]] = (CPU, RATE)
+    metrics: ClassVar[Sequence[Metric]] = (
+        CPU,
+        CPU._replace(key="resumed", label="with resumption"),
+        RATE,
+        RATE._replace(key="resumed rate", label="with resumption"),
+    )
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -35,13 +40,14 @@ class StartTls(Workload):
         """How it is measured."""
         return (
             f"As W1, by a client of this project (smtp-source has no TLS) with {AT_ONCE} threads: "
-            "each connection begins with STARTTLS and a full handshake; the key is ECDSA P-256. "
-            f"{self._count:,} messages a round. The client is Python, and may be what limits the "
-            "messages a second."
+            "each connection begins with STARTTLS and a handshake of TLS 1.3, with a key for ECDSA "
+            f"P-256. {self._count:,} messages a round with full handshakes, and as many that "
+            "resume the session before. The client is Python, and may be what limits the messages "
+            "a second."
         )
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Measure processor time and wall time."""
+        """Measure processor time and wall time, with full handshakes and with resumed sessions."""
         count = contender.share(self._count, connections=True)
         with (
             serving(contender, Needs(tls=True), certificates) as served,
@@ -54,8 +60,19 @@ class StartTls(Workload):
                 authority=str(certificates.authority),
             ) as client,
         ):
-            client.ask("20")
-            before = served.cpu_seconds()
-            heard = client.ask(str(count))
-            used = served.cpu_seconds() - before
-        return {"cpu": MICRO * used / count, "rate": count / heard["seconds"]}
+            client.ask(f"{2 * AT_ONCE} full")
+            client.ask(f"{2 * AT_ONCE} resumed")
+            cpu, rate, _ = self._cost(served, client, count, "full")
+            cpu_resumed, rate_resumed, resumed = self._cost(served, client, count, "resumed")
+        if resumed < count - AT_ONCE:  # each thread's first is a full handshake
+            raise BenchError(f"only {resumed:.0f} of {count} sessions were resumed")
+        return {"cpu": cpu, "rate": rate, "resumed": cpu_resumed, "resumed rate": rate_resumed}
+
+    def _cost(
+        self, served: Served, client: Client, count: int, handshake: str
+    ) -> tuple[float, float, float]:
+        """Return microseconds a message, messages a second, and how many sessions were resumed."""
+        before = served.cpu_seconds()
+        heard = client.ask(f"{count} {handshake}")
+        used = served.cpu_seconds() - before
+        return MICRO * used / count, count / heard["seconds"], heard["resumed"]
