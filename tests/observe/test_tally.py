@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiosmtpd.smtp import MISSING
 from support.client import MAIL, RCPT, Client
-from support.server import serve, until
+from support.server import greeted, serve, until
 
 from smtpd_fork.dialogue.tally import BOUNDS, HOOKS, OUTCOMES, Latency, Tally
 from smtpd_fork.dialogue.waiting import never_waits
@@ -243,12 +243,10 @@ async def test_handle_starttls_is_measured_and_is_no_coroutine(certificates: Cer
     assert not inspect.iscoroutinefunction(timed)
     assert timed(None, None, None) is True
     assert sum(tally.hooks["STARTTLS"].counts) == 1
-    async with serve(Judge(), tally=tally, tls_context=certificates.server) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            assert (await client.say("STARTTLS")).code == 220
-            await client.writer.start_tls(certificates.client, server_hostname="localhost")
-            assert (await client.say("EHLO c")).code == 250
+    async with greeted(Judge(), tally=tally, tls_context=certificates.server) as client:
+        assert (await client.say("STARTTLS")).code == 220
+        await client.writer.start_tls(certificates.client, server_hostname="localhost")
+        assert (await client.say("EHLO c")).code == 250
     assert (tally.tls_done, tally.tls_failed) == (1, 0)
     assert sum(tally.hooks["STARTTLS"].counts) == 2
 

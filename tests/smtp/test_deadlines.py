@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from support.auth import check
 from support.client import Client, code_and_enhanced
-from support.server import serve, until
+from support.server import greeted, serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -127,11 +127,7 @@ async def test_a_command_that_has_begun_has_less_time_than_the_wait_for_one(
 async def test_each_command_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """However commands are cut: what is left of one packet begins anew with the next."""
     monkeypatch.setattr("smtpd_fork.smtp.patience.COMMAND_SECONDS", 0.5)
-    async with (
-        serve(Discard(), timeout=LONG) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), timeout=LONG) as client:
         client.send("NO")
         for _ in range(20):
             await asyncio.sleep(0.05)

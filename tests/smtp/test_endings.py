@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.client import MAIL, Client
 from support.handlers import Collect
-from support.server import running, serve, until
+from support.server import greeted, running, serve, until
 
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp.ending import time_out
@@ -63,8 +63,7 @@ async def test_a_client_that_half_closes_after_its_final_dot_is_still_served() -
 
 async def test_eof_before_the_final_dot_discards_the_message() -> None:
     handler = Collect()
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(handler) as client:
         await client.say("MAIL FROM:<a@b.c>", "RCPT TO:<d@e.f>", "DATA")
         client.send("hello\r\n")
         client.writer.write_eof()

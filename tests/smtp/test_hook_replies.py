@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.client import Client
 from support.cuts import Result, dialogue
 from support.replies import ODD, WELL_FORMED, assert_well_formed, everything, texts
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import SMTP
@@ -195,11 +195,7 @@ async def test_an_authenticators_message_is_one_reply_and_says_what_is_so(
         return AuthResult(success=success, handled=False, message=message)
 
     options = {"authenticator": authenticator, "auth_require_tls": False}
-    async with (
-        serve(Discard(), session_options=options) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), session_options=options) as client:
         assert (await client.say("AUTH PLAIN AGEAYg==")).code == code
         again = (await client.say("AUTH PLAIN AGEAYg==")).code
         assert again == (503 if code == 235 else code)  # authenticated only if it was told so
@@ -212,11 +208,7 @@ async def test_a_mechanism_that_has_answered_and_refuses_is_one_reply() -> None:
         async def auth_X(self, server: Any, args: list[str]) -> Any:
             return await server.challenge_auth("who?")  # pushes 501 itself, and returns MISSING
 
-    async with (
-        serve(Mechanism(), session_options={"auth_require_tls": False}) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Mechanism(), session_options={"auth_require_tls": False}) as client:
         assert (await client.say("AUTH X")).code == 334
         client.send("*\r\nNOOP\r\n")
         assert_well_formed(await everything(client), 2)
@@ -268,8 +260,7 @@ async def test_an_old_process_message_is_one_reply(answer: Any) -> None:
             return answer
 
     with pytest.warns(DeprecationWarning, match="process_message"):
-        async with serve(Old()) as server, await Client.to(server.addresses[0]) as client:
-            await client.greet()
+        async with greeted(Old()) as client:
             await client.say("MAIL FROM:<a@b.c>", "RCPT TO:<d@e.f>", "DATA")
             client.send("x\r\n.\r\nNOOP\r\n")
             assert_well_formed(await everything(client), 2)

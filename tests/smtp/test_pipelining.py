@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from support.client import MAIL, RCPT, Client, replies
 from support.handlers import Collect
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import Connection
@@ -29,8 +29,7 @@ async def test_many_transactions_come_in_packets_of_any_size() -> None:
     handler = Collect()
     one = f"{MAIL}\r\n{RCPT}\r\nDATA\r\n..%d\r\n.\r\n{MAIL}\r\nRCPT TO:<b@c>\r\nBDAT 4\r\n.\r\n%d"
     stream = "".join((one + "BDAT 2 LAST\r\n\r\n") % (n % 10, n % 10) for n in range(50)).encode()
-    async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(handler) as client:
         size = 1
         while stream:
             client.send(stream[:size])
@@ -52,16 +51,14 @@ async def test_the_replies_to_a_batch_are_written_at_once(monkeypatch: pytest.Mo
         flush(self)
 
     monkeypatch.setattr(Connection, "flush", watch)
-    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Discard()) as client:
         written.clear()
         await client.say(MAIL, RCPT, RCPT, "DATA")
         assert [len(batch) for batch in written] == [4]
 
 
 async def test_after_a_refused_rcpt_a_pipelined_data_is_refused_and_its_text_is_no_text() -> None:
-    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Discard()) as client:
         client.send(f"{MAIL}\r\nRCPT TO:<nobody\r\nDATA\r\nRSET\r\n")
         assert await replies(client, 4) == [250, 553, 503, 250]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import MAIL, RCPT, Client
-from support.server import serve
+from support.server import greeted, serve
 
 from smtpd_fork.dialogue.shared import SETTINGS
 from smtpd_fork.dialogue.waiting import never_waits
@@ -187,8 +187,7 @@ async def test_a_hook_without_an_await_needs_no_task_and_fails_like_any_other(
         async def handle_NOOP(self, *_: Any) -> str:
             raise asyncio.CancelledError  # it is nobody's to cancel
 
-    async with serve(Fails()) as server, await Client.to(server.addresses[0]) as client:
-        await client.greet()
+    async with greeted(Fails()) as client:
         assert (await client.say("NOOP")).code == 451
         assert (await client.say(MAIL, RCPT)).code == 451
         assert (await client.say("RSET")).code == 250

@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 from support.client import MAIL, RCPT, Client, code_and_enhanced
 from support.handlers import Collect
-from support.server import serve, until
+from support.server import greeted, serve, until
 
 from smtpd_fork.config import Config
 from smtpd_fork.dialogue import Tally
@@ -70,11 +70,7 @@ async def test_a_line_past_the_limit_is_refused_once_the_message_has_come(
 ) -> None:
     handler = Collect()
     tally = Tally()
-    async with (
-        serve(handler, max_line_length=limit, session_options={"tally": tally}) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(handler, max_line_length=limit, session_options={"tally": tally}) as client:
         await client.say(MAIL, RCPT)
         client.send(sent_by(command, f"first\r\n{text}last\r\n"))
         replies = [await client.reply() for _ in range(1 + (command == "DATA"))]
@@ -106,11 +102,7 @@ async def test_a_reload_changes_the_limit_of_lines_for_new_sessions() -> None:
 async def test_the_class_may_set_a_limit_as_in_aiosmtpd_and_the_smaller_one_counts(
     option: int, length: int, code: int
 ) -> None:
-    async with (
-        serve(Discard(), session_class=ShortLines, max_line_length=option) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), session_class=ShortLines, max_line_length=option) as client:
         assert (await client.deliver("x" * length + "\r\n")).code == code
 
 
@@ -125,11 +117,9 @@ async def test_doubled_dots_do_not_count_towards_the_size(
 ) -> None:
     """RFC 1870 3."""
     tally = Tally()
-    async with (
-        serve(Discard(), max_message_size=limit, session_options={"tally": tally}) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(
+        Discard(), max_message_size=limit, session_options={"tally": tally}
+    ) as client:
         assert (await client.say(f"{MAIL} SIZE={min(limit, len(DOTS))}")).code == 250
         await client.say(RCPT)
         client.send(sent_by(command, DOTS))
@@ -144,11 +134,7 @@ async def test_a_message_counts_as_large_as_normalizing_makes_it(
     limit: int, code: int, command: str
 ) -> None:
     handler = Collect()
-    async with (
-        serve(handler, max_message_size=limit) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(handler, max_message_size=limit) as client:
         await client.say(MAIL, RCPT)
         client.send(sent_by(command, "\n" * 99 + "\r\n"))
         replies = [await client.reply() for _ in range(1 + (command == "DATA"))]
@@ -158,11 +144,7 @@ async def test_a_message_counts_as_large_as_normalizing_makes_it(
 
 async def test_a_message_that_is_too_large_is_told_after_the_final_dot_and_not_kept() -> None:
     packet = (b"x" * 78 + b"\r\n") * 1000
-    async with (
-        serve(Discard(), max_message_size=100_000) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), max_message_size=100_000) as client:
         await client.say(MAIL, RCPT, "DATA")
         tracemalloc.start()
         try:

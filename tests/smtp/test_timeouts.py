@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import MAIL, RCPT, Client, Reply, code_and_enhanced
-from support.server import serve, until
+from support.server import greeted, serve, until
 
 from smtpd_fork.sinks import Discard
 
@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 async def test_a_silent_client_is_told_421_and_loses_its_place() -> None:
-    async with (
-        serve(Discard(), timeout=0.1) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), timeout=0.1) as client:
         reply = await client.reply()
         assert (reply.code, reply.text[:5]) == (421, "4.4.2")
         assert await client.ended()
@@ -52,11 +48,7 @@ async def test_a_handler_that_takes_all_the_time_there_is_gets_cancelled() -> No
                 cancelled.set()
             return "250 never"
 
-    async with (
-        serve(Stuck(), handler_timeout=0.1, timeout=5) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Stuck(), handler_timeout=0.1, timeout=5) as client:
         assert (await client.deliver()).code == 451
         await cancelled.wait()
         assert (await client.say("NOOP")).code == 250
@@ -65,11 +57,7 @@ async def test_a_handler_that_takes_all_the_time_there_is_gets_cancelled() -> No
 @asynccontextmanager
 async def sending(begin: str = "", **options: Any) -> AsyncIterator[Client]:
     """Serve, and bring a client to a message; and into it, where *begin* says how."""
-    async with (
-        serve(Discard(), **options) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), **options) as client:
         await client.say(MAIL, RCPT)
         if begin:
             client.send(f"{begin}\r\n")
@@ -99,11 +87,7 @@ async def drip(client: Client, packets: bytes, *, pause: float = 0.02) -> Reply:
 
 
 async def test_a_session_has_its_time_and_no_more() -> None:
-    async with (
-        serve(Discard(), session_timeout=0.3) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(Discard(), session_timeout=0.3) as client:
         began = time.monotonic()
         codes = []
         while True:
@@ -132,11 +116,7 @@ async def test_a_handler_past_its_time_is_451_and_the_session_goes_on(hook: str)
 
     handler = Discard()
     setattr(handler, hook, sleep)
-    async with (
-        serve(handler, handler_timeout=0.1) as server,
-        await Client.to(server.addresses[0]) as client,
-    ):
-        await client.greet()
+    async with greeted(handler, handler_timeout=0.1) as client:
         for command in ("NOOP", MAIL, RCPT, "DATA"):
             reply = await client.say(command)
             if reply.code == 451:
