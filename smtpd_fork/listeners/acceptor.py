@@ -117,9 +117,10 @@ class Acceptor:
 
     def open(self) -> None:
         """Begin to accept."""
-        self._state = State.OPEN
-        for listener in self._listeners:
-            self._loop.add_reader(listener.sock, self._accept_burst, listener)
+        if not self.stopped:
+            self._state = State.OPEN
+            for listener in self._listeners:
+                self._loop.add_reader(listener.sock, self._accept_burst, listener)
 
     def listen_on(self, listeners: Sequence[Listener]) -> None:
         """Accept on *listeners* from now on; the others are closed, their backlog answered 421."""
@@ -180,12 +181,12 @@ class Acceptor:
         if self._state is State.STOPPED:
             return 0
         self._close_as(State.STOPPED)
-        self._gate.forget(self._on_room)
-        waiting = list(self._queue)
+        self._gate.forget(self._on_free_slot)
+        hostname, waiting = self._refuser.hostname, list(self._queue)
         self._queue.clear()
         for client in waiting:
-            client.dismiss(shutdown_reply(self._refuser.hostname))
-        answered = len(waiting) + self._preconnect.stop(self._refuser.hostname)
+            client.dismiss(shutdown_reply(hostname))
+        answered = len(waiting) + self._preconnect.stop(hostname)
         self._probes.stop()
         answered += sum(self._give_up(listener) for listener in self._listeners)
         self._spare.close()
@@ -195,22 +196,23 @@ class Acceptor:
     # -- the states --------------------------------------------------------------------------
 
     def _close_as(self, state: State) -> None:
-        """Watch the listeners no longer."""
+        """Watch the listeners no longer; WITHDRAWN and STOPPED are for good."""
         if self._state is State.OPEN:
             for listener in self._listeners:
                 self._loop.remove_reader(listener.sock)
-        self._state = state
+        if state is State.STOPPED or not self.stopped:
+            self._state = state
 
-    def _wait_for_room(self) -> None:
+    def _wait_for_slot(self) -> None:
         """Leave clients in the backlog until the gate has a free slot."""
         self._close_as(State.CLOSED)
         now = self._loop.time()
         if now - self._deferral_told >= DEFERRAL_SECONDS:
             self._deferral_told = now
             log.info("%s; clients wait in the backlog", self._full())
-        self._gate.when_room(self._on_room, reserved=True)
+        self._gate.when_room(self._on_free_slot, reserved=True)
 
-    def _on_room(self) -> None:
+    def _on_free_slot(self) -> None:
         """Act on a free slot; the gate calls this from any thread."""
         if self._state is State.STOPPED:
             return
@@ -236,6 +238,8 @@ class Acceptor:
 
     def _starve(self, error: OSError) -> None:
         """Answer clients with the spare descriptor, and pause."""
+        if self.stopped:
+            return  # it was stopped within this burst, and the listener is closed
         self._close_as(State.STARVED)
         self._spare.ran_out(error)
         for listener in self._listeners:
@@ -253,7 +257,7 @@ class Acceptor:
         """Accept up to BURST clients; return False if accepting has to pause."""
         for _ in range(BURST):
             if not self._may_accept():
-                self._wait_for_room()
+                self._wait_for_slot()
                 return False
             try:
                 client = accept(listener)
@@ -325,7 +329,7 @@ class Acceptor:
         """Have a client wait; if so many wait that exempt ones would be locked out, refuse it."""
         if self._queue_has_space:
             self._queue.add(client)
-            self._gate.when_room(self._on_room)
+            self._gate.when_room(self._on_free_slot)
         else:
             self._refuser.refuse(client, self._full())
 
@@ -342,7 +346,7 @@ class Acceptor:
             else:
                 self._refuser.refuse(client, verdict)
         if self._queue:
-            self._gate.when_room(self._on_room)
+            self._gate.when_room(self._on_free_slot)
 
     def _overdue(self, clients: Sequence[AcceptedClient]) -> None:
         for client in clients:

@@ -15,7 +15,7 @@ import pytest
 from support.client import Client
 from support.handlers import Notes
 from support.peers import needs_ipv6
-from support.server import serve
+from support.server import running, serve
 
 from smtpd_fork import Config, Server
 from smtpd_fork.errors import CannotCreateError, OperatingSystemError, SmtpdForkError
@@ -25,6 +25,8 @@ from smtpd_fork.smtp import SMTP
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from smtpd_fork.listeners.accepted_client import AcceptedClient
 
 # -- bind and listen ---------------------------------------------------------------------------
 
@@ -222,6 +224,24 @@ async def test_out_of_descriptors_clients_are_told_421_and_service_comes_back(
         "accepting again",
     ]
     assert "6 clients were answered 421" in told[1]
+
+
+async def test_a_stop_within_a_burst_is_for_good(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve(Discard()) as server:
+        acceptor = running(server).acceptor
+
+        def stop(client: AcceptedClient) -> None:
+            acceptor.stop()
+            client.dismiss(b"421 4.3.2 stopping\r\n")
+
+        monkeypatch.setattr(acceptor, "_judge", stop)
+        async with await Client.to(server.addresses[0]) as client:
+            assert (await client.reply()).code == 421
+        acceptor.open()
+        assert acceptor.stopped
+    assert "cannot accept" not in caplog.text
 
 
 async def test_a_session_that_cannot_be_made_gives_its_place_back(
