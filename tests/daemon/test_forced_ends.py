@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.client import Client
 from support.daemon import COMMAND, PATIENCE, Daemon, Detached, until
-from support.heirs import Heirs
 from support.peers import namespaces, proc
 from support.server import serve
 from support.server import until as until_async
+from support.upgrades import Successors
 
 from smtpd_fork.sinks import Discard
 
@@ -173,11 +173,11 @@ def test_an_old_process_ends_and_leaves_the_new_one_what_is_its(
     more = options("thread", "--shutdown-timeout", "1h")
     with (
         Daemon(*more, cwd=tmp_path, environment=environment) as daemon,
-        Heirs(daemon) as heirs,
+        Successors(daemon) as successors,
         hang(daemon.port) as client,
     ):
         is_hanging(tmp_path)
-        new = heirs.take_over()
+        new = successors.upgrade()
         daemon.signal(signal.SIGTERM)
         daemon.signal(signal.SIGINT)
         assert daemon.process.wait(PATIENCE) == os.EX_TEMPFAIL

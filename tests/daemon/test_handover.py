@@ -20,10 +20,10 @@ from support.daemon import (
     run,
     until,
 )
-from support.heirs import Heirs
 from support.manager import Manager
 from support.peers import peer
 from support.ports import free_ports
+from support.upgrades import Successors
 
 from smtpd_fork import Server
 from smtpd_fork.cli.resources import Resources
@@ -40,8 +40,8 @@ def test_the_manager_is_told_by_the_old_one_who_is_next(tmp_path: Path) -> None:
     with Manager(address) as manager:
         with Daemon(*LOCAL, cwd=tmp_path, environment=environment) as daemon:
             manager.wait_for_field("READY")
-            with Heirs(daemon) as heirs:
-                new = heirs.take_over()
+            with Successors(daemon) as successors:
+                new = successors.upgrade()
                 assert int(manager.wait_for_field("MAINPID")["MAINPID"]) == new
                 manager.wait_for_field("READY")
                 assert daemon.process.wait(PATIENCE) == 0
@@ -60,12 +60,12 @@ def test_sockets_of_systemd_are_passed_on(tmp_path: Path) -> None:
     client.start()
     with (
         Daemon("--handler", "discard", cwd=tmp_path, command=activate) as daemon,
-        Heirs(daemon) as heirs,
+        Successors(daemon) as successors,
     ):
         client.join(PATIENCE)
         places = daemon.places
         for _ in range(2):
-            heirs.take_over()
+            successors.upgrade()
         assert daemon.places == places * 3
         daemon.deliver()
 
@@ -116,12 +116,12 @@ def test_control_and_metrics_are_answered_by_the_new_one_at_the_same_places(
         assert ended.returncode == 0, ended.stderr
         return int(json.loads(ended.stdout)["pid"])
 
-    with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+    with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon, Successors(daemon) as successors:
         inode = control.stat().st_ino
         assert pid_by_control() == daemon.process.pid
         with daemon.smtp() as inside:  # so that the old one stays
             for _ in range(2):
-                new = heirs.take_over()
+                new = successors.upgrade()
                 assert pid_by_control() == new
                 with urllib.request.urlopen(page, timeout=PATIENCE) as answer:
                     assert answer.status == 200

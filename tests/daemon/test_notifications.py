@@ -213,7 +213,7 @@ async def test_what_a_slow_manager_has_no_room_for_is_told_later(
     assert told[0].startswith(b"READY=1\nSTATUS=")
 
 
-async def test_after_a_takeover_nothing_is_told_but_whose_turn_it_is(manager: Manager) -> None:
+async def test_after_an_upgrade_nothing_is_told_but_whose_turn_it_is(manager: Manager) -> None:
     service = Notifications(Notifier(manager.address, watchdog=0.02), Gate())
     await service.serving()
     await service.handed_over(4711)

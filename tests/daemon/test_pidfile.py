@@ -234,12 +234,12 @@ def test_the_lock_passes_to_a_child_and_outlives_the_parents_end_of_it(path: Pat
     pid_file = PidFile.acquire(path)
     waits = [sys.executable, "-c", "input()"]
     with (
-        subprocess.Popen(waits, stdin=subprocess.PIPE, pass_fds=[pid_file.descriptor]) as heir,
+        subprocess.Popen(waits, stdin=subprocess.PIPE, pass_fds=[pid_file.descriptor]) as successor,
         subprocess.Popen(waits, stdin=subprocess.PIPE, close_fds=False) as stranger,
     ):
         pid_file.close()
         with pytest.raises(CannotCreateError, match="a running process holds it"):
             PidFile.acquire(path)
-        heir.communicate(b"\n")
+        successor.communicate(b"\n")
         PidFile.acquire(path).remove()
         stranger.communicate(b"\n")

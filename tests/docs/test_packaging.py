@@ -162,7 +162,7 @@ def confine(public: Path) -> list[str]:
 def test_the_daemon_lives_with_the_filter_and_without_executable_memory(
     public: Path, command_for_nobody: list[str], confine: list[str], loop: str
 ) -> None:
-    """Mail into the Maildir, a reload, a takeover, a stop."""
+    """Mail into the Maildir, a reload, an upgrade, a stop."""
     (public / "state").mkdir()
     os.chown(public / "state", 65534, 65534)
     command = [*confine, *command_for_nobody]

@@ -18,11 +18,11 @@ from support.qpsmtpd import LOOPBACK, USER, Bench, Talk, as_user, at, greeted, i
 def test_a_session_is_a_process_or_is_none(bench: Bench) -> Facts:
     port = free_port()
     with bench.serve(*at(port)) as running:
-        before = children(running.pid)
+        before = len(children(running.pid))
         with Talk(port) as talk:
             return {
                 "greeted": kind(talk),
-                "process-per-session": children(running.pid) - before,
+                "process-per-session": len(children(running.pid)) - before,
             }
 
 

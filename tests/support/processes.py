@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from ipaddress import ip_address
 
+from support.daemon import is_alive
 from support.peers import proc
 
 
@@ -32,10 +33,10 @@ def _address(digits: str) -> str:
     return str(ip_address(b"".join(words)))
 
 
-def children(pid: int) -> int:
-    """Return how many processes a process has started that still run."""
-    listed = proc(pid, "task", pid, "children").read_text().split()
-    return sum(proc(one, "stat").read_text().split()[2] != "Z" for one in listed)
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started and that still run."""
+    listed = [(thread / "children").read_text().split() for thread in proc(pid, "task").iterdir()]
+    return [int(word) for words in listed for word in words if is_alive(int(word))]
 
 
 def identity(pid: int) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Takeovers that fail: the old process goes on as if nothing had happened, and says why."""
+"""Upgrades that fail: the old process goes on as if nothing had happened, and says why."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from support.daemon import (
     wait_until_gone,
 )
 from support.dialogue import begin_data, last_word
-from support.heirs import TAKEN, Heirs, children
 from support.place import only_line
+from support.processes import children
+from support.upgrades import TAKEN, Successors
 
 from smtpd_fork.daemon.handover import TAKEOVER
 from smtpd_fork.errors import ExitStatus
@@ -66,8 +67,8 @@ def test_a_new_one_that_cannot_start_changes_nothing(tmp_path: Path, gated: Daem
     assert client.noop()[0] == 250
     (tmp_path / "broken").unlink()
     client.quit()
-    with Heirs(gated) as heirs:
-        heirs.take_over()
+    with Successors(gated) as successors:
+        successors.upgrade()
         assert gated.process.wait(PATIENCE) == 0
 
 
@@ -127,8 +128,8 @@ def test_a_second_signal_meanwhile_is_told_and_nothing_else(tmp_path: Path, gate
     gated.signal(signal.SIGUSR2)
     gated.wait_for("WARNING SIGUSR2: a new process is starting already")
     (tmp_path / "wait").unlink()
-    with Heirs(gated) as heirs:
-        heirs.pids.append(int(gated.wait_for(TAKEN)[1]))
+    with Successors(gated) as successors:
+        successors.pids.append(int(gated.wait_for(TAKEN)[1]))
         assert gated.process.wait(PATIENCE) == 0
         gated.deliver()
 
@@ -158,15 +159,15 @@ def test_a_process_that_stops_hands_over_to_nobody(tmp_path: Path) -> None:
         assert daemon.process.wait(PATIENCE) == 0
 
 
-def test_without_descriptors_there_is_no_takeover_and_later_there_is(tmp_path: Path) -> None:
-    with Daemon(*LOCAL, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+def test_without_descriptors_there_is_no_upgrade_and_later_there_is(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, cwd=tmp_path) as daemon, Successors(daemon) as successors:
         pid = daemon.process.pid
         limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
         daemon.signal(signal.SIGUSR2)
         daemon.wait_for("ERROR no takeover, this process goes on: .*Too many open files")
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
-        heirs.take_over()
+        successors.upgrade()
         assert daemon.process.wait(PATIENCE) == 0
 
 

@@ -1,4 +1,4 @@
-"""Processes that take over from a daemon, and a load meanwhile."""
+"""Upgrades: the new processes of a daemon, and a load meanwhile."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from support.daemon import (
     until,
     wait_until_gone,
 )
-from support.peers import peer, proc
+from support.peers import peer
 
 TAKEN = r"process (\d+) has taken over"
 
 
-class Heirs:
-    """Ends the processes that took over from a daemon; a context manager.
+class Successors:
+    """The new processes, each of which an upgrade started; a context manager that ends them.
 
     :ivar pids: theirs, in order
     """
@@ -30,7 +30,7 @@ class Heirs:
         self.daemon = daemon
         self.pids: list[int] = []
 
-    def take_over(self) -> int:
+    def upgrade(self) -> int:
         """Have the last one hand over; return the pid of the next."""
         last = self.pids[-1] if self.pids else self.daemon.process.pid
         os.kill(last, signal.SIGUSR2)
@@ -86,12 +86,3 @@ class Load:
 
     def __exit__(self, *_: object) -> None:
         self.finish()
-
-
-def children(pid: int) -> list[int]:
-    words = [
-        word
-        for thread in proc(pid, "task").iterdir()
-        for word in (thread / "children").read_text().split()
-    ]
-    return [int(word) for word in words if is_alive(int(word))]

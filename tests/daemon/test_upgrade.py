@@ -26,13 +26,13 @@ from support.daemon import (
     wait_until_gone,
 )
 from support.dialogue import begin_data, last_word
-from support.heirs import TAKEN, Heirs, Load
 from support.page import read
 from support.peers import proc
 from support.place import only_line
 from support.ports import free_ports
 from support.server import serve
 from support.server import until as until_here
+from support.upgrades import TAKEN, Load, Successors
 
 from smtpd_fork.cli import serve as serve_module
 from smtpd_fork.cli import upgrade
@@ -48,13 +48,13 @@ def test_sockets_paths_and_the_pid_file_go_to_the_new_one_and_sessions_stay(
 ) -> None:
     path, pid_file = tmp_path / "smtp.sock", tmp_path / "daemon.pid"
     options = (*LOCAL, "-l", f"unix:{path}", "--pid-file", str(pid_file), "--loop", loop)
-    with Daemon(*options, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+    with Daemon(*options, cwd=tmp_path) as daemon, Successors(daemon) as successors:
         places = daemon.places
         inode = path.stat().st_ino
         client = daemon.smtp()
         begin_data(client)
         idle = daemon.smtp()
-        new = heirs.take_over()
+        new = successors.upgrade()
         assert pid_file.read_text() == f"{new}\n"
         client.send(b" a line\r\n.\r\n")
         assert client.getreply()[0] == 250
@@ -85,11 +85,11 @@ def test_under_load_no_message_is_lost_and_no_connection_refused(tmp_path: Path,
     taken = tmp_path / "taken"
     options = ("-l", "127.0.0.1:0", "-m", "0", "--handler", "counting:Handler", "--loop", loop)
     with Daemon(*options, cwd=tmp_path) as daemon:
-        with Load(daemon.port) as load, Heirs(daemon) as heirs:
+        with Load(daemon.port) as load, Successors(daemon) as successors:
             for _ in range(4):
                 before = len(lines(taken))
                 until(lambda least=before + 200: len(lines(taken)) >= least, "mail comes in")  # type: ignore[misc]
-                heirs.take_over()
+                successors.upgrade()
             load.finish()
         assert load.faults == []
         assert len(lines(taken)) == load.sent > 800
@@ -117,12 +117,15 @@ def lines(path: Path) -> list[str]:
 
 @on_both_loops
 def test_clients_in_the_backlog_come_in_with_the_new_one(tmp_path: Path, loop: str) -> None:
-    with Daemon(*LOCAL, "-c", "2", "--loop", loop, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+    with (
+        Daemon(*LOCAL, "-c", "2", "--loop", loop, cwd=tmp_path) as daemon,
+        Successors(daemon) as successors,
+    ):
         inside = [daemon.smtp(), daemon.smtp()]
         address = ("127.0.0.1", daemon.port)
         waiting = [socket.create_connection(address, timeout=PATIENCE) for _ in range(2)]
         daemon.wait_for("clients wait in the backlog")
-        heirs.take_over()
+        successors.upgrade()
         for sock in waiting:
             assert sock.recv(4) == b"220 "
             sock.close()
@@ -135,12 +138,12 @@ def test_clients_in_the_backlog_come_in_with_the_new_one(tmp_path: Path, loop: s
 def test_clients_who_wait_for_a_place_in_the_old_one_get_it_there(tmp_path: Path) -> None:
     proc()  # before there is anything to close
     options = (*LOCAL, "-c", "1", "--when-full", "defer:60")
-    with Daemon(*options, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+    with Daemon(*options, cwd=tmp_path) as daemon, Successors(daemon) as successors:
         inside = daemon.smtp()
         address = ("127.0.0.1", daemon.port)
         with socket.create_connection(address, timeout=PATIENCE) as waiting:
             until(lambda: accepted(daemon.process.pid) == 2, "it is accepted, and waits")
-            heirs.take_over()
+            successors.upgrade()
             inside.quit()
             assert waiting.recv(4) == b"220 "
             waiting.sendall(b"QUIT\r\n")
@@ -159,9 +162,9 @@ def accepted(pid: int) -> int:
 
 
 def test_the_old_one_that_drains_can_still_be_stopped(tmp_path: Path) -> None:
-    with Daemon(*LOCAL, cwd=tmp_path) as daemon, Heirs(daemon) as heirs:
+    with Daemon(*LOCAL, cwd=tmp_path) as daemon, Successors(daemon) as successors:
         idle = daemon.smtp()
-        heirs.take_over()
+        successors.upgrade()
         daemon.signal(signal.SIGUSR2)
         daemon.wait_for("WARNING SIGUSR2: another process has taken over from this one already")
         daemon.signal(signal.SIGTERM)
@@ -188,10 +191,10 @@ def test_new_settings_hold_for_the_new_one_and_its_addresses(tmp_path: Path) -> 
     listen_on(stays, goes, more=" unix:goes.sock")
     with (
         Daemon("--handler", "discard", cwd=tmp_path, command=command) as daemon,
-        Heirs(daemon) as heirs,
+        Successors(daemon) as successors,
     ):
         listen_on(stays, comes)
-        heirs.take_over()
+        successors.upgrade()
         assert daemon.process.wait(PATIENCE) == 0
         for port in (stays, comes):
             with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
