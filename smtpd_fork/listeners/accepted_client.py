@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.net import SocketAddress
 
-__all__ = ["AcceptedClient", "accept", "dismiss_backlog"]
+__all__ = ["AcceptedClient", "accept", "close"]
 
 MAX_DISMISSED = 4096
-"""Clients of one backlog answered at a stop: what Linux keeps at most (net.core.somaxconn)."""
+"""Clients of one backlog answered at a stop, as more may be arriving: what Linux keeps at most
+(net.core.somaxconn)."""
 
 _CLIENT_GONE = frozenset({
     errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.ENOPROTOOPT,
@@ -61,10 +62,11 @@ def accept(listener: Listener) -> AcceptedClient | None:
         raise
 
 
-def dismiss_backlog(listener: Listener, reply: bytes) -> int:
-    """Answer the clients in the kernel's backlog; bounded, as more may be arriving."""
+def close(listener: Listener, reply: bytes) -> int:
+    """Close a listener; clients in its backlog get *reply*. Return how many there were."""
     answered = 0
-    for _ in range(MAX_DISMISSED):
+    # The backlog of an inherited socket belongs to the process that inherits it next.
+    for _ in range(0 if listener.inherited else MAX_DISMISSED):
         try:
             client = accept(listener)
         except OSError:
@@ -72,4 +74,5 @@ def dismiss_backlog(listener: Listener, reply: bytes) -> int:
         if client is not None:
             client.dismiss(reply)
             answered += 1
+    listener.close()
     return answered

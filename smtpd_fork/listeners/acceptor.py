@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from smtpd_fork.gate import Full, Gate, Refusal, Ticket
 from smtpd_fork.gate.networks import NetworkTable, number_of
 from smtpd_fork.gate.verdict import shutdown_reply
-from smtpd_fork.listeners.accepted_client import AcceptedClient, accept, dismiss_backlog
+from smtpd_fork.listeners.accepted_client import AcceptedClient, accept, close
 from smtpd_fork.listeners.backlog import backlog_of
 from smtpd_fork.listeners.deadline_queue import DeadlineQueue
 from smtpd_fork.listeners.spare import Spare
@@ -129,16 +129,9 @@ class Acceptor:
         self._close_as(self._state)
         self._listeners = deque(listeners)
         for listener in dropped:
-            self._give_up(listener)
+            close(listener, shutdown_reply(self._refuser.hostname))
         if was_open:
             self.open()
-
-    def _give_up(self, listener: Listener) -> int:
-        # An inherited socket's backlog belongs to whoever inherits it next.
-        reply = shutdown_reply(self._refuser.hostname)
-        answered = 0 if listener.inherited else dismiss_backlog(listener, reply)
-        listener.close()
-        return answered
 
     @property
     def stopped(self) -> bool:
@@ -183,12 +176,13 @@ class Acceptor:
         self._close_as(State.STOPPED)
         self._gate.forget(self._on_free_slot)
         hostname, waiting = self._refuser.hostname, list(self._queue)
+        reply = shutdown_reply(hostname)
         self._queue.clear()
         for client in waiting:
-            client.dismiss(shutdown_reply(hostname))
+            client.dismiss(reply)
         answered = len(waiting) + self._preconnect.stop(hostname)
         self._probes.stop()
-        answered += sum(self._give_up(listener) for listener in self._listeners)
+        answered += sum(close(listener, reply) for listener in self._listeners)
         self._spare.close()
         self._refuser.close()
         return answered
