@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.framing import MODES, SMALL_LINE, STREAMS, TOKENS, Limits
 
 from smtpd_fork.dialogue import framer as framer_module
 from smtpd_fork.dialogue.body import Body
 from smtpd_fork.dialogue.content import BareNewline, BodyFault, Content
 from smtpd_fork.dialogue.framer import LINE_LIMIT, Chunk, CommandFault, Framer
-
-SMALL_LINE = 24
-"""A limit for command lines that random input passes often enough."""
-
-MODES = list(BareNewline)
-
-
-class Limits(NamedTuple):
-    """What a Body of the test gets."""
-
-    size: int = 200
-    line: int = 50
-    bare: BareNewline = BareNewline.REJECT
 
 
 def events(data: bytes, cuts: list[int], limits: Limits) -> list[object]:
@@ -53,29 +41,6 @@ def events(data: bytes, cuts: list[int], limits: Limits) -> list[object]:
     return seen
 
 
-TOKENS = [
-    b"\r\n",
-    b"\r",
-    b"\n",
-    b".",
-    b"..",
-    b"\0",
-    b"\r\n.\r\n",
-    b"\n.\n",
-    b"DATA\r\n",
-    b"BDAT 7\r\n",
-    b"BDAT 1\r\n",
-    b"NOOP\r\n",
-    b"DATA\n",
-    b"x",
-    b"x" * 20,
-    b"y" * (SMALL_LINE - 1),
-    b"y" * SMALL_LINE,
-    b"z" * 60,
-    b"w" * 201,
-]
-
-STREAMS = st.lists(st.sampled_from(TOKENS) | st.binary(max_size=4), max_size=16).map(b"".join)
 BODIES = st.lists(
     st.sampled_from([t for t in TOKENS if t != b"\r\n.\r\n"]) | st.binary(max_size=4), max_size=16
 ).map(b"".join)
@@ -244,164 +209,6 @@ def test_a_line_is_measured_with_its_crlf(limit: int) -> None:
             got = read(b"first\r\n" + line, Limits(0, limit), packet)
             assert got is not None
             assert got.fault is fault
-
-
-# -- memory ------------------------------------------------------------------------------------
-
-
-def in_memory(size: int) -> int:
-    """Return what a buffer of *size* octets takes at most: it grows by an eighth in advance."""
-    return size + size // 8 + 256
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    packets=st.lists(STREAMS, max_size=30),
-    bare=st.sampled_from(MODES),
-    size=st.sampled_from([1, 40, 200]),
-)
-def test_a_body_holds_no_more_than_its_limit(
-    packets: list[bytes], bare: BareNewline, size: int
-) -> None:
-    body = Body(size, 0, bare)
-    for packet in packets:
-        end = body.feed(packet)
-        assert body.held <= in_memory(size)
-        if end is not None:
-            break
-
-
-@pytest.mark.parametrize("packet", [b"x" * 4096, b"\r\n" * 2048, b"\n" * 4096, b"\r\n.." * 1024])
-@pytest.mark.parametrize("bare", MODES)
-def test_a_flood_into_a_body_is_not_held(packet: bytes, bare: BareNewline) -> None:
-    body = Body(100_000, 0, bare)
-    for _ in range(1000):
-        assert body.feed(packet) is None
-        assert body.held <= in_memory(100_000)
-    assert body.fault is BodyFault.TOO_MUCH
-    assert body.held == 0
-    assert len(body._held) <= 4
-
-
-@pytest.mark.parametrize("packet", [b"x" * 4096, b"\r" * 4096, b"\n\r" * 2048, b"\0" * 4096])
-@pytest.mark.parametrize("bare", MODES)
-def test_a_flood_of_no_commands_is_not_held(packet: bytes, bare: BareNewline) -> None:
-    framer = Framer(bare)
-    for _ in range(1000):
-        framer.feed(packet)
-        assert framer.pending <= LINE_LIMIT + 1 + len(packet)
-        while framer.next() is not None:
-            pass
-        assert framer.pending <= LINE_LIMIT + 1
-
-
-@settings(max_examples=300, deadline=None)
-@given(packets=st.lists(STREAMS, max_size=30), bare=st.sampled_from(MODES))
-def test_a_framer_holds_no_more_than_a_line_and_a_packet(
-    packets: list[bytes], bare: BareNewline
-) -> None:
-    with patch.object(framer_module, "LINE_LIMIT", SMALL_LINE):
-        framer = Framer(bare)
-        for packet in packets:
-            framer.feed(packet)
-            assert framer.pending <= SMALL_LINE + 1 + len(packet)
-            while framer.next() is not None:
-                pass
-            assert framer.pending <= SMALL_LINE + 1  # and the CR of its end
-
-
-def test_a_chunk_that_is_not_wanted_is_not_held() -> None:
-    chunk = Chunk(1_000_000, None)
-    for _ in range(99):
-        assert chunk.feed(b"x" * 10_000) is None
-        assert chunk.held == 0
-    assert chunk.feed(b"x" * 10_000 + b"rest") == 10_000
-
-
-def test_a_chunk_is_ended_by_its_size_and_by_nothing_else() -> None:
-    framer = Framer(BareNewline.REJECT)
-    content = Content(*Limits(bare=BareNewline.ACCEPT))
-    chunk = Chunk(12, content)
-    framer.expect(chunk)
-    framer.feed(b"\r\n.\r\nNOOP\r\n\0NOOP\r\n")
-    assert framer.next() is chunk
-    assert content.take() == b"\r\n.\r\nNOOP\r\n\0"
-    assert framer.next() == b"NOOP"
-
-
-# -- time ------------------------------------------------------------------------------------------
-
-
-class Counted(bytes):
-    """Counts the bytes that are searched and copied, of itself and of what is cut from it."""
-
-    work = 0
-
-    def find(self, mark: Any, start: Any = 0, end: Any = None) -> int:
-        found = super().find(mark, start, end)
-        Counted.work += (len(self) if found < 0 else found) - start
-        return found
-
-    def rfind(self, mark: Any, start: Any = 0, end: Any = None) -> int:
-        found = super().rfind(mark, start, end)
-        Counted.work += len(self[slice(start, end)]) - max(found - start, 0)
-        return found
-
-    def __getitem__(self, key: Any) -> Any:
-        part = super().__getitem__(key)
-        if isinstance(part, int):
-            return part
-        Counted.work += len(part)
-        return Counted(part)
-
-    def __add__(self, other: Any) -> Counted:
-        Counted.work += len(self) + len(other)
-        return Counted(super().__add__(other))
-
-
-def work(packets: list[bytes], bare: BareNewline, *, at_once: bool) -> int:
-    """Return how many bytes are searched and copied for *packets*.
-
-    :param at_once: whether all come before the first event is asked for
-    """
-    framer = Framer(bare)
-    Counted.work = 0
-    for number, packet in enumerate(packets):
-        framer.feed(Counted(packet))
-        if at_once and number < len(packets) - 1:
-            continue
-        while (event := framer.next()) is not None:
-            if event == b"DATA":
-                framer.expect(Body(0, 1000, bare))
-            elif isinstance(event, bytes) and event.startswith(b"BDAT "):
-                framer.expect(Chunk(int(event[5:]), Content(0, 1000, bare)))
-    return Counted.work
-
-
-MUCH = {
-    "commands that LF ends": b"NOOP\n",
-    "commands that CR LF ends": b"NOOP\r\n",
-    "chunks": b"BDAT 1\r\nx",
-    "messages": b"DATA\r\nx\r\n.\r\n",
-    "messages with dots": b"DATA\r\n..\r\n.\r\n",
-    "no line end": b"x",
-    "CR": b"\r",
-}
-
-
-@pytest.mark.parametrize("bare", MODES)
-@pytest.mark.parametrize("before", [b"", b"DATA\r\n", b"BDAT 99999999\r\n"])
-@pytest.mark.parametrize("what", MUCH)
-def test_the_work_grows_as_the_stream_does_however_it_comes(
-    what: str, before: bytes, bare: BareNewline
-) -> None:
-    def ways(count: int) -> list[tuple[list[bytes], bool]]:
-        stream = before + MUCH[what] * count
-        single = [bytes([byte]) for byte in stream]
-        return [([stream], False), (single, False), (single, True)]
-
-    for (few, at_once), (many, _) in zip(ways(400), ways(2000), strict=True):
-        assert work(many, bare, at_once=at_once) <= 6 * work(few, bare, at_once=at_once) + 50_000
 
 
 # -- commands ----------------------------------------------------------------------------------
