@@ -213,7 +213,7 @@ def delivered(dialogue: Dialogue, status: Any) -> Result:
     unclaimed = status is MISSING
     if unclaimed:
         status = replies.NO_SINK
-    answers = _per_recipient(dialogue, status) if shared.lmtp else [status]
+    answers: list[str] = _per_recipient(dialogue, status) if shared.lmtp else [status]
     # Of several replies the best counts: some recipient has the message.
     digit = min(answers)[0]
     if unclaimed:
@@ -226,6 +226,8 @@ def delivered(dialogue: Dialogue, status: Any) -> Result:
     dialogue.in_hand = False  # a subclass's smtp_DATA goes on
     dialogue.reset()
     dialogue.noops = 0
+    if digit == "2" and len(answers) == 1:
+        return sent(status)  # as mostly: it counts for nothing
     return dialogue.put_verdict([sent(answer) for answer in answers])
 
 

@@ -429,7 +429,8 @@ class Dialogue:
             self.state = _CHUNKS
         else:
             self.state = _RECIPIENT if envelope.rcpt_tos else _SENDER
-        self.set_rows()
+        if self.shared.guarded:
+            self.set_rows()
 
     def set_rows(self) -> None:
         """Have the commands be those of this client: what it has to do first may be done."""

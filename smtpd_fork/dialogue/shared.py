@@ -240,6 +240,8 @@ class Shared:
         """The most frequent replies, ready to be sent."""
         self.rows: dict[Guard, Rows] = {guard: rows_of(self, guard) for guard in Guard}
         """What each command does, by what is required of the client first."""
+        self.guarded = self.require_starttls or self.auth_required
+        """Whether anything is required of a client before all else."""
         self.open_rows = self.rows[Guard.NOTHING]
         own, option = self.line_length_limit, self.limits.line
         self.longest_line = min(own, option) if own and option else own or option
