@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.dialogue import memory, replies
+from smtpd_fork.dialogue import client_log, held_input, memory, replies, strikes
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.data import received
 from smtpd_fork.dialogue.envelope import Envelope
@@ -24,8 +24,6 @@ from smtpd_fork.dialogue.line import act_on_line, perform
 from smtpd_fork.dialogue.reply import ends, sent
 from smtpd_fork.dialogue.rows import Guard
 from smtpd_fork.dialogue.waiting import Ask, Failed
-from smtpd_fork.gate import ClientLine
-from smtpd_fork.net import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,14 +36,10 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.replies import Text
     from smtpd_fork.dialogue.shared import Shared
     from smtpd_fork.dialogue.waiting import Host, Result, Waiter, Waiting
-    from smtpd_fork.net import Peer
 
 __all__ = ["EVENTS_A_TURN", "Dialogue"]
 
 log = logging.getLogger("smtpd_fork.session")
-
-NOOPS = 50
-"""Commands that do nothing, between two messages, before each more counts as an error."""
 
 _HELLO, _READY, _GREETING = State.HELLO, State.READY, State.GREETING
 _LEAVING, _DELIVERY, _EXCHANGE = State.LEAVING, State.DELIVERY, State.EXCHANGE
@@ -89,10 +83,10 @@ class Dialogue:
     """
 
     __slots__ = (
-        *("_envelope", "_errors", "_rejects", "accepted", "auth_failures", "awaited", "begun"),
-        *("body", "calls", "charged", "chunk_fault", "chunks", "debug", "envelope_bytes"),
+        *("_envelope", "accepted", "auth_failures", "awaited", "begun"),
+        *("body", "calls", "charged", "chunk_fault", "chunks", "debug", "envelope_bytes", "errors"),
         *("events", "farewell", "fast", "framer", "host", "id", "in_hand", "messages", "more"),
-        *("noops", "out", "overshoot", "rows", "session", "shared", "state", "waiting"),
+        *("noops", "out", "overshoot", "rejects", "rows", "session", "shared", "state", "waiting"),
     )
 
     def __init__(self, shared: Shared, session_id: str, host: Host) -> None:
@@ -113,11 +107,18 @@ class Dialogue:
         self.more = self.in_hand = False
         self.calls: dict[str, int] | None = None
         self.messages = self.accepted = self.overshoot = self.auth_failures = 0
-        self._errors = self._rejects = self.noops = self.events = self.begun = 0
+        self.errors = self.rejects = self.noops = self.events = self.begun = 0
         self.charged = self.envelope_bytes = 0
         self.rows = shared.open_rows
         self.debug = log.isEnabledFor(logging.DEBUG)
         self.fast = shared.fast and not self.debug
+
+    # What it holds, what it counts, and what it writes to the log, have files of their own.
+    keep, framed, forget_input = held_input.keep, held_input.framed, held_input.forget_input
+    hand_over, next_event = held_input.hand_over, held_input.next_event
+    count_error, count_noop = strikes.count_error, strikes.count_noop
+    count_reject, nonsense = strikes.count_reject, strikes.nonsense
+    report, report_failure, who = client_log.report, client_log.report_failure, client_log.who
 
     # -- what is known of the client -----------------------------------------------------------
 
@@ -219,20 +220,6 @@ class Dialogue:
             self.state = _HELLO  # it ends with what was waited for
         self.place()
 
-    def end_for(self, reason: str) -> bool:
-        """End, and say why; return True."""
-        if self.state < _LEAVING:
-            self.report(logging.INFO, reason)
-            text = f"{reason[0].upper()}{reason[1:]}, closing connection"
-            self.put(f"421 4.7.0 {self.shared.hostname} {text}\r\n".encode())
-        return True
-
-    def forget_input(self) -> None:
-        """Act on nothing that has been received: a message that has begun is not to be."""
-        if self.reading is not None or self.chunks is not None:
-            self.shared.tally.aborted += 1
-        self.framer = self.body = self.chunks = None
-
     # -- replies -------------------------------------------------------------------------------
 
     def put(self, reply: bytes, *, counted: bool = True) -> None:
@@ -250,7 +237,7 @@ class Dialogue:
                 self.out.append(reply)
                 self.leave(interrupting=True)
                 return
-            if counted and ends(reply) and self._count_reject():
+            if counted and ends(reply) and self.count_reject():
                 return
         self.out.append(reply)
 
@@ -266,36 +253,12 @@ class Dialogue:
         for reply in replies:
             self.put(reply, counted=False)
         if min(replies)[0] >= _FOUR:
-            self._count_reject()
+            self.count_reject()
         return None
 
     def say(self, text: Text) -> bytes:
         """Return a reply as it is sent."""
         return self.shared.worded(text)
-
-    def nonsense(self, text: Text) -> Result:
-        """Answer what is no command, so many times."""
-        if not self.count_error():
-            self.put(self.say(text), counted=False)
-        return None
-
-    def count_error(self) -> bool:
-        """Count a command that is of no use; past the limit the session is over, and this True."""
-        self._errors += 1
-        return self._errors > self.shared.limits.errors and self.end_for("too many errors")
-
-    def _count_reject(self) -> bool:
-        """Count a refused command; past the limit the session is over, and this True."""
-        self._rejects += 1
-        return self._rejects > self.shared.limits.rejects and self.end_for(
-            "too many refused commands"
-        )
-
-    def count_noop(self) -> None:
-        """Count a command that does nothing; who says nothing else is up to nothing."""
-        self.noops += 1
-        if self.noops > NOOPS:
-            self.count_error()
 
     # -- input ---------------------------------------------------------------------------------
 
@@ -316,20 +279,6 @@ class Dialogue:
             self.advance()
         else:
             self.hand_over()
-
-    def keep(self, data: bytes) -> None:
-        """Take what the client sends, and leave it for later."""
-        if self.state < _LEAVING:
-            self.framed().feed(data)
-
-    def framed(self) -> Framer:
-        """Return what holds input that is not acted on yet."""
-        if self.framer is None:
-            self.framer = Framer(self.shared.bare)
-            if self.body is not None:
-                self.framer.expect(self.body)
-                self.body = None
-        return self.framer
 
     def advance(self) -> None:
         """Act on what has been received, as far as it goes without waiting."""
@@ -372,26 +321,6 @@ class Dialogue:
             self.act(result)
         except Exception as error:  # noqa: BLE001 - logged and answered by whoever runs this
             self.waiting = Failed(error)
-
-    def hand_over(self) -> None:
-        """Give whoever awaits it what was received, if it is complete."""
-        waiter = self.awaited
-        if waiter is not None and not waiter.done() and self.framer is not None:
-            event = self.framer.next()
-            if event is not None:
-                waiter.set_result(event)
-
-    async def next_event(self) -> Event:
-        """Return what the client sends next, a line or a message: for a method that is run."""
-        assert self.host is not None
-        self.awaited = waiter = self.host.new_waiter()
-        try:
-            self.hand_over()
-            self.host.wait_for_client()
-            event: Event = await waiter
-        finally:
-            self.awaited = None
-        return event
 
     def act(self, result: Result) -> None:
         """Put a reply among those that are to be sent, or have something carried out first."""
@@ -447,49 +376,3 @@ class Dialogue:
         self.place()
         row = self.rows[name.encode()]
         return perform(self, row.inherited or row, argument)
-
-    # -- the log -------------------------------------------------------------------------------
-
-    def who(self) -> dict[str, str]:
-        """Return the fields of a log entry about this session (see smtpd_fork.observe.logs)."""
-        return {"session": self.id, "client": describe(self._known_peer())}
-
-    def _known_peer(self) -> Peer:
-        peer: Any = None if self.host is None else self.host.peer
-        if peer is not None and not isinstance(peer, (str, tuple)):
-            peer = str(peer)  # a transport of somebody's own: logging must not fail over it
-        return peer  # type: ignore[no-any-return]  # asked for above
-
-    def report(
-        self,
-        level: int,
-        what: str,
-        reason: str = "",
-        *,
-        kind: str = "",
-        error: BaseException | None = None,
-    ) -> None:
-        """Log a line about this client: ``[ID] CLIENT: WHAT: REASON``.
-
-        If a client causes many, in this session or in others, the first is written at once, and the
-        others become a line with a count every few seconds.
-
-        :param level: logging's
-        :param what: what happened; lines are gathered by it
-        :param reason: why; may be anything
-        :param kind: lines with the same *what* that are gathered apart
-        :param error: its traceback goes below the line
-        """
-        if log.isEnabledFor(level):
-            peer = self._known_peer()
-            line = ClientLine.of(log, level, peer, what, reason, kind=kind, session=self.id)
-            self.shared.reporter.note(line, error=error)
-
-    def report_failure(self, what: str, error: BaseException) -> None:
-        """Log what a handler raised; errors from different lines of code are gathered apart."""
-        place, traceback = "", error.__traceback__
-        while traceback is not None:
-            place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
-            traceback = traceback.tb_next
-        kind = f"{type(error).__name__} {place}"
-        self.report(logging.ERROR, what, kind=kind, error=error)

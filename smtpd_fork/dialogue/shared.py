@@ -7,12 +7,10 @@ session's cost.
 from __future__ import annotations
 
 import copy
-import inspect
 import socket
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from warnings import warn
 
 import aiosmtpd.smtp
 from aiosmtpd.handlers import Sink
@@ -22,6 +20,13 @@ from smtpd_fork.dialogue.budget import Budget
 from smtpd_fork.dialogue.content import BareNewline
 from smtpd_fork.dialogue.frequent import FREQUENT_WORDS, LONGEST
 from smtpd_fork.dialogue.hello import extensions
+from smtpd_fork.dialogue.inspection import (
+    auth_names,
+    call_limits,
+    is_inherited,
+    is_old_ehlo,
+    offer,
+)
 from smtpd_fork.dialogue.rows import Guard, Rows, rows_of
 from smtpd_fork.dialogue.tally import Tally
 from smtpd_fork.dialogue.waiting import never_waits
@@ -34,10 +39,7 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.commands import Command
     from smtpd_fork.dialogue.replies import Text
 
-__all__ = ["CurrentTls", "Limits", "Shared", "ehlo_parameters"]
-
-_NEW_EHLO, _OLD_EHLO = 5, 4
-"""Parameters of handle_EHLO, now and in aiosmtpd's first years."""
+__all__ = ["CurrentTls", "Limits", "Shared"]
 
 
 async def _taken(*_: object) -> str:
@@ -179,16 +181,16 @@ class Shared:
         self.lmtp = lmtp
         self._find_hooks()
         self._find_commands()
-        self.auth_names = _auth_names(
+        self.auth_names = auth_names(
             cls,
             handler,
             has_authenticator=bool(authenticator or auth_callback or "AUTH" in self.hooks),
         )
         for name in auth_exclude:
             self.auth_names.pop(name, None)
-        self.auth_offer = " ".join(sorted(self.auth_names, key=_by_preference))
+        self.auth_offer = offer(self.auth_names)
         """The mechanisms as EHLO offers them."""
-        self.call_limits, self.call_limit_default = _call_limits(command_call_limit)
+        self.call_limits, self.call_limit_default = call_limits(command_call_limit)
         self._work_out()
 
     def _find_hooks(self) -> None:
@@ -202,7 +204,7 @@ class Shared:
             hooks["DATA"] = _taken
         self.at_once = frozenset(name for name, hook in hooks.items() if never_waits(hook))
         """Hooks that cannot wait for anything: they need no task."""
-        self.ehlo_is_old = _is_old_ehlo(hooks.get("EHLO"))
+        self.ehlo_is_old = is_old_ehlo(hooks.get("EHLO"))
         self.hooks = {name: self.tally.timed_hook(name, hook) for name, hook in hooks.items()}
         self.dsn = bool(getattr(handler, "supports_dsn", False))
         """Whether EHLO offers DSN, and its parameters are taken: the handler has to say so."""
@@ -279,82 +281,3 @@ class Shared:
     def has(self, command: Command) -> bool:
         """Whether a command is one of the protocol that is spoken."""
         return command.lmtp is not True or self.lmtp
-
-
-def _is_old_ehlo(hook: Callable[..., Any] | None) -> bool:
-    count = _NEW_EHLO if hook is None else ehlo_parameters(hook)
-    if count is None:
-        raise RuntimeError("Unsupported EHLO Hook")
-    if count == _OLD_EHLO:
-        warn(
-            "Use the 5-argument handle_EHLO() hook instead of the 4-argument handle_EHLO() "
-            "hook; support for the 4-argument handle_EHLO() hook will be removed in "
-            "version 2.0",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-    return count == _OLD_EHLO
-
-
-def ehlo_parameters(hook: Callable[..., Any]) -> int | None:
-    """Return with how many arguments handle_EHLO is to be called: 5, 4, or None for neither."""
-    signature = inspect.signature(hook)
-    for count in (_NEW_EHLO, _OLD_EHLO):
-        try:
-            signature.bind(*range(count))
-        except TypeError:
-            continue
-        return count
-    return None
-
-
-def _auth_names(cls: type, handler: Any, *, has_authenticator: bool) -> dict[str, tuple[str, bool]]:
-    """Return by name of mechanism the method, and whether it is the session's own.
-
-    Without an authenticator the built-in ones have nothing to check credentials with.
-    """
-    names: dict[str, tuple[str, bool]] = {}
-    for thing, own in ((cls, True), (handler, False)):
-        for attribute in dir(thing):
-            if not attribute.startswith("auth_"):
-                continue
-            method = getattr(thing, attribute)
-            if not callable(method):
-                continue
-            builtin = own and attribute in {"auth_PLAIN", "auth_LOGIN"}
-            if builtin and not has_authenticator and is_inherited(cls, attribute):
-                continue
-            name = getattr(
-                method, "__auth_mechanism_name__", attribute[5:].replace("__", "-")
-            ).upper()
-            names[name] = (attribute, own)
-    return names
-
-
-def _by_preference(mechanism: str) -> tuple[bool, bool, str]:
-    """Sort PLAIN first, which takes one exchange: of several, many clients use the first."""
-    return mechanism != "PLAIN", mechanism != "LOGIN", mechanism
-
-
-def is_inherited(cls: type, attribute: str) -> bool:
-    """Whether a class of this package defines *attribute*, not a user's."""
-    for base in cls.__mro__:
-        if attribute in base.__dict__:
-            return base.__module__.startswith("smtpd_fork.smtp.")
-    return False
-
-
-def _call_limits(limit: int | dict[str, int] | None) -> tuple[dict[str, int] | None, int]:
-    """Read aiosmtpd's ``command_call_limit``.
-
-    :raises TypeError: it is neither a number nor numbers by command
-    """
-    if limit is None:
-        return None, 0
-    if isinstance(limit, int):
-        return {}, limit
-    if not isinstance(limit, dict):
-        raise TypeError("command_call_limit must be int or Dict[str, int]")
-    if not all(isinstance(value, int) for value in limit.values()):
-        raise TypeError("All command_call_limit values must be int")
-    return limit, limit.get("*", aiosmtpd.smtp.CALL_LIMIT_DEFAULT)

@@ -19,16 +19,15 @@ import asyncio
 import logging
 import math
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.dialogue import memory
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.dialogue import Dialogue
-from smtpd_fork.dialogue.session import Session, current_session, new_session_id
-from smtpd_fork.dialogue.waiting import Run
-from smtpd_fork.net import plain_peer
-from smtpd_fork.smtp import ending, patience
+from smtpd_fork.dialogue.session import current_session, new_session_id
+from smtpd_fork.smtp import ending, opening, patience
 from smtpd_fork.smtp.hooks import ask_now
+from smtpd_fork.smtp.status import BLOCKED, ENDED, PAUSED, STOPPED, TURN, Handshakes, Status
 from smtpd_fork.smtp.wire import Wire, buffer
 from smtpd_fork.smtp.work import Work
 
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from smtpd_fork.dialogue.shared import Shared
-    from smtpd_fork.gate import Refusal
+    from smtpd_fork.dialogue.waiting import Waiting
     from smtpd_fork.net import Peer
     from smtpd_fork.smtp.sweep import Sweep
 
@@ -48,33 +47,10 @@ log = logging.getLogger("smtpd_fork.session")
 HELD_INPUT = 64 * 1024
 """Bytes that are read ahead while a handler is busy; past it the client waits in the kernel."""
 
-BLOCKED, ENDED, PAUSED, TURN = 1, 2, 4, 8
-"""What keeps bytes from flowing: the client does not read; it has closed for writing; we do not
-read; others have their turn first."""
-
-STOPPED = BLOCKED | TURN
-"""What keeps commands from being acted on."""
-
-_TLS_FACTS = ("sslcontext", "ssl_object", "peercert", "cipher", "compression")
-
 _LEAVING = State.LEAVING
 
 
-class Handshakes(Protocol):
-    """Knows whose TLS handshakes fail too often, and how long one may take."""
-
-    @property
-    def shorten(self) -> Callable[[float], float]:
-        """Returns a time limit as it is now."""
-
-    def begin_handshake(self, connection: Any) -> Refusal | None:
-        """Return why a session is not to begin one."""
-
-    def end_handshake(self, connection: Any) -> None:
-        """Take note that one has succeeded."""
-
-
-class Connection(asyncio.BufferedProtocol):
+class Connection(Status, asyncio.BufferedProtocol):
     """One client's connection, and the host of its dialogue (:class:`~..dialogue.waiting.Host`).
 
     :param shared: what the session has in common with others
@@ -83,6 +59,7 @@ class Connection(asyncio.BufferedProtocol):
     :param peer: the client, where accept(2) told; default: what the transport says
     :param on_close: called once, when the connection is gone
     :param observed: whether a user's class sees what the transport says
+    :ivar sweep: looks after the deadline
     :ivar transport: the loop's; None before and after the connection
     :ivar work: what the session waits for, in a task; an idle one has none
     :ivar facade: the session as handlers know it, once there is somebody who does
@@ -96,10 +73,10 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        *("__weakref__", "_context", "_drained", "_ended", "_on_close", "_sweep", "_view"),
-        *("command_began", "deadline", "dialogue", "ends_at", "events", "facade", "handshakes"),
-        *("held", "host_name_dns", "idle_since", "kicked", "loop", "observed", "pace", "peer"),
-        *("proxied", "proxy_reader", "steps", "stuck_at", "transport", "work"),
+        *("__weakref__", "_drained", "_on_close", "_view", "command_began", "deadline"),
+        *("dialogue", "end_told", "ends_at", "events", "facade", "handshakes", "held"),
+        *("hooks_context", "host_name_dns", "idle_since", "kicked", "loop", "observed", "pace"),
+        *("peer", "proxied", "proxy_reader", "steps", "stuck_at", "sweep", "transport", "work"),
     )
 
     def __init__(
@@ -116,7 +93,7 @@ class Connection(asyncio.BufferedProtocol):
         self.loop = loop
         self.peer = peer
         self.observed = observed
-        self._sweep = sweep
+        self.sweep = sweep
         self._on_close = on_close
         self.dialogue = Dialogue(shared, new_session_id(), self)
         self.transport: Any = None
@@ -132,8 +109,8 @@ class Connection(asyncio.BufferedProtocol):
         self.deadline = self.idle_since = self.command_began = self.stuck_at = 0.0
         self.events = 0
         self.pace, self.steps = (0, 0.0, 0), (-1, 0)  # see patience.py
-        self._context: Context | None = None
-        self._ended: asyncio.Future[None] | None = None
+        self.hooks_context: Context | None = None
+        self.end_told: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -145,75 +122,6 @@ class Connection(asyncio.BufferedProtocol):
     give_way, make_room, shut_down = ending.give_way, ending.make_room, ending.shut_down
     expired, stuck_since = patience.expire, patience.stuck_since
     wait_for_command, wait_for_client = patience.wait_for_command, patience.wait_for_client
-
-    # -- what others ask -------------------------------------------------------------------------
-
-    @property
-    def shared(self) -> Shared:
-        """What the session has in common with others."""
-        return self.dialogue.shared
-
-    @property
-    def id(self) -> str:
-        """Names the session in the logs, in ``Received:`` and in the reply to DATA."""
-        return self.dialogue.id
-
-    @property
-    def tls(self) -> bool:
-        """Whether TLS is spoken."""
-        return self.dialogue.tls
-
-    @property
-    def messages(self) -> int:
-        """Messages that were accepted so far."""
-        return self.dialogue.messages
-
-    @property
-    def helo(self) -> str:
-        """The name that the client gave itself, as it came; empty if it gave none."""
-        return getattr(self.dialogue.session, "host_name", None) or ""
-
-    @property
-    def began(self) -> bool:
-        """Whether the connection was made."""
-        return self.dialogue.session is not None
-
-    @property
-    def gone(self) -> bool:
-        """Whether the connection is lost."""
-        return self.dialogue.state == State.GONE
-
-    @property
-    def task(self) -> asyncio.Task[None] | None:
-        """What runs for this session now; an idle one has none."""
-        return None if self.work is None else self.work.task
-
-    @property
-    def waits(self) -> bool:
-        """Whether nothing runs and nothing is about to: the session waits for its client."""
-        return self.work is None and self.dialogue.waiting is None and not self.held & TURN
-
-    @property
-    def blocked(self) -> bool:
-        """Whether the client does not read."""
-        return bool(self.held & BLOCKED)
-
-    @property
-    def ended_input(self) -> bool:
-        """Whether the client has closed for writing."""
-        return bool(self.held & ENDED)
-
-    @property
-    def phase(self) -> str:
-        """What it does now: see :class:`smtpd_fork.gate.Entry`."""
-        state = self.dialogue.state
-        if not self.began or state == State.HANDSHAKE:
-            return "handshake"
-        if state >= _LEAVING:
-            return "closing"
-        if self.work is not None and self.dialogue.awaited is None:
-            return "handler"
-        return "command" if self.dialogue.reading is None else "data"
 
     # -- what the dialogue asks --------------------------------------------------------------------
 
@@ -227,10 +135,10 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def context(self) -> Context:
         """The context that all of this session's hooks run in, as in aiosmtpd's one task."""
-        if self._context is None:
-            self._context = copy_context()
-            self._context.run(current_session.set, self.dialogue.id)
-        return self._context
+        if self.hooks_context is None:
+            self.hooks_context = copy_context()
+            self.hooks_context.run(current_session.set, self.dialogue.id)
+        return self.hooks_context
 
     ask_now = ask_now
 
@@ -266,75 +174,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the session; under TLS after STARTTLS begin anew (asyncio.BaseProtocol)."""
+        self.held &= ~PAUSED
         try:
-            self._begin(transport)
+            opening.begin(self, transport)
         except BaseException:
             transport.abort()  # type: ignore[attr-defined]  # a stream's; its connection_lost comes
             raise
-
-    def _begin(self, transport: asyncio.BaseTransport) -> None:
-        again = self.began
-        self.transport = transport
-        self.held &= ~PAUSED
-        self._new_session()
-        if again or transport.get_extra_info("sslcontext") is not None:
-            self._use_tls()  # from the first byte: STARTTLS is not offered
-        if again:
-            return
-        limits = self.dialogue.shared.limits
-        now = self.loop.time()
-        if limits.session_seconds:
-            self.ends_at = now + limits.session_seconds
-        self._sweep.watch(self)
-        self.idle_since = now
-        self.deadline = min(self.ends_at, now + limits.command_seconds)
-        self._open()
-        self.go_on()
-
-    def _open(self) -> None:
-        """Greet, once whoever has to be asked has been."""
-        dialogue, shared = self.dialogue, self.dialogue.shared
-        if dialogue.farewell is not None:
-            dialogue.advance()
-        elif shared.proxy_seconds is not None:
-            self.proxy_reader = asyncio.StreamReader(loop=self.loop)
-            # It pauses the transport by itself: what comes behind a header is bounded.
-            self.proxy_reader.set_transport(self.transport)
-            dialogue.waiting = Run("read_proxy_header", (shared.proxy_seconds,))
-        elif self.proxied is not None and "PROXY" in shared.hooks:
-            dialogue.waiting = Run("judge_proxy_header")
-        elif "CONNECT" in shared.hooks:
-            dialogue.waiting = Run("greet")
-        else:
-            dialogue.greet()
-
-    def _new_session(self) -> None:
-        dialogue, before = self.dialogue, self.dialogue.session
-        shared = dialogue.shared
-        if self.peer is None:
-            self.peer = self.transport.get_extra_info("peername")
-        own = shared.own_session
-        session = self.server._create_session() if own else Session(self.loop, dialogue.id)  # noqa: SLF001 - aiosmtpd's name
-        session.peer = plain_peer(self.peer)
-        session.proxy_data = before.proxy_data if before is not None else self.proxied
-        if isinstance(session, Session):
-            session._transport = self.transport  # noqa: SLF001 - of this package
-            session.lmtp = shared.lmtp
-            if self.host_name_dns is not None:
-                session.host_name_dns = self.host_name_dns
-        dialogue.begin(session)
-        if dialogue.debug:  # who() costs, and mostly for nobody
-            who = dialogue.who()
-            log.debug("[%s] connected: %s", dialogue.id, who["client"], extra=who)
-
-    def _use_tls(self) -> None:
-        dialogue = self.dialogue
-        dialogue.shared.tally.tls_done += 1
-        if self.handshakes is not None:
-            self.handshakes.end_handshake(self)
-        assert dialogue.session is not None
-        dialogue.session.ssl = {name: self.transport.get_extra_info(name) for name in _TLS_FACTS}
-        dialogue.set_rows()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the session, once (asyncio.BaseProtocol)."""
@@ -346,49 +191,23 @@ class Connection(asyncio.BufferedProtocol):
         if dialogue.debug:
             log.debug("[%s] connection closed", dialogue.id, extra=dialogue.who())
         try:
-            self._sweep.forget(self)
+            self.sweep.forget(self)
             if self.work is not None:
                 self.work.abandon(self._drained)
             else:
-                self.say_disconnected()
+                ending.say_disconnected(self)
         finally:
             if self._on_close is not None:
                 self._on_close(self)
 
-    def say_disconnected(self) -> None:
-        """Tell a handler that the session has ended, and let go of it."""
-        if "DISCONNECT" in self.dialogue.shared.hooks and self.began:
-            Work(self, Run("tell_disconnected"))
-        else:
-            self.let_go()
-
-    def let_go(self) -> None:
-        """Keep nothing that may refer to this session: the connection is lost, and nothing runs.
-
-        Python frees an ended session at once if nothing that it refers to refers back. Its garbage
-        collector comes too late: a client can make sessions faster, each with a message.
-        """
-        dialogue = self.dialogue
-        self.work = self._context = dialogue.waiting = None
-        dialogue.reset()
-        if isinstance(dialogue.session, Session):
-            dialogue.session.forget_transport()
-        dialogue.host = self.facade = None
-        self.tell_ended()
-
     @property
     def ended(self) -> asyncio.Future[None]:
         """Is done when the session is."""
-        if self._ended is None:
-            self._ended = self.loop.create_future()
+        if self.end_told is None:
+            self.end_told = self.loop.create_future()
             if self.gone and self.work is None:
-                self._ended.set_result(None)
-        return self._ended
-
-    def tell_ended(self) -> None:
-        """Have who waits for the end know of it."""
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
+                self.end_told.set_result(None)
+        return self.end_told
 
     # -- input and output --------------------------------------------------------------------------
 
@@ -503,11 +322,15 @@ class Connection(asyncio.BufferedProtocol):
             if self.work is None:
                 if dialogue.pending > memory.ALLOWANCE:
                     memory.charge(dialogue)
-                Work(self, dialogue.waiting)
+                self.start(dialogue.waiting)
         elif dialogue.framer is None and dialogue.chunks is None and not self.held:
             patience.wait_for_next(self)  # as mostly: it is answered all that it has said
         else:
             self._wait()
+
+    def start(self, waiting: Waiting) -> None:
+        """Have something carried out in a task."""
+        Work(self, waiting)
 
     def _wait(self) -> None:
         """Wait for the client, or for other sessions' turn; or end if nothing more can come."""

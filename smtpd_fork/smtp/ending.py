@@ -6,6 +6,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from smtpd_fork.dialogue.commands import State
+from smtpd_fork.dialogue.session import Session
+from smtpd_fork.dialogue.waiting import Run
 from smtpd_fork.gate.verdict import reply_line, shutdown_reply
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def hang_up(connection: Connection) -> None:
             connection.deadline = now + LINGER_SECONDS
             transport.close()
     if connection.work is None:
-        connection.tell_ended()
+        tell_ended(connection)
 
 
 def abort(connection: Connection) -> None:
@@ -162,3 +164,32 @@ def take_leave(connection: Connection) -> None:
         dialogue.out.append(dialogue.farewell)
         dialogue.leave(interrupting=True)
         connection.flush()
+
+
+def say_disconnected(connection: Connection) -> None:
+    """Tell a handler that the session has ended, and let go of it."""
+    if "DISCONNECT" in connection.dialogue.shared.hooks and connection.began:
+        connection.start(Run("tell_disconnected"))
+    else:
+        let_go(connection)
+
+
+def let_go(connection: Connection) -> None:
+    """Keep nothing that may refer to this session: the connection is lost, and nothing runs.
+
+    Python frees an ended session at once if nothing that it refers to refers back. Its garbage
+    collector comes too late: a client can make sessions faster, each with a message.
+    """
+    dialogue = connection.dialogue
+    connection.work = connection.hooks_context = dialogue.waiting = None
+    dialogue.reset()
+    if isinstance(dialogue.session, Session):
+        dialogue.session.forget_transport()
+    dialogue.host = connection.facade = None
+    tell_ended(connection)
+
+
+def tell_ended(connection: Connection) -> None:
+    """Have who waits for the end know of it."""
+    if connection.end_told is not None and not connection.end_told.done():
+        connection.end_told.set_result(None)

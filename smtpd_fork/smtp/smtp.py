@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 from warnings import warn
 
-import aiosmtpd.smtp
 from aiosmtpd.smtp import DATA_SIZE_DEFAULT, MISSING, syntax
 
 from smtpd_fork.dialogue import replies
@@ -24,11 +23,10 @@ from smtpd_fork.dialogue.body import Body
 from smtpd_fork.dialogue.commands import COMMANDS, State
 from smtpd_fork.dialogue.content import BareNewline
 from smtpd_fork.dialogue.data import received
-from smtpd_fork.dialogue.envelope import Envelope
 from smtpd_fork.dialogue.reply import answer_of, sendable
-from smtpd_fork.dialogue.session import Session
-from smtpd_fork.dialogue.shared import SETTINGS, CurrentTls, Limits, Shared
+from smtpd_fork.dialogue.shared import CurrentTls, Limits, Shared
 from smtpd_fork.dialogue.waiting import Ask, Run
+from smtpd_fork.smtp.attributes import Attributes
 from smtpd_fork.smtp.connection import Connection
 from smtpd_fork.smtp.hooks import ask
 from smtpd_fork.smtp.mechanisms import Mechanisms
@@ -52,7 +50,7 @@ __all__ = ["SMTP"]
 log = logging.getLogger("smtpd_fork.session")
 
 
-class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
+class SMTP(Mechanisms, Attributes):
     """One SMTP session; takes all keywords of ``aiosmtpd.smtp.SMTP``, and these.
 
     :param shared: what the sessions of a server share; without it it is worked out for this one
@@ -72,8 +70,6 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
     :param reporter: gathers the lines of the log that a client can cause again and again
     :ivar connection: the client's
     """
-
-    connection: Connection
 
     line_length_limit = 0
     """Octets of a line of a message; 0 is no limit. aiosmtpd's 1001 turned real mail away."""
@@ -155,100 +151,6 @@ class SMTP(Mechanisms, aiosmtpd.smtp.SMTP):
         session = object.__new__(cls)
         session.__dict__["connection"] = connection
         return session
-
-    # -- settings, which a session may change for itself -------------------------------------------
-
-    def __getattr__(self, name: str) -> Any:
-        setting = SETTINGS.get(name)
-        if setting is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self.connection.shared, setting)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setting = SETTINGS.get(name)
-        if setting is not None:
-            dialogue = self.connection.dialogue
-            dialogue.shared = dialogue.shared.changed(setting, value)
-            dialogue.set_rows()
-        super().__setattr__(name, value)
-
-    # -- what aiosmtpd has as attributes -----------------------------------------------------------
-
-    @property
-    def session(self) -> aiosmtpd.smtp.Session | None:
-        """What is known of the client."""
-        return self.connection.dialogue.session
-
-    @session.setter
-    def session(self, session: aiosmtpd.smtp.Session | None) -> None:
-        self.connection.dialogue.session = session
-
-    @property
-    def envelope(self) -> aiosmtpd.smtp.Envelope | None:
-        """The mail transaction."""
-        envelope: aiosmtpd.smtp.Envelope | None = self.connection.dialogue.envelope
-        return envelope
-
-    @envelope.setter
-    def envelope(self, envelope: aiosmtpd.smtp.Envelope | None) -> None:
-        self.connection.dialogue.envelope = envelope
-
-    @property
-    def transport(self) -> Any:
-        """The loop's transport; None before and after the connection."""
-        return self.connection.transport
-
-    @transport.setter
-    def transport(self, transport: Any) -> None:
-        self.connection.transport = transport
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:  # type: ignore[override]  # nobody sets it
-        """The session's own."""
-        return self.connection.loop
-
-    @property
-    def id(self) -> str:
-        """Names the session in the logs, in ``Received:`` and in the reply to DATA."""
-        return self.connection.id
-
-    @property
-    def peer(self) -> Peer:
-        """The client, as accept(2) or a PROXY header named it."""
-        return self.connection.peer
-
-    @property
-    def helo(self) -> str:
-        """The name that the client gave itself, as it came; empty if it gave none."""
-        return self.connection.helo
-
-    @property
-    def messages(self) -> int:
-        """Messages that were accepted so far."""
-        return self.connection.messages
-
-    @property
-    def _tls_protocol(self) -> Any:  # type: ignore[override]  # as above
-        """What users ask to know whether TLS is spoken."""
-        dialogue = self.connection.dialogue
-        return dialogue.session.ssl["ssl_object"] if dialogue.tls else None  # type: ignore[union-attr, index]  # there is, with TLS
-
-    @property
-    def _handler_coroutine(self) -> asyncio.Future[None]:  # type: ignore[override]  # as above
-        """What aiosmtpd has a task for: is done when the session is."""
-        return self.connection.ended
-
-    def __del__(self) -> None:
-        """Do not look for what asyncio's class, which is not initialized here, would look for."""
-
-    def __repr__(self) -> str:
-        return repr(self.connection)
-
-    def _create_session(self) -> aiosmtpd.smtp.Session:
-        return Session(self.loop, self.connection.id)
-
-    def _create_envelope(self) -> aiosmtpd.smtp.Envelope:
-        return Envelope()
 
     # -- what the loop calls, where it has this as the protocol ------------------------------------
 

@@ -179,13 +179,13 @@ class Work:
         dialogue.answered()
         if connection.gone:
             if self._told:
-                connection.let_go()
+                ending.let_go(connection)
             else:
-                connection.say_disconnected()
+                ending.say_disconnected(connection)
             return None
         connection.flush()
         if dialogue.state >= State.LEAVING:
-            connection.tell_ended()
+            ending.tell_ended(connection)
         elif connection.kicked:
             ending.take_leave(connection)
         elif not connection.blocked:

@@ -1,0 +1,105 @@
+"""Inspection: what a class of sessions and a handler have; looked for once, not for each client."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+from warnings import warn
+
+from aiosmtpd.smtp import CALL_LIMIT_DEFAULT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["auth_names", "call_limits", "ehlo_parameters", "is_inherited", "is_old_ehlo", "offer"]
+
+_NEW_EHLO, _OLD_EHLO = 5, 4
+"""Parameters of handle_EHLO, now and in aiosmtpd's first years."""
+
+
+def is_old_ehlo(hook: Callable[..., Any] | None) -> bool:
+    """Whether handle_EHLO is one of aiosmtpd's first years.
+
+    :raises RuntimeError: it is neither that nor today's
+    """
+    count = _NEW_EHLO if hook is None else ehlo_parameters(hook)
+    if count is None:
+        raise RuntimeError("Unsupported EHLO Hook")
+    if count == _OLD_EHLO:
+        warn(
+            "Use the 5-argument handle_EHLO() hook instead of the 4-argument handle_EHLO() "
+            "hook; support for the 4-argument handle_EHLO() hook will be removed in "
+            "version 2.0",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return count == _OLD_EHLO
+
+
+def ehlo_parameters(hook: Callable[..., Any]) -> int | None:
+    """Return with how many arguments handle_EHLO is to be called: 5, 4, or None for neither."""
+    signature = inspect.signature(hook)
+    for count in (_NEW_EHLO, _OLD_EHLO):
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return count
+    return None
+
+
+def auth_names(cls: type, handler: Any, *, has_authenticator: bool) -> dict[str, tuple[str, bool]]:
+    """Return by name of mechanism the method, and whether it is the session's own.
+
+    Without an authenticator the built-in ones have nothing to check credentials with.
+    """
+    names: dict[str, tuple[str, bool]] = {}
+    for thing, own in ((cls, True), (handler, False)):
+        for attribute in dir(thing):
+            if not attribute.startswith("auth_"):
+                continue
+            method = getattr(thing, attribute)
+            if not callable(method):
+                continue
+            builtin = own and attribute in {"auth_PLAIN", "auth_LOGIN"}
+            if builtin and not has_authenticator and is_inherited(cls, attribute):
+                continue
+            name = getattr(
+                method, "__auth_mechanism_name__", attribute[5:].replace("__", "-")
+            ).upper()
+            names[name] = (attribute, own)
+    return names
+
+
+def offer(mechanisms: Iterable[str]) -> str:
+    """Return mechanisms as EHLO offers them."""
+    return " ".join(sorted(mechanisms, key=_by_preference))
+
+
+def _by_preference(mechanism: str) -> tuple[bool, bool, str]:
+    """Sort PLAIN first, which takes one exchange: of several, many clients use the first."""
+    return mechanism != "PLAIN", mechanism != "LOGIN", mechanism
+
+
+def is_inherited(cls: type, attribute: str) -> bool:
+    """Whether a class of this package defines *attribute*, not a user's."""
+    for base in cls.__mro__:
+        if attribute in base.__dict__:
+            return base.__module__.startswith("smtpd_fork.smtp.")
+    return False
+
+
+def call_limits(limit: int | dict[str, int] | None) -> tuple[dict[str, int] | None, int]:
+    """Read aiosmtpd's ``command_call_limit``.
+
+    :raises TypeError: it is neither a number nor numbers by command
+    """
+    if limit is None:
+        return None, 0
+    if isinstance(limit, int):
+        return {}, limit
+    if not isinstance(limit, dict):
+        raise TypeError("command_call_limit must be int or Dict[str, int]")
+    if not all(isinstance(value, int) for value in limit.values()):
+        raise TypeError("All command_call_limit values must be int")
+    return limit, limit.get("*", CALL_LIMIT_DEFAULT)

@@ -1,0 +1,55 @@
+"""Strikes: what a client says that is of no use is counted; past a limit the session is over."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from smtpd_fork.dialogue.commands import State
+
+if TYPE_CHECKING:
+    from smtpd_fork.dialogue.dialogue import Dialogue
+    from smtpd_fork.dialogue.replies import Text
+    from smtpd_fork.dialogue.waiting import Result
+
+__all__ = ["count_error", "count_noop", "count_reject", "nonsense"]
+
+NOOPS = 50
+"""Commands that do nothing, between two messages, before each more counts as an error."""
+
+
+def _end_for(dialogue: Dialogue, reason: str) -> bool:
+    """End, and say why; return True."""
+    if dialogue.state < State.LEAVING:
+        dialogue.report(logging.INFO, reason)
+        text = f"{reason[0].upper()}{reason[1:]}, closing connection"
+        dialogue.put(f"421 4.7.0 {dialogue.shared.hostname} {text}\r\n".encode())
+    return True
+
+
+def nonsense(dialogue: Dialogue, text: Text) -> Result:
+    """Answer what is no command, so many times."""
+    if not count_error(dialogue):
+        dialogue.put(dialogue.say(text), counted=False)
+    return None
+
+
+def count_error(dialogue: Dialogue) -> bool:
+    """Count a command that is of no use; past the limit the session is over, and this True."""
+    dialogue.errors += 1
+    return dialogue.errors > dialogue.shared.limits.errors and _end_for(dialogue, "too many errors")
+
+
+def count_reject(dialogue: Dialogue) -> bool:
+    """Count a refused command; past the limit the session is over, and this True."""
+    dialogue.rejects += 1
+    return dialogue.rejects > dialogue.shared.limits.rejects and _end_for(
+        dialogue, "too many refused commands"
+    )
+
+
+def count_noop(dialogue: Dialogue) -> None:
+    """Count a command that does nothing; who says nothing else is up to nothing."""
+    dialogue.noops += 1
+    if dialogue.noops > NOOPS:
+        count_error(dialogue)

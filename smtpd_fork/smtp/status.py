@@ -1,0 +1,116 @@
+"""Status: what a connection can be asked about itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from smtpd_fork.dialogue.commands import State
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from smtpd_fork.dialogue.dialogue import Dialogue
+    from smtpd_fork.dialogue.shared import Shared
+    from smtpd_fork.gate import Refusal
+    from smtpd_fork.smtp.work import Work
+
+__all__ = ["BLOCKED", "ENDED", "PAUSED", "STOPPED", "TURN", "Handshakes", "Status"]
+
+BLOCKED, ENDED, PAUSED, TURN = 1, 2, 4, 8
+"""What keeps bytes from flowing: the client does not read; it has closed for writing; we do not
+read; others have their turn first."""
+
+STOPPED = BLOCKED | TURN
+"""What keeps commands from being acted on."""
+
+
+class Handshakes(Protocol):
+    """Knows whose TLS handshakes fail too often, and how long one may take."""
+
+    @property
+    def shorten(self) -> Callable[[float], float]:
+        """Returns a time limit as it is now."""
+
+    def begin_handshake(self, connection: Any) -> Refusal | None:
+        """Return why a session is not to begin one."""
+
+    def end_handshake(self, connection: Any) -> None:
+        """Take note that one has succeeded."""
+
+
+class Status:
+    """A connection, as far as others ask about it (also :class:`smtpd_fork.gate.ledger.Holder`)."""
+
+    __slots__ = ()
+
+    dialogue: Dialogue
+    work: Work | None
+    held: int
+
+    @property
+    def shared(self) -> Shared:
+        """What the session has in common with others."""
+        return self.dialogue.shared
+
+    @property
+    def id(self) -> str:
+        """Names the session in the logs, in ``Received:`` and in the reply to DATA."""
+        return self.dialogue.id
+
+    @property
+    def tls(self) -> bool:
+        """Whether TLS is spoken."""
+        return self.dialogue.tls
+
+    @property
+    def messages(self) -> int:
+        """Messages that were accepted so far."""
+        return self.dialogue.messages
+
+    @property
+    def helo(self) -> str:
+        """The name that the client gave itself, as it came; empty if it gave none."""
+        return getattr(self.dialogue.session, "host_name", None) or ""
+
+    @property
+    def began(self) -> bool:
+        """Whether the connection was made."""
+        return self.dialogue.session is not None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection is lost."""
+        return self.dialogue.state == State.GONE
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """What runs for this session now; an idle one has none."""
+        return None if self.work is None else self.work.task
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing runs and nothing is about to: the session waits for its client."""
+        return self.work is None and self.dialogue.waiting is None and not self.held & TURN
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the client does not read."""
+        return bool(self.held & BLOCKED)
+
+    @property
+    def ended_input(self) -> bool:
+        """Whether the client has closed for writing."""
+        return bool(self.held & ENDED)
+
+    @property
+    def phase(self) -> str:
+        """What it does now: see :class:`smtpd_fork.gate.Entry`."""
+        state = self.dialogue.state
+        if not self.began or state == State.HANDSHAKE:
+            return "handshake"
+        if state >= State.LEAVING:
+            return "closing"
+        if self.work is not None and self.dialogue.awaited is None:
+            return "handler"
+        return "command" if self.dialogue.reading is None else "data"
