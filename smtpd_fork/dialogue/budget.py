@@ -12,17 +12,16 @@ short the session that holds the most, and does not go on, is ended first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from smtpd_fork.net import source_key
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from smtpd_fork.net import Peer
 
-__all__ = ["ALLOWANCE", "Budget", "Holder"]
+__all__ = ["ALLOWANCE", "Budget", "Clock", "Holder"]
 
 ALLOWANCE = 64 * 1024
 """Bytes of each session that are not charged: what most messages are smaller than."""
@@ -39,10 +38,22 @@ LOOK_SECONDS = 1.0
 """Between two looks for idle sessions, while memory is short."""
 
 
+class Clock(Protocol):
+    """An event loop, as far as its clock goes."""
+
+    def time(self) -> float:
+        """Return the time, in seconds."""
+
+    def call_later(self, delay: float, callback: Callable[..., Any], /, *args: Any) -> object:
+        """Call something in so many seconds."""
+
+
 class Holder(Protocol):
     """A session, as far as its memory goes."""
 
-    loop: asyncio.AbstractEventLoop
+    @property
+    def loop(self) -> Clock:
+        """Whose time counts."""
 
     @property
     def peer(self) -> Peer:
@@ -98,7 +109,7 @@ class Budget:
         self._holdings: dict[Holder, _Holding] = {}
         self._by_client: dict[str, int] = {}
         self._looked = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: object | None = None
 
     def used_by(self, client: str) -> int:
         """Return the bytes that the sessions of one client hold."""
@@ -185,7 +196,7 @@ class Budget:
         holding = self._holdings.get(holder)
         return holding is not None and holding.client == client
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look(self, loop: Clock) -> None:
         """Look for idle sessions while memory is short: those who are refused ask for none."""
         self._timer = None
         self._relieve(loop.time(), None, 0)

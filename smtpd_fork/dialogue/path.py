@@ -8,7 +8,7 @@ address is refused: who knows what the client meant by it.
 from __future__ import annotations
 
 import re
-from socket import AF_INET6, inet_pton
+from ipaddress import IPv6Address
 
 __all__ = ["NULL", "parse_path"]
 
@@ -107,7 +107,7 @@ def _is_literal(text: str) -> bool:
             return False
         rest = f"{head}:0.0.0.0"
     try:
-        inet_pton(AF_INET6, rest)
-    except OSError:
+        IPv6Address(rest)
+    except ValueError:
         return False
     return True

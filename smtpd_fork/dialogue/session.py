@@ -13,8 +13,6 @@ from smtpd_fork.gate.ticket import new_session_id
 from smtpd_fork.net import plain_peer
 
 if TYPE_CHECKING:
-    import asyncio
-
     from smtpd_fork.net import Peer, SocketAddress
 
 __all__ = ["Session", "current_session", "new_session_id"]
@@ -41,11 +39,11 @@ class Session(aiosmtpd.smtp.Session):
     peer: SocketAddress | str  # type: ignore[assignment]  # aiosmtpd's hint is str alone
     auth_data: Any  # aiosmtpd's hint is None alone
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, session_id: str) -> None:
+    def __init__(self, loop: Any, session_id: str) -> None:
         super().__init__(loop)
         self.id = session_id
         self.lmtp = False
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: Any = None
 
     @property
     def local(self) -> Peer:

@@ -7,8 +7,6 @@ session's cost.
 from __future__ import annotations
 
 import copy
-import socket
-import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +31,8 @@ from smtpd_fork.dialogue.waiting import never_waits
 from smtpd_fork.gate import Reporter, client_reporter
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterable
-    from typing import Self
 
     from smtpd_fork.dialogue.commands import Command
     from smtpd_fork.dialogue.replies import Text
@@ -90,9 +88,9 @@ class CurrentTls:
         self.context = context
 
     @classmethod
-    def of(cls, context: ssl.SSLContext | Self | None) -> Self | None:
+    def of(cls, context: ssl.SSLContext | CurrentTls | None) -> CurrentTls | None:
         """Return what holds *context*, if it is no such thing itself."""
-        return cls(context) if isinstance(context, ssl.SSLContext) else context
+        return context if context is None or isinstance(context, CurrentTls) else cls(context)
 
 
 SETTINGS = {
@@ -130,7 +128,7 @@ class Shared:
         cls: type,
         handler: Any,
         *,
-        hostname: str | None = None,
+        hostname: str,
         ident: str | None = None,
         data_size_limit: int | None = aiosmtpd.smtp.DATA_SIZE_DEFAULT,
         enable_SMTPUTF8: bool = False,  # noqa: N803 - aiosmtpd's name
@@ -155,7 +153,7 @@ class Shared:
     ) -> None:
         self.cls = cls
         self.handler = handler
-        self.hostname = hostname or socket.getfqdn()
+        self.hostname = hostname
         self.ident = ident or aiosmtpd.smtp.__ident__
         self.data_size_limit = data_size_limit
         self.enable_SMTPUTF8 = enable_SMTPUTF8

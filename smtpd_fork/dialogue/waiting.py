@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, Union
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Generator
     from types import CodeType
 
+    from smtpd_fork.dialogue.budget import Clock
     from smtpd_fork.net import Peer
 
 __all__ = ["Ask", "Failed", "Host", "Result", "Run", "Waiter", "Waiting", "never_waits"]
@@ -75,10 +75,12 @@ class Waiter(Protocol):
 class Host(Protocol):
     """Whoever runs a dialogue: a connection, or a test without one."""
 
-    loop: asyncio.AbstractEventLoop
-    """Whose time counts for the budget."""
     facade: Any
     """The session as handlers know it, once somebody has asked for it."""
+
+    @property
+    def loop(self) -> Clock:
+        """Whose time counts for the budget."""
 
     @property
     def server(self) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
@@ -114,7 +115,7 @@ class SMTP(Mechanisms, Attributes):
             shared = Shared(
                 type(self),
                 handler,
-                hostname=hostname,
+                hostname=hostname or socket.getfqdn(),
                 ident=ident,
                 data_size_limit=data_size_limit,
                 enable_SMTPUTF8=enable_SMTPUTF8,

@@ -85,7 +85,7 @@ def check_password(
 
 
 def a_session(**facts: Any) -> Any:
-    session = Session(SimpleNamespace(), "id-1")  # type: ignore[arg-type]  # no loop is needed
+    session = Session(SimpleNamespace(), "id-1")
     session.peer = ("192.0.2.1", 4025)
     session.extended_smtp = True
     for name, value in facts.items():

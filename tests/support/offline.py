@@ -77,7 +77,7 @@ class Offline:
         self.sent = b""
         self._running: Coroutine[Any, Any, None] | None = None
         self.dialogue = Dialogue(shared, "id", self)
-        self.dialogue.begin(Session(None, "id"))  # type: ignore[arg-type]  # no loop
+        self.dialogue.begin(Session(None, "id"))
         self.dialogue.greet()
 
     @property
