@@ -6,12 +6,12 @@ import asyncio
 import logging
 import math
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.gate import client_reporter
 from smtpd_fork.gate.verdict import kick_reply
 from smtpd_fork.listeners import Acceptor, Preconnect, Probes, Refuser
-from smtpd_fork.server.blueprint import IDENT, Blueprint, shortest_limit
+from smtpd_fork.server.blueprint import IDENT, Blueprint, buffered_share, shortest_limit
 from smtpd_fork.server.handler_chains import HandlerChains
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.sessions import Sessions
@@ -19,12 +19,13 @@ from smtpd_fork.server.stress import Stress
 from smtpd_fork.smtp import Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from smtpd_fork.dialogue import Tally
+    from smtpd_fork.dialogue import Budget, Tally
     from smtpd_fork.gate import Gate, Ticket
     from smtpd_fork.server.effective_settings import EffectiveSettings
     from smtpd_fork.server.tls import ServerTls
+    from smtpd_fork.smtp import SMTP
 
 __all__ = ["Running"]
 
@@ -45,8 +46,10 @@ class Running:
     :param settings: in force from now on
     :param gate: of the server
     :param tls: of new handshakes; stopped with it
-    :param make_blueprint: returns what makes sessions
+    :param budget: how much all sessions may hold of messages
     :param tally: counts what the sessions do, and the event-loop lag
+    :param session_class: of the sessions
+    :param session_options: keywords for it
     :raises TypeError: no session can be made
     """
 
@@ -55,15 +58,19 @@ class Running:
         settings: EffectiveSettings,
         gate: Gate,
         tls: ServerTls,
-        make_blueprint: Callable[..., Blueprint],
+        budget: Budget,
         tally: Tally,
+        session_class: type[SMTP],
+        session_options: Mapping[str, Any],
     ) -> None:
         config = settings.config
         self._loop = loop = asyncio.get_running_loop()
         self._gate = gate
         self._tls = tls
-        self._make_blueprint = make_blueprint
+        self._budget = budget
         self._tally = tally
+        self._session_class = session_class
+        self._session_options = session_options
         self._reporter = client_reporter()
         self._chain = settings.chain
         self._chains = HandlerChains()
@@ -101,11 +108,17 @@ class Running:
         self._watch_lag(settings)
 
     def _blueprint(self, settings: EffectiveSettings) -> Blueprint:
-        return self._make_blueprint(
-            *(settings.config, settings.chain),
+        settings.chain.measure(self._tally.timed_sink)
+        return Blueprint(
+            settings.config,
+            settings.chain,
             tls=self._tls.current,
+            budget=self._budget,
             sweep=self._sweep,
+            tally=self._tally,
             reporter=self._reporter,
+            session_class=self._session_class,
+            options=self._session_options,
         )
 
     def _make_preconnect(self, settings: EffectiveSettings) -> Preconnect:
@@ -136,6 +149,7 @@ class Running:
     def change(self, before: EffectiveSettings, settings: EffectiveSettings) -> None:
         """Apply *settings* in place of those *before*; nothing in here waits or fails."""
         config = settings.config
+        self._budget.limit, self._budget.share = config.max_buffered, buffered_share(config)
         self._sweep.look_for(shortest_limit(config))
         self._stress.seconds = config.stress_timeout
         self.sessions.change(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from smtpd_fork.config import Config
@@ -14,7 +13,7 @@ from smtpd_fork.errors import OperatingSystemError
 from smtpd_fork.gate import GATE_SETTINGS, Gate
 from smtpd_fork.handlers import Chain
 from smtpd_fork.net import describe
-from smtpd_fork.server.blueprint import Blueprint, buffered_share, check_session_class
+from smtpd_fork.server.blueprint import buffered_share, check_session_class
 from smtpd_fork.server.effective_settings import EffectiveSettings
 from smtpd_fork.server.running import Running
 from smtpd_fork.server.tls import ServerTls
@@ -55,12 +54,10 @@ class Server:
     :param config: the settings, as one object instead of *options*
     :param sockets: bound already, to listen on instead of ``listen`` and ``port``
     :param listeners: the same, opened by :func:`smtpd_fork.listeners.open_listeners`
-    :param tls_context: for STARTTLS and TLS, instead of all settings of TLS; the caller renews
-        it
+    :param tls_context: instead of all settings of TLS; the caller renews it
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
     :param session_options: keywords for it, as aiosmtpd documents them (``authenticator``, ...)
-    :param tally: counts what the sessions do; default: one of its own, that does not look at the
-        clock
+    :param tally: counts what the sessions do; default: one of its own, without times
     :param options: the settings by name, see :class:`smtpd_fork.Config`
     :raises SettingError: a setting is unknown or out of its range
     :raises HandlerError: the handler is a class, has no hook, or one that cannot be asked
@@ -91,22 +88,16 @@ class Server:
         check_session_class(session_class, session_options or {})
         chain = Chain.of(handler, session_class)
         self._has_own_gate = gate is None
-        limits = gate.limits if gate is not None else limits
-        self._settings = EffectiveSettings.read(config, chain, limits=limits, listeners=listeners)
+        self._settings = EffectiveSettings.read(
+            config, chain, limits=gate.limits if gate else limits, listeners=listeners
+        )
         self.gate = gate or Gate(limits=self._settings.limits)
         self._tls = ServerTls(tls_context)
         self._tls.use(self._tls.plan(config, listeners))
         self._session_class = session_class
         self._budget = Budget(config.max_buffered, buffered_share(config), self.gate.counted_as)
         self.tally = tally or Tally()
-        chain.measure(self.tally.timed_sink)
-        self._make_blueprint = partial(
-            Blueprint,
-            budget=self._budget,
-            session_class=session_class,
-            tally=self.tally,
-            options=dict(session_options or {}),
-        )
+        self._session_options = dict(session_options or {})
         self._sockets = None if sockets is None else list(sockets)
         self._had_listeners = bool(listeners)
         self._reloading = asyncio.Lock()
@@ -142,7 +133,8 @@ class Server:
         try:
             await self._prepare()
             self._running = Running(
-                self._settings, self.gate, self._tls, self._make_blueprint, self.tally
+                *(self._settings, self.gate, self._tls, self._budget, self.tally),
+                *(self._session_class, self._session_options),
             )
         except BaseException:
             await self._tls.stop()
@@ -205,7 +197,10 @@ class Server:
                     await chain.close()
                 raise
             replaced = self._tls.use(rotation)
-            self._change(running, settings)
+            before, self._settings = self._settings, settings
+            if self._has_own_gate:
+                self.gate.limits = settings.limits
+            running.change(before, settings)
             await self._tls.follow(replaced)
 
     def _still_running(self, settings: EffectiveSettings) -> Running:
@@ -214,16 +209,6 @@ class Server:
                 listener.close()
             raise OperatingSystemError("the server is not running")
         return self._running
-
-    def _change(self, running: Running, settings: EffectiveSettings) -> None:
-        """Have *settings* in force; nothing in here waits, and nothing fails."""
-        before, self._settings = self._settings, settings
-        config = settings.config
-        self.chain.measure(self.tally.timed_sink)
-        self._budget.limit, self._budget.share = config.max_buffered, buffered_share(config)
-        if self._has_own_gate:
-            self.gate.limits = settings.limits
-        running.change(before, settings)
 
     async def drain(self) -> None:
         """Accept no more, for good, and wait until the last session has ended by itself.
