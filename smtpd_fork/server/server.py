@@ -288,8 +288,6 @@ class Server:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    # -- what is -------------------------------------------------------------------------------
-
     def audit(self) -> list[str]:
         """Compare the gate's ledger with the live connections; return what is wrong.
 
