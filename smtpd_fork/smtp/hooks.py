@@ -40,10 +40,14 @@ async def ask(connection: Connection, hook: str, *args: Any) -> Any:
 
 async def in_time(connection: Connection, awaitable: Awaitable[Any]) -> Any:
     """Await something of a handler's, in a handler's time."""
-    if connection.work is None:
+    work = connection.work
+    if work is None:
         return await awaitable
-    with connection.work.handlers_time():
+    work.begin_hook()
+    try:
         return await awaitable
+    finally:
+        work.end_hook()
 
 
 def ask_now(connection: Connection, ask: Ask) -> Any:

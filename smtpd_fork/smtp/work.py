@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from smtpd_fork.smtp import ending, proxy, starttls, steps
 from smtpd_fork.smtp.hooks import as_exception, ask, is_from_outside
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from smtpd_fork.dialogue.waiting import Waiting
     from smtpd_fork.smtp.connection import Connection
@@ -83,17 +82,16 @@ class Work:
 
     # -- time --------------------------------------------------------------------------------------
 
-    @contextmanager
-    def handlers_time(self) -> Iterator[None]:
+    def begin_hook(self) -> None:
         """Have a handler's time limit hold."""
         connection = self._connection
         self._time = Time.HANDLER
         connection.deadline = connection.loop.time() + connection.shared.limits.handler_seconds
-        try:
-            yield
-        finally:
-            if self._time is Time.HANDLER:
-                self._time = Time.SESSION
+
+    def end_hook(self) -> None:
+        """Have the session's time limits hold again."""
+        if self._time is Time.HANDLER:
+            self._time = Time.SESSION
 
     def expire(self, now: float) -> bool:
         """Act on the deadline; return whether that was a handler's, and nobody else's."""

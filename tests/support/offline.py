@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smtpd_fork.dialogue.commands import State
@@ -14,7 +13,7 @@ from smtpd_fork.smtp.hooks import ask
 from smtpd_fork.smtp.work import STEPS
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator, Iterator
+    from collections.abc import Coroutine, Generator
 
     from smtpd_fork.dialogue import Shared
     from smtpd_fork.dialogue.waiting import Waiting
@@ -56,9 +55,10 @@ class Work:
     def is_end(self, error: BaseException) -> bool:
         return False
 
-    @contextmanager
-    def handlers_time(self) -> Iterator[None]:
-        yield
+    def begin_hook(self) -> None:
+        pass
+
+    end_hook = begin_hook
 
 
 class Offline:
