@@ -26,6 +26,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,7 @@ class Maildir(Sink):
         """Write a message, and answer once it is on the disk."""
         queue_id = f"{getattr(session, 'id', '')}-{next(_numbers):x}".lstrip("-")
         about = {**_about(session), "queue_id": queue_id}
-        now = datetime.now().astimezone()
+        now = _local_time(int(time.time()))
         delivery = Delivery(
             *(str(self.path), self._unique_name()),
             trace_headers(server.hostname, session, envelope, queue_id, now),
@@ -186,6 +187,12 @@ class Maildir(Sink):
 
     def __repr__(self) -> str:
         return f"<Maildir {self.path}>"
+
+
+@lru_cache(maxsize=1)
+def _local_time(seconds: int) -> datetime:
+    """Return a time with its time zone; the same object for all messages of one second."""
+    return datetime.fromtimestamp(seconds).astimezone()
 
 
 def _about(session: AnySession) -> dict[str, str]:

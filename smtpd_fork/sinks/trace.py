@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from email.utils import format_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.dialogue.path import parse_path
@@ -26,6 +27,9 @@ _PLAIN = re.compile(r"[A-Za-z0-9._\[\]:-]*")
 _SPECIAL = set(' <>()\\",;@=')
 """What could end a word of Received, or begin a comment, a quoted string or an encoded word there;
 Postfix takes out the same of the names that clients give themselves, but for the last."""
+
+_date = lru_cache(maxsize=1)(format_datetime)
+"""Many messages come in one second."""
 
 _UNSAFE_IN_ADDRESS = re.compile("[\x00-\x1f\x7f-\x9f<>\u2028\u2029\ud800-\udfff]")
 
@@ -59,7 +63,7 @@ def trace_headers(
     if len(envelope.rcpt_tos) == 1:  # more would tell each recipient of the others (7.2)
         lines.append(f"\tfor <{_address(envelope.rcpt_tos[0])}>")
     lines[-1] += ";"
-    lines.append(f"\t{format_datetime(now)}")
+    lines.append(f"\t{_date(now)}")
     return ("\n".join(lines) + "\n").encode("utf-8", "replace")
 
 

@@ -20,8 +20,9 @@ everyone who had it open then (errseq_t), so an error cannot go to another calle
 If a message cannot be written, synced or renamed, that message fails, and the others go on. If the
 directory cannot be synced, all messages of the group fail, and are removed.
 
-If syncing the first file takes long, several threads sync the others: file systems and disks
-combine syncs that wait at the same time.
+The first sync of a group does most of the work for all of it on ext4. If the second one takes long
+all the same, several threads sync the others: file systems and disks combine syncs that wait at the
+same time.
 
 At most :data:`GROUPS` groups are written at once, each of at most :data:`GROUP_MESSAGES` messages.
 The other messages wait; one that is given up is forgotten. A disk that hangs blocks only these
@@ -173,6 +174,7 @@ class Writer:
                         synced.append(each)
                     done.release()
 
+        sync(1)
         began = time.monotonic()
         sync(1)
         if time.monotonic() - began > SLOW_SYNC_SECONDS:
