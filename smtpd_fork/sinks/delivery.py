@@ -91,10 +91,13 @@ class Delivery:
         self.size = sum(map(len, parts))
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._descriptor = os.open(self._draft, flags, FILE_MODE)
-        for part in parts:
-            left = memoryview(part)
-            while left:
-                left = left[os.write(self._descriptor, left) :]
+        left = [memoryview(part) for part in parts]
+        while left:
+            count = os.writev(self._descriptor, left)
+            while left and count >= len(left[0]):
+                count -= len(left.pop(0))
+            if left:
+                left[0] = left[0][count:]
 
     def begin_sync(self) -> None:
         """Tell the kernel to begin writing the file out, without waiting for it."""

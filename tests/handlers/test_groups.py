@@ -89,7 +89,7 @@ async def test_every_file_of_a_group_is_synced_before_the_first_is_renamed(
         disk.steps.clear()
     assert await codes(tasks) == ["250"] * 3
     assert disk.steps == [
-        *("create", "write", "write") * 3,
+        *("create", "write") * 3,
         *("sync file", "close file") * 3,
         *("open directory", "rename", "rename", "rename", "sync directory", "close directory"),
     ]

@@ -32,7 +32,7 @@ class Disk:
         self._fault: Callable[[], None] | None = None
         self._faulty_step = ""
         self._after = False
-        for name in ("open", "write", "fsync", "close"):
+        for name in ("open", "writev", "fsync", "close"):
             monkeypatch.setattr(os, name, self._noted(getattr(os, name), getattr(self, f"_{name}")))
         monkeypatch.setattr(os, "rename", self._noted(os.rename, lambda *_: "rename"))
 
@@ -80,7 +80,7 @@ class Disk:
     def _open(self, path: Any, flags: int, *_: Any) -> str:
         return "create" if flags & os.O_CREAT else "open directory"
 
-    def _write(self, *_: Any) -> str:
+    def _writev(self, *_: Any) -> str:
         return "write"
 
     def _fsync(self, descriptor: int) -> str:
