@@ -16,18 +16,15 @@ from smtpd_fork.listeners.proxy import ProxyHeaders
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
     from collections.abc import Callable, Mapping
 
     from smtpd_fork.config import Config
     from smtpd_fork.gate import Gate, Reporter, Ticket
     from smtpd_fork.listeners.accepted_client import AcceptedClient
-    from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.listeners.pending_clients import Refuse
     from smtpd_fork.listeners.resolver import Resolver
-    from smtpd_fork.net import SocketAddress
 
-    BeginSession = Callable[[Listener, socket.socket, SocketAddress | str, Ticket], None]
+    BeginSession = Callable[[AcceptedClient, Ticket], None]
 
 __all__ = ["Preconnect"]
 
@@ -40,8 +37,8 @@ class Preconnect:
     :param config: ``greet_pause``, ``proxy_timeout``, and how the DNS is asked
     :param gate: judges the client behind a proxy
     :param loop: in which clients are held
-    :param begin: takes a client that has passed: listener, socket, peer and ticket. It owns socket
-        and ticket from then on, also if it raises
+    :param begin: takes a client that has passed, and its ticket. It owns both from then on, also if
+        it raises
     :param refuse: answers a client that has not passed, and closes
     :param resolver: asks the DNS about clients; None: nothing does
     :param reporter: writes lines about clients
@@ -108,7 +105,7 @@ class Preconnect:
             ticket.release()
             return
         try:
-            self._begin_session(listener, client.sock, client.peer, ticket)
+            self._begin_session(client, ticket)
         except Exception as error:  # noqa: BLE001 - a subclass's constructor may raise anything
             what = "a session could not be begun"
             self._reporter.note(ClientLine.of(log, logging.ERROR, client.peer, what), error=error)

@@ -126,7 +126,7 @@ class Running:
             settings.config,
             self._gate,
             self._loop,
-            begin=self.sessions.welcome,
+            begin=self.sessions.begin,
             refuse=self._refuser.refuse,
             resolver=settings.resolver,
             reporter=self._reporter,

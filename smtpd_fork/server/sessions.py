@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue import CurrentTls
     from smtpd_fork.gate import Refusal, Ticket
     from smtpd_fork.listeners import Listener, Refuser
+    from smtpd_fork.listeners.accepted_client import AcceptedClient
     from smtpd_fork.net import SocketAddress
     from smtpd_fork.smtp import Connection
 
@@ -108,15 +109,14 @@ class Sessions:
 
     # -- beginning -----------------------------------------------------------------------------
 
-    def welcome(
-        self, listener: Listener, sock: socket.socket, peer: SocketAddress | str, ticket: Ticket
-    ) -> None:
-        """Make a session of an accepted socket; takes over socket and ticket."""
+    def begin(self, client: AcceptedClient, ticket: Ticket) -> None:
+        """Begin the session of a client; takes over its socket and its ticket."""
+        listener = client.listener
         try:
-            connection = self._make(listener, peer, self._ended)
+            connection = self._make(listener, client.peer, self._ended)
         except BaseException:
             ticket.release()
-            sock.close()
+            client.sock.close()
             raise
         if ticket.proxy is not None:
             connection.proxied = ticket.proxy
@@ -131,7 +131,7 @@ class Sessions:
         self._tickets[connection] = ticket
         if self._tls is not None:
             connection.handshakes = self
-        connecting = _Connecting(connection, sock, tls=listener.tls)
+        connecting = _Connecting(connection, client.sock, tls=listener.tls)
         if listener.tls:
             self._shake_hands(connecting)
         else:

@@ -178,14 +178,14 @@ def test_a_loop_that_cancels_everything_leaves_no_place_taken() -> None:
 async def test_a_task_that_is_cancelled_before_it_ran_gives_its_place_back(
     monkeypatch: pytest.MonkeyPatch, certificates: Certificates
 ) -> None:
-    welcome = Sessions.welcome
+    begin = Sessions.begin
 
-    def welcome_and_cancel(self: Sessions, *args: Any) -> None:
-        welcome(self, *args)
+    def begin_and_cancel(self: Sessions, *args: Any) -> None:
+        begin(self, *args)
         for task in self._handshakes:
             task.cancel()
 
-    monkeypatch.setattr(Sessions, "welcome", welcome_and_cancel)
+    monkeypatch.setattr(Sessions, "begin", begin_and_cancel)
     options: dict[str, Any] = {"listen": ["smtps:127.0.0.1:0"], "tls_context": certificates.server}
     async with (
         serve(Discard(), **options) as server,
