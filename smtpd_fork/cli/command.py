@@ -16,10 +16,10 @@ from smtpd_fork.cli.base_command import BaseCommand, Fault, settings_of
 from smtpd_fork.cli.check import check
 from smtpd_fork.cli.control import CONTROL_COMMANDS
 from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, SettingOption
-from smtpd_fork.cli.resources import Resources
 from smtpd_fork.cli.setting_sources import flag_origin
 from smtpd_fork.cli.show_config import config
 from smtpd_fork.cli.start import start
+from smtpd_fork.cli.startup_resources import StartupResources
 from smtpd_fork.daemon import Invocation, Successor, become_init_if_first, fill_standard_descriptors
 from smtpd_fork.errors import ExitStatus, SmtpdForkError
 from smtpd_fork.version import __version__
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and words[0] in SUBCOMMANDS:
         name = words.pop(0)
         return _run(SUBCOMMANDS[name], f"{PROGRAM} {name}", words, None)
-    resources = Resources(Invocation.current())
+    resources = StartupResources(Invocation.current())
     try:
         resources.under_init = become_init_if_first()
         resources.successor = Successor.of_environment(os.environ)
@@ -90,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(command, PROGRAM, words, resources)
 
 
-def _run(chosen: click.Command, name: str, words: list[str], resources: Resources | None) -> int:
+def _run(
+    chosen: click.Command, name: str, words: list[str], resources: StartupResources | None
+) -> int:
     try:
         status = chosen.main(args=words, prog_name=name, standalone_mode=False, obj=resources)
     except SmtpdForkError as error:
@@ -105,7 +107,7 @@ def _run(chosen: click.Command, name: str, words: list[str], resources: Resource
     return int(status or ExitStatus.OK)
 
 
-def _fail(resources: Resources | None, text: str, status: int) -> int:
+def _fail(resources: StartupResources | None, text: str, status: int) -> int:
     """Say what is wrong, also to the process whose place this one was to take."""
     if resources is not None and resources.successor is not None:
         resources.successor.failed(text)

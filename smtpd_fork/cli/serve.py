@@ -8,7 +8,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from smtpd_fork.cli.interpreter import collect_garbage_rarely, log_unraisable, loop_factory
+from smtpd_fork.cli.python_runtime import collect_garbage_rarely, log_unraisable, loop_factory
 from smtpd_fork.cli.reload import Reloads
 from smtpd_fork.cli.services import Services, services_of
 from smtpd_fork.cli.upgrade import Upgrade, confirmed
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any
 
-    from smtpd_fork.cli.resources import Resources
     from smtpd_fork.cli.setting_sources import SettingSources
+    from smtpd_fork.cli.startup_resources import StartupResources
     from smtpd_fork.cli.stop_watchdog import StopWatchdog
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.daemon import Successor
@@ -40,7 +40,7 @@ def serve(
     server: Server,
     sources: SettingSources,
     config: DaemonConfig,
-    resources: Resources,
+    resources: StartupResources,
     watchdog: StopWatchdog,
     *,
     ready: Callable[[], None] | None = None,
@@ -93,7 +93,7 @@ class _Daemon:
         server: Server,
         sources: SettingSources,
         config: DaemonConfig,
-        resources: Resources,
+        resources: StartupResources,
         watchdog: StopWatchdog,
     ) -> None:
         self._server = server

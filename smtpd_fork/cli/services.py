@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-    from smtpd_fork.cli.resources import Resources
+    from smtpd_fork.cli.startup_resources import StartupResources
     from smtpd_fork.observe import Service
     from smtpd_fork.server import Server
 
@@ -23,7 +23,7 @@ log = logging.getLogger("smtpd_fork.daemon")
 
 
 def services_of(
-    server: Server, resources: Resources, drain: Callable[[float | None], None]
+    server: Server, resources: StartupResources, drain: Callable[[float | None], None]
 ) -> Iterator[Service]:
     """Return the services that *resources* have been opened for, in the order of their start.
 

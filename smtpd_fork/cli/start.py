@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smtpd_fork.cli.resources import Resources
 from smtpd_fork.cli.serve import serve
+from smtpd_fork.cli.startup_resources import StartupResources
 from smtpd_fork.cli.stop_watchdog import StopWatchdog
 from smtpd_fork.config import RESERVED_DESCRIPTORS
 from smtpd_fork.daemon import (
@@ -52,7 +52,7 @@ MUTE = "smtpd-fork: warning: there is no syslog here, nothing is logged; name a 
 """Said where the log would be: on the terminal of who starts a daemon that detaches."""
 
 
-def start(sources: SettingSources, resources: Resources | None = None) -> ExitStatus:
+def start(sources: SettingSources, resources: StartupResources | None = None) -> ExitStatus:
     """Be the daemon that *sources* describes, until it is told to stop.
 
     :param resources: how the process was started, and what it was left
@@ -60,7 +60,7 @@ def start(sources: SettingSources, resources: Resources | None = None) -> ExitSt
     :raises SmtpdForkError: it cannot be; with ``settings`` that are to blame, and nothing done
     """
     config = sources.build()
-    resources = resources or Resources(Invocation.current())
+    resources = resources or StartupResources(Invocation.current())
     with resources.at_exit:
         server = _set_up(config, resources)
         if unknown := sources.unknown_variables():
@@ -86,7 +86,7 @@ def start(sources: SettingSources, resources: Resources | None = None) -> ExitSt
 def _serve(
     sources: SettingSources,
     config: DaemonConfig,
-    resources: Resources,
+    resources: StartupResources,
     server: Server,
     word: Word | None,
 ) -> ExitStatus:
@@ -107,7 +107,7 @@ def _serve(
     return serve(server, sources, config, resources, watchdog, ready=ready)
 
 
-def _set_up(config: DaemonConfig, resources: Resources) -> Server:
+def _set_up(config: DaemonConfig, resources: StartupResources) -> Server:
     """Do all that comes before the detaching."""
     check_current_directory()
     # Before any file is opened: the descriptors that were passed are those that are open now.

@@ -24,8 +24,8 @@ from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.cli.resources import Resources
     from smtpd_fork.cli.services import Services
+    from smtpd_fork.cli.startup_resources import StartupResources
     from smtpd_fork.daemon import Successor
     from smtpd_fork.server import Server
 
@@ -70,7 +70,7 @@ class Upgrade:
     def __init__(
         self,
         server: Server,
-        resources: Resources,
+        resources: StartupResources,
         services: Services,
         *,
         done: Callable[[], None],

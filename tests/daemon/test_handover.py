@@ -26,7 +26,7 @@ from support.ports import free_ports
 from support.upgrades import Successors
 
 from smtpd_fork import Server
-from smtpd_fork.cli.resources import Resources
+from smtpd_fork.cli.startup_resources import StartupResources
 from smtpd_fork.daemon import Handover, Invocation, Successor
 from smtpd_fork.sinks import Discard
 
@@ -82,13 +82,13 @@ def test_sockets_of_services_are_claimed_by_name_and_the_others_closed(tmp_path:
     wanted, unwanted = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
     port = wanted.getsockname()[1]
     server = Server(Discard(), listen=["127.0.0.1:0"])
-    old = Resources(Invocation.current())
+    old = StartupResources(Invocation.current())
     handover = old.handover(server, {"a": wanted, "b": unwanted}, 2)
     text = handover.text()
     left = msgspec.json.decode(text, type=Handover)
     assert left == handover
     ours, other = socket.socketpair()
-    new = Resources(Invocation.current(), successor=Successor(left, ours))
+    new = StartupResources(Invocation.current(), successor=Successor(left, ours))
     claimed = new.claim("a")
     assert claimed is not None
     assert claimed.getsockname()[1] == port

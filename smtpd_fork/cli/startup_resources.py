@@ -1,4 +1,4 @@
-"""Resources: what the process has besides its server: sockets, pid-file, janitor, log.
+"""StartupResources: what the process has besides its server: sockets, pid-file, janitor, log.
 
 Sockets come from a service manager (socket activation), from the old process of an upgrade, or
 from bind(2); a pid-file from that process, or from open(2).
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from smtpd_fork.observe.logs import LogQueue
     from smtpd_fork.server import Server
 
-__all__ = ["Resources"]
+__all__ = ["StartupResources"]
 
 _NOTHING = Handover(parent=0, stderr=2)
 
 
 @dataclass(slots=True)
-class Resources:
+class StartupResources:
     """What a start acquires, one after another; :attr:`at_exit` gives it back.
 
     :ivar invocation: how the process was started

@@ -1,4 +1,4 @@
-"""The interpreter of the daemon: event loop, garbage collection, errors that cannot be raised.
+"""The Python runtime of the daemon: event loop, garbage collection, errors that cannot be raised.
 
 The process is ours, so these are ours to choose; an embedder's process is not.
 """
