@@ -1,6 +1,6 @@
 """The gate: admits or refuses clients. Pure and synchronous; the clock comes in as an argument."""
 
-from smtpd_fork.gate.client_line import ClientLine
+from smtpd_fork.gate.client_log_line import ClientLine
 from smtpd_fork.gate.gate import Gate
 from smtpd_fork.gate.ledger import Entry
 from smtpd_fork.gate.limits import Limits

@@ -1,7 +1,7 @@
 """RefusalLog: a client's first refusal gets a line at once, the rest a count every few seconds.
 
 A flood of refusals must not become a flood of log lines; nor must anything else that a client can
-cause again and again (:class:`~smtpd_fork.gate.client_line.ClientLine`). Pure:
+cause again and again (:class:`~smtpd_fork.gate.client_log_line.ClientLine`). Pure:
 :meth:`RefusalLog.note` and :meth:`RefusalLog.flush` return the lines that are due, and the caller
 writes them.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.gate.client_line import ClientLine
+    from smtpd_fork.gate.client_log_line import ClientLine
     from smtpd_fork.gate.verdict import Full, Refusal
 
     Noted = Refusal | Full | ClientLine

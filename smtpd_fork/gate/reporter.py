@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.gate.client_line import ClientLine
+from smtpd_fork.gate.client_log_line import ClientLine
 from smtpd_fork.gate.refusal_log import RefusalLog
 
 if TYPE_CHECKING:
