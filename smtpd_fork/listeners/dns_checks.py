@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import Refusal
-from smtpd_fork.listeners.dnsbl_check import DnsblCheck
+from smtpd_fork.listeners.dnsbl_health_check import DnsblHealthCheck
 from smtpd_fork.listeners.pending_clients import PendingClient, PendingClients
 from smtpd_fork.net import source_key
 
@@ -46,7 +46,7 @@ class DnsChecks(PendingClients):
         self._threshold = config.dnsbl_threshold
         self._names = config.rdns
         self._seconds = config.dns_timeout
-        self._check = DnsblCheck(dns)
+        self._check = DnsblHealthCheck(dns)
         self._clients: dict[PendingClient, asyncio.Task[None]] = {}
 
     def hold(self, client: AcceptedClient, ticket: Ticket) -> None:

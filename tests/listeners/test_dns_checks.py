@@ -135,7 +135,7 @@ async def test_a_list_whose_test_entries_are_wrong_is_not_asked_until_they_are_r
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.listeners.dnsbl_check.CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.listeners.dnsbl_health_check.CHECK_SECONDS", 0.05)
     host = "[::1]" if family == "IPv6" else "127.0.0.1"
     source = "::1" if family == "IPv6" else CLIENT
     async with name_server() as names:
@@ -199,7 +199,7 @@ async def test_who_is_sent_away_while_the_dns_is_asked_leaves_no_socket(turns: i
 async def test_a_reload_checks_the_lists_of_the_new_settings_and_those_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.listeners.dnsbl_check.CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("smtpd_fork.listeners.dnsbl_health_check.CHECK_SECONDS", 0.02)
     async with name_server() as names, serving(names, dnsbl="a.example") as server:
         for zone in ("a.example", "b.example"):
             listed(names, zone)

@@ -1,4 +1,4 @@
-"""DnsblCheck: whether the blocklists work, by their test entries (RFC 5782 5).
+"""DnsblHealthCheck: whether the blocklists work, by their test entries (RFC 5782 5).
 
 A list has an entry for 127.0.0.2 and none for 127.0.0.1, or for IPv6 ::ffff:7f00:2 and none for
 ::ffff:7f00:1. One that was given up may list every address, or none; one that refuses this
@@ -18,7 +18,7 @@ from smtpd_fork.listeners.dnsbl import error_of
 if TYPE_CHECKING:
     from smtpd_fork.listeners.resolver import Resolver
 
-__all__ = ["DnsblCheck"]
+__all__ = ["DnsblHealthCheck"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
@@ -44,7 +44,7 @@ _FAMILIES = (
 )
 
 
-class DnsblCheck:
+class DnsblHealthCheck:
     """Checks the zones of a :class:`Resolver`, from now on until it is stopped.
 
     :param dns: what it does not ask any more is in ``dns.disabled``
