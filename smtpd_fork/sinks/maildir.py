@@ -9,7 +9,7 @@ The format is maildir(5)'s. Lines end in LF as mail readers on Unix expect; BINA
 of lines, and is stored as it came.
 
 fsync(2) takes milliseconds and would stop every other session: threads write the messages, in
-groups (:mod:`smtpd_fork.sinks.writer`).
+groups (:mod:`smtpd_fork.sinks.maildir_writer`).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from smtpd_fork.errors import CannotCreateError
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.net import describe
 from smtpd_fork.sinks.base import Sink
-from smtpd_fork.sinks.delivery import Delivery
+from smtpd_fork.sinks.maildir_delivery import MaildirDelivery
+from smtpd_fork.sinks.maildir_writer import THREADS, MaildirWriter
 from smtpd_fork.sinks.trace import trace_headers
-from smtpd_fork.sinks.writer import THREADS, Writer
 
 if TYPE_CHECKING:
     from aiosmtpd.smtp import Envelope
@@ -82,7 +82,7 @@ class Maildir(Sink):
         self._new = self.path / "new"
         self._writers = writers
         self._reporter = client_reporter()
-        self._writer: Writer | None = None
+        self._writer: MaildirWriter | None = None
         self._removing: ThreadPoolExecutor | None = None
         self._clean_at = 0.0
         # As maildir(5) wants it: no "/" and no ":" in a file's name.
@@ -124,7 +124,7 @@ class Maildir(Sink):
         queue_id = f"{getattr(session, 'id', '')}-{next(_numbers):x}".lstrip("-")
         about = {**_about(session), "queue_id": queue_id}
         now = _local_time(int(time.time()))
-        delivery = Delivery(
+        delivery = MaildirDelivery(
             *(str(self.path), self._unique_name()),
             trace_headers(server.hostname, session, envelope, queue_id, now),
             envelope.original_content or b"",
@@ -149,7 +149,7 @@ class Maildir(Sink):
             _tell(about, envelope, delivery.size)
         return f"250 2.0.0 Ok: queued as {queue_id}"
 
-    async def _deliver(self, delivery: Delivery) -> None:
+    async def _deliver(self, delivery: MaildirDelivery) -> None:
         """Have a message written; on return it is stored.
 
         :raises OSError: it could not be written, and is removed
@@ -157,7 +157,7 @@ class Maildir(Sink):
         """
         if self._writer is None or self._removing is None:
             # Made late: threads do not survive the daemon's fork.
-            self._writer = Writer(str(self.path), self._writers)
+            self._writer = MaildirWriter(str(self.path), self._writers)
             self._removing = ThreadPoolExecutor(1, thread_name_prefix="maildir-removing")
         if time.monotonic() >= self._clean_at:
             self._clean_at = time.monotonic() + CLEAN_SECONDS

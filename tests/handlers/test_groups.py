@@ -15,7 +15,7 @@ from support.filesystem import small_file_system
 from support.handlers import a_session, an_envelope
 from support.server import until
 
-from smtpd_fork.sinks import Maildir, writer
+from smtpd_fork.sinks import Maildir, maildir_writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -154,7 +154,7 @@ async def test_one_that_is_given_up_before_its_group_begins_is_held_no_longer(
 async def test_a_group_has_an_end(
     maildir: Maildir, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "GROUP_MESSAGES", 4)
+    monkeypatch.setattr(maildir_writer, "GROUP_MESSAGES", 4)
     with disk.hangs("close directory") as hang:
         tasks = await group(maildir, hang, *"abcdefghij")
         disk.works()
@@ -165,7 +165,7 @@ async def test_a_group_has_an_end(
 async def test_a_small_message_does_not_wait_for_several_large_ones(
     maildir: Maildir, disk: Disk
 ) -> None:
-    large = "x" * writer.GROUP_BYTES
+    large = "x" * maildir_writer.GROUP_BYTES
     with disk.hangs("close directory") as hang:
         tasks = await group(maildir, hang, "a", large, "b", large, "c")
         disk.works()
@@ -188,8 +188,8 @@ async def test_where_a_sync_takes_long_others_of_the_group_are_synced_at_once(
 ) -> None:
     maildir = Maildir(tmp_path / "M", writers=3)
     maildir.prepare()
-    monkeypatch.setattr(writer, "GROUPS", 1)
-    monkeypatch.setattr(writer, "SLOW_SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(maildir_writer, "GROUPS", 1)
+    monkeypatch.setattr(maildir_writer, "SLOW_SYNC_SECONDS", 0.0)
     together = threading.Barrier(3, timeout=PATIENCE)
     fsync, count = os.fsync, 0
 

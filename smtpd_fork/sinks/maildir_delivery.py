@@ -1,4 +1,4 @@
-"""Delivery: one message on its way into a Maildir, and what decides whether it is there.
+"""MaildirDelivery: one message on its way into a Maildir, and what decides whether it is there.
 
 A thread writes the message, in a group with others, while the event loop waits for it. Either can
 be first: the thread with the message on the disk, or the loop with a time limit that has passed.
@@ -19,14 +19,14 @@ from smtpd_fork.sinks.trace import above
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Delivery", "open_directory"]
+__all__ = ["MaildirDelivery", "open_directory"]
 
 log = logging.getLogger("smtpd_fork.maildir")
 
 FILE_MODE = 0o600
 
 
-class Delivery:
+class MaildirDelivery:
     """Writes one message: :meth:`write`, :meth:`sync`, :meth:`publish`, each by :meth:`proceed`.
 
     :param maildir: the Maildir
@@ -55,7 +55,7 @@ class Delivery:
         self._lock = threading.Lock()
         self._stored: bool | None = None
 
-    def proceed(self, step: Callable[[Delivery], None]) -> bool:
+    def proceed(self, step: Callable[[MaildirDelivery], None]) -> bool:
         """Take a step; return whether there is a next one.
 
         If it fails, or the message was given up, all of it is removed.

@@ -1,4 +1,4 @@
-"""Writer: writes the messages of a Maildir in groups.
+"""MaildirWriter: writes the messages of a Maildir in groups.
 
 The messages that wait when a thread becomes free are one group: one hand-over to a thread, and one
 sync of the directory. A message is stored, and answered 250, after
@@ -43,12 +43,12 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-from smtpd_fork.sinks.delivery import Delivery, open_directory
+from smtpd_fork.sinks.maildir_delivery import MaildirDelivery, open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Writer"]
+__all__ = ["MaildirWriter"]
 
 THREADS = 16
 """Enough for the syncs of a group to overlap."""
@@ -73,12 +73,12 @@ class Waiting(NamedTuple):
     :ivar stored: done once it is stored; else it has the error
     """
 
-    delivery: Delivery
+    delivery: MaildirDelivery
     loop: asyncio.AbstractEventLoop
     stored: asyncio.Future[None]
 
 
-class Writer:
+class MaildirWriter:
     """Writes the messages of a Maildir in threads. Several event loops may use it.
 
     :param maildir: the Maildir
@@ -93,7 +93,7 @@ class Writer:
         self._waiting: deque[Waiting] = deque()
         self._turns: set[object] = set()
 
-    def hand_over(self, delivery: Delivery) -> asyncio.Future[None]:
+    def hand_over(self, delivery: MaildirDelivery) -> asyncio.Future[None]:
         """Have a message written; return a future that is done once it is stored.
 
         :raises OSError: no thread can be started, and none has taken the message
@@ -116,7 +116,7 @@ class Writer:
                 raise OSError(errno.EAGAIN, str(error)) from None
         return waiting.stored
 
-    def withdraw(self, delivery: Delivery) -> bool:
+    def withdraw(self, delivery: MaildirDelivery) -> bool:
         """Forget a message; return False if a thread has taken it already."""
         with self._lock:
             for index, waiting in enumerate(self._waiting):
@@ -148,10 +148,10 @@ class Writer:
                 self._turns.discard(turn)
         return group
 
-    def _write(self, group: list[Delivery]) -> None:
+    def _write(self, group: list[MaildirDelivery]) -> None:
         """Write messages; on return each is stored, or has failed and is removed."""
         try:
-            group = [each for each in group if each.proceed(Delivery.write)]
+            group = [each for each in group if each.proceed(MaildirDelivery.write)]
             if len(group) > 1:
                 for each in group:
                     each.begin_sync()
@@ -162,15 +162,15 @@ class Writer:
             for each in group:
                 each.fail(error)
 
-    def _sync_files(self, group: list[Delivery]) -> list[Delivery]:
+    def _sync_files(self, group: list[MaildirDelivery]) -> list[MaildirDelivery]:
         """Sync the files; return the messages that did not fail."""
-        left, synced, done = deque(group), list[Delivery](), threading.Semaphore(0)
+        left, synced, done = deque(group), list[MaildirDelivery](), threading.Semaphore(0)
 
         def sync(most: int) -> None:
             with suppress(IndexError):  # none is left
                 for _ in range(most):
                     each = left.popleft()
-                    if each.proceed(Delivery.sync):
+                    if each.proceed(MaildirDelivery.sync):
                         synced.append(each)
                     done.release()
 
@@ -186,13 +186,13 @@ class Writer:
             done.acquire()  # what the other threads have taken
         return synced
 
-    def _publish(self, group: list[Delivery]) -> None:
+    def _publish(self, group: list[MaildirDelivery]) -> None:
         """Rename messages into ``new/`` and sync it: then they are stored.
 
         :raises OSError: the directory cannot be synced
         """
         with open_directory(self._new) as directory:
-            renamed = [each for each in group if each.proceed(Delivery.publish)]
+            renamed = [each for each in group if each.proceed(MaildirDelivery.publish)]
             if renamed:
                 os.fsync(directory)
         for each in renamed:
