@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Self
 
 from smtpd_fork.errors import CannotCreateError
-from smtpd_fork.paths import exclusively, open_trusted
+from smtpd_fork.safe_open import exclusively, safe_open
 
 __all__ = ["PidFile"]
 
@@ -191,9 +191,9 @@ def _open(path: Path) -> tuple[int, bool]:
         with suppress(FileExistsError):
             # Mode 0600 until it is locked: another user's read lock could come first.
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-            return open_trusted(path, flags, 0o600, follow=False), True
+            return safe_open(path, flags, 0o600, follow=False), True
         with suppress(FileNotFoundError):  # it was removed meanwhile
-            return open_trusted(path, os.O_RDWR | os.O_NONBLOCK, follow=False), False
+            return safe_open(path, os.O_RDWR | os.O_NONBLOCK, follow=False), False
 
 
 def _umask() -> int:

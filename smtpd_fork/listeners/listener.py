@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.net import describe
-from smtpd_fork.paths import exclusively
+from smtpd_fork.safe_open import exclusively
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from smtpd_fork.listeners.listener import closed_on_error
-from smtpd_fork.paths import exclusively
+from smtpd_fork.safe_open import exclusively
 
 if TYPE_CHECKING:
     from pathlib import Path

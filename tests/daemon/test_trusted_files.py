@@ -9,7 +9,7 @@ import pytest
 from support.daemon import LOCAL, Daemon, run
 from support.peers import needs_root, proc
 
-from smtpd_fork.paths import open_trusted
+from smtpd_fork.safe_open import safe_open
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ def planted(link: Path, target: Path | str) -> Path:
 
 
 def appended(path: Path) -> None:
-    descriptor = open_trusted(path, APPEND)
+    descriptor = safe_open(path, APPEND)
     os.write(descriptor, b"more\n")
     os.close(descriptor)
 
@@ -63,7 +63,7 @@ def test_links_in_a_circle_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
-        open_trusted(tmp_path / "a", APPEND)
+        safe_open(tmp_path / "a", APPEND)
 
 
 def test_the_links_of_proc_are_followed() -> None:
@@ -84,7 +84,7 @@ def test_root_follows_no_link_of_another_user(everybodys: Path, precious: Path, 
     (everybodys / "chain").symlink_to("log")
     for name in ("log", "directory/precious", "chain"):
         with pytest.raises(PermissionError, match="is a link of another user"):
-            open_trusted(everybodys / name, APPEND)
+            safe_open(everybodys / name, APPEND)
     assert precious.read_text() == "precious\n"
 
 
@@ -94,7 +94,7 @@ def test_root_takes_no_file_of_another_user_where_everybody_may_write(everybodys
     path.touch()
     os.chown(path, NOBODY, NOBODY)
     with pytest.raises(PermissionError, match="it belongs to another user"):
-        open_trusted(path, APPEND)
+        safe_open(path, APPEND)
     everybodys.chmod(0o755)  # now it was an administrator who put it there
     appended(path)
 
@@ -105,7 +105,7 @@ def test_a_file_with_another_name_is_refused_where_everybody_may_write(
     path = everybodys / "log"
     path.hardlink_to(precious)
     with pytest.raises(PermissionError, match="a hard link"):
-        open_trusted(path, APPEND)
+        safe_open(path, APPEND)
     assert precious.read_text() == "precious\n"
 
 

@@ -2,8 +2,8 @@
 
 The handlers of :mod:`logging` have no time limit: ``StreamHandler`` waits for a full pipe, and
 ``SysLogHandler``, before Python 3.14, for a syslogd that hangs. ``WatchedFileHandler`` opens a file
-whoever has put it there (see :func:`smtpd_fork.paths.open_trusted`). Libraries for journald have to
-be compiled, or have no types, and have no time limit either.
+whoever has put it there (see :func:`smtpd_fork.safe_open.safe_open`). Libraries for journald have
+to be compiled, or have no types, and have no time limit either.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import CannotCreateError, OperatingSystemError
-from smtpd_fork.paths import open_trusted
+from smtpd_fork.safe_open import safe_open
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -148,7 +148,7 @@ class FileTarget(StreamTarget):
             raise CannotCreateError(f"cannot log to {path}: {error.strerror}") from None
 
     def _open(self) -> int:
-        return open_trusted(self.path, FILE_FLAGS | os.O_CREAT, FILE_MODE)
+        return safe_open(self.path, FILE_FLAGS | os.O_CREAT, FILE_MODE)
 
     def reopen(self) -> str | None:
         """Open the path again: it may be another file by now (logrotate(8))."""

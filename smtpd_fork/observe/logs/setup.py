@@ -25,7 +25,7 @@ from smtpd_fork.observe.logs.log_targets import (
     SyslogTarget,
 )
 from smtpd_fork.observe.service import Service
-from smtpd_fork.paths import open_trusted
+from smtpd_fork.safe_open import safe_open
 
 if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
@@ -83,7 +83,7 @@ def check_log(config: DaemonConfig) -> None:
         return
     path = Path(where).absolute()
     try:
-        os.close(open_trusted(path, FILE_FLAGS))
+        os.close(safe_open(path, FILE_FLAGS))
     except FileNotFoundError:
         if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
             reason = os.strerror(errno.EACCES if path.parent.is_dir() else errno.ENOENT)

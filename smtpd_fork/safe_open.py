@@ -1,4 +1,4 @@
-"""Paths: opening files in directories where other users may write, and locks on paths.
+"""safe_open: opening files in directories where other users may write, and locks on paths.
 
 For such directories the kernel has fs.protected_symlinks and fs.protected_regular (proc(5)); they
 may be off in a container, and do not cover a link in its owner's directory. A file or link that
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["exclusively", "open_trusted"]
+__all__ = ["exclusively", "safe_open"]
 
 MAX_LINKS = 40
 """Symbolic links in one path, as in the kernel (path_resolution(7))."""
@@ -33,7 +33,7 @@ _RETRY_SECONDS = 0.01
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def open_trusted(path: Path, flags: int, mode: int = 0o666, *, follow: bool = True) -> int:
+def safe_open(path: Path, flags: int, mode: int = 0o666, *, follow: bool = True) -> int:
     """Open *path* as open(2) does, unless another user may have planted it.
 
     Symbolic links have to belong to root or to this user; if that is not root, links of others are
@@ -81,7 +81,7 @@ def exclusively(path: Path) -> Iterator[None]:
 def _locked(lock: Path) -> int:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
-        descriptor = open_trusted(lock, os.O_RDWR | os.O_CREAT, 0o600, follow=False)
+        descriptor = safe_open(lock, os.O_RDWR | os.O_CREAT, 0o600, follow=False)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             here, there = os.fstat(descriptor), lock.lstat()
