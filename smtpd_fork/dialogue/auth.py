@@ -21,7 +21,6 @@ __all__ = ["begin_auth", "judge", "parse_auth"]
 def parse_auth(dialogue: Dialogue, argument: str | None) -> tuple[list[str]] | bytes:
     """Return the mechanism and the initial response, if AUTH is to be had at all."""
     session = dialogue.session
-    assert session is not None
     if not session.extended_smtp:
         return dialogue.say(replies.NO_AUTH_IN_HELO)
     if dialogue.shared.auth_require_tls and not dialogue.tls:

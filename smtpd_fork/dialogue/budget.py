@@ -131,7 +131,7 @@ class Budget:
         self._add(holding.client, more)
         if held <= 0:
             del self._holdings[holder]
-        if more <= 0 or not self._short_of(0, holding.client):
+        if more <= 0 or self._fits(0, holding.client, SHORT):
             return True
         self._relieve(now, holding.client, 0)
         if self._timer is None:
@@ -155,21 +155,15 @@ class Budget:
             if not held:
                 del self._by_client[client]
 
-    def _fits(self, more: int, client: str | None) -> bool:
-        return (not self.limit or self.used + more <= self.limit) and self._is_in_share(
-            more, client
-        )
+    def _fits(self, more: int, client: str | None, part: float = 1) -> bool:
+        """Whether so many bytes more are in the limit, or in a part of it, and in the share."""
+        in_limit = not self.limit or self.used + more <= self.limit * part
+        return in_limit and self._is_in_share(more, client)
 
     def _is_in_share(self, more: int, client: str | None) -> bool:
         if not self.share or client is None:
             return True
         return self._by_client.get(client, 0) + more <= self.share
-
-    def _short_of(self, more: int, client: str | None) -> bool:
-        """Whether so many bytes more leave too little for others, or are not in the share."""
-        if self.limit and self.used + more > self.limit * SHORT:
-            return True
-        return not self._is_in_share(more, client)
 
     def _relieve(self, now: float, client: str | None, more: int) -> None:
         """End sessions that are idle, the largest first: any, or those of a client past its share.
@@ -185,20 +179,16 @@ class Budget:
         ]
         idle.sort(key=lambda each: each[0], reverse=True)
         for held, holder in idle:
-            short = self.limit and self.used + more > self.limit * SHORT
-            own = not self._is_in_share(more, client) and self._is_of(holder, client)
-            if short or own:
+            holding = self._holdings.get(holder)
+            own = holding is not None and holding.client == client
+            if not (self._fits(more, None, SHORT) and (self._is_in_share(more, client) or not own)):
                 holder.give_way(held)
-        if self._short_of(more, client):
+        if not self._fits(more, client, SHORT):
             self._looked = now
-
-    def _is_of(self, holder: Holder, client: str | None) -> bool:
-        holding = self._holdings.get(holder)
-        return holding is not None and holding.client == client
 
     def _look(self, loop: Clock) -> None:
         """Look for idle sessions while memory is short: those who are refused ask for none."""
         self._timer = None
         self._relieve(loop.time(), None, 0)
-        if self._short_of(0, None):
+        if not self._fits(0, None, SHORT):
             self._timer = loop.call_later(LOOK_SECONDS, self._look, loop)

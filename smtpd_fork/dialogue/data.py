@@ -86,7 +86,6 @@ def bdat(dialogue: Dialogue, argument: str | None) -> Result:
 def _bdat_fault(dialogue: Dialogue) -> replies.Text | None:
     """Return why there may be no chunks now."""
     shared, session = dialogue.shared, dialogue.session
-    assert session is not None
     if not shared.chunking:
         return replies.NOT_CHUNKING
     if shared.require_starttls and not dialogue.tls:

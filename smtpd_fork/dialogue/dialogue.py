@@ -94,7 +94,7 @@ class Dialogue:
         self.id = session_id
         self.host: Host | None = host
         self.state = _GREETING
-        self.session: aiosmtpd.smtp.Session | None = None
+        self.session: Any = None  # aiosmtpd.smtp.Session, from begin() on
         self._envelope: aiosmtpd.smtp.Envelope | None = None
         self.out: list[bytes] = []
         self.waiting: Waiting | None = None
@@ -197,13 +197,6 @@ class Dialogue:
         if self.waiting is None:
             self.reset()
 
-    def dismiss(self, reply: bytes) -> None:
-        """End with *reply*, in place of whatever else was to be sent."""
-        if self.state < _LEAVING:
-            self.out.clear()
-            self.out.append(reply)
-            self.leave(interrupting=True)
-
     def end(self) -> None:
         """Take note that the connection is lost; a message that a handler has stays in its hand."""
         self.forget_input()
@@ -241,9 +234,9 @@ class Dialogue:
                 return
         self.out.append(reply)
 
-    def put_status(self, status: str, *, counted: bool = True) -> None:
+    def put_status(self, status: str) -> None:
         """Add a reply as handlers word it."""
-        self.put(sent(status), counted=counted)
+        self.put(sent(status))
 
     def put_verdict(self, replies: Sequence[bytes]) -> Result:
         """Add the replies to one message; several recipients' refusals of it count as one.

@@ -109,7 +109,6 @@ def _act_on(dialogue: Dialogue, match: re.Match[bytes]) -> Result:
 
 
 def _mail_with_params(dialogue: Dialogue, row: Row, match: re.Match[bytes]) -> Result:
-    assert dialogue.session is not None
     if not dialogue.session.extended_smtp:
         return act_on_line(dialogue, match[0][:-2])
     params = parse_params(match[2].decode("ascii")) or {}

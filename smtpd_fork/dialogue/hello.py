@@ -47,7 +47,6 @@ parse_lhlo = partial(_name_for, "LHLO")
 
 def helo(dialogue: Dialogue, name: str) -> Result:
     """Greet (RFC 5321 4.1.1.1)."""
-    assert dialogue.session is not None
     dialogue.reset()
     dialogue.session.extended_smtp = False
     if "HELO" in dialogue.shared.hooks:
@@ -63,14 +62,12 @@ def _greeted(dialogue: Dialogue, name: str, status: Any) -> Result:
 
 
 def _introduce(dialogue: Dialogue, name: str) -> None:
-    assert dialogue.session is not None
     dialogue.session.host_name = name
     dialogue.state = State.READY
 
 
 def ehlo(dialogue: Dialogue, name: str) -> Result:
     """Greet, and tell of extensions (RFC 5321 4.1.1.1); LHLO does the same (RFC 2033)."""
-    assert dialogue.session is not None
     dialogue.reset()
     dialogue.session.extended_smtp = True
     shared = dialogue.shared
@@ -181,7 +178,6 @@ def _usage(dialogue: Dialogue, name: str) -> str | None:
     when = method.__smtp_syntax_when__
     if when and not getattr(dialogue.server, when):
         return None
-    assert dialogue.session is not None
     more = method.__smtp_syntax_extended__ if dialogue.session.extended_smtp else None
     return usage + (more or "")
 

@@ -89,7 +89,6 @@ def _read(dialogue: Dialogue, word: bytes, rest: bytes) -> tuple[replies.Text | 
 
 def _limit(dialogue: Dialogue, word: bytes) -> int:
     """Return how long a command line may be (RFC 5321 4.5.3.1.4)."""
-    assert dialogue.session is not None
     limit = dialogue.shared.command_size_limit
     return limit + MORE_FOR.get(word, 0) if dialogue.session.extended_smtp else limit
 

@@ -41,7 +41,6 @@ def _path(
 
     :param malformed: the enhanced status code for an address that cannot be read
     """
-    assert dialogue.session is not None
     extended, strict = dialogue.session.extended_smtp, dialogue.shared.strict_paths
     bad_syntax = replies.syntax(f"{usage} [SP <mail-parameters>]" if extended else usage)
     keyed = argument is not None and argument[: len(keyword)].upper() == keyword

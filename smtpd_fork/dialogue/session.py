@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
 
-from smtpd_fork.gate.ticket import new_session_id
 from smtpd_fork.net import plain_peer
 
 if TYPE_CHECKING:
     from smtpd_fork.net import Peer, SocketAddress
 
-__all__ = ["Session", "current_session", "new_session_id"]
+__all__ = ["Session", "current_session"]
 
 current_session: ContextVar[str | None] = ContextVar("smtpd_fork_session", default=None)
 """The id of the session whose hook this is, for whoever logs in it; None outside of all hooks."""

@@ -7,7 +7,8 @@ session's cost.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
@@ -113,83 +114,66 @@ SETTINGS = {
 """Attributes of aiosmtpd's class that users read and set, and what they are called here."""
 
 
+@dataclass(eq=False)
 class Shared:
     """Commands, hooks, settings and limits of one class of sessions with one handler.
 
-    :param cls: the class of the sessions
-    :param handler: aiosmtpd's
-    :param limits: what a session may take; default: aiosmtpd's, and ours for the rest
-    :param bare: what becomes of CR and LF that are not a pair
-    :param auth_exclude: mechanisms of AUTH that are not offered
+    :ivar cls: the class of the sessions
+    :ivar handler: aiosmtpd's
+    :ivar limits: what a session may take
+    :ivar bare: what becomes of CR and LF that are not a pair
+    :ivar auth_exclude: mechanisms of AUTH that are not offered
+    :ivar reporter: writes lines about clients, of which any client can cause many
     """
 
-    def __init__(
-        self,
-        cls: type,
-        handler: Any,
-        *,
-        hostname: str,
-        ident: str | None = None,
-        data_size_limit: int | None = aiosmtpd.smtp.DATA_SIZE_DEFAULT,
-        enable_SMTPUTF8: bool = False,  # noqa: N803 - aiosmtpd's name
-        decode_data: bool = False,
-        tls: CurrentTls | None = None,
-        require_starttls: bool = False,
-        auth_required: bool = False,
-        auth_require_tls: bool = True,
-        auth_exclude: Iterable[str] = (),
-        auth_callback: Callable[[str, bytes, bytes], bool] | None = None,
-        authenticator: Callable[..., Any] | None = None,
-        command_call_limit: int | dict[str, int] | None = None,
-        proxy_seconds: float | None = None,
-        limits: Limits | None = None,
-        strict_paths: bool = False,
-        bare: BareNewline = BareNewline.ACCEPT,
-        enhanced: bool = False,
-        lmtp: bool = False,
-        budget: Budget | None = None,
-        tally: Tally | None = None,
-        reporter: Reporter | None = None,
-    ) -> None:
-        self.cls = cls
-        self.handler = handler
-        self.hostname = hostname
-        self.ident = ident or aiosmtpd.smtp.__ident__
-        self.data_size_limit = data_size_limit
-        self.enable_SMTPUTF8 = enable_SMTPUTF8
-        self.decode_data = decode_data
-        self.tls = tls
-        self.require_starttls = require_starttls and tls is not None
-        self.auth_required = auth_required
-        self.auth_require_tls = auth_require_tls
-        self.auth_callback = auth_callback if authenticator is None else None
-        self.authenticator = authenticator
-        self.proxy_seconds = proxy_seconds
-        self.line_length_limit: int = cls.line_length_limit  # type: ignore[attr-defined]  # aiosmtpd's class has it
-        self.command_size_limit: int = cls.command_size_limit  # type: ignore[attr-defined]  # as above
-        self.local_part_limit: int = cls.local_part_limit  # type: ignore[attr-defined]  # as above
-        self.limits = limits or Limits()
-        self.bare = bare
-        self.strict_paths = strict_paths
-        self.budget = budget or Budget(0)
-        self.tally = tally or Tally()
-        self.reporter = reporter or client_reporter()
-        """Writes lines about clients, of which any client can cause many."""
-        self.enhanced = enhanced
-        self.lmtp = lmtp
+    cls: Any
+    handler: Any
+    _: KW_ONLY
+    hostname: str
+    ident: str = aiosmtpd.smtp.__ident__
+    data_size_limit: int | None = aiosmtpd.smtp.DATA_SIZE_DEFAULT
+    enable_SMTPUTF8: bool = False  # noqa: N815 - aiosmtpd's name
+    decode_data: bool = False
+    tls: CurrentTls | None = None
+    require_starttls: bool = False
+    auth_required: bool = False
+    auth_require_tls: bool = True
+    auth_exclude: Iterable[str] = ()
+    auth_callback: Callable[[str, bytes, bytes], bool] | None = None
+    authenticator: Callable[..., Any] | None = None
+    command_call_limit: int | dict[str, int] | None = None
+    proxy_seconds: float | None = None
+    limits: Limits = field(default_factory=Limits)
+    strict_paths: bool = False
+    bare: BareNewline = BareNewline.ACCEPT
+    enhanced: bool = False
+    lmtp: bool = False
+    budget: Budget = field(default_factory=partial(Budget, 0))
+    tally: Tally = field(default_factory=Tally)
+    reporter: Reporter = field(default_factory=client_reporter)
+
+    def __post_init__(self) -> None:
+        cls = self.cls
+        self.require_starttls = self.require_starttls and self.tls is not None
+        self.line_length_limit: int = cls.line_length_limit
+        self.command_size_limit: int = cls.command_size_limit
+        self.local_part_limit: int = cls.local_part_limit
         self._find_hooks()
         self._find_commands()
-        self.auth_names = auth_names(
-            cls,
-            handler,
-            has_authenticator=bool(authenticator or auth_callback or "AUTH" in self.hooks),
-        )
-        for name in auth_exclude:
-            self.auth_names.pop(name, None)
+        self._find_mechanisms()
+        self.call_limits, self.call_limit_default = call_limits(self.command_call_limit)
+        self._work_out()
+
+    def _find_mechanisms(self) -> None:
+        checks = bool(self.authenticator or self.auth_callback or "AUTH" in self.hooks)
+        if self.authenticator is not None:
+            self.auth_callback = None
+        names = auth_names(self.cls, self.handler, has_authenticator=checks)
+        for name in self.auth_exclude:
+            names.pop(name, None)
+        self.auth_names = names
         self.auth_offer = offer(self.auth_names)
         """The mechanisms as EHLO offers them."""
-        self.call_limits, self.call_limit_default = call_limits(command_call_limit)
-        self._work_out()
 
     def _find_hooks(self) -> None:
         handler = self.handler

@@ -11,12 +11,12 @@ import inspect
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, Union
 
+from smtpd_fork.dialogue.budget import Holder
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from types import CodeType
 
-    from smtpd_fork.dialogue.budget import Clock
-    from smtpd_fork.net import Peer
 
 __all__ = ["Ask", "Failed", "Host", "Result", "Run", "Waiter", "Waiting", "never_waits"]
 
@@ -72,23 +72,15 @@ class Waiter(Protocol):
         """Wait."""
 
 
-class Host(Protocol):
+class Host(Holder, Protocol):
     """Whoever runs a dialogue: a connection, or a test without one."""
 
     facade: Any
     """The session as handlers know it, once somebody has asked for it."""
 
     @property
-    def loop(self) -> Clock:
-        """Whose time counts for the budget."""
-
-    @property
     def server(self) -> Any:
         """The session as handlers know it, ``aiosmtpd.smtp.SMTP`` by contract."""
-
-    @property
-    def peer(self) -> Peer:
-        """The client."""
 
     def ask_now(self, ask: Ask) -> Any:
         """Return what a hook that never waits answers."""
@@ -104,9 +96,6 @@ class Host(Protocol):
 
     def unsent(self) -> int:
         """Return how many bytes wait for a client that does not read."""
-
-    def give_way(self, held: int) -> bool:
-        """End, as memory is short; False if that cannot be: a handler works for it."""
 
 
 _WAITS = {"GET_AWAITABLE", "GET_ANEXT", "SEND", "YIELD_VALUE"}

@@ -5,6 +5,7 @@ Nothing of it is kept here: it is the connection's, the dialogue's, or shared by
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
@@ -22,10 +23,22 @@ if TYPE_CHECKING:
 __all__ = ["Attributes"]
 
 
+def _attribute(path: str, *, settable: bool = False) -> Any:
+    """Return an attribute that is one of the connection, or of its dialogue."""
+    owner, _, name = f"connection.{path}".rpartition(".")
+    owner_of = attrgetter(owner)
+
+    def set_it(self: Attributes, value: Any) -> None:
+        setattr(owner_of(self), name, value)
+
+    return property(attrgetter(f"{owner}.{name}"), set_it if settable else None)
+
+
 class Attributes(aiosmtpd.smtp.SMTP):
     """A session, as far as its attributes go."""
 
     connection: Connection
+    """The client's."""
 
     # -- settings, which a session may change for itself -------------------------------------------
 
@@ -45,64 +58,20 @@ class Attributes(aiosmtpd.smtp.SMTP):
 
     # -- what aiosmtpd has as attributes -----------------------------------------------------------
 
-    @property
-    def session(self) -> aiosmtpd.smtp.Session | None:
-        """What is known of the client."""
-        return self.connection.dialogue.session
-
-    @session.setter
-    def session(self, session: aiosmtpd.smtp.Session | None) -> None:
-        self.connection.dialogue.session = session
-
-    @property
-    def envelope(self) -> aiosmtpd.smtp.Envelope | None:
-        """The mail transaction."""
-        envelope: aiosmtpd.smtp.Envelope | None = self.connection.dialogue.envelope
-        return envelope
-
-    @envelope.setter
-    def envelope(self, envelope: aiosmtpd.smtp.Envelope | None) -> None:
-        self.connection.dialogue.envelope = envelope
+    session: aiosmtpd.smtp.Session | None = _attribute("dialogue.session", settable=True)
+    envelope: aiosmtpd.smtp.Envelope | None = _attribute("dialogue.envelope", settable=True)
+    transport: Any = _attribute("transport", settable=True)
+    loop: asyncio.AbstractEventLoop = _attribute("loop")
+    id: str = _attribute("id")
+    peer: Peer = _attribute("peer")
+    helo: str = _attribute("helo")
+    messages: int = _attribute("messages")
 
     @property
-    def transport(self) -> Any:
-        """The loop's transport; None before and after the connection."""
-        return self.connection.transport
-
-    @transport.setter
-    def transport(self, transport: Any) -> None:
-        self.connection.transport = transport
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:  # type: ignore[override]  # nobody sets it
-        """The session's own."""
-        return self.connection.loop
-
-    @property
-    def id(self) -> str:
-        """Names the session in the logs, in ``Received:`` and in the reply to DATA."""
-        return self.connection.id
-
-    @property
-    def peer(self) -> Peer:
-        """The client, as accept(2) or a PROXY header named it."""
-        return self.connection.peer
-
-    @property
-    def helo(self) -> str:
-        """The name that the client gave itself, as it came; empty if it gave none."""
-        return self.connection.helo
-
-    @property
-    def messages(self) -> int:
-        """Messages that were accepted so far."""
-        return self.connection.messages
-
-    @property
-    def _tls_protocol(self) -> Any:  # type: ignore[override]  # as above
+    def _tls_protocol(self) -> Any:  # type: ignore[override]  # nobody sets it
         """What users ask to know whether TLS is spoken."""
         dialogue = self.connection.dialogue
-        return dialogue.session.ssl["ssl_object"] if dialogue.tls else None  # type: ignore[union-attr, index]  # there is, with TLS
+        return dialogue.session.ssl["ssl_object"] if dialogue.tls else None
 
     @property
     def _handler_coroutine(self) -> asyncio.Future[None]:  # type: ignore[override]  # as above

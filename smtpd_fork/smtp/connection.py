@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.dialogue import memory
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.dialogue import Dialogue
-from smtpd_fork.dialogue.session import current_session, new_session_id
-from smtpd_fork.smtp import ending, opening, patience
-from smtpd_fork.smtp.hooks import ask_now
+from smtpd_fork.dialogue.session import current_session
+from smtpd_fork.gate.ticket import new_session_id
+from smtpd_fork.smtp import ending, hooks, opening, patience
 from smtpd_fork.smtp.status import BLOCKED, ENDED, PAUSED, STOPPED, TURN, Handshakes, Status
 from smtpd_fork.smtp.wire import Wire, buffer
 from smtpd_fork.smtp.work import Work
@@ -122,6 +122,7 @@ class Connection(Status, asyncio.BufferedProtocol):
     give_way, make_room, shut_down = ending.give_way, ending.make_room, ending.shut_down
     expired, stuck_since = patience.expire, patience.stuck_since
     wait_for_command, wait_for_client = patience.wait_for_command, patience.wait_for_client
+    ask_now, is_end = hooks.ask_now, hooks.is_end
 
     # -- what the dialogue asks --------------------------------------------------------------------
 
@@ -129,7 +130,7 @@ class Connection(Status, asyncio.BufferedProtocol):
     def server(self) -> Any:
         """The session as handlers know it; made when it is first asked for."""
         if self.facade is None:
-            self.facade = self.dialogue.shared.cls.of(self)  # type: ignore[attr-defined]  # SMTP has it
+            self.facade = self.dialogue.shared.cls.of(self)
         return self.facade
 
     @property
@@ -139,8 +140,6 @@ class Connection(Status, asyncio.BufferedProtocol):
             self.hooks_context = copy_context()
             self.hooks_context.run(current_session.set, self.dialogue.id)
         return self.hooks_context
-
-    ask_now = ask_now
 
     def refuse_handshake(self) -> str | None:
         """Return why the client is not to begin a TLS handshake; None: it is."""

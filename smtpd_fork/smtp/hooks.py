@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import MISSING
 
+from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.reply import answer_of, is_plain
 from smtpd_fork.dialogue.session import current_session
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.waiting import Ask
     from smtpd_fork.smtp.connection import Connection
 
-__all__ = ["as_exception", "ask", "ask_now", "checked", "in_time", "is_from_outside"]
+__all__ = ["as_exception", "ask", "ask_now", "checked", "in_time", "is_end", "is_from_outside"]
 
 
 async def ask(connection: Connection, hook: str, *args: Any) -> Any:
@@ -93,6 +94,12 @@ def is_from_outside(error: BaseException) -> bool:
     except RuntimeError:
         return True  # no loop runs: the coroutine is being closed
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def is_end(connection: Connection, error: BaseException) -> bool:
+    """Whether *error* is the end of the task or session, and nothing that a handler raised."""
+    closing = connection.dialogue.state >= State.LEAVING
+    return (isinstance(error, asyncio.CancelledError) and closing) or is_from_outside(error)
 
 
 def as_exception(error: BaseException) -> Exception:

@@ -5,36 +5,29 @@ from __future__ import annotations
 import inspect
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiosmtpd.smtp import MISSING, AuthResult, LoginPassword
 
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.commands import State
+from smtpd_fork.smtp.attributes import Attributes
 from smtpd_fork.smtp.hooks import in_time
-
-if TYPE_CHECKING:
-    from smtpd_fork.smtp.connection import Connection
 
 __all__ = ["Mechanisms"]
 
 
-class Mechanisms:
+class Mechanisms(Attributes):
     """A session, as far as authentication goes (RFC 4954).
 
     :ivar answered: whether the command that runs has been answered
     """
 
-    connection: Connection
     answered = False
 
     AuthLoginUsernameChallenge = "Username:"
     AuthLoginPasswordChallenge = "Password:"
     """What other servers send, and what strict clients wait for; aiosmtpd has words of its own."""
-
-    async def push(self, status: str | bytes) -> None:
-        """Send a reply."""
-        raise NotImplementedError
 
     async def challenge_auth(
         self,

@@ -83,7 +83,6 @@ def _use_tls(connection: Connection) -> None:
     dialogue.shared.tally.tls_done += 1
     if connection.handshakes is not None:
         connection.handshakes.end_handshake(connection)
-    assert dialogue.session is not None
     fact = connection.transport.get_extra_info
     dialogue.session.ssl = {name: fact(name) for name in _TLS_FACTS}
     dialogue.set_rows()

@@ -134,7 +134,6 @@ def stuck_since(connection: Connection) -> float:
     """
     dialogue = connection.dialogue
     session, envelope = dialogue.session, None
-    assert session is not None
     if dialogue.state not in {State.HELLO, State.READY}:
         envelope = dialogue.envelope
     recipients = len(envelope.rcpt_tos) if envelope is not None else 0

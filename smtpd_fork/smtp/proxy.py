@@ -47,7 +47,6 @@ async def judge_proxy_header(connection: Connection) -> None:
 async def read_proxy_header(connection: Connection, seconds: float) -> None:
     """Read a header, and have a handler judge it; then greet."""
     session = connection.dialogue.session
-    assert session is not None
     connection.deadline = connection.loop.time() + seconds
     reader = connection.proxy_reader
     assert reader is not None
@@ -66,7 +65,6 @@ async def read_proxy_header(connection: Connection, seconds: float) -> None:
 
 async def _is_accepted(connection: Connection, proxy_data: Any) -> Any:
     """Return what a handler says to a header; there is no command that a reply could be to."""
-    assert connection.work is not None
     try:
         return await ask(connection, "PROXY", proxy_data)
     except Exception as error:  # noqa: BLE001 - a handler's, whatever it is

@@ -17,17 +17,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 from warnings import warn
 
-from aiosmtpd.smtp import DATA_SIZE_DEFAULT, MISSING, syntax
+from aiosmtpd.smtp import DATA_SIZE_DEFAULT, MISSING, __ident__, syntax
 
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.body import Body
+from smtpd_fork.dialogue.budget import Budget
 from smtpd_fork.dialogue.commands import COMMANDS, State
 from smtpd_fork.dialogue.content import BareNewline
 from smtpd_fork.dialogue.data import received
 from smtpd_fork.dialogue.reply import answer_of, sendable
 from smtpd_fork.dialogue.shared import CurrentTls, Limits, Shared
+from smtpd_fork.dialogue.tally import Tally
 from smtpd_fork.dialogue.waiting import Ask, Run
-from smtpd_fork.smtp.attributes import Attributes
+from smtpd_fork.gate import client_reporter
 from smtpd_fork.smtp.connection import Connection
 from smtpd_fork.smtp.hooks import ask
 from smtpd_fork.smtp.mechanisms import Mechanisms
@@ -39,9 +41,7 @@ from smtpd_fork.smtp.work import STEPS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from smtpd_fork.dialogue.budget import Budget
     from smtpd_fork.dialogue.commands import Command
-    from smtpd_fork.dialogue.tally import Tally
     from smtpd_fork.dialogue.waiting import Result
     from smtpd_fork.gate import Reporter
     from smtpd_fork.net import Peer
@@ -51,7 +51,7 @@ __all__ = ["SMTP"]
 log = logging.getLogger("smtpd_fork.session")
 
 
-class SMTP(Mechanisms, Attributes):
+class SMTP(Mechanisms):
     """One SMTP session; takes all keywords of ``aiosmtpd.smtp.SMTP``, and these.
 
     :param shared: what the sessions of a server share; without it it is worked out for this one
@@ -69,7 +69,6 @@ class SMTP(Mechanisms, Attributes):
     :param tls_context: aiosmtpd's; or what holds the one that is good at the time
     :param tally: counts what sessions do
     :param reporter: gathers the lines of the log that a client can cause again and again
-    :ivar connection: the client's
     """
 
     line_length_limit = 0
@@ -116,7 +115,7 @@ class SMTP(Mechanisms, Attributes):
                 type(self),
                 handler,
                 hostname=hostname or socket.getfqdn(),
-                ident=ident,
+                ident=ident or __ident__,
                 data_size_limit=data_size_limit,
                 enable_SMTPUTF8=enable_SMTPUTF8,
                 decode_data=decode_data,
@@ -134,9 +133,9 @@ class SMTP(Mechanisms, Attributes):
                 bare=bare_newline,
                 enhanced=enhanced,
                 lmtp=lmtp,
-                budget=budget,
-                tally=tally,
-                reporter=reporter,
+                budget=budget or Budget(0),
+                tally=tally or Tally(),
+                reporter=reporter or client_reporter(),
             )
         loop = loop or asyncio.get_event_loop()
         if sweep is None:
@@ -230,7 +229,6 @@ class SMTP(Mechanisms, Attributes):
     async def check_auth_needed(self, caller_method: str) -> bool:
         """Answer 530 if the client has to authenticate itself first."""
         dialogue = self.connection.dialogue
-        assert dialogue.session is not None
         if not dialogue.shared.auth_required or dialogue.session.authenticated:
             return False
         dialogue.put_status("530 5.7.0 Authentication required")

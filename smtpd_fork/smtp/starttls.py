@@ -35,14 +35,13 @@ async def start_tls(connection: Connection, early: bytes) -> None:
 
 async def _accepts(connection: Connection, hook: Callable[..., Any]) -> bool:
     """Return whether a handler accepts the handshake; no reply is owed, whatever it does."""
-    dialogue, work = connection.dialogue, connection.work
-    assert work is not None
+    dialogue = connection.dialogue
     try:
         accepted = hook(connection.server, dialogue.session, dialogue.envelope)
         if inspect.isawaitable(accepted):
             accepted = await accepted
     except BaseException as error:
-        if work.is_end(error):
+        if connection.is_end(error):
             raise
         dialogue.report_failure("handle_STARTTLS failed", error)
         return False

@@ -29,8 +29,7 @@ MAX_FAILURES = 3
 
 async def greet(connection: Connection) -> None:
     """Greet, or refuse, as handle_CONNECT says."""
-    dialogue, work = connection.dialogue, connection.work
-    assert work is not None
+    dialogue = connection.dialogue
     hook = connection.shared.hooks.get("CONNECT")
     if hook is None:
         dialogue.greet()
@@ -38,7 +37,7 @@ async def greet(connection: Connection) -> None:
     try:
         status = answer_of("CONNECT", await hook(connection.server, dialogue.session))
     except BaseException as error:
-        if work.is_end(error):
+        if connection.is_end(error):
             raise
         dialogue.report_failure("handle_CONNECT failed", error)
         status = replies.NOT_NOW
@@ -63,13 +62,12 @@ async def tell_disconnected(connection: Connection) -> None:
 
 async def own_command(connection: Connection, name: str, argument: str | None) -> None:
     """Carry out a command of a user's class."""
-    server, work = connection.server, connection.work
-    assert work is not None
+    server = connection.server
     server.answered = False
     try:
         await getattr(server, f"smtp_{name}")(argument)
     except BaseException as error:
-        if not (server.answered or connection.dialogue.out) or work.is_end(error):
+        if not (server.answered or connection.dialogue.out) or connection.is_end(error):
             raise
         # A second reply would be taken for that of the client's next command.
         connection.dialogue.report_failure(f"smtp_{name} failed after its reply", error)
@@ -77,10 +75,8 @@ async def own_command(connection: Connection, name: str, argument: str | None) -
 
 async def ehlo_hooks(connection: Connection, name: str, lines: list[str]) -> None:
     """Answer EHLO with what a handler makes of the reply."""
-    dialogue, shared, work = connection.dialogue, connection.shared, connection.work
+    dialogue, shared = connection.dialogue, connection.shared
     session = dialogue.session
-    assert session is not None
-    assert work is not None
     if shared.ehlo_hook:
         _warn_of("handle_EHLO", "ehlo_hook")
         await connection.server.ehlo_hook()
@@ -103,7 +99,6 @@ async def old_rset_hook(connection: Connection) -> None:
     """Call a user's ``rset_hook``, and then the handler's."""
     _warn_of("handle_RSET", "rset_hook")
     await connection.server.rset_hook()
-    assert connection.work is not None
     status = await ask(connection, "RSET")
     connection.dialogue.put(answer_or(connection.dialogue, replies.OK, status))
 
@@ -120,7 +115,6 @@ async def process_message(connection: Connection) -> None:
     )
     dialogue, shared = connection.dialogue, connection.shared
     session, envelope = dialogue.session, dialogue.envelope
-    assert session is not None
     status = shared.handler.process_message(
         session.peer, envelope.mail_from, envelope.rcpt_tos, envelope.content
     )
@@ -136,10 +130,8 @@ async def authenticate(connection: Connection, words: list[str]) -> None:
 
     :param words: the mechanism, in capitals, and the initial response, if there is one
     """
-    dialogue, shared, work = connection.dialogue, connection.shared, connection.work
+    dialogue, shared = connection.dialogue, connection.shared
     session, server = dialogue.session, connection.server
-    assert session is not None
-    assert work is not None
     status = await ask(connection, "AUTH", words)
     if status is MISSING:
         attribute, own = shared.auth_names[words[0]]

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smtpd_fork.smtp.connection import Connection
 
 __all__ = ["BUFFER_SIZE", "Wire", "buffer"]
 
@@ -28,38 +31,16 @@ def buffer() -> memoryview:
     return view
 
 
-class Target(Protocol):
-    """Whom a wire tells: a connection, or a session of a user's class."""
-
-    def connection_made(self, transport: asyncio.BaseTransport, /) -> None:
-        """Begin."""
-
-    def connection_lost(self, exc: Exception | None, /) -> None:
-        """End."""
-
-    def data_received(self, data: bytes, /) -> None:
-        """Take bytes."""
-
-    def eof_received(self) -> bool | None:
-        """Take the end of the input."""
-
-    def pause_writing(self) -> None:
-        """Write no more for now."""
-
-    def resume_writing(self) -> None:
-        """Write again."""
-
-
 class Wire(asyncio.BufferedProtocol):
     """Hands on what the loop says, until the connection is lost.
 
-    :param target: is told
+    :param target: is told; a connection, or a session of a user's class
     """
 
     __slots__ = ("_target", "_view")
 
-    def __init__(self, target: Target) -> None:
-        self._target: Target | None = target
+    def __init__(self, target: Connection | asyncio.Protocol) -> None:
+        self._target: Connection | asyncio.Protocol | None = target
         self._view = buffer()
 
     def get_buffer(self, sizehint: int) -> memoryview:

@@ -18,7 +18,7 @@ from smtpd_fork.dialogue.data import fail_message
 from smtpd_fork.dialogue.frequent import EVENTS_A_TURN
 from smtpd_fork.dialogue.waiting import Ask, Failed, Run
 from smtpd_fork.smtp import ending, proxy, starttls, steps
-from smtpd_fork.smtp.hooks import as_exception, ask, is_from_outside
+from smtpd_fork.smtp.hooks import as_exception, ask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -144,7 +144,7 @@ class Work:
                 try:
                     await self._do(waiting)
                 except BaseException as error:
-                    if self.is_end(error):
+                    if connection.is_end(error):
                         raise
                     if not connection.gone:
                         await self._fail(error)
@@ -205,11 +205,6 @@ class Work:
             if waiting is not None:
                 Work(self._connection, waiting)
 
-    def is_end(self, error: BaseException) -> bool:
-        """Whether *error* is the end of the task or session, and nothing that a handler raised."""
-        closing = self._connection.dialogue.state >= State.LEAVING
-        return (isinstance(error, asyncio.CancelledError) and closing) or is_from_outside(error)
-
     def _cancelled(self) -> None:
         """Act on a cancelled task: a hook's time is over, or the session's."""
         connection = self._connection
@@ -228,7 +223,7 @@ class Work:
         try:
             status = await connection.server.handle_exception(as_exception(error))
         except BaseException as another:
-            if self.is_end(another):
+            if connection.is_end(another):
                 raise
             connection.dialogue.report_failure("handle_exception failed", another)
         self._put_failure(status)

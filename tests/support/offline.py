@@ -49,18 +49,6 @@ class Waiter:
         return self._event
 
 
-class Work:
-    """Stands for a task."""
-
-    def is_end(self, error: BaseException) -> bool:
-        return False
-
-    def begin_hook(self) -> None:
-        pass
-
-    end_hook = begin_hook
-
-
 class Offline:
     """Runs one dialogue, as a connection does.
 
@@ -73,7 +61,7 @@ class Offline:
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
         self.facade: Any = None
-        self.work: Any = Work()
+        self.work = None
         self.sent = b""
         self._running: Coroutine[Any, Any, None] | None = None
         self.dialogue = Dialogue(shared, "id", self)
@@ -85,6 +73,9 @@ class Offline:
         if self.facade is None:
             self.facade = SMTP.of(self)  # type: ignore[arg-type]  # as much of one as is needed
         return self.facade
+
+    def is_end(self, error: BaseException) -> bool:
+        return False
 
     @property
     def outcome(self) -> Outcome:
