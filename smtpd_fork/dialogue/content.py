@@ -58,17 +58,8 @@ class Content:
     """
 
     __slots__ = (
-        "_bare",
-        "_crs",
-        "_fault",
-        "_first",
-        "_has_bare",
-        "_line",
-        "_line_limit",
-        "_out",
-        "_size",
-        "_size_limit",
-        "dropped",
+        *("_bare", "_crs", "_fault", "_first", "_has_bare", "_line", "_line_limit", "_out"),
+        *("_size", "_size_limit", "dropped"),
     )
 
     def __init__(self, size_limit: int, line_limit: int, bare: BareNewline) -> None:

@@ -22,17 +22,9 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
     from smtpd_fork.dialogue.waiting import Result
 
-__all__ = ["bdat", "data", "delivered", "fail_message", "parse_data", "received"]
+__all__ = ["bdat", "data", "delivered", "fail_message", "received"]
 
 _BDAT = re.compile(r"(\d{1,12})(?: +(LAST))?", re.IGNORECASE)
-
-
-# -- DATA --------------------------------------------------------------------------------------
-
-
-def parse_data(dialogue: Dialogue, argument: str | None) -> tuple[()] | bytes:
-    """See that there is no argument."""
-    return dialogue.say(replies.syntax("DATA")) if argument else ()
 
 
 def data(dialogue: Dialogue) -> Result:
@@ -129,9 +121,9 @@ def _received_chunk(dialogue: Dialogue, chunk: Chunk) -> Result:
         if dialogue.charged:
             memory.charge(dialogue)
     assert dialogue.chunk_fault is not None
-    if chunk.last:
-        return _refuse_message(dialogue, dialogue.chunk_fault)
     refused = dialogue.say(dialogue.chunk_fault)
+    if chunk.last:
+        return _refuse_message(dialogue, refused)
     dialogue.place()
     return refused
 
@@ -151,15 +143,16 @@ def _deliver(dialogue: Dialogue, content: Content) -> Result:
     """Have a message that has come whole delivered, or refuse it."""
     if content.fault is not None:
         _note_fault(dialogue, content.fault)
-        return _refuse_message(dialogue, replies.OF_FAULT[content.fault])
+        return _refuse_message(dialogue, dialogue.say(replies.OF_FAULT[content.fault]))
     shared, envelope, original = dialogue.shared, dialogue.envelope, content.take()
     envelope.original_content = envelope.content = original
     if shared.decode_data:
         try:
-            envelope.content = _decoded(original, utf8=shared.enable_SMTPUTF8)
+            how = ("utf-8", "surrogateescape") if shared.enable_SMTPUTF8 else ("ascii",)
+            envelope.content = original.decode(*how)
         except UnicodeDecodeError:
             shared.tally.malformed += 1
-            return _refuse_message(dialogue, replies.MESSAGE_NOT_ASCII)
+            return _refuse_message(dialogue, dialogue.say(replies.MESSAGE_NOT_ASCII))
     if "DATA" in shared.hooks:
         result: Result = Ask("DATA", (), partial(delivered, dialogue))
     elif hasattr(shared.handler, "process_message"):
@@ -171,10 +164,6 @@ def _deliver(dialogue: Dialogue, content: Content) -> Result:
     if dialogue.charged:
         memory.charge(dialogue)
     return result
-
-
-def _decoded(content: bytes, *, utf8: bool) -> str:
-    return content.decode("utf-8", errors="surrogateescape") if utf8 else content.decode("ascii")
 
 
 def _note_fault(dialogue: Dialogue, fault: BodyFault) -> None:
@@ -189,20 +178,18 @@ def _note_fault(dialogue: Dialogue, fault: BodyFault) -> None:
         tally.malformed += 1
 
 
-def _refuse_message(dialogue: Dialogue, text: replies.Text) -> Result:
-    """Answer a message that was read to its end, and is not accepted."""
-    owed = _replies_owed(dialogue)
-    dialogue.reset()
-    return dialogue.put_verdict([dialogue.say(text)] * owed)
-
-
-def fail_message(dialogue: Dialogue, status: str) -> None:
-    """Answer a message whose delivery has failed: its transaction is over (RFC 5321 4.1.1.4)."""
-    dialogue.shared.tally.failed += 1
+def _refuse_message(dialogue: Dialogue, reply: bytes) -> Result:
+    """Answer a message that was read to its end, and is not accepted: its transaction is over."""
     owed = _replies_owed(dialogue)
     dialogue.in_hand = False
     dialogue.reset()
-    dialogue.put_verdict([sent(status)] * owed)
+    return dialogue.put_verdict([reply] * owed)
+
+
+def fail_message(dialogue: Dialogue, status: str) -> None:
+    """Answer a message whose delivery has failed (RFC 5321 4.1.1.4)."""
+    dialogue.shared.tally.failed += 1
+    _refuse_message(dialogue, sent(status))
 
 
 def delivered(dialogue: Dialogue, status: Any) -> Result:

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.framer import Chunk, Event
     from smtpd_fork.dialogue.replies import Text
     from smtpd_fork.dialogue.shared import Shared
-    from smtpd_fork.dialogue.waiting import Host, Result, Waiter, Waiting
+    from smtpd_fork.dialogue.waiting import Host, Result, Waiting
 
-__all__ = ["EVENTS_A_TURN", "Dialogue"]
+__all__ = ["Dialogue"]
 
 log = logging.getLogger("smtpd_fork.session")
 
@@ -98,7 +98,7 @@ class Dialogue:
         self._envelope: aiosmtpd.smtp.Envelope | None = None
         self.out: list[bytes] = []
         self.waiting: Waiting | None = None
-        self.awaited: Waiter | None = None
+        self.awaited: Any = None  # an asyncio.Future, or as much of one
         self.farewell: bytes | None = None
         self.framer: Framer | None = None
         self.body: Body | None = None

@@ -74,9 +74,10 @@ class Framer:
     """Cuts a stream into events. Each byte is looked at once, however the stream is cut.
 
     :param bare: what becomes of bare CR and LF, and of NUL
+    :ivar reading: what is being read, if it is not commands
     """
 
-    __slots__ = ("_bare", "_buffer", "_later", "_partial", "_position", "_reading", "_skipping")
+    __slots__ = ("_bare", "_buffer", "_later", "_partial", "_position", "_skipping", "reading")
 
     def __init__(self, bare: BareNewline) -> None:
         self._bare = bare
@@ -84,7 +85,7 @@ class Framer:
         self._buffer = b""  # what follows it, from _position on
         self._position = 0
         self._later: bytearray | None = None  # what was fed before all of that was looked at
-        self._reading: Body | Chunk | None = None
+        self.reading: Body | Chunk | None = None
         self._skipping: CommandFault | None = None
 
     @property
@@ -102,12 +103,7 @@ class Framer:
     @property
     def idle(self) -> bool:
         """Whether what is fed next begins a command, and nothing was fed before it."""
-        return not self.pending and self._reading is None and self._skipping is None
-
-    @property
-    def reading(self) -> Body | Chunk | None:
-        """What is being read, if it is not commands."""
-        return self._reading
+        return not self.pending and self.reading is None and self._skipping is None
 
     def feed(self, data: bytes) -> None:
         """Take *data* after all that was fed before."""
@@ -128,16 +124,16 @@ class Framer:
         """Forget what was fed and has not become an event."""
         self._buffer, self._position = b"", 0
         self._partial = self._later = None
-        self._reading = self._skipping = None
+        self.reading = self._skipping = None
 
     def expect(self, reading: Body | Chunk) -> None:
         """Read *reading* next; the event is it, when it is complete."""
-        self._reading = reading
+        self.reading = reading
 
     def next(self) -> Event | None:
         """Return the next event, or None until more is fed."""
-        if self._reading is not None:
-            return self._read(self._reading)
+        if self.reading is not None:
+            return self._read(self.reading)
         while True:
             buffer, start = self._buffer, self._position
             end = buffer.find(b"\n", start)
@@ -175,7 +171,7 @@ class Framer:
         self._position = end
         if 2 * end > len(self._buffer):  # a large message's packet need not stay in memory
             self._buffer, self._position = self._buffer[end:], 0
-        self._reading = None
+        self.reading = None
         return reading
 
     def _line(self, line: bytes) -> bytes | CommandFault | None:

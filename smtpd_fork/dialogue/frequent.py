@@ -21,17 +21,7 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.rows import Row
     from smtpd_fork.dialogue.waiting import Result
 
-__all__ = [
-    "EVENTS_A_TURN",
-    "FREQUENT_WORDS",
-    "HELLO",
-    "LONGEST",
-    "MAIL",
-    "RCPT",
-    "WORD",
-    "frequent",
-    "take_frequent",
-]
+__all__ = ["EVENTS_A_TURN", "FREQUENT_WORDS", "LONGEST", "frequent", "take_frequent"]
 
 EVENTS_A_TURN = 64
 """Pipelined commands that are answered before other sessions have their turn: about 1 ms."""
@@ -47,7 +37,7 @@ _LOCAL = rb"[A-Za-z0-9_+=-]++(?:\.[A-Za-z0-9_+=-]++)*+"
 _ADDRESS = rb"<(" + _LOCAL + rb"@(?=[A-Za-z0-9.-]{1,63}+>)[A-Za-z0-9]++(?:[.-][A-Za-z0-9]++)*+)>"
 _PARAMS = rb"(?: SIZE=[0-9]{1,12}+)?+(?: BODY=(?:8BITMIME|7BIT))?+"
 
-MAIL, RCPT, WORD, HELLO = 2, 3, 4, 6
+_MAIL, _RCPT, _HELLO = 2, 3, 6
 """``lastindex`` of the match: group 1 is the sender and 2 its parameters; 3 is a recipient; 4 is a
 command that is a word; 5 is HELO or EHLO and 6 the name that comes with it."""
 
@@ -92,16 +82,16 @@ def take_frequent(dialogue: Dialogue, data: bytes) -> bytes:
 def _act_on(dialogue: Dialogue, match: re.Match[bytes]) -> Result:
     """Carry out a frequent command, if it is in its place."""
     kind = match.lastindex
-    if kind == RCPT:
+    if kind == _RCPT:
         row = dialogue.rows[b"RCPT"]
         return row.refused[dialogue.state] or row.run(dialogue, match[3].decode("ascii"), {})
-    if kind == MAIL:
+    if kind == _MAIL:
         row = dialogue.rows[b"MAIL"]
         refused = row.refused[dialogue.state]
         if refused is None and match[2]:
             return _mail_with_params(dialogue, row, match)
         return refused or row.run(dialogue, match[1].decode("ascii"), {})
-    if kind == HELLO:
+    if kind == _HELLO:
         row = dialogue.rows[match[5]]
         return row.refused[dialogue.state] or row.run(dialogue, match[6].decode("ascii"))
     row = dialogue.rows[match[4]]

@@ -35,14 +35,9 @@ _SMTPUTF8 = re.compile(r"[ \t]+SMTPUTF8", re.IGNORECASE | re.ASCII)
 # -- HELO, EHLO, LHLO --------------------------------------------------------------------------
 
 
-def _name_for(command: str, dialogue: Dialogue, argument: str | None) -> tuple[str] | bytes:
+def parse_name(command: str, dialogue: Dialogue, argument: str | None) -> tuple[str] | bytes:
     """Return the name that the client gives itself."""
     return (argument,) if argument else dialogue.say(replies.syntax(f"{command} hostname"))
-
-
-parse_ehlo = partial(_name_for, "EHLO")
-parse_helo = partial(_name_for, "HELO")
-parse_lhlo = partial(_name_for, "LHLO")
 
 
 def helo(dialogue: Dialogue, name: str) -> Result:
@@ -101,12 +96,9 @@ def extensions(shared: Shared, *, tls: bool) -> list[str]:
 # -- the rest ----------------------------------------------------------------------------------
 
 
-def _no_argument(command: str, dialogue: Dialogue, argument: str | None) -> tuple[()] | bytes:
+def no_argument(command: str, dialogue: Dialogue, argument: str | None) -> tuple[()] | bytes:
+    """See that there is no argument."""
     return dialogue.say(replies.syntax(command)) if argument else ()
-
-
-parse_quit = partial(_no_argument, "QUIT")
-parse_rset = partial(_no_argument, "RSET")
 
 
 def _unless_asked(dialogue: Dialogue, hook: str, default: Text, *args: Any) -> Result:
@@ -182,11 +174,9 @@ def _usage(dialogue: Dialogue, name: str) -> str | None:
     return usage + (more or "")
 
 
-def starttls(dialogue: Dialogue, argument: str | None) -> Result:
+def starttls(dialogue: Dialogue) -> Result:
     """Begin TLS on this connection (RFC 3207)."""
     assert dialogue.host is not None
-    if argument:
-        return dialogue.say(replies.syntax("STARTTLS"))
     if dialogue.tls:
         return dialogue.say(replies.TLS_IS_ACTIVE)
     if dialogue.shared.tls is None:

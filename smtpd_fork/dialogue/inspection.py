@@ -72,13 +72,11 @@ def auth_names(cls: type, handler: Any, *, has_authenticator: bool) -> dict[str,
 
 
 def offer(mechanisms: Iterable[str]) -> str:
-    """Return mechanisms as EHLO offers them."""
-    return " ".join(sorted(mechanisms, key=_by_preference))
+    """Return mechanisms as EHLO offers them.
 
-
-def _by_preference(mechanism: str) -> tuple[bool, bool, str]:
-    """Sort PLAIN first, which takes one exchange: of several, many clients use the first."""
-    return mechanism != "PLAIN", mechanism != "LOGIN", mechanism
+    PLAIN is first, which takes one exchange: of several, many clients use the first.
+    """
+    return " ".join(sorted(mechanisms, key=lambda name: (name != "PLAIN", name != "LOGIN", name)))
 
 
 def is_inherited(cls: type, attribute: str) -> bool:

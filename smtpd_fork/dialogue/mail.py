@@ -14,7 +14,7 @@ from aiosmtpd.smtp import MISSING
 from smtpd_fork.dialogue import memory, replies
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.envelope import Envelope, weight
-from smtpd_fork.dialogue.params import Params, mail_fault, parse_params, rcpt_fault
+from smtpd_fork.dialogue.params import Params, fault_of, parse_params
 from smtpd_fork.dialogue.path import NULL, parse_path
 from smtpd_fork.dialogue.reply import sent
 from smtpd_fork.dialogue.waiting import Ask
@@ -123,7 +123,7 @@ def _mail_refused(dialogue: Dialogue, address: str, params: Params) -> bytes | N
         shared.decode_data and "BODY" in params
     ):
         text = replies.MAIL_PARAMETERS
-    elif (fault := mail_fault(params)) is not None:
+    elif (fault := fault_of(params)) is not None:
         text = (501, "5.5.4", f"Error: {fault} has no such value")
     elif not _is_allowed(dialogue, address, smtputf8="SMTPUTF8" in params):
         text = replies.TAKES_SMTPUTF8
@@ -174,7 +174,7 @@ def parse_rcpt(dialogue: Dialogue, argument: str | None) -> tuple[str, Params] |
         text = (501, "5.1.3", "Syntax: RCPT TO: <address>")
     elif params and _unknown(dialogue, params, _RCPT_PARAMS_OF_DSN):
         text = replies.RCPT_PARAMETERS
-    elif params and (fault := rcpt_fault(params)) is not None:
+    elif params and (fault := fault_of(params)) is not None:
         text = (501, "5.5.4", f"Error: {fault} has no such value")
     return parsed if text is None else dialogue.say(text)
 

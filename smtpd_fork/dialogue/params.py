@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["Params", "mail_fault", "parse_params", "rcpt_fault"]
+__all__ = ["Params", "fault_of", "parse_params"]
 
 Params = dict[str, str | bool]
 """Name in capitals, value as it came; True for a parameter without one."""
@@ -14,11 +14,16 @@ LONGEST_ORCPT = 500
 """Characters: RFC 3461 4.4 and 4.2."""
 
 _PARAM = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~\u0080-\U0010ffff]+))?")
-_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
-_ORCPT = re.compile(r"[A-Za-z0-9-]+;.+")
-_NOTIFY = re.compile(
-    r"NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DELAY))*", re.ASCII | re.IGNORECASE
-)
+_XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*"
+_EVENT = "(?:SUCCESS|FAILURE|DELAY)"
+_VALUES = {
+    "RET": re.compile("FULL|HDRS", re.IGNORECASE),
+    "ENVID": re.compile(rf"(?!.{{{LONGEST_ENVID + 1}}}){_XTEXT}"),
+    "AUTH": re.compile(rf"<>|(?!.{{{LONGEST_ORCPT + 1}}}){_XTEXT}"),
+    "NOTIFY": re.compile(rf"NEVER|{_EVENT}(?:,{_EVENT})*", re.ASCII | re.IGNORECASE),
+    "ORCPT": re.compile(rf"(?!.{{{LONGEST_ORCPT + 1}}})[A-Za-z0-9-]+;.+"),
+}
+"""What a parameter of DSN or AUTH may be."""
 
 
 def parse_params(text: str) -> Params | None:
@@ -34,31 +39,11 @@ def parse_params(text: str) -> Params | None:
     return params
 
 
-def mail_fault(params: Params) -> str | None:
-    """Return the name of the parameter of MAIL whose value cannot be, of those of DSN and AUTH."""
-    if "RET" in params and str(params["RET"]).upper() not in {"FULL", "HDRS"}:
-        return "RET"
-    envid = params.get("ENVID")
-    if envid is not None and not _is_xtext(envid, LONGEST_ENVID):
-        return "ENVID"
-    identity = params.get("AUTH")
-    if identity is not None and identity != "<>" and not _is_xtext(identity, LONGEST_ORCPT):
-        return "AUTH"
+def fault_of(params: Params) -> str | None:
+    """Return the name of a parameter of DSN or AUTH that has no such value."""
+    for name, allowed in _VALUES.items():
+        if name in params:
+            value = params[name]
+            if not isinstance(value, str) or not allowed.fullmatch(value):
+                return name
     return None
-
-
-def rcpt_fault(params: Params) -> str | None:
-    """Return the name of the parameter of RCPT whose value cannot be."""
-    notify = params.get("NOTIFY")
-    if notify is not None and not _NOTIFY.fullmatch(str(notify)):
-        return "NOTIFY"
-    original = params.get("ORCPT")
-    if original is not None and not (
-        isinstance(original, str) and len(original) <= LONGEST_ORCPT and _ORCPT.fullmatch(original)
-    ):
-        return "ORCPT"
-    return None
-
-
-def _is_xtext(value: str | bool, longest: int) -> bool:
-    return isinstance(value, str) and len(value) <= longest and _XTEXT.fullmatch(value) is not None

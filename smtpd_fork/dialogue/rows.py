@@ -6,6 +6,7 @@ first. All of it is worked out here, once, so that a command costs a look into a
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -34,24 +35,30 @@ OF_HTTP = (b"CONNECT", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT")
 _RUN: dict[str, tuple[Parse | None, Run]] = {
     "AUTH": (auth.parse_auth, auth.begin_auth),
     "BDAT": (None, data.bdat),
-    "DATA": (data.parse_data, data.data),
-    "EHLO": (hello.parse_ehlo, hello.ehlo),
+    "DATA": (partial(hello.no_argument, "DATA"), data.data),
+    "EHLO": (partial(hello.parse_name, "EHLO"), hello.ehlo),
     "EXPN": (None, hello.expn),
-    "HELO": (hello.parse_helo, hello.helo),
+    "HELO": (partial(hello.parse_name, "HELO"), hello.helo),
     "HELP": (None, hello.help_),
-    "LHLO": (hello.parse_lhlo, hello.ehlo),
+    "LHLO": (partial(hello.parse_name, "LHLO"), hello.ehlo),
     "MAIL": (mail.parse_mail, mail.mail),
     "NOOP": (None, hello.noop),
-    "QUIT": (hello.parse_quit, hello.quit_),
+    "QUIT": (partial(hello.no_argument, "QUIT"), hello.quit_),
     "RCPT": (mail.parse_rcpt, mail.rcpt),
-    "RSET": (hello.parse_rset, hello.rset),
-    "STARTTLS": (None, hello.starttls),
+    "RSET": (partial(hello.no_argument, "RSET"), hello.rset),
+    "STARTTLS": (partial(hello.no_argument, "STARTTLS"), hello.starttls),
     "VRFY": (None, hello.vrfy),
 }
 """What reads the argument of a command, and what carries it out."""
 
 AUTH_REQUIRED = b"530 5.7.0 Authentication required\r\n"
 """As aiosmtpd has it, with its enhanced status code in any case."""
+
+
+ByState = tuple[bytes | None, ...]
+"""Replies by state; None: the command may come."""
+
+_NEVER: ByState = (None,) * len(State)
 
 
 class Guard(Enum):
@@ -62,8 +69,9 @@ class Guard(Enum):
     NOTHING = "nothing"
 
 
+@dataclass(eq=False, slots=True)
 class Row:
-    """One command, under one guard. The tuples are replies by state; None: it may come.
+    """One command, under one guard.
 
     :ivar parse: reads its argument; None: *run* does
     :ivar run: carries it out
@@ -74,38 +82,29 @@ class Row:
     :ivar inherited: the command of ours that a user's class has this one in place of
     """
 
-    __slots__ = ("guarded", "inherited", "late", "misplaced", "parse", "refused", "run")
+    run: Run
+    parse: Parse | None = None
+    _: KW_ONLY
+    guarded: ByState
+    misplaced: ByState = _NEVER
+    late: ByState = _NEVER
+    refused: ByState = field(init=False)
+    inherited: Row | None = None
 
-    def __init__(
-        self,
-        run: Run,
-        parse: Parse | None = None,
-        *,
-        guarded: tuple[bytes | None, ...],
-        misplaced: tuple[bytes | None, ...],
-        late: tuple[bytes | None, ...],
-        inherited: Row | None = None,
-    ) -> None:
-        self.run = run
-        self.parse = parse
-        self.inherited = inherited
-        self.guarded = guarded
-        self.misplaced = misplaced
-        self.late = late
-        self.refused = tuple(a or b or c for a, b, c in zip(guarded, misplaced, late, strict=True))
+    def __post_init__(self) -> None:
+        each = zip(self.guarded, self.misplaced, self.late, strict=True)
+        self.refused = tuple(a or b or c for a, b, c in each)
 
 
 Rows = dict[bytes, Row]
 """By command; under the empty word what is no command."""
-
-_NEVER: tuple[bytes | None, ...] = (None,) * len(State)
 
 
 def rows_of(shared: Shared, guard: Guard) -> Rows:
     """Return the table of a server's sessions of whom *guard* is required."""
     by_name = {command.name: command for command in COMMANDS}
 
-    def guarded(name: str) -> tuple[bytes | None, ...]:
+    def guarded(name: str) -> ByState:
         command = by_name.get(name)
         before_tls = command is not None and command.before_tls
         needs_tls = guard is Guard.TLS and not before_tls
@@ -113,11 +112,8 @@ def rows_of(shared: Shared, guard: Guard) -> Rows:
         barred = None if name == "QUIT" else shared.worded(replies.LACKS_SECURITY)
         return tuple(barred if s is State.BARRED else reply for s in State)
 
-    rows = {
-        word: Row(hello.http, guarded=guarded(""), misplaced=_NEVER, late=_NEVER)
-        for word in OF_HTTP
-    }
-    rows[b""] = Row(hello.unknown, guarded=guarded(""), misplaced=_NEVER, late=_NEVER)
+    rows = {word: Row(hello.http, guarded=guarded("")) for word in OF_HTTP}
+    rows[b""] = Row(hello.unknown, guarded=guarded(""))
     for command in COMMANDS:
         if shared.has(command):
             parse, run = _RUN[command.name]
@@ -132,23 +128,20 @@ def rows_of(shared: Shared, guard: Guard) -> Rows:
         rows[name.encode()] = Row(
             partial(hello.own, name),
             guarded=guarded(name),
-            misplaced=_NEVER,
-            late=_NEVER,
             inherited=rows.get(name.encode()),
         )
     return rows
 
 
-def _misplaced(shared: Shared, command: Command, guard: Guard) -> tuple[bytes | None, ...]:
+def _misplaced(shared: Shared, command: Command, guard: Guard) -> ByState:
     if command.lmtp is False and shared.lmtp:
         return (shared.worded(replies.THIS_IS_LMTP),) * len(State)
     found = _by_state(shared, command.otherwise)
     if not command.needs_auth or guard is not Guard.AUTH:
         return found
-    # Who has not introduced itself is told that first.
-    greeted = [AUTH_REQUIRED] * (len(found) - 1)
-    return (found[State.HELLO] or AUTH_REQUIRED, *greeted)
+    # A client that has not introduced itself gets the reply to that first.
+    return found[State.HELLO] or AUTH_REQUIRED, *[AUTH_REQUIRED] * (len(found) - 1)
 
 
-def _by_state(shared: Shared, texts: Mapping[State, Text]) -> tuple[bytes | None, ...]:
+def _by_state(shared: Shared, texts: Mapping[State, Text]) -> ByState:
     return tuple(shared.worded(texts[s]) if s in texts else None for s in State)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, Union
 from smtpd_fork.dialogue.budget import Holder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
     from types import CodeType
 
 
-__all__ = ["Ask", "Failed", "Host", "Result", "Run", "Waiter", "Waiting", "never_waits"]
+__all__ = ["Ask", "Failed", "Host", "Result", "Run", "Waiting", "never_waits"]
 
 
 class Ask(NamedTuple):
@@ -56,22 +56,6 @@ Result: TypeAlias = Union[bytes, Ask, Run, Failed, None]  # noqa: UP007 - as abo
 """What a command returns: its reply, or what has to be waited for, or None: it has replied."""
 
 
-class Waiter(Protocol):
-    """What :meth:`Dialogue.next_event` waits with: an asyncio.Future, or as much of one."""
-
-    def set_result(self, event: Any, /) -> None:
-        """Have whoever awaits this go on."""
-
-    def done(self) -> bool:
-        """Whether that has happened."""
-
-    def cancel(self) -> object:
-        """Have whoever awaits this end."""
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        """Wait."""
-
-
 class Host(Holder, Protocol):
     """Whoever runs a dialogue: a connection, or a test without one."""
 
@@ -91,8 +75,8 @@ class Host(Holder, Protocol):
     def wait_for_client(self) -> None:
         """Give the client its time for what :meth:`Dialogue.next_event` waits for."""
 
-    def new_waiter(self) -> Waiter:
-        """Return something to wait with."""
+    def new_waiter(self) -> Any:
+        """Return what :meth:`Dialogue.next_event` waits with: an asyncio.Future, or as much."""
 
     def unsent(self) -> int:
         """Return how many bytes wait for a client that does not read."""

@@ -13,6 +13,7 @@ import aiosmtpd.smtp
 from smtpd_fork.dialogue.envelope import Envelope
 from smtpd_fork.dialogue.session import Session
 from smtpd_fork.dialogue.shared import SETTINGS
+from smtpd_fork.smtp.status import attribute
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,15 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["Attributes"]
 
 
-def _attribute(path: str, *, settable: bool = False) -> Any:
-    """Return an attribute that is one of the connection, or of its dialogue."""
-    owner, _, name = f"connection.{path}".rpartition(".")
-    owner_of = attrgetter(owner)
+def _settable(path: str, name: str) -> Any:
+    """Return a property that is an attribute of something else, and is set there."""
+    owner_of = attrgetter(path)
 
     def set_it(self: Attributes, value: Any) -> None:
         setattr(owner_of(self), name, value)
 
-    return property(attrgetter(f"{owner}.{name}"), set_it if settable else None)
+    return property(attrgetter(f"{path}.{name}"), set_it)
 
 
 class Attributes(aiosmtpd.smtp.SMTP):
@@ -58,14 +58,14 @@ class Attributes(aiosmtpd.smtp.SMTP):
 
     # -- what aiosmtpd has as attributes -----------------------------------------------------------
 
-    session: aiosmtpd.smtp.Session | None = _attribute("dialogue.session", settable=True)
-    envelope: aiosmtpd.smtp.Envelope | None = _attribute("dialogue.envelope", settable=True)
-    transport: Any = _attribute("transport", settable=True)
-    loop: asyncio.AbstractEventLoop = _attribute("loop")
-    id: str = _attribute("id")
-    peer: Peer = _attribute("peer")
-    helo: str = _attribute("helo")
-    messages: int = _attribute("messages")
+    session: aiosmtpd.smtp.Session | None = _settable("connection.dialogue", "session")
+    envelope: aiosmtpd.smtp.Envelope | None = _settable("connection.dialogue", "envelope")
+    transport: Any = _settable("connection", "transport")
+    loop: asyncio.AbstractEventLoop = attribute("connection.loop")
+    id: str = attribute("connection.id")
+    peer: Peer = attribute("connection.peer")
+    helo: str = attribute("connection.helo")
+    messages: int = attribute("connection.messages")
 
     @property
     def _tls_protocol(self) -> Any:  # type: ignore[override]  # nobody sets it

@@ -55,7 +55,6 @@ class Connection(Status, asyncio.BufferedProtocol):
 
     :param shared: what the session has in common with others
     :param loop: the session's own
-    :param sweep: looks after the deadline
     :param peer: the client, where accept(2) told; default: what the transport says
     :param on_close: called once, when the connection is gone
     :param observed: whether a user's class sees what the transport says

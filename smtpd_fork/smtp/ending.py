@@ -104,9 +104,8 @@ def give_way(connection: Connection, held: int) -> bool:
     :returns: False if that cannot be: a handler works for it
     """
     dialogue = connection.dialogue
-    if dialogue.state >= State.LEAVING:
-        return False
-    if dialogue.waiting is not None and dialogue.awaited is None:
+    in_hand = dialogue.waiting is not None and dialogue.awaited is None
+    if in_hand or dialogue.state >= State.LEAVING:
         return False
     text = "Insufficient system storage, closing connection"
     reply = reply_line(421, "4.3.1", dialogue.shared.hostname, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from smtpd_fork.dialogue.commands import State
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from smtpd_fork.gate import Refusal
     from smtpd_fork.smtp.work import Work
 
-__all__ = ["BLOCKED", "ENDED", "PAUSED", "STOPPED", "TURN", "Handshakes", "Status"]
+__all__ = ["BLOCKED", "ENDED", "PAUSED", "STOPPED", "TURN", "Handshakes", "Status", "attribute"]
 
 BLOCKED, ENDED, PAUSED, TURN = 1, 2, 4, 8
 """What keeps bytes from flowing: the client does not read; it has closed for writing; we do not
@@ -39,6 +40,11 @@ class Handshakes(Protocol):
         """Take note that one has succeeded."""
 
 
+def attribute(path: str) -> Any:
+    """Return a property that is an attribute of something else."""
+    return property(attrgetter(path))
+
+
 class Status:
     """A connection, as far as others ask about it (also :class:`smtpd_fork.gate.ledger.Holder`)."""
 
@@ -48,25 +54,12 @@ class Status:
     work: Work | None
     held: int
 
-    @property
-    def shared(self) -> Shared:
-        """What the session has in common with others."""
-        return self.dialogue.shared
-
-    @property
-    def id(self) -> str:
-        """Names the session in the logs, in ``Received:`` and in the reply to DATA."""
-        return self.dialogue.id
-
-    @property
-    def tls(self) -> bool:
-        """Whether TLS is spoken."""
-        return self.dialogue.tls
-
-    @property
-    def messages(self) -> int:
-        """Messages that were accepted so far."""
-        return self.dialogue.messages
+    shared: Shared = attribute("dialogue.shared")
+    id: str = attribute("dialogue.id")
+    """Names the session in the logs, in ``Received:`` and in the reply to DATA."""
+    tls: bool = attribute("dialogue.tls")
+    messages: int = attribute("dialogue.messages")
+    """That were accepted so far."""
 
     @property
     def helo(self) -> str:

@@ -10,29 +10,19 @@ aiosmtpd's Controller) ends the sessions as well: an idle session has no task of
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Sweep", "Swept"]
+    from smtpd_fork.smtp.connection import Connection
+
+__all__ = ["Sweep"]
 
 COARSEST = 1.0
 FINEST = 0.01
 """Seconds between two looks: a twentieth of the shortest time limit, within these."""
-
-
-class Swept(Protocol):
-    """Something with a deadline."""
-
-    deadline: float
-
-    def expired(self, now: float) -> None:
-        """Act on a deadline that has passed; sets another one, or ends."""
-
-    def cut(self) -> None:
-        """End at once."""
 
 
 class Sweep:
@@ -46,7 +36,7 @@ class Sweep:
         self.loop = loop
         self.then: Callable[[float], None] | None = None
         self._seconds = COARSEST
-        self._sessions: set[Swept] = set()
+        self._sessions: set[Connection] = set()
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -66,13 +56,13 @@ class Sweep:
                 task.cancel()
                 self._task = self.loop.create_task(self._look())
 
-    def watch(self, session: Swept) -> None:
+    def watch(self, session: Connection) -> None:
         """Look after *session* until :meth:`forget`."""
         self._sessions.add(session)
         if self._task is None:
             self._task = self.loop.create_task(self._look())
 
-    def forget(self, session: Swept) -> None:
+    def forget(self, session: Connection) -> None:
         """Look after *session* no more; no error if nobody does."""
         self._sessions.discard(session)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.strategies import PIECES
 
-from smtpd_fork.dialogue.params import mail_fault, parse_params, rcpt_fault
+from smtpd_fork.dialogue.params import fault_of, parse_params
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,7 @@ def test_whatever_comes_is_parameters_or_none(text: str) -> None:
     if params is not None:
         words = [name if value is True else f"{name}={value}" for name, value in params.items()]
         assert parse_params(" ".join(words)) == params
-        mail_fault(params)
-        rcpt_fault(params)
+        fault_of(params)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_whatever_comes_is_parameters_or_none(text: str) -> None:
 def test_values_of_mail(text: str, fault: str | None) -> None:
     params = parse_params(text)
     assert params is not None
-    assert mail_fault(params) == fault
+    assert fault_of(params) == fault
 
 
 @pytest.mark.parametrize(
@@ -112,4 +111,4 @@ def test_values_of_mail(text: str, fault: str | None) -> None:
 def test_values_of_rcpt(text: str, fault: str | None) -> None:
     params = parse_params(text)
     assert params is not None
-    assert rcpt_fault(params) == fault
+    assert fault_of(params) == fault
