@@ -213,7 +213,7 @@ def delivered(dialogue: Dialogue, status: Any) -> Result:
     dialogue.reset()
     dialogue.noops = 0
     if digit == "2" and len(answers) == 1:
-        return sent(status)  # as mostly: it counts for nothing
+        return sent(answers[0])  # as mostly: it counts for nothing
     return dialogue.put_verdict([sent(answer) for answer in answers])
 
 

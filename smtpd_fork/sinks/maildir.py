@@ -183,7 +183,7 @@ class Maildir(Sink):
         """Return a file's name that nobody else makes: time, process, number, host."""
         now = time.time_ns()
         seconds, microseconds = divmod(now // 1000, 1_000_000)
-        return f"{seconds}.M{microseconds}P{os.getpid()}Q{next(_numbers)}.{self._host}"
+        return f"{seconds}.M{microseconds:06}P{os.getpid()}Q{next(_numbers)}.{self._host}"
 
     def __repr__(self) -> str:
         return f"<Maildir {self.path}>"

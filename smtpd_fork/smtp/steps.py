@@ -122,7 +122,7 @@ async def process_message(connection: Connection) -> None:
         status = await status
     if status is None or status is MISSING:
         status = "250 OK"
-    delivered(dialogue, checked(shared, "DATA", status))
+    dialogue.act(delivered(dialogue, checked(shared, "DATA", status)))
 
 
 async def authenticate(connection: Connection, words: list[str]) -> None:
