@@ -19,6 +19,8 @@ from smtpd_fork.dialogue.reply import answer_of, replies_of, sent
 from smtpd_fork.dialogue.waiting import Ask, Run
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smtpd_fork.dialogue.dialogue import Dialogue
     from smtpd_fork.dialogue.waiting import Result
 
@@ -183,7 +185,7 @@ def _refuse_message(dialogue: Dialogue, reply: bytes) -> Result:
     owed = _replies_owed(dialogue)
     dialogue.in_hand = False
     dialogue.reset()
-    return dialogue.put_verdict([reply] * owed)
+    return _put_verdict(dialogue, [reply] * owed)
 
 
 def fail_message(dialogue: Dialogue, status: str) -> None:
@@ -214,7 +216,19 @@ def delivered(dialogue: Dialogue, status: Any) -> Result:
     dialogue.noops = 0
     if digit == "2" and len(answers) == 1:
         return sent(answers[0])  # as mostly: it counts for nothing
-    return dialogue.put_verdict([sent(answer) for answer in answers])
+    return _put_verdict(dialogue, [sent(answer) for answer in answers])
+
+
+def _put_verdict(dialogue: Dialogue, answers: Sequence[bytes]) -> Result:
+    """Add the replies to one message; several recipients' refusals of it count as one.
+
+    None of them gives way to 421: some recipient may have the message.
+    """
+    for answer in answers:
+        dialogue.put(answer, counted=False)
+    if min(answers)[0] >= ord("4"):
+        dialogue.count_reject()
+    return None
 
 
 def _per_recipient(dialogue: Dialogue, status: Any) -> list[str]:

@@ -26,8 +26,6 @@ from smtpd_fork.dialogue.rows import Guard
 from smtpd_fork.dialogue.waiting import Ask, Failed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import aiosmtpd.smtp
 
     from smtpd_fork.dialogue.body import Body
@@ -47,11 +45,6 @@ _CHUNKS, _SENDER, _RECIPIENT = State.CHUNKS, State.SENDER, State.RECIPIENT
 """To compare with: an attribute of an Enum is slow to look up."""
 
 _FOUR = ord("4")
-
-_OF_COMMAND = {
-    CommandFault.TOO_LONG: replies.LONG_COMMAND,
-    CommandFault.BARE: replies.BARE_IN_COMMAND,
-}
 
 
 class Dialogue:
@@ -238,17 +231,6 @@ class Dialogue:
         """Add a reply as handlers word it."""
         self.put(sent(status))
 
-    def put_verdict(self, replies: Sequence[bytes]) -> Result:
-        """Add the replies to one message; several recipients' refusals of it count as one.
-
-        None of them gives way to 421: some recipient may have the message.
-        """
-        for reply in replies:
-            self.put(reply, counted=False)
-        if min(replies)[0] >= _FOUR:
-            self.count_reject()
-        return None
-
     def say(self, text: Text) -> bytes:
         """Return a reply as it is sent."""
         return self.shared.worded(text)
@@ -261,7 +243,9 @@ class Dialogue:
             if self.host is not None and self.host.facade is not None:
                 self.place()  # somebody else knows the session, and may have changed it
             if self.body is not None:
-                if self._take_whole(self.body, data):
+                if self.body.take_whole(data):
+                    body, self.body = self.body, None
+                    self._act_on(body)
                     return
             elif self.fast and self.state < _GREETING:
                 data = take_frequent(self, data)
@@ -295,20 +279,12 @@ class Dialogue:
                 self.more = True
                 return
 
-    def _take_whole(self, body: Body, data: bytes) -> bool:
-        """Take a message that comes in one packet; return whether *data* was that."""
-        if not body.take_whole(data):
-            return False
-        self.body = None
-        self._act_on(body)
-        return True
-
     def _act_on(self, event: Event) -> None:
         try:
             if type(event) is bytes:
                 result = act_on_line(self, event)
             elif isinstance(event, CommandFault):
-                result = self.nonsense(_OF_COMMAND[event])
+                result = self.nonsense(replies.OF_COMMAND_FAULT[event])
             else:
                 result = received(self, event)  # type: ignore[arg-type]  # no bytes: asked above
             self.act(result)

@@ -7,6 +7,7 @@ A text is a code, an enhanced status code (RFC 3463), which is sent where those 
 from __future__ import annotations
 
 from smtpd_fork.dialogue.content import BodyFault
+from smtpd_fork.dialogue.framer import CommandFault
 
 Text = tuple[int, str, str]
 """Code, enhanced status code, words."""
@@ -39,7 +40,10 @@ LACKS_SECURITY = (554, "5.7.0", "Command refused due to lack of security")
 BAD_SYNTAX = (500, "5.5.2", "Error: bad syntax")
 NOT_ASCII = (500, "5.5.2", "Error: strict ASCII mode")
 LONG_COMMAND = (500, "5.5.2", "Command line too long")
-BARE_IN_COMMAND = (500, "5.5.2", "Error: bare CR, LF or NUL in a command")
+OF_COMMAND_FAULT = {
+    CommandFault.TOO_LONG: LONG_COMMAND,
+    CommandFault.BARE: (500, "5.5.2", "Error: bare CR, LF or NUL in a command"),
+}
 MESSAGE_NOT_ASCII = (500, "5.6.0", "Error: strict ASCII mode")
 SMTPUTF8_ARGUMENT = (501, "5.5.4", "Error: SMTPUTF8 takes no arguments")
 SMTPUTF8_DISABLED = (501, "5.5.4", "Error: SMTPUTF8 disabled")

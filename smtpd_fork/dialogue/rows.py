@@ -115,7 +115,7 @@ def rows_of(shared: Shared, guard: Guard) -> Rows:
     rows = {word: Row(hello.http, guarded=guarded("")) for word in OF_HTTP}
     rows[b""] = Row(hello.unknown, guarded=guarded(""))
     for command in COMMANDS:
-        if shared.has(command):
+        if shared.lmtp or not command.lmtp:
             parse, run = _RUN[command.name]
             rows[command.name.encode()] = Row(
                 run,
@@ -126,9 +126,7 @@ def rows_of(shared: Shared, guard: Guard) -> Rows:
             )
     for name in shared.own:
         rows[name.encode()] = Row(
-            partial(hello.own, name),
-            guarded=guarded(name),
-            inherited=rows.get(name.encode()),
+            partial(hello.own, name), guarded=guarded(name), inherited=rows.get(name.encode())
         )
     return rows
 

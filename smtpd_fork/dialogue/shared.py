@@ -19,13 +19,7 @@ from smtpd_fork.dialogue.budget import Budget
 from smtpd_fork.dialogue.content import BareNewline
 from smtpd_fork.dialogue.frequent import FREQUENT_WORDS, LONGEST
 from smtpd_fork.dialogue.hello import extensions
-from smtpd_fork.dialogue.inspection import (
-    auth_names,
-    call_limits,
-    is_inherited,
-    is_old_ehlo,
-    offer,
-)
+from smtpd_fork.dialogue.inspection import auth_names, call_limits, is_inherited, is_old_ehlo, offer
 from smtpd_fork.dialogue.rows import Guard, Rows, rows_of
 from smtpd_fork.dialogue.tally import Tally
 from smtpd_fork.dialogue.waiting import never_waits
@@ -35,7 +29,6 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterable
 
-    from smtpd_fork.dialogue.commands import Command
     from smtpd_fork.dialogue.replies import Text
 
 __all__ = ["CurrentTls", "Limits", "Shared"]
@@ -259,7 +252,3 @@ class Shared:
         code, enhanced, words = text
         line = f"{code} {enhanced} {words}\r\n" if self.enhanced else f"{code} {words}\r\n"
         return line.encode("utf-8", "replace")
-
-    def has(self, command: Command) -> bool:
-        """Whether a command is one of the protocol that is spoken."""
-        return command.lmtp is not True or self.lmtp

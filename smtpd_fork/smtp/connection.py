@@ -117,7 +117,7 @@ class Connection(Status, asyncio.BufferedProtocol):
         return f"<SMTP {who['session']} {who['client']}>"
 
     # What else it does has files of its own: how it ends, and what time it gives the client.
-    abort, cut, kick = ending.abort, ending.cut, ending.kick
+    abort, cut, kick, ended = ending.abort, ending.cut, ending.kick, property(ending.ended)
     give_way, make_room, shut_down = ending.give_way, ending.make_room, ending.shut_down
     expired, stuck_since = patience.expire, patience.stuck_since
     wait_for_command, wait_for_client = patience.wait_for_command, patience.wait_for_client
@@ -197,15 +197,6 @@ class Connection(Status, asyncio.BufferedProtocol):
         finally:
             if self._on_close is not None:
                 self._on_close(self)
-
-    @property
-    def ended(self) -> asyncio.Future[None]:
-        """Is done when the session is."""
-        if self.end_told is None:
-            self.end_told = self.loop.create_future()
-            if self.gone and self.work is None:
-                self.end_told.set_result(None)
-        return self.end_told
 
     # -- input and output --------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from smtpd_fork.dialogue.waiting import Run
 from smtpd_fork.gate.verdict import reply_line, shutdown_reply
 
 if TYPE_CHECKING:
+    import asyncio
+
     from smtpd_fork.smtp.connection import Connection
 
 __all__ = ["LINGER_SECONDS"]
@@ -186,6 +188,15 @@ def let_go(connection: Connection) -> None:
         dialogue.session.forget_transport()
     dialogue.host = connection.facade = None
     tell_ended(connection)
+
+
+def ended(connection: Connection) -> asyncio.Future[None]:
+    """Return what is done when the session is."""
+    if connection.end_told is None:
+        connection.end_told = connection.loop.create_future()
+        if connection.gone and connection.work is None:
+            connection.end_told.set_result(None)
+    return connection.end_told
 
 
 def tell_ended(connection: Connection) -> None:

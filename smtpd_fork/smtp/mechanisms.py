@@ -30,10 +30,7 @@ class Mechanisms(Attributes):
     """What other servers send, and what strict clients wait for; aiosmtpd has words of its own."""
 
     async def challenge_auth(
-        self,
-        challenge: str | bytes,
-        encode_to_b64: bool = True,
-        log_client_response: bool = False,
+        self, challenge: str | bytes, encode_to_b64: bool = True, log_client_response: bool = False
     ) -> Any:
         """Send a challenge; return what the client answers, decoded, or MISSING.
 
