@@ -114,17 +114,9 @@ class Framer:
         else:
             self._buffer, self._position = data, 0
 
-    def take(self) -> bytes:
-        """Return what was fed and has not become an event: it is not of this stream any more."""
-        rest = self._buffer[self._position :] + (self._later or b"")
-        self.clear()
-        return rest
-
-    def clear(self) -> None:
-        """Forget what was fed and has not become an event."""
-        self._buffer, self._position = b"", 0
-        self._partial = self._later = None
-        self.reading = self._skipping = None
+    def rest(self) -> bytes:
+        """Return what was fed and has not become an event."""
+        return self._buffer[self._position :] + (self._later or b"")
 
     def expect(self, reading: Body | Chunk) -> None:
         """Read *reading* next; the event is it, when it is complete."""

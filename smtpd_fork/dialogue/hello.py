@@ -189,7 +189,7 @@ def starttls(dialogue: Dialogue) -> Result:
     # All that follows is the handshake's: what is in the kernel, and what has been read with
     # STARTTLS. Plaintext that is smuggled in there (CVE-2011-0411) ends the handshake, whether
     # it came in the same packet or in the next.
-    early = b"" if dialogue.framer is None else dialogue.framer.take()
+    early = b"" if dialogue.framer is None else dialogue.framer.rest()
     dialogue.framer = None
     dialogue.put(dialogue.say(replies.READY_FOR_TLS))
     dialogue.state = State.HANDSHAKE

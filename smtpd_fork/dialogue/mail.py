@@ -48,7 +48,8 @@ def _path(
     parsed = parse_path(text, strict=strict, postmaster=keyword == "TO:")
     if not text or (parsed is None and text[0] != "<" and "<" in text):
         return dialogue.say(bad_syntax)  # a display name before the address
-    if parsed is None or _local_part_is_long(dialogue, parsed[0]):
+    longest = dialogue.shared.local_part_limit
+    if parsed is None or 0 < longest < len(parsed[0].rpartition("@")[0]):
         # Without enhanced status codes the reply is aiosmtpd's, which has one all the same.
         status = malformed if dialogue.shared.enhanced else "5.1.3"
         return f"553 {status} Error: malformed address\r\n".encode()
@@ -59,11 +60,6 @@ def _path(
         rest = rest.replace("\t", " ")
     params = parse_params(rest) if extended else None
     return dialogue.say(bad_syntax) if params is None else (address, params)
-
-
-def _local_part_is_long(dialogue: Dialogue, address: str) -> bool:
-    """Whether aiosmtpd's ``local_part_limit`` forbids an address; 0 allows all."""
-    return 0 < dialogue.shared.local_part_limit < len(address.rpartition("@")[0])
 
 
 # -- MAIL --------------------------------------------------------------------------------------

@@ -51,10 +51,6 @@ class Session(aiosmtpd.smtp.Session):
             return None
         return plain_peer(self._transport.get_extra_info("sockname"))
 
-    def forget_transport(self) -> None:
-        """Refer to the connection no more: it is lost."""
-        self._transport = None
-
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
         """The client's certificate, as :meth:`ssl.SSLSocket.getpeercert` has it.

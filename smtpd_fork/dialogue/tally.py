@@ -116,29 +116,16 @@ class Tally:
 
 
 def _timed(hook: Callable[..., Any], latency: Latency) -> Callable[..., Any]:
-    clock = time.perf_counter
-    timed: Callable[..., Any]
-    if inspect.iscoroutinefunction(hook):
+    @functools.wraps(hook)
+    def timed(*args: Any) -> Any:
+        begun = time.perf_counter()
+        answer = hook(*args)
+        if inspect.isawaitable(answer):
+            return _await(answer, begun, latency)
+        latency.observe(time.perf_counter() - begun)  # of handle_STARTTLS
+        return answer
 
-        @functools.wraps(hook)
-        async def timed(*args: Any) -> Any:
-            begun = clock()
-            try:
-                return await hook(*args)
-            finally:
-                latency.observe(clock() - begun)
-    else:  # handle_STARTTLS, and hooks that return something to await
-
-        @functools.wraps(hook)
-        def timed(*args: Any) -> Any:
-            begun = clock()
-            answer = hook(*args)
-            if inspect.isawaitable(answer):
-                return _await(answer, begun, latency)
-            latency.observe(clock() - begun)
-            return answer
-
-    # For who asks whether it can wait.
+    # For never_waits().
     timed.measured_hook = getattr(hook, "measured_hook", hook)  # type: ignore[attr-defined]
     return timed
 

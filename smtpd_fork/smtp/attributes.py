@@ -66,17 +66,14 @@ class Attributes(aiosmtpd.smtp.SMTP):
     peer: Peer = attribute("connection.peer")
     helo: str = attribute("connection.helo")
     messages: int = attribute("connection.messages")
+    _handler_coroutine: Any = attribute("connection.ended")
+    """What aiosmtpd has a task for: is done when the session is."""
 
     @property
     def _tls_protocol(self) -> Any:  # type: ignore[override]  # nobody sets it
         """What users ask to know whether TLS is spoken."""
         dialogue = self.connection.dialogue
         return dialogue.session.ssl["ssl_object"] if dialogue.tls else None
-
-    @property
-    def _handler_coroutine(self) -> asyncio.Future[None]:  # type: ignore[override]  # as above
-        """What aiosmtpd has a task for: is done when the session is."""
-        return self.connection.ended
 
     def __del__(self) -> None:
         """Do not look for what asyncio's class, which is not initialized here, would look for."""

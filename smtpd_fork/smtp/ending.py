@@ -126,9 +126,7 @@ def shut_down(connection: Connection) -> None:
     waiter = dialogue.awaited
     if waiter is not None and not waiter.done() and dialogue.reading is None:
         # Instead of the challenge's answer; a message in flight is finished.
-        dialogue.out.append(dialogue.farewell)
-        dialogue.leave()
-        connection.flush()
+        take_leave(connection, interrupting=False)
         waiter.cancel()
     elif connection.transport is not None and connection.waits:
         connection.go_on()
@@ -157,13 +155,13 @@ def kick(connection: Connection, reply: bytes) -> None:
         shut_down(connection)
 
 
-def take_leave(connection: Connection) -> None:
+def take_leave(connection: Connection, *, interrupting: bool = True) -> None:
     """End what an administrator has ended; the client may be speaking."""
     dialogue = connection.dialogue
     if connection.transport is not None and dialogue.state < State.LEAVING:
         assert dialogue.farewell is not None
         dialogue.out.append(dialogue.farewell)
-        dialogue.leave(interrupting=True)
+        dialogue.leave(interrupting=interrupting)
         connection.flush()
 
 
@@ -185,7 +183,7 @@ def let_go(connection: Connection) -> None:
     connection.work = connection.hooks_context = dialogue.waiting = None
     dialogue.reset()
     if isinstance(dialogue.session, Session):
-        dialogue.session.forget_transport()
+        dialogue.session._transport = None  # noqa: SLF001 - of this package
     dialogue.host = connection.facade = None
     tell_ended(connection)
 
