@@ -8,7 +8,7 @@ from aiosmtpd.smtp import MISSING, AuthResult
 
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.commands import State
-from smtpd_fork.dialogue.reply import answer_of
+from smtpd_fork.dialogue.reply import answer_of, sent
 from smtpd_fork.dialogue.waiting import Run
 
 if TYPE_CHECKING:
@@ -19,26 +19,26 @@ __all__ = ["begin_auth", "judge", "parse_auth"]
 
 
 def parse_auth(dialogue: Dialogue, argument: str | None) -> tuple[list[str]] | bytes:
-    """Return the mechanism and the initial response, if AUTH is to be had at all."""
+    """Return the mechanism and the initial response, if AUTH is possible now."""
     session = dialogue.session
     if not session.extended_smtp:
         return dialogue.say(replies.NO_AUTH_IN_HELO)
     if dialogue.shared.auth_require_tls and not dialogue.tls:
-        return f"{replies.ENCRYPTION_REQUIRED}\r\n".encode()
+        return sent(replies.ENCRYPTION_REQUIRED)
     if session.authenticated:
         return dialogue.say(replies.IS_AUTHENTICATED)
     return (argument.split() if argument else [],)
 
 
 def begin_auth(dialogue: Dialogue, words: list[str]) -> Result:
-    """Have the client authenticate itself."""
+    """Check the arguments of AUTH, and start the mechanism."""
     if not words:
         return dialogue.say(replies.NO_WORDS)
     if len(words) > 2:  # noqa: PLR2004 - mechanism and initial response
         return dialogue.say(replies.TOO_MANY_WORDS)
     mechanism = words[0].upper()
     if mechanism not in dialogue.shared.auth_names:
-        return f"{replies.NO_SUCH_MECHANISM}\r\n".encode()
+        return sent(replies.NO_SUCH_MECHANISM)
     dialogue.state = State.EXCHANGE
     return Run("authenticate", ([mechanism, *words[1:]],))
 

@@ -24,9 +24,7 @@ _START = b"\r\n"
 class Body(Content):
     """Collects one message that DATA announced; bounded, whatever is fed.
 
-    :param size_limit: octets of the message as it is stored; 0 is no limit
-    :param line_limit: octets of a line with its line end, without a doubled dot; 0 is no limit
-    :param bare: what becomes of bare CR and LF
+    The parameters are those of :class:`Content`.
     """
 
     __slots__ = ("_held", "_skip")
@@ -55,7 +53,7 @@ class Body(Content):
         return None
 
     def take_whole(self, data: bytes, start: int = 0) -> bool:
-        """Take *data* if it is all of a message, without a dot to take out: what mostly comes.
+        """Take *data* if it is all of a message, without a dot to take out: the usual case.
 
         :returns: whether it was; else nothing was taken
         """

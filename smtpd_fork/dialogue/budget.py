@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.net import Peer
 
-__all__ = ["ALLOWANCE", "Budget", "Clock", "Holder"]
+__all__ = ["ALLOWANCE", "Budget", "Holder"]
 
 ALLOWANCE = 64 * 1024
 """Bytes of each session that are not charged: what most messages are smaller than."""
@@ -38,26 +38,13 @@ LOOK_SECONDS = 1.0
 """Between two looks for idle sessions, while memory is short."""
 
 
-class Clock(Protocol):
-    """An event loop, as far as its clock goes."""
-
-    def time(self) -> float:
-        """Return the time, in seconds."""
-
-    def call_later(self, delay: float, callback: Callable[..., Any], /, *args: Any) -> object:
-        """Call something in so many seconds."""
-
-
 class Holder(Protocol):
     """A session, as far as its memory goes."""
 
-    @property
-    def loop(self) -> Clock:
-        """Whose time counts."""
-
-    @property
-    def peer(self) -> Peer:
-        """The client."""
+    loop: Any
+    """The event loop whose time counts: ``time()`` and ``call_later()`` are asked."""
+    peer: Peer
+    """The client."""
 
     def give_way(self, held: int) -> bool:
         """End, as memory is short; False if that cannot be: a handler works for it."""
@@ -171,7 +158,7 @@ class Budget:
         One that is ended is charged for nothing any more when it returns.
         """
         if now < self._looked + LOOK_SECONDS:
-            return  # nobody was idle a moment ago
+            return  # no session was idle a moment ago
         idle = [
             (holding.held, holder)
             for holder, holding in self._holdings.items()
@@ -186,8 +173,8 @@ class Budget:
         if not self._fits(more, client, SHORT):
             self._looked = now
 
-    def _look(self, loop: Clock) -> None:
-        """Look for idle sessions while memory is short: those who are refused ask for none."""
+    def _look(self, loop: Any) -> None:
+        """Look for idle sessions while memory is short: a refused client asks for none."""
         self._timer = None
         self._relieve(loop.time(), None, 0)
         if not self._fits(0, None, SHORT):

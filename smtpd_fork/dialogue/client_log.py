@@ -25,7 +25,7 @@ def who(dialogue: Dialogue) -> dict[str, str]:
 def _known_peer(dialogue: Dialogue) -> Peer:
     peer: Any = None if dialogue.host is None else dialogue.host.peer
     if peer is not None and not isinstance(peer, (str, tuple)):
-        peer = str(peer)  # a transport of somebody's own: logging must not fail over it
+        peer = str(peer)  # a transport of a user's own: logging must not fail over it
     return peer  # type: ignore[no-any-return]  # asked for above
 
 

@@ -83,7 +83,7 @@ class Command:
     :ivar name: the word
     :ivar syntax: what HELP tells; nothing if it is empty
     :ivar extended: what it tells more to a client that has said EHLO
-    :ivar when: the attribute of a session that says whether it is to be had
+    :ivar when: the attribute of a session that says whether it is offered
     :ivar otherwise: replies in states in which it may not come, whatever its argument is
     :ivar late: the same, once its argument has been found well-formed
     :ivar leads_to: the state after its success; None: the state stays

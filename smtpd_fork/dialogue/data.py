@@ -30,7 +30,7 @@ _BDAT = re.compile(r"(\d{1,12})(?: +(LAST))?", re.IGNORECASE)
 
 
 def data(dialogue: Dialogue) -> Result:
-    """Have the message come (RFC 5321 4.1.1.4)."""
+    """Begin to receive the message (RFC 5321 4.1.1.4)."""
     shared = dialogue.shared
     envelope, declared = dialogue.envelope, 0
     if isinstance(envelope, Envelope):
@@ -54,7 +54,7 @@ def data(dialogue: Dialogue) -> Result:
 
 
 def bdat(dialogue: Dialogue, argument: str | None) -> Result:
-    """Have a part of the message come; whether it is wanted is said at its end."""
+    """Begin to receive a chunk; it is accepted or refused at its end."""
     match = _BDAT.fullmatch(argument or "")
     if match is None or not match[0].isascii():
         # How much follows is not known, so nothing after it can be understood.
@@ -93,9 +93,9 @@ def _new_content(dialogue: Dialogue) -> Content:
     """Return what collects the chunks; unless it is binary, it is made of lines."""
     shared = dialogue.shared
     envelope = dialogue.envelope
-    if isinstance(envelope, Envelope) and envelope.body == "BINARYMIME":
-        return Content(shared.data_size_limit or 0, 0, BareNewline.ACCEPT)
-    return Content(shared.data_size_limit or 0, shared.longest_line, shared.bare)
+    binary = isinstance(envelope, Envelope) and envelope.body == "BINARYMIME"
+    lines = (0, BareNewline.ACCEPT) if binary else (shared.longest_line, shared.bare)
+    return Content(shared.data_size_limit or 0, *lines)
 
 
 def _fits(dialogue: Dialogue, chunks: Content, size: int) -> bool:
@@ -142,7 +142,7 @@ def received(dialogue: Dialogue, message: Body | Chunk) -> Result:
 
 
 def _deliver(dialogue: Dialogue, content: Content) -> Result:
-    """Have a message that has come whole delivered, or refuse it."""
+    """Hand a complete message to the handler, or refuse it."""
     if content.fault is not None:
         _note_fault(dialogue, content.fault)
         return _refuse_message(dialogue, dialogue.say(replies.OF_FAULT[content.fault]))
@@ -169,7 +169,7 @@ def _deliver(dialogue: Dialogue, content: Content) -> Result:
 
 
 def _note_fault(dialogue: Dialogue, fault: BodyFault) -> None:
-    """Log and count a message that is not accepted for what it is."""
+    """Log and count a message that is refused for its content or size."""
     dialogue.report(logging.INFO, "message refused", fault.value, kind=fault.name)
     tally = dialogue.shared.tally
     if fault is BodyFault.TOO_MUCH:
@@ -195,7 +195,7 @@ def fail_message(dialogue: Dialogue, status: str) -> None:
 
 
 def delivered(dialogue: Dialogue, status: Any) -> Result:
-    """Answer a message as a handler says."""
+    """Send the handler's reply to a message."""
     shared = dialogue.shared
     tally = shared.tally
     unclaimed = status is MISSING
@@ -215,7 +215,7 @@ def delivered(dialogue: Dialogue, status: Any) -> Result:
     dialogue.reset()
     dialogue.noops = 0
     if digit == "2" and len(answers) == 1:
-        return sent(answers[0])  # as mostly: it counts for nothing
+        return sent(answers[0])  # the usual case: it counts against no limit
     return _put_verdict(dialogue, [sent(answer) for answer in answers])
 
 

@@ -1,7 +1,7 @@
 """Dialogue: one SMTP session without a socket, a loop or a clock: bytes in, replies out.
 
-Whoever runs it (:class:`~smtpd_fork.smtp.connection.Connection`, or a test) feeds what the client
-sends to :meth:`Dialogue.receive`, sends what is in :attr:`Dialogue.out`, and carries out what is in
+Its host (:class:`~smtpd_fork.smtp.connection.Connection`, or a test) feeds what the client sends to
+:meth:`Dialogue.receive`, sends what is in :attr:`Dialogue.out`, and carries out what is in
 :attr:`Dialogue.waiting`. A batch of pipelined commands is read, judged and answered in one call.
 
 There are two ways from bytes to a reply. What nearly every client sends is found by one search
@@ -52,7 +52,7 @@ class Dialogue:
 
     :param shared: what it has in common with others
     :param session_id: names it in the log, in ``Received:`` and in the reply to DATA
-    :param host: whoever runs it; None once it has ended
+    :param host: runs it; None once it has ended
     :ivar state: what the client may do next
     :ivar waiting: what has to be carried out before anything else is done; None: nothing
     :ivar out: replies that are to be sent
@@ -60,7 +60,7 @@ class Dialogue:
     :ivar body: the message that is to come, while nothing of it has
     :ivar chunks: what BDAT has brought so far; None outside of a sequence of chunks
     :ivar chunk_fault: why the chunks of this message are not wanted
-    :ivar awaited: who waits for the client's next line or message, in place of :meth:`advance`
+    :ivar awaited: a future that gets the client's next line or message, in place of :meth:`advance`
     :ivar farewell: what is said before the session is ended, as soon as that can be
     :ivar rows: the commands, as they are for this client now
     :ivar more: whether there is input to act on once other sessions have had their turn
@@ -85,7 +85,7 @@ class Dialogue:
     def __init__(self, shared: Shared, session_id: str, host: Host) -> None:
         self.shared = shared
         self.id = session_id
-        self.host: Host | None = host
+        self.host: Any = host
         self.state = _GREETING
         self.session: Any = None  # aiosmtpd.smtp.Session, from begin() on
         self._envelope: aiosmtpd.smtp.Envelope | None = None
@@ -135,7 +135,6 @@ class Dialogue:
     @property
     def server(self) -> Any:
         """The session as handlers know it."""
-        assert self.host is not None
         return self.host.server
 
     @property
@@ -161,7 +160,7 @@ class Dialogue:
         self.set_rows()
 
     def greet(self) -> None:
-        """Say that the client may speak."""
+        """Send the greeting: the client may send commands."""
         self.state = _HELLO
         self.put(f"220 {self.shared.hostname} {self.shared.ident}\r\n".encode())
         self.place()
@@ -197,7 +196,7 @@ class Dialogue:
         self.state = State.GONE
 
     def answered(self) -> None:
-        """Go on after what was waited for, whatever came of it."""
+        """Go on after what was waited for, whatever its result."""
         self.waiting = None
         self.in_hand = False
         if self.state >= _LEAVING:
@@ -241,7 +240,7 @@ class Dialogue:
         """Take what the client sends, and act on it as far as that goes without waiting."""
         if self.framer is None and self.waiting is None:
             if self.host is not None and self.host.facade is not None:
-                self.place()  # somebody else knows the session, and may have changed it
+                self.place()  # a handler knows the session, and may have changed it
             if self.body is not None:
                 if self.body.take_whole(data):
                     body, self.body = self.body, None
@@ -288,7 +287,7 @@ class Dialogue:
             else:
                 result = received(self, event)  # type: ignore[arg-type]  # no bytes: asked above
             self.act(result)
-        except Exception as error:  # noqa: BLE001 - logged and answered by whoever runs this
+        except Exception as error:  # noqa: BLE001 - logged and answered by the host
             self.waiting = Failed(error)
 
     def act(self, result: Result) -> None:
@@ -303,7 +302,6 @@ class Dialogue:
             # A task and its two turns of the loop cost as much as all the rest of a command.
             self.waiting = result
             try:
-                assert self.host is not None
                 status = self.host.ask_now(result)
             finally:
                 self.waiting = None
@@ -331,7 +329,7 @@ class Dialogue:
             self.set_rows()
 
     def set_rows(self) -> None:
-        """Have the commands be those of this client: what it has to do first may be done."""
+        """Choose the rows by what this client still has to do first: TLS, AUTH, or nothing."""
         shared, session = self.shared, self.session
         if shared.require_starttls and not self.tls:
             self.rows = shared.rows[Guard.TLS]
@@ -341,7 +339,7 @@ class Dialogue:
             self.rows = shared.open_rows
 
     def perform(self, name: str, argument: str | None) -> Result:
-        """Carry out a command of ours, for a user's class that has one in place of it."""
+        """Carry out a built-in command, for a subclass that overrides it."""
         self.place()
         row = self.rows[name.encode()]
         return perform(self, row.inherited or row, argument)

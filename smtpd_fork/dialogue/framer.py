@@ -21,7 +21,7 @@ _CR = 13
 
 
 class CommandFault(Enum):
-    """A command line that is none."""
+    """What is wrong with a command line."""
 
     TOO_LONG = "the line is too long"
     BARE = "CR, LF or NUL where none may be"
@@ -137,7 +137,7 @@ class Framer:
             self._position = end + 1
             whole = self._partial is None and self._skipping is None and end > start
             if whole and buffer[end - 1] == _CR:
-                # One whole line with nothing wrong in it, which is what mostly comes.
+                # The usual case: one whole line without a fault.
                 line = buffer[start : end - 1]
                 if b"\r" not in line and b"\0" not in line and len(line) <= LINE_LIMIT:
                     return line

@@ -66,10 +66,10 @@ def take_frequent(dialogue: Dialogue, data: bytes) -> bytes:
         try:
             result = _act_on(dialogue, match)
             if type(result) is bytes and result[0] < _FOUR and dialogue.state < _LEAVING:
-                dialogue.out.append(result)  # as mostly: a reply that counts for nothing
+                dialogue.out.append(result)  # the usual case: it counts against no limit
             elif result is not None:
                 dialogue.act(result)
-        except Exception as error:  # noqa: BLE001 - logged and answered by whoever runs this
+        except Exception as error:  # noqa: BLE001 - logged and answered by the host
             dialogue.waiting = Failed(error)
         if end == length or dialogue.waiting is not None or dialogue.state >= _GREETING:
             break

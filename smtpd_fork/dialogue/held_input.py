@@ -1,4 +1,4 @@
-"""HeldInput: what a client has sent and nobody has acted on yet."""
+"""HeldInput: what a client has sent and has not been acted on yet."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def framed(dialogue: Dialogue) -> Framer:
 
 
 def hand_over(dialogue: Dialogue) -> None:
-    """Give whoever awaits it what was received, if it is complete."""
+    """Give a method that awaits it what was received, if it is complete."""
     waiter = dialogue.awaited
     if waiter is not None and not waiter.done() and dialogue.framer is not None:
         event = dialogue.framer.next()
@@ -41,7 +41,6 @@ def hand_over(dialogue: Dialogue) -> None:
 
 async def next_event(dialogue: Dialogue) -> Event:
     """Return what the client sends next, a line or a message: for a method that is run."""
-    assert dialogue.host is not None
     dialogue.awaited = waiter = dialogue.host.new_waiter()
     try:
         hand_over(dialogue)

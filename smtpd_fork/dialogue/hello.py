@@ -62,7 +62,7 @@ def _introduce(dialogue: Dialogue, name: str) -> None:
 
 
 def ehlo(dialogue: Dialogue, name: str) -> Result:
-    """Greet, and tell of extensions (RFC 5321 4.1.1.1); LHLO does the same (RFC 2033)."""
+    """Greet, and list the extensions (RFC 5321 4.1.1.1); LHLO does the same (RFC 2033)."""
     dialogue.reset()
     dialogue.session.extended_smtp = True
     shared = dialogue.shared
@@ -97,19 +97,19 @@ def extensions(shared: Shared, *, tls: bool) -> list[str]:
 
 
 def no_argument(command: str, dialogue: Dialogue, argument: str | None) -> tuple[()] | bytes:
-    """See that there is no argument."""
+    """Refuse an argument."""
     return dialogue.say(replies.syntax(command)) if argument else ()
 
 
 def _unless_asked(dialogue: Dialogue, hook: str, default: Text, *args: Any) -> Result:
-    """Answer *default*, unless a handler's hook knows better."""
+    """Ask a handler's hook; without one, answer *default*."""
     if hook in dialogue.shared.hooks:
         return Ask(hook, args, partial(answer_or, dialogue, default))
     return dialogue.say(default)
 
 
 def answer_or(dialogue: Dialogue, default: Text, status: Any) -> bytes:
-    """Answer what a handler says, or *default*."""
+    """Return the handler's reply, or *default*."""
     return dialogue.say(default) if status is MISSING else sent(status)
 
 
@@ -130,7 +130,7 @@ def rset(dialogue: Dialogue) -> Result:
 
 
 def vrfy(dialogue: Dialogue, argument: str | None) -> Result:
-    """Say nothing of a user (RFC 5321 4.1.1.6 and 7.3)."""
+    """Answer 252: whether a user exists is not disclosed (RFC 5321 4.1.1.6 and 7.3)."""
     dialogue.count_noop()
     if not argument:
         return dialogue.say(replies.syntax("VRFY <address>"))
@@ -144,13 +144,13 @@ def vrfy(dialogue: Dialogue, argument: str | None) -> Result:
 
 
 def expn(dialogue: Dialogue, _: str | None) -> Result:
-    """Expand nothing (RFC 5321 4.1.1.7)."""
+    """Refuse to expand a list (RFC 5321 4.1.1.7)."""
     dialogue.count_noop()
     return dialogue.say(replies.NO_EXPN)
 
 
 def help_(dialogue: Dialogue, argument: str | None) -> Result:
-    """Tell the commands (RFC 5321 4.1.1.8)."""
+    """List the commands, or the syntax of one (RFC 5321 4.1.1.8)."""
     dialogue.count_noop()
     if argument and argument.isalnum():
         usage = _usage(dialogue, argument.upper())
@@ -162,7 +162,7 @@ def help_(dialogue: Dialogue, argument: str | None) -> Result:
 
 
 def _usage(dialogue: Dialogue, name: str) -> str | None:
-    """Return how a command is written; None if it is not told, or not to be had now."""
+    """Return how a command is written; None if HELP does not list it, or it is not offered now."""
     method = getattr(dialogue.shared.cls, f"smtp_{name}", None)
     usage: str | None = getattr(method, "__smtp_syntax__", None)
     if method is None or usage is None:
@@ -176,7 +176,6 @@ def _usage(dialogue: Dialogue, name: str) -> str | None:
 
 def starttls(dialogue: Dialogue) -> Result:
     """Begin TLS on this connection (RFC 3207)."""
-    assert dialogue.host is not None
     if dialogue.tls:
         return dialogue.say(replies.TLS_IS_ACTIVE)
     if dialogue.shared.tls is None:
@@ -200,13 +199,11 @@ def quit_(dialogue: Dialogue) -> Result:
     """End the session (RFC 5321 4.1.1.10)."""
     if "QUIT" in dialogue.shared.hooks:
         return Ask("QUIT", (), partial(_quit, dialogue))
-    dialogue.put(dialogue.shared.bye)
-    dialogue.leave()
-    return None
+    return _quit(dialogue, MISSING)
 
 
 def _quit(dialogue: Dialogue, status: Any) -> Result:
-    dialogue.put(answer_or(dialogue, replies.BYE, status))
+    dialogue.put(dialogue.shared.bye if status is MISSING else sent(status))
     dialogue.leave()
     return None
 
@@ -220,10 +217,10 @@ def own(name: str, _: Dialogue, argument: str | None) -> Result:
 
 
 def http(dialogue: Dialogue, _: str | None) -> Result:
-    """Send away what is no client of ours."""
+    """Refuse an HTTP client, and close."""
     return f"421 4.7.0 {dialogue.shared.hostname} This is not a web server\r\n".encode()
 
 
 def unknown(dialogue: Dialogue, name: str) -> Result:
-    """Answer what is no command."""
+    """Answer an unknown command."""
     return dialogue.nonsense((500, "5.5.1", f'Error: command "{echo(name)}" not recognized'))

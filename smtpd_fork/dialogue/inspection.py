@@ -9,9 +9,9 @@ from warnings import warn
 from aiosmtpd.smtp import CALL_LIMIT_DEFAULT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-__all__ = ["auth_names", "call_limits", "ehlo_parameters", "is_inherited", "is_old_ehlo", "offer"]
+__all__ = ["auth_names", "call_limits", "ehlo_parameters", "is_inherited", "is_old_ehlo"]
 
 _NEW_EHLO, _OLD_EHLO = 5, 4
 """Parameters of handle_EHLO, now and in aiosmtpd's first years."""
@@ -69,14 +69,6 @@ def auth_names(cls: type, handler: Any, *, has_authenticator: bool) -> dict[str,
             ).upper()
             names[name] = (attribute, own)
     return names
-
-
-def offer(mechanisms: Iterable[str]) -> str:
-    """Return mechanisms as EHLO offers them.
-
-    PLAIN is first, which takes one exchange: of several, many clients use the first.
-    """
-    return " ".join(sorted(mechanisms, key=lambda name: (name != "PLAIN", name != "LOGIN", name)))
 
 
 def is_inherited(cls: type, attribute: str) -> bool:

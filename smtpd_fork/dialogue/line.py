@@ -47,7 +47,8 @@ def act_on_line(dialogue: Dialogue, line: bytes) -> Result:
     refused = row.guarded[dialogue.state]
     if refused is not None:
         return refused
-    if dialogue.shared.call_limits is not None and not _within_calls(dialogue, word.decode()):
+    limits = dialogue.shared.call_limits
+    if limits is not None and not _within_calls(dialogue, limits, word.decode()):
         return f"421 4.7.0 {echo(word.decode())} sent too many times\r\n".encode()
     return perform(dialogue, row, argument)
 
@@ -93,13 +94,11 @@ def _limit(dialogue: Dialogue, word: bytes) -> int:
     return limit + MORE_FOR.get(word, 0) if dialogue.session.extended_smtp else limit
 
 
-def _within_calls(dialogue: Dialogue, name: str) -> bool:
+def _within_calls(dialogue: Dialogue, limits: dict[str, int], name: str) -> bool:
     """Count a call of a command against aiosmtpd's command_call_limit.
 
     BDAT counts as DATA, once a message, unless it has a limit of its own.
     """
-    limits = dialogue.shared.call_limits
-    assert limits is not None
     if name == "BDAT" and name not in limits:
         if dialogue.chunks is not None:
             return True

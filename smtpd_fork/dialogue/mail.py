@@ -93,7 +93,7 @@ def mail(dialogue: Dialogue, address: str, params: Params) -> Result:
 
 
 def _take_sender(dialogue: Dialogue, address: str, options: list[str], status: Any) -> Result:
-    """Begin a transaction, unless a handler has had its say about that."""
+    """Begin a transaction, unless a handler has answered MAIL."""
     if status is not MISSING:
         return sent(status)
     dialogue.envelope.mail_from = address
@@ -211,7 +211,7 @@ def _take_recipient(dialogue: Dialogue, envelope: Any, address: str, params: Par
 def _judge_recipient(
     dialogue: Dialogue, address: str, params: Params, known: int, status: Any
 ) -> Result:
-    """Take a recipient, unless a handler has had its say; *known* were there before it."""
+    """Take a recipient, unless a handler has answered RCPT; *known* is their number before it."""
     envelope = dialogue.envelope
     if status is MISSING:
         return _take_recipient(dialogue, envelope, address, params)

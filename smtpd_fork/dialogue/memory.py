@@ -28,7 +28,7 @@ def charge(dialogue: Dialogue, message: Content | Chunk | None = None) -> None:
     """
     excess = held(dialogue, message) - ALLOWANCE
     if excess <= 0 and not dialogue.charged:
-        return  # as mostly
+        return  # the usual case
     dialogue.charged = max(excess, 0)
     if dialogue.host is None or dialogue.shared.budget.hold(dialogue.host, dialogue.charged):
         return
@@ -68,7 +68,7 @@ def held(dialogue: Dialogue, message: Content | Chunk | None = None) -> int:
 def has_room(dialogue: Dialogue, more: int) -> bool:
     """Whether so many bytes more can be held now; of a message some may be here already."""
     if more <= ALLOWANCE and not dialogue.charged:
-        return True  # as mostly; what comes is charged once it is more than that
+        return True  # the usual case; more is charged when it comes
     more = max(0, more - dialogue.pending)
     excess = held(dialogue) + more - ALLOWANCE - dialogue.charged
     return excess <= 0 or has_budget(dialogue, excess)

@@ -2,7 +2,7 @@
 
 Real clients need two liberties, which ``strict`` takes away: an address may stand without its
 angle brackets, and a tab is a blank as a space is. A display name, a comment or a word glued to the
-address is refused: who knows what the client meant by it.
+address is refused: what the client meant by it is not certain.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ NO_WORDS = (501, "5.5.4", "Not enough value")
 TOO_MANY_WORDS = (501, "5.5.4", "Too many values")
 NO_AUTH_IN_HELO = (500, "5.5.1", "Error: command 'AUTH' not recognized")
 
-# -- not to be had -----------------------------------------------------------------------------
+# -- not available -----------------------------------------------------------------------------
 
 CANNOT_VRFY = (252, "2.0.0", "Cannot VRFY user, but will accept message and attempt delivery")
 NO_EXPN = (502, "5.5.1", "EXPN not implemented")

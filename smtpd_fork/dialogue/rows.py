@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Guard", "Row", "Rows", "rows_of"]
 
 OF_HTTP = (b"CONNECT", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT")
-"""A browser, or somebody who makes one speak to us: nothing it says is mail."""
+"""A browser, or a page that makes one speak to us (a cross-protocol attack): it is no mail."""
 
 _RUN: dict[str, tuple[Parse | None, Run]] = {
     "AUTH": (auth.parse_auth, auth.begin_auth),

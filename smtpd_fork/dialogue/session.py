@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Session", "current_session"]
 
 current_session: ContextVar[str | None] = ContextVar("smtpd_fork_session", default=None)
-"""The id of the session whose hook this is, for whoever logs in it; None outside of all hooks."""
+"""The id of the session whose hook runs, for its log lines; None outside of all hooks."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -69,7 +69,7 @@ class Session(aiosmtpd.smtp.Session):
         der = self._peer_der()
         if der is None:
             return None
-        # Loaded by whoever asks; a server without TLS has no need of it.
+        # Imported when it is asked for: a server without TLS does not need it.
         from cryptography import x509  # noqa: PLC0415 - see above
 
         subject = x509.load_der_x509_certificate(der).subject.rfc4514_string()

@@ -19,7 +19,7 @@ from smtpd_fork.dialogue.budget import Budget
 from smtpd_fork.dialogue.content import BareNewline
 from smtpd_fork.dialogue.frequent import FREQUENT_WORDS, LONGEST
 from smtpd_fork.dialogue.hello import extensions
-from smtpd_fork.dialogue.inspection import auth_names, call_limits, is_inherited, is_old_ehlo, offer
+from smtpd_fork.dialogue.inspection import auth_names, call_limits, is_inherited, is_old_ehlo
 from smtpd_fork.dialogue.rows import Guard, Rows, rows_of
 from smtpd_fork.dialogue.tally import Tally
 from smtpd_fork.dialogue.waiting import never_waits
@@ -35,7 +35,7 @@ __all__ = ["CurrentTls", "Limits", "Shared"]
 
 
 async def _taken(*_: object) -> str:
-    """Stand in for the handle_DATA that aiosmtpd's Sink has not: it is there to take messages."""
+    """Accept a message, for aiosmtpd's Sink, which has no handle_DATA."""
     return "250 OK"
 
 
@@ -165,8 +165,8 @@ class Shared:
         for name in self.auth_exclude:
             names.pop(name, None)
         self.auth_names = names
-        self.auth_offer = offer(self.auth_names)
-        """The mechanisms as EHLO offers them."""
+        # PLAIN takes one exchange, and of several mechanisms many clients use the first.
+        self.auth_offer = " ".join(sorted(names, key=lambda n: (n != "PLAIN", n != "LOGIN", n)))
 
     def _find_hooks(self) -> None:
         handler = self.handler
@@ -188,7 +188,7 @@ class Shared:
         cls = self.cls
         self.methods = [n.removeprefix("smtp_") for n in dir(cls) if n.startswith("smtp_")]
         self.builtin = {name for name in self.methods if is_inherited(cls, f"smtp_{name}")}
-        """Commands that nobody has overridden."""
+        """Commands that no subclass overrides."""
         self.own = set(self.methods) - self.builtin
         """Commands of a user's subclass: coroutines."""
         self.own_envelope = not is_inherited(cls, "_create_envelope")

@@ -28,20 +28,20 @@ def _end_for(dialogue: Dialogue, reason: str) -> bool:
 
 
 def nonsense(dialogue: Dialogue, text: Text) -> Result:
-    """Answer what is no command, so many times."""
+    """Answer a line that is no command, and count it as an error."""
     if not count_error(dialogue):
         dialogue.put(dialogue.say(text), counted=False)
     return None
 
 
 def count_error(dialogue: Dialogue) -> bool:
-    """Count a command that is of no use; past the limit the session is over, and this True."""
+    """Count an error; return True if there were too many, which ends the session."""
     dialogue.errors += 1
     return dialogue.errors > dialogue.shared.limits.errors and _end_for(dialogue, "too many errors")
 
 
 def count_reject(dialogue: Dialogue) -> bool:
-    """Count a refused command; past the limit the session is over, and this True."""
+    """Count a refused command; return True if there were too many, which ends the session."""
     dialogue.rejects += 1
     return dialogue.rejects > dialogue.shared.limits.rejects and _end_for(
         dialogue, "too many refused commands"
@@ -49,7 +49,7 @@ def count_reject(dialogue: Dialogue) -> bool:
 
 
 def count_noop(dialogue: Dialogue) -> None:
-    """Count a command that does nothing; who says nothing else is up to nothing."""
+    """Count a command that does nothing; past NOOPS of them each counts as an error."""
     dialogue.noops += 1
     if dialogue.noops > NOOPS:
         count_error(dialogue)

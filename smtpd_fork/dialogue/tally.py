@@ -1,4 +1,4 @@
-"""Tally: what a server's sessions have done, in figures that whoever wants may read.
+"""Tally: what a server's sessions have done, in figures for metrics and the status page.
 
 A count is a plain integer that goes up where the thing happens, in the loop's one thread: it costs
 what a test of whether anybody counts would cost. What costs more (the clock, the bytes of every

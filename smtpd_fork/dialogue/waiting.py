@@ -1,6 +1,6 @@
-"""Waiting: what a dialogue cannot do by itself, and has somebody else do. Plain data.
+"""Waiting: what a dialogue cannot do by itself, and has its host do. Plain data.
 
-A command returns its reply, or one of these; whoever runs the dialogue carries it out, and calls
+A command returns its reply, or one of these; the host carries it out, and calls
 :meth:`~smtpd_fork.dialogue.dialogue.Dialogue.answer` with what came of it.
 """
 
@@ -46,7 +46,7 @@ class Run(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A handler, or something of ours, raised; the client is to be told that it did."""
+    """A handler, or the server itself, raised an exception; the client gets 451."""
 
     error: Exception
 
@@ -57,10 +57,10 @@ Result: TypeAlias = Union[bytes, Ask, Run, Failed, None]  # noqa: UP007 - as abo
 
 
 class Host(Holder, Protocol):
-    """Whoever runs a dialogue: a connection, or a test without one."""
+    """Runs a dialogue: a connection, or a test without one."""
 
     facade: Any
-    """The session as handlers know it, once somebody has asked for it."""
+    """The session as handlers know it, once it was asked for."""
 
     @property
     def server(self) -> Any:

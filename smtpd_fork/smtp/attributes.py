@@ -71,7 +71,7 @@ class Attributes(aiosmtpd.smtp.SMTP):
 
     @property
     def _tls_protocol(self) -> Any:  # type: ignore[override]  # nobody sets it
-        """What users ask to know whether TLS is spoken."""
+        """The TLS object of the connection; None without TLS."""
         dialogue = self.connection.dialogue
         return dialogue.session.ssl["ssl_object"] if dialogue.tls else None
 

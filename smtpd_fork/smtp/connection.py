@@ -61,7 +61,7 @@ class Connection(Status, asyncio.BufferedProtocol):
     :ivar sweep: looks after the deadline
     :ivar transport: the loop's; None before and after the connection
     :ivar work: what the session waits for, in a task; an idle one has none
-    :ivar facade: the session as handlers know it, once there is somebody who does
+    :ivar facade: the session as handlers know it, once it was asked for
     :ivar deadline: when :meth:`expired` is called, by the loop's clock, in seconds
     :ivar idle_since: since when the session waits for its client
     :ivar held: what keeps bytes from flowing
@@ -264,7 +264,7 @@ class Connection(Status, asyncio.BufferedProtocol):
             self.go_on()
 
     def pause_reading(self) -> None:
-        """Leave what the client sends in the kernel."""
+        """Read no more: what the client sends stays in the kernel."""
         if not self.held & PAUSED and self.transport is not None:
             self.held |= PAUSED
             self.transport.pause_reading()
@@ -276,7 +276,7 @@ class Connection(Status, asyncio.BufferedProtocol):
             self.transport.resume_reading()
 
     def flush(self) -> None:
-        """Send what the dialogue says, in one write; close if it says that the session is over."""
+        """Send the replies in one write; close if the session is over."""
         dialogue = self.dialogue
         out = dialogue.out
         if out and self.transport is not None:
@@ -284,8 +284,7 @@ class Connection(Status, asyncio.BufferedProtocol):
             out.clear()
             try:
                 self.transport.write(data)
-            except RuntimeError:
-                # What uvloop raises.
+            except RuntimeError:  # uvloop's
                 text = "[%s] a handler has closed the transport"
                 log.debug(text, dialogue.id, extra=dialogue.who())
         if _LEAVING <= dialogue.state < State.CLOSING:
@@ -298,7 +297,7 @@ class Connection(Status, asyncio.BufferedProtocol):
             await self._drained
 
     def go_on(self) -> None:
-        """Send what the dialogue says, carry out what it waits for, and wait for the client."""
+        """Send the replies, start what the dialogue waits for, or wait for the client."""
         dialogue = self.dialogue
         if dialogue.farewell is not None and dialogue.waiting is None and not self.held & BLOCKED:
             dialogue.advance()
@@ -313,7 +312,7 @@ class Connection(Status, asyncio.BufferedProtocol):
                     memory.charge(dialogue)
                 self.start(dialogue.waiting)
         elif dialogue.framer is None and dialogue.chunks is None and not self.held:
-            patience.wait_for_next(self)  # as mostly: it is answered all that it has said
+            patience.wait_for_next(self)  # the usual case: all is answered
         else:
             self._wait()
 

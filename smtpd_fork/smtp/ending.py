@@ -1,4 +1,4 @@
-"""Ending: the ways in which a session ends, whoever ends it."""
+"""Ending: the ways in which a session ends."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def cut(connection: Connection) -> None:
 
 
 def time_out(connection: Connection) -> None:
-    """Say that the client's time is over, and close."""
+    """Send 421 for a timeout, and close."""
     dialogue = connection.dialogue
     if connection.proxy_reader is not None:
-        cut(connection)  # whoever it is, it does not speak SMTP yet
+        cut(connection)  # the client does not speak SMTP yet
         return
     dialogue.report(logging.INFO, "timeout")
     text = "Timeout, closing connection"
@@ -83,13 +83,13 @@ def time_out(connection: Connection) -> None:
 
 
 def make_room(connection: Connection, reply: bytes, reason: str) -> None:
-    """Say *reply* and close: other clients need what this one has and does nothing with."""
+    """Send *reply* and close: other clients need the resources of this idle one."""
     connection.dialogue.report(logging.INFO, "ended to make room", reason)
     _end(connection, reply, interrupting=True)  # doing nothing may be to say NOOP
 
 
 def _end(connection: Connection, reply: bytes, *, interrupting: bool) -> None:
-    """Say *reply*, in place of whatever else was to be sent, and close."""
+    """Send *reply* in place of all that was to be sent, and close."""
     dialogue = connection.dialogue
     if dialogue.state < State.LEAVING:
         dialogue.out.clear()
@@ -116,7 +116,7 @@ def give_way(connection: Connection, held: int) -> bool:
 
 
 def shut_down(connection: Connection) -> None:
-    """Say 421 and close: at once if the client is idle, else after the command in hand."""
+    """Send 421 and close: at once if the client is idle, else after the command in hand."""
     dialogue = connection.dialogue
     if dialogue.farewell is None:
         dialogue.farewell = shutdown_reply(dialogue.shared.hostname)
@@ -133,7 +133,7 @@ def shut_down(connection: Connection) -> None:
 
 
 def kick(connection: Connection, reply: bytes) -> None:
-    """Say *reply* and close, also in the middle of a message or to a client that hears nothing.
+    """Send *reply* and close, also in the middle of a message or to a client that does not read.
 
     What a handler has in hand is finished and answered first: a message that it takes is neither
     lost nor sent twice. It has its own time for that (``handler_timeout``).
@@ -198,6 +198,6 @@ def ended(connection: Connection) -> asyncio.Future[None]:
 
 
 def tell_ended(connection: Connection) -> None:
-    """Have who waits for the end know of it."""
+    """Complete the future of those that wait for the end."""
     if connection.end_told is not None and not connection.end_told.done():
         connection.end_told.set_result(None)

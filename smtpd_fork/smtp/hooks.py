@@ -77,7 +77,7 @@ def checked(shared: Shared, hook: str, status: Any) -> Any:
 
     :raises TypeError: it is nothing that can be sent
     """
-    if type(status) is str and is_plain(status):  # as it mostly is
+    if type(status) is str and is_plain(status):  # the usual case
         return status
     if hook in {"EHLO", "PROXY"} or (hook == "DATA" and shared.lmtp):
         return status

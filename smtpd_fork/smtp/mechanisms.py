@@ -27,7 +27,7 @@ class Mechanisms(Attributes):
 
     AuthLoginUsernameChallenge = "Username:"
     AuthLoginPasswordChallenge = "Password:"
-    """What other servers send, and what strict clients wait for; aiosmtpd has words of its own."""
+    """As other servers send them, and as strict clients expect them; aiosmtpd's are its own."""
 
     async def challenge_auth(
         self, challenge: str | bytes, encode_to_b64: bool = True, log_client_response: bool = False

@@ -1,23 +1,32 @@
-"""Opening: how a session begins: whoever has to be asked is asked, and the client is greeted."""
+"""Opening: how a session begins: a PROXY header, if one is expected, hooks, and the greeting."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from aiosmtpd.proxy_protocol import get_proxy
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.dialogue import replies
+from smtpd_fork.dialogue.reply import answer_of, sent
 from smtpd_fork.dialogue.session import Session
 from smtpd_fork.dialogue.waiting import Run
 from smtpd_fork.net import plain_peer
+from smtpd_fork.smtp.hooks import ask
 
 if TYPE_CHECKING:
     from smtpd_fork.smtp.connection import Connection
 
-__all__ = ["begin"]
+__all__ = ["begin", "check_proxy_timeout", "greet", "judge_proxy_header", "read_proxy_header"]
 
 log = logging.getLogger("smtpd_fork.session")
 
 _TLS_FACTS = ("sslcontext", "ssl_object", "peercert", "cipher", "compression")
+
+SHORTEST_SENSIBLE = 3.0
+"""Seconds; below that aiosmtpd warns."""
 
 
 def begin(connection: Connection, transport: asyncio.BaseTransport) -> None:
@@ -41,7 +50,7 @@ def begin(connection: Connection, transport: asyncio.BaseTransport) -> None:
 
 
 def _open(connection: Connection) -> None:
-    """Greet, once whoever has to be asked has been."""
+    """Greet, after the hooks that are asked first."""
     dialogue, shared = connection.dialogue, connection.dialogue.shared
     if dialogue.farewell is not None:
         dialogue.advance()
@@ -73,7 +82,7 @@ def _new_session(connection: Connection) -> None:
         if connection.host_name_dns is not None:
             session.host_name_dns = connection.host_name_dns
     dialogue.begin(session)
-    if dialogue.debug:  # who() costs, and mostly for nobody
+    if dialogue.debug:  # who() costs time
         who = dialogue.who()
         log.debug("[%s] connected: %s", dialogue.id, who["client"], extra=who)
 
@@ -86,3 +95,78 @@ def _use_tls(connection: Connection) -> None:
     fact = connection.transport.get_extra_info
     dialogue.session.ssl = {name: fact(name) for name in _TLS_FACTS}
     dialogue.set_rows()
+
+
+async def greet(connection: Connection) -> None:
+    """Greet, or refuse, as handle_CONNECT says."""
+    dialogue = connection.dialogue
+    hook = connection.shared.hooks.get("CONNECT")
+    if hook is None:
+        dialogue.greet()
+        return
+    try:
+        status = answer_of("CONNECT", await hook(connection.server, dialogue.session))
+    except BaseException as error:
+        if connection.is_end(error):
+            raise
+        dialogue.report_failure("handle_CONNECT failed", error)
+        status = replies.NOT_NOW
+    if status is MISSING or status.startswith("2"):
+        dialogue.greet()
+    else:
+        dialogue.out.append(sent(status))
+        dialogue.leave()  # it has not spoken, or what it said is held here
+
+
+# -- a header before the greeting, if aiosmtpd's proxy_protocol_timeout asks for it ----------------
+
+
+def check_proxy_timeout(seconds: float | None) -> None:
+    """See that aiosmtpd's keyword makes sense.
+
+    :raises ValueError: it is not above 0
+    """
+    if seconds is not None and seconds <= 0:
+        raise ValueError("proxy_protocol_timeout must be > 0")
+    if seconds is not None and seconds < SHORTEST_SENSIBLE:
+        log.warning("proxy_protocol_timeout < 3.0")
+
+
+async def judge_proxy_header(connection: Connection) -> None:
+    """Have a handler judge a header that was read before the session; then greet."""
+    if await _is_accepted(connection, connection.proxied):
+        await greet(connection)
+    else:
+        _refuse(connection)
+
+
+async def read_proxy_header(connection: Connection, seconds: float) -> None:
+    """Read a header, and have a handler judge it; then greet."""
+    session = connection.dialogue.session
+    connection.deadline = connection.loop.time() + seconds
+    reader = connection.proxy_reader
+    assert reader is not None
+    session.proxy_data = await get_proxy(reader)
+    accepted = session.proxy_data and await _is_accepted(connection, session.proxy_data)
+    connection.proxy_reader = None
+    if accepted is MISSING or not accepted:
+        _refuse(connection)
+        return
+    connection.transport.resume_reading()  # the reader may have paused it
+    connection.dialogue.keep(bytes(reader._buffer))  # type: ignore[attr-defined]  # noqa: SLF001 - what came behind it
+    await greet(connection)
+
+
+async def _is_accepted(connection: Connection, proxy_data: Any) -> Any:
+    """Return what a handler says to a header; there is no command that a reply could be to."""
+    try:
+        return await ask(connection, "PROXY", proxy_data)
+    except Exception as error:  # noqa: BLE001 - a handler's, whatever it is
+        connection.dialogue.report_failure("handle_PROXY failed", error)
+        connection.dialogue.out.append(sent(replies.NOT_NOW))
+        return False
+
+
+def _refuse(connection: Connection) -> None:
+    connection.dialogue.report(logging.INFO, "PROXY header refused")
+    connection.dialogue.leave()

@@ -36,8 +36,7 @@ def wait_for_next(connection: Connection) -> None:
     if dialogue.body is not None:
         seconds = limits.data_seconds
         connection.pace = dialogue.begun, now, 0
-    deadline = now + seconds
-    connection.deadline = min(connection.ends_at, deadline)
+    connection.deadline = min(connection.ends_at, now + seconds)
 
 
 def wait(connection: Connection) -> None:

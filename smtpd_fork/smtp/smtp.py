@@ -33,7 +33,7 @@ from smtpd_fork.gate import client_reporter
 from smtpd_fork.smtp.connection import Connection
 from smtpd_fork.smtp.hooks import ask
 from smtpd_fork.smtp.mechanisms import Mechanisms
-from smtpd_fork.smtp.proxy import check_proxy_timeout
+from smtpd_fork.smtp.opening import check_proxy_timeout
 from smtpd_fork.smtp.sweep import Sweep
 from smtpd_fork.smtp.wire import Wire
 from smtpd_fork.smtp.work import STEPS
@@ -184,7 +184,7 @@ class SMTP(Mechanisms):
     # -- for users' classes, who override these or await super()'s ---------------------------------
 
     def kick(self, reply: bytes) -> None:
-        """Say *reply* and close, once what a handler has in hand is answered.
+        """Send *reply* and close, once what a handler has in hand is answered.
 
         :param reply: with its CR LF
         """
@@ -198,7 +198,7 @@ class SMTP(Mechanisms):
         """
         dialogue = self.connection.dialogue
         if dialogue.state >= State.LEAVING:
-            raise asyncio.CancelledError  # there is nobody to answer
+            raise asyncio.CancelledError  # no client is there to answer
         reply = sendable(status)
         last = reply.rpartition("\r\n")[2]
         self.answered = last[0] != "3" and last[3:4] != "-"
@@ -207,7 +207,7 @@ class SMTP(Mechanisms):
         await self.connection.drained()
 
     async def handle_exception(self, error: Exception) -> str:
-        """Return what the client is told of *error*: what the handler says, or 451."""
+        """Return the reply to a command that failed with *error*: the handler's, or 451."""
         hook = getattr(self.event_handler, "handle_exception", None)
         if hook is not None:
             status = answer_of("exception", await hook(error))
@@ -239,7 +239,7 @@ class SMTP(Mechanisms):
         return await ask(self.connection, command, *args)
 
     async def _perform(self, name: str, argument: str | None) -> None:
-        """Carry out a command of ours."""
+        """Carry out a built-in command."""
         await self._settle(self.connection.dialogue.perform(name, argument))
 
     async def _settle(self, result: Result) -> None:
@@ -273,7 +273,7 @@ class SMTP(Mechanisms):
 
 
 def _add_command(command: Command) -> None:
-    """Have the class have a command of the table, as aiosmtpd's class has it."""
+    """Give the class the method of one command, as aiosmtpd's class has it."""
     name = command.name
 
     async def perform(self: SMTP, arg: str | None) -> None:
@@ -294,7 +294,7 @@ for _command in COMMANDS:
 def _warn_of(
     tls_context: ssl.SSLContext | CurrentTls | None, *, auth_required: bool, auth_require_tls: bool
 ) -> None:
-    """Say what can be, and is likely not meant; in aiosmtpd's words."""
+    """Warn, in aiosmtpd's words, of settings that are allowed but unsafe."""
     if auth_required and not auth_require_tls:
         warn(
             "Requiring AUTH while not requiring TLS can lead to security vulnerabilities!",

@@ -21,31 +21,10 @@ if TYPE_CHECKING:
     from smtpd_fork.smtp.connection import Connection
 
 FAREWELL_SECONDS = 30.0
-"""How long handle_DISCONNECT may take: nobody waits for its answer."""
+"""How long handle_DISCONNECT may take: no client waits for its answer."""
 
 MAX_FAILURES = 3
 """Failed attempts of one session; Postfix and others allow a few, and then no more."""
-
-
-async def greet(connection: Connection) -> None:
-    """Greet, or refuse, as handle_CONNECT says."""
-    dialogue = connection.dialogue
-    hook = connection.shared.hooks.get("CONNECT")
-    if hook is None:
-        dialogue.greet()
-        return
-    try:
-        status = answer_of("CONNECT", await hook(connection.server, dialogue.session))
-    except BaseException as error:
-        if connection.is_end(error):
-            raise
-        dialogue.report_failure("handle_CONNECT failed", error)
-        status = replies.NOT_NOW
-    if status is MISSING or status.startswith("2"):
-        dialogue.greet()
-    else:
-        dialogue.out.append(status.encode("utf-8", "replace") + b"\r\n")
-        dialogue.leave()  # it has not spoken, or what it said is held here
 
 
 async def tell_disconnected(connection: Connection) -> None:
@@ -104,12 +83,12 @@ async def old_rset_hook(connection: Connection) -> None:
 
 
 def _warn_of(hook: str, old: str) -> None:
-    """Say, in aiosmtpd's words, that a subclass has a hook of its first years."""
+    """Warn, in aiosmtpd's words, that a subclass has a deprecated hook."""
     warn(f"Use handler.{hook}() instead of .{old}()", DeprecationWarning, stacklevel=2)
 
 
 async def process_message(connection: Connection) -> None:
-    """Hand the message to a handler of aiosmtpd's first years."""
+    """Hand the message to a handler's deprecated ``process_message()``."""
     warn(
         "Use handler.handle_DATA() instead of .process_message()", DeprecationWarning, stacklevel=2
     )

@@ -3,8 +3,8 @@
 A deadline is a number on the session. Setting one costs an assignment, where a timer of its own
 for each command would be cancelled and armed again a million times, mostly for nothing.
 
-It is a task, so that whoever ends a loop by cancelling its tasks (asyncio.run() does, and
-aiosmtpd's Controller) ends the sessions as well: an idle session has no task of its own.
+It is a task, so that cancelling all tasks of a loop, as asyncio.run() and aiosmtpd's
+Controller do, ends the sessions as well: an idle session has no task of its own.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Sweep:
         return _of_loop[loop]
 
     def look_for(self, shortest: float) -> None:
-        """Look often enough for time limits of *shortest* seconds."""
+        """Shorten the interval, so that a limit of *shortest* seconds is kept."""
         seconds = max(FINEST, shortest / 20)
         if seconds < self._seconds:
             self._seconds = seconds
@@ -57,17 +57,17 @@ class Sweep:
                 self._task = self.loop.create_task(self._look())
 
     def watch(self, session: Connection) -> None:
-        """Look after *session* until :meth:`forget`."""
+        """Watch *session* until :meth:`forget`."""
         self._sessions.add(session)
         if self._task is None:
             self._task = self.loop.create_task(self._look())
 
     def forget(self, session: Connection) -> None:
-        """Look after *session* no more; no error if nobody does."""
+        """Stop watching *session*; no error if it is not watched."""
         self._sessions.discard(session)
 
     async def stop(self) -> None:
-        """Look no more; the sessions that are left are left alone."""
+        """Stop watching all sessions; they go on without deadlines."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

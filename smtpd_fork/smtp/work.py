@@ -17,7 +17,7 @@ from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.data import fail_message
 from smtpd_fork.dialogue.frequent import EVENTS_A_TURN
 from smtpd_fork.dialogue.waiting import Ask, Failed, Run
-from smtpd_fork.smtp import ending, proxy, starttls, steps
+from smtpd_fork.smtp import ending, opening, starttls, steps
 from smtpd_fork.smtp.hooks import as_exception, ask
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ __all__ = ["Work"]
 STEPS: dict[str, Callable[..., Awaitable[None]]] = {
     "authenticate": steps.authenticate,
     "ehlo_hooks": steps.ehlo_hooks,
-    "greet": steps.greet,
-    "judge_proxy_header": proxy.judge_proxy_header,
+    "greet": opening.greet,
+    "judge_proxy_header": opening.judge_proxy_header,
     "old_rset_hook": steps.old_rset_hook,
     "own_command": steps.own_command,
     "process_message": steps.process_message,
-    "read_proxy_header": proxy.read_proxy_header,
+    "read_proxy_header": opening.read_proxy_header,
     "start_tls": starttls.start_tls,
     "tell_disconnected": steps.tell_disconnected,
 }
@@ -83,18 +83,18 @@ class Work:
     # -- time --------------------------------------------------------------------------------------
 
     def begin_hook(self) -> None:
-        """Have a handler's time limit hold."""
+        """Start a handler's time limit."""
         connection = self._connection
         self._time = Time.HANDLER
         connection.deadline = connection.loop.time() + connection.shared.limits.handler_seconds
 
     def end_hook(self) -> None:
-        """Have the session's time limits hold again."""
+        """Return to the session's time limits."""
         if self._time is Time.HANDLER:
             self._time = Time.SESSION
 
     def expire(self, now: float) -> bool:
-        """Act on the deadline; return whether that was a handler's, and nobody else's."""
+        """Act on the deadline; return whether that was a handler's."""
         connection = self._connection
         if self._time is Time.OVER:
             connection.cut()  # it was cancelled, and takes no notice
@@ -109,7 +109,7 @@ class Work:
         return True
 
     def cancel(self) -> None:
-        """End it early."""
+        """Cancel the task."""
         if self.task is not None:
             self.task.cancel()
 
@@ -217,7 +217,7 @@ class Work:
             connection.dialogue.leave()
 
     async def _fail(self, error: BaseException) -> None:
-        """Report a failure: all of it in the log, nothing but the fact to the client."""
+        """Report a failure: the traceback to the log, a reply without details to the client."""
         connection = self._connection
         status = replies.LOCAL_ERROR
         try:

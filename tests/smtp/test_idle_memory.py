@@ -20,6 +20,8 @@ from smtpd_fork.sinks import Discard
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smtpd_fork.net import Peer
+
 
 class Loop:
     """A clock that is set, and timers that are called."""
@@ -48,7 +50,7 @@ class Holder:
     def __init__(self, budget: Budget, loop: Loop, host: str, *, busy: bool = False) -> None:
         self.budget = budget
         self.loop: Any = loop
-        self.peer = (host, 25)
+        self.peer: Peer = (host, 25)
         self.busy = busy
         self.ended = False
 

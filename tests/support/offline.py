@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.dialogue import Shared
     from smtpd_fork.dialogue.waiting import Waiting
+    from smtpd_fork.net import Peer
 
 LOCAL_ERROR = b"451 4.3.0 Local error in processing, try again later\r\n"
 
@@ -56,7 +57,7 @@ class Offline:
     """
 
     loop: Any = None
-    peer = ("192.0.2.1", 25)
+    peer: Peer = ("192.0.2.1", 25)
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
