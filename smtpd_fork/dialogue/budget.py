@@ -51,18 +51,14 @@ class Holder(Protocol):
 
 
 class _Holding:
-    """What one session holds.
-
-    :ivar client: what its client is counted as; None is not counted
-    :ivar since: when it had grown by a tenth
-    """
+    """What one session holds."""
 
     __slots__ = ("_mark", "client", "held", "since")
 
     def __init__(self, client: str | None) -> None:
-        self.client = client
+        self.client = client  # what its client is counted as; None is not counted
         self.held = 0
-        self.since = 0.0
+        self.since = 0.0  # when it had grown by a tenth
         self._mark = 0.0
 
     def change(self, held: int, now: float) -> None:
@@ -78,7 +74,6 @@ class Budget:
     :param limit: bytes that all sessions may hold; 0 is no limit
     :param share: bytes that one client's sessions may hold; 0 is no limit
     :param client_of: what a client is counted as, or None if it is not; default: its IP address
-    :ivar used: bytes that are held now
     """
 
     __slots__ = (
@@ -91,7 +86,7 @@ class Budget:
     ) -> None:
         self.limit = limit
         self.share = share
-        self.used = 0
+        self.used = 0  # bytes that are held now
         self._client_of = client_of
         self._holdings: dict[Holder, _Holding] = {}
         self._by_client: dict[str, int] = {}

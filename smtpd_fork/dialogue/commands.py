@@ -29,42 +29,26 @@ __all__ = ["COMMANDS", "TAKES_COMMANDS", "Command", "State"]
 
 
 class State(IntEnum):
-    """What a client may do next."""
+    """What a client may do next, or what it has to wait for."""
 
-    HELLO = 0
-    """Introduce itself. So it is after the greeting, and after a TLS handshake."""
-    READY = 1
-    """Begin a transaction: it has introduced itself."""
-    SENDER = 2
-    """Name recipients: MAIL was accepted."""
-    RECIPIENT = 3
-    """Name more recipients, or send the message: RCPT was accepted."""
-    CHUNKS = 4
-    """Send the next chunk: BDAT has brought a part of the message, accepted or not."""
-    BARRED = 5
-    """QUIT: ``handle_STARTTLS`` did not accept the TLS handshake."""
+    HELLO = 0  # introduce itself: after the greeting, and after a TLS handshake
+    READY = 1  # begin a transaction: it has introduced itself
+    SENDER = 2  # name recipients: MAIL was accepted
+    RECIPIENT = 3  # name more recipients, or send the message: RCPT was accepted
+    CHUNKS = 4  # send the next chunk: BDAT has brought a part of the message, accepted or not
+    BARRED = 5  # QUIT: handle_STARTTLS did not accept the TLS handshake
 
-    GREETING = 6
-    """Nothing: it is not greeted yet. What it sends is kept."""
-    DATA = 7
-    """Send a message, up to CR LF . CR LF."""
-    CHUNK = 8
-    """Send the octets that BDAT announced."""
-    DELIVERY = 9
-    """Wait: a handler has the message. What it sends is kept."""
-    EXCHANGE = 10
-    """Answer a challenge of AUTH, with one line."""
-    HANDSHAKE = 11
-    """The TLS handshake: what it sends is no SMTP."""
+    GREETING = 6  # nothing: it is not greeted yet, what it sends is kept
+    DATA = 7  # send a message, up to CR LF . CR LF
+    CHUNK = 8  # send the octets that BDAT announced
+    DELIVERY = 9  # wait: a handler has the message, what it sends is kept
+    EXCHANGE = 10  # answer a challenge of AUTH, with one line
+    HANDSHAKE = 11  # the TLS handshake: what it sends is no SMTP
 
-    LEAVING = 12
-    """Nothing: it knows that the session is over."""
-    DISMISSED = 13
-    """Nothing: it has been told that the session is over, and may be speaking."""
-    CLOSING = 14
-    """Nothing: the connection is being closed."""
-    GONE = 15
-    """Nothing: the connection is closed."""
+    LEAVING = 12  # nothing: it knows that the session is over
+    DISMISSED = 13  # nothing: the session is over, and the client may still be sending
+    CLOSING = 14  # nothing: the connection is being closed
+    GONE = 15  # nothing: the connection is closed
 
 
 TAKES_COMMANDS = tuple(State)[: State.GREETING]
@@ -79,29 +63,20 @@ class Command:
 
     A client that has to authenticate itself first is told so before *otherwise* applies, but for
     HELLO. Until TLS is spoken, where that is required, all is refused but what has *before_tls*.
-
-    :ivar name: the word
-    :ivar syntax: what HELP tells; nothing if it is empty
-    :ivar extended: what it tells more to a client that has said EHLO
-    :ivar when: the attribute of a session that says whether it is offered
-    :ivar otherwise: replies in states in which it may not come, whatever its argument is
-    :ivar late: the same, once its argument has been found well-formed
-    :ivar leads_to: the state after its success; None: the state stays
-    :ivar before_tls: whether it may come before TLS
-    :ivar needs_auth: whether the client has to be authenticated, where that is required
-    :ivar lmtp: True for a command of LMTP alone, False for one of SMTP alone, None for both
     """
 
     name: str
-    syntax: str = ""
-    extended: str | None = None
-    when: str | None = None
+    syntax: str = ""  # what HELP tells; nothing if it is empty
+    extended: str | None = None  # what it tells more to a client that has said EHLO
+    when: str | None = None  # the attribute of a session that says whether it is offered
     otherwise: Mapping[State, Text] = field(default_factory=dict)
+    """Replies in states in which it may not come, whatever its argument is."""
     late: Mapping[State, Text] = field(default_factory=dict)
-    leads_to: State | None = None
-    before_tls: bool = False
-    needs_auth: bool = False
-    lmtp: bool | None = None
+    """The same, once its argument has been found well-formed."""
+    leads_to: State | None = None  # the state after its success; None: the state stays
+    before_tls: bool = False  # whether it may come before TLS
+    needs_auth: bool = False  # whether the client has to be authenticated, where that is required
+    lmtp: bool | None = None  # True: of LMTP alone; False: of SMTP alone; None: of both
 
 
 COMMANDS = (

@@ -53,26 +53,6 @@ class Dialogue:
     :param shared: what it has in common with others
     :param session_id: names it in the log, in ``Received:`` and in the reply to DATA
     :param host: runs it; None once it has ended
-    :ivar state: what the client may do next
-    :ivar waiting: what has to be carried out before anything else is done; None: nothing
-    :ivar out: replies that are to be sent
-    :ivar framer: what has been fed and not acted on, if there is any
-    :ivar body: the message that is to come, while nothing of it has
-    :ivar chunks: what BDAT has brought so far; None outside of a sequence of chunks
-    :ivar chunk_fault: why the chunks of this message are not wanted
-    :ivar awaited: a future that gets the client's next line or message, in place of :meth:`advance`
-    :ivar farewell: what is said before the session is ended, as soon as that can be
-    :ivar rows: the commands, as they are for this client now
-    :ivar more: whether there is input to act on once other sessions have had their turn
-    :ivar events: how many commands and messages were acted on so far
-    :ivar begun: how many messages were begun so far
-    :ivar in_hand: whether a handler has a message; it may have it longer than there is a client
-    :ivar debug: whether each command is logged
-    :ivar fast: whether frequent commands need not be read word by word
-    :ivar messages: how many were accepted so far
-    :ivar accepted: recipients of an LMTP transaction that were answered 2yz
-    :ivar charged: bytes that are charged to the budget
-    :ivar envelope_bytes: about what the recipients take in memory
     """
 
     __slots__ = (
@@ -86,25 +66,28 @@ class Dialogue:
         self.shared = shared
         self.id = session_id
         self.host: Any = host
-        self.state = _GREETING
+        self.state = _GREETING  # what the client may do next
         self.session: Any = None  # aiosmtpd.smtp.Session, from begin() on
         self._envelope: aiosmtpd.smtp.Envelope | None = None
-        self.out: list[bytes] = []
-        self.waiting: Waiting | None = None
-        self.awaited: Any = None  # an asyncio.Future, or as much of one
-        self.farewell: bytes | None = None
-        self.framer: Framer | None = None
-        self.body: Body | None = None
-        self.chunks: Content | None = None
-        self.chunk_fault: Text | None = None
-        self.more = self.in_hand = False
-        self.calls: dict[str, int] | None = None
-        self.messages = self.accepted = self.overshoot = self.auth_failures = 0
-        self.errors = self.rejects = self.noops = self.events = self.begun = 0
-        self.charged = self.envelope_bytes = 0
-        self.rows = shared.open_rows
-        self.debug = log.isEnabledFor(logging.DEBUG)
-        self.fast = shared.fast and not self.debug
+        self.out: list[bytes] = []  # replies that are to be sent
+        self.waiting: Waiting | None = None  # what has to be carried out before anything else
+        self.awaited: Any = None  # a future of the next line or message, in place of advance()
+        self.farewell: bytes | None = None  # the reply that ends the session as soon as that can be
+        self.framer: Framer | None = None  # what has been fed and not acted on, if there is any
+        self.body: Body | None = None  # the message that is to come, while nothing of it has
+        self.chunks: Content | None = None  # what BDAT has brought so far, in a sequence of chunks
+        self.chunk_fault: Text | None = None  # why the chunks of this message are not wanted
+        self.more = False  # whether there is input to act on after other sessions' turn
+        self.in_hand = False  # whether a handler has a message; maybe longer than there is a client
+        self.calls: dict[str, int] | None = None  # that are left, by aiosmtpd's command_call_limit
+        self.messages = 0  # that were accepted so far
+        self.accepted = 0  # recipients of an LMTP transaction that were answered 2yz
+        self.events = self.begun = 0  # commands and messages that were acted on; messages begun
+        self.errors = self.rejects = self.noops = self.overshoot = self.auth_failures = 0
+        self.charged = self.envelope_bytes = 0  # bytes in the budget; about those of recipients
+        self.rows = shared.open_rows  # the commands, as they are for this client now
+        self.debug = log.isEnabledFor(logging.DEBUG)  # whether each command is logged
+        self.fast = shared.fast and not self.debug  # whether frequent.py may recognize commands
 
     # What it holds, what it counts, and what it writes to the log, have files of their own.
     keep, framed, forget_input = held_input.keep, held_input.framed, held_input.forget_input

@@ -71,25 +71,16 @@ class Guard(Enum):
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """One command, under one guard.
+    """One command, under one guard."""
 
-    :ivar parse: reads its argument; None: *run* does
-    :ivar run: carries it out
-    :ivar guarded: refused for what is required first
-    :ivar misplaced: refused for its place, whatever its argument is
-    :ivar late: refused for its place, once its argument is well-formed
-    :ivar refused: the three together
-    :ivar inherited: the command of ours that a user's class has this one in place of
-    """
-
-    run: Run
-    parse: Parse | None = None
+    run: Run  # carries it out
+    parse: Parse | None = None  # reads its argument; None: *run* does
     _: KW_ONLY
-    guarded: ByState
-    misplaced: ByState = _NEVER
-    late: ByState = _NEVER
-    refused: ByState = field(init=False)
-    inherited: Row | None = None
+    guarded: ByState  # refused for what is required first
+    misplaced: ByState = _NEVER  # refused for its place, whatever its argument is
+    late: ByState = _NEVER  # refused for its place, once its argument is well-formed
+    refused: ByState = field(init=False)  # the three together
+    inherited: Row | None = None  # the built-in command that a subclass overrides with this one
 
     def __post_init__(self) -> None:
         each = zip(self.guarded, self.misplaced, self.late, strict=True)

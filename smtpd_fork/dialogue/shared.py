@@ -41,30 +41,18 @@ async def _taken(*_: object) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one session may take.
+    """What one session may take."""
 
-    :ivar command_seconds: for the next command (RFC 5321 4.5.3.2.7)
-    :ivar data_seconds: for the next part of a message (4.5.3.2.5: 3 minutes)
-    :ivar data_rate: bytes a second that a message has to come with, after a minute
-    :ivar handler_seconds: for one answer of a handler
-    :ivar handshake_seconds: for a TLS handshake
-    :ivar session_seconds: for the whole session; 0 is no limit
-    :ivar errors: commands that are none, before the session is ended
-    :ivar recipients: of one message (RFC 9422 RCPTMAX)
-    :ivar rejects: commands that are refused, before the session is ended
-    :ivar line: octets of a line of a message with its line end; 0 is no limit
-    """
-
-    command_seconds: float = 300.0
-    data_seconds: float = 180.0
-    data_rate: float = 100.0
-    handler_seconds: float = 300.0
-    handshake_seconds: float = 30.0
-    session_seconds: float = 3600.0
-    errors: int = 20
-    recipients: int = 1000
-    rejects: int = 100
-    line: int = 0
+    command_seconds: float = 300.0  # for the next command (RFC 5321 4.5.3.2.7)
+    data_seconds: float = 180.0  # for the next part of a message (4.5.3.2.5: 3 minutes)
+    data_rate: float = 100.0  # bytes a second that a message has to come with, after a minute
+    handler_seconds: float = 300.0  # for one answer of a handler
+    handshake_seconds: float = 30.0  # for a TLS handshake
+    session_seconds: float = 3600.0  # for the whole session; 0 is no limit
+    errors: int = 20  # commands that are none, before the session is ended
+    recipients: int = 1000  # of one message (RFC 9422 RCPTMAX)
+    rejects: int = 100  # commands that are refused, before the session is ended
+    line: int = 0  # octets of a line of a message with its line end; 0 is no limit
 
 
 class CurrentTls:
@@ -72,8 +60,6 @@ class CurrentTls:
 
     Sessions keep this, not the context: one that came before its certificate was renewed, and
     says STARTTLS after it, is shown the new one.
-
-    :ivar context: for the next handshake
     """
 
     __slots__ = ("context",)
@@ -109,18 +95,10 @@ SETTINGS = {
 
 @dataclass(eq=False)
 class Shared:
-    """Commands, hooks, settings and limits of one class of sessions with one handler.
+    """Commands, hooks, settings and limits of one class of sessions with one handler."""
 
-    :ivar cls: the class of the sessions
-    :ivar handler: aiosmtpd's
-    :ivar limits: what a session may take
-    :ivar bare: what becomes of CR and LF that are not a pair
-    :ivar auth_exclude: mechanisms of AUTH that are not offered
-    :ivar reporter: writes lines about clients, of which any client can cause many
-    """
-
-    cls: Any
-    handler: Any
+    cls: Any  # the class of the sessions
+    handler: Any  # aiosmtpd's
     _: KW_ONLY
     hostname: str
     ident: str = aiosmtpd.smtp.__ident__
@@ -131,19 +109,21 @@ class Shared:
     require_starttls: bool = False
     auth_required: bool = False
     auth_require_tls: bool = True
-    auth_exclude: Iterable[str] = ()
+    auth_exclude: Iterable[str] = ()  # mechanisms of AUTH that are not offered
     auth_callback: Callable[[str, bytes, bytes], bool] | None = None
     authenticator: Callable[..., Any] | None = None
     command_call_limit: int | dict[str, int] | None = None
     proxy_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
     strict_paths: bool = False
-    bare: BareNewline = BareNewline.ACCEPT
+    bare: BareNewline = BareNewline.ACCEPT  # what becomes of CR and LF that are not a pair
     enhanced: bool = False
     lmtp: bool = False
     budget: Budget = field(default_factory=partial(Budget, 0))
     tally: Tally = field(default_factory=Tally)
-    reporter: Reporter = field(default_factory=client_reporter)
+    reporter: Reporter = field(
+        default_factory=client_reporter
+    )  # of lines that any client can cause
 
     def __post_init__(self) -> None:
         cls = self.cls

@@ -44,17 +44,13 @@ HOOKS = (
 
 
 class Latency:
-    """A histogram of seconds, of fixed buckets.
-
-    :ivar counts: how many fell into each bucket of :data:`BOUNDS`, and one more past the last
-    :ivar total: their sum in seconds
-    """
+    """A histogram of seconds, of fixed buckets."""
 
     __slots__ = ("counts", "total")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)
-        self.total = 0.0
+        self.counts = [0] * (len(BOUNDS) + 1)  # by bucket, and one more past the last
+        self.total = 0.0  # their sum in seconds
 
     def observe(self, seconds: float) -> None:
         """Count one."""
@@ -67,13 +63,6 @@ class Tally:
 
     :param timing: whether the clock is looked at as well: latencies of hooks and sinks, the
         loop's lag, and the bytes of every read
-    :ivar received: bytes that clients sent, after TLS; only with *timing*
-    :ivar content: bytes of the messages that were accepted
-    :ivar tls_done: TLS handshakes that led to a session
-    :ivar tls_failed: TLS handshakes that did not
-    :ivar hooks: latencies by hook
-    :ivar sinks: latencies by sink
-    :ivar lag: how late the loop was, each time that it was looked at
     """
 
     __slots__ = (
@@ -85,11 +74,12 @@ class Tally:
         self.timing = timing
         self.accepted = self.rejected = self.deferred = self.unclaimed = self.failed = 0
         self.too_big = self.malformed = self.no_room = self.aborted = 0
-        self.received = self.content = 0
-        self.tls_done = self.tls_failed = 0
+        self.received = 0  # bytes that clients sent, after TLS; only with *timing*
+        self.content = 0  # bytes of the messages that were accepted
+        self.tls_done = self.tls_failed = 0  # TLS handshakes that led to a session, or did not
         self.hooks: dict[str, Latency] = {}
         self.sinks: dict[str, Latency] = {}
-        self.lag = Latency()
+        self.lag = Latency()  # of the event loop, each time that it was measured
 
     def answered(self, digit: str) -> None:
         """Count a message by the first digit of what a handler said to it."""

@@ -22,27 +22,18 @@ __all__ = ["Ask", "Failed", "Host", "Result", "Run", "Waiting", "never_waits"]
 
 
 class Ask(NamedTuple):
-    """A handler's hook is to be asked.
+    """A handler's hook is to be asked."""
 
-    :ivar hook: its name, without ``handle_``
-    :ivar args: what it is called with, after server, session and envelope
-    :ivar then: acts on its answer, which is MISSING if there is no such hook
-    """
-
-    hook: str
-    args: tuple[Any, ...]
-    then: Callable[[Any], Result]
+    hook: str  # its name, without handle_
+    args: tuple[Any, ...]  # what it is called with, after server, session and envelope
+    then: Callable[[Any], Result]  # acts on its answer: MISSING if there is no such hook
 
 
 class Run(NamedTuple):
-    """Something is to be done that takes several steps, and sends replies by itself.
+    """Something is to be done that takes several steps, and sends replies by itself."""
 
-    :ivar step: its name (see :mod:`smtpd_fork.smtp.work`)
-    :ivar args: what it is called with
-    """
-
-    step: str
-    args: tuple[Any, ...] = ()
+    step: str  # its name (see smtpd_fork.smtp.work)
+    args: tuple[Any, ...] = ()  # what it is called with
 
 
 class Failed(NamedTuple):

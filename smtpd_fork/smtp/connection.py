@@ -55,20 +55,10 @@ class Connection(Status, asyncio.BufferedProtocol):
 
     :param shared: what the session has in common with others
     :param loop: the session's own
+    :param sweep: looks after the deadline
     :param peer: the client, where accept(2) told; default: what the transport says
     :param on_close: called once, when the connection is gone
     :param observed: whether a user's class sees what the transport says
-    :ivar sweep: looks after the deadline
-    :ivar transport: the loop's; None before and after the connection
-    :ivar work: what the session waits for, in a task; an idle one has none
-    :ivar facade: the session as handlers know it, once it was asked for
-    :ivar deadline: when :meth:`expired` is called, by the loop's clock, in seconds
-    :ivar idle_since: since when the session waits for its client
-    :ivar held: what keeps bytes from flowing
-    :ivar kicked: whether an administrator has ended it
-    :ivar proxied: what a PROXY header said that was read before the session
-    :ivar handshakes: whom to ask before a TLS handshake
-    :ivar host_name_dns: the client's name by the DNS, if it was asked for and leads back
     """
 
     __slots__ = (
@@ -95,17 +85,18 @@ class Connection(Status, asyncio.BufferedProtocol):
         self.sweep = sweep
         self._on_close = on_close
         self.dialogue = Dialogue(shared, new_session_id(), self)
-        self.transport: Any = None
-        self.work: Work | None = None
-        self.facade: Any = None
-        self.handshakes: Handshakes | None = None
-        self.host_name_dns: str | None = None
-        self.proxied: Any = None
+        self.transport: Any = None  # the loop's; None before and after the connection
+        self.work: Work | None = None  # what it waits for, in a task; an idle one has none
+        self.facade: Any = None  # the session as handlers know it, once it was asked for
+        self.handshakes: Handshakes | None = None  # is asked before a TLS handshake
+        self.host_name_dns: str | None = None  # by the DNS, if it was asked for and leads back
+        self.proxied: Any = None  # what a PROXY header said that was read before the session
         self.proxy_reader: asyncio.StreamReader | None = None
-        self.kicked = False
-        self.held = 0
+        self.kicked = False  # whether an administrator has ended it
+        self.held = 0  # what keeps bytes from flowing
         self.ends_at = math.inf
-        self.deadline = self.idle_since = self.command_began = self.stuck_at = 0.0
+        self.deadline = 0.0  # when expired() is called, by the loop's clock, in seconds
+        self.idle_since = self.command_began = self.stuck_at = 0.0  # see patience.py
         self.events = 0
         self.pace, self.steps = (0, 0.0, 0), (-1, 0)  # see patience.py
         self.hooks_context: Context | None = None

@@ -18,12 +18,9 @@ __all__ = ["Mechanisms"]
 
 
 class Mechanisms(Attributes):
-    """A session, as far as authentication goes (RFC 4954).
+    """A session, as far as authentication goes (RFC 4954)."""
 
-    :ivar answered: whether the command that runs has been answered
-    """
-
-    answered = False
+    answered = False  # whether the command that runs has been answered
 
     AuthLoginUsernameChallenge = "Username:"
     AuthLoginPasswordChallenge = "Password:"

@@ -26,15 +26,11 @@ FINEST = 0.01
 
 
 class Sweep:
-    """Watches sessions of one loop.
-
-    :ivar loop: whose time counts
-    :ivar then: called after each look, with the time
-    """
+    """Watches sessions of one loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.then: Callable[[float], None] | None = None
+        self.then: Callable[[float], None] | None = None  # is called after each look
         self._seconds = COARSEST
         self._sessions: set[Connection] = set()
         self._task: asyncio.Task[None] | None = None
