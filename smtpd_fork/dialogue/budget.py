@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from smtpd_fork.net import source_key
+from smtpd_fork.peer_address import source_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
 
 __all__ = ["ALLOWANCE", "Budget", "Holder"]
 

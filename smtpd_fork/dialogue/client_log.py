@@ -6,11 +6,11 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.gate import ClientLine
-from smtpd_fork.net import describe
+from smtpd_fork.peer_address import describe
 
 if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
 
 __all__ = ["report", "report_failure", "who"]
 

@@ -5,7 +5,7 @@ Its host (:class:`~smtpd_fork.smtp.connection.Connection`, or a test) feeds what
 :attr:`Dialogue.waiting`. A batch of pipelined commands is read, judged and answered in one call.
 
 There are two ways from bytes to a reply. What nearly every client sends is found by one search
-(:mod:`~smtpd_fork.dialogue.frequent`), and a message that comes in one packet is taken whole. What
+(:mod:`~smtpd_fork.dialogue.fast_path`), and a message that comes in one packet is taken whole. What
 that does not match goes through the framer. Both lead to the same row of the table of commands.
 """
 
@@ -15,14 +15,14 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.dialogue import client_log, held_input, memory, replies, strikes
+from smtpd_fork.dialogue.command_table import Guard
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.data import received
+from smtpd_fork.dialogue.dispatch import act_on_line, perform
 from smtpd_fork.dialogue.envelope import Envelope
+from smtpd_fork.dialogue.fast_path import EVENTS_A_TURN, take_frequent
 from smtpd_fork.dialogue.framer import CommandFault, Framer
-from smtpd_fork.dialogue.frequent import EVENTS_A_TURN, take_frequent
-from smtpd_fork.dialogue.line import act_on_line, perform
 from smtpd_fork.dialogue.reply import ends, sent
-from smtpd_fork.dialogue.rows import Guard
 from smtpd_fork.dialogue.waiting import Ask, Failed
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Dialogue:
         self.charged = self.envelope_bytes = 0  # bytes in the budget; about those of recipients
         self.rows = shared.open_rows  # the commands, as they are for this client now
         self.debug = log.isEnabledFor(logging.DEBUG)  # whether each command is logged
-        self.fast = shared.fast and not self.debug  # whether frequent.py may recognize commands
+        self.fast = shared.fast and not self.debug  # whether the fast path may be taken
 
     # What it holds, what it counts, and what it writes to the log, have files of their own.
     keep, framed, forget_input = held_input.keep, held_input.framed, held_input.forget_input

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
 
-from smtpd_fork.net import plain_peer
+from smtpd_fork.peer_address import plain_peer
 
 if TYPE_CHECKING:
-    from smtpd_fork.net import Peer, SocketAddress
+    from smtpd_fork.peer_address import Peer, SocketAddress
 
 __all__ = ["Session", "current_session"]
 

@@ -16,11 +16,11 @@ from aiosmtpd.handlers import Sink
 
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.budget import Budget
+from smtpd_fork.dialogue.command_table import Guard, Rows, rows_of
 from smtpd_fork.dialogue.content import BareNewline
-from smtpd_fork.dialogue.frequent import FREQUENT_WORDS, LONGEST
-from smtpd_fork.dialogue.hello import extensions
-from smtpd_fork.dialogue.inspection import auth_names, call_limits, is_inherited, is_old_ehlo
-from smtpd_fork.dialogue.rows import Guard, Rows, rows_of
+from smtpd_fork.dialogue.fast_path import FREQUENT_WORDS, LONGEST
+from smtpd_fork.dialogue.introspection import auth_names, call_limits, is_inherited, is_old_ehlo
+from smtpd_fork.dialogue.session_commands import extensions
 from smtpd_fork.dialogue.tally import Tally
 from smtpd_fork.dialogue.waiting import never_waits
 from smtpd_fork.gate import Reporter, client_reporter

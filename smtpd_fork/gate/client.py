@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate.networks import Prefix, is_ipv4, is_local, number_of
-from smtpd_fork.net import source_key
+from smtpd_fork.peer_address import source_key
 
 if TYPE_CHECKING:
     from smtpd_fork.gate.rule_book import Page
     from smtpd_fork.gate.rules import Rule
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
 
 __all__ = ["Client"]
 

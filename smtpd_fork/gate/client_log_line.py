@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from smtpd_fork.config import IPV6_PREFIX
 from smtpd_fork.gate.client import Client
-from smtpd_fork.net import describe
+from smtpd_fork.peer_address import describe
 
 if TYPE_CHECKING:
     import logging
     from collections.abc import Mapping
 
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
 
 __all__ = ["ClientLine"]
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from smtpd_fork.gate.ticket import Ticket
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
 
 __all__ = ["Entry", "Holder", "entries", "entry_of"]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from smtpd_fork.gate.limits import Limits
     from smtpd_fork.gate.rules import Load
     from smtpd_fork.gate.verdict import Refusal
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
 
 __all__ = ["RuleBook"]
 

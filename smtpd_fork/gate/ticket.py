@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.gate.client import Client
     from smtpd_fork.gate.ledger import Holder
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
 
 __all__ = ["Ticket", "new_session_id"]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from aiosmtpd.handlers import Sink as AiosmtpdSink
 from aiosmtpd.smtp import MISSING
 
-from smtpd_fork.dialogue.inspection import ehlo_parameters
+from smtpd_fork.dialogue.introspection import ehlo_parameters
 from smtpd_fork.errors import HandlerError
 from smtpd_fork.handlers.check import COMMANDS, check_handler
 from smtpd_fork.sinks import Sink

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.handlers import Sink as AiosmtpdSink
 
-from smtpd_fork.dialogue.inspection import ehlo_parameters
+from smtpd_fork.dialogue.introspection import ehlo_parameters
 from smtpd_fork.dialogue.tally import HOOKS
 from smtpd_fork.errors import HandlerError
 from smtpd_fork.smtp import SMTP

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import socket
 
     from smtpd_fork.listeners.listener import Listener
-    from smtpd_fork.net import SocketAddress
+    from smtpd_fork.peer_address import SocketAddress
 
 __all__ = ["AcceptedClient", "accept", "close"]
 

@@ -22,7 +22,7 @@ from smtpd_fork.listeners.accepted_client import AcceptedClient, accept, close
 from smtpd_fork.listeners.backlog import backlog_of
 from smtpd_fork.listeners.deadline_queue import DeadlineQueue
 from smtpd_fork.listeners.spare import Spare
-from smtpd_fork.net import source_key
+from smtpd_fork.peer_address import source_key
 
 if TYPE_CHECKING:
     import asyncio
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.preconnect import Preconnect
     from smtpd_fork.listeners.probes import Probes
     from smtpd_fork.listeners.refusals import Refuser
-    from smtpd_fork.net import SocketAddress
+    from smtpd_fork.peer_address import SocketAddress
 
 __all__ = ["Acceptor", "State"]
 

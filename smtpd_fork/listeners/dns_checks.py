@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from smtpd_fork.gate import Refusal
 from smtpd_fork.listeners.dnsbl_health_check import DnsblHealthCheck
 from smtpd_fork.listeners.pending_clients import PendingClient, PendingClients
-from smtpd_fork.net import source_key
+from smtpd_fork.peer_address import source_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@ import socket
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.net import describe
+from smtpd_fork.peer_address import describe
 from smtpd_fork.safe_open import exclusively
 
 if TYPE_CHECKING:

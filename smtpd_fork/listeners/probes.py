@@ -27,7 +27,7 @@ from smtpd_fork.listeners.proxy_header import (
     parse,
     true_peer,
 )
-from smtpd_fork.net import describe, source_key
+from smtpd_fork.peer_address import describe, source_key
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.gate import Gate
     from smtpd_fork.gate.networks import NetworkTable
-    from smtpd_fork.net import SocketAddress
+    from smtpd_fork.peer_address import SocketAddress
 
 __all__ = ["Probes"]
 

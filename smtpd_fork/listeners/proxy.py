@@ -20,7 +20,7 @@ from smtpd_fork.listeners.proxy_header import (
     parse,
     true_peer,
 )
-from smtpd_fork.net import source_key
+from smtpd_fork.peer_address import source_key
 
 if TYPE_CHECKING:
     import asyncio

@@ -24,7 +24,7 @@ from aiosmtpd.proxy_protocol import (
 )
 
 if TYPE_CHECKING:
-    from smtpd_fork.net import SocketAddress
+    from smtpd_fork.peer_address import SocketAddress
 
 __all__ = ["LONGEST_V2", "HeaderError", "is_whole", "missing", "parse", "true_peer"]
 

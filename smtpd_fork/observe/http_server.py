@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
-from smtpd_fork.net import source_key
+from smtpd_fork.peer_address import source_key
 
 if TYPE_CHECKING:
     import socket

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from smtpd_fork.net import describe
 from smtpd_fork.observe.refusal_chart import COLOURS, bars, leading
 from smtpd_fork.observe.refusal_history import refusals
+from smtpd_fork.peer_address import describe
 from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.gate import client_reporter
 from smtpd_fork.gate.verdict import kick_reply
 from smtpd_fork.listeners import Acceptor, Preconnect, Probes, Refuser
-from smtpd_fork.server.blueprint import IDENT, Blueprint, buffered_share, shortest_limit
 from smtpd_fork.server.handler_chains import HandlerChains
 from smtpd_fork.server.lag import LagMonitor
+from smtpd_fork.server.session_factory import IDENT, SessionFactory, buffered_share, shortest_limit
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.server.stress import Stress
 from smtpd_fork.smtp import Sweep
@@ -76,13 +76,13 @@ class Running:
         self._chains = HandlerChains()
         self._listeners = list(settings.listeners)  # also closed ones that have sessions still
         self._sweep = Sweep(loop)
-        blueprint = self._blueprint(settings)
-        blueprint.try_out(settings.listeners)
+        factory = self._factory(settings)
+        factory.try_out(settings.listeners)
         self._sweep.look_for(shortest_limit(config))
         self._refuser = Refuser(gate, config.hostname)
         self._stress = Stress(gate, self._refuser, config.stress_timeout)
         self.sessions = Sessions(
-            blueprint.session,
+            factory.session,
             tls.current,
             config.tls_handshake_timeout,
             loop,
@@ -107,9 +107,9 @@ class Running:
         self._lag: LagMonitor | None = None
         self._watch_lag(settings)
 
-    def _blueprint(self, settings: EffectiveSettings) -> Blueprint:
+    def _factory(self, settings: EffectiveSettings) -> SessionFactory:
         settings.chain.measure(self._tally.timed_sink)
-        return Blueprint(
+        return SessionFactory(
             settings.config,
             settings.chain,
             tls=self._tls.current,
@@ -153,7 +153,7 @@ class Running:
         self._sweep.look_for(shortest_limit(config))
         self._stress.seconds = config.stress_timeout
         self.sessions.change(
-            self._blueprint(settings).session, self._tls.current, config.tls_handshake_timeout
+            self._factory(settings).session, self._tls.current, config.tls_handshake_timeout
         )
         if settings.chain is not before.chain:
             self._chains.retire(before.chain, self.sessions)

@@ -12,10 +12,10 @@ from smtpd_fork.dialogue import Budget, Tally
 from smtpd_fork.errors import OperatingSystemError
 from smtpd_fork.gate import GATE_SETTINGS, Gate
 from smtpd_fork.handlers import Chain
-from smtpd_fork.net import describe
-from smtpd_fork.server.blueprint import buffered_share, check_session_class
+from smtpd_fork.peer_address import describe
 from smtpd_fork.server.effective_settings import EffectiveSettings
 from smtpd_fork.server.running import Running
+from smtpd_fork.server.session_factory import buffered_share, check_session_class
 from smtpd_fork.server.tls import ServerTls
 from smtpd_fork.smtp import SMTP
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from smtpd_fork.gate import Limits, Ticket
     from smtpd_fork.handlers.hooks import Handler
     from smtpd_fork.listeners import Listener
-    from smtpd_fork.net import SocketAddress
+    from smtpd_fork.peer_address import SocketAddress
     from smtpd_fork.server.tls import Certificate
     from smtpd_fork.settings import Settings
 

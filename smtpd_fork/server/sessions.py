@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from smtpd_fork.gate import Refusal, Ticket
     from smtpd_fork.listeners import Listener, Refuser
     from smtpd_fork.listeners.accepted_client import AcceptedClient
-    from smtpd_fork.net import SocketAddress
+    from smtpd_fork.peer_address import SocketAddress
     from smtpd_fork.smtp import Connection
 
     MakeSession = Callable[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from smtpd_fork.net import describe
+from smtpd_fork.peer_address import describe
 from smtpd_fork.sinks.base import Sink
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.errors import CannotCreateError
 from smtpd_fork.gate import ClientLine, client_reporter
-from smtpd_fork.net import describe
+from smtpd_fork.peer_address import describe
 from smtpd_fork.sinks.base import Sink
 from smtpd_fork.sinks.maildir_delivery import MaildirDelivery
 from smtpd_fork.sinks.maildir_writer import THREADS, MaildirWriter

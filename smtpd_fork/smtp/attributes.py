@@ -18,7 +18,7 @@ from smtpd_fork.smtp.status import attribute
 if TYPE_CHECKING:
     import asyncio
 
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
     from smtpd_fork.smtp.connection import Connection
 
 __all__ = ["Attributes"]

@@ -26,9 +26,9 @@ from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.dialogue import Dialogue
 from smtpd_fork.dialogue.session import current_session
 from smtpd_fork.gate.ticket import new_session_id
-from smtpd_fork.smtp import ending, hooks, opening, patience
+from smtpd_fork.smtp import deadlines, ending, hooks, opening
+from smtpd_fork.smtp.protocol_adapter import ProtocolAdapter, buffer
 from smtpd_fork.smtp.status import BLOCKED, ENDED, PAUSED, STOPPED, TURN, Handshakes, Status
-from smtpd_fork.smtp.wire import Wire, buffer
 from smtpd_fork.smtp.work import Work
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.dialogue.shared import Shared
     from smtpd_fork.dialogue.waiting import Waiting
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
     from smtpd_fork.smtp.sweep import Sweep
 
 __all__ = ["HELD_INPUT", "Connection"]
@@ -96,9 +96,9 @@ class Connection(Status, asyncio.BufferedProtocol):
         self.held = 0  # what keeps bytes from flowing
         self.ends_at = math.inf
         self.deadline = 0.0  # when expired() is called, by the loop's clock, in seconds
-        self.idle_since = self.command_began = self.stuck_at = 0.0  # see patience.py
+        self.idle_since = self.command_began = self.stuck_at = 0.0  # see deadlines.py
         self.events = 0
-        self.pace, self.steps = (0, 0.0, 0), (-1, 0)  # see patience.py
+        self.pace, self.steps = (0, 0.0, 0), (-1, 0)  # see deadlines.py
         self.hooks_context: Context | None = None
         self.end_told: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -110,8 +110,8 @@ class Connection(Status, asyncio.BufferedProtocol):
     # What else it does has files of its own: how it ends, and what time it gives the client.
     abort, cut, kick, ended = ending.abort, ending.cut, ending.kick, property(ending.ended)
     give_way, make_room, shut_down = ending.give_way, ending.make_room, ending.shut_down
-    expired, stuck_since = patience.expire, patience.stuck_since
-    wait_for_command, wait_for_client = patience.wait_for_command, patience.wait_for_client
+    expired, stuck_since = deadlines.expire, deadlines.stuck_since
+    wait_for_command, wait_for_client = deadlines.wait_for_command, deadlines.wait_for_client
     ask_now, is_end = hooks.ask_now, hooks.is_end
 
     # -- what the dialogue asks --------------------------------------------------------------------
@@ -158,8 +158,8 @@ class Connection(Status, asyncio.BufferedProtocol):
         :param tls: whether it speaks TLS
         """
         if self.observed:
-            return Wire(self.server)
-        return Wire(self) if tls else self
+            return ProtocolAdapter(self.server)
+        return ProtocolAdapter(self) if tls else self
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the session; under TLS after STARTTLS begin anew (asyncio.BaseProtocol)."""
@@ -303,7 +303,7 @@ class Connection(Status, asyncio.BufferedProtocol):
                     memory.charge(dialogue)
                 self.start(dialogue.waiting)
         elif dialogue.framer is None and dialogue.chunks is None and not self.held:
-            patience.wait_for_next(self)  # the usual case: all is answered
+            deadlines.wait_for_next(self)  # the usual case: all is answered
         else:
             self._wait()
 
@@ -325,7 +325,7 @@ class Connection(Status, asyncio.BufferedProtocol):
             self.flush()
         else:
             self.resume_reading()
-            patience.wait(self)
+            deadlines.wait(self)
 
     def _next_turn(self) -> None:
         self.held &= ~TURN

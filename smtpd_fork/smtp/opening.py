@@ -13,7 +13,7 @@ from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.reply import answer_of, sent
 from smtpd_fork.dialogue.session import Session
 from smtpd_fork.dialogue.waiting import Run
-from smtpd_fork.net import plain_peer
+from smtpd_fork.peer_address import plain_peer
 from smtpd_fork.smtp.hooks import ask
 
 if TYPE_CHECKING:

@@ -34,9 +34,9 @@ from smtpd_fork.smtp.connection import Connection
 from smtpd_fork.smtp.hooks import ask
 from smtpd_fork.smtp.mechanisms import Mechanisms
 from smtpd_fork.smtp.opening import check_proxy_timeout
+from smtpd_fork.smtp.protocol_adapter import ProtocolAdapter
 from smtpd_fork.smtp.sweep import Sweep
-from smtpd_fork.smtp.wire import Wire
-from smtpd_fork.smtp.work import STEPS
+from smtpd_fork.smtp.work import PROCEDURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.commands import Command
     from smtpd_fork.dialogue.waiting import Result
     from smtpd_fork.gate import Reporter
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
 
 __all__ = ["SMTP"]
 
@@ -158,7 +158,7 @@ class SMTP(Mechanisms):
         """Begin the session; under TLS after STARTTLS begin anew (asyncio.BaseProtocol)."""
         get_protocol = getattr(transport, "get_protocol", None)
         if get_protocol is not None and get_protocol() is self:
-            transport.set_protocol(Wire(self))
+            transport.set_protocol(ProtocolAdapter(self))
         self.connection.connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -249,7 +249,7 @@ class SMTP(Mechanisms):
         if type(result) is Ask:
             result = result.then(await ask(connection, result.hook, *result.args))
         elif type(result) is Run:
-            await STEPS[result.step](connection, *result.args)
+            await PROCEDURES[result.step](connection, *result.args)
         if isinstance(result, bytes):
             dialogue.put(result)
         if dialogue.out:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.data import fail_message
-from smtpd_fork.dialogue.frequent import EVENTS_A_TURN
+from smtpd_fork.dialogue.fast_path import EVENTS_A_TURN
 from smtpd_fork.dialogue.waiting import Ask, Failed, Run
-from smtpd_fork.smtp import ending, opening, starttls, steps
+from smtpd_fork.smtp import ending, opening, procedures, starttls
 from smtpd_fork.smtp.hooks import as_exception, ask
 
 if TYPE_CHECKING:
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Work"]
 
-STEPS: dict[str, Callable[..., Awaitable[None]]] = {
-    "authenticate": steps.authenticate,
-    "ehlo_hooks": steps.ehlo_hooks,
+PROCEDURES: dict[str, Callable[..., Awaitable[None]]] = {
+    "authenticate": procedures.authenticate,
+    "ehlo_hooks": procedures.ehlo_hooks,
     "greet": opening.greet,
     "judge_proxy_header": opening.judge_proxy_header,
-    "old_rset_hook": steps.old_rset_hook,
-    "own_command": steps.own_command,
-    "process_message": steps.process_message,
+    "old_rset_hook": procedures.old_rset_hook,
+    "own_command": procedures.own_command,
+    "process_message": procedures.process_message,
     "read_proxy_header": opening.read_proxy_header,
     "start_tls": starttls.start_tls,
-    "tell_disconnected": steps.tell_disconnected,
+    "tell_disconnected": procedures.tell_disconnected,
 }
 """What a :class:`~smtpd_fork.dialogue.waiting.Run` names."""
 
@@ -164,7 +164,7 @@ class Work:
             if result is not None:
                 dialogue.act(result)
         elif type(waiting) is Run:
-            await STEPS[waiting.step](self._connection, *waiting.args)
+            await PROCEDURES[waiting.step](self._connection, *waiting.args)
         else:
             assert isinstance(waiting, Failed)
             await self._fail(waiting.error)

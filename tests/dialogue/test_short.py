@@ -12,8 +12,8 @@ from support.cuts import Result, cut, dialogue
 
 from smtpd_fork.dialogue import Limits
 from smtpd_fork.dialogue.content import BareNewline
+from smtpd_fork.dialogue.fast_path import EVENTS_A_TURN, LONGEST, frequent
 from smtpd_fork.dialogue.framer import Framer
-from smtpd_fork.dialogue.frequent import EVENTS_A_TURN, LONGEST, frequent
 from smtpd_fork.dialogue.params import parse_params
 from smtpd_fork.dialogue.path import parse_path
 from smtpd_fork.smtp import SMTP

@@ -43,7 +43,7 @@ from smtpd_fork import Server
 from smtpd_fork.dialogue.framer import LINE_LIMIT
 from smtpd_fork.smtp import SMTP
 from smtpd_fork.smtp.connection import HELD_INPUT
-from smtpd_fork.smtp.wire import BUFFER_SIZE
+from smtpd_fork.smtp.protocol_adapter import BUFFER_SIZE
 
 CORPUS = Path(__file__).parent / "corpus"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from smtpd_fork import Full, Gate, Limits, Refusal, Ticket
-from smtpd_fork.net import describe, plain_peer, source_key
+from smtpd_fork.peer_address import describe, plain_peer, source_key
 
 
 def admitted(gate: Gate, peer: str) -> Ticket:

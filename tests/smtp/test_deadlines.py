@@ -114,7 +114,7 @@ async def test_a_client_that_is_told_goodbye_cannot_stay_by_talking(
 async def test_a_command_that_has_begun_has_less_time_than_the_wait_for_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.patience.COMMAND_SECONDS", 0.2)
+    monkeypatch.setattr("smtpd_fork.smtp.deadlines.COMMAND_SECONDS", 0.2)
     async with (
         serve(Discard(), timeout=LONG) as server,
         await Client.to(server.addresses[0]) as client,
@@ -126,7 +126,7 @@ async def test_a_command_that_has_begun_has_less_time_than_the_wait_for_one(
 
 async def test_each_command_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """However commands are cut: what is left of one packet begins anew with the next."""
-    monkeypatch.setattr("smtpd_fork.smtp.patience.COMMAND_SECONDS", 0.5)
+    monkeypatch.setattr("smtpd_fork.smtp.deadlines.COMMAND_SECONDS", 0.5)
     async with greeted(Discard(), timeout=LONG) as client:
         client.send("NO")
         for _ in range(20):

@@ -20,7 +20,7 @@ from smtpd_fork.sinks import Discard
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
 
 
 class Loop:

@@ -27,7 +27,7 @@ from support.server import serve, until
 
 from smtpd_fork.config import Config
 from smtpd_fork.dialogue.budget import ALLOWANCE
-from smtpd_fork.server.blueprint import buffered_share
+from smtpd_fork.server.session_factory import buffered_share
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:

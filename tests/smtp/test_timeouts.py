@@ -132,14 +132,14 @@ async def test_a_handler_past_its_time_is_451_and_the_session_goes_on(hook: str)
 async def test_a_message_that_comes_too_slowly_is_421(
     begin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.patience.PACE_SECONDS", 0.2)
+    monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.2)
     async with sending(begin, min_data_rate=10_000, data_timeout=5, timeout=5) as client:
         async with asyncio.timeout(2):
             assert code_and_enhanced(await drip(client, b"x\r\n")) == (421, "4.4.2")
 
 
 async def test_a_message_that_comes_fast_enough_may_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.patience.PACE_SECONDS", 0.1)
+    monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.1)
     async with sending("DATA", min_data_rate=1000, data_timeout=5, timeout=5) as client:
         for _ in range(20):
             client.send(("x" * 500 + "\r\n").encode())
@@ -152,7 +152,7 @@ async def test_a_client_that_has_sent_much_may_not_send_next_to_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The rate counts over the last minute, not over all of the message."""
-    monkeypatch.setattr("smtpd_fork.smtp.patience.PACE_SECONDS", 0.1)
+    monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.1)
     async with sending("DATA", min_data_rate=1000, data_timeout=5, timeout=5) as client:
         client.send(b"x\r\n" * 1_000_000)
         async with asyncio.timeout(10):
@@ -162,7 +162,7 @@ async def test_a_client_that_has_sent_much_may_not_send_next_to_nothing(
 async def test_a_message_may_not_pend_between_chunks_for_as_long_as_its_client_says_noop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.patience.PACE_SECONDS", 0.1)
+    monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.1)
     async with sending(min_data_rate=1000, data_timeout=5, timeout=5) as client:
         client.send(b"BDAT 100000\r\n" + b"x" * 100_000)
         assert (await client.reply()).code == 250
@@ -182,7 +182,7 @@ async def test_silence_between_chunks_has_the_time_of_silence_in_a_message() -> 
 async def test_the_rate_of_chunks_counts_all_of_the_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.patience.PACE_SECONDS", 0.1)
+    monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.1)
     async with sending(min_data_rate=1000, data_timeout=5, timeout=5) as client:
         client.send(b"BDAT 100000\r\n" + b"x" * 100_000)
         assert (await client.reply()).code == 250

@@ -10,14 +10,14 @@ from smtpd_fork.dialogue.session import Session
 from smtpd_fork.dialogue.waiting import Ask, Failed
 from smtpd_fork.smtp import SMTP
 from smtpd_fork.smtp.hooks import ask
-from smtpd_fork.smtp.work import STEPS
+from smtpd_fork.smtp.work import PROCEDURES
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
 
     from smtpd_fork.dialogue import Shared
     from smtpd_fork.dialogue.waiting import Waiting
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
 
 LOCAL_ERROR = b"451 4.3.0 Local error in processing, try again later\r\n"
 
@@ -114,7 +114,7 @@ class Offline:
                 answer = await ask(self, waiting.hook, *waiting.args)  # type: ignore[arg-type]  # too
                 self.dialogue.act(waiting.then(answer))
             elif not isinstance(waiting, Failed):
-                await STEPS[waiting.step](self, *waiting.args)
+                await PROCEDURES[waiting.step](self, *waiting.args)
             else:
                 self.dialogue.put(LOCAL_ERROR)
         except Exception:  # noqa: BLE001 - a handler's, whatever it is

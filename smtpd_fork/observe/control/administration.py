@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from smtpd_fork.config import SettingError
 from smtpd_fork.gate.client import Client
 from smtpd_fork.gate.networks import Network, NetworkTable, number_of
-from smtpd_fork.net import describe, source_key
 from smtpd_fork.observe.control import protocol
 from smtpd_fork.observe.control.protocol import Fault, RequestError
 from smtpd_fork.observe.control.run_time_limits import Limited, RunTimeLimits
 from smtpd_fork.observe.refusal_history import refusals
+from smtpd_fork.peer_address import describe, source_key
 from smtpd_fork.sanitizer import printable
 from smtpd_fork.version import __version__
 

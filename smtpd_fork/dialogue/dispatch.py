@@ -1,4 +1,4 @@
-"""Line: the way from a command line to what carries it out."""
+"""Dispatch: the way from a command line to what carries it out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from smtpd_fork.dialogue.commands import COMMANDS
 from smtpd_fork.dialogue.framer import LINE_LIMIT
 
 if TYPE_CHECKING:
+    from smtpd_fork.dialogue.command_table import Row
     from smtpd_fork.dialogue.dialogue import Dialogue
-    from smtpd_fork.dialogue.rows import Row
     from smtpd_fork.dialogue.waiting import Result
 
 __all__ = ["act_on_line", "echo", "perform"]

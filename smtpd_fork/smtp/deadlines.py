@@ -1,4 +1,4 @@
-"""Patience: what time a client has for what it does next, and what becomes of it afterwards."""
+"""Deadlines: what time a client has for what it does next, and what becomes of it afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peers: what accept(2) returns, and the address that a client is counted by.
+"""Peer addresses: what accept(2) returns, and the address that a client is counted by.
 
 :mod:`ipaddress` makes an object of each address; inet_pton(3) is all that a connection needs here.
 """

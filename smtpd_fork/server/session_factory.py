@@ -1,4 +1,4 @@
-"""Blueprint: what the sessions of a server are made of, from one reload to the next."""
+"""SessionFactory: what the sessions of a server are made of, from one reload to the next."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from smtpd_fork.gate import Reporter
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
-    from smtpd_fork.net import Peer
+    from smtpd_fork.peer_address import Peer
     from smtpd_fork.smtp import Sweep
 
-__all__ = ["IDENT", "Blueprint", "buffered_share", "check_session_class", "shortest_limit"]
+__all__ = ["IDENT", "SessionFactory", "buffered_share", "check_session_class", "shortest_limit"]
 
 IDENT = "ESMTP smtpd-fork"
 """What the greeting says behind the host's name; no version, which only an attacker needs."""
@@ -106,7 +106,7 @@ def _keywords_of(cls: type) -> tuple[set[str], bool]:
     return names - {"self", "handler"}, True
 
 
-class Blueprint:
+class SessionFactory:
     """Makes sessions, each as the one before it.
 
     :param config: the settings

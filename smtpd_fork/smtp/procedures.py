@@ -1,4 +1,4 @@
-"""Steps: what a session does that takes more than one hook, or is a user's code."""
+"""Procedures: what a session does that takes more than one hook, or is a user's code."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from aiosmtpd.smtp import MISSING
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.auth import judge
 from smtpd_fork.dialogue.data import delivered
-from smtpd_fork.dialogue.hello import answer_or
 from smtpd_fork.dialogue.reply import answer_of
+from smtpd_fork.dialogue.session_commands import answer_or
 from smtpd_fork.smtp.hooks import ask, checked, is_from_outside
 
 if TYPE_CHECKING:

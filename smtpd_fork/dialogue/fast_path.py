@@ -1,9 +1,9 @@
-"""Frequent: recognizes, in one search, the commands that nearly every client sends.
+"""The fast path: recognizes, in one search, the commands that nearly every client sends.
 
-A short way through the grammar, not another one: whatever it matches, the framer,
-:mod:`~smtpd_fork.dialogue.line`, :mod:`~smtpd_fork.dialogue.path` and
+A fast path through the grammar, not another one: whatever it matches, the framer,
+:mod:`~smtpd_fork.dialogue.dispatch`, :mod:`~smtpd_fork.dialogue.path` and
 :mod:`~smtpd_fork.dialogue.params` would have read the same out of it (a property test says so).
-What it does not match takes the long way.
+What it does not match takes the slow path.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import re
 from typing import TYPE_CHECKING
 
 from smtpd_fork.dialogue.commands import State
-from smtpd_fork.dialogue.line import act_on_line
+from smtpd_fork.dialogue.dispatch import act_on_line
 from smtpd_fork.dialogue.params import parse_params
 from smtpd_fork.dialogue.waiting import Failed
 
 if TYPE_CHECKING:
+    from smtpd_fork.dialogue.command_table import Row
     from smtpd_fork.dialogue.dialogue import Dialogue
-    from smtpd_fork.dialogue.rows import Row
     from smtpd_fork.dialogue.waiting import Result
 
 __all__ = ["EVENTS_A_TURN", "FREQUENT_WORDS", "LONGEST", "frequent", "take_frequent"]
@@ -27,7 +27,7 @@ EVENTS_A_TURN = 64
 """Pipelined commands that are answered before other sessions have their turn: about 1 ms."""
 
 LONGEST = 256
-"""Octets of a line that may take the short way: less than any limit of a command or a domain."""
+"""Octets of a line that may take the fast path: less than any limit of a command or a domain."""
 
 FREQUENT_WORDS = {b"MAIL", b"RCPT", b"DATA", b"QUIT", b"RSET", b"NOOP", b"EHLO", b"HELO"}
 

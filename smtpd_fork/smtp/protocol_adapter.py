@@ -1,4 +1,4 @@
-"""Wire: stands between the loop and a session, where either is not to hold the other.
+"""ProtocolAdapter: stands between the loop and a session, where either is not to hold the other.
 
 asyncio's TLS layer never lets go of the methods of its protocol, and the transport never of the
 layer: what they keep of an ended session is this. And uvloop takes no Protocol, which the session
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from smtpd_fork.smtp.connection import Connection
 
-__all__ = ["BUFFER_SIZE", "Wire", "buffer"]
+__all__ = ["BUFFER_SIZE", "ProtocolAdapter", "buffer"]
 
 BUFFER_SIZE = 256 * 1024
 """What one read takes at most; uvloop's own figure, and enough for a socket's buffer."""
@@ -31,7 +31,7 @@ def buffer() -> memoryview:
     return view
 
 
-class Wire(asyncio.BufferedProtocol):
+class ProtocolAdapter(asyncio.BufferedProtocol):
     """Hands on what the loop says, until the connection is lost.
 
     :param target: is told; a connection, or a session of a user's class

@@ -1,4 +1,4 @@
-"""Rows: the table of commands, made ready for the sessions of one server.
+"""The table of commands, made ready for the sessions of one server.
 
 What a command is answered follows from its row, the state, and what is required of the client
 first. All of it is worked out here, once, so that a command costs a look into a tuple.
@@ -11,7 +11,7 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.dialogue import auth, data, hello, mail, replies
+from smtpd_fork.dialogue import auth, data, mail, replies, session_commands
 from smtpd_fork.dialogue.commands import COMMANDS, State
 
 if TYPE_CHECKING:
@@ -35,19 +35,19 @@ OF_HTTP = (b"CONNECT", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT")
 _RUN: dict[str, tuple[Parse | None, Run]] = {
     "AUTH": (auth.parse_auth, auth.begin_auth),
     "BDAT": (None, data.bdat),
-    "DATA": (partial(hello.no_argument, "DATA"), data.data),
-    "EHLO": (partial(hello.parse_name, "EHLO"), hello.ehlo),
-    "EXPN": (None, hello.expn),
-    "HELO": (partial(hello.parse_name, "HELO"), hello.helo),
-    "HELP": (None, hello.help_),
-    "LHLO": (partial(hello.parse_name, "LHLO"), hello.ehlo),
+    "DATA": (partial(session_commands.no_argument, "DATA"), data.data),
+    "EHLO": (partial(session_commands.parse_name, "EHLO"), session_commands.ehlo),
+    "EXPN": (None, session_commands.expn),
+    "HELO": (partial(session_commands.parse_name, "HELO"), session_commands.helo),
+    "HELP": (None, session_commands.help_),
+    "LHLO": (partial(session_commands.parse_name, "LHLO"), session_commands.ehlo),
     "MAIL": (mail.parse_mail, mail.mail),
-    "NOOP": (None, hello.noop),
-    "QUIT": (partial(hello.no_argument, "QUIT"), hello.quit_),
+    "NOOP": (None, session_commands.noop),
+    "QUIT": (partial(session_commands.no_argument, "QUIT"), session_commands.quit_),
     "RCPT": (mail.parse_rcpt, mail.rcpt),
-    "RSET": (partial(hello.no_argument, "RSET"), hello.rset),
-    "STARTTLS": (partial(hello.no_argument, "STARTTLS"), hello.starttls),
-    "VRFY": (None, hello.vrfy),
+    "RSET": (partial(session_commands.no_argument, "RSET"), session_commands.rset),
+    "STARTTLS": (partial(session_commands.no_argument, "STARTTLS"), session_commands.starttls),
+    "VRFY": (None, session_commands.vrfy),
 }
 """What reads the argument of a command, and what carries it out."""
 
@@ -103,8 +103,8 @@ def rows_of(shared: Shared, guard: Guard) -> Rows:
         barred = None if name == "QUIT" else shared.worded(replies.LACKS_SECURITY)
         return tuple(barred if s is State.BARRED else reply for s in State)
 
-    rows = {word: Row(hello.http, guarded=guarded("")) for word in OF_HTTP}
-    rows[b""] = Row(hello.unknown, guarded=guarded(""))
+    rows = {word: Row(session_commands.http, guarded=guarded("")) for word in OF_HTTP}
+    rows[b""] = Row(session_commands.unknown, guarded=guarded(""))
     for command in COMMANDS:
         if shared.lmtp or not command.lmtp:
             parse, run = _RUN[command.name]
@@ -117,7 +117,9 @@ def rows_of(shared: Shared, guard: Guard) -> Rows:
             )
     for name in shared.own:
         rows[name.encode()] = Row(
-            partial(hello.own, name), guarded=guarded(name), inherited=rows.get(name.encode())
+            partial(session_commands.own, name),
+            guarded=guarded(name),
+            inherited=rows.get(name.encode()),
         )
     return rows
 

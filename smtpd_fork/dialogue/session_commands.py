@@ -14,7 +14,7 @@ from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.commands import State
-from smtpd_fork.dialogue.line import echo
+from smtpd_fork.dialogue.dispatch import echo
 from smtpd_fork.dialogue.path import parse_path
 from smtpd_fork.dialogue.reply import sent
 from smtpd_fork.dialogue.waiting import Ask, Run

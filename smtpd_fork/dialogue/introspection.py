@@ -1,4 +1,4 @@
-"""Inspection: what a class of sessions and a handler have; looked for once, not for each client."""
+"""Introspection: what a class of sessions and a handler have; looked for once for all clients."""
 
 from __future__ import annotations
 
