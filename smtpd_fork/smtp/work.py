@@ -210,6 +210,8 @@ class Work:
         connection = self._connection
         if self._time is Time.OVER and not connection.gone:
             self._time = Time.SESSION
+            if self.task is not None:
+                self.task.uncancel()  # it goes on: what later hooks raise is theirs again
             self._put_failure(replies.LOCAL_ERROR)
         else:
             if connection.dialogue.in_hand:

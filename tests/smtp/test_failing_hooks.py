@@ -326,3 +326,18 @@ def test_the_daemon_survives_sys_exit_in_a_hook_its_tasks_and_callbacks(
             assert client.rcpt("timed@example.com")[0] == 451
             assert client.rcpt("callback@example.com")[0] == 550
             assert client.noop()[0] == 250
+
+
+async def test_a_hook_that_took_too_long_leaves_nothing_to_the_hooks_behind_it() -> None:
+    class Hooks(Discard):
+        async def handle_MAIL(self, *_: Any) -> str:
+            await asyncio.Event().wait()
+            raise AssertionError("nobody sets it")
+
+        async def handle_VRFY(self, *_: Any) -> str:
+            await asyncio.sleep(0)
+            raise asyncio.CancelledError  # a fault of its own: nobody cancels it
+
+    async with greeted(Hooks(), handler_timeout=0.1) as client:
+        client.send("MAIL FROM:<a@b.c>\r\nVRFY <a@b.c>\r\nNOOP\r\n")
+        assert [(await client.reply()).code for _ in range(3)] == [451, 451, 250]
