@@ -16,7 +16,7 @@ from smtpd_fork.smtp import SMTP
 
 CORPUS = [path.read_bytes() for path in Path(__file__).parents[1].glob("fuzz/corpus/*.smtp")]
 
-CUTS = 32
+CUTS = 16
 """Places at which a stream is cut once, beside the one into single bytes."""
 
 AUTH = (
