@@ -91,9 +91,9 @@ class Target(NamedTuple):
 
 TARGETS = (
     Target("W1", "cpu", "CPU a message, one a connection", 1.1, against="smtp-sink"),
-    Target("W2", "cpu", "CPU a message, many a connection", 1.0, against="smtp-sink"),
-    Target("W3", "cpu", "CPU a message of 10 MiB", 0.5, against="smtp-sink"),
-    Target("W4", "many", "Memory of an idle session, of 5,000", 4, "KiB"),
+    Target("W2", "cpu", "CPU a message, many a connection", 0.85, against="smtp-sink"),
+    Target("W3", "cpu", "CPU a message of 10 MiB", 0.35, against="smtp-sink"),
+    Target("W4", "many", "Memory of an idle session, of 5,000", 2.2, "KiB"),
     Target("W5", "cpu", "CPU a refusal, 20 clients at once", 35, "us"),
     Target("W6", "p99", "Greeting of others in a flood, p99", 2, "ms"),
     Target(

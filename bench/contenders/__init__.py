@@ -5,7 +5,13 @@ from __future__ import annotations
 from bench.contenders.base import Contender, Needs, Served, serving
 from bench.contenders.node import Haraka, NodemailerSmtpServer
 from bench.contenders.postfix import Postfix, SmtpSink
-from bench.contenders.python import BareProtocol, SmtpdFork, SmtpdForkAllRules, StockAiosmtpd
+from bench.contenders.python import (
+    BareProtocol,
+    SmtpdFork,
+    SmtpdForkAllRules,
+    SmtpdForkPool,
+    StockAiosmtpd,
+)
 from bench.contenders.qpsmtpd import Qpsmtpd
 
 __all__ = ["CONTENDERS", "Contender", "Needs", "Served", "serving"]
@@ -20,4 +26,5 @@ CONTENDERS: tuple[Contender, ...] = (
     Haraka(),
     BareProtocol(),
     SmtpdForkAllRules(),
+    SmtpdForkPool(),
 )

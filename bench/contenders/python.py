@@ -7,12 +7,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from bench.contenders.base import HOST, Contender, Needs, Place
+from bench.process import ROOT
 from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:
     from typing import ClassVar
 
-__all__ = ["BareProtocol", "SmtpdFork", "SmtpdForkAllRules", "StockAiosmtpd"]
+__all__ = ["BareProtocol", "SmtpdFork", "SmtpdForkAllRules", "SmtpdForkPool", "StockAiosmtpd"]
 
 
 class SmtpdFork(Contender):
@@ -75,6 +76,26 @@ class SmtpdForkAllRules(SmtpdFork):
             *("--deny", str(denied), "--deny", str(more)),
             *("--exempt", "192.0.2.0/24", "--reserve", "1", "--max-loop-lag", "10s"),
         ]
+
+
+class SmtpdForkPool(SmtpdFork):
+    """The same with a handler that awaits for each recipient: ``bench/peers/pool.py``."""
+
+    name = "pool"
+    setup = (
+        "smtpd-fork once more, with a handler before the sink that awaits for each recipient: one "
+        "of 20 connections of a pool, and a turn of the loop for the answer"
+    )
+    only: ClassVar[tuple[str, ...]] = ("W1", "W2")
+
+    def command(self, place: Place, needs: Needs) -> list[str]:
+        """Return the daemon's command line."""
+        return ["env", f"PYTHONPATH={ROOT}", *self._with_pool(super().command(place, needs))]
+
+    @staticmethod
+    def _with_pool(command: list[str]) -> list[str]:
+        first = command.index("--handler")
+        return [*command[:first], "--handler", "bench.peers.pool:Pool", *command[first:]]
 
 
 class StockAiosmtpd(Contender):
