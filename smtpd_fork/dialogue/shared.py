@@ -173,6 +173,7 @@ class Shared:
         """Commands of a user's subclass: coroutines."""
         self.own_envelope = not is_inherited(cls, "_create_envelope")
         self.own_session = not is_inherited(cls, "_create_session")
+        self.own_asking = not is_inherited(cls, "_call_handler_hook")
         """Whether a user's class makes these."""
         self.ehlo_hook, self.rset_hook = hasattr(cls, "ehlo_hook"), hasattr(cls, "rset_hook")
         """Whether the class has these hooks of aiosmtpd's first years."""

@@ -18,10 +18,26 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.waiting import Ask
     from smtpd_fork.smtp.connection import Connection
 
-__all__ = ["as_exception", "ask", "ask_now", "checked", "in_time", "is_end", "is_from_outside"]
+__all__ = [
+    "as_exception",
+    "ask",
+    "ask_handler",
+    "ask_now",
+    "checked",
+    "in_time",
+    "is_end",
+    "is_from_outside",
+]
 
 
 async def ask(connection: Connection, hook: str, *args: Any) -> Any:
+    """Return what a handler's hook answers, or what a class that asks itself says it does."""
+    if connection.shared.own_asking:
+        return await connection.server._call_handler_hook(hook, *args)  # noqa: SLF001 - aiosmtpd's
+    return await ask_handler(connection, hook, *args)
+
+
+async def ask_handler(connection: Connection, hook: str, *args: Any) -> Any:
     """Return what a handler's hook answers; MISSING if there is none. It has its own time."""
     shared, dialogue = connection.shared, connection.dialogue
     function = shared.hooks.get(hook)

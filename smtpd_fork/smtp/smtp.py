@@ -31,7 +31,7 @@ from smtpd_fork.dialogue.tally import Tally
 from smtpd_fork.dialogue.waiting import Ask, Run
 from smtpd_fork.gate import client_reporter
 from smtpd_fork.smtp.connection import Connection
-from smtpd_fork.smtp.hooks import ask
+from smtpd_fork.smtp.hooks import ask, ask_handler
 from smtpd_fork.smtp.mechanisms import Mechanisms
 from smtpd_fork.smtp.opening import check_proxy_timeout
 from smtpd_fork.smtp.protocol_adapter import ProtocolAdapter
@@ -236,7 +236,7 @@ class SMTP(Mechanisms):
 
     async def _call_handler_hook(self, command: str, *args: Any) -> Any:
         """Return what the handler answers; MISSING if it has no such hook."""
-        return await ask(self.connection, command, *args)
+        return await ask_handler(self.connection, command, *args)
 
     async def _perform(self, name: str, argument: str | None) -> None:
         """Carry out a built-in command."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from aiosmtpd.smtp import syntax
 from support.client import MAIL, RCPT, Client, replies
-from support.handlers import Collect
+from support.handlers import Collect, KeepSlowly, check_password
 from support.server import greeted, serve, until
 
 from smtpd_fork.smtp import SMTP
@@ -296,3 +296,18 @@ async def test_a_connection_made_that_raises_holds_no_slot() -> None:
         async with await Client.to(server.addresses[0]) as client:
             assert await client.ended()
         await until(lambda: server.gate.count == 0)
+
+
+async def test_a_class_that_asks_the_handler_itself_sees_the_hooks_that_wait() -> None:
+    seen: list[str] = []
+
+    class Asks(SMTP):
+        async def _call_handler_hook(self, command: str, *args: Any) -> Any:
+            seen.append(command)
+            return await super()._call_handler_hook(command, *args)
+
+    options = {"authenticator": check_password, "auth_require_tls": False}
+    async with greeted(KeepSlowly(), session_class=Asks, session_options=options) as client:
+        assert (await client.say("AUTH PLAIN AHVzZXIAcGFzcw==")).code == 235
+        assert (await client.deliver()).code == 250
+    assert seen == ["AUTH", "RCPT", "DATA"]

@@ -50,7 +50,10 @@ PROJECTS = (
     ),
     Project(
         "mailrise",  # its tests start no server; use_mailrise.py does
-        (*PYTEST, *ASYNCIO, "-o", "addopts=", "tests", str(HERE / "use_mailrise.py")),
+        (
+            *(*PYTEST, *ASYNCIO, "-o", "addopts=", "--confcutdir", str(HERE)),  # without ours
+            *("tests", str(HERE / "use_mailrise.py")),
+        ),
     ),
     Project(
         "mailman",  # its LMTP runner, in a process of its own
