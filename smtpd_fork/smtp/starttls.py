@@ -11,6 +11,7 @@ from smtpd_fork.dialogue.commands import State
 from smtpd_fork.errors import forget_frames
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Coroutine
 
     from smtpd_fork.smtp.connection import Connection
@@ -60,13 +61,7 @@ async def _handshake(
     reason = "connection closed"
     transport = None
     assert shared.tls_context is not None
-    starting = loop.start_tls(
-        raw,
-        connection.protocol(tls=True),
-        shared.tls_context,
-        server_side=True,
-        ssl_handshake_timeout=seconds,
-    )
+    starting = _start(loop, raw, connection.protocol(tls=True), shared.tls_context, seconds)
     try:
         transport = await (_with_early(loop, starting, raw, early) if early else starting)
     except (OSError, asyncio.CancelledError) as error:  # SSLError is an OSError
@@ -80,6 +75,24 @@ async def _handshake(
     raw.abort()
     connection.connection_lost(None)
     raise asyncio.CancelledError
+
+
+async def _start(
+    loop: asyncio.AbstractEventLoop,
+    raw: asyncio.Transport,
+    protocol: asyncio.BufferedProtocol,
+    context: ssl.SSLContext,
+    seconds: float,
+) -> asyncio.Transport | None:
+    """Have the loop speak TLS on a transport that is open.
+
+    :raises ConnectionResetError: it is not; asyncio's TLS layer would never hear that it is closed
+    """
+    if raw.is_closing():
+        raise ConnectionResetError
+    return await loop.start_tls(
+        raw, protocol, context, server_side=True, ssl_handshake_timeout=seconds
+    )
 
 
 async def _with_early(

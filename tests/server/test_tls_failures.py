@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +16,7 @@ from support.server import serve, until
 
 from smtpd_fork import Gate, Ticket
 from smtpd_fork.sinks import Discard
+from smtpd_fork.smtp.starttls import _start
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -222,3 +225,17 @@ async def test_behind_a_proxy_it_is_the_client_that_counts(certificates: Certifi
                 assert (await client.reader.read(5) == b"") is ends
             client.reset()
             await until(lambda: not server.gate.count)
+
+
+async def test_no_tls_layer_is_made_for_a_connection_that_is_lost(
+    certificates: Certificates,
+) -> None:
+    """asyncio's would never hear that it is closed, and complain when it is freed."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    with closing(theirs):
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+        transport.abort()
+        await asyncio.sleep(0)
+        with pytest.raises(ConnectionResetError):
+            await _start(loop, transport, asyncio.BufferedProtocol(), certificates.server, 1.0)
