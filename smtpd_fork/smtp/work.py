@@ -16,6 +16,7 @@ from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.data import fail_message
 from smtpd_fork.dialogue.fast_path import EVENTS_A_TURN
+from smtpd_fork.dialogue.session import current_session
 from smtpd_fork.dialogue.waiting import Ask, Failed, Run
 from smtpd_fork.smtp import ending, opening, procedures, starttls
 from smtpd_fork.smtp.hooks import as_exception, ask
@@ -72,7 +73,9 @@ class Work:
         connection.work = self
         loop, context = connection.loop, connection.context
         task: asyncio.Task[None]
-        if EAGER and loop.get_task_factory() is None:
+        # A context is entered once: not again by what a task of the session starts.
+        within = current_session.get() == connection.dialogue.id
+        if EAGER and not within and loop.get_task_factory() is None:
             task = asyncio.Task(self._run(waiting), loop=loop, context=context, **EAGER)
         else:
             task = loop.create_task(self._run(waiting), context=context)
