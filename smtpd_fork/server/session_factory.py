@@ -102,7 +102,7 @@ def _keywords_of(cls: type) -> tuple[set[str], bool]:
         parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
         names |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return names - {"self", "handler"}, base is SMTP and cls.__init__ is not SMTP.__init__  # type: ignore[misc]  # as meant
+            return names - {"self", "handler"}, base is SMTP and cls.__init__ is not SMTP.__init__  # type: ignore[misc]  # which constructor it has is the question
     return names - {"self", "handler"}, True
 
 

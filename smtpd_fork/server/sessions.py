@@ -159,7 +159,7 @@ class Sessions:
         )
         try:
             waiter = connecting.connecting.send(None)
-        except Exception as error:  # noqa: BLE001 - logged there
+        except Exception as error:  # noqa: BLE001 - _not_connected() logs it, and gives the place back
             self._not_connected(connecting, error)
         else:
             waiter.add_done_callback(partial(self._connected, connecting))
@@ -169,7 +169,7 @@ class Sessions:
             connecting.connecting.send(None)
         except StopIteration:
             return
-        except Exception as error:  # noqa: BLE001 - logged there
+        except Exception as error:  # noqa: BLE001 - _not_connected() logs it, and gives the place back
             self._not_connected(connecting, error)
 
     def _shake_hands(self, connecting: _Connecting) -> None:

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from support.peers import needs_root
 
 from smtpd_fork.daemon import PidFile
 from smtpd_fork.errors import CannotCreateError, ExitStatus
@@ -166,8 +167,8 @@ def test_a_reader_can_lock_a_file_only_once_it_is_held(path: Path) -> None:
     pid_file.remove()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_file_of_another_user_is_refused(path: Path) -> None:
+    needs_root()  # only root can give a file away
     path.write_text("1\n")
     os.chown(path, 65534, 65534)
     with pytest.raises(CannotCreateError, match=r"it belongs to another user \(uid 65534\)"):

@@ -53,8 +53,7 @@ def read_certificate(path: Path, pem: bytes) -> Certificate:
 
     :raises ConfigError: there is none, or it cannot be read
     """
-    # Imported only where there is a certificate; it takes a while.
-    from cryptography import x509  # noqa: PLC0415 - see above
+    from cryptography import x509  # noqa: PLC0415 - it takes a while to load
 
     try:
         found = x509.load_pem_x509_certificate(pem)
