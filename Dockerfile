@@ -13,16 +13,34 @@ RUN python -m venv --without-pip /opt/smtpd-fork \
       --no-index --no-deps --no-build-isolation /src
 
 FROM docker.io/library/python:3.11-slim
-# The volume takes over owner and mode from here.
+# What a build cannot find out by itself. VERSION is smtpd_fork/version.py's; a test compares them.
+ARG VERSION=0.2.0
+ARG REVISION=
+ARG CREATED=
+LABEL org.opencontainers.image.title="smtpd-fork" \
+      org.opencontainers.image.description="An SMTP server in one asyncio process: limits connections in total, per client and per network, and passes sessions to handlers written for aiosmtpd." \
+      org.opencontainers.image.vendor="The smtpd-fork developers" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.url="https://example.org/smtpd-fork" \
+      org.opencontainers.image.documentation="https://example.org/smtpd-fork/docs" \
+      org.opencontainers.image.source="https://example.org/smtpd-fork/source" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.11-slim" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED"
+# A volume takes owner and mode from here. Group 0 may write: OpenShift runs an image as any user,
+# always with that group.
 RUN groupadd --gid 10025 smtpd-fork \
  && useradd --uid 10025 --gid 10025 --no-create-home --home-dir /nonexistent \
       --shell /usr/sbin/nologin smtpd-fork \
- && install -d -o 10025 -g 10025 -m 0700 /var/mail/smtpd-fork
+ && install -d -o 10025 -g 0 -m 0770 /var/mail/smtpd-fork
 COPY --from=build /opt/smtpd-fork /opt/smtpd-fork
 
 # Any option may be set so, or given as an argument, which wins. SHUTDOWN_TIMEOUT: "docker stop"
 # kills after 10 seconds; who gives it longer (Kubernetes: 30) can raise this too.
-ENV PATH=/opt/smtpd-fork/bin:$PATH \
+# HOME: any user may write there, also one without an entry in /etc/passwd.
+ENV HOME=/tmp \
+    PATH=/opt/smtpd-fork/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     SMTPD_FORK_HANDLER=maildir:/var/mail/smtpd-fork \
     SMTPD_FORK_LOG_TO=stdout \

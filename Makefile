@@ -4,14 +4,19 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Much of a test is waiting: two more processes than processors.
 WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
-PYTHONS ?= python3.11 python3.12 python3.13
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
 STAMP  := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Nothing of this machine in the result: no index, no folder of wheels.
 COMPILE := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras \
   --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --resolver backtracking
 
-.PHONY: help run test test-pythons lint format lock papers bench fuzz hostile peers suites container-test bare-test clean
+# The tests start the daemon more than a thousand times: compiling its modules each time would double
+# their duration.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help run test test-pythons lint format lock papers bench fuzz hostile peers suites \
+  docs docs-test pictures dist deb deb-test container-test bare-test clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -55,7 +60,7 @@ format: $(VENV)/.with-lint ## let ruff put things in order
 lock: $(VENV)/.with-lock ## work out again what the image is built of (with Python 3.11, as the image has it)
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 	  || { echo "the image has Python 3.11; name one: make lock PYTHON=python3.11 VENV=.venv-3.11" >&2; exit 1; }
-	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) --extra dns --extra metrics --output-file packaging/image.lock pyproject.toml
+	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) --extra cli --extra dns --extra metrics --extra nats --extra redis --extra s3 --extra webhook --output-file packaging/image.lock pyproject.toml
 	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) --only-build-deps --build-deps-for wheel --output-file packaging/build.lock pyproject.toml
 
 papers: $(STAMP) ## write what is made of the options' definitions: tables, example, manual page
@@ -64,17 +69,41 @@ papers: $(STAMP) ## write what is made of the options' definitions: tables, exam
 bench: $(VENV)/.with-test $(VENV)/.with-bench ## measure beside other servers (ARGS="--quick", "--write", "--only W1,W2")
 	$(BIN)/python -m bench $(ARGS)
 
-fuzz: $(VENV)/.with-test ## throw garbage at sessions (ARGS="--seconds 3600 --seed 1")
+fuzz: $(VENV)/.with-test ## throw garbage at sessions and at the client of next hops (ARGS="--seconds 3600 --seed 1")
+	$(BIN)/python tests/fuzz/hop.py $(ARGS)
 	$(BIN)/python tests/fuzz/session.py $(ARGS)
 
 hostile: $(VENV)/.with-test ## run 100,000 hostile sessions, see that memory stays flat (ARGS="--tls --sessions 5000")
 	$(BIN)/python tests/fuzz/hostile.py $(ARGS)
 
 peers: $(VENV)/.with-test ## mail from many real programs, and our answers beside other servers' (.ci/run installs them)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist load -m peers $(ARGS)
+	@# Tests of a group run one after another: with qpsmtpd's side by side, a stop of it hung at times.
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m peers $(ARGS)
 
-suites: $(VENV)/.with-test ## other projects' own tests with our session in place of aiosmtpd's
-	$(BIN)/python -m pytest -m suites tests/suites $(ARGS)
+suites: $(VENV)/.with-test ## aiosmtpd's and other projects' own tests with our session
+	$(BIN)/python -m pytest -m suites tests/suites tests/oracle $(ARGS)
+
+docs: $(VENV)/.with-docs ## build the documentation site into build/docs, offline, warnings as errors
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
+
+docs-test: $(VENV)/.with-test $(VENV)/.with-docs ## build the site without a network, search it in a browser
+	$(BIN)/python -m pytest -m site tests/docs/test_site.py $(ARGS)
+
+pictures: $(VENV)/.with-test ## take README's pictures of the status page anew, in 5 minutes (chromium; ARGS="--minutes 1")
+	$(BIN)/python tests/docs/pictures.py $(ARGS)
+
+dist: $(VENV)/.with-dist ## build the sdist and the wheel into dist/, and check both
+	rm -f dist/smtpd_fork-*.tar.gz dist/smtpd_fork-*.whl
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/smtpd_fork-*
+	$(BIN)/check-wheel-contents dist/smtpd_fork-*.whl
+
+deb: $(STAMP) ## build a package for this Debian, for its own Python, into dist/
+	packaging/deb/build
+
+deb-test: $(STAMP) ## install the package in a minimal Debian, test its units under systemd, remove it (mmdebstrap; root)
+	tests/deb/run
 
 container-test: $(STAMP) ## build the image and deliver a message to it (buildah, podman; root)
 	tests/container/run

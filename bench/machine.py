@@ -30,7 +30,7 @@ def describe(present: Iterable[Contender]) -> Iterator[tuple[str, str]]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
     yield "machine", f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB of memory"
     yield "kernel", f"{platform.system()} {platform.release()}"
-    yield "load when it began", f"{os.getloadavg()[0]:.2f} (one minute's average)"
+    yield "load at the start", f"{os.getloadavg()[0]:.2f} (one minute's average)"
     optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     yield (
         "Python",
@@ -41,7 +41,7 @@ def describe(present: Iterable[Contender]) -> Iterator[tuple[str, str]]:
         ),
     )
     yield "client", f"smtp-source of {postfix_version()}"
-    yield "servers", "; ".join(contender.version() for contender in present)
+    yield "servers", "; ".join(dict.fromkeys(contender.version() for contender in present))
 
 
 def _processor() -> str:

@@ -1,11 +1,16 @@
-"""The page: all of it comes from one run, so that no figure and no sentence is an old one."""
+"""The page: all of it comes from one run, so that no number and no sentence is an old one."""
 
 from __future__ import annotations
 
 import textwrap
 from typing import TYPE_CHECKING
 
-from bench.tables import COMPARED_WITH, floor_table, target_table, workload_table
+from bench.tables import (
+    floor_table,
+    summary_table,
+    target_table,
+    workload_table,
+)
 from bench.targets import ENOUGH_ROUNDS
 
 if TYPE_CHECKING:
@@ -23,9 +28,10 @@ WIDTH = 100
 _OPENING = """\
 # Performance
 
-This page is written by `make bench`; do not edit it. All of its figures are from one run, on one
-machine, and say nothing about another: what carries over is how the servers compare, measured
-within seconds of each other.
+Compare the CPU time, memory and throughput of smtpd-fork with other SMTP servers, and measure them
+on your own machine. `make bench` writes this page; do not edit it. All numbers are from one run on
+one machine. Other machines give other numbers; compare the servers with each other, as they were
+measured within seconds of each other.
 
 <!-- not run: it takes minutes, and writes docs/performance.md -->
 ```console
@@ -35,30 +41,40 @@ $ make bench ARGS="--quick"                 # about a minute: only to see that i
 $ make bench ARGS="--only W1,W2 --rounds 9" # some workloads, more rounds
 ```
 
-It needs Linux (it reads /proc) and Postfix's `smtp-source`; what else is missing is left out, and
-the tables say why. Nothing leaves the loopback interface, and every process it starts it ends."""
+It needs Linux (it reads /proc) and Postfix's `smtp-source`. Servers that are not installed are left
+out, and the tables give the reason. It uses the loopback interface only, and ends every process
+that it starts."""
+
+_SUMMARY = """\
+## Summary
+
+What smtpd-fork costs, divided by what another server costs for the same work: below 1, smtpd-fork
+costs less. smtp-sink is Postfix's test server in C: it parses little and keeps nothing."""
+
+_SUMMARISED = ("W1", "W2", "W3", "W4")
+_SUMMARISED_SERVERS = ("smtp-sink", "aiosmtpd", "nodemailer", "haraka")
 
 _FLOOR = """\
-### How near that is to the limit
+### The lower limit for Python
 
-**bare** is no server: a protocol of a dozen lines on the same loop, which answers and looks at
-next to nothing. What it costs is what the kernel, the loop and the calls into Python cost, and no
-server in Python costs less. What a target leaves above it is all that there is for the gate, the
-session, the grammar, the message and its checks."""
+**bare** is a protocol of a dozen lines on the same event loop, which answers 250 to everything. It
+costs only the kernel, the loop and the calls into Python, so no server in Python costs less. The
+difference to a target is available for the gate, the session, the parser and the checks of a
+message."""
 
 _METHOD = """\
 ## How to read it
 
-- **CPU** is user and system time of the server and its children, from /proc/PID/stat, after less
-  before, divided by the number of messages or connections. Other work on the machine disturbs it
-  much less than it disturbs wall time, and the client's own work is not in it. The kernel counts it
+- **CPU** is the user and system time of the server and its children during a workload
+  (/proc/PID/stat), divided by the number of messages or connections. It does not include the
+  client, and other work on the machine disturbs it much less than wall time. The kernel counts it
   in steps of 10 ms.
-- **Messages a second** is wall time. The client takes a core as well, and on a machine with few
-  cores it, or other work, may be what limits the figure.
-- A cell is the **median** of all rounds, and behind it **(least..most)**. A ratio is taken within
-  each round, and its median is given: it need not be the ratio of the two medians. Less is better,
-  but for what is a second.
-- Each figure comes from a server started for it, on a port of its own, and warmed up first. The
+- **Messages per second** is wall time. The client needs CPU time as well, and on a machine with few
+  cores it, or other work, may limit the result.
+- A cell has the **median** of all rounds and, in parentheses, **(least..most)**. A ratio is
+  calculated for each round, and its median is shown: it can differ from the ratio of the two
+  medians. Less is better, except for values per second.
+- Each value comes from a server that was started for it, on a port of its own, and warmed up. The
   servers take turns within a workload, and each round begins with another one."""
 
 
@@ -78,6 +94,12 @@ def compose(
     """
     parts = [
         _OPENING,
+        _SUMMARY,
+        "\n".join(
+            summary_table(
+                results, [w for w in workloads if w.key in _SUMMARISED], _SUMMARISED_SERVERS
+            )
+        ),
         "\n".join(_run(results, facts, quick=quick)),
         "\n".join(
             ["## Targets", "", *target_table(results, [workload.key for workload in workloads])]
@@ -89,9 +111,7 @@ def compose(
                 *floor_table(results, [workload.key for workload in workloads]),
             ]
         ),
-        f"No plot: {plot}."
-        if plot
-        else f"![The first figure of each workload, server by server]({PLOT})",
+        f"No plot: {plot}." if plot else f"![The first value of each workload, by server]({PLOT})",
         _METHOD,
         *("\n".join(_workload(results, each, contenders)) for each in workloads),
         "\n".join(_servers(contenders)),
@@ -102,17 +122,17 @@ def compose(
 def _run(results: Results, facts: Sequence[tuple[str, str]], *, quick: bool) -> Iterator[str]:
     yield "## This run"
     yield ""
-    yield "| what | which |"
+    yield "| item | value |"
     yield "| --- | --- |"
     for name, fact in facts:
         yield f"| {name} | {fact} |"
     yield f"| rounds | {results.rounds} |"
     if quick:
         yield ""
-        yield "**A quick run**: so few messages that its figures are coarse."
+        yield "**A quick run**: too few messages for exact numbers."
     if results.rounds < ENOUGH_ROUNDS:
         yield ""
-        yield f"**{results.rounds} round(s)**: too few to conclude anything from."
+        yield f"**{results.rounds} round(s)**: too few for conclusions."
 
 
 def _workload(
@@ -129,12 +149,13 @@ def _servers(contenders: Sequence[Contender]) -> Iterator[str]:
     yield "## The servers"
     yield ""
     yield _fill(
-        "All take every message and throw it away, but for W12. Ratios are to "
-        f"{', '.join(COMPARED_WITH[:-1])} and {COMPARED_WITH[-1]}. Servers that need little or "
-        "much for a message get more or fewer of them, so that each is measured for a similar time."
+        "All accept and discard every message, except in W10 and later. Faster servers get more "
+        "messages than slower ones, so that each is measured for a similar time."
     )
     yield ""
     for contender in contenders:
+        if not contender.setup:  # the text of its workload says it
+            continue
         text = f"- **{contender.name}**: {contender.setup}. {contender.portion:g} x the messages"
         few = contender.portion_of_connections
         if few is not None:

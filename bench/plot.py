@@ -45,7 +45,7 @@ def draw(
         rows, COLUMNS, figsize=(4.6 * COLUMNS, 2.7 * rows), squeeze=False, layout="constrained"
     )
     for axes, workload in zip(grid.flat, workloads, strict=False):
-        taking_part = [each for each in contenders if each.takes_part(workload.key)]
+        taking_part = [each for each in contenders if workload.measures(each)]
         _bars(axes, results, workload, workload.metrics[0], taking_part)
     for axes in list(grid.flat)[len(workloads) :]:
         axes.axis("off")

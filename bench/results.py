@@ -68,6 +68,18 @@ class Results:
             if (figures := self._figures.get((workload, server, number))) is not None
         ]
 
+    def worst(self, workload: str, metric: str) -> list[float]:
+        """Return the largest figure that any server had, by round."""
+        rounds = (
+            [
+                figures[metric]
+                for (key, _, which), figures in self._figures.items()
+                if key == workload and which == number
+            ]
+            for number in range(self.rounds)
+        )
+        return [max(figures) for figures in rounds if figures]
+
     def ratios(self, workload: str, server: str, other: str, metric: str) -> list[float]:
         """Return a server's figures divided by another's of the same round."""
         pairs = self._pairs(workload, server, other)

@@ -36,7 +36,7 @@ def measure(
         for workload in workloads:
             first = number % len(contenders)
             for contender in (*contenders[first:], *contenders[:first]):
-                if not contender.takes_part(workload.key):
+                if not workload.measures(contender):
                     continue
                 if (workload.key, contender.name) in results.reasons:
                     continue

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from bench.results import Results
     from bench.workloads import Metric, Workload
 
-__all__ = ["COMPARED_WITH", "floor_table", "target_table", "workload_table"]
+__all__ = ["YARDSTICK", "floor_table", "summary_table", "target_table", "workload_table"]
 
-COMPARED_WITH = ("smtp-sink", "aiosmtpd", "postfix")
-"""Servers that the others' figures are divided by."""
+YARDSTICK = "smtp-sink"
+"""The server that the lower limit is compared with."""
 
 
 def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -25,12 +25,26 @@ def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
+def summary_table(
+    results: Results, workloads: Iterable[Workload], names: Sequence[str]
+) -> list[str]:
+    """Return what this daemon costs, divided by what the servers *names* cost."""
+    rows = []
+    for workload in workloads:
+        metric = workload.metrics[0]
+        ratios = [results.ratios(workload.key, OURS, name, metric.key) for name in names]
+        if any(ratios):
+            label = f"{metric.label}: {workload.title}"
+            rows.append([label, *(str(Spread.of(each) or "-") for each in ratios)])
+    return list(_rows(["", *(f"/ {name}" for name in names)], rows))
+
+
 def target_table(results: Results, keys: Iterable[str]) -> list[str]:
     """Return the targets of the workloads that were run."""
     chosen = set(keys)
     return list(
         _rows(
-            ["", "target", "wanted", "measured", "met"],
+            ["", "target", "limit", "measured", "met"],
             (
                 [t.workload, t.text, t.wanted, t.measured(results), t.verdict(results)]
                 for t in TARGETS
@@ -45,7 +59,7 @@ def floor_table(results: Results, keys: Iterable[str]) -> list[str]:
     chosen = set(keys)
     rows = []
     for target in TARGETS:
-        if target.workload not in chosen or target.against != COMPARED_WITH[0]:
+        if target.workload not in chosen or target.against != YARDSTICK:
             continue
         at_least = results.ratios(target.workload, FLOOR, target.against, target.metric)
         ours = results.ratios(target.workload, OURS, FLOOR, target.metric)
@@ -57,8 +71,7 @@ def floor_table(results: Results, keys: Iterable[str]) -> list[str]:
                 str(Spread.of(ours) or "-"),
             ]
         )
-    against = COMPARED_WITH[0]
-    head = ["", f"{FLOOR} / {against}", f"target / {against}", f"{OURS} / {FLOOR}"]
+    head = ["", f"{FLOOR} / {YARDSTICK}", f"target / {YARDSTICK}", f"{OURS} / {FLOOR}"]
     return list(_rows(head, rows))
 
 
@@ -66,10 +79,10 @@ def workload_table(
     results: Results, workload: Workload, contenders: Sequence[Contender]
 ) -> list[str]:
     """Return a workload's figures: a row a server."""
-    names = [contender.name for contender in contenders if contender.takes_part(workload.key)]
+    names = [contender.name for contender in contenders if workload.measures(contender)]
     others = [
         name
-        for name in COMPARED_WITH
+        for name in workload.compared_with
         if name in names and results.values(workload.key, name, workload.metrics[0].key)
     ]
     head = ["server"]

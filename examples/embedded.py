@@ -1,4 +1,4 @@
-"""A mail server inside another asyncio program, here one that counts what comes in.
+"""An SMTP server inside another asyncio program, which gets the messages from a queue.
 
 python examples/embedded.py
 """
@@ -24,26 +24,26 @@ class Inbox:
     async def handle_RCPT(
         self, server: Any, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        """Take mail for one domain only."""
+        """Accept mail for one domain only."""
         if not address.endswith("@example.com"):
             return "550 5.7.1 Not here"
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 Ok"
 
     async def handle_DATA(self, server: Any, session: Session, envelope: Envelope) -> str:
-        """Take a message."""
+        """Accept a message."""
         await self.messages.put(envelope.original_content or b"")
         return "250 2.0.0 Ok"
 
 
 def send(port: int) -> None:
-    """Be a client, as another program would."""
+    """Send a message, as another program would."""
     with smtplib.SMTP("127.0.0.1", port) as client:
         client.sendmail("a@example.org", ["b@example.com"], "Subject: hello\r\n\r\nhello\r\n")
 
 
 async def main() -> None:
-    """Serve, send oneself a message, and end."""
+    """Start the server, send it a message, and print its first line."""
     inbox = Inbox()
     async with Server(inbox, listen=["127.0.0.1:0"], limit_connections=100, max_from_ip=10) as s:
         await asyncio.to_thread(send, s.port)

@@ -1,4 +1,4 @@
-r"""A handler that takes mail from clients with certain certificates only.
+r"""A handler that accepts mail only from clients with listed client certificates.
 
 smtpd-fork --tls-cert mx.pem --tls-client-ca clients.pem --require-starttls \
                --handler examples.known_clients:KnownClients:FINGERPRINT,FINGERPRINT \
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class KnownClients:
-    """Refuses mail of everybody else, and has no opinion otherwise.
+    """Rejects mail from clients with other certificates, or without one.
 
     :param fingerprints: SHA-256, as ``openssl x509 -noout -fingerprint -sha256`` prints them, but
         without the colons
@@ -32,7 +32,7 @@ class KnownClients:
     async def handle_MAIL(
         self, server: Any, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
-        """Judge a sender by the client that says it."""
+        """Check the certificate of the client that sends MAIL."""
         if session.peer_fingerprint not in self.fingerprints:
             return f"550 5.7.1 We do not know {session.peer_subject or 'you'}"
         return MISSING

@@ -1,4 +1,4 @@
-r"""A handler for the command line: mail for some domains only, and a word on who comes and goes.
+r"""A handler for the command line: it accepts mail for some domains only, and logs connections.
 
 smtpd-fork --handler examples.only_here:OnlyHere:example.com,example.org \
                --handler maildir:/var/mail/in
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 
 class OnlyHere:
-    """Refuses recipients of other domains; has no opinion on those of ours.
+    """Rejects recipients of other domains.
 
-    :param domains: ours
+    :param domains: domains to accept
     """
 
     def __init__(self, *domains: str) -> None:
@@ -29,18 +29,18 @@ class OnlyHere:
         self.domains = {domain.lower() for domain in domains}
 
     async def handle_CONNECT(self, server: Any, session: Session) -> Any:
-        """Hear of a client before it is greeted; a reply of 4xx or 5xx would turn it away."""
-        log.info("%s comes", session.peer)
+        """Log a new connection; returning a reply of 4xx or 5xx would refuse it."""
+        log.info("%s connected", session.peer)
         return MISSING
 
     async def handle_RCPT(
         self, server: Any, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
-        """Judge a recipient."""
+        """Check a recipient."""
         if address.rpartition("@")[2].lower() in self.domains:
             return MISSING
         return "550 5.7.1 We do not relay"
 
     async def handle_DISCONNECT(self, server: Any, session: Session) -> None:
-        """Hear that a client is gone."""
-        log.info("%s is gone", session.peer)
+        """Log the end of the connection."""
+        log.info("%s disconnected", session.peer)

@@ -10,24 +10,19 @@ from __future__ import annotations
 import re
 import resource
 import socket
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    Self,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_address
+from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
+from smtpd_fork.setting_faults import setting_error
 from smtpd_fork.setting_types import (
     Count,
     CountOrZero,
     GreetPause,
+    MissingSettingError,
     Mode,
     Port,
     Seconds,
@@ -38,9 +33,6 @@ from smtpd_fork.setting_types import (
     WhenFull,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
 __all__ = [
     "LIMIT_CONNECTIONS", "LISTS", "MAX_FROM_IP", "READERS", "Config", "DaemonConfig",
     "SettingError", "WhenFull", "default_limit_connections",
@@ -50,7 +42,7 @@ PORT = 2525
 """The port of qpsmtpd-forkserver(8); it needs no privileges."""
 
 LIMIT_CONNECTIONS = 1000
-"""Sessions at once; a session is a few KiB here, where qpsmtpd forks a process (its figure: 15)."""
+"""Sessions; each is a few KiB here, where qpsmtpd forks a process (its default: 15)."""
 
 MAX_FROM_IP = 50
 """Sessions at once of one client; Postfix's smtpd_client_connection_count_limit."""
@@ -73,6 +65,14 @@ def default_limit_connections() -> int:
     if soft == resource.RLIM_INFINITY:
         return LIMIT_CONNECTIONS
     return max(1, min(LIMIT_CONNECTIONS, soft - min(RESERVED_DESCRIPTORS, soft // 2)))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _system_name() -> str:
@@ -140,7 +140,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_loop_lag: SecondsOrZero = 0.0
     """Event-loop lag from which on new clients are refused; 0 is no limit."""
     refuse_first: CountOrZero = 0
-    """Refuse this many of the first clients, for rehearsal."""
+    """Refuse this many of the first clients, for testing."""
     refuse_every: CountOrZero = 0
     """Refuse every Nth client after those."""
     when_full: Annotated[WhenFull, Meta(extra={"reader": WhenFull.parse})] = WhenFull()
@@ -191,6 +191,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     at least (RFC 5321 4.5.3.1.8), and a mailing list has dead addresses."""
     max_recipients: Count = 1000
     """Recipients of a message; Postfix's smtpd_recipient_limit. RFC 5321 asks for 100 at least."""
+    max_hops: CountOrZero = 50
+    """``Received`` fields of a message; more are a mail loop. Postfix's hopcount_limit; 0 is no
+    limit."""
     max_buffered: Size = 1 << 29
     """Memory of all sessions for messages, recipients and unread replies, beyond 64 KiB each; 0 is
     no limit. The default is 512 MiB: sixteen messages of the largest size."""
@@ -216,8 +219,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         try:
             config = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
-            raise _setting_error(cls, str(error), settings) from None
+            raise setting_error(cls, str(error), settings) from None
         config.check()
+        if "hostname" in given and _is_address(config.hostname):
+            reason = "expected the name of this host; the address to listen on belongs in listen"
+            raise SettingError("hostname", config.hostname, reason)
         return config
 
     def check(self) -> None:
@@ -232,13 +238,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             reason = f"must be less than limit_connections, which is {self.limit_connections}"
             raise SettingError("reserve", self.reserve, reason)
         if self.reserve and not self.exempt:
-            raise SettingError("reserve", self.reserve, "nobody is exempt, so nobody could come in")
+            raise SettingError("reserve", self.reserve, "needs --exempt: else no client may use it")
         self._check_tls()
 
     def _check_tls(self) -> None:
         certs, keys = self.tls_cert, self.tls_key
         if keys and not certs:
-            raise SettingError("tls_key", keys[0], "there is no tls_cert that it belongs to")
+            raise MissingSettingError("tls_key", keys[0], "tls_cert")
         if keys and len(keys) != len(certs):
             reason = (
                 f"{len(keys)} given, and tls_cert has {len(certs)} ({', '.join(certs)}): "
@@ -246,18 +252,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
             raise SettingError("tls_key", ", ".join(keys), reason)
         if self.tls_client_ca and not certs:
-            reason = "there is no tls_cert, and without one no TLS"
-            raise SettingError("tls_client_ca", self.tls_client_ca, reason)
+            raise MissingSettingError("tls_client_ca", self.tls_client_ca, "tls_cert")
         if self.tls_client_verify == "require" and not self.tls_client_ca:
-            reason = "there is no tls_client_ca to verify them against"
-            raise SettingError("tls_client_verify", self.tls_client_verify, reason)
+            raise MissingSettingError("tls_client_verify", self.tls_client_verify, "tls_client_ca")
 
 
 class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings of the daemon: those of a server, and those of the process."""
 
-    handler: tuple[str, ...] = ("maildir:./Maildir",)
-    """The handler chain, each ``NAME``, ``NAME:ARGUMENT`` or ``module:attr``."""
+    handler: tuple[str | dict[str, Any], ...] = ("maildir:./Maildir",)
+    """The handler chain, each ``NAME``, ``NAME:ARGUMENT,KEY=VALUE`` or ``module:attr``, or a table
+    with ``use`` and the same keys."""
+    reload_handlers: bool = False
+    """Load handlers again for new sessions when their files change, for development."""
     user: Text | None = None
     """User to drop privileges to, once the sockets are bound."""
     control: Text | None = None
@@ -271,8 +278,8 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe messages that are logged."""
     log_to: Text | None = None
-    """``stderr``, ``stdout``, ``syslog``, ``journald`` or a file; default: stderr, with ``detach``
-    syslog."""
+    """``stderr``, ``stdout``, ``syslog``, ``journald`` or a file; default: stderr, or journald
+    where that is systemd's journal; with ``detach`` syslog."""
     log_format: Literal["text", "json"] = "text"
     """Text for people, or a JSON object a line."""
     loop: Literal["uvloop", "asyncio"] = "uvloop"
@@ -282,7 +289,10 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Check the settings against each other."""
         super().check()  # a msgspec class is not the one the compiler saw
         if self.require_starttls and not self.tls_cert:
-            raise SettingError("require_starttls", True, "there is no tls_cert to offer TLS with")
+            raise MissingSettingError("require_starttls", self.require_starttls, "tls_cert")
+        if self.log_to == "-":
+            reason = "write stderr or stdout, or ./- for a file of this name"
+            raise SettingError("log_to", self.log_to, reason)
         if not self.handler:
             raise SettingError("handler", "", "there must be one at least")
 
@@ -312,34 +322,7 @@ def _read(name: str, value: Any) -> Any:
             return READERS[name](value)
         except ValueError as error:
             raise SettingError(name, value, str(error)) from None
-    if name in LISTS and isinstance(value, (str, int)):
+    single = (str, int, dict) if name == "handler" else (str, int)
+    if name in LISTS and isinstance(value, single):
         return (value,)
     return value
-
-
-_WHERE = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.(?P<name>\w+)(?:\[(?P<index>\d+)\])?[^`]*`)?$")
-_UNKNOWN = re.compile(r"unknown field `(\w+)`")
-
-
-def _setting_error(cls: type[Config], message: str, settings: Mapping[str, Any]) -> SettingError:
-    """Turn the message of msgspec, which has only the path, into one that has the value."""
-    unknown = _UNKNOWN.search(message)
-    if unknown:
-        return SettingError(unknown[1], settings.get(unknown[1]), "there is no such setting")
-    where = _WHERE.match(message)
-    assert where is not None
-    name = where["name"]
-    value = settings[name]
-    if where["index"] and isinstance(value, (list, tuple)):
-        value = value[int(where["index"])]
-    choices = get_args(get_type_hints(cls)[name])
-    if message.startswith("Invalid enum value"):
-        return SettingError(name, value, f"expected one of {', '.join(choices)}")
-    reason = (
-        where["reason"]
-        .replace("`", "")
-        .replace("int", "a whole number", 1)
-        .replace("float", "a number", 1)
-        .removesuffix(", got str")
-    )
-    return SettingError(name, value, reason[0].lower() + reason[1:])

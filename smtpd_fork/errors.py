@@ -5,7 +5,8 @@
     SmtpdForkError            70  a fault of this program
     ├── UsageError            64  a flag or an address that cannot be read
     ├── ConfigError           78  a setting that is well-formed, and cannot be used
-    │   └── HandlerError      78  a handler that cannot be imported or constructed
+    │   ├── HandlerError      78  a handler that cannot be imported or constructed
+    │   └── MissingLibraryError 78  a library of an extra that is not installed
     ├── UnknownUserError      67  --user names an unknown user
     ├── OperatingSystemError  71  the system refuses (address in use, no descriptors, ...)
     ├── CannotCreateError     73  a pid-file, a socket path or a Maildir that cannot be created
@@ -14,36 +15,22 @@
     ├── UnavailableError      69  no daemon answers on its control socket
     └── ProtocolError         76  the control socket speaks another protocol, or another version
 
-The figures are those of sysexits.h.
+The statuses are those of sysexits.h.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = [
-    "MEANINGS",
-    "CannotCreateError",
-    "ConfigError",
-    "ExitStatus",
-    "HandlerError",
-    "NotPermittedError",
-    "NothingThereError",
-    "OperatingSystemError",
-    "ProtocolError",
-    "SmtpdForkError",
-    "UnavailableError",
-    "UnknownUserError",
-    "UsageError",
-    "error_origin",
-    "forget_frames",
-]
+    "MEANINGS", "CannotCreateError", "ConfigError", "ExitStatus", "HandlerError",
+    "MissingLibraryError", "NotPermittedError", "NothingThereError", "OperatingSystemError",
+    "ProtocolError", "SmtpdForkError", "UnavailableError", "UnknownUserError", "UsageError",
+    "describe_error", "error_origin", "forget_frames",
+]  # fmt: skip
 
 
 class ExitStatus(IntEnum):
@@ -64,18 +51,18 @@ class ExitStatus(IntEnum):
 
 
 MEANINGS = {
-    ExitStatus.OK: "Ended as it was told.",
-    ExitStatus.USAGE: "Usage: a flag, a variable or an address that cannot be read.",
-    ExitStatus.NOTHING_THERE: "There is no such session, or refusal, as kick or explain names.",
-    ExitStatus.NO_USER: "There is no such user.",
+    ExitStatus.OK: "Successful end.",
+    ExitStatus.USAGE: "Usage error: invalid option, variable or address.",
+    ExitStatus.NOTHING_THERE: "kick, undeny or explain: no such session, denial or refusal.",
+    ExitStatus.NO_USER: "The user of --user does not exist.",
     ExitStatus.UNAVAILABLE: "No daemon answers on the control socket.",
-    ExitStatus.SOFTWARE: "A fault of this program.",
-    ExitStatus.OS_ERROR: "The system said no: a port is taken, there are no more processes.",
-    ExitStatus.CANNOT_CREATE: "A pid-file, a socket, a Maildir or a log that cannot be made.",
-    ExitStatus.CUT: "Stopped as it was told, and sessions were cut, or a handler that hung.",
-    ExitStatus.PROTOCOL: "What answers on the control socket speaks another language.",
-    ExitStatus.NOT_PERMITTED: "It takes privileges that the process does not have.",
-    ExitStatus.CONFIG: "A setting that cannot be had, or a fault of the file of --config.",
+    ExitStatus.SOFTWARE: "Internal error.",
+    ExitStatus.OS_ERROR: "Operating system error: a port is in use, no more processes.",
+    ExitStatus.CANNOT_CREATE: "A pid file, unix socket, Maildir or log file cannot be created.",
+    ExitStatus.CUT: "Stopped, but sessions were closed before they ended, or a handler hung.",
+    ExitStatus.PROTOCOL: "The control socket uses another protocol or another version of it.",
+    ExitStatus.NOT_PERMITTED: "The process lacks the necessary privileges.",
+    ExitStatus.CONFIG: "Configuration error: invalid setting or configuration file.",
 }
 """Meanings for the manual page."""
 
@@ -88,73 +75,86 @@ class SmtpdForkError(Exception):
     settings: tuple[str, ...] = ()
     """The settings that led to it, if known; see :func:`error_origin`."""
 
+    def __init_subclass__(cls, *, status: ExitStatus | None = None) -> None:
+        if status is not None:
+            cls.exit_status = status
 
-class UsageError(SmtpdForkError):
+
+class UsageError(SmtpdForkError, status=ExitStatus.USAGE):
     """A flag, an environment variable or an address that cannot be read (64)."""
 
-    exit_status = ExitStatus.USAGE
 
-
-class ConfigError(SmtpdForkError):
+class ConfigError(SmtpdForkError, status=ExitStatus.CONFIG):
     """A setting that can be read, and cannot be used (78)."""
-
-    exit_status = ExitStatus.CONFIG
 
 
 class HandlerError(ConfigError):
-    """A handler that cannot be found, imported or constructed (78)."""
+    """A handler that cannot be found, imported or constructed (78).
+
+    :ivar entry: number of the entry of the setting ``handler``, from 1; None if it is about all
+    :ivar key: the key of the entry that is wrong, if it is one
+    """
+
+    entry: int | None = None
+    key: str = ""
 
 
-class UnknownUserError(SmtpdForkError):
+class MissingLibraryError(ConfigError):
+    """A setting needs libraries that are not installed (78).
+
+    :param extra: of this package, which installs them
+    :ivar needed: the libraries, and how to install them
+    """
+
+    def __init__(self, what: str, libraries: Sequence[str], extra: str) -> None:
+        self.needed = f"{' and '.join(libraries)}: pip install 'smtpd-fork[{extra}]'"
+        super().__init__(f"{what} needs {self.needed}")
+
+
+class UnknownUserError(SmtpdForkError, status=ExitStatus.NO_USER):
     """``--user`` names a user that the system does not know (67)."""
 
-    exit_status = ExitStatus.NO_USER
 
-
-class OperatingSystemError(SmtpdForkError):
+class OperatingSystemError(SmtpdForkError, status=ExitStatus.OS_ERROR):
     """The operating system refuses something at the start (71)."""
 
-    exit_status = ExitStatus.OS_ERROR
 
-
-class CannotCreateError(SmtpdForkError):
+class CannotCreateError(SmtpdForkError, status=ExitStatus.CANNOT_CREATE):
     """A file, a socket path or a Maildir that cannot be created (73)."""
 
-    exit_status = ExitStatus.CANNOT_CREATE
 
-
-class NotPermittedError(SmtpdForkError):
+class NotPermittedError(SmtpdForkError, status=ExitStatus.NOT_PERMITTED):
     """Privileges that the process does not have (77)."""
 
-    exit_status = ExitStatus.NOT_PERMITTED
 
-
-class NothingThereError(SmtpdForkError):
+class NothingThereError(SmtpdForkError, status=ExitStatus.NOTHING_THERE):
     """There is no session or refusal of that id (65)."""
 
-    exit_status = ExitStatus.NOTHING_THERE
 
-
-class UnavailableError(SmtpdForkError):
+class UnavailableError(SmtpdForkError, status=ExitStatus.UNAVAILABLE):
     """No daemon answers on its control socket, or not in time (69)."""
 
-    exit_status = ExitStatus.UNAVAILABLE
 
-
-class ProtocolError(SmtpdForkError):
+class ProtocolError(SmtpdForkError, status=ExitStatus.PROTOCOL):
     """The control socket speaks another protocol, or another version of it (76)."""
-
-    exit_status = ExitStatus.PROTOCOL
 
 
 @contextmanager
 def error_origin(*settings: str) -> Iterator[None]:
-    """Note on an error raised in this context that *settings* led to it."""
+    """Note on an error raised in this context that *settings* led to it, unless it has a note."""
     try:
         yield
     except SmtpdForkError as error:
-        error.settings = settings
+        error.settings = error.settings or settings
         raise
+
+
+def describe_error(error: BaseException | str) -> str:
+    """Return the text of an error of a connection, also of one that has none."""
+    text = str(error)
+    if not text and isinstance(error, (ConnectionError, EOFError)):
+        text = "connection closed by the client"
+    return text or type(error).__name__
 
 
 def forget_frames(error: BaseException) -> None:

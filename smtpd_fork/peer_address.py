@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from socket import AF_INET6, inet_ntop, inet_pton
 
-__all__ = ["Peer", "SocketAddress", "describe", "plain_peer", "source_key"]
+__all__ = ["Peer", "SocketAddress", "describe", "host_of", "plain_peer"]
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 """An ``AF_INET`` or ``AF_INET6`` address as :mod:`socket` gives it."""
@@ -19,7 +19,7 @@ _MAPPED = bytes(10) + b"\xff\xff"
 """The first 12 bytes of an IPv4-mapped IPv6 address (RFC 4291 2.5.5.2)."""
 
 
-def source_key(peer: Peer) -> str | None:
+def host_of(peer: Peer) -> str | None:
     """Return the address that *peer* is counted by; None for a client of a unix socket.
 
     IPv4-mapped IPv6 addresses are IPv4: a dual-stack listener would otherwise count a client twice,
@@ -43,7 +43,7 @@ def source_key(peer: Peer) -> str | None:
 def plain_peer(peer: Peer) -> Peer:
     """Return *peer* with an IPv4-mapped address as plain ``(IPv4, port)``; others as they are."""
     if isinstance(peer, tuple) and peer[0].startswith("::ffff:"):
-        host = source_key(peer)
+        host = host_of(peer)
         if host is not None and ":" not in host:
             return (host, peer[1])
     return peer
@@ -55,5 +55,5 @@ def describe(peer: Peer) -> str:
         return "unix"
     if isinstance(peer, str):
         return peer
-    host = source_key(peer) or peer[0]
+    host = host_of(peer) or peer[0]
     return f"[{host}]:{peer[1]}" if ":" in host else f"{host}:{peer[1]}"

@@ -10,17 +10,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import stat
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["exclusively", "safe_open"]
+__all__ = ["exclusively", "safe_open", "user_name"]
 
 MAX_LINKS = 40
 """Symbolic links in one path, as in the kernel (path_resolution(7))."""
@@ -64,7 +62,7 @@ def exclusively(path: Path) -> Iterator[None]:
     """Lock *path* among the processes that call this.
 
     The lock is on a file beside it, which is removed afterwards, and which no other user can open:
-    whoever can read a file can lock it.
+    any user who can read a file can lock it.
 
     :raises OSError: the file cannot be created; EADDRINUSE if another process has it for too long
     """
@@ -78,14 +76,21 @@ def exclusively(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def user_name() -> str:
+    """Return the name of the user that this process is, or the number of one without a name."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
 def _locked(lock: Path) -> int:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         descriptor = safe_open(lock, os.O_RDWR | os.O_CREAT, 0o600, follow=False)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            here, there = os.fstat(descriptor), lock.lstat()
-            if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+            if os.path.samestat(os.fstat(descriptor), lock.lstat()):
                 return descriptor
         except (BlockingIOError, FileNotFoundError):
             pass
@@ -159,7 +164,7 @@ def _check_file(found: os.stat_result, directory: os.stat_result) -> None:
     if found.st_uid not in {os.geteuid(), directory.st_uid}:
         raise PermissionError(errno.EACCES, "it belongs to another user")
     if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
-        raise PermissionError(errno.EACCES, "it has another name elsewhere (a hard link)")
+        raise PermissionError(errno.EACCES, "it has several hard links")
 
 
 def _is_world_writable(directory: os.stat_result) -> bool:

@@ -11,8 +11,9 @@ from smtpd_fork.errors import UsageError
 from smtpd_fork.units import parse_duration, parse_mode, parse_size
 
 __all__ = [
-    "LONGEST_SECONDS", "Count", "CountOrZero", "GreetPause", "Mode", "Port", "Seconds",
-    "SecondsOrZero", "SettingError", "Size", "Text", "WhenFull",
+    "LONGEST_SECONDS", "Count", "CountOrZero", "FilePath", "GreetPause", "MissingSettingError",
+    "Mode", "Port", "Seconds", "SecondsOrZero", "Secret", "SettingError", "Size", "Text",
+    "ValueOrFile", "WhenFull", "names_a_file",
 ]  # fmt: skip
 
 LONGEST_SECONDS = 7 * 86400.0
@@ -23,18 +24,24 @@ LONGEST_GREET_PAUSE = 240.0
 
 
 class SettingError(UsageError):
-    """A setting whose value cannot be read or is out of its range (64).
-
-    :ivar setting: the setting's name
-    :ivar value: its value
-    :ivar reason: what is wrong with it
-    """
+    """A setting whose value cannot be read or is out of its range (64)."""
 
     def __init__(self, setting: str, value: object, reason: str) -> None:
         super().__init__(f"{setting} {value!r}: {reason}")
         self.setting = setting
         self.value = value
         self.reason = reason
+
+
+class MissingSettingError(SettingError):
+    """A setting that has no effect without another one (64).
+
+    :param needed: the other setting
+    """
+
+    def __init__(self, setting: str, value: object, needed: str) -> None:
+        super().__init__(setting, value, f"needs {needed}")
+        self.needed = needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,14 @@ class WhenFull:
         return "defer" if self.wait is None else f"defer:{self.wait:g}"
 
 
+def names_a_file(text: str) -> bool:
+    """Whether a value, such as a domain or a network, is the path of a file of values instead.
+
+    It has a slash, and neither begins as ``10.0.0.0/8`` nor has a colon as ``2001:db8::/32``.
+    """
+    return "/" in text and not text[0].isdigit() and ":" not in text
+
+
 _DURATION = {"reader": parse_duration}
 """In ``Meta.extra``: a function that reads the setting from text with a unit or a word."""
 
@@ -83,4 +98,10 @@ Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, extra=_DURA
 SecondsOrZero: TypeAlias = Annotated[float, Meta(ge=0, le=LONGEST_SECONDS, extra=_DURATION)]
 GreetPause: TypeAlias = Annotated[float, Meta(ge=0, le=LONGEST_GREET_PAUSE, extra=_DURATION)]
 Size: TypeAlias = Annotated[int, Meta(ge=0, extra={"reader": parse_size})]
+FilePath: TypeAlias = Annotated[str, Meta(min_length=1, extra={"path": True})]
+"""Relative ones are relative to the directory that the daemon was started in."""
+ValueOrFile: TypeAlias = Annotated[str, Meta(min_length=1, extra={"path": names_a_file})]
+"""A value, or a file of values, as :func:`names_a_file` has it."""
+Secret: TypeAlias = Annotated[str, Meta(min_length=1, extra={"secret": True})]
+"""A password or a key: it is shown nowhere."""
 Mode: TypeAlias = Annotated[int, Meta(ge=0, le=0o777, extra={"reader": parse_mode})]

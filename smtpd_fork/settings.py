@@ -9,19 +9,12 @@ if TYPE_CHECKING:
 
     from smtpd_fork.config import WhenFull
 
-__all__ = ["Settings"]
+__all__ = ["GateSettings", "Settings"]
 
 
-class Settings(TypedDict, total=False):
-    """The settings by name, as :meth:`smtpd_fork.Config.build` reads them; None is the default.
+class GateSettings(TypedDict, total=False):
+    """The limits of a gate by name, as :class:`smtpd_fork.Limits` reads them."""
 
-    What they are stands at :class:`smtpd_fork.Config`.
-    """
-
-    listen: Sequence[str] | str | None
-    port: Sequence[int] | int | None
-    backlog: int | None
-    socket_mode: int | str | None
     limit_connections: int | None
     max_from_ip: int | None
     ipv6_prefix: int | None
@@ -33,6 +26,22 @@ class Settings(TypedDict, total=False):
     deny: Sequence[str] | str | None
     exempt: Sequence[str] | str | None
     reserve: int | None
+    max_loop_lag: float | str | None
+    refuse_first: int | None
+    refuse_every: int | None
+    tls_failure_rate: str | None
+
+
+class Settings(GateSettings, total=False):
+    """The settings by name, as :meth:`smtpd_fork.Config.build` reads them; None is the default.
+
+    :class:`smtpd_fork.Config` documents them.
+    """
+
+    listen: Sequence[str] | str | None
+    port: Sequence[int] | int | None
+    backlog: int | None
+    socket_mode: int | str | None
     greet_pause: float | str | None
     proxy_trust: Sequence[str] | str | None
     proxy_timeout: float | str | None
@@ -42,9 +51,6 @@ class Settings(TypedDict, total=False):
     rdns: bool | None
     dns_timeout: float | str | None
     dns_server: str | None
-    max_loop_lag: float | str | None
-    refuse_first: int | None
-    refuse_every: int | None
     when_full: WhenFull | str | None
     hostname: str | None
     tls_cert: Sequence[str] | str | None
@@ -61,10 +67,10 @@ class Settings(TypedDict, total=False):
     handler_timeout: float | str | None
     session_timeout: float | str | None
     tls_handshake_timeout: float | str | None
-    tls_failure_rate: str | None
     max_errors: int | None
     max_rejects: int | None
     max_recipients: int | None
+    max_hops: int | None
     max_buffered: int | str | None
     max_buffered_from_ip: int | str | None
     strict_paths: bool | None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["format_size", "parse_count", "parse_duration", "parse_mode", "parse_size"]
+__all__ = ["counted", "format_size", "parse_count", "parse_duration", "parse_mode", "parse_size"]
 
 _SIZE = re.compile(r"(\d+)\s*([KMG]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
 _SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -17,7 +17,7 @@ _DURATION_FACTORS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _MODE = re.compile(r"0?o?([0-7]{3})", re.IGNORECASE)
 
 _LONGEST_FIGURE = 20
-"""Characters of a figure; longer ones are refused unread."""
+"""Characters of a number; longer ones are refused unread."""
 
 
 def parse_size(text: str) -> int:
@@ -25,9 +25,7 @@ def parse_size(text: str) -> int:
 
     :raises ValueError: *text* is not a size
     """
-    match = _SIZE.fullmatch(text.strip()) if len(text) <= _LONGEST_FIGURE else None
-    if match is None:
-        raise ValueError("not a size; write bytes, or a figure with K, M or G, as in 25M")
+    match = _match(_SIZE, text, "a size; write bytes, or a figure with K, M or G, as in 25M")
     return int(match[1]) * _SIZE_FACTORS[match[2].upper()]
 
 
@@ -57,9 +55,7 @@ def parse_duration(text: str) -> float:
 
     :raises ValueError: *text* is not a duration
     """
-    match = _DURATION.fullmatch(text.strip()) if len(text) <= _LONGEST_FIGURE else None
-    if match is None:
-        raise ValueError("not a duration; write seconds, or a figure with ms, s, m or h")
+    match = _match(_DURATION, text, "a duration; write seconds, or a number with ms, s, m or h")
     return float(match[1]) * _DURATION_FACTORS[match[2].lower()]
 
 
@@ -68,7 +64,16 @@ def parse_mode(text: str) -> int:
 
     :raises ValueError: *text* is not a mode
     """
-    match = _MODE.fullmatch(text.strip())
+    return int(_match(_MODE, text, "a file mode; write three octal digits, as in 0660")[1], 8)
+
+
+def _match(pattern: re.Pattern[str], text: str, wanted: str) -> re.Match[str]:
+    match = pattern.fullmatch(text.strip()) if len(text) <= _LONGEST_FIGURE else None
     if match is None:
-        raise ValueError("not a file mode; write three octal digits, as in 0660")
-    return int(match[1], 8)
+        raise ValueError(f"not {wanted}")
+    return match
+
+
+def counted(number: int, noun: str) -> str:
+    """Return *number* and *noun*: ``1 session``, ``2 sessions``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")

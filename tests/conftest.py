@@ -14,7 +14,7 @@ import uvloop
 from hypothesis import settings
 from support.authority import Authority, Issued
 from support.installation import install
-from support.peers import needs_root, table, watch_programs
+from support.peers import needs_root, peer, table, watch_programs
 from support.place import Place
 from support.tls import Certificates
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from _pytest.terminal import TerminalReporter
+    from playwright.sync_api import Browser
 
 
 watch_programs()
@@ -124,3 +125,25 @@ def maildir(tmp_path: Path) -> Maildir:
     sink = Maildir(tmp_path / "M")
     sink.prepare()
     return sink
+
+
+@pytest.fixture(scope="module")
+def one_session_id() -> Iterator[None]:
+    """Give all sessions one id, so that their replies can be compared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smtpd_fork.smtp.connection.new_session_id", lambda: "id")
+        yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, headless; playwright drives it, and takes a while to import."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = peer("chromium")
+    with sync_playwright() as playwright:
+        # It may be root that tests, and there may be no /dev/shm to speak of.
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
+        launched = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield launched
+        launched.close()

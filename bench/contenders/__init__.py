@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.contenders.base import Contender, Needs, Served, serving
+from bench.contenders.dovecot import Dovecot
 from bench.contenders.node import Haraka, NodemailerSmtpServer
 from bench.contenders.postfix import Postfix, SmtpSink
 from bench.contenders.python import (
@@ -13,6 +14,7 @@ from bench.contenders.python import (
     StockAiosmtpd,
 )
 from bench.contenders.qpsmtpd import Qpsmtpd
+from bench.contenders.sinks import SINKS
 
 __all__ = ["CONTENDERS", "Contender", "Needs", "Served", "serving"]
 
@@ -22,9 +24,11 @@ CONTENDERS: tuple[Contender, ...] = (
     StockAiosmtpd(),
     Postfix(),
     Qpsmtpd(),
+    Dovecot(),
     NodemailerSmtpServer(),
     Haraka(),
     BareProtocol(),
     SmtpdForkAllRules(),
     SmtpdForkPool(),
+    *SINKS,
 )

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
     from bench.certificates import Certificates
 
-__all__ = ["HOST", "MIB", "Contender", "Needs", "Place", "Served", "find_program", "serving"]
+__all__ = [
+    "HOST",
+    "MIB",
+    "Contender",
+    "Needs",
+    "Place",
+    "Served",
+    "find_program",
+    "free_port",
+    "serving",
+]
 
 HOST = "127.0.0.1"
 MIB = 1024 * 1024
@@ -45,6 +55,8 @@ class Needs:
     :ivar largest: size of the largest message, bytes
     :ivar tls: STARTTLS
     :ivar keep: whether messages are kept on the disk, below ``Place.mail``, not thrown away
+    :ivar hop: HOST:PORT of the server that messages are relayed to; empty: they are not
+    :ivar handler: of this daemon, as its option ``--handler`` has it; empty: by the others
     """
 
     capacity: int = 1000
@@ -52,6 +64,8 @@ class Needs:
     largest: int = 32 * MIB
     tls: bool = False
     keep: bool = False
+    hop: str = ""
+    handler: str = ""
 
 
 class Place(NamedTuple):
@@ -136,20 +150,25 @@ class Served:
 
 
 @contextmanager
-def serving(contender: Contender, needs: Needs, certificates: Certificates) -> Iterator[Served]:
-    """Run a server of its own for the block, on a free port of loopback."""
+def serving(
+    contender: Contender, needs: Needs, certificates: Certificates, port: int = 0
+) -> Iterator[Served]:
+    """Run a server of its own for the block, on a port of loopback.
+
+    :param port: which one; 0: one that is free
+    """
     with tempfile.TemporaryDirectory(prefix="smtpd-fork-bench-") as name:
         folder = Path(name)
-        with _start(contender, needs, folder, certificates) as (process, place):
+        with _start(contender, needs, folder, certificates, port) as (process, place):
             yield Served(process, place)
 
 
 @contextmanager
 def _start(
-    contender: Contender, needs: Needs, folder: Path, certificates: Certificates
+    contender: Contender, needs: Needs, folder: Path, certificates: Certificates, port: int
 ) -> Iterator[tuple[Process, Place]]:
     for attempt in range(ATTEMPTS):
-        place = Place(_free_port(), folder, certificates)
+        place = Place(port or free_port(), folder, certificates)
         with Process(contender.command(place, needs), folder) as process:
             if not _comes_up(process, place.port):
                 if attempt < ATTEMPTS - 1:
@@ -159,7 +178,8 @@ def _start(
             return
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that is free now."""
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         port: int = sock.getsockname()[1]

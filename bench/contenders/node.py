@@ -19,7 +19,7 @@ __all__ = ["Haraka", "NodemailerSmtpServer", "node_version"]
 
 INSTALL_SECONDS = 180.0
 
-NO_MAILDIR = "it has nothing that writes a Maildir"
+NO_MAILDIR = "it cannot write a Maildir"
 
 _PEERS = Path(__file__).parents[1] / "peers"
 
@@ -91,11 +91,11 @@ class NodemailerSmtpServer(NodePackage):
     release = "3.21.6"
     setup = (
         "`smtp-server` without its log and without reverse look-ups. It greets each client after "
-        "100 ms at the earliest, which cannot be changed: its messages a second say nothing where "
+        "100 ms at the earliest, which cannot be changed: ignore its messages per second where "
         "each message has its own connection"
     )
     cannot: ClassVar[dict[str, str]] = {
-        "W6": "its limit is one for all addresses together",
+        "W6": "it has one limit for all addresses together",
         "W12": NO_MAILDIR,
     }
     portion: ClassVar[float] = 0.25
@@ -122,11 +122,12 @@ class Haraka(NodePackage):
     release = "3.3.4"
     setup = (
         "one process, its log at warnings, and one plugin that answers reverse look-ups itself, "
-        "takes every recipient and discards every message"
+        "accepts every recipient and discards every message; in W10 without the last, and with "
+        "its plugin `queue/smtp_forward`"
     )
     cannot: ClassVar[dict[str, str]] = {
-        "W5": "its limit is a plugin that keeps its counts in Redis",
-        "W6": "its limit is a plugin that keeps its counts in Redis",
+        "W5": "its limit is a plugin that needs Redis",
+        "W6": "its limit is a plugin that needs Redis",
         "W7": "not set up for TLS here",
         "W12": NO_MAILDIR,
     }
@@ -144,9 +145,15 @@ class Haraka(NodePackage):
             ),
             "config/log.ini": "[main]\nlevel=warn\n",
             "config/me": "localhost\n",
-            "config/plugins": "discard\n",
-            "plugins/discard.js": (_PEERS / "haraka_discard.js").read_text(encoding="utf-8"),
+            "config/plugins": f"accept\n{'queue/smtp_forward' if needs.hop else 'discard'}\n",
+            **{
+                f"plugins/{name}.js": (_PEERS / f"haraka_{name}.js").read_text(encoding="utf-8")
+                for name in ("accept", "discard")
+            },
         }
+        if needs.hop:
+            host, _, port = needs.hop.rpartition(":")
+            files["config/smtp_forward.ini"] = f"host={host}\nport={port}\n"
         for name, text in files.items():
             path = place.folder / name
             path.parent.mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Postfix", "SmtpSink", "postfix_version"]
 
-NO_LIMIT = "it has no limit by which it refuses"
+NO_LIMIT = "it has no limit per address"
 
 
 class SmtpSink(Contender):
@@ -27,7 +27,7 @@ class SmtpSink(Contender):
         "W5": NO_LIMIT,
         "W6": NO_LIMIT,
         "W7": "it has no STARTTLS",
-        "W12": "it keeps no mail",
+        "W12": "it stores no mail",
     }
     portion: ClassVar[float] = 2.0
 
@@ -98,13 +98,13 @@ class Postfix(Contender):
 
     name = "postfix"
     setup = (
-        "an instance of its own with its defaults, but no limit of a client's connections, no "
-        "reverse look-ups, and no pause while mail arrives faster than it leaves. In W12 each "
-        "message is in its queue when it is answered, and discard(8) takes it from there, so that "
-        "it too writes each once; in W7 `DISCARD` at the recipient throws it away before that. "
-        "Its processes count together"
+        "an instance of its own with its defaults, but without limits per client, reverse "
+        "look-ups, or a delay while mail arrives faster than it leaves. In W12 each message is in "
+        "the queue when it is answered, and discard(8) removes it from there, so that it is "
+        "written once; in W7 `DISCARD` at the recipient removes it before that; in W10 it has "
+        "`smtpd_proxy_filter` and no queue. All its processes are counted together"
     )
-    only: ClassVar[tuple[str, ...]] = ("W7", "W12")
+    only: ClassVar[tuple[str, ...]] = ("W7", "W10", "W12")
 
     def missing(self) -> str:
         """Look for it, and for the right to start it."""
@@ -130,7 +130,9 @@ class Postfix(Contender):
             settings += _TLS.format(
                 key=place.certificates.key, certificate=place.certificates.certificate
             )
-        if not needs.keep:
+        if needs.hop:
+            settings += f"smtpd_proxy_filter = {needs.hop}\n"
+        elif not needs.keep:
             settings += _THROW_AWAY
         (configuration / "main.cf").write_text(settings, encoding="utf-8")
         services = _SERVICES.format(port=place.port)

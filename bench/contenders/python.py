@@ -13,7 +13,13 @@ from smtpd_fork.version import __version__
 if TYPE_CHECKING:
     from typing import ClassVar
 
-__all__ = ["BareProtocol", "SmtpdFork", "SmtpdForkAllRules", "SmtpdForkPool", "StockAiosmtpd"]
+__all__ = [
+    "BareProtocol",
+    "SmtpdFork",
+    "SmtpdForkAllRules",
+    "SmtpdForkPool",
+    "StockAiosmtpd",
+]
 
 
 class SmtpdFork(Contender):
@@ -22,8 +28,8 @@ class SmtpdFork(Contender):
     name = "smtpd-fork"
     setup = (
         "as it ships: uvloop, its gate on, its log at the default level and into a file; "
-        "`--handler discard` (in W12 `--handler maildir:PATH`), and `-m 0` where one address has "
-        "to connect often"
+        "`--handler discard` (in W10 `relay:HOST:PORT`, in W11 `lmtp:unix:PATH`, in W12 "
+        "`maildir:PATH`), and `-m 0` where one address connects often"
     )
 
     def missing(self) -> str:
@@ -39,7 +45,7 @@ class SmtpdFork(Contender):
         command = [
             *(sys.executable, "-m", "smtpd_fork"),
             *("--listen-address", f"{HOST}:{place.port}"),
-            *("--handler", f"maildir:{place.mail}" if needs.keep else "discard"),
+            *("--handler", self.handler(place, needs)),
             *("--hostname", "localhost"),
             *("--limit-connections", str(needs.capacity)),
             *("--max-from-ip", str(needs.limit)),
@@ -51,15 +57,23 @@ class SmtpdFork(Contender):
             command += ["--tls-key", str(place.certificates.key)]
         return command
 
+    def handler(self, place: Place, needs: Needs) -> str:
+        """Return where messages go, as the option has it."""
+        if needs.handler:
+            return needs.handler
+        if needs.hop:
+            return f"relay:{needs.hop}"
+        return f"maildir:{place.mail}" if needs.keep else "discard"
+
 
 class SmtpdForkAllRules(SmtpdFork):
     """The same with every rule of the gate on, and none of them reached."""
 
     name = "all-rules"
     setup = (
-        "smtpd-fork once more, with every rule of its gate on and none of them reached: limits of "
-        "two sizes of networks, rates of sources and of networks, fair share, 100,000 networks "
-        "denied, exempt networks and places reserved for them, and a limit of the loop's lag"
+        "smtpd-fork with every rule of its gate on, and no limit reached: limits for networks of "
+        "two sizes, rate limits per client and per network, fair share, 100,000 denied networks, "
+        "exempt networks with reserved connection slots, and a limit of the event-loop lag"
     )
     only: ClassVar[tuple[str, ...]] = ("W1", "W5", "W6")
 
@@ -83,8 +97,8 @@ class SmtpdForkPool(SmtpdFork):
 
     name = "pool"
     setup = (
-        "smtpd-fork once more, with a handler before the sink that awaits for each recipient: one "
-        "of 20 connections of a pool, and a turn of the loop for the answer"
+        "smtpd-fork with a handler before the sink that, for each recipient, awaits one of 20 "
+        "connections of a pool and one turn of the event loop"
     )
     only: ClassVar[tuple[str, ...]] = ("W1", "W2")
 
@@ -104,7 +118,7 @@ class StockAiosmtpd(Contender):
     name = "aiosmtpd"
     setup = (
         "`loop.create_server` on uvloop with `aiosmtpd.smtp.SMTP` and `aiosmtpd.handlers.Sink` (in "
-        "W12 `Mailbox`, which syncs each file and no directory); where a limit is wanted, a "
+        "W12 `Mailbox`, which syncs each file and no directory); where a limit is needed, a "
         "subclass that checks it in `connection_made`"
     )
     portion: ClassVar[float] = 0.5
@@ -137,9 +151,9 @@ class BareProtocol(Contender):
 
     name = "bare"
     setup = (
-        "no server: a protocol on uvloop that answers 250 to whatever it gets, keeps nothing and "
-        "looks for nothing but DATA and the end of a message at the end of a read. What it costs "
-        "is the loop's, the kernel's and a dozen lines' of Python: nothing in Python costs less"
+        "not a server: a protocol on uvloop that answers 250 to everything, stores nothing, and "
+        "looks only for DATA and the end of a message at the end of a read. It is the lower limit "
+        "for a server in Python"
     )
     only: ClassVar[tuple[str, ...]] = ("W1", "W2", "W3", "W4")
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.workloads.base import Metric, Workload
+from bench.workloads.down import HopDown
 from bench.workloads.durable import Durable
+from bench.workloads.hop import Lmtp, Relay
 from bench.workloads.idle import IdleMemory, InACrowd
 from bench.workloads.mail import LargeMail, ManyAConnection, OneAConnection
 from bench.workloads.peak import PeakMemory
 from bench.workloads.refusals import Flood, Refusal
+from bench.workloads.sinks import EverySink
 from bench.workloads.starttls import StartTls
 
 if TYPE_CHECKING:
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEYS", "Metric", "Workload", "workloads"]
 
-KEYS = (*(f"W{n}" for n in range(1, 10)), "W12")
+KEYS = (*(f"W{n}" for n in range(1, 13)), "W14", "W16")
 
 
 def workloads(*, quick: bool) -> Sequence[Workload]:
@@ -33,7 +36,11 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
             StartTls(200),
             PeakMemory(),
             InACrowd(1000),
+            Relay(1000),
+            Lmtp(200),
             Durable(100),
+            EverySink(),
+            HopDown(1),
         )
     return (
         OneAConnection(5000),
@@ -45,5 +52,9 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
         StartTls(1000),
         PeakMemory(),
         InACrowd(5000),
+        Relay(10000),
+        Lmtp(2000),
         Durable(500),
+        EverySink(),
+        HopDown(5),
     )

@@ -43,6 +43,18 @@ class Workload(ABC):
     title: ClassVar[str]
     metrics: ClassVar[Sequence[Metric]]
 
+    servers: ClassVar[Sequence[str]] = ()
+    """Names of the only servers that are measured; empty: all that take part."""
+
+    compared_with: ClassVar[Sequence[str]] = ("smtp-sink", "aiosmtpd", "postfix")
+    """Servers that the others' figures are divided by."""
+
+    def measures(self, contender: Contender) -> bool:
+        """Return whether a server is measured, if it can be."""
+        if self.servers and contender.name not in self.servers:
+            return False
+        return contender.takes_part(self.key)
+
     @property
     @abstractmethod
     def how(self) -> str:

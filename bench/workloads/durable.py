@@ -32,9 +32,9 @@ class Durable(Workload):
     """
 
     key = "W12"
-    title = "Messages a second that are kept on the disk"
+    title = "Messages per second that are stored on disk"
     metrics: ClassVar[Sequence[Metric]] = tuple(
-        Metric(f"rate{n}", f"messages a second, {n} at once", "", compared=True, more=True)
+        Metric(f"rate{n}", f"messages per second, {n} at once", "", compared=True, more=True)
         for n in (20, 1, 100)  # the first is what the plot shows
     )
 
@@ -46,12 +46,12 @@ class Durable(Workload):
         """How it is measured."""
         return (
             f"`smtp-source -d -l {SMALL}` with 1, 20 and 100 connections, each kept for many "
-            f"messages; {self._count:,} messages by one, {self._count * TIMES[20]:,} by many. All "
-            "servers write below one directory, on one disk. smtpd-fork answers 250 once the file "
-            "and the directory of the Maildir are synced (fsync(2)), Postfix once the file of its "
-            "queue is, aiosmtpd once the file in the Maildir is; qpsmtpd syncs nothing. More is "
-            "better, also of the ratios. Whatever else uses the disk meanwhile is in the figures: "
-            "compare those of one round."
+            f"messages; {self._count:,} messages with one, {self._count * TIMES[20]:,} with many. "
+            "All servers write below one directory, on one disk. smtpd-fork answers 250 once the "
+            "file and the directory of the Maildir are synced (fsync(2)), Postfix once the file of "
+            "its queue is, aiosmtpd once the file in the Maildir is; qpsmtpd syncs nothing. More "
+            "is better, also for the ratios. Other use of the disk affects the results: compare "
+            "values of one round."
         )
 
     def missing(self) -> str:

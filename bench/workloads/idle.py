@@ -39,8 +39,8 @@ class IdleMemory(Workload):
     key = "W4"
     title = "Memory of an idle session"
     metrics: ClassVar[Sequence[Metric]] = (
-        Metric("many", f"memory a session, of {MANY:,}", "KiB", compared=True),
-        Metric("few", f"memory a session, of {FEW:,}", "KiB", compared=True),
+        Metric("many", f"memory per session, of {MANY:,}", "KiB", compared=True),
+        Metric("few", f"memory per session, of {FEW:,}", "KiB", compared=True),
     )
 
     @property
@@ -48,10 +48,10 @@ class IdleMemory(Workload):
         """How it is measured."""
         return (
             "The server's own memory (PSS, the sum over its processes) before and after a client "
-            f"opens {FEW:,} and then {MANY:,} sessions that have read the greeting and said EHLO, "
+            f"opens {FEW:,} and then {MANY:,} sessions that have read the greeting and sent EHLO, "
             f"from several addresses; the difference, divided by their number. {WARM_UP} sessions "
-            f"are open already when it begins. The server may have {CAPACITY:,} sessions. What the "
-            "kernel keeps for a socket is in no server's figure."
+            f"are open at the begin. The server's limit is {CAPACITY:,} sessions. The kernel's "
+            "memory for sockets is not included."
         )
 
     def missing(self) -> str:
@@ -81,8 +81,8 @@ class InACrowd(Workload):
     key = "W9"
     title = "The cost of a message with many others connected"
     metrics: ClassVar[Sequence[Metric]] = (
-        Metric("ratio", f"CPU a message, {MANY:,} others / {WARM_UP} others", ""),
-        Metric("cpu", f"CPU a message, {MANY:,} others", "us", compared=True),
+        Metric("ratio", f"CPU per message, {MANY:,} others / {WARM_UP} others", ""),
+        Metric("cpu", f"CPU per message, {MANY:,} others", "us", compared=True),
     )
 
     def __init__(self, count: int) -> None:

@@ -27,15 +27,18 @@ WARM_UP = 50
 PATIENCE = 300.0
 """Seconds for one run of smtp-source."""
 
-CPU = Metric("cpu", "CPU a message", "us", compared=True)
-RATE = Metric("rate", "messages a second", "")
+CPU = Metric("cpu", "CPU per message", "us", compared=True)
+RATE = Metric("rate", "messages per second", "")
 
 
-def send(served: Served, count: int, *, size: int, at_once: int, keep: bool) -> None:
+def send(
+    served: Served, count: int, *, size: int, at_once: int, keep: bool, lmtp: str = ""
+) -> None:
     """Send *count* messages of *size* bytes.
 
     :param at_once: connections at once
     :param keep: whether a connection is kept for the next message
+    :param lmtp: path of the unix socket where the server speaks LMTP; empty: SMTP, at its port
     :raises BenchError: the server did not take one of them
     """
     program = find_program("smtp-source") or "smtp-source"
@@ -43,7 +46,8 @@ def send(served: Served, count: int, *, size: int, at_once: int, keep: bool) -> 
     command += ["-l", str(size), "-m", str(count), "-s", str(min(at_once, count))]
     if keep:
         command.append("-d")
-    run([*command, f"inet:{HOST}:{served.port}"], served.folder, PATIENCE)
+    command += ["-L", f"unix:{lmtp}"] if lmtp else [f"inet:{HOST}:{served.port}"]
+    run(command, served.folder, PATIENCE)
 
 
 class Mail(Workload):
@@ -72,8 +76,8 @@ class Mail(Workload):
         )
         return (
             f"`smtp-source -s {self.at_once} -l {self.size}`: {self.at_once} connections at once, "
-            f"messages of {self.size:,} bytes, {connection}. {self.count:,} messages a round (see "
-            f"the servers below for who gets more or fewer)."
+            f"messages of {self.size:,} bytes, {connection}. {self.count:,} messages per round; "
+            f"some servers get more or fewer, see below."
         )
 
     def missing(self) -> str:
@@ -105,7 +109,7 @@ class OneAConnection(Mail):
     """One small message a connection."""
 
     key = "W1"
-    title = "One 5 KiB message a connection"
+    title = "One 5 KiB message per connection"
     size = SMALL
     at_once = 10
     keep = False
@@ -116,7 +120,7 @@ class ManyAConnection(Mail):
     """Many small messages a connection."""
 
     key = "W2"
-    title = "Many 5 KiB messages a connection"
+    title = "Many 5 KiB messages per connection"
     size = SMALL
     at_once = 10
     keep = True
@@ -126,7 +130,7 @@ class LargeMail(Mail):
     """Large messages."""
 
     key = "W3"
-    title = "10 MiB messages, one a connection"
+    title = "10 MiB messages, one per connection"
     metrics: ClassVar[Sequence[Metric]] = (CPU._replace(unit="ms"), RATE)
     size = LARGE
     at_once = 4

@@ -35,9 +35,9 @@ class PeakMemory(Workload):
         """How it is measured."""
         return (
             f"One message of {SIZE:,} bytes after {WARM_UP} small ones; the high-water mark of "
-            "the server's resident memory (VmHWM, begun anew), less what was resident before, "
+            "the server's resident memory (VmHWM, reset before), minus the resident memory before, "
             "divided by the size of the message. A server that hands its handler the whole "
-            "message cannot be below 1; one that streams it into nothing is near 0."
+            "message cannot be below 1; one that discards it while it arrives is near 0."
         )
 
     def missing(self) -> str:

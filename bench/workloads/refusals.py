@@ -47,8 +47,8 @@ class Refusal(Workload):
     key = "W5"
     title = "A refused connection"
     metrics: ClassVar[Sequence[Metric]] = (
-        Metric("cpu", "CPU a refusal", "us", compared=True),
-        Metric("rate", "refusals a second", ""),
+        Metric("cpu", "CPU per refusal", "us", compared=True),
+        Metric("rate", "refusals per second", ""),
     )
 
     def __init__(self, count: int) -> None:
@@ -58,10 +58,9 @@ class Refusal(Workload):
     def how(self) -> str:
         """How it is measured."""
         return (
-            "The server lets in one session of an address, and one is held. From the same "
-            f"address {AT_ONCE} clients at once connect, read the reply and close, "
-            f"{self._count:,} times in all. More than {TOLERATED:.0%} of answers other than 421 "
-            "makes the round a failure."
+            "The server allows one session per address, and one is open. From the same address "
+            f"{AT_ONCE} clients at once connect, read the reply and close, {self._count:,} times "
+            f"in all. The round fails if more than {TOLERATED:.0%} of the replies are not 421."
         )
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
@@ -88,12 +87,12 @@ class Flood(Workload):
     """What others notice of a flood."""
 
     key = "W6"
-    title = "Time to the greeting, for others, in a flood of refusals"
+    title = "Time to the greeting of other clients during a flood of refusals"
     metrics: ClassVar[Sequence[Metric]] = (
         Metric("p99", "p99", "ms", compared=True),
         Metric("p50", "p50", "ms", compared=True),
         Metric("quiet", "p99 without a flood", "ms"),
-        Metric("rate", "refusals a second", ""),
+        Metric("rate", "refusals per second", ""),
     )
 
     def __init__(self, probes: int) -> None:
@@ -103,13 +102,12 @@ class Flood(Workload):
     def how(self) -> str:
         """How it is measured."""
         return (
-            f"The server lets in {LIMIT_IN_FLOOD} sessions of an address. {FLOODER} holds as "
-            f"many, and {AT_ONCE} more of its clients at once connect, are refused and come "
-            f"again as fast as they can. Meanwhile {INNOCENT} connects {self._probes:,} times, "
-            f"{1000 * PAUSE:g} ms after its last session ended, and takes the time from connect "
-            "to the greeting; before the flood it does the same. Server and clients share the "
-            "machine: where it has few cores, the figure holds the time that the client itself "
-            "waited for one."
+            f"The server allows {LIMIT_IN_FLOOD} sessions per address. {FLOODER} holds as many, "
+            f"and {AT_ONCE} more clients of that address connect, are refused, and connect again "
+            f"as fast as they can. Meanwhile {INNOCENT} connects {self._probes:,} times, "
+            f"{1000 * PAUSE:g} ms after its last session ended, and measures the time from connect "
+            "to the greeting; it does the same before the flood. Server and clients share the "
+            "machine: with few cores the result includes the time that the client waited for one."
         )
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:

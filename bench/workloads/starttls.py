@@ -24,7 +24,7 @@ class StartTls(Workload):
     """One small message a connection, over STARTTLS."""
 
     key = "W7"
-    title = "One 5 KiB message a connection, over STARTTLS"
+    title = "One 5 KiB message per connection, over STARTTLS"
     metrics: ClassVar[Sequence[Metric]] = (
         CPU,
         CPU._replace(key="resumed", label="with resumption"),
@@ -41,9 +41,9 @@ class StartTls(Workload):
         return (
             f"As W1, by a client of this project (smtp-source has no TLS) with {AT_ONCE} threads: "
             "each connection begins with STARTTLS and a handshake of TLS 1.3, with a key for ECDSA "
-            f"P-256. {self._count:,} messages a round with full handshakes, and as many that "
-            "resume the session before. The client is Python, and may be what limits the messages "
-            "a second."
+            f"P-256. {self._count:,} messages per round with full handshakes, and as many that "
+            "resume the previous session. The client is in Python, and may limit the messages per "
+            "second."
         )
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:

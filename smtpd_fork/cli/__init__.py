@@ -1,5 +1,5 @@
 """The command: flags and environment into settings, settings into a daemon."""
 
-from smtpd_fork.cli.command import main
+from smtpd_fork.cli.dispatch import main
 
 __all__ = ["main"]

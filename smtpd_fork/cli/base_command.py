@@ -2,57 +2,73 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from smtpd_fork.cli.options import OPTIONS, SECTIONS, SettingOption
-from smtpd_fork.cli.setting_sources import CONFIG_VARIABLE, SettingSources
+from smtpd_fork.cli.names import CONFIG_VARIABLE, CONTEXT_SETTINGS
+from smtpd_fork.cli.options import OPTIONS, SettingOption
+from smtpd_fork.cli.setting_sources import SettingSources, flag_origin
 from smtpd_fork.config import LIMIT_CONNECTIONS, RESERVED_DESCRIPTORS
 from smtpd_fork.daemon import raise_descriptor_limit
-from smtpd_fork.errors import SmtpdForkError
+from smtpd_fork.errors import ExitStatus, SmtpdForkError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+__all__ = ["CONFIG_HELP", "BaseCommand", "ExplainedError", "settings_of"]
 
-__all__ = ["CONFIG_HELP", "BaseCommand", "Fault", "settings_of"]
+CONFIG_HELP = "Configuration file (TOML). The command line and the environment override it."
 
-HELP_WIDTH = 80
+_CONFIG = click.Option(
+    ["--config", "config_file"], envvar=CONFIG_VARIABLE, metavar="FILE", type=click.Path(),
+    help=CONFIG_HELP,
+)  # fmt: skip
 
-CONFIG_HELP = "Take settings from FILE, TOML; flags and the environment win."
 
+class ExplainedError(SmtpdForkError):
+    """An error in one line, with the origin of the setting that led to it."""
 
-class Fault(click.ClickException):
-    """An error that ends the command, in one line.
-
-    :ivar status: the exit status
-    """
-
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: ExitStatus) -> None:
         super().__init__(message)
-        self.status = int(status)
+        self.exit_status = status
 
 
 class BaseCommand(click.Command):
-    """A command with an option for each setting, and ``--config``.
-
-    :param params: its other parameters
-    """
+    """A command with its own *params*, an option for each setting, and ``--config``."""
 
     def __init__(self, name: str, *, params: Sequence[click.Parameter] = (), **more: Any) -> None:
-        file = click.Option(
-            ["--config", "config_file"], envvar=CONFIG_VARIABLE, metavar="FILE",
-            help=CONFIG_HELP,
-        )  # fmt: skip
-        names = {"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH}
-        super().__init__(name, params=[*OPTIONS, file, *params], context_settings=names, **more)
+        self._own = params
+        params = [*params, *OPTIONS, _CONFIG]
+        super().__init__(name, params=params, context_settings=CONTEXT_SETTINGS, **more)
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        """Return the context of a run (click's).
+
+        :raises click.UsageError: in one line
+        """
+        try:
+            return super().make_context(*args, **more)
+        except click.UsageError as error:
+            raise click.UsageError(self.usage_text(error)) from error
+
+    def usage_text(self, error: click.UsageError) -> str:
+        """Return click's error as one line, with the variable that caused it, if one did."""
+        text, option = error.format_message(), getattr(error, "param", None)
+        if isinstance(option, SettingOption) and error.ctx is not None:
+            if option.is_flag:  # only a variable gives it a value
+                value = os.environ.get(str(option.envvar))
+                return f"{option.envvar} {value!r}: expected true or false"
+            text += f" (from {flag_origin(error.ctx, option)})"
+        return text
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, section by section."""
-        records: dict[str, list[tuple[str, str]]] = {section: [] for section in SECTIONS}
+        """Write the options, section by section, those of this command alone first."""
+        records: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            section = param.section if isinstance(param, SettingOption) else "Other"
+            section = "Options" if param in self._own else "Other"
+            if isinstance(param, SettingOption):
+                section = param.section
             if record := param.get_help_record(ctx):
                 records.setdefault(section, []).append(record)
         for section, rows in records.items():
@@ -61,19 +77,16 @@ class BaseCommand(click.Command):
 
 
 @contextmanager
-def settings_of(ctx: click.Context, values: Mapping[str, Any]) -> Iterator[SettingSources]:
-    """Yield the settings that *ctx* was called with; an error in this context becomes a Fault.
+def settings_of(ctx: click.Context) -> Iterator[SettingSources]:
+    """Yield the settings that *ctx* was called with; errors in this context are explained.
 
-    :raises Fault: in one line, with the origin of the setting that led to it
+    :raises ConfigError: the file of ``--config`` cannot be read
+    :raises ExplainedError: in place of an error in this context
     """
     # First, as the default of --limit-connections is what the limit of open files allows.
     raise_descriptor_limit(LIMIT_CONNECTIONS + RESERVED_DESCRIPTORS)
-    flags = dict(values)
-    try:
-        sources = SettingSources.of(ctx, flags, flags.pop("config_file", None))
-    except SmtpdForkError as error:
-        raise Fault(str(error), error.exit_status) from error
+    sources = SettingSources.of(ctx)
     try:
         yield sources
     except SmtpdForkError as error:
-        raise Fault(sources.explain(error), sources.status(error)) from error
+        raise ExplainedError(sources.explain(error), sources.status(error)) from error

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
 import tomllib
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from smtpd_fork.cli.config_lines import lines_of_keys
 from smtpd_fork.cli.options import OPTIONS, TABLES
 from smtpd_fork.errors import ConfigError
+from smtpd_fork.handlers.spec import HandlerEntry, HandlerSpec
 from smtpd_fork.sanitizer import HIDDEN, shown_handlers
 from smtpd_fork.setting_types import SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 __all__ = ["ConfigFile", "read_config_file", "shortened"]
@@ -41,21 +46,41 @@ _IN_TABLE = {
     table: {option.setting for option in OPTIONS if option.table == table} for table in TABLES[1:]
 }
 
+_NUMBERS = {option.setting for option in OPTIONS if option.metavar == "N"}
+
+_PLACE = re.compile(r" \(at line (\d+), (column \d+)\)$")
+"""At the end of tomllib's errors."""
+
+_BARE = re.compile(r"[^\"'\[{][^\"']*")
+"""A value without quotes that is no array and no table."""
+
 _TLS = "tls_"
 """The names of settings in ``[tls]`` begin with it, and their keys do not."""
 
 
-class ConfigFile(NamedTuple):
+@dataclass(frozen=True)
+class ConfigFile:
     """The settings of a file.
 
     :ivar path: of the file, absolute
+    :ivar text: the file, which is TOML
     :ivar values: by setting
     :ivar keys: by setting, the key that gave it: ``gate.max-from-ip``
     """
 
     path: Path
-    values: dict[str, Any]
-    keys: dict[str, str]
+    text: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def origin(self, key: str) -> str:
+        """Return *key* with the file and, where it is known, the line: ``FILE, line 3: KEY``."""
+        line = self._lines.get(key) or self._lines.get(key.partition(":")[0])
+        return f"{self.path}, line {line}: {key}" if line else f"{self.path}: {key}"
+
+    @cached_property
+    def _lines(self) -> dict[str, int]:
+        return lines_of_keys(self.text)
 
 
 def read_config_file(path: Path) -> ConfigFile:
@@ -64,8 +89,10 @@ def read_config_file(path: Path) -> ConfigFile:
     :raises ConfigError: it cannot be read, is not TOML, or has an unknown key
     """
     path = path.absolute()
+    text = ""
     try:
-        document = tomllib.loads(_read(path))
+        text = _read(path)
+        document = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -73,8 +100,8 @@ def read_config_file(path: Path) -> ConfigFile:
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
     except ValueError as error:  # tomllib's, with line and column
-        raise ConfigError(f"{path}: {error}") from None
-    return _Reader(path).read(document)
+        raise ConfigError(_not_toml(path, text, str(error))) from None
+    return _Reader(path, text).read(document)
 
 
 def _read(path: Path) -> str:
@@ -82,19 +109,32 @@ def _read(path: Path) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("no regular file")
+            raise ValueError("not a regular file")
         data = file.read(LONGEST_FILE + 1)
     if len(data) > LONGEST_FILE:
         raise ValueError(f"larger than {LONGEST_FILE} bytes")
     return data.decode("utf-8")
 
 
+def _not_toml(path: Path, text: str, error: str) -> str:
+    """Return the error of a file that is not TOML, with the line and what it probably lacks."""
+    place = _PLACE.search(error)
+    if place is None:
+        return f"{path}: {error}"
+    reason = f"{error[: place.start()]}, {place[2]}"
+    key, equals, value = text.split("\n")[int(place[1]) - 1].partition("=")
+    if equals and key.strip().isprintable() and _BARE.fullmatch(value.strip()):
+        is_number = _SETTINGS.get(key.strip().replace("-", "_")) in _NUMBERS
+        hint = "expects a number, e.g. 5" if is_number else "put the value in quotes"
+        reason = f"{key.strip()}: {hint} ({reason})"
+    return f"{path}, line {place[1]}: {reason}"
+
+
 class _Reader:
     """Turns one document into settings."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = ConfigFile(path, {}, {})
+    def __init__(self, path: Path, text: str = "") -> None:
+        self._file = ConfigFile(path, text)
 
     def read(self, document: Mapping[str, Any]) -> ConfigFile:
         for key, value in document.items():
@@ -102,13 +142,15 @@ class _Reader:
                 self._table(key, value)
             elif key in {"listener", "handler"} and _is_array_of_tables(value):
                 self._array(key, value)
+            elif key == "listener" or (key == "handler" and isinstance(value, dict)):
+                self._fail(key, value, f"write [[{key}]]")
             else:
                 self._setting(key, _SETTINGS.get(key.replace("-", "_")), value, _SETTINGS)
         return self._file
 
     def _table(self, table: str, content: Any) -> None:
         if not isinstance(content, dict):
-            self._fail(table, content, f"a table is wanted, [{table}]")
+            self._fail(table, content, f"expected a table, [{table}]")
         known, front = _IN_TABLE[table], _TLS if table == "tls" else ""
         keys = {setting.removeprefix(front) for setting in known}
         for key, value in content.items():
@@ -118,8 +160,8 @@ class _Reader:
             self._setting(f"{table}.{key}", name, value, keys)
 
     def _array(self, table: str, content: list[dict[str, Any]]) -> None:
-        read = _listener if table == "listener" else _handler
-        texts = []
+        read: Any = _listener if table == "listener" else _handler
+        texts: list[HandlerEntry] = []
         for number, entry in enumerate(content, 1):
             try:
                 texts.append(read(dict(entry)))
@@ -129,9 +171,12 @@ class _Reader:
 
     def _setting(self, key: str, name: str | None, value: Any, known: Any) -> None:
         if name is None:
+            table, _, bare = key.rpartition(".")
+            if table and (place := _place_of(bare, table)):
+                self._fail(key, value, f"{bare} belongs {place}")
             near = difflib.get_close_matches(key.rpartition(".")[2].replace("-", "_"), known, 1)
             hint = f"; is {near[0].replace('_', '-')} meant?" if near else ""
-            self._fail(key, value, f"there is no such setting{hint}")
+            self._fail(key, value, f"unknown setting{hint}")
         if name in self._file.values:
             self._fail(key, value, f"set already, by {self._file.keys[name]}")
         self._file.values[name] = value
@@ -142,13 +187,23 @@ class _Reader:
             value = HIDDEN  # an argument
         elif "handler" in key or "handler" in reason:
             value = shown_handlers(value)
-        raise ConfigError(f"{self._path}: {key} {shortened(value)}: {reason}")
+        shown = "" if value is None else f" {shortened(value)}"
+        raise ConfigError(f"{self._file.origin(key)}{shown}: {reason}")
 
 
 def shortened(value: object) -> str:
-    """Return *value* in Python's notation, cut off where an error message has no room for it."""
+    """Return *value* in Python's notation, cut off if it is too long for an error message."""
     text = repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def _place_of(key: str, table: str) -> str:
+    """Return where a key that stands in *table* belongs; empty if it is no setting's."""
+    setting = _SETTINGS.get(key.replace("-", "_"))
+    if setting is None:
+        return ""
+    tables = [name for name, settings in _IN_TABLE.items() if setting in settings]
+    return f"in [{tables[0]}]" if tables else f"at the top level, above [{table}]"
 
 
 def _is_array_of_tables(value: Any) -> bool:
@@ -167,7 +222,7 @@ _KINDS = {str: "a string", int: "a whole number", bool: "true or false", list: "
 
 def _nothing_left(entry: dict[str, Any], known: str) -> None:
     for key, value in entry.items():
-        raise SettingError(key, value, f"there is no such key; there are {known}")
+        raise SettingError(key, value, f"unknown key; the keys are {known}")
 
 
 _TLS_MODES = {"starttls": "", "none": "+no-tls", "required": "+require-tls", "implicit": ""}
@@ -183,15 +238,15 @@ def _listener(entry: dict[str, Any]) -> str:
     proxy = _take(entry, "proxy", bool, default=False)
     _nothing_left(entry, "address, path, port, protocol, tls and proxy")
     if (address is None) == (path is None):
-        raise SettingError("address", address, "either an address or a path is wanted")
+        raise SettingError("address", address, "expected either address or path")
     if protocol not in {"smtp", "lmtp"}:
         raise SettingError("protocol", protocol, "expected one of smtp, lmtp")
     if tls not in _TLS_MODES:
         raise SettingError("tls", tls, f"expected one of {', '.join(_TLS_MODES)}")
     if protocol == "lmtp" and tls == "implicit":
-        raise SettingError("tls", tls, "LMTP has no port with TLS from the first byte")
+        raise SettingError("tls", tls, "LMTP has no port with implicit TLS")
     if path is not None and port is not None:
-        raise SettingError("port", port, "a path has none")
+        raise SettingError("port", port, "a unix socket has no port")
     scheme = "smtps" if tls == "implicit" else protocol
     scheme += _TLS_MODES[tls] + ("+proxy" if proxy else "")
     return f"{scheme}:unix:{path}" if path is not None else f"{scheme}:{_with_port(address, port)}"
@@ -203,19 +258,14 @@ def _with_port(address: str, port: int | None) -> str:
     return f"[{address}]:{port}" if ":" in address and address[:1] != "[" else f"{address}:{port}"
 
 
-def _handler(entry: dict[str, Any]) -> str:
-    """Return the handler that a ``[[handler]]`` is, as ``--handler`` takes it."""
-    use = _take(entry, "use", str)
-    argument = _take(entry, "argument", str)
-    arguments = _take(entry, "arguments", list)
-    _nothing_left(entry, "use, argument and arguments")
-    if not use:
-        raise SettingError("use", use, "a handler's name is wanted: maildir, or module:attr")
-    if arguments is not None:
-        if argument is not None:
-            raise SettingError("arguments", arguments, "either argument or arguments")
-        for each in arguments:
-            if not isinstance(each, str) or "," in each:
-                raise SettingError("arguments", each, "strings without commas are wanted")
-        argument = ",".join(arguments)
-    return use if argument is None else f"{use}:{argument}"
+def _handler(entry: dict[str, Any]) -> HandlerEntry:
+    """Return the handler that a ``[[handler]]`` is: text, if it has no keys of its own."""
+    if not isinstance(entry.get("use"), str) or not entry["use"]:
+        raise SettingError("use", entry.get("use"), "expected maildir, relay, ... or module:attr")
+    spec = HandlerSpec.of(entry)
+    if entry.keys() - {"use", "argument", "arguments"}:
+        return entry
+    for each in spec.arguments:
+        if "," in each and "arguments" in entry:
+            raise SettingError("arguments", each, "expected strings without commas")
+    return f"{spec.use}:{','.join(spec.arguments)}" if spec.arguments else spec.use

@@ -1,7 +1,7 @@
 """Generates the documents that list the options, from the definitions of the options.
 
-Run as ``make papers``. It writes the annotated example, the page of the options, the table of
-README, the manual page, and the types of the keywords of Server. A test checks that the files in
+Run as ``make papers``. It writes the annotated example, the page of the options, the
+manual page, and the types of the keywords of Server. A test checks that the files in
 the tree are up to date.
 """
 
@@ -9,31 +9,31 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 import msgspec
 
-from smtpd_fork.cli.base_command import CONFIG_HELP
-from smtpd_fork.cli.command import SUBCOMMANDS, SUMMARIES, command
-from smtpd_fork.cli.options import DEFAULTS, OPTIONS, SECTIONS, TABLES, format_setting
-from smtpd_fork.cli.setting_sources import CONFIG_VARIABLE
+from smtpd_fork.cli.manual_page import flags_of, manual_page
+from smtpd_fork.cli.names import COMPLETION_VARIABLE, CONFIG_VARIABLE
+from smtpd_fork.cli.options import (
+    DEFAULTS,
+    OPTIONS,
+    SECTIONS,
+    TABLES,
+    SettingOption,
+    format_setting,
+)
 from smtpd_fork.cli.show_config import toml
 from smtpd_fork.config import READERS, Config
 from smtpd_fork.dialogue.commands import COMMANDS, TAKES_COMMANDS, Command, State
-from smtpd_fork.errors import MEANINGS
+from smtpd_fork.gate import GATE_SETTINGS
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from smtpd_fork.cli.options import SettingOption
-
-__all__ = ["documents", "example", "manual_page", "options_page", "readme_table", "settings_module"]
+__all__ = ["documents", "example", "options_page", "settings_module"]
 
 _ROOT = Path(__file__).parents[2]
-
-_MARK = "<!-- options: make papers -->"
 
 _COMMANDS_MARK = "<!-- commands: make papers -->"
 _STATES_MARK = "<!-- states: make papers -->"
@@ -41,31 +41,23 @@ _STATES_MARK = "<!-- states: make papers -->"
 _WIDTH = 96
 
 
-def _flags(option: SettingOption) -> str:
-    return ", ".join(option.opts) + ("" if option.is_flag else f" {option.metavar}")
-
-
 def _quoted(text: str) -> str:
     """Return help in Markdown: flags and what is to be written as it is between backquotes."""
     return re.sub(r"(?<![\w`])(--?[a-z][\w-]*)", r"`\1`", text).replace("|", "\\|")
 
 
-def readme_table() -> str:
-    """Return the table of the options that README has."""
-    rows = [
-        f"| `{_flags(option)}` | {option.default_text} | {_quoted(option.help or '')} |"
-        for option in OPTIONS
-    ]
-    return "\n".join([_MARK, "| option | default | meaning |", "| --- | --- | --- |", *rows, ""])
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def commands_table() -> str:
     """Return the table of ``docs/session.md``: each command in each state."""
     states = TAKES_COMMANDS[:-1]
-    head = ["command", *(state.name for state in states)]
+    heads = ["command", *(state.name for state in states)]
     rows = [[f"`{row.name}`", *(_in_state(row, state) for state in states)] for row in COMMANDS]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join([_COMMANDS_MARK, *(f"| {' | '.join(cells)} |" for cells in lines), ""])
+    return f"{_COMMANDS_MARK}\n{_table(heads, rows)}"
 
 
 def _in_state(row: Command, state: State) -> str:
@@ -79,11 +71,22 @@ def _in_state(row: Command, state: State) -> str:
 
 def _led_to(row: Command, state: State) -> State | None:
     """Return the state that a command leads to; None: there is no change."""
-    if state in row.otherwise or state in row.late:
-        return None
-    if row.name == "RSET" and state is State.HELLO:  # it introduces nobody
-        return None
-    return row.leads_to
+    refused = state in row.otherwise or state in row.late
+    stays = row.name == "RSET" and state is State.HELLO  # it introduces nobody
+    return None if refused or stays else row.leads_to
+
+
+_BESIDES = """\
+    DATA --> DELIVERY: its end
+    CHUNK --> DELIVERY: its end
+    CHUNK --> CHUNKS: not the last
+    DELIVERY --> READY: the handler's answer
+    EXCHANGE --> READY: the last answer
+    HANDSHAKE --> HELLO: TLS
+    HANDSHAKE --> BARRED: handle_STARTTLS says no
+    LEAVING --> [*]
+```
+"""
 
 
 def states_diagram() -> str:
@@ -94,17 +97,9 @@ def states_diagram() -> str:
             to = _led_to(row, state)
             if to is not None and to != state:
                 ways.setdefault((state.name, to.name), []).append(row.name)
-    for name in ("DATA", "CHUNK"):
-        ways[name, "DELIVERY"] = ["its end"]
-    ways["CHUNK", "CHUNKS"] = ["not the last"]
-    ways["DELIVERY", "READY"] = ["the handler's answer"]
-    ways["EXCHANGE", "READY"] = ["the last answer"]
-    ways["HANDSHAKE", "HELLO"] = ["TLS"]
-    ways["HANDSHAKE", "BARRED"] = ["handle_STARTTLS says no"]
-    lines = [f"    {a} --> {b}: {', '.join(names)}" for (a, b), names in ways.items()]
-    head = ["    [*] --> GREETING", "    GREETING --> HELLO: 220"]
-    body = ["```mermaid", "stateDiagram-v2", *head, *lines, "    LEAVING --> [*]", "```"]
-    return "\n".join([_STATES_MARK, *body, ""])
+    lines = [f"    {a} --> {b}: {', '.join(names)}\n" for (a, b), names in ways.items()]
+    head = "```mermaid\nstateDiagram-v2\n    [*] --> GREETING\n    GREETING --> HELLO: 220\n"
+    return f"{_STATES_MARK}\n{head}{''.join(lines)}{_BESIDES}"
 
 
 def options_page() -> str:
@@ -113,58 +108,75 @@ def options_page() -> str:
 
 
 def _section_table(section: str) -> str:
+    heads = ("option", "in a file", "environment", "default", "meaning")
     rows = [
-        f"| `{_flags(option)}` | `{'.'.join(filter(None, (option.table, option.key)))}` "
-        f"| `{option.envvar}` | {option.default_text} | {_quoted(option.help or '')} |\n"
-        for option in OPTIONS
-        if option.section == section
+        (
+            *(f"`{flags_of(o)}`", f"`{'.'.join(filter(None, (o.table, o.key)))}`", f"`{o.envvar}`"),
+            *(o.default_text, _quoted(o.help or "")),
+        )
+        for o in OPTIONS
+        if o.section == section
     ]
-    head = "| option | in a file | environment | default | meaning |\n"
-    return f"\n## {section}\n\n{head}| --- | --- | --- | --- | --- |\n{''.join(rows)}"
+    return f"\n## {section}\n\n{_table(heads, rows)}"
 
 
 _PAGE_HEAD = f"""\
 # The options
 
-Made of their definitions by `make papers`. A flag beats the environment, that beats the
-file of `--config` (or `{CONFIG_VARIABLE}`), and that beats the default. In a file,
-names may have `_` for `-`; options that are repeatable take one value or a list; in the
-environment they take several words. Sizes are bytes or `25M`, times are seconds or
-`500ms`, `5m`, `1h`. `smtpd-fork config` prints what is in force, and why;
-[the example](../examples/smtpd-fork.toml) has them all.
+This page lists all options; `make papers` generates it from their definitions. Precedence: command
+line, environment, configuration file (`--config` or `{CONFIG_VARIABLE}`), defaults. In a
+file, names may use `_` instead of `-`. A repeatable option takes one value or a list in a file, and
+values separated by spaces in the environment, where `"a value with spaces"` is quoted. Sizes are in
+bytes or `25M`, times in seconds or `500ms`, `5m`, `1h`. `smtpd-fork config` prints the effective
+settings with their origin;
+[the example](../examples/smtpd-fork.toml) contains them all. In bash, zsh (`zsh_source`) and fish
+(`fish_source`), `eval "$({COMPLETION_VARIABLE}=bash_source smtpd-fork)"`
+completes commands and options.
 """
 
 _PAGE_TAIL = """
 ## Listeners and handlers in a file
 
-`[[listener]]` is an address in more words: `address` or `path` (a unix socket's), `port`,
-`protocol` (`smtp`, `lmtp`), `tls` (`starttls`, offered if there is a certificate; `none`;
-`required`; `implicit`, from the first byte) and `proxy` (whether a PROXY header comes first).
-`[[handler]]` is a handler: `use`, and `argument` or a list of `arguments`. They stand for
-`listen-address` and `handler`, and one of both forms is used in a file.
+`[[listener]]` is a listen address as a table: `address` or `path` (of a unix socket), `port`,
+`protocol` (`smtp`, `lmtp`), `tls` (`starttls`: offered if there is a certificate; `none`;
+`required`; `implicit`) and `proxy` (true: a PROXY header is required). `[[handler]]` is a handler:
+`use` is its name; the other keys are those of [the handler](sinks.md), and `for`, `copy` and `when`
+select its messages. Of a `module:attr` they are the parameters of the class or function; `argument`
+or a list of `arguments` gives those without a name. A file has either these tables or
+`listen-address` and `handler`.
 """
 
 _LISTENER = """\
-# Where to listen. Instead of listen-address, each address may be a table, at the end of the file:
+# Listeners. Instead of listen-address, each address may be a table at the end of the file:
 #
 # [[listener]]
 # address = "0.0.0.0"
 # port = 25
 # protocol = "smtp"     # or "lmtp"
 # tls = "starttls"      # "none", "required", "implicit"
-# proxy = false         # whether a PROXY header comes first
+# proxy = false         # true: a PROXY header is required
 #
-# And each handler:
+# Each handler may be a table as well:
 #
 # [[handler]]
-# use = "maildir"
-# argument = "/var/mail/incoming\""""
+# use = "accept"
+# domains = ["example.com"]
+#
+# [[handler]]
+# use = "lmtp"
+# address = "unix:/run/dovecot/lmtp"
+# for = ["example.com"]
+#
+# [[handler]]
+# use = "s3"
+# bucket = "archive"
+# copy = "best-effort\""""
 
 
 _EXAMPLE_HEAD = f"""\
-# Settings of smtpd-fork, for --config. Each line that begins with #: is a default;
-# without the mark it is a setting. Flags and the environment win over this file.
-# smtpd-fork check --config FILE tells what is wrong with it.
+# Configuration file of smtpd-fork, for --config. A line that begins with #: shows a default;
+# remove the mark to set it. The command line and the environment override this file.
+# smtpd-fork check --config FILE reports errors in it.
 
 {_LISTENER}
 """
@@ -204,71 +216,6 @@ def _comment(text: str) -> str:
     return "".join(f"# {line}\n" for line in wrapped.splitlines())
 
 
-# -- the manual page -------------------------------------------------------------------------------
-
-
-def manual_page() -> str:
-    """Return ``packaging/smtpd-fork.8``, in the macros of man(7)."""
-    return "\n".join(_manual_page()) + "\n"
-
-
-def _manual_page() -> Iterator[str]:
-    yield '.\\" Made of the options\' definitions by "make papers".'
-    yield '.TH SMTPD-FORK 8 "" "smtpd-fork" "System Manager\'s Manual"'
-    yield ".SH NAME"
-    yield "smtpd\\-fork \\- SMTP front door: counts sessions, defers or refuses, hands on"
-    yield ".SH SYNOPSIS\n.B smtpd\\-fork\n.RI [ options ]"
-    for name in SUBCOMMANDS:
-        yield f".br\n.B smtpd\\-fork {_roff(name)}\n.RI [ options ]"
-    yield f".SH DESCRIPTION\n{_roff(command.help or '')}\n{_roff(command.epilog or '')}"
-    yield ".SH COMMANDS"
-    yield from _entries(SUMMARIES)
-    yield ".SH OPTIONS"
-    for section in SECTIONS:
-        yield f".SS {section}"
-        yield from _entries(
-            {
-                _flags(
-                    option
-                ): f"{option.help}{option.default_text and f' [{option.default_text}]'}"
-                for option in OPTIONS
-                if option.section == section
-            }
-        )
-    yield ".SS Other"
-    yield from _entries({"--config FILE": CONFIG_HELP})
-    yield ".SH SIGNALS"
-    yield from _entries(SIGNALS)
-    yield ".SH EXIT STATUS"
-    yield from _entries({str(int(status)): meaning for status, meaning in MEANINGS.items()})
-    yield ".SH SEE ALSO"
-    yield ".BR qpsmtpd\\-forkserver (8),\n.BR systemd.socket (5),\n.BR sysexits.h (3head)"
-
-
-def _entries(meanings: Mapping[str, str]) -> Iterator[str]:
-    """Return a list of terms, each with its meaning."""
-    for term, meaning in meanings.items():
-        yield f".TP\n.B {_roff(term)}\n{_roff(meaning)}"
-
-
-SIGNALS = {
-    "SIGTERM, SIGINT": "Stop: messages in flight are finished; a second one stops at once.",
-    "SIGHUP": "Read the settings, the lists and the certificates again.",
-    "SIGUSR2": "Have a new process take over the listening sockets, and end when sessions have.",
-}
-
-
-def _roff(text: str) -> str:
-    """Return *text* so that roff takes it as it is."""
-    escaped = text.replace("\\", "\\e").replace("-", "\\-").strip()
-    return "\n".join(
-        f"\\&{line}" if line.startswith((".", "'")) else line for line in escaped.splitlines()
-    )
-
-
-# -- all of them -----------------------------------------------------------------------------------
-
-
 _SETTINGS_HEAD = '''\
 """Settings: the keywords of Server, for type checkers. Made by ``make papers`` of Config."""
 
@@ -281,13 +228,20 @@ if TYPE_CHECKING:
 
     from smtpd_fork.config import WhenFull
 
-__all__ = ["Settings"]
+__all__ = ["GateSettings", "Settings"]
 
 
-class Settings(TypedDict, total=False):
+class GateSettings(TypedDict, total=False):
+    """The limits of a gate by name, as :class:`smtpd_fork.Limits` reads them."""
+
+'''
+
+_SERVER_HEAD = '''
+
+class Settings(GateSettings, total=False):
     """The settings by name, as :meth:`smtpd_fork.Config.build` reads them; None is the default.
 
-    What they are stands at :class:`smtpd_fork.Config`.
+    :class:`smtpd_fork.Config` documents them.
     """
 
 '''
@@ -296,10 +250,10 @@ class Settings(TypedDict, total=False):
 def settings_module() -> str:
     """Return ``smtpd_fork/settings.py``."""
     hints = get_type_hints(Config)
-    lines = [
-        f"    {name}: {accepted(name, hints[name])} | None" for name in Config.__struct_fields__
-    ]
-    return _SETTINGS_HEAD + "\n".join(lines) + "\n"
+    lines = {n: f"    {n}: {accepted(n, hints[n])} | None\n" for n in Config.__struct_fields__}
+    of_gate = [line for name, line in lines.items() if name in GATE_SETTINGS]
+    others = [line for name, line in lines.items() if name not in GATE_SETTINGS]
+    return "".join([_SETTINGS_HEAD, *of_gate, _SERVER_HEAD, *others])
 
 
 def accepted(name: str, hint: Any) -> str:
@@ -324,9 +278,8 @@ def _filled(text: str, parts: Sequence[tuple[str, Callable[[], str]]]) -> str:
 
 def documents() -> dict[Path, str]:
     """Return the text of each generated file, by its path."""
-    readme, session = _ROOT / "README.md", _ROOT / "docs/session.md"
+    session = _ROOT / "docs/session.md"
     pages = {
-        readme: [(rf"{re.escape(_MARK)}\n(?:\|.*\n)*", readme_table)],
         session: [
             (rf"{re.escape(_COMMANDS_MARK)}\n(?:\|.*\n)*", commands_table),
             (rf"{re.escape(_STATES_MARK)}\n(?:```(?s:.*?)```\n)?", states_diagram),

@@ -5,8 +5,8 @@
     python -m smtpd_fork.cli.health
 
 It reads the command line of pid 1 and its own environment as the daemon did, connects to the first
-address that the daemon was told to listen on, waits for the greeting and says QUIT. The status is
-0 if it was greeted, or was told 4xx: a daemon that has no place left is well, and says so. Else it
+listen address of the daemon, waits for the greeting and sends QUIT. The status is 0 after a
+greeting, or after a 4xx: a daemon without a free connection slot is healthy. Otherwise it
 is 1, with one line that says why.
 """
 
@@ -15,33 +15,29 @@ from __future__ import annotations
 import socket
 import ssl
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from smtpd_fork.cli.command import PROGRAM, command
+from smtpd_fork.cli.command import command
+from smtpd_fork.cli.names import PROGRAM
 from smtpd_fork.cli.setting_sources import SettingSources
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.errors import SmtpdForkError
-from smtpd_fork.listeners import ANY
+from smtpd_fork.listeners import ANY, Address
 from smtpd_fork.listeners.bind import wanted_addresses
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from smtpd_fork.listeners import Address
 
 __all__ = ["daemon_arguments", "main", "probe"]
 
 SECONDS = 4.0
-"""For the whole of it; less than the image's --timeout, so that the reason is told."""
+"""For the whole of it; less than the image's --timeout, so that the reason is shown."""
 
 MAX_GREETING = 1024
 """Bytes; a line of a reply has 512 (RFC 5321 4.5.3.1.5)."""
 
 _NO_ADDRESS = b"PROXY UNKNOWN\r\n"
-"""A PROXY header of a health check: it speaks for nobody."""
+"""A PROXY header of a health check, without a client."""
 
 _LOOPBACK = {ANY: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared only
 
@@ -85,35 +81,35 @@ def _address(arguments: Sequence[str]) -> Address:
     :raises click.ClickException: the arguments cannot be read
     :raises SmtpdForkError: a setting cannot
     """
-    context = command.make_context(PROGRAM, list(arguments))
-    values = dict(context.params)
-    given = SettingSources.of(context, values, values.pop("config_file", None)).values
-    known = {name: given[name] for name in given.keys() & {"listen", "port"}}
-    config = DaemonConfig.build(known)
-    addresses = wanted_addresses(config)
-    return min(addresses, key=lambda address: (address.path is not None, address.proxy))
+    given = SettingSources.of(command.make_context(PROGRAM, list(arguments))).values
+    config = DaemonConfig.build({name: given.get(name) for name in ("listen", "port")})
+    return min(
+        wanted_addresses(config), key=lambda address: (address.path is not None, address.proxy)
+    )
 
 
 def probe(address: Address, seconds: float = SECONDS) -> str:
     """Connect to *address*, say QUIT, and return the greeting; empty if there was none.
 
-    :raises OSError: nobody answers there, or not in time
+    :raises OSError: no daemon answers there, or not in time
     """
     with _connect(address, seconds) as sock:
         if address.proxy:
             sock.sendall(_NO_ADDRESS)
         with _secured(sock) if address.tls else sock as line:
-            heard = b""
-            while b"\n" not in heard and len(heard) < MAX_GREETING:
-                chunk = line.recv(MAX_GREETING)
-                if not chunk:
-                    break
-                heard += chunk
-            if heard[:1] == b"2":
+            greeting = _greeting(line)
+            if greeting.startswith("2"):
                 # And see it leave: else its place is taken a moment longer than need be.
                 line.sendall(b"QUIT\r\n")
                 while line.recv(MAX_GREETING):
                     pass
+    return greeting
+
+
+def _greeting(line: socket.socket) -> str:
+    heard = b""
+    while b"\n" not in heard and len(heard) < MAX_GREETING and (chunk := line.recv(MAX_GREETING)):
+        heard += chunk
     return heard.partition(b"\n")[0].decode("ascii", "replace").strip()
 
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
-from smtpd_fork.config import SettingError
-from smtpd_fork.errors import ConfigError
-from smtpd_fork.listeners import bind_all, parse_address
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from smtpd_fork.config import DaemonConfig
-    from smtpd_fork.listeners import Address, Listener
+from smtpd_fork.config import DaemonConfig, SettingError
+from smtpd_fork.errors import MissingLibraryError
+from smtpd_fork.listeners import Address, Listener, bind_all, parse_address
 
 __all__ = ["metrics_address", "open_metrics", "wanted_metrics"]
 
@@ -24,7 +18,7 @@ LIBRARIES = ("aiohttp", "prometheus_client")
 
 
 def metrics_address(text: str) -> Address:
-    """Return the address of ``HOST:PORT``, ``[V6]:PORT`` or ``unix:PATH``.
+    """Return the address of ``HOST:PORT``, ``[V6]:PORT``, ``:PORT`` or ``unix:PATH``.
 
     :raises SettingError: *text* cannot be read
     """
@@ -33,9 +27,9 @@ def metrics_address(text: str) -> Address:
     except SettingError as error:
         raise SettingError("metrics", text, error.reason) from None
     if address.scheme != "smtp" or text.startswith("smtp:"):
-        raise SettingError("metrics", text, "HTTP is spoken there, and nothing else")
+        raise SettingError("metrics", text, "expected no protocol: only HTTP is served there")
     if address.path is None and address.port is None:
-        raise SettingError("metrics", text, "write HOST:PORT, [V6]:PORT or unix:PATH")
+        raise SettingError("metrics", text, "write HOST:PORT, [V6]:PORT, :PORT or unix:PATH")
     return address
 
 
@@ -43,17 +37,14 @@ def wanted_metrics(config: DaemonConfig) -> Address | None:
     """Return the address of ``--metrics``, after a look for the libraries; None without it.
 
     :raises SettingError: the address cannot be read
-    :raises ConfigError: a library is not installed
+    :raises MissingLibraryError: a library is not installed
     """
     if config.metrics is None:
         return None
     address = metrics_address(config.metrics)
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
-        raise ConfigError(
-            f"metrics on {config.metrics} need {' and '.join(missing)}: "
-            "pip install 'smtpd-fork[metrics]'"
-        )
+        raise MissingLibraryError(f"metrics on {config.metrics}", missing, "metrics")
     return address
 
 

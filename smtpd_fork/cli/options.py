@@ -5,25 +5,21 @@ Types and defaults are those of :class:`smtpd_fork.config.DaemonConfig`.
 
 from __future__ import annotations
 
-from typing import Any, get_type_hints
+import shlex
+from typing import Any, get_args, get_type_hints
 
 import click
 import msgspec
+from click.shell_completion import CompletionItem
 
+from smtpd_fork.cli.names import ENVIRONMENT_PREFIX
 from smtpd_fork.config import LISTS, READERS, DaemonConfig, WhenFull
 from smtpd_fork.units import format_size, parse_mode, parse_size
 
 __all__ = [
-    "DEFAULTS",
-    "ENVIRONMENT_PREFIX",
-    "OPTIONS",
-    "SECTIONS",
-    "TABLES",
-    "SettingOption",
+    "DEFAULTS", "OPTIONS", "SECTIONS", "TABLES", "SettingOption",
     "format_setting",
-]
-
-ENVIRONMENT_PREFIX = "SMTPD_FORK_"
+]  # fmt: skip
 
 _HINTS = get_type_hints(DaemonConfig)
 
@@ -39,16 +35,29 @@ _TABLE_OF = {"Limits": "gate", "Lists": "gate", "TLS": "tls"}
 """By section of the help."""
 
 _DEFAULT_TEXTS = {
-    "dns_server": "the system's",
-    "hostname": "the system's name",
-    "limit_connections": "1000, less where few files may be open",
-    "listen": "all, IPv4 and IPv6",
-    "max_buffered_from_ip": "an eighth of --max-buffered, at least a message; none with -m 0",
-    "log_to": "stderr; detached: syslog",
-    "tls_key": "in the same file",
+    "dns_server": "those of the system",
+    "hostname": "the system's hostname",
+    "limit_connections": "1000, or fewer if RLIMIT_NOFILE is low",
+    "listen": "all interfaces, IPv4 and IPv6",
+    "max_buffered_from_ip": "1/8 of --max-buffered, at least one message; none with -m 0",
+    "log_to": "stderr, or journald in a systemd unit; with -d: syslog",
+    "tls_key": "in the file of --tls-cert",
     "user": "",
 }
 """Defaults that no value shows."""
+
+
+class _Words(click.types.StringParamType):
+    """Text; in the environment several, separated by spaces, and quoted if they have spaces."""
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        lexer = shlex.shlex(rv, posix=True)
+        lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+        return list(lexer)
+
+
+def _choices(hint: Any) -> list[str]:
+    return [part for part in get_args(hint) if isinstance(part, str)]
 
 
 class SettingOption(click.Option):
@@ -76,9 +85,23 @@ class SettingOption(click.Option):
             help=text,
             metavar=None if words == flags else words[-1],
             multiple=self.setting in LISTS,
+            type=_Words() if self.setting in LISTS else None,
             is_flag=_HINTS[self.setting] is bool or None,  # False means another thing to click
             envvar=ENVIRONMENT_PREFIX + name.upper(),
         )
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        """Return the value, or values, of the variable (click's)."""
+        try:
+            return super().value_from_envvar(ctx)
+        except ValueError:
+            raise click.UsageError(f"{self.envvar}: a quotation mark is not closed") from None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the values that the setting may have, or have the shell complete a file."""
+        if values := _choices(_HINTS[self.setting]):
+            return [CompletionItem(value) for value in values if value.startswith(incomplete)]
+        return [CompletionItem(incomplete, type="file")]
 
     def get_default(self, ctx: click.Context, call: bool = True) -> Any:
         """Return None: the settings know their defaults."""
@@ -116,8 +139,6 @@ def _format_default(name: str) -> str:
     default = DEFAULTS[name]
     if default is False or default is None or default is msgspec.NODEFAULT:
         return ""
-    if isinstance(default, float):
-        return f"{default:g} s"
     text = format_setting(name, default)
     return ", ".join(map(str, text)) if isinstance(text, tuple) else str(text)
 
@@ -125,134 +146,168 @@ def _format_default(name: str) -> str:
 _OPTIONS = {
     "Listening": {
         "-p, --port PORT":
-            "Port for the addresses that name none; 0 takes a free one. Repeatable.",
+            "Port for listen addresses without one. 0 picks a free port. Repeatable.",
         "-l, --listen-address ADDR":
-            "ADDR, ADDR:PORT, [V6]:PORT or unix:PATH; in front of it smtps: is TLS from the first "
-            "byte, lmtp: is LMTP; behind that, +proxy takes a PROXY header first, +require-tls no "
-            "mail in the clear, +no-tls offers no STARTTLS: smtp+proxy:ADDR. Repeatable.",
+            "Address to listen on: [PROTOCOL[+FLAG...]:]ADDRESS. PROTOCOL: smtp, smtps (implicit "
+            "TLS) or lmtp. FLAG: proxy (a PROXY header is required), require-tls or no-tls. "
+            "ADDRESS: HOST, HOST:PORT, [IPV6]:PORT or unix:PATH. Repeatable.",
         "--proxy-trust NET":
-            "Network, or file of networks, that may send PROXY headers. Repeatable.",
-        "--proxy-timeout TIME": "For a PROXY header.",
+            "Network, or file of networks, of the proxies that may send PROXY headers. Repeatable.",
+        "--proxy-timeout TIME": "Time to wait for a PROXY header; then the connection is closed.",
         "--probe-from NET":
-            "Network, or file of networks, whose connections are a load balancer's probes: no "
-            "sessions, no place, no line in the log. Repeatable.",
-        "--backlog N": "Clients that the kernel keeps waiting, as listen(2) has it.",
-        "--socket-mode MODE": "File mode of unix sockets, in octal.",
+            "Network, or file of networks, of load-balancer health checks. Their connections are "
+            "not counted, not limited and not logged. Repeatable.",
+        "--backlog N": "Length of the kernel's queue of waiting clients; see listen(2).",
+        "--socket-mode MODE": "Octal file mode of unix sockets.",
     },
     "Limits": {
-        "-c, --limit-connections N": "Sessions at once; beyond, clients are deferred or refused.",
+        "-c, --limit-connections N":
+            "Maximum concurrent sessions. Further clients wait or get 421; see --when-full.",
         "-m, --max-from-ip N":
-            "Sessions at once from one source; 0 is no limit. Does not override -c.",
-        "--ipv6-prefix BITS": "Of the network that is one source of IPv6.",
+            "Maximum concurrent sessions per client (IPv4 address, or IPv6 network of "
+            "--ipv6-prefix); more get 421. -c applies as well. 0 is no limit.",
+        "--ipv6-prefix BITS": "IPv6 prefix length that counts as one client.",
         "--max-from-net N/PREFIX":
-            "Sessions at once from one network, IPv4 (100/24) or IPv6 (200/48), in figures or as a "
-            "share of -c, which leaves local networks alone (25%/24); more get 421. 0 is no limit. "
-            "Replaces the default. Repeatable.",
-        "--rate N/PERIOD": "New sessions from one source in a time: 30/m, 5/10s. Repeatable.",
-        "--rate-net N/PERIOD/PREFIX": "The same from one network: 100/m/24. Repeatable.",
+            "Maximum concurrent sessions per IPv4 or IPv6 network, as a number (100/24, 200/48), "
+            "or as a share of -c that local networks are exempt from (25%/24); more get 421. "
+            "Replaces the default. 0 is no limit. Repeatable.",
+        "--rate N/PERIOD":
+            "Rate limit: maximum new sessions per client and period (30/m, 5/10s); more get 421. "
+            "Repeatable.",
+        "--rate-net N/PERIOD/PREFIX":
+            "Rate limit: maximum new sessions per network and period (100/m/24); more get 421. "
+            "Repeatable.",
         "--fair-share":
-            "Over three quarters full, no source holds more than its part of the places.",
+            "Limit each client to an equal share of -c while more than 75 % of -c is in use; more "
+            "get 421.",
         "--greet-pause TIME":
-            "Wait that long with the greeting; who talks before it is told 554. 0: not at all.",
-        "--reserve N": "Places, of those of -c, that are for exempt clients alone.",
+            "Delay the greeting by TIME; clients that send data before it get 554. 0 disables.",
+        "--reserve N": "Reserve N of the -c connections for the clients of --exempt.",
         "--when-full HOW":
-            "defer (clients wait in the backlog), refuse (421 at once), or defer:SECONDS (421 "
-            "after that long).",
+            "Action when all -c connections are in use: defer (new clients wait in the kernel's "
+            "queue), refuse (they get 421), or defer:SECONDS (they get 421 after SECONDS).",
         "--timeout TIME":
-            "Longest wait for a client's next command, as 300 or 5m, and for all of a command that "
-            "has begun (60 s at most); then 421. Single bytes do not extend it.",
+            "Idle timeout: end a session with 421 after TIME without a command (300, 5m). A "
+            "command that has begun must be complete within TIME, at most 60 s.",
         "--stress-timeout TIME":
-            "Replaces --timeout, --tls-handshake-timeout and --data-timeout, if three quarters of "
-            "the slots of -c are in use. When all are, and clients wait, those without progress "
+            "Replacement for --timeout, --tls-handshake-timeout and --data-timeout while 75 % of "
+            "-c is in use. While all of -c is in use and clients wait, sessions without progress "
             "for TIME get 421. 0 disables.",
-        "--tls-handshake-timeout TIME": "For a TLS handshake.",
+        "--tls-handshake-timeout TIME":
+            "Maximum duration of a TLS handshake; then the connection is closed.",
         "--tls-failure-rate N/PERIOD":
-            "TLS handshakes of one client that may fail, or be under way, in a time, and four "
-            "times as many of a /24 or /48. More get 454 for STARTTLS, and implicit TLS is closed. "
-            "0 is no limit.",
-        "--data-timeout TIME": "For the next part of a message.",
+            "Maximum failed and unfinished TLS handshakes per client and period, and four times "
+            "as many per /24 or /48. More get 454 for STARTTLS; with implicit TLS the connection "
+            "is closed. 0 is no limit.",
+        "--data-timeout TIME":
+            "Maximum wait for the next part of a message; then the session ends with 421.",
         "--min-data-rate N":
-            "Bytes a second that a message has to come with, in each minute from its first byte to "
-            "its end, chunks of BDAT and what is between them included; less gets 421. 0: any.",
-        "--handler-timeout TIME": "For a handler's answer; then the client is told 451.",
-        "--session-timeout TIME": "For a whole session.",
-        "--max-errors N": "Commands that are none, before a session is ended.",
+            "Minimum bytes per second of a message, measured over each minute from its first byte "
+            "to its end, with BDAT over all chunks and the time between them; fewer get 421. 0 "
+            "disables.",
+        "--handler-timeout TIME":
+            "Maximum run time of a handler hook. On expiry it is cancelled and the client gets "
+            "451.",
+        "--session-timeout TIME": "Maximum duration of a session; then it ends with 421.",
+        "--max-errors N":
+            "Maximum invalid commands per session; the next one gets 421 and ends the session.",
         "--max-rejects N":
-            "Refused recipients, and other refused commands, of one session; the next one gets "
-            "421, and the session ends.",
-        "--max-recipients N": "Of one message.",
+            "Maximum rejected recipients and other rejected commands per session; the next one "
+            "gets 421 and ends the session.",
+        "--max-recipients N": "Maximum recipients per message; more get 452.",
+        "--max-hops N":
+            "Maximum Received fields of a message; more get 554, as it is in a mail loop. 0 is no "
+            "limit.",
         "--max-buffered SIZE":
-            "Memory for messages, recipients and unread replies of all sessions, beyond 64K of "
-            "each session; a message that does not fit gets 452. Past three quarters of it, "
-            "sessions that hold much and are idle get 421, the largest first. 0 is no limit.",
+            "Memory limit for messages, recipients and unsent replies of all sessions, not "
+            "counting 64K per session; a message above it gets 452. Above 75 % of it, idle "
+            "sessions that use much memory get 421, the largest first. 0 is no limit.",
         "--max-buffered-from-ip SIZE":
-            "The same of one client (IPv4 address, or network of --ipv6-prefix) that is not "
-            "exempt; 0 is no limit.",
+            "Memory limit like --max-buffered, but per client. Clients of --exempt have none. 0 "
+            "is no limit.",
         "--max-loop-lag TIME":
-            "By which the loop may be late, before clients are told 421. 0: any.",
-        "--max-message-size SIZE": "In bytes, or as 25M; 0 is no limit.",
+            "Refuse new clients with 421 while the event loop lags by more than TIME. 0 disables.",
+        "--max-message-size SIZE":
+            "Maximum size of a message in bytes (or 25M); a larger one gets 552. 0 is no limit.",
         "--max-line-length SIZE":
-            "Longest line of a message in octets, with its line end; a longer one gets 500. 0: as "
-            "long as the message may be.",
+            "Maximum length of a message's line in bytes, including its line end; a longer one "
+            "gets 500. 0 is no limit.",
     },
     "Lists": {
         "--allow NET":
-            "Network, or file of networks, that is not denied; the smallest network around an "
-            "address decides. Repeatable.",
-        "--deny NET": "Network that is told 554, or file of NET [TEXT] lines. Repeatable.",
+            "Allowlist: network, or file of networks, exempt from --deny. The most specific entry "
+            "for an address decides. Repeatable.",
+        "--deny NET":
+            "Denylist: network, or file of lines NET [TEXT], whose clients get 554 and TEXT. "
+            "Repeatable.",
         "--exempt NET":
-            "Network, or file of networks, that the limits of sources leave alone. Repeatable.",
+            "Network, or file of networks, not subject to limits per client and per network. "
+            "Repeatable.",
         "--dnsbl ZONE[=CODES][=WEIGHT]":
-            "Blocklist in the DNS; clients that it lists get 554. CODES are the answers that "
-            "count, as in 127.0.0.[2;4..7]; default: all but the list's errors. Repeatable.",
-        "--dnsbl-threshold N": "Weight of all that list a client, from which on it is refused.",
-        "--rdns": "Ask for the clients' names: session.host_name_dns.",
-        "--dns-timeout TIME": "For a question to the DNS; without an answer clients come in.",
-        "--dns-server ADDR": "Whom to ask, as 192.0.2.53 or [::1]:5353.",
-        "--refuse-first N": "Refuse the first N clients: a rehearsal of what yours do then.",
-        "--refuse-every N": "Refuse each Nth client after those.",
+            "DNS blocklist; listed clients get 554. CODES selects the answers that count, such as "
+            "127.0.0.[2;4..7]; by default all except the list's error codes. Repeatable.",
+        "--dnsbl-threshold N":
+            "Refuse a client when the weights of the blocklists it is on add up to N or more.",
+        "--rdns":
+            "Look up the reverse DNS name of each client, for handlers: session.host_name_dns.",
+        "--dns-timeout TIME": "Maximum duration of a DNS query; on expiry the client is accepted.",
+        "--dns-server ADDR": "DNS server to use, such as 192.0.2.53 or [::1]:5353.",
+        "--refuse-first N": "For testing: refuse the first N clients with 421.",
+        "--refuse-every N":
+            "For testing: after those of --refuse-first, refuse every Nth client with 421.",
     },
     "Mail": {
         "--handler HANDLER":
-            "maildir:PATH, debug, discard, or module:attr. Repeatable: a chain, the first answer "
-            "wins.",
+            "Handler of messages: NAME:ARGUMENT,KEY=VALUE,... or module:attr. Names are accept, "
+            "maildir, mbox, pipe, lmtp, relay, webhook, redis, nats, s3, debug and discard. "
+            "Repeatable: the handlers form a chain, and the first answer is used.",
+        "--reload-handlers":
+            "For development: when a file of a module:attr handler changes, load the handlers "
+            "again for new sessions.",
         "--bare-newline HOW":
-            "Lone CR or LF in a message: normalize makes CR LF of each, accept keeps it, reject "
-            "answers 550, also to NUL. LF alone ends a command, unless reject is set.",
+            "Handling of a bare CR or LF in a message: normalize (to CRLF), accept (unchanged) or "
+            "reject (550; also for NUL). A bare LF ends a command, except with reject.",
         "--strict-paths":
-            "Refuse an address of MAIL or RCPT with 553 if it is not in angle brackets, or stands "
-            "beside a tab.",
-        "--hostname NAME": "This host, in replies and headers.",
+            "Reject MAIL and RCPT with 553 if the address is not in angle brackets or is next to "
+            "a tab.",
+        "--hostname NAME": "Name of this host in replies and headers.",
     },
     "TLS": {
         "--tls-cert FILE":
-            "Certificate chain, PEM; with it, STARTTLS is offered. Repeatable: clients get the one "
-            "with the name they ask for, or the first.",
-        "--tls-key FILE": "Its key, PEM. Repeatable, in the same order.",
-        "--tls-min-version VERSION": "Oldest TLS that is spoken: 1.2 or 1.3.",
+            "Certificate chain (PEM); STARTTLS is offered with it. Repeatable: a client gets the "
+            "certificate for the name it requests, or the first.",
+        "--tls-key FILE":
+            "Private key (PEM) of the certificate. Repeatable, in the order of --tls-cert.",
+        "--tls-min-version VERSION": "Minimum TLS version: 1.2 or 1.3.",
         "--tls-client-ca FILE":
-            "Authorities, PEM; clients are asked for a certificate of theirs.",
+            "CA certificates (PEM); clients are asked for a client certificate signed by one of "
+            "them.",
         "--tls-client-verify HOW":
-            "Clients without one: let in (optional), or sent away (require).",
-        "--require-starttls": "Take no mail in the clear.",
+            "Handling of clients without a client certificate: optional (accept them) or require "
+            "(mutual TLS: close the connection).",
+        "--require-starttls": "Refuse mail over plaintext connections with 530.",
     },
     "Process": {
-        "-u, --user USER": "Become USER once the sockets are bound; takes root.",
+        "-u, --user USER":
+            "Drop privileges to USER after binding the sockets; the daemon must start as root.",
         "--control PATH":
-            "Control socket, for status, kick and so on; its owner's and root's alone.",
-        "-d, --detach": "Run in the background; returns once it serves.",
-        "--pid-file FILE": "Write the process id there; locked while it runs.",
+            "Path of the control socket that status, kick and so on use. Only root and the "
+            "daemon's user have access.",
+        "-d, --detach": "Run in the background; the command returns when the daemon is ready.",
+        "--pid-file FILE": "Write the process ID to FILE, and lock FILE while the daemon runs.",
         "--shutdown-timeout TIME":
-            "For messages in flight, after SIGTERM or SIGINT; a second signal stops at once.",
+            "Maximum duration of a graceful shutdown: after SIGTERM or SIGINT, wait up to TIME "
+            "for messages being received. A second signal stops the daemon immediately.",
         "--loop LOOP": "Event loop: uvloop or asyncio.",
         "--metrics ADDR":
-            "Serve metrics, health and a status page by HTTP on ADDR:PORT, [V6]:PORT or unix:PATH.",
+            "Serve metrics, health checks and a status page over HTTP on ADDR:PORT, [IPV6]:PORT "
+            "or unix:PATH.",
     },
     "Log": {
-        "--log-level LEVEL": "debug, info, warning or error.",
+        "--log-level LEVEL": "Minimum severity to log: debug, info, warning or error.",
         "--log-to WHERE":
-            "stderr, stdout, syslog, journald, or a file, which SIGHUP opens again.",
-        "--log-format FORMAT": "text, or json: an object a line.",
+            "Log destination: stderr, stdout, syslog, journald or a file (reopened on SIGHUP).",
+        "--log-format FORMAT": "Log format: text, or json (one object per line).",
     },
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Reloads: SIGHUP, one after another."""
+"""Reloads: SIGHUP and `smtpd-fork reload`, one after another."""
 
 from __future__ import annotations
 
@@ -6,31 +6,29 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from smtpd_fork.config import Config, DaemonConfig
-from smtpd_fork.errors import SmtpdForkError
-from smtpd_fork.handlers import load_handlers
+from smtpd_fork.cli.setting_changes import daemon_changes, restart_lines
+from smtpd_fork.errors import ExitStatus, SmtpdForkError, UnavailableError, error_origin
+from smtpd_fork.handlers import Chain, load_handlers_again
+from smtpd_fork.observe.reload_outcome import ReloadOutcome
+from smtpd_fork.sanitizer import printable
 
 if TYPE_CHECKING:
     from smtpd_fork.cli.services import Services
     from smtpd_fork.cli.setting_sources import SettingSources
-    from smtpd_fork.handlers import Chain
+    from smtpd_fork.config import DaemonConfig
     from smtpd_fork.server import Server
 
 __all__ = ["Reloads"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
-_OF_RELOADS = {*Config.__struct_fields__, "handler", "log_level"}
-"""Settings that a reload can change; the others take a restart."""
+LONGEST_LINE = 1000
+"""Characters of the log line of a reload."""
 
 
 class Reloads:
     """Has the settings of the file, and all files that they name, read again.
 
-    :param server: is reloaded
-    :param sources: the settings that hold, and where they came from
-    :param config: the same, read
-    :param services: are told
     :param turn: held meanwhile: an upgrade must not see half of it
     """
 
@@ -47,47 +45,82 @@ class Reloads:
         self._sources = sources
         self._config = config
         self._services = services
-        self._asked = False
+        self._next: asyncio.Future[ReloadOutcome] | None = None
+        self._asked_by = ""
+        self._modules: frozenset[str] = frozenset()
         self._task: asyncio.Task[None] | None = None
 
-    def ask(self) -> None:
-        """Have it done; a second time while it is done is done after it, and a third with that."""
-        self._asked = True
+    def ask(
+        self, by: str = "SIGHUP", modules: frozenset[str] = frozenset()
+    ) -> asyncio.Future[ReloadOutcome]:
+        """Have it done, and return the outcome to come.
+
+        A second time while it is done is done after it, and a third with that.
+
+        :param by: who asks, for the log
+        :param modules: of handlers, to be imported again
+        """
+        self._modules |= modules
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+            self._asked_by = by
         if self._task is None:
             self._task = asyncio.ensure_future(self._reload())
+        return self._next
 
     async def _reload(self) -> None:
-        while self._asked:
-            self._asked = False
-            log.info("SIGHUP: reading the settings again")
+        while (outcome := self._next) is not None:
+            self._next = None
+            log.info("%s: reloading the configuration", self._asked_by)
             async with self._turn:
-                await self._once()
+                outcome.set_result(await self._once())
         self._task = None
 
-    async def _once(self) -> None:
+    async def _once(self) -> ReloadOutcome:
         await self._services.each(lambda service: service.reloading())
         sources = self._sources
         try:
             sources = await asyncio.to_thread(sources.read_again)
-            await self._change(sources)
+            outcome = await self._change(sources)
         except SmtpdForkError as error:
-            log.error("all stays as it was: %s", sources.explain(error))  # noqa: TRY400 - one line
-        except Exception:
-            log.exception("all stays as it was")  # a handler's own fault
+            reason, status = sources.explain(error), sources.status(error)
+            outcome = ReloadOutcome(reason=reason, status=status)
+            log.error("%s", outcome)  # noqa: TRY400 - one line
+        except Exception as error:  # a handler's own fault
+            # Its text may repeat an argument of the handler.
+            reason = f"{type(error).__name__}, see the daemon's log"
+            outcome = ReloadOutcome(reason=reason, status=ExitStatus.SOFTWARE)
+            log.exception("%s", outcome)
         else:
-            log.info("the settings were read again")
+            log.info("%s", printable(str(outcome), LONGEST_LINE))
         await self._services.each(lambda service: service.reloaded(self._config))
+        return outcome
 
-    async def _change(self, sources: SettingSources) -> None:
+    async def _change(self, sources: SettingSources) -> ReloadOutcome:
+        if self._services.have_left:
+            raise UnavailableError("a new process serves now")
         config = await asyncio.to_thread(sources.build)
         chain: Chain | None = None
-        if sources.differs(self._sources, "handler"):
-            chain = await asyncio.to_thread(load_handlers, config.handler)
-        await self._server.reload(config, handler=chain)
-        for name in DaemonConfig.__struct_fields__:
-            if name not in _OF_RELOADS and sources.differs(self._sources, name):
-                log.warning("%s was changed: it takes a restart", name)
+        modules, self._modules = self._modules, frozenset()
+        wanted = ("handler", "handler_timeout")
+        if modules or any(sources.differs(self._sources, each) for each in wanted):
+            with error_origin("handler"):
+                chain = await asyncio.to_thread(
+                    load_handlers_again,
+                    config.handler,
+                    modules,
+                    sources.directory,
+                    seconds=config.handler_timeout,
+                )
+        changes = await self._server.reload(config, handler=chain)
+        changes += daemon_changes(self._config, config)
+        restart = restart_lines(self._config, config)
+        for line in restart:
+            log.warning("%s", line)
         self._sources, self._config = sources, config
+        if modules:
+            changes.append("handlers loaded again")
+        return ReloadOutcome(changes, restart)
 
     async def end(self) -> None:
         """Wait for what is being read."""

@@ -1,14 +1,21 @@
-"""Serving: the loop, and what ends it: signals, a drain, another process in this one's place."""
+"""Serving: the loop, and what ends it: signals, a drain, another process in this one's place.
+
+The process is ours, so the event loop, garbage collection, and what becomes of errors that cannot
+be raised are ours to choose.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.cli.python_runtime import collect_garbage_rarely, log_unraisable, loop_factory
+from smtpd_fork.cli.handed_denials import receive_denials
 from smtpd_fork.cli.reload import Reloads
 from smtpd_fork.cli.services import Services, services_of
 from smtpd_fork.cli.upgrade import Upgrade, confirmed
@@ -16,54 +23,28 @@ from smtpd_fork.errors import ExitStatus
 from smtpd_fork.observe.control import DrainOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
-    from typing import Any
+    from pathlib import Path
+    from sys import UnraisableHookArgs
 
     from smtpd_fork.cli.setting_sources import SettingSources
     from smtpd_fork.cli.startup_resources import StartupResources
     from smtpd_fork.cli.stop_watchdog import StopWatchdog
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.daemon import Successor
+    from smtpd_fork.observe.reload_outcome import ReloadOutcome
     from smtpd_fork.server import Server
 
     Orders = asyncio.Queue[signal.Signals | DrainOrder]
     """Signals, and orders of the control socket, one after another."""
 
-__all__ = ["serve"]
+__all__ = ["Serving"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
-
-def serve(
-    server: Server,
-    sources: SettingSources,
-    config: DaemonConfig,
-    resources: StartupResources,
-    watchdog: StopWatchdog,
-    *,
-    ready: Callable[[], None] | None = None,
-) -> ExitStatus:
-    """Run *server* until SIGTERM or SIGINT; a second one stops at once.
-
-    :param sources: the settings, and where they came from
-    :param config: the same, read
-    :param resources: what the process has besides, and may hand over (SIGUSR2)
-    :param watchdog: sees that the process ends, whatever a handler does
-    :param ready: called once it serves
-    :returns: how it ended
-    :raises SmtpdForkError: it cannot start
-    """
-    log_unraisable()
-    service = _Daemon(server, sources, config, resources, watchdog)
-    with asyncio.Runner(loop_factory=loop_factory(config.loop)) as runner:
-        try:
-            cut = _run_to_its_end(runner.get_loop(), service.run(ready), watchdog)
-        finally:
-            watchdog.server_has_stopped()
-    watchdog.loop_has_ended()
-    return ExitStatus.CUT if cut else ExitStatus.OK
+_GC_THRESHOLDS = (20_000, 20, 20)
+"""Of :func:`gc.set_threshold`; by default it would look at every few dozen sessions."""
 
 
 def _run_to_its_end(
@@ -85,8 +66,46 @@ def _run_to_its_end(
             loop.call_soon(watchdog.listen, _STOP)
 
 
-class _Daemon:
-    """One process's time in the loop, from start to end; see :func:`serve`."""
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes the event loop that ``--loop`` names."""
+    if name == "uvloop":
+        import uvloop  # noqa: PLC0415 - who chose asyncio need not load it
+
+        return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+def _collect_garbage_rarely() -> None:
+    """Have Python look for cycles less often: sessions leave none.
+
+    What was made until now stays for good and is never looked at again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+
+
+def _log_unraisable(unraisable: UnraisableHookArgs, /) -> None:
+    """Log what Python cannot raise (:data:`sys.unraisablehook`): a daemon may have no stderr.
+
+    A client can bring it about: :mod:`ssl` takes a server's name (SNI) that is not ASCII for a
+    fault of the callback that would be given it, and says so in three lines each time. The
+    handshake fails, as it should, and is logged as any other that does.
+    """
+    error = unraisable.exc_value
+    if isinstance(error, UnicodeDecodeError) and isinstance(unraisable.object, bytes):
+        log.debug("a TLS client asks for a name that is not ASCII")
+        return
+    what = unraisable.err_msg or "Exception ignored in"
+    log.error("%s %r", what, unraisable.object, exc_info=error)
+
+
+class Serving:
+    """One process's time in the loop, from start to end.
+
+    :param resources: what the process has besides, and may hand over (SIGUSR2)
+    :param watchdog: sees that the process ends, whatever a handler does
+    """
 
     def __init__(
         self,
@@ -97,11 +116,19 @@ class _Daemon:
         watchdog: StopWatchdog,
     ) -> None:
         self._server = server
+        self._loop = config.loop
         self._watchdog = watchdog
         self._resources = resources
         self._orders: Orders = asyncio.Queue()
         self._services = Services(
-            services_of(server, resources, lambda s: self._orders.put_nowait(DrainOrder(s)))
+            services_of(
+                server,
+                resources,
+                drain=lambda seconds: self._orders.put_nowait(DrainOrder(seconds)),
+                reload=self._reload,
+                reload_handlers=self._reload_handlers,
+                config=config,
+            )
         )
         turn = asyncio.Lock()
         self._reloads = Reloads(server, sources, config, self._services, turn)
@@ -114,11 +141,27 @@ class _Daemon:
             turn=turn,
         )
 
-    async def run(self, ready: Callable[[], None] | None) -> int:
+    def run(self, ready: Callable[[], None] | None = None) -> ExitStatus:
+        """Serve until SIGTERM or SIGINT; a second one stops at once.
+
+        :param ready: called once it serves
+        :returns: how it ended
+        :raises SmtpdForkError: it cannot start
+        """
+        sys.unraisablehook = _log_unraisable
+        with asyncio.Runner(loop_factory=_loop_factory(self._loop)) as runner:
+            try:
+                cut = _run_to_its_end(runner.get_loop(), self._run(ready), self._watchdog)
+            finally:
+                self._watchdog.server_has_stopped()
+        self._watchdog.loop_has_ended()
+        return ExitStatus.CUT if cut else ExitStatus.OK
+
+    async def _run(self, ready: Callable[[], None] | None) -> int:
         """Serve until the end; return how many sessions had to be cut."""
         self._listen_to_signals()
         await self._start()
-        collect_garbage_rarely()
+        _collect_garbage_rarely()
         log.info("serving, pid %d", os.getpid())
         if ready is not None:
             ready()
@@ -139,6 +182,12 @@ class _Daemon:
         await self._services.stop()
         log.info("stopped")
         return cut
+
+    def _reload(self, by: str) -> asyncio.Future[ReloadOutcome]:
+        return self._reloads.ask(by)
+
+    def _reload_handlers(self, changed: Path, modules: frozenset[str]) -> None:
+        self._reloads.ask(f"{changed} changed", modules)
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -172,12 +221,14 @@ class _Daemon:
         if self._resources.pid_file is not None:
             self._resources.pid_file.write(os.getpid())
         await confirmed(successor)
+        if successor.handover.denials is not None:
+            receive_denials(successor.handover.denials, self._server.gate.denials)
         self._resources.take_over()
         self._server.accept()
 
     async def _leave(self) -> int:
         """End with the last session: the new process serves by now."""
-        log.info("%d sessions go on here until they end", self._server.sessions)
+        log.info("sessions that continue in this process: %d", self._server.sessions)
         signalled = await self._until(self._server.leave(), "the last session has ended", None)
         await self._upgrade.end()
         if signalled:
@@ -191,34 +242,39 @@ class _Daemon:
             pass
         return order
 
+    async def _signal_before(
+        self, end: asyncio.Future[Any], seconds: float | None = None
+    ) -> signal.Signals | None:
+        """Wait for *end*, or until the time is up; return the signal that came meanwhile."""
+        signalled = asyncio.ensure_future(self._signal())
+        await asyncio.wait([end, signalled], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if signalled.done():
+            return signalled.result()
+        signalled.cancel()
+        return None
+
     async def _until(self, end: Awaitable[None], says: str, seconds: float | None) -> bool:
         """Wait for *end*, until that, or a signal, or the time is up; return whether a signal came.
 
         :param says: is logged at the end
         """
         ending = asyncio.ensure_future(end)
-        number = asyncio.ensure_future(self._signal())
-        await asyncio.wait([ending, number], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        signalled = number.done()
+        number = await self._signal_before(ending, seconds)
         if ending.done():
             log.info("%s", says)
-        elif signalled:
-            log.info("%s: stopping", number.result().name)
+        elif number is not None:
+            log.info("%s: stopping", number.name)
         else:
-            log.info("the time to drain is over: stopping")
-        for each in (ending, number):
-            each.cancel()
-        await asyncio.wait([ending, number])
-        return signalled
+            log.info("drain timeout: stopping")
+        ending.cancel()
+        await asyncio.wait([ending])
+        return number is not None
 
     async def _stop(self) -> int:
         self._watchdog.server_stops()
         stopping = asyncio.ensure_future(self._server.stop())
-        second = asyncio.ensure_future(self._signal())
-        await asyncio.wait([stopping, second], return_when=asyncio.FIRST_COMPLETED)
-        if second.done() and not stopping.done():
-            log.warning("%s again: stopping at once", second.result().name)
+        second = await self._signal_before(stopping)
+        if second is not None and not stopping.done():
+            log.warning("%s again: stopping at once", second.name)
             await self._server.abort()
-        second.cancel()
-        await asyncio.wait([stopping])
-        return stopping.result()
+        return await stopping

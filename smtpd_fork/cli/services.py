@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from smtpd_fork.observe import Notifications
+from smtpd_fork.cli.handler_watch import HandlerWatch
+from smtpd_fork.observe import Notifications, Service
 from smtpd_fork.observe.control import Control
 from smtpd_fork.observe.logs import LogReload
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from pathlib import Path
 
     from smtpd_fork.cli.startup_resources import StartupResources
-    from smtpd_fork.observe import Service
+    from smtpd_fork.config import DaemonConfig
+    from smtpd_fork.observe.reload_outcome import ReloadOutcome
     from smtpd_fork.server import Server
 
 __all__ = ["Services", "services_of"]
@@ -23,21 +26,30 @@ log = logging.getLogger("smtpd_fork.daemon")
 
 
 def services_of(
-    server: Server, resources: StartupResources, drain: Callable[[float | None], None]
+    server: Server,
+    resources: StartupResources,
+    drain: Callable[[float | None], None],
+    reload: Callable[[str], Awaitable[ReloadOutcome]],
+    reload_handlers: Callable[[Path, frozenset[str]], object],
+    config: DaemonConfig,
 ) -> Iterator[Service]:
     """Return the services that *resources* have been opened for, in the order of their start.
 
     :param drain: ends the daemon with its last session, or after so many seconds
+    :param reload: reads the settings again, for the administrator whom it is given
+    :param reload_handlers: loads the handlers again, as the given file has changed
     """
     yield LogReload()
     if resources.control is not None:
-        yield Control(resources.control, server, drain)
+        yield Control(resources.control, server, drain, reload)
     if resources.metrics:
         from smtpd_fork.observe.status_server import StatusServer  # noqa: PLC0415 - of an extra
 
         yield StatusServer(server, resources.metrics)
     if resources.notifier is not None:
         yield Notifications(resources.notifier, server.gate)
+    if config.reload_handlers:
+        yield HandlerWatch(config.handler, reload_handlers)
 
 
 class Services:
@@ -50,6 +62,11 @@ class Services:
         self._all = list(services)
         self._started: list[Service] = []
         self._handed_over = False
+
+    @property
+    def have_left(self) -> bool:
+        """Whether a new process serves in place of this one."""
+        return self._handed_over
 
     async def start(self) -> None:
         """Start them, one after another.
@@ -65,7 +82,7 @@ class Services:
             raise
 
     async def each(self, call: Callable[[Service], Awaitable[None]]) -> None:
-        """Call a method of each, unless a new process has taken over; errors are logged."""
+        """Call a method of each, unless a new process has replaced this one; errors are logged."""
         if not self._handed_over:
             await self._call(call)
 

@@ -1,4 +1,4 @@
-"""The sources of the settings: flags, environment and file, in order of precedence.
+"""Where settings come from: flags, environment and file, in order of precedence.
 
 Each setting has an origin, which error messages and ``smtpd-fork config`` name. click alone knows
 the origins of flags and variables, and no library has those of a file as well.
@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from click.core import ParameterSource
 
 from smtpd_fork.cli.config_file import ConfigFile, read_config_file, shortened
-from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS, SettingOption
+from smtpd_fork.cli.names import CLIENT_VARIABLE, CONFIG_VARIABLE, ENVIRONMENT_PREFIX
+from smtpd_fork.cli.options import OPTIONS, SettingOption
 from smtpd_fork.config import DaemonConfig, SettingError
-from smtpd_fork.errors import ExitStatus, SmtpdForkError
+from smtpd_fork.errors import ExitStatus, HandlerError, MissingLibraryError, SmtpdForkError
 from smtpd_fork.sanitizer import shown_handlers
+from smtpd_fork.setting_types import MissingSettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import click
 
-__all__ = ["CONFIG_VARIABLE", "SettingSources", "flag_origin"]
+__all__ = ["SettingSources", "flag_origin"]
 
-CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
+ALIKE = 0.85
+"""Similarity of two variables (:mod:`difflib`); all of them begin the same."""
 
 _FLAGS = {option.setting: "/".join(option.opts) for option in OPTIONS}
+
+_KEYWORD = re.compile("|".join(rf"\b{name}\b" for name in _FLAGS if "_" in name))
+"""A setting in an error message, as programs write it; one word may be a word."""
 
 _FILE = re.compile(r"()(.+)")
 _LIST = re.compile(r"()((?!\d)(?!.*::).*/.*)")
@@ -52,7 +58,6 @@ class SettingSources:
 
     :param flags: settings of the command line and the environment
     :param origins: the flag or the variable of each of them
-    :param file: the settings of the file
     :param directory: what relative paths are relative to; default: the current directory
     """
 
@@ -70,15 +75,16 @@ class SettingSources:
         self.values: dict[str, Any] = {**(file.values if file is not None else {}), **flags}
 
     @classmethod
-    def of(cls, ctx: click.Context, values: Mapping[str, Any], path: str | None) -> Self:
-        """Return the settings that click found, and those of the file at *path*.
+    def of(cls, ctx: click.Context) -> Self:
+        """Return the settings that click found, and those of the file of ``--config``.
 
         :raises ConfigError: the file cannot be read
         """
         flags = {
             name: value
-            for name, value in values.items()
-            if value not in (None, ())
+            for name, value in ctx.params.items()
+            if name in _FLAGS
+            and value not in (None, ())
             and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
         }
         origins = {
@@ -86,7 +92,13 @@ class SettingSources:
             for option in OPTIONS
             if option.setting in flags
         }
+        path = ctx.params["config_file"]
         return cls(flags, origins, read_config_file(Path(path)) if path else None)
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory that relative paths are relative to, if it is not the current one."""
+        return self._directory
 
     @property
     def path(self) -> Path | None:
@@ -106,11 +118,13 @@ class SettingSources:
 
         :raises SmtpdForkError: one cannot be read, or is out of its range
         """
-        values, directory = self.values, self._directory
-        if directory is not None and directory != _current_directory():
-            values = {"handler": ("maildir",), **values}
-            values = {name: resolve_paths(name, value, directory) for name, value in values.items()}
-        return DaemonConfig.build(values)
+        config, directory = DaemonConfig.build(self.values), self._directory
+        if directory is None or not (config.detach or directory != _current_directory()):
+            return config
+        values = {"handler": ("maildir",), **self.values}
+        return DaemonConfig.build(
+            {name: resolve_paths(name, value, directory) for name, value in values.items()}
+        )
 
     def differs(self, other: SettingSources, setting: str) -> bool:
         """Whether *setting* has another value here than in *other*."""
@@ -121,20 +135,38 @@ class SettingSources:
         if setting in self._flags:
             return self._flag_origins.get(setting, "")
         if self._file is not None and setting in self._file.values:
-            return f"{self._file.path}: {self._file.keys[setting]}"
+            return self._file.origin(self._file.keys[setting])
         return ""
 
     def explain(self, error: SmtpdForkError) -> str:
         """Return the text of *error*, with the origins of the settings that led to it."""
+        if isinstance(error, MissingSettingError):
+            origin = self.origin(error.setting) or _FLAGS[error.setting]
+            text = f" {shortened(error.value)}" if error.setting == "listen" else ""
+            return f"{origin}{text} needs {_FLAGS[error.needed]}"
         if isinstance(error, SettingError):
             origin = self.origin(error.setting) or _FLAGS.get(error.setting, error.setting)
             value = shown_handlers(error.value) if error.setting == "handler" else error.value
-            return f"{origin} {shortened(value)}: {error.reason}"
-        where = ", ".join(origin for setting in error.settings if (origin := self.origin(setting)))
+            reason = _KEYWORD.sub(lambda found: _FLAGS[found[0]], error.reason)
+            return f"{origin} {shortened(value)}: {reason}"
+        origins = [origin for setting in error.settings if (origin := self.origin(setting))]
+        if isinstance(error, HandlerError) and error.entry and len(origins) == 1:
+            origins = [self._origin_of_entry(error, origins[0])]
+        if isinstance(error, MissingLibraryError) and origins:
+            need = "needs" if len(origins) == 1 else "need"
+            return f"{' and '.join(origins)} {need} {error.needed}"
+        where = " and ".join(origins)
         by = f" (from {where})" if where else " (by default)" if error.settings else ""
         return f"{error}{by}"
 
-    def status(self, error: SmtpdForkError) -> int:
+    def _origin_of_entry(self, error: HandlerError, origin: str) -> str:
+        """Return the place in the file of the handler, or of its key, that is wrong."""
+        if self._file is None or "handler" in self._flags:
+            return origin
+        key = f"handler {error.entry}"
+        return self._file.origin(f"{key}: {error.key}" if error.key else key)
+
+    def status(self, error: SmtpdForkError) -> ExitStatus:
         """Return the exit status of *error*; a bad value in a file is no usage error."""
         setting = error.setting if isinstance(error, SettingError) else None
         from_file = self._file is not None and setting in self._file.values
@@ -142,10 +174,16 @@ class SettingSources:
 
     @staticmethod
     def unknown_variables() -> list[str]:
-        """Return the environment variables with our prefix that no option has."""
-        known = {option.envvar for option in OPTIONS} | {CONFIG_VARIABLE}
-        found = os.environ.keys() - known
-        return sorted(name for name in found if name.startswith(ENVIRONMENT_PREFIX))
+        """Return a warning for each environment variable with our prefix that no option has."""
+        known = [CONFIG_VARIABLE, CLIENT_VARIABLE, *(str(option.envvar) for option in OPTIONS)]
+        warnings = []
+        for name in sorted(os.environ.keys() - set(known)):
+            if name.startswith(ENVIRONMENT_PREFIX):
+                near = get_close_matches(name, known, 1, ALIKE)
+                near += [each for each in known if each.startswith(f"{name}_")]
+                hint = f"; did you mean {near[0]}?" if near else ""
+                warnings.append(f"unknown variable {name} ignored{hint}")
+        return warnings
 
 
 def flag_origin(ctx: click.Context, option: SettingOption) -> str:

@@ -7,18 +7,16 @@ write TOML; a library that does would be one more dependency for :func:`toml`, w
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from smtpd_fork.cli.base_command import BaseCommand, settings_of
-from smtpd_fork.cli.options import OPTIONS, TABLES, format_setting
+from smtpd_fork.cli.options import OPTIONS, TABLES, SettingOption, format_setting
 from smtpd_fork.sanitizer import hidden, shown_handlers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from smtpd_fork.cli.options import SettingOption
     from smtpd_fork.cli.setting_sources import SettingSources
     from smtpd_fork.config import DaemonConfig
 
@@ -31,6 +29,8 @@ def toml(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple | list):
         return f"[{', '.join(toml(each) for each in value)}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {toml(each)}' for key, each in value.items())} }}"
     return json.dumps(value)
 
 
@@ -38,8 +38,15 @@ def _line(option: SettingOption, config: DaemonConfig, origin: str) -> str:
     value = format_setting(option.setting, getattr(config, option.setting))
     if value is None or value == ():
         return f"# {option.key} =  # {origin}: {option.default_text or 'none'}"
-    text = hidden(toml(shown_handlers(value) if option.setting == "handler" else value))
-    return f"{option.key} = {text}  # {origin}"
+    shown = shown_handlers(value) if option.setting == "handler" else _hidden(value)
+    return f"{option.key} = {toml(shown)}  # {origin}"
+
+
+def _hidden(value: Any) -> Any:
+    """Return a value without secrets: in its texts, as those in TOML end with a quote."""
+    if isinstance(value, tuple | list):
+        return [_hidden(each) for each in value]
+    return hidden(value) if isinstance(value, str) else value
 
 
 def _lines(config: DaemonConfig, sources: SettingSources) -> Iterator[str]:
@@ -53,8 +60,8 @@ def _lines(config: DaemonConfig, sources: SettingSources) -> Iterator[str]:
                 yield _line(option, config, sources.origin(option.setting) or "default")
 
 
-def _show(**values: Any) -> None:
-    with settings_of(click.get_current_context(), values) as sources:
+def _show(**_: Any) -> None:
+    with settings_of(click.get_current_context()) as sources:
         for line in _lines(sources.build(), sources):
             click.echo(line)
 
@@ -62,6 +69,6 @@ def _show(**values: Any) -> None:
 config = BaseCommand(
     "config",
     callback=_show,
-    help="Print the settings in force, as a file for --config, each with where it came from. "
-    "Arguments of handlers are hidden: they may be secrets.",
+    help="Print the effective settings as a configuration file, each with its origin. Arguments of "
+    "handlers are hidden, as they may be secrets.",
 )

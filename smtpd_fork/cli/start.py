@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
+from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from smtpd_fork.cli.serve import serve
+from smtpd_fork.cli.serve import Serving
 from smtpd_fork.cli.startup_resources import StartupResources
 from smtpd_fork.cli.stop_watchdog import StopWatchdog
-from smtpd_fork.config import RESERVED_DESCRIPTORS
+from smtpd_fork.config import RESERVED_DESCRIPTORS, DaemonConfig
 from smtpd_fork.daemon import (
+    Account,
     Invocation,
     Notifier,
     Word,
@@ -27,24 +31,21 @@ from smtpd_fork.daemon import (
     look_up_user,
     passed_sockets,
     raise_descriptor_limit,
+    unreadable_library,
 )
 from smtpd_fork.dialogue import Tally
 from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError, error_origin
-from smtpd_fork.gate import limits_of, networks_of
-from smtpd_fork.handlers import load_handlers
-from smtpd_fork.listeners import resolver_of
+from smtpd_fork.gate import Limits, limits_of, networks_of
+from smtpd_fork.handlers import Chain, load_handlers, modules_of
+from smtpd_fork.listeners import resolver_of, wanted_addresses
 from smtpd_fork.observe.logs import set_up_logging
-from smtpd_fork.sanitizer import shown_handler
 from smtpd_fork.server import Server
+from smtpd_fork.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from smtpd_fork.cli.setting_sources import SettingSources
-    from smtpd_fork.config import DaemonConfig
-    from smtpd_fork.handlers import Chain
 
-__all__ = ["check_current_directory", "start"]
+__all__ = ["check_current_directory", "likely_mistakes", "open_relay", "start", "user_faults"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
@@ -53,18 +54,17 @@ MUTE = "smtpd-fork: warning: there is no syslog here, nothing is logged; name a 
 
 
 def start(sources: SettingSources, resources: StartupResources | None = None) -> ExitStatus:
-    """Be the daemon that *sources* describes, until it is told to stop.
+    """Be the daemon that *sources* describes, until it stops.
 
     :param resources: how the process was started, and what it was left
     :returns: how it ended
-    :raises SmtpdForkError: it cannot be; with ``settings`` that are to blame, and nothing done
+    :raises SmtpdForkError: the start failed, without effects; ``settings`` are those that caused it
     """
     config = sources.build()
     resources = resources or StartupResources(Invocation.current())
     with resources.at_exit:
-        server = _set_up(config, resources)
-        if unknown := sources.unknown_variables():
-            resources.warnings.append(f"no option has the name of {', '.join(unknown)}")
+        server = _set_up(config, resources, sources.directory)
+        resources.warnings += sources.unknown_variables()
         word = detach() if config.detach else None
         if resources.successor is not None:
             resources.successor.began()
@@ -73,14 +73,37 @@ def start(sources: SettingSources, resources: StartupResources | None = None) ->
         except SmtpdForkError as error:
             if word is None:
                 raise
-            reason = sources.explain(error)
-            if resources.successor is not None:
-                resources.successor.failed(reason)
-            log.error("%s", reason)  # noqa: TRY400 - one line, as on a terminal
-            # Cleaned up first, reported afterwards: the caller finds nothing left.
-            resources.at_exit.close()
-            word.failed(sources.status(error), f"smtpd-fork: {reason}")
-            os._exit(sources.status(error))
+            _fail(sources, resources, word, error)
+        except Exception as error:
+            log.critical("internal error", exc_info=True)
+            fault = _fault(config, error)
+            if word is None:
+                raise fault from error
+            _fail(sources, resources, word, fault)
+
+
+def _fail(
+    sources: SettingSources, resources: StartupResources, word: Word, error: SmtpdForkError
+) -> NoReturn:
+    """End a detached process with *error*, which the old process and the parent get as well."""
+    reason, status = sources.explain(error), sources.status(error)
+    if resources.successor is not None:
+        resources.successor.failed(reason)
+    log.error("%s", reason)
+    # Cleaned up first, reported afterwards: the caller finds nothing left.
+    resources.at_exit.close()
+    word.failed(status, f"smtpd-fork: {reason}")
+    os._exit(status)
+
+
+def _fault(config: DaemonConfig, error: Exception) -> SmtpdForkError:
+    """Return a fault of this program, or of a library, as one line."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, ImportError | PermissionError) and (path := unreadable_library()):
+        reason += f"; user {config.user} cannot read {path} (Python's library)"
+    status = int(ExitStatus.SOFTWARE)
+    text = f"the daemon exited during startup (status {status}): {reason}; traceback in the log"
+    return SmtpdForkError(text)
 
 
 def _serve(
@@ -95,65 +118,85 @@ def _serve(
             resources.pid_file.write(os.getpid())
     if resources.log_queue is not None:
         resources.log_queue.begin()  # after the last fork, which no thread survives
+    if (chain := server.chain).destination and chain.accepts_any_recipient:
+        log.info("mail for any recipient, from any client, goes to %s", chain.destination)
     for warning in resources.warnings:
         log.warning("%s", warning)
-    ready = None
-    if word is not None:
-        ready = partial(word.serving, MUTE if resources.log_queue is None else "")
+    mute = MUTE if resources.log_queue is None else ""
+    ready = None if word is None else partial(word.serving, mute)
     # It begins a thread, so after the last fork as well.
     watchdog = StopWatchdog(
         lambda: server.config.shutdown_timeout, lambda: resources.at_exit.pop_all().close()
     )
-    return serve(server, sources, config, resources, watchdog, ready=ready)
+    return Serving(server, sources, config, resources, watchdog).run(ready)
 
 
-def _set_up(config: DaemonConfig, resources: StartupResources) -> Server:
+def _set_up(config: DaemonConfig, resources: StartupResources, directory: Path | None) -> Server:
     """Do all that comes before the detaching."""
     check_current_directory()
     # Before any file is opened: the descriptors that were passed are those that are open now.
     passed = passed_sockets(os.environ)
     resources.notifier = Notifier.of_environment(os.environ)
-    with error_origin("log_to"):
-        resources.log_queue = set_up_logging(config)
-    if resources.log_queue is not None:
-        resources.at_exit.callback(
-            resources.log_queue.end
-        )  # the last: it logs what ends until then
+    account = _account(config, resources)
+    _open_log(config, resources, account)
     descriptors = raise_descriptor_limit(_wanted_descriptors(config))
-    account = None
-    if config.user is not None:
-        with error_origin("user"):
-            account = look_up_user(config.user, may_be_it=resources.successor is not None)
-    limits = limits_of(config)
-    networks_of("proxy_trust", config.proxy_trust)  # a fault shows before anything is bound
-    networks_of("probe_from", config.probe_from)
-    with error_origin("dnsbl", "rdns"):
-        resolver_of(config)
-    resources.open_listeners(config, passed)
-    with error_origin("control"):
-        resources.open_control(config.control)
-    with error_origin("metrics"):
-        resources.open_metrics(config)
-    with error_origin("pid_file"):
-        resources.open_pid_file(config.pid_file)
-    resources.hire_janitor(account)
+    limits = _checked_limits(config)
+    resources.open_sockets_and_files(config, passed)
+    resources.start_cleanup_process(account)
+    # The age of a .pyc file is known by the second: one of this start could hide a later change.
+    sys.dont_write_bytecode |= config.reload_handlers
     with error_origin("handler"):
-        chain = load_handlers(config.handler)
-    with error_origin("tls_cert", "tls_key", "tls_client_ca"):
-        server = Server(
-            chain,
-            config=config,
-            limits=limits,
-            listeners=resources.listeners,
-            tally=Tally(timing=bool(resources.metrics)),
-        )
+        chain = load_handlers(config.handler, directory, seconds=config.handler_timeout)
+    _import_what_comes_later(config)
+    tally = Tally(timing=bool(resources.metrics))
+    server = Server(chain, config=config, limits=limits, listeners=resources.listeners, tally=tally)
     if account is not None:
         with error_origin("user"):
             drop_privileges(account)
     with error_origin("handler"):
         chain.prepare()
-    resources.warnings += _warnings(config, chain, descriptors)
+    resources.warnings += _warnings(config, descriptors)
+    resources.warnings += likely_mistakes(config, chain)
+    if relaying := open_relay(config, chain):
+        resources.warnings.append(relaying)
+    if unreadable := user_faults(config):
+        resources.warnings.append(unreadable)
     return server
+
+
+def _import_what_comes_later(config: DaemonConfig) -> None:
+    """Import what is used once privileges are dropped: USER may not be able to read it."""
+    modules = ["encodings.idna", "encodings.punycode", config.loop, "concurrent.futures.thread"]
+    if config.metrics is not None:
+        modules += ["smtpd_fork.observe.status_server"]
+    for name in modules:
+        import_module(name)
+
+
+def _open_log(config: DaemonConfig, resources: StartupResources, account: Account | None) -> None:
+    owner = None if account is None else (account.uid, account.gid)
+    with error_origin("log_to"):
+        resources.log_queue = set_up_logging(config, owner)
+    if resources.log_queue is not None:
+        # The last that happens: it logs what ends until then.
+        resources.at_exit.callback(resources.log_queue.end)
+
+
+@error_origin("user")
+def _account(config: DaemonConfig, resources: StartupResources) -> Account | None:
+    if config.user is None:
+        return None
+    return look_up_user(config.user, may_be_it=resources.successor is not None)
+
+
+def _checked_limits(config: DaemonConfig) -> Limits:
+    """Return the limits of the gate; a fault in networks or DNS shows before anything is bound."""
+    limits = limits_of(config)
+    networks_of("proxy_trust", config.proxy_trust)
+    networks_of("probe_from", config.probe_from)
+    with error_origin("dnsbl", "rdns"):
+        resolver_of(config)
+    return limits
 
 
 def check_current_directory() -> None:
@@ -164,7 +207,7 @@ def check_current_directory() -> None:
     try:
         Path.cwd()
     except OSError as error:
-        raise OperatingSystemError(f"cannot use the current folder: {error.strerror}") from None
+        raise OperatingSystemError(f"cannot use the current directory: {error.strerror}") from None
 
 
 def _wanted_descriptors(config: DaemonConfig) -> int:
@@ -173,8 +216,8 @@ def _wanted_descriptors(config: DaemonConfig) -> int:
     return config.limit_connections + waiting + RESERVED_DESCRIPTORS
 
 
-def _warnings(config: DaemonConfig, chain: Chain, descriptors: int) -> Iterator[str]:
-    """Say what can be, and is likely not meant."""
+def _warnings(config: DaemonConfig, descriptors: int) -> Iterator[str]:
+    """Return what this process lacks."""
     if os.geteuid() == 0:
         yield "running as root; name a user with --user"
     if descriptors < (wanted := _wanted_descriptors(config)):
@@ -182,8 +225,42 @@ def _warnings(config: DaemonConfig, chain: Chain, descriptors: int) -> Iterator[
             f"{config.limit_connections} sessions need {wanted} open files, and the system allows "
             f"{descriptors} (RLIMIT_NOFILE)"
         )
-    for handler in chain.unreachable:
-        text = config.handler[chain.handlers.index(handler)]
-        yield f"the handler {shown_handler(text)!r} never sees a message: a sink comes before it"
     if config.detach and threading.active_count() > 1:
         yield "a handler began threads when it was loaded; they do not survive --detach"
+
+
+def likely_mistakes(config: DaemonConfig, chain: Chain) -> Iterator[str]:
+    """Return warnings of settings that are valid, and are likely not meant."""
+    if not config.proxy_trust:
+        for address in wanted_addresses(config):
+            if address.proxy:
+                yield f"no --proxy-trust, so every client of {address} will be refused"
+    size, buffered = config.max_message_size, config.max_buffered
+    if size > buffered > 0:
+        sizes = f"{format_size(size)} > {format_size(buffered)}"
+        yield f"--max-message-size is larger than --max-buffered ({sizes}): such messages get 452"
+    if config.reload_handlers and not modules_of(config.handler):
+        yield "--reload-handlers has no effect: no handler is a module:attr"
+    yield from chain.missing_routes
+
+
+def open_relay(config: DaemonConfig, chain: Chain) -> str:
+    """Return why clients anywhere could send mail to anywhere; empty if they cannot."""
+    if not chain.is_open_relay:
+        return ""
+    public = [each for each in wanted_addresses(config) if not each.local]
+    if not public:
+        return ""
+    return (
+        f"open relay: any client of {public[0]} can send mail to any destination; put the handler "
+        "accept before relay, or a handler that has controls_relaying = True"
+    )
+
+
+def user_faults(config: DaemonConfig) -> str:
+    """Return what the user who this process is cannot read, and will have to; empty for nothing."""
+    if config.user is None or not (path := unreadable_library()):
+        return ""
+    return (
+        f"an upgrade (SIGUSR2) will fail: user {config.user} cannot read {path} (Python's library)"
+    )

@@ -1,4 +1,4 @@
-"""StartupResources: what the process has besides its server: sockets, pid-file, janitor, log.
+"""StartupResources: what the process has besides its server: sockets, files, cleanup process.
 
 Sockets come from a service manager (socket activation), from the old process of an upgrade, or
 from bind(2); a pid-file from that process, or from open(2).
@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_fork.cli.metrics_listener import metrics_address, open_metrics
-from smtpd_fork.config import PORT, SettingError
-from smtpd_fork.daemon import HandedListener, HandedPidFile, Handover, Janitor, PidFile
+from smtpd_fork.config import PORT, DaemonConfig, SettingError
+from smtpd_fork.daemon import (
+    Account,
+    CleanupProcess,
+    HandedListener,
+    Handover,
+    Invocation,
+    Notifier,
+    PassedSocket,
+    PidFile,
+    Successor,
+)
 from smtpd_fork.errors import error_origin
 from smtpd_fork.listeners import (
     Address,
@@ -23,19 +34,16 @@ from smtpd_fork.listeners import (
     handed_listeners,
     inherited_listeners,
     open_listeners,
+    wanted_addresses,
 )
 from smtpd_fork.observe.control import open_control
 from smtpd_fork.observe.service import metrics_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from smtpd_fork.config import DaemonConfig
-    from smtpd_fork.daemon import Account, Invocation, Notifier, PassedSocket, Successor
     from smtpd_fork.observe.logs import LogQueue
     from smtpd_fork.server import Server
 
-__all__ = ["StartupResources"]
+__all__ = ["StartupResources", "check_overlaps"]
 
 _NOTHING = Handover(parent=0, stderr=2)
 
@@ -47,13 +55,9 @@ class StartupResources:
     :ivar invocation: how the process was started
     :ivar under_init: pid 1 of a container looks after this process, and ends with it
     :ivar successor: the line to the old process of an upgrade, if there is one
-    :ivar notifier: to the service manager
     :ivar log_queue: writes the log; None if nothing does
-    :ivar pid_file: open and locked
     :ivar listeners: of SMTP
-    :ivar control: the control socket
-    :ivar metrics: where these are served
-    :ivar janitor: removes what only root may
+    :ivar metrics: listeners for HTTP
     :ivar inherited: listeners of the old process, which are not ours yet
     :ivar dropped: those of them that the settings do not name any more
     :ivar dropped_pid_file: the same
@@ -69,7 +73,7 @@ class StartupResources:
     listeners: list[Listener] = field(default_factory=list)
     control: Listener | None = None
     metrics: list[Listener] = field(default_factory=list)
-    janitor: Janitor | None = None
+    cleanup_process: CleanupProcess | None = None
     inherited: list[Listener] = field(default_factory=list)
     dropped: list[Listener] = field(default_factory=list)
     dropped_pid_file: PidFile | None = None
@@ -83,24 +87,32 @@ class StartupResources:
         """What the old process handed over; nothing without one."""
         return _NOTHING if self.successor is None else self.successor.handover
 
-    def open_listeners(self, config: DaemonConfig, passed: Sequence[PassedSocket]) -> None:
-        """Listen on what was passed, else on what was handed over, else on what *config* names.
+    def open_sockets_and_files(self, config: DaemonConfig, passed: Sequence[PassedSocket]) -> None:
+        """Open listeners, control socket and pid-file; what was handed over need not be made.
 
         :param passed: by a service manager
         :raises SmtpdForkError: something of it cannot be had
         """
+        self._open_listeners(config, passed)
+        self._open_control(config.control)
+        self._open_metrics(config)
+        self._open_pid_file(config.pid_file)
+
+    def _open_listeners(self, config: DaemonConfig, passed: Sequence[PassedSocket]) -> None:
+        """Listen on what was passed, else on what was handed over, else on what *config* names."""
         handed = self._handed.listeners
         activated = [(one.descriptor, one.scheme) for one in handed if one.inherited]
         if activated or passed:
             _check_named_nowhere_else(config)
             self.listeners = inherited_listeners([*activated, *passed], backlog=config.backlog)
         else:
-            with error_origin("listen", "port"):
-                self._bind(config, handed)
+            self._bind(config, handed)
         self.at_exit.callback(_close_all, [*self.listeners, *self.dropped])
 
+    @error_origin("listen", "port")
     def _bind(self, config: DaemonConfig, handed: Sequence[HandedListener]) -> None:
         warn = self.warnings.append
+        check_overlaps(config)
         if handed:
             bound = [(one.descriptor, one.scheme, one.address) for one in handed]
             self.listeners, self.dropped = handed_listeners(bound, config, warn)
@@ -108,11 +120,9 @@ class StartupResources:
         else:
             self.listeners = open_listeners(config, warn)
 
-    def open_control(self, path: str | None) -> None:
-        """Listen on the control socket: the one handed over, if it is at *path*, else a new one.
-
-        :raises SmtpdForkError: it cannot be had
-        """
+    @error_origin("control")
+    def _open_control(self, path: str | None) -> None:
+        """Listen on the control socket: the one handed over, if it is at *path*, else a new one."""
         handed = self.claim("control")
         if handed is not None:
             place = Path(handed.getsockname())
@@ -127,11 +137,9 @@ class StartupResources:
         if self.control is not None:
             self.at_exit.callback(self.control.close)
 
-    def open_metrics(self, config: DaemonConfig) -> None:
-        """Listen for HTTP, on what was handed over for the same address, else on new sockets.
-
-        :raises SmtpdForkError: it cannot be had
-        """
+    @error_origin("metrics")
+    def _open_metrics(self, config: DaemonConfig) -> None:
+        """Listen for HTTP, on what was handed over for the same address, else on new sockets."""
         if config.metrics is None:
             return
         address = metrics_address(config.metrics)
@@ -141,13 +149,11 @@ class StartupResources:
         self.metrics = self.metrics or open_metrics(config, self.warnings.append)
         self.at_exit.callback(_close_all, self.metrics)
 
-    def open_pid_file(self, path: str | None) -> None:
-        """Open the pid-file: the one handed over, if it is at *path*, else a new one.
-
-        :raises CannotCreateError: it cannot be written, or a running process holds it
-        """
+    @error_origin("pid_file")
+    def _open_pid_file(self, path: str | None) -> None:
+        """Open the pid-file: the one handed over, if it is at *path*, else a new one."""
         if (handed := self._handed.pid_file) is not None:
-            inherited = PidFile.inherit(handed.path, handed.descriptor)
+            inherited = PidFile(Path(handed[1]), handed[0], foreign=True)
             if path is not None and inherited.path == Path(path).absolute() and inherited.is_ours():
                 self.pid_file = inherited
             else:
@@ -157,52 +163,51 @@ class StartupResources:
         if self.pid_file is not None:
             self.at_exit.callback(self.pid_file.remove)
 
-    def hire_janitor(self, account: Account | None) -> None:
+    def start_cleanup_process(self, account: Account | None) -> None:
         """Keep the right to remove what *account* will not be able to, if it takes one."""
-        if self._handed.janitor is not None:
-            self.janitor = Janitor.inherit(self._handed.janitor)
+        if self._handed.cleanup_process is not None:
+            self.cleanup_process = CleanupProcess(
+                socket.socket(fileno=self._handed.cleanup_process), foreign=True
+            )
         elif account is not None and os.geteuid() == 0:
-            listeners = [*self.listeners, *self.metrics]
-            if self.control is not None:
-                listeners.append(self.control)
-            for listener in listeners:
-                if listener.path is not None and not listener.inherited:
-                    os.chown(listener.path, account.uid, account.gid, follow_symlinks=False)
-            if self.pid_file is None:
-                self.janitor = Janitor.hire(listeners)
-            else:
-                keep = self.pid_file.descriptor
-                self.janitor = Janitor.hire([*listeners, self.pid_file], keep=keep)
-        if self.janitor is not None:
-            self.at_exit.callback(self.janitor.dismiss)
+            self.cleanup_process = self._hired(account)
+        if self.cleanup_process is not None:
+            self.at_exit.callback(self.cleanup_process.dismiss)
+
+    def _hired(self, account: Account) -> CleanupProcess:
+        """Give the unix sockets to *account*; return what removes them and the pid-file."""
+        listeners = [*self.listeners, *self.metrics]
+        if self.control is not None:
+            listeners.append(self.control)
+        for listener in listeners:
+            if listener.path is not None and not listener.inherited:
+                os.chown(listener.path, account.uid, account.gid, follow_symlinks=False)
+        removals = [listener.remove for listener in listeners]
+        if self.pid_file is None:
+            return CleanupProcess.start(removals)
+        return CleanupProcess.start(
+            [*removals, self.pid_file.remove], keep=self.pid_file.descriptor
+        )
 
     # -- handed over -----------------------------------------------------------------------------
 
     def handover(
-        self, server: Server, sockets: Mapping[str, socket.socket], stderr: int
+        self, server: Server, sockets: Mapping[str, socket.socket], stderr: int, denials: int
     ) -> Handover:
         """Return what a new process inherits.
 
         :param sockets: those of the services
         :param stderr: what is to be its standard error
+        :param denials: memory with the networks that were denied at run time
         """
-        pid_file, janitor = self.pid_file, self.janitor
+        pid_file, cleanup_process = self.pid_file, self.cleanup_process
         return Handover(
             parent=os.getpid(),
             stderr=stderr,
-            listeners=[
-                HandedListener(
-                    listener.sock.fileno(),
-                    listener.address.scheme,
-                    str(listener.address),
-                    listener.inherited,
-                )
-                for listener in server.listeners
-            ],
-            pid_file=None
-            if pid_file is None
-            else HandedPidFile(pid_file.descriptor, str(pid_file.path)),
-            janitor=None if janitor is None else janitor.descriptor,
+            listeners=[_handed_over(listener) for listener in server.listeners],
+            pid_file=None if pid_file is None else (pid_file.descriptor, str(pid_file.path)),
+            cleanup_process=None if cleanup_process is None else cleanup_process.descriptor,
+            denials=denials,
             sockets={name: sock.fileno() for name, sock in sockets.items()},
         )
 
@@ -217,17 +222,17 @@ class StartupResources:
 
     def let_go(self) -> None:
         """Remove nothing at the end: the new process owns it now."""
-        for thing in (self.pid_file, self.janitor):
+        for thing in (self.pid_file, self.cleanup_process):
             if thing is not None:
-                thing.let_go()
+                thing.foreign = True
 
     def take_over(self) -> None:
         """Own what the old process has let go of; close what the settings do not name any more."""
         for listener in (*self.inherited, *self.dropped):
             listener.take_over()
-        for thing in (self.pid_file, self.janitor, self.dropped_pid_file):
+        for thing in (self.pid_file, self.cleanup_process, self.dropped_pid_file):
             if thing is not None:
-                thing.take_over()
+                thing.foreign = False
         for listener in self.dropped:
             listener.close()
         if self.dropped_pid_file is not None:
@@ -237,19 +242,42 @@ class StartupResources:
             os.close(self._handed.sockets.popitem()[1])
 
 
-def _check_named_nowhere_else(config: DaemonConfig) -> None:
-    """See that the settings name no address besides.
+def check_overlaps(config: DaemonConfig) -> None:
+    """Check that no socket of the process has the address of another one.
 
-    Either would be a surprise: an address that was named and is not served, or one that is served
-    and that the socket unit does not show. So it is said at once.
+    The system's error would blame another program.
 
-    :raises SettingError: they do
+    :raises SettingError: one has
     """
-    reason = "sockets were inherited (LISTEN_FDS), and take its place; name addresses there or here"
+    addresses = wanted_addresses(config)
+    for setting in ("control", "metrics"):
+        if (text := getattr(config, setting)) is None:
+            continue
+        path = Path(text).absolute()
+        address = metrics_address(text) if setting == "metrics" else Address(path=path)
+        for other in addresses:
+            if address.overlaps(other):
+                raise SettingError(setting, text, f"overlaps with {other}: name another address")
+        addresses.append(address)
+
+
+def _check_named_nowhere_else(config: DaemonConfig) -> None:
+    """Check that the settings have no address besides inherited sockets.
+
+    Otherwise one of them would be ignored, or an address served that the socket unit does not show.
+
+    :raises SettingError: they have one
+    """
+    reason = "the sockets are inherited (LISTEN_FDS); name addresses in the socket unit or here"
     if config.listen:
         raise SettingError("listen", config.listen[0], reason)
     if config.port != (PORT,):
         raise SettingError("port", config.port[0], reason)
+
+
+def _handed_over(listener: Listener) -> HandedListener:
+    address, descriptor = listener.address, listener.sock.fileno()
+    return HandedListener(descriptor, address.scheme, str(address), listener.inherited)
 
 
 def _close_all(listeners: Sequence[Listener]) -> None:

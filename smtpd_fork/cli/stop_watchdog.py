@@ -1,4 +1,4 @@
-"""StopWatchdog: a process that was told to stop ends, whatever runs in it.
+"""StopWatchdog: ends a stopping process, whatever runs in it.
 
 A handler can block the loop (``time.sleep()`` in a hook), hang in a thread that Python waits for
 at its end, or ignore that it is cancelled. None of this may keep the process: a thread of its own
@@ -20,13 +20,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import ExitStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
     from types import FrameType
 
 __all__ = ["StopWatchdog"]
@@ -40,7 +40,7 @@ LAST_SECONDS = 3.0
 """After a second signal, and for tasks and threads that are left when the server has stopped."""
 
 CLEAN_UP_SECONDS = 10.0
-"""For files, log and janitor, each of which has a limit of its own, and for Python's end."""
+"""For files, log and cleanup process, each with a limit of its own, and for Python's end."""
 
 _IDLE = ("concurrent/futures/thread.py", "_worker")
 """Where a thread of an executor waits for work: file and function."""
@@ -84,7 +84,7 @@ class StopWatchdog:
         self._within(self._timeout() + STOP_SECONDS)
 
     def server_has_stopped(self) -> None:
-        """Take note that only tasks and threads are left, which nobody needs."""
+        """Take note that only tasks and threads are left, which are not needed."""
         self._within(LAST_SECONDS)
 
     def loop_has_ended(self) -> None:
@@ -123,9 +123,8 @@ class StopWatchdog:
                 self._within(seconds)
 
     def _end(self) -> None:
-        """End the process."""
         running = ", ".join(_running()) or "nothing that is known"
-        log.error("the process does not end by itself, and is ended; what still runs: %s", running)
+        log.error("the process did not exit in time and is terminated; still running: %s", running)
         self._cleaning.set()
         self._cleaned.wait(CLEAN_UP_SECONDS)
         os._exit(ExitStatus.CUT)

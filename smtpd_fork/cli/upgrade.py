@@ -3,7 +3,7 @@
 The new process inherits the listening sockets, so they stay open, with one backlog: a client that
 connects after one process stops accepting and before the other begins waits there. Until the new
 process says that it is ready, nothing changes here; if it never does, nothing has happened, as it
-accepts no client before it is told to. :mod:`smtpd_fork.daemon.handover` has what the two say.
+accepts no client before the old one lets it. :mod:`smtpd_fork.daemon.handover` has the messages.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from smtpd_fork.daemon.handover import NO, TAKE, TAKEOVER
+from smtpd_fork.cli.handed_denials import HandedDenials
+from smtpd_fork.daemon.handover import HANDOVER_VARIABLE, NO, TAKE
 from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from smtpd_fork.cli.services import Services
     from smtpd_fork.cli.startup_resources import StartupResources
     from smtpd_fork.daemon import Successor
@@ -59,9 +59,6 @@ class State(Enum):
 class Upgrade:
     """Starts the new process and hands everything over to it, at most once.
 
-    :param server: its listeners are handed over
-    :param resources: are handed over as well
-    :param services: are asked for their sockets, and told
     :param done: called once the new process has everything
     :param turn: held meanwhile: listeners that a reload changes are seen before it, or after it
     :param detached: the current directory is not the one of the start
@@ -89,7 +86,7 @@ class Upgrade:
         self._process: subprocess.Popen[bytes] | None = None  # nobody waits for it: it outlives us
 
     def serving(self) -> None:
-        """Take note that there is something to take over."""
+        """Take note that sockets can be inherited."""
         self._state = State.READY
 
     def ask(self) -> None:
@@ -97,11 +94,11 @@ class Upgrade:
         if self._resources.under_init:
             log.warning("SIGUSR2: a container ends with its first process; start another one")
         elif self._state is State.HANDED_OVER:
-            log.warning("SIGUSR2: another process has taken over from this one already")
+            log.warning("SIGUSR2: a new process has replaced this one already")
         elif self._state is State.NOT_SERVING:
-            log.warning("SIGUSR2: this process does not serve, not yet or not any more")
+            log.warning("SIGUSR2: no upgrade while this process starts or stops")
         elif self._state is State.STARTING:
-            log.warning("SIGUSR2: a new process is starting already")
+            log.warning("SIGUSR2: an upgrade is in progress already")
         else:
             self._state = State.STARTING
             self._task = asyncio.ensure_future(self._hand_over())
@@ -120,39 +117,41 @@ class Upgrade:
             await asyncio.wait([self._task])
 
     async def _hand_over(self) -> None:
-        log.info("SIGUSR2: a new process takes over")
+        log.info("SIGUSR2: upgrade, starting a new process")
         try:
             line, its = socket.socketpair()
             line.setblocking(False)
-            with line, its:
+            with line, its, HandedDenials(self._server.gate.denials) as denials:
                 async with self._turn:
-                    await self._hand_over_by(line, its)
+                    await self._hand_over_by(line, its, denials)
         except Exception as error:  # noqa: BLE001 - whatever it is, this process goes on
             reason = str(error) or repr(error)
-            log.error("no takeover, this process goes on: %s", reason)  # noqa: TRY400 - one line
+            log.error("upgrade failed, this process continues: %s", reason)  # noqa: TRY400 - one line
             if self._state is State.STARTING:
                 self._state = State.READY
         finally:
             self._task = None
 
-    async def _hand_over_by(self, line: socket.socket, its: socket.socket) -> None:
+    async def _hand_over_by(
+        self, line: socket.socket, its: socket.socket, denials: HandedDenials
+    ) -> None:
         """Hand over, or see that all is as it was."""
         process: subprocess.Popen[bytes] | None = None
         try:
-            process = self._process = await self._started(its)
+            process = self._process = await self._started(its, denials)
             try:
                 async with asyncio.timeout(START_SECONDS):
                     await self._until_ready(line, process)
             except TimeoutError:
                 raise _FailedError(f"it was not ready in {START_SECONDS:g} s") from None
-            await self._give(line)
+            await self._give(line, denials)
         except BaseException:
             await self._recover(line, process)
             raise
 
-    async def _started(self, its: socket.socket) -> subprocess.Popen[bytes]:
+    async def _started(self, its: socket.socket, denials: HandedDenials) -> subprocess.Popen[bytes]:
         """Return the new process; if this is cancelled, there is none."""
-        spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, its))
+        spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, its, denials.descriptor))
         try:
             return await asyncio.shield(spawning)
         except asyncio.CancelledError:
@@ -163,7 +162,7 @@ class Upgrade:
         finally:
             its.close()
 
-    def _spawn(self, its: socket.socket) -> subprocess.Popen[bytes]:
+    def _spawn(self, its: socket.socket, denials: int) -> subprocess.Popen[bytes]:
         """Start the new process.
 
         :raises OSError: there can be no more processes, or the interpreter is not there any more
@@ -171,11 +170,13 @@ class Upgrade:
         invocation = self._resources.invocation
         stderr = os.dup(2)
         try:
-            handover = self._resources.handover(self._server, self._services.sockets(), stderr)
+            handover = self._resources.handover(
+                self._server, self._services.sockets(), stderr, denials
+            )
             return subprocess.Popen(  # noqa: S603 - what this process was started with
                 invocation.command,
                 cwd=invocation.directory if self._detached else None,
-                env={**invocation.environment, TAKEOVER: handover.text()},
+                env={**invocation.environment, HANDOVER_VARIABLE: handover.text()},
                 stderr=its.fileno(),
                 pass_fds=tuple(handover.descriptors),
             )
@@ -202,6 +203,8 @@ class Upgrade:
                     raise _FailedError(rest)
                 if word == "pid" and rest.isdecimal():
                     self._pid = int(rest)
+                elif word == "reparented":
+                    await asyncio.to_thread(self._ended, process)
                 elif text:
                     last_words = text[:MAX_HEARD]  # of a traceback, the last line is the reason
         status = await asyncio.to_thread(self._ended, process)
@@ -214,15 +217,19 @@ class Upgrade:
         except subprocess.TimeoutExpired:
             return "unknown"
 
-    async def _give(self, line: socket.socket) -> None:
+    async def _give(self, line: socket.socket, denials: HandedDenials) -> None:
         """Let go of everything, and say so; from here on nothing can fail."""
         self._state = State.HANDED_OVER
         self._server.withdraw()
         self._resources.let_go()
-        await self._services.handed_over(self._pid)
+        await self._services.handed_over(self._pid)  # from here on nobody is denied here
+        try:
+            denials.write()
+        except OSError as error:
+            log.error("cannot pass the networks denied at run time to the new process: %s", error)  # noqa: TRY400
         with suppress(OSError):  # it died this moment; its supervisor will find out
             line.send(TAKE)
-        log.info("process %d has taken over", self._pid)
+        log.info("upgrade complete: process %d has inherited the sockets", self._pid)
         self._done()
 
     async def _recover(self, line: socket.socket, process: subprocess.Popen[bytes] | None) -> None:
@@ -236,16 +243,16 @@ class Upgrade:
                 self._resources.pid_file.write(os.getpid())
 
     def _put_down(self, process: subprocess.Popen[bytes]) -> None:
-        process.terminate()
-        if self._pid not in {0, process.pid}:  # it has detached, so it is no child
-            with suppress(OSError):
-                os.kill(self._pid, signal.SIGTERM)
-        self._pid = 0
-        try:
-            process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        pid, self._pid = self._pid or process.pid, 0
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if pid != process.pid:  # no child of this process; its parent, which is, ends after it
+                with suppress(OSError):
+                    os.kill(pid, number)
+            if pid == process.pid or number == signal.SIGKILL:
+                process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+                break
 
 
 async def confirmed(successor: Successor) -> None:
@@ -258,7 +265,7 @@ async def confirmed(successor: Successor) -> None:
     try:
         answer = await asyncio.get_running_loop().sock_recv(successor.line, len(TAKE))
     except OSError:
-        answer = b""  # it was killed: somebody has to serve
+        answer = b""  # it was killed: this process must serve
     successor.line.close()
     if answer.startswith(NO[:1]):
-        raise OperatingSystemError("the process to take over from has changed its mind")
+        raise OperatingSystemError("the old process has cancelled the upgrade")

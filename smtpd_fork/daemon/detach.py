@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
 from smtpd_fork.daemon.descriptors import null_standard_descriptors
 from smtpd_fork.errors import ExitStatus, OperatingSystemError
 
-__all__ = ["Word", "detach"]
+__all__ = ["Word", "detach", "fork_with_pipe"]
 
 UMASK = 0o022
 
 MAX_WORD = 4096
 """Bytes of a message; at most PIPE_BUF, so that it is written at once."""
+
+
+_NO_WORD = b"smtpd-fork: the daemon exited during startup (status 70): it was killed, or crashed"
+"""Printed for a daemon that has ended and told nothing."""
 
 
 class Word:
@@ -55,16 +60,7 @@ def detach() -> Word:
 
     :raises OperatingSystemError: there can be no more processes or descriptors
     """
-    try:
-        read, write = os.pipe()
-        first = os.fork()
-    except OSError as error:
-        raise OperatingSystemError(f"cannot detach: {error.strerror}") from None
-    if first:
-        os.close(write)
-        _wait_for_word(first, read)
-    os.close(read)
-    word = Word(write)
+    word = Word(fork_with_pipe(_wait_for_word, "cannot detach"))
     os.setsid()
     # The leader of a session can get a terminal by opening one; its child cannot.
     try:
@@ -79,6 +75,25 @@ def detach() -> Word:
     return word
 
 
+def fork_with_pipe(wait: Callable[[int, int], NoReturn], failure: str) -> int:
+    """Return in a child process the end of a pipe that it writes to.
+
+    :param wait: is called in this process, with the child's id and the end that is read
+    :param failure: begins the error
+    :raises OperatingSystemError: there can be no more processes or descriptors
+    """
+    try:
+        read, write = os.pipe()
+        child = os.fork()
+    except OSError as error:
+        raise OperatingSystemError(f"{failure}: {error.strerror}") from None
+    if child:
+        os.close(write)
+        wait(child, read)
+    os.close(read)
+    return write
+
+
 def _wait_for_word(child: int, read: int) -> NoReturn:
     os.waitpid(child, 0)
     heard = b""
@@ -86,7 +101,7 @@ def _wait_for_word(child: int, read: int) -> NoReturn:
         heard += chunk
     status, _, reason = heard.partition(b"\n")
     if not status.isdigit():
-        status, reason = b"%d" % ExitStatus.OS_ERROR, b"smtpd-fork: the daemon ended at its start"
+        status, reason = b"%d" % ExitStatus.SOFTWARE, _NO_WORD
     if reason:
         sys.stderr.write(reason.decode("utf-8", "replace") + "\n")
         sys.stderr.flush()

@@ -17,7 +17,8 @@ import fcntl
 import os
 import stat
 import struct
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -30,6 +31,9 @@ MODE = 0o644
 
 _LONGEST_PID = 32
 
+LARGEST = 64
+"""Bytes; a larger file is another's: a key, a log or a configuration that was named by mistake."""
+
 _FLOCK = "hhqqi4x"
 """struct flock of fcntl(2): type, whence, start, length, pid; a length of 0 is the whole file."""
 
@@ -41,12 +45,13 @@ class PidFile:
 
     :ivar path: of the file, absolute
     :ivar descriptor: the open file
+    :ivar foreign: another process owns it: the old one of an upgrade, or the new one
     """
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int, *, foreign: bool = False) -> None:
         self.path = path
         self.descriptor = descriptor
-        self._is_foreign = False
+        self.foreign = foreign
 
     @classmethod
     def acquire(cls, path: str | os.PathLike[str]) -> Self:
@@ -55,14 +60,23 @@ class PidFile:
         :raises CannotCreateError: it cannot be written, or a running process has the lock
         """
         absolute = Path(path).absolute()
-        with ExitStack() as stack:
+        with ExitStack() as stack, _written(absolute):
+            _enter(stack, absolute)
+            return cls._acquire(absolute)
+
+    @classmethod
+    def holder(cls, path: str | os.PathLike[str]) -> int | None:
+        """Return the process id in *path*, if a running process has it locked."""
+        with suppress(OSError, CannotCreateError):
+            absolute = Path(path).absolute()
+            pid_file = cls(absolute, safe_open(absolute, os.O_RDONLY | os.O_NONBLOCK))
             try:
-                _enter(stack, absolute)
-                return cls._acquire(absolute)
-            except OSError as error:
-                raise CannotCreateError(
-                    f"cannot write the pid-file {absolute}: {error.strerror}"
-                ) from None
+                pid_file._check_nobody_holds_it()
+            except CannotCreateError:
+                return int(pid_file._read() or 0) or None
+            finally:
+                pid_file.close()
+        return None
 
     @classmethod
     def _acquire(cls, path: Path) -> Self:
@@ -89,20 +103,8 @@ class PidFile:
 
         :raises PermissionError: one has, or may
         """
-        found = os.fstat(self.descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise PermissionError(errno.EACCES, "it is not a file")
-        if found.st_uid not in {0, os.geteuid()}:
-            raise PermissionError(
-                errno.EACCES, f"it belongs to another user (uid {found.st_uid}); remove it"
-            )
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            mode = stat.S_IMODE(found.st_mode)
-            raise PermissionError(
-                errno.EACCES, f"others may write to it (mode {mode:o}); remove it"
-            )
-        if found.st_nlink > 1:
-            raise PermissionError(errno.EACCES, "it has another name elsewhere (a hard link)")
+        if reason := _fault_of(os.fstat(self.descriptor)):
+            raise PermissionError(errno.EACCES, reason)
 
     def _lock(self) -> bool:
         """Take the write lock; return False if another process has a lock."""
@@ -122,25 +124,8 @@ class PidFile:
         found = fcntl.fcntl(self.descriptor, fcntl.F_OFD_GETLK, wanted)
         if struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK:
             holder = self._read()
-            who = f" (pid {holder})" if holder else ""
-            raise CannotCreateError(
-                f"cannot lock the pid-file {self.path}: a running process holds it{who}"
-            )
-
-    @classmethod
-    def inherit(cls, path: str | os.PathLike[str], descriptor: int) -> Self:
-        """Return the file of the old process, which still owns it."""
-        pid_file = cls(Path(path), descriptor)
-        pid_file._is_foreign = True
-        return pid_file
-
-    def let_go(self) -> None:
-        """Leave the file and its lock to another process that has it open as well."""
-        self._is_foreign = True
-
-    def take_over(self) -> None:
-        """Own the file that another process has let go."""
-        self._is_foreign = False
+            reason = "a running process has locked it" + (f" (pid {holder})" if holder else "")
+            raise CannotCreateError(f"cannot lock the pid file {self.path}: {reason}")
 
     def _read(self) -> str:
         text = os.pread(self.descriptor, _LONGEST_PID, 0).decode("ascii", "replace").strip()
@@ -151,30 +136,24 @@ class PidFile:
 
         :raises CannotCreateError: the disk is full, or fails
         """
-        try:
+        with _written(self.path):
             os.ftruncate(self.descriptor, 0)
             os.pwrite(self.descriptor, b"%d\n" % pid, 0)
-        except OSError as error:
-            raise CannotCreateError(
-                f"cannot write the pid-file {self.path}: {error.strerror}"
-            ) from None
 
     def is_ours(self) -> bool:
         """Whether the path still leads to this file."""
         try:
-            there = self.path.lstat()
+            return os.path.samestat(self.path.lstat(), os.fstat(self.descriptor))
         except OSError:
             return False
-        here = os.fstat(self.descriptor)
-        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def remove(self) -> None:
         """Remove the file if this process still owns it, and release the lock.
 
-        After dropping privileges it is emptied, and the janitor removes it
-        (:class:`smtpd_fork.daemon.janitor.Janitor`).
+        After dropping privileges it is emptied, and the cleanup process removes it
+        (:class:`smtpd_fork.daemon.cleanup_process.CleanupProcess`).
         """
-        if not self._is_foreign and self.is_ours():
+        if not self.foreign and self.is_ours():
             with suppress(OSError):
                 os.ftruncate(self.descriptor, 0)
                 self.path.unlink()
@@ -194,6 +173,35 @@ def _open(path: Path) -> tuple[int, bool]:
             return safe_open(path, flags, 0o600, follow=False), True
         with suppress(FileNotFoundError):  # it was removed meanwhile
             return safe_open(path, os.O_RDWR | os.O_NONBLOCK, follow=False), False
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot write pid file {path}: {_reason(path, error)}"
+        raise CannotCreateError(reason) from None
+
+
+def _reason(path: Path, error: OSError) -> str:
+    """Return why *path* cannot be written; a parent that does not exist is named."""
+    if isinstance(error, FileNotFoundError) and not path.parent.exists():
+        return f"directory {path.parent} does not exist"
+    return error.strerror or str(error)
+
+
+def _fault_of(found: os.stat_result) -> str:
+    """Return why a file is not to be trusted; empty if it is."""
+    if not stat.S_ISREG(found.st_mode):
+        return "it is not a file"
+    if found.st_uid not in {0, os.geteuid()}:
+        return f"it belongs to another user (uid {found.st_uid}); remove it"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others may write to it (mode {stat.S_IMODE(found.st_mode):o}); remove it"
+    if found.st_size > LARGEST:
+        return f"it has {found.st_size} bytes, so it is no pid file"
+    return "it has several hard links" if found.st_nlink > 1 else ""
 
 
 def _umask() -> int:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Self
+from collections.abc import Mapping, MutableMapping
+from typing import Self
 
 from smtpd_fork.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
 
 __all__ = ["Notifier", "monotonic_usec"]
 
@@ -23,7 +21,7 @@ MAX_ADDRESS = 107
 """Bytes in sockaddr_un.sun_path, without its final NUL: unix(7)."""
 
 MAX_WATCHDOG_USEC = 10**18
-"""Thirty thousand years; longer figures are not parsed."""
+"""Thirty thousand years; longer numbers are not parsed."""
 
 _USEC = 1_000_000
 

@@ -8,12 +8,10 @@ programs that a handler starts must not take the sockets for theirs.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import MutableMapping
+from typing import NamedTuple
 
 from smtpd_fork.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import MutableMapping
 
 __all__ = ["UNNAMED", "PassedSocket", "passed_sockets"]
 
@@ -47,10 +45,10 @@ def passed_sockets(environment: MutableMapping[str, str]) -> list[PassedSocket]:
     if not number:
         return []
     if pid is None:
-        raise UsageError(f"LISTEN_FDS {count!r}: there is no LISTEN_PID that says for whom")
+        raise UsageError(f"LISTEN_FDS {count!r}: LISTEN_PID is missing")
     if _number("LISTEN_PID", pid, 1 << 31) != os.getpid():
         reason = f"the sockets are not for this process, which is {os.getpid()}"
-        raise UsageError(f"LISTEN_PID {pid!r}: {reason}; a wrapper has to exec it, or unset them")
+        raise UsageError(f"LISTEN_PID {pid!r}: {reason}; a wrapper must exec it, or unset both")
     passed = [PassedSocket(FIRST + n, name) for n, name in enumerate(_names(names, number))]
     for descriptor, _ in passed:
         try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from smtpd_fork.peer_address import source_key
+from smtpd_fork.peer_address import host_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ class Holder(Protocol):
         """End, as memory is short; False if that cannot be: a handler works for it."""
 
 
-class _Holding:
+class _Held:
     """What one session holds."""
 
     __slots__ = ("_mark", "client", "held", "since")
@@ -77,18 +77,18 @@ class Budget:
     """
 
     __slots__ = (
-        *("_by_client", "_client_of", "_holdings", "_looked", "_timer"),
+        *("_by_client", "_client_of", "_by_holder", "_looked", "_timer"),
         *("limit", "share", "used"),
     )
 
     def __init__(
-        self, limit: int, share: int = 0, client_of: Callable[[Peer], str | None] = source_key
+        self, limit: int, share: int = 0, client_of: Callable[[Peer], str | None] = host_of
     ) -> None:
         self.limit = limit
         self.share = share
         self.used = 0  # bytes that are held now
         self._client_of = client_of
-        self._holdings: dict[Holder, _Holding] = {}
+        self._by_holder: dict[Holder, _Held] = {}
         self._by_client: dict[str, int] = {}
         self._looked = 0.0
         self._timer: object | None = None
@@ -102,17 +102,17 @@ class Budget:
 
         :returns: whether it may hold them; if not, it is to hold less at once
         """
-        holding = self._holdings.get(holder)
+        holding = self._by_holder.get(holder)
         if holding is None:
             if held <= 0:
                 return True
-            holding = self._holdings[holder] = _Holding(self._client_of(holder.peer))
+            holding = self._by_holder[holder] = _Held(self._client_of(holder.peer))
         now = holder.loop.time()
         more = held - holding.held
         holding.change(held, now)
         self._add(holding.client, more)
         if held <= 0:
-            del self._holdings[holder]
+            del self._by_holder[holder]
         if more <= 0 or self._fits(0, holding.client, SHORT):
             return True
         self._relieve(now, holding.client, 0)
@@ -124,7 +124,7 @@ class Budget:
         """Whether a session may hold so many bytes *more* than it does."""
         if not self.limit and not self.share:
             return True
-        holding = self._holdings.get(holder)
+        holding = self._by_holder.get(holder)
         client = holding.client if holding is not None else self._client_of(holder.peer)
         if not self._fits(more, client):
             self._relieve(holder.loop.time(), client, more)
@@ -156,12 +156,12 @@ class Budget:
             return  # no session was idle a moment ago
         idle = [
             (holding.held, holder)
-            for holder, holding in self._holdings.items()
+            for holder, holding in self._by_holder.items()
             if now - holding.since >= IDLE_SECONDS
         ]
         idle.sort(key=lambda each: each[0], reverse=True)
         for held, holder in idle:
-            holding = self._holdings.get(holder)
+            holding = self._by_holder.get(holder)
             own = holding is not None and holding.client == client
             if not (self._fits(more, None, SHORT) and (self._is_in_share(more, client) or not own)):
                 holder.give_way(held)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.dialogue import auth, data, mail, replies, session_commands
 from smtpd_fork.dialogue.commands import COMMANDS, State
+from smtpd_fork.dialogue.mistakes import HTTP_METHODS
+from smtpd_fork.dialogue.tally import OTHER, ReplyCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,10 +29,7 @@ if TYPE_CHECKING:
     """Reads the argument; returns what *run* takes, or the reply to one that is malformed."""
     Run = Callable[..., Result]
 
-__all__ = ["Guard", "Row", "Rows", "rows_of"]
-
-OF_HTTP = (b"CONNECT", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT")
-"""A browser, or a page that makes one speak to us (a cross-protocol attack): it is no mail."""
+__all__ = ["Guard", "Row", "Rows", "connect_row", "rows_of"]
 
 _RUN: dict[str, tuple[Parse | None, Run]] = {
     "AUTH": (auth.parse_auth, auth.begin_auth),
@@ -76,6 +75,8 @@ class Row:
     run: Run  # carries it out
     parse: Parse | None = None  # reads its argument; None: *run* does
     _: KW_ONLY
+    name: str = "command"  # for the log; no word of a client's
+    replies: ReplyCounts
     guarded: ByState  # refused for what is required first
     misplaced: ByState = _NEVER  # refused for its place, whatever its argument is
     late: ByState = _NEVER  # refused for its place, once its argument is well-formed
@@ -91,6 +92,12 @@ Rows = dict[bytes, Row]
 """By command; under the empty word what is no command."""
 
 
+def connect_row(shared: Shared) -> Row:
+    """Return what stands for a command before the first: the connection that is greeted."""
+    replies = shared.tally.replies["CONNECT"]
+    return Row(session_commands.unknown, name="connection", replies=replies, guarded=_NEVER)
+
+
 def rows_of(shared: Shared, guard: Guard) -> Rows:
     """Return the table of a server's sessions of whom *guard* is required."""
     by_name = {command.name: command for command in COMMANDS}
@@ -103,14 +110,19 @@ def rows_of(shared: Shared, guard: Guard) -> Rows:
         barred = None if name == "QUIT" else shared.worded(replies.LACKS_SECURITY)
         return tuple(barred if s is State.BARRED else reply for s in State)
 
-    rows = {word: Row(session_commands.http, guarded=guarded("")) for word in OF_HTTP}
-    rows[b""] = Row(session_commands.unknown, guarded=guarded(""))
+    others = shared.tally.replies[OTHER]
+    # A browser, or a page that makes one speak to us (a cross-protocol attack): it is no mail.
+    of_http = Row(session_commands.http, replies=others, guarded=guarded(""))
+    rows = dict.fromkeys(HTTP_METHODS, of_http)
+    rows[b""] = Row(session_commands.unknown, replies=others, guarded=guarded(""))
     for command in COMMANDS:
         if shared.lmtp or not command.lmtp:
             parse, run = _RUN[command.name]
             rows[command.name.encode()] = Row(
                 run,
                 parse,
+                name=command.name,
+                replies=shared.tally.replies[command.name],
                 guarded=guarded(command.name),
                 misplaced=_misplaced(shared, command, guard),
                 late=_by_state(shared, command.late),
@@ -118,6 +130,8 @@ def rows_of(shared: Shared, guard: Guard) -> Rows:
     for name in shared.own:
         rows[name.encode()] = Row(
             partial(session_commands.own, name),
+            name=name,
+            replies=shared.tally.replies.get(name, shared.tally.replies[OTHER]),
             guarded=guarded(name),
             inherited=rows.get(name.encode()),
         )

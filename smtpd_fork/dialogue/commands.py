@@ -1,4 +1,4 @@
-"""Commands: every state of a session, every command, and which may come in which state.
+"""Commands: every state of a session, every command, and the commands that each state allows.
 
 Read this first. A session is in one state at a time; what a client may do next follows from it,
 and nothing else says the same. The laws:
@@ -61,7 +61,7 @@ H, R, S, P, C = State.HELLO, State.READY, State.SENDER, State.RECIPIENT, State.C
 class Command:
     """One command: where it may come, what is answered elsewhere, and where it leads.
 
-    A client that has to authenticate itself first is told so before *otherwise* applies, but for
+    A client that has to authenticate itself first gets 530 before *otherwise* applies, but for
     HELLO. Until TLS is spoken, where that is required, all is refused but what has *before_tls*.
     """
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import MISSING
@@ -15,7 +15,8 @@ from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.content import BareNewline, BodyFault, Content
 from smtpd_fork.dialogue.envelope import Envelope
 from smtpd_fork.dialogue.framer import Chunk
-from smtpd_fork.dialogue.reply import answer_of, replies_of, sent
+from smtpd_fork.dialogue.hop_count import hop_count
+from smtpd_fork.dialogue.reply import answer_of, replies_of, sent, worst
 from smtpd_fork.dialogue.waiting import Ask, Run
 
 if TYPE_CHECKING:
@@ -135,18 +136,24 @@ def _received_chunk(dialogue: Dialogue, chunk: Chunk) -> Result:
 
 def received(dialogue: Dialogue, message: Body | Chunk) -> Result:
     """Act on a message, or a part of one, that is complete."""
-    memory.charge_message(dialogue, message)
+    if dialogue.charged or message.size + dialogue.envelope_bytes > memory.ALLOWANCE:
+        memory.charge(dialogue, message)
     if isinstance(message, Chunk):
         return _received_chunk(dialogue, message)
+    dialogue.line = b"DATA"
     return _deliver(dialogue, message)
 
 
 def _deliver(dialogue: Dialogue, content: Content) -> Result:
     """Hand a complete message to the handler, or refuse it."""
-    if content.fault is not None:
-        _note_fault(dialogue, content.fault)
-        return _refuse_message(dialogue, dialogue.say(replies.OF_FAULT[content.fault]))
+    fault = content.fault
+    if fault is not None:
+        _note_fault(dialogue, fault)
+        return _refuse_message(dialogue, dialogue.say(replies.OF_FAULT[fault]))
     shared, envelope, original = dialogue.shared, dialogue.envelope, content.take()
+    if (most := shared.limits.hops) and hop_count(original, most) > most:
+        shared.tally.looping += 1
+        return _refuse_message(dialogue, dialogue.say(replies.MAIL_LOOP))
     envelope.original_content = envelope.content = original
     if shared.decode_data:
         try:
@@ -169,8 +176,7 @@ def _deliver(dialogue: Dialogue, content: Content) -> Result:
 
 
 def _note_fault(dialogue: Dialogue, fault: BodyFault) -> None:
-    """Log and count a message that is refused for its content or size."""
-    dialogue.report(logging.INFO, "message refused", fault.value, kind=fault.name)
+    """Count a message that is refused for its content or size."""
     tally = dialogue.shared.tally
     if fault is BodyFault.TOO_MUCH:
         tally.too_big += 1
@@ -182,16 +188,18 @@ def _note_fault(dialogue: Dialogue, fault: BodyFault) -> None:
 
 def _refuse_message(dialogue: Dialogue, reply: bytes) -> Result:
     """Answer a message that was read to its end, and is not accepted: its transaction is over."""
-    owed = _replies_owed(dialogue)
     dialogue.in_hand = False
+    _put_verdict(dialogue, [reply] * _replies_owed(dialogue))
     dialogue.reset()
-    return _put_verdict(dialogue, [reply] * owed)
+    return None
 
 
 def fail_message(dialogue: Dialogue, status: str) -> None:
     """Answer a message whose delivery has failed (RFC 5321 4.1.1.4)."""
     dialogue.shared.tally.failed += 1
+    dialogue.by_handler = status != replies.LOCAL_ERROR
     _refuse_message(dialogue, sent(status))
+    dialogue.by_handler = False
 
 
 def delivered(dialogue: Dialogue, status: Any) -> Result:
@@ -203,23 +211,27 @@ def delivered(dialogue: Dialogue, status: Any) -> Result:
         status = replies.NO_SINK
     answers: list[str] = _per_recipient(dialogue, status) if shared.lmtp else [status]
     # Of several replies the best counts: some recipient has the message.
-    digit = min(answers)[0]
+    digit = min(answers)[0] if shared.lmtp else status[0]
     if unclaimed:
         tally.unclaimed += 1
+    elif digit == "2":
+        tally.accepted += 1
+        tally.content += len(dialogue.envelope.original_content or b"")
+        dialogue.messages += 1
+    elif digit == "5":
+        tally.rejected += 1
     else:
-        tally.answered(digit)
-        if digit == "2":
-            dialogue.messages += 1
-            tally.content += len(dialogue.envelope.original_content or b"")
+        tally.deferred += 1
     dialogue.in_hand = False  # a subclass's smtp_DATA goes on
-    dialogue.reset()
     dialogue.noops = 0
-    if digit == "2" and len(answers) == 1:
-        return sent(answers[0])  # the usual case: it counts against no limit
-    return _put_verdict(dialogue, [sent(answer) for answer in answers])
+    usual = digit == "2" and len(answers) == 1  # it counts against no limit
+    if not usual:
+        _put_verdict(dialogue, [sent(answer) for answer in answers])
+    dialogue.reset()
+    return sent(answers[0]) if usual else None
 
 
-def _put_verdict(dialogue: Dialogue, answers: Sequence[bytes]) -> Result:
+def _put_verdict(dialogue: Dialogue, answers: Sequence[bytes]) -> None:
     """Add the replies to one message; several recipients' refusals of it count as one.
 
     None of them gives way to 421: some recipient may have the message.
@@ -228,29 +240,40 @@ def _put_verdict(dialogue: Dialogue, answers: Sequence[bytes]) -> Result:
         dialogue.put(answer, counted=False)
     if min(answers)[0] >= ord("4"):
         dialogue.count_reject()
-    return None
 
 
 def _per_recipient(dialogue: Dialogue, status: Any) -> list[str]:
     """Return a reply for each recipient (RFC 2033 4.2).
 
-    A handler returns one for all, a list, or several in one text, as it would for aiosmtpd.
+    A handler returns one for all, a list, or several in one text, as it would for aiosmtpd. Of a
+    recipient that a handler made several addresses of, the list may have a reply for each of these:
+    the worst of them is the recipient's.
 
     :raises TypeError: it returned something else, or another number of replies
     :raises ValueError: as TypeError
     """
-    count = _replies_owed(dialogue)
+    count, became = _replies_owed(dialogue), dialogue.became
     if isinstance(status, (list, tuple)):
         answers = list(status)
     else:
         answers = list(replies_of(status)) if isinstance(status, str) else [status]
         if len(answers) == 1:
             answers *= count
-    if len(answers) != count:
+    several = became and set(chain.from_iterable(became)) == set(range(len(answers)))
+    if len(answers) != count and not several:
         raise TypeError(f"handle_DATA must return one reply, or {count}: not {len(answers)}")
     if MISSING in answers:
         raise TypeError("handle_DATA returned MISSING for some recipients")
-    return [answer_of("DATA", answer) for answer in answers]
+    checked = [answer_of("DATA", answer) for answer in answers]
+    return _by_recipient(checked, became) if several and became else checked
+
+
+def _by_recipient(answers: list[str], became: list[Sequence[int]]) -> list[str]:
+    """Return the worst of the replies to its addresses for each recipient.
+
+    One without an address gets the worst of all: its addresses may be others' as well.
+    """
+    return [worst([answers[index] for index in indices] or answers) for indices in became]
 
 
 def _replies_owed(dialogue: Dialogue) -> int:

@@ -14,26 +14,33 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.dialogue import client_log, held_input, memory, replies, strikes
-from smtpd_fork.dialogue.command_table import Guard
+from aiosmtpd.smtp import MISSING
+from msgspec import Struct
+
+from smtpd_fork.dialogue import client_log, handler_changes, held_input, memory, replies, strikes
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.data import received
 from smtpd_fork.dialogue.dispatch import act_on_line, perform
 from smtpd_fork.dialogue.envelope import Envelope
 from smtpd_fork.dialogue.fast_path import EVENTS_A_TURN, take_frequent
 from smtpd_fork.dialogue.framer import CommandFault, Framer
+from smtpd_fork.dialogue.mistakes import warn_of_mistake
+from smtpd_fork.dialogue.rejections import note_rejection
 from smtpd_fork.dialogue.reply import ends, sent
 from smtpd_fork.dialogue.waiting import Ask, Failed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import aiosmtpd.smtp
 
     from smtpd_fork.dialogue.body import Body
+    from smtpd_fork.dialogue.command_table import Row, Rows
     from smtpd_fork.dialogue.content import Content
     from smtpd_fork.dialogue.framer import Chunk, Event
     from smtpd_fork.dialogue.replies import Text
     from smtpd_fork.dialogue.shared import Shared
-    from smtpd_fork.dialogue.waiting import Host, Result, Waiting
+    from smtpd_fork.dialogue.waiting import Result, Waiting
 
 __all__ = ["Dialogue"]
 
@@ -47,53 +54,63 @@ _CHUNKS, _SENDER, _RECIPIENT = State.CHUNKS, State.SENDER, State.RECIPIENT
 _FOUR = ord("4")
 
 
-class Dialogue:
+class Dialogue(Struct, eq=False):
     """One session, from its first byte to its last reply.
 
     :param shared: what it has in common with others
-    :param session_id: names it in the log, in ``Received:`` and in the reply to DATA
+    :param id: names it in the log, in ``Received:`` and in the reply to DATA
     :param host: runs it; None once it has ended
     """
 
-    __slots__ = (
-        *("_envelope", "accepted", "auth_failures", "awaited", "begun"),
-        *("body", "calls", "charged", "chunk_fault", "chunks", "debug", "envelope_bytes", "errors"),
-        *("events", "farewell", "fast", "framer", "host", "id", "in_hand", "messages", "more"),
-        *("noops", "out", "overshoot", "rejects", "rows", "session", "shared", "state", "waiting"),
-    )
+    shared: Shared
+    id: str
+    host: Any
+    state: State = _GREETING  # what the client may do next
+    session: Any = None  # aiosmtpd.smtp.Session, from begin() on
+    transaction: aiosmtpd.smtp.Envelope | None = None  # the envelope, if there is one
+    row: Row = None  # type: ignore[assignment]  # of the command that is acted on; set below
+    rows: Rows = None  # type: ignore[assignment]  # all of them, for this client now; set below
+    line: bytes = b""  # the command that is acted on, without credentials
+    by_handler: bool = False  # whether the reply that is put is a handler's
+    facade: Any = None  # the session as handlers know it, once it was asked for
+    out: bytes = b""  # replies that are to be sent
+    waiting: Waiting | None = None  # what has to be carried out before anything else
+    awaited: Any = None  # a future of the next line or message, in place of advance()
+    farewell: bytes | None = None  # the reply that ends the session as soon as that can be
+    framer: Framer | None = None  # what has been fed and not acted on, if there is any
+    body: Body | None = None  # the message that is to come, while nothing of it has
+    chunks: Content | None = None  # what BDAT has brought so far, in a sequence of chunks
+    chunk_fault: Text | None = None  # why the chunks of this message are not wanted
+    more: bool = False  # whether there is input to act on after other sessions' turn
+    in_hand: bool = False  # whether a handler has a message; maybe longer than there is a client
+    calls: dict[str, int] | None = None  # that are left, by aiosmtpd's command_call_limit
+    messages: int = 0  # that were accepted so far
+    accepted: int = 0  # recipients of an LMTP transaction that were answered 2yz
+    became: list[Sequence[int]] | None = None  # indices of the addresses of each, unless one each
+    events: int = 0  # commands and messages that were acted on
+    begun: int = 0  # messages that were begun
+    errors: int = 0  # see strikes.py for these
+    rejects: int = 0
+    noops: int = 0
+    overshoot: int = 0
+    auth_failures: int = 0
+    charged: int = 0  # bytes in the budget
+    envelope_bytes: int = 0  # about those of recipients
+    debug: bool = False  # whether each command is logged
+    fast: bool = False  # whether the fast path may be taken
 
-    def __init__(self, shared: Shared, session_id: str, host: Host) -> None:
-        self.shared = shared
-        self.id = session_id
-        self.host: Any = host
-        self.state = _GREETING  # what the client may do next
-        self.session: Any = None  # aiosmtpd.smtp.Session, from begin() on
-        self._envelope: aiosmtpd.smtp.Envelope | None = None
-        self.out: list[bytes] = []  # replies that are to be sent
-        self.waiting: Waiting | None = None  # what has to be carried out before anything else
-        self.awaited: Any = None  # a future of the next line or message, in place of advance()
-        self.farewell: bytes | None = None  # the reply that ends the session as soon as that can be
-        self.framer: Framer | None = None  # what has been fed and not acted on, if there is any
-        self.body: Body | None = None  # the message that is to come, while nothing of it has
-        self.chunks: Content | None = None  # what BDAT has brought so far, in a sequence of chunks
-        self.chunk_fault: Text | None = None  # why the chunks of this message are not wanted
-        self.more = False  # whether there is input to act on after other sessions' turn
-        self.in_hand = False  # whether a handler has a message; maybe longer than there is a client
-        self.calls: dict[str, int] | None = None  # that are left, by aiosmtpd's command_call_limit
-        self.messages = 0  # that were accepted so far
-        self.accepted = 0  # recipients of an LMTP transaction that were answered 2yz
-        self.events = self.begun = 0  # commands and messages that were acted on; messages begun
-        self.errors = self.rejects = self.noops = self.overshoot = self.auth_failures = 0
-        self.charged = self.envelope_bytes = 0  # bytes in the budget; about those of recipients
-        self.rows = shared.open_rows  # the commands, as they are for this client now
-        self.debug = log.isEnabledFor(logging.DEBUG)  # whether each command is logged
-        self.fast = shared.fast and not self.debug  # whether the fast path may be taken
+    def __post_init__(self) -> None:
+        shared = self.shared
+        self.row, self.rows = shared.connect_row, shared.open_rows
+        self.debug = log.isEnabledFor(logging.DEBUG)
+        self.fast = shared.fast and not self.debug
 
     # What it holds, what it counts, and what it writes to the log, have files of their own.
     keep, framed, forget_input = held_input.keep, held_input.framed, held_input.forget_input
     hand_over, next_event = held_input.hand_over, held_input.next_event
     count_error, count_noop = strikes.count_error, strikes.count_noop
     count_reject, nonsense = strikes.count_reject, strikes.nonsense
+    place, set_rows = handler_changes.place, handler_changes.set_rows
     report, report_failure, who = client_log.report, client_log.report_failure, client_log.who
 
     # -- what is known of the client -----------------------------------------------------------
@@ -106,19 +123,21 @@ class Dialogue:
     @property
     def envelope(self) -> Any:
         """The mail transaction; made when it is first asked for."""
-        if self._envelope is None:
+        if self.transaction is None:
             own = self.shared.own_envelope
-            self._envelope = self.server._create_envelope() if own else Envelope()  # noqa: SLF001 - aiosmtpd's name
-        return self._envelope
+            self.transaction = self.server._create_envelope() if own else Envelope()  # noqa: SLF001 - aiosmtpd's name
+        return self.transaction
 
     @envelope.setter
     def envelope(self, envelope: aiosmtpd.smtp.Envelope | None) -> None:
-        self._envelope = envelope
+        self.transaction = envelope
 
     @property
     def server(self) -> Any:
-        """The session as handlers know it."""
-        return self.host.server
+        """The session as handlers know it; made when it is first asked for."""
+        if self.facade is None:
+            self.facade = self.shared.cls.of(self.host)
+        return self.facade
 
     @property
     def reading(self) -> Body | Chunk | None:
@@ -136,21 +155,23 @@ class Dialogue:
 
     def begin(self, session: aiosmtpd.smtp.Session) -> None:
         """Begin anew, as a connection does, and as it does under TLS (RFC 3207 4.2)."""
-        self.reset()
-        self.session = session
-        if self.state != _GREETING:
+        again = self.state != _GREETING
+        if again:
+            self.reset()
             self.state = _HELLO
-        self.set_rows()
+        self.session = session
+        if again or self.shared.guarded:
+            self.set_rows()
 
     def greet(self) -> None:
         """Send the greeting: the client may send commands."""
         self.state = _HELLO
-        self.put(f"220 {self.shared.hostname} {self.shared.ident}\r\n".encode())
+        self.put(self.shared.greeting)
         self.place()
 
     def reset(self) -> None:
         """End the transaction: nothing of it is held any more, and nothing charged."""
-        self._envelope = self.chunks = self.chunk_fault = None
+        self.transaction = self.chunks = self.chunk_fault = self.became = None
         self.accepted = self.envelope_bytes = 0
         if self.charged:
             memory.charge(self)
@@ -175,7 +196,7 @@ class Dialogue:
     def end(self) -> None:
         """Take note that the connection is lost; a message that a handler has stays in its hand."""
         self.forget_input()
-        self.out.clear()
+        self.out = b""
         self.state = State.GONE
 
     def answered(self) -> None:
@@ -190,28 +211,33 @@ class Dialogue:
 
     # -- replies -------------------------------------------------------------------------------
 
-    def put(self, reply: bytes, *, counted: bool = True) -> None:
+    def put(self, reply: bytes, *, counted: bool = True, by_handler: bool = False) -> None:
         """Add a reply to those that are to be sent; 421 ends the session (RFC 5321 3.8).
 
         A refusal counts: no command that gets one can be repeated without end in one session.
 
         :param reply: with its CR LF
         :param counted: False for a refusal that is counted elsewhere
+        :param by_handler: whether a handler, or a user's class, has worded it
         """
         if self.state >= _LEAVING:
             return
-        if reply[0] >= _FOUR:
+        if reply[0] < _FOUR:
+            self.row.replies[reply[0]] += 1
+        else:
+            if ends(reply):
+                reply = note_rejection(self, reply, by_handler=by_handler or self.by_handler)
             if reply.startswith(b"421"):
-                self.out.append(reply)
+                self.out += reply
                 self.leave(interrupting=True)
                 return
             if counted and ends(reply) and self.count_reject():
                 return
-        self.out.append(reply)
+        self.out += reply
 
     def put_status(self, status: str) -> None:
-        """Add a reply as handlers word it."""
-        self.put(sent(status))
+        """Add a reply that a handler, or a user's class, has worded."""
+        self.put(sent(status), by_handler=True)
 
     def say(self, text: Text) -> bytes:
         """Return a reply as it is sent."""
@@ -219,25 +245,36 @@ class Dialogue:
 
     # -- input ---------------------------------------------------------------------------------
 
-    def receive(self, data: bytes) -> None:
-        """Take what the client sends, and act on it as far as that goes without waiting."""
+    def receive(self, data: bytes) -> bool:
+        """Take what the client sends, and act on it as far as that goes without waiting.
+
+        :returns: whether nothing is left to be done but to send the replies: the usual case
+        """
         if self.framer is None and self.waiting is None:
-            if self.host is not None and self.host.facade is not None:
+            if self.facade is not None:
                 self.place()  # a handler knows the session, and may have changed it
             if self.body is not None:
                 if self.body.take_whole(data):
-                    body, self.body = self.body, None
+                    body, self.body, data = self.body, None, b""
                     self._act_on(body)
-                    return
             elif self.fast and self.state < _GREETING:
                 data = take_frequent(self, data)
-                if not data:
-                    return
+            if not data:
+                return (
+                    self.waiting is None  # type: ignore[redundant-expr]  # a command may have set it
+                    and self.state < _LEAVING
+                    and self.farewell is None
+                    and self.chunks is None
+                    and not self.charged
+                )
+        if self.state == _HELLO:
+            warn_of_mistake(self, data)
         self.keep(data)
         if self.waiting is None:
             self.advance()
         else:
             self.hand_over()
+        return False
 
     def advance(self) -> None:
         """Act on what has been received, as far as it goes without waiting."""
@@ -245,7 +282,7 @@ class Dialogue:
         self.more = False
         while self.waiting is None and self.state < _LEAVING:
             if self.farewell is not None and self.reading is None:
-                self.out.append(self.farewell)
+                self.out += self.farewell
                 self.leave()
                 return
             framer = self.framer
@@ -265,10 +302,10 @@ class Dialogue:
         try:
             if type(event) is bytes:
                 result = act_on_line(self, event)
-            elif isinstance(event, CommandFault):
+            elif type(event) is CommandFault:
                 result = self.nonsense(replies.OF_COMMAND_FAULT[event])
             else:
-                result = received(self, event)  # type: ignore[arg-type]  # no bytes: asked above
+                result = received(self, event)  # type: ignore[arg-type]  # a message: asked above
             self.act(result)
         except Exception as error:  # noqa: BLE001 - logged and answered by the host
             self.waiting = Failed(error)
@@ -288,38 +325,23 @@ class Dialogue:
                 status = self.host.ask_now(result)
             finally:
                 self.waiting = None
-            result = result.then(status)
+            result = self.answer(result, status)
             self.in_hand = False
             self.place()
-        if self.state >= _LEAVING and self._envelope is not None:
+        if self.state >= _LEAVING and self.transaction is not None:
             self.reset()
 
-    def place(self) -> None:
-        """Read the state off session and envelope: a handler may have changed them."""
-        session = self.session
-        envelope = self.envelope if self.shared.own_envelope else self._envelope
-        if session is None or self.state > _CHUNKS:
-            return
-        if not session.host_name:
-            self.state = _HELLO
-        elif envelope is None or not envelope.mail_from:
-            self.state = _READY
-        elif self.chunks is not None or self.chunk_fault is not None:
-            self.state = _CHUNKS
-        else:
-            self.state = _RECIPIENT if envelope.rcpt_tos else _SENDER
-        if self.shared.guarded:
-            self.set_rows()
-
-    def set_rows(self) -> None:
-        """Choose the rows by what this client still has to do first: TLS, AUTH, or nothing."""
-        shared, session = self.shared, self.session
-        if shared.require_starttls and not self.tls:
-            self.rows = shared.rows[Guard.TLS]
-        elif shared.auth_required and not (session and session.authenticated):
-            self.rows = shared.rows[Guard.AUTH]
-        else:
-            self.rows = shared.open_rows
+    def answer(self, ask: Ask, status: Any) -> Result:
+        """Act on what a hook has answered; return what is to be done next."""
+        self.by_handler = status is not MISSING
+        try:
+            result = ask.then(status)
+            if type(result) is bytes:
+                self.put(result)
+                return None
+        finally:
+            self.by_handler = False
+        return result
 
     def perform(self, name: str, argument: str | None) -> Result:
         """Carry out a built-in command, for a subclass that overrides it."""

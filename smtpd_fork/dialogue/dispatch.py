@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import TYPE_CHECKING
 
 from smtpd_fork.dialogue import replies
+from smtpd_fork.dialogue.client_log import log_debug
 from smtpd_fork.dialogue.commands import COMMANDS
 from smtpd_fork.dialogue.framer import LINE_LIMIT
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.waiting import Result
 
 __all__ = ["act_on_line", "echo", "perform"]
-
-log = logging.getLogger("smtpd_fork.session")
 
 MORE_FOR = {b"MAIL": 26 + 10 + 20 + 500 + 110, b"RCPT": 500 + 30, b"AUTH": LINE_LIMIT}
 """Octets more, by extension: SIZE, SMTPUTF8, BODY, AUTH, RET and ENVID; ORCPT and NOTIFY; AUTH."""
@@ -31,19 +29,21 @@ _UNPRINTABLE = re.compile(r"[^ -~]")
 def act_on_line(dialogue: Dialogue, line: bytes) -> Result:
     """Carry out a command, if it is one and is in its place."""
     if dialogue.debug:
-        log.debug("[%s] >> %s", dialogue.id, _loggable(line), extra=dialogue.who())
+        log_debug(dialogue, f">> {_loggable(line)}")
     word, _, rest = line.partition(b" ")
     if b"\t" in word:  # it separates words as a space does
         word, _, rest = line.replace(b"\t", b" ", 1).partition(b" ")
     word = word.upper()
+    dialogue.line = word if word == b"AUTH" else line
+    dialogue.row = dialogue.rows.get(word) or dialogue.rows[b""]
     fault, argument = _read(dialogue, word, rest.strip())
     if fault is None and len(line) > _limit(dialogue, word):
         fault = replies.LONG_COMMAND
     if fault is not None:
         return dialogue.nonsense(fault)
-    row = dialogue.rows.get(word)
-    if row is None:
-        row, argument = dialogue.rows[b""], word.decode("ascii")
+    if word not in dialogue.rows:
+        argument = word.decode("ascii")
+    row = dialogue.row
     refused = row.guarded[dialogue.state]
     if refused is not None:
         return refused

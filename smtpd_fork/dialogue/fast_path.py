@@ -42,7 +42,7 @@ _MAIL, _RCPT, _HELLO = 2, 3, 6
 command that is a word; 5 is HELO or EHLO and 6 the name that comes with it."""
 
 frequent = re.compile(
-    rb"(?:MAIL FROM:" + _ADDRESS + rb"(" + _PARAMS + rb")"
+    rb"(?=[^\n]{5,%d}+\n)(?:MAIL FROM:" % (LONGEST - 1) + _ADDRESS + rb"(" + _PARAMS + rb")"
     rb"|RCPT TO:" + _ADDRESS + rb"|(DATA|QUIT|RSET|NOOP)"
     rb"|(EHLO|HELO) ([A-Za-z0-9.\[\]:-]++))\r\n"
 ).match
@@ -54,47 +54,45 @@ _FOUR = ord("4")
 
 def take_frequent(dialogue: Dialogue, data: bytes) -> bytes:
     """Act on the frequent commands that *data* begins with; return what follows them."""
-    position = turn = 0
-    length = len(data)
-    match = frequent(data)
-    while match is not None and turn < EVENTS_A_TURN:
-        end = match.end()
-        if end - position > LONGEST:
-            break
-        turn += 1
-        position = end
+    position, turn, length = 0, 0, len(data)
+    while (match := frequent(data, position)) is not None:
+        position = match.end()
         try:
             result = _act_on(dialogue, match)
             if type(result) is bytes and result[0] < _FOUR and dialogue.state < _LEAVING:
-                dialogue.out.append(result)  # the usual case: it counts against no limit
+                dialogue.out += result  # the usual case: it counts against no limit
+                dialogue.row.replies[result[0]] += 1
             elif result is not None:
+                dialogue.line = match[0][:-2]
                 dialogue.act(result)
         except Exception as error:  # noqa: BLE001 - logged and answered by the host
             dialogue.waiting = Failed(error)
-        if end == length or dialogue.waiting is not None or dialogue.state >= _GREETING:
+        if position == length:
+            return b""
+        turn += 1
+        if turn == EVENTS_A_TURN or dialogue.farewell is not None:
             break
-        if dialogue.farewell is not None:
+        if dialogue.waiting is not None or dialogue.state >= _GREETING:
             break
-        match = frequent(data, end)
-    return data[position:] if position < length else b""
+    return data[position:]
 
 
 def _act_on(dialogue: Dialogue, match: re.Match[bytes]) -> Result:
     """Carry out a frequent command, if it is in its place."""
     kind = match.lastindex
     if kind == _RCPT:
-        row = dialogue.rows[b"RCPT"]
+        row = dialogue.row = dialogue.rows[b"RCPT"]
         return row.refused[dialogue.state] or row.run(dialogue, match[3].decode("ascii"), {})
     if kind == _MAIL:
-        row = dialogue.rows[b"MAIL"]
+        row = dialogue.row = dialogue.rows[b"MAIL"]
         refused = row.refused[dialogue.state]
         if refused is None and match[2]:
             return _mail_with_params(dialogue, row, match)
         return refused or row.run(dialogue, match[1].decode("ascii"), {})
     if kind == _HELLO:
-        row = dialogue.rows[match[5]]
+        row = dialogue.row = dialogue.rows[match[5]]
         return row.refused[dialogue.state] or row.run(dialogue, match[6].decode("ascii"))
-    row = dialogue.rows[match[4]]
+    row = dialogue.row = dialogue.rows[match[4]]
     return row.refused[dialogue.state] or row.run(dialogue)
 
 

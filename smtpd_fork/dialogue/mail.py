@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _MAIL_PARAMS = {"AUTH", "BODY", "SIZE", "SMTPUTF8"}
 _MAIL_PARAMS_OF_DSN = {"ENVID", "RET"}
 _RCPT_PARAMS_OF_DSN = {"NOTIFY", "ORCPT"}
+_SENDER, _RECIPIENT = State.SENDER, State.RECIPIENT
 _BODIES = ("7BIT", "8BITMIME", "BINARYMIME")
 
 OVERSHOOT = 1000
@@ -73,7 +74,7 @@ def parse_mail(dialogue: Dialogue, argument: str | None) -> tuple[str, Params] |
 def mail(dialogue: Dialogue, address: str, params: Params) -> Result:
     """Begin a transaction (RFC 5321 4.1.1.2)."""
     shared, envelope = dialogue.shared, dialogue.envelope
-    dialogue.accepted = 0
+    dialogue.accepted, dialogue.became = 0, None
     dialogue.chunk_fault = None  # of a message that never began
     if params or not address.isascii():
         refused = _mail_refused(dialogue, address, params)
@@ -88,8 +89,8 @@ def mail(dialogue: Dialogue, address: str, params: Params) -> Result:
     if params:
         envelope.mail_options.extend(_upper_words(params))
     envelope.mail_from = address
-    dialogue.state = State.SENDER
-    return shared.ok["2.1.0"]
+    dialogue.state = _SENDER
+    return shared.sender_ok
 
 
 def _take_sender(dialogue: Dialogue, address: str, options: list[str], status: Any) -> Result:
@@ -98,7 +99,7 @@ def _take_sender(dialogue: Dialogue, address: str, options: list[str], status: A
         return sent(status)
     dialogue.envelope.mail_from = address
     dialogue.envelope.mail_options.extend(options)
-    return dialogue.shared.ok["2.1.0"]
+    return dialogue.shared.sender_ok
 
 
 def _mail_refused(dialogue: Dialogue, address: str, params: Params) -> bytes | None:
@@ -179,7 +180,8 @@ def rcpt(dialogue: Dialogue, address: str, params: Params) -> Result:
     """Take a recipient (RFC 5321 4.1.1.3)."""
     shared, envelope = dialogue.shared, dialogue.envelope
     known = len(envelope.rcpt_tos)
-    if known >= shared.limits.recipients:
+    # A handler may accept a recipient without an address of its own.
+    if max(known, dialogue.accepted) >= shared.limits.recipients:
         dialogue.overshoot += 1
         excused = dialogue.overshoot <= OVERSHOOT
         dialogue.put(dialogue.say(replies.TOO_MANY_RECIPIENTS), counted=not excused)
@@ -196,16 +198,21 @@ def rcpt(dialogue: Dialogue, address: str, params: Params) -> Result:
 
 def _take_recipient(dialogue: Dialogue, envelope: Any, address: str, params: Params) -> Result:
     envelope.rcpt_tos.append(address)
-    dialogue.accepted += 1
-    dialogue.state = State.RECIPIENT
-    if isinstance(envelope, Envelope):
-        envelope.rcpt_params.append(params)
+    _count_accepted(dialogue, address, 1)
+    dialogue.state = _RECIPIENT
     if params:
         envelope.rcpt_options.extend(_upper_words(params))
+    _weigh(dialogue, envelope, address, params)
+    return dialogue.shared.recipient_ok
+
+
+def _weigh(dialogue: Dialogue, envelope: Any, address: str, params: Params) -> None:
+    """Keep the parameters of a recipient, and charge what it takes."""
+    if isinstance(envelope, Envelope):
+        envelope.rcpt_params.append(params)
     dialogue.envelope_bytes += weight(address, params)
     if dialogue.envelope_bytes > memory.ALLOWANCE:
         memory.charge(dialogue)
-    return dialogue.shared.ok["2.1.5"]
 
 
 def _judge_recipient(
@@ -215,14 +222,24 @@ def _judge_recipient(
     envelope = dialogue.envelope
     if status is MISSING:
         return _take_recipient(dialogue, envelope, address, params)
-    if isinstance(envelope, Envelope) and len(envelope.rcpt_tos) == known + 1:
-        envelope.rcpt_params.append(params)  # the hook took the address itself
-        dialogue.envelope_bytes += weight(address, params)
-        if dialogue.envelope_bytes > memory.ALLOWANCE:
-            memory.charge(dialogue)
+    taken = envelope.rcpt_tos[known:]
+    for each in taken:  # the hook took the address itself, or others instead
+        _weigh(dialogue, envelope, each, params)
     if status[0] == "2":
-        dialogue.accepted += 1
+        _count_accepted(dialogue, address, len(taken))
     return sent(status)
+
+
+def _count_accepted(dialogue: Dialogue, address: str, new: int) -> None:
+    """Count a recipient, for which there are so many new addresses: LMTP has one reply for it."""
+    if dialogue.became is None and new != 1:
+        dialogue.became = [range(index, index + 1) for index in range(dialogue.accepted)]
+    dialogue.accepted += 1
+    if dialogue.became is not None:
+        addresses = dialogue.envelope.rcpt_tos
+        count = len(addresses)
+        named_before = () if new or address not in addresses else (addresses.index(address),)
+        dialogue.became.append(named_before or range(count - new, count))
 
 
 def _upper_words(params: Params) -> list[str]:

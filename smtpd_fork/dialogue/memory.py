@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
     from smtpd_fork.dialogue.framer import Chunk
 
-__all__ = ["ALLOWANCE", "charge", "charge_message", "has_room"]
+__all__ = ["ALLOWANCE", "charge", "has_room"]
 
 
 def charge(dialogue: Dialogue, message: Content | Chunk | None = None) -> None:
@@ -36,12 +36,6 @@ def charge(dialogue: Dialogue, message: Content | Chunk | None = None) -> None:
     if content is not None and content.held:
         dialogue.report(logging.INFO, "no memory for the message")
         content.drop()
-        charge(dialogue, message)
-
-
-def charge_message(dialogue: Dialogue, message: Content | Chunk) -> None:
-    """Charge a message, or a part of one, that has just been completed."""
-    if dialogue.charged or message.size + dialogue.envelope_bytes > ALLOWANCE:
         charge(dialogue, message)
 
 

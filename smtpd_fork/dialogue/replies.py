@@ -1,7 +1,7 @@
-"""Replies: the texts that a client can be told, with their codes.
+"""Replies: the texts that a client can get, with their codes.
 
 A text is a code, an enhanced status code (RFC 3463), which is sent where those are spoken
-(RFC 2034), and words. What holds a figure or a name is put together where it is sent.
+(RFC 2034), and words. A text with a number or a name is put together where it is sent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NESTED_MAIL = (503, "5.5.1", "Error: nested MAIL command")
 BDAT_HAS_BEGUN = (503, "5.5.1", "Error: BDAT has begun")  # RFC 3030 3
 AUTH_IN_MAIL = (503, "5.5.1", "Error: AUTH within a mail transaction")
 NOT_CHUNKING = (503, "5.5.1", "Error: CHUNKING is not offered")
-BINARY_TAKES_BDAT = (503, "5.5.1", "Error: BINARYMIME takes BDAT")
+BINARY_TAKES_BDAT = (503, "5.5.1", "Error: BINARYMIME requires BDAT")
 TLS_IS_ACTIVE = (503, "5.5.1", "TLS is active already")
 IS_AUTHENTICATED = (503, "5.5.1", "Already authenticated")
 THIS_IS_LMTP = (500, "5.5.1", "Error: this is LMTP, send LHLO")
@@ -47,7 +47,7 @@ OF_COMMAND_FAULT = {
 MESSAGE_NOT_ASCII = (500, "5.6.0", "Error: strict ASCII mode")
 SMTPUTF8_ARGUMENT = (501, "5.5.4", "Error: SMTPUTF8 takes no arguments")
 SMTPUTF8_DISABLED = (501, "5.5.4", "Error: SMTPUTF8 disabled")
-TAKES_SMTPUTF8 = (553, "5.6.7", "Error: such an address takes SMTPUTF8")
+TAKES_SMTPUTF8 = (553, "5.6.7", "Error: the address requires SMTPUTF8")
 MAIL_PARAMETERS = (555, "5.5.4", "MAIL FROM parameters not recognized or not implemented")
 RCPT_PARAMETERS = (555, "5.5.4", "RCPT TO parameters not recognized or not implemented")
 NO_WORDS = (501, "5.5.4", "Not enough value")
@@ -62,6 +62,8 @@ NO_TLS = (454, "4.7.0", "TLS not available")
 TOO_MANY_RECIPIENTS = (452, "4.5.3", "Too many recipients")
 DECLARED_TOO_MUCH = (552, "5.3.4", "Error: message size exceeds fixed maximum message size")
 NO_ROOM = (452, "4.3.1", "Insufficient system storage, try again later")
+
+MAIL_LOOP = (554, "5.4.6", "Error: too many hops, the message is in a mail loop")
 
 OF_FAULT: dict[BodyFault, Text] = {
     BodyFault.TOO_LONG: (500, "5.6.0", "Line too long (see RFC5321 4.5.3.1.6)"),
@@ -82,7 +84,7 @@ NOT_BASE64 = "501 5.5.2 Can't decode base64"
 NOT_SPLIT = "501 5.5.2 Can't split auth value"
 LOCAL_ERROR = "451 4.3.0 Local error in processing, try again later"
 NOT_NOW = "421 4.3.0 Local error, try again later"
-NO_SINK = "451 4.3.0 Nobody here takes messages, try again later"
+NO_SINK = "451 4.3.0 No handler accepts messages, try again later"
 
 
 def syntax(usage: str) -> Text:

@@ -21,7 +21,9 @@ from aiosmtpd.smtp import MISSING, _Missing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Answer", "Reply", "answer_of", "ends", "is_plain", "replies_of", "sendable", "sent"]
+__all__ = [
+    "Answer", "Reply", "answer_of", "ends", "is_plain", "replies_of", "sendable", "sent", "worst",
+]  # fmt: skip
 
 Answer: TypeAlias = str | bytes | _Missing
 """What most hooks return: a reply, or MISSING for "no opinion"."""
@@ -113,6 +115,11 @@ def replies_of(text: str) -> list[Reply]:
             over = coded[2] != "-"
         replies[-1].append(line)
     return [Reply("\n".join(lines)) for lines in replies]
+
+
+def worst(replies: Sequence[str]) -> str:
+    """Return the first 4yz, so that the client sends the message again; else the first 5yz."""
+    return next((reply for digit in "45" for reply in replies if reply[0] == digit), replies[0])
 
 
 def sendable(status: str | bytes) -> str:

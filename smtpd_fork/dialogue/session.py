@@ -23,15 +23,15 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Session(aiosmtpd.smtp.Session):
-    """What is known of one client.
+    """The state of one client's session, for handlers.
 
     :ivar peer: the client's address, ``(host, port, ...)`` with IPv4 as IPv4; of a unix socket, ""
-    :ivar id: names the session in the logs, in ``Received:`` and in the reply to DATA
-    :ivar lmtp: whether LMTP is spoken, not SMTP
-    :ivar ssl: facts of TLS, None without it: ``sslcontext``, ``ssl_object``, ``peercert``,
+    :ivar id: the id of the session in the log, in ``Received:`` and in the reply to DATA
+    :ivar lmtp: whether the protocol is LMTP, not SMTP
+    :ivar ssl: data of TLS, None without it: ``sslcontext``, ``ssl_object``, ``peercert``,
         ``cipher``, ``compression``
-    :ivar host_name_dns: the client's name by the DNS, with ``--rdns``; None if it has none that
-        leads back to its address
+    :ivar host_name_dns: the client's reverse DNS name, with ``--rdns``; None if it has none that
+        resolves back to its address
     """
 
     host_name_dns: str | None = None
@@ -62,9 +62,9 @@ class Session(aiosmtpd.smtp.Session):
 
     @property
     def peer_subject(self) -> str | None:
-        """Whom the client's certificate is about, as RFC 4514 has it: ``CN=relay,O=Example``.
+        """The subject of the client certificate in the form of RFC 4514: ``CN=relay,O=Example``.
 
-        Control characters are hexadecimal in there, so that it may go into a reply or a log.
+        Control characters are hexadecimal in it, so that it is safe in a reply or a log.
         """
         der = self._peer_der()
         if der is None:
@@ -77,10 +77,9 @@ class Session(aiosmtpd.smtp.Session):
 
     @property
     def peer_fingerprint(self) -> str | None:
-        """SHA-256 of the client's certificate, in hexadecimal; what lists of clients are made of.
+        """SHA-256 of the client certificate, in lower-case hexadecimal without colons.
 
-        It is what ``openssl x509 -noout -fingerprint -sha256`` prints, in small letters and without
-        colons.
+        ``openssl x509 -noout -fingerprint -sha256`` prints the same, with colons.
         """
         der = self._peer_der()
         return None if der is None else hashlib.sha256(der).hexdigest()

@@ -16,7 +16,7 @@ from aiosmtpd.handlers import Sink
 
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.budget import Budget
-from smtpd_fork.dialogue.command_table import Guard, Rows, rows_of
+from smtpd_fork.dialogue.command_table import Guard, Rows, connect_row, rows_of
 from smtpd_fork.dialogue.content import BareNewline
 from smtpd_fork.dialogue.fast_path import FREQUENT_WORDS, LONGEST
 from smtpd_fork.dialogue.introspection import auth_names, call_limits, is_inherited, is_old_ehlo
@@ -51,6 +51,7 @@ class Limits:
     session_seconds: float = 3600.0  # for the whole session; 0 is no limit
     errors: int = 20  # commands that are none, before the session is ended
     recipients: int = 1000  # of one message (RFC 9422 RCPTMAX)
+    hops: int = 0  # Received fields of one message; 0 is no limit
     rejects: int = 100  # commands that are refused, before the session is ended
     line: int = 0  # octets of a line of a message with its line end; 0 is no limit
 
@@ -187,10 +188,10 @@ class Shared:
 
     def _work_out(self) -> None:
         """Work out what follows from the settings."""
-        self.ok = {
-            status: self.worded((250, status, "OK")) for status in ("2.0.0", "2.1.0", "2.1.5")
-        }
+        self.sender_ok = self.worded((250, "2.1.0", "OK"))
+        self.recipient_ok = self.worded((250, "2.1.5", "OK"))
         self.bye = self.worded(replies.BYE)
+        self.greeting = f"220 {self.hostname} {self.ident}\r\n".encode()
         self.ehlo = {
             tls: "\r\n".join([*extensions(self, tls=tls), "250 HELP\r\n"]).encode()
             for tls in (False, True)
@@ -201,6 +202,7 @@ class Shared:
         self.guarded = self.require_starttls or self.auth_required
         """Whether anything is required of a client before all else."""
         self.open_rows = self.rows[Guard.NOTHING]
+        self.connect_row = connect_row(self)
         own, option = self.line_length_limit, self.limits.line
         self.longest_line = min(own, option) if own and option else own or option
         """How long a line of a message may be, by the class and by the option; 0: any length."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from smtpd_fork.dialogue.commands import State
@@ -21,7 +20,6 @@ NOOPS = 50
 def _end_for(dialogue: Dialogue, reason: str) -> bool:
     """End, and say why; return True."""
     if dialogue.state < State.LEAVING:
-        dialogue.report(logging.INFO, reason)
         text = f"{reason[0].upper()}{reason[1:]}, closing connection"
         dialogue.put(f"421 4.7.0 {dialogue.shared.hostname} {text}\r\n".encode())
     return True

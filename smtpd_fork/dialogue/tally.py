@@ -1,4 +1,4 @@
-"""Tally: what a server's sessions have done, in figures for metrics and the status page.
+"""Tally: what a server's sessions have done, in numbers for metrics and the status page.
 
 A count is a plain integer that goes up where the thing happens, in the loop's one thread: it costs
 what a test of whether anybody counts would cost. What costs more (the clock, the bytes of every
@@ -13,10 +13,14 @@ import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
+from smtpd_fork.dialogue import replies
+from smtpd_fork.dialogue.commands import COMMANDS
+from smtpd_fork.dialogue.rejections import Rejections
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BOUNDS", "HOOKS", "OUTCOMES", "Latency", "Tally"]
+__all__ = ["BOUNDS", "HOOKS", "OUTCOMES", "Latency", "SinkCounts", "Tally"]
 
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
           30.0, 60.0, 300.0)  # fmt: skip
@@ -24,17 +28,27 @@ BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 longest that a handler may take (``--handler-timeout``)."""
 
 OUTCOMES = {
-    "accepted": "a handler or a sink took it: 250",
-    "rejected": "a handler said 5xx",
-    "deferred": "a handler or a sink said 4xx",
-    "unclaimed": "no handler took it: 451",
-    "failed": "a handler raised, or took too long: 451",
-    "too_big": "over --max-message-size, declared or in fact: 552",
-    "malformed": "bare CR or LF, NUL, or too long a line: 550, 500",
-    "no_room": "--max-buffered was spent: 452",
-    "aborted": "the client went, or its time was over, before the answer",
+    "accepted": "a handler or a sink accepted it: 250",
+    "rejected": "a handler answered 5xx",
+    "deferred": "a handler or a sink answered 4xx",
+    "unclaimed": "no handler accepted it: 451",
+    "failed": "a handler raised an exception, or took too long: 451",
+    "too_big": "larger than --max-message-size, declared or received: 552",
+    "malformed": "bare CR or LF, NUL, or a line that is too long: 550, 500",
+    "looping": "more than --max-hops Received fields: 554",
+    "no_room": "--max-buffered was used up: 452",
+    "aborted": "the client disconnected or timed out before the reply",
 }
 """What becomes of a message that was begun; each has a count of that name in :class:`Tally`."""
+
+OTHER = "other"
+"""What counts for all words that are no command of ours."""
+
+COUNTED = ("CONNECT", *(command.name for command in COMMANDS), OTHER)
+"""What replies are counted by."""
+
+ReplyCounts = dict[int, int]
+"""By the first octet of the reply: ``ord("2")`` to ``ord("5")``."""
 
 HOOKS = (
     *("CONNECT", "HELO", "EHLO", "STARTTLS", "AUTH", "PROXY", "MAIL", "RCPT", "DATA", "RSET"),
@@ -58,6 +72,28 @@ class Latency:
         self.total += seconds
 
 
+class SinkCounts:
+    """What one sink has answered.
+
+    :ivar replies: by the first octet of the reply, ``ord("2")`` to ``ord("5")``: one for each
+        message, or for each of its recipients where the sink answers so
+    :ivar latency: how long each message took
+    """
+
+    __slots__ = ("latency", "replies")
+
+    def __init__(self) -> None:
+        self.replies: ReplyCounts = dict.fromkeys(b"245", 0)
+        self.latency = Latency()
+
+    def note(self, answer: Any, seconds: float) -> None:
+        """Count a message by the reply, or the replies, of the sink."""
+        self.latency.observe(seconds)
+        for reply in answer if isinstance(answer, (list, tuple)) else [answer]:
+            first = ord(reply[0]) if isinstance(reply, str) and reply else 0
+            self.replies[first if first in self.replies else ord("4")] += 1
+
+
 class Tally:
     """The counts of one server's sessions; only ever grow.
 
@@ -67,28 +103,51 @@ class Tally:
 
     __slots__ = (
         *OUTCOMES,
-        *("content", "hooks", "lag", "received", "sinks", "timing", "tls_done", "tls_failed"),
+        *(
+            "content",
+            "hooks",
+            "lag",
+            "received",
+            "rejections",
+            "replies",
+            "sinks",
+            "timing",
+            "tls_done",
+            "tls_failed",
+        ),
     )
 
     def __init__(self, *, timing: bool = False) -> None:
         self.timing = timing
         self.accepted = self.rejected = self.deferred = self.unclaimed = self.failed = 0
-        self.too_big = self.malformed = self.no_room = self.aborted = 0
+        self.too_big = self.malformed = self.looping = self.no_room = self.aborted = 0
         self.received = 0  # bytes that clients sent, after TLS; only with *timing*
         self.content = 0  # bytes of the messages that were accepted
         self.tls_done = self.tls_failed = 0  # TLS handshakes that led to a session, or did not
         self.hooks: dict[str, Latency] = {}
-        self.sinks: dict[str, Latency] = {}
+        self.sinks: dict[str, SinkCounts] = {}
+        self.rejections = Rejections()
+        self.replies: dict[str, ReplyCounts] = {
+            name: dict.fromkeys(b"2345", 0) for name in COUNTED
+        }  # that answer a command
         self.lag = Latency()  # of the event loop, each time that it was measured
 
-    def answered(self, digit: str) -> None:
-        """Count a message by the first digit of what a handler said to it."""
-        if digit == "2":
-            self.accepted += 1
-        elif digit == "5":
-            self.rejected += 1
-        else:
-            self.deferred += 1
+    def replies_by_class(self) -> dict[tuple[str, str], int]:
+        """Return the replies by command and class, ``("RCPT", "5xx")``, those there were."""
+        return {
+            (command, f"{first:c}xx"): count
+            for command, counts in self.replies.items()
+            for first, count in counts.items()
+            if count
+        }
+
+    def sink_replies(self) -> dict[tuple[str, str], int]:
+        """Return the replies by sink and class, ``("lmtp", "4xx")``."""
+        return {
+            (name, f"{first:c}xx"): count
+            for name, sink in self.sinks.items()
+            for first, count in sink.replies.items()
+        }
 
     def outcomes(self) -> dict[str, int]:
         """Return the messages by outcome."""
@@ -100,9 +159,28 @@ class Tally:
             return hook
         return _timed(hook, self.hooks.setdefault(name, Latency()))
 
-    def timed_sink(self, name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a sink's handle_DATA that is measured, if that is wanted."""
-        return _timed(hook, self.sinks.setdefault(name, Latency())) if self.timing else hook
+    def sink(self, name: str) -> SinkCounts:
+        """Return the counts of a sink."""
+        return self.sinks.setdefault(name, SinkCounts())
+
+    def counted_sink(self, name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a sink's handle_DATA that is measured and counted, if that is wanted."""
+        if not self.timing:
+            return hook
+        counts = self.sink(name)
+
+        @functools.wraps(hook)
+        async def counted(*args: Any) -> Any:
+            begun = time.perf_counter()
+            answer: Any = replies.LOCAL_ERROR
+            try:
+                answer = await hook(*args)
+            finally:
+                counts.note(answer, time.perf_counter() - begun)
+            return answer
+
+        counted.measured_hook = hook  # type: ignore[attr-defined]  # for never_waits()
+        return counted
 
 
 def _timed(hook: Callable[..., Any], latency: Latency) -> Callable[..., Any]:

@@ -50,13 +50,6 @@ Result: TypeAlias = Union[bytes, Ask, Run, Failed, None]  # noqa: UP007 - as abo
 class Host(Holder, Protocol):
     """Runs a dialogue: a connection, or a test without one."""
 
-    facade: Any
-    """The session as handlers know it, once it was asked for."""
-
-    @property
-    def server(self) -> Any:
-        """The session as handlers know it, ``aiosmtpd.smtp.SMTP`` by contract."""
-
     def ask_now(self, ask: Ask) -> Any:
         """Return what a hook that never waits answers."""
 

@@ -1,12 +1,13 @@
-"""The gate: admits or refuses clients. Pure and synchronous; the clock comes in as an argument."""
+"""The gate: admits or refuses clients. Pure and synchronous; the time is an argument."""
 
 from smtpd_fork.gate.client_log_line import ClientLine
+from smtpd_fork.gate.denials import Denial, Denials
 from smtpd_fork.gate.gate import Gate
 from smtpd_fork.gate.ledger import Entry
-from smtpd_fork.gate.limits import Limits
+from smtpd_fork.gate.limits import GATE_SETTINGS, Limits, limits_of
 from smtpd_fork.gate.refusal_log import RefusalLog
 from smtpd_fork.gate.reporter import Reporter, client_reporter
-from smtpd_fork.gate.settings import GATE_SETTINGS, limits_of, networks_of
+from smtpd_fork.gate.settings import networks_of
 from smtpd_fork.gate.statistics import Explanation
 from smtpd_fork.gate.ticket import Ticket
 from smtpd_fork.gate.verdict import Full, Refusal, Verdict
@@ -14,6 +15,8 @@ from smtpd_fork.gate.verdict import Full, Refusal, Verdict
 __all__ = [
     "GATE_SETTINGS",
     "ClientLine",
+    "Denial",
+    "Denials",
     "Entry",
     "Explanation",
     "Full",

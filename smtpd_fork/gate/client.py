@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate.networks import Prefix, is_ipv4, is_local, number_of
-from smtpd_fork.peer_address import source_key
+from smtpd_fork.peer_address import host_of
 
 if TYPE_CHECKING:
     from smtpd_fork.gate.rule_book import Page
-    from smtpd_fork.gate.rules import Rule
     from smtpd_fork.peer_address import Peer
 
 __all__ = ["Client"]
@@ -23,25 +22,25 @@ class Client:
         address of a /64 has all of them
     :ivar number: its address (see :mod:`smtpd_fork.gate.networks`); None if it has none
     :ivar ipv6: whether that is of IPv6; None if it has none
-    :ivar source: what it is counted by: an IPv4 address, or a network of IPv6; an embedder's own
+    :ivar key: what it is counted by: an IPv4 address, or a network of IPv6; an embedder's own
         name for a peer as it is; None for a unix socket's
     :ivar local: whether the address is of this host, or private
     :ivar exempt: whether the limits per client do not apply to it
-    :ivar kept_out_by: the rule that never lets an address like this in, or None
+    :ivar limit: sessions of all clients up to which it is admitted; the gate sets it
     :ivar rules: those that apply to it; the gate sets it
     """
 
-    __slots__ = ("exempt", "ipv6", "kept_out_by", "local", "number", "rules", "source")
+    __slots__ = ("exempt", "ipv6", "key", "limit", "local", "number", "rules")
 
+    limit: int
     rules: Page
 
     def __init__(self, peer: Peer, ipv6_prefix: int) -> None:
-        host = source_key(peer)
+        host = host_of(peer)
         self.number = number_of(host) if host is not None else None
         self.ipv6 = None if self.number is None else not is_ipv4(self.number)
         self.local = is_local(self.number)
-        self.source = host
+        self.key = host
         if self.number is not None and self.ipv6:
-            self.source = Prefix(ipv6_prefix, ipv6=True).around(self.number)
+            self.key = Prefix(ipv6_prefix, ipv6=True).around(self.number)
         self.exempt = False
-        self.kept_out_by: Rule | None = None

@@ -57,12 +57,15 @@ class ClientLine(NamedTuple):
         fields = {name: value for name, value in fields.items() if value}
         session = fields.get("session")
         text = f"[{session}] {client}: {what}" if session else f"{client}: {what}"
-        extra = {"client": client, **fields}
         if reason:
             text += f": {reason}"
-            extra["reason"] = reason
-        source = Client(peer, IPV6_PREFIX).source
-        return cls(f"{source} {what} {kind}", text, logger, level, extra)
+        extra = {"client": client, **fields, "reason": reason or what}
+        return cls(cls.key_of(peer, what, kind), text, logger, level, extra)
+
+    @staticmethod
+    def key_of(peer: Peer, what: str, kind: str) -> str:
+        """Return the key of a client's line; the parameters are those of :meth:`of`."""
+        return f"{Client(peer, IPV6_PREFIX).key} {what} {kind}"
 
     def __str__(self) -> str:
         return self.text

@@ -1,23 +1,23 @@
 """Gate: counts the sessions, in all and by client, and admits or refuses new ones.
 
 The counts go up in :meth:`Gate.admit` and down in :meth:`Gate._give_back`, and nowhere else.
-Everything is synchronous and does no I/O. A lock makes one gate safe to share between servers
-in several threads (aiosmtpd's Controller runs in a thread of its own); it is never held while
-other code runs.
+Everything is synchronous and does no I/O. A lock makes one gate safe to share between servers in
+several threads (aiosmtpd's Controller has its own); it is never held while other code runs.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from smtpd_fork.config import LIMIT_CONNECTIONS, MAX_FROM_IP
+from smtpd_fork.gate.denials import Denials
 from smtpd_fork.gate.ledger import Entry, entries
 from smtpd_fork.gate.limits import Limits
 from smtpd_fork.gate.refusal_log import RefusalLog
-from smtpd_fork.gate.rule_book import RuleBook, judge
+from smtpd_fork.gate.rule_book import RuleBook
 from smtpd_fork.gate.rules import Counts, Load
 from smtpd_fork.gate.statistics import Explanation, Statistics
 from smtpd_fork.gate.ticket import Ticket
@@ -26,10 +26,10 @@ from smtpd_fork.gate.wrap import gated
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
     from smtpd_fork.gate.client import Client
     from smtpd_fork.peer_address import Peer
+    from smtpd_fork.settings import GateSettings
 
 __all__ = ["Gate"]
 
@@ -37,68 +37,66 @@ log = logging.getLogger("smtpd_fork.gate")
 
 
 class Gate:
-    """Counts sessions and gives tickets to those that fit.
+    """Counts sessions, and admits clients within the limits.
 
-    :param limit_connections: sessions in all, at least 1
-    :param max_from_ip: sessions from one source; 0 is no limit
-    :param limits: all of the limits, in place of those two
+    :param limits: the limits, instead of *settings*
     :param clock: returns seconds, never backwards
-    :raises ValueError: a limit out of its range
+    :param settings: the limits by name, see :class:`Limits`: ``Gate(max_from_ip=3, rate="30/m")``
+    :ivar denials: networks that were denied at run time
+    :raises SettingError: a setting is unknown, cannot be read, or is out of its range
 
-    One gate may be shared by several servers, in several threads: they then share the limits.
+    Several servers, in several threads, may share one gate and its limits.
     """
 
     def __init__(
         self,
         *,
-        limit_connections: int = LIMIT_CONNECTIONS,
-        max_from_ip: int = MAX_FROM_IP,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
+        **settings: Unpack[GateSettings],
     ) -> None:
+        if limits is not None and settings:
+            raise TypeError(f"either limits or settings, not both: {', '.join(settings)}")
         self._clock = clock
         self._lock = Lock()
         self._inside: set[Ticket] = set()
         self._statistics = Statistics()
         self.load = Load()
-        """The event-loop lag; whoever measures it writes it here."""
+        """The event-loop lag, set by what measures it."""
+        self.denials = Denials(self._lock, clock)
         self._paused = False
-        self._set_up(limits or Limits(limit_connections=limit_connections, max_from_ip=max_from_ip))
+        self._set_up(limits or Limits(**settings))
         self._waiters: list[tuple[Callable[[], None], bool]] = []
         self.refusals = RefusalLog(clock=clock)
-        """The refusals' log: each source's first at once, the rest in summaries."""
+        """The refusals' log: each client's first at once, the rest in summaries."""
 
     def _set_up(self, limits: Limits, before: RuleBook | None = None) -> None:
         """Apply *limits*; the sessions that exist are counted again by them."""
         self._limits = limits
-        self._rules = RuleBook(limits, self.load, before)
+        self._rules = RuleBook(limits, self.load, self.denials, before)
         self.reserves = limits.reserve > 0
-        self._open_to_all = limits.limit_connections - limits.reserve
-        self._counts = Counts()
+        self._open_to_all = limits.open_to_all
+        self._counts = Counts(self._inside)
         for ticket in self._inside:
             ticket.client = self._rules.client(ticket.peer)
-            self._counts.total += 1
             self._enter(ticket.client)
 
     # -- admission ---------------------------------------------------------------------------
 
     def admit(self, peer: Peer) -> Verdict:
-        """Count *peer* in, or say why not.
+        """Admit *peer* and count it, or refuse it.
 
         :returns: a :class:`Ticket`, to be released when the session ends; a :class:`Refusal` if
-            a rule keeps this client out; :class:`Full` if there is no room for it
+            a rule refuses this client; :class:`Full` if no connection slot is free
         """
         with self._lock:
-            client = self._rules.client(peer)
-            now = self._clock()
-            counts = self._counts
-            refusal = judge(client.rules.on_arrival, client, counts, now)
-            if refusal is not None:
-                return refusal
-            limit = self._limits.limit_connections if client.exempt else self._open_to_all
-            if self._paused or counts.total >= limit:
-                return Full(counts.total + 1, limit, self._paused)
-            counts.total += 1
+            client, now = self._rules.client(peer), self._clock()
+            for rule in client.rules.on_arrival:
+                refusal = rule.judge(client, self._counts, now)
+                if refusal is not None:
+                    return refusal
+            if self._paused or len(self._inside) >= client.limit:
+                return Full(self.count + 1, client.limit, self._paused)
             self._enter(client)
             for rule in client.rules.timed:
                 rule.arrived(client, now)
@@ -108,7 +106,7 @@ class Gate:
         return ticket
 
     def identify(self, ticket: Ticket, peer: Peer) -> Refusal | None:
-        """Judge the client that a PROXY header names.
+        """Apply the rules to the client that a PROXY header names.
 
         The ticket was given to the connection of the proxy, as to a client without an address
         (``admit(None)``): in the count of all, and in no other.
@@ -117,18 +115,20 @@ class Gate:
             as it was. None: it is *peer*'s from now on
         """
         with self._lock:
-            client = self._rules.client(peer)
-            now = self._clock()
-            refusal = judge(client.rules.on_header, client, self._counts, now)
-            if refusal is None and not ticket.released:
+            client, now = self._rules.client(peer), self._clock()
+            for rule in client.rules.on_header:
+                refusal = rule.judge(client, self._counts, now)
+                if refusal is not None:
+                    return refusal
+            if not ticket.released:
                 ticket.client, ticket.peer = client, peer
                 self._enter(client)
                 for rule in client.rules.timed:
                     rule.arrived(client, now)
-        return refusal
+        return None
 
     def begin_handshake(self, ticket: Ticket) -> Refusal | None:
-        """Count a TLS handshake as failed, until :meth:`end_handshake`; or say why it is not to be.
+        """Count a TLS handshake as failed, until :meth:`end_handshake`; or refuse it.
 
         :returns: a :class:`Refusal` if too many of this client, or its network, have failed lately
             or are under way
@@ -144,15 +144,17 @@ class Gate:
         return None
 
     def end_handshake(self, ticket: Ticket) -> None:
-        """Take note that a handshake that was begun has succeeded."""
+        """Uncount a handshake that has succeeded."""
         with self._lock:
             for rule in ticket.client.rules.timed_handshakes:
                 rule.take_back(ticket.client)
 
     def _enter(self, client: Client) -> None:
-        """Count a session in, with its source and its networks."""
-        if client.source is not None:
-            self._counts.enter(client.source)
+        """Count a session in, for its client and its networks."""
+        key = client.key
+        if key is not None:
+            by_client = self._counts.by_client
+            by_client[key] = by_client.get(key, 0) + 1
         for rule in client.rules.told:
             rule.enter(client)
 
@@ -163,11 +165,15 @@ class Gate:
                 return
             ticket.released = True
             ticket.holder = None  # which may refer to its ticket
-            self._inside.discard(ticket)
-            client, counts = ticket.client, self._counts
-            counts.total -= 1
-            if client.source is not None:
-                counts.leave(client.source)
+            self._inside.remove(ticket)
+            client, by_client = ticket.client, self._counts.by_client
+            key = client.key
+            if key is not None:
+                left = by_client[key] - 1
+                if left:
+                    by_client[key] = left
+                else:
+                    del by_client[key]
             for rule in client.rules.told:
                 rule.leave(client)
         if self._waiters:
@@ -175,18 +181,16 @@ class Gate:
 
     # -- refusals, explained -----------------------------------------------------------------
 
-    def refuse(self, verdict: Refusal | Full) -> Refusal:
-        """Take note that a client was refused with *verdict*, and give that refusal its id.
-
-        To be called when the reply is sent; not for a client that is deferred.
-        """
+    def refuse(self, verdict: Refusal | Full, *, client: str = "", session: str = "") -> Refusal:
+        """Count a refusal and set its id; call it when the reply is sent."""
         refusal = verdict if isinstance(verdict, Refusal) else verdict.refusal()
+        refusal.client, refusal.session = client, session
         with self._lock:
             self._statistics.note(refusal)
         return refusal
 
     def explain(self, name: str) -> Explanation | None:
-        """Return what is known of a refusal by its id; None past the last thousand."""
+        """Return one of the last thousand refusals by its id, or None."""
         with self._lock:
             return self._statistics.explain(name)
 
@@ -202,22 +206,22 @@ class Gate:
         return entries(self.tickets(), self._clock(), limit, after)
 
     def tickets(self) -> set[Ticket]:
-        """Return the tickets that are held."""
+        """Return the tickets in use."""
         with self._lock:
             return set(self._inside)
 
     def stats(self) -> dict[str, int]:
-        """Return how many were admitted, and how many each rule refused, since the beginning."""
+        """Return the numbers of admitted clients, and of refused ones by rule, since the start."""
         with self._lock:
             return self._statistics.counters()
 
     # -- waiting for room --------------------------------------------------------------------
 
     def when_room(self, callback: Callable[[], None], *, reserved: bool = False) -> None:
-        """Call *callback* once, as soon as there is room for anybody (at once if there is).
+        """Call *callback* once, as soon as a connection slot is free (at once if one is).
 
-        It is called in whatever thread gave the room, must not block, and may find the room
-        taken again. A callback that is already waiting is not added twice.
+        It is called in the thread that gave the room, must not block, and may find the room taken
+        again. A callback that waits already is not added twice.
 
         :param reserved: a slot that is reserved for exempt clients will do
         """
@@ -227,17 +231,16 @@ class Gate:
         self._tell_waiters()
 
     def forget(self, callback: Callable[[], None]) -> None:
-        """Take back what :meth:`when_room` was told; no error if there is nothing to take."""
+        """Cancel :meth:`when_room`; no error if there is nothing to cancel."""
         with self._lock:
             self._waiters = [each for each in self._waiters if each[0] != callback]
 
     def _tell_waiters(self) -> None:
-        # All of them, not one per place: the one that is told may have nobody in its backlog.
+        # All of them, not one per slot: the one that is called may have no client in its backlog.
         with self._lock:
-            total = self._counts.total
-            if self._paused or total >= self._limits.limit_connections:
+            if self.full:
                 return
-            for_all = total < self._open_to_all
+            for_all = not self.crowded
             waiters = [callback for callback, reserved in self._waiters if reserved or for_all]
             self._waiters = [] if for_all else [each for each in self._waiters if not each[1]]
         for waiter in waiters:
@@ -245,24 +248,29 @@ class Gate:
                 waiter()
             except Exception:
                 # A waiter whose loop is closed must not spoil the release of a ticket.
-                log.exception("a callback that waited for room failed")
+                log.exception("a callback of when_room failed")
 
     # -- what is, and what may be ------------------------------------------------------------
 
     @property
+    def free(self) -> int:
+        """Slots that are free, reserved ones among them; below 0 after a limit was lowered."""
+        return 0 if self._paused else self._limits.limit_connections - len(self._inside)
+
+    @property
     def full(self) -> bool:
-        """Whether nobody at all can come in now."""
-        return self._paused or self._counts.total >= self._limits.limit_connections
+        """Whether no client can be admitted now."""
+        return self.free <= 0
 
     @property
     def crowded(self) -> bool:
         """Whether only slots that are reserved for exempt clients are left, or none."""
-        return self._paused or self._counts.total >= self._open_to_all
+        return self._paused or len(self._inside) >= self._open_to_all
 
     @property
     def stressed(self) -> bool:
         """Whether slots are short: three quarters of them, or more, are in use."""
-        return 4 * self._counts.total >= 3 * self._open_to_all
+        return 4 * self.count >= 3 * self._open_to_all
 
     def is_exempt(self, peer: Peer) -> bool:
         """Whether the limits per client do not apply to *peer*, and slots are reserved for it."""
@@ -272,37 +280,33 @@ class Gate:
             return self._rules.client(peer).exempt
 
     def counted_as(self, peer: Peer) -> str | None:
-        """Return what *peer* is counted by: its address, or its network of IPv6.
-
-        None if it is not: rules about sources leave it alone, or it has no address.
-        """
+        """Return the address or network that *peer* is counted by; None if it is exempt or unix."""
         with self._lock:
             client = self._rules.client(peer)
-        return None if client.exempt else client.source
+        return None if client.exempt else client.key
 
     @property
     def count(self) -> int:
-        """Sessions now, in all."""
-        return self._counts.total
+        """The number of sessions."""
+        return len(self._inside)
 
     def count_from(self, peer: Peer) -> int:
-        """Return how many sessions the source of *peer* has now."""
+        """Return the number of sessions of the client *peer*."""
         with self._lock:
-            source = self._rules.client(peer).source
-            return self._counts.by_source.get(source, 0) if source is not None else 0
+            key = self._rules.client(peer).key
+            return self._counts.by_client.get(key, 0) if key is not None else 0
 
     @property
-    def sources(self) -> dict[str, int]:
-        """A copy of the sessions by source; sources without a session are not in it."""
+    def clients(self) -> dict[str, int]:
+        """The number of sessions of each client that has one, by its address or /64; a copy."""
         with self._lock:
-            return dict(self._counts.by_source)
+            return dict(self._counts.by_client)
 
     @property
     def limits(self) -> Limits:
         """The limits in force. May be set at any time.
 
-        Sessions that are already in stay in, so :attr:`count` can be above a limit that was
-        lowered, until enough of them have ended.
+        Sessions that are in stay in: :attr:`count` can be above a limit that was lowered.
         """
         return self._limits
 
@@ -314,11 +318,11 @@ class Gate:
 
     @property
     def paused(self) -> bool:
-        """Whether the gate was paused."""
+        """Whether the gate is paused."""
         return self._paused
 
     def pause(self) -> None:
-        """Admit no client until :meth:`resume`; sessions go on."""
+        """Admit no client until :meth:`resume`; open sessions continue."""
         self._paused = True
 
     def resume(self) -> None:
@@ -326,16 +330,13 @@ class Gate:
         self._paused = False
         self._tell_waiters()
 
-    # -- other people's protocols ------------------------------------------------------------
-
     def wrap(
         self, factory: Callable[[], asyncio.BaseProtocol], *, hostname: str | None = None
     ) -> Callable[[], asyncio.BaseProtocol]:
-        """Return a protocol factory that asks this gate before it calls *factory*.
+        """Return a protocol factory with this gate in front of *factory*.
 
-        For ``loop.create_server()`` and all that uses it, aiosmtpd's Controller for one. A
-        connection that does not fit is answered 421 and closed; there is no deferring here, as
-        the loop has accepted already.
+        For ``loop.create_server()`` and aiosmtpd's Controller. A connection that does not fit is
+        answered 421 and closed; it cannot be deferred, as the loop has accepted it already.
 
         :param factory: returns a protocol for one connection
         :param hostname: names this host in the refusals; default: the system's name
@@ -343,5 +344,5 @@ class Gate:
         return gated(factory, gate=self, hostname=hostname)
 
     def __repr__(self) -> str:
-        limit = self._limits.limit_connections
-        return f"<Gate {self.count}/{limit}{' paused' if self._paused else ''}>"
+        state = " paused" if self._paused else ""
+        return f"<Gate {self.count}/{self._limits.limit_connections}{state}>"

@@ -42,26 +42,26 @@ class Holder(Protocol):
 class Entry:
     """One connection slot in use.
 
-    :ivar id: of the session, as the log has it; a client that has none yet will keep this one
+    :ivar id: the session's id, as in the log; also before the session begins
     :ivar since: when it was taken, by the gate's clock
     :ivar peer: the client as accept(2) named it, or behind a proxy its true address
     :ivar sender: the proxy, as accept(2) named it; None without one
-    :ivar source: what it is counted by, or None
+    :ivar key: the address or network that it is counted by, or None
     :ivar exempt: whether the limits per client do not apply
     :ivar seconds: how long it has been held
     :ivar listener: where the client connected; empty if that is not known
     :ivar phase: ``arriving``, ``proxy-header``, ``dns``, ``greet-pause``, ``handshake``,
         ``command``, ``data``, ``handler`` or ``closing``
-    :ivar tls: whether TLS is spoken
+    :ivar tls: whether TLS is in use
     :ivar messages: messages that were accepted so far
-    :ivar helo: the name that the client gave itself, as it came; empty if it gave none
+    :ivar helo: the client's HELO name, unchanged; empty before HELO
     """
 
     id: str
     since: float
     peer: Peer
     sender: Peer
-    source: str | None
+    key: str | None
     exempt: bool
     seconds: float
     listener: str
@@ -86,14 +86,14 @@ def _age(ticket: Ticket) -> tuple[float, str]:
 
 
 def entry_of(ticket: Ticket, now: float) -> Entry:
-    """Return what is to be told of a ticket."""
+    """Return the entry of a ticket."""
     holder = ticket.holder
     return Entry(
         id=ticket.name(),
         since=ticket.since,
         peer=ticket.peer,
         sender=ticket.sender,
-        source=ticket.key,
+        key=ticket.key,
         exempt=ticket.client.exempt,
         seconds=now - ticket.since,
         listener=str(ticket.listener or ""),

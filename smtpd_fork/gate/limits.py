@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Unpack
 
-from smtpd_fork.config import IPV6_PREFIX, LIMIT_CONNECTIONS, MAX_FROM_IP
-from smtpd_fork.gate.networks import BITS
+from smtpd_fork.config import IPV6_PREFIX, LIMIT_CONNECTIONS, MAX_FROM_IP, Config
 from smtpd_fork.gate.rules import (
     AccessRule,
     ClientLimitRule,
@@ -14,81 +13,95 @@ from smtpd_fork.gate.rules import (
     NetworkLimitRule,
     OverloadRule,
     RateRule,
-    RehearsalRule,
+    RefuseEveryRule,
     handshake_rules,
 )
+from smtpd_fork.gate.settings import READERS, is_read
+from smtpd_fork.setting_faults import no_such_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from smtpd_fork.gate.networks import NetworkTable
-    from smtpd_fork.gate.rules import AccessList, Load, NetworkLimit, Rate, Rule
+    from smtpd_fork.gate.denials import Denials
+    from smtpd_fork.gate.rules import Load, NetworkLimit, NetworkList, Rate, Rule
+    from smtpd_fork.settings import GateSettings
 
-__all__ = ["Limits"]
+__all__ = ["GATE_SETTINGS", "Limits", "limits_of"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Limits:
-    """The limits of a gate. Every rule but the first is off unless it is named.
+    """The limits of a gate. All but the first two are off by default.
+
+    Names and values are those of the options: ``Limits(rate="30/m", deny=["./bad.list"])``. Files
+    are read at once.
 
     :param limit_connections: sessions in all, at least 1
     :param max_from_ip: sessions from one client; 0 is no limit. Does not override the former.
     :param ipv6_prefix: bits of the network by which an IPv6 client is counted
     :param max_from_net: sessions from one network, for networks of several sizes. A share is at
-        least what ``max_from_ip`` gives one client, if that is not the default; without a limit
-        there, shares are none either
-    :param rates: new sessions in a time, from one client or one network
-    :param tls_failure_rate: TLS handshakes of one client that fail, or do not end, in a time; four
+        least ``max_from_ip``, if that is not the default; without a limit there, shares are off
+    :param rate: new sessions per period, from one client
+    :param rate_net: new sessions per period, from one network
+    :param tls_failure_rate: failed and unfinished TLS handshakes of one client per period; four
         times as many of one /24 or /48
-    :param access: the allowlist and the denylist
-    :param exempt: networks to which the limits per client do not apply
+    :param allow: networks, or files of them, that are not denied
+    :param deny: networks, or files of them, that are denied
+    :param exempt: networks, or files of them, to which the limits per client do not apply
     :param reserve: connection slots for exempt clients only
     :param fair_share: whether a client with more than its share is refused while slots are short
-    :param refuse_first: how many of the first clients are refused, to test what clients do then
-    :param refuse_every: after those, each Nth client is refused
-    :param max_loop_lag: seconds of event-loop lag from which on clients are refused; 0: never
-    :raises ValueError: a figure out of its range
+    :param refuse_first: number of first clients that are refused, for testing
+    :param refuse_every: after those, each Nth client is refused, for testing
+    :param max_loop_lag: seconds of event-loop lag above which clients are refused; 0: never
+    :raises SettingError: a setting is unknown, cannot be read, or is out of its range
     """
 
     limit_connections: int = LIMIT_CONNECTIONS
     max_from_ip: int = MAX_FROM_IP
     ipv6_prefix: int = IPV6_PREFIX
     max_from_net: tuple[NetworkLimit, ...] = ()
-    rates: tuple[Rate, ...] = ()
+    rate: tuple[Rate, ...] = ()
+    rate_net: tuple[Rate, ...] = ()
     tls_failure_rate: Rate | None = None
-    access: AccessList | None = None
-    exempt: NetworkTable[bool] | None = None
+    allow: NetworkList | None = None
+    deny: NetworkList | None = None
+    exempt: NetworkList | None = None
     reserve: int = 0
     fair_share: bool = False
     refuse_first: int = 0
     refuse_every: int = 0
     max_loop_lag: float = 0.0
 
-    def __post_init__(self) -> None:
-        if self.limit_connections < 1:
-            raise ValueError(f"limit_connections must be at least 1, not {self.limit_connections}")
-        for name in ("max_from_ip", "reserve", "refuse_first", "refuse_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if not 1 <= self.ipv6_prefix <= BITS:
-            raise ValueError(f"ipv6_prefix must be 1 to {BITS}, not {self.ipv6_prefix}")
-        if self.reserve >= self.limit_connections:
-            raise ValueError(
-                f"reserve must be less than limit_connections, {self.limit_connections}, "
-                f"not {self.reserve}"
-            )
+    def __init__(self, **settings: Unpack[GateSettings]) -> None:
+        given: dict[str, Any] = {n: value for n, value in settings.items() if value is not None}
+        for name in given.keys() - GATE_SETTINGS:
+            raise no_such_setting(name, given[name], sorted(GATE_SETTINGS))
+        values = {**_DEFAULTS, **given}
+        read = {name: values.pop(name) for name in READERS if is_read(values[name])}
+        some = {"exempt": "as read"} if read.get("exempt") is not None else {}
+        config = Config.build({**some, **values})
+        for name in GATE_SETTINGS:
+            value = read[name] if name in read else getattr(config, name)
+            if name in READERS and name not in read:
+                value = READERS[name](name, value)
+            object.__setattr__(self, name, value)
 
-    def rules(self, load: Load) -> Iterator[Rule]:
+    @property
+    def open_to_all(self) -> int:
+        """Sessions in all, without the slots for exempt clients."""
+        return self.limit_connections - self.reserve
+
+    def rules(self, load: Load, denials: Denials) -> Iterator[Rule]:
         """Return the rules that are on, in the order in which they are asked.
 
         :param load: the event-loop lag
+        :param denials: networks that were denied at run time
         """
         # An -m that was raised, for a relay perhaps, is meant: a share does not take it back.
         own = 0 if self.max_from_ip == MAX_FROM_IP else self.max_from_ip
         if self.refuse_first or self.refuse_every:
-            yield RehearsalRule(self.refuse_first, self.refuse_every)
-        if self.access is not None:
-            yield AccessRule(self.access)
+            yield RefuseEveryRule(self.refuse_first, self.refuse_every)
+        yield AccessRule(self.allow, self.deny, denials)
         if self.max_loop_lag:
             yield OverloadRule(load, self.max_loop_lag)
         if self.max_from_ip:
@@ -100,9 +113,25 @@ class Limits:
                 yield NetworkLimitRule(limit, max(limit.of(self.limit_connections), own))
         if self.fair_share:
             yield FairShareRule(self.limit_connections)
-        yield from map(RateRule, self.rates)
+        yield from map(RateRule, (*self.rate, *self.rate_net))
 
     def handshake_rules(self) -> Iterator[Rule]:
         """Return the rules that are asked before a TLS handshake."""
         if self.tls_failure_rate is not None:
             yield from handshake_rules(self.tls_failure_rate)
+
+
+_DEFAULTS = {each.name: each.default for each in fields(Limits)}
+
+GATE_SETTINGS = frozenset(_DEFAULTS)
+"""The settings that are limits of a gate."""
+
+
+def limits_of(config: Config) -> Limits:
+    """Return the limits that *config* describes; files are read.
+
+    :raises SettingError: a network, a rate or a line of a file cannot be read; it names setting,
+        value, file and line
+    """
+    settings: Any = {name: getattr(config, name) for name in GATE_SETTINGS}
+    return Limits(**settings)

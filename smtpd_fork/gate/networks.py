@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 from smtpd_fork.units import parse_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "BITS",
@@ -58,6 +58,8 @@ class Network(NamedTuple):
             address = ip_address(text.partition("/")[0])
         except ValueError:
             reason = "not a network; write 192.0.2.0/24, 2001:db8::/32, or an address"
+            if "," in text:
+                reason = "one network, not several: repeat the option, or use spaces in a variable"
             raise ValueError(reason) from None
         if address != network.network_address:
             raise ValueError(f"an address within {network}, not a network: it has host bits set")
@@ -168,6 +170,13 @@ class NetworkTable(Generic[T]):
 
     def __len__(self) -> int:
         return self._size
+
+    def values(self) -> Iterator[T]:
+        """Yield what belongs to the networks, perhaps more than once.
+
+        A network of which smaller ones take every address is left out.
+        """
+        return (value for value in self._values if value is not None)
 
     def find(self, number: int | None) -> T | None:
         """Return what belongs to the smallest network around an address; None if there is none."""

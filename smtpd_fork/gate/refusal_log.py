@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["RefusalLog", "Summary"]
 
 SUMMARY_SECONDS = 5.0
-"""How long a source's refusals are gathered before a summary."""
+"""How long a client's refusals are gathered before a summary."""
 
-MAX_SOURCES = 1024
-"""Sources that are told apart at once; those beyond are told as one, so memory is bounded."""
+MAX_CLIENTS = 1024
+"""Clients that are counted apart at once; further ones share a count, so memory is bounded."""
 
-OTHERS = "other sources"
+OTHERS = "other clients"
 
 
 class _Gathered:
-    """A source's refusals since its last line."""
+    """A client's refusals since its last line."""
 
     __slots__ = ("count", "last", "since")
 
@@ -44,10 +44,10 @@ class _Gathered:
 
 
 class Summary(NamedTuple):
-    """What is told of a source's refusals since its last line.
+    """The summary of a client's refusals since its last line.
 
     :ivar text: the line
-    :ivar last: the last one; None if it is several sources'
+    :ivar last: the last one; None if it is several clients'
     :ivar more: how many
     :ivar seconds: in which time
     """
@@ -62,9 +62,9 @@ class RefusalLog:
     """Decides which refusals get a line of their own.
 
     :param clock: returns seconds, never backwards
-    :param seconds: how long refusals of one source are gathered
-    :param max_sources: how many sources are told apart
-    :param others: how the summary of all further sources begins
+    :param seconds: how long refusals of one client are gathered
+    :param max_clients: how many clients are counted apart
+    :param others: how the summary of all further clients begins
     """
 
     def __init__(
@@ -72,27 +72,27 @@ class RefusalLog:
         *,
         clock: Callable[[], float] = time.monotonic,
         seconds: float = SUMMARY_SECONDS,
-        max_sources: int = MAX_SOURCES,
+        max_clients: int = MAX_CLIENTS,
         others: str = f"refused {OTHERS}",
     ) -> None:
         self.seconds = seconds
         self._others = others
         self._clock = clock
-        self._max_sources = max_sources
+        self._max_clients = max_clients
         self._lock = Lock()
-        self._sources: dict[str, _Gathered] = {}
+        self._clients: dict[str, _Gathered] = {}
 
     def note(self, refusal: Noted) -> str | None:
-        """Take *refusal* down; return its line if it is the first of its source, else None."""
+        """Take *refusal* down; return its line if it is the first of its client, else None."""
         now = self._clock()
         key = getattr(refusal, "key", "")
         with self._lock:
-            gathered = self._sources.get(key)
-            if gathered is None and len(self._sources) >= self._max_sources:
+            gathered = self._clients.get(key)
+            if gathered is None and len(self._clients) >= self._max_clients:
                 key = OTHERS
-                gathered = self._sources.get(key)
+                gathered = self._clients.get(key)
             if gathered is None:
-                self._sources[key] = _Gathered(now)
+                self._clients[key] = _Gathered(now)
                 return str(refusal)
             gathered.count += 1
             # Kept as it is: a text is made once a summary, not once a refusal.
@@ -100,18 +100,18 @@ class RefusalLog:
         return None
 
     def flush(self, *, everything: bool = False) -> list[Summary]:
-        """Return the summaries that are due, and forget the sources that have gone quiet.
+        """Return the summaries that are due, and forget the clients that have gone quiet.
 
         :param everything: all that was gathered, due or not (for the end)
         """
         now = self._clock()
         lines = []
         with self._lock:
-            for key, gathered in list(self._sources.items()):
+            for key, gathered in list(self._clients.items()):
                 if not everything and now - gathered.since < self.seconds:
                     continue
                 if not gathered.count:
-                    del self._sources[key]
+                    del self._clients[key]
                     continue
                 more, seconds = gathered.count, round(now - gathered.since)
                 text = f"{gathered.last or self._others}; {more} more in {seconds} s"
@@ -122,4 +122,4 @@ class RefusalLog:
     @property
     def pending(self) -> bool:
         """Whether a later :meth:`flush` has something to tell or to forget."""
-        return bool(self._sources)
+        return bool(self._clients)

@@ -44,7 +44,10 @@ class Reporter:
             self._await_summary()
 
     def _await_summary(self) -> None:
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # a dialogue without one: close() writes what was gathered
         self._timer = loop.call_later(self._refusals.seconds, self._summarise)
 
     def _summarise(self) -> None:

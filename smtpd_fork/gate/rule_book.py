@@ -10,9 +10,9 @@ from smtpd_fork.gate.rules import Counts, Rule
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from smtpd_fork.gate.denials import Denials
     from smtpd_fork.gate.limits import Limits
     from smtpd_fork.gate.rules import Load
-    from smtpd_fork.gate.verdict import Refusal
     from smtpd_fork.peer_address import Peer
 
 __all__ = ["RuleBook"]
@@ -45,16 +45,20 @@ class RuleBook:
 
     :param limits: which rules are on
     :param load: the event-loop lag
+    :param denials: networks that were denied at run time
     :param before: the book that this one follows, whose rules may go on
     :ivar rules: in the order in which they are asked
     :ivar handshake_rules: those about TLS handshakes
     """
 
-    def __init__(self, limits: Limits, load: Load, before: RuleBook | None = None) -> None:
-        self._exempt = limits.exempt
-        self._ipv6_prefix = limits.ipv6_prefix
+    def __init__(
+        self, limits: Limits, load: Load, denials: Denials, before: RuleBook | None = None
+    ) -> None:
+        self._limits = limits
+        self._denials = denials
+        self._denials_version = denials.version
         old: tuple[Rule, ...] = before.rules if before else ()
-        self.rules: tuple[Rule, ...] = _go_on(limits.rules(load), old)
+        self.rules: tuple[Rule, ...] = _go_on(limits.rules(load, denials), old)
         old = before.handshake_rules if before else ()
         self.handshake_rules: tuple[Rule, ...] = _go_on(limits.handshake_rules(), old)
         self._pages: dict[tuple[object, ...], Page] = {}
@@ -63,13 +67,20 @@ class RuleBook:
     def client(self, peer: Peer) -> Client:
         """Return what is known of the host of *peer*: most clients have connected before."""
         host = peer[0] if isinstance(peer, tuple) else peer
+        if self._denials_version != self._denials.version:
+            self._denials_version = self._denials.version
+            self._clients.clear()
         return self._clients.get(host) or self._meet(host)
 
     def _meet(self, host: str | None) -> Client:
-        client = Client(host, self._ipv6_prefix)
-        client.exempt = self._exempt is not None and bool(self._exempt.find(client.number))
-        client.kept_out_by = self._keeps_out(client)
+        limits = self._limits
+        client = Client(host, limits.ipv6_prefix)
+        client.exempt = limits.exempt is not None and bool(limits.exempt.find(client.number))
+        client.limit = limits.limit_connections if client.exempt else limits.open_to_all
         client.rules = self._page(client)
+        keeps_out = self._keeps_out(client)
+        if keeps_out is not None:
+            client.rules = client.rules._replace(on_arrival=(keeps_out,), on_header=(keeps_out,))
         if len(self._clients) >= MAX_CLIENTS:
             self._clients.clear()  # a client that returns is looked up again
         self._clients[host] = client
@@ -77,7 +88,7 @@ class RuleBook:
 
     def _page(self, client: Client) -> Page:
         """Return the rules that apply to *client*; there are a few kinds of clients."""
-        kind = client.exempt, client.ipv6, client.local
+        kind = client.exempt, client.ipv6, client.local, client.key is None
         page = self._pages.get(kind)
         if page is None:
             page = self._pages[kind] = self._sort_for(client)
@@ -86,7 +97,7 @@ class RuleBook:
     def _sort_for(self, client: Client) -> Page:
         rules = [r for r in self.rules if not r.about_address and r.concerns(client)]
         handshake_rules = [rule for rule in self.handshake_rules if rule.concerns(client)]
-        asked = [rule for rule in rules if not (client.exempt and rule.about_sources)]
+        asked = [rule for rule in rules if not (client.exempt and rule.about_clients)]
         return Page(
             on_arrival=tuple(asked),
             on_header=tuple(rule for rule in asked if not rule.about_arrival),
@@ -98,20 +109,9 @@ class RuleBook:
 
     def _keeps_out(self, client: Client) -> Rule | None:
         """Return the rule that refuses every client with this address, or None."""
-        asked = (r for r in self.rules if not (client.exempt and r.about_sources))
+        asked = (r for r in self.rules if not (client.exempt and r.about_clients))
         keeping = (r for r in asked if r.about_address and r.judge(client, Counts(), 0.0))
         return next(keeping, None)
-
-
-def judge(rules: Iterable[Rule], client: Client, counts: Counts, now: float) -> Refusal | None:
-    """Return why *client* is refused, or None."""
-    if client.kept_out_by is not None:
-        return client.kept_out_by.judge(client, counts, now)
-    for rule in rules:
-        refusal = rule.judge(client, counts, now)
-        if refusal is not None:
-            return refusal
-    return None
 
 
 def _go_on(rules: Iterable[Rule], before: Iterable[Rule]) -> tuple[Rule, ...]:

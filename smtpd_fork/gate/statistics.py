@@ -17,32 +17,32 @@ REMEMBERED = 1000
 """Refusals that can be explained."""
 
 CURES = {
-    "limit_connections": "raise --limit-connections, or look at who holds the places",
+    "limit_connections": "raise --limit-connections, or look at the open sessions",
     "descriptors": "allow more open files (ulimit -n, LimitNOFILE), or lower --limit-connections",
-    "stress": "raise --limit-connections, look at who holds the slots, or raise --stress-timeout",
+    "stress": "raise --limit-connections, look at the open sessions, or raise --stress-timeout",
     "paused": "resume the gate",
-    "max_loop_lag": "look for a handler that blocks the loop, or raise --max-loop-lag",
-    "max_from_ip": "raise --max-from-ip, or --exempt the source",
+    "max_loop_lag": "look for a handler that blocks the event loop, or raise --max-loop-lag",
+    "max_from_ip": "raise --max-from-ip, or --exempt the client",
     "max_from_net": "raise --max-from-net, or --exempt the network",
-    "rate": "raise --rate, or --exempt the source",
+    "rate": "raise --rate, or --exempt the client",
     "rate_net": "raise --rate-net, or --exempt the network",
     "tls_failure_rate": "see in the log why the TLS handshakes of this client fail, raise "
     "--tls-failure-rate, or --exempt the client",
-    "fair_share": "raise --limit-connections, --exempt the source, or leave --fair-share out",
-    "deny": "take the network off the --deny list, or --allow a smaller one in it",
-    "dnsbl": "take the zone off --dnsbl, raise --dnsbl-threshold, or --exempt the source",
-    "proxy_trust": "name the proxy with --proxy-trust, or have it connect to another port",
-    "greet_pause": "shorten --greet-pause, or --exempt the source",
-    "refuse_first": "leave --refuse-first out: it is for rehearsals",
-    "refuse_every": "leave --refuse-every out: it is for rehearsals",
+    "fair_share": "raise --limit-connections, --exempt the client, or remove --fair-share",
+    "deny": "remove the network from the --deny list, or --allow a smaller one in it",
+    "dnsbl": "remove the zone from --dnsbl, raise --dnsbl-threshold, or --exempt the client",
+    "proxy_trust": "add the proxy to --proxy-trust, or use a listener without +proxy",
+    "greet_pause": "shorten --greet-pause, or --exempt the client",
+    "refuse_first": "remove --refuse-first: it is for testing",
+    "refuse_every": "remove --refuse-every: it is for testing",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What is known of a refusal.
+    """A refusal, with advice.
 
-    :ivar refusal: rule, key, count, limit, and what the client was told
+    :ivar refusal: rule, key, count, limit and reply
     :ivar cure: which option to change, in words
     """
 
@@ -50,7 +50,8 @@ class Explanation:
     cure: str
 
     def __str__(self) -> str:
-        return f"{self.refusal}; {self.cure}"
+        origin = f" ({self.refusal.origin})" if self.refusal.origin else ""
+        return f"{self.refusal}{origin}; {self.cure}"
 
 
 class Statistics:
@@ -68,16 +69,16 @@ class Statistics:
         self._numbers = itertools.count(1)
 
     def note(self, refusal: Refusal) -> None:
-        """Count a refusal, and give it its id."""
+        """Count a refusal, and set its id."""
         refusal.id = f"{self._front}-{next(self._numbers):x}"
         self._refused[refusal.rule] += 1
         self._last.append(refusal)
 
     def explain(self, name: str) -> Explanation | None:
-        """Return what is known of a refusal by its id."""
+        """Return the refusal with this id, with advice."""
         for refusal in reversed(self._last):
             if refusal.id == name:
-                return Explanation(refusal, CURES.get(refusal.rule, ""))
+                return Explanation(refusal, refusal.cure or CURES.get(refusal.rule, ""))
         return None
 
     def counters(self) -> dict[str, int]:

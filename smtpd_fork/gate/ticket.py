@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable  # help(Ticket) evaluates the types of the fields
+from typing import Any, Self
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from msgspec import Struct
 
-    from smtpd_fork.gate.client import Client
-    from smtpd_fork.gate.ledger import Holder
-    from smtpd_fork.peer_address import Peer
+from smtpd_fork.gate.client import Client  # noqa: TC001
+from smtpd_fork.gate.ledger import Holder  # noqa: TC001
+from smtpd_fork.peer_address import Peer  # noqa: TC001
 
 __all__ = ["Ticket", "new_session_id"]
 
@@ -24,56 +24,48 @@ def new_session_id() -> str:
     return f"{_process}-{next(_numbers):x}"
 
 
-class Ticket:
-    """One connection slot. Its owner gives it back, once, with :meth:`release`.
+class Ticket(Struct, eq=False, weakref=True):
+    """One connection slot. Its owner returns it with :meth:`release`.
 
-    A ticket is also a context manager that releases itself. It is made by ``Gate.admit()`` only.
+    A ticket is also a context manager that releases itself. Only ``Gate.admit()`` creates it.
 
     :ivar client: the client, as the gate's rules see it
-    :ivar peer: the same as accept(2) named it, or a PROXY header
-    :ivar since: when, by the gate's clock, in seconds
+    :ivar peer: its address, from accept(2) or a PROXY header
+    :ivar since: the time of admission, by the gate's clock, in seconds
     :ivar id: of the session; None until there is one, or until :meth:`name` is called
-    :ivar holder: what holds it, for the ledger (see :mod:`smtpd_fork.gate.ledger`)
+    :ivar holder: the connection, for the ledger (see :mod:`smtpd_fork.gate.ledger`)
     :ivar listener: where the client connected, for the ledger
-    :ivar host_name_dns: the client's name by the DNS, if it was asked for and leads back
-    :ivar proxy: what a PROXY header said (aiosmtpd's ProxyData), or None
-    :ivar sender: the proxy that said so, as accept(2) named it, or None
-    :ivar released: whether the slot has been given back; the gate sets it, under its lock
+    :ivar host_name_dns: the client's reverse DNS name, if it was looked up and resolves back
+    :ivar proxy: the PROXY header (aiosmtpd's ProxyData), or None
+    :ivar sender: the address of the proxy, from accept(2), or None
+    :ivar released: whether the slot has been released; the gate sets it, under its lock
     """
 
-    __slots__ = (
-        *("__weakref__", "_give_back", "client", "holder", "host_name_dns", "id", "listener"),
-        *("peer", "proxy", "released", "sender", "since"),
-    )
-
-    def __init__(
-        self, client: Client, peer: Peer, since: float, give_back: Callable[[Ticket], None]
-    ) -> None:
-        self.client = client
-        self.peer = peer
-        self.since = since
-        self.released = False
-        self.id: str | None = None
-        self.holder: Holder | None = None
-        self.listener: object = None
-        self.proxy: Any = None
-        self.sender: Peer = None
-        self.host_name_dns: str | None = None
-        self._give_back = give_back
+    client: Client
+    peer: Peer
+    since: float
+    _give_back: Callable[[Ticket], None]
+    id: str | None = None
+    holder: Holder | None = None
+    listener: object = None
+    host_name_dns: str | None = None
+    proxy: Any = None
+    sender: Peer = None
+    released: bool = False
 
     @property
     def key(self) -> str | None:
-        """What the client is counted by, or None."""
-        return self.client.source
+        """The address or network that the client is counted by, or None."""
+        return self.client.key
 
     def name(self) -> str:
-        """Return the id of the session; one that is still to come takes the id that this gives."""
+        """Return the id of the session, also before the session begins."""
         if self.id is None:
             self.id = new_session_id()
         return self.id
 
     def release(self) -> None:
-        """Give the slot back; a second call, from any thread, does nothing."""
+        """Release the slot; a second call, from any thread, has no effect."""
         self._give_back(self)
 
     def __enter__(self) -> Self:

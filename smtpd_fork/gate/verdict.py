@@ -1,4 +1,4 @@
-"""What the gate answers, when it is not a ticket: Refusal and Full, and their SMTP replies."""
+"""Refusal and Full, the gate's answers besides a ticket, and their SMTP replies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def reply_line(code: int, status: str, hostname: str, text: str) -> bytes:
 
 
 def shutdown_reply(hostname: str) -> bytes:
-    """Return the reply to clients that wait, or are idle, when the server stops."""
+    """Return the reply to waiting clients and idle sessions when the server stops."""
     return reply_line(421, "4.3.2", hostname, "Service shutting down")
 
 
@@ -39,14 +39,18 @@ def kick_reply(hostname: str) -> bytes:
 class Refusal:
     """This client is refused, however long it waits.
 
-    :param rule: the option that fired, by its name
-    :param key: the source or network that was counted; for a list, the network that it names
-    :param count: what the count would have been
-    :param limit: what it may be
-    :param code: of the reply: 421 is for now, 554 for good (RFC 5321 3.1 and 3.8)
+    :param rule: the name of the option
+    :param key: the client or network that was counted; for a list, the network that it names
+    :param count: the count with this client
+    :param limit: the maximum
+    :param code: of the reply: 421 is temporary, 554 permanent (RFC 5321 3.1 and 3.8)
     :param status: its enhanced status code (RFC 3463)
     :param text: of the reply; ``{key}`` stands for the key
     :param detail: more for the log; may be empty
+    :param origin: of a denial: file and line, option, or administrator; may be empty
+    :param cure: instead of the rule's own, see :class:`smtpd_fork.gate.Explanation`
+    :ivar client: the address and port of the client; empty where no client was named
+    :ivar session: the id of the client's session, if there was one already
     :ivar id: names this refusal in the reply and in the log; the gate gives it when the client is
         refused (see :meth:`smtpd_fork.Gate.refuse`)
     """
@@ -59,10 +63,14 @@ class Refusal:
     status: str = "4.7.0"
     text: str = "Too many connections from {key}, try again later"
     detail: str = ""
+    origin: str = field(default="", compare=False)
+    cure: str = field(default="", compare=False)
     id: str = field(default="", compare=False)
+    client: str = field(default="", compare=False)
+    session: str = field(default="", compare=False)
 
     def reply(self, hostname: str) -> bytes:
-        """Return the line that the client is sent."""
+        """Return the reply to the client."""
         return reply_line(self.code, self.status, hostname, self.words)
 
     @property
@@ -71,23 +79,37 @@ class Refusal:
         text = self.text.replace("{key}", self.key)
         return f"{text} [{self.id}]" if self.id else text
 
-    def __str__(self) -> str:
-        what = f"refused {self.key}" if self.key else "no room"
-        name = f" [{self.id}]" if self.id else ""
-        name = f", {self.detail}{name}" if self.detail else name
+    @property
+    def reason(self) -> str:
+        """The rule that fired, with its count and limit, and the detail."""
+        reason = self.rule
         if self.rule == "paused":
-            return f"{what}: the gate is paused{name}"
-        if not self.limit:
-            return f"{what}: {self.rule}{name}"
-        return f"{what}: {self.rule} ({self.count} > {self.limit}){name}"
+            reason = "the gate is paused"
+        elif self.limit:
+            reason = f"{self.rule} ({self.count} > {self.limit})"
+        return f"{reason}, {self.detail}" if self.detail else reason
+
+    def __str__(self) -> str:
+        if self.rule == "limit_connections":
+            detail = f", {self.detail}" if self.detail else ""
+            text = f"connection limit reached ({self.limit}): new clients are refused{detail}"
+        else:
+            what = f"refused {self.key}" if self.key else "new clients are refused"
+            text = f"{what}: {self.reason}"
+        host = self.client.rpartition(":")[0].strip("[]") or self.client
+        if host != self.key and host:
+            text += f", client {host}"
+        if self.session:
+            text += f", session {self.session}"
+        return f"{text} [{self.id}]" if self.id else text
 
 
 @dataclass(frozen=True, slots=True)
 class Full:
     """There is no connection slot: the caller defers or refuses, as configured.
 
-    :param count: what the count would have been
-    :param limit: what it may be
+    :param count: the number of sessions with this client
+    :param limit: the maximum
     :param paused: True if the gate is paused, whatever the count
     """
 
@@ -107,13 +129,13 @@ class Full:
         )
 
     def reply(self, hostname: str) -> bytes:
-        """Return the line that the client is sent if it is not to wait."""
+        """Return the reply to a client that is not deferred."""
         return self.refusal().reply(hostname)
 
     def __str__(self) -> str:
         if self.paused:
-            return "no room: the gate is paused"
-        return f"no room: limit_connections ({self.count} > {self.limit})"
+            return "the gate is paused"
+        return f"connection limit reached ({self.limit})"
 
 
 Verdict: TypeAlias = "Ticket | Refusal | Full"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, cast
 
 from smtpd_fork.gate.reporter import Reporter
 from smtpd_fork.gate.ticket import Ticket
+from smtpd_fork.peer_address import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +92,8 @@ class _Shared:
             self._await_sweep()
 
     def refuse(self, transport: asyncio.Transport, verdict: Refusal | Full) -> None:
-        refusal = self._gate.refuse(verdict)
+        peer = transport.get_extra_info("peername")
+        refusal = self._gate.refuse(verdict, client=describe(peer))
         transport.write(refusal.reply(self._hostname))
         transport.close()
         self._reporter.note(refusal)

@@ -1,6 +1,9 @@
 """Handlers: the chain of them, and how they are found by name."""
 
 from smtpd_fork.handlers.chain import Chain
-from smtpd_fork.handlers.load import load_handler, load_handlers
+from smtpd_fork.handlers.load import load_handler, load_handlers, load_handlers_again, modules_of
+from smtpd_fork.handlers.route import Route
 
-__all__ = ["Chain", "load_handler", "load_handlers"]
+__all__ = [
+    "Chain", "Route", "load_handler", "load_handlers", "load_handlers_again", "modules_of",
+]  # fmt: skip

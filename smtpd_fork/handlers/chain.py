@@ -1,73 +1,88 @@
 """Chain: several aiosmtpd handlers that act as one.
 
-A hook is asked of each handler that has it, in order. The first answer wins; MISSING is "no
-opinion". Three hooks have a rule of their own:
-
-- EHLO: each handler may change the list of replies, and the next one gets what it made of it;
-- CONNECT: as the others, without an envelope;
-- DISCONNECT: everybody is told, whatever the others did.
-
-The chain has a hook only if one of its handlers has: aiosmtpd looks for that, and what is not
-there costs nothing.
+A hook is asked of each handler that has it, in order (:mod:`smtpd_fork.handlers.joined_hooks`).
+Several sinks, and sinks with conditions, are one handler (:mod:`smtpd_fork.handlers.delivery`). The
+chain has a hook only if one of its handlers has: aiosmtpd looks for that, and what is not there
+costs nothing.
 """
 
 from __future__ import annotations
 
-import inspect
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from aiosmtpd.handlers import Sink as AiosmtpdSink
-from aiosmtpd.smtp import MISSING
 
-from smtpd_fork.dialogue.introspection import ehlo_parameters
-from smtpd_fork.errors import HandlerError
+from smtpd_fork.errors import HandlerError, SmtpdForkError, error_origin
+from smtpd_fork.filters import Filter
 from smtpd_fork.handlers.check import COMMANDS, check_handler
+from smtpd_fork.handlers.delivery import Delivery
+from smtpd_fork.handlers.joined_hooks import Hook, conditional, hook_of, is_hook, one_hook
+from smtpd_fork.handlers.route import (
+    Route,
+    is_open_relay,
+    missing_routes,
+    reachable_sinks,
+    route_faults,
+    routes_of,
+)
+from smtpd_fork.sanitizer import hidden
 from smtpd_fork.sinks import Sink
 from smtpd_fork.smtp import SMTP
-from smtpd_fork.smtp.hooks import is_from_outside
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from smtpd_fork.dialogue import Tally
 
-    Hook = Callable[..., Awaitable[Any]]
+__all__ = ["Chain", "sink_limit"]
 
-__all__ = ["Chain"]
+log = logging.getLogger("smtpd_fork.handlers")
 
-_OLD_EHLO_PARAMETERS = 4
-"""aiosmtpd's deprecated handle_EHLO(server, session, envelope, hostname)."""
+_OF_DELIVERY = {"handle_DATA", "handle_RCPT"}
+"""Hooks that several sinks have together."""
+
+MARGIN_SECONDS = 5.0
+"""Between a sink's limit and that of its hook."""
 
 
 class Chain:
     """Handlers in order, as one.
 
-    :param handlers: as aiosmtpd documents them; at least one
+    :param handlers: as aiosmtpd documents them, or a :class:`Route` around one; at least one
     :param commands: of a subclass of SMTP, which may ask hooks of its own
     :raises HandlerError: one of them cannot be asked
     """
 
     def __init__(self, handlers: Sequence[Any], *, commands: Collection[str] = ()) -> None:
-        self.handlers = tuple(handlers)
+        self.routes = routes_of(handlers)
+        self.handlers = tuple(route.handler for route in self.routes)
         if not self.handlers:
-            raise HandlerError("there is no handler: give one at least")
+            raise HandlerError("at least one handler is required")
         for handler in self.handlers:
             check_handler(handler, commands)
-        names = {name for handler in handlers for name in dir(handler) if _is_hook(name)}
-        if any(isinstance(handler, AiosmtpdSink) for handler in handlers):
+        self._sinks = sinks = reachable_sinks(self.routes)
+        simple = len(sinks) < 2 and all(route.is_plain for route in sinks)  # noqa: PLR2004 - one
+        self._delivery = None if simple else Delivery(sinks)
+        for route in sinks if self._delivery is not None else ():
+            route.check_deliver()
+        names = {name for handler in self.handlers for name in dir(handler) if is_hook(name)}
+        if any(isinstance(handler, AiosmtpdSink) for handler in self.handlers):
             names.add("handle_DATA")
+        if self._delivery is not None:
+            names |= _OF_DELIVERY
         for name in sorted(names):
-            hooks = [hook for handler in handlers if (hook := _hook_of(handler, name)) is not None]
-            setattr(self, name, _SPECIAL.get(name, _first_answer)(hooks))
-        for name in ("handle_exception", "process_message"):
+            self._join(name, [hook for _, hook in self._hooks(name)])
+        auth = {each for handler in self.handlers for each in dir(handler) if each[:5] == "auth_"}
+        for name in ("handle_exception", "process_message", *auth):
             self._take_over(name)
         takers = [handler for handler in self._reachable if _takes_messages(handler)]
-        self.supports_dsn = _all_have("supports_dsn", takers)
+        copies = [route.handler for route in sinks if route.copy]
+        self.supports_dsn = _all_have("supports_dsn", [h for h in takers if h not in copies])
         """Whether each handler that may take a message sees to what a client asks for by DSN."""
         self.supports_binarymime = _all_have("supports_binarymime", takers)
         """Whether each handler that may take a message keeps every octet of a binary one."""
-        for handler in handlers:
-            for name in dir(handler):
-                if name.startswith("auth_") and not hasattr(self, name):
-                    setattr(self, name, getattr(handler, name))
 
     @classmethod
     def of(cls, handler: Any, session_class: type = SMTP) -> Self:
@@ -85,6 +100,23 @@ class Chain:
         several = handler if type(handler) in (list, tuple) else [handler]
         return cls(several, commands=commands - COMMANDS)
 
+    def _hooks(self, name: str) -> Iterator[tuple[Route, Hook]]:
+        """Yield the hooks of that name, in order; all sinks have one if there is a delivery."""
+        delivery = self._delivery if name in _OF_DELIVERY else None
+        asked = False
+        for route in self.routes:
+            if route.is_sink and name in _OF_DELIVERY and route not in self._sinks:
+                continue
+            if route.is_sink and delivery is not None:
+                if not asked:
+                    asked = True
+                    yield route, getattr(delivery, name)
+            elif (hook := hook_of(route.handler, name)) is not None:
+                yield route, hook if route.when is None else conditional(name, hook, route.when)
+
+    def _join(self, name: str, hooks: Sequence[Hook]) -> None:
+        setattr(self, name, one_hook(name, hooks))
+
     def _take_over(self, name: str) -> None:
         """Have the first handler that has *name* speak for all."""
         for handler in self.handlers:
@@ -92,52 +124,140 @@ class Chain:
                 setattr(self, name, getattr(handler, name))
                 return
 
-    def measure(self, timed: Callable[[str, Hook], Hook]) -> None:
-        """Have the hook DATA of each sink be what *timed* makes of its name and the hook."""
-        if not any(isinstance(handler, Sink) for handler in self.handlers):
-            return
-        self.handle_DATA = _first_answer(
-            [
-                timed(type(handler).__name__.lower(), hook) if isinstance(handler, Sink) else hook
-                for handler in self.handlers
-                if (hook := _hook_of(handler, "handle_DATA")) is not None
-            ]
-        )
+    def measure(self, tally: Tally) -> None:
+        """Have the messages of each sink be counted and measured."""
+        if self._delivery is not None:
+            self._delivery.count_with(tally.sink)
+        elif any(route.is_sink for route in self.routes):
+            self._join(
+                "handle_DATA",
+                [
+                    tally.counted_sink(route.name, hook) if route.is_sink else hook
+                    for route, hook in self._hooks("handle_DATA")
+                ],
+            )
 
     @property
     def _reachable(self) -> Sequence[Any]:
-        """The handlers up to the first sink, which answers every message."""
-        for index, handler in enumerate(self.handlers):
-            if isinstance(handler, Sink):
-                return self.handlers[: index + 1]
-        return self.handlers
+        """The handlers that may get a message: those before the first sink, and the sinks."""
+        first = next((i for i, each in enumerate(self.routes) if each.is_sink), len(self.routes))
+        return [*self.handlers[:first], *(route.handler for route in self._sinks)]
 
     @property
-    def unreachable(self) -> Sequence[Any]:
-        """Handlers behind a sink: a sink answers every message, so they see none."""
-        behind = self.handlers[len(self._reachable) :]
-        return [handler for handler in behind if hasattr(handler, "handle_DATA")]
+    def sinks(self) -> dict[str, Sink]:
+        """The sinks by name, in order."""
+        return {route.name: route.handler for route in self.routes if route.is_sink}
+
+    @property
+    def faults(self) -> Sequence[str]:
+        """Contradictions: handlers that would never get a message, copies of nothing."""
+        return list(route_faults(self.routes))
+
+    @property
+    def missing_routes(self) -> Sequence[str]:
+        """Domains that are accepted, and that no sink takes."""
+        return list(missing_routes(self.routes))
+
+    @property
+    def destination(self) -> str:
+        """Where messages go that no other handler answers; empty without a sink."""
+        return ", ".join(route.handler.destination for route in self.routes if route.is_sink)
+
+    @property
+    def accepts_any_recipient(self) -> bool:
+        """Whether no handler can refuse a sender, a recipient or a client."""
+        hooks = ("handle_CONNECT", "handle_EHLO", "handle_HELO", "handle_MAIL", "handle_RCPT")
+        return not any(hasattr(self, hook) for hook in hooks)
+
+    @property
+    def is_open_relay(self) -> bool:
+        """Whether some sink relays for any client."""
+        return is_open_relay(self.routes)
+
+    def configure(self, *, seconds: float, hostname: str) -> None:
+        """Tell the sinks how long a hook may take, and the name of this server.
+
+        A sink takes a little less time than its hook may, so that it is the sink that says why.
+        """
+        for route in self.routes:
+            if route.is_sink:
+                route.handler.time_limit = min(route.own_limit, sink_limit(seconds))
+                route.handler.hostname = hostname
+
+    def check(self) -> None:
+        """See whether :meth:`prepare` would succeed; nothing is made.
+
+        :raises SmtpdForkError: it would not
+        """
+        for handler in self._ours:
+            _called(handler, "check")
 
     def prepare(self) -> None:
-        """Have the sinks make what they need, as the user who will write there.
+        """Have filters and sinks make or read what they need, as the user who will do so later.
 
-        :raises CannotCreateError: one of them cannot
+        :raises SmtpdForkError: one of them cannot
         """
-        for handler in self.handlers:
-            if isinstance(handler, Sink):
-                handler.prepare()
+        for handler in self._ours:
+            _called(handler, "prepare")
+
+    @error_origin("handler")
+    def on_reload(self) -> list[Callable[[], str | None]]:
+        """Have the handlers read their files again; blocks.
+
+        :returns: functions to call in the event loop: each puts in force what a handler has read
+        """
+        routes = [each for each in self.routes if getattr(each.handler, "on_reload", None)]
+        found = [(each.name, _called(each.handler, "on_reload")) for each in routes]
+        return [partial(_put_in_force, name, use) for name, use in found if use is not None]
 
     async def close(self) -> None:
-        """Have the sinks finish."""
-        for handler in self.handlers:
-            if isinstance(handler, Sink):
-                await handler.close()
+        """Have filters and sinks finish; one that fails or hangs keeps no other from it."""
+        await asyncio.gather(*(_closed(each) for each in self._ours))
+        if self._delivery is not None:
+            self._delivery.close()
+
+    @property
+    def _ours(self) -> Sequence[Filter | Sink]:
+        return [each for each in self.handlers if isinstance(each, (Filter, Sink))]
 
 
-def _hook_of(handler: Any, name: str) -> Hook | None:
-    if name == "handle_DATA" and isinstance(handler, AiosmtpdSink):
-        return getattr(handler, name, _taken)
-    return getattr(handler, name, None)
+def _called(handler: Any, method: str) -> Any:
+    """Return what a method returns; whatever else than our errors it raises is one of them.
+
+    :raises SmtpdForkError: it fails
+    """
+    try:
+        return getattr(handler, method)()
+    except SmtpdForkError:
+        raise
+    except Exception as error:
+        kind = type(handler).__name__
+        log.debug("%s.%s() has failed", kind, method, exc_info=True)
+        text = hidden(" ".join(str(error).split()))
+        reason = f"{type(error).__name__}: {text}".removesuffix(": ")
+        raise HandlerError(f"{kind}.{method}() failed: {reason}") from error
+
+
+async def _closed(handler: Filter | Sink) -> None:
+    try:
+        await handler.close()
+    except Exception:
+        log.exception("close() of the handler %s has failed", type(handler).__name__)
+
+
+def _put_in_force(name: str, use: Callable[[], object]) -> str | None:
+    """Have a handler use what it has read; an error of it does not undo what others use already."""
+    try:
+        line = use()
+    except Exception as error:
+        log.exception("handler %s: the function that on_reload returned has failed", name)
+        line = f"the change failed ({type(error).__name__}), see the log"
+    return None if line is None else f"handler {name}: {line}"
+
+
+def sink_limit(seconds: float) -> float:
+    """Return how long a sink may take at most if its hook may take *seconds*."""
+    return max(seconds - MARGIN_SECONDS, seconds / 2)
 
 
 def _all_have(name: str, handlers: Sequence[Any]) -> bool:
@@ -145,87 +265,4 @@ def _all_have(name: str, handlers: Sequence[Any]) -> bool:
 
 
 def _takes_messages(handler: Any) -> bool:
-    return _hook_of(handler, "handle_DATA") is not None or hasattr(handler, "process_message")
-
-
-async def _taken(*_: object) -> str:
-    """Stand in for the handle_DATA that aiosmtpd's Sink has not: it is there to take messages."""
-    return "250 2.0.0 Ok"
-
-
-def _is_hook(name: str) -> bool:
-    return name.startswith("handle_") and name != "handle_exception"
-
-
-def _first_answer(hooks: Sequence[Hook]) -> Hook:
-    if len(hooks) == 1:
-        return hooks[0]
-
-    async def hook(*args: Any) -> Any:
-        for each in hooks:
-            status = await each(*args)
-            if status is not MISSING:
-                return status
-        return MISSING
-
-    return hook
-
-
-def _everybody(hooks: Sequence[Hook]) -> Hook:
-    async def handle_DISCONNECT(server: Any, session: Any) -> None:
-        errors = []
-        for each in hooks:
-            try:
-                await each(server, session)
-            except BaseException as error:
-                if is_from_outside(error):
-                    raise
-                errors.append(error)
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
-            raise BaseExceptionGroup("several handlers failed", errors)
-
-    return handle_DISCONNECT
-
-
-def _ehlo(hooks: Sequence[Hook]) -> Hook:
-    if len(hooks) == 1:
-        return hooks[0]
-    old = [ehlo_parameters(each) == _OLD_EHLO_PARAMETERS for each in hooks]
-
-    async def handle_EHLO(
-        server: Any, session: Any, envelope: Any, hostname: str, responses: list[str]
-    ) -> list[str]:
-        for each, is_old in zip(hooks, old, strict=True):
-            if is_old:
-                status = await each(server, session, envelope, hostname)
-                if status is not MISSING:
-                    responses = [*responses[:-1], status]
-            else:
-                answer = await each(server, session, envelope, hostname, responses)
-                if answer is not MISSING:
-                    responses = answer
-        return responses
-
-    return handle_EHLO
-
-
-def _starttls(hooks: Sequence[Callable[..., Any]]) -> Any:
-    async def handle_STARTTLS(*args: Any) -> bool:
-        accepted = True
-        for each in hooks:
-            answer = each(*args)  # aiosmtpd has a plain function here
-            if inspect.isawaitable(answer):
-                answer = await answer
-            accepted = accepted and bool(answer)
-        return accepted
-
-    return handle_STARTTLS
-
-
-_SPECIAL: dict[str, Callable[..., Any]] = {
-    "handle_DISCONNECT": _everybody,
-    "handle_EHLO": _ehlo,
-    "handle_STARTTLS": _starttls,
-}
+    return hook_of(handler, "handle_DATA") is not None or hasattr(handler, "process_message")

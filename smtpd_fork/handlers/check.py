@@ -5,18 +5,18 @@ from __future__ import annotations
 import dis
 import inspect
 import logging
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiosmtpd.handlers import Sink as AiosmtpdSink
 
 from smtpd_fork.dialogue.introspection import ehlo_parameters
 from smtpd_fork.dialogue.tally import HOOKS
 from smtpd_fork.errors import HandlerError
+from smtpd_fork.filters import Filter
+from smtpd_fork.sinks import Sink
 from smtpd_fork.smtp import SMTP
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
 
 __all__ = ["check_handler"]
 
@@ -26,6 +26,17 @@ COMMANDS = frozenset(name.removeprefix("smtp_") for name in dir(SMTP) if name.st
 
 ALIKE = 0.7
 """Similarity of two names (:mod:`difflib`): RCTP and RCPT have 0.75."""
+
+_LAST_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "HELO": ("hostname",),
+    "AUTH": ("args",),
+    "PROXY": ("proxy_data",),
+    "MAIL": ("address", "mail_options"),
+    "RCPT": ("address", "rcpt_options"),
+    "NOOP": ("argument",),
+    "VRFY": ("address",),
+}
+"""What hooks take after server, session and envelope; handle_EHLO has two forms."""
 
 _SOON = ("Awaitable", "Coroutine", "Future", "Task")
 """What a plain function is annotated with that returns something to await."""
@@ -43,68 +54,129 @@ def check_handler(handler: Any, commands: Collection[str] = ()) -> None:
     names = [name for name in dir(handler) if name.startswith("handle_")]
     if inspect.isclass(handler):
         _check_class(handler, names)
+    kind = _described(handler)
     if not names and not isinstance(handler, AiosmtpdSink) and not _has_others(handler):
-        raise HandlerError(
-            f"{_described(handler)} is no handler: it has no handle_DATA, handle_RCPT or other hook"
-        )
+        reason = "it has no handle_DATA, handle_RCPT or other hook"
+        if hasattr(handler, "deliver"):
+            reason = f"one with deliver() is derived from smtpd_fork.Sink: class {kind}(Sink)"
+        raise HandlerError(f"{kind} is not a handler: {reason}")
     for name in names:
-        hook = name.removeprefix("handle_")
-        if hook in HOOKS or hook == "exception":
-            _check_hook(handler, name)
-        elif hook not in commands:
-            _check_name(handler, name, names)
+        command = name.removeprefix("handle_")
+        if command in HOOKS or command == "exception":
+            _check_hook(getattr(handler, name), name, kind)
+        elif command not in commands:
+            _check_name(command, kind, names)
+    _check_on_reload(getattr(handler, "on_reload", None), kind)
+    if isinstance(handler, (Filter, Sink)):
+        _check_stages(handler, kind)
+    if isinstance(handler, Sink):
+        _check_deliver(handler, kind)
+
+
+def _check_stages(handler: Filter | Sink, kind: str) -> None:
+    """See that the methods for start and end are what they are called as."""
+    for name in ("check", "prepare"):
+        if inspect.iscoroutinefunction(getattr(handler, name)):
+            raise HandlerError(f"{kind}: {name} is not awaited: write def {name}(self)")
+    if not inspect.iscoroutinefunction(handler.close):
+        _check_awaited(_function(handler.close), "close", kind)
+
+
+def _check_deliver(sink: Sink, kind: str) -> None:
+    """See that a sink has deliver(mail), or a handle_DATA of its own, and that it is awaited."""
+    deliver = sink.deliver
+    if _function(deliver) is Sink.deliver:
+        if _function(sink.handle_DATA) is Sink.handle_DATA:
+            raise HandlerError(f"{kind} has no deliver(): write async def deliver(self, mail)")
+        return
+    _check_parameters(deliver, "deliver", kind, ("mail",))
+    if not inspect.iscoroutinefunction(deliver):
+        _check_awaited(_function(deliver), "deliver", kind)
+
+
+def _function(method: Callable[..., Any]) -> Any:
+    return inspect.unwrap(getattr(method, "__func__", method))
+
+
+def _check_on_reload(method: Any, kind: str) -> None:
+    """See that a reload can call a handler's ``on_reload``, in a thread."""
+    if method is None:
+        return
+    if inspect.iscoroutinefunction(method):
+        raise HandlerError(f"{kind}: on_reload is called in a thread: write def on_reload(self)")
+    try:
+        inspect.signature(method).bind()
+    except TypeError:
+        raise HandlerError(f"{kind}: on_reload takes no parameter") from None
 
 
 def _check_class(handler: type, names: Collection[str]) -> None:
     """See that a class is not given where an instance is meant; one of static methods may be."""
     for name in names:
         if inspect.isfunction(inspect.getattr_static(handler, name)):
-            raise HandlerError(
-                f"{handler.__name__} is a class, not an instance: write {handler.__name__}()"
-            )
+            kind = handler.__name__
+            raise HandlerError(f"{kind} is a class, not an instance: write {kind}()")
 
 
 def _has_others(handler: Any) -> bool:
     return hasattr(handler, "process_message") or any(n.startswith("auth_") for n in dir(handler))
 
 
-def _check_name(handler: Any, name: str, names: Collection[str]) -> None:
+def _check_name(command: str, kind: str, names: Collection[str]) -> None:
     """See that a name that is no hook's is not a hook's with a typing error."""
-    hook = name.removeprefix("handle_")
-    missing = {known.upper(): known for known in (*HOOKS, "exception")}
-    missing = {k: v for k, v in missing.items() if f"handle_{v}" not in names}
-    alike = get_close_matches(hook.upper(), missing, n=1, cutoff=ALIKE)
-    if alike and hook not in COMMANDS:
-        raise HandlerError(
-            f"{_described(handler)}: {name} would never be called; did you mean "
-            f"handle_{missing[alike[0]]}?"
-        )
-    if hook.isupper():
-        log.warning("%s: %s is never called: no command asks it", _described(handler), name)
+    missing = {n.upper(): n for n in (*HOOKS, "exception") if f"handle_{n}" not in names}
+    alike = get_close_matches(command.upper(), missing, n=1, cutoff=ALIKE)
+    if alike and command not in COMMANDS:
+        meant = f"did you mean handle_{missing[alike[0]]}?"
+        raise HandlerError(f"{kind}: handle_{command} would never be called; {meant}")
+    if command.isupper():
+        log.warning("%s: handle_%s is never called: no command calls it", kind, command)
 
 
-def _check_hook(handler: Any, name: str) -> None:
+def _check_hook(hook: Any, name: str, kind: str) -> None:
     """See that a hook can be called and awaited."""
-    hook = getattr(handler, name)
     if hook is None:
         return
     if not callable(hook):
-        raise HandlerError(f"{_described(handler)}: {name} is {hook!r:.80}, and cannot be called")
+        raise HandlerError(f"{kind}: {name} is {hook!r:.80}, and cannot be called")
     if name == "handle_EHLO" and ehlo_parameters(hook) is None:
-        raise HandlerError(
-            f"{_described(handler)}: handle_EHLO takes (server, session, envelope, hostname, "
-            f"responses), not {inspect.signature(hook)}"
-        )
-    if name == "handle_STARTTLS" or inspect.iscoroutinefunction(hook):
+        wanted = "(server, session, envelope, hostname, responses)"
+        raise HandlerError(f"{kind}: handle_EHLO takes {wanted}, not {inspect.signature(hook)}")
+    if name not in {"handle_EHLO", "handle_exception"}:
+        _check_parameters(hook, name, kind, _hook_parameters(name.removeprefix("handle_")))
+    if name != "handle_STARTTLS" and not inspect.iscoroutinefunction(hook):
+        _check_awaited(_function(hook), name, kind)
+
+
+def _hook_parameters(command: str) -> tuple[str, ...]:
+    wanted = ("server", "session", "envelope", *_LAST_PARAMETERS.get(command, ()))
+    return wanted[:2] if command in {"CONNECT", "DISCONNECT"} else wanted
+
+
+def _check_parameters(
+    hook: Callable[..., Any], name: str, kind: str, wanted: tuple[str, ...]
+) -> None:
+    """See that a hook takes what it is called with: else each call would be a 451."""
+    try:
+        signature = inspect.signature(hook)
+    except (TypeError, ValueError):  # of a C function, perhaps
         return
-    function = inspect.unwrap(getattr(hook, "__func__", hook))
+    try:
+        signature.bind(*wanted)
+    except TypeError:
+        reason = f"{name} takes ({', '.join(wanted)}), not {signature}"
+        raise HandlerError(f"{kind}: {reason}") from None
+
+
+def _check_awaited(function: Any, name: str, kind: str) -> None:
+    """See that a hook that is no coroutine function returns something to await."""
     if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):
         return  # a mock, a partial, or a wrapper of a coroutine function
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise HandlerError(f"{_described(handler)}: {name} yields; it has to return its answer")
+        raise HandlerError(f"{kind}: {name} yields; it must return its answer")
     if any(word in str(function.__annotations__.get("return", "")) for word in _SOON):
         return
-    advice = f"{_described(handler)}: {name} is awaited: write async def {name}(...)"
+    advice = f"{kind}: {name} is awaited: write async def {name}(...)"
     if _returns_no_awaitable(function):
         raise HandlerError(advice)
     log.warning("%s, or return something to await", advice)

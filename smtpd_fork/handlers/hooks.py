@@ -7,39 +7,27 @@ something to await; parameters may have any names. See docs/handlers.md for what
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from aiosmtpd.handlers import Sink
+from aiosmtpd.handlers import Sink as AiosmtpdSink
 
+from smtpd_fork.filters import Filter
 from smtpd_fork.handlers.chain import Chain
+from smtpd_fork.handlers.route import Route
+from smtpd_fork.sinks import Sink
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
-
     from aiosmtpd.proxy_protocol import ProxyData
 
     from smtpd_fork.dialogue import Answer, Envelope, Session
     from smtpd_fork.smtp import SMTP
 
 __all__ = [
-    "Handler",
-    "HandlesAUTH",
-    "HandlesCONNECT",
-    "HandlesDATA",
-    "HandlesDISCONNECT",
-    "HandlesEHLO",
-    "HandlesException",
-    "HandlesHELO",
-    "HandlesMAIL",
-    "HandlesNOOP",
-    "HandlesPROXY",
-    "HandlesQUIT",
-    "HandlesRCPT",
-    "HandlesRSET",
-    "HandlesSTARTTLS",
-    "HandlesVRFY",
-    "ProcessesMessage",
-]
+    "Handler", "HandlesAUTH", "HandlesCONNECT", "HandlesDATA", "HandlesDISCONNECT", "HandlesEHLO",
+    "HandlesException", "HandlesHELO", "HandlesMAIL", "HandlesNOOP", "HandlesPROXY", "HandlesQUIT",
+    "HandlesRCPT", "HandlesRSET", "HandlesSTARTTLS", "HandlesVRFY", "ProcessesMessage",
+]  # fmt: skip
 
 
 class HandlesCONNECT(Protocol):
@@ -216,6 +204,9 @@ Handler: TypeAlias = (
     | HandlesVRFY
     | ProcessesMessage
     | Chain
+    | Filter
+    | Route
     | Sink
+    | AiosmtpdSink
 )
-"""What has at least one hook, aiosmtpd's Sink, or a chain of them."""
+"""What has at least one hook, a sink or a filter, with a :class:`Route` around it or not."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from smtpd_fork.listeners.refusals import refuse
 
 if TYPE_CHECKING:
@@ -13,13 +15,13 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.peer_address import SocketAddress
 
-__all__ = ["AcceptedClient", "accept", "close"]
+__all__ = ["CLIENT_GONE", "AcceptedClient", "close"]
 
 MAX_DISMISSED = 4096
 """Clients of one backlog answered at a stop, as more may be arriving: what Linux keeps at most
 (net.core.somaxconn)."""
 
-_CLIENT_GONE = frozenset({
+CLIENT_GONE = frozenset({
     errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.ENOPROTOOPT,
     errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT,
     errno.ECONNRESET,
@@ -27,7 +29,7 @@ _CLIENT_GONE = frozenset({
 """What accept(2) says of one client, pending network errors among them: the next may be well."""
 
 
-class AcceptedClient:
+class AcceptedClient(Struct, eq=False):
     """A socket that was accepted, without a transport.
 
     :ivar listener: which one accepted it
@@ -35,31 +37,14 @@ class AcceptedClient:
     :ivar peer: as accept(2) named it, or a PROXY header
     """
 
-    __slots__ = ("listener", "peer", "sock")
-
-    def __init__(self, listener: Listener, sock: socket.socket, peer: SocketAddress | str) -> None:
-        self.listener = listener
-        self.sock = sock
-        self.peer = peer
+    listener: Listener
+    sock: socket.socket
+    peer: SocketAddress | str
 
     def dismiss(self, reply: bytes) -> None:
         """Send *reply*, if the client can read it, and close; never waits."""
         # A client that speaks TLS first cannot read a reply in plaintext.
         refuse(self.sock, b"" if self.listener.tls else reply)
-
-
-def accept(listener: Listener) -> AcceptedClient | None:
-    """Accept a client; None if it is gone again.
-
-    :raises BlockingIOError: there is none
-    :raises OSError: the system is short of something: descriptors, memory
-    """
-    try:
-        return AcceptedClient(listener, *listener.accept())
-    except OSError as error:
-        if error.errno in _CLIENT_GONE:
-            return None
-        raise
 
 
 def close(listener: Listener, reply: bytes) -> int:
@@ -68,10 +53,11 @@ def close(listener: Listener, reply: bytes) -> int:
     # The backlog of an inherited socket belongs to the process that inherits it next.
     for _ in range(0 if listener.inherited else MAX_DISMISSED):
         try:
-            client = accept(listener)
-        except OSError:
-            break
-        if client is not None:
+            client = AcceptedClient(listener, *listener.accept())
+        except OSError as error:
+            if error.errno not in CLIENT_GONE:
+                break
+        else:
             client.dismiss(reply)
             answered += 1
     listener.close()

@@ -12,29 +12,29 @@ import logging
 import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import Full, Gate, Refusal, Ticket
-from smtpd_fork.gate.networks import NetworkTable, number_of
+from smtpd_fork.gate.networks import number_of
 from smtpd_fork.gate.verdict import shutdown_reply
-from smtpd_fork.listeners.accepted_client import AcceptedClient, accept, close
+from smtpd_fork.listeners.accepted_client import CLIENT_GONE, AcceptedClient, close
 from smtpd_fork.listeners.backlog import backlog_of
 from smtpd_fork.listeners.deadline_queue import DeadlineQueue
 from smtpd_fork.listeners.spare import Spare
-from smtpd_fork.peer_address import source_key
+from smtpd_fork.peer_address import host_of
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
 
     from smtpd_fork.config import Config
-    from smtpd_fork.gate import Verdict
+    from smtpd_fork.gate.rules import NetworkList
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.listeners.preconnect import Preconnect
     from smtpd_fork.listeners.probes import Probes
     from smtpd_fork.listeners.refusals import Refuser
-    from smtpd_fork.peer_address import SocketAddress
+    from smtpd_fork.peer_address import Peer, SocketAddress
 
 __all__ = ["Acceptor", "State"]
 
@@ -45,7 +45,6 @@ BURST = 8
 
 STARVED_SECONDS = 1.0
 """How long accept pauses when descriptors ran out."""
-
 DEFERRAL_SECONDS = 5.0
 """How often, at most, it is logged that clients wait."""
 
@@ -69,9 +68,9 @@ class Acceptor:
     :param gate: admits clients
     :param config: ``when_full``, and ``backlog``: how many may wait under ``defer:SECONDS``
     :param proxy_trust: who may send PROXY headers, on listeners where those come first
-    :param preconnect: takes the clients that have a ticket; stopped with the acceptor
-    :param refuser: answers the others; closed with the acceptor
-    :param probes: takes the probes of load balancers; stopped with the acceptor
+    :param preconnect: takes the clients that have a ticket
+    :param refuser: answers the others
+    :param probes: takes the probes of load balancers; all three stop with the acceptor
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class Acceptor:
         config: Config,
         loop: asyncio.AbstractEventLoop,
         *,
-        proxy_trust: NetworkTable[bool] | None,
+        proxy_trust: NetworkList | None,
         preconnect: Preconnect,
         refuser: Refuser,
         probes: Probes,
@@ -100,9 +99,9 @@ class Acceptor:
         self.change(config, proxy_trust, preconnect)
 
     def change(
-        self, config: Config, proxy_trust: NetworkTable[bool] | None, preconnect: Preconnect
+        self, config: Config, proxy_trust: NetworkList | None, preconnect: Preconnect
     ) -> None:
-        """Have other settings hold from now on; see the class."""
+        """Have other settings hold from now on, and the probes' own; see the class."""
         self._when_full = config.when_full
         self._queue_capacity = max(1, config.backlog)
         self._proxy_trust = proxy_trust
@@ -110,7 +109,10 @@ class Acceptor:
         # Under plain defer the queue is for the one client of the shared gate (see above), and for
         # all that make way for exempt clients: which they are shows only once they are accepted.
         wait = config.when_full.wait
-        self._queue_clients = wait is not None
+        # What is a probe shows only once it is accepted; the others wait in the queue then.
+        probes = self._probes.networks is not None
+        self._queue_clients = wait is not None or probes
+        self._arrived = self._answer_or_judge if probes else self._judge
         self._queue.change(math.inf if wait is None else wait)
 
     # -- life --------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ class Acceptor:
         now = self._loop.time()
         if now - self._deferral_told >= DEFERRAL_SECONDS:
             self._deferral_told = now
-            log.info("%s; clients wait in the backlog", self._full())
+            log.info("%s: new clients wait in the backlog", self._full())
         self._gate.when_room(self._on_free_slot, reserved=True)
 
     def _on_free_slot(self) -> None:
@@ -228,6 +230,7 @@ class Acceptor:
         # surplus of clients, the first listener would take every slot.
         self._listeners.rotate(-1)
         if all(self._accept_burst(listener) for listener in list(self._listeners)):
+            self._spare.recovered()
             self.open()
 
     def _starve(self, error: OSError) -> None:
@@ -249,32 +252,31 @@ class Acceptor:
 
     def _accept_burst(self, listener: Listener) -> bool:
         """Accept up to BURST clients; return False if accepting has to pause."""
+        short = self._gate.free < BURST
         for _ in range(BURST):
-            if not self._may_accept():
+            if (short or self._queue) and not self._may_accept():
                 self._wait_for_slot()
                 return False
             try:
-                client = accept(listener)
+                sock, peer = listener.accept()
             except BlockingIOError:
                 break
             except OSError as error:
-                self._starve(error)
-                return False
-            if client is not None:
-                self._arrived(client)
-        self._spare.recovered()
+                if error.errno not in CLIENT_GONE:
+                    self._starve(error)
+                    return False
+            else:
+                self._arrived(AcceptedClient(listener, sock, peer))
         return True
 
     def _may_accept(self) -> bool:
-        """Whether a client that arrives now can be answered, one way or another."""
+        """Whether a client can be answered that arrives while slots are short or clients wait."""
         if self._when_full.refuse:
             return True
         gate = self._gate
-        # What is a probe shows only once it is accepted; the others wait in here then.
-        queue_clients = self._queue_clients or self._probes.networks is not None
         if gate.reserves:
-            return not gate.full or (queue_clients and self._queue_has_space)
-        if queue_clients:
+            return not gate.full or (self._queue_clients and self._queue_has_space)
+        if self._queue_clients:
             return self._queue_has_space
         return not self._queue and not gate.full
 
@@ -282,22 +284,27 @@ class Acceptor:
     def _queue_has_space(self) -> bool:
         return len(self._queue) < self._queue_capacity
 
-    def _arrived(self, client: AcceptedClient) -> None:
-        if self._probes.networks is not None and self._probes.expect(client.peer):
+    def _answer_or_judge(self, client: AcceptedClient) -> None:
+        """Answer a probe; another client is judged."""
+        if self._probes.expect(client.peer):
             self._probes.begin(client, self._judge)
         else:
             self._judge(client)
 
     def _judge(self, client: AcceptedClient) -> None:
-        if client.listener.proxy and not self._is_trusted(client.peer):
-            text = "You are no proxy that is trusted here"
-            key = source_key(client.peer) or "unix"
-            self._refuser.refuse(client, Refusal("proxy_trust", key, 1, 0, text=text))
-            return
+        """Have the gate judge a client, and act on the verdict."""
+        peer: Peer = client.peer
+        if client.listener.proxy:
+            if not self._is_trusted(client.peer):
+                text = "Connections are accepted from trusted proxies only"
+                key = host_of(peer) or "unix"
+                self._refuser.refuse(client, Refusal("proxy_trust", key, 1, 0, text=text))
+                return
+            peer = None  # it is known later; until then it counts in all, and nowhere else
         if self._queue and not self._gate.is_exempt(client.peer):
             self._wait_or_go(client)  # behind those that came before
             return
-        verdict = self._admit(client)
+        verdict = self._gate.admit(peer)
         if isinstance(verdict, Ticket):
             self._preconnect.enter(client, verdict)
         elif isinstance(verdict, Full) and not self._when_full.refuse:
@@ -306,13 +313,9 @@ class Acceptor:
             self._missed += isinstance(verdict, Full)
             self._refuser.refuse(client, verdict)
 
-    def _admit(self, client: AcceptedClient) -> Verdict:
-        # The client behind a proxy is known later; until then it counts in all, and nowhere else.
-        return self._gate.admit(None if client.listener.proxy else client.peer)
-
     def _is_trusted(self, peer: SocketAddress | str) -> bool:
         """Whether *peer* may send a PROXY header; all clients of a unix socket may."""
-        host, trust = source_key(peer), self._proxy_trust
+        host, trust = host_of(peer), self._proxy_trust
         return host is None or (trust is not None and bool(trust.find(number_of(host))))
 
     def _full(self) -> Full:
@@ -331,10 +334,10 @@ class Acceptor:
         """Admit the clients that waited longest, as far as there are slots."""
         while self._queue and not self._gate.crowded:
             client = next(iter(self._queue))
-            verdict = self._admit(client)
+            verdict = self._gate.admit(None if client.listener.proxy else client.peer)
             if isinstance(verdict, Full):  # another thread was faster
                 break
-            self._queue.remove(client)
+            del self._queue[client]
             if isinstance(verdict, Ticket):
                 self._preconnect.enter(client, verdict)
             else:

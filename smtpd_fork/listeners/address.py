@@ -3,8 +3,10 @@
 ::
 
     [SCHEME:]HOST[:PORT]     127.0.0.1   [::1]:25   smtps:0.0.0.0:465   localhost   *:2525
+    [SCHEME:]:PORT           :25   smtp+proxy::2526
     [SCHEME:]unix:PATH       unix:/run/smtpd.sock
 
+An address without a host is every address of the machine, as ``*`` is.
 A scheme is the protocol: ``smtp`` (the default), ``smtps`` (implicit TLS, RFC 8314) or ``lmtp``
 (RFC 2033). Flags may follow it, in any order, as in
 ``smtp+proxy+require-tls:[::]:2526``:
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_fork.config import SettingError
+from smtpd_fork.gate.networks import is_local, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,6 +44,8 @@ FLAGS = ("proxy", "require-tls", "no-tls")
 MAX_PORT = 65535
 MAX_UNIX_PATH = 107
 """Bytes in sockaddr_un.sun_path, without its final NUL: unix(7)."""
+
+_HEXADECIMAL = frozenset("0123456789abcdef")
 
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,253}[A-Za-z0-9_.])?")
 
@@ -88,13 +93,32 @@ class Address:
 
     @property
     def require_tls(self) -> bool:
-        """Whether mail is taken over TLS only."""
+        """Whether mail is accepted with TLS only."""
         return "require-tls" in self.flags
 
     @property
     def no_tls(self) -> bool:
         """Whether STARTTLS is not offered, though there is a certificate."""
         return "no-tls" in self.flags
+
+    @property
+    def local(self) -> bool:
+        """Whether only clients of this host and of private networks can reach it."""
+        return self.path is not None or self.host == "localhost" or is_local(number_of(self.host))
+
+    def overlaps(self, other: Address) -> bool:
+        """Whether the system cannot give both to sockets; names are not resolved."""
+        if self.path is not None or other.path is not None:
+            return self.path == other.path
+        if self.port != other.port or not self.port:
+            return False
+        hosts = {self.host, other.host}
+        if ANY in hosts or len(hosts) == 1:
+            return True
+        # [::] next to 0.0.0.0 is of IPv6 alone: see bind.py
+        if "::" in hosts:
+            return "0.0.0.0" not in hosts  # noqa: S104 - compared only
+        return "0.0.0.0" in hosts and not any(":" in host for host in hosts)  # noqa: S104 - so too
 
     def __str__(self) -> str:
         if self.path is not None:
@@ -120,11 +144,16 @@ def parse_address(text: str) -> Address:
         _check_ipv6(text, host)
         return Address(scheme, host, _port(text, port[1:]) if port else None)
     if rest.count(":") > 1:
+        _check_protocol(text, rest)
         _check_ipv6(text, rest)
         return Address(scheme, rest)
     host, colon, port = rest.partition(":")
+    if colon and not host:
+        return Address(scheme, ANY, _port(text, port))
     if host != ANY and not _NAME.fullmatch(host):
-        raise SettingError("listen", text, "not an address; write HOST, HOST:PORT or unix:PATH")
+        raise SettingError(
+            "listen", text, "not an address; write HOST, HOST:PORT, :PORT or unix:PATH"
+        )
     return Address(scheme, host, _port(text, port) if colon else None)
 
 
@@ -145,17 +174,17 @@ def _scheme(text: str) -> tuple[str, str]:
     if not colon or (protocol not in PROTOCOLS and not flags):
         return "smtp", text
     if protocol not in PROTOCOLS:
-        raise SettingError("listen", text, f"{protocol!r} is none of {', '.join(PROTOCOLS)}")
+        raise _no_protocol(text, protocol)
     for flag in flags:
         if flag not in FLAGS:
-            reason = f"'+{flag}' is no flag; there are +{', +'.join(FLAGS)}"
+            reason = f"'+{flag}' is not a flag; the flags are +{', +'.join(FLAGS)}"
             raise SettingError("listen", text, reason)
         if flags.count(flag) > 1:
-            raise SettingError("listen", text, f"+{flag} stands there twice")
+            raise SettingError("listen", text, f"+{flag} is given twice")
     if "no-tls" in flags and "require-tls" in flags:
         raise SettingError("listen", text, "+no-tls and +require-tls contradict each other")
     if "no-tls" in flags and protocol == "smtps":
-        raise SettingError("listen", text, "smtps is TLS from the first byte, +no-tls is none")
+        raise SettingError("listen", text, "smtps is implicit TLS, +no-tls is no TLS")
     return "+".join([protocol, *(flag for flag in FLAGS if flag in flags)]), rest
 
 
@@ -176,6 +205,18 @@ def spread(addresses: Iterable[Address], ports: Sequence[int]) -> list[Address]:
     return result
 
 
+def _check_protocol(text: str, rest: str) -> None:
+    """See that *rest*, which has several colons, does not begin with a word that is no protocol."""
+    word = rest.partition(":")[0]
+    if word and not _HEXADECIMAL.issuperset(word.lower()):
+        raise _no_protocol(text, word)
+
+
+def _no_protocol(text: str, word: str) -> SettingError:
+    reason = f"{word!r} is not a protocol; the protocols are {', '.join(PROTOCOLS)}"
+    return SettingError("listen", text, reason)
+
+
 def _check_ipv6(text: str, host: str) -> None:
     try:
         IPv6Address(host)
@@ -194,7 +235,7 @@ def _port(text: str, digits: str) -> int:
 
 def _unix_path(text: str, path: str) -> Path:
     if not path or "\0" in path:
-        raise SettingError("listen", text, "a path has to follow unix:")
+        raise SettingError("listen", text, "unix: needs a path")
     absolute = Path(path).absolute()
     if len(bytes(absolute)) > MAX_UNIX_PATH:
         reason = f"the path is too long; unix sockets take {MAX_UNIX_PATH} bytes"

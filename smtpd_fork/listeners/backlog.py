@@ -2,7 +2,7 @@
 
 For TCP, TCP_INFO of a listening socket tells both, in two fields that mean something else for a
 connection (tcp(7), and net/ipv4/tcp.c: ``tcpi_unacked``, ``tcpi_sacked``). For unix sockets the
-kernel is asked by netlink (sock_diag(7)). Where neither is to be had nothing is told.
+kernel is asked by netlink (sock_diag(7)). Where neither is available, the backlog is unknown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 __all__ = ["Backlog", "backlog_of"]
 
 _TCP_INFO_FIELDS = struct.Struct("=8x4x4x4x4xII")
-"""struct tcp_info up to ``tcpi_sacked``: eight bytes, four figures, and the two."""
+"""struct tcp_info up to ``tcpi_sacked``: eight bytes, four numbers, and the two."""
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -36,7 +36,7 @@ class Backlog(NamedTuple):
     """The clients in one listening socket's backlog.
 
     :ivar waiting: how many there are
-    :ivar limit: how many there may be: what listen(2) was told, or less (``somaxconn``)
+    :ivar limit: the maximum: the argument of listen(2), or less (``somaxconn``)
     """
 
     waiting: int

@@ -12,9 +12,11 @@ import logging
 import os
 import socket
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smtpd_fork.config import SettingError
 from smtpd_fork.errors import (
     CannotCreateError,
     ConfigError,
@@ -94,9 +96,13 @@ def open_listeners(config: Config, warn: Warn = log.warning) -> list[Listener]:
 def wanted_addresses(config: Config) -> list[Address]:
     """Return what the settings ``listen`` and ``port`` name; nothing named is all interfaces.
 
-    :raises SettingError: an address cannot be read
+    :raises SettingError: an address cannot be read, or overlaps with another
     """
-    return spread([parse_address(text) for text in config.listen or (ANY,)], config.port)
+    addresses = spread([parse_address(text) for text in config.listen or (ANY,)], config.port)
+    for one, other in combinations(addresses, 2):
+        if one.overlaps(other):
+            raise SettingError("listen", str(other), f"overlaps with {one}: give one of them")
+    return addresses
 
 
 def reopen_listeners(now: Sequence[Listener], config: Config) -> list[Listener]:
@@ -131,7 +137,7 @@ def bind_all(
     :param beside: what is bound already, or will be
     :param backlog: of listen(2); see :func:`listen_backlog`
     :param socket_mode: file mode of unix sockets
-    :param warn: is told of each address of a name that is skipped
+    :param warn: is called for each address of a name that is skipped
     :raises ConfigError: a host cannot be resolved
     :raises NotPermittedError: a port needs privileges
     :raises CannotCreateError: the path of a unix socket cannot be made

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from itertools import takewhile
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 __all__ = ["DeadlineQueue"]
 
 T = TypeVar("T")
 
 
-class DeadlineQueue(Generic[T]):
-    """Clients in the order in which they came. That is the order of their deadlines: one timer.
+class DeadlineQueue(OrderedDict[T, float]):
+    """Since when clients wait, in the order in which they came: that of their deadlines.
 
     :param seconds: how long each may wait; ``math.inf`` is for ever
     :param expired: gets the clients whose time is up, which wait no longer
@@ -29,30 +29,17 @@ class DeadlineQueue(Generic[T]):
         loop: asyncio.AbstractEventLoop,
         expired: Callable[[list[T]], None],
     ) -> None:
+        super().__init__()
         self._seconds = seconds
         self._loop = loop
         self._expired = expired
-        self._since: OrderedDict[T, float] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        return len(self._since)
-
-    def __contains__(self, client: object) -> bool:
-        return client in self._since
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self._since)
 
     def add(self, client: T) -> None:
         """Have a client wait from now on, behind all others."""
-        self._since[client] = self._loop.time()
+        self[client] = self._loop.time()
         if self._timer is None:
             self._set_timer()
-
-    def remove(self, client: T) -> None:
-        """Have a client wait no longer; no error if it does not."""
-        self._since.pop(client, None)
 
     def change(self, seconds: float) -> None:
         """Have another time limit, also for those who wait already."""
@@ -61,16 +48,16 @@ class DeadlineQueue(Generic[T]):
         self._set_timer()
 
     def clear(self) -> None:
-        """Have nobody wait any longer."""
-        self._since.clear()
+        """End all waits."""
+        super().clear()
         self._clear_timer()
 
     def deadline(self, client: T) -> float:
         """Return when a client's time is up, by the loop's clock."""
-        return self._since[client] + self._seconds
+        return self[client] + self._seconds
 
     def _set_timer(self) -> None:
-        if self._since and self._seconds < math.inf:
+        if self and self._seconds < math.inf:
             self._timer = self._loop.call_at(self.deadline(next(iter(self))), self._due)
 
     def _clear_timer(self) -> None:
@@ -83,7 +70,7 @@ class DeadlineQueue(Generic[T]):
         now = self._loop.time()
         due = list(takewhile(lambda client: self.deadline(client) <= now, self))
         for client in due:
-            self.remove(client)
+            del self[client]
         self._set_timer()
         if due:
             self._expired(due)

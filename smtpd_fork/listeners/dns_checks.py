@@ -8,10 +8,11 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from smtpd_fork.gate import Refusal
+from smtpd_fork.errors import describe_error
+from smtpd_fork.gate import ClientLine, Refusal
 from smtpd_fork.listeners.dnsbl_health_check import DnsblHealthCheck
 from smtpd_fork.listeners.pending_clients import PendingClient, PendingClients
-from smtpd_fork.peer_address import source_key
+from smtpd_fork.peer_address import host_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ class DnsChecks(PendingClients):
 
     def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
         """Hold a client; it is this one's until it has passed or is closed."""
-        pending = PendingClient(client, ticket, self)
+        pending = PendingClient(client.listener, client.sock, client.peer, ticket, self)
         task = asyncio.get_running_loop().create_task(self._check_client(pending))
         self._clients[pending] = task
         task.add_done_callback(partial(self._done, pending))
@@ -60,11 +61,11 @@ class DnsChecks(PendingClients):
         self._clients.pop(client).cancel()
 
     async def _check_client(self, client: PendingClient) -> None:
-        ticket, host = client.ticket, source_key(client.peer) or ""
+        ticket, host = client.ticket, host_of(client.peer) or ""
         listed, ticket.host_name_dns = await asyncio.gather(
             self._dns.listed(host), self._name(host)
         )
-        del self._clients[client]  # from here on it is somebody else's
+        del self._clients[client]  # from here on another step owns it
         score = sum(listing.weight for listing in listed)
         if score >= self._threshold:
             self._refuse(client, self._refusal(host, score, listed))
@@ -98,7 +99,9 @@ class DnsChecks(PendingClients):
         if self._clients.pop(client, None) is not None:
             client.close()
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a client could not be vetted", exc_info=error)
+            what = "DNS check failed"
+            line = ClientLine.of(log, logging.ERROR, client.peer, what, describe_error(error))
+            log.error("%s", line, exc_info=error, extra=line.extra)
 
     @property
     def zones(self) -> Mapping[str, bool]:

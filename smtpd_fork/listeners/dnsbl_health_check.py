@@ -3,7 +3,7 @@
 A list has an entry for 127.0.0.2 and none for 127.0.0.1, or for IPv6 ::ffff:7f00:2 and none for
 ::ffff:7f00:1. One that was given up may list every address, or none; one that refuses this
 resolver answers with an error. Such a list must not turn mail away, so no client is looked up in
-it until the next check finds it in order. Lists are checked when the server starts, in the
+it until a check succeeds. Lists are checked when the server starts, in the
 background, and once an hour.
 """
 
@@ -76,19 +76,19 @@ class DnsblHealthCheck:
         if fault:
             if disabled.get(key) != fault:
                 log.warning(
-                    "the blocklist %s %s: %s clients are not looked up in it until it is in order; "
+                    "the blocklist %s %s: it is not used for %s clients until a check succeeds; "
                     "it is checked once an hour",
                     zone, fault, family.name,
                 )  # fmt: skip
             disabled[key] = fault
         elif fault is not None and disabled.pop(key, None) is not None:
             log.warning(
-                "the blocklist %s is in order: %s clients are looked up in it again",
+                "the blocklist %s works again: it is used for %s clients",
                 zone, family.name,
             )  # fmt: skip
 
     async def _fault(self, zone: str, family: _Family) -> str | None:
-        """Return what is wrong with *zone*; empty if nothing is, None if nobody answers."""
+        """Return what is wrong with *zone*; empty if nothing is, None without an answer."""
         listed = await self._dns.answers(family.listed, zone, fresh=True)
         not_listed = await self._dns.answers(family.not_listed, zone, fresh=True)
         if listed is None or not_listed is None:
@@ -99,5 +99,5 @@ class DnsblHealthCheck:
         if not_listed:
             return f"lists {family.not_listed}, which no blocklist may (RFC 5782)"
         if not listed and family.required:
-            return f"does not list {family.listed}, which every blocklist has to (RFC 5782)"
+            return f"does not list {family.listed}, which every blocklist must (RFC 5782)"
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.peer_address import describe
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.address import Address
 
 __all__ = ["Listener", "closed_on_error"]
+
+
+class AcceptedSocket(socket.socket):
+    """A client's socket, without what makes :class:`socket.socket` cost more than accept(2) does.
+
+    There an enum is looked up each time that the loop asks for the family or the type.
+    """
+
+    __slots__ = ()
+
+    family = socket.SocketType.family  # type: ignore[assignment]  # an int, which enums equal
+    type = socket.SocketType.type  # type: ignore[assignment]  # as above
+    detach = socket.SocketType.detach
 
 
 class Listener:
@@ -36,16 +50,21 @@ class Listener:
         self.inherited = inherited
         self.sock = sock
         self.bound: Any = sock.getsockname()
-        self._kind = (int(sock.family), int(sock.type), sock.proto)
+        kind = (int(sock.family), int(sock.type), sock.proto)
+        self._accepted = partial(AcceptedSocket, *kind)
+        if sock.family != socket.AF_UNIX:
+            # Clients' sockets inherit it (tcp(7)). A loop's transport sets it on each.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._bound_path = None if inherited else _identity(address.path)
 
-    def accept(self) -> tuple[socket.socket, Any]:
-        """Accept a client (accept(2)); not socket.accept(), which costs more than the call does.
+    def accept(self) -> tuple[AcceptedSocket, Any]:
+        """Accept a client (accept(2)).
 
         :raises OSError: as accept(2)
         """
+        # Not socket.accept(), which makes a socket.socket.
         descriptor, peer = self.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - see above
-        return socket.socket(*self._kind, descriptor), peer
+        return self._accepted(descriptor), peer
 
     @property
     def path(self) -> Path | None:
@@ -80,10 +99,18 @@ class Listener:
         """Close the socket; a unix socket's path is removed if it is still this one's."""
         if self.path is not None and self.is_ours():
             # While it listens no other process takes the path for a dead one's and replaces it.
-            # Without the right to remove it (privileges were dropped) the janitor does.
+            # Without the right to remove it (privileges were dropped) the cleanup process does.
             with suppress(OSError):
                 self.path.unlink()
         self.sock.close()
+
+    @property
+    def described(self) -> str:
+        """The address, and that it is of IPv4 as well, if it is."""
+        if self.sock.family != socket.AF_INET6 or self.bound[0] != "::":
+            return str(self)
+        v6only = self.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        return str(self) if v6only else f"{self} (IPv6 and IPv4)"
 
     def __str__(self) -> str:
         place = f"unix:{self.path}" if self.path is not None else describe(self.bound)

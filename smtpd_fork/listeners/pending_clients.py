@@ -27,26 +27,25 @@ Refuse: TypeAlias = "Callable[[AcceptedClient, Refusal | Full], None]"
 """Answers a client that has not passed, and closes its socket."""
 
 
-class PendingClient(AcceptedClient):
+class PendingClient(AcceptedClient, eq=False):
     """A client that a stage holds, and how the ledger shows it.
 
-    :param stage: which one
+    :ivar stage: which one
     :ivar header: what has come of a PROXY header
     """
 
-    __slots__ = ("header", "stage", "ticket")
+    ticket: Ticket
+    stage: PendingClients
+    header: bytes = b""
 
-    tls = False
-    messages = 0
-    helo = ""
+    tls: ClassVar[bool] = False
+    messages: ClassVar[int] = 0
+    helo: ClassVar[str] = ""
 
-    def __init__(self, client: AcceptedClient, ticket: Ticket, stage: PendingClients) -> None:
-        super().__init__(client.listener, client.sock, client.peer)
-        self.ticket = ticket
-        self.stage = stage
-        self.header = b""
-        ticket.holder = self
-        ticket.listener = client.listener
+    def __post_init__(self) -> None:
+        """Be what holds the ticket."""
+        self.ticket.holder = self
+        self.ticket.listener = self.listener
 
     @property
     def phase(self) -> str:
@@ -124,12 +123,12 @@ class WatchedClients(PendingClients):
 
     def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
         """Hold a client until it passes, or is closed."""
-        pending = PendingClient(client, ticket, self)
+        pending = PendingClient(client.listener, client.sock, client.peer, ticket, self)
         self._clients.add(pending)
         self._loop.add_reader(client.sock, self._heard, pending)
 
     def _let_go(self, client: PendingClient) -> None:
-        self._clients.remove(client)
+        self._clients.pop(client, None)  # its time may be over
         self._loop.remove_reader(client.sock)
 
     def _expired(self, clients: list[PendingClient]) -> None:

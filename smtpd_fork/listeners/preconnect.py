@@ -6,29 +6,23 @@ greeting. Each stage is there only if it is configured, and holds a client until
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
-from smtpd_fork.gate import ClientLine
 from smtpd_fork.listeners.dns_checks import DnsChecks
 from smtpd_fork.listeners.greet_pause import GreetPause
 from smtpd_fork.listeners.proxy import ProxyHeaders
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from smtpd_fork.config import Config
     from smtpd_fork.gate import Gate, Reporter, Ticket
     from smtpd_fork.listeners.accepted_client import AcceptedClient
-    from smtpd_fork.listeners.pending_clients import Refuse
+    from smtpd_fork.listeners.pending_clients import Begin, Refuse
     from smtpd_fork.listeners.resolver import Resolver
 
-    BeginSession = Callable[[AcceptedClient, Ticket], None]
-
 __all__ = ["Preconnect"]
-
-log = logging.getLogger("smtpd_fork.listeners")
 
 
 class Preconnect:
@@ -37,8 +31,7 @@ class Preconnect:
     :param config: ``greet_pause``, ``proxy_timeout``, and how the DNS is asked
     :param gate: judges the client behind a proxy
     :param loop: in which clients are held
-    :param begin: takes a client that has passed, and its ticket. It owns both from then on, also if
-        it raises
+    :param begin: takes a client that has passed, and its ticket; it owns both from then on
     :param refuse: answers a client that has not passed, and closes
     :param resolver: asks the DNS about clients; None: nothing does
     :param reporter: writes lines about clients
@@ -50,15 +43,12 @@ class Preconnect:
         gate: Gate,
         loop: asyncio.AbstractEventLoop,
         *,
-        begin: BeginSession,
+        begin: Begin,
         refuse: Refuse,
         resolver: Resolver | None,
         reporter: Reporter,
     ) -> None:
-        self._reporter = reporter
-        self._gate = gate
-        self._begin_session = begin
-        self._refuse = refuse
+        self._begin = begin
         self._proxies = ProxyHeaders(
             *(config.proxy_timeout, loop, self._identified, refuse), gate=gate, reporter=reporter
         )
@@ -97,18 +87,6 @@ class Preconnect:
             self._pause.hold(client, ticket)
         else:
             self._begin(client, ticket)
-
-    def _begin(self, client: AcceptedClient, ticket: Ticket) -> None:
-        listener = client.listener
-        if listener.tls and (refusal := self._gate.begin_handshake(ticket)) is not None:
-            self._refuse(client, refusal)
-            ticket.release()
-            return
-        try:
-            self._begin_session(client, ticket)
-        except Exception as error:  # noqa: BLE001 - a subclass's constructor may raise anything
-            what = "a session could not be begun"
-            self._reporter.note(ClientLine.of(log, logging.ERROR, client.peer, what), error=error)
 
     @property
     def zones(self) -> Mapping[str, bool]:

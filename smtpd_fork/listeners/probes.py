@@ -27,14 +27,14 @@ from smtpd_fork.listeners.proxy_header import (
     parse,
     true_peer,
 )
-from smtpd_fork.peer_address import describe, source_key
+from smtpd_fork.peer_address import describe, host_of
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from smtpd_fork.gate import Gate
-    from smtpd_fork.gate.networks import NetworkTable
+    from smtpd_fork.gate.rules import NetworkList
     from smtpd_fork.peer_address import SocketAddress
 
 __all__ = ["Probes"]
@@ -57,23 +57,19 @@ _NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _HELLO = frozenset({b"EHLO", b"HELO", b"LHLO"})
 
 
-class _Probe(AcceptedClient):
+class _Probe(AcceptedClient, eq=False):
     """One probe."""
 
-    __slots__ = ("said", "size", "timer")
-
-    def __init__(self, client: AcceptedClient) -> None:
-        super().__init__(client.listener, client.sock, client.peer)
-        self.said = b""
-        self.size = 0
-        self.timer: asyncio.TimerHandle | None = None
+    said: bytes = b""
+    size: int = 0
+    timer: asyncio.TimerHandle | None = None
 
 
 class Probes:
     """Answers probes, outside of every count.
 
     :param networks: where they come from; None: there are none
-    :param gate: while it is paused they are told 421
+    :param gate: while it is paused they get 421
     :param ident: what the greeting says behind the host's name
     :ivar networks: may be set at any time
     :ivar hostname: the same
@@ -81,7 +77,7 @@ class Probes:
 
     def __init__(
         self,
-        networks: NetworkTable[bool] | None,
+        networks: NetworkList | None,
         loop: asyncio.AbstractEventLoop,
         gate: Gate,
         *,
@@ -102,7 +98,7 @@ class Probes:
         """Whether *peer* is where probes come from."""
         if self.networks is None:
             return False
-        host = source_key(peer)
+        host = host_of(peer)
         return host is not None and bool(self.networks.find(number_of(host)))
 
     def begin(self, client: AcceptedClient, otherwise: Callable[[AcceptedClient], None]) -> None:
@@ -117,10 +113,11 @@ class Probes:
             else:
                 client.dismiss(self._sorry("Too many probes"))
             return
-        probe = _Probe(client)
+        probe = _Probe(client.listener, client.sock, client.peer)
         self._all.add(probe)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("a probe: %s", describe(client.peer))
+            address = describe(client.peer)
+            log.debug("%s: a probe", address, extra={"client": address, "reason": "a probe"})
         if proxy:
             probe.timer = self._loop.call_later(SILENCE_SECONDS, self._greet, probe)
             self._loop.add_reader(client.sock, self._look, probe, otherwise)
@@ -241,4 +238,4 @@ def _header_for_nobody(peeked: bytes, peer: SocketAddress | str) -> int | None:
     except HeaderError:
         return None
     # v1 has no word for it: haproxy's checks name themselves there.
-    return len(header) if behind is None or source_key(behind) == source_key(peer) else None
+    return len(header) if behind is None or host_of(behind) == host_of(peer) else None

@@ -20,7 +20,7 @@ from smtpd_fork.listeners.proxy_header import (
     parse,
     true_peer,
 )
-from smtpd_fork.peer_address import source_key
+from smtpd_fork.peer_address import host_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["ProxyHeaders"]
 
 log = logging.getLogger("smtpd_fork.listeners")
+
+NOT_BY_THE_PROXY = "the client did not come by way of the proxy, or the proxy sends no header"
 
 
 class ProxyHeaders(WatchedClients):
@@ -93,7 +95,7 @@ class ProxyHeaders(WatchedClients):
         ticket.proxy = data
         ticket.sender = client.peer
         # One that names itself is a health check: v1 has no word for it.
-        if peer is not None and source_key(peer) != source_key(client.peer):
+        if peer is not None and host_of(peer) != host_of(client.peer):
             client.peer = peer
             refusal = self._gate.identify(ticket, peer)
             if refusal is not None:
@@ -102,9 +104,10 @@ class ProxyHeaders(WatchedClients):
         self._begin(client, ticket)
 
     def _over(self, client: PendingClient) -> None:
-        self._close(client, "it took too long")
+        self._close(client, f"it took too long; {NOT_BY_THE_PROXY}", logging.WARNING)
 
-    def _close(self, client: PendingClient, reason: str) -> None:
-        line = ClientLine.of(log, logging.INFO, client.peer, "no PROXY header", reason)
+    def _close(self, client: PendingClient, reason: str, level: int = logging.INFO) -> None:
+        session = client.ticket.id or ""
+        line = ClientLine.of(log, level, client.peer, "no PROXY header", reason, session=session)
         self._reporter.note(line)
         client.close()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["LONGEST_V2", "HeaderError", "is_whole", "missing", "parse", "true_peer"]
 
 LONGEST_V1 = 107
-"""Bytes of a v1 header with its CR LF; the specification's figure."""
+"""Bytes of a v1 header with its CR LF; the specification's limit."""
 
 V1 = b"PROXY "
 V2_FIXED = 16
@@ -68,7 +68,7 @@ def missing(header: bytes, peeked: bytes) -> int:
         if seen[:fixed].startswith(start[: len(seen)]):
             break
     else:
-        raise HeaderError("this is no PROXY header")
+        raise HeaderError("not a PROXY header")
     if seen.startswith(V1):
         end = seen.find(b"\r\n", 0, LONGEST_V1)
         length = end + 2 if end >= 0 else len(seen) + 1

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import Gate, Reporter
 from smtpd_fork.listeners.common_address_warning import CommonAddressWarning
+from smtpd_fork.peer_address import describe
 
 if TYPE_CHECKING:
     from smtpd_fork.gate import Full, Refusal, Ticket
     from smtpd_fork.listeners.accepted_client import AcceptedClient
+    from smtpd_fork.peer_address import Peer
 
 __all__ = ["Refuser", "refuse"]
 
@@ -47,11 +49,11 @@ class Refuser:
 
     def refuse(self, client: AcceptedClient, verdict: Refusal | Full) -> None:
         """Answer a client with *verdict*, and close its socket."""
-        client.dismiss(self.note(verdict).reply(self.hostname))
+        client.dismiss(self.note(verdict, client.peer).reply(self.hostname))
 
-    def note(self, verdict: Refusal | Full) -> Refusal:
-        """Count and log a refusal that somebody else sends; return it, with its id."""
-        refusal = self._gate.refuse(verdict)
+    def note(self, verdict: Refusal | Full, peer: Peer, session: str = "") -> Refusal:
+        """Count and log a refusal that another module sends; return it, with its id."""
+        refusal = self._gate.refuse(verdict, client=describe(peer), session=session)
         self._reporter.note(refusal)
         self._common_address.note(refusal)
         return refusal
@@ -59,7 +61,7 @@ class Refuser:
     def begin_handshake(self, ticket: Ticket) -> Refusal | None:
         """Return why a client may not begin a TLS handshake; it has been counted and logged."""
         refusal = self._gate.begin_handshake(ticket)
-        return None if refusal is None else self.note(refusal)
+        return None if refusal is None else self.note(refusal, ticket.peer, ticket.name())
 
     def end_handshake(self, ticket: Ticket) -> None:
         """Take note that a handshake has succeeded."""

@@ -10,11 +10,12 @@ import asyncio
 import logging
 import math
 from contextlib import suppress
+from importlib import import_module
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.config import SettingError
-from smtpd_fork.errors import ConfigError
+from smtpd_fork.errors import ConfigError, MissingLibraryError, error_origin
 from smtpd_fork.listeners.address import parse_address
 from smtpd_fork.listeners.dnsbl import Entry, Listing, error_of, listing_of, read_entries
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.config import Config
 
-__all__ = ["Resolver", "parse_nameserver", "resolver_of"]
+__all__ = ["Resolver", "leakless_backend", "parse_nameserver", "resolver_of"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
@@ -34,6 +35,8 @@ DNS_PORT = 53
 
 COMPLAINT_SECONDS = 60.0
 """Between two warnings about a zone that does not answer, or answers with errors."""
+
+_RECORD_TYPES = ("IN.A", "IN.AAAA", "ANY.CNAME", "ANY.OPT", "ANY.PTR", "ANY.SOA", "ANY.TXT")
 
 MAX_ANSWERS = 64
 """Answers of one zone that are looked at; a list has a handful."""
@@ -53,6 +56,7 @@ def parse_nameserver(text: str | None) -> tuple[str, int] | None:
         raise SettingError("dns_server", text, "write ADDRESS or ADDRESS:PORT") from None
 
 
+@error_origin("dnsbl", "rdns")
 def resolver_of(config: Config) -> Resolver | None:
     """Return what asks the DNS as *config* has it; None if nothing is asked.
 
@@ -82,18 +86,22 @@ class Resolver:
         try:
             import dns.asyncresolver  # noqa: PLC0415 - an extra, for those who ask the DNS
             import dns.resolver  # noqa: PLC0415 - as above
+
+            # dnspython imports them with the first answer, which is after privileges are dropped.
+            for record_type in _RECORD_TYPES:
+                import_module(f"dns.rdtypes.{record_type}")
         except ImportError:
-            raise ConfigError("the DNS takes dnspython: install smtpd-fork[dns]") from None
+            raise MissingLibraryError("the DNS", ["dnspython"], "dns") from None
         try:
             self._resolver = dns.asyncresolver.Resolver(configure=nameserver is None)
         except dns.resolver.NoResolverConfiguration as error:
-            raise ConfigError(f"the system names no resolver: {error}") from None
+            raise ConfigError(f"the system has no DNS server configured: {error}") from None
         if nameserver is not None:
             self._resolver.nameservers = [nameserver[0]]
             self._resolver.port = nameserver[1]
         self._cache = self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
         self._resolver.lifetime = seconds
-        self._backend = _backend()
+        self._backend = leakless_backend()
         self._entries = tuple(entries)
         self.zones = tuple(dict.fromkeys(entry.zone for entry in entries))
         self.disabled: dict[tuple[str, bool], str] = {}
@@ -119,7 +127,7 @@ class Resolver:
     async def answers(
         self, host: str, zone: str, *, fresh: bool = False
     ) -> list[IPv4Address] | None:
-        """Return what *zone* answers about *host*; None if nobody answers.
+        """Return what *zone* answers about *host*; None without an answer.
 
         :param fresh: ask, whatever was answered before
         """
@@ -147,7 +155,7 @@ class Resolver:
         return None
 
     async def _ask(self, name: Any, kind: str, what: str) -> list[Any] | None:
-        """Return the records of *name*; none if there are none, None if nobody answers."""
+        """Return the records of *name*; none if there are none, None without an answer."""
         import dns.exception  # noqa: PLC0415 - as in the constructor
         import dns.resolver  # noqa: PLC0415 - as above
 
@@ -169,14 +177,14 @@ class Resolver:
             return
         self._complained[what] = now, 0
         more = f"; {count} times more before" if count else ""
-        log.warning("%s: clients are let in without it%s", fault, more)
+        log.warning("%s: clients are accepted without it%s", fault, more)
 
 
-def _backend() -> Any:
+def leakless_backend() -> Any:
     """Return dnspython's way to sockets, without a leak.
 
     asyncio forgets a datagram endpoint whose maker is cancelled while it waits for it, and nothing
-    closes the socket: a client that is sent away in that moment would cost a descriptor for good.
+    closes the socket: a client that is refused in that moment would cost a descriptor for good.
     """
     import dns.asyncbackend  # noqa: PLC0415 - as in the constructor
 
@@ -193,7 +201,7 @@ def _backend() -> Any:
 
 
 def _close(making: asyncio.Future[Any]) -> None:
-    """Close a socket that nobody waits for any more."""
+    """Close a socket that is no longer needed."""
     if not making.cancelled() and making.exception() is None:
         closing = making.result().close()  # a coroutine that waits for nothing
         with suppress(StopIteration):

@@ -11,18 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import socket
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
-from smtpd_fork.peer_address import source_key
+from smtpd_fork.peer_address import host_of
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
-
     from smtpd_fork.listeners import Listener
 
     Page = Callable[[web.BaseRequest], Awaitable["Answer"]]
@@ -217,7 +216,7 @@ class HttpServer:
             self._accepted = MOST_A_SECOND
         else:
             self._accepted += 1
-            self._begin(sock, source_key(peer) or "")
+            self._begin(sock, host_of(peer) or "")
         if self._second is None:
             self._second = self._loop.call_later(1.0, self._next_second)
         if not self._may_accept:
@@ -291,16 +290,14 @@ class HttpServer:
     async def _find(self, request: web.BaseRequest) -> Answer:
         page = self._pages.get(request.path)
         if page is None:
-            answer = Answer(b"There is no such page.\n", status=404)
-        elif request.method not in {"GET", "HEAD"}:
-            answer = Answer(b"GET and HEAD are all that there is.\n", status=405)
-        else:
-            try:
-                answer = await page(request)
-            except Exception:
-                log.exception("the page %s failed", request.path)
-                answer = Answer(b"This page failed; the log has the reason.\n", status=500)
-        return answer
+            return Answer(b"There is no such page.\n", status=404)
+        if request.method not in {"GET", "HEAD"}:
+            return Answer(b"GET and HEAD are all that there is.\n", status=405)
+        try:
+            return await page(request)
+        except Exception:
+            log.exception("the page %s failed", request.path)
+            return Answer(b"This page failed; the log has the reason.\n", status=500)
 
 
 def _response(answer: Answer) -> web.Response:

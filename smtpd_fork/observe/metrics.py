@@ -1,4 +1,4 @@
-"""Metrics: the figures of a server, for Prometheus.
+"""Metrics of a server, for Prometheus.
 
 Each metric is a row of :data:`METRICS`; docs/monitoring.md has the same rows. The values of labels
 come from this program and its configuration, never from a client or a handler.
@@ -7,11 +7,14 @@ come from this program and its configuration, never from a client or a handler.
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import Metric
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -19,23 +22,21 @@ from prometheus_client.core import (
     InfoMetricFamily,
 )
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
-from smtpd_fork.dialogue.tally import BOUNDS
+from smtpd_fork.dialogue.tally import BOUNDS, Latency, Tally
 from smtpd_fork.gate.statistics import CURES
 from smtpd_fork.observe.process import Process
 from smtpd_fork.observe.refusal_history import refusals
+from smtpd_fork.observe.snapshot import Snapshot, snapshot_of
 from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from prometheus_client import Metric
-
-    from smtpd_fork.dialogue.tally import Latency, Tally
     from smtpd_fork.listeners.backlog import Backlog
-    from smtpd_fork.observe.snapshot import Snapshot
+    from smtpd_fork.observe.service import Observed
+    from smtpd_fork.observe.sink_state import SinkState
 
-__all__ = ["METRICS", "Metrics", "Row"]
+__all__ = ["METRICS", "Metrics", "Row", "ServerMetrics"]
 
 OTHER = "other"
 """The label of rules that an embedder has added to the gate."""
@@ -47,8 +48,7 @@ class Row:
 
     :ivar kind: ``counter``, ``gauge``, ``histogram`` or ``info``
     :ivar label: its label; empty for none
-    :ivar text: its description
-    :ivar value: returns the value, or the values by label; None for a figure of the process
+    :ivar value: returns the value, or the values by label; None for a metric of the process
     """
 
     name: str
@@ -71,6 +71,10 @@ def _tls_handshakes(snapshot: Snapshot, tally: Tally) -> dict[str, int]:
     return {"done": tally.tls_done, "failed": tally.tls_failed, "refused": refused}
 
 
+def _with_server(snapshot: Snapshot) -> list[SinkState]:
+    return [sink for sink in snapshot.sinks if sink.connections is not None]
+
+
 def _backlogs(snapshot: Snapshot) -> list[tuple[str, Backlog]]:
     return [(name, backlog) for name, backlog in snapshot.queues if backlog is not None]
 
@@ -83,54 +87,79 @@ _VERSIONS = {
 }
 
 METRICS = (
-    Row("smtpd_fork_sessions", "gauge", "state", "Sessions now, by what they do.",
+    Row("smtpd_fork_sessions", "gauge", "state", "Current sessions, by state.",
         lambda s, _: s.phases),
-    Row("smtpd_fork_sessions_limit", "gauge", "", "Sessions at once (--limit-connections).",
+    Row("smtpd_fork_sessions_limit", "gauge", "",
+        "Maximum concurrent sessions (--limit-connections).",
         lambda s, _: s.limit),
-    Row("smtpd_fork_sources", "gauge", "", "Sources that have a session now.",
-        lambda s, _: s.sources),
-    Row("smtpd_fork_admissions_total", "counter", "", "Clients that were let in.",
+    Row("smtpd_fork_clients", "gauge", "", "Clients with a current session.",
+        lambda s, _: s.clients),
+    Row("smtpd_fork_admissions_total", "counter", "", "Clients admitted.",
         lambda s, _: s.stats["admitted"]),
-    Row("smtpd_fork_refusals_total", "counter", "rule", "Clients that were refused, by the rule.",
+    Row("smtpd_fork_refusals_total", "counter", "rule", "Clients refused, by rule.",
         lambda s, _: _by_rule(refusals(s.stats))),
-    Row("smtpd_fork_ready", "gauge", "", "1 while clients are let in: /readyz.",
+    Row("smtpd_fork_denied_networks", "gauge", "",
+        "Networks denied at run time (smtpd-fork deny) and still in force.",
+        lambda s, _: s.denied),
+    Row("smtpd_fork_ready", "gauge", "", "1 while new clients are admitted (readiness, /readyz).",
         lambda s, _: int(s.state == "serving")),
-    Row("smtpd_fork_received_bytes_total", "counter", "", "Bytes that clients sent, after TLS.",
+    Row("smtpd_fork_received_bytes_total", "counter", "",
+        "Bytes received from clients, after TLS decryption.",
         lambda _, tally: tally.received),
-    Row("smtpd_fork_messages_total", "counter", "outcome", "Messages, by what became of them.",
+    Row("smtpd_fork_messages_total", "counter", "outcome", "Messages, by outcome.",
         lambda _, tally: tally.outcomes()),
+    Row("smtpd_fork_replies_total", "counter", "command,class",
+        "Replies to commands, by command and class (2xx, 3xx, 4xx, 5xx).",
+        lambda _, tally: tally.replies_by_class()),
+    Row("smtpd_fork_rejections_total", "counter", "reason",
+        "Commands and messages rejected in sessions, by reason.",
+        lambda _, tally: tally.rejections.by_reason()),
     Row("smtpd_fork_message_bytes_total", "counter", "", "Bytes of accepted messages.",
         lambda _, tally: tally.content),
-    Row("smtpd_fork_handler_seconds", "histogram", "hook", "Time that the handlers' hooks took.",
+    Row("smtpd_fork_handler_seconds", "histogram", "hook", "Run time of handler hooks in seconds.",
         lambda _, tally: tally.hooks),
-    Row("smtpd_fork_sink_seconds", "histogram", "sink", "Time that sinks took for a message.",
-        lambda _, tally: tally.sinks),
+    Row("smtpd_fork_sink_seconds", "histogram", "sink",
+        "Time in seconds that a sink took for a message.",
+        lambda _, tally: {name: sink.latency for name, sink in tally.sinks.items()}),
+    Row("smtpd_fork_sink_replies_total", "counter", "sink,class",
+        "Replies of sinks to messages, by sink and class (2xx, 4xx, 5xx).",
+        lambda _, tally: tally.sink_replies()),
+    Row("smtpd_fork_sink_connections", "gauge", "sink",
+        "Connections of a sink to its server.",
+        lambda s, _: {each.name: each.connections for each in _with_server(s)}),
+    Row("smtpd_fork_sink_waiting", "gauge", "sink", "Messages that wait for a connection.",
+        lambda s, _: {each.name: each.waiting for each in _with_server(s)}),
+    Row("smtpd_fork_sink_down_since_timestamp_seconds", "gauge", "sink",
+        "Time since which the server of a sink does not answer, in seconds since the epoch; "
+        "0 while it answers.",
+        lambda s, _: {each.name: each.down_since or 0.0 for each in _with_server(s)}),
     Row("smtpd_fork_loop_lag_seconds", "histogram", "",
-        "How late the loop was, ten times a second.", lambda _, tally: {"": tally.lag}),
-    Row("smtpd_fork_accept_queue", "gauge", "listener", "Clients in the kernel's backlog.",
+        "Event-loop lag in seconds, measured ten times per second.",
+        lambda _, tally: {"": tally.lag}),
+    Row("smtpd_fork_accept_queue", "gauge", "listener", "Clients waiting in the kernel's backlog.",
         lambda s, _: {name: backlog.waiting for name, backlog in _backlogs(s)}),
-    Row("smtpd_fork_accept_queue_limit", "gauge", "listener", "Clients that it holds at most.",
+    Row("smtpd_fork_accept_queue_limit", "gauge", "listener",
+        "Maximum number of clients in the kernel's backlog.",
         lambda s, _: {name: backlog.limit for name, backlog in _backlogs(s)}),
     Row("smtpd_fork_tls_handshakes_total", "counter", "outcome",
         "TLS handshakes: done, failed, refused.", _tls_handshakes),
-    Row("smtpd_fork_dnsbl_zone_enabled", "gauge", "zone", "1 while clients are looked up in it.",
+    Row("smtpd_fork_dnsbl_zone_enabled", "gauge", "zone", "1 while the blocklist is used.",
         lambda s, _: {zone: int(on) for zone, on in s.zones.items()}),
-    Row("smtpd_fork_build_info", "info", "", "Versions of what runs.", lambda *_: _VERSIONS),
-    Row("process_cpu_seconds_total", "counter", "", "CPU time of the process."),
-    Row("process_resident_memory_bytes", "gauge", "", "Memory that it occupies."),
-    Row("process_virtual_memory_bytes", "gauge", "", "Memory that it has mapped."),
-    Row("process_start_time_seconds", "gauge", "", "When it began, since the epoch."),
-    Row("process_open_fds", "gauge", "", "File descriptors that are open."),
-    Row("process_max_fds", "gauge", "", "File descriptors that may be open."),
+    Row("smtpd_fork_build_info", "info", "", "Versions of smtpd-fork, Python, aiosmtpd and uvloop.",
+        lambda *_: _VERSIONS),
+    Row("process_cpu_seconds_total", "counter", "", "CPU time of the process in seconds."),
+    Row("process_resident_memory_bytes", "gauge", "", "Resident memory size in bytes."),
+    Row("process_virtual_memory_bytes", "gauge", "", "Virtual memory size in bytes."),
+    Row("process_start_time_seconds", "gauge", "",
+        "Start time of the process, in seconds since the epoch."),
+    Row("process_open_fds", "gauge", "", "Number of open file descriptors."),
+    Row("process_max_fds", "gauge", "", "Maximum number of open file descriptors."),
 )  # fmt: skip
 """All metrics; the last six have the names that all exporters use."""
 
 
 class Metrics:
-    """Turns snapshots into the text that Prometheus reads.
-
-    :param tally: the counters of all sessions
-    """
+    """Turns snapshots and the tally of all sessions into the text that Prometheus reads."""
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
@@ -150,30 +179,60 @@ class Metrics:
         return encode(registry), content_type
 
 
+class ServerMetrics(Collector):
+    """The metrics of a :class:`smtpd_fork.Server`, for the registry of a program.
+
+    ::
+
+        server = Server(handler, listen=["127.0.0.1:0"])
+        prometheus_client.REGISTRY.register(ServerMetrics(server))
+
+    They are those of ``--metrics`` without those of the process. Create it before the server
+    starts: then hooks, sinks, the event-loop lag and the received bytes are measured as well. Two
+    servers need two registries, as the names are the same. :meth:`collect` may be called in any
+    thread.
+
+    :param server: the server
+    """
+
+    def __init__(self, server: Observed) -> None:
+        self._server = server
+        server.tally.timing = True
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics as they are now (prometheus_client.registry.Collector)."""
+        snapshot, tally = snapshot_of(self._server), self._server.tally
+        for row in METRICS:
+            if row.value is not None:
+                yield _family(row, row.value(snapshot, tally))
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield the metrics without values: the registry asks before there is a server to ask."""
+        for row in METRICS:
+            if row.value is not None:
+                yield Metric(
+                    row.name.removesuffix("_total").removesuffix("_info"), row.text, row.kind
+                )
+
+
 def _family(row: Row, value: Any) -> Metric:
     """Return a metric with its value, or with its values by label."""
     if row.kind == "info":
         return InfoMetricFamily(row.name.removesuffix("_info"), row.text, value)
-    labels = [row.label] if row.label else []
+    labels = row.label.split(",") if row.label else []
     if row.kind == "histogram":
         histogram = HistogramMetricFamily(row.name, row.text, labels=labels)
         for label, latency in sorted(value.items()):
             histogram.add_metric([label] if labels else [], _buckets(latency), latency.total)
         return histogram
     make: Callable[..., Any] = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
-    family: Any = make(row.name, row.text, labels=labels)
-    for label, figure in value.items() if labels else [("", value)]:
-        family.add_metric([label] if labels else [], figure)
-    metric: Metric = family
-    return metric
+    family: CounterMetricFamily | GaugeMetricFamily = make(row.name, row.text, labels=labels)
+    for label, figure in value.items() if labels else [((), value)]:
+        family.add_metric([label] if isinstance(label, str) else label, figure)
+    return family
 
 
 def _buckets(latency: Latency) -> list[tuple[str, float]]:
     """Return the buckets of a histogram; each includes the smaller ones, as Prometheus wants it."""
     bounds = [*map(str, BOUNDS), "+Inf"]
-    total = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in zip(bounds, latency.counts, strict=True):
-        total += count
-        buckets.append((bound, float(total)))
-    return buckets
+    return list(zip(bounds, map(float, accumulate(latency.counts)), strict=True))

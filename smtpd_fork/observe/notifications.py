@@ -11,12 +11,11 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from smtpd_fork.daemon.sd_notify import monotonic_usec
+from smtpd_fork.daemon.sd_notify import Notifier, monotonic_usec
 from smtpd_fork.observe.service import Service
 
 if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
-    from smtpd_fork.daemon.sd_notify import Notifier
     from smtpd_fork.gate import Gate
 
 __all__ = ["Notifications"]
@@ -34,11 +33,7 @@ EXTEND_USEC = 15_000_000
 
 
 class Notifications(Service):
-    """Notifies the service manager.
-
-    :param notifier: sends the messages
-    :param gate: has the sessions that the status counts
-    """
+    """Notifies the service manager."""
 
     def __init__(self, notifier: Notifier, gate: Gate) -> None:
         self._notifier = notifier
@@ -79,13 +74,10 @@ class Notifications(Service):
     async def handed_over(self, pid: int) -> None:
         """Send the process id of the new process, which sends its own messages from now on."""
         self._notify({"MAINPID": pid})
-        self._cease()
+        await self.stop()
 
     async def stop(self) -> None:
         """Send no more."""
-        self._cease()
-
-    def _cease(self) -> None:
         for timer in (self._timer, self._status_timer):
             if timer is not None:
                 timer.cancel()
@@ -132,7 +124,7 @@ class Notifications(Service):
         except OSError as error:
             if not self._lost:
                 self._lost = True
-                log.warning("the service manager cannot be told: %s", error.strerror)
+                log.warning("cannot notify the service manager: %s", error.strerror)
             return False
         self._lost = False
         return True

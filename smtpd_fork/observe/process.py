@@ -1,6 +1,6 @@
 """Process: CPU time, memory and descriptors, under the names that all exporters use.
 
-The ProcessCollector of prometheus-client has the same figures, but lists /proc/self/fd to count
+The ProcessCollector of prometheus-client has the same metrics, but lists /proc/self/fd to count
 descriptors: with 10,000 sessions that stops all Python threads for 20 ms. Linux 6.2 and newer tell
 the number; only older kernels are asked for the list.
 """
@@ -22,7 +22,7 @@ _PAGE = resource.getpagesize()
 
 
 class Process:
-    """The current process; figures that the system does not tell are left out.
+    """The current process; values that the system does not provide are left out.
 
     Constructed while few files are open: the start time of the process is looked up once.
     """
@@ -36,7 +36,7 @@ class Process:
         }
 
     def figures(self) -> dict[str, float]:
-        """Return the figures, by the name of the metric."""
+        """Return the values, by the name of the metric."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         figures: dict[str, float] = dict(self._begun)
         figures["process_cpu_seconds_total"] = used.ru_utime + used.ru_stime

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
 
 __all__ = ["MINUTES", "History"]
 
@@ -40,11 +37,7 @@ class History:
 
 def refusals(stats: Mapping[str, int]) -> dict[str, int]:
     """Return the refusals by rule, out of the gate's counts."""
-    return {
-        name.removeprefix(_REFUSED): count
-        for name, count in stats.items()
-        if name.startswith(_REFUSED)
-    }
+    return {n.removeprefix(_REFUSED): count for n, count in stats.items() if n.startswith(_REFUSED)}
 
 
 def _difference(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:

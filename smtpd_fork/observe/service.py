@@ -1,17 +1,53 @@
-"""Service: a background service of the daemon, which lives as long as its server."""
+"""Service: a background service of the daemon, and what it sees of the server that it observes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Mapping
+    from smtpd_fork.config import Config, DaemonConfig
+    from smtpd_fork.dialogue import Tally
+    from smtpd_fork.gate import Gate, Ticket
+    from smtpd_fork.handlers import Chain
+    from smtpd_fork.listeners import Address, Listener
+    from smtpd_fork.settings import GateSettings
 
-    from smtpd_fork.config import DaemonConfig
-    from smtpd_fork.listeners import Address
+__all__ = ["Observed", "Service", "metrics_name"]
 
-__all__ = ["Service", "metrics_name"]
+
+class Observed(Protocol):
+    """A :class:`smtpd_fork.Server`, as far as services observe and administer it."""
+
+    gate: Gate
+    tally: Tally
+
+    @property
+    def config(self) -> Config:
+        """The settings in force."""
+
+    @property
+    def listeners(self) -> Sequence[Listener]:
+        """The bound sockets."""
+
+    @property
+    def chain(self) -> Chain:
+        """The handlers of new sessions."""
+
+    @property
+    def zones(self) -> Mapping[str, bool]:
+        """The DNS blocklists, and whether each is in use."""
+
+    @property
+    def changed_limits(self) -> Mapping[str, Any]:
+        """The limits that were changed at run time, and are in force."""
+
+    async def set_limits(self, **settings: Unpack[GateSettings]) -> str:
+        """Change limits until the next reload; return a warning, or an empty text."""
+
+    async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
+        """End the chosen sessions; return how many there were."""
 
 
 class Service:

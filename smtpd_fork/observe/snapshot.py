@@ -11,23 +11,29 @@ import asyncio
 import heapq
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
-from typing import TYPE_CHECKING, Protocol
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING
 
 from smtpd_fork.gate.ledger import Entry, entry_of
 from smtpd_fork.listeners.backlog import Backlog, backlog_of
 from smtpd_fork.observe.refusal_history import History
+from smtpd_fork.observe.sink_state import SinkState, sink_states
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from smtpd_fork.gate import Ticket
+    from smtpd_fork.observe.service import Observed
 
-    from smtpd_fork.config import Config
-    from smtpd_fork.dialogue import Tally
-    from smtpd_fork.gate import Gate, Ticket
-    from smtpd_fork.listeners import Listener
-
-__all__ = ["FRESH_SECONDS", "LISTED", "PHASES", "TOP_SOURCES", "Snapshot", "Snapshots", "Watched"]
+__all__ = [
+    "FRESH_SECONDS",
+    "LISTED",
+    "PHASES",
+    "TOP_CLIENTS",
+    "Snapshot",
+    "Snapshots",
+    "snapshot_of",
+]
 
 PHASES = (
     *("arriving", "proxy-header", "dns", "greet-pause", "handshake"),
@@ -41,32 +47,13 @@ SLICE = 500
 LISTED = 100
 """Sessions that are listed, the oldest."""
 
-TOP_SOURCES = 10
+TOP_CLIENTS = 10
 """Clients that are listed, those with the most sessions."""
 
 FRESH_SECONDS = 1.0
 """How long a snapshot is good; Prometheus asks every 15 s or more, people every few seconds."""
 
 MINUTE_SECONDS = 60.0
-
-
-class Watched(Protocol):
-    """What is observed: a :class:`smtpd_fork.Server`."""
-
-    gate: Gate
-    tally: Tally
-
-    @property
-    def config(self) -> Config:
-        """The settings in force."""
-
-    @property
-    def listeners(self) -> Sequence[Listener]:
-        """The bound sockets."""
-
-    @property
-    def zones(self) -> Mapping[str, bool]:
-        """The DNS blocklists, and whether each is in use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +63,18 @@ class Snapshot:
     :ivar at: time of the snapshot, in seconds since the epoch
     :ivar uptime: seconds since the server began to serve
     :ivar state: ``starting``, ``serving``, ``paused`` or ``stopping``
-    :ivar limit: sessions at once
     :ivar phases: number of sessions by phase, for all of :data:`PHASES`
     :ivar stats: the counts of the gate
+    :ivar messages: number of messages by outcome (see :class:`smtpd_fork.dialogue.tally.Tally`)
+    :ivar rejections: commands and messages rejected inside sessions, by reason
+    :ivar denied: number of networks that are denied at run time
     :ivar minutes: refusals by rule in each of the last sixty minutes, the oldest first
-    :ivar oldest: the oldest sessions
-    :ivar sources: number of clients that have a session
+    :ivar clients: number of clients that have a session
     :ivar top: the clients with most sessions, and how many
     :ivar queues: each listener, and its backlog if the system tells
     :ivar lag: event-loop lag, in seconds
     :ivar zones: the DNS blocklists, and whether each is in use
+    :ivar sinks: the sinks, in order
     """
 
     at: float
@@ -94,13 +83,17 @@ class Snapshot:
     limit: int
     phases: dict[str, int]
     stats: dict[str, int]
+    messages: dict[str, int]
+    rejections: dict[str, int]
+    denied: int
     minutes: list[dict[str, int]]
     oldest: list[Entry]
-    sources: int
+    clients: int
     top: list[tuple[str, int]]
     queues: list[tuple[str, Backlog | None]]
     lag: float
     zones: dict[str, bool]
+    sinks: Sequence[SinkState]
 
     @property
     def sessions(self) -> int:
@@ -111,11 +104,10 @@ class Snapshot:
 class Snapshots:
     """Takes snapshots of a server.
 
-    :param server: is observed
     :ivar state: ``starting``, ``serving`` or ``stopping``; its owner sets it
     """
 
-    def __init__(self, server: Watched) -> None:
+    def __init__(self, server: Observed) -> None:
         self.server = server
         self.state = "starting"
         self._begun = time.monotonic()
@@ -167,31 +159,65 @@ class Snapshots:
             self._good_until = time.monotonic() + FRESH_SECONDS
 
     async def _take(self) -> Snapshot:
-        phases = Counter(dict.fromkeys(PHASES, 0))
-        sources: Counter[str] = Counter()
-        oldest: list[Ticket] = []
-        gate = self.server.gate
-        tickets = list(gate.tickets())
+        counted = _Counted()
+        tickets = list(self.server.gate.tickets())
         for begin in range(0, len(tickets), SLICE):
-            part = tickets[begin : begin + SLICE]
-            holders = [ticket.holder for ticket in part]
-            phases.update("arriving" if each is None else each.phase for each in holders)
-            sources.update(ticket.key or "unix" for ticket in part)
-            oldest = sorted([*oldest, *part], key=attrgetter("since"))[:LISTED]
+            counted.add(tickets[begin : begin + SLICE])
             await asyncio.sleep(0)
-        now, stats = time.monotonic(), gate.stats()
+        stats = self.server.gate.stats()
+        uptime, minutes = time.monotonic() - self._begun, self._history.minutes(stats)
+        return counted.snapshot(self.server, self.now, stats, uptime, minutes)
+
+
+def snapshot_of(server: Observed) -> Snapshot:
+    """Return a snapshot without the last hour, taken at once; in any thread."""
+    counted = _Counted()
+    counted.add(list(server.gate.tickets()))
+    state = "paused" if server.gate.paused else "serving" if server.listeners else "starting"
+    return counted.snapshot(server, state, server.gate.stats(), 0.0, [])
+
+
+class _Counted:
+    """Sessions by phase and by client, and the oldest ones."""
+
+    def __init__(self) -> None:
+        self.phases = Counter(dict.fromkeys(PHASES, 0))
+        self.clients: Counter[str] = Counter()
+        self.oldest: list[Ticket] = []
+
+    def add(self, tickets: Sequence[Ticket]) -> None:
+        """Count more sessions."""
+        holders = [ticket.holder for ticket in tickets]
+        self.phases.update("arriving" if each is None else each.phase for each in holders)
+        self.clients.update(ticket.key or "unix" for ticket in tickets)
+        self.oldest = sorted([*self.oldest, *tickets], key=attrgetter("since"))[:LISTED]
+
+    def snapshot(
+        self,
+        server: Observed,
+        state: str,
+        stats: dict[str, int],
+        uptime: float,
+        minutes: list[dict[str, int]],
+    ) -> Snapshot:
+        """Return the state of the server with these sessions."""
+        gate, now = server.gate, time.monotonic()
         return Snapshot(
             at=time.time(),
-            uptime=now - self._begun,
-            state=self.now,
+            uptime=uptime,
+            state=state,
             limit=gate.limits.limit_connections,
-            phases=dict(phases),
+            phases=dict(self.phases),
             stats=stats,
-            minutes=self._history.minutes(stats),
-            oldest=[entry_of(ticket, now) for ticket in oldest],
-            sources=len(sources),
-            top=heapq.nlargest(TOP_SOURCES, sources.items(), key=lambda item: (item[1], item[0])),
-            queues=[(str(each), backlog_of(each.sock)) for each in self.server.listeners],
+            messages=server.tally.outcomes(),
+            rejections=server.tally.rejections.by_reason(),
+            denied=len(gate.denials),
+            minutes=minutes,
+            oldest=[entry_of(ticket, now) for ticket in self.oldest],
+            clients=len(self.clients),
+            top=heapq.nlargest(TOP_CLIENTS, self.clients.items(), key=itemgetter(1, 0)),
+            queues=[(str(each), backlog_of(each.sock)) for each in server.listeners],
             lag=gate.load.lag,
-            zones=dict(self.server.zones),
+            zones=dict(server.zones),
+            sinks=sink_states(server),
         )

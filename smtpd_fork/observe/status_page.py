@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -19,11 +20,10 @@ import msgspec
 from smtpd_fork.observe.refusal_chart import COLOURS, bars, leading
 from smtpd_fork.observe.refusal_history import refusals
 from smtpd_fork.peer_address import describe
+from smtpd_fork.units import counted
 from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from smtpd_fork.gate import Entry
     from smtpd_fork.observe.snapshot import Snapshot
 
@@ -61,20 +61,25 @@ def render(snapshot: Snapshot, hostname: str) -> bytes:
         "lag": f"{snapshot.lag * 1000:.0f}",
         "sessions": snapshot.sessions,
         "limit": snapshot.limit,
-        "sources": _count(snapshot.sources, "source"),
+        "clients": counted(snapshot.clients, "client"),
         "admitted": snapshot.stats["admitted"],
         "refused": snapshot.stats["refused"],
+        "accepted": snapshot.messages["accepted"],
+        "rejected": snapshot.messages["rejected"],
+        "deferred": snapshot.messages["deferred"],
+        "rejections": sum(snapshot.rejections.values()),
     }
     phases = [(phase, count) for phase, count in snapshot.phases.items() if count]
     more = snapshot.sessions - len(snapshot.oldest)
     markup = {
         "chart": bars(snapshot.minutes),
         "rules": _rules(snapshot),
-        "phases": _table(["", "#sessions"], phases, "nobody is in"),
-        "top": _table(["source", "#sessions"], snapshot.top, "nobody is in"),
+        "phases": _table(["", "#sessions"], phases, "no sessions"),
+        "top": _table(["client", "#sessions"], snapshot.top, "no sessions"),
+        "sinks": _sinks(snapshot),
         "listeners": _listeners(snapshot),
         "oldest": _oldest(snapshot),
-        "rest": f"<p>and {_count(more, 'more session')}</p>" if more > 0 else "",
+        "rest": f"<p>and {counted(more, 'more session')}</p>" if more > 0 else "",
     }
     escaped = {name: escape(str(value)) for name, value in text.items()}
     return Template(_PAGE).substitute(escaped, **markup).encode("utf-8", "replace")
@@ -89,7 +94,7 @@ def _rules(snapshot: Snapshot) -> str:
         dot = f'<span class="dot c{min(rank, COLOURS - 1)}"></span>'
         rows.append((_Markup(f"{dot} {escape(rule)}"), count, ever.get(rule, 0)))
     rows += [(rule, 0, ever[rule]) for rule in sorted(ever) if rule not in recent]
-    return _table(["rule", "#in the last hour", "#so far"], rows, "nobody was refused")
+    return _table(["rule", "#in the last hour", "#since the start"], rows, "no refusals")
 
 
 def _listeners(snapshot: Snapshot) -> str:
@@ -100,8 +105,25 @@ def _listeners(snapshot: Snapshot) -> str:
     return _table(["address", "#waiting", "#at most"], rows, "none are left")
 
 
+def _sinks(snapshot: Snapshot) -> str:
+    heads = ["sink", "#2xx", "#4xx", "#5xx", "#average", "#connections", "#waiting", "state"]
+    rows = [
+        (
+            *(each.name, *(each.replies.get(name, 0) for name in ("2xx", "4xx", "5xx"))),
+            *(
+                f"{each.average * 1000:.1f} ms",
+                "" if each.connections is None else each.connections,
+            ),
+            each.waiting or "",
+            "" if each.down_since is None else f"down for {_time(each.down)}: {each.reason}",
+        )
+        for each in snapshot.sinks
+    ]
+    return _table(heads, rows, "no sinks")
+
+
 def _oldest(snapshot: Snapshot) -> str:
-    heads = ["id", "client", "calls itself", "came in at", "does", "TLS", "#messages", "#for"]
+    heads = ["id", "client", "HELO", "listener", "state", "TLS", "#messages", "#age"]
     rows = [
         (
             *(each.id, _client(each), _short(each.helo), each.listener),
@@ -109,7 +131,7 @@ def _oldest(snapshot: Snapshot) -> str:
         )
         for each in snapshot.oldest
     ]
-    return _table(heads, rows, "nobody is in")
+    return _table(heads, rows, "no sessions")
 
 
 def _client(entry: Entry) -> str:
@@ -119,10 +141,6 @@ def _client(entry: Entry) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "…"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> str:
@@ -167,9 +185,11 @@ def as_json(snapshot: Snapshot, hostname: str) -> bytes:
             "states": snapshot.phases,
             "admitted": snapshot.stats["admitted"],
             "refused": refusals(snapshot.stats),
+            "messages": snapshot.messages,
+            "rejections": snapshot.rejections,
             "refused_by_minute": snapshot.minutes,
-            "sources": snapshot.sources,
-            "top_sources": [{"source": source, "sessions": n} for source, n in snapshot.top],
+            "clients": snapshot.clients,
+            "top_clients": [{"client": client, "sessions": n} for client, n in snapshot.top],
             "listeners": [
                 {
                     "address": name,
@@ -178,6 +198,7 @@ def as_json(snapshot: Snapshot, hostname: str) -> bytes:
                 }
                 for name, queue in snapshot.queues
             ],
+            "sinks": snapshot.sinks,
             "oldest_sessions": [_session(each) for each in snapshot.oldest],
         }
     )

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
+import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from smtpd_fork.observe.http_server import Answer, HttpServer
 from smtpd_fork.observe.metrics import Metrics
-from smtpd_fork.observe.service import Service, metrics_name
+from smtpd_fork.observe.service import Observed, Service, metrics_name
 from smtpd_fork.observe.snapshot import Snapshots
 from smtpd_fork.observe.status_page import POLICY, as_json, render
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Sequence
-
     from aiohttp import web
 
     from smtpd_fork.listeners import Listener
-    from smtpd_fork.observe.snapshot import Watched
 
 __all__ = ["StatusServer"]
 
@@ -28,11 +26,10 @@ log = logging.getLogger("smtpd_fork.observe")
 class StatusServer(Service):
     """Serves ``/metrics``, ``/healthz``, ``/readyz``, ``/status.json`` and the page at ``/``.
 
-    :param server: the server that is observed
     :param listeners: where; closed at the end
     """
 
-    def __init__(self, server: Watched, listeners: Sequence[Listener]) -> None:
+    def __init__(self, server: Observed, listeners: Sequence[Listener]) -> None:
         self._snapshots = Snapshots(server)
         self._metrics = Metrics(server.tally)
         self._listeners = listeners

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from smtpd_fork.errors import SmtpdForkError
+from smtpd_fork.errors import error_origin
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.listeners import adopt, open_listeners, reopen_listeners, resolver_of
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.config import Config
     from smtpd_fork.gate import Limits
-    from smtpd_fork.gate.networks import NetworkTable
+    from smtpd_fork.gate.rules import NetworkList
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
     from smtpd_fork.listeners.resolver import Resolver
@@ -45,8 +45,8 @@ class EffectiveSettings:
     config: Config
     chain: Chain
     limits: Limits
-    proxy_trust: NetworkTable[bool] | None
-    probe_from: NetworkTable[bool] | None
+    proxy_trust: NetworkList | None
+    probe_from: NetworkList | None
     resolver: Resolver | None
     listeners: tuple[Listener, ...] = ()
 
@@ -95,15 +95,13 @@ class EffectiveSettings:
         :raises SmtpdForkError: something cannot be had; nothing is left behind
         """
         settings = type(self).read(config, chain, listeners=self.listeners)
-        chain.prepare()
+        with error_origin("handler"):
+            chain.prepare()
         if any(listener.inherited for listener in self.listeners):
             return settings
         # Last, as sockets are what is left behind if anything fails.
-        try:
+        with error_origin("listen", "port"):
             return replace(settings, listeners=tuple(reopen_listeners(self.listeners, config)))
-        except SmtpdForkError as error:
-            error.settings = error.settings or ("listen", "port")
-            raise
 
     def has_same_preconnect(self, other: Self) -> bool:
         """Whether clients go through the same before they have a session."""

@@ -17,12 +17,16 @@ log = logging.getLogger("smtpd_fork.server")
 CLOSE_SECONDS = 5.0
 """How long handlers may take to close, when the last message has ended or was cut."""
 
+CANCEL_SECONDS = 1.0
+"""How long a task may take to end that was cancelled."""
+
 
 class HandlerChains:
     """The chains that new sessions do not get any more."""
 
     def __init__(self) -> None:
-        self._retired: dict[Chain, asyncio.Task[None]] = {}
+        self._retired: dict[Chain, asyncio.Task[None]] = {}  # that have sessions
+        self._closing: set[asyncio.Task[None]] = set()  # that have none any more
 
     def retire(self, chain: Chain, sessions: Sessions) -> None:
         """Close *chain* when none of *sessions* has it any more."""
@@ -30,27 +34,30 @@ class HandlerChains:
 
     async def _retire(self, chain: Chain, sessions: Sessions) -> None:
         await sessions.outlived(chain)
-        del self._retired[chain]
-        await chain.close()
+        task = self._retired.pop(chain)
+        self._closing.add(task)
+        try:
+            await chain.close()
+        finally:
+            self._closing.discard(task)
 
     async def close(self, current: Chain) -> None:
         """Close all of them, and *current*: there are no sessions any more.
 
         One whose thread hangs does not hold up the stop.
         """
-        closing = asyncio.ensure_future(self._close(current))
-        await asyncio.wait([closing], timeout=CLOSE_SECONDS)
-        if closing.done():
-            closing.result()
-        else:
-            closing.cancel()
-            log.error(
-                "the handlers have not closed in %g s, and are left as they are", CLOSE_SECONDS
-            )
-
-    async def _close(self, current: Chain) -> None:
-        for chain, task in list(self._retired.items()):
+        for task in self._retired.values():
             task.cancel()
-            await chain.close()
+        left = {asyncio.ensure_future(chain.close()) for chain in (*self._retired, current)}
         self._retired.clear()
-        await current.close()
+        left |= self._closing
+        closed, hanging = await asyncio.wait(left, timeout=CLOSE_SECONDS)
+        if hanging:
+            log.error(
+                "the handlers did not close within %g s, continuing without them", CLOSE_SECONDS
+            )
+            for task in hanging:
+                task.cancel()
+            await asyncio.wait(hanging, timeout=CANCEL_SECONDS)
+        for task in closed:
+            task.result()

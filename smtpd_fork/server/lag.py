@@ -58,8 +58,8 @@ class LagMonitor:
         self._load.lag = max(late, self._load.lag * FADING)
         over = self._load.lag > self._limit
         if over and not self._over:
-            log.warning("the loop is %.0f ms late: no more clients are let in", late * 1000)
+            log.warning("event-loop lag %.0f ms: new clients are refused", late * 1000)
         elif self._over and not over:
-            log.warning("the loop is in time again: clients are let in")
+            log.warning("event-loop lag is over: clients are accepted again")
         self._over = over
         self.start()

@@ -17,6 +17,7 @@ from smtpd_fork.server.session_factory import IDENT, SessionFactory, buffered_sh
 from smtpd_fork.server.sessions import Sessions
 from smtpd_fork.server.stress import Stress
 from smtpd_fork.smtp import Sweep
+from smtpd_fork.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -87,6 +88,7 @@ class Running:
             config.tls_handshake_timeout,
             loop,
             self._refuser,
+            self._reporter,
             self._stress.shorten,
         )
         self.preconnect = self._make_preconnect(settings)
@@ -108,7 +110,9 @@ class Running:
         self._watch_lag(settings)
 
     def _factory(self, settings: EffectiveSettings) -> SessionFactory:
-        settings.chain.measure(self._tally.timed_sink)
+        config = settings.config
+        settings.chain.configure(seconds=config.handler_timeout, hostname=config.hostname)
+        settings.chain.measure(self._tally)
         return SessionFactory(
             settings.config,
             settings.chain,
@@ -179,7 +183,7 @@ class Running:
                 log.info("no longer listening on %s", listener)
         for listener in listeners:
             if listener not in before.listeners:
-                log.info("listening on %s", listener)
+                log.info("listening on %s", listener.described)
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -191,7 +195,7 @@ class Running:
     async def drain(self) -> None:
         """Accept no more, for good, and wait until the last session has ended by itself."""
         answered = self._accept_no_more()
-        log.info("draining: %d sessions, %d clients sent away", len(self.sessions), answered)
+        log.info("draining: %s", _left(len(self.sessions), answered))
         await self.sessions.drained()
 
     @property
@@ -216,10 +220,10 @@ class Running:
         answered = self._accept_no_more()
         if self._lag is not None:
             self._lag.stop()
-        log.info("stopping: %d sessions, %d clients sent away", len(self.sessions), answered)
+        log.info("stopping: %s", _left(len(self.sessions), answered))
         cut = await self.sessions.drain(seconds)
         if cut:
-            log.warning("%d sessions were cut", cut)
+            log.warning("%s closed early", counted(cut, "session"))
         await self._sweep.stop()
         await self._tls.stop()
         await self._chains.close(self._chain)
@@ -252,3 +256,8 @@ class Running:
         if ours != known:
             wrong.append(f"{ours} places are held here by the ledger, and {known} in fact")
         return wrong
+
+
+def _left(sessions: int, refused: int) -> str:
+    """Return how many sessions are open, and how many clients that waited got 421."""
+    return f"{counted(sessions, 'session')} open, {counted(refused, 'waiting client')} refused"

@@ -14,17 +14,19 @@ from smtpd_fork.gate import GATE_SETTINGS, Gate
 from smtpd_fork.handlers import Chain
 from smtpd_fork.peer_address import describe
 from smtpd_fork.server.effective_settings import EffectiveSettings
+from smtpd_fork.server.run_time_changes import RunTimeChanges
 from smtpd_fork.server.running import Running
 from smtpd_fork.server.session_factory import buffered_share, check_session_class
+from smtpd_fork.server.setting_changes import Snapshot, changes_between
 from smtpd_fork.server.tls import ServerTls
 from smtpd_fork.smtp import SMTP
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from smtpd_fork.gate import Limits, Ticket
+    from smtpd_fork.gate import Limits
     from smtpd_fork.handlers.hooks import Handler
     from smtpd_fork.listeners import Listener
     from smtpd_fork.peer_address import SocketAddress
@@ -36,7 +38,7 @@ __all__ = ["Server"]
 log = logging.getLogger("smtpd_fork.server")
 
 
-class Server:
+class Server(RunTimeChanges):
     """An SMTP server behind a gate.
 
     ::
@@ -45,23 +47,23 @@ class Server:
             print(server.addresses)
             await something_else()
 
-    It works in a loop that already runs. It takes no signal, touches no logging configuration,
-    and cancels no task but its own.
+    It needs a running event loop. It handles no signals, does not change the logging
+    configuration, and cancels only its own tasks.
 
-    :param handler: an aiosmtpd handler, or several, in order: the first answer wins
+    :param handler: an aiosmtpd handler, or several, in order: the first answer is used
     :param gate: shared with other servers; default: one of its own, by the settings
     :param limits: of its own gate, if the caller has read them already
     :param config: the settings, as one object instead of *options*
-    :param sockets: bound already, to listen on instead of ``listen`` and ``port``
+    :param sockets: bound sockets to listen on, instead of ``listen`` and ``port``
     :param listeners: the same, opened by :func:`smtpd_fork.listeners.open_listeners`
     :param tls_context: instead of all settings of TLS; the caller renews it
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
     :param session_options: keywords for it, as aiosmtpd documents them (``authenticator``, ...)
-    :param tally: counts what the sessions do; default: one of its own, without times
+    :param tally: counters of sessions; default: one of its own, without times
     :param options: the settings by name, see :class:`smtpd_fork.Config`
     :raises SettingError: a setting is unknown or out of its range
-    :raises HandlerError: the handler is a class, has no hook, or one that cannot be asked
-    :raises TypeError: the session class would not work here, or there is no such session option
+    :raises HandlerError: the handler is a class, has no hook, or one that cannot be called
+    :raises TypeError: the session class cannot work here, or a session option is unknown
     :raises ConfigError: the TLS files cannot be used
     """
 
@@ -108,10 +110,10 @@ class Server:
     # -- life ----------------------------------------------------------------------------------
 
     def bind(self) -> None:
-        """Bind the sockets and listen: clients may queue up from now on.
+        """Bind the sockets and listen: clients may queue from now on.
 
-        :meth:`start` does it, if it was not done before. A daemon does it before it drops its
-        privileges. What the errors are: :func:`smtpd_fork.listeners.open_listeners`.
+        :meth:`start` calls it if necessary. A daemon calls it before it drops privileges. Errors:
+        see :func:`smtpd_fork.listeners.open_listeners`.
         """
         if self.listeners:
             return
@@ -120,9 +122,9 @@ class Server:
         self._settings = self._settings.bind(self._sockets)
 
     async def start(self, *, accept: bool = True) -> None:
-        """Bind what is not bound yet, and accept.
+        """Bind the sockets, if :meth:`bind` was not called, and accept clients.
 
-        :param accept: else nobody is accepted until :meth:`accept` is called
+        :param accept: False: clients wait until :meth:`accept` is called
         :raises SmtpdForkError: an address cannot be bound, or a sink cannot be made
         :raises RuntimeError: it was started before, or is stopped meanwhile
         """
@@ -155,7 +157,7 @@ class Server:
             raise RuntimeError("the server was stopped while it started")
 
     def accept(self) -> None:
-        """Begin to accept clients, if :meth:`start` was told not to.
+        """Accept clients after ``start(accept=False)``.
 
         :raises RuntimeError: it was not started
         """
@@ -163,25 +165,26 @@ class Server:
             raise RuntimeError("this Server was not started")
         self._running.acceptor.open()
         for listener in self.listeners:
-            log.info("listening on %s", listener, extra={"address": str(listener)})
+            log.info("listening on %s", listener.described, extra={"address": str(listener)})
 
     async def reload(
         self,
         config: Config | None = None,
         *,
         handler: Handler | Sequence[Handler] | None = None,
-    ) -> None:
+    ) -> list[str]:
         """Apply other settings, or the same ones with their files as they are now.
 
         Sessions go on with what they began with. Listeners that stay are not touched; new ones
-        are opened, the others closed, their backlog answered 421. Sockets that were inherited
-        stay, whatever the settings say. The limits of a gate that was given to the server do not
-        change. A chain that was replaced is closed when its last session has ended. TLS files that
-        have changed and cannot be used are logged, and the certificates stay: a key that only root
-        can read, as it often is, must not prevent a reload.
+        are opened, the others closed, their backlog answered 421. Inherited sockets stay, whatever
+        the settings say, and so do the limits of a gate that was given to the server. Handlers with
+        ``on_reload`` read their files again; a chain that was replaced is closed when its last
+        session has ended. TLS files that have changed and cannot be used are logged, and the
+        certificates stay: a key that only root can read must not prevent a reload.
 
         :param config: the settings; default: those in force
         :param handler: instead of the handler, or the handlers, that new sessions have
+        :returns: a line for each change: ``max_from_ip 2 -> 3``, ``deny +3 -1 networks``
         :raises SmtpdForkError: something cannot be read or opened; nothing has changed then
         """
         async with self._reloading:
@@ -190,18 +193,28 @@ class Server:
             chain = self.chain if handler is None else Chain.of(handler, self._session_class)
             try:
                 rotation = await asyncio.to_thread(self._tls.plan, config, inherited)
+                # A new chain has nothing to read again.
+                read = await asyncio.to_thread(chain.on_reload) if chain is self.chain else []
                 settings = await asyncio.to_thread(self._settings.follow, config, chain)
                 running = self._still_running(settings)
             except BaseException:
                 if chain is not self.chain:
                     await chain.close()
                 raise
+            old = self._snapshot()
             replaced = self._tls.use(rotation)
             before, self._settings = self._settings, settings
             if self._has_own_gate:
                 self.gate.limits = settings.limits
             running.change(before, settings)
+            lines = [line for each in read if (line := each())]
+            new = self._snapshot()
             await self._tls.follow(replaced)
+            await asyncio.to_thread(read.clear)  # it takes a while to free a large map
+            return lines + await asyncio.to_thread(changes_between, old, new)
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(self._settings, self.gate.limits, self.certificates)
 
     def _still_running(self, settings: EffectiveSettings) -> Running:
         if self._running is None or self._running.acceptor.stopped:
@@ -218,17 +231,6 @@ class Server:
         """
         if self._running is not None:
             await self._running.drain()
-
-    async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
-        """End the sessions of this server that are *chosen*, also those that have not begun.
-
-        A client that is idle, or in the middle of a message, gets 421 and is closed; one that a
-        handler works for gets its answer first; one that still waits for the greeting gets 421 as
-        well. One in a TLS handshake, or that would have to begin with one, gets no reply.
-
-        :returns: how many there were
-        """
-        return 0 if self._running is None else await self._running.kick(chosen)
 
     def withdraw(self) -> None:
         """Accept no more: another process does now, on the same listening sockets.
@@ -252,7 +254,7 @@ class Server:
         that has not been started yet can, unless it was given listeners: those are closed.
 
         :param timeout: seconds for the messages in flight; default: ``shutdown_timeout``
-        :returns: how many sessions had to be cut
+        :returns: the number of sessions that were closed before they ended
         """
         running = self._running
         if running is None:
@@ -269,7 +271,7 @@ class Server:
             raise
 
     async def abort(self) -> None:
-        """Stop at once: everything that is open is cut."""
+        """Stop at once: all sessions are closed."""
         if self._running is not None:
             self._running.sessions.hurry()
         await self.stop(0)
@@ -289,7 +291,7 @@ class Server:
         await self.stop()
 
     def audit(self) -> list[str]:
-        """Compare the gate's ledger with the live connections; return what is wrong.
+        """Compare the gate's ledger with the live connections; return the differences.
 
         It should be empty at any time; tests call it after everything that is bad for sessions.
         """
@@ -307,7 +309,7 @@ class Server:
 
     @property
     def addresses(self) -> list[SocketAddress | str]:
-        """What was really bound, in order: ``(host, port, ...)``, or the path of a unix socket."""
+        """The bound addresses, in order: ``(host, port, ...)``, or the path of a unix socket."""
         return [listener.bound for listener in self.listeners]
 
     @property

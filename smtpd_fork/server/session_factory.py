@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
@@ -65,7 +66,7 @@ def check_session_class(cls: Any, options: Mapping[str, Any]) -> None:
     :raises TypeError: they would not
     """
     if not (isinstance(cls, type) and issubclass(cls, SMTP)):
-        raise TypeError(f"session_class {cls!r} is no subclass of smtpd_fork.SMTP")
+        raise TypeError(f"session_class {cls!r} is not a subclass of smtpd_fork.SMTP")
     for name, instead in _NEVER_CALLED.items():
         definer = next(base for base in cls.__mro__ if name in vars(base))
         if not _is_ours(definer):
@@ -74,7 +75,7 @@ def check_session_class(cls: Any, options: Mapping[str, Any]) -> None:
     known, takes_more = _keywords_of(cls)
     for name in options:
         if name in _OURS:
-            raise TypeError(f"session_options: {name} is given by the server; use {_OURS[name]}")
+            raise TypeError(f"session_options: {name} is set by the server; use {_OURS[name]}")
         alike = get_close_matches(name, known, n=1)
         if name not in known and (alike or not takes_more):
             hint = f"; did you mean {alike[0]}?" if alike else ""
@@ -154,6 +155,7 @@ class SessionFactory:
             **options,
         }
         self._shared: dict[str, Shared] = {}
+        self._another: dict[str, Callable[..., Connection]] = {}
 
     def session(
         self, listener: Listener, peer: Peer, on_close: Callable[[Connection], None] | None
@@ -162,17 +164,10 @@ class SessionFactory:
 
         :param on_close: called once, when it is closed
         """
-        shared = self._shared.get(listener.address.scheme)
-        if shared is None or self._class.__init__ is not SMTP.__init__:
+        another = self._another.get(listener.address.scheme)
+        if another is None:
             return self._new(listener, peer, on_close)
-        return Connection(
-            shared,
-            self._sweep.loop,
-            self._sweep,
-            peer=peer,
-            on_close=on_close,
-            observed=self._class is not SMTP,
-        )
+        return another(peer=peer, on_close=on_close)
 
     def try_out(self, listeners: Sequence[Listener]) -> None:
         """Make a session for each of *listeners*, as aiosmtpd's Controller does at its start.
@@ -202,7 +197,12 @@ class SessionFactory:
             **self._options,
         )
         connection = session.connection
-        self._shared[address.scheme] = connection.shared  # the first one's serves all
+        shared = self._shared[address.scheme] = connection.shared  # the first one's serves all
+        if self._class.__init__ is SMTP.__init__:
+            observed = self._class is not SMTP
+            self._another[address.scheme] = partial(
+                Connection.of, shared, self._sweep.loop, self._sweep, observed=observed
+            )
         return connection
 
 
@@ -237,6 +237,7 @@ def _limits(config: Config) -> Limits:
         handshake_seconds=config.tls_handshake_timeout,
         session_seconds=config.session_timeout,
         errors=config.max_errors,
+        hops=config.max_hops,
         recipients=config.max_recipients,
         rejects=config.max_rejects,
         line=config.max_line_length,

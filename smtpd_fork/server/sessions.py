@@ -14,16 +14,21 @@ import asyncio
 import logging
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from smtpd_fork.errors import forget_frames
+from smtpd_fork.dialogue.client_log import summary
+from smtpd_fork.errors import describe_error, forget_frames
+from smtpd_fork.gate import ClientLine
+from smtpd_fork.smtp.protocol_adapter import ProtocolAdapter
+from smtpd_fork.smtp.socket_poll import SocketPoll
+from smtpd_fork.smtp.socket_transport import SocketTransport
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection, Coroutine
+    from collections.abc import Callable, Collection
 
     from smtpd_fork.dialogue import CurrentTls
-    from smtpd_fork.gate import Refusal, Ticket
+    from smtpd_fork.gate import Refusal, Reporter, Ticket
     from smtpd_fork.listeners import Listener, Refuser
     from smtpd_fork.listeners.accepted_client import AcceptedClient
     from smtpd_fork.peer_address import SocketAddress
@@ -36,37 +41,37 @@ if TYPE_CHECKING:
 __all__ = ["Sessions"]
 
 log = logging.getLogger("smtpd_fork.server")
+listeners_log = logging.getLogger("smtpd_fork.listeners")  # of clients that have no session yet
 
 CUT_SECONDS = 1.0
 """How long connections that were cut may take to say that they are closed."""
 
 
-class _Connecting:
-    """A socket on its way to becoming a session."""
+class _Handshake:
+    """A TLS handshake, after which a session begins."""
 
-    __slots__ = ("begun", "connecting", "connection", "sock", "tls")
+    __slots__ = ("begun", "connection", "sock")
 
-    def __init__(self, connection: Connection, sock: socket.socket, *, tls: bool) -> None:
+    def __init__(self, connection: Connection, sock: socket.socket) -> None:
         self.connection = connection
         self.sock = sock
-        self.tls = tls
         self.begun = False
-        self.connecting: Coroutine[Any, Any, Any]
 
     def begin(self) -> asyncio.BufferedProtocol:
-        """Return the connection; from here on the socket is the loop's."""
+        """Return what the loop is to talk to; from here on the socket is the loop's."""
         self.begun = True
-        return self.connection.protocol(tls=self.tls)
+        return ProtocolAdapter(self.connection.protocol)
 
 
 class Sessions:
     """The live connections of one server.
 
     :param make: makes the session of a client: listener, peer, what to call at its end
-    :param tls: for listeners that speak TLS from the first byte
+    :param tls: for listeners with implicit TLS
     :param handshake_seconds: for their handshakes
     :param loop: the sessions' own
     :param refuser: knows whose handshakes fail too often
+    :param reporter: writes lines about clients
     :ivar shorten: returns a time limit as it is now; slots may be short
     """
 
@@ -77,19 +82,20 @@ class Sessions:
         handshake_seconds: float,
         loop: asyncio.AbstractEventLoop,
         refuser: Refuser,
+        reporter: Reporter,
         shorten: Callable[[float], float],
     ) -> None:
         self._loop = loop
         self._refuser = refuser
+        self._reporter = reporter
         self.shorten = shorten
-        self._make = make
-        self._tls = tls
-        self._handshake_seconds = handshake_seconds
+        self.change(make, tls, handshake_seconds)
         self._tickets: dict[Connection, Ticket] = {}
-        self._handshakes: dict[asyncio.Task[object], _Connecting] = {}
+        self._handshakes: dict[asyncio.Task[object], _Handshake] = {}
         self._finishing: dict[asyncio.Task[None], Connection] = {}
         self._changed = asyncio.Event()
         self._hurried = False
+        self._poll: SocketPoll | None = None
 
     def __contains__(self, holder: object) -> bool:
         return holder in self._tickets
@@ -110,18 +116,23 @@ class Sessions:
     # -- beginning -----------------------------------------------------------------------------
 
     def begin(self, client: AcceptedClient, ticket: Ticket) -> None:
-        """Begin the session of a client; takes over its socket and its ticket."""
+        """Begin the session of a client, which owns its socket and its ticket."""
         listener = client.listener
+        if listener.tls and (refusal := self._refuser.begin_handshake(ticket)) is not None:
+            client.dismiss(refusal.reply(self._refuser.hostname))
+            ticket.release()
+            return
         try:
             connection = self._make(listener, client.peer, self._ended)
-        except BaseException:
+        except BaseException as error:  # a subclass's constructor may raise anything
             ticket.release()
             client.sock.close()
-            raise
-        if ticket.proxy is not None:
-            connection.proxied = ticket.proxy
-        if ticket.host_name_dns is not None:
-            connection.host_name_dns = ticket.host_name_dns
+            if not isinstance(error, Exception):
+                raise
+            self._not_begun(client, error)
+            return
+        if ticket.holder is not None:  # a stage, which may have learned of the client
+            connection.proxied, connection.host_name_dns = ticket.proxy, ticket.host_name_dns
         if ticket.id is None:
             ticket.id = connection.id
         else:
@@ -131,11 +142,15 @@ class Sessions:
         self._tickets[connection] = ticket
         if self._tls is not None:
             connection.handshakes = self
-        connecting = _Connecting(connection, client.sock, tls=listener.tls)
         if listener.tls:
-            self._shake_hands(connecting)
+            self._shake_hands(_Handshake(connection, client.sock))
         else:
-            self._connect(connecting)
+            self._connect(connection, client.sock)
+
+    def _not_begun(self, client: AcceptedClient, error: Exception) -> None:
+        what = "a session could not be begun"
+        line = ClientLine.of(listeners_log, logging.ERROR, client.peer, what, summary(error))
+        self._reporter.note(line, error=error)
 
     def begin_handshake(self, connection: Connection) -> Refusal | None:
         """Return why a session is not to begin a TLS handshake; it has been noted."""
@@ -148,63 +163,54 @@ class Sessions:
         if ticket is not None:
             self._refuser.end_handshake(ticket)
 
-    def _connect(self, connecting: _Connecting) -> None:
-        """Have the loop make a transport of a plain socket.
-
-        All it waits for is its own next turn. A task would do; it costs as much as all of the
-        session's set-up, so the two steps are taken here.
-        """
-        connecting.connecting = self._loop.connect_accepted_socket(
-            connecting.begin, connecting.sock
-        )
+    def _connect(self, connection: Connection, sock: socket.socket) -> None:
+        """Begin a session on a plain socket."""
         try:
-            waiter = connecting.connecting.send(None)
-        except Exception as error:  # noqa: BLE001 - _not_connected() logs it, and gives the place back
-            self._not_connected(connecting, error)
+            poll = self._poll = self._poll or SocketPoll.of(self._loop)
+        except OSError as error:  # no descriptor is free
+            sock.close()
+            self._not_connected(connection, error)
         else:
-            waiter.add_done_callback(partial(self._connected, connecting))
+            SocketTransport(poll, sock).begin(connection.protocol)
 
-    def _connected(self, connecting: _Connecting, _: asyncio.Future[None]) -> None:
-        try:
-            connecting.connecting.send(None)
-        except StopIteration:
-            return
-        except Exception as error:  # noqa: BLE001 - _not_connected() logs it, and gives the place back
-            self._not_connected(connecting, error)
-
-    def _shake_hands(self, connecting: _Connecting) -> None:
+    def _shake_hands(self, handshake: _Handshake) -> None:
         """Have the loop speak TLS on a socket, and then begin the session."""
         task = self._loop.create_task(
             self._loop.connect_accepted_socket(
-                connecting.begin,
-                connecting.sock,
+                handshake.begin,
+                handshake.sock,
                 ssl=self._tls.context if self._tls is not None else None,
                 ssl_handshake_timeout=self.shorten(self._handshake_seconds),
             )
         )
-        self._handshakes[task] = connecting
+        self._handshakes[task] = handshake
         task.add_done_callback(self._shook_hands)
 
     def _shook_hands(self, task: asyncio.Task[object]) -> None:
         """See what became of a handshake; not in a `finally`: the task may never have run."""
-        connecting = self._handshakes.pop(task)
+        handshake = self._handshakes.pop(task)
         if task.cancelled():
-            reason = "kicked" if connecting.connection.kicked else "the server stops"
-            self._not_connected(connecting, reason)
+            reason = "kicked" if handshake.connection.kicked else "the server stops"
+            self._failed(handshake, reason)
         elif (error := task.exception()) is not None:
-            connecting.connection.shared.tally.tls_failed += 1
-            self._not_connected(connecting, error)
+            handshake.connection.shared.tally.tls_failed += 1
+            self._failed(handshake, error)
             forget_frames(error)
 
-    def _not_connected(self, connecting: _Connecting, reason: BaseException | str) -> None:
-        connection = connecting.connection
-        if not connecting.begun:
-            connecting.sock.close()  # else it is the loop's, which closes it
-        if not connection.began:
-            connection.dialogue.report(logging.INFO, "no session", str(reason))
-            connection.connection_lost(None)  # and its on_close comes
-        else:
+    def _failed(self, handshake: _Handshake, reason: BaseException | str) -> None:
+        if not handshake.begun:
+            handshake.sock.close()  # else it is the loop's, which closes it
+        self._not_connected(handshake.connection, reason, what="TLS handshake failed")
+
+    def _not_connected(
+        self, connection: Connection, reason: BaseException | str, *, what: str = "no session"
+    ) -> None:
+        if connection.began:
             connection.abort()  # and its on_close comes
+        else:
+            text, kind = describe_error(reason), type(reason).__name__
+            connection.dialogue.report(logging.INFO, what, text, kind=kind)
+            connection.connection_lost(None)  # and its on_close comes
 
     def _ended(self, connection: Connection) -> None:
         """Take a session out of the count."""
@@ -212,7 +218,8 @@ class Sessions:
         if ticket is None:
             return
         ticket.release()
-        self._await_task(connection)
+        if connection.work is not None:
+            self._await_task(connection)
         self._changed.set()
 
     def _await_task(self, connection: Connection) -> None:
@@ -246,11 +253,11 @@ class Sessions:
     def kick(self, holders: Collection[object], reply: bytes) -> None:
         """End those of the sessions that are among *holders*, with *reply* as the last word.
 
-        A client in the middle of its handshake can be told nothing.
+        A client in the middle of its handshake gets no reply.
         """
-        for task, connecting in list(self._handshakes.items()):
-            if connecting.connection in holders:
-                connecting.connection.kick(reply)
+        for task, handshake in list(self._handshakes.items()):
+            if handshake.connection in holders:
+                handshake.connection.kick(reply)
                 task.cancel()
         for connection in holders:
             if connection in self._tickets:
@@ -259,8 +266,7 @@ class Sessions:
     async def drained(self) -> None:
         """Wait until the last session has ended, by itself."""
         while self._tickets or self._finishing:
-            self._changed.clear()
-            await self._changed.wait()
+            await self._change()
 
     async def drain(self, seconds: float) -> int:
         """End every session in order; after *seconds*, or :meth:`hurry`, cut those that are left.
@@ -324,5 +330,9 @@ class Sessions:
     def abandon(self) -> None:
         """Release the tickets that are left: the loop is ending, nobody else will."""
         for connection in list(self._tickets):
-            log.error("%s did not end, its place is given back", connection)
+            what = "the session did not end, its connection slot is released"
+            connection.dialogue.report(logging.ERROR, what)
             self._ended(connection)
+        if self._poll is not None:
+            self._poll.close()
+            self._poll = None

@@ -110,7 +110,9 @@ class Stress:
                 round(self.seconds),
                 status="4.3.2",
                 text=TEXT,
-            )
+            ),
+            ticket.peer,
+            ticket.name(),
         )
         connection.make_room(
             refusal.reply(connection.shared.hostname), f"{seconds:.1f} s without progress"

@@ -1,8 +1,37 @@
-"""Sinks: where accepted mail goes. A sink answers 250 only once the message is safe."""
+"""Sinks: where accepted mail goes. A sink answers 250 only once the message is safe.
 
-from smtpd_fork.sinks.base import Sink
-from smtpd_fork.sinks.debug import Debug
-from smtpd_fork.sinks.discard import Discard
-from smtpd_fork.sinks.maildir import Maildir
+A class is imported when it is first used, as some need much, and libraries that are extras.
+"""
 
-__all__ = ["Debug", "Discard", "Maildir", "Sink"]
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from smtpd_fork.sinks.base import Discard, Sink, SinkStatus
+
+if TYPE_CHECKING:
+    from smtpd_fork.sinks.debug import Debug
+    from smtpd_fork.sinks.lmtp import Lmtp
+    from smtpd_fork.sinks.maildir import Maildir
+    from smtpd_fork.sinks.mbox import Mbox
+    from smtpd_fork.sinks.nats import Nats
+    from smtpd_fork.sinks.pipe import Pipe
+    from smtpd_fork.sinks.redis import Redis
+    from smtpd_fork.sinks.relay import Relay
+    from smtpd_fork.sinks.s3 import S3
+    from smtpd_fork.sinks.webhook import Webhook
+
+__all__ = [
+    "S3", "Debug", "Discard", "Lmtp", "Maildir", "Mbox", "Nats", "Pipe", "Redis", "Relay", "Sink",
+    "SinkStatus", "Webhook",
+]  # fmt: skip
+
+_LATER = ("Debug", "Lmtp", "Maildir", "Mbox", "Nats", "Pipe", "Redis", "Relay", "S3", "Webhook")
+
+
+def __getattr__(name: str) -> object:
+    """Import a built-in sink (PEP 562)."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{name.lower()}"), name)
+    globals()[name] = value
+    return value

@@ -1,41 +1,191 @@
-"""Sink: a handler that takes every message it is given, or says why not."""
+"""Sink: a handler that takes every message it is given, or says why not; and the simplest one."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+import asyncio
+import inspect
+import logging
+from dataclasses import dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from aiosmtpd.smtp import Envelope
-    from aiosmtpd.smtp import Session as AnySession
+from aiosmtpd.smtp import Envelope
+from aiosmtpd.smtp import Session as AnySession
 
-__all__ = ["Sink"]
+from smtpd_fork.message import Mail, Replies, combined
+from smtpd_fork.message.results import final_reply, per_recipient
+from smtpd_fork.peer_address import describe
+
+__all__ = ["FAILED", "Discard", "Sink", "SinkStatus", "answer", "in_time", "key_of"]
+
+FAILED = "451 4.3.0 The message could not be delivered, try again later"
+TOO_SLOW = "451 4.3.0 The message could not be delivered in time, try again later"
+
+log = logging.getLogger("smtpd_fork.sinks")
+
+DISCARDED = "250 2.0.0 Ok: discarded"
+
+THREAD_BYTES = 1 << 18
+"""A hash of so many takes a fraction of a millisecond: less would not pay for a thread."""
 
 
-class Sink(ABC):
-    """A handler at the end of a chain.
+@dataclass(frozen=True, slots=True)
+class SinkStatus:
+    """What a sink that talks to a server knows of it, for ``status`` and metrics.
+
+    :ivar connections: that are open
+    :ivar busy: of these, with a message
+    :ivar waiting: messages that wait for a connection
+    :ivar down_since: seconds since the epoch; None while the server answers
+    :ivar reason: why it is down; empty while it answers
+    """
+
+    connections: int = 0
+    busy: int = 0
+    waiting: int = 0
+    down_since: float | None = None
+    reason: str = ""
+
+
+class Sink:
+    """A handler at the end of a chain: it has :meth:`deliver`, and all else is optional.
+
+    It runs under aiosmtpd as well, as a handler with ``handle_DATA``.
 
     :cvar supports_dsn: whether it passes on what a client asks for by DSN (RFC 3461: RET, ENVID,
         NOTIFY, ORCPT), or sends the notifications itself; else DSN is not offered
     :cvar supports_binarymime: whether it keeps every octet of a message with BODY=BINARYMIME
         (RFC 3030), which is not made of lines; else BINARYMIME is not offered
+    :cvar relays: whether it passes messages on to any destination: then a filter before it has to
+        refuse recipients that a client may not send to
     """
 
     supports_dsn = False
     supports_binarymime = False
+    relays = False
+    hostname = ""
+    """The name of this server (``--hostname``); it is set before the first message."""
+    time_limit = 295.0
+    """Seconds that :meth:`deliver` may take; then it is cancelled, and the client gets 451. The
+    server makes it 5 s less than ``--handler-timeout`` if it is longer than that."""
 
-    def prepare(self) -> None:  # noqa: B027 - most sinks need nothing
+    @property
+    def destination(self) -> str:
+        """Where messages go, for the log."""
+        return type(self).__name__
+
+    def check(self) -> None:
+        """See whether :meth:`prepare` would succeed; nothing is made.
+
+        :raises CannotCreateError: it would not
+        """
+
+    def prepare(self) -> None:
         """Make what the sink needs; called before the first message, and after privileges fell.
 
         :raises CannotCreateError: it cannot be made
         """
 
-    async def close(self) -> None:  # noqa: B027 - see prepare
-        """Finish what is in hand; called after the last message."""
+    async def close(self) -> None:
+        """Finish the messages in progress; called after the last message."""
 
-    @abstractmethod
-    async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> str:
+    @property
+    def status(self) -> SinkStatus | None:
+        """The state of the server that messages go to; None if there is no server."""
+        return None
+
+    async def deliver(self, mail: Mail) -> Replies:
         """Take a message.
 
-        :returns: 250 once it is safe, else 4xx or 5xx
+        :returns: 2yz once it is safe, else 4yz or 5yz: one reply for all recipients, or one for
+            each of ``mail.recipients``, in order
         """
+        raise NotImplementedError
+
+    async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> Any:
+        """Deliver the message that aiosmtpd, or this server, has received."""
+        mail = Mail.of(server, session, envelope)
+        try:
+            return answer(await in_time(self, mail), mail, server, session)
+        except Exception:
+            if hasattr(session, "lmtp"):
+                raise  # this server logs it, and answers 451
+            log.exception("[%s] %s failed, the client gets 451", mail.id, type(self).__name__)
+            return answer([FAILED] * len(mail.recipients), mail, server, session)
+
+
+async def in_time(sink: Sink, mail: Mail) -> Replies:
+    """Deliver a message within the sink's limit.
+
+    :raises TypeError: the sink returned something else than replies; the text names its class
+    """
+    time_limit = asyncio.timeout(sink.time_limit)
+    try:
+        async with time_limit:
+            replies = await _deliver(sink, mail)
+    except TimeoutError:
+        if not time_limit.expired():
+            raise  # a fault of the sink's own
+        client = describe(mail.client.peer)
+        log.warning(
+            "[%s] %s took longer than %g s, the client gets 451; client=%s",
+            *(mail.id, type(sink).__name__.lower(), sink.time_limit, client),
+            extra={"queue_id": mail.id, "client": client},
+        )
+        return TOO_SLOW
+    try:
+        one = isinstance(replies, str)
+        return final_reply(replies) if one else per_recipient(replies, len(mail.recipients))
+    except TypeError as error:
+        raise TypeError(f"{type(sink).__name__}.{error}") from None
+
+
+async def _deliver(sink: Sink, mail: Mail) -> Replies:
+    """Call ``deliver()``; whatever it raises is an Exception, but for an end from outside."""
+    name = f"{type(sink).__name__}.deliver()"
+    delivery = sink.deliver(mail)
+    if not inspect.isawaitable(delivery):
+        raise TypeError(f"{name} must be async def: it returned {delivery!r:.200}")
+    try:
+        return await delivery
+    except (asyncio.CancelledError, SystemExit) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        raise RuntimeError(f"{name} raised {type(error).__name__}") from error
+
+
+def answer(replies: Replies, mail: Mail, server: Any, session: AnySession) -> Any:
+    """Return what a hook ``handle_DATA`` returns: in LMTP all replies, in SMTP one.
+
+    :raises TypeError: there is not one reply, nor one for each recipient
+    """
+    if isinstance(replies, str):
+        return replies
+    each = per_recipient(replies, len(mail.recipients))
+    if getattr(session, "lmtp", False):
+        return each
+    if hasattr(server, "smtp_LHLO") and not hasattr(session, "lmtp"):
+        return "\r\n".join(each)  # aiosmtpd's LMTP sends the text as it is
+    return combined(each, mail.recipients)
+
+
+async def key_of(mail: Mail) -> str:
+    """Return the idempotency key of a message; that of a large one is computed in a thread."""
+    if len(mail.content) > THREAD_BYTES:
+        return await asyncio.to_thread(getattr, mail, "key")
+    return mail.key
+
+
+class Discard(Sink):
+    """Takes every message and keeps none, for tests and measurements."""
+
+    supports_binarymime = True
+    destination = "nowhere: every message is discarded"
+
+    async def deliver(self, mail: Mail) -> Replies:
+        """Forget a message."""
+        return DISCARDED
+
+    async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> str:
+        """Forget a message, without a look at it."""
+        return DISCARDED

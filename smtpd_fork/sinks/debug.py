@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TextIO
 
+from smtpd_fork.message import Mail, Replies
 from smtpd_fork.peer_address import describe
 from smtpd_fork.sinks.base import Sink
-
-if TYPE_CHECKING:
-    from aiosmtpd.smtp import Envelope
-    from aiosmtpd.smtp import Session as AnySession
 
 __all__ = ["Debug"]
 
@@ -22,20 +19,21 @@ class Debug(Sink):
     """
 
     supports_binarymime = True
+    destination = "standard output"
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
 
-    async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> str:
+    async def deliver(self, mail: Mail) -> Replies:
         """Print a message."""
         stream = self._stream or sys.stdout
         lines = [
-            f"---------- message {getattr(session, 'id', '')} ----------",
-            f"peer: {describe(session.peer)}  helo: {_printable(session.host_name or '')}",
-            f"from: {_printable(envelope.mail_from or '')}  to: "
-            + ", ".join(map(_printable, envelope.rcpt_tos)),
+            f"---------- message {mail.id} ----------",
+            f"peer: {describe(mail.client.peer)}  helo: {_printable(mail.client.helo)}",
+            f"from: {_printable(mail.sender)}  to: "
+            + ", ".join(_printable(each.address) for each in mail.recipients),
             "",
-            *map(_printable, _text(envelope.content).splitlines()),
+            *map(_printable, mail.content.decode("utf-8", "replace").splitlines()),
             "---------- end ----------",
         ]
         text = "\n".join(lines) + "\n"
@@ -44,12 +42,6 @@ class Debug(Sink):
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
         return "250 2.0.0 Ok: printed"
-
-
-def _text(content: bytes | str | None) -> str:
-    if isinstance(content, bytes):
-        return content.decode("utf-8", "replace")
-    return content or ""
 
 
 def _printable(line: str) -> str:

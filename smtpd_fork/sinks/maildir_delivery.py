@@ -1,59 +1,53 @@
-"""MaildirDelivery: one message on its way into a Maildir, and what decides whether it is there.
+"""MaildirDelivery: one message on its way into a Maildir, in the steps that a group takes together.
 
-A thread writes the message, in a group with others, while the event loop waits for it. Either can
-be first: the thread with the message on the disk, or the loop with a time limit that has passed.
-The first one decides, once: the message is stored and answered 250, or it is given up, and then
-nothing of it stays in ``new/``.
+If it is given up in the middle of them, nothing of it stays in ``new/``.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from smtpd_fork.sinks.trace import above
+from smtpd_fork.message import unix_lines
+from smtpd_fork.sinks.grouped_delivery import GroupedDelivery
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from smtpd_fork.sinks.maildir_directory import MaildirDirectory, OpenMaildir
 
-__all__ = ["MaildirDelivery", "open_directory"]
-
-log = logging.getLogger("smtpd_fork.maildir")
-
-FILE_MODE = 0o600
+__all__ = ["MaildirDelivery"]
 
 
-class MaildirDelivery:
+class MaildirDelivery(GroupedDelivery):
     """Writes one message: :meth:`write`, :meth:`sync`, :meth:`publish`, each by :meth:`proceed`.
 
     :param maildir: the Maildir
     :param name: of the file, which no other has
-    :param head: trace headers, whose lines end in LF
-    :param content: the message as it came; its lines will end in LF
+    :param head: the trace fields
+    :param content: the message below them; lines that end in CR LF will end in LF
     :param binary: whether it is BINARYMIME (RFC 3030), and stays as it came
-    :ivar content_size: of *content*, in bytes
+    :ivar maildir: the Maildir
     :ivar size: of the file, in bytes, once it is written
-    :ivar error: why it could not be stored
     """
 
     def __init__(
-        self, maildir: str, name: str, head: bytes, content: bytes, *, binary: bool = False
+        self,
+        maildir: MaildirDirectory,
+        name: str,
+        head: bytes,
+        content: bytes,
+        *,
+        binary: bool = False,
     ) -> None:
-        self.content_size = len(content)
+        super().__init__(len(content))
+        self.maildir = maildir
         self.size = 0
-        self.error: Exception | None = None
-        # Strings: four Paths take as long as the rest of a message's work in the event loop.
-        self._draft = f"{maildir}/tmp/{name}"  # noqa: S108 - of the Maildir
-        self._final = f"{maildir}/new/{name}"
+        self._name = name
         self._head = head
         self._content = content
         self._binary = binary
         self._descriptor: int | None = None
-        self._lock = threading.Lock()
-        self._stored: bool | None = None
 
     def proceed(self, step: Callable[[MaildirDelivery], None]) -> bool:
         """Take a step; return whether there is a next one.
@@ -76,21 +70,20 @@ class MaildirDelivery:
             self.error = error
             self._close_and_remove()
 
-    @property
-    def stored(self) -> bool:
-        """Whether the message is on the disk, and stays there."""
-        return self._stored is True
-
     def write(self) -> None:
         """Write the message to a file in ``tmp/``, which stays open."""
-        if self._binary:
-            parts = above(self._head.replace(b"\n", b"\r\n"), self._content)
-        else:
-            parts = above(self._head, self._content.replace(b"\r\n", b"\n"))
+        head, pieces = self._head, iter((self._content,))
+        if not self._binary:
+            head, pieces = head.replace(b"\r\n", b"\n"), unix_lines(self._content)
         self._content = b""
-        self.size = sum(map(len, parts))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._descriptor = os.open(self._draft, flags, FILE_MODE)
+        self._descriptor = self.maildir.create(self._name)
+        self._write(head, next(pieces))
+        for piece in pieces:
+            self._write(piece)
+
+    def _write(self, *parts: bytes) -> None:
+        assert self._descriptor is not None
+        self.size += sum(map(len, parts))
         left = [memoryview(part) for part in parts]
         while left:
             count = os.writev(self._descriptor, left)
@@ -111,25 +104,14 @@ class MaildirDelivery:
             os.fsync(self._descriptor)
             self._close()
 
-    def publish(self) -> None:
+    def publish(self, maildir: OpenMaildir) -> None:
         """Move the file to ``new/``."""
-        os.rename(self._draft, self._final)  # noqa: PTH104 - see __init__
+        maildir.publish(self._name)
 
     def settle(self) -> None:
         """Declare the message, which is in ``new/`` and synced, stored, unless it was given up."""
-        if not self._decide(stored=True):
-            self.remove()
-
-    def give_up(self) -> bool:
-        """Have the message not be stored; return whether that is so, or it is stored already."""
-        return not self._decide(stored=False)
-
-    def _decide(self, *, stored: bool) -> bool:
-        """Return whether the message is stored: *stored*, unless that was decided before."""
-        with self._lock:
-            if self._stored is None:
-                self._stored = stored
-            return self._stored
+        if not self.decide(stored=True):
+            self.maildir.remove(self._name)
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
@@ -142,31 +124,5 @@ class MaildirDelivery:
         self.remove()
 
     def remove(self) -> None:
-        """Remove what there is of a message that was given up.
-
-        May run in two threads, and while a third hangs in a step: the draft goes first, so a
-        rename that is still to come fails.
-        """
-        for path in (self._draft, self._final):
-            try:
-                os.unlink(path)  # noqa: PTH108 - see __init__
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                log.error(  # noqa: TRY400 - the disk, not us
-                    "cannot remove %s, which is not acknowledged: %s", path, error.strerror
-                )
-                continue
-            if path is self._final:
-                with suppress(OSError), open_directory(os.path.dirname(path)) as directory:  # noqa: PTH120
-                    os.fsync(directory)
-
-
-@contextmanager
-def open_directory(path: str) -> Iterator[int]:
-    """Open a directory, to sync it, for a block."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        """Remove what there is of a message that was given up."""
+        self.maildir.remove(self._name)

@@ -11,14 +11,16 @@ A message that is written alone gets the same guarantee, on every file system. O
 shared: fsync(2) of a directory covers all names in it. Each file is synced by itself, because no
 file system promises that syncing one file syncs another: ext4 commits its journal, with all that
 other files have in it; xfs forces its log up to the file's last change; btrfs writes a log tree for
-the file. All files are written, and the kernel is told to begin writing them out, before the first
-of them is synced: ext4 then needs one commit of its journal for all of them, instead of one each.
+the file. All files are written, and the kernel begins to write them out, before the first of them
+is synced: ext4 then needs one commit of its journal for all of them, instead of one each.
+
+A group may go into several Maildirs: each ``new/`` is synced once, when all are renamed.
 
 The directory is opened before the first rename. Linux reports an error of writing a directory to
 everyone who had it open then (errseq_t), so an error cannot go to another caller only.
 
 If a message cannot be written, synced or renamed, that message fails, and the others go on. If the
-directory cannot be synced, all messages of the group fail, and are removed.
+directory cannot be synced, all messages of the group that go into it fail, and are removed.
 
 The first sync of a group does most of the work for all of it on ext4. If the second one takes long
 all the same, several threads sync the others: file systems and disks combine syncs that wait at the
@@ -33,20 +35,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from smtpd_fork.sinks.maildir_delivery import MaildirDelivery, open_directory
+from smtpd_fork.sinks.grouped_delivery import Waiting, tell
+from smtpd_fork.sinks.maildir_delivery import MaildirDelivery
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from smtpd_fork.sinks.maildir_directory import OpenMaildir
 
 __all__ = ["MaildirWriter"]
 
@@ -62,35 +66,24 @@ GROUP_MESSAGES = 16
 GROUP_BYTES = 1 << 20
 """A group of this size takes no further message: small ones must not wait for many large ones."""
 
+GROUP_MAILDIRS = 8
+"""Maildirs of recipients that are open at once: two descriptors each."""
+
 SLOW_SYNC_SECONDS = 0.001
 """More than it takes to wake a thread."""
 
 
-class Waiting(NamedTuple):
-    """A message that waits to be written, or is being written.
-
-    :ivar loop: that waits for it
-    :ivar stored: done once it is stored; else it has the error
-    """
-
-    delivery: MaildirDelivery
-    loop: asyncio.AbstractEventLoop
-    stored: asyncio.Future[None]
-
-
 class MaildirWriter:
-    """Writes the messages of a Maildir in threads. Several event loops may use it.
+    """Writes messages into Maildirs, in threads. Several event loops may use it.
 
-    :param maildir: the Maildir
     :param threads: how many there may be
     """
 
-    def __init__(self, maildir: str, threads: int = THREADS) -> None:
-        self._new = f"{maildir}/new"
+    def __init__(self, threads: int = THREADS) -> None:
         self._groups = min(GROUPS, threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="maildir")
         self._lock = threading.Lock()
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: deque[Waiting[MaildirDelivery]] = deque()
         self._turns: set[object] = set()
 
     def hand_over(self, delivery: MaildirDelivery) -> asyncio.Future[None]:
@@ -135,10 +128,10 @@ class MaildirWriter:
             self._write([waiting.delivery for waiting in group])
             for loop, some in groupby(group, attrgetter("loop")):
                 with suppress(RuntimeError):  # the loop is closed: nobody waits
-                    loop.call_soon_threadsafe(_tell, list(some))
+                    loop.call_soon_threadsafe(tell, list(some))
 
-    def _take(self, turn: object) -> list[Waiting]:
-        group: list[Waiting] = []
+    def _take(self, turn: object) -> list[Waiting[MaildirDelivery]]:
+        group: list[Waiting[MaildirDelivery]] = []
         size = 0
         with self._lock:
             while self._waiting and len(group) < GROUP_MESSAGES and size < GROUP_BYTES:
@@ -187,24 +180,35 @@ class MaildirWriter:
         return synced
 
     def _publish(self, group: list[MaildirDelivery]) -> None:
-        """Rename messages into ``new/`` and sync it: then they are stored.
+        """Rename messages into ``new/`` and sync it: then they are stored."""
+        by_path: dict[str, list[MaildirDelivery]] = {}
+        for each in group:
+            by_path.setdefault(each.maildir.path, []).append(each)
+        parts = list(by_path.values())
+        for start in range(0, len(parts), GROUP_MAILDIRS):
+            some = [(part, _publication(part)) for part in parts[start : start + GROUP_MAILDIRS]]
+            for _ in ("rename", "sync"):
+                for part, steps in some:
+                    try:
+                        next(steps, None)
+                    except Exception as error:  # noqa: BLE001 - raised in the sessions that wait
+                        for each in part:
+                            each.fail(error)
 
-        :raises OSError: the directory cannot be synced
-        """
-        with open_directory(self._new) as directory:
-            renamed = [each for each in group if each.proceed(MaildirDelivery.publish)]
-            if renamed:
-                os.fsync(directory)
-        for each in renamed:
-            each.settle()
+
+def _publication(part: list[MaildirDelivery]) -> Iterator[None]:
+    """Rename messages of one Maildir; when asked again sync it, and declare them stored.
+
+    :raises OSError: the directory cannot be opened or synced
+    """
+    with part[0].maildir.opened() as maildir:
+        renamed = [each for each in part if each.proceed(partial(_publish_in, maildir))]
+        yield
+        if renamed:
+            maildir.sync()
+    for each in renamed:
+        each.settle()
 
 
-def _tell(group: Sequence[Waiting]) -> None:
-    """Tell the sessions that wait, in their loop, what became of their messages."""
-    for delivery, _, stored in group:
-        if stored.done():
-            continue  # the session gave it up
-        if delivery.stored:
-            stored.set_result(None)
-        else:
-            stored.set_exception(delivery.error or OSError(errno.EIO, "not stored"))
+def _publish_in(maildir: OpenMaildir, delivery: MaildirDelivery) -> None:
+    delivery.publish(maildir)

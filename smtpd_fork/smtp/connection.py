@@ -1,8 +1,7 @@
 """Connection: bytes, time and TLS of one session; its :class:`Dialogue` knows what they mean.
 
-It is what the loop's transport talks to: a BufferedProtocol that receives into one buffer for all
-sessions of a loop. With a Protocol the loop would allocate up to 256 KiB for each read, which goes
-through mmap(2) and page faults every time, and doubles what large messages cost.
+It is what the transport talks to: a :class:`~..socket_transport.SocketTransport`, or under TLS the
+loop's, with a :class:`~..protocol_adapter.ProtocolAdapter` between them.
 
 The laws:
 
@@ -19,16 +18,27 @@ import asyncio
 import logging
 import math
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from msgspec import Struct
 
 from smtpd_fork.dialogue import memory
+from smtpd_fork.dialogue.client_log import log_debug, log_replies
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.dialogue import Dialogue
 from smtpd_fork.dialogue.session import current_session
 from smtpd_fork.gate.ticket import new_session_id
 from smtpd_fork.smtp import deadlines, ending, hooks, opening
-from smtpd_fork.smtp.protocol_adapter import ProtocolAdapter, buffer
-from smtpd_fork.smtp.status import BLOCKED, ENDED, PAUSED, STOPPED, TURN, Handshakes, Status
+from smtpd_fork.smtp.status import (
+    BLOCKED,
+    ENDED,
+    PAUSED,
+    STOPPED,
+    TURN,
+    WATCHED,
+    Handshakes,
+    Status,
+)
 from smtpd_fork.smtp.work import Work
 
 if TYPE_CHECKING:
@@ -47,13 +57,13 @@ log = logging.getLogger("smtpd_fork.session")
 HELD_INPUT = 64 * 1024
 """Bytes that are read ahead while a handler is busy; past it the client waits in the kernel."""
 
-_LEAVING = State.LEAVING
+_LEAVING, _CLOSING = State.LEAVING, State.CLOSING
 
 
-class Connection(Status, asyncio.BufferedProtocol):
+class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
     """One client's connection, and the host of its dialogue (:class:`~..dialogue.waiting.Host`).
 
-    :param shared: what the session has in common with others
+    :param dialogue: what is said; it has this as its host
     :param loop: the session's own
     :param sweep: looks after the deadline
     :param peer: the client, where accept(2) told; default: what the transport says
@@ -61,15 +71,35 @@ class Connection(Status, asyncio.BufferedProtocol):
     :param observed: whether a user's class sees what the transport says
     """
 
-    __slots__ = (
-        *("__weakref__", "_drained", "_on_close", "_view", "command_began", "deadline"),
-        *("dialogue", "end_told", "ends_at", "events", "facade", "handshakes", "held"),
-        *("hooks_context", "host_name_dns", "idle_since", "kicked", "loop", "observed", "pace"),
-        *("peer", "proxied", "proxy_reader", "steps", "stuck_at", "sweep", "transport", "work"),
-    )
+    dialogue: Dialogue
+    loop: asyncio.AbstractEventLoop
+    sweep: Sweep
+    peer: Peer = None
+    on_close: Callable[[Any], None] | None = None
+    observed: bool = False
+    transport: Any = None  # None before and after the connection
+    work: Work | None = None  # what it waits for, in a task; an idle one has none
+    handshakes: Handshakes | None = None  # is asked before a TLS handshake
+    host_name_dns: str | None = None  # by the DNS, if it was asked for and leads back
+    proxied: Any = None  # what a PROXY header said that was read before the session
+    proxy_reader: asyncio.StreamReader | None = None
+    kicked: bool = False  # whether an administrator has ended it
+    held: int = 0  # what takes more than sending replies: see status.py
+    ends_at: float = math.inf  # when the session is to end, by the loop's clock, in seconds
+    deadline: float = 0.0  # when expired() is called
+    idle_since: float = 0.0  # see deadlines.py for this and the next five
+    command_began: float = 0.0
+    stuck_at: float = 0.0
+    events: int = 0
+    pace: tuple[int, float, int] = (0, 0.0, 0)
+    steps: tuple[int, int] = (-1, 0)
+    hooks_context: Context | None = None
+    end_told: asyncio.Future[None] | None = None
+    _drained: asyncio.Future[None] | None = None
 
-    def __init__(
-        self,
+    @classmethod
+    def of(
+        cls,
         shared: Shared,
         loop: asyncio.AbstractEventLoop,
         sweep: Sweep,
@@ -77,31 +107,16 @@ class Connection(Status, asyncio.BufferedProtocol):
         peer: Peer = None,
         on_close: Callable[[Any], None] | None = None,
         observed: bool = False,
-    ) -> None:
-        self._view = buffer()
-        self.loop = loop
-        self.peer = peer
-        self.observed = observed
-        self.sweep = sweep
-        self._on_close = on_close
-        self.dialogue = Dialogue(shared, new_session_id(), self)
-        self.transport: Any = None  # the loop's; None before and after the connection
-        self.work: Work | None = None  # what it waits for, in a task; an idle one has none
-        self.facade: Any = None  # the session as handlers know it, once it was asked for
-        self.handshakes: Handshakes | None = None  # is asked before a TLS handshake
-        self.host_name_dns: str | None = None  # by the DNS, if it was asked for and leads back
-        self.proxied: Any = None  # what a PROXY header said that was read before the session
-        self.proxy_reader: asyncio.StreamReader | None = None
-        self.kicked = False  # whether an administrator has ended it
-        self.held = 0  # what keeps bytes from flowing
-        self.ends_at = math.inf
-        self.deadline = 0.0  # when expired() is called, by the loop's clock, in seconds
-        self.idle_since = self.command_began = self.stuck_at = 0.0  # see deadlines.py
-        self.events = 0
-        self.pace, self.steps = (0, 0.0, 0), (-1, 0)  # see deadlines.py
-        self.hooks_context: Context | None = None
-        self.end_told: asyncio.Future[None] | None = None
-        self._drained: asyncio.Future[None] | None = None
+    ) -> Self:
+        """Return the connection of a new session.
+
+        :param shared: what the session has in common with others
+        """
+        dialogue = Dialogue(shared, new_session_id(), None)
+        connection = dialogue.host = cls(dialogue, loop, sweep, peer, on_close, observed)
+        if dialogue.debug:
+            connection.held = WATCHED
+        return connection
 
     def __repr__(self) -> str:
         who = self.dialogue.who()
@@ -115,13 +130,6 @@ class Connection(Status, asyncio.BufferedProtocol):
     ask_now, is_end = hooks.ask_now, hooks.is_end
 
     # -- what the dialogue asks --------------------------------------------------------------------
-
-    @property
-    def server(self) -> Any:
-        """The session as handlers know it; made when it is first asked for."""
-        if self.facade is None:
-            self.facade = self.dialogue.shared.cls.of(self)
-        return self.facade
 
     @property
     def context(self) -> Context:
@@ -152,18 +160,14 @@ class Connection(Status, asyncio.BufferedProtocol):
 
     # -- life ------------------------------------------------------------------------------------
 
-    def protocol(self, *, tls: bool) -> asyncio.BufferedProtocol:
-        """Return what the transport is to talk to.
-
-        :param tls: whether it speaks TLS
-        """
-        if self.observed:
-            return ProtocolAdapter(self.server)
-        return ProtocolAdapter(self) if tls else self
+    @property
+    def protocol(self) -> asyncio.Protocol:
+        """What is to be told of the connection, and of what comes."""
+        return self.server if self.observed else self
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the session; under TLS after STARTTLS begin anew (asyncio.BaseProtocol)."""
-        self.held &= ~PAUSED
+        self.held &= ~(PAUSED | BLOCKED)  # under TLS it is another transport
         try:
             opening.begin(self, transport)
         except BaseException:
@@ -178,7 +182,7 @@ class Connection(Status, asyncio.BufferedProtocol):
         self.transport = None
         dialogue.end()
         if dialogue.debug:
-            log.debug("[%s] connection closed", dialogue.id, extra=dialogue.who())
+            log_debug(dialogue, "connection closed")
         try:
             self.sweep.forget(self)
             if self.work is not None:
@@ -186,18 +190,10 @@ class Connection(Status, asyncio.BufferedProtocol):
             else:
                 ending.say_disconnected(self)
         finally:
-            if self._on_close is not None:
-                self._on_close(self)
+            if self.on_close is not None:
+                self.on_close(self)
 
     # -- input and output --------------------------------------------------------------------------
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Return where to receive to (asyncio.BufferedProtocol)."""
-        return self._view
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Take what was received, before it is overwritten (asyncio.BufferedProtocol)."""
-        self.data_received(self._view[:nbytes].tobytes())
 
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio.Protocol)."""
@@ -205,17 +201,21 @@ class Connection(Status, asyncio.BufferedProtocol):
         tally = dialogue.shared.tally
         if tally.timing:
             tally.received += len(data)
-        if dialogue.waiting is None and not self.held & STOPPED:
-            dialogue.receive(data)
-            self.go_on()
-        elif self.proxy_reader is not None:
-            self.proxy_reader.feed_data(data)
-        else:
+        if dialogue.waiting is not None or self.held & STOPPED:
             self._receive_early(data)
+        elif dialogue.receive(data) and not self.held:
+            self.transport.write(dialogue.out)
+            dialogue.out = b""
+            deadlines.wait_for_next(self)
+        else:
+            self.go_on()
 
     def _receive_early(self, data: bytes) -> None:
         """Take bytes while what came before them is not answered; or the answer to a challenge."""
         dialogue = self.dialogue
+        if self.proxy_reader is not None:
+            self.proxy_reader.feed_data(data)
+            return
         dialogue.keep(data)
         if dialogue.awaited is not None:
             dialogue.hand_over()
@@ -271,14 +271,14 @@ class Connection(Status, asyncio.BufferedProtocol):
         dialogue = self.dialogue
         out = dialogue.out
         if out and self.transport is not None:
-            data = out[0] if len(out) == 1 else b"".join(out)
-            out.clear()
+            dialogue.out = b""
+            if dialogue.debug:
+                log_replies(dialogue, out)
             try:
-                self.transport.write(data)
+                self.transport.write(out)
             except RuntimeError:  # uvloop's
-                text = "[%s] a handler has closed the transport"
-                log.debug(text, dialogue.id, extra=dialogue.who())
-        if _LEAVING <= dialogue.state < State.CLOSING:
+                log_debug(dialogue, "a handler has closed the transport")
+        if _LEAVING <= dialogue.state < _CLOSING:
             ending.hang_up(self)
 
     async def drained(self) -> None:
@@ -292,20 +292,15 @@ class Connection(Status, asyncio.BufferedProtocol):
         dialogue = self.dialogue
         if dialogue.farewell is not None and dialogue.waiting is None and not self.held & BLOCKED:
             dialogue.advance()
+        self.flush()
         if dialogue.state >= _LEAVING:
-            self.flush()
             return
-        if dialogue.out:
-            self.flush()
-        if dialogue.waiting is not None:
-            if self.work is None:
-                if dialogue.pending > memory.ALLOWANCE:
-                    memory.charge(dialogue)
-                self.start(dialogue.waiting)
-        elif dialogue.framer is None and dialogue.chunks is None and not self.held:
-            deadlines.wait_for_next(self)  # the usual case: all is answered
-        else:
+        if dialogue.waiting is None:
             self._wait()
+        elif self.work is None:
+            if dialogue.pending > memory.ALLOWANCE:
+                memory.charge(dialogue)
+            self.start(dialogue.waiting)
 
     def start(self, waiting: Waiting) -> None:
         """Have something carried out in a task."""

@@ -27,28 +27,28 @@ not one for each read (smtpd_per_request_deadline)."""
 def wait_for_next(connection: Connection) -> None:
     """Give the client its time for a command, or for a message of which nothing has come."""
     dialogue = connection.dialogue
-    if dialogue.charged:
-        memory.charge(dialogue)
     limits = dialogue.shared.limits
-    seconds = limits.command_seconds
     connection.idle_since = now = connection.loop.time()
-    connection.command_began = 0.0
-    if dialogue.body is not None:
-        seconds = limits.data_seconds
+    if dialogue.body is None:
+        connection.deadline = now + limits.command_seconds
+    else:
+        connection.deadline = now + limits.data_seconds
         connection.pace = dialogue.begun, now, 0
-    connection.deadline = min(connection.ends_at, now + seconds)
 
 
 def wait(connection: Connection) -> None:
     """Give the client its time for what comes next, or for the rest of what has begun."""
     dialogue = connection.dialogue
     if dialogue.framer is None and dialogue.chunks is None:
+        if dialogue.charged:
+            memory.charge(dialogue)
+        connection.command_began = 0.0
         wait_for_next(connection)
         return
     now, reading = connection.loop.time(), dialogue.reading
     if reading is not None:
         connection.idle_since = now
-        _set(connection, now + dialogue.shared.limits.data_seconds)
+        connection.deadline = now + dialogue.shared.limits.data_seconds
         memory.charge(dialogue, reading)
         _see_pace(connection, now, reading.size)
     else:
@@ -70,10 +70,10 @@ def _wait_for_rest(connection: Connection, now: float) -> None:
         _see_pace(connection, now, dialogue.chunks.size)
     if dialogue.framer is None or dialogue.framer.idle:
         connection.idle_since = now
-        _set(connection, now + seconds)
+        connection.deadline = now + seconds
     elif not connection.command_began:
         connection.command_began = connection.idle_since = now
-        _set(connection, now + min(seconds, COMMAND_SECONDS))
+        connection.deadline = now + min(seconds, COMMAND_SECONDS)
 
 
 def wait_for_client(connection: Connection) -> None:
@@ -94,12 +94,7 @@ def wait_for_client(connection: Connection) -> None:
 def wait_for_command(connection: Connection) -> None:
     """Give the client its time for one line: no byte of it gives more."""
     connection.idle_since = now = connection.loop.time()
-    _set(connection, now + connection.shared.limits.command_seconds)
-
-
-def _set(connection: Connection, deadline: float) -> None:
-    """Set a deadline, or the session's own, whichever comes first."""
-    connection.deadline = min(connection.ends_at, deadline)
+    connection.deadline = now + connection.shared.limits.command_seconds
 
 
 def _see_pace(connection: Connection, now: float, came: int) -> None:
@@ -113,13 +108,19 @@ def _see_pace(connection: Connection, now: float, came: int) -> None:
         return
     connection.pace = message, now, came
     if came - before < seconds * connection.shared.limits.data_rate:
-        connection.dialogue.report(logging.INFO, "the message comes too slowly")
+        connection.dialogue.report(logging.INFO, "message data too slow")
         ending.time_out(connection)
 
 
 def expire(connection: Connection, now: float) -> None:
-    """Act on the deadline that has passed."""
-    if connection.dialogue.state >= State.LEAVING or connection.transport is None:
+    """Act on the deadline that has passed: that of what is awaited, or the whole session's."""
+    dialogue = connection.dialogue
+    if connection.deadline > now and (
+        dialogue.state >= State.LEAVING
+        or (connection.work is not None and dialogue.awaited is None)
+    ):
+        return  # the session is to end, but its last reply, or a handler, still has time
+    if dialogue.state >= State.LEAVING or connection.transport is None:
         connection.abort()
     elif connection.work is None or not connection.work.expire(now):
         ending.time_out(connection)

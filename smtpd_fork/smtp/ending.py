@@ -74,6 +74,7 @@ def time_out(connection: Connection) -> None:
     """Send 421 for a timeout, and close."""
     dialogue = connection.dialogue
     if connection.proxy_reader is not None:
+        dialogue.report(logging.INFO, "PROXY header refused", "it took too long")
         cut(connection)  # the client does not speak SMTP yet
         return
     dialogue.report(logging.INFO, "timeout")
@@ -84,7 +85,7 @@ def time_out(connection: Connection) -> None:
 
 def make_room(connection: Connection, reply: bytes, reason: str) -> None:
     """Send *reply* and close: other clients need the resources of this idle one."""
-    connection.dialogue.report(logging.INFO, "ended to make room", reason)
+    connection.dialogue.report(logging.INFO, "ended to free resources", reason)
     _end(connection, reply, interrupting=True)  # doing nothing may be to say NOOP
 
 
@@ -92,8 +93,7 @@ def _end(connection: Connection, reply: bytes, *, interrupting: bool) -> None:
     """Send *reply* in place of all that was to be sent, and close."""
     dialogue = connection.dialogue
     if dialogue.state < State.LEAVING:
-        dialogue.out.clear()
-        dialogue.out.append(reply)
+        dialogue.out = reply
         dialogue.leave(interrupting=interrupting)
         connection.flush()
     if connection.work is not None:
@@ -160,7 +160,7 @@ def take_leave(connection: Connection, *, interrupting: bool = True) -> None:
     dialogue = connection.dialogue
     if connection.transport is not None and dialogue.state < State.LEAVING:
         assert dialogue.farewell is not None
-        dialogue.out.append(dialogue.farewell)
+        dialogue.out += dialogue.farewell
         dialogue.leave(interrupting=interrupting)
         connection.flush()
 
@@ -184,7 +184,7 @@ def let_go(connection: Connection) -> None:
     dialogue.reset()
     if isinstance(dialogue.session, Session):
         dialogue.session._transport = None  # noqa: SLF001 - of this package
-    dialogue.host = connection.facade = None
+    dialogue.host = dialogue.facade = None
     tell_ended(connection)
 
 

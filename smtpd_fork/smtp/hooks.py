@@ -49,7 +49,7 @@ async def ask_handler(connection: Connection, hook: str, *args: Any) -> Any:
     except Exception:
         raise
     except BaseException as error:
-        if is_from_outside(error):
+        if is_from_outside(error, dialogue.id):
             raise
         raise as_exception(error) from error  # else it would pass for the session's end
     return checked(shared, hook, answer)
@@ -72,7 +72,7 @@ def ask_now(connection: Connection, ask: Ask) -> Any:
     dialogue = connection.dialogue
     shared = dialogue.shared
     hook = shared.hooks[ask.hook]
-    coroutine = hook(connection.server, dialogue.session, dialogue.envelope, *ask.args)
+    coroutine = hook(dialogue.server, dialogue.session, dialogue.envelope, *ask.args)
     try:
         if current_session.get() == dialogue.id:  # it is asked by a task of the session
             coroutine.send(None)
@@ -100,22 +100,27 @@ def checked(shared: Shared, hook: str, status: Any) -> Any:
     return answer_of(hook, status)
 
 
-def is_from_outside(error: BaseException) -> bool:
-    """Whether the running task was cancelled or destroyed, and *error* is that.
+def is_from_outside(error: BaseException, session_id: str | None) -> bool:
+    """Whether the session's task was cancelled or destroyed, and *error* is that.
 
     A handler may raise CancelledError and GeneratorExit as well: those are faults of its own.
+    A task that a closed loop has left is destroyed whenever the garbage collector runs: in another
+    thread, while another loop runs, or in the task of another session.
     """
     try:
         task = asyncio.current_task()
     except RuntimeError:
         return True  # no loop runs: the coroutine is being closed
+    if isinstance(error, GeneratorExit):
+        return session_id is None or current_session.get() != session_id
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def is_end(connection: Connection, error: BaseException) -> bool:
     """Whether *error* is the end of the task or session, and nothing that a handler raised."""
     closing = connection.dialogue.state >= State.LEAVING
-    return (isinstance(error, asyncio.CancelledError) and closing) or is_from_outside(error)
+    ended = isinstance(error, asyncio.CancelledError) and closing
+    return ended or is_from_outside(error, connection.dialogue.id)
 
 
 def as_exception(error: BaseException) -> Exception:

@@ -53,7 +53,7 @@ class Mechanisms(Attributes):
         connection, dialogue = self.connection, self.connection.dialogue
         connection.wait_for_command()
         if dialogue.farewell is not None and dialogue.state < State.LEAVING:
-            dialogue.out.append(dialogue.farewell)  # the stop does not wait for the client
+            dialogue.out += dialogue.farewell  # the stop does not wait for the client
             dialogue.leave()
             connection.flush()
         event = await dialogue.next_event()

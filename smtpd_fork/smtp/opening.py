@@ -10,10 +10,14 @@ from aiosmtpd.proxy_protocol import get_proxy
 from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.dialogue import replies
+from smtpd_fork.dialogue.client_log import log_debug
+from smtpd_fork.dialogue.rejections import note_rejection
 from smtpd_fork.dialogue.reply import answer_of, sent
 from smtpd_fork.dialogue.session import Session
 from smtpd_fork.dialogue.waiting import Run
 from smtpd_fork.peer_address import plain_peer
+from smtpd_fork.sanitizer import printable
+from smtpd_fork.smtp.deadlines import wait_for_next
 from smtpd_fork.smtp.hooks import ask
 
 if TYPE_CHECKING:
@@ -35,18 +39,19 @@ def begin(connection: Connection, transport: asyncio.BaseTransport) -> None:
     connection.transport = transport
     _new_session(connection)
     if again or transport.get_extra_info("sslcontext") is not None:
-        _use_tls(connection)  # from the first byte: STARTTLS is not offered
+        _use_tls(connection)  # implicit: STARTTLS is not offered
     if again:
         return
     limits = connection.dialogue.shared.limits
-    now = connection.loop.time()
     if limits.session_seconds:
-        connection.ends_at = now + limits.session_seconds
+        connection.ends_at = connection.loop.time() + limits.session_seconds
     connection.sweep.watch(connection)
-    connection.idle_since = now
-    connection.deadline = min(connection.ends_at, now + limits.command_seconds)
+    wait_for_next(connection)
     _open(connection)
-    connection.go_on()
+    if connection.dialogue.waiting is None:
+        connection.flush()
+    else:
+        connection.go_on()
 
 
 def _open(connection: Connection) -> None:
@@ -83,8 +88,7 @@ def _new_session(connection: Connection) -> None:
             session.host_name_dns = connection.host_name_dns
     dialogue.begin(session)
     if dialogue.debug:  # who() costs time
-        who = dialogue.who()
-        log.debug("[%s] connected: %s", dialogue.id, who["client"], extra=who)
+        log_debug(dialogue, "connected")
 
 
 def _use_tls(connection: Connection) -> None:
@@ -114,7 +118,8 @@ async def greet(connection: Connection) -> None:
     if status is MISSING or status.startswith("2"):
         dialogue.greet()
     else:
-        dialogue.out.append(sent(status))
+        by_handler = status != replies.NOT_NOW
+        dialogue.out += note_rejection(dialogue, sent(status), by_handler=by_handler)
         dialogue.leave()  # it has not spoken, or what it said is held here
 
 
@@ -137,7 +142,7 @@ async def judge_proxy_header(connection: Connection) -> None:
     if await _is_accepted(connection, connection.proxied):
         await greet(connection)
     else:
-        _refuse(connection)
+        _refuse(connection, "by handle_PROXY")
 
 
 async def read_proxy_header(connection: Connection, seconds: float) -> None:
@@ -150,7 +155,8 @@ async def read_proxy_header(connection: Connection, seconds: float) -> None:
     accepted = session.proxy_data and await _is_accepted(connection, session.proxy_data)
     connection.proxy_reader = None
     if accepted is MISSING or not accepted:
-        _refuse(connection)
+        error = getattr(session.proxy_data, "error", "")
+        _refuse(connection, printable(str(error), 200) if error else "by handle_PROXY")
         return
     connection.transport.resume_reading()  # the reader may have paused it
     connection.dialogue.keep(bytes(reader._buffer))  # type: ignore[attr-defined]  # noqa: SLF001 - what came behind it
@@ -163,10 +169,11 @@ async def _is_accepted(connection: Connection, proxy_data: Any) -> Any:
         return await ask(connection, "PROXY", proxy_data)
     except Exception as error:  # noqa: BLE001 - a handler's, whatever it is
         connection.dialogue.report_failure("handle_PROXY failed", error)
-        connection.dialogue.out.append(sent(replies.NOT_NOW))
+        reply = sent(replies.NOT_NOW)
+        connection.dialogue.out += note_rejection(connection.dialogue, reply, by_handler=False)
         return False
 
 
-def _refuse(connection: Connection) -> None:
-    connection.dialogue.report(logging.INFO, "PROXY header refused")
+def _refuse(connection: Connection, reason: str) -> None:
+    connection.dialogue.report(logging.INFO, "PROXY header refused", reason)
     connection.dialogue.leave()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
@@ -13,7 +12,7 @@ from aiosmtpd.smtp import MISSING
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.auth import judge
 from smtpd_fork.dialogue.data import delivered
-from smtpd_fork.dialogue.reply import answer_of
+from smtpd_fork.dialogue.reply import answer_of, sent
 from smtpd_fork.dialogue.session_commands import answer_or
 from smtpd_fork.smtp.hooks import ask, checked, is_from_outside
 
@@ -34,7 +33,7 @@ async def tell_disconnected(connection: Connection) -> None:
         async with asyncio.timeout(FAREWELL_SECONDS):
             await connection.shared.hooks["DISCONNECT"](connection.server, dialogue.session)
     except BaseException as error:
-        if is_from_outside(error):
+        if is_from_outside(error, dialogue.id):
             raise
         dialogue.report_failure("handle_DISCONNECT failed", error)
 
@@ -122,10 +121,9 @@ async def authenticate(connection: Connection, words: list[str]) -> None:
         elif status is None:
             status = replies.INVALID_CREDENTIALS  # a client without a reply would wait for one
     if status is not None:
-        dialogue.put_status(status)
+        dialogue.put(sent(status), by_handler=status != replies.INVALID_CREDENTIALS)
     if not session.authenticated:
         dialogue.auth_failures += 1
         if dialogue.auth_failures >= MAX_FAILURES:
-            dialogue.report(logging.INFO, "too many failed attempts to authenticate")
             text = "Too many failed attempts to authenticate"
-            dialogue.put_status(f"421 4.7.0 {shared.hostname} {text}")
+            dialogue.put(f"421 4.7.0 {shared.hostname} {text}\r\n".encode())

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from smtpd_fork.smtp.connection import Connection
-
-__all__ = ["BUFFER_SIZE", "ProtocolAdapter", "buffer"]
+__all__ = ["BUFFER_SIZE", "ProtocolAdapter", "buffer", "feed"]
 
 BUFFER_SIZE = 256 * 1024
-"""What one read takes at most; uvloop's own figure, and enough for a socket's buffer."""
+"""What one read takes at most; uvloop's own limit, and enough for a socket's buffer."""
 
 _of_thread = threading.local()
 
@@ -31,16 +28,31 @@ def buffer() -> memoryview:
     return view
 
 
+def feed(protocol: Any, data: bytes) -> None:
+    """Give *data* to an asyncio.BufferedProtocol (which uvloop's TLS layer is in all but name)."""
+    rest = memoryview(data)
+    while rest:
+        view = protocol.get_buffer(len(rest))
+        count = min(len(view), len(rest))
+        view[:count] = rest[:count]
+        protocol.buffer_updated(count)
+        rest = rest[count:]
+
+
 class ProtocolAdapter(asyncio.BufferedProtocol):
     """Hands on what the loop says, until the connection is lost.
 
-    :param target: is told; a connection, or a session of a user's class
+    It receives into one buffer for all sessions of a loop. For a Protocol the loop would allocate
+    up to 256 KiB for each read, which goes through mmap(2) and page faults every time, and doubles
+    what large messages cost.
+
+    :param target: gets the calls; a connection, or a session of a user's class
     """
 
     __slots__ = ("_target", "_view")
 
-    def __init__(self, target: Connection | asyncio.Protocol) -> None:
-        self._target: Connection | asyncio.Protocol | None = target
+    def __init__(self, target: asyncio.Protocol) -> None:
+        self._target: asyncio.Protocol | None = target
         self._view = buffer()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -49,8 +61,12 @@ class ProtocolAdapter(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was received, before it is overwritten (asyncio.BufferedProtocol)."""
+        self.data_received(self._view[:nbytes].tobytes())
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes (asyncio.Protocol)."""
         if self._target is not None:
-            self._target.data_received(self._view[:nbytes].tobytes())
+            self._target.data_received(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin (asyncio.BaseProtocol)."""
@@ -58,7 +74,7 @@ class ProtocolAdapter(asyncio.BufferedProtocol):
             try:
                 self._target.connection_made(transport)
             except BaseException:
-                transport.abort()  # type: ignore[attr-defined]  # a stream's; its end is told
+                transport.abort()  # type: ignore[attr-defined]  # a stream's; its connection_lost comes
                 raise
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -52,23 +52,23 @@ log = logging.getLogger("smtpd_fork.session")
 
 
 class SMTP(Mechanisms):
-    """One SMTP session; takes all keywords of ``aiosmtpd.smtp.SMTP``, and these.
+    """One SMTP session, with all keywords of ``aiosmtpd.smtp.SMTP`` and these.
 
-    :param shared: what the sessions of a server share; without it it is worked out for this one
-        session, from the other keywords
-    :param sweep: looks after the sessions' deadlines; default: one for each loop
-    :param peer: the client, where accept(2) told; default: what the transport says
-    :param on_close: called once, when the connection is gone
-    :param limits: what a session may take; default: aiosmtpd's, and ours for the rest
-    :param strict_paths: refuse an address without its angle brackets, and tabs in place of spaces
-    :param bare_newline: what becomes of CR and LF that are not a pair; default: they are kept, as
-        aiosmtpd keeps them (``smtpd_fork.Server`` and the daemon normalize them by default)
+    :param shared: values that all sessions of a server share; default: derived from the other
+        keywords, for this session only
+    :param sweep: checks the deadlines of sessions; default: one for each loop
+    :param peer: the client's address, from accept(2); default: that of the transport
+    :param on_close: called once, when the connection is closed
+    :param limits: limits of the session; default: those of aiosmtpd, else of smtpd-fork
+    :param strict_paths: reject an address without angle brackets, and tabs instead of spaces
+    :param bare_newline: handling of CR and LF that are not a pair; default: they are kept, as in
+        aiosmtpd (``smtpd_fork.Server`` and the daemon normalize them by default)
     :param enhanced: whether replies have enhanced status codes (RFC 2034)
-    :param lmtp: whether LMTP is spoken: LHLO, and a reply per recipient (RFC 2033)
-    :param budget: how much all sessions may hold of messages
-    :param tls_context: aiosmtpd's; or what holds the one that is good at the time
-    :param tally: counts what sessions do
-    :param reporter: gathers the lines of the log that a client can cause again and again
+    :param lmtp: LMTP instead of SMTP: LHLO, and a reply per recipient (RFC 2033)
+    :param budget: memory limits for messages of all sessions
+    :param tls_context: that of aiosmtpd, or an object that holds the current one
+    :param tally: counters of sessions
+    :param reporter: summarizes log lines that a client can cause repeatedly
     """
 
     line_length_limit = 0
@@ -141,8 +141,8 @@ class SMTP(Mechanisms):
         if sweep is None:
             sweep = Sweep.of(loop)
             sweep.look_for(min(timeout, proxy_protocol_timeout or timeout))
-        connection = Connection(shared, loop, sweep, peer=peer, on_close=on_close, observed=True)
-        connection.facade = self
+        connection = Connection.of(shared, loop, sweep, peer=peer, on_close=on_close, observed=True)
+        connection.dialogue.facade = self
         self.__dict__["connection"] = connection
 
     @classmethod
@@ -170,7 +170,7 @@ class SMTP(Mechanisms):
         self.connection.data_received(data)
 
     def eof_received(self) -> bool | None:
-        """Take the end of input; what was complete is still answered (asyncio.Protocol)."""
+        """Handle the end of input; complete commands are still answered (asyncio.Protocol)."""
         return self.connection.eof_received()
 
     def pause_writing(self) -> None:
@@ -304,7 +304,7 @@ def _warn_of(
     if not isinstance(tls_context, ssl.SSLContext):
         return
     if tls_context.verify_mode is ssl.CERT_REQUIRED:
-        log.warning("tls_context.verify_mode is CERT_REQUIRED: clients without one are sent away")
+        log.warning("tls_context.verify_mode is CERT_REQUIRED: clients need a certificate")
     if tls_context.check_hostname:
         log.warning(
             "tls_context.check_hostname == True; this might cause client connection problems"

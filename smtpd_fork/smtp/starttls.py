@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.dialogue.commands import State
-from smtpd_fork.errors import forget_frames
+from smtpd_fork.errors import describe_error, forget_frames
+from smtpd_fork.smtp.protocol_adapter import ProtocolAdapter, feed
+from smtpd_fork.smtp.socket_transport import SocketTransport
 
 if TYPE_CHECKING:
     import ssl
@@ -25,10 +27,7 @@ async def start_tls(connection: Connection, early: bytes) -> None:
     :param early: what has been read behind STARTTLS
     """
     connection.flush()
-    raw = cast("asyncio.Transport", connection.transport)
-    transport = await _handshake(connection, raw, early)
-    told = connection.server if connection.observed else connection
-    told.connection_made(transport)
+    connection.protocol.connection_made(await _handshake(connection, early))
     hook = connection.shared.hooks.get("STARTTLS")
     if hook is not None and not await _accepts(connection, hook):
         connection.dialogue.state = State.BARRED
@@ -49,32 +48,74 @@ async def _accepts(connection: Connection, hook: Callable[..., Any]) -> bool:
     return bool(accepted)
 
 
-async def _handshake(
-    connection: Connection, raw: asyncio.Transport, early: bytes
-) -> asyncio.Transport:
+async def _handshake(connection: Connection, early: bytes) -> asyncio.Transport:
     """Return the TLS transport; if there is none in the end, the session is over."""
     loop, shared = connection.loop, connection.shared
     seconds = shared.limits.handshake_seconds
     if connection.handshakes is not None:
         seconds = connection.handshakes.shorten(seconds)
-    connection.deadline = loop.time() + 2 * seconds  # the handshake has a time of its own
-    reason = "connection closed"
-    transport = None
+    begun = loop.time()
+    connection.deadline = begun + 2 * seconds  # the handshake has a time of its own
+    reason, kind = "connection closed by the client", ""
+    raw, transport = connection.transport, None
     assert shared.tls_context is not None
-    starting = _start(loop, raw, connection.protocol(tls=True), shared.tls_context, seconds)
     try:
+        early += await _give_to_loop(connection)
+        raw, protocol = connection.transport, ProtocolAdapter(connection.protocol)
+        starting = _start(loop, raw, protocol, shared.tls_context, seconds)
         transport = await (_with_early(loop, starting, raw, early) if early else starting)
     except (OSError, asyncio.CancelledError) as error:  # SSLError is an OSError
-        reason = str(error) or reason
+        if not isinstance(error, asyncio.CancelledError):
+            reason, kind = describe_error(error), type(error).__name__
         forget_frames(error)
     if transport is not None and not transport.is_closing() and not connection.gone:
         return transport
+    if loop.time() - begun > 0.9 * seconds:  # uvloop does not say so, and its clock is coarse
+        reason, kind = f"it took longer than {seconds:g} seconds", "time"
     shared.tally.tls_failed += 1
     # The loop tells its TLS layer of the loss, and that does not tell us.
-    connection.dialogue.report(logging.INFO, "TLS handshake failed", reason)
+    connection.dialogue.report(logging.INFO, "TLS handshake failed", reason, kind=kind)
     raw.abort()
     connection.connection_lost(None)
     raise asyncio.CancelledError
+
+
+class _Early(asyncio.Protocol):
+    """Keeps what comes before TLS is spoken: the client need not wait for that."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.begun = False
+
+    def begin(self) -> _Early:
+        """Return itself; from here on the socket is the loop's."""
+        self.begun = True
+        return self
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+
+async def _give_to_loop(connection: Connection) -> bytes:
+    """Have the loop carry the connection, as it speaks TLS on its own transports only.
+
+    :returns: what the client has sent meanwhile
+    """
+    if not isinstance(connection.transport, SocketTransport):
+        return b""
+    sock, unsent = connection.transport.hand_over()
+    early = _Early()
+    try:
+        raw, _ = await connection.loop.connect_accepted_socket(early.begin, sock)
+    finally:
+        if not early.begun:
+            sock.close()
+    if connection.dialogue.state != State.HANDSHAKE:
+        raw.abort()
+        raise ConnectionResetError  # it was cut meanwhile
+    connection.transport = raw
+    raw.write(unsent)
+    return early.data
 
 
 async def _start(
@@ -105,21 +146,16 @@ async def _with_early(
     plain = raw.get_protocol()
     task = loop.create_task(starting)
     try:
-        await asyncio.sleep(0)  # now the layer is the transport's protocol, and is told so next
+        await asyncio.sleep(0)  # now the layer is the transport's protocol
         layer = raw.get_protocol()
-        if layer is not plain:
-            loop.call_soon(_receive, layer, early)
+        if layer is not plain and not raw.is_closing():
+            loop.call_soon(feed, layer, early)
         return await task
+    except asyncio.CancelledError:
+        # The loss of a connection ends the session's task before it hears why it was lost.
+        error = task.exception() if task.done() and not task.cancelled() else None
+        if error is not None:
+            raise error from None
+        raise
     finally:
         task.cancel()
-
-
-def _receive(protocol: Any, data: bytes) -> None:
-    """Give *data* to an asyncio.BufferedProtocol (which uvloop's TLS layer is in all but name)."""
-    rest = memoryview(data)
-    while rest:
-        buffer = protocol.get_buffer(len(rest))
-        count = min(len(buffer), len(rest))
-        buffer[:count] = rest[:count]
-        protocol.buffer_updated(count)
-        rest = rest[count:]

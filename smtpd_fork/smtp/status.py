@@ -16,11 +16,21 @@ if TYPE_CHECKING:
     from smtpd_fork.gate import Refusal
     from smtpd_fork.smtp.work import Work
 
-__all__ = ["BLOCKED", "ENDED", "PAUSED", "STOPPED", "TURN", "Handshakes", "Status", "attribute"]
+__all__ = [
+    "BLOCKED",
+    "ENDED",
+    "PAUSED",
+    "STOPPED",
+    "TURN",
+    "WATCHED",
+    "Handshakes",
+    "Status",
+    "attribute",
+]
 
-BLOCKED, ENDED, PAUSED, TURN = 1, 2, 4, 8
+BLOCKED, ENDED, PAUSED, TURN, WATCHED = 1, 2, 4, 8, 16
 """What keeps bytes from flowing: the client does not read; it has closed for writing; we do not
-read; others have their turn first."""
+read; others have their turn first. And what does not: the log has all that is sent."""
 
 STOPPED = BLOCKED | TURN
 """What keeps commands from being acted on."""
@@ -58,6 +68,8 @@ class Status:
     id: str = attribute("dialogue.id")
     """Names the session in the logs, in ``Received:`` and in the reply to DATA."""
     tls: bool = attribute("dialogue.tls")
+    server: Any = attribute("dialogue.server")
+    """The session as handlers know it."""
     messages: int = attribute("dialogue.messages")
     """That were accepted so far."""
 

@@ -74,7 +74,8 @@ class Sweep:
             while self._sessions:
                 await asyncio.sleep(self._seconds)
                 now = self.loop.time()
-                for session in [each for each in self._sessions if each.deadline <= now]:
+                late = [s for s in self._sessions if s.deadline <= now or s.ends_at <= now]
+                for session in late:
                     session.expired(now)
                 if self.then is not None:
                     self.then(now)

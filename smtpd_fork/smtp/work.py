@@ -16,6 +16,7 @@ from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.data import fail_message
 from smtpd_fork.dialogue.fast_path import EVENTS_A_TURN
+from smtpd_fork.dialogue.reply import sent
 from smtpd_fork.dialogue.session import current_session
 from smtpd_fork.dialogue.waiting import Ask, Failed, Run
 from smtpd_fork.smtp import ending, opening, procedures, starttls
@@ -163,9 +164,8 @@ class Work:
     async def _do(self, waiting: Waiting) -> None:
         dialogue = self._connection.dialogue
         if type(waiting) is Ask:
-            result = waiting.then(await ask(self._connection, waiting.hook, *waiting.args))
-            if result is not None:
-                dialogue.act(result)
+            answer = await ask(self._connection, waiting.hook, *waiting.args)
+            dialogue.act(dialogue.answer(waiting, answer))
         elif type(waiting) is Run:
             await PROCEDURES[waiting.step](self._connection, *waiting.args)
         else:
@@ -239,4 +239,4 @@ class Work:
         if dialogue.in_hand:
             fail_message(dialogue, status)
         else:
-            dialogue.put_status(status)
+            dialogue.put(sent(status), by_handler=status != replies.LOCAL_ERROR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tomllib
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def test_nothing_is_wrong_and_nothing_is_left(tmp_path: Path, certificates: Cert
         *("--log-to", "log", "--handler", "maildir:mail"),
         cwd=tmp_path,
     )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "nothing is wrong\n", "")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "configuration OK\n", "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -48,7 +49,7 @@ def test_all_that_is_wrong_is_told_a_line_each(tmp_path: Path, certificates: Cer
     }  # fmt: skip
     for flag, value in wanted.items():
         assert [line for line in told if flag in line and value in line], (flag, told)
-    assert ended.returncode == os.EX_USAGE  # the first one's: --deny
+    assert ended.returncode == os.EX_NOUSER  # the first one's: --user
     assert ended.stdout == ""
 
 
@@ -69,20 +70,17 @@ def test_a_fault_of_the_file_is_one_line(tmp_path: Path, subcommand: str) -> Non
     ended = run(subcommand, "--config", str(path), cwd=tmp_path)
     assert ended.returncode == os.EX_CONFIG
     assert len(ended.stderr.splitlines()) == 1
-    assert f"{path}: gate." in ended.stderr
+    assert f"{path}, line 2: gate.rate 5" in ended.stderr
 
 
-def test_what_a_running_daemon_holds_is_a_fault_unless_it_is_told_of(tmp_path: Path) -> None:
-    with Daemon(
-        *("-l", "127.0.0.1:0", "--handler", "discard", "--pid-file", "pid"), cwd=tmp_path
-    ) as daemon:
-        same = ("-l", f"127.0.0.1:{daemon.port}", "--pid-file", "pid", "--handler", "discard")
+def test_an_address_in_use_is_a_fault_unless_a_daemon_is_said_to_run(tmp_path: Path) -> None:
+    with Daemon("-l", "127.0.0.1:0", "--handler", "discard", cwd=tmp_path) as daemon:
+        same = ("-l", f"127.0.0.1:{daemon.port}", "--handler", "discard")
         ended = run("check", *same, cwd=tmp_path)
         assert ended.returncode == os.EX_OSERR
-        assert "a running process holds it" in ended.stderr
         assert "the address is in use" in ended.stderr
         ended = run("check", "--running", *same, cwd=tmp_path)
-        assert (ended.returncode, ended.stdout) == (0, "nothing is wrong\n")
+        assert (ended.returncode, ended.stdout) == (0, "configuration OK\n")
         daemon.deliver()
 
 
@@ -120,6 +118,15 @@ def test_config_hides_secrets(tmp_path: Path) -> None:
     ended = run("config", "--handler", "shop:Orders:redis://me:s3cret@db/1", cwd=tmp_path)
     assert "s3cret" not in ended.stdout
     assert 'handler = ["shop:Orders:***"]' in ended.stdout
+
+
+def test_config_hides_the_secret_of_a_handler_and_is_toml_still(tmp_path: Path) -> None:
+    handler = "webhook:http://u:s3cret@127.0.0.1/,secret=s3cret"
+    ended = run("config", "--handler", handler, "--hostname", "password=s3cret", cwd=tmp_path)
+    assert "s3cret" not in ended.stdout
+    said = tomllib.loads(ended.stdout)
+    assert said["handler"] == ["webhook:http://u:***@127.0.0.1/,secret=***"]
+    assert said["hostname"] == "password=***"
 
 
 @pytest.mark.parametrize("subcommand", ["check", "config"])

@@ -108,7 +108,7 @@ def test_a_fault_leaves_the_pid_file_of_whoever_runs(place: Place) -> None:
     ) as daemon:
         ended = place.start()
         assert ended.returncode == os.EX_CANTCREAT
-        assert f"{place.pid_file}: a running process holds it (pid {daemon.process.pid})" in (
+        assert f"{place.pid_file}: a running process has locked it (pid {daemon.process.pid})" in (
             only_line(ended)
         )
         assert "--pid-file" in ended.stderr
@@ -146,7 +146,7 @@ def test_the_word_of_a_failure_comes_when_nothing_is_left(
     stand_in = Word(write)
     monkeypatch.setattr(stand_in, "failed", failed)
     monkeypatch.setattr(start_module, "detach", lambda: stand_in)
-    monkeypatch.setattr(start_module, "set_up_logging", lambda _config: None)
+    monkeypatch.setattr(start_module, "set_up_logging", lambda _config, _owner: None)
     monkeypatch.setattr(PidFile, "write", full)
     monkeypatch.setattr(os, "_exit", end)
     sources = SettingSources(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
 import pytest
 from support.daemon import CONSOLE_SCRIPT, run
+from support.place import only_line
 
 from smtpd_fork.cli.options import OPTIONS, SECTIONS
 from smtpd_fork.version import __version__
@@ -52,11 +54,11 @@ def test_help_has_every_option_under_its_heading(help_text: str) -> None:
         ("--socket-mode", "0660"),
         ("--max-from-ip", "50"),
         ("--max-message-size", "32M"),
-        ("--data-timeout", "180 s"),
+        ("--data-timeout", "180s"),
         ("--min-data-rate", "100"),
-        ("--handler-timeout", "300 s"),
-        ("--session-timeout", "3600 s"),
-        ("--stress-timeout", "10 s"),
+        ("--handler-timeout", "300s"),
+        ("--session-timeout", "3600s"),
+        ("--stress-timeout", "10s"),
         ("--tls-failure-rate", "300/m"),
         ("--max-errors", "20"),
         ("--max-recipients", "1000"),
@@ -93,3 +95,44 @@ def test_the_console_script_is_the_same_as_the_module(tmp_path: Path, help_text:
     wrong = ("-c", "abc")
     ended, other = run(*wrong, cwd=tmp_path), run(*wrong, cwd=tmp_path, command=script)
     assert (ended.returncode, ended.stderr) == (other.returncode, other.stderr)
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("ch", ["check"]),
+        ("--log-level ", ["debug", "info", "warning", "error"]),
+        ("--reload", ["--reload-handlers"]),
+        ("drain --", ["--timeout", "--wait", "--control", "--help"]),
+    ],
+)
+def test_a_shell_completes_commands_and_options(
+    typed: str, completed: list[str], tmp_path: Path
+) -> None:
+    environment = {
+        "_SMTPD_FORK_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"smtpd-fork {typed}",
+        "COMP_CWORD": str(typed.count(" ") + 1),
+    }
+    ended = run(cwd=tmp_path, environment=environment)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.split() == [f"plain,{word}" for word in completed]
+
+
+@pytest.mark.parametrize("typed", ["--config ", "check --config ", "--tls-cert "])
+def test_a_shell_completes_files(typed: str, tmp_path: Path) -> None:
+    environment = {
+        "_SMTPD_FORK_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"smtpd-fork {typed}",
+        "COMP_CWORD": str(typed.count(" ") + 1),
+    }
+    ended = run(cwd=tmp_path, environment=environment)
+    assert ended.stdout.split(",")[0] == "file"
+
+
+def test_a_command_that_is_not_the_first_argument_is_an_error_that_says_so(tmp_path: Path) -> None:
+    ended = run("-p", "0", "check", cwd=tmp_path)
+    assert ended.returncode == os.EX_USAGE
+    assert only_line(ended) == (
+        "smtpd-fork: check has to be the first argument: smtpd-fork check [OPTIONS]\n"
+    )

@@ -23,7 +23,7 @@ def test_limit_connections_defers_who_does_not_fit(tmp_path: Path) -> None:
     with Daemon(*LOCAL, "-c", "1", cwd=tmp_path) as daemon:
         first = daemon.smtp()
         with connect(("127.0.0.1", daemon.port)) as second:
-            daemon.wait_for(r"no room: limit_connections \(2 > 1\); clients wait in the backlog")
+            daemon.wait_for(r"connection limit reached \(1\): new clients wait in the backlog")
             second.settimeout(0.05)
             with pytest.raises(TimeoutError):
                 second.recv(1)

@@ -144,9 +144,3 @@ def test_hostname_is_in_the_banner_and_in_the_headers(tmp_path: Path) -> None:
         assert banner == "220 mx.example.com ESMTP smtpd-fork\r\n"
         daemon.deliver()
     assert "by mx.example.com (smtpd-fork)" in messages(tmp_path / "Maildir")[0]
-
-
-def test_a_handler_behind_a_sink_is_warned_of_by_its_name(tmp_path: Path) -> None:
-    options = ("-l", "127.0.0.1:0", "--handler", "discard", "--handler", "debug")
-    with Daemon(*options, cwd=tmp_path) as daemon:
-        assert "WARNING the handler 'debug' never sees a message" in daemon.log

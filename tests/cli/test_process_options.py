@@ -46,7 +46,7 @@ def test_shutdown_timeout_is_what_a_message_in_flight_gets(tmp_path: Path) -> No
         begun = time.monotonic()
         assert daemon.stop() == os.EX_TEMPFAIL
         assert 0.15 < time.monotonic() - begun < 5
-        assert "1 sessions were cut" in daemon.log
+        assert "1 session closed early" in daemon.log
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])

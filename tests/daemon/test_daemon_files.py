@@ -36,8 +36,8 @@ def test_a_second_daemon_with_the_same_pid_file_does_not_start(tmp_path: Path) -
             second = run(*LOCAL, "--pid-file", "daemon.pid", *detach, cwd=tmp_path)
             assert second.returncode == os.EX_CANTCREAT
             assert second.stderr == (
-                f"smtpd-fork: cannot lock the pid-file {tmp_path}/daemon.pid: a running process "
-                f"holds it (pid {daemon.pid}) (from --pid-file)\n"
+                f"smtpd-fork: cannot lock the pid file {tmp_path}/daemon.pid: a running process "
+                f"has locked it (pid {daemon.pid}) (from --pid-file)\n"
             )
         assert (tmp_path / "daemon.pid").read_text() == f"{daemon.pid}\n"
 

@@ -22,7 +22,7 @@ from support.place import only_line
 from support.processes import children
 from support.upgrades import TAKEN, Successors
 
-from smtpd_fork.daemon.handover import TAKEOVER
+from smtpd_fork.daemon.handover import HANDOVER_VARIABLE
 from smtpd_fork.errors import ExitStatus
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GATED = """
-import pathlib, time
+import os, pathlib, time
 
+pathlib.Path("pid").write_text(f"{os.getpid()}\\n")
 while pathlib.Path("wait").exists():
     time.sleep(0.01)
 if pathlib.Path("broken").exists():
@@ -45,11 +46,20 @@ class Handler:
 """A handler that can be told to be slow, or broken, when it is imported."""
 
 
-@pytest.fixture
-def gated(tmp_path: Path) -> Iterator[Daemon]:
+MANAGED = {"NOTIFY_SOCKET": "@no-manager-answers"}
+"""With it the new process leaves its parent, as it does under systemd."""
+
+on_its_own_and_under_a_manager = pytest.mark.parametrize(
+    "environment", [None, MANAGED], ids=["on its own", "managed"]
+)
+
+
+@pytest.fixture(params=[None, MANAGED], ids=["on its own", "managed"])
+def gated(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
     (tmp_path / "gated.py").write_text(GATED)
     options = ("-l", "127.0.0.1:0", "-l", "unix:smtp.sock", "--pid-file", "daemon.pid")
-    with Daemon(*options, "--handler", "gated:Handler", cwd=tmp_path) as daemon:
+    handler = ("--handler", "gated:Handler")
+    with Daemon(*options, *handler, cwd=tmp_path, environment=request.param) as daemon:
         yield daemon
 
 
@@ -58,7 +68,7 @@ def test_a_new_one_that_cannot_start_changes_nothing(tmp_path: Path, gated: Daem
     (tmp_path / "broken").write_text("no moon tonight")
     for _ in range(2):
         gated.signal(signal.SIGUSR2)
-        line = gated.wait_for("ERROR no takeover, this process goes on: (.*)")[1]
+        line = gated.wait_for("ERROR upgrade failed, this process continues: (.*)")[1]
         assert "handler 'gated:Handler': cannot import gated" in line
         assert "no moon tonight" in line
         gated.lines.clear()
@@ -95,7 +105,7 @@ def test_whatever_becomes_of_a_new_one_is_told(tmp_path: Path, fault: str, says:
     with Daemon(*options, cwd=tmp_path, command=command) as daemon:
         (tmp_path / "fault").write_text(fault)
         daemon.signal(signal.SIGUSR2)
-        line = daemon.wait_for("ERROR no takeover, this process goes on: (.*)")[1]
+        line = daemon.wait_for("ERROR upgrade failed, this process continues: (.*)")[1]
         assert re.search(says, line)
         assert len(line) < 5000
         daemon.deliver()
@@ -103,7 +113,27 @@ def test_whatever_becomes_of_a_new_one_is_told(tmp_path: Path, fault: str, says:
         assert daemon.stop() == 0
 
 
-def test_a_new_one_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "status"), [("os._exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)]
+)
+def test_under_a_manager_the_end_of_a_new_one_is_told_by_its_parent(
+    fault: str, status: int, tmp_path: Path
+) -> None:
+    (tmp_path / "gated.py").write_text(GATED)
+    options = ("-l", "127.0.0.1:0", "--handler", "gated:Handler", "--handler", "discard")
+    with Daemon(*options, cwd=tmp_path, environment=MANAGED) as daemon:
+        (tmp_path / "gated.py").write_text(f"import os\n{fault}")
+        daemon.signal(signal.SIGUSR2)
+        daemon.wait_for(
+            f"ERROR upgrade failed, this process continues: it ended with status {status}$"
+        )
+        daemon.deliver()
+
+
+@on_its_own_and_under_a_manager
+def test_a_new_one_that_takes_too_long_is_ended(
+    environment: dict[str, str] | None, tmp_path: Path
+) -> None:
     (tmp_path / "gated.py").write_text(GATED)
     script = (
         "import sys\n"
@@ -112,11 +142,13 @@ def test_a_new_one_that_takes_too_long_is_ended(tmp_path: Path) -> None:
         "sys.exit(main())\n"
     )
     options = ("-l", "127.0.0.1:0", "--handler", "gated:Handler")
-    with Daemon(*options, cwd=tmp_path, command=[sys.executable, "-c", script]) as daemon:
+    command = [sys.executable, "-c", script]
+    with Daemon(*options, cwd=tmp_path, command=command, environment=environment) as daemon:
         (tmp_path / "wait").touch()
         daemon.signal(signal.SIGUSR2)
-        daemon.wait_for(r"ERROR no takeover, this process goes on: it was not ready in 1.5 s")
-        until(lambda: not children(daemon.process.pid), "the new one has ended")
+        daemon.wait_for(r"ERROR upgrade failed, this process continues: it was not ready in 1.5 s")
+        wait_until_gone(int((tmp_path / "pid").read_text()))
+        until(lambda: not children(daemon.process.pid), "its parent has ended")
         (tmp_path / "wait").unlink()
         daemon.deliver()
 
@@ -124,9 +156,9 @@ def test_a_new_one_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 def test_a_second_signal_meanwhile_is_told_and_nothing_else(tmp_path: Path, gated: Daemon) -> None:
     (tmp_path / "wait").touch()
     gated.signal(signal.SIGUSR2)
-    gated.wait_for("SIGUSR2: a new process takes over")
+    gated.wait_for("SIGUSR2: upgrade, starting a new process")
     gated.signal(signal.SIGUSR2)
-    gated.wait_for("WARNING SIGUSR2: a new process is starting already")
+    gated.wait_for("WARNING SIGUSR2: an upgrade is in progress already")
     (tmp_path / "wait").unlink()
     with Successors(gated) as successors:
         successors.pids.append(int(gated.wait_for(TAKEN)[1]))
@@ -135,12 +167,13 @@ def test_a_second_signal_meanwhile_is_told_and_nothing_else(tmp_path: Path, gate
 
 
 def test_a_stop_meanwhile_ends_both(tmp_path: Path, gated: Daemon) -> None:
+    pid = tmp_path / "pid"
+    pid.unlink()
     (tmp_path / "wait").touch()
     gated.signal(signal.SIGUSR2)
-    until(lambda: children(gated.process.pid), "the new one is started")
-    (new,) = children(gated.process.pid)
+    until(lambda: pid.exists() and pid.read_text()[-1:] == "\n", "the new one loads its handler")
     assert gated.stop() == 0
-    wait_until_gone(new)
+    wait_until_gone(int(pid.read_text()))
     assert not (tmp_path / "daemon.pid").exists()
     assert not (tmp_path / "smtp.sock").exists()
 
@@ -150,9 +183,9 @@ def test_a_process_that_stops_hands_over_to_nobody(tmp_path: Path) -> None:
         client = daemon.smtp()
         begin_data(client)
         daemon.signal(signal.SIGTERM)
-        daemon.wait_for("stopping: 1 sessions")
+        daemon.wait_for("stopping: 1 session open")
         daemon.signal(signal.SIGUSR2)
-        daemon.wait_for("WARNING SIGUSR2: this process does not serve, not yet or not any more")
+        daemon.wait_for("WARNING SIGUSR2: no upgrade while this process starts or stops")
         client.send(b"\r\n.\r\n")
         assert client.getreply()[0] == 250
         assert last_word(client) == (421, b"4.3.2")
@@ -165,7 +198,7 @@ def test_without_descriptors_there_is_no_upgrade_and_later_there_is(tmp_path: Pa
         limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
         daemon.signal(signal.SIGUSR2)
-        daemon.wait_for("ERROR no takeover, this process goes on: .*Too many open files")
+        daemon.wait_for("ERROR upgrade failed, this process continues: .*Too many open files")
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
         successors.upgrade()
         assert daemon.process.wait(PATIENCE) == 0
@@ -173,6 +206,6 @@ def test_without_descriptors_there_is_no_upgrade_and_later_there_is(tmp_path: Pa
 
 @pytest.mark.parametrize("value", ["", "x", "{}", '{"parent": 1, "stderr": 2}', "[" * 10000])
 def test_a_variable_that_is_not_meant_for_it_is_one_line(tmp_path: Path, value: str) -> None:
-    ended = run(*LOCAL, cwd=tmp_path, environment={TAKEOVER: value})
+    ended = run(*LOCAL, cwd=tmp_path, environment={HANDOVER_VARIABLE: value})
     assert ended.returncode == ExitStatus.USAGE
-    assert TAKEOVER in only_line(ended)
+    assert HANDOVER_VARIABLE in only_line(ended)

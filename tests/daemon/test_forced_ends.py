@@ -144,7 +144,7 @@ def test_a_second_signal_ends_it_whatever_runs(tmp_path: Path) -> None:
         for daemon, place in hanging:
             assert daemon.process.wait(PATIENCE) == os.EX_TEMPFAIL, place.name
             nothing_is_left(place)
-            daemon.wait_for("what still runs: .*" + KINDS[place.name].format(folder=place))
+            daemon.wait_for("still running: .*" + KINDS[place.name].format(folder=place))
 
 
 def test_it_ends_after_the_shutdown_timeout_with_one_signal(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_detached_daemon_ends_whatever_runs(tmp_path: Path, environment: dict[
             is_hanging(tmp_path)
             os.kill(daemon.pid, signal.SIGTERM)
             daemon.stop(signal.SIGINT)  # two of a kind might be one
-        assert "what still runs: MainThread" in daemon.text
+        assert "still running: MainThread" in daemon.text
     nothing_is_left(tmp_path)
 
 
@@ -231,4 +231,4 @@ async def test_the_stop_of_an_embedded_server_is_bounded(
         assert server.gate.count == 0
         let_go.set()
         await until_async(lambda: len(asyncio.all_tasks()) == 1)
-    assert "the handlers have not closed in 0.05 s" in caplog.text
+    assert "the handlers did not close within 0.05 s" in caplog.text

@@ -21,7 +21,7 @@ from support.daemon import (
     until,
 )
 from support.manager import Manager
-from support.peers import peer
+from support.peers import peer, proc
 from support.ports import free_ports
 from support.upgrades import Successors
 
@@ -43,6 +43,8 @@ def test_the_manager_is_told_by_the_old_one_who_is_next(tmp_path: Path) -> None:
             with Successors(daemon) as successors:
                 new = successors.upgrade()
                 assert int(manager.wait_for_field("MAINPID")["MAINPID"]) == new
+                # systemd awaits the end of a child of its own alone.
+                assert int(proc(new, "stat").read_text().split()[3]) != daemon.process.pid
                 manager.wait_for_field("READY")
                 assert daemon.process.wait(PATIENCE) == 0
                 manager.wait_for_field("WATCHDOG")  # the new one's
@@ -83,7 +85,7 @@ def test_sockets_of_services_are_claimed_by_name_and_the_others_closed(tmp_path:
     port = wanted.getsockname()[1]
     server = Server(Discard(), listen=["127.0.0.1:0"])
     old = StartupResources(Invocation.current())
-    handover = old.handover(server, {"a": wanted, "b": unwanted}, 2)
+    handover = old.handover(server, {"a": wanted, "b": unwanted}, 2, 2)
     text = handover.text()
     left = msgspec.json.decode(text, type=Handover)
     assert left == handover

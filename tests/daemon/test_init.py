@@ -105,11 +105,11 @@ def test_signals_reach_the_daemon_and_it_stops_in_order(
         client.rcpt("b@example.com")
         client.docmd("DATA")
         os.kill(init, signal.SIGHUP)
-        daemon.wait_for("the settings were read again")
+        daemon.wait_for("configuration reloaded")
         os.kill(init, signal.SIGUSR2)
         daemon.wait_for("WARNING SIGUSR2: a container ends with its first process")
         os.kill(init, signal.SIGTERM)
-        daemon.wait_for("stopping: 1 sessions")
+        daemon.wait_for("stopping: 1 session open")
         client.send(b"Subject: in time\r\n\r\n.\r\n")
         assert client.getreply()[0] == 250
         client.close()

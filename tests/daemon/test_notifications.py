@@ -116,12 +116,12 @@ def test_a_start_that_fails_is_not_told_as_ready(tmp_path: Path, manager: Manage
 def test_a_manager_that_is_gone_is_warned_of_once_and_mail_goes_on(tmp_path: Path) -> None:
     environment = {"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "20000"}
     with Daemon(*LOCAL, cwd=tmp_path, environment=environment) as daemon:
-        daemon.wait_for("WARNING the service manager cannot be told: No such file or directory")
+        daemon.wait_for("WARNING cannot notify the service manager: No such file or directory")
         daemon.signal(signal.SIGHUP)
-        daemon.wait_for("the settings were read again")
+        daemon.wait_for("configuration reloaded")
         daemon.deliver()
         assert daemon.stop() == 0
-        assert daemon.log.count("cannot be told") == 1
+        assert daemon.log.count("cannot notify the service manager") == 1
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_second_one_is_told_who_holds_it(path: Path) -> None:
     with pytest.raises(CannotCreateError) as caught:
         PidFile.acquire(path)
     assert str(path) in str(caught.value)
-    assert "a running process holds it (pid 4711)" in str(caught.value)
+    assert "a running process has locked it (pid 4711)" in str(caught.value)
     assert caught.value.exit_status == ExitStatus.CANNOT_CREATE
     assert path.read_text() == "4711\n"
     first.remove()
@@ -64,7 +64,7 @@ def test_a_second_one_is_told_who_holds_it(path: Path) -> None:
 def test_a_holder_without_a_readable_pid_is_still_a_holder(path: Path, content: str) -> None:
     first = PidFile.acquire(path)
     path.write_text(content)
-    with pytest.raises(CannotCreateError, match=r"a running process holds it$"):
+    with pytest.raises(CannotCreateError, match=r"a running process has locked it$"):
         PidFile.acquire(path)
     first.remove()
 
@@ -76,6 +76,14 @@ def test_a_file_that_nobody_has_locked_never_blocks(path: Path, content: str) ->
     pid_file.write(os.getpid())
     assert path.read_text() == f"{os.getpid()}\n"
     pid_file.remove()
+
+
+def test_a_file_that_is_too_large_for_a_pid_is_refused_and_left_as_it_is(path: Path) -> None:
+    path.write_text("-----BEGIN PRIVATE KEY-----\n" * 4)
+    before = path.read_text()
+    with pytest.raises(CannotCreateError, match=r"it has 112 bytes, so it is no pid file$"):
+        PidFile.acquire(path)
+    assert path.read_text() == before
 
 
 def test_the_next_one_may_have_it_once_it_was_removed(path: Path) -> None:
@@ -152,7 +160,7 @@ def test_a_readers_lock_on_a_stale_file_blocks_nobody(path: Path, kind: str) -> 
         pid_file = PidFile.acquire(path)
         pid_file.write(42)
         assert path.read_text() == "42\n"
-        with pytest.raises(CannotCreateError, match="a running process holds it"):
+        with pytest.raises(CannotCreateError, match="a running process has locked it"):
             PidFile.acquire(path)
         pid_file.remove()
         reader.communicate(b"\n")
@@ -189,7 +197,7 @@ def test_a_file_that_has_another_name_is_refused(path: Path) -> None:
     precious = path.with_name("precious")
     precious.write_text("precious")
     path.hardlink_to(precious)
-    with pytest.raises(CannotCreateError, match="hard link"):
+    with pytest.raises(CannotCreateError, match="several hard links"):
         PidFile.acquire(path)
     assert precious.read_text() == "precious"
 
@@ -216,7 +224,7 @@ def test_a_directory_is_refused(path: Path) -> None:
 
 
 def test_a_directory_that_is_not_there_is_not_made(path: Path) -> None:
-    with pytest.raises(CannotCreateError, match="No such file or directory"):
+    with pytest.raises(CannotCreateError, match="does not exist"):
         PidFile.acquire(path / "below")
     assert not path.exists()
 
@@ -239,7 +247,7 @@ def test_the_lock_passes_to_a_child_and_outlives_the_parents_end_of_it(path: Pat
         subprocess.Popen(waits, stdin=subprocess.PIPE, close_fds=False) as stranger,
     ):
         pid_file.close()
-        with pytest.raises(CannotCreateError, match="a running process holds it"):
+        with pytest.raises(CannotCreateError, match="a running process has locked it"):
             PidFile.acquire(path)
         successor.communicate(b"\n")
         PidFile.acquire(path).remove()

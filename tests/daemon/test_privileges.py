@@ -90,7 +90,8 @@ def test_what_the_user_of_u_may_not_do_leaves_nothing_of_roots(
         environment={MARK: mark},
     )
     assert ended.returncode == os.EX_CANTCREAT
-    assert f"{public}/Maildir: Permission denied" in only_line(ended)
+    said = f"{public}/Maildir cannot be created by user nobody: Permission denied"
+    assert said in only_line(ended)
     assert "--handler" in ended.stderr
     assert list(public.iterdir()) == []
     assert_no_process(mark)

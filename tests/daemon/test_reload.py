@@ -65,7 +65,7 @@ def test_all_that_a_file_says_holds_after_a_reload(tmp_path: Path) -> None:
     path.write_text(FIRST.format_map(ports))
     with Daemon("--config", str(path), cwd=tmp_path) as daemon, daemon.smtp() as before:
         assert before.ehlo()[1].startswith(b"one.example")
-        reload(daemon, path, SECOND.format_map(ports), "settings were read again")
+        reload(daemon, path, SECOND.format_map(ports), "configuration reloaded")
         assert before.ehlo()[1].startswith(b"one.example")  # as it began
         deliver(before, "old")
         with smtplib.SMTP("127.0.0.2", ports["two"]) as after:
@@ -73,7 +73,7 @@ def test_all_that_a_file_says_holds_after_a_reload(tmp_path: Path) -> None:
             deliver(after, "new")
             with pytest.raises(smtplib.SMTPConnectError, match="421"):
                 daemon.smtp()  # two of 127.0.0.1 are in, and no more may be
-        reload(daemon, path, FIRST.format_map(ports), "settings were read again")
+        reload(daemon, path, FIRST.format_map(ports), "configuration reloaded")
         daemon.wait_for("no longer listening on 127.0.0.2")
         with pytest.raises(ConnectionRefusedError):
             smtplib.SMTP("127.0.0.2", ports["two"])
@@ -92,13 +92,16 @@ def test_a_file_that_is_wrong_changes_nothing_and_is_told(tmp_path: Path) -> Non
         socket.create_server(("127.0.0.2", ports["two"])),
     ):
         for text, says in (
-            (good + "x = [", rf"all stays as it was: {path}: "),
+            (good + "x = [", rf"reload failed, previous settings stay in force: {path}: "),
             (good + "max-from-ipp = 3", "is max-from-ip meant"),
-            (good.replace("= 5", "= -5"), rf"{path}: gate.max-from-ip -5: "),
+            (good.replace("= 5", "= -5"), rf"{path}, line 11: gate.max-from-ip -5: "),
             (good.replace('"maildir"', '"no:handler"'), r"no:handler:\*\*\*"),
-            (SECOND.format_map(ports), rf"address is in use .*\(from {path}: listener\)"),
+            (SECOND.format_map(ports), rf"address is in use .*\(from {path}, line \d+: listener\)"),
             (good + 'deny = "/no/such/list"', "No such file"),
-            (good.replace('"first"', '"in the way"'), "all stays as it was: .*in the way"),
+            (
+                good.replace('"first"', '"in the way"'),
+                rf"settings stay in force: .*in the way.* \(from {path}, line 7: handler\)",
+            ),
         ):
             reload(daemon, path, text, says)
             with daemon.smtp() as client:
@@ -116,8 +119,8 @@ def test_what_takes_a_restart_is_said_to(tmp_path: Path) -> None:
     text = 'listen = "127.0.0.1:0"\nhandler = "discard"\n'
     path.write_text(text)
     with Daemon("--config", str(path), cwd=tmp_path) as daemon:
-        reload(daemon, path, f"{text}pid-file = 'x'\n", "pid_file was changed: it takes a restart")
-        daemon.wait_for("settings were read again")
+        reload(daemon, path, f"{text}pid-file = 'x'\n", "pid_file none -> x needs a restart$")
+        daemon.wait_for("configuration reloaded")
         daemon.deliver()
 
 
@@ -126,7 +129,7 @@ def test_flags_still_win_after_a_reload(tmp_path: Path) -> None:
     path.write_text('hostname = "file.example"\nlisten = "127.0.0.1:0"\n')
     options = ("--config", str(path), "--hostname", "flag.example", "--handler", "discard")
     with Daemon(*options, cwd=tmp_path) as daemon:
-        reload(daemon, path, 'hostname = "x"\nlisten = "127.0.0.1:0"\n', "read again")
+        reload(daemon, path, 'hostname = "x"\nlisten = "127.0.0.1:0"\n', "configuration reloaded")
         with daemon.smtp() as client:
             assert client.ehlo()[1].startswith(b"flag.example")
 
@@ -139,7 +142,9 @@ def test_a_detached_daemon_knows_relative_paths_by_the_folder_of_its_start(tmp_p
     with Detached("--config", "smtpd-fork.toml", cwd=tmp_path) as daemon:
         path.write_text(path.read_text().replace('"discard"', '"maildir"\nargument = "here"'))
         os.kill(daemon.pid, signal.SIGHUP)
-        wait_until(lambda: "settings were read again" in daemon.text, "the reload")
+        wait_until(lambda: "configuration reloaded" in daemon.text, "the reload")
+        assert f"reloaded (handler discard -> maildir:{tmp_path}/here)" in daemon.text
+        assert "needs a restart" not in daemon.text
         with daemon.smtp() as client:
             deliver(client, "hello")
     assert len(messages(tmp_path / "here")) == 1
@@ -173,7 +178,7 @@ def test_under_a_steady_load_no_message_is_lost_and_nobody_is_refused(
         for number, folder in enumerate(folders[1:], 1):
             write(folder)
             daemon.signal(signal.SIGHUP)
-            wait_until(lambda n=number: daemon.log.count("read again") == n, "a reload")  # type: ignore[misc]  # bound now
+            wait_until(lambda n=number: daemon.log.count("configuration reloaded") == n, "a reload")  # type: ignore[misc]  # bound now
             wait_until(lambda f=folder: messages(tmp_path / f), "a message after it")  # type: ignore[misc]  # bound now
         assert load.communicate(timeout=PATIENCE)[1] == ""
         assert load.returncode == 0

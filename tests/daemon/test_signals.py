@@ -35,7 +35,7 @@ def test_a_message_in_flight_is_finished_and_then_the_session_ends(
         client = daemon.smtp()
         begin_data(client)
         daemon.signal(signal.SIGTERM)
-        daemon.wait_for("stopping: 1 sessions")
+        daemon.wait_for("stopping: 1 session open")
         assert is_refused(daemon.port)
         client.send(b" a line\r\n.\r\n")
         assert client.getreply()[0] == 250
@@ -76,7 +76,7 @@ def test_a_message_that_stalls_is_cut_when_the_time_is_up(tmp_path: Path) -> Non
         assert daemon.stop() == os.EX_TEMPFAIL
         assert 0.25 < time.monotonic() - begun < 5
         client.close()
-        assert "WARNING 1 sessions were cut" in daemon.log
+        assert "WARNING 1 session closed early" in daemon.log
     assert messages(tmp_path / "Maildir") == []
     assert list((tmp_path / "Maildir/tmp").iterdir()) == []
 
@@ -89,7 +89,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, loop: str, second: signal
         client = daemon.smtp()
         begin_data(client)
         daemon.signal(signal.SIGTERM)
-        daemon.wait_for("stopping: 1 sessions")
+        daemon.wait_for("stopping: 1 session open")
         begun = time.monotonic()
         assert daemon.stop(second) == os.EX_TEMPFAIL
         assert time.monotonic() - begun < 5
@@ -125,7 +125,7 @@ def test_a_client_that_vanishes_does_not_hold_up_the_stop(tmp_path: Path) -> Non
         client = daemon.smtp()
         begin_data(client)
         daemon.signal(signal.SIGTERM)
-        daemon.wait_for("stopping: 1 sessions")
+        daemon.wait_for("stopping: 1 session open")
         client.close()
         begun = time.monotonic()
         assert daemon.process.wait(PATIENCE) == 0

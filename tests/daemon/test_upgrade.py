@@ -72,7 +72,7 @@ def test_sockets_paths_and_the_pid_file_go_to_the_new_one_and_sessions_stay(
         again = run(*options, cwd=tmp_path)
         assert again.returncode == ExitStatus.OS_ERROR, "the path is served"
         locked = run(*LOCAL, "--pid-file", str(pid_file), cwd=tmp_path)
-        assert f"a running process holds it (pid {new})" in only_line(locked)
+        assert f"a running process has locked it (pid {new})" in only_line(locked)
         os.kill(new, signal.SIGTERM)
         wait_until_gone(new)
         assert not path.exists()
@@ -166,7 +166,7 @@ def test_the_old_one_that_drains_can_still_be_stopped(tmp_path: Path) -> None:
         idle = daemon.smtp()
         successors.upgrade()
         daemon.signal(signal.SIGUSR2)
-        daemon.wait_for("WARNING SIGUSR2: another process has taken over from this one already")
+        daemon.wait_for("WARNING SIGUSR2: a new process has replaced this one already")
         daemon.signal(signal.SIGTERM)
         assert last_word(idle) == (421, b"4.3.2")
         assert daemon.process.wait(PATIENCE) == 0
@@ -256,7 +256,7 @@ def test_a_detached_daemon_is_followed_by_a_detached_one(tmp_path: Path, loop: s
 def test_another_user_takes_over_what_root_made(
     public: Path, command_for_nobody: list[str], *, detach: bool
 ) -> None:
-    """The pid-file in root's folder is written in place, and the janitor serves the next one."""
+    """The pid-file in root's directory is written in place; the cleanup process stays."""
     (public / "run").mkdir(0o755)
     pid_file, sock = public / "run/daemon.pid", public / "run/smtp.sock"
     log = public / "smtpd.log"
@@ -279,7 +279,7 @@ def test_another_user_takes_over_what_root_made(
         finally:
             os.kill(new, signal.SIGTERM)
             wait_until_gone(new)
-    until(lambda: not any((public / "run").iterdir()), "the janitor is done")
+    until(lambda: not any((public / "run").iterdir()), "the cleanup process is done")
 
 
 # -- what is written down ----------------------------------------------------------------------
@@ -291,7 +291,7 @@ def test_every_line_of_its_log_is_in_the_docs_with_its_level() -> None:
     source = Path(upgrade.__file__).read_text() + Path(serve_module.__file__).read_text()
     logged = re.findall(r'log\.(info|warning|error)\(\s*"([^"]+)"', source)
     lines = {(re.sub("%d", "N", text).replace("%s", "REASON"), level) for level, text in logged}
-    ours = {(t, level) for t, level in lines if re.search("SIGUSR2|take|go on here", t)}
+    ours = {(t, level) for t, level in lines if re.search("SIGUSR2|upgrade|continue in this", t)}
     assert len(ours) == 8
     assert ours == told
 

@@ -1,4 +1,4 @@
-"""Another user: what is done before root is gone, what is not possible after, and the janitor."""
+"""Another user: what root does first, what is not possible later, and the cleanup process."""
 
 from __future__ import annotations
 
@@ -165,8 +165,8 @@ def test_what_only_root_can_remove_is_removed_at_the_end(
             client.connect(str(sock))
             assert client.recv(4) == b"220 "
         daemon.stop(number)
-    if number == signal.SIGKILL:  # nobody was there to wait for the janitor
-        until(lambda: not any((public / "run").iterdir()), "the janitor is done")
+    if number == signal.SIGKILL:  # nobody was there to wait for the cleanup process
+        until(lambda: not any((public / "run").iterdir()), "the cleanup process is done")
     assert list((public / "run").iterdir()) == []
 
 
@@ -181,10 +181,10 @@ def test_a_restart_after_a_kill_finds_nothing_in_its_way(
         assert second.stop() == 0
 
 
-def test_the_janitor_does_not_remove_the_socket_of_the_next_daemon(
+def test_the_cleanup_process_does_not_remove_the_socket_of_the_next_daemon(
     public: Path, command_for_nobody: list[str]
 ) -> None:
-    """Where the user may remove the path itself, it is free long before the janitor comes."""
+    """Where the user may remove the path itself, it is free before the cleanup process ends."""
     path = public / "spool/smtp.sock"
     options = ("-u", "nobody", "-l", f"unix:{path}", "--handler", "discard")
     with (
@@ -203,15 +203,16 @@ def test_the_janitor_does_not_remove_the_socket_of_the_next_daemon(
             assert new.stop() == 0
 
 
-def test_the_janitor_holds_no_port_and_ends_with_the_daemon(
+def test_the_cleanup_process_holds_no_port_and_ends_with_the_daemon(
     public: Path, command_for_nobody: list[str]
 ) -> None:
     with Daemon(*AS_NOBODY, cwd=public, command=command_for_nobody) as daemon:
         children = proc(daemon.process.pid, "task", daemon.process.pid, "children")
-        (janitor,) = map(int, children.read_text().split())
-        links = [os.readlink(entry) for entry in proc(janitor, "fd").iterdir()]
+        (cleanup_process,) = map(int, children.read_text().split())
+        assert proc(cleanup_process, "comm").read_text() == "smtpd-fork-rm\n"
+        links = [os.readlink(entry) for entry in proc(cleanup_process, "fd").iterdir()]
         assert len([link for link in links if link.startswith("socket:")]) == 1
         port = daemon.port
         daemon.stop(signal.SIGKILL)
-        wait_until_gone(janitor)
+        wait_until_gone(cleanup_process)
         socket.create_server(("127.0.0.1", port)).close()

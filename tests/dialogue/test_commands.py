@@ -68,7 +68,7 @@ def test_a_command_does_what_its_row_says(command: Command, state: State, fast: 
     dialogue = led_to(state, shared(lmtp=command.lmtp)).dialogue
     dialogue.fast &= fast
     dialogue.receive(LINES.get(command.name, command.name.encode()) + b"\r\n")
-    reply = b"".join(dialogue.out).decode()
+    reply = dialogue.out.decode()
     refused = command.otherwise.get(state) or command.late.get(state)
     if state is State.BARRED and command.name != "QUIT":
         assert reply == "554 Command refused due to lack of security\r\n"
@@ -91,7 +91,7 @@ def reply_where(command: Command, state: State, **required: bool) -> bytes:
     dialogue.shared = shared(lmtp=command.lmtp, **required)
     dialogue.set_rows()
     dialogue.receive(LINES.get(command.name, command.name.encode()) + b"\r\n")
-    return b"".join(dialogue.out)
+    return dialogue.out
 
 
 @pytest.mark.parametrize("state", TAKES_COMMANDS[:-1])

@@ -21,6 +21,8 @@ from smtpd_fork.smtp import SMTP
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+pytestmark = pytest.mark.usefixtures("one_session_id")  # replies have it
+
 LINES = st.sampled_from([
     b"EHLO x.example", b"HELO x", b"HELO [127.0.0.1]", b"EHLO", b"ehlo x", b"LHLO x",
     b"MAIL FROM:<a@b.example>", b"MAIL FROM:<a@b.example> SIZE=10", b"MAIL FROM:<>",

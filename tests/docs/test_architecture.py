@@ -24,7 +24,10 @@ ADDED = {"smtpd_fork/gate/rules/local.py", "tests/docs/test_architecture.py"}
 BESIDE = ("smtpd_fork/dialogue", "smtpd_fork/observe/control")
 """Packages of files that the page names without them, beside one with them."""
 
-CLONE = (*OF_CLONE, "CHANGELOG.md", "Dockerfile", "README.md", "docs", "smtpd_fork", "tests")
+CLONE = (
+    *(*OF_CLONE, ".github", ".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md"),
+    *("Dockerfile", "README.md", "SECURITY.md", "docs", "smtpd_fork", "tests"),
+)
 
 
 def test_every_file_that_the_page_names_is_there() -> None:
@@ -40,7 +43,8 @@ def test_every_package_has_its_floor_on_the_page() -> None:
     rows = re.findall(r"^\| `smtpd_fork/(\w+)/` \|", read(PAGE), re.MULTILINE)
     packages = {path.parent.name for path in ROOT.glob("smtpd_fork/*/__init__.py")}
     assert set(rows) == packages
-    layers = re.findall(r'^  "smtpd_fork\.(\w+)"', read("pyproject.toml"), re.MULTILINE)
+    [block] = re.findall(r"^layers = \[(.*?)^\]", read("pyproject.toml"), re.MULTILINE | re.DOTALL)
+    layers = re.findall(r"smtpd_fork\.(\w+)", block)
     assert rows == [layer for layer in layers if layer in packages]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ import yaml
 from support.installation import ROOT
 from support.peers import peer
 
+from smtpd_fork import __version__
 from smtpd_fork.cli import health
 from smtpd_fork.cli.command import command
-from smtpd_fork.cli.options import ENVIRONMENT_PREFIX, OPTIONS
+from smtpd_fork.cli.names import ENVIRONMENT_PREFIX
+from smtpd_fork.cli.options import OPTIONS
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.units import parse_duration
 
@@ -73,6 +76,27 @@ def test_haproxy_takes_its_file_and_speaks_to_where_the_daemon_listens() -> None
     assert f"smtp+proxy:{server}" in listen
     (volume,) = services()["haproxy"]["volumes"]
     assert (COMPOSE.parent / volume.partition(":")[0]).is_file()
+
+
+def test_the_labels_of_the_image_are_those_of_the_project() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    labels = dict(re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', text))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    holder = re.search(r"^Copyright \(c\) \d+ (.+)$", (ROOT / "LICENSE").read_text(), re.MULTILINE)
+    assert holder
+    assert labels == {
+        "title": project["name"],
+        "description": project["description"],
+        "licenses": project["license"],
+        "vendor": holder[1],
+        "url": project["urls"]["Homepage"],
+        "documentation": project["urls"]["Documentation"],
+        "source": project["urls"]["Source"],
+        "base.name": re.findall(r"^FROM (\S+)$", text, re.MULTILINE)[-1],
+        **{name: f"${name.upper()}" for name in ("version", "revision", "created")},
+    }
+    arguments = dict(re.findall(r"^ARG (\w+)=(.*)$", text, re.MULTILINE))
+    assert arguments == {"VERSION": __version__, "REVISION": "", "CREATED": ""}
 
 
 def test_the_image_stops_before_it_is_killed_and_asks_for_its_health() -> None:

@@ -25,6 +25,8 @@ How to write a block. Each one is fenced and names its language; what is indente
     A file that ``--config`` takes.
 ``json``
     Is read.
+``{toctree}`` and other words in braces
+    A directive of Sphinx: test_site.py builds the site.
 ``mermaid``
     A diagram, made by ``make papers``: test_papers.py sees that it is up to date.
 
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
 
     from support.transcript import Command
 
-MOST_NOT_RUN = 11
+MOST_NOT_RUN = 12
 """Blocks: what runs this test, what installs, and what takes docker or systemd."""
 
 SHORTEST_REASON = 20
@@ -79,8 +81,11 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
         assert block.fenced, f"{block.place}: fence it (```), and name its language"
         if not block.is_run:
             continue
-        known = block.language in {"console", "python", "toml", "json", "mermaid"} or (
-            block.language == "text" and "output" in block.marks
+        directive = re.fullmatch(r"\{[\w-]+\}( \S+)?", block.language)
+        known = (
+            directive
+            or block.language in {"console", "python", "toml", "json", "mermaid"}
+            or (block.language == "text" and "output" in block.marks)
         )
         assert known or "file" in block.marks, (
             f"{block.place}: nobody runs {block.language or 'a block without a language'!r}; "

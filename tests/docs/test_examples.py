@@ -59,6 +59,6 @@ def test_the_handler_of_the_command_line_refuses_other_domains(tmp_path: Path) -
                 "a@example.net", ["b@example.com", "c@elsewhere.example"], "Subject: x\r\n\r\nx"
             )
         assert refused == {"c@elsewhere.example": (550, b"5.7.1 We do not relay")}
-        daemon.wait_for("is gone")
+        daemon.wait_for("disconnected")
     (text,) = messages(tmp_path / "M")
     assert "Delivered-To: b@example.com\n" in text

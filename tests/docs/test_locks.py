@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 IMAGE = ROOT / "packaging/image.lock"
 BUILD = ROOT / "packaging/build.lock"
-EXTRAS = ("dns", "metrics")
+EXTRAS = ("cli", "dns", "metrics", "nats", "redis", "s3", "webhook")
 """Those of the image, see the Dockerfile."""
 
 OF_THE_IMAGE = {
     "python_version": "3.11",
-    "python_full_version": "3.11.0",
+    "python_full_version": "3.11.7",  # at least: redis needs more before 3.11.3
     "sys_platform": "linux",
     "platform_system": "Linux",
     "platform_python_implementation": "CPython",

@@ -1,23 +1,28 @@
-"""The unit and the socket file under packaging/: systemd takes them, and the daemon lives in them.
+"""The files under packaging/: the wheel installs them, systemd takes them, the daemon runs so.
 
-No systemd runs here. Its analyzer judges the files, and what of them could be in the daemon's way
-(the filter of system calls, memory that is not executable, no capability) is put around a daemon
-as systemd would do it.
+No systemd runs here (in tests/deb/run one does). Its analyzer judges the files, and what of them
+could be in the daemon's way (the filter of system calls, memory that is not executable, no
+capability) is put around a daemon as systemd would do it.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
+import yaml
 from support.daemon import COMMAND, LOCAL, Daemon, Process, messages, on_both_loops, until
 from support.installation import ROOT
 from support.peers import SYSTEM_PYTHON, cannot, needs_root, peer
 
+from smtpd_fork import __version__
 from smtpd_fork.cli.options import OPTIONS
 from smtpd_fork.errors import ExitStatus
 from smtpd_fork.listeners.address import PROTOCOLS
@@ -74,7 +79,7 @@ def analyze(*words: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("files", [(SERVICE, SOCKET), (SERVICE,), (SOCKET,)])
 def test_systemd_accepts_the_files_and_has_nothing_to_say(files: tuple[Path, ...]) -> None:
-    ended = analyze("verify", *files)
+    ended = analyze("verify", "--man=no", *files)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
@@ -111,7 +116,7 @@ def test_what_the_docs_change_of_the_unit_is_accepted_and_still_little_exposed(
     without = tmp_path / SERVICE.name
     changes = [block for block in blocks if block.startswith("[Service]")]
     without.write_text("\n".join([text, *changes]))
-    ended = analyze("verify", without)
+    ended = analyze("verify", "--man=no", without)
     assert (ended.returncode, ended.stderr) == (0, "")
     found = re.search(
         r"exposure level \S+ \S+ ([\d.]+)", analyze("security", "--offline=true", without).stdout
@@ -120,8 +125,94 @@ def test_what_the_docs_change_of_the_unit_is_accepted_and_still_little_exposed(
     assert float(found[1]) < MOST_EXPOSURE
     (more,) = [block for block in blocks if "[Socket]" in block]
     (tmp_path / "smtpd-fork-smtps.socket").write_text(more)
-    ended = analyze("verify", tmp_path / "smtpd-fork-smtps.socket")
+    ended = analyze("verify", "--man=no", tmp_path / "smtpd-fork-smtps.socket")
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_systemd_accepts_what_the_debian_package_changes_of_the_units(tmp_path: Path) -> None:
+    for unit in (SERVICE, SOCKET):
+        shutil.copy(unit, tmp_path)
+        changes = tmp_path / f"{unit.name}.d"
+        changes.mkdir()
+        shutil.copy(PACKAGING / f"deb/{unit.suffix[1:]}.conf", changes / "debian.conf")
+    ended = analyze("verify", "--man=no", tmp_path / SERVICE.name, tmp_path / SOCKET.name)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+# -- the workflow of the forge -------------------------------------------------------------------
+
+
+def test_the_workflow_runs_each_part_of_ci_on_the_pythons_that_the_package_names() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    script = (ROOT / ".ci/run").read_text()
+    parts = set(re.findall(r"^part_(\w+)\(\)", script, re.MULTILINE))
+    run = {
+        part
+        for job in workflow.values()
+        for step in job["steps"]
+        if step.get("run", "").startswith(".ci/run")
+        for part in step["run"].replace("${{ matrix.part }}", "container bare deb").split()[1:]
+    }
+    assert run == parts - {"pythons"}, "the Pythons are a matrix there"
+    assert workflow["container"]["strategy"]["matrix"]["part"] == ["container", "bare", "deb"]
+    project = (ROOT / "pyproject.toml").read_text()
+    named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project)
+    assert workflow["test"]["strategy"]["matrix"]["python"] == named
+    assert f"for version in {' '.join(named[1:])}; do" in script
+
+
+def test_every_make_target_is_described_to_those_who_contribute() -> None:
+    targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    missing = {name for name in targets if f"`make {name}`" not in page} - {"help", "clean"}
+    assert not missing
+
+
+# -- the wheel ---------------------------------------------------------------------------------
+
+DATA = {
+    "share/man/man8/smtpd-fork.8": PACKAGING / "smtpd-fork.8",
+    "lib/systemd/system/smtpd-fork.service": SERVICE,
+    "lib/systemd/system/smtpd-fork.socket": SOCKET,
+    "share/smtpd-fork/smtpd-fork.toml": ROOT / "examples/smtpd-fork.toml",
+    "share/smtpd-fork/fail2ban-filter.conf": PACKAGING / "fail2ban/smtpd-fork.conf",
+}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prefix of a new environment with nothing but the wheel of the tree as it stands."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = f"from flit_core.buildapi import build_wheel; build_wheel({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    prefix = folder / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", prefix], check=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    install = ["install", "--quiet", "--no-index", "--no-deps", str(wheel)]
+    into = ["--python", str(prefix / "bin/python")]
+    subprocess.run([*pip, *into, *install], check=True, capture_output=True)
+    return prefix
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_the_wheel_installs_the_manual_page_the_units_and_the_example(
+    installed: Path, name: str
+) -> None:
+    assert (installed / name).read_bytes() == DATA[name].read_bytes()
+    assert not (installed / name).is_symlink()
+
+
+def test_the_command_of_the_wheel_runs(installed: Path) -> None:
+    """With the libraries of the environment that runs the tests, but not with its smtpd_fork."""
+    asked = subprocess.run(
+        [installed / "bin/smtpd-fork", "--version"],
+        env={"PYTHONPATH": sysconfig.get_path("platlib")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert __version__ in asked.stdout
 
 
 # -- the daemon, confined ----------------------------------------------------------------------
@@ -174,9 +265,9 @@ def test_the_daemon_lives_with_the_filter_and_without_executable_memory(
         assert ("no PR_SET_MDWE" in daemon.log) == (release < (6, 3)), "prctl(2): since Linux 6.3"
         daemon.deliver()
         daemon.signal(signal.SIGHUP)
-        daemon.wait_for("the settings were read again")
+        daemon.wait_for("configuration reloaded")
         daemon.signal(signal.SIGUSR2)
-        new = int(daemon.wait_for(r"process (\d+) has taken over")[1])
+        new = int(daemon.wait_for(r"process (\d+) has inherited the sockets")[1])
         try:
             assert daemon.process.wait(20) == 0
             daemon.deliver()
@@ -185,6 +276,37 @@ def test_the_daemon_lives_with_the_filter_and_without_executable_memory(
         until(lambda: daemon.log.endswith("stopped"), "it stops")
         assert not re.search("ERROR|Traceback", daemon.log)
     assert len(messages(public / "state/Maildir")) == 2
+
+
+@pytest.mark.parametrize(
+    ("handler", "stored"),
+    [
+        ("maildir:state/{domain}/{user}", "state/*/*/new/*"),
+        ("mbox:state/{user}", "state/*"),
+        (
+            "pipe:sh -c 'cat > $0' STATE/out {sender},max-memory=1g,max-cpu=60s",
+            "state/out",
+        ),
+    ],
+)
+@on_both_loops
+def test_final_delivery_lives_with_the_filter(
+    public: Path,
+    command_for_nobody: list[str],
+    confine: list[str],
+    loop: str,
+    handler: str,
+    stored: str,
+) -> None:
+    (public / "state").mkdir()
+    os.chown(public / "state", 65534, 65534)
+    named = handler.replace("STATE", str(public / "state"))
+    options = ("-l", "127.0.0.1:0", "--handler", named, "--loop", loop)
+    with Daemon(*options, cwd=public, command=[*confine, *command_for_nobody]) as daemon:
+        daemon.deliver()
+        assert not re.search("ERROR|Traceback", daemon.log)
+    (path,) = public.glob(stored)
+    assert "\nhello\n" in path.read_text()
 
 
 def test_the_command_of_the_unit_starts_the_daemon(tmp_path: Path) -> None:

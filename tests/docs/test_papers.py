@@ -6,12 +6,14 @@ import re
 import subprocess
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 from support.installation import ROOT
 from support.page import read
 from support.peers import peer
 
 from smtpd_fork import __version__
+from smtpd_fork.cli.command import SUBCOMMANDS
 from smtpd_fork.cli.config_file import read_config_file
 from smtpd_fork.cli.generate_docs import documents
 from smtpd_fork.cli.options import OPTIONS
@@ -21,6 +23,10 @@ from smtpd_fork.gate.statistics import CURES
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+MOST_OF_A_PICTURE = 150_000
+"""Bytes."""
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
@@ -53,6 +59,19 @@ def test_the_manual_page_is_one(tmp_path: Path) -> None:
         assert max(option.opts, key=len) in shown.replace("\u2010", "-")
 
 
+def test_the_manual_page_has_every_command_with_its_arguments_and_options() -> None:
+    page = read("packaging/smtpd-fork.8").replace("\\-", "-")
+    sections = dict(re.findall(r"^\.SS (.*)\n((?:(?!\.S[SH]).*\n)*)", page, re.MULTILINE))
+    assert {"kick ID|NET", "deny [NET] [TEXT]...", "explain ID"} < sections.keys()
+    found = {title.partition(" ")[0]: text for title, text in sections.items()}
+    for name, chosen in SUBCOMMANDS.items():
+        for option in set(chosen.params).difference(OPTIONS):
+            if isinstance(option, click.Option) and option.name not in {"control", "config_file"}:
+                assert f".B {max(option.opts, key=len)}" in found[name]
+    for heading in ("ENVIRONMENT", "FILES", "EXAMPLES"):
+        assert f"\n.SH {heading}\n.TP\n" in page
+
+
 def test_every_exit_status_is_explained() -> None:
     told = {int(n) for n in re.findall(r"^\| (\d+) \|", read("docs/operation.md"), re.MULTILINE)}
     assert told == set(ExitStatus) == set(MEANINGS)
@@ -60,13 +79,15 @@ def test_every_exit_status_is_explained() -> None:
 
 @pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
 def test_every_page_is_reached_from_the_readme(page: str) -> None:
-    assert f"(docs/{page})" in read("README.md")
+    """By the index, whose order test_site.py checks, or by itself."""
+    assert "(docs/index.md)" in read("README.md")
+    assert page.removesuffix(".md") in ["index", *read("docs/index.md").split()]
 
 
 def test_links_to_files_lead_somewhere() -> None:
     links = [
         (page, target)
-        for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+        for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
     ]
     assert links
@@ -75,7 +96,7 @@ def test_links_to_files_lead_somewhere() -> None:
 
 
 def test_links_to_headings_lead_to_one() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     links = [
         (page, target, heading)
         for page in pages
@@ -102,9 +123,29 @@ def test_the_readme_opens_with_the_two_commands() -> None:
     assert commands[:2] == ["make run", "make test"]
 
 
-def test_the_changelog_knows_what_comes() -> None:
-    assert "## [Unreleased]" in read("CHANGELOG.md")
+def test_the_readme_says_how_to_install_it_and_compares_it_before_the_rest() -> None:
+    """No host of an index is named; the options have a page of their own."""
+    text = read("README.md")
+    assert "`pip install 'smtpd-fork[" in text
+    assert not re.search(r"--(extra-)?index-url|pypi", text)
+    for server in ("Postfix", "Haraka", "aiosmtpd", "qpsmtpd", "OpenSMTPD", "mailpit"):
+        assert re.search(rf"^\| {server}\b.* \|$", text, re.MULTILINE)
+    assert "| `--" not in text
+
+
+def test_the_pictures_of_the_readme_are_there_and_small() -> None:
+    pictures = re.findall(r'src(?:set)?="([^"]+)"', read("README.md"))
+    assert pictures == ["docs/status-dark.png", "docs/status-light.png"]
+    assert all(0 < (ROOT / picture).stat().st_size < MOST_OF_A_PICTURE for picture in pictures)
+
+
+def test_the_changelog_has_this_version_and_what_comes() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+    headings = re.findall(r"^## \[(.+)\](.*)$", read("CHANGELOG.md"), re.MULTILINE)
+    assert headings[0] == ("Unreleased", "")
+    version, date = headings[1]
+    assert version == __version__
+    assert re.fullmatch(r" - \d{4}-\d\d-\d\d", date)
 
 
 def test_every_rule_of_the_gate_is_in_its_table_of_names() -> None:

@@ -7,7 +7,9 @@ they are checked as such; the program below is checked as strictly as either can
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
+import pydoc
 import re
 import subprocess
 import sys
@@ -17,8 +19,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.installation import ROOT
-from support.page import all_blocks
+from support.page import all_blocks, read
 from support.peers import cannot
+
+import smtpd_fork.testing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,15 +36,36 @@ from smtpd_fork import (
     SMTP,
     Answer,
     Config,
+    Entry,
     Envelope,
+    Explanation,
+    Filter,
+    Full,
+    Gate,
     HandlerError,
+    Limits,
+    Mail,
+    Recipient,
+    Refusal,
+    Replies,
     Reply,
+    Route,
     Server,
+    ServerMetrics,
     Session,
     SettingError,
     Settings,
+    Sink,
+    SmtpdForkError,
+    ThreadedServer,
+    Ticket,
+    __version__,
+    prepend,
 )
 from smtpd_fork.handlers.hooks import Handler, HandlesRCPT
+from smtpd_fork.testing import (
+    FAULTS, MESSAGES, FaultProxy, Mailbox, Message, SmtpServer, check_sink, make_mail
+)
 
 
 class Mine:
@@ -84,6 +109,34 @@ class Custom(SMTP):
         await super().smtp_DATA(arg)
 
 
+class Queue(Sink):
+    def __init__(self, url: str = "") -> None:
+        self.url = url
+
+    async def deliver(self, mail: Mail) -> Replies:
+        assert_type(mail.key, str)
+        assert_type(mail.recipients, tuple[Recipient, ...])
+        assert_type(mail.client.helo, str)
+        head, rest = mail.relayed()
+        return "250 2.0.0 Ok" if head + rest else ["451 4.3.0 Later"] * len(mail.recipients)
+
+
+class NoExe(Filter):
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> Answer:
+        prepend(envelope, "X-Checked", "yes")
+        return MISSING
+
+
+routes: list[Handler] = [
+    NoExe(), Route(Queue(), recipients=["example.com"]), Route(Queue(), copy=True)
+]
+async def try_it() -> None:
+    async with FaultProxy("127.0.0.1", 25) as proxy:
+        await proxy.set_fault(FAULTS[0])
+        await check_sink(lambda: Queue(), lambda: [MESSAGES["plain"]], proxy=proxy)
+    assert_type(make_mail().id, str)
+
+
 judge: HandlesRCPT = Mine()
 handlers: list[Handler] = [Mine(), judge]
 settings: Settings = {"rate": ["5/m"], "max_message_size": "25M", "timeout": 60}
@@ -102,18 +155,71 @@ async def main() -> None:
         assert_type(server.port, int)
         assert_type(server.sessions, int)
         assert_type(await server.stop(), int)
-        await server.reload(Config.build(settings), handler=[judge, Mine()])
+        changes = await server.reload(Config.build(settings), handler=[judge, Mine()])
+        assert_type(changes, list[str])
+        assert_type(await server.set_limits(max_from_ip=5, rate="30/m"), str)
     Server(handlers, session_class=Custom, tls_context=None, **settings)
     Server(judge, config=Config.build({"rate": "5/m"}), session_options={"auth_required": True})
+    Server(Mailbox(), listen="127.0.0.1:0")
     assert_type(Reply("250 ok").code, int)
     assert_type(Reply("250 ok").lines, list[str])
+
+
+def in_a_thread() -> None:
+    with ThreadedServer(Mine(), listen="127.0.0.1:0", gate=None, session_class=Custom) as server:
+        assert_type(server, ThreadedServer)
+        assert_type(server.port, int)
+        server.limits = Limits(max_from_ip=1, rate=["30/m"], deny="./bad.list")
+        assert_type(server.reload(), list[str])
+        assert_type(server.set_limits(exempt=["192.0.2.7"]), str)
+        assert_type(server.stop(timeout=1), int)
+
+
+def admitted(gate: Gate) -> str:
+    verdict = gate.admit(("192.0.2.1", 40312))
+    match verdict:
+        case Ticket():
+            with verdict:
+                assert_type(gate.count, int)
+                assert_type(verdict.id, str | None)
+        case Refusal():
+            assert_type(verdict.reply("mx.example.com"), bytes)
+            why = gate.explain(verdict.id)
+            assert_type(why, Explanation | None)
+        case Full():
+            assert_type(verdict.limit, int)
+    entries: list[Entry] = gate.ledger(limit=10)
+    gate.limits = Limits(limit_connections=9)
+    Server(Mine(), gate=Gate(rate="30/m", allow=["192.0.2.1"], max_loop_lag="500ms"))
+    return f"{__version__} {entries} {gate.stats()}"
+
+
+def observed(server: Server) -> list[str]:
+    try:
+        server.deny("192.0.2.0/24", "Go away", seconds=3600)
+        assert_type(server.undeny("192.0.2.0/24"), bool)
+    except SmtpdForkError as error:
+        assert_type(error.exit_status.value, int)
+    return [metric.name for metric in ServerMetrics(server).collect()]
+
+
+def test_something(smtp_server: SmtpServer) -> None:
+    smtp_server.refuse("b@example.com", "452 4.2.2 Full", command="RCPT", times=1)
+    assert_type(smtp_server.host, str)
+    assert_type(smtp_server.wait_for(1, timeout=1), list[Message])
+    message = smtp_server.messages[0]
+    assert_type(message.rcpt_tos, list[str])
+    assert_type(message.email["Subject"], Any)
+    with SmtpServer(max_message_size="1K") as other:
+        other.clear()
+        assert_type(other.server, ThreadedServer)
 """
 
 WRONG = """
 # pyright: strict
 from typing import Any
 
-from smtpd_fork import Server, Session
+from smtpd_fork import Gate, Limits, Server, Session, ThreadedServer
 
 
 class Misspelt:
@@ -151,6 +257,11 @@ Server(Fine(), rate=3)  # error
 Server(Fine(), bare_newline="drop")  # error
 Server(Fine(), session_class=Fine)  # error
 Server(Fine()).addresses.nothing  # error
+ThreadedServer(Misspelt())  # error
+ThreadedServer(Fine(), max_from_ipp=3)  # error
+Gate(rates="5/m")  # error
+Limits(access=[])  # error
+Limits(max_from_ip=[3])  # error
 """
 
 
@@ -217,3 +328,18 @@ def test_programs_are_typed_and_wrong_ones_are_found(checker: object, programs: 
     assert not right, "\n".join(f"{file}:{line}: {text}" for (file, line), text in right.items())
     wanted = {n for n, line in enumerate(WRONG.splitlines(), 1) if line.endswith("# error")}
     assert {line for file, line in said if file == "wrong.py"} == wanted
+
+
+def test_the_program_uses_every_documented_name() -> None:
+    page = read("docs/api.md")
+    documented = set(re.findall(r"^\.\. auto\w+:: (\w+)", page, re.MULTILINE))
+    used = {*re.findall(r"\w+", USER), "smtpd_fork"}
+    assert documented.difference(used) == set()
+    assert {*smtpd_fork.__all__, *smtpd_fork.testing.__all__}.difference(used) == set()
+
+
+@pytest.mark.parametrize("name", smtpd_fork.__all__)
+def test_help_of_a_public_name_is_there(name: str) -> None:
+    thing = getattr(smtpd_fork, name)
+    if not isinstance(thing, str):
+        assert name in pydoc.render_doc(thing) or inspect.getdoc(thing)

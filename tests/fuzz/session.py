@@ -192,7 +192,7 @@ class Fuzzer:
             await asyncio.sleep(0.001)
         where = f"seed {self.seed}, rounds {batch.start} to {batch.stop - 1}"
         for server in servers:
-            if server.gate.count or server.gate.sources or server.sessions:
+            if server.gate.count or server.gate.clients or server.sessions:
                 raise BrokenError(f"{where}: the gate does not return to 0: {server.gate.count}")
             used = server._budget.used
             if used:

@@ -34,12 +34,12 @@ def test_the_smallest_network_decides_and_the_lists_text_is_told(tmp_path: Path)
 def test_a_line_of_a_file_is_named_with_its_number(tmp_path: Path) -> None:
     listed = tmp_path / "deny.list"
     listed.write_text("192.0.2.0/24 fine\n\n192.0.2.0/33 not so\n")
-    with pytest.raises(SmtpdForkError, match=r"deny .*deny\.list line 3: .*192\.0\.2\.0/33"):
+    with pytest.raises(SmtpdForkError, match=r"deny .*deny\.list, line 3: .*192\.0\.2\.0/33"):
         limits_of(Config.build({"deny": str(listed)}))
 
 
 def test_a_list_that_is_no_file_is_not_read_for_ever(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):
-        with pytest.raises(SmtpdForkError, match=r"deny .* is no regular file"):
+        with pytest.raises(SmtpdForkError, match=r"deny .* is not a regular file"):
             limits_of(Config.build({"deny": f"{tmp_path}/{name}"}))

@@ -60,8 +60,8 @@ async def test_many_sources_of_ipv6_are_counted_by_their_networks() -> None:
         codes = [code for _, code in clients]
         # 40 networks of /64, of which 20 lie in each /48: 2 of each could come, and 30 of all 20.
         assert (codes.count(220), codes.count(421)) == (60, 140)
-        assert set(server.gate.sources.values()) <= {1, 2}
-        assert sum(server.gate.sources.values()) == 60
+        assert set(server.gate.clients.values()) <= {1, 2}
+        assert sum(server.gate.clients.values()) == 60
         assert server.audit() == []
         for client, _ in clients:
             await client.close()

@@ -85,8 +85,8 @@ def handshakes(door: Gate, hosts: Iterable[str]) -> int:
 def test_tls_handshakes(kind: str) -> None:
     clock = Clock()
     door = gate(clock)
-    at_once = share("TLS handshakes that fail, or are under way, at once", kind)
-    later = share("the same, in each minute after that", kind)
+    at_once = share("failed and unfinished TLS handshakes at once", kind)
+    later = share("the same, in each following minute", kind)
     hosts = cycle(HOSTS[kind])
     assert handshakes(door, hosts) == at_once
     clock.now += 60.001
@@ -110,12 +110,12 @@ def test_it_takes_four_networks_to_hold_every_slot() -> None:
 TRANSACTION = f"EHLO x\r\n{MAIL}\r\n{RCPT}\r\n"
 
 WAYS: dict[str, tuple[dict[str, Any], str, str]] = {
-    "waits before it sends a command": ({}, "", "command"),
-    "has begun a command": ({}, "NOOP\r\nNOO", "command"),
-    "is to answer a challenge of AUTH": ({}, "EHLO x\r\nAUTH LOGIN\r\n", "command"),
-    "is to send a PROXY header": ({"listen": ["smtp+proxy:127.0.0.1:0"]}, "", "proxy-header"),
-    "is silent in a message": ({}, f"{TRANSACTION}DATA\r\nhello", "data"),
-    "sends commands that lead nowhere": ({}, "NOOP\r\n", "command"),
+    "idle before a command": ({}, "", "command"),
+    "command begun": ({}, "NOOP\r\nNOO", "command"),
+    "AUTH response awaited": ({}, "EHLO x\r\nAUTH LOGIN\r\n", "command"),
+    "PROXY header awaited": ({"listen": ["smtp+proxy:127.0.0.1:0"]}, "", "proxy-header"),
+    "silent during a message": ({}, f"{TRANSACTION}DATA\r\nhello", "data"),
+    "commands without progress": ({}, "NOOP\r\n", "command"),
 }
 
 
@@ -138,7 +138,7 @@ async def test_time(way: str) -> None:
             held: Any = holder.stage._clients
             deadline = held.deadline(holder)
         else:
-            deadline = holder.ends_at if way.startswith("sends") else holder.deadline
+            deadline = holder.ends_at if way.startswith("commands") else holder.deadline
         seconds = int(table("times")[way][0].removesuffix(" s"))
         now = asyncio.get_running_loop().time()
         assert before + seconds - 0.5 <= deadline <= now + seconds
@@ -164,7 +164,7 @@ async def test_time_for_a_handshake(
         for number in range(4):
             await stack.enter_async_context(await Client.to(server.addresses[0]))
             await until(lambda n=number: len(seconds) > n)  # type: ignore[misc]
-    usual, stressed = table("times")["is to shake hands, with implicit TLS"]
+    usual, stressed = table("times")["TLS handshake, implicit TLS"]
     assert [f"{each:g} s" for each in seconds] == [usual, usual, stressed, stressed]
 
 
@@ -186,6 +186,6 @@ class _Loop:
 def test_time_under_stress_is_that_of_the_option() -> None:
     """tests/gate/test_stress.py sees that it is kept, with a shorter one."""
     stressed = {row: cells[1] for row, cells in table("times").items()}
-    del stressed["a client"], stressed["is to send a PROXY header"]
+    del stressed["state of a session"], stressed["PROXY header awaited"]
     seconds = f"{Config.build({}).stress_timeout:g} s"
     assert {re.match(r"\d+ s", cell)[0] for cell in stressed.values()} == {seconds}  # type: ignore[index]

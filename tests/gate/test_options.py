@@ -32,7 +32,7 @@ def test_deny_tells_554_with_the_lists_own_text(tmp_path: Path) -> None:
         refused = first_line(("127.0.0.1", daemon.port))
         told = r"554 5\.7\.1 mx\.example\.com No mail from here \[\w+-\w+\]\r\n"
         assert re.fullmatch(told, refused), refused
-        daemon.wait_for(r"refused 127\.0\.0\.0/30: deny \[\w+-\w+\]")
+        daemon.wait_for(r"refused 127\.0\.0\.0/30: deny, client 127\.0\.0\.\d \[\w+-\w+\]")
         with daemon.smtp(source="127.0.0.2") as allowed, daemon.smtp(source="127.0.0.4") as other:
             assert allowed.noop()[0] == other.noop()[0] == 250
 
@@ -174,7 +174,7 @@ async def test_the_ledger_tells_who_holds_each_place_and_what_they_do(
         assert [entry.tls for entry in entries] == [False, False, False, True, False]
         assert [entry.messages for entry in entries] == [1, 0, 0, 0, 0]
         assert [entry.exempt for entry in entries] == [True, False, False, False, False]
-        assert entries[0].source == RELAY
+        assert entries[0].key == RELAY
         assert entries[3].listener == f"smtps:127.0.0.1:{server.addresses[1][1]}"
         assert entries[0].seconds >= entries[1].seconds >= 0
         assert server.audit() == []
@@ -201,13 +201,13 @@ def test_sighup_reads_the_lists_again_and_a_bad_one_changes_nothing(tmp_path: Pa
 
         with daemon.smtp(source="127.0.0.3") as inside:
             assert (code("127.0.0.2"), code("127.0.0.3")) == ("554", "220")
-            reload("127.0.0.3 New\n", "the settings were read again")
+            reload("127.0.0.3 New\n", "configuration reloaded")
             assert (code("127.0.0.2"), code("127.0.0.3")) == ("220", "554")
             assert inside.noop()[0] == 250  # who is in stays in
-            reload("127.0.0.3\nnonsense\n", r"stays as it was: .*bad\.list line 2: 'nonsense'")
+            reload("127.0.0.3\nnonsense\n", r"stay in force: .*bad\.list, line 2: 'nonsense'")
             assert (code("127.0.0.2"), code("127.0.0.3")) == ("220", "554")
             listed.unlink()
-            reload_without = r"stays as it was: .*No such file"
+            reload_without = r"stay in force: .*No such file"
             daemon.signal(signal.SIGHUP)
             daemon.wait_for(reload_without)
             assert code("127.0.0.3") == "554"

@@ -49,9 +49,9 @@ class AnyOrder(RuleBasedStateMachine):
         unknown = [ticket for ticket in self.held if ticket.key is None]
         if unknown:
             ticket = unknown[index % len(unknown)]
-            before = self.gate.count, self.gate.sources
+            before = self.gate.count, self.gate.clients
             if self.gate.identify(ticket, host) is not None:
-                assert (self.gate.count, self.gate.sources) == before
+                assert (self.gate.count, self.gate.clients) == before
                 ticket.release()
                 self.held.remove(ticket)
 
@@ -72,8 +72,8 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def counts_are_true(self) -> None:
         assert self.gate.count == len(self.held)
-        assert sum(self.gate.sources.values()) == sum(t.key is not None for t in self.held)
-        assert all(count > 0 for count in self.gate.sources.values())
+        assert sum(self.gate.clients.values()) == sum(t.key is not None for t in self.held)
+        assert all(count > 0 for count in self.gate.clients.values())
         for each in self.gate._rules.rules:
             counts = getattr(each, "_counts", {})
             assert all(count > 0 for count in counts.values())
@@ -82,7 +82,7 @@ class AnyOrder(RuleBasedStateMachine):
         for ticket in self.held:
             ticket.release()
         assert self.gate.count == 0
-        assert self.gate.sources == {}
+        assert self.gate.clients == {}
         assert all(not getattr(each, "_counts", {}) for each in self.gate._rules.rules)
 
 

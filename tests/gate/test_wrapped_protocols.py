@@ -71,7 +71,7 @@ def test_a_stock_controller_behind_a_gate_has_its_limits() -> None:
             assert b"Too many connections from 127.0.0.1" in caught.value.smtp_error
             one.sendmail("a@b.c", ["d@e.f"], "x")
         wait_until_empty(gate)
-    assert gate.sources == {}
+    assert gate.clients == {}
 
 
 def test_stock_starttls_that_stalls_past_its_timeout_gives_the_place_back(

@@ -126,10 +126,11 @@ async def test_an_old_process_message_still_takes_messages() -> None:
     assert old.taken == [("a@example.com", ["b@example.com"], b"x\r\n")]
 
 
-def test_handlers_behind_a_sink_are_known_to_be_out_of_reach(tmp_path: Any) -> None:
+def test_a_sink_that_would_get_no_message_is_a_fault_of_the_chain(tmp_path: Any) -> None:
     behind = Maildir(tmp_path)
-    assert Chain([Says("a", MISSING, []), Debug(), behind]).unreachable == [behind]
-    assert list(Chain([behind]).unreachable) == []
+    [fault] = Chain([Says("a", MISSING, []), Debug(), behind]).faults
+    assert fault == "the sink maildir gets no message: debug before it takes all"
+    assert Chain([behind]).faults == []
 
 
 async def test_debug_prints_what_a_terminal_can_bear(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ async def maildir(tmp_path: Path) -> AsyncIterator[Maildir]:
 async def deliver(maildir: Maildir, text: str = "hello") -> str:
     envelope: Envelope = an_envelope("a@example.com", "b@example.com")
     envelope.original_content = f"Subject: x\r\n\r\n{text}\r\n".encode()
-    return await maildir.handle_DATA(SERVER, a_session(), envelope)
+    return str(await maildir.handle_DATA(SERVER, a_session(), envelope))
 
 
 async def group(maildir: Maildir, hang: Hang, *texts: str) -> list[asyncio.Task[str]]:

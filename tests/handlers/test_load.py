@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ def test_what_a_built_in_name_cannot_mean_is_refused(text: str) -> None:
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
-    with pytest.raises(HandlerError, match=r"no such name \(debug, discard, maildir\)"):
+    with pytest.raises(HandlerError, match=r"no such name \(accept, debug, discard, "):
         load_handler("nosuch")
 
 
@@ -239,6 +240,11 @@ def test_a_module_that_does_not_exist_is_said_not_to() -> None:
         load_handler("no_such_module:x")
 
 
+def test_a_misspelt_name_of_a_built_in_handler_is_taken_for_what_it_is() -> None:
+    with pytest.raises(HandlerError, match=r"did you mean webhook\?$"):
+        load_handler("webhok:example:8080")
+
+
 @pytest.mark.parametrize(
     "text", [":", ":x", "x:", "a b:c", "../up:x", "json:", "json:JSON Decoder", "json::x", "1a:b"]
 )
@@ -264,10 +270,15 @@ def test_the_same_name_twice_is_two_handlers(write: Write) -> None:
     assert one is not other
 
 
-def test_a_handler_behind_a_sink_is_out_of_reach_and_one_before_it_is_not(write: Write) -> None:
+def test_a_handler_that_would_get_no_message_is_an_error_and_one_before_a_sink_is_not(
+    write: Write,
+) -> None:
     module = write(CLASS)
-    chain = load_handlers([f"{module}:Handler", "discard", "debug"])
-    assert list(chain.unreachable) == [chain.handlers[2]]
+    load_handlers([f"{module}:Handler", "discard"])
+    with pytest.raises(HandlerError, match="the sink debug gets no message: discard before it"):
+        load_handlers(["discard", "debug"])
+    with pytest.raises(HandlerError, match="handler stands behind the sink discard"):
+        load_handlers(["discard", f"{module}:Handler"])
 
 
 def test_one_wrong_name_spoils_the_chain() -> None:
@@ -297,3 +308,41 @@ def test_a_handler_that_is_a_tuple_by_its_class_can_be_loaded(write: Write) -> N
         "class Handler:", 'class Handler(collections.namedtuple("Pair", "one two")):'
     ).replace("    def __init__(self, *args):\n        self.args = args\n", ""))  # fmt: skip
     assert load_handler(f"{module}:Handler:a,b").one == "a"
+
+
+OURS = """
+from smtpd_fork import SettingError, Sink
+
+
+class Spool(Sink):
+    def __init__(self, directory: str, limit: int = 5, password: str = ""):
+        if limit < 1:
+            raise SettingError("limit", limit, f"must be at least 1, {password}")
+        self.given = (directory, limit, password)
+
+    async def deliver(self, mail):
+        return "250 2.0.0 Ok"
+"""
+
+
+def test_arguments_of_a_sink_of_ones_own_are_typed(write: Write) -> None:
+    module = write(OURS)
+    assert load_handler(f"{module}:Spool:in,3").given == ("in", 3, "")
+    assert load_handler(f"{module}:Spool:in,password=x=y").given == ("in", 5, "x=y")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (":in,many", "limit '***': expected a whole number"),
+        (":in,limt=3", "limt '***': unknown key; is limit meant?"),
+        (":in,directory=out", "takes directory once"),
+        (",limit=3", "needs directory"),
+        (":in,0,hunter2", "limit '***': must be at least 1, ***"),
+    ],
+)
+def test_a_wrong_key_of_a_sink_of_ones_own_is_named(
+    arguments: str, says: str, write: Write
+) -> None:
+    with pytest.raises(HandlerError, match=f": {re.escape(says)}$"):
+        load_handler(f"{write(OURS)}:Spool{arguments}")

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import errno
+import os
 import re
-import smtplib
 import stat
-import threading
 from datetime import UTC, datetime
 from email import message_from_string
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
 from support.daemon import Daemon, messages
 from support.filesystem import small_file_system
+from support.killing import load_until_killed
 from support.server import greeted, serve
 
 from smtpd_fork.errors import CannotCreateError
+from smtpd_fork.message.trace import above
 from smtpd_fork.sinks import Maildir
-from smtpd_fork.sinks.trace import above
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from blockbuster import BlockBuster
     from support.tls import Certificates
@@ -213,28 +213,9 @@ def test_after_kill_9_under_load_every_message_that_was_answered_250_is_whole(
     tmp_path: Path,
 ) -> None:
     body = "".join(f"line {n}: {'x' * 60}\r\n" for n in range(300))
-    answered: list[str] = []
-    enough = threading.Event()
-
-    def load(worker: int, port: int) -> None:
-        with contextlib.suppress(OSError, smtplib.SMTPException):
-            with smtplib.SMTP("127.0.0.1", port, timeout=20) as client:
-                for number in range(10_000):
-                    key = f"{worker}-{number}"
-                    text = f"Subject: {key}\r\n\r\n{body}end of {key}\r\n"
-                    client.sendmail("a@example.com", ["b@example.com"], text)
-                    answered.append(key)
-                    if len(answered) > 150:
-                        enough.set()
-
     with Daemon("-l", "127.0.0.1:0", "--handler", "maildir:M", cwd=tmp_path) as daemon:
-        workers = [threading.Thread(target=load, args=(n, daemon.port)) for n in range(8)]
-        for worker in workers:
-            worker.start()
-        assert enough.wait(40)
-        daemon.process.kill()
-        for worker in workers:
-            worker.join()
+        template = f"Subject: {{0}}\r\n\r\n{body}end of {{0}}\r\n"
+        answered = load_until_killed(daemon, text=template.format)
     found = {}
     for text in messages(tmp_path / "M"):
         message = message_from_string(text)
@@ -256,3 +237,44 @@ async def test_a_message_without_a_header_is_not_taken_for_part_of_ours(
     message = message_from_string(text)
     assert message.get_payload() == body.replace("\r\n", "\n")
     assert "no header" not in str(message["Received"])
+
+
+def test_a_maildir_of_another_user_is_an_error_with_the_command_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    mine = f"{os.geteuid()}:{os.getegid()}"
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(CannotCreateError, match=rf"denied .*: chown -R {mine} {tmp_path}$"):
+        Maildir(tmp_path).prepare()
+    owner = f"-o {os.geteuid()} -g {os.getegid()}"
+    with pytest.raises(CannotCreateError, match=rf"as root: install -d .* {owner} {tmp_path}/M$"):
+        Maildir(tmp_path / "M").prepare()
+
+
+def test_a_check_names_the_directory_that_its_user_may_not_look_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    seen = {tmp_path, *tmp_path.parents}
+    monkeypatch.setattr(os, "access", lambda path, mode: path in seen and mode == os.F_OK)
+    said = rf"cannot be created by user .*: Permission denied \({tmp_path}/tmp\); give it to"
+    with pytest.raises(CannotCreateError, match=said):
+        Maildir(tmp_path).check()
+
+
+def test_the_page_of_the_container_quotes_the_error_of_a_directory_of_root(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("smtpd_fork.sinks.maildir.user_name", lambda: "smtpd-fork")  # Dockerfile's
+    monkeypatch.setattr(os, "access", lambda path, _: path == Path("/"))
+    page = (Path(__file__).parents[2] / "docs/container.md").read_text()
+    with pytest.raises(CannotCreateError) as caught:
+        Maildir("/var/mail/smtpd-fork").check()
+    quoted = str(caught.value).partition(" (")[0]
+    assert f"`{quoted} (...); give it" in " ".join(page.split())

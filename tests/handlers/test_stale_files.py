@@ -14,7 +14,7 @@ from support.peers import needs_root
 from support.server import serve, until
 
 from smtpd_fork.sinks import Maildir
-from smtpd_fork.sinks.maildir import STALE_SECONDS, remove_stale
+from smtpd_fork.sinks.maildir_directory import STALE_SECONDS, MaildirDirectory, remove_stale
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,14 +86,14 @@ def test_nothing_is_removed_where_tmp_is_a_symbolic_link(tmp_path: Path) -> None
 def test_one_look_is_bounded_and_the_next_takes_the_rest(
     maildir: Maildir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.sinks.maildir.CLEAN_FILES", 3)
+    monkeypatch.setattr("smtpd_fork.sinks.maildir_directory.CLEAN_FILES", 3)
     for number in range(5):
         aged_file = maildir.path / "tmp" / str(number)
         aged_file.touch()
         aged(aged_file, 2 * STALE_SECONDS)
-    remove_stale(maildir.path / "tmp")
+    remove_stale(MaildirDirectory(str(maildir.path)))
     assert len(left(maildir)) == 2
-    remove_stale(maildir.path / "tmp")
+    remove_stale(MaildirDirectory(str(maildir.path)))
     assert left(maildir) == []
 
 
@@ -106,7 +106,7 @@ async def test_a_running_server_removes_stale_files_as_well(
         old = maildir.path / "tmp" / "old"
         old.touch()
         aged(old, 2 * STALE_SECONDS)
-        monkeypatch.setattr(maildir, "_clean_at", 0.0)
+        maildir._clean_at.clear()
         await client.greet()
         assert (await client.deliver()).code == 250
         await until(lambda: not old.exists())

@@ -21,6 +21,8 @@ from smtpd_fork.listeners import Address, parse_address, spread
         ("localhost:0", Address(host="localhost", port=0)),
         ("*", Address(host="*")),
         ("*:25", Address(host="*", port=25)),
+        (":25", Address(host="*", port=25)),
+        ("smtp+proxy::2526", Address("smtp+proxy", "*", 2526)),
         ("[::1]", Address(host="::1")),
         ("[::1]:25", Address(host="::1", port=25)),
         ("::1", Address(host="::1")),
@@ -42,7 +44,8 @@ def test_an_address_is_read_as_people_write_it(text: str, address: Address) -> N
 @pytest.mark.parametrize(
     "text",
     [
-        "", ":25", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:-1", "127.0.0.1:65536", "127.0.0.1:+1",
+        "", ":", "smtp:", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:-1", "127.0.0.1:65536",
+        "127.0.0.1:+1",
         "127.0.0.1:1_0", "127.0.0.1: 1", "127.0.0.1:\u0661", "[::1", "::1]", "[::1]25", "[::1]:",
         "[127.0.0.1]:25", "1::2::3", "a b:25", "unix:", "unix:\0", "unix:/" + "x" * 108,
         "host/path", "-dash:25", "smtp+proxy", "smtp+proxy:", "smtp+:*", "+proxy:*", "a+b:25",
@@ -72,10 +75,10 @@ def test_flags_may_stand_in_any_order(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("smtp+tls:*:25", ["'+tls' is no flag", "+proxy, +require-tls, +no-tls"]),
-        ("smtp+PROXY:*:25", ["'+PROXY' is no flag"]),
-        ("http+proxy:*:25", ["'http' is none of smtp, smtps, lmtp"]),
-        ("smtp+proxy+proxy:*:25", ["+proxy stands there twice"]),
+        ("smtp+tls:*:25", ["'+tls' is not a flag", "+proxy, +require-tls, +no-tls"]),
+        ("smtp+PROXY:*:25", ["'+PROXY' is not a flag"]),
+        ("http+proxy:*:25", ["'http' is not a protocol; the protocols are smtp"]),
+        ("smtp+proxy+proxy:*:25", ["+proxy is given twice"]),
         ("smtp+no-tls+proxy+require-tls:*", ["+no-tls", "+require-tls", "contradict"]),
         ("smtps+no-tls:*", ["smtps", "+no-tls"]),
     ],

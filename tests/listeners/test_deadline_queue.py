@@ -60,7 +60,7 @@ def test_clients_whose_time_is_up_wait_no_longer_the_first_first() -> None:
 def test_a_client_that_left_does_not_expire() -> None:
     waiting, loop, expired = queue(10)
     waiting.add("a")
-    waiting.remove("a")
+    del waiting["a"]
     loop.run_until(10)
     assert expired == []
     assert "a" not in waiting

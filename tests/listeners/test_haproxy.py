@@ -82,7 +82,7 @@ async def test_health_checks_are_answered_and_are_of_no_source(
         async with await Client.to(("127.0.0.1", port), source="127.0.0.7") as client:
             assert (await client.greet()).code == 250
             await until(lambda: server.gate.stats()["admitted"] >= 8)
-            assert server.gate.sources == {"127.0.0.7": 1}
+            assert server.gate.clients == {"127.0.0.7": 1}
             assert (await client.deliver()).code == 250
         assert server.gate.stats()["refused"] == 0
     assert not re.search(r"(?i)traceback|exception|no PROXY header", caplog.text)

@@ -61,7 +61,7 @@ async def test_a_mapped_address_is_plain_ipv4_for_handlers_and_for_the_gate() ->
         address = ("127.0.0.1", server.addresses[0][1])
         async with await Client.to(address, source="127.0.0.7") as client:
             await client.greet()
-            assert server.gate.sources == {"127.0.0.7": 1}
+            assert server.gate.clients == {"127.0.0.7": 1}
     assert [session.peer[0] for session in handler.sessions] == ["127.0.0.7"]
 
 
@@ -125,6 +125,19 @@ def test_an_inherited_socket_listens_and_one_that_cannot_is_told_why(tmp_path: P
     connected, other = socket.socketpair()
     with connected, other, pytest.raises(OperatingSystemError, match="connected or shut down"):
         adopt(connected, backlog=5)
+
+
+def test_a_client_s_socket_has_the_family_and_type_as_numbers_and_can_be_detached() -> None:
+    (listener,) = bind_all([Address(host="127.0.0.1", port=0)], backlog=1, socket_mode=0o660)
+    with socket.create_connection(listener.bound) as client:
+        sock, peer = listener.accept()
+        assert peer == client.getsockname()
+        assert (sock.family, sock.type) == (socket.AF_INET, socket.SOCK_STREAM)
+        assert (type(sock.family), type(sock.type)) == (int, int)
+        os.close(sock.detach())
+        assert sock.fileno() == -1
+        assert client.recv(1) == b""
+    listener.close()
 
 
 async def test_a_server_serves_on_a_socket_that_it_was_given() -> None:
@@ -236,7 +249,7 @@ async def test_a_stop_within_a_burst_is_for_good(
             acceptor.stop()
             client.dismiss(b"421 4.3.2 stopping\r\n")
 
-        monkeypatch.setattr(acceptor, "_judge", stop)
+        monkeypatch.setattr(acceptor, "_arrived", stop)
         async with await Client.to(server.addresses[0]) as client:
             assert (await client.reply()).code == 421
         acceptor.open()

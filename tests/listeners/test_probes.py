@@ -321,5 +321,5 @@ def test_a_daemon_is_probed(tmp_path: Path) -> None:
             sock.sendall(b"QUIT\r\n")
         assert daemon.stop() == 0
         told = [line.partition(" INFO ")[2] for line in daemon.log.splitlines()]
-        assert "stopping: 0 sessions, 0 clients sent away" in told
+        assert "stopping: 0 sessions open, 0 waiting clients refused" in told
         assert not any(PROBE in line for line in daemon.lines)

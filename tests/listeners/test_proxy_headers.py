@@ -116,10 +116,10 @@ async def test_a_header_tells_whom_it_speaks_for(header: bytes, pieces: str) -> 
         assert entry.sender == client.writer.get_extra_info("sockname")
         if header in NAMES_NOBODY.values():
             assert session.peer[0] == "127.0.0.1"
-            assert server.gate.sources == {}
+            assert server.gate.clients == {}
         else:
             assert session.peer == entry.peer == (expected, 4711)
-            assert list(server.gate.sources.values()) == [1]
+            assert list(server.gate.clients.values()) == [1]
         assert session.proxy_data.valid
         if header == V2:
             assert session.proxy_data.tlv["AUTHORITY"] == b"example.com"
@@ -151,7 +151,7 @@ async def test_who_is_no_trusted_proxy_is_told_421(caplog: pytest.LogCaptureFixt
         client = await sent(server, V1, source="127.0.0.2")
         code, (text,) = await client.reply()
         assert (code, text[:5]) == (421, "4.7.0")
-        assert "no proxy that is trusted here" in text
+        assert "accepted from trusted proxies only" in text
         await client.close()
     assert "refused 127.0.0.2: proxy_trust" in caplog.text
 

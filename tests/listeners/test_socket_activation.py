@@ -248,8 +248,8 @@ def test_what_is_no_listening_socket_is_told_so(
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        (("-l", "127.0.0.1:0"), "--listen-address '127.0.0.1:0': sockets were inherited"),
-        (("-p", "2526"), "--port 2526: sockets were inherited"),
+        (("-l", "127.0.0.1:0"), "--listen-address '127.0.0.1:0': the sockets are inherited"),
+        (("-p", "2526"), "--port 2526: the sockets are inherited"),
     ],
 )
 def test_an_address_besides_is_an_error(tmp_path: Path, option: tuple[str, ...], says: str) -> None:
@@ -276,7 +276,7 @@ def test_tls_from_the_first_byte_takes_a_certificate(tmp_path: Path) -> None:
         ("\u0661", "{own}", None, "LISTEN_FDS"),
         ("9" * 5000, "{own}", None, "LISTEN_FDS"),
         ("1025", "{own}", None, "LISTEN_FDS '1025'"),
-        ("1", None, None, "there is no LISTEN_PID"),
+        ("1", None, None, "LISTEN_PID is missing"),
         ("1", "me", None, "LISTEN_PID 'me': expected"),
         ("1", "1", None, "LISTEN_PID '1': the sockets are not for this process"),
         ("2", "{own}", "smtp", "LISTEN_FDNAMES 'smtp': 1 names, and LISTEN_FDS says 2"),

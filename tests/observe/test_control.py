@@ -35,7 +35,7 @@ def test_the_status_tells_what_is(daemon: Daemon, tmp_path: Path) -> None:
     pid = daemon.process.pid
     assert re.match(rf"smtpd-fork \S+ on \S+, pid {pid}: serving, for \d+s\n", text)
     assert re.search(r"^sessions +1 of 1000 \(command 1\)$", text, re.MULTILINE)
-    assert re.search(r"^sources +1 \(127\.0\.0\.1 1\)$", text, re.MULTILINE)
+    assert re.search(r"^clients +1 \(127\.0\.0\.1 1\)$", text, re.MULTILINE)
     assert f"127.0.0.1:{daemon.port}" in text
     assert (told["sessions"], told["limit"], told["phases"]) == (1, 1000, {"command": 1})
     assert (told["admitted"], told["state"], told["pid"]) == (1, "serving", pid)
@@ -58,13 +58,13 @@ def test_sessions_are_listed_with_what_they_do(daemon: Daemon, tmp_path: Path) -
         table = says(tmp_path, "sessions").splitlines()
         other.send(b"\r\n.\r\n")
         assert other.getreply()[0] == 250
-    assert (first["helo"], first["phase"], first["source"]) == (
+    assert (first["helo"], first["phase"], first["key"]) == (
         "one.example",
         "command",
         "127.0.0.1",
     )
     assert second["phase"] == "data"
-    assert table[0].split() == ["ID", "AGE", "PHASE", "TLS", "MSGS", "PEER", "HELO"]
+    assert table[0].split() == ["ID", "AGE", "STATE", "TLS", "MSGS", "CLIENT", "HELO"]
     assert table[1].split()[0] == first["id"]
     assert table[1].endswith("one.example")
     assert len(table) == 3
@@ -85,13 +85,13 @@ def test_a_session_is_kicked_by_its_id(daemon: Daemon, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["127.0.0.2", "127.0.0.2/31"])
-def test_all_of_a_source_are_kicked(daemon: Daemon, tmp_path: Path, source: str) -> None:
+def test_all_sessions_of_a_client_are_kicked(daemon: Daemon, tmp_path: Path, source: str) -> None:
     with daemon.smtp() as other:
         clients = [daemon.smtp(source="127.0.0.2") for _ in range(3)]
-        assert says(tmp_path, "kick", "--source", source) == "3 sessions ended\n"
+        assert says(tmp_path, "kick", source) == "3 sessions ended\n"
         for client in clients:
             assert last_word(client) == (421, b"4.3.2")
-        assert says(tmp_path, "kick", "--source", source) == "0 sessions ended\n"
+        assert says(tmp_path, "kick", source) == "0 sessions ended\n"
         assert other.noop()[0] == 250
 
 
@@ -113,7 +113,7 @@ def test_a_message_that_is_being_written_survives_a_kick(tmp_path: Path) -> None
         begin_data(client)
         client.send(b"\r\n.\r\n")
         until(lambda: ask(tmp_path, "status")["phases"] == {"handler": 1}, "it has the message")
-        assert says(tmp_path, "kick", "--source", "127.0.0.1") == "1 session ended\n"
+        assert says(tmp_path, "kick", "127.0.0.1") == "1 session ended\n"
         (tmp_path / "go").write_text("go")
         assert client.getreply()[0] == 250
         assert last_word(client) == (421, b"4.3.2")
@@ -176,11 +176,11 @@ def test_a_paused_daemon_lets_nobody_in_until_it_goes_on(daemon: Daemon, tmp_pat
 
 def test_a_drain_ends_the_daemon_with_its_last_session(daemon: Daemon, tmp_path: Path) -> None:
     with daemon.smtp() as client:
-        assert says(tmp_path, "drain") == "draining: 1 sessions left\n"
-        daemon.wait_for("draining: 1 sessions")
+        assert says(tmp_path, "drain") == "draining: 1 session left\n"
+        daemon.wait_for("draining: 1 session open")
         assert is_refused(daemon.port)
         assert "draining" in says(tmp_path, "status")
-        assert says(tmp_path, "drain") == "draining: 1 sessions left\n"
+        assert says(tmp_path, "drain") == "draining: 1 session left\n"
         client.sendmail("a@example.com", ["b@example.com"], "Subject: hi\r\n\r\nhello\r\n")
         assert client.quit()[0] == 221
     assert daemon.process.wait(PATIENCE) == 0
@@ -192,7 +192,7 @@ def test_a_drain_whose_time_is_over_is_a_stop(daemon: Daemon, tmp_path: Path) ->
     says(tmp_path, "drain", "--timeout", "100ms")
     assert last_word(client) == (421, b"4.3.2")
     assert daemon.process.wait(PATIENCE) == 0
-    assert "the time to drain is over" in daemon.log
+    assert "drain timeout: stopping" in daemon.log
 
 
 def test_a_signal_makes_a_stop_of_a_drain(daemon: Daemon, tmp_path: Path) -> None:
@@ -208,12 +208,40 @@ def test_a_drain_may_be_waited_for(daemon: Daemon, tmp_path: Path) -> None:
     assert daemon.process.wait(PATIENCE) == 0
 
 
+def test_the_rejections_of_a_session_are_explained_and_counted(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, *CONTROL, "--max-message-size", "1000", cwd=tmp_path) as daemon:
+        with daemon.smtp() as client:
+            client.ehlo("client.example")
+            client.mail("a@example.com")
+            client.rcpt("b@example.com")
+            _, text = client.data("x" * 2000)
+            client.quit()
+        name = text.decode().rpartition("[")[2].rstrip("]")
+        for written in (name, f"[{name}]"):  # as it is copied from a log
+            assert says(tmp_path, "explain", written).splitlines() == [
+                f"rejected DATA from 127.0.0.1 [{name}]",
+                f"reply    552 {text.decode()}",
+                "reason   message_size",
+                "from     <a@example.com>",
+                "to       <b@example.com>",
+                "helo     client.example",
+            ]
+        (told,) = json.loads(says(tmp_path, "explain", "--json", name))["rejections"]
+        assert (told["command"], told["recipient"]) == ("DATA", "b@example.com")
+        status = says(tmp_path, "status")
+        assert re.search(r"^messages +1 \(too_big 1\)$", status, re.MULTILINE)
+        assert re.search(r"^rejected +1 \(message_size 1\)$", status, re.MULTILINE)
+
+
 def test_a_refusal_is_explained(tmp_path: Path) -> None:
     with Daemon(*LOCAL, *CONTROL, "-m", "1", cwd=tmp_path) as daemon, daemon.smtp():
         with socket.create_connection(("127.0.0.1", daemon.port), timeout=PATIENCE) as refused:
             name = refused.makefile().readline().rpartition("[")[2].rstrip("]\n")
         text = says(tmp_path, "explain", name)
-        assert text.startswith(f"refusal  {name}\nrule     max_from_ip\nof       127.0.0.1\n")
+        facts = (
+            rf"refusal  {name}\nrule     max_from_ip\nclient   127\.0\.0\.1:\d+\ncount    2, more"
+        )
+        assert re.match(facts, text)
         assert "raise --max-from-ip" in text
         assert json.loads(says(tmp_path, "explain", "--json", name))["count"] == 2
         ended = command(tmp_path, "explain", "none")
@@ -221,15 +249,25 @@ def test_a_refusal_is_explained(tmp_path: Path) -> None:
         assert "no refusal none" in only_line(ended)
 
 
+def test_the_explanation_of_a_denied_client_has_its_address_and_the_network(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, *CONTROL, "--deny", "127.0.0.0/8", cwd=tmp_path) as daemon:
+        with socket.create_connection(("127.0.0.1", daemon.port), timeout=PATIENCE) as refused:
+            name = refused.makefile().readline().rpartition("[")[2].rstrip("]\n")
+            port = refused.getsockname()[1]
+        lines = says(tmp_path, "explain", f"[{name}]").splitlines()
+        assert f"client   127.0.0.1:{port}" in lines
+        assert "network  127.0.0.0/8" in lines
+
+
 def test_a_kick_and_questions_go_on_during_a_stop(tmp_path: Path) -> None:
     with Daemon(*LOCAL, *CONTROL, cwd=tmp_path) as daemon:
         client = daemon.smtp()
         begin_data(client)
         daemon.signal(signal.SIGTERM)
-        daemon.wait_for("stopping: 1 sessions")
+        daemon.wait_for("stopping: 1 session open")
         assert "stopping" in says(tmp_path, "status")
-        assert says(tmp_path, "drain") == "stopping: 1 sessions left\n"
-        assert says(tmp_path, "kick", "--source", "127.0.0.1") == "1 session ended\n"
+        assert says(tmp_path, "drain") == "stopping: 1 session left\n"
+        assert says(tmp_path, "kick", "127.0.0.1") == "1 session ended\n"
         assert last_word(client) == (421, b"4.3.2")
         assert daemon.process.wait(PATIENCE) == 0
     assert messages_of(tmp_path) == []

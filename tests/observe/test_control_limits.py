@@ -25,7 +25,7 @@ def test_limits_are_shown_changed_and_back_after_a_reload(daemon: Daemon, tmp_pa
     )
     assert re.search(r"^limit_connections +200  \(changed\)$", text, re.MULTILINE)
     assert re.search(r"^rate +9/m 99/h  \(changed\)$", text, re.MULTILINE)
-    assert text.endswith("what is changed holds until the next reload or restart\n")
+    assert text.endswith("changes last until the next reload or restart\n")
     with daemon.smtp():
         with pytest.raises(smtplib.SMTPConnectError, match="421"):
             daemon.smtp()
@@ -34,7 +34,7 @@ def test_limits_are_shown_changed_and_back_after_a_reload(daemon: Daemon, tmp_pa
     assert told["changed"] == ["limit_connections", "max_from_ip"]
     assert ask(tmp_path, "status")["limits_changed"] == told["changed"]
     daemon.signal(signal.SIGHUP)
-    daemon.wait_for("the settings were read again")
+    daemon.wait_for("configuration reloaded")
     told = json.loads(says(tmp_path, "limits", "--json"))
     assert (told["changed"], told["until"], told["limits"]["max_from_ip"]) == ([], None, 50)
 
@@ -45,19 +45,21 @@ def test_a_reload_that_fails_leaves_the_changes(tmp_path: Path) -> None:
         says(tmp_path, "limits", "max_from_ip=7")
         (tmp_path / "bad.list").write_text("nonsense\n")
         daemon.signal(signal.SIGHUP)
-        daemon.wait_for("all stays as it was")
+        daemon.wait_for("reload failed, previous settings stay in force")
         told = ask(tmp_path, "limits")
         assert (told["changed"], told["limits"]["max_from_ip"]) == (["max_from_ip"], 7)
         # Nor is the broken list in the way of a change that has nothing to do with it.
         assert ask(tmp_path, "limits", set={"max_from_ip": ["8"]})["ok"]
-        assert not ask(tmp_path, "limits", set={"allow": ["192.0.2.7"]})["ok"]
+        assert ask(tmp_path, "limits", set={"allow": ["192.0.2.7"]})["ok"]
+        assert not ask(tmp_path, "limits", set={"exempt": ["./bad.list"]})["ok"]
         assert ask(tmp_path, "limits")["limits"]["max_from_ip"] == 8
 
 
 def test_a_network_can_be_denied_at_run_time_and_rates_keep_their_state(tmp_path: Path) -> None:
     with Daemon(*LOCAL, *CONTROL, "--rate", "1/h", cwd=tmp_path) as daemon:
         daemon.smtp().close()
-        says(tmp_path, "limits", "deny=127.0.0.2/32")
+        says(tmp_path, "limits", "max_from_ip=9")
+        says(tmp_path, "deny", "127.0.0.2/32")
         with pytest.raises(smtplib.SMTPConnectError, match="554"):
             daemon.smtp(source="127.0.0.2")
         with pytest.raises(smtplib.SMTPConnectError, match="421"):
@@ -73,9 +75,10 @@ def test_a_network_can_be_denied_at_run_time_and_rates_keep_their_state(tmp_path
         (("hostname=x",), "no limit that can be changed"),
         (("max_loop_lag=1s",), "no limit that can be changed"),
         (("rate=9/x",), "rate '9/x'"),
-        (("deny=/none/list",), "deny '/none/list'"),
+        (("allow=/none/list",), "allow '/none/list'"),
+        (("deny=192.0.2.1",), "deny '192.0.2.1': this would replace all lists of deny"),
         (("reserve=1000", "exempt=192.0.2.1"), "must be less than limit_connections"),
-        (("reserve=1",), "nobody is exempt"),
+        (("reserve=1",), "needs --exempt"),
         (("max_from_ip",), "write NAME=VALUE"),
         (("=1",), "write NAME=VALUE"),
     ],

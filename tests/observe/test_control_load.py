@@ -20,8 +20,10 @@ from support.server import serve
 from support.server import until as until_here
 
 from smtpd_fork import Gate, Ticket
-from smtpd_fork.observe.control import MAX_REPLY, PAGE, Control, open_control
+from smtpd_fork.control_protocol import MAX_REPLY, PAGE
+from smtpd_fork.observe.control import Control, open_control
 from smtpd_fork.observe.control.control import MAX_CLIENTS
+from smtpd_fork.observe.reload_outcome import ReloadOutcome
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
@@ -126,7 +128,7 @@ class _control:  # noqa: N801 - reads like a function where it stands
     def __init__(self, server: Any, folder: Path) -> None:
         self.drained: list[float | None] = []
         listener = open_control(str(folder / SOCKET))
-        self.control = Control(listener, server, self.drained.append)
+        self.control = Control(listener, server, self.drained.append, reload)
 
     async def __aenter__(self) -> Control:
         await self.control.start()
@@ -135,6 +137,10 @@ class _control:  # noqa: N801 - reads like a function where it stands
     async def __aexit__(self, *_: object) -> None:
         await self.control.stop()
         assert not self.control._clients
+
+
+async def reload(_: str) -> ReloadOutcome:
+    return ReloadOutcome()
 
 
 def crowd(count: int) -> Gate:

@@ -10,8 +10,7 @@ import pytest
 from support.control import STATUS, ask, connect, line, raw
 from support.page import read
 
-from smtpd_fork.observe.control import MAX_REQUEST, Fault
-from smtpd_fork.observe.control.protocol import Request
+from smtpd_fork.control_protocol import MAX_REQUEST, Fault, Request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +26,7 @@ GARBAGE = {
     "unknown command": b'{"v":1,"command":"dance"}\n',
     "unknown field": b'{"v":1,"command":"status","x":1}\n',
     "a field of another type": b'{"v":1,"command":"kick","id":1}\n',
-    "neither id nor source": b'{"v":1,"command":"kick"}\n',
+    "neither id nor client": b'{"v":1,"command":"kick"}\n',
     "a page that is too large": b'{"v":1,"command":"sessions","limit":100000}\n',
     "no cursor": b'{"v":1,"command":"sessions","after":["x"]}\n',
     "time that runs backwards": b'{"v":1,"command":"drain","seconds":-1}\n',

@@ -17,7 +17,8 @@ from support.daemon import COMMAND, LOCAL, PATIENCE, Daemon, Detached, end, run,
 from support.peers import needs_root, peer
 from support.place import only_line
 
-from smtpd_fork.observe.control import MAX_REPLY, MAX_REQUEST, open_control
+from smtpd_fork.control_protocol import MAX_REPLY, MAX_REQUEST
+from smtpd_fork.observe.control import open_control
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,7 +96,7 @@ def test_a_detached_daemon_has_it_as_well_and_removes_it(tmp_path: Path) -> None
 # -- who may -----------------------------------------------------------------------------------
 
 
-def test_it_is_the_users_own_and_the_janitor_removes_it(
+def test_it_is_the_users_own_and_the_cleanup_process_removes_it(
     public: Path, command_for_nobody: list[str]
 ) -> None:
     (public / "run").mkdir()
@@ -110,7 +111,7 @@ def test_it_is_the_users_own_and_the_janitor_removes_it(
                 ended = run(*words, cwd=public, command=command_for_nobody, user=user)
                 assert (ended.returncode, ended.stderr) == (0, "")
             daemon.stop(number)
-        until(lambda: not path.exists(), "the janitor is done")
+        until(lambda: not path.exists(), "the cleanup process is done")
 
 
 @pytest.mark.parametrize("open_mode", [False, True], ids=["0600", "0666"])
@@ -127,7 +128,7 @@ def test_another_user_may_not_whatever_the_mode(
             assert ended.returncode == os.EX_NOPERM
             assert "only root and" in only_line(ended)
         if open_mode:
-            daemon.wait_for(f"control: uid {NOBODY}, pid \\d+ was turned away: permission")
+            daemon.wait_for(f"control: uid {NOBODY}, pid \\d+ was refused: permission")
         daemon.deliver()
         assert json.loads(says(public, "status", "--json"))["state"] == "serving"
 
@@ -137,8 +138,8 @@ def test_another_user_may_not_whatever_the_mode(
 EVIL = "\x1b]0;owned\x07\x9b2J\u202e[red]x[/red]"
 STATUS_REPLY = {
     "v": 1, "ok": True, "version": EVIL, "pid": 1, "hostname": EVIL, "state": EVIL, "seconds": 1,
-    "sessions": 1, "limit": 1, "phases": {EVIL: 1}, "sources": 1,
-    "top": [{"source": EVIL, "sessions": 1}], "admitted": 1, "refused": 1, "rules": {EVIL: 1},
+    "sessions": 1, "limit": 1, "phases": {EVIL: 1}, "clients": 1,
+    "top": [{"client": EVIL, "sessions": 1}], "admitted": 1, "refused": 1, "rules": {EVIL: 1},
     "listeners": [EVIL], "limits_changed": [EVIL],
 }  # fmt: skip
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-ALL = ("status", "sessions", "kick", "limits", "pause", "resume", "drain", "explain")
+ALL = (
+    *("status", "sessions", "kick", "limits", "reload", "deny", "undeny"),
+    *("pause", "resume", "drain", "explain"),
+)
 
 
 def test_every_command_is_there_and_has_its_help(tmp_path: Path) -> None:
@@ -37,7 +40,7 @@ def test_every_command_is_there_and_has_its_help(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_without_a_daemon_the_status_is_69(tmp_path: Path, name: str) -> None:
-    words = {"kick": ("x",), "explain": ("x",)}.get(name, ())
+    words = {"kick": ("x",), "explain": ("x",), "undeny": ("192.0.2.1",)}.get(name, ())
     ended = command(tmp_path, name, *words)
     assert ended.returncode == os.EX_UNAVAILABLE
     assert f"no daemon answers at {SOCKET}" in only_line(ended)
@@ -49,7 +52,7 @@ def test_without_a_daemon_the_status_is_69(tmp_path: Path, name: str) -> None:
         ("status", "--nonsense"),
         ("sessions", "too", "much"),
         ("kick",),
-        ("kick", "id", "--source", "192.0.2.1"),
+        ("kick", "id", "192.0.2.1"),
         ("explain",),
         ("drain", "--timeout", "soon"),
     ],
@@ -60,9 +63,9 @@ def test_what_cannot_be_read_is_usage(place_with_daemon: Path, words: tuple[str,
     assert only_line(ended)
 
 
-@pytest.mark.parametrize("source", ["somebody", "192.0.2.1/24", "192.0.2.0/33", "\x1b[2J"])
-def test_what_is_no_source_is_usage(place_with_daemon: Path, source: str) -> None:
-    ended = command(place_with_daemon, "kick", "--source", source)
+@pytest.mark.parametrize("source", ["some:body", "192.0.2.1/24", "192.0.2.0/33", "\x1b[2J."])
+def test_what_is_no_address_is_usage(place_with_daemon: Path, source: str) -> None:
+    ended = command(place_with_daemon, "kick", source)
     assert ended.returncode == os.EX_USAGE
     assert "\x1b" not in only_line(ended)
 

@@ -46,8 +46,8 @@ def test_a_file_that_logrotate_has_moved_away_is_opened_again(tmp_path: Path) ->
             command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         assert (done.returncode, done.stderr) == (0, "")
-        until(lambda: "the settings were read again" in place.read_text(), "a line in the new file")
-        assert f"INFO the log goes on here: {place} was opened again" in place.read_text()
+        until(lambda: "configuration reloaded" in place.read_text(), "a line in the new file")
+        assert f"INFO log file reopened: {place}" in place.read_text()
         moved = place.with_name(place.name + ".1").read_text()
         assert moved.startswith(old)
         daemon.stop()
@@ -58,9 +58,9 @@ def test_a_file_that_logrotate_has_moved_away_is_opened_again(tmp_path: Path) ->
 def test_a_file_that_is_where_it_was_goes_on_and_nothing_is_said(tmp_path: Path) -> None:
     with Detached(*LOCAL, cwd=tmp_path) as daemon:
         os.kill(daemon.pid, SIGHUP)
-        until(lambda: "the settings were read again" in daemon.text, "the reload")
+        until(lambda: "configuration reloaded" in daemon.text, "the reload")
         daemon.stop()
-        assert "opened again" not in daemon.text
+        assert "reopened" not in daemon.text
         assert daemon.text.endswith("INFO stopped\n")
 
 
@@ -70,7 +70,7 @@ def test_a_file_that_cannot_be_opened_again_is_told_of_in_the_old_one(tmp_path: 
         daemon.log.rename(moved)
         daemon.log.mkdir()
         os.kill(daemon.pid, SIGHUP)
-        told = "ERROR the log cannot be opened again, and goes on here: Is a directory"
+        told = "ERROR cannot reopen the log, logging continues here: Is a directory"
         until(lambda: told in moved.read_text(), "the complaint")
         daemon.stop()
         assert moved.read_text().endswith("INFO stopped\n")
@@ -83,11 +83,11 @@ def test_a_user_who_may_not_make_the_new_file_goes_on_in_the_old_one(
         moved = public / "moved"
         daemon.log.rename(moved)
         os.kill(daemon.pid, SIGHUP)
-        until(lambda: "goes on here: Permission denied" in moved.read_text(), "the complaint")
+        until(lambda: "here: Permission denied" in moved.read_text(), "the complaint")
         daemon.log.touch()
         shutil.chown(daemon.log, "nobody")
         os.kill(daemon.pid, SIGHUP)
-        until(lambda: "was opened again" in daemon.text, "the new file")
+        until(lambda: "log file reopened" in daemon.text, "the new file")
 
 
 def test_a_fifo_that_nobody_reads_is_a_fault_of_the_start(tmp_path: Path) -> None:
@@ -211,6 +211,19 @@ def test_in_the_journal_the_message_may_be_json(
     with bound(tmp_path / "socket") as sock, logging_with(**options):
         log.info("hello")
         assert json.loads(entry_from(sock)["MESSAGE"])["message"] == "hello"
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["it", "another"])
+def test_the_log_goes_to_journald_if_standard_error_is_the_journal_as_systemd_says(
+    same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "JOURNALD", str(tmp_path / "socket"))
+    status = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino + (not same)}")
+    assert setup.default_target(detach=False) == "stderr"  # no journald answers
+    with bound(tmp_path / "socket"):
+        assert setup.default_target(detach=False) == ("journald" if same else "stderr")
+        assert setup.default_target(detach=True) == "syslog"
 
 
 _IN_THE_JOURNAL = """

@@ -23,12 +23,14 @@ from support.server import until
 from support.status import Page, watched
 
 from smtpd_fork import Gate, Refusal, __version__
+from smtpd_fork.dialogue.rejections import BY_HANDLER, MEANINGS, REASONS, UNKNOWN
 from smtpd_fork.dialogue.tally import BOUNDS, OUTCOMES
 from smtpd_fork.gate.statistics import CURES
+from smtpd_fork.handlers import Route
 from smtpd_fork.observe import process
 from smtpd_fork.observe.metrics import METRICS
 from smtpd_fork.observe.snapshot import LISTED, PHASES, SLICE
-from smtpd_fork.sinks import Maildir
+from smtpd_fork.sinks import Maildir, SinkStatus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +59,12 @@ class Judge:
         return answers.get(envelope.rcpt_tos[0], MISSING)
 
 
+class Remote(Maildir):
+    """A sink with a server behind it."""
+
+    status = SinkStatus(3, 1, 2, 1_700_000_000.0, "refused")
+
+
 async def figures(watched: Watched) -> dict[tuple[str, str], float]:
     """Return every sample by its name and its label's value."""
     watched.status._snapshots._good_until = 0
@@ -67,7 +75,7 @@ async def figures(watched: Watched) -> dict[tuple[str, str], float]:
     )
     samples = [sample for family in text_format(page.body) for sample in family.samples]
     return {
-        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        (sample.name, ",".join(sample.labels.values())): sample.value
         for sample in samples
         if "le" not in sample.labels
     }
@@ -98,7 +106,7 @@ async def traffic(server: Any, certificates: Certificates) -> None:
 
 def well_watched(tmp_path: Path, certificates: Certificates, **more: Any) -> Any:
     return watched(
-        [Judge(), Maildir(tmp_path / "mail")],
+        [Judge(), Route(Remote(tmp_path / "mail"), name="maildir")],
         tls_context=certificates.server,
         deny="127.0.0.66",
         backlog=33,
@@ -118,11 +126,14 @@ async def test_what_happens_is_counted(tmp_path: Path, certificates: Certificate
                 ("smtpd_fork_sessions", "command"): 1,
                 ("smtpd_fork_sessions", "data"): 0,
                 ("smtpd_fork_sessions_limit", ""): seen.server.config.limit_connections,
-                ("smtpd_fork_sources", ""): 1,
+                ("smtpd_fork_clients", ""): 1,
                 ("smtpd_fork_admissions_total", ""): 7,
                 ("smtpd_fork_refusals_total", "deny"): 3,
                 ("smtpd_fork_refusals_total", "rate"): 0,
                 ("smtpd_fork_ready", ""): 1,
+                ("smtpd_fork_sink_connections", "maildir"): 3,
+                ("smtpd_fork_sink_waiting", "maildir"): 2,
+                ("smtpd_fork_sink_down_since_timestamp_seconds", "maildir"): 1_700_000_000.0,
                 ("smtpd_fork_messages_total", "accepted"): 2,
                 ("smtpd_fork_messages_total", "rejected"): 1,
                 ("smtpd_fork_messages_total", "deferred"): 1,
@@ -164,22 +175,29 @@ async def test_the_names_that_are_written_down_are_those_that_are_told(
     body = await told_after_traffic(tmp_path, certificates)
     told = {}
     for family in text_format(body):
-        labels = {key for sample in family.samples for key in sample.labels} - {"le"}
+        keys = {key for sample in family.samples for key in sample.labels} - {"le"}
+        labels = ",".join(sorted(keys, reverse=True))
         info = family.name.endswith("_info")
         name = family.name + ("_total" if family.type == "counter" else "")
         kind = "info" if info else family.type
-        told[name] = (kind, "" if info else "".join(labels), family.documentation)
+        told[name] = (kind, "" if info else labels, family.documentation)
     assert told == {row.name: (row.kind, row.label, row.text) for row in METRICS}
 
 
 def test_the_table_of_the_docs_is_the_collectors() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| `?(\w*)`? \| (.+) \|$", read(PAGE), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| `?([\w,]*)`? \| (.+) \|$", read(PAGE), re.MULTILINE)
     assert rows == [(row.name, row.kind, row.label, row.text.rstrip(".")) for row in METRICS]
 
 
 def test_every_outcome_is_in_the_docs() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", read(PAGE), re.MULTILINE))
     assert {name: rows.get(name) for name in OUTCOMES} == OUTCOMES
+
+
+def test_every_reason_of_a_rejection_is_in_the_docs() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", read(PAGE), re.MULTILINE))
+    assert {name: rows.get(name) for name in MEANINGS} == MEANINGS
+    assert set(REASONS.values()) | {BY_HANDLER, UNKNOWN} == set(MEANINGS)
 
 
 async def test_promtool_accepts_it_after_real_traffic(
@@ -235,7 +253,7 @@ async def test_every_bucket_has_what_the_smaller_ones_have(
 ) -> None:
     async with well_watched(tmp_path, certificates) as seen:
         for seconds in (0.0001, 0.3, 1000.0):
-            seen.server.tally.sinks["maildir"].observe(seconds)
+            seen.server.tally.sinks["maildir"].latency.observe(seconds)
         body = (await seen.get("/metrics")).body
     buckets = re.findall(r'sink_seconds_bucket\{le="(\S+)",sink="maildir"\} (\S+)', body)
     assert [bound for bound, _ in buckets] == [*map(str, BOUNDS), "+Inf"]
@@ -286,7 +304,7 @@ async def test_many_sessions_are_looked_at_in_slices() -> None:
         assert turns >= 3
         assert snapshot.sessions == len(tickets)
         assert snapshot.phases["arriving"] == len(tickets)
-        assert (snapshot.sources, snapshot.top[0]) == (3 * SLICE + 1, ("10.9.9.9", 5))
+        assert (snapshot.clients, snapshot.top[0]) == (3 * SLICE + 1, ("10.9.9.9", 5))
         assert [e.since for e in snapshot.oldest] == sorted(t.since for t in tickets)[:LISTED]  # type: ignore[union-attr]
         for ticket in tickets:
             ticket.release()  # type: ignore[union-attr]

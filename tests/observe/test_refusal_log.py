@@ -54,17 +54,17 @@ def test_a_source_that_went_quiet_is_forgotten_and_told_at_once_when_it_comes_ba
 
 
 def test_sources_beyond_the_table_are_told_as_one(clock: Clock) -> None:
-    log = RefusalLog(clock=clock, seconds=5, max_sources=10)
+    log = RefusalLog(clock=clock, seconds=5, max_clients=10)
     lines = [line for n in range(1000) if (line := log.note(refusal(f"192.0.2.{n}")))]
     assert len(lines) == 11
-    assert len(log._sources) == 11
+    assert len(log._clients) == 11
     clock.now += 5
-    assert [told.text for told in log.flush()] == ["refused other sources; 989 more in 5 s"]
+    assert [told.text for told in log.flush()] == ["refused other clients; 989 more in 5 s"]
 
 
 def test_being_full_is_a_source_of_its_own(clock: Clock) -> None:
     log = RefusalLog(clock=clock)
-    assert log.note(Full(101, 100)) == "no room: limit_connections (101 > 100)"
+    assert log.note(Full(101, 100)) == "connection limit reached (100)"
     assert log.note(Full(101, 100)) is None
 
 

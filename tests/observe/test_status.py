@@ -83,8 +83,8 @@ async def test_the_facts_are_told_as_json() -> None:
                 "tls": False,
                 "messages": 1,
             }
-            assert facts["states"]["command"] == facts["sessions"] == facts["sources"] == 1
-            assert facts["top_sources"] == [{"source": "127.0.0.1", "sessions": 1}]
+            assert facts["states"]["command"] == facts["sessions"] == facts["clients"] == 1
+            assert facts["top_clients"] == [{"client": "127.0.0.1", "sessions": 1}]
             assert facts["listeners"] == [{"address": place, "waiting": 0, "at_most": 9}]
             assert (facts["hostname"], facts["limit"], facts["admitted"], facts["refused"]) == (
                 *("mx.example.com", 77, 1, {}),
@@ -203,9 +203,9 @@ def test_without_the_option_nothing_of_it_is_loaded(tmp_path: Path) -> None:
     [
         ("127.0.0.1", os.EX_USAGE, "write HOST:PORT"),
         ("127.0.0.1:x", os.EX_USAGE, "not a port"),
-        ("smtps:127.0.0.1:1", os.EX_USAGE, "HTTP is spoken there"),
-        ("smtp:127.0.0.1:1", os.EX_USAGE, "HTTP is spoken there"),
-        ("unix:", os.EX_USAGE, "a path has to follow"),
+        ("smtps:127.0.0.1:1", os.EX_USAGE, "only HTTP is served there"),
+        ("smtp:127.0.0.1:1", os.EX_USAGE, "only HTTP is served there"),
+        ("unix:", os.EX_USAGE, "unix: needs a path"),
         ("no-such.invalid:1", os.EX_CONFIG, "cannot listen on"),
         ("unix:none/socket", os.EX_CANTCREAT, "directory does not exist"),
     ],
@@ -249,7 +249,7 @@ def test_without_the_libraries_a_start_is_one_clear_line(
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_listener, "LIBRARIES", ("aiohttp", "no_such_library"))
     config = DaemonConfig.build({"metrics": "127.0.0.1:0"})
-    with pytest.raises(ConfigError, match="need no_such_library: "):
+    with pytest.raises(ConfigError, match="needs no_such_library: "):
         metrics_listener.open_metrics(config, print)
 
 

@@ -117,7 +117,7 @@ def test_a_pipe_gets_a_line_a_time(
         for _ in range(2):
             text = process.stdout.readline()
             assert re.fullmatch(
-                r"\d{4}-\d\d-\d\d [\d:]{8} serving 0/1000 sessions, 0 sources, "
+                r"\d{4}-\d\d-\d\d [\d:]{8} serving 0/1000 sessions, 0 clients, "
                 r"admitted 0 \(\+0\), refused 0 \(\+0\)\n",
                 text,
             )
@@ -161,7 +161,7 @@ def test_without_rich_a_terminal_is_told_how_to_have_it(daemon: Daemon, tmp_path
     terminal = Terminal([sys.executable, "-c", script, *words], tmp_path)
     try:
         assert terminal.end() == os.EX_CONFIG
-        assert "install smtpd-fork[cli]" in terminal.text
+        assert "pip install 'smtpd-fork[cli]'" in terminal.text
         assert terminal.text.count("\n") == 1
     finally:
         terminal.close()

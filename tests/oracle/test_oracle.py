@@ -114,7 +114,7 @@ DIVERGENCES: dict[str, str] = {
 }
 """Pattern of their tests' names, all of which fail, and why they are to."""
 
-pytestmark = pytest.mark.timeout(PATIENCE + 5)
+pytestmark = [pytest.mark.suites, pytest.mark.timeout(PATIENCE + 5)]
 
 
 @pytest.fixture(scope="module")

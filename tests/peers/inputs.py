@@ -194,7 +194,7 @@ INPUTS: dict[str, Callable[[int], str]] = {
     "`CR . CR` in a message": _end(b"\r.\r"),
     "8-bit text without `BODY=8BITMIME`": _message(_TEXT + b"gr\xfc\xdfe\r\n"),
     "no header, only text": _message(b"text\r\n"),
-    "a line of mbox (`From x ...`) above the header": _message(b"From x Thu\r\n" + _TEXT),
+    "an mbox line (`From x ...`) above the header": _message(b"From x Thu\r\n" + _TEXT),
     "a message as large as `SIZE` says, its lines with doubled dots": _full_size,
     "an empty message": _message(b""),
     # -- addresses
@@ -218,10 +218,10 @@ INPUTS: dict[str, Callable[[int], str]] = {
     "an IPv6 literal without `IPv6:`": _commands(b"MAIL FROM:<a@[2001:db8:0:0:0:0:0:1]>"),
     "a UTF-8 address with `SMTPUTF8`": _commands("MAIL FROM:<ä@example.org> SMTPUTF8".encode()),
     "a UTF-8 address without `SMTPUTF8`": _commands("MAIL FROM:<ä@example.org>".encode()),
-    "the enhanced code for a sender that is no address": _enhanced(b"MAIL FROM:<@>"),
+    "the enhanced code for a malformed sender": _enhanced(b"MAIL FROM:<@>"),
     "an unknown parameter of `MAIL`": _commands(MAIL + b" FOO=bar"),
     # -- commands
-    "a command that LF alone ends": _lone_lf,
+    "a command that ends with LF only": _lone_lf,
     "CR inside a command": _commands(b"NOOP a\rb"),
     "NUL inside a command": _commands(b"NOOP a\0b"),
     "`EHLO` with Latin-1": _commands(MAIL, hello=b"EHLO b\xfcro"),
@@ -233,10 +233,10 @@ INPUTS: dict[str, Callable[[int], str]] = {
     "`VRFY user@host SMTPUTF8`": _commands(b"VRFY b@example.com SMTPUTF8"),
     "`RCPT` after the first `BDAT`": _chunked(_TEXT, rcpt_after=True),
     # -- sessions
-    "`MAIL`, `RCPT`, `RSET` again and again": _until_ended(MAIL, RCPT, b"RSET"),
-    "refused recipients again and again": _until_ended(b"RCPT TO:<x@example.net>", first=MAIL),
-    "unknown commands again and again": _until_ended(b"FOO"),
-    "`NOOP` again and again": _until_ended(b"NOOP"),
+    "repeated `MAIL`, `RCPT`, `RSET`": _until_ended(MAIL, RCPT, b"RSET"),
+    "repeated rejected recipients": _until_ended(b"RCPT TO:<x@example.net>", first=MAIL),
+    "repeated unknown commands": _until_ended(b"FOO"),
+    "repeated `NOOP`": _until_ended(b"NOOP"),
     # -- what EHLO offers
     "`CHUNKING`": _offer("CHUNKING"),
     "`BINARYMIME`": _offer("BINARYMIME"),

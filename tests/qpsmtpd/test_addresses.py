@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 from contextlib import ExitStack
 
+import pytest
 from support.differences import Facts, both
 from support.ports import free_port
 from support.processes import listening
 from support.qpsmtpd import LOOPBACK, Bench, Talk, as_user, at, greeted, is_free, kind
+
+pytestmark = [pytest.mark.peers, pytest.mark.xdist_group("qpsmtpd")]
 
 
 @both()

@@ -6,6 +6,7 @@ import re
 import smtplib
 from typing import TYPE_CHECKING
 
+import pytest
 from support.daemon import PATIENCE
 from support.differences import INTENDED, Facts, both
 from support.ports import free_port
@@ -13,6 +14,9 @@ from support.qpsmtpd import HOSTNAME, LOOPBACK, Bench, Talk, at, kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+pytestmark = [pytest.mark.peers, pytest.mark.xdist_group("qpsmtpd")]
+
 
 # -- the dialogue ------------------------------------------------------------------------------
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+import pytest
 from support.daemon import until
 from support.differences import Facts, both
 from support.ports import free_port
 from support.qpsmtpd import Bench, Talk, at, first_of, greeted, kind
+
+pytestmark = [pytest.mark.peers, pytest.mark.xdist_group("qpsmtpd")]
+
 
 LONG_SECONDS = 1.5
 """How long a client is listened to that hears something from one of the two."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support.differences import Facts, both
 from support.ports import free_port
 from support.qpsmtpd import (
@@ -15,6 +16,8 @@ from support.qpsmtpd import (
     outcome,
     outcome_or_serves,
 )
+
+pytestmark = [pytest.mark.peers, pytest.mark.xdist_group("qpsmtpd")]
 
 
 @both()

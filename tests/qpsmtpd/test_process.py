@@ -6,12 +6,15 @@ import os
 import signal
 import socket
 
+import pytest
 from support.daemon import COMMAND, is_alive, until, wait_until_gone
 from support.differences import Facts, both
 from support.peers import proc
 from support.ports import free_port
 from support.processes import children, identity
 from support.qpsmtpd import LOOPBACK, USER, Bench, Talk, as_user, at, greeted, is_free, kind
+
+pytestmark = [pytest.mark.peers, pytest.mark.xdist_group("qpsmtpd")]
 
 
 @both("process-per-session")

@@ -115,7 +115,7 @@ def test_a_certificate_that_nobody_is_shown_is_warned_of(authority: Authority) -
     shadowed, nameless = loaded.warnings
     assert str(same.cert) in shadowed
     assert str(none.cert) in nameless
-    assert "subjectAltName are not there" in nameless
+    assert "subjectAltName are missing" in nameless
     assert files(none.cert, keys=(none.key,)).load().warnings == ()  # alone it is shown to all
 
 
@@ -127,7 +127,7 @@ def test_a_name_that_is_not_ascii_fails_and_is_no_more_than_a_line(
     options = (*SMTPS, *first.options, *second.options)
     with Daemon(*options, cwd=tmp_path) as daemon:
         assert s_client(daemon.port, authority, name="caf\u00e9.example").status != 0
-        daemon.wait_for("no session: .*callback failed")
+        daemon.wait_for("TLS handshake failed: .*callback failed")
         assert s_client(daemon.port, authority).status == 0
         assert "Traceback" not in daemon.log
         assert "ignored" not in daemon.log
@@ -182,7 +182,7 @@ def test_a_count_of_keys_that_does_not_fit_names_both(tmp_path: Path) -> None:
     ended = run(*LOCAL, *options, cwd=tmp_path)
     assert ended.returncode == os.EX_USAGE
     line = only_line(ended)
-    assert "--tls-key 'a.key': 1 given, and tls_cert has 2 (a.pem, b.pem)" in line
+    assert "--tls-key 'a.key': 1 given, and --tls-cert has 2 (a.pem, b.pem)" in line
 
 
 def test_several_certificates_may_have_their_keys_in_their_files(
@@ -212,15 +212,15 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(
     for cert, key, reason in [
         (tmp_path / "absent", good.key, "absent: No such file"),
         (good.cert, tmp_path / "absent", "absent: No such file"),
-        (good.cert, other.key, "KEY_VALUES_MISMATCH"),
+        (good.cert, other.key, "is not the key of"),
         (good.cert, empty, f"{empty}: "),
         (empty, good.key, f"{empty}, "),
         (cut, good.key, f"{cut}, "),
         (malformed, good.key, f"{malformed}, "),
         (huge, good.key, "huge: it has more than 1048576 bytes"),
-        (pipe, good.key, "pipe: it is no regular file"),
-        (good.cert, pipe, "pipe: it is no regular file"),
-        (tmp_path, good.key, f"{tmp_path}: it is no regular file"),
+        (pipe, good.key, "pipe: it is not a regular file"),
+        (good.cert, pipe, "pipe: it is not a regular file"),
+        (tmp_path, good.key, f"{tmp_path}: it is not a regular file"),
     ]:
         with pytest.raises(ConfigError) as caught:
             files(cert, keys=(key,)).load()
@@ -345,6 +345,6 @@ async def test_a_server_tells_what_its_certificates_are(authority: Authority) ->
 
 @pytest.mark.parametrize("listen", ["smtps:127.0.0.1:0", "smtp+require-tls:127.0.0.1:0"])
 def test_an_address_that_takes_tls_needs_a_certificate(listen: str) -> None:
-    with pytest.raises(SettingError, match="there is no certificate for TLS") as caught:
+    with pytest.raises(SettingError, match="needs tls_cert") as caught:
         Server(Discard(), listen=[listen])
     assert caught.value.value == listen

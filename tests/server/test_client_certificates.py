@@ -69,9 +69,9 @@ def test_openssl_gets_in_with_the_certificate_that_it_should_have(
             more = (version, *shows(issued))
             shaken = s_client(daemon.port, here.authority, *more, name=name)
             assert (shaken.status == 0) == good, shaken.text
-        daemon.wait_for("no session: .*CERTIFICATE_VERIFY_FAILED")
+        daemon.wait_for("TLS handshake failed: .*CERTIFICATE_VERIFY_FAILED")
         if how == "require":
-            daemon.wait_for("no session: .*PEER_DID_NOT_RETURN_A_CERTIFICATE")
+            daemon.wait_for("TLS handshake failed: .*PEER_DID_NOT_RETURN_A_CERTIFICATE")
         assert "Traceback" not in daemon.log
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -165,3 +167,17 @@ async def test_listeners_that_a_stop_closed_are_gone() -> None:
     await server.stop()
     with pytest.raises(RuntimeError, match="create a new Server"):
         await server.start()
+
+
+def test_a_server_imports_nothing_of_the_command_line_nor_of_tls_nor_uvloop() -> None:
+    program = (
+        "import sys, smtpd_fork\n"
+        "assert not {'aiosmtpd', 'msgspec'} & set(sys.modules)\n"
+        "smtpd_fork.Server\n"
+        "others = {'click', 'cryptography', 'uvloop', 'aiohttp', 'prometheus_client'}\n"
+        "print(others & set(sys.modules))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout == "set()\n"

@@ -139,7 +139,7 @@ async def test_a_client_keeps_the_id_that_it_had_before_its_session() -> None:
         client.send("PROXY TCP4 192.0.2.7 192.0.2.8 40312 25\r\n")
         await client.greet()
         (after,) = server.gate.ledger()
-        assert (after.id, after.phase, after.source) == (before.id, "command", "192.0.2.7")
+        assert (after.id, after.phase, after.key) == (before.id, "command", "192.0.2.7")
         assert [session.id for session in notes.sessions] == [before.id]
 
 

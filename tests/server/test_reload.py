@@ -11,7 +11,7 @@ from support.client import Client
 from support.ports import free_ports
 from support.server import running, serve, until
 
-from smtpd_fork import Config, SmtpdForkError
+from smtpd_fork import Config, Route, SmtpdForkError
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
@@ -66,6 +66,38 @@ async def test_a_replaced_handler_is_closed_at_a_stop_whatever_its_sessions_do()
         await server.reload(handler=Remembers("NEW"))
     assert old.closed.is_set()
     await inside.close()
+
+
+class FailsToClose(Remembers):
+    """A handler whose close() raises, or hangs for ever."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__("OLD")
+        self._error = error
+
+    async def close(self) -> None:
+        self.closed.set()
+        if self._error is not None:
+            raise self._error
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("no")])
+@pytest.mark.parametrize("replaced", [True, False])
+async def test_a_handler_that_fails_to_close_keeps_no_other_from_it_and_leaves_no_task(
+    error: Exception | None, replaced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smtpd_fork.server.handler_chains.CLOSE_SECONDS", 0.05)
+    before = asyncio.all_tasks()
+    old, behind, new = FailsToClose(error), Remembers("OLD"), Remembers("NEW")
+    async with serve([old, Route(behind, copy=True)]) as server:
+        if replaced:
+            await server.reload(handler=new)
+            async with asyncio.timeout(20):
+                await old.closed.wait()
+    assert behind.closed.is_set()
+    assert new.closed.is_set() == replaced
+    assert asyncio.all_tasks() <= before
 
 
 async def test_a_listener_that_stays_loses_nobody_and_one_that_goes_answers_421() -> None:

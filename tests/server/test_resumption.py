@@ -81,7 +81,7 @@ def test_openssl_resumes_its_session_and_after_a_renewal_shakes_hands_in_full(
         assert "Reused, TLS" in again.text
         assert (first.status, again.status) == (0, 0)
         copy(authority.issue("renewed", "localhost", "127.0.0.1"), issued)
-        daemon.wait_for("new handshakes use the certificates that were read again")
+        daemon.wait_for("certificates reloaded")
         renewed = s_client(daemon.port, authority, *given, starttls=starttls)
         assert "New, TLS" in renewed.text
         assert renewed.serial == issued.serial

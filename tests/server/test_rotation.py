@@ -274,7 +274,7 @@ async def test_what_fails_while_looking_does_not_end_the_watch(
 
     async with serve(Discard(), **settings(old)) as server:
         monkeypatch.setattr(TlsFiles, "signature", flaky)
-        await until(lambda: "cannot look after the TLS files" in caplog.text)
+        await until(lambda: "cannot check the TLS files for changes" in caplog.text)
         fails.clear()
         copy(new, old)
         await until(lambda: server.certificates[0].names[-1] == "renewed.example")

@@ -163,8 +163,8 @@ async def test_starttls_is_refused_and_mail_goes_on_without(
             await client.say("EHLO x")
             assert (await client.deliver()).code == 250
     lines = [line for line in caplog.messages if "tls_failure_rate" in line]
-    assert [re.sub(r"\[.*\]", "[ID]", line) for line in lines][:1] == [
-        "refused 127.0.0.1: tls_failure_rate (4 > 3) [ID]"
+    assert [re.sub(r"session \S+ \[.*\]", "session SESSION [ID]", line) for line in lines][:1] == [
+        "refused 127.0.0.1: tls_failure_rate (4 > 3), session SESSION [ID]"
     ]
     assert len(lines) == 2
     assert "; 4 more in " in lines[1]

@@ -128,7 +128,7 @@ def act(session: SMTP, transport: Transport, step: str) -> None:
 def held_by_transaction(session: SMTP) -> bool:
     """Whether there is anything that may be charged."""
     connection, dialogue = session.connection, session.connection.dialogue
-    envelope = dialogue._envelope
+    envelope = dialogue.transaction
     return bool(
         connection.work is not None
         or connection.blocked
@@ -162,7 +162,7 @@ async def lives_through(steps: list[bytes | str], limit: int, share: int) -> Non
         elif not transport.paused:
             session.data_received(step)
         dialogue = session.connection.dialogue
-        assert budget.used == dialogue.charged == sum(h.held for h in budget._holdings.values())
+        assert budget.used == dialogue.charged == sum(h.held for h in budget._by_holder.values())
         if not held_by_transaction(session):
             assert budget.used == 0, step
         # But for a command that is not complete.
@@ -174,7 +174,7 @@ async def lives_through(steps: list[bytes | str], limit: int, share: int) -> Non
     while session.connection.task is not None:
         await asyncio.sleep(0)
     assert budget.used == 0
-    assert not budget._holdings
+    assert not budget._by_holder
     assert not budget._by_client
 
 

@@ -68,6 +68,11 @@ class Ehlo(Discard):
         return "250 ok"
 
 
+class Short(Discard):
+    async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str) -> str:
+        return "250 ok"
+
+
 def no_hook() -> Any:
     return object()
 
@@ -75,8 +80,8 @@ def no_hook() -> Any:
 @pytest.mark.parametrize(
     ("handler", "says"),
     [
-        (object(), "object is no handler: it has no handle_DATA"),
-        (no_hook, "function is no handler"),
+        (object(), "object is not a handler: it has no handle_DATA"),
+        (no_hook, "function is not a handler"),
         (Discard, "Discard is a class, not an instance: write Discard()"),
         (Plain, "Plain is a class"),
         (Plain(), r"Plain: handle_DATA is awaited: write async def handle_DATA\(...\)$"),
@@ -84,14 +89,15 @@ def no_hook() -> Any:
         (Nothing(), "Nothing: handle_DISCONNECT is awaited"),
         (Misspelt(), "Misspelt: handle_RCTP would never be called; did you mean handle_RCPT?"),
         (WrongCase(), "handle_data would never be called; did you mean handle_DATA?"),
-        (Yields(), "handle_DATA yields; it has to return its answer"),
+        (Yields(), "handle_DATA yields; it must return its answer"),
         (NotCallable(), "handle_DATA is '250 ok', and cannot be called"),
         (Ehlo(), r"handle_EHLO takes \(server, session, envelope, hostname, responses\), not "),
-        ([], "there is no handler"),
-        ([Discard(), object()], "object is no handler"),
-        ([Discard(), [Discard()]], "list is no handler"),
-        (7, "int is no handler"),
-        ("maildir", "str is no handler"),
+        (Short(), r"handle_RCPT takes \(server, session, envelope, address, rcpt_options\), not"),
+        ([], "at least one handler is required"),
+        ([Discard(), object()], "object is not a handler"),
+        ([Discard(), [Discard()]], "list is not a handler"),
+        (7, "int is not a handler"),
+        ("maildir", "str is not a handler"),
     ],
     ids=lambda _: "",
 )
@@ -206,7 +212,7 @@ class HasGot(Discard):
     ("handler", "says"),
     [
         (Delegates(), "Delegates: handle_DATA is awaited: write async def handle_DATA(...), or"),
-        (HasGot(), "HasGot: handle_XFOO is never called: no command asks it"),
+        (HasGot(), "HasGot: handle_XFOO is never called: no command calls it"),
     ],
 )
 async def test_what_may_be_right_is_warned_of(
@@ -272,8 +278,8 @@ class Flavoured(SMTP):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"session_class": aiosmtpd.smtp.SMTP}, "is no subclass of smtpd_fork.SMTP"),
-        ({"session_class": Discard()}, "is no subclass of smtpd_fork.SMTP"),
+        ({"session_class": aiosmtpd.smtp.SMTP}, "is not a subclass of smtpd_fork.SMTP"),
+        ({"session_class": Discard()}, "is not a subclass of smtpd_fork.SMTP"),
         ({"session_class": Pushes}, "Pushes overrides push, which is never called here: replies"),
         ({"session_class": Handles}, "Handles overrides _handle_client"),
         ({"session_class": Narrow}, r"has to take \*\*kwargs"),

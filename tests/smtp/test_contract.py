@@ -254,7 +254,7 @@ each_row = pytest.mark.parametrize("row", NEW, ids=lambda row: re.sub(r"\W+", "-
 
 
 def test_every_row_of_the_table_has_a_probe_and_every_probe_a_row() -> None:
-    text = read(PAGE).partition("## What differs")[2].partition("\n## ")[0]
+    text = read(PAGE).partition("## Differences")[2].partition("\n## ")[0]
     rows = [row for row in re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE) if row != "---"]
     known = [*NEW, *OLD]
     assert [row for row in rows if not any(row.startswith(each) for each in known)] == []

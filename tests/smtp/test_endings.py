@@ -35,7 +35,7 @@ async def test_a_reset_that_the_loop_has_not_noticed_is_no_error(
         client = socket.create_connection(address)
         await asyncio.to_thread(client.recv, 512)  # the greeting
         client.sendall(b"NOOP\r\n" + b"nonsense\r\n" * 30)
-        await until(lambda: "too many errors" in caplog.text)
+        await until(lambda: "Too many errors" in caplog.text)
         await until(lambda: not server.gate.count)
     assert "failed" not in caplog.text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,8 +14,10 @@ from support.client import Client
 from support.daemon import Daemon, on_both_loops
 from support.server import greeted, serve, until
 
+from smtpd_fork.dialogue.session import current_session
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import SMTP
+from smtpd_fork.smtp.hooks import ask_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,6 +102,24 @@ async def test_a_command_whose_hook_raises_is_451_and_the_session_goes_on(
                 client.send("HELP\r\n")
                 assert (await client.reply()).code == 250, error
         assert errors_logged() == count, error
+
+
+async def test_a_task_collected_in_another_session_is_no_fault_of_a_handler() -> None:
+    """Which session runs then is a matter of chance: a closed loop had left the task."""
+
+    class Connection:
+        shared = SimpleNamespace(hooks={"NOOP": raising(GeneratorExit, at_once=True)}, lmtp=False)
+        dialogue = SimpleNamespace(id="own", session=None, envelope=None)
+        server = work = None
+
+    connection: Any = Connection()
+    token = current_session.set("own")
+    with pytest.raises(RuntimeError, match="a handler raised GeneratorExit"):
+        await ask_handler(connection, "NOOP")
+    current_session.set("another")
+    with pytest.raises(GeneratorExit):
+        await ask_handler(connection, "NOOP")
+    current_session.reset(token)
 
 
 async def test_quit_is_still_the_end(errors_logged: Callable[[], int]) -> None:

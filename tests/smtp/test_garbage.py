@@ -24,6 +24,7 @@ from support.client import PATIENCE
 from support.server import running, serve, until
 
 from smtpd_fork import Gate
+from smtpd_fork.dialogue.rejections import Rejection
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import SMTP
 
@@ -217,11 +218,15 @@ DIALOGUES: dict[str, tuple[int, Any]] = {
 
 
 def living() -> Counter[str]:
-    """Count what lives of sessions, by type: all of this project's objects, and those of TLS."""
+    """Count what lives of sessions, by type: all of this project's objects, and those of TLS.
+
+    Not the last thousand rejections, which are remembered on purpose.
+    """
     return Counter(
         kind.__name__
         for each in gc.get_objects()
-        if (kind := type(each)).__name__ in OF_TLS or str(kind.__module__).startswith("smtpd_fork.")
+        if (kind := type(each)).__name__ in OF_TLS
+        or (str(kind.__module__).startswith("smtpd_fork.") and kind is not Rejection)
     )
 
 
@@ -281,7 +286,10 @@ async def test_nothing_of_an_ended_session_lives_however_it_ended(
         with uncollected():
             before = living()
             await times(TIMES)
-            assert living() - before == Counter()
+            left = living() - before
+            if isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
+                del left["AcceptedSocket"]  # closed; asyncio's transport is a cycle that keeps it
+            assert left == Counter()
     assert handler.slow.is_set()
 
 

@@ -176,7 +176,7 @@ async def test_idle_holders_of_the_memory_are_ended_the_largest_first(
             client.send(b"BDAT 0 LAST\r\n")
             assert (await client.reply()).code == 250
             await client.close()
-    told = [text for text in caplog.messages if "ended to make room" in text]
+    told = [text for text in caplog.messages if "ended to free resources" in text]
     assert len(told) == 1
     assert " 127.0.0.3:" in told[0]
     assert "memory is short, it was idle and held 33" in told[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from support.client import MAIL, RCPT, Client, replies
 from support.handlers import Collect
@@ -41,20 +41,36 @@ async def test_many_transactions_come_in_packets_of_any_size() -> None:
     assert handler.messages[-2:] == [b".9\r\n", b".\r\n9\r\n"]
 
 
+class Recorder:
+    """A transport that keeps what is written to it."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.written: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+        self._transport.write(data)
+
+
 async def test_the_replies_to_a_batch_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[list[bytes]] = []
-    flush = Connection.flush
+    recorders: list[Recorder] = []
+    connection_made = Connection.connection_made
 
-    def watch(self: Connection) -> None:
-        if self.dialogue.out:
-            written.append(list(self.dialogue.out))
-        flush(self)
+    def record(self: Connection, transport: Any) -> None:
+        connection_made(self, transport)
+        self.transport = Recorder(transport)
+        recorders.append(self.transport)
 
-    monkeypatch.setattr(Connection, "flush", watch)
+    monkeypatch.setattr(Connection, "connection_made", record)
     async with greeted(Discard()) as client:
-        written.clear()
+        (recorder,) = recorders
+        recorder.written.clear()
         await client.say(MAIL, RCPT, RCPT, "DATA")
-        assert [len(batch) for batch in written] == [4]
+        assert [batch.count(b"\r\n") for batch in recorder.written] == [4]
 
 
 async def test_after_a_refused_rcpt_a_pipelined_data_is_refused_and_its_text_is_no_text() -> None:

@@ -41,7 +41,6 @@ async def test_another_session_has_what_the_constructor_gives(
     assert first.hostname != another.hostname == another.connection.shared.hostname
     assert another.connection.peer == ("192.0.2.1", 25)
     assert another.connection.id != first.connection.id
-    assert another.connection.dialogue.out is not first.connection.dialogue.out
 
 
 async def test_a_context_that_most_clients_cannot_meet_is_warned_of(

@@ -12,8 +12,8 @@ from cryptography import x509
 if TYPE_CHECKING:
     from pathlib import Path
 
-RENEWED = "new handshakes use the certificates that were read again: "
-KEPT = "the certificates stay as they were: "
+RENEWED = "certificates reloaded: "
+KEPT = "certificates not reloaded, the previous ones stay in use: "
 """What the log says of a renewal, and of one that cannot be used."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import re
 import socket
 import ssl
 import termios
@@ -78,6 +79,14 @@ class Result(NamedTuple):
     messages: list[Any]
 
 
+_ID = re.compile(rb" \[[0-9a-f]+-[0-9a-f]+\](?=\r\n)")
+
+
+def without_ids(heard: bytes) -> bytes:
+    """Return replies without the ids of their sessions, so that they can be compared."""
+    return _ID.sub(b"", heard)
+
+
 def another(model: SMTP) -> SMTP:
     """Return a session that has all in common with *model*."""
     return type(model)(model.event_handler, shared=model.connection.shared)
@@ -95,7 +104,7 @@ async def dialogue(session: SMTP, packets: Iterable[bytes], *, patient: bool = T
         if patient:
             await _settled(session)
     await _settled(session)
-    result = Result(bytes(transport.sent), transport.closed, session.event_handler.got)
+    result = Result(without_ids(bytes(transport.sent)), transport.closed, session.event_handler.got)
     connection = session.connection
     if connection.work is not None:
         connection.cut()
@@ -197,7 +206,7 @@ class Cutter:
 def _descriptors(server: Server) -> list[int]:
     transports = [session.transport for session in running(server).sessions._tickets]
     sockets = [t.get_extra_info("socket") for t in transports if t is not None]
-    sockets += [connecting.sock for connecting in running(server).sessions._handshakes.values()]
+    sockets += [shake.sock for shake in running(server).sessions._handshakes.values()]
     return [sock.fileno() for sock in sockets if sock is not None]
 
 
@@ -216,7 +225,7 @@ async def heard_by(server: Server, stream: bytes, places: Sequence[int] | None) 
     try:
         await cutter.connect()
         await cutter.send(stream)
-        return await cutter.rest()
+        return without_ids(await cutter.rest())
     finally:
         cutter.sock.close()
 
@@ -261,11 +270,11 @@ async def heard_under_tls(
             except ssl.SSLWantReadError:
                 more = await cutter.read()
                 if not more:
-                    return heard
+                    return without_ids(heard)
                 incoming.write(more)
                 continue
             if not part:
-                return heard
+                return without_ids(heard)
             heard += part
     finally:
         cutter.sock.close()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from support.peers import needs_ipv6_for, proc
+from support.zygote import zygote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ CONSOLE_SCRIPT = Path(sys.executable).with_name("smtpd-fork")
 LOCAL = ("-l", "127.0.0.1:0", "--handler", "discard")
 """One address, a free port, and nothing written."""
 
-_LISTENING = re.compile(r"listening on (\S+)$")
+_LISTENING = re.compile(r"listening on (\S+)(?: \(IPv6 and IPv4\))?$")
 _SERVING = re.compile(r"serving, pid (\d+)$")
 
 
@@ -54,6 +55,10 @@ def run(
     pass_fds: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end: for starts that fail, and for --detach."""
+    if _needs_no_exec(options, environment or {}, command, user, pass_fds):
+        surroundings = clean_environment(**(environment or {}))
+        words = [*(command or COMMAND)[len(COMMAND) :], *options]
+        return zygote().run(words, cwd=cwd, environment=surroundings, timeout=PATIENCE)
     return subprocess.run(
         [*(command or COMMAND), *options],
         cwd=cwd,
@@ -66,6 +71,23 @@ def run(
         user=user,
         extra_groups=[] if user else None,
         pass_fds=pass_fds,
+    )
+
+
+def _needs_no_exec(
+    options: Sequence[str],
+    environment: dict[str, str],
+    command: list[str] | None,
+    user: str | None,
+    pass_fds: Sequence[int],
+) -> bool:
+    """Whether a command leaves no process behind, and is not about the interpreter's start."""
+    words = [*(command or COMMAND), *options]
+    of_interpreter = any(not name.startswith("SMTPD_FORK_") for name in environment)
+    return (
+        words[: len(COMMAND)] == COMMAND
+        and words[len(COMMAND) : len(COMMAND) + 1] in (["check"], ["config"])
+        and not (of_interpreter or user or pass_fds)
     )
 
 
@@ -227,7 +249,7 @@ class Detached:
 
     @property
     def port(self) -> int:
-        found = re.search(r"listening on \S+:(\d+)$", self.text, re.MULTILINE)
+        found = re.search(r"listening on \S+:(\d+)(?: \(.*\))?$", self.text, re.MULTILINE)
         assert found, self.text
         return int(found[1])
 

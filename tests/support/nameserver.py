@@ -19,7 +19,7 @@ class NameServer(asyncio.DatagramProtocol):
     """Answers from a table; what is not in it does not exist, but a blocklist's 127.0.0.2 does.
 
     :ivar records: by name and type: the answers' texts, with spaces between them; None is silence,
-        "SERVFAIL" is that
+        "SERVFAIL" is that. MX is written PREFERENCE/NAME
     :ivar asked: names and types that were asked for, in order
     """
 
@@ -49,9 +49,10 @@ class NameServer(asyncio.DatagramProtocol):
             self._transport.sendto(b"\0\1nonsense", addr)
             return
         elif answer:
-            response.answer.append(
-                dns.rrset.from_text(question.name, self.ttl, "IN", kind, *answer.split())
-            )
+            texts = answer.split()
+            if kind == "MX":
+                texts = [f"{each.replace('/', ' ').rstrip('.')}." for each in texts]
+            response.answer.append(dns.rrset.from_text(question.name, self.ttl, "IN", kind, *texts))
         elif not any(name == known for known, _ in self.records):
             response.set_rcode(dns.rcode.NXDOMAIN)
         self._transport.sendto(response.to_wire(), addr)

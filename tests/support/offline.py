@@ -8,7 +8,6 @@ from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.dialogue import Dialogue
 from smtpd_fork.dialogue.session import Session
 from smtpd_fork.dialogue.waiting import Ask, Failed
-from smtpd_fork.smtp import SMTP
 from smtpd_fork.smtp.hooks import ask
 from smtpd_fork.smtp.work import PROCEDURES
 
@@ -61,7 +60,6 @@ class Offline:
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
-        self.facade: Any = None
         self.work = None
         self.sent = b""
         self._running: Coroutine[Any, Any, None] | None = None
@@ -71,9 +69,7 @@ class Offline:
 
     @property
     def server(self) -> Any:
-        if self.facade is None:
-            self.facade = SMTP.of(self)  # type: ignore[arg-type]  # as much of one as is needed
-        return self.facade
+        return self.dialogue.server
 
     def is_end(self, error: BaseException) -> bool:
         return False
@@ -112,7 +108,7 @@ class Offline:
         try:
             if isinstance(waiting, Ask):
                 answer = await ask(self, waiting.hook, *waiting.args)  # type: ignore[arg-type]  # too
-                self.dialogue.act(waiting.then(answer))
+                self.dialogue.act(self.dialogue.answer(waiting, answer))
             elif not isinstance(waiting, Failed):
                 await PROCEDURES[waiting.step](self, *waiting.args)
             else:
@@ -149,8 +145,8 @@ class Offline:
         return False
 
     def flush(self) -> None:
-        self.sent += b"".join(self.dialogue.out)
-        self.dialogue.out.clear()
+        self.sent += self.dialogue.out
+        self.dialogue.out = b""
 
     async def drained(self) -> None:
         pass

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from support.daemon import PATIENCE, is_alive, run
+from support.daemon import COMMAND, PATIENCE, is_alive, run
 from support.peers import proc
 from support.ports import free_port
 
@@ -86,14 +86,30 @@ class Place:
         return [text.format_map(self.fields) for text in texts]
 
     def start(
-        self, *options: str, environment: dict[str, str] | None = None
+        self,
+        *options: str,
+        environment: dict[str, str] | None = None,
+        command: list[str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        handler = () if "--handler" in options else ("--handler", "discard")
+        handler = (
+            () if "--handler" in options or "--config" in options else ("--handler", "discard")
+        )
         return run(
             *(*self.good, *handler, *options),
             cwd=self.folder,
             environment={**(environment or {}), MARK: self.mark},
+            command=command,
         )
+
+    def check(
+        self,
+        *options: str,
+        environment: dict[str, str] | None = None,
+        command: list[str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``check`` with what :meth:`start` would start with."""
+        command = [*(command or COMMAND), "check"]
+        return self.start(*options, environment=environment, command=command)
 
     def assert_nothing_left(self) -> None:
         assert not self.pid_file.exists()

@@ -27,7 +27,7 @@ async def serve(handler: Any, **options: Any) -> AsyncIterator[Server]:
         yield server
         assert server.audit() == []
     assert server.gate.count == 0
-    assert server.gate.sources == {}
+    assert server.gate.clients == {}
     assert server.sessions == 0
 
 

@@ -17,7 +17,7 @@ from support.daemon import (
 )
 from support.peers import peer
 
-TAKEN = r"process (\d+) has taken over"
+TAKEN = r"process (\d+) has inherited the sockets"
 
 
 class Successors:

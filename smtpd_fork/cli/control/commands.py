@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any
 
 import click
 import msgspec
@@ -14,58 +17,55 @@ import msgspec
 from smtpd_fork.cli.control import output, replies
 from smtpd_fork.cli.control.connection import Connection, GoneError
 from smtpd_fork.cli.control.watch import watch
+from smtpd_fork.cli.names import CLIENT_VARIABLE, CONTEXT_SETTINGS, CONTROL_VARIABLE
 from smtpd_fork.errors import ProtocolError
-from smtpd_fork.units import parse_duration
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from smtpd_fork.units import counted, parse_duration
 
 __all__ = ["CONTROL_COMMANDS"]
-
-VARIABLE = "SMTPD_FORK_CONTROL"
-"""The daemon's own variable for its socket: who starts both from one environment says it once."""
 
 POLL_SECONDS = 0.5
 """How often it is looked whether a daemon has drained."""
 
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+RELOAD_SECONDS = 120.0
+"""For a reload that waits for another one, or for an upgrade (60 s), and for its files."""
 
 CONTROL_COMMANDS: dict[str, click.Command] = {}
 """The commands, by their names."""
 
 
 def _command(*params: click.Parameter) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a command of a function that is given the connection, and *params* by name."""
+    """Make a command of a function of the connection, with *params* by name."""
+    where = click.Option(
+        ["--control"], metavar="PATH", envvar=[CLIENT_VARIABLE, CONTROL_VARIABLE],
+        help=f"Path of the daemon's control socket. [{CLIENT_VARIABLE}, else {CONTROL_VARIABLE}]",
+    )  # fmt: skip
 
     def make(function: Callable[..., None]) -> click.Command:
-        @wraps(function)
-        def callback(control: str | None, **values: Any) -> None:
-            if not control:
-                raise click.UsageError(
-                    f"name the daemon's control socket: --control PATH, or {VARIABLE}"
-                )
-            try:
-                with Connection(control) as connection:
-                    function(connection, **values)
-            except BrokenPipeError:
-                # Who read it has seen enough; Python is not to complain at its end.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
         name = function.__name__.strip("_")
-        where = click.Option(
-            ["--control"], metavar="PATH", envvar=VARIABLE,
-            help=f"The daemon's control socket. [{VARIABLE}]",
-        )  # fmt: skip
-        CONTROL_COMMANDS[name] = click.Command(
+        CONTROL_COMMANDS[name] = command = click.Command(
             name,
             params=[*params, where],
-            callback=callback,
+            callback=partial(_call, function),
             help=function.__doc__,
-            context_settings=_CONTEXT,
+            context_settings=CONTEXT_SETTINGS,
         )
-        return CONTROL_COMMANDS[name]
+        return command
 
     return make
+
+
+def _call(function: Callable[..., None], control: str | None, **values: Any) -> None:
+    """Call *function* with a connection to the daemon at *control*."""
+    if not control:
+        raise click.UsageError(
+            f"name the daemon's control socket: --control PATH, or {CONTROL_VARIABLE}"
+        )
+    try:
+        with closing(Connection(control)) as connection:
+            function(connection, **values)
+    except BrokenPipeError:
+        # Who read it has seen enough; Python is not to complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _json(help: str = "Print JSON.") -> click.Option:  # noqa: A002 - click's name
@@ -74,22 +74,21 @@ def _json(help: str = "Print JSON.") -> click.Option:  # noqa: A002 - click's na
 
 @_command(
     _json(),
-    click.Option(["--watch", "watching"], is_flag=True, help="Go on, once a second, to Ctrl-C."),
+    click.Option(["--watch", "watching"], is_flag=True, help="Update once a second until Ctrl-C."),
 )
 def _status(connection: Connection, *, as_json: bool, watching: bool) -> None:
-    """Tell how the daemon is: sessions, sources, who was admitted and refused."""
+    """Show the state of the daemon: sessions, clients, admitted and refused clients."""
     if watching:
         watch(connection, as_json=as_json)
     elif as_json:
         output.say_json(connection.ask_for_json("status"), indent=2)
     else:
-        for line in output.status_lines(connection.ask("status", replies.Status)):
-            output.say(line)
+        output.say_lines(output.status_lines(connection.ask("status", replies.Status)))
 
 
-@_command(_json("Print JSON, a session a line."))
+@_command(_json("Print JSON, one session per line."))
 def _sessions(connection: Connection, *, as_json: bool) -> None:
-    """List who holds a place, the oldest first: id, age, what they do."""
+    """List current sessions, oldest first: ID, age, state, client."""
     if not as_json:
         output.say(output.SESSION_HEADER)
     after = None
@@ -112,35 +111,35 @@ def _session(told: dict[str, Any]) -> replies.Session:
         raise ProtocolError(f"a session that cannot be read: {error}") from None
 
 
-@_command(
-    click.Argument(["name"], metavar="[ID]", required=False),
-    click.Option(
-        ["--source"], metavar="ADDR", help="All of an address (as it is counted), or a network."
-    ),
-)
-def _kick(connection: Connection, *, name: str | None, source: str | None) -> None:
-    """End a session, or all of a source; they are told 421 and closed.
+@_command(click.Argument(["target"], metavar="ID|NET"))
+def _kick(connection: Connection, *, target: str) -> None:
+    """End one session by its ID, or all sessions of an address or network, with 421.
 
-    The ID is that of `smtpd-fork sessions` and of the log. A message that a handler has is taken
-    and answered first.
+    `smtpd-fork sessions` and the log show IDs. If a handler is processing a message, its reply is
+    sent first.
     """
-    if (name is None) == (source is None):
-        raise click.UsageError("name the ID of a session, or --source ADDR")
-    kicked = connection.ask("kick", replies.Kicked, id=name, source=source).kicked
-    output.say(f"{kicked} session{'' if kicked == 1 else 's'} ended")
+    which = "client" if re.search("[.:/]", target) else "id"
+    kicked = connection.ask("kick", replies.Kicked, **{which: target.strip("[]")}).kicked
+    output.say(f"{counted(kicked, 'session')} ended")
 
 
-@_command(
-    _json(),
-    click.Argument(["changes"], metavar="[NAME=VALUE]...", nargs=-1),
-)
+@_command(_json(), click.Argument(["changes"], metavar="[NAME=VALUE]...", nargs=-1))
 def _limits(connection: Connection, *, as_json: bool, changes: tuple[str, ...]) -> None:
-    """Show the limits of the gate, or change some of them.
+    """Show the limits, or change some of them until the next reload or restart.
 
-    As in `limits limit_connections=200 max_from_ip=10`. The names are the options'; a repeatable
-    one may be named several times, which replaces all of its values, and `rate=` clears it. What
-    is changed holds until the next reload or restart.
+    Example: `limits limit_connections=200 max_from_ip=10`. Names are those of the options. A
+    repeatable limit may be given several times, which replaces all its values; `rate=` clears it.
     """
+    wanted = _wanted(changes)
+    fields = {"set": wanted} if wanted else {}
+    if as_json:
+        output.say_json(connection.ask_for_json("limits", **fields), indent=2)
+    else:
+        output.say_lines(output.limit_lines(connection.ask("limits", replies.Limits, **fields)))
+
+
+def _wanted(changes: Sequence[str]) -> dict[str, list[str]]:
+    """Return the new values by setting; an empty list clears it."""
     wanted: dict[str, list[str]] = {}
     for change in changes:
         name, equals, value = change.partition("=")
@@ -149,43 +148,108 @@ def _limits(connection: Connection, *, as_json: bool, changes: tuple[str, ...]) 
         values = wanted.setdefault(name.lstrip("-").replace("-", "_"), [])
         if value:
             values.append(value)
-    fields = {"set": wanted} if wanted else {}
+    return wanted
+
+
+@_command(_json())
+def _reload(connection: Connection, *, as_json: bool) -> None:
+    """Reload the configuration and its files, as SIGHUP does, and print the changes.
+
+    There is one line for each changed setting; it says so if a setting needs a restart. If the
+    reload fails, the previous settings stay in force, and the exit status is that of a start with
+    the same error.
+    """
+    connection.patience = RELOAD_SECONDS
     if as_json:
-        output.say_json(connection.ask_for_json("limits", **fields), indent=2)
+        output.say_json(connection.ask_for_json("reload"), indent=2)
         return
-    limits = connection.ask("limits", replies.Limits, **fields)
-    for line in output.limit_lines(limits):
-        output.say(line)
-    if limits.warning:
-        output.say(f"warning: {limits.warning}")
+    reloaded = connection.ask("reload", replies.Reloaded)
+    output.say_lines([*reloaded.changes, *reloaded.restart] or ["nothing changed"])
+
+
+@_command(
+    _json(),
+    click.Argument(["network"], metavar="[NET]", required=False),
+    click.Argument(["text"], metavar="[TEXT]...", nargs=-1),
+    click.Option(
+        ["--for", "time"], metavar="TIME",
+        help="End the denial after TIME (30m, 1h). Default: it lasts until undeny or a restart.",
+    ),
+)  # fmt: skip
+def _deny(
+    connection: Connection,
+    *,
+    as_json: bool,
+    network: str | None,
+    text: tuple[str, ...],
+    time: str | None,
+) -> None:
+    """Refuse new clients of a network with 554, or list the networks denied this way.
+
+    NET is 192.0.2.0/24, 2001:db8::/32 or an address; TEXT is the text of the reply. NET is added to
+    the lists of --deny until a restart; a reload or an upgrade keeps it. Of all denied and allowed
+    networks around an address, the smallest decides. Open sessions continue: end them with
+    `kick NET`. Without NET, list the networks denied at run time, with the time left.
+    """
+    if network is None:
+        if time is not None:
+            raise click.UsageError("--for: name a network to deny")
+        _list_denials(connection, as_json=as_json)
+        return
+    seconds = None if time is None else _seconds("--for", time)
+    if seconds == 0:
+        raise click.UsageError(f"--for {time!r}: must be more than 0")
+    given = {"network": network, "text": " ".join(text), "seconds": seconds}
+    if as_json:
+        output.say_json(connection.ask_for_json("deny", **given), indent=2)
+        return
+    denial = connection.ask("deny", replies.Denial, **given)
+    end = "" if denial.seconds is None else f" for {output.age(denial.seconds)}"
+    output.say(f"{denial.network} denied{end}")
+
+
+def _list_denials(connection: Connection, *, as_json: bool) -> None:
+    if not as_json:
+        output.say(output.DENIAL_HEADER)
+    after: int | None = 0
+    while after is not None:
+        page = connection.ask("denials", replies.Denials, after=after)
+        for denial in page.denials:
+            if as_json:
+                output.say_json(msgspec.to_builtins(denial))
+            else:
+                output.say(output.denial_line(denial))
+        after = page.next
+
+
+@_command(click.Argument(["network"], metavar="NET"))
+def _undeny(connection: Connection, *, network: str) -> None:
+    """Remove a denial that `deny` has added. Give NET as `deny` lists it."""
+    connection.ask_for_json("undeny", network=network)
+    output.say(f"{network} is no longer denied")
 
 
 @_command()
 def _pause(connection: Connection) -> None:
-    """Let nobody in until `resume`; sessions that are in go on."""
+    """Stop admitting new clients until `resume`; open sessions continue."""
     output.say(connection.ask("pause", replies.State).state)
 
 
 @_command()
 def _resume(connection: Connection) -> None:
-    """Let clients in again after `pause`."""
+    """Admit clients again after `pause`."""
     output.say(connection.ask("resume", replies.State).state)
 
 
 @_command(
-    click.Option(
-        ["--timeout"], metavar="TIME", help="Stop after that long, as SIGTERM does: 5m, 30s."
-    ),
-    click.Option(["--wait"], is_flag=True, help="Return when the daemon has ended."),
+    click.Option(["--timeout"], metavar="TIME", help="After TIME (5m, 30s), stop as on SIGTERM."),
+    click.Option(["--wait"], is_flag=True, help="Wait until the daemon has exited."),
 )
 def _drain(connection: Connection, *, timeout: str | None, wait: bool) -> None:
-    """Accept no more, let the sessions end, and end the daemon."""
-    try:
-        seconds = None if timeout is None else parse_duration(timeout)
-    except ValueError as error:
-        raise click.UsageError(f"--timeout {timeout!r}: {error}") from None
+    """Shut down gracefully: stop listening, and exit after the last session."""
+    seconds = None if timeout is None else _seconds("--timeout", timeout)
     reply = connection.ask("drain", replies.State, seconds=seconds)
-    output.say(f"{reply.state}: {reply.sessions} sessions left")
+    output.say(f"{reply.state}: {counted(reply.sessions, 'session')} left")
     try:
         while wait:
             time.sleep(POLL_SECONDS)
@@ -194,14 +258,19 @@ def _drain(connection: Connection, *, timeout: str | None, wait: bool) -> None:
         output.say("ended")
 
 
-@_command(
-    _json(),
-    click.Argument(["name"], metavar="ID"),
-)
+def _seconds(option: str, text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.UsageError(f"{option} {text!r}: {error}") from None
+
+
+@_command(_json(), click.Argument(["name"], metavar="ID"))
 def _explain(connection: Connection, *, as_json: bool, name: str) -> None:
-    """Tell why a client was refused, by the ID in its reply and in the log."""
+    """Explain a refusal or rejection, by the ID in the reply and in the log."""
+    name = name.strip("[]")
     if as_json:
         output.say_json(connection.ask_for_json("explain", id=name), indent=2)
-        return
-    for line in output.explanation_lines(connection.ask("explain", replies.Explanation, id=name)):
-        output.say(line)
+    else:
+        explanation = connection.ask("explain", replies.Explanation, id=name)
+        output.say_lines(output.explanation_lines(explanation))

@@ -6,11 +6,13 @@ import json
 import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from smtpd_fork.control_protocol import MAX_REPLY, VERSION, Fault
 from smtpd_fork.errors import (
+    ExitStatus,
     NothingThereError,
     NotPermittedError,
     ProtocolError,
@@ -18,11 +20,7 @@ from smtpd_fork.errors import (
     UnavailableError,
     UsageError,
 )
-from smtpd_fork.observe.control import MAX_REPLY, VERSION, Fault
 from smtpd_fork.sanitizer import printable
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = ["Connection", "GoneError"]
 
@@ -49,15 +47,16 @@ class GoneError(UnavailableError):
 
 
 class Connection:
-    """Asks a daemon, one question after another; a context manager.
+    """Asks the daemon with the control socket *path*, one question after another.
 
-    :param path: of its control socket
-    :raises UnavailableError: nobody answers there
+    :ivar patience: seconds to wait for an answer
+    :raises UnavailableError: no daemon answers there
     :raises NotPermittedError: the file mode keeps this user out
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self.patience = PATIENCE_SECONDS
         self._held = b""
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.settimeout(PATIENCE_SECONDS)
@@ -65,9 +64,8 @@ class Connection:
             self._sock.connect(path)
         except PermissionError:
             self._sock.close()
-            raise NotPermittedError(
-                f"not permitted to speak to the daemon at {path}: only root and its own user are"
-            ) from None
+            text = f"permission denied at {path}: only root and the daemon's user have access"
+            raise NotPermittedError(text) from None
         except OSError as error:
             self._sock.close()
             raise UnavailableError(f"no daemon answers at {path}: {_reason(error)}") from None
@@ -92,7 +90,7 @@ class Connection:
         request = json.dumps({"v": VERSION, "command": command, **given}).encode() + b"\n"
         try:
             with suppress(BrokenPipeError, ConnectionResetError):
-                # Who was turned away finds the reply there, and nobody to ask.
+                # A refused client finds the reply there, and a closed connection.
                 self._sock.sendall(request)
             line = self._line()
         except ConnectionError:
@@ -104,7 +102,7 @@ class Connection:
 
     def _line(self) -> bytes:
         """Return the next line; it is to be there in a bounded time, however it trickles in."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + self.patience
         received = [self._held]
         size = len(self._held)
         while b"\n" not in received[-1]:
@@ -132,26 +130,18 @@ class Connection:
             kind = _ERRORS[Fault(str(reply.get("fault")))]
         except ValueError:
             raise self._no_daemon("a fault that nobody knows") from None
-        raise kind(printable(str(reply.get("text", "")), 1000))
+        error = kind(printable(str(reply.get("text", "")), 1000))
+        if reply.get("status") in list(ExitStatus):
+            error.exit_status = ExitStatus(reply["status"])
+        raise error
 
     def _no_daemon(self, reason: str) -> ProtocolError:
         reason = printable(reason, 200)
-        return ProtocolError(f"what answers at {self._path} is not this daemon: {reason}")
+        return ProtocolError(f"the process at {self._path} is not this daemon: {reason}")
 
     def close(self) -> None:
         """Ask no more."""
         self._sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _reason(error: OSError) -> str:

@@ -4,38 +4,50 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.sanitizer import printable
+from smtpd_fork.units import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from smtpd_fork.cli.control.replies import Explanation, Limits, Session, Status
+    from smtpd_fork.cli.control.replies import (
+        Denial,
+        Explanation,
+        Limits,
+        Session,
+        SinkState,
+        Status,
+    )
 
 __all__ = [
-    "SESSION_HEADER",
-    "age",
-    "explanation_lines",
-    "limit_lines",
-    "say",
-    "say_json",
-    "session_line",
-    "status_lines",
-    "summary",
-]
+    "DENIAL_HEADER", "SESSION_HEADER", "age", "denial_line", "explanation_lines", "limit_lines",
+    "say", "say_json", "say_lines", "session_line", "status_lines", "summary",
+]  # fmt: skip
 
 LONGEST_LINE = 4000
 
 _SESSION = "{:<14} {:>9} {:<12} {:<3} {:>4} {:<28} {}"
 
-SESSION_HEADER = _SESSION.format("ID", "AGE", "PHASE", "TLS", "MSGS", "PEER", "HELO")
+SESSION_HEADER = _SESSION.format("ID", "AGE", "STATE", "TLS", "MSGS", "CLIENT", "HELO")
+
+
+_DENIAL = "{:<19} {:>9} {:<20} {:<22} {}"
+
+DENIAL_HEADER = _DENIAL.format("NETWORK", "LEFT", "SINCE (UTC)", "BY", "TEXT").rstrip()
 
 
 def say(line: str) -> None:
     """Print a line; whatever is in it cannot be more than that."""
     sys.stdout.write(printable(line, LONGEST_LINE) + "\n")
     sys.stdout.flush()
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Print lines."""
+    for line in lines:
+        say(line)
 
 
 def say_json(value: object, *, indent: int | None = None) -> None:
@@ -70,21 +82,38 @@ def status_lines(status: Status) -> Iterator[str]:
         f"{status.state}, for {age(status.seconds)}"
     )
     yield f"sessions   {_with(f'{status.sessions} of {status.limit}', counts(status.phases))}"
-    top = ", ".join(f"{each.source} {each.sessions}" for each in status.top)
-    yield f"sources    {_with(status.sources, top)}"
+    top = ", ".join(f"{each.client} {each.sessions}" for each in status.top)
+    yield f"clients    {_with(status.clients, top)}"
     yield f"admitted   {status.admitted}"
     yield f"refused    {_with(status.refused, counts(status.rules))}"
+    yield f"messages   {_with(sum(status.messages.values()), counts(status.messages))}"
+    yield f"rejected   {_with(sum(status.rejections.values()), counts(status.rejections))}"
+    yield from map(_sink_line, status.sinks)
     yield f"listening  {', '.join(status.listeners)}"
+    if status.denied:
+        yield f"denied     {status.denied} networks at run time"
     if status.limits_changed:
         yield f"limits     changed at run time: {', '.join(status.limits_changed)}"
+
+
+def _sink_line(sink: SinkState) -> str:
+    parts = [counts(sink.replies)] if sink.replies else []
+    if sink.average:
+        parts.append(f"{sink.average * 1000:.1f} ms on the average")
+    if sink.connections is not None:
+        parts.append(f"{sink.connections} connections, {sink.busy} busy, {sink.waiting} waiting")
+    if sink.down_since is not None:
+        parts.append(f"down for {age(sink.down)}: {sink.reason}")
+    return f"sink       {sink.name}{': ' if parts else ''}{'; '.join(parts)}"
 
 
 def summary(status: Status, before: Status | None) -> str:
     """Return the status in one line, with what has changed since *before*."""
     admitted = status.admitted - (before or status).admitted
     refused = status.refused - (before or status).refused
+    clients = counted(status.clients, "client")
     return (
-        f"{status.state} {status.sessions}/{status.limit} sessions, {status.sources} sources, "
+        f"{status.state} {status.sessions}/{status.limit} sessions, {clients}, "
         f"admitted {status.admitted} (+{admitted}), refused {status.refused} (+{refused})"
     )
 
@@ -102,6 +131,13 @@ def session_line(session: Session) -> str:
     ).rstrip()
 
 
+def denial_line(denial: Denial) -> str:
+    """Return a network that is denied at run time as a line of the table."""
+    left = "-" if denial.seconds is None else age(denial.seconds)
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(denial.since))
+    return _DENIAL.format(denial.network, left, since, denial.by, denial.text).rstrip()
+
+
 def limit_lines(limits: Limits) -> Iterator[str]:
     """Return the limits, one a line, as options have them."""
     width = max((len(name) for name in limits.limits), default=0)
@@ -109,7 +145,9 @@ def limit_lines(limits: Limits) -> Iterator[str]:
         mark = "  (changed)" if name in limits.changed else ""
         yield f"{name:<{width}}  {_setting(value)}{mark}"
     if limits.until:
-        yield f"what is changed holds until {limits.until}"
+        yield f"changes last until {limits.until}"
+    if limits.warning:
+        yield f"warning: {limits.warning}"
 
 
 def _setting(value: Any) -> str:
@@ -121,12 +159,26 @@ def _setting(value: Any) -> str:
 
 
 def explanation_lines(explanation: Explanation) -> Iterator[str]:
-    """Return what is known of a refusal, a fact a line."""
+    """Return what is known of a refusal, or of a session's rejections, a fact a line."""
+    for each in explanation.rejections:
+        yield f"rejected {each.command} from {each.client} [{explanation.id}]"
+        yield f"reply    {each.reply}"
+        yield f"reason   {each.reason}"
+        yield f"from     <{each.sender}>"
+        if each.recipient:
+            yield f"to       <{each.recipient}>"
+        yield f"helo     {each.helo}"
+    if explanation.rejections:
+        return
     yield f"refusal  {explanation.id}"
     yield f"rule     {explanation.rule}"
-    if explanation.key:
-        yield f"of       {explanation.key}"
+    if explanation.client:
+        yield f"client   {explanation.client}"
+    if "/" in explanation.key:
+        yield f"network  {explanation.key}"
     if explanation.limit:
         yield f"count    {explanation.count}, more than {explanation.limit}"
-    yield f"told     {explanation.reply}"
-    yield f"cure     {explanation.cure}"
+    if explanation.origin:
+        yield f"origin   {explanation.origin}"
+    yield f"reply    {explanation.reply}"
+    yield f"advice   {explanation.cure}"

@@ -6,14 +6,31 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Explanation", "Kicked", "Limits", "Session", "Sessions", "State", "Status", "Top"]
+__all__ = [
+    "Denial", "Denials", "Explanation", "Kicked", "Limits", "Reloaded", "Session", "Sessions",
+    "SinkState", "State", "Status", "Top",
+]  # fmt: skip
 
 
 class Top(msgspec.Struct):
-    """A source with many sessions."""
+    """A client with many sessions."""
 
-    source: str
+    client: str
     sessions: int
+
+
+class SinkState(msgspec.Struct):
+    """A sink, and the server behind it if it has one."""
+
+    name: str
+    replies: dict[str, int] = {}
+    average: float = 0.0
+    connections: int | None = None
+    busy: int = 0
+    waiting: int = 0
+    down_since: float | None = None
+    down: float = 0.0
+    reason: str = ""
 
 
 class Status(msgspec.Struct):
@@ -27,13 +44,17 @@ class Status(msgspec.Struct):
     sessions: int
     limit: int
     phases: dict[str, int]
-    sources: int
+    clients: int
     top: list[Top]
     admitted: int
     refused: int
     rules: dict[str, int]
     listeners: list[str]
     limits_changed: list[str]
+    denied: int = 0
+    messages: dict[str, int] = {}
+    rejections: dict[str, int] = {}
+    sinks: list[SinkState] = []
 
 
 class Session(msgspec.Struct):
@@ -70,6 +91,30 @@ class Limits(msgspec.Struct):
     warning: str | None
 
 
+class Reloaded(msgspec.Struct):
+    """What a reload has changed, and what needs a restart."""
+
+    changes: list[str]
+    restart: list[str]
+
+
+class Denial(msgspec.Struct):
+    """A network that is denied at run time; its seconds are those that it has left."""
+
+    network: str
+    text: str
+    by: str
+    since: float
+    seconds: float | None
+
+
+class Denials(msgspec.Struct):
+    """A page of them."""
+
+    denials: list[Denial]
+    next: int | None
+
+
 class State(msgspec.Struct):
     """What the daemon does now."""
 
@@ -77,13 +122,28 @@ class State(msgspec.Struct):
     sessions: int = 0
 
 
+class Rejection(msgspec.Struct, rename={"sender": "from"}):
+    """A command or message that was rejected in a session."""
+
+    client: str
+    command: str
+    reply: str
+    reason: str
+    sender: str = ""
+    recipient: str = ""
+    helo: str = ""
+
+
 class Explanation(msgspec.Struct):
-    """What is known of a refusal."""
+    """What is known of a refusal before the greeting, or of the rejections in a session."""
 
     id: str
-    rule: str
-    key: str
-    count: int
-    limit: int
-    reply: str
-    cure: str
+    rule: str = ""
+    client: str = ""
+    key: str = ""
+    count: int = 0
+    limit: int = 0
+    reply: str = ""
+    origin: str = ""
+    cure: str = ""
+    rejections: list[Rejection] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,10 @@ def _draw(connection: Connection) -> None:
     try:
         from rich.live import Live  # noqa: PLC0415 - an extra
     except ModuleNotFoundError:
-        reason = "--watch on a terminal takes rich: install smtpd-fork[cli], or pipe it into cat"
+        reason = (
+            "--watch on a terminal needs rich: pip install 'smtpd-fork[cli]', or pipe the output "
+            "into cat"
+        )
         raise ConfigError(reason) from None
     status = connection.ask("status", Status)
     with Live(_picture(status, None), auto_refresh=False) as live:
@@ -71,27 +75,25 @@ def _picture(status: Status, before: Status | None) -> RenderableType:
     from rich.table import Table  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415 - as above
 
-    title = (
-        f"smtpd-fork on {status.hostname}, pid {status.pid}: "
-        f"{status.state}, for {age(status.seconds)}"
-    )
     table = Table()
     for heading in ("", "now", "a second"):
         table.add_column(heading, justify="left" if not heading else "right")
-
-    def row(name: str, now: str, change: int | None = None) -> None:
+    for name, now, change in _rows(status, before or status):
         gained = "" if change is None else f"{change / INTERVAL_SECONDS:+g}"
         table.add_row(*(Text(printable(each)) for each in (name, now, gained)))
+    where = f"smtpd-fork on {status.hostname}, pid {status.pid}"
+    return Group(Text(printable(f"{where}: {status.state}, for {age(status.seconds)}")), table)
 
-    old = before or status
-    row("sessions", f"{status.sessions} of {status.limit}", status.sessions - old.sessions)
+
+def _rows(status: Status, old: Status) -> Iterator[tuple[str, str, int | None]]:
+    """Yield names, values, and their change since *old*, if that is shown."""
+    yield "sessions", f"{status.sessions} of {status.limit}", status.sessions - old.sessions
     for phase, count in sorted(status.phases.items()):
-        row(f"  {phase}", str(count))
-    row("admitted", str(status.admitted), status.admitted - old.admitted)
-    row("refused", str(status.refused), status.refused - old.refused)
+        yield f"  {phase}", str(count), None
+    yield "admitted", str(status.admitted), status.admitted - old.admitted
+    yield "refused", str(status.refused), status.refused - old.refused
     for rule, count in sorted(status.rules.items(), key=lambda each: -each[1]):
-        row(f"  {rule}", str(count), count - old.rules.get(rule, 0))
-    row("sources", str(status.sources), status.sources - old.sources)
+        yield f"  {rule}", str(count), count - old.rules.get(rule, 0)
+    yield "clients", str(status.clients), status.clients - old.clients
     for each in status.top:
-        row(f"  {each.source}", str(each.sessions))
-    return Group(Text(printable(title)), table)
+        yield f"  {each.client}", str(each.sessions), None

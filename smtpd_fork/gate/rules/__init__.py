@@ -1,6 +1,6 @@
 """The gate's rules: each is one reason to refuse a client, all of one shape."""
 
-from smtpd_fork.gate.rules.access import AccessList, AccessRule
+from smtpd_fork.gate.rules.access import AccessRule, NetworkList
 from smtpd_fork.gate.rules.base import Counts, Rule
 from smtpd_fork.gate.rules.concurrency import (
     ClientLimitRule,
@@ -10,10 +10,9 @@ from smtpd_fork.gate.rules.concurrency import (
 )
 from smtpd_fork.gate.rules.overload import Load, OverloadRule
 from smtpd_fork.gate.rules.rate import Rate, RateRule, handshake_rules
-from smtpd_fork.gate.rules.rehearsal import RehearsalRule
+from smtpd_fork.gate.rules.refuse_every import RefuseEveryRule
 
 __all__ = [
-    "AccessList",
     "AccessRule",
     "ClientLimitRule",
     "Counts",
@@ -21,10 +20,11 @@ __all__ = [
     "Load",
     "NetworkLimit",
     "NetworkLimitRule",
+    "NetworkList",
     "OverloadRule",
     "Rate",
     "RateRule",
-    "RehearsalRule",
+    "RefuseEveryRule",
     "Rule",
     "handshake_rules",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from smtpd_fork.gate.networks import Network, NetworkTable
 from smtpd_fork.gate.rules.base import Counts, Rule
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from smtpd_fork.gate.client import Client
+    from smtpd_fork.gate.denials import Denials
 
-__all__ = ["AccessList", "AccessRule", "read_networks"]
+__all__ = [
+    "LONGEST_TEXT", "AccessRule", "ListEntry", "NetworkList", "printable_text", "read_networks",
+]  # fmt: skip
 
 _UNPRINTABLE = re.compile(r"[^ -~]")
 
@@ -23,27 +26,42 @@ LONGEST_TEXT = 200
 """Characters of a list's own text that a reply has room for."""
 
 
-class Listed(NamedTuple):
-    """What a list says of a network."""
+class ListEntry(NamedTuple):
+    """One entry of a list.
 
-    denied: bool
-    network: str
-    text: str
+    :ivar network: its addresses
+    :ivar written: the network as it was written
+    :ivar text: of the reply; may be empty
+    :ivar file: that it is a line of; empty for a value of the option
+    :ivar line: its number in the file
+    """
+
+    network: Network
+    written: str
+    text: str = ""
+    file: str = ""
+    line: int = 0
 
 
-def read_networks(entries: Iterable[str]) -> Iterator[tuple[Network, str, str]]:
+NetworkList: TypeAlias = NetworkTable[ListEntry]
+
+
+def read_networks(entries: Iterable[str]) -> Iterator[ListEntry]:
     """Read networks, and files of them: ``CIDR [text]`` a line, ``#`` begins a comment.
 
     What is no network is the path of a file.
 
-    :returns: for each network: it, as it was written, and its text
     :raises ValueError: a line is no network; names file, line and value
     :raises OSError: a file cannot be read
     """
     for entry in entries:
         try:
-            yield Network.parse(entry), entry, ""
+            yield ListEntry(Network.parse(entry), entry)
         except ValueError:
+            if _is_file_name(entry):
+                there = Path(entry).is_file()
+                reason = "not a network" if there else "no such file and not a network"
+                raise ValueError(f"{reason}: write ./{entry} for a file") from None
             if not _is_path(entry):
                 raise
             yield from _read_file(entry)
@@ -53,9 +71,14 @@ def _is_path(entry: str) -> bool:
     return "/" in entry and not entry[:1].isdigit() and "::" not in entry
 
 
-def _read_file(name: str) -> Iterator[tuple[Network, str, str]]:
+def _is_file_name(entry: str) -> bool:
+    """Whether *entry* looks like the name of a file, without a directory."""
+    return entry[:1].isalpha() and not set(entry) & {"/", ":"}
+
+
+def _read_file(name: str) -> Iterator[ListEntry]:
     if Path(name).exists() and not Path(name).is_file():
-        raise ValueError(f"{name} is no regular file")  # a pipe would be read for ever
+        raise ValueError(f"{name} is not a regular file")  # a pipe would be read for ever
     with Path(name).open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             written, _, text = line.partition("#")[0].strip().partition(" ")
@@ -64,59 +87,60 @@ def _read_file(name: str) -> Iterator[tuple[Network, str, str]]:
             try:
                 network = Network.parse(written)
             except ValueError as error:
-                raise ValueError(f"{name} line {number}: {written!r}: {error}") from None
-            yield network, written, _UNPRINTABLE.sub("?", text.strip())
+                raise ValueError(f"{name}, line {number}: {written!r}: {error}") from None
+            yield ListEntry(network, written, printable_text(text)[:LONGEST_TEXT], name, number)
 
 
-class AccessList:
-    """The allowlist and the denylist; the smallest network around an address decides.
-
-    :param allow: networks, as :func:`read_networks` returns them
-    :param deny: the same; where both have the same network, it is denied
-    """
-
-    def __init__(
-        self, allow: Iterable[tuple[Network, str, str]], deny: Iterable[tuple[Network, str, str]]
-    ) -> None:
-        entries = [
-            (network, Listed(denied, written, text[:LONGEST_TEXT]))
-            for denied, networks in ((False, allow), (True, deny))
-            for network, written, text in networks
-        ]
-        self._table = NetworkTable(entries)
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def find(self, number: int | None) -> Listed | None:
-        """Return what the lists say of an address."""
-        return self._table.find(number)
+def printable_text(text: str) -> str:
+    """Return the text of a reply, on one line, in printable ASCII."""
+    return _UNPRINTABLE.sub("?", text.strip())
 
 
 class AccessRule(Rule):
     """Refuses denied clients, for good.
 
-    :param listed: the lists
+    The smallest network around an address decides; where all have the same one, it is denied.
+
+    :param allow: the allowlist; None without any
+    :param deny: the denylist; None without any
+    :param denials: networks that were denied at run time
     """
 
     name = "deny"
-    about_sources = False  # to be exempt from limits is not to be allowed
+    about_clients = False  # to be exempt from limits is not to be allowed
     about_address = True
 
-    def __init__(self, listed: AccessList) -> None:
-        self._list = listed
+    def __init__(
+        self, allow: NetworkList | None, deny: NetworkList | None, denials: Denials
+    ) -> None:
+        self._allow = allow
+        self._deny = deny
+        self._denials = denials
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
         """Refuse a client that is denied."""
-        found = self._list.find(client.number)
-        if found is None or not found.denied:
+        allowed = _prefix(None if self._allow is None else self._allow.find(client.number))
+        entry = None if self._deny is None else self._deny.find(client.number)
+        denial = self._denials.find(client.number)
+        if denial is not None and denial.network.prefix >= max(allowed, _prefix(entry)):
+            cure = f"smtpd-fork undeny {denial.written}"
+            return self._refusal(denial.written, denial.text, denial.origin, cure)
+        if entry is None or entry.network.prefix < allowed:
             return None
+        origin = f"{entry.file}, line {entry.line}" if entry.file else f"--deny {entry.written}"
+        return self._refusal(entry.written, entry.text, origin)
+
+    def _refusal(self, key: str, text: str, origin: str, cure: str = "") -> Refusal:
         return Refusal(
-            self.name,
-            found.network,
-            1,
-            0,
+            *(self.name, key, 1, 0),
             code=554,
             status="5.7.1",
-            text=found.text or "Access denied",
+            text=text or "Access denied",
+            origin=origin,
+            cure=cure,
         )
+
+
+def _prefix(entry: ListEntry | None) -> int:
+    """Return the bits of a network's prefix; less than any if there is none."""
+    return -1 if entry is None else entry.network.prefix

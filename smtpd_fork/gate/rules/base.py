@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sized
+
     from smtpd_fork.gate.client import Client
     from smtpd_fork.gate.verdict import Refusal
 
@@ -15,27 +17,20 @@ __all__ = ["Counts", "Rule"]
 class Counts:
     """The sessions that exist.
 
-    :ivar total: in all
-    :ivar by_source: by client; a client without a session is not in it
+    :param tickets: those that are held
+    :ivar by_client: sessions by client; a client without a session is not in it
     """
 
-    __slots__ = ("by_source", "total")
+    __slots__ = ("_tickets", "by_client")
 
-    def __init__(self) -> None:
-        self.total = 0
-        self.by_source: dict[str, int] = {}
+    def __init__(self, tickets: Sized = ()) -> None:
+        self._tickets = tickets
+        self.by_client: dict[str, int] = {}
 
-    def enter(self, source: str) -> None:
-        """Count a session of *source*."""
-        self.by_source[source] = self.by_source.get(source, 0) + 1
-
-    def leave(self, source: str) -> None:
-        """Count a session of *source* no longer."""
-        left = self.by_source[source] - 1
-        if left:
-            self.by_source[source] = left
-        else:
-            del self.by_source[source]
+    @property
+    def total(self) -> int:
+        """Sessions in all."""
+        return len(self._tickets)
 
 
 class Rule(ABC):
@@ -50,7 +45,7 @@ class Rule(ABC):
     name: str
     """The option that sets it, as it is in refusals, counters and the log."""
 
-    about_sources: ClassVar[bool] = True
+    about_clients: ClassVar[bool] = True
     """Whether exempt clients skip it."""
 
     about_arrival: ClassVar[bool] = False

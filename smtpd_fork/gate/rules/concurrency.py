@@ -28,13 +28,12 @@ class ClientLimitRule(Rule):
         self._limit = limit
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse a client that has as many as it may."""
-        if client.source is None:
-            return None
-        mine = counts.by_source.get(client.source, 0) + 1
+        """Refuse a client that has as many as it may; one without an address has none."""
+        key = client.key or ""
+        mine = counts.by_client.get(key, 0) + 1
         if mine <= self._limit:
             return None
-        return Refusal(self.name, client.source, mine, self._limit)
+        return Refusal(self.name, key, mine, self._limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +134,10 @@ class FairShareRule(Rule):
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
         """Refuse a client that has its share, while slots are short."""
-        if client.source is None or 4 * counts.total < 3 * self._total:
+        if client.key is None or 4 * counts.total < 3 * self._total:
             return None
-        mine = counts.by_source.get(client.source, 0) + 1
-        share = max(1, self._total // (len(counts.by_source) + 1))
+        mine = counts.by_client.get(client.key, 0) + 1
+        share = max(1, self._total // (len(counts.by_client) + 1))
         if mine <= share:
             return None
-        return Refusal(self.name, client.source, mine, share)
+        return Refusal(self.name, client.key, mine, share)

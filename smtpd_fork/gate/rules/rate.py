@@ -69,12 +69,16 @@ class Rate:
         count, slash, period = text.partition("/")
         period = _PERIOD_WORDS.get(period.lower(), period)
         if not slash or not period:
-            raise ValueError("write N/PERIOD, as in 30/m or 5/10s")
+            raise ValueError("write N/PERIOD, as in 30/m, 30/h, 30/d or 5/10s")
         try:
             sessions = parse_count(count)
         except ValueError as error:
-            raise ValueError(f"write N/PERIOD, as in 30/m or 5/10s: N {error}") from None
-        seconds = parse_duration(period)
+            raise ValueError(f"write N/PERIOD, as in 30/m or 5/10s: N: {error}") from None
+        try:
+            seconds = parse_duration(period)
+        except ValueError:
+            reason = f"{period!r} is not a period; write 30/m, 30/h, 30/d or 30/10s"
+            raise ValueError(reason) from None
         if not 0 < seconds <= _LONGEST_PERIOD:
             raise ValueError("the period must be more than 0 and at most a day")
         return cls(sessions, seconds)
@@ -113,29 +117,27 @@ class RateRule(Rule):
         if rate.prefix is not None:
             self.name = self.network_name
             self._shift = rate.prefix.shift
-        self._due: OrderedDict[str | int, float] = OrderedDict()
+        self._due: OrderedDict[str | int | None, float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._due)
 
     def concerns(self, client: Client) -> bool:
-        """Whether it is about this family."""
-        return self.rate.prefix is None or client.ipv6 is self.rate.prefix.ipv6
+        """Whether it is about this family, and can tell the client from others."""
+        prefix = self.rate.prefix
+        return client.key is not None if prefix is None else client.ipv6 is prefix.ipv6
 
     def _key(self, client: Client) -> str | int | None:
         if self.rate.prefix is None or client.number is None:
-            return client.source
+            return client.key
         return client.number >> self._shift
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
         """Refuse a client that has come more often than that."""
-        key = self._key(client)
-        if key is None:
-            return None
-        due = self._due.get(key)
+        due = self._due.get(self._key(client))
         if due is None or due - now <= self._most:
             return None
-        name, prefix = client.source or "", self.rate.prefix
+        name, prefix = client.key or "", self.rate.prefix
         if prefix is not None:
             name = prefix.around(client.number or 0)
         count = round((due - now) / self._interval) + 1
@@ -144,8 +146,6 @@ class RateRule(Rule):
     def arrived(self, client: Client, now: float) -> None:
         """Count a new session."""
         key = self._key(client)
-        if key is None:
-            return
         due = self._due.get(key)
         if due is None:
             self._forget_some(now)
@@ -157,7 +157,7 @@ class RateRule(Rule):
     def take_back(self, client: Client) -> None:
         """Undo one :meth:`arrived` of a client: it does not count."""
         key = self._key(client)
-        if key is not None and key in self._due:
+        if key in self._due:
             self._due[key] -= self._interval
 
     def _forget_some(self, now: float) -> None:

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import os
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.config import SettingError
+import smtpd_fork.control_protocol as protocol
+from smtpd_fork.config import LISTS, SettingError
+from smtpd_fork.control_protocol import Fault, RequestError
+from smtpd_fork.gate import GATE_SETTINGS
 from smtpd_fork.gate.client import Client
 from smtpd_fork.gate.networks import Network, NetworkTable, number_of
-from smtpd_fork.observe.control import protocol
-from smtpd_fork.observe.control.protocol import Fault, RequestError
-from smtpd_fork.observe.control.run_time_limits import Limited, RunTimeLimits
 from smtpd_fork.observe.refusal_history import refusals
-from smtpd_fork.peer_address import describe, source_key
+from smtpd_fork.observe.sink_state import sink_states
+from smtpd_fork.peer_address import describe, host_of
 from smtpd_fork.sanitizer import printable
+from smtpd_fork.units import counted
 from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from smtpd_fork.gate import Denial, Entry, Ticket
+    from smtpd_fork.observe.service import Observed
 
-    from smtpd_fork.gate import Entry, Ticket
-    from smtpd_fork.listeners import Listener
-
-__all__ = ["Administered", "Administration"]
+__all__ = ["Administration"]
 
 log = logging.getLogger("smtpd_fork.control")
 
@@ -39,36 +41,26 @@ MAX_LISTENERS = 100
 UNTIL = "the next reload or restart"
 
 
-class Administered(Limited, Protocol):
-    """What is administered: a :class:`smtpd_fork.Server`."""
-
-    @property
-    def listeners(self) -> Sequence[Listener]:
-        """The bound sockets."""
-
-    async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
-        """End the chosen sessions; return how many there were."""
-
-
 class Administration:
     """Carries out requests.
 
-    :param server: is administered
     :param drain: ends the daemon with its last session, or after so many seconds
     :ivar ending: ``draining`` or ``stopping``; empty while the daemon serves
     """
 
-    def __init__(self, server: Administered, drain: Callable[[float | None], None]) -> None:
+    def __init__(self, server: Observed, drain: Callable[[float | None], None]) -> None:
         self._server = server
         self._began = time.monotonic()
         self.ending = ""
         self._drain_daemon = drain
-        self._limits = RunTimeLimits(server)
         self._answers: dict[type, Callable[[Any, str], Awaitable[dict[str, Any]]]] = {
             protocol.Status: self._status,
             protocol.Sessions: self._sessions,
             protocol.Kick: self._kick,
             protocol.Limits: self._change_limits,
+            protocol.Deny: self._deny,
+            protocol.Undeny: self._undeny,
+            protocol.Denials: self._list_denials,
             protocol.Pause: self._pause,
             protocol.Resume: self._resume,
             protocol.Drain: self._drain,
@@ -88,10 +80,10 @@ class Administration:
     async def _status(self, _: protocol.Status, __: str) -> dict[str, Any]:
         server, gate = self._server, self._server.gate
         stats = gate.stats()
-        sources = gate.sources
+        clients = gate.clients
         holders = [ticket.holder for ticket in gate.tickets()]
         phases = Counter("arriving" if h is None else h.phase for h in holders)
-        top = heapq.nlargest(TOP, sources.items(), key=lambda each: each[1])
+        top = heapq.nlargest(TOP, clients.items(), key=lambda each: each[1])
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -101,13 +93,17 @@ class Administration:
             "sessions": gate.count,
             "limit": gate.limits.limit_connections,
             "phases": dict(sorted(phases.items())),
-            "sources": len(sources),
-            "top": [{"source": printable(source), "sessions": n} for source, n in top],
+            "clients": len(clients),
+            "top": [{"client": printable(client), "sessions": n} for client, n in top],
             "admitted": stats["admitted"],
             "refused": stats["refused"],
             "rules": refusals(stats),
+            "messages": {name: n for name, n in server.tally.outcomes().items() if n},
+            "rejections": dict(server.tally.rejections.counts.most_common()),
+            "sinks": sink_states(server),
             "listeners": [printable(str(each)) for each in server.listeners[:MAX_LISTENERS]],
-            "limits_changed": sorted(self._limits.changes),
+            "limits_changed": sorted(server.changed_limits),
+            "denied": len(gate.denials),
         }
 
     def _state_word(self) -> str:
@@ -123,6 +119,13 @@ class Administration:
 
     async def _explain(self, request: protocol.Explain, _: str) -> dict[str, Any]:
         explanation = self._server.gate.explain(request.id)
+        rejections = self._server.tally.rejections.of_session(request.id)
+        if explanation is None and rejections:
+            return {
+                "id": printable(request.id),
+                "rejections": [each.facts() for each in rejections],
+                "text": printable(str(rejections[-1]), 1000),
+            }
         if explanation is None:
             text = f"no refusal {printable(request.id)}, or it is not among the last thousand"
             raise RequestError(Fault.UNKNOWN, text)
@@ -131,10 +134,12 @@ class Administration:
         return {
             "id": refusal.id,
             "rule": refusal.rule,
+            "client": printable(refusal.client),
             "key": printable(refusal.key),
             "count": refusal.count,
             "limit": refusal.limit,
             "reply": printable(reply, 1000),
+            "origin": printable(refusal.origin, 1000),
             "cure": explanation.cure,
             "text": printable(str(explanation), 1000),
         }
@@ -142,36 +147,68 @@ class Administration:
     # -- changing ------------------------------------------------------------------------------
 
     async def _kick(self, request: protocol.Kick, who: str) -> dict[str, Any]:
-        if (request.id is None) == (request.source is None):
-            raise RequestError(Fault.REQUEST, "name an id or a source, and not both")
-        if request.source is not None:
-            what = f"all of {printable(request.source)}"
-            kicked = await self._server.kick(_of(request.source, self._server))
+        if (request.id is None) == (request.client is None):
+            raise RequestError(Fault.REQUEST, "name either an id or a client")
+        if request.client is not None:
+            what = f"all of {printable(request.client)}"
+            kicked = await self._server.kick(_of(request.client, self._server))
         else:
             what = printable(str(request.id))
             kicked = await self._server.kick(lambda ticket: ticket.id == request.id)
             if not kicked:
                 raise RequestError(Fault.UNKNOWN, f"no session {what}")
-        log.info("control: %s: kick %s: %d sessions", who, what, kicked)
+        log.info("control: %s: kick %s: %s", who, what, counted(kicked, "session"))
         return {"kicked": kicked}
 
     async def _change_limits(self, request: protocol.Limits, who: str) -> dict[str, Any]:
-        warning = ""
+        server, warning = self._server, ""
         if request.set:
             try:
-                warning = await self._limits.change(request.set)
+                values: Any = {name: _value(name, of) for name, of in request.set.items()}
+                warning = await server.set_limits(**values)
             except SettingError as error:
                 raise RequestError(Fault.REFUSED, printable(str(error), 1000)) from None
             words = [f"{name}={value}" for name, of in request.set.items() for value in of or [""]]
             log.info("control: %s: limits %s", who, printable(" ".join(words), 1000))
         if warning:
             log.warning("control: %s", warning)
-        changed = sorted(self._limits.changes)
+        changed = sorted(server.changed_limits)
+        in_force = {name: getattr(server.config, name) for name in sorted(GATE_SETTINGS)}
         return {
-            "limits": self._limits.settings,
+            "limits": {**in_force, **server.changed_limits},
             "changed": changed,
             "until": UNTIL if changed else None,
             "warning": warning or None,
+        }
+
+    async def _deny(self, request: protocol.Deny, who: str) -> dict[str, Any]:
+        denials, seconds = self._server.gate.denials, request.seconds
+        try:
+            denial = denials.add(request.network, request.text, seconds=seconds, by=who)
+        except SettingError as error:
+            raise RequestError(Fault.REFUSED, printable(str(error), 1000)) from None
+        time = "" if seconds is None else f" for {seconds:g} s"
+        text = denial.text and f": {denial.text}"
+        log.info("control: %s: deny %s%s%s", who, denial.written, time, text)
+        return _denial(denial, seconds)
+
+    async def _undeny(self, request: protocol.Undeny, who: str) -> dict[str, Any]:
+        shown = printable(request.network)
+        try:
+            removed = self._server.gate.denials.remove(request.network)
+        except SettingError as error:
+            raise RequestError(Fault.REFUSED, printable(str(error), 1000)) from None
+        if not removed:
+            text = f"{shown} was not denied at run time; the lists of --deny are changed in files"
+            raise RequestError(Fault.UNKNOWN, text)
+        log.info("control: %s: undeny %s", who, shown)
+        return {"network": shown}
+
+    async def _list_denials(self, request: protocol.Denials, _: str) -> dict[str, Any]:
+        page = self._server.gate.denials.page(limit=request.limit, after=request.after)
+        return {
+            "denials": [_denial(denial, left) for denial, left in page],
+            "next": page[-1][0].number if len(page) == request.limit else None,
         }
 
     async def _pause(self, _: protocol.Pause, who: str) -> dict[str, Any]:
@@ -192,12 +229,34 @@ class Administration:
         return {"state": self._state_word(), "sessions": self._server.gate.count}
 
 
+def _value(name: str, words: Sequence[str]) -> str | Sequence[str]:
+    """Return the value of a limit as its option would have it."""
+    if name not in GATE_SETTINGS or name == "deny":
+        return " ".join(words)  # it is only named, in the error
+    if name in LISTS:
+        return words
+    if len(words) != 1:
+        raise SettingError(name, " ".join(words), "one value is expected")
+    return words[0]
+
+
+def _denial(denial: Denial, left: float | None) -> dict[str, Any]:
+    endless = left is None or left == math.inf
+    return {
+        "network": denial.written,
+        "text": denial.text,
+        "by": printable(denial.by),
+        "since": round(denial.since, 3),
+        "seconds": None if endless else round(left or 0.0, 3),
+    }
+
+
 def _session(entry: Entry) -> dict[str, Any]:
     return {
         "id": entry.id,
         "peer": printable(describe(entry.peer)),
         "sender": None if entry.sender is None else printable(describe(entry.sender)),
-        "source": None if entry.source is None else printable(entry.source),
+        "key": None if entry.key is None else printable(entry.key),
         "exempt": entry.exempt,
         "seconds": round(entry.seconds, 3),
         "listener": printable(entry.listener),
@@ -208,20 +267,20 @@ def _session(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _of(source: str, server: Administered) -> Callable[[Ticket], bool]:
+def _of(client: str, server: Observed) -> Callable[[Ticket], bool]:
     """Return a function that chooses the tickets of an address or a network.
 
-    :raises RequestError: *source* is neither
+    :raises RequestError: *client* is neither
     """
-    if "/" in source:
+    if "/" in client:
         try:
-            network = NetworkTable([(Network.parse(source), True)])
+            network = NetworkTable([(Network.parse(client), True)])
         except ValueError as error:
-            text = f"{printable(source)}: {error}"
+            text = f"{printable(client)}: {error}"
             raise RequestError(Fault.REFUSED, text) from None
         return lambda ticket: bool(network.find(ticket.client.number))
-    if number_of(source_key(source) or "") is None:
-        text = f"{printable(source)}: neither an address nor a network"
+    if number_of(host_of(client) or "") is None:
+        text = f"{printable(client)}: neither an address nor a network"
         raise RequestError(Fault.REFUSED, text)
-    key = Client(source, server.gate.limits.ipv6_prefix).source
+    key = Client(client, server.gate.limits.ipv6_prefix).key
     return lambda ticket: ticket.key == key

@@ -13,20 +13,22 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import smtpd_fork.control_protocol as protocol
 from smtpd_fork.config import SettingError
+from smtpd_fork.control_protocol import Fault, RequestError
 from smtpd_fork.listeners import Address, Listener, bind_all
 from smtpd_fork.listeners.address import MAX_UNIX_PATH
 from smtpd_fork.listeners.refusals import refuse
-from smtpd_fork.observe.control import protocol
-from smtpd_fork.observe.control.administration import Administered, Administration
-from smtpd_fork.observe.control.protocol import Fault, RequestError
-from smtpd_fork.observe.service import Service
+from smtpd_fork.observe.control.administration import Administration
+from smtpd_fork.observe.service import Observed, Service
+from smtpd_fork.sanitizer import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from smtpd_fork.observe.reload_outcome import ReloadOutcome
 
 __all__ = ["Control", "DrainOrder", "open_control"]
 
@@ -110,20 +112,26 @@ class Control(Service):
     """Answers administrators.
 
     :param listener: opened by :func:`open_control`
-    :param server: is administered
     :param drain: ends the daemon with its last session, or after so many seconds
+    :param reload: reads the settings again, for the administrator whom it is given
     """
 
     def __init__(
-        self, listener: Listener, server: Administered, drain: Callable[[float | None], None]
+        self,
+        listener: Listener,
+        server: Observed,
+        drain: Callable[[float | None], None],
+        reload: Callable[[str], Awaitable[ReloadOutcome]],
     ) -> None:
         self._listener = listener
         self._administration = Administration(server, drain)
+        self._reload = reload
         self._clients: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         self._rests_until = 0.0
         self._starved: asyncio.TimerHandle | None = None
         self._answers = False
+        self._handed_over = False
         self._complained = -COMPLAINT_SECONDS
 
     def __str__(self) -> str:
@@ -155,6 +163,7 @@ class Control(Service):
         """Leave the requests to the new process."""
         self._cease()
         self._listener.let_go()
+        self._handed_over = True
 
     def _cease(self) -> None:
         """Accept no more clients."""
@@ -199,7 +208,7 @@ class Control(Service):
 
     def _admit(self, sock: socket.socket, peer: _Peer) -> None:
         if not peer.may_speak:
-            text = f"uid {peer.uid} may not: only root and the daemon's own user may"
+            text = f"uid {peer.uid} has no permission: only root and the daemon's user have"
             self._turn_away(sock, peer, RequestError(Fault.PERMISSION, text))
         elif len(self._clients) >= MAX_CLIENTS:
             text = f"there are {MAX_CLIENTS} clients already; try again"
@@ -223,7 +232,7 @@ class Control(Service):
         now = self._loop.time()
         if now - self._complained >= COMPLAINT_SECONDS:
             self._complained = now
-            log.warning("control: %s was turned away: %s", peer, fault.fault)
+            log.warning("control: %s was refused: %s", peer, fault.fault)
 
     async def _serve(self, sock: socket.socket, peer: _Peer) -> None:
         """Answer one client until it closes, breaks the protocol, or takes too long."""
@@ -233,7 +242,7 @@ class Control(Service):
         try:
             await self._converse(reader, writer, peer)
         except OSError as error:  # a time-out is one
-            log.debug("control: %s has gone, or as good as gone: %s", peer, error)
+            log.debug("control: %s disconnected, or does not read: %s", peer, error)
         finally:
             writer.transport.abort()  # not close(), which waits for a reply that nobody reads
 
@@ -259,21 +268,51 @@ class Control(Service):
         async with asyncio.timeout(REPLY_SECONDS):
             await writer.drain()
 
+    def _check_that_this_process_serves(self) -> None:
+        """Refuse what would change this process, and be lost with it.
+
+        :raises RequestError: a new process serves
+        """
+        if self._handed_over:
+            raise RequestError(Fault.BUSY, "a new process serves now; ask again")
+
     async def _answer(self, line: bytes, peer: _Peer) -> bytes:
-        """Return the reply to a request; one request at a time, with a rest after it."""
+        """Return the reply to a request."""
+        try:
+            reply = await self._carry_out(line, peer)
+            if reply is None:
+                reply = protocol.encode({"ok": True, **await self._have_reloaded(peer)})
+        except RequestError as error:
+            return protocol.encode_fault(error)
+        except Exception:
+            log.exception("control: a request failed")
+            text = "internal error of the daemon; its log has the details"
+            return protocol.encode_fault(RequestError(Fault.FAILED, text))
+        else:
+            return reply
+
+    async def _carry_out(self, line: bytes, peer: _Peer) -> bytes | None:
+        """Return the reply to a request; one request at a time, with a rest after it.
+
+        :returns: None for a reload, for which other requests need not wait
+        """
         async with self._turn:
             await asyncio.sleep(self._rests_until - self._loop.time())
             began = self._loop.time()
             try:
                 request = protocol.decode(line)
+                self._check_that_this_process_serves()
+                if isinstance(request, protocol.Reload):
+                    return None
                 answer = await self._administration.answer(request, str(peer))
                 return protocol.encode({"ok": True, **answer})
-            except RequestError as error:
-                return protocol.encode_fault(error)
-            except Exception:
-                log.exception("control: a request failed")
-                text = "a fault of the daemon; its log has more"
-                return protocol.encode_fault(RequestError(Fault.FAILED, text))
             finally:
                 now = self._loop.time()
                 self._rests_until = now + min(LONGEST_REST, REST * (now - began))
+
+    async def _have_reloaded(self, peer: _Peer) -> dict[str, Any]:
+        """Reload; it goes on without its client."""
+        outcome = await asyncio.shield(asyncio.ensure_future(self._reload(f"control: {peer}")))
+        if outcome.reason:
+            raise RequestError(Fault.REFUSED, printable(str(outcome), 1000), outcome.status)
+        return {"changes": list(outcome.changes), "restart": list(outcome.restart)}

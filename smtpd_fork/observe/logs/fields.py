@@ -16,32 +16,36 @@ from typing import Any
 from smtpd_fork.dialogue import current_session
 from smtpd_fork.gate import Full, Refusal
 
-__all__ = ["FIELDS", "SessionFilter", "fields_of", "message_of", "plain", "traceback_of"]
+__all__ = ["FIELDS", "add_session", "fields_of", "message_of", "plain", "traceback_of"]
 
 FIELDS = {
-    "time": "when, in UTC (RFC 3339), to the microsecond",
+    "time": "time in UTC (RFC 3339), with microseconds",
     "level": "`debug`, `info`, `warning`, `error` or `critical`",
-    "logger": "which part says so: `smtpd_fork.session`, `smtpd_fork.gate`, a handler's own",
-    "pid": "of the process",
-    "message": "the line for people, without time and level",
+    "logger": "name of the logger: `smtpd_fork.session`, `smtpd_fork.gate`, a handler's own",
+    "pid": "ID of the process",
+    "message": "the text, without time and level",
     "session": "the session's id",
     "client": "the client's address and port, or `unix`",
-    "address": "where it listens",
-    "rule": "of a refusal: the rule that fired",
-    "key": "of a refusal: the source or network that was counted",
-    "count": "of a refusal: what the count would have been",
-    "limit": "of a refusal: what it may be",
-    "id": "of a refusal: its id, as the client was told",
-    "more": "of a summary: so many more lines like it",
-    "seconds": "of a summary: in so many seconds",
-    "queue_id": "of a message: its id, as the client was told",
-    "from": "of a message: its sender",
-    "to": "of a message: how many recipients",
-    "size": "of a message: bytes",
-    "reason": "why a message was refused, or not written",
+    "address": "address of the listener",
+    "rule": "refusal: the rule",
+    "key": "refusal: the client or network that was counted",
+    "count": "refusal: the count including this client",
+    "limit": "refusal: the limit",
+    "id": "refusal: its ID, as in the reply",
+    "more": "summary: number of further lines like it",
+    "seconds": "summary: period in seconds",
+    "queue_id": "message: its ID, as in the reply",
+    "from": "message: the sender",
+    "to": "message: number of recipients",
+    "size": "message: size in bytes",
+    "reason": "why a client was refused, a command or message rejected, or something failed",
+    "command": "rejection: the command",
+    "reply": "rejection: the reply",
+    "recipient": "rejection: the recipient, or the first one",
+    "helo": "rejection: the name the client gave itself",
     "lost": "entries that could not be written",
-    "traceback": "of an error: Python's traceback",
-    "extra": "what a handler gave with `extra=`, an object",
+    "traceback": "error: Python's traceback",
+    "extra": "fields that a handler gave with `extra=`, an object",
 }
 """All fields, with their meanings; docs/operation.md has the same table."""
 
@@ -59,7 +63,7 @@ MAX_EXTRA_TEXT = 1024
 
 _GIVEN = (
     *("session", "client", "address", "more", "seconds", "queue_id"),
-    *("from", "to", "size", "reason", "lost"),
+    *("from", "to", "size", "reason", "lost", "command", "reply", "recipient", "helo"),
 )
 """Fields that ``extra=`` gives under their own names."""
 
@@ -71,16 +75,11 @@ _OTHERS = {
 """Attributes of a record that are no fields of a handler."""
 
 
-class SessionFilter(logging.Filter):
-    """Adds the session's id to each record; drops none."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Add the session's id, unless the record has one."""
-        if "session" not in record.__dict__:
-            session = current_session.get()
-            if session is not None:
-                record.session = session
-        return True
+def add_session(record: logging.LogRecord) -> bool:
+    """Add the session's id to a record that has none, as a filter that drops none."""
+    if "session" not in record.__dict__ and (session := current_session.get()) is not None:
+        record.session = session
+    return True
 
 
 def message_of(record: logging.LogRecord) -> str:
@@ -107,24 +106,17 @@ def traceback_of(record: logging.LogRecord) -> str:
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """Return the fields of *record*, in the order of :data:`FIELDS`, those it has."""
     given = record.__dict__
+    created = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
     found: dict[str, Any] = {
-        "time": datetime.fromtimestamp(record.created, UTC)
-        .isoformat(timespec="microseconds")
-        .replace("+00:00", "Z"),
+        "time": created.replace("+00:00", "Z"),
         "level": record.levelname.lower(),
         "logger": record.name,
         "pid": os.getpid(),
         "message": plain(message_of(record), 2 * MAX_TEXT),  # it is cut already
+        **_of_refusal(given.get("refusal")),
+        **{name: plain(given[name]) for name in _GIVEN if name in given},
     }
-    refusal = given.get("refusal")
-    if isinstance(refusal, Full):
-        refusal = refusal.refusal()
-    if isinstance(refusal, Refusal):
-        names = ("rule", "key", "count", "limit", "id")
-        found.update({name: plain(getattr(refusal, name)) for name in names})
-    found.update({name: plain(given[name]) for name in _GIVEN if name in given})
-    text = traceback_of(record)
-    if text:
+    if text := traceback_of(record):
         found["traceback"] = plain(text, MAX_TRACEBACK)
     if not given.keys() <= _OTHERS:
         extra = [name for name in given if name not in _OTHERS][:MAX_EXTRA]
@@ -132,6 +124,16 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
             plain(name, MAX_EXTRA_TEXT): plain(given[name], MAX_EXTRA_TEXT) for name in extra
         }
     return {name: found[name] for name in FIELDS if name in found}
+
+
+def _of_refusal(refusal: object) -> dict[str, Any]:
+    if isinstance(refusal, Full):
+        refusal = refusal.refusal()
+    if not isinstance(refusal, Refusal):
+        return {}
+    names = ("rule", "key", "count", "limit", "id", "reason")
+    known = tuple(name for name in ("client", "session") if getattr(refusal, name))
+    return {name: plain(getattr(refusal, name)) for name in names + known}
 
 
 def plain(value: Any, limit: int = MAX_TEXT) -> Any:

@@ -10,19 +10,17 @@ from __future__ import annotations
 import json
 import logging
 import struct
+from collections.abc import Callable
 from logging.handlers import SysLogHandler
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from smtpd_fork.observe.logs.fields import fields_of, message_of, traceback_of
 from smtpd_fork.sanitizer import printable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+__all__ = ["Encode", "JsonFormat", "TextFormat", "for_journald", "for_stream", "for_syslog"]
 
-    Encode = Callable[[logging.LogRecord], list[bytes]]
-    """Returns an entry as its target takes it: the bytes of a line, or datagrams."""
-
-__all__ = ["JsonFormat", "TextFormat", "for_journald", "for_stream", "for_syslog"]
+Encode: TypeAlias = Callable[[logging.LogRecord], list[bytes]]
+"""Returns an entry as its target takes it: the bytes of a line, or datagrams."""
 
 IDENTIFIER = "smtpd-fork"
 """Name of the program in syslog and in the journal."""

@@ -2,7 +2,7 @@
 
 The handlers of :mod:`logging` have no time limit: ``StreamHandler`` waits for a full pipe, and
 ``SysLogHandler``, before Python 3.14, for a syslogd that hangs. ``WatchedFileHandler`` opens a file
-whoever has put it there (see :func:`smtpd_fork.safe_open.safe_open`). Libraries for journald have
+of any owner (see :func:`smtpd_fork.safe_open.safe_open`). Libraries for journald have
 to be compiled, or have no types, and have no time limit either.
 """
 
@@ -17,16 +17,13 @@ import stat
 import struct
 from abc import ABC, abstractmethod
 from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import CannotCreateError, OperatingSystemError
 from smtpd_fork.safe_open import safe_open
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 __all__ = ["FILE_FLAGS", "FileTarget", "JournalTarget", "LogTarget", "StreamTarget", "SyslogTarget"]
 
@@ -36,8 +33,8 @@ MOMENT_SECONDS = 0.2
 FILE_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK
 """Of open(2); with O_NONBLOCK a FIFO without a reader is an error and does not block the start."""
 
-FILE_MODE = 0o666
-"""Of a new log file, less the umask: as the shell's ``>>`` makes it."""
+FILE_MODE = 0o640
+"""Of a new log file, less the umask: addresses of senders and recipients are nobody else's."""
 
 _NEW_CONNECTION = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE}
 """Errors of a socket whose other end was closed: syslogd was restarted."""
@@ -137,18 +134,26 @@ class FileTarget(StreamTarget):
     """A file that is appended to; it may also be a FIFO with a reader, or a device.
 
     :param path: absolute, as the directory becomes / later
+    :param owner: uid and gid of a new file: those of the user who will open it again
     :raises CannotCreateError: it cannot be opened
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: tuple[int, int] | None = None) -> None:
         self.path = path
+        self._owner = owner
         try:
             super().__init__(self._open())
         except OSError as error:
             raise CannotCreateError(f"cannot log to {path}: {error.strerror}") from None
 
     def _open(self) -> int:
-        return safe_open(self.path, FILE_FLAGS | os.O_CREAT, FILE_MODE)
+        try:
+            descriptor = safe_open(self.path, FILE_FLAGS | os.O_CREAT | os.O_EXCL, FILE_MODE)
+        except FileExistsError:
+            return safe_open(self.path, FILE_FLAGS | os.O_CREAT, FILE_MODE)
+        if self._owner is not None and os.geteuid() == 0:
+            os.fchown(descriptor, *self._owner)
+        return descriptor
 
     def reopen(self) -> str | None:
         """Open the path again: it may be another file by now (logrotate(8))."""
@@ -158,7 +163,7 @@ class FileTarget(StreamTarget):
             return None
         self._use(new)
         os.close(old)
-        return f"the log goes on here: {self.path} was opened again"
+        return f"log file reopened: {self.path}"
 
     def close(self) -> None:
         """Close the file."""
@@ -169,7 +174,6 @@ class FileTarget(StreamTarget):
 class _SocketTarget(LogTarget):
     """A unix socket of a log daemon, which may be restarted at any time.
 
-    :param path: of the socket
     :raises OperatingSystemError: there is none
     """
 

@@ -43,16 +43,17 @@ _DESCRIPTORS = {"stdout": 1, "stderr": 2}
 _LINE = "%(asctime)s %(levelname)s %(message)s"
 
 
-def set_up_logging(config: DaemonConfig) -> LogQueue | None:
+def set_up_logging(config: DaemonConfig, owner: tuple[int, int] | None = None) -> LogQueue | None:
     """Log to where *config* says; return the queue, or None if the log goes nowhere.
 
     A file is opened now: before privileges are dropped, and before the directory becomes /.
 
+    :param owner: uid and gid of a log file that is made
     :raises CannotCreateError: the file cannot be written
     :raises OperatingSystemError: there is no syslog, or no journald
     :raises ConfigError: a detached daemon has no terminal to log to
     """
-    log_queue = log_queue_of(config)
+    log_queue = log_queue_of(config, owner)
     handler = log_queue or logging.NullHandler()
     logging.basicConfig(handlers=[handler], force=True)
     set_level(config.log_level)
@@ -63,8 +64,7 @@ def set_up_logging(config: DaemonConfig) -> LogQueue | None:
 
 def set_level(name: str) -> None:
     """Set the level, as ``--log-level`` has it."""
-    level = name.upper()
-    logging.getLogger().setLevel(level)
+    logging.getLogger().setLevel(name.upper())
     # aiosmtpd logs every command at INFO, credentials included, and unknown ones at WARNING, of any
     # length and as often as the client sends them.
     logging.getLogger("mail.log").setLevel(logging.ERROR)
@@ -92,9 +92,9 @@ def check_log(config: DaemonConfig) -> None:
         raise CannotCreateError(f"cannot log to {path}: {error.strerror}") from None
 
 
-def log_queue_of(config: DaemonConfig) -> LogQueue | None:
+def log_queue_of(config: DaemonConfig, owner: tuple[int, int] | None = None) -> LogQueue | None:
     """Return the queue of the log that *config* describes; None if there is no target."""
-    where = config.log_to or ("syslog" if config.detach else "stderr")
+    where = config.log_to or default_target(detach=config.detach)
     json = JsonFormat() if config.log_format == "json" else None
     if where in _DESCRIPTORS:
         if config.detach:
@@ -107,8 +107,21 @@ def log_queue_of(config: DaemonConfig) -> LogQueue | None:
             return None  # as in a container: the daemon serves without a log
         return LogQueue(SyslogTarget(SYSLOG), for_syslog(json))
     else:
-        target = FileTarget(Path(where).absolute())
+        target = FileTarget(Path(where).absolute(), owner)
     return LogQueue(target, for_stream(json or TextFormat(_LINE)))
+
+
+def default_target(*, detach: bool) -> str:
+    """Return the value of ``log_to`` that is its default here.
+
+    Where systemd has connected standard error to the journal, JOURNAL_STREAM has its device and
+    inode (systemd.exec(5)), and an entry keeps its severity and fields if it goes there directly.
+    """
+    if detach:
+        return "syslog"
+    status = os.fstat(_DESCRIPTORS["stderr"])
+    stream = os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return "journald" if stream and Path(JOURNALD).is_socket() else "stderr"
 
 
 class LogReload(Service):

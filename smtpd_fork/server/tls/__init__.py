@@ -1,8 +1,8 @@
 """TLS of a server: certificates from files, chosen by name, and read again when they change."""
 
 from smtpd_fork.server.tls.certificate import Certificate
-from smtpd_fork.server.tls.files import TlsFiles
+from smtpd_fork.server.tls.files import TlsFiles, file_signature
 from smtpd_fork.server.tls.rotation import Rotation
 from smtpd_fork.server.tls.server_tls import ServerTls
 
-__all__ = ["Certificate", "Rotation", "ServerTls", "TlsFiles"]
+__all__ = ["Certificate", "Rotation", "ServerTls", "TlsFiles", "file_signature"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pwd
+import re
 import ssl
 import stat
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from smtpd_fork.errors import ConfigError
+from smtpd_fork.safe_open import user_name
 from smtpd_fork.server.tls.certificate import Certificate, read_certificate
 from smtpd_fork.server.tls.resumption import restrict_resumption
 from smtpd_fork.server.tls.sni import choose_by_name
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
 
     from smtpd_fork.config import Config
 
-__all__ = ["LoadedTls", "Signature", "TlsFiles"]
+__all__ = ["LoadedTls", "Signature", "TlsFiles", "file_signature"]
 
 MAX_FILE_SIZE = 1 << 20
-"""Bytes; a chain has some thousands, all authorities of a browser a quarter of this."""
+"""Bytes; a chain has some thousands, all CA certificates of a browser a quarter of this."""
 
 ATTEMPTS = 3
 """How often files are read that change meanwhile; a renewal is over in a moment."""
+
+_CERTIFICATE = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
+_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -57,7 +61,7 @@ class TlsFiles:
     The paths are absolute: a detached daemon is in another directory when it reads them again.
 
     :ivar pairs: of each certificate its file, and its key's; None if that is in the same one
-    :ivar client_ca: of the authorities that clients' certificates are verified against
+    :ivar client_ca: CA certificates that client certificates are verified against
     :ivar client_verify: whether clients must have one
     :ivar min_version: the oldest TLS that is spoken
     """
@@ -95,7 +99,7 @@ class TlsFiles:
         So a link that is put in place of another is a change, however deep in the path it is:
         certbot renews that way, and Kubernetes.
         """
-        return tuple(_signature(path) for path in self.paths)
+        return tuple(file_signature(path) for path in self.paths)
 
     def load(self) -> LoadedTls:
         """Read the files, all of one time: what changes meanwhile is read anew.
@@ -139,13 +143,14 @@ class TlsFiles:
             # Without a callback OpenSSL would ask for an encrypted key's password on the terminal.
             context.load_cert_chain(cert, key, password=_no_password)
         except (OSError, ValueError) as error:  # SSLError is an OSError
-            raise _unusable(files, error, "no PEM certificate and key in there") from None
+            raise _unusable(files, error, _mismatch(cert, key, error)) from None
         if self.client_ca is not None:
             _read(self.client_ca)
             try:
                 context.load_verify_locations(self.client_ca)
             except (OSError, ValueError) as error:
-                raise _unusable(f"{self.client_ca}", error, "no PEM certificates there") from None
+                reason = f"{self.client_ca} holds no PEM certificate"
+                raise _unusable(f"{self.client_ca}", error, reason) from None
             context.verify_mode = ssl.CERT_REQUIRED if self.client_verify else ssl.CERT_OPTIONAL
             restrict_resumption(context)
         return context
@@ -164,7 +169,8 @@ class TlsFiles:
         return ", ".join(str(path) for path in self.paths)
 
 
-def _signature(path: Path) -> tuple[int, ...]:
+def file_signature(path: Path) -> tuple[int, ...]:
+    """Return what changes with a file, by stat(2); without one, the reason."""
     try:
         status = path.stat()
     except OSError as error:
@@ -185,7 +191,7 @@ def _read(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ConfigError(f"cannot use the TLS file {path}: it is no regular file")
+                raise ConfigError(f"cannot use the TLS file {path}: it is not a regular file")
             with open(descriptor, "rb", closefd=False) as file:
                 content = file.read(MAX_FILE_SIZE + 1)
         finally:
@@ -202,23 +208,29 @@ def _why(path: Path, error: OSError | ValueError) -> str:
     """Return why a file cannot be read; of a want of rights, whose."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     if isinstance(error, PermissionError):
-        return f"{path}: {reason} (for the user {_user()})"
+        return f"{path}: {reason} (for the user {user_name()})"
     return f"{path}: {reason}"
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def _unusable(files: str, error: OSError | ValueError, otherwise: str) -> ConfigError:
     if isinstance(error, ssl.SSLError):
-        reason = error.reason or otherwise
+        reason = error.reason or ""
+        if reason in {"", "KEY_VALUES_MISMATCH", "NO_CERTIFICATE_OR_CRL_FOUND"}:
+            reason = otherwise
     else:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return ConfigError(f"cannot use the TLS files {files}: {reason}")
+
+
+def _mismatch(cert: Path, key: Path | None, error: OSError | ValueError) -> str:
+    """Return why certificate and key do not make a pair, where OpenSSL has no words for it."""
+    if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+        return f"{key or cert} is not the key of {cert}"
+    if not _CERTIFICATE.search(_read(cert)):
+        return f"{cert} holds no PEM certificate"
+    if not _KEY.search(_read(key or cert)):
+        return f"{key or cert} holds no private key" + ("" if key else "; give --tls-key")
+    return "no PEM certificate and key in there"
 
 
 def _no_password() -> str:

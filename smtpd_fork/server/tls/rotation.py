@@ -26,7 +26,7 @@ REMINDER = timedelta(days=1)
 
 
 class Rotation:
-    """The certificates of a server: read at its start, when it is told to, and when they change.
+    """The certificates of a server: read at its start, on a reload, and when they change.
 
     The files are looked at by stat(2), every few seconds. Once they have changed, and look the
     same twice, they are read: so neither a half-written file nor a certificate without its key is
@@ -55,7 +55,7 @@ class Rotation:
         unreadable = await asyncio.to_thread(self.files.unreadable)
         if unreadable:
             log.warning(
-                "a renewed certificate will take a restart; cannot read %s", "; ".join(unreadable)
+                "a renewed certificate will need a restart: cannot read %s", "; ".join(unreadable)
             )
             # What this user cannot see is no change: it was read by another.
             self._seen = await asyncio.to_thread(self.files.signature)
@@ -82,7 +82,7 @@ class Rotation:
             try:
                 await self.look()
             except Exception:
-                log.exception("cannot look after the TLS files")  # the next time, perhaps
+                log.exception("cannot check the TLS files for changes")  # the next time, perhaps
 
     async def look(self) -> None:
         """Look at the files; read them if they have changed, and are at rest."""
@@ -102,13 +102,13 @@ class Rotation:
         try:
             loaded = await asyncio.to_thread(self.files.load)
         except ConfigError as error:
-            log.error("the certificates stay as they were: %s", error)  # noqa: TRY400 - one line
+            log.error("certificates not reloaded, the previous ones stay in use: %s", error)  # noqa: TRY400 - one line
             return
         self._seen = loaded.signature
         self._warnings = loaded.warnings
         self.certificates = loaded.certificates
         self.current.context = loaded.context
-        log.info("new handshakes use the certificates that were read again: %s", self.files)
+        log.info("certificates reloaded: %s", self.files)
         self._warn()
 
     def _warn(self) -> None:

@@ -1,4 +1,4 @@
-"""ServerTls: what a server has for TLS now: a context that it was given, or files that rotate."""
+"""ServerTls: the TLS of a server: a context of the caller, or files that are reloaded."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.config import SettingError
 from smtpd_fork.dialogue import CurrentTls
-from smtpd_fork.errors import ConfigError
+from smtpd_fork.errors import ConfigError, error_origin
 from smtpd_fork.listeners import parse_address
 from smtpd_fork.server.tls.files import TlsFiles
 from smtpd_fork.server.tls.rotation import Rotation
+from smtpd_fork.setting_types import MissingSettingError
 
 if TYPE_CHECKING:
     import ssl
@@ -25,23 +26,24 @@ __all__ = ["ServerTls"]
 class ServerTls:
     """Keeps the certificates of a server.
 
-    :param given: a context, instead of all settings of TLS
+    :param context: instead of all settings of TLS
     """
 
-    def __init__(self, given: ssl.SSLContext | None) -> None:
-        self._given = CurrentTls.of(given)
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        self._context = CurrentTls.of(context)
         self._rotation: Rotation | None = None
 
     @property
     def current(self) -> CurrentTls | None:
-        """What new handshakes use; None: there is no TLS."""
-        return self._rotation.current if self._rotation is not None else self._given
+        """The TLS of new handshakes; None without TLS."""
+        return self._rotation.current if self._rotation is not None else self._context
 
     @property
     def certificates(self) -> Sequence[Certificate]:
-        """What is shown now, in the order of the settings; none with a context."""
+        """The certificates in use, in the order of the settings; none with a context."""
         return self._rotation.certificates if self._rotation is not None else ()
 
+    @error_origin("tls_cert", "tls_key", "tls_client_ca")
     def plan(self, config: Config, inherited: Sequence[Listener]) -> Rotation | None:
         """Return the certificates that *config* names: those that are there, or new ones.
 
@@ -49,12 +51,12 @@ class ServerTls:
         :raises ConfigError: files cannot be used, or a listener has to have some
         :raises SettingError: the settings want TLS, and name no certificate
         """
-        files = TlsFiles.of(config) if self._given is None else None
+        files = TlsFiles.of(config) if self._context is None else None
         if files is not None:
             if self._rotation is not None and self._rotation.files == files:
                 return self._rotation
             return Rotation(files)
-        if self._given is None:
+        if self._context is None:
             _check_that_none_is_wanted(config, inherited)
         return None
 
@@ -90,7 +92,7 @@ def _check_that_none_is_wanted(config: Config, inherited: Sequence[Listener]) ->
         raise SettingError("require_starttls", True, reason)
     for text in config.listen:
         if (address := parse_address(text)).tls or address.require_tls:
-            raise SettingError("listen", text, "there is no certificate for TLS")
+            raise MissingSettingError("listen", text, "tls_cert")
     for listener in inherited:
         if listener.address.tls or listener.address.require_tls:
             raise ConfigError(f"cannot listen on {listener}: there is no certificate for TLS")

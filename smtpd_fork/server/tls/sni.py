@@ -25,7 +25,7 @@ def choose_by_name(
     one that no certificate has, gets the first.
 
     :param contexts: of the certificates, in the same order, alike in all else
-    :returns: warnings of certificates that nobody is ever shown
+    :returns: warnings about certificates that no client would get
     """
     if len(contexts) == 1:
         return ()  # there is no choice, and no callback for each handshake
@@ -39,9 +39,9 @@ def choose_by_name(
             # None for the first: it is the one that asks, and would hold itself.
             names.setdefault(key, context if index else None)
         if index and len(exact) + len(wild) == before:
-            reason = "are other certificates' too" if certificate.names else "are not there"
+            reason = "are in other certificates too" if certificate.names else "are missing"
             warnings.append(
-                f"no client is shown the certificate in {certificate.path}: the names of its "
+                f"no client will get the certificate in {certificate.path}: the names in its "
                 f"subjectAltName {reason}"
             )
 

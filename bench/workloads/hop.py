@@ -1,0 +1,104 @@
+"""Messages that are passed on to another server: by SMTP, and by LMTP."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, ClassVar
+
+from bench.contenders.base import HOST, Contender, Needs, Served, serving
+from bench.contenders.dovecot import Dovecot, lmtp_socket
+from bench.contenders.postfix import SmtpSink
+from bench.workloads.mail import RATE, SMALL, WARM_UP, Mail, send
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.certificates import Certificates
+    from bench.workloads.base import Metric
+
+__all__ = ["Lmtp", "Relay"]
+
+
+class Relay(Mail):
+    """Many small messages a connection, each relayed to smtp-sink before it is answered."""
+
+    key = "W10"
+    title = "Many 5 KiB messages per connection, relayed"
+    servers: ClassVar[Sequence[str]] = ("smtpd-fork", "discard", "postfix", "haraka")
+    compared_with: ClassVar[Sequence[str]] = ("discard", "postfix", "haraka")
+    size = SMALL
+    at_once = 10
+    keep = True
+
+    @property
+    def how(self) -> str:
+        """How it is measured."""
+        return (
+            "As W2, but each message is passed on to smtp-sink by SMTP, and answered 250 when that "
+            f"has answered 250. {self.count:,} messages per round; some servers get more or fewer, "
+            "see below. The CPU time of smtp-sink is not counted. The row **discard** has what it "
+            "costs to receive them."
+        )
+
+    def missing(self) -> str:
+        """Look for the client and the next hop."""
+        return super().missing() or SmtpSink().missing()
+
+    def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
+        """Measure processor time and wall time."""
+        count = contender.share(self.count)
+        with (
+            serving(SmtpSink(), Needs(), certificates) as hop,
+            serving(contender, Needs(hop=f"{HOST}:{hop.port}"), certificates) as served,
+        ):
+            self.send(served, WARM_UP)
+            return self.cost(served, count)
+
+
+class Lmtp(Mail):
+    """Many small messages a connection, passed on to Dovecot, which stores them."""
+
+    key = "W11"
+    title = "Messages per second into Dovecot, by LMTP"
+    metrics: ClassVar[Sequence[Metric]] = (RATE._replace(compared=True, more=True),)
+    servers: ClassVar[Sequence[str]] = ("smtpd-fork", "dovecot")
+    compared_with: ClassVar[Sequence[str]] = ("dovecot",)
+    size = SMALL
+    at_once = 10
+    keep = True
+
+    @property
+    def how(self) -> str:
+        """How it is measured."""
+        return (
+            f"`smtp-source -d -s {self.at_once} -l {self.size}`: {self.count:,} messages by SMTP "
+            "to smtpd-fork, which passes each to Dovecot by LMTP over a unix socket before it "
+            f"answers 250, over as many connections; and (row **dovecot**) with `-L` straight to "
+            "Dovecot's socket. All messages are for one mailbox. More is better, also for the "
+            "ratio. Both are limited by Dovecot and the disk: compare values of one round."
+        )
+
+    def missing(self) -> str:
+        """Look for the client and the next hop."""
+        return super().missing() or Dovecot().missing()
+
+    def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
+        """Measure wall time."""
+        with serving(Dovecot(), Needs(), certificates) as hop:
+            path = lmtp_socket(hop.folder)
+            if contender.name == Dovecot.name:
+                return self._rate(hop, path)
+            with serving(contender, Needs(handler=f"lmtp:unix:{path}"), certificates) as served:
+                return self._rate(served, "")
+
+    def _rate(self, served: Served, lmtp: str) -> dict[str, float]:
+        for count in (WARM_UP, self.count):
+            began = time.monotonic()
+            send(
+                *(served, count),
+                size=self.size,
+                at_once=self.at_once,
+                keep=self.keep,
+                lmtp=lmtp,
+            )
+        return {"rate": self.count / (time.monotonic() - began)}

@@ -1,0 +1,62 @@
+"""The first step of every command, and the last word on its errors.
+
+Every fault of a start is one line on standard error that names the value and where it came from,
+and an exit status from sysexits.h. The commands of an administrator are started without the
+daemon's own modules, which take most of the time of a start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from smtpd_fork.cli.control import CONTROL_COMMANDS
+from smtpd_fork.cli.names import COMPLETION_VARIABLE, PROGRAM
+from smtpd_fork.daemon.descriptors import fill_standard_descriptors
+from smtpd_fork.errors import ExitStatus, SmtpdForkError
+
+if TYPE_CHECKING:
+    from smtpd_fork.cli.startup_resources import StartupResources
+
+__all__ = ["fail", "main", "run"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    fill_standard_descriptors()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in CONTROL_COMMANDS and COMPLETION_VARIABLE not in os.environ:
+        return run(CONTROL_COMMANDS[words[0]], f"{PROGRAM} {words[0]}", words[1:])
+    from smtpd_fork.cli.command import run_daemon  # noqa: PLC0415 - see above
+
+    return run_daemon(words)
+
+
+def run(
+    chosen: click.Command,
+    name: str,
+    words: Sequence[str],
+    resources: StartupResources | None = None,
+) -> int:
+    """Run a command with its arguments; return its exit status."""
+    try:
+        status = chosen.main(args=words, prog_name=name, standalone_mode=False, obj=resources)
+    except SmtpdForkError as error:
+        return fail(resources, str(error), error.exit_status)
+    except click.ClickException as error:
+        return fail(resources, error.format_message(), ExitStatus.USAGE)
+    except click.Abort:  # click's name for an interrupt
+        return 130
+    return int(status or ExitStatus.OK)
+
+
+def fail(resources: StartupResources | None, text: str, status: int) -> int:
+    """Say what is wrong, also to the process whose place this one was to take."""
+    if resources is not None and resources.successor is not None:
+        resources.successor.failed(text)
+    sys.stderr.write(f"{PROGRAM}: {' '.join(text.split())}\n")
+    return int(status)

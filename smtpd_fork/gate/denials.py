@@ -1,0 +1,192 @@
+"""Denials: networks that an administrator, or a program, denies at run time.
+
+They are added to the lists of ``deny`` and outlive a reload. There is one table for each size of
+network that is denied, so that an addition costs the same with 1 entry or 10,000.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import TYPE_CHECKING
+
+from smtpd_fork.config import SettingError
+from smtpd_fork.gate.networks import BITS, V4_BITS, Network, is_ipv4
+from smtpd_fork.gate.rules.access import LONGEST_TEXT, printable_text
+
+if TYPE_CHECKING:
+    from threading import Lock
+
+__all__ = ["LONGEST_DENIAL", "MAX_DENIALS", "Denial", "Denials"]
+
+MAX_DENIALS = 10_000
+"""Networks at once: a few megabytes. More belong into a file of ``--deny``."""
+
+LONGEST_DENIAL = 366 * 86400.0
+"""Seconds; a denial without a time has no end."""
+
+LONGEST_AUTHOR = 100
+"""Characters of the name of an administrator or a program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """A network that was denied at run time.
+
+    :ivar network: its addresses
+    :ivar written: the network as it was written
+    :ivar text: of the reply; may be empty
+    :ivar by: the administrator or the program that denied it
+    :ivar since: seconds of the epoch
+    :ivar until: seconds of the gate's clock; infinite without an end
+    :ivar number: in the order of the additions
+    """
+
+    network: Network
+    written: str
+    text: str
+    by: str
+    since: float
+    until: float = math.inf
+    number: int = 0
+
+    @property
+    def origin(self) -> str:
+        """The words of an explanation."""
+        when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
+        return f"denied at run time by {self.by} at {when}"
+
+
+class Denials:
+    """The networks that are denied at run time. Its methods may be called from any thread.
+
+    :param lock: of the gate; :attr:`version` and :meth:`find` are for its holder
+    :param clock: returns seconds, never backwards
+    """
+
+    def __init__(self, lock: Lock, clock: Callable[[], float]) -> None:
+        self._lock = lock
+        self._clock = clock
+        self._all: dict[Network, Denial] = {}
+        self._by_prefix: dict[int, dict[int, Denial]] = {}
+        self._version = 0
+        self._next_end = math.inf
+        self._numbers = count(1)
+
+    def add(
+        self,
+        network: str,
+        text: str = "",
+        *,
+        seconds: float | None = None,
+        by: str = "the program",
+        since: float | None = None,
+    ) -> Denial:
+        """Deny *network*; if it is denied already, text and time are replaced.
+
+        :param text: of the reply; what is not printable ASCII becomes ``?``
+        :param seconds: how long; None: until it is removed, or the process ends
+        :param by: who denied it, for explanations
+        :param since: seconds of the epoch; default: now
+        :raises SettingError: *network* is none, the text is too long, the time is out of its range,
+            or too many networks are denied already
+        """
+        try:
+            parsed = Network.parse(network)
+        except ValueError as error:
+            raise SettingError("deny", network[:LONGEST_TEXT], str(error)) from None
+        text = printable_text(text)
+        if len(text) > LONGEST_TEXT:
+            reason = f"the text has {len(text)} characters, and may have {LONGEST_TEXT}"
+            raise SettingError("deny", f"{text[:20]}...", reason)
+        if seconds is not None and not 0 < seconds <= LONGEST_DENIAL:
+            reason = f"the time must be more than 0, and at most {LONGEST_DENIAL:.0f} s"
+            raise SettingError("deny", seconds, reason)
+        with self._lock:
+            self._expire()
+            if parsed not in self._all and len(self._all) >= MAX_DENIALS:
+                reason = f"{MAX_DENIALS} networks are denied at run time; put some into a list file"
+                raise SettingError("deny", network, reason)
+            self._remove(parsed)
+            until = math.inf if seconds is None else self._clock() + seconds
+            since = time.time() if since is None else since
+            number = next(self._numbers)
+            denial = Denial(parsed, network, text, by[:LONGEST_AUTHOR], since, until, number)
+            self._all[parsed] = denial
+            self._by_prefix.setdefault(parsed.prefix, {})[parsed.first] = denial
+            self._next_end = min(self._next_end, until)
+            self._version += 1
+        return denial
+
+    def remove(self, network: str) -> bool:
+        """Deny *network* no longer; return whether it was denied at run time.
+
+        :raises SettingError: it is no network
+        """
+        try:
+            parsed = Network.parse(network)
+        except ValueError as error:
+            raise SettingError("undeny", network[:LONGEST_TEXT], str(error)) from None
+        with self._lock:
+            self._expire()
+            return self._remove(parsed)
+
+    def page(self, *, limit: int | None = None, after: int = 0) -> list[tuple[Denial, float]]:
+        """Return denials and the seconds that each has left, in the order of the additions.
+
+        :param limit: at most so many
+        :param after: the number of the last one of the page before
+        """
+        with self._lock:
+            self._expire()
+            later = (each for each in self._all.values() if each.number > after)
+            now = self._clock()
+            return [(each, each.until - now) for each in islice(later, limit)]
+
+    def __len__(self) -> int:
+        with self._lock:
+            self._expire()
+            return len(self._all)
+
+    # -- for the holder of the lock --------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """Changes whenever :meth:`find` may have another answer."""
+        if self._next_end < math.inf:
+            self._expire()
+        return self._version
+
+    def find(self, number: int | None) -> Denial | None:
+        """Return the smallest denied network around an address; None if there is none."""
+        if number is None or not self._by_prefix:
+            return None
+        # ::/0 is all of IPv6, and nothing of IPv4, as in a NetworkTable.
+        least = BITS - V4_BITS if is_ipv4(number) else 0
+        for prefix in sorted(self._by_prefix, reverse=True):
+            shift = BITS - prefix
+            found = self._by_prefix[prefix].get(number >> shift << shift)
+            if found is not None and prefix >= least:
+                return found
+        return None
+
+    def _expire(self) -> None:
+        now = self._clock()
+        if now < self._next_end:
+            return
+        for network in [each.network for each in self._all.values() if each.until <= now]:
+            self._remove(network)
+        self._next_end = min((each.until for each in self._all.values()), default=math.inf)
+
+    def _remove(self, network: Network) -> bool:
+        if self._all.pop(network, None) is None:
+            return False
+        of_prefix = self._by_prefix[network.prefix]
+        del of_prefix[network.first]
+        if not of_prefix:
+            del self._by_prefix[network.prefix]
+        self._version += 1
+        return True

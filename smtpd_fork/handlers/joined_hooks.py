@@ -1,0 +1,159 @@
+"""Joined hooks: the hook of a chain, made of those of its handlers.
+
+A hook is asked of each handler that has it, in order. The first answer wins; MISSING is "no
+opinion". Four hooks have a rule of their own:
+
+- EHLO: each handler may change the list of replies, and the next one gets the changed list;
+- RCPT: behind a handler that redirects recipients (:class:`~smtpd_fork.filters.Filter`), the others
+  are asked about each of the new addresses (:mod:`~smtpd_fork.handlers.redirection`);
+- STARTTLS: all have to agree;
+- DISCONNECT: every handler is called, whatever the others did.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from aiosmtpd.handlers import Sink as AiosmtpdSink
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.dialogue.introspection import ehlo_parameters
+from smtpd_fork.handlers.redirection import asked_about_each, redirects
+from smtpd_fork.smtp.hooks import is_from_outside
+
+if TYPE_CHECKING:
+    from smtpd_fork.handlers.when import When
+
+__all__ = ["Hook", "conditional", "hook_of", "is_hook", "one_hook"]
+
+Hook: TypeAlias = Callable[..., Awaitable[Any]]
+
+_OLD_EHLO_PARAMETERS = 4
+"""aiosmtpd's deprecated handle_EHLO(server, session, envelope, hostname)."""
+
+
+def one_hook(name: str, hooks: Sequence[Hook]) -> Any:
+    """Return one hook that asks several."""
+    return _SPECIAL.get(name, _first_answer)(hooks)
+
+
+def conditional(name: str, hook: Callable[..., Any], when: When) -> Callable[..., Any]:
+    """Return a hook that is not called, and has no opinion, where conditions do not hold."""
+    if name == "handle_STARTTLS":
+
+        @functools.wraps(hook)
+        def starttls(server: Any, session: Any, *args: Any) -> Any:
+            return hook(server, session, *args) if when.holds_at(name, session, args) else True
+
+        return starttls
+
+    @functools.wraps(hook)
+    async def asked(server: Any, session: Any, *args: Any) -> Any:
+        if when.holds_at(name, session, args):
+            return await hook(server, session, *args)
+        return MISSING
+
+    return asked
+
+
+def hook_of(handler: Any, name: str) -> Hook | None:
+    """Return the hook of a handler; aiosmtpd's Sink takes messages without one."""
+    if name == "handle_DATA" and isinstance(handler, AiosmtpdSink):
+        return getattr(handler, name, _taken)
+    return getattr(handler, name, None)
+
+
+async def _taken(*_: object) -> str:
+    """Stand in for the handle_DATA that aiosmtpd's Sink has not: it is there to take messages."""
+    return "250 2.0.0 Ok"
+
+
+def is_hook(name: str) -> bool:
+    """Whether that is the name of a hook."""
+    return name.startswith("handle_") and name != "handle_exception"
+
+
+def _first_answer(hooks: Sequence[Hook]) -> Hook:
+    if len(hooks) == 1:
+        return hooks[0]
+
+    async def hook(*args: Any) -> Any:
+        for each in hooks:
+            status = await each(*args)
+            if status is not MISSING:
+                return status
+        return MISSING
+
+    return hook
+
+
+def _recipient(hooks: Sequence[Hook]) -> Hook:
+    for index, hook in enumerate(hooks[:-1]):
+        if redirects(hook):
+            behind = asked_about_each(hook, _recipient(hooks[index + 1 :]))
+            return _first_answer([*hooks[:index], behind])
+    return _first_answer(hooks)
+
+
+def _everybody(hooks: Sequence[Hook]) -> Hook:
+    async def handle_DISCONNECT(server: Any, session: Any) -> None:
+        errors = []
+        for each in hooks:
+            try:
+                await each(server, session)
+            except BaseException as error:
+                if is_from_outside(error, getattr(session, "id", None)):
+                    raise
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise BaseExceptionGroup("several handlers failed", errors)
+
+    return handle_DISCONNECT
+
+
+def _ehlo(hooks: Sequence[Hook]) -> Hook:
+    if len(hooks) == 1:
+        return hooks[0]
+    old = [ehlo_parameters(each) == _OLD_EHLO_PARAMETERS for each in hooks]
+
+    async def handle_EHLO(
+        server: Any, session: Any, envelope: Any, hostname: str, responses: list[str]
+    ) -> list[str]:
+        for each, is_old in zip(hooks, old, strict=True):
+            if is_old:
+                status = await each(server, session, envelope, hostname)
+                if status is not MISSING:
+                    responses = [*responses[:-1], status]
+            else:
+                answer = await each(server, session, envelope, hostname, responses)
+                if answer is not MISSING:
+                    responses = answer
+        return responses
+
+    return handle_EHLO
+
+
+def _starttls(hooks: Sequence[Callable[..., Any]]) -> Any:
+    async def handle_STARTTLS(*args: Any) -> bool:
+        accepted = True
+        for each in hooks:
+            answer = each(*args)  # aiosmtpd has a plain function here
+            if inspect.isawaitable(answer):
+                answer = await answer
+            accepted = accepted and bool(answer)
+        return accepted
+
+    return handle_STARTTLS
+
+
+_SPECIAL: dict[str, Callable[..., Any]] = {
+    "handle_DISCONNECT": _everybody,
+    "handle_EHLO": _ehlo,
+    "handle_RCPT": _recipient,
+    "handle_STARTTLS": _starttls,
+}

@@ -1,0 +1,54 @@
+"""Redirection: a recipient that a handler has replaced, and the handlers behind that handler.
+
+A handler that makes other addresses of a recipient appends them to ``envelope.rcpt_tos`` and
+returns 2yz, as aiosmtpd wants it. The handlers behind it have to be asked nevertheless, and about
+the new addresses: a mailbox server knows these, and may know nothing of the alias.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+from aiosmtpd.smtp import MISSING
+
+__all__ = ["asked_about_each", "redirects"]
+
+Hook: TypeAlias = Callable[..., Awaitable[Any]]
+
+
+def redirects(hook: Hook) -> bool:
+    """Whether a hook, or the handler whose method it is, declares that it redirects recipients."""
+    function: Any = inspect.unwrap(hook)  # a handler with conditions has its hooks wrapped
+    return bool(getattr(getattr(function, "__self__", function), "redirects", False))
+
+
+def asked_about_each(redirecting: Hook, behind: Hook) -> Hook:
+    """Return a hook RCPT: *redirecting*, then *behind* about the recipient, or what it became.
+
+    A recipient of which *behind* refuses one address is refused: its client can send no message to
+    the others without losing that one.
+    """
+
+    async def handle_RCPT(
+        server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> Any:
+        known = len(envelope.rcpt_tos)
+        status = await redirecting(server, session, envelope, address, options)
+        if status is MISSING:
+            return await behind(server, session, envelope, address, options)
+        if not isinstance(status, str) or status[:1] != "2":
+            return status
+        addresses = envelope.rcpt_tos[known:]
+        del envelope.rcpt_tos[known:]
+        for each in addresses:
+            answer = await behind(server, session, envelope, each, options)
+            if answer is MISSING:
+                envelope.rcpt_tos.append(each)
+            elif answer[:1] not in {"2", b"2"}:
+                del envelope.rcpt_tos[known:]
+                return answer
+        return status
+
+    return handle_RCPT

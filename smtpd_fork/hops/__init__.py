@@ -1,0 +1,1 @@
+"""The next hop: connections to other mail servers, by SMTP and LMTP."""

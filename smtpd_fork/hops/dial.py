@@ -1,0 +1,167 @@
+"""Dialler: makes connections to a next hop, by the first of its servers that takes one."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+from smtpd_fork.hops.client import State
+from smtpd_fork.hops.connection import HopConnection
+from smtpd_fork.hops.errors import NOT_AVAILABLE, HopError
+from smtpd_fork.hops.lookup import Lookup
+from smtpd_fork.hops.opening import UNTRUSTED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_fork.hops.lookup import Endpoint
+    from smtpd_fork.hops.target import Target
+
+__all__ = ["Dialler"]
+
+CONNECT_SECONDS = 10.0
+"""TCP's handshake with a server: two SYNs are sent again in that time; the next server may answer
+sooner than this one."""
+
+OPENING_SECONDS = 30.0
+"""Greeting, EHLO, TLS and AUTH: servers delay their greeting by some seconds. RFC 5321 4.5.3.2
+allows five minutes, but our own client waits meanwhile."""
+
+SWITCH_SECONDS = 10.0
+"""The same of a server that is not the last one: the next has to be reached while RCPT waits."""
+
+AVOID_SECONDS = 10.0
+"""How long a server that did not answer is tried after the others."""
+
+
+class _TlsFailedError(HopError):
+    """The handshake failed; plaintext may do."""
+
+
+class Dialler:
+    """Makes connections to a target.
+
+    :param name: ours, for EHLO
+    :param changed: see :class:`HopConnection`
+    :raises ConfigError: the DNS or TLS cannot be used as the target has it
+    """
+
+    def __init__(self, target: Target, name: str, changed: Callable[[HopConnection], None]) -> None:
+        self._target = target
+        self._name = name
+        self._changed = changed
+        self._lookup = Lookup(target)
+        self._failed: dict[Endpoint, float] = {}
+
+    async def dial(self) -> HopConnection:
+        """Return a connection on which a transaction can begin.
+
+        :raises HopError: no server takes one; its text names all of them
+        """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        endpoints = await self._lookup.endpoints()
+        endpoints.sort(key=lambda each: now - self._failed.get(each, -math.inf) < AVOID_SECONDS)
+        errors = []
+        for endpoint in endpoints:
+            try:
+                seconds = OPENING_SECONDS if endpoint is endpoints[-1] else SWITCH_SECONDS
+                connection = await self._to(endpoint, seconds)
+            except HopError as error:
+                errors.append(error)
+                if len(endpoints) > 1:
+                    self._note_failed(endpoint, loop.time())
+                continue
+            self._failed.pop(endpoint, None)
+            return connection
+        raise HopError("; ".join(error.reason for error in errors), errors[-1].reply)
+
+    def _note_failed(self, endpoint: Endpoint, now: float) -> None:
+        self._failed = {
+            each: at for each, at in self._failed.items() if now - at < AVOID_SECONDS
+        } | {endpoint: now}
+
+    async def _to(self, endpoint: Endpoint, seconds: float) -> HopConnection:
+        try:
+            return await self._opened(endpoint, seconds, with_tls=True)
+        except _TlsFailedError:
+            if self._target.tls != "opportunistic":
+                raise
+            return await self._opened(endpoint, seconds, with_tls=False)
+
+    async def _opened(self, endpoint: Endpoint, seconds: float, *, with_tls: bool) -> HopConnection:
+        """Return a connection to one server, which has so many seconds for its opening.
+
+        :raises HopError: it does not take one
+        """
+        implicit = self._target.tls == "implicit"
+        terms = self._target.terms(self._name, with_tls=with_tls)
+        connection = HopConnection(terms, str(endpoint), self._changed, encrypted=implicit)
+        try:
+            await self._connect(connection, endpoint)
+            async with asyncio.timeout(seconds):
+                await self._open(connection, endpoint)
+        except HopError as error:
+            connection.abort("refused")
+            kind = _TlsFailedError if isinstance(error, _TlsFailedError) else HopError
+            raise kind(f"{endpoint}: {error.reason}", error.reply) from None
+        except TimeoutError:
+            connection.abort("too slow")
+            raise HopError(f"{endpoint}: no answer in time") from None
+        except OSError as error:
+            connection.abort("failed")
+            tls = isinstance(error, ssl.SSLError)
+            raise HopError(
+                f"{endpoint}: {_reason(error)}", UNTRUSTED if tls else NOT_AVAILABLE
+            ) from None
+        except BaseException:
+            connection.abort("given up")
+            raise
+        return connection
+
+    async def _connect(self, connection: HopConnection, endpoint: Endpoint) -> None:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(CONNECT_SECONDS):
+            if endpoint.path:
+                await loop.create_unix_connection(lambda: connection, endpoint.path)
+                return
+            implicit = self._target.tls == "implicit"
+            await loop.create_connection(
+                lambda: connection,
+                endpoint.host,
+                endpoint.port,
+                ssl=await self._context() if implicit else None,
+                server_hostname=endpoint.name if implicit else None,
+            )
+
+    async def _open(self, connection: HopConnection, endpoint: Endpoint) -> None:
+        await connection.opened()
+        if connection.client.state is State.HANDSHAKE:
+            try:
+                await connection.start_tls(
+                    await self._context(), endpoint.name or "localhost", OPENING_SECONDS
+                )
+            except OSError as error:
+                raise _TlsFailedError(f"TLS: {_reason(error)}", UNTRUSTED) from None
+            await connection.opened()
+
+    async def _context(self) -> ssl.SSLContext:
+        """Return what TLS is made with; a thread reads the authorities, unless that was done."""
+        if "tls_context" in vars(self._target):
+            return self._target.tls_context
+        return await asyncio.to_thread(getattr, self._target, "tls_context")
+
+
+def _reason(error: OSError) -> str:
+    """Return why, without the addresses: they are in the log already."""
+    if isinstance(error, ssl.SSLError):
+        if error.reason == "WRONG_VERSION_NUMBER":
+            return "no implicit TLS on this port (WRONG_VERSION_NUMBER): tls=starttls, perhaps"
+        return getattr(error, "verify_message", "") or str(error.reason or error)
+    if isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__

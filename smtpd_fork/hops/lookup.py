@@ -1,0 +1,165 @@
+"""Lookup: the servers of a next hop, in the order in which they are tried (RFC 5321 5.1)."""
+
+from __future__ import annotations
+
+import random
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smtpd_fork.errors import ConfigError, MissingLibraryError
+from smtpd_fork.hops.errors import HopError
+from smtpd_fork.listeners.resolver import leakless_backend
+
+if TYPE_CHECKING:
+    from smtpd_fork.hops.address import HopAddress
+    from smtpd_fork.hops.target import Target
+
+__all__ = ["Endpoint", "Lookup", "import_libraries"]
+
+DNS_SECONDS = 10.0
+"""How long a name server may take; the message can wait for as long, and the client too."""
+
+CACHE_SIZE = 1000
+
+_RECORD_TYPES = ("ANY.CNAME", "ANY.MX", "ANY.OPT", "ANY.SOA", "IN.A", "IN.AAAA")
+
+MOST_SERVERS = 10
+"""Servers of a domain, and addresses of a server, that are tried at most; as Postfix has it
+(smtp_mx_address_limit is 5)."""
+
+NO_MAIL = "556 5.1.10 The domain of the next mail server takes no mail"
+NO_ANSWER = "451 4.4.3 The next mail server cannot be looked up, try again later"
+NO_SERVER = "451 4.4.4 The next mail server cannot be looked up, try again later"
+
+
+class Endpoint(NamedTuple):
+    """One server.
+
+    :ivar host: a name or an IP address; empty for a unix socket
+    :ivar port: 0 for a unix socket
+    :ivar path: of a unix socket
+    :ivar name: which its certificate has to have
+    """
+
+    host: str
+    port: int
+    path: str
+    name: str
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        name = f" ({self.name})" if self.name != self.host else ""
+        return f"{host}:{self.port}{name}"
+
+
+class Lookup:
+    """Finds the servers of a target.
+
+    :raises MissingLibraryError: the target has ``mx:``, and dnspython is not installed
+    :raises ConfigError: so too, and the system names no resolver
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._addresses = target.addresses
+        self._resolver: Any = None
+        import_libraries(target)
+        if any(address.mx for address in target.addresses):
+            self._resolver = _resolver(target.nameserver)
+            self._backend = leakless_backend()
+
+    async def endpoints(self) -> list[Endpoint]:
+        """Return the servers, in the order in which they are tried.
+
+        :raises HopError: none is known: the DNS did not answer, or says that there is none
+        """
+        found: list[Endpoint] = []
+        error: HopError | None = None
+        for address in self._addresses:
+            if not address.mx:
+                found.append(Endpoint(address.host, address.port, address.path, address.host))
+                continue
+            try:
+                found += await self._servers(address)
+            except HopError as failed:
+                error = failed
+        if not found and error is not None:
+            raise error
+        return found
+
+    async def _servers(self, address: HopAddress) -> list[Endpoint]:
+        """Return the addresses of a domain's mail servers."""
+        records = await self._ask(address.host, "MX")
+        names = [
+            (record.preference, record.exchange.to_text(omit_final_dot=True)) for record in records
+        ]
+        if len(names) == 1 and names[0][1] in {"", "."}:
+            raise HopError(f"{address.host} takes no mail (null MX, RFC 7505)", NO_MAIL)
+        random.shuffle(names)  # servers of one preference share the load
+        names.sort(key=lambda each: each[0])
+        found: list[Endpoint] = []
+        failed: HopError | None = None
+        for _, name in names[:MOST_SERVERS] or [(0, address.host)]:
+            try:
+                hosts = await self._hosts(name)
+            except HopError as error:
+                failed = error
+                continue
+            found += [Endpoint(host, address.port, "", name) for host in hosts]
+        if not found:
+            raise failed or HopError(f"{address.host} has no mail server in the DNS", NO_SERVER)
+        return found
+
+    async def _hosts(self, name: str) -> list[str]:
+        """Return the IP addresses of a server."""
+        hosts = []
+        for kind in ("A", "AAAA"):
+            hosts += [record.address for record in await self._ask(name, kind)]
+        return hosts[:MOST_SERVERS]
+
+    async def _ask(self, name: str, kind: str) -> list[Any]:
+        """Return the records of a name; none if there are none."""
+        import dns.exception  # noqa: PLC0415 - an extra
+        import dns.resolver  # noqa: PLC0415 - as above
+
+        try:
+            return list(await self._resolver.resolve(name, kind, backend=self._backend))
+        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+            return []
+        except (dns.exception.DNSException, OSError) as error:
+            reason = str(error).partition("\n")[0][:200] or type(error).__name__
+            raise HopError(f"DNS of {name}: {reason}", NO_ANSWER) from None
+
+
+def import_libraries(target: Target) -> None:
+    """Import what a lookup needs; once privileges are dropped, USER may not be able to read it.
+
+    :raises MissingLibraryError: the target has ``mx:``, and dnspython is not installed
+    """
+    if not any(address.mx for address in target.addresses):
+        return
+    try:
+        import_module("dns.asyncresolver")
+        import_module("dns._asyncio_backend")
+        # dnspython imports them with the first answer.
+        for record_type in _RECORD_TYPES:
+            import_module(f"dns.rdtypes.{record_type}")
+    except ImportError:
+        raise MissingLibraryError("mx:", ["dnspython"], "dns") from None
+
+
+def _resolver(nameserver: tuple[str, int] | None) -> Any:
+    import dns.asyncresolver  # noqa: PLC0415 - an extra, for those who ask the DNS
+    import dns.resolver  # noqa: PLC0415 - as above
+
+    try:
+        resolver = dns.asyncresolver.Resolver(configure=nameserver is None)
+    except dns.resolver.NoResolverConfiguration as error:
+        raise ConfigError(f"the system has no DNS server configured: {error}") from None
+    if nameserver is not None:
+        resolver.nameservers = [nameserver[0]]
+        resolver.port = nameserver[1]
+    resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
+    resolver.lifetime = DNS_SECONDS
+    return resolver

@@ -1,0 +1,313 @@
+"""Pool: the connections to one next hop, which messages share.
+
+A connection is lent to one message at a time, and only in the phase READY. One that is in doubt is
+closed: its RSET was not answered 250, the hop said something unasked, or it ended. While the hop
+is down, one message in half a second tries it and all others are answered at once; the first
+connection that opens ends that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from smtpd_fork.hops.client import State
+from smtpd_fork.hops.connection import QUIT_SECONDS, HopConnection, Phase
+from smtpd_fork.hops.dial import Dialler
+from smtpd_fork.hops.errors import HopDownError, HopError
+
+if TYPE_CHECKING:
+    from smtpd_fork.hops.target import Target
+
+__all__ = ["Pool"]
+
+log = logging.getLogger("smtpd_fork.hops")
+
+IDLE_SECONDS = 60.0
+"""How long a connection is kept that nobody needs; servers close theirs after minutes."""
+
+MOST_MESSAGES = 100
+"""Messages of one connection; then a new one is made, perhaps to another server of the hop."""
+
+RESET_SECONDS = 10.0
+"""How long RSET may take; until then the connection is lent to nobody."""
+
+PROBE_SECONDS = 0.5
+"""Between two attempts to reach a hop that is down, while there are messages for it."""
+
+CLOSE_SECONDS = QUIT_SECONDS + 1.0
+"""How long close() waits for connections to end."""
+
+BUSY = "451 4.3.2 The next mail server is busy, try again later"
+
+
+class Pool:
+    """The connections to a next hop.
+
+    :param target: the hop
+    :param limit: connections at once
+    :param wait: seconds that a message waits for one of them
+    :param name: ours, for EHLO
+    :ivar down_since: seconds since the epoch; None while the hop answers
+    :raises ConfigError: the DNS or TLS cannot be used as the target has it
+    """
+
+    def __init__(self, target: Target, limit: int, wait: float, *, name: str) -> None:
+        self._target = target
+        self._limit = limit
+        self._wait_seconds = wait
+        self._loop = asyncio.get_running_loop()
+        self._dialler = Dialler(target, name, self._changed)
+        self._open: set[HopConnection] = set()
+        self._ready: deque[HopConnection] = deque()  # the one that was used last is on the right
+        self._waiters: deque[asyncio.Future[HopConnection | None]] = deque()
+        self._dialling = 0
+        self._dial_at = 0.0  # the loop's time before which no further connection is tried
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._error: HopError | None = None  # why it is down
+        self.down_since: float | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether the loop that it was made in still runs."""
+        return not self._loop.is_closed()
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open."""
+        return len(self._open)
+
+    @property
+    def busy(self) -> int:
+        """Connections with a message."""
+        return sum(each.phase is Phase.LENT for each in self._open)
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for a connection."""
+        return len(self._waiters)
+
+    @property
+    def reason(self) -> str:
+        """Why the hop is down; empty while it answers."""
+        return "" if self._error is None else self._error.reason
+
+    # -- lending -----------------------------------------------------------------------------------
+
+    async def lend(self, *, fresh: bool = False) -> HopConnection:
+        """Return a connection that is ready for a transaction; give it back in any case.
+
+        :param fresh: not one that was used before, as long as there may be another one
+        :raises HopError: there is none: its text says why
+        """
+        until = self._loop.time() + self._wait_seconds
+        while True:
+            if not fresh and (connection := self.take_ready()) is not None:
+                return connection
+            if fresh:
+                self._close_ready()
+            if self._may_dial():
+                try:
+                    return await self._dial()
+                except HopDownError:
+                    raise
+                except HopError:
+                    if not self._others:
+                        raise
+                    continue  # the others have to do
+            got = await self._wait(until)
+            if got is not None and got.phase is Phase.LENT:
+                return got
+            # There is room for another connection, or this one has just ended.
+
+    @property
+    def _others(self) -> bool:
+        """Whether there are connections, or somebody makes one."""
+        return bool(self._open or self._dialling)
+
+    def take_ready(self) -> HopConnection | None:
+        """Return a connection that is ready now; give it back in any case."""
+        while self._ready:
+            connection = self._ready.pop()
+            if connection.phase is Phase.READY:
+                connection.phase = Phase.LENT
+                return connection
+        return None
+
+    def _close_ready(self) -> None:
+        """Close what is idle: one of them has ended unnoticed, and the others may have."""
+        while self._ready:
+            self._ready.pop().quit()
+
+    def _may_dial(self) -> bool:
+        """Whether another connection may be made now.
+
+        :raises HopDownError: the hop is down, and somebody else tries it, or has just tried it
+        """
+        now = self._loop.time()
+        if self._error is not None and (self._dialling or now < self._dial_at):
+            raise HopDownError(self._error.reason, self._error.reply)
+        room = len(self._open) + self._dialling < self._limit
+        return room and (now >= self._dial_at or not self._others)
+
+    async def _dial(self) -> HopConnection:
+        self._dialling += 1
+        try:
+            connection = await self._dialler.dial()
+        except HopError as error:
+            self._dialling -= 1
+            self._is_down(error)
+            raise
+        except BaseException:
+            self._dialling -= 1
+            self._wake()
+            raise
+        self._dialling -= 1
+        if self._closed:
+            connection.abort("ended")
+            raise HopError("the handler is closed")
+        self._open.add(connection)
+        connection.phase = Phase.LENT
+        self._is_up()
+        return connection
+
+    async def _wait(self, until: float) -> HopConnection | None:
+        """Wait for a connection that somebody gives back; None: another one may be made."""
+        waiter: asyncio.Future[HopConnection | None] = self._loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout_at(until):
+                return await waiter
+        except BaseException as error:
+            self._give_up(waiter)
+            if not isinstance(error, TimeoutError):
+                raise
+            reason = f"all {self._limit} connections to {self._target} were busy"
+            raise HopError(f"{reason} for {self._wait_seconds:g} seconds", BUSY) from None
+
+    def _give_up(self, waiter: asyncio.Future[HopConnection | None]) -> None:
+        """Forget a waiter; what came for it in the same moment is for others."""
+        with suppress(ValueError):
+            self._waiters.remove(waiter)
+        if waiter.cancelled() or not waiter.done() or waiter.exception() is not None:
+            return
+        connection = waiter.result()
+        if connection is None:
+            self._wake()
+        else:
+            self.give_back(connection)
+
+    # -- coming back -------------------------------------------------------------------------------
+
+    def give_back(self, connection: HopConnection) -> None:
+        """Take a connection back: it is lent again, or closed if anything is doubtful."""
+        if connection.phase is Phase.CLOSED:
+            return
+        state = connection.client.state
+        if self._closed or connection.orders >= MOST_MESSAGES:
+            connection.quit()
+        elif state is State.READY:
+            self._rest(connection)
+        elif state is State.RESET:
+            connection.phase = Phase.RESETTING
+            self._loop.call_later(RESET_SECONDS, self._expect_reset, connection)
+        else:
+            connection.abort("given back in the middle of a transaction")
+
+    def _expect_reset(self, connection: HopConnection) -> None:
+        if connection.phase is Phase.RESETTING:
+            connection.abort("RSET was not answered")
+
+    def _rest(self, connection: HopConnection) -> None:
+        """Lend a connection to the next who waits, or keep it."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                connection.phase = Phase.LENT
+                waiter.set_result(connection)
+                return
+        connection.phase = Phase.READY
+        connection.idle_since = self._loop.time()
+        self._ready.append(connection)
+        if self._timer is None:
+            self._timer = self._loop.call_later(IDLE_SECONDS, self._close_idle)
+
+    def _changed(self, connection: HopConnection) -> None:
+        """Act on a connection that was reset, or has ended."""
+        if connection.phase is Phase.RESETTING:
+            self._rest(connection)
+        elif connection in self._open:
+            self._open.remove(connection)
+            with suppress(ValueError):
+                self._ready.remove(connection)
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have the next who waits make a connection: there is room for it."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def _close_idle(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._ready and now - self._ready[0].idle_since >= IDLE_SECONDS:
+            self._ready[0].quit()
+        if self._ready:
+            left = self._ready[0].idle_since + IDLE_SECONDS - now
+            self._timer = self._loop.call_later(left, self._close_idle)
+
+    # -- down, and back ----------------------------------------------------------------------------
+
+    def _is_down(self, error: HopError) -> None:
+        """Note that no connection can be made: the hop is down, unless there are others."""
+        self._dial_at = self._loop.time() + PROBE_SECONDS
+        if self._others:
+            return
+        if self._error is None:
+            self.down_since = time.time()
+            log.warning(
+                "the next hop %s is down: %s; messages get %s",
+                *(self._target, error.reason, error.reply[:3]),
+            )
+        self._error = error
+        waiters, self._waiters = self._waiters, deque()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(HopDownError(error.reason, error.reply))
+
+    def _is_up(self) -> None:
+        """Note that the hop takes connections."""
+        self._dial_at = 0.0
+        if self.down_since is not None:
+            seconds = max(0.0, time.time() - self.down_since)
+            self.down_since = self._error = None
+            log.warning("the next hop %s is up again, after %.0f s", self._target, seconds)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """End all connections; those with a message are cut off."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        connections = list(self._open)
+        for connection in connections:
+            connection.quit()
+        for waiter in self._waiters:
+            waiter.cancel()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                for connection in connections:
+                    await connection.lost()
+        except TimeoutError:
+            for connection in connections:
+                connection.cut()

@@ -1,0 +1,26 @@
+"""Messages as data: what a sink delivers, the fields of a header, and the trace of a message.
+
+Nothing here has a socket, a loop or a file.
+"""
+
+from smtpd_fork.message.fields import Field, encode_field, fields, insert_field, prepend
+from smtpd_fork.message.lines import spans, unix_lines
+from smtpd_fork.message.loops import earlier_mailboxes
+from smtpd_fork.message.mail import Mail, MailClient, Recipient
+from smtpd_fork.message.results import Replies, combined
+
+__all__ = [
+    "Field",
+    "Mail",
+    "MailClient",
+    "Recipient",
+    "Replies",
+    "combined",
+    "earlier_mailboxes",
+    "encode_field",
+    "fields",
+    "insert_field",
+    "prepend",
+    "spans",
+    "unix_lines",
+]

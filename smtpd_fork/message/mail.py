@@ -1,0 +1,201 @@
+"""Mail: one message with its envelope, as a sink gets it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Self
+
+from aiosmtpd.smtp import Envelope
+from aiosmtpd.smtp import Session as AnySession
+
+from smtpd_fork.message.trace import above, final_fields, received_field
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from smtpd_fork.peer_address import Peer
+
+__all__ = ["Mail", "MailClient", "Parameters", "Recipient"]
+
+Parameters = Mapping[str, str | bool]
+"""Parameters of MAIL or RCPT: the name in capitals, the value as it came; True if it has none."""
+
+_numbers = itertools.count(1)
+
+_RUN = secrets.token_hex(3)
+"""Begins the ids of messages where sessions have none: a sink may name files by the id, and those
+of the process before are there still."""
+
+
+@lru_cache(maxsize=1)
+def _local_time(seconds: int) -> datetime:
+    """Return a time with its time zone; the same object for all messages of one second."""
+    return datetime.fromtimestamp(seconds).astimezone()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """A recipient of a message.
+
+    :ivar address: as the client gave it, or as a handler changed it
+    :ivar parameters: of RCPT: NOTIFY and ORCPT (RFC 3461)
+    """
+
+    address: str
+    parameters: Parameters = field(default_factory=dict)
+
+    @property
+    def domain(self) -> str:
+        """The domain in lower case; empty if there is none, as in ``postmaster``."""
+        return self.address.rpartition("@")[2].lower() if "@" in self.address else ""
+
+
+@dataclass(frozen=True, slots=True)
+class MailClient:
+    """The client that a message came from.
+
+    :ivar peer: its address, ``(host, port, ...)``; of a unix socket, ""
+    :ivar helo: the name that it gave itself
+    :ivar name: its verified reverse DNS name, with ``--rdns``; else None
+    :ivar login: ``auth_data`` of its AUTH; None without it
+    :ivar tls: whether the connection was encrypted
+    """
+
+    peer: Peer = ""
+    helo: str = ""
+    name: str | None = None
+    login: Any = None
+    tls: bool = False
+
+
+@dataclass(frozen=True)
+class Mail:
+    """One message with its envelope.
+
+    :ivar id: the queue id, which the log, the reply and ``Received`` have
+    :ivar sender: of MAIL; empty for the null sender
+    :ivar recipients: of RCPT, without those that were refused; of a sink with ``for``, only those
+        that it is to deliver to
+    :ivar content: header and body, as they came from the client and were changed by filters; lines
+        end in CR LF. ``Received`` is not in it: see :meth:`relayed` and :meth:`delivered`
+    :ivar parameters: of MAIL: RET, ENVID, AUTH and so on
+    :ivar body: ``7BIT``, ``8BITMIME`` or ``BINARYMIME`` (RFC 6152, 3030)
+    :ivar utf8: whether the client gave SMTPUTF8 (RFC 6531)
+    :ivar client: the client
+    :ivar received: the time, with its time zone
+    :ivar trace: the field ``Received``, whose lines end in CR LF
+    :ivar all_recipients: the addresses of the whole transaction, for :attr:`key`
+    :ivar digest_as_received: SHA-256 of the content before filters changed it; empty if none did
+    """
+
+    id: str
+    sender: str
+    recipients: tuple[Recipient, ...]
+    content: bytes = field(repr=False)
+    parameters: Parameters = field(default_factory=dict)
+    body: str = "7BIT"
+    utf8: bool = False
+    client: MailClient = field(default_factory=MailClient)
+    received: datetime = field(default_factory=lambda: _local_time(int(time.time())))
+    trace: bytes = field(default=b"", repr=False)
+    all_recipients: tuple[str, ...] = field(default=(), repr=False)
+    digest_as_received: bytes = field(default=b"", repr=False)
+
+    @classmethod
+    def of(cls, server: Any, session: AnySession, envelope: Envelope) -> Self:
+        """Return what a hook ``handle_DATA`` is given, of this server or of aiosmtpd's."""
+        queue_id = f"{getattr(session, 'id', '') or _RUN}-{next(_numbers):x}"
+        now = _local_time(int(time.time()))
+        content = envelope.original_content
+        if content is None:
+            content = b""
+        options = _parameters(envelope.mail_options)
+        parameters = getattr(envelope, "mail_params", options)
+        addresses = tuple(envelope.rcpt_tos)
+        params: list[Parameters] = getattr(envelope, "rcpt_params", [])
+        recipients = tuple(
+            Recipient(address, params[index] if index < len(params) else {})
+            for index, address in enumerate(addresses)
+        )
+        sender = envelope.mail_from or ""
+        return cls(
+            queue_id,
+            "" if sender == "<>" else sender,  # aiosmtpd has the null sender as "<>"
+            recipients,
+            content,
+            parameters,
+            getattr(envelope, "body", None) or str(options.get("BODY", "7BIT")),
+            envelope.smtp_utf8,
+            MailClient(
+                session.peer or "",
+                session.host_name or "",
+                getattr(session, "host_name_dns", None),
+                session.auth_data if session.authenticated else None,
+                session.ssl is not None,
+            ),
+            now,
+            received_field(server.hostname, session, envelope, queue_id, now),
+            addresses,
+            getattr(envelope, "digest_as_received", b""),
+        )
+
+    @cached_property
+    def key(self) -> str:
+        """The idempotency key: a client that sends the message again causes the same one.
+
+        SHA-256, in hexadecimal, over sender, all recipients of the transaction and the content as
+        it was received. It takes 1 ms for 1 MB: large messages are for a thread.
+        """
+        names = self.all_recipients or tuple(each.address for each in self.recipients)
+        digest = hashlib.sha256()
+        for text in (self.sender, *sorted(names)):
+            octets = text.encode("utf-8", "surrogateescape")
+            digest.update(b"%d:%b," % (len(octets), octets))
+        digest.update(self.digest_as_received or hashlib.sha256(self.content).digest())
+        return digest.hexdigest()
+
+    @property
+    def binary(self) -> bool:
+        """Whether the content is not made of lines (RFC 3030)."""
+        return self.body == "BINARYMIME"
+
+    def to(self, recipients: Collection[Recipient]) -> Mail:
+        """Return the same message for these of its recipients; id, key and trace stay."""
+        if len(recipients) == len(self.recipients):
+            return self
+        names = self.all_recipients or tuple(each.address for each in self.recipients)
+        return replace(self, recipients=tuple(recipients), all_recipients=names)
+
+    def relayed(self) -> tuple[bytes, bytes]:
+        """Return the message for another server, with ``Received`` on top.
+
+        It is in two pieces, as a copy of a large message takes time and memory. Lines end in CR LF.
+        """
+        return above(self.trace, self.content)
+
+    def delivered(self, recipients: Collection[Recipient] | None = None) -> tuple[bytes, bytes]:
+        """Return the message for a mailbox, in two pieces.
+
+        ``Return-Path``, a ``Delivered-To`` for each recipient, and ``Received`` are on top of it.
+
+        :param recipients: the owners of the mailbox; default: all recipients
+        """
+        who = self.recipients if recipients is None else recipients
+        head = final_fields(self.sender, [each.address for each in who])
+        return above(head + self.trace, self.content)
+
+
+def _parameters(options: Collection[str]) -> dict[str, str | bool]:
+    """Return aiosmtpd's options of MAIL as parameters."""
+    parameters: dict[str, str | bool] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        parameters[name.upper()] = value if equals else True
+    return parameters

@@ -1,0 +1,71 @@
+"""SinkState: a sink of a server at one time: its replies, and the server behind it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from smtpd_fork.sanitizer import printable
+
+if TYPE_CHECKING:
+    from smtpd_fork.observe.service import Observed
+    from smtpd_fork.sinks import Sink
+
+__all__ = ["SinkState", "sink_states"]
+
+
+class SinkState(msgspec.Struct, frozen=True, kw_only=True):
+    """A sink.
+
+    :ivar name: as in the log and in metrics
+    :ivar replies: number of replies by class: ``2xx``, ``4xx``, ``5xx``; empty if they are not
+        counted: of a single sink, without metrics, they are the messages of the server
+    :ivar average: seconds that a message took on the average
+    :ivar connections: to the server behind it; None if it has no server
+    :ivar busy: connections that transfer a message
+    :ivar waiting: messages that wait for a connection
+    :ivar down_since: seconds since the epoch; None while the server answers
+    :ivar down: seconds since then
+    :ivar reason: why it is down
+    """
+
+    name: str
+    replies: dict[str, int] = {}
+    average: float = 0.0
+    connections: int | None = None
+    busy: int = 0
+    waiting: int = 0
+    down_since: float | None = None
+    down: float = 0.0
+    reason: str = ""
+
+
+def sink_states(server: Observed) -> Sequence[SinkState]:
+    """Return the sinks of a server, in order; in its event loop."""
+    return [_state(server, name, sink) for name, sink in server.chain.sinks.items()]
+
+
+def _state(server: Observed, name: str, sink: Sink) -> SinkState:
+    counts, status = server.tally.sinks.get(name), sink.status
+    replies = {f"{first:c}xx": n for first, n in counts.replies.items() if n} if counts else {}
+    messages = sum(counts.latency.counts) if counts else 0
+    state = SinkState(
+        name=name,
+        replies=replies,
+        average=round(counts.latency.total / messages, 4) if counts and messages else 0.0,
+    )
+    if status is None:
+        return state
+    down = 0.0 if status.down_since is None else max(0.0, time.time() - status.down_since)
+    return msgspec.structs.replace(
+        state,
+        connections=status.connections,
+        busy=status.busy,
+        waiting=status.waiting,
+        down_since=status.down_since,
+        down=round(down, 1),
+        reason=printable(status.reason),
+    )

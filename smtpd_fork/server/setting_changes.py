@@ -1,0 +1,115 @@
+"""Setting changes: what a reload has changed, one line a setting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smtpd_fork.config import Config
+from smtpd_fork.gate import GATE_SETTINGS
+from smtpd_fork.sanitizer import hidden, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from smtpd_fork.gate import Limits
+    from smtpd_fork.gate.rules import NetworkList
+    from smtpd_fork.server.effective_settings import EffectiveSettings
+    from smtpd_fork.server.tls import Certificate
+
+__all__ = ["Snapshot", "change_line", "changes_between", "shown_value"]
+
+MAX_NAMED = 3
+"""Entries of a list that are named; of more the number is given."""
+
+LONGEST_VALUE = 100
+"""Characters of a value."""
+
+
+class Snapshot(NamedTuple):
+    """What was in force at one time.
+
+    :ivar settings: the settings, with the networks of their files
+    :ivar limits: of the gate, which may have been changed at run time
+    :ivar certificates: those of new handshakes
+    """
+
+    settings: EffectiveSettings
+    limits: Limits
+    certificates: Sequence[Certificate]
+
+    def networks(self, name: str) -> NetworkList | None:
+        """Return the networks of a setting, if it has some."""
+        if name in {"proxy_trust", "probe_from"}:
+            found: NetworkList | None = getattr(self.settings, name)
+            return found
+        return getattr(self.limits, name) if name in {"allow", "deny", "exempt"} else None
+
+
+def changes_between(before: Snapshot, after: Snapshot) -> list[str]:
+    """Return a line for each setting that has changed. Blocks while there are many networks."""
+    lines: list[str] = []
+    for name in Config.__struct_fields__:
+        lines += _changes(name, before, after)
+    same_files = before.settings.config.tls_cert == after.settings.config.tls_cert
+    if same_files and _dates(before) != _dates(after):
+        lines.append("tls_cert: certificates renewed")
+    return lines
+
+
+def change_line(name: str, old: Any, new: Any) -> str:
+    """Return the line of a changed setting: ``max_from_ip 2 -> 3``, ``deny +192.0.2.1``."""
+    if isinstance(new, tuple):
+        return f"{name} {_entries(old, new)}"
+    return f"{name} {shown_value(name, old)} -> {shown_value(name, new)}"
+
+
+def _changes(name: str, before: Snapshot, after: Snapshot) -> Iterator[str]:
+    """Yield the line of the setting *name*, if it has changed."""
+    old, new = (getattr(each.settings.config, name) for each in (before, after))
+    if name in GATE_SETTINGS and not isinstance(old, tuple) and name != "tls_failure_rate":
+        old = getattr(before.limits, name)  # changed at run time, perhaps
+    if old != new:
+        yield change_line(name, old, new)
+    elif (tables := [each.networks(name) for each in (before, after)]) != [None, None]:
+        gone, come = (_written(table) for table in tables)
+        if gone != come:
+            yield f"{name} +{len(come - gone)} -{len(gone - come)} networks"
+    elif name in GATE_SETTINGS and getattr(before.limits, name) != getattr(after.limits, name):
+        yield f"{name} set at run time -> {shown_value(name, new)}"
+
+
+def _written(table: NetworkList | None) -> set[tuple[str, str]]:
+    return set() if table is None else {(each.written, each.text) for each in table.values()}
+
+
+def _dates(of: Snapshot) -> list[tuple[str, Any, Any]]:
+    return [(str(each.path), each.not_before, each.not_after) for each in of.certificates]
+
+
+def _entries(old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
+    """Return the entries added and removed: ``+192.0.2.1 -192.0.2.2``."""
+    added = [each for each in new if each not in old]
+    removed = [each for each in old if each not in new]
+    if not added and not removed:
+        return "order changed"
+    if len(added) + len(removed) > MAX_NAMED:
+        return f"{len(added)} added, {len(removed)} removed"
+    named = [f"+{_cut(hidden(str(each)))}" for each in added]
+    return " ".join(named + [f"-{_cut(hidden(str(each)))}" for each in removed])
+
+
+def shown_value(name: str, value: Any) -> str:
+    """Return a setting's value as the line of its change shows it."""
+    if value is None or value in {(), ""}:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return _cut(hidden(" ".join(map(str, value))))
+    if name == "socket_mode":
+        return f"{value:04o}"
+    return f"{value:g}" if isinstance(value, float) else _cut(hidden(str(value)))
+
+
+def _cut(text: str) -> str:
+    return printable(text, LONGEST_VALUE)

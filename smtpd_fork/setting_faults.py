@@ -1,0 +1,122 @@
+"""Setting faults: what is wrong with a setting, told with its value and the name that is right."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from smtpd_fork.peer_address import describe
+from smtpd_fork.setting_types import SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import msgspec
+
+__all__ = ["no_such_setting", "reason_of", "setting_error"]
+
+_SESSION = (
+    "auth_callback", "auth_exclude_mechanism", "auth_require_tls", "auth_required",
+    "authenticator", "command_call_limit", "decode_data", "enable_SMTPUTF8", "ident",
+)  # fmt: skip
+"""Keywords of aiosmtpd's SMTP that its Controller takes as well."""
+
+_INSTEAD = {
+    "listen_address": "use listen, as the option is --listen-address",
+    "host": "use listen='ADDR:PORT'",
+    "address": "use listen='ADDR:PORT'",
+    "data_size_limit": "use max_message_size",
+    "server_hostname": "use hostname",
+    "unix_socket": "use listen='unix:PATH'",
+    "ssl_context": "use tls_context, and listen='smtps:ADDR:PORT'",
+    "proxy_protocol_timeout": "use proxy_timeout, and listen='smtp+proxy:ADDR:PORT'",
+    "ready_timeout": "start() returns when the server accepts clients",
+    "loop": "a Server runs in the loop of start(); ThreadedServer takes loop_factory",
+    "server_kwargs": "use session_options",
+    "rates": "did you mean rate, or rate_net?",
+    "access": "did you mean allow, or deny?",
+} | {name: f"use session_options={{{name!r}: ...}}" for name in _SESSION}
+"""Names of aiosmtpd's Controller, of options and of earlier versions, and what to use instead."""
+
+ALIKE = 0.7
+"""Similarity of two names (:mod:`difflib`)."""
+
+_WHERE = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.(?P<name>\w+)(?:\[(?P<index>\d+)\])?[^`]*`)?$")
+_WHOLE = re.compile(r"\b(\d+)\.0\b")
+_IN_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str of length >= 1": "a text that is not empty",
+    " | null": "",
+}
+"""Words of msgspec, and those of a manual."""
+_UNKNOWN = re.compile(r"unknown field `(\w+)`")
+
+
+def setting_error(
+    cls: type[msgspec.Struct], message: str, settings: Mapping[str, Any]
+) -> SettingError:
+    """Turn the message of msgspec, which has only the path, into one that has the value."""
+    unknown = _UNKNOWN.search(message)
+    if unknown:
+        return no_such_setting(unknown[1], settings.get(unknown[1]), cls.__struct_fields__)
+    where = _WHERE.match(message)
+    assert where is not None
+    name = where["name"]
+    value = settings[name]
+    if where["index"] and isinstance(value, (list, tuple)):
+        value = value[int(where["index"])]
+    reason = reason_of(message, value, get_type_hints(cls)[name])
+    if name == "listen":
+        reason += _right_listen(value, settings[name])
+    return SettingError(name, value, reason)
+
+
+def reason_of(message: str, value: object, hint: Any) -> str:
+    """Return what is wrong with a value, from the message of msgspec.
+
+    :param hint: its type
+    """
+    if message.startswith("Invalid enum value"):
+        return f"expected one of {', '.join(_choices(hint))}"
+    where = _WHERE.match(message)
+    reason, got, _ = (where["reason"] if where else message).replace("`", "").partition(", got ")
+    for word, in_words in _IN_WORDS.items():
+        reason = reason.replace(word, in_words, 1)
+    reason = _WHOLE.sub(r"\1", reason)
+    if get_origin(hint) in {tuple, list}:
+        reason = reason.replace("str", "str or list of str").replace("array", "a value or a list")
+    if got and not isinstance(value, str):
+        reason += f", not {type(value).__name__}"
+    return reason[0].lower() + reason[1:]
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return the words of a Literal, also within a union."""
+    if get_origin(hint) is Literal:
+        return [str(each) for each in get_args(hint)]
+    return [word for part in get_args(hint) for word in _choices(part)]
+
+
+def no_such_setting(name: str, value: object, known: Sequence[str]) -> SettingError:
+    """Return the error of a name that is none of the *known* settings'."""
+    return SettingError(name, value, f"unknown setting{_right_name(name, known)}")
+
+
+def _right_name(name: str, known: Sequence[str]) -> str:
+    """Return a hint at the setting that is meant by a name that is none's."""
+    if name in _INSTEAD:
+        return f": {_INSTEAD[name]}"
+    alike = get_close_matches(name, known, n=1, cutoff=ALIKE)
+    return f"; did you mean {alike[0]}?" if alike else ""
+
+
+def _right_listen(*values: object) -> str:
+    """Return a hint at the text of an address, if one of *values* is a pair as of sockets."""
+    for value in values:
+        match value:
+            case (str(host), int(port)):
+                return f": write {describe((host, port))!r}"
+    return ""

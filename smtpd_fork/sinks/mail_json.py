@@ -1,0 +1,131 @@
+"""The envelope of a message as JSON, for programs: one schema for webhook, Redis and NATS.
+
+Version 1 is an object with these members; a later version may have more.
+
+``version``
+    1.
+``id``, ``key``
+    The queue id, and the idempotency key: a message that the client sends again has the same key.
+``received``
+    The time, as RFC 3339 has it.
+``sender``, ``recipients``
+    The addresses of MAIL and RCPT, a string and a list; the null sender is "".
+``body``, ``utf8``
+    ``7BIT``, ``8BITMIME`` or ``BINARYMIME``; whether the client gave SMTPUTF8.
+``client``
+    ``address`` (of a unix socket null), ``helo``, ``name`` (verified reverse DNS, or null),
+    ``login`` (of AUTH, or null) and ``tls``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from smtpd_fork.message import Mail, fields
+from smtpd_fork.peer_address import host_of
+from smtpd_fork.sinks.base import key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["delivery_key", "envelope_fits", "envelope_json", "header_list", "pieces"]
+
+VERSION = 1
+
+HEADER_BYTES = 1 << 16
+"""Of a header that is also given as a list; the fields behind these are in the message alone."""
+
+MOST_FIELDS = 1000
+"""Fields of that list; messages have a hundred. There might be 16,000, of four bytes each, which
+would take 40 ms."""
+
+PIECE_BYTES = 768 << 10
+"""A piece of a message: encoded, hashed or sent in about a millisecond. A multiple of 3, so that
+the Base64 of pieces is that of the whole."""
+
+
+async def delivery_key(mail: Mail) -> str:
+    """Return the idempotency key of this delivery.
+
+    It is the message's, or, of a sink that gets only some of the recipients, one of its own.
+    """
+    key = await key_of(mail)
+    if len(mail.all_recipients) in {0, len(mail.recipients)}:
+        return key
+    digest = hashlib.sha256(key.encode())
+    for address in sorted(each.address for each in mail.recipients):
+        digest.update(b"\0" + address.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def envelope_json(mail: Mail, key: str, **more: Any) -> bytes:
+    """Return the envelope as JSON, in ASCII and on one line.
+
+    :param key: see :func:`delivery_key`
+    :param more: more members
+    """
+    client = mail.client
+    envelope = {
+        "version": VERSION,
+        "id": mail.id,
+        "key": key,
+        "received": mail.received.isoformat(),
+        "sender": unicode(mail.sender),
+        "recipients": [unicode(each.address) for each in mail.recipients],
+        "body": mail.body,
+        "utf8": mail.utf8,
+        "client": {
+            "address": host_of(client.peer),
+            "helo": unicode(client.helo),
+            "name": client.name,
+            "login": _login(client.login),
+            "tls": client.tls,
+        },
+        **more,
+    }
+    return json.dumps(envelope, separators=(",", ":")).encode()
+
+
+def envelope_fits(addresses: Iterable[str], longest: int) -> bool:
+    """Whether recipients have at most *longest* bytes as JSON."""
+    return sum(len(json.dumps(unicode(each))) + 1 for each in addresses) <= longest
+
+
+def header_list(content: bytes) -> list[list[str]]:
+    """Return the names and values of a header's fields: unfolded, and nothing decoded."""
+    return [
+        [each.name.decode("ascii"), " ".join(each.value.decode("utf-8", "replace").split())]
+        for each in islice(fields(content[:HEADER_BYTES]), MOST_FIELDS)
+    ]
+
+
+def pieces(*parts: bytes) -> Iterator[memoryview | bytes]:
+    """Yield the bytes of *parts* in pieces of :data:`PIECE_BYTES`; only the last one is shorter."""
+    rest = b""
+    for part in parts:
+        missing = (PIECE_BYTES - len(rest)) % PIECE_BYTES
+        view = memoryview(part)
+        if rest and len(part) >= missing:
+            yield b"".join((rest, view[:missing]))
+            view, rest = view[missing:], b""
+        whole = 0 if rest else len(view) - len(view) % PIECE_BYTES
+        yield from (view[at : at + PIECE_BYTES] for at in range(0, whole, PIECE_BYTES))
+        rest += view[whole:]
+    if rest:
+        yield rest
+
+
+def unicode(text: str) -> str:
+    """Return *text* without surrogates, which stand for bytes that are no UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _login(data: Any) -> str | None:
+    """Return the name that a client logged in with, and never its password."""
+    name = getattr(data, "login", data if isinstance(data, str) else None)
+    if isinstance(name, bytes):
+        name = name.decode("utf-8", "replace")
+    return unicode(name) if isinstance(name, str) else None

@@ -1,0 +1,292 @@
+"""NextHop: a sink that passes messages on to another mail server; Lmtp and Relay are its kinds.
+
+250 means that the hop said so, for that recipient, after the end of the message. Nothing is kept
+here: what the hop did not take, the client has to send again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.gate import ClientLine, client_reporter
+from smtpd_fork.hops.client import Order
+from smtpd_fork.hops.content import PIECE, dotted, facts_at_once, facts_of, plain
+from smtpd_fork.hops.downgrade import Form, form_of, recipient_command, sender_command
+from smtpd_fork.hops.errors import NOT_AVAILABLE, ConnectionLostError, HopError
+from smtpd_fork.hops.known_answers import KnownAnswers
+from smtpd_fork.hops.lookup import Lookup, import_libraries
+from smtpd_fork.hops.passed_on import passed_on
+from smtpd_fork.hops.pool import Pool
+from smtpd_fork.message import Mail, Replies
+from smtpd_fork.peer_address import Peer, describe
+from smtpd_fork.sinks.base import Sink, SinkStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aiosmtpd.smtp import Envelope
+    from aiosmtpd.smtp import Session as AnySession
+
+    from smtpd_fork.hops.connection import HopConnection
+    from smtpd_fork.hops.target import Target
+
+__all__ = ["NextHop"]
+
+T = TypeVar("T")
+
+log = logging.getLogger("smtpd_fork.sinks")
+
+VERIFY_SECONDS = 30.0
+"""How long the question about a recipient may take; clients wait five minutes (RFC 5321 4.5.3.2.3),
+and many recipients may be asked about in turn."""
+
+
+class NextHop(Sink):
+    """Passes messages on to another server.
+
+    :param target: the server
+    :param connections: to it at once
+    :param wait: seconds that a message waits for one of them
+    :param timeout: seconds that a message may take
+    :param verify: ask the hop about each recipient at RCPT
+    """
+
+    def __init__(
+        self, target: Target, *, connections: int, wait: float, timeout: float, verify: bool
+    ) -> None:
+        import_libraries(target)
+        self.target = target
+        self.time_limit = timeout
+        self._connections = connections
+        self._wait = wait
+        if not verify:
+            # Without an await the hook needs no task.
+            self.handle_RCPT = no_objection  # type: ignore[assignment, method-assign]  # of this sink
+        self._pool: Pool | None = None
+        self._known = KnownAnswers()
+        self._reporter = client_reporter()
+
+    @property
+    def destination(self) -> str:
+        """Where messages go, for the log."""
+        return f"{'LMTP' if self.target.lmtp else 'SMTP'} to {self.target}"
+
+    @property
+    def status(self) -> SinkStatus:
+        """What is known of the hop."""
+        pool = self._pool
+        if pool is None:
+            return SinkStatus()
+        return SinkStatus(pool.connections, pool.busy, pool.waiting, pool.down_since, pool.reason)
+
+    def check(self) -> None:
+        """See whether libraries and files are there; the hop is not asked.
+
+        :raises ConfigError: the DNS or TLS cannot be used as the settings have it
+        """
+        Lookup(self.target)
+        if self.target.tls != "no":
+            _ = self.target.tls_context
+
+    def prepare(self) -> None:
+        """Read what TLS needs.
+
+        :raises ConfigError: as :meth:`check`
+        """
+        self.check()
+
+    async def close(self) -> None:
+        """End the connections."""
+        self._reporter.close()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    # -- messages ----------------------------------------------------------------------------------
+
+    async def deliver(self, mail: Mail) -> Replies:
+        """Pass a message on; answer what the hop answers, for each recipient."""
+        delivery = _Delivery(mail, self.target)
+        small = len(mail.content) <= PIECE
+        facts = facts_at_once(mail.content) if small else await facts_of(mail.content)
+        try:
+            replies = await self._with_connection(
+                lambda connection: delivery.carry_out(connection, facts)
+            )
+        except HopError as error:
+            self._report(mail.client.peer, "not delivered", error.reason, mail)
+            return error.reply
+        except asyncio.CancelledError:
+            self._report(mail.client.peer, "not delivered", "the next hop took too long", mail)
+            raise
+        self._log(mail, delivery, replies)
+        return replies
+
+    async def _with_connection(self, use: Callable[[HopConnection], Awaitable[T]]) -> T:
+        """Use a connection; if it ended before the hop said anything, use another one, once."""
+        pool = self._pool
+        if pool is None or not pool.usable:
+            name = self.target.name or self.hostname or socket.gethostname()
+            pool = self._pool = Pool(self.target, self._connections, self._wait, name=name)
+        fresh = False
+        while True:
+            connection = None if fresh else pool.take_ready()
+            if connection is None:
+                connection = await pool.lend(fresh=fresh)
+            used = connection.orders > 0
+            try:
+                return await use(connection)
+            except ConnectionLostError:
+                if fresh or not used:
+                    raise
+                fresh = True
+            finally:
+                pool.give_back(connection)
+
+    def _log(self, mail: Mail, delivery: _Delivery, replies: list[str]) -> None:
+        if log.isEnabledFor(logging.INFO) and any(reply[0] == "2" for reply in replies):
+            _tell(mail, delivery, replies)
+        for recipient, reply in zip(mail.recipients, replies, strict=True):
+            if reply[0] != "2":
+                whom = ascii(recipient.address)[1:-1]
+                reason = f"<{whom}>: {delivery.reason or f'{delivery.server}: {reply}'}"
+                self._report(mail.client.peer, "not delivered", reason, mail)
+
+    def _report(self, peer: Peer, what: str, reason: str, mail: Mail | None = None) -> None:
+        fields = {} if mail is None else _fields(mail)
+        line = ClientLine.of(log, logging.WARNING, peer, what, reason, **fields)
+        self._reporter.note(line)
+
+    # -- recipients --------------------------------------------------------------------------------
+
+    async def handle_RCPT(
+        self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
+    ) -> Any:
+        """Refuse a recipient that the hop refuses.
+
+        The null sender is given to the hop, as what it says is to hold for all senders.
+        """
+        now = asyncio.get_running_loop().time()
+        reply = self._known.get(address, now)
+        if reply is None:
+            reply = await self._ask(session, address)
+            if reply is None:
+                return MISSING
+        return MISSING if reply[0] == "2" else reply
+
+    async def _ask(self, session: AnySession, address: str) -> str | None:
+        """Return what the hop says of a recipient; None if it does not say anything of it."""
+        try:
+            async with asyncio.timeout(VERIFY_SECONDS):
+                reply = await self._with_connection(
+                    lambda connection: _verified(connection, address)
+                )
+        except TimeoutError:
+            self._report(session.peer, "recipient not verified", "the next hop gave no answer")
+            return NOT_AVAILABLE
+        except HopError as error:
+            self._report(session.peer, "recipient not verified", error.reason)
+            return error.reply
+        if reply is not None:
+            self._known.put(address, reply, asyncio.get_running_loop().time())
+        return reply
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.target}>"
+
+
+async def no_objection(*_: Any) -> Any:
+    """Leave a recipient to the final answer of the hop."""
+    return MISSING
+
+
+async def _verified(connection: HopConnection, address: str) -> str | None:
+    """Ask a hop about a recipient.
+
+    :returns: its answer; None if it refuses the null sender, or closes the connection
+    """
+    utf8 = "SMTPUTF8" in connection.client.offered and not address.isascii()
+    try:
+        recipient = recipient_command(address, utf8=utf8)
+    except ValueError as error:
+        return str(error)
+    sender = sender_command("", ["SMTPUTF8"] if utf8 else [], utf8=utf8)
+    order = Order(sender, [recipient])
+    await connection.carry_out(order)
+    reply = order.replies[0]
+    if reply is None:
+        assert connection.client.fault is not None
+        raise HopError(connection.client.fault.reason, connection.client.fault.reply)
+    return None if order.sender_refused else passed_on(reply)
+
+
+class _Delivery:
+    """A message on its way to a hop.
+
+    :ivar server: the hop's server
+    :ivar reason: why a recipient got no reply of the hop; empty if all did
+    """
+
+    def __init__(self, mail: Mail, target: Target) -> None:
+        self._mail = mail
+        self._lmtp = target.lmtp
+        self.server = ""
+        self.reason = ""
+
+    async def carry_out(self, connection: HopConnection, facts: Any) -> list[str]:
+        """Give the message to the hop; return a reply for each recipient.
+
+        :raises HopError: the hop answered nothing
+        """
+        mail = self._mail
+        self.server = connection.server
+        head, content = mail.relayed()
+        form = form_of(mail, head, facts, connection.client.offered, lmtp=self._lmtp)
+        if isinstance(form, str):
+            self.reason = form
+            return [form] * len(mail.recipients)
+        return await self._send(connection, form, head, content)
+
+    async def _send(
+        self, connection: HopConnection, form: Form, head: bytes, content: bytes
+    ) -> list[str]:
+        replies = list(form.refusals)
+        asked = [index for index, refusal in enumerate(replies) if refusal is None]
+        if asked:
+            pieces = plain(head, content) if form.chunked else dotted(head, content)
+            commands = [form.recipients[index] or b"" for index in asked]
+            order = Order(form.sender, commands, pieces, form.chunked)
+            await connection.carry_out(order)
+            for index, reply in zip(asked, order.replies, strict=True):
+                replies[index] = self._reply(connection) if reply is None else passed_on(reply)
+        return [reply or NOT_AVAILABLE for reply in replies]
+
+    def _reply(self, connection: HopConnection) -> str:
+        """Return the reply for a recipient of which the hop said nothing any more."""
+        fault = connection.client.fault
+        if fault is None:
+            return NOT_AVAILABLE
+        self.reason = f"{self.server}: {fault.reason}"
+        return fault.reply
+
+
+def _fields(mail: Mail) -> dict[str, str]:
+    """Return the fields of a log entry about a message."""
+    session = mail.id.rpartition("-")[0]
+    return {"session": session, "queue_id": mail.id} if session else {"queue_id": mail.id}
+
+
+def _tell(mail: Mail, delivery: _Delivery, replies: list[str]) -> None:
+    sender, client = ascii(mail.sender)[1:-1], describe(mail.client.peer)
+    taken = [reply for reply in replies if reply[0] == "2"]
+    about = {"client": client, "from": sender, "to": len(taken), "hop": delivery.server}
+    log.info(
+        "[%s] delivered to %s: from=<%s> to=%d size=%d client=%s: %s",
+        *(mail.id, delivery.server, sender, len(taken), len(mail.content), client, taken[0]),
+        extra={**_fields(mail), **about, "size": len(mail.content)},
+    )

@@ -1,0 +1,124 @@
+"""PipeCommand: a command with words of the envelope, and the arguments and variables of a run.
+
+The command is split once, when it is loaded, as a shell would split it; there is no shell. Words in
+braces are filled in afterwards, so a space or a ``;`` in an address stays in its argument.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smtpd_fork.peer_address import host_of
+from smtpd_fork.setting_types import SettingError
+from smtpd_fork.sinks.mailbox_path import WORDS, fill, words_in, words_of
+
+if TYPE_CHECKING:
+    from smtpd_fork.message import Mail, Recipient
+
+__all__ = ["AddressRefusedError", "PipeCommand"]
+
+KNOWN = (*WORDS, "recipient", "sender")
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+BAD_RECIPIENT = "553 5.1.3 The address cannot be delivered to by this server"
+BAD_SENDER = "553 5.1.7 The sender's address cannot be used by this server"
+
+
+class AddressRefusedError(Exception):
+    """An address cannot be an argument of the command.
+
+    :ivar reply: to the client
+    """
+
+    def __init__(self, reply: str) -> None:
+        super().__init__(reply)
+        self.reply = reply
+
+
+class PipeCommand:
+    """A command, with ``{user}``, ``{domain}``, ``{ext}``, ``{recipient}`` and ``{sender}``.
+
+    :param command: as for a shell: words, quotes, backslashes; ``{{`` is a brace
+    :param delimiter: between user and extension; empty: there are no extensions
+    :ivar program: the first word; absolute if it has a ``/``, else it is searched in PATH
+    :ivar for_each: whether a word depends on the recipient: then each recipient has its own run
+    :raises SettingError: the command cannot be split, is empty, or has an unknown word
+    """
+
+    def __init__(self, command: str, *, delimiter: str = "+") -> None:
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise SettingError("command", command, str(error).lower()) from None
+        if not words or "\0" in command:
+            raise SettingError("command", command, "expected a program and its arguments")
+        used = {word for each in words for word in words_in(each, KNOWN, "command")}
+        if words_in(words[0], KNOWN, "command"):
+            raise SettingError("command", command, "the program cannot depend on an address")
+        self.program = fill(words[0], {})
+        if "/" in self.program:
+            # At once: a daemon's working directory becomes / later.
+            self.program = str(Path(self.program).expanduser().absolute())
+        self.for_each = bool(used - {"sender"})
+        self.depends = bool(used)
+        self._words = words[1:]
+        self._delimiter = delimiter
+
+    def arguments(self, sender: str, recipient: str) -> list[bytes]:
+        """Return the words of the command for a message.
+
+        :raises AddressRefusedError: an address would be an option of the command, or cannot be an
+            argument at all
+        """
+        user, domain, ext = words_of(recipient, self._delimiter)
+        values = {
+            "user": user, "domain": domain, "ext": ext, "recipient": recipient, "sender": sender,
+        }  # fmt: skip
+        arguments, options_end = [os.fsencode(self.program)], False
+        for word in self._words:
+            filled = fill(word, values)
+            reply = BAD_SENDER if word.startswith("{sender}") else BAD_RECIPIENT
+            if filled.startswith("-") and not word.startswith("-") and not options_end:
+                raise AddressRefusedError(reply)
+            options_end = options_end or word == "--"
+            arguments.append(_encoded(filled, reply))
+        return arguments
+
+    def environment(self, mail: Mail, recipients: Sequence[Recipient]) -> dict[str, bytes]:
+        """Return the environment of a run: the envelope, PATH and LANG, and nothing else.
+
+        :param recipients: of the run; the variables of a recipient are set if it is one
+        """
+        host = host_of(mail.client.peer)
+        variables = {
+            "PATH": os.environ.get("PATH", DEFAULT_PATH),
+            "LANG": os.environ.get("LANG", "C.UTF-8"),
+            "SENDER": mail.sender,
+            "QUEUE_ID": mail.id,
+            "CLIENT_ADDRESS": host or "",
+            "CLIENT_HELO": mail.client.helo,
+            "CLIENT_HOSTNAME": mail.client.name or "",
+        }
+        if len(recipients) == 1:
+            address = recipients[0].address
+            _, domain, ext = words_of(address, self._delimiter)
+            variables |= {"RECIPIENT": address, "DOMAIN": domain, "EXTENSION": ext}
+        return {
+            name: value.replace("\0", "?").encode("utf-8", "replace")
+            for name, value in variables.items()
+        }
+
+
+def _encoded(argument: str, reply: str) -> bytes:
+    try:
+        encoded = argument.encode()
+    except UnicodeEncodeError:
+        raise AddressRefusedError(reply) from None
+    if b"\0" in encoded:
+        raise AddressRefusedError(reply)
+    return encoded

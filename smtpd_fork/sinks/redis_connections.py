@@ -1,0 +1,78 @@
+"""Connections to Redis: an answer is bounded, and every error has a text without a password.
+
+redis-py has no limit for an answer; whatever the server sends would be kept in memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from redis._parsers.resp2 import _AsyncRESP2Parser  # there is no public parser
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import InvalidResponse, RedisError
+
+from smtpd_fork.sanitizer import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ERRORS", "connect", "reason_of"]
+
+LONGEST_ANSWER = 1 << 16
+"""Bytes; the answers that are expected have less than a hundred."""
+
+ERRORS = (RedisError, OSError, ValueError, RecursionError, EOFError)
+"""What redis-py raises for a server that is away, refuses, or sends garbage."""
+
+
+class BoundedParser(_AsyncRESP2Parser):
+    """Reads answers of at most :data:`LONGEST_ANSWER` bytes."""
+
+    async def read_response(self, disable_decoding: bool = False) -> Any:
+        """Read an answer.
+
+        :raises InvalidResponse: it is too long
+        """
+        self._left = LONGEST_ANSWER
+        return await super().read_response(disable_decoding)
+
+    async def _read(self, length: int) -> bytes:
+        self._spend(length)
+        return await super()._read(length)
+
+    async def _readline(self) -> bytes:
+        line = await super()._readline()
+        self._spend(len(line) + 2)
+        return line
+
+    def _spend(self, length: int) -> None:
+        self._left -= length
+        if length < 0 or self._left < 0:
+            raise InvalidResponse("the answer is too long")
+
+
+def connect(url: str, connections: int, options: Mapping[str, Any]) -> Redis:
+    """Return a client; it connects when it is used.
+
+    :param url: ``redis://``, ``rediss://`` or ``unix://``
+    :param options: of redis-py's connections
+    :raises ValueError: *url* cannot be read
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections,
+        parser_class=BoundedParser,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),  # the client sends the message again
+        driver_info=None,  # nothing that an older server does not know
+        **options,
+    )
+    client: Redis = Redis.from_pool(pool)  # closes the pool with it
+    return client
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the text of an error."""
+    return printable(f"{type(error).__name__}: {error}".strip(" :").replace("\n", " "))

@@ -1,0 +1,275 @@
+"""Webhook: posts each message to a URL.
+
+250 means that the application answered 2xx, and that its answer was read to the end. The request is
+signed as standardwebhooks.com has it; a message that the client sends again has the same
+``webhook-id``, so that the application can tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from aiosmtpd.smtp import MISSING, Envelope
+from aiosmtpd.smtp import Session as AnySession
+
+from smtpd_fork.errors import MissingLibraryError
+from smtpd_fork.message import Mail
+from smtpd_fork.sanitizer import HIDDEN, printable
+from smtpd_fork.setting_types import Count, FilePath, Seconds, Secret, SettingError, Text
+from smtpd_fork.sinks.base import THREAD_BYTES
+from smtpd_fork.sinks.mail_json import delivery_key
+from smtpd_fork.sinks.server_sink import (
+    TOO_MANY,
+    NotDeliveredError,
+    ServerDownError,
+    ServerSink,
+    absolute,
+    tls_context,
+)  # fmt: skip
+from smtpd_fork.sinks.webhook_request import (
+    Body,
+    addresses,
+    envelope_fields,
+    read_secrets,
+    signature_fields,
+)  # fmt: skip
+
+try:
+    import aiohttp
+except ImportError:  # the constructor says so
+    INSTALLED = False
+else:
+    INSTALLED = True
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Mapping
+
+__all__ = ["Webhook"]
+
+LONGEST_RECIPIENTS = 6000
+"""Bytes of a field with the recipients: servers take 8 KiB a line (nginx, aiohttp, Apache)."""
+
+LONGEST_ANSWER = 1 << 20
+"""Bytes of an answer's body, which is read and forgotten."""
+
+CONNECT_SECONDS = 10.0
+
+REFUSED = "554 5.3.0 The application refused the message"
+
+_TEMPORARY = {408, 425, 429}
+"""Request Timeout, Too Early, Too Many Requests."""
+
+
+class Webhook(ServerSink):
+    """Posts messages to a web application.
+
+    :param url: of the application, ``http://`` or ``https://``; a user name and a password in it
+        are sent by HTTP's Basic authentication
+    :param format: ``raw``: the body is the message, the envelope is in header fields ``X-Mail-*``;
+        ``json``: the body is an object with both
+    :param secret: signs requests: ``whsec_`` and a key in Base64; several, for the change of a key,
+        with spaces between them
+    :param token: is sent as ``Authorization: Bearer TOKEN``
+    :param permanent: a status of 4xx refuses the message for good (554), except 408, 425 and 429;
+        default: the client gets 451, as an expired token must not bounce mail
+    :param timeout: seconds for one request
+    :param connections: requests at once; other messages wait
+    :param wait: seconds that a message waits for a connection
+    :param ca_file: certificates of the CAs that the server's certificate is verified with;
+        default: the system's
+    """
+
+    log = logging.getLogger("smtpd_fork.webhook")
+
+    def __init__(
+        self,
+        url: Text,
+        *,
+        format: Literal["raw", "json"] = "raw",  # noqa: A002 - the key of users
+        secret: Secret | None = None,
+        token: Secret | None = None,
+        permanent: bool = False,
+        timeout: Seconds = 30.0,
+        connections: Count = 10,
+        wait: Seconds = 5.0,
+        ca_file: FilePath | None = None,
+    ) -> None:
+        if not INSTALLED:
+            raise MissingLibraryError("webhook", ["aiohttp"], "webhook")
+        self._url, self._authorization = _read_url(url)
+        super().__init__(
+            f"the webhook {self._url.partition('?')[0]}",
+            timeout=timeout,
+            connections=connections,
+            wait=wait,
+        )
+        if format not in {"raw", "json"}:
+            raise SettingError("format", format, "expected raw or json")
+        self._json = format == "json"
+        try:
+            self._secrets = read_secrets(secret or "")
+        except ValueError as error:
+            raise SettingError("secret", HIDDEN, str(error)) from None
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise SettingError("token", HIDDEN, "only printable ASCII can be sent")
+        if token is not None and self._authorization is not None:
+            raise SettingError("token", HIDDEN, "not with a user name in the URL")
+        if token is not None:
+            self._authorization = f"Bearer {token}"
+        self._permanent = permanent
+        self._ca_file = absolute(ca_file)
+        self._tls: ssl.SSLContext | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    def check(self) -> None:
+        """See whether the CAs' certificates can be read.
+
+        :raises CannotCreateError: they cannot
+        """
+        self._tls_context()
+
+    def prepare(self) -> None:
+        """Read the CAs' certificates.
+
+        :raises CannotCreateError: they cannot be read
+        """
+        self._tls = self._tls_context()
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        if not self._url.startswith("https:"):
+            return None
+        return tls_context(self._ca_file)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await super().close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def handle_RCPT(
+        self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
+    ) -> Any:
+        """Refuse a recipient for whom the header of the request has no space."""
+        if not self._json and envelope.rcpt_tos:
+            listed = addresses([*envelope.rcpt_tos, address])
+            if len(listed) > LONGEST_RECIPIENTS:
+                return TOO_MANY
+        return MISSING
+
+    async def send(self, mail: Mail) -> str:
+        """Post a message."""
+        key = await delivery_key(mail)
+        body = Body.json(mail, key) if self._json else Body.raw(mail)
+        headers = {
+            **(self._json_headers() if self._json else self._raw_headers(mail)),
+            **await signature_fields(key, int(time.time()), body, self._secrets),
+            "Content-Length": str(body.size),
+        }
+        if self._authorization is not None:
+            headers["Authorization"] = self._authorization
+        status = await self._post(headers, body)
+        if 200 <= status < 300:  # noqa: PLR2004 - HTTP's classes
+            return f"250 2.0.0 Ok: queued as {mail.id}"
+        raise self._refusal(status)
+
+    @staticmethod
+    def _json_headers() -> dict[str, str]:
+        return {"Content-Type": "application/json"}
+
+    @staticmethod
+    def _raw_headers(mail: Mail) -> dict[str, str]:
+        fields = envelope_fields(mail)
+        if len(fields["X-Mail-To"]) > LONGEST_RECIPIENTS and len(mail.recipients) > 1:
+            raise NotDeliveredError("the recipients do not fit into a header: use format=json")
+        return {"Content-Type": "message/rfc822", **fields}
+
+    def _refusal(self, status: int) -> NotDeliveredError:
+        reason = f"the application answered {status}"
+        if 300 <= status < 400:  # noqa: PLR2004 - HTTP's classes
+            return NotDeliveredError(f"{reason}; redirects are not followed")
+        if 400 <= status < 500 and status not in _TEMPORARY and self._permanent:  # noqa: PLR2004
+            return NotDeliveredError(reason, REFUSED)
+        return NotDeliveredError(reason)
+
+    async def _post(self, headers: Mapping[str, str], body: Body) -> int:
+        """Send a request, read the answer to its end, and return its status.
+
+        :raises ServerDownError: there is no answer, or none that is HTTP
+        :raises NotDeliveredError: the answer is too long
+        """
+        session = await self._connections()
+        try:
+            async with session.post(
+                self._url, data=_stream(body), headers=headers, allow_redirects=False
+            ) as answer:
+                size = 0
+                async for piece in answer.content.iter_any():
+                    size += len(piece)
+                    if size > LONGEST_ANSWER:
+                        answer.close()
+                        raise NotDeliveredError(f"the answer has more than {LONGEST_ANSWER} bytes")
+                return answer.status
+        except (aiohttp.ClientError, OSError) as error:
+            raise ServerDownError(_reason(error)) from None
+
+    async def _connections(self) -> aiohttp.ClientSession:
+        if self._tls is None and self._url.startswith("https:"):
+            self._tls = await asyncio.to_thread(self._tls_context)
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._most, ssl=self._tls or True),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+                auto_decompress=False,
+                trust_env=False,  # no proxy of the environment
+                headers={"User-Agent": "smtpd-fork", "Accept": "*/*"},
+            )
+        return self._session
+
+
+async def _stream(body: Body) -> AsyncIterator[bytes | memoryview]:
+    for piece in body:
+        yield piece
+        if len(piece) > THREAD_BYTES:
+            # To a server that reads as fast as we send, nothing else would wait.
+            await asyncio.sleep(0)
+
+
+def _reason(error: Exception) -> str:
+    """Return the text of an error, without the URL, whose query may hold a secret.
+
+    What is no HTTP is not shown either: it may be the request, which a server has sent back.
+    """
+    if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
+        return f"{type(error).__name__}: the answer is not HTTP, or was cut off"
+    text = str(error)
+    return printable(f"{type(error).__name__}: {text}".strip(" :").replace("\n", " "))
+
+
+def _read_url(url: str) -> tuple[str, str | None]:
+    """Return a URL without user name and password, and these as ``Authorization`` (RFC 7617).
+
+    :raises SettingError: it is none of HTTP
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        (parts.hostname or "").encode("idna")
+    except ValueError:
+        parts, port = urlsplit(""), None
+    host = parts.hostname
+    if parts.scheme not in {"http", "https"} or not host or not url.isprintable():
+        raise SettingError("url", HIDDEN, "write http://HOST/PATH or https://HOST/PATH")
+    netloc = f"[{host}]" if ":" in host else host
+    bare = urlunsplit(parts._replace(netloc=f"{netloc}:{port}" if port else netloc, fragment=""))
+    if parts.username is None:
+        return bare, None
+    login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return bare, f"Basic {b64encode(login.encode()).decode()}"

@@ -1,0 +1,303 @@
+"""Testing: an SMTP server that keeps the messages that an application sends.
+
+``smtp_server``, the fixture for pytest, is an :class:`SmtpServer` (smtpd_fork/pytest_plugin.py);
+nothing here needs pytest. See docs/testing.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.policy
+import math
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack
+
+from aiosmtpd.smtp import MISSING
+
+from smtpd_fork.dialogue import Reply
+from smtpd_fork.server import ThreadedServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_fork.dialogue import Answer, Envelope, Session
+    from smtpd_fork.server.threaded import ServerOptions
+    from smtpd_fork.smtp import SMTP
+
+__all__ = ["Mailbox", "Message", "SmtpServer"]
+
+Command: TypeAlias = Literal["CONNECT", "MAIL", "RCPT", "DATA"]
+
+REPLIES = {
+    "CONNECT": "554 5.3.2 No mail today",
+    "MAIL": "550 5.7.1 Sender refused",
+    "RCPT": "550 5.1.1 No such user",
+    "DATA": "554 5.7.1 Message refused",
+}
+"""The default replies of refusals."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message that was received.
+
+    :ivar mail_from: the sender, of MAIL; empty for a bounce
+    :ivar rcpt_tos: the recipients, of RCPT, without those that were refused
+    :ivar content: the header and the body, unchanged
+    :ivar mail_options: the parameters of MAIL, such as ``SIZE=1024``
+    :ivar peer: the address of the client
+    :ivar tls: whether the connection was encrypted
+    :ivar login: the ``auth_data`` of the client's AUTH, or None
+    """
+
+    mail_from: str
+    rcpt_tos: list[str]
+    content: bytes
+    mail_options: list[str] = field(default_factory=list)
+    peer: Any = None
+    tls: bool = False
+    login: Any = None
+
+    @cached_property
+    def email(self) -> EmailMessage:
+        """The content, parsed: ``message.email["Subject"]``, ``message.email.get_content()``.
+
+        A line of its texts ends with a newline alone.
+        """
+        content = self.content.replace(b"\r\n", b"\n")
+        parsed = email.message_from_bytes(content, policy=email.policy.default)
+        assert isinstance(parsed, EmailMessage)
+        return parsed
+
+    def __str__(self) -> str:
+        subject = self.email["Subject"]
+        return f"{self.mail_from or '<>'} to {', '.join(self.rcpt_tos)}: {subject or 'no subject'}"
+
+
+@dataclass
+class _Refusal:
+    command: Command
+    address: str | None
+    reply: str
+    times: float
+
+    def concerns(self, command: Command, address: str | None) -> bool:
+        same = self.address is None or self.address == (address or "").casefold()
+        return self.command == command and same and self.times > 0
+
+
+class Mailbox:
+    """A handler that keeps every message, and refuses the commands of :meth:`refuse`.
+
+    For :class:`smtpd_fork.Server` and :class:`smtpd_fork.ThreadedServer`. The methods may be called
+    in any thread.
+    """
+
+    supports_dsn = supports_binarymime = True
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._messages: list[Message] = []
+        self._refusals: list[_Refusal] = []
+        self._refused: list[str] = []
+        self._clients = 0
+        self._next: Future[None] = Future()
+
+    @property
+    def messages(self) -> list[Message]:
+        """The messages that were received, in order, since the beginning or :meth:`clear`."""
+        with self._lock:
+            return list(self._messages)
+
+    def clear(self) -> None:
+        """Remove the messages and the refusals."""
+        with self._lock:
+            self._clients = 0
+            for each in (self._messages, self._refusals, self._refused):
+                each.clear()
+
+    def refuse(
+        self,
+        address: str | None = None,
+        reply: str | None = None,
+        *,
+        command: Command = "RCPT",
+        times: int | None = None,
+    ) -> None:
+        """Refuse matching commands from now on; the last call that matches decides.
+
+        :param address: the recipient (or with ``command="MAIL"`` the sender); None is any
+        :param reply: such as ``"452 4.2.2 Mailbox full"``; default: 550 or 554
+        :param command: the command to refuse: CONNECT (instead of the greeting), MAIL, RCPT or DATA
+        :param times: number of refusals, then accept again; None is no limit
+        :raises ValueError: the reply is not 4yz or 5yz, or the command has no address
+        """
+        if command not in REPLIES:
+            raise ValueError(f"command {command!r}: expected one of {', '.join(REPLIES)}")
+        if address is not None and command not in {"MAIL", "RCPT"}:
+            raise ValueError(f"{command} has no address, and {address!r} was given")
+        reply = Reply(REPLIES[command] if reply is None else reply)
+        if reply[0] not in "45":
+            raise ValueError(f"reply {reply!r}: expected a code of 4yz or 5yz")
+        address = None if address is None else address.casefold()
+        refusal = _Refusal(command, address, reply, math.inf if times is None else times)
+        with self._lock:
+            self._refusals.insert(0, refusal)
+
+    def wait_for(self, count: int = 1, timeout: float = 5.0) -> list[Message]:
+        """Wait until there are *count* messages; return all.
+
+        :param count: of messages since the beginning or :meth:`clear`
+        :param timeout: seconds
+        :raises TimeoutError: there are fewer; the text lists the messages and refusals so far
+        """
+        __tracebackhide__ = True  # pytest shows the line of the test
+        end = time.monotonic() + timeout
+        while True:
+            messages, arrival = self._now()
+            if len(messages) >= count:
+                return messages
+            try:
+                arrival.result(max(0.0, end - time.monotonic()))
+            except TimeoutError:
+                text = self._missing(count, timeout)
+                if asyncio._get_running_loop() is not None:  # noqa: SLF001 - it is documented
+                    text += "; in a coroutine, await wait_for_async(): wait_for() blocks the loop"
+                raise TimeoutError(text) from None
+
+    async def wait_for_async(
+        self,
+        count: int = 1,
+        timeout: float = 5.0,  # noqa: ASYNC109 - as of wait_for
+    ) -> list[Message]:
+        """Do the same as :meth:`wait_for` in a coroutine, without blocking its event loop."""
+        __tracebackhide__ = True  # pytest shows the line of the test
+        end = time.monotonic() + timeout
+        while True:
+            messages, arrival = self._now()
+            if len(messages) >= count:
+                return messages
+            done, _ = await asyncio.wait(
+                [asyncio.wrap_future(arrival)], timeout=max(0.0, end - time.monotonic())
+            )
+            if not done:
+                raise TimeoutError(self._missing(count, timeout))
+
+    def _now(self) -> tuple[list[Message], Future[None]]:
+        """Return the messages, and what has a result when there is another."""
+        with self._lock:
+            return list(self._messages), self._next
+
+    def _missing(self, count: int, seconds: float) -> str:
+        with self._lock:
+            messages, refused, clients = list(self._messages), list(self._refused), self._clients
+        lines = [f"{len(messages)} of {count} messages within {seconds:g} s"]
+        if not clients:
+            lines.append("no client has connected")
+        lines += [f"received: {message}" for message in messages]
+        lines += [f"refused: {each}" for each in refused]
+        if clients and not messages and not refused:
+            lines.append(f"clients that connected: {clients}; none has sent a message")
+        return "; ".join(lines)
+
+    def _refusal(self, command: Command, address: str | None = None) -> str | None:
+        """Return the reply if a command is to be refused, and take note."""
+        with self._lock:
+            for refusal in self._refusals:
+                if refusal.concerns(command, address):
+                    refusal.times -= 1
+                    what = f"{command} {address}" if address else command
+                    self._refused.append(f"{what} ({refusal.reply})")
+                    return refusal.reply
+        return None
+
+    # -- hooks ---------------------------------------------------------------------------------
+
+    async def handle_CONNECT(self, server: SMTP, session: Session) -> Answer:
+        """Count the client."""
+        with self._lock:
+            self._clients += 1
+        return self._refusal("CONNECT") or MISSING
+
+    async def handle_MAIL(
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> Answer:
+        """Refuse the sender, or leave the decision to the server."""
+        return self._refusal("MAIL", address) or MISSING
+
+    async def handle_RCPT(
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> Answer:
+        """Refuse the recipient, or leave the decision to the server."""
+        return self._refusal("RCPT", address) or MISSING
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+        """Keep the message."""
+        reply = self._refusal("DATA")
+        if reply is not None:
+            return reply
+        content = envelope.original_content or b""
+        message = Message(
+            envelope.mail_from or "",
+            list(envelope.rcpt_tos),
+            content,
+            list(envelope.mail_options),
+            session.peer,
+            session.ssl is not None,
+            session.auth_data,
+        )
+        with self._lock:
+            self._messages.append(message)
+            arrival, self._next = self._next, Future()
+        arrival.set_result(None)
+        return "250 2.0.0 Ok"
+
+
+class SmtpServer(Mailbox):
+    """A mailbox with an SMTP server of its own, in a thread; pytest's fixture ``smtp_server``.
+
+    ::
+
+        with SmtpServer() as server:
+            signup("bob@example.com", smtp=(server.host, server.port))
+            [message] = server.wait_for()
+
+    :param loop_factory: as of :class:`smtpd_fork.ThreadedServer`
+    :param options: the keywords of :class:`smtpd_fork.Server`. The default of ``listen`` is a free
+        port of 127.0.0.1, that of ``hostname`` is localhost, and that of ``shutdown_timeout`` is 1
+    :ivar server: the :class:`smtpd_fork.ThreadedServer`
+    """
+
+    def __init__(
+        self,
+        *,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+        **options: Unpack[ServerOptions],
+    ) -> None:
+        super().__init__()
+        options.setdefault("listen", "127.0.0.1:0")
+        options.setdefault("hostname", "localhost")
+        options.setdefault("shutdown_timeout", 1.0)
+        self.server = ThreadedServer(self, loop_factory=loop_factory, **options)
+
+    def __enter__(self) -> Self:
+        self.server.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.server.__exit__(kind)
+
+    @property
+    def host(self) -> str:
+        """The IP address that it listens on."""
+        return next(each[0] for each in self.server.addresses if isinstance(each, tuple))
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self.server.port

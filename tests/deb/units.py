@@ -1,0 +1,244 @@
+"""The checks of tests/deb/run that need a running systemd; Debian's Python, its library only.
+
+units.py CHECK runs one of the functions below as root, beside the systemd that runs the units. It
+prints why it failed and exits with 1, or exits with 0.
+"""
+
+from __future__ import annotations
+
+import json
+import smtplib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+UNIT = "smtpd-fork.service"
+REFUSED = "127.0.0.66"
+"""A client that the drop-in of tests/deb/run denies."""
+
+HANG = "hang@example.org"
+"""A sender for whom the drop-in's handler blocks the event loop."""
+
+WATCHDOG_SECONDS = 3
+"""WatchdogSec of that drop-in."""
+
+PATIENCE_SECONDS = 60.0
+HELD_SESSIONS = 20
+
+
+def systemctl(*words: str) -> str:
+    command = ["systemctl", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout.strip() or done.stderr.strip()
+
+
+def shown(*names: str) -> list[str]:
+    """Return properties of the unit, at one time."""
+    lines = systemctl("show", UNIT, "--property", ",".join(names)).splitlines()
+    values = dict(line.split("=", 1) for line in lines)
+    return [values[name] for name in names]
+
+
+def main_pid() -> int:
+    return int(shown("MainPID")[0])
+
+
+def kill(signal: str) -> None:
+    """Send *signal* as docs/systemd.md has it."""
+    systemctl("kill", "--kill-whom=main", "-s", signal, UNIT)
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, f"in {PATIENCE_SECONDS:g} s not seen: {what}"
+        time.sleep(0.02)
+
+
+def journal(*words: str) -> list[dict[str, str]]:
+    subprocess.run(["journalctl", "--sync"], timeout=60, check=True)
+    command = ["journalctl", "--output", "json", "--no-pager", "--unit", UNIT, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def session() -> smtplib.SMTP:
+    client = smtplib.SMTP("127.0.0.1", 25, local_hostname="client.example", timeout=30)
+    client.ehlo()
+    return client
+
+
+def send(client: smtplib.SMTP | None = None) -> None:
+    """Deliver a message; fails if it is not accepted."""
+    client = client or session()
+    client.sendmail("a@example.org", ["b@example.com"], "Subject: x\r\n\r\nx\r\n")
+    client.quit()
+
+
+@contextmanager
+def sending() -> Iterator[list[str]]:
+    """Deliver one message after another meanwhile; all have to be accepted.
+
+    :yields: a word for each message: ``ok``, or what failed
+    """
+    results: list[str] = []
+    stop = threading.Event()
+
+    def deliver() -> None:
+        while not stop.is_set():
+            try:
+                send()
+                results.append("ok")
+            except (OSError, smtplib.SMTPException) as error:
+                results.append(repr(error))
+
+    thread = threading.Thread(target=deliver)
+    thread.start()
+    try:
+        yield results
+    finally:
+        stop.set()
+        thread.join()
+    assert set(results) == {"ok"}, results
+
+
+def restarted_by_the_watchdog(hang: Callable[[], object]) -> None:
+    pid, restarts = main_pid(), int(shown("NRestarts")[0])
+    hang()
+    begun = time.monotonic()
+    until(lambda: shown("ActiveState") != ["active"], "the end of the hung process")
+    seconds = time.monotonic() - begun
+    assert seconds < WATCHDOG_SECONDS + 2, f"it hung for {seconds:.1f} s"  # 2: a busy machine
+    until(lambda: shown("ActiveState") == ["active"], "a new process")
+    assert main_pid() != pid
+    assert int(shown("NRestarts")[0]) == restarts + 1
+    assert any("Watchdog timeout" in entry["MESSAGE"] for entry in journal(f"UNIT={UNIT}"))
+    send()
+
+
+def idle() -> None:
+    """A process that serves and has nothing to do is not taken for a hung one."""
+    pid = main_pid()
+    time.sleep(2.5 * WATCHDOG_SECONDS)
+    assert main_pid() == pid, "it was restarted"
+
+
+def stopped() -> None:
+    """A process that SIGSTOP has stopped is restarted within WatchdogSec."""
+    restarted_by_the_watchdog(lambda: kill("STOP"))
+
+
+def blocked() -> None:
+    """A process whose event loop a handler blocks is restarted within WatchdogSec."""
+    client = session()
+    restarted_by_the_watchdog(lambda: client.putcmd("mail", f"FROM:<{HANG}>"))
+    client.close()
+
+
+def upgrade() -> None:
+    """SIGUSR2 moves MainPID to a new process; the unit stays active and no message is refused."""
+    old, (restarts,) = main_pid(), shown("NRestarts")
+    begun = session()
+    states = set()
+
+    def moved() -> bool:
+        pid, state = shown("MainPID", "ActiveState")
+        states.add(state)
+        return int(pid) != old
+
+    with sending() as results:
+        until(lambda: len(results) > 2, "messages before the upgrade")
+        kill("USR2")
+        until(moved, "another MainPID")
+        count = len(results)
+        until(lambda: len(results) > count + 2, "messages after the upgrade")
+        assert Path(f"/proc/{old}").exists(), "the old process ended before its last session"
+        send(begun)
+        until(lambda: not Path(f"/proc/{old}").exists(), "the end of the old process")
+        count = len(results)
+        until(lambda: len(results) > count + 2, "messages after the end of the old process")
+    assert states == {"active"}, states
+    new = main_pid()
+    assert shown("ActiveState", "SubState", "NRestarts") == ["active", "running", restarts]
+    assert Path(f"/proc/{new}").owner() == "smtpd-fork"
+    (entry,) = journal(f"_PID={old}", "--grep", "upgrade complete")
+    assert f"process {new} has" in entry["MESSAGE"], entry
+    done = systemctl("reload", UNIT)
+    assert not done, done
+    assert journal(f"_PID={new}", "--grep", "configuration reloaded")
+
+
+def logged() -> None:
+    """Entries of the journal have severity, identifier and fields; a refused client is found."""
+    refusal = ""
+    try:
+        smtplib.SMTP("127.0.0.1", 25, timeout=30, source_address=(REFUSED, 0))
+    except smtplib.SMTPConnectError as error:
+        refusal = str(error)
+    assert "554" in refusal, refusal
+    (entry,) = journal("--grep", f"refused {REFUSED}")
+    seen = {name: entry.get(name) for name in ("PRIORITY", "SYSLOG_IDENTIFIER", "_TRANSPORT")}
+    assert seen == {
+        "PRIORITY": "4", "SYSLOG_IDENTIFIER": "smtpd-fork", "_TRANSPORT": "journal"
+    }, seen  # fmt: skip
+    assert entry["MESSAGE"].startswith("refused "), entry["MESSAGE"]
+    found = journal(f"SMTPD_FORK_CLIENT={entry['SMTPD_FORK_CLIENT']}")
+    assert [e["MESSAGE"] for e in found] == [entry["MESSAGE"]], entry
+    assert entry in journal("--priority", "warning")
+    (serving,) = journal(f"_PID={main_pid()}", "--grep", "^serving")
+    assert serving["PRIORITY"] == "6", serving
+    # The drop-in's handler prints: standard error has the program's name as well.
+    (printed,) = journal(f"_PID={main_pid()}", "--grep", "^printed")
+    seen = {name: printed.get(name) for name in ("SYSLOG_IDENTIFIER", "_TRANSPORT")}
+    assert seen == {"SYSLOG_IDENTIFIER": "smtpd-fork", "_TRANSPORT": "stdout"}, seen
+
+
+def stop() -> None:
+    """``systemctl stop`` lets a message end, ends sessions with 421, and leaves no failure."""
+    begun = session()
+    begun.mail("a@example.org")
+    begun.rcpt("b@example.com")
+    assert begun.docmd("data")[0] == 354
+    idle_sessions = [session() for _ in range(HELD_SESSIONS)]
+    systemctl("stop", "--no-block", UNIT)
+    for client in idle_sessions:
+        assert client.getreply()[0] == 421
+        client.close()
+    assert shown("ActiveState") == ["deactivating"]
+    begun.send("Subject: x\r\n\r\nx\r\n.\r\n")
+    assert begun.getreply()[0] == 250
+    assert begun.getreply()[0] == 421
+    begun.close()
+    until(lambda: shown("ActiveState") == ["inactive"], "the end of the service")
+    assert shown("Result", "ExecMainCode", "ExecMainStatus") == ["success", "1", "0"]
+    assert systemctl("is-failed", UNIT) == "inactive"
+    assert systemctl("is-active", "smtpd-fork.socket") == "active"
+
+
+def stop_both() -> None:
+    """A stop after an upgrade ends the sessions that the old process still has, as well."""
+    old, of_old = main_pid(), session()
+    kill("USR2")
+    until(lambda: main_pid() != old, "another MainPID")
+    of_new = session()
+    systemctl("stop", UNIT)
+    assert [client.getreply()[0] for client in (of_old, of_new)] == [421, 421]
+    assert shown("ActiveState", "Result") == ["inactive", "success"]
+    assert not Path(f"/proc/{old}").exists()
+
+
+def activation() -> None:
+    """A client of a stopped service has systemd start it."""
+    assert shown("ActiveState") == ["inactive"]
+    send()
+    assert shown("ActiveState") == ["active"]
+
+
+CHECKS = (idle, stopped, blocked, upgrade, logged, stop, stop_both, activation)
+
+if __name__ == "__main__":
+    {check.__name__: check for check in CHECKS}[sys.argv[1]]()

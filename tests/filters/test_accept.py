@@ -1,0 +1,434 @@
+"""accept in sessions: who may send to whom, and what becomes of an alias, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import smtplib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.lmtp import LMTP
+from aiosmtpd.smtp import MISSING
+from blockbuster import BlockBuster
+from support.client import Client, code_and_enhanced
+from support.handlers import Collect, check_password
+from support.ports import free_port
+from support.server import serve
+
+from smtpd_fork.errors import HandlerError
+from smtpd_fork.filters import Accept
+from smtpd_fork.handlers import Chain, load_handlers
+from smtpd_fork.handlers.route import Route
+from smtpd_fork.message import Mail, Replies
+from smtpd_fork.setting_types import SettingError
+from smtpd_fork.sinks import Sink
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAP = """\
+bob@example.com
+carol@example.com OK
+old@example.com      REJECT 5.1.6 She has moved
+busy@example.com     DEFER 450 4.2.1 Not today
+all@example.com      bob@example.com, carol@example.com, dave@example.org
+"""
+
+
+class PerRecipient(Sink):
+    """Answers each recipient by its local part, and keeps messages."""
+
+    def __init__(self, **replies: str) -> None:
+        self.replies = replies
+        self.mails: list[Mail] = []
+
+    async def deliver(self, mail: Mail) -> Replies:
+        self.mails.append(mail)
+        return [
+            self.replies.get(each.address.partition("@")[0], "250 2.0.0 Ok")
+            for each in mail.recipients
+        ]
+
+
+def accept(directory: Path, text: str = MAP, **more: Any) -> Accept:
+    path = directory / "recipients.map"
+    path.write_text(text)
+    return Accept(["example.com"], recipients=str(path), **more)
+
+
+async def rcpt(client: Client, *addresses: str) -> list[tuple[int, str]]:
+    await client.say("RSET", "MAIL FROM:<a@example.net>")
+    return [code_and_enhanced(await client.say(f"RCPT TO:<{each}>")) for each in addresses]
+
+
+async def test_recipients_are_accepted_refused_and_replaced(tmp_path: Path) -> None:
+    kept = Collect()
+    async with (
+        serve([accept(tmp_path), kept]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        assert await rcpt(
+            client,
+            *("bob@example.com", "BOB+news@EXAMPLE.com", "old@example.com", "busy@example.com"),
+            *("nobody@example.com", "bob@example.net", "postmaster", "all@example.com"),
+            "@example.net,@example.org:bob@example.com",
+        ) == [
+            *[(250, "2.1.5"), (250, "2.1.5"), (550, "5.1.6"), (450, "4.2.1")],
+            *[(550, "5.1.1"), (550, "5.7.1"), (250, "2.1.5"), (250, "2.1.5")],
+            (250, "2.1.5"),
+        ]
+        await client.say("DATA")
+        client.send("x\r\n.\r\n")
+        assert (await client.reply()).code == 250
+    assert kept.envelopes[0].rcpt_tos == [
+        *("bob@example.com", "BOB+news@EXAMPLE.com", "postmaster"),
+        *("carol@example.com", "dave@example.org"),
+    ]
+
+
+async def test_each_address_of_an_alias_has_the_parameters_of_its_recipient(tmp_path: Path) -> None:
+    kept = Collect()
+    async with (
+        serve([accept(tmp_path), kept]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say("MAIL FROM:<a@example.net>", "RCPT TO:<bob@example.com>")
+        await client.say("RCPT TO:<all@example.com> NOTIFY=NEVER", "RCPT TO:<postmaster>")
+        await client.say("DATA")
+        client.send("x\r\n.\r\n")
+        assert (await client.reply()).code == 250
+    never = {"NOTIFY": "NEVER"}
+    envelope = kept.envelopes[0]
+    assert envelope.rcpt_params == [{}, never, never, {}]
+    assert len(envelope.rcpt_tos) == 4
+
+
+@pytest.mark.parametrize("end", ["DATA", "BDAT"])
+async def test_in_lmtp_a_recipient_gets_the_worst_reply_of_its_addresses(
+    tmp_path: Path, end: str
+) -> None:
+    sink = PerRecipient(carol="550 5.2.0 No", dave="451 4.3.0 Later", bob="250 2.0.0 bob")
+    text = f"{MAP}two@example.com bob@example.com carol@example.com\n"
+    async with (
+        serve([accept(tmp_path, text), sink], listen=["lmtp:127.0.0.1:0"]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.reply()
+        await client.say("LHLO x", "MAIL FROM:<a@example.net>")
+        for name in ("all", "nobody", "bob", "two", "carol", "postmaster"):
+            await client.say(f"RCPT TO:<{name}@example.com>")
+        if end == "DATA":
+            await client.say("DATA")
+        client.send("x\r\n.\r\n" if end == "DATA" else "BDAT 3 LAST\r\nx\r\n")
+        replies = [(await client.reply()).text for _ in range(5)]
+        # two@ names no address that is not named before: it gets the worst of all replies.
+        assert replies == [
+            "4.3.0 Later", "2.0.0 bob", "4.3.0 Later", "5.2.0 No", "2.0.0 Ok",
+        ]  # fmt: skip
+        assert (await client.say("NOOP")).code == 250
+    assert [each.address for each in sink.mails[0].recipients] == [
+        *("bob@example.com", "carol@example.com", "dave@example.org", "postmaster@example.com"),
+    ]
+
+
+async def test_in_smtp_a_message_has_one_reply_for_all_addresses(tmp_path: Path) -> None:
+    sink = PerRecipient(dave="451 4.3.0 Later")
+    async with (
+        serve([accept(tmp_path), sink]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        assert (await client.deliver(to="all@example.com")).code == 451
+        assert (await client.deliver(to="bob@example.com")).code == 250
+
+
+class Mailboxes:
+    """Knows some mailboxes, and keeps the addresses that it is asked about."""
+
+    def __init__(self, *unknown: str) -> None:
+        self.unknown = unknown
+        self.asked: list[str] = []
+
+    async def handle_RCPT(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> Any:
+        await asyncio.sleep(0)
+        self.asked.append(address)
+        if address in self.unknown:
+            return "550 5.1.1 No such mailbox in the next server"
+        if address == "carol@example.com":
+            return MISSING
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 Mine"
+
+
+@pytest.mark.parametrize("conditional", [lambda it: it, lambda it: Route(it, when={"tls": False})])
+async def test_handlers_behind_are_asked_about_each_address_of_an_alias(
+    tmp_path: Path, conditional: Any
+) -> None:
+    behind, kept = Mailboxes(), Collect()
+    async with (
+        serve([Collecting(), conditional(accept(tmp_path)), behind, kept]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        assert (await client.deliver(to="all@example.com")).code == 250
+        behind.unknown = ("dave@example.org",)
+        assert await rcpt(client, "postmaster", "all@example.com", "bob@example.com") == [
+            (250, "2.1.5"), (550, "5.1.1"), (250, "2.1.5"),
+        ]  # fmt: skip
+        await client.say("DATA")
+        client.send("x\r\n.\r\n")
+        assert (await client.reply()).code == 250
+    each = ["bob@example.com", "carol@example.com", "dave@example.org"]
+    assert behind.asked == [*each, "postmaster", *each, "bob@example.com"]
+    assert [envelope.rcpt_tos for envelope in kept.envelopes] == [
+        each, ["postmaster", "bob@example.com"],
+    ]  # fmt: skip
+
+
+class Collecting:
+    """Has no opinion about recipients."""
+
+    async def handle_RCPT(self, *_: Any) -> Any:
+        return MISSING
+
+
+@pytest.mark.parametrize("may", [True, False])
+async def test_a_client_that_has_authenticated_may_send_to_any_recipient_unless_forbidden(
+    may: bool,
+) -> None:
+    options = {"authenticator": check_password, "auth_require_tls": False}
+    async with (
+        serve(
+            [Accept(["example.com"], relay_authenticated=may), Collect()], session_options=options
+        ) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        assert await rcpt(client, "bob@example.net") == [(550, "5.7.1")]
+        await client.say("RSET")
+        login = base64.b64encode(b"\0user\0pass").decode()
+        assert (await client.say(f"AUTH PLAIN {login}")).code == 235
+        wanted = (250, "2.1.5") if may else (550, "5.7.1")
+        assert await rcpt(client, "bob@example.net") == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("listen", "relay_from", "may"),
+    [
+        ("127.0.0.1:0", "127.0.0.0/8", True),
+        ("127.0.0.1:0", "127.0.0.2", False),
+        ("127.0.0.1:0", "::/0", False),
+        ("[::1]:0", "::1", True),
+        ("[::1]:0", "0.0.0.0/0", False),
+    ],
+)
+async def test_clients_of_some_networks_may_send_to_any_recipient(
+    tmp_path: Path, listen: str, relay_from: str, may: bool
+) -> None:
+    (tmp_path / "networks").write_text(f"# ours\n{relay_from} # a comment\n")
+    for networks in ([relay_from], [f"{tmp_path}/networks"]):
+        async with (
+            serve([Accept(["example.com"], relay_from=networks), Collect()], listen=[listen]) as at,
+            await Client.to(at.addresses[0]) as client,
+        ):
+            await client.greet()
+            codes = [code for code, _ in await rcpt(client, "b@example.net", "b@example.com")]
+            assert codes == [250 if may else 550, 250]
+
+
+async def test_an_ipv4_client_of_a_socket_for_both_families_is_of_ipv4(tmp_path: Path) -> None:
+    text = "127.0.0.3 REJECT Not you\n@example.com\n"
+    made = accept(tmp_path, text, relay_from=["127.0.0.2"])
+    async with serve([made, Collect()], listen=["[::]:0"]) as server:
+        for source, codes in {"127.0.0.2": [250, 250], "127.0.0.3": [550, 550]}.items():
+            async with await Client.to(server.addresses[0], source=source) as client:
+                await client.greet()
+                answers = await rcpt(client, "b@example.net", "b@example.com")
+                assert [code for code, _ in answers] == codes
+
+
+async def test_a_client_of_a_unix_socket_is_of_no_network(tmp_path: Path) -> None:
+    made = Accept(["example.com"], relay_from=["0.0.0.0/0", "::/0"])
+    async with (
+        serve([made, Collect()], listen=[f"unix:{tmp_path}/s"]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        assert await rcpt(client, "b@example.net", "b@example.com") == [
+            (550, "5.7.1"), (250, "2.1.5"),
+        ]  # fmt: skip
+
+
+async def test_an_address_in_utf_8_is_looked_up_as_it_is_and_as_the_dns_has_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "map"
+    path.write_text("müller@bücher.example\n")
+    made = Accept(["xn--bcher-kva.example"], recipients=str(path))
+    async with (
+        serve([made, Collect()]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say("MAIL FROM:<a@example.net> SMTPUTF8")
+        for address, code in {
+            "müller@bücher.example": 250, "Müller@xn--bcher-kva.example": 250,
+            "maier@bücher.example": 550, "müller@büche.example": 550,
+        }.items():  # fmt: skip
+            assert (await client.say(f"RCPT TO:<{address}>")).code == code, address
+
+
+async def test_ten_thousand_recipients_are_judged_one_by_one(tmp_path: Path) -> None:
+    text = "".join(f"user{number}@example.com\n" for number in range(0, 10_000, 2))
+    kept = Collect()
+    async with (
+        serve(
+            [accept(tmp_path, text), kept],
+            max_recipients=10_000,
+            max_rejects=100_000,
+        ) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await client.say("MAIL FROM:<a@example.net>")
+        for first in range(0, 10_000, 1000):
+            numbers = range(first, first + 1000)
+            client.send("".join(f"RCPT TO:<user{number}@example.com>\r\n" for number in numbers))
+            codes = [(await client.reply()).code for _ in numbers]
+            assert codes == [250, 550] * 500
+        await client.say("DATA")
+        client.send("x\r\n.\r\n")
+        assert (await client.reply()).code == 250
+    assert len(kept.envelopes[0].rcpt_tos) == 5000
+
+
+async def test_an_alias_counts_as_a_recipient_as_often_as_it_is_named(tmp_path: Path) -> None:
+    async with (
+        serve([accept(tmp_path), Collect()], max_recipients=5) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        codes = [code for code, _ in await rcpt(client, *["all@example.com"] * 7)]
+        assert codes == [250] * 5 + [452] * 2
+        codes = [code for code, _ in await rcpt(client, "all@example.com", "postmaster")]
+        assert codes == [250, 250]
+
+
+async def test_neither_a_recipient_nor_a_reload_blocks_the_event_loop(tmp_path: Path) -> None:
+    async with (
+        serve([accept(tmp_path), Collect()]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        (tmp_path / "recipients.map").write_text(f"{MAP}erin@example.com\n")
+        blockbuster = BlockBuster()
+        blockbuster.activate()
+        try:
+            assert (await server.reload())[0].endswith("recipients.map read again (5 -> 6 rules)")
+            assert (await client.deliver(to="all@example.com")).code == 250
+        finally:
+            blockbuster.deactivate()
+
+
+async def test_an_alias_loop_is_451_and_a_line_of_the_log_with_client_and_session(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "a@example.com b@example.com\nb@example.com a@example.com\n"
+    async with (
+        serve([accept(tmp_path, text), Collect()]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        assert await rcpt(client, "a@example.com") == [(451, "4.3.5")]
+    line = next(each for each in caplog.messages if "alias" in each)
+    assert "127.0.0.1:" in line
+    assert line.endswith(": alias not resolved: <a@example.com>: <a@example.com> leads to itself")
+
+
+def test_under_stock_aiosmtpd_it_refuses_accepts_and_replaces_as_well(tmp_path: Path) -> None:
+    kept = Collect()
+    chain = Chain([accept(tmp_path), kept])
+    controller = Controller(chain, "127.0.0.1", free_port("127.0.0.1"))
+    controller.start()
+    try:
+        with smtplib.SMTP("127.0.0.1", controller.port) as client:
+            refused = client.sendmail(
+                "a@example.net",
+                ["all@example.com", "nobody@example.com", "b@example.net", "bob@example.com"],
+                "Subject: x\r\n\r\nhello\r\n",
+            )
+    finally:
+        controller.stop()
+    assert {to: code for to, (code, _) in refused.items()} == {
+        "nobody@example.com": 550, "b@example.net": 550,
+    }  # fmt: skip
+    assert kept.envelopes[0].rcpt_tos == [
+        *("bob@example.com", "carol@example.com", "dave@example.org"),
+    ]
+
+
+def test_under_stock_aiosmtpd_it_is_a_handler_by_itself(tmp_path: Path) -> None:
+    class Server(LMTP):
+        """Is what a Controller of another protocol makes."""
+
+    class Both(Accept):
+        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+            return f"250 2.0.0 {len(envelope.rcpt_tos)}"
+
+    (tmp_path / "map").write_text(MAP)
+    handler = Both(["example.com"], recipients=str(tmp_path / "map"))
+    controller = Controller(handler, "127.0.0.1", free_port("127.0.0.1"))
+    controller.start()
+    try:
+        with smtplib.SMTP("127.0.0.1", controller.port) as client:
+            client.ehlo()
+            client.mail("a@example.net")
+            assert client.rcpt("all@example.com")[0] == 250
+            assert client.rcpt("b@example.net")[0] == 550
+            assert client.data("x\r\n") == (250, b"2.0.0 3")
+    finally:
+        controller.stop()
+
+
+def test_its_files_are_in_the_directory_of_the_daemon_and_its_values_stay(tmp_path: Path) -> None:
+    (tmp_path / "map").write_text("bob@example.com\n")
+    (tmp_path / "domains").write_text("example.com\n*.example.net\n")
+    (tmp_path / "networks").write_text("192.0.2.0/24\n")
+    entries: list[Any] = [
+        {
+            "use": "accept",
+            "domains": ["example.org", "./domains"],
+            "relay-from": ["10.0.0.0/8", "2001:db8::/32", "./networks"],
+            "recipients": "map",
+            "relay-authenticated": False,
+        },
+        "accept:./domains,relay-from=10.0.0.0/8,relay-from=./networks,recipients=map",
+    ]
+    for entry in entries:
+        chain = load_handlers([entry], tmp_path)
+        chain.prepare()
+        names = " ".join(f"{tmp_path}/{name}" for name in ("domains", "networks", "map"))
+        assert repr(chain.handlers[0]) == f"<Accept {names}>"
+    with pytest.raises(HandlerError, match=f"cannot read {tmp_path}/none: No such file"):
+        load_handlers([f"accept:{tmp_path}/none"]).check()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"domains": []}, r"domains \[\]: at least one domain is required"),
+        ({"domains": ["example..com"]}, "domains 'example..com': not a domain, as in example.com"),
+        ({"domains": [".example.com"]}, "write [*].example.com for the domains below it"),
+        ({"domains": ["b.c"], "relay_from": ["10.0.0.1/8"]}, "relay_from '10.0.0.1/8': an address"),
+        ({"domains": ["b.c"], "relay_from": ["ten"]}, "relay_from 'ten': not a network"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(options: dict[str, Any], error: str) -> None:
+    with pytest.raises(SettingError, match=error):
+        Accept(**options)

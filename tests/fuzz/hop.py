@@ -1,0 +1,202 @@
+"""The fuzzer of a next hop's replies, for the client that has no socket.
+
+Its first law: whatever the hop says, a client has a state and, if that is BROKEN, a reason; what it
+keeps is bounded, and the reason shows no password. Its second: the same bytes give the same however
+they are cut. Its third: a recipient has the message only if the hop said so, once for each of them
+in LMTP, after the end of the message was given to it.
+
+    python tests/fuzz/hop.py --seconds 60 [--seed N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import sys
+import time
+from base64 import b64encode
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+import itertools
+
+from fuzz.client import BrokenError
+from smtpd_fork.hops.client import Client, Order, State, Terms
+from smtpd_fork.hops.errors import ConnectionLostError
+from smtpd_fork.hops.replies import LONGEST_LINE, LONGEST_REPLY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PASSWORD = "correct-horse-battery"
+ECHO = b64encode(f"\0u\0{PASSWORD}".encode())
+SECRETS = (PASSWORD, ECHO[:12].decode(), b64encode(PASSWORD.encode()).decode())
+
+OPENING = b"220 hop\r\n250-hop\r\n250-PIPELINING\r\n250 AUTH PLAIN LOGIN\r\n"
+
+WORDS = [
+    *(b"220 hop\r\n", b"250 2.0.0 ok\r\n", b"250-hop\r\n", b"250-PIPELINING\r\n", b"250 SIZE\r\n"),
+    *(b"250-CHUNKING\r\n", b"250-AUTH PLAIN LOGIN\r\n", b"250-STARTTLS\r\n", b"354 go on\r\n"),
+    *(b"421 closing\r\n", b"451 4.3.0 no\r\n", b"550 5.1.1 no\r\n", b"235 ok\r\n", b"334 \r\n"),
+    *(
+        b"503\r\n",
+        b"399 x\r\n",
+        b"100 x\r\n",
+        b"600 x\r\n",
+        b"2",
+        b"50",
+        b" ",
+        b"-",
+        b"\r\n",
+        b"\n",
+    ),
+    *(b"\r", b"\0", b"\xff\xfe", b"\x1b[31m", b"\xe2\x80\xa8", b"x" * 700, b"250-x\r\n" * 200),
+]
+"""Besides them the hop repeats what it got, as an echo."""
+
+DECIDED = re.compile(rb"(?m)^2[0-9]{2}(?: [^\r\n]*)?\r?$")
+
+TRANSACTIONS = 3
+
+
+class Play(NamedTuple):
+    """A dialogue, so that it can be repeated.
+
+    :ivar rounds: of the hop; the client sends all it can between them
+    """
+
+    terms: Terms
+    recipients: int
+    chunked: bool
+    rounds: Sequence[bytes]
+
+
+@dataclass
+class _Content:
+    """The pieces of a message, and what the hop said since the last of them was taken."""
+
+    ended: bool = False
+    said: bytearray = field(default_factory=bytearray)
+
+    def pieces(self) -> Iterator[bytes]:
+        yield b"text\r\n"
+        self.ended = True
+        yield b".\r\n"
+
+
+class _Run:
+    """One client that goes through a play."""
+
+    def __init__(self, play: Play) -> None:
+        self._play = play
+        self._client = Client(play.terms)
+        self._orders: list[tuple[Order, _Content]] = []
+        self._sent = bytearray()
+
+    def go(self, cuts: Sequence[int]) -> object:
+        """Return all that matters of the client in the end: not the text of the reason."""
+        for said in self._play.rounds:
+            for _, content in self._orders:
+                if content.ended:
+                    content.said += said
+            edges = sorted({0, len(said), *(cut % (len(said) + 1) for cut in cuts)})
+            for start, end in itertools.pairwise(edges):
+                self._client.receive(said[start:end])
+            self._see()
+            self._speak()
+        fault = self._client.fault
+        replies = [order.replies for order, _ in self._orders]
+        again = isinstance(fault, ConnectionLostError) and not fault.heard  # on another connection
+        return self._client.state, again, bytes(self._sent), replies
+
+    def _speak(self) -> None:
+        self._take()
+        if self._client.state is State.READY and len(self._orders) < TRANSACTIONS:
+            content = _Content()
+            pieces = None if len(self._orders) == 1 else content.pieces()
+            commands = [b"RCPT TO:<b@x>\r\n"] * self._play.recipients
+            order = Order(b"MAIL FROM:<a@x>\r\n", commands, pieces, self._play.chunked)
+            self._orders.append((order, content))
+            self._client.begin(order)
+            self._take()
+
+    def _take(self) -> None:
+        while piece := self._client.take():
+            self._sent += piece
+
+    def _see(self) -> None:
+        client = self._client
+        held = len(client._reader._rest) + sum(map(len, client._reader._lines))
+        if held > LONGEST_LINE + LONGEST_REPLY:
+            raise BrokenError(f"{held} bytes of replies are held")
+        if (client.state is State.BROKEN) != (client.fault is not None):
+            raise BrokenError(f"{client.state} with the reason {client.fault}")
+        if client.fault is not None and any(each in client.fault.reason for each in SECRETS):
+            raise BrokenError(f"the reason shows the password: {client.fault.reason}")
+        for order, content in self._orders:
+            self._see_replies(order, content)
+
+    def _see_replies(self, order: Order, content: _Content) -> None:
+        stored = sum(each is not None and each.positive for each in order.replies)
+        if order.pieces is None or not stored:
+            return
+        said = len(DECIDED.findall(bytes(content.said)))
+        if said < (stored if self._play.terms.lmtp else 1):
+            raise BrokenError(
+                f"{stored} recipients have a message, and the hop said so {said} times"
+            )
+
+
+def a_play(chance: random.Random) -> Play:
+    """Return a dialogue that nobody has written."""
+    login = {"user": "u", "password": PASSWORD} if chance.random() < 0.4 else {}
+    starttls = chance.choice(["no", "no", "no", "offered", "required"])
+    terms = Terms("me.example", lmtp=chance.random() < 0.4, starttls=starttls, **login)
+    behind = [ECHO, b"500 %b\r\n" % ECHO, b"250 " + PASSWORD.encode()] if login else []
+    opened = chance.random() < 0.8
+    rounds = [OPENING[:9], OPENING[9:]] if opened else []
+    words = WORDS + (behind if opened else [])
+    for _ in range(chance.randrange(1, 9)):
+        count = chance.choice([1, 1, 2, 3, 4, 9])
+        rounds += [b"".join(chance.choices(words, k=count))]
+    return Play(terms, chance.randrange(1, 4), chance.random() < 0.3, rounds)
+
+
+def _same(play: Play, cuts: Sequence[int]) -> None:
+    if _Run(play).go([]) != _Run(play).go(cuts):
+        raise BrokenError(f"cut at {cuts} it is another dialogue")
+
+
+def fuzz(seed: int, seconds: float) -> int:
+    """Play until the time is over; return how often.
+
+    :raises BrokenError: a law was broken
+    """
+    chance, end, count = random.Random(seed), time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        play = a_play(chance)
+        cuts = [chance.randrange(2000) for _ in range(chance.randrange(1, 9))]
+        try:
+            _same(play, cuts)
+        except Exception as error:
+            raise BrokenError(f"seed {seed}, {play}: {error!r}") from error
+        count += 1
+    return count
+
+
+def main() -> None:
+    """Fuzz from the command line; options of the session fuzzer have no effect."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    options, _ = parser.parse_known_args()
+    print(f"seed {options.seed}")
+    print(f"{fuzz(options.seed, options.seconds)} dialogues with a next hop")
+
+
+if __name__ == "__main__":
+    main()

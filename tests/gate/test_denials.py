@@ -1,0 +1,180 @@
+"""Networks that are denied at run time: what is refused, explained, forgotten, and how many."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from support.gates import Clock, gate
+
+from smtpd_fork import Config, Gate, Refusal, SettingError, Ticket
+from smtpd_fork.gate import limits_of
+from smtpd_fork.gate.denials import MAX_DENIALS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def is_denied(door: Gate, host: str) -> bool:
+    verdict = door.admit(host)
+    if isinstance(verdict, Ticket):
+        verdict.release()
+        return False
+    assert isinstance(verdict, Refusal)
+    assert verdict.rule == "deny"
+    return True
+
+
+def explanation(door: Gate, host: str) -> str:
+    verdict = door.admit(host)
+    assert isinstance(verdict, Refusal)
+    return str(door.explain(door.refuse(verdict).id))
+
+
+def test_a_denial_is_added_to_the_lists_and_taken_back() -> None:
+    door = gate(deny="198.51.100.7")
+    assert not is_denied(door, "192.0.2.1")
+    door.denials.add("192.0.2.0/24", "Go away")
+    verdict = door.admit("192.0.2.1")
+    assert isinstance(verdict, Refusal)
+    assert verdict.reply("mx") == b"554 5.7.1 mx Go away\r\n"
+    assert is_denied(door, "198.51.100.7")
+    assert not is_denied(door, "192.0.3.1")
+    assert door.denials.remove("192.0.2.0/24")
+    assert not door.denials.remove("192.0.2.0/24")
+    assert not is_denied(door, "192.0.2.1")
+
+
+def test_the_smallest_network_decides_also_among_lists_and_denials() -> None:
+    door = gate(allow=["192.0.2.128/25", "198.51.100.7"])
+    door.denials.add("192.0.2.0/24")
+    door.denials.add("198.51.100.7")
+    door.denials.add("192.0.2.192/26")
+    assert is_denied(door, "192.0.2.1")
+    assert not is_denied(door, "192.0.2.129")
+    assert is_denied(door, "192.0.2.193")
+    assert is_denied(door, "198.51.100.7"), "of equal networks the denial counts"
+
+
+@pytest.mark.parametrize(
+    ("network", "inside", "outside"),
+    [
+        ("::/0", "2001:db8::1", "192.0.2.1"),
+        ("0.0.0.0/0", "192.0.2.1", "2001:db8::1"),
+        ("2001:db8::/32", "2001:db8:5::1", "2001:db9::1"),
+        ("192.0.2.1", "192.0.2.1", "192.0.2.2"),
+        ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2"),
+    ],
+)
+def test_networks_of_both_families_are_denied(network: str, inside: str, outside: str) -> None:
+    door = gate()
+    door.denials.add(network)
+    assert is_denied(door, inside)
+    assert not is_denied(door, outside)
+
+
+def test_a_denial_ends_with_its_time() -> None:
+    clock = Clock()
+    door = gate(clock)
+    door.denials.add("192.0.2.1", seconds=60)
+    door.denials.add("192.0.2.2", seconds=120)
+    door.denials.add("192.0.2.3")
+    clock.now += 59
+    assert is_denied(door, "192.0.2.1")
+    assert [left for _, left in door.denials.page()] == [1, 61, float("inf")]
+    clock.now += 1
+    assert not is_denied(door, "192.0.2.1")
+    assert is_denied(door, "192.0.2.2")
+    clock.now += 60
+    assert not is_denied(door, "192.0.2.2")
+    assert is_denied(door, "192.0.2.3")
+    assert len(door.denials) == 1
+
+
+def test_a_second_denial_of_a_network_replaces_text_and_time() -> None:
+    clock = Clock()
+    door = gate(clock)
+    door.denials.add("192.0.2.1", "One", seconds=60)
+    door.denials.add("192.0.2.1", "Two")
+    clock.now += 60
+    assert [each.text for each, _ in door.denials.page()] == ["Two"]
+    assert is_denied(door, "192.0.2.1")
+
+
+def test_denials_outlive_other_limits_and_leave_the_sessions_that_exist() -> None:
+    door = gate()
+    ticket = door.admit("192.0.2.1")
+    assert isinstance(ticket, Ticket)
+    door.denials.add("192.0.2.1")
+    door.limits = limits_of(Config.build({"max_from_ip": 3}))
+    assert is_denied(door, "192.0.2.1")
+    assert not ticket.released
+    ticket.release()
+    assert door.clients == {}
+
+
+def test_the_explanation_says_who_denied_it_when_and_what_to_do() -> None:
+    door = gate()
+    door.denials.add("192.0.2.0/24", by="uid 0, pid 7", since=0)
+    text = explanation(door, "192.0.2.1")
+    assert "(denied at run time by uid 0, pid 7 at 1970-01-01 00:00:00 UTC)" in text
+    assert text.endswith("; smtpd-fork undeny 192.0.2.0/24")
+
+
+def test_the_explanation_names_the_line_of_a_list(tmp_path: Path) -> None:
+    listed = tmp_path / "deny.list"
+    listed.write_text("# bad ones\n\n192.0.2.0/24\n")
+    door = gate(deny=[str(listed), "198.51.100.7"])
+    assert "refused 192.0.2.0/24: deny [" in explanation(door, "192.0.2.1")
+    assert f"({listed}, line 3); remove the network" in explanation(door, "192.0.2.1")
+    assert "(--deny 198.51.100.7); " in explanation(door, "198.51.100.7")
+
+
+def test_the_text_is_one_line_of_printable_ascii() -> None:
+    door = gate()
+    assert door.denials.add("192.0.2.1", " a\r\n554 b\x1b\xe9 ").text == "a??554 b??"
+
+
+@pytest.mark.parametrize(
+    ("network", "text", "seconds", "reason"),
+    [
+        ("nonsense", "", None, "not a network"),
+        ("192.0.2.1/24", "", None, "host bits"),
+        ("", "", None, "not a network"),
+        ("192.0.2.1", "x" * 201, None, "has 201 characters, and may have 200"),
+        ("192.0.2.1", "", 0, "must be more than 0"),
+        ("192.0.2.1", "", -1, "must be more than 0"),
+        ("192.0.2.1", "", float("nan"), "must be more than 0"),
+        ("192.0.2.1", "", 367 * 86400, "at most 31622400 s"),
+    ],
+)
+def test_what_cannot_be_denied_changes_nothing(
+    network: str, text: str, seconds: float | None, reason: str
+) -> None:
+    door = gate()
+    with pytest.raises(SettingError, match=reason):
+        door.denials.add(network, text, seconds=seconds)
+    assert len(door.denials) == 0
+
+
+def test_ten_thousand_networks_can_be_denied_and_no_more() -> None:
+    clock = Clock()
+    door = gate(clock)
+    began = time.process_time()
+    for number in range(MAX_DENIALS):
+        door.denials.add(f"10.{number >> 8}.{number & 255}.0/24", seconds=1 + number)
+        is_denied(door, "10.0.0.1")
+    assert time.process_time() - began < 5
+    with pytest.raises(SettingError, match="10000 networks are denied"):
+        door.denials.add("192.0.2.1")
+    door.denials.add("10.0.0.0/24", seconds=9)  # one that is there may be replaced
+    clock.now += 1
+    assert len(door.denials) == MAX_DENIALS
+    clock.now += 1
+    door.denials.add("192.0.2.1")
+    assert is_denied(door, "192.0.2.1")
+    seen = door.denials.page(limit=10)
+    assert [each.number for each, _ in door.denials.page(limit=1, after=seen[8][0].number)] == [
+        seen[9][0].number
+    ]

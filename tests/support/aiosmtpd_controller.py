@@ -1,0 +1,32 @@
+"""aiosmtpd's own server, in a thread: a sink has to run under it as well."""
+
+from __future__ import annotations
+
+import asyncio
+import smtplib
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from aiosmtpd.controller import Controller
+
+from support.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_fork.sinks import Sink
+
+
+@contextmanager
+def client_of_aiosmtpd(sink: Sink) -> Iterator[smtplib.SMTP]:
+    """Serve *sink* by aiosmtpd's Controller, and yield a client; at the end close the sink."""
+    sink.prepare()
+    port = free_port("127.0.0.1")
+    controller = Controller(sink, "127.0.0.1", port, server_hostname="mx.example.com")
+    controller.start()
+    try:
+        with smtplib.SMTP("127.0.0.1", port) as client:
+            yield client
+    finally:
+        controller.stop()
+        asyncio.run(sink.close())

@@ -1,0 +1,37 @@
+"""Messages with their envelope, for sinks without a server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import strategies as st
+
+from smtpd_fork.message import Mail, MailClient, Recipient
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+TRACE = b"Received: from client.example\r\n\tby mx.example.com; now\r\n"
+
+CONTENT = b"Subject: hello\r\n\r\nhello\r\n"
+
+contents: SearchStrategy[bytes] = st.binary(max_size=300) | st.binary(max_size=300).map(
+    lambda text: b"Subject: x\r\n\r\n" + text
+)
+"""Contents of messages: any bytes, with a header or without."""
+
+
+def mail(content: bytes = CONTENT, *to: str, sender: str = "a@example.com", **more: Any) -> Mail:
+    """Return a message to *to*, by default to one recipient."""
+    recipients = tuple(map(Recipient, to or ("b@example.com",)))
+    client = MailClient(("192.0.2.7", 4711), "client.example")
+    facts = {"client": client, "trace": TRACE, **more}
+    return Mail("77-1-1", sender, recipients, content, **facts)
+
+
+def large(size: int = 25_000_000) -> bytes:
+    """Return a message of many lines, each another one."""
+    head = b"Subject: large\r\n\r\n"
+    lines = (b"%070d\r\n" % number for number in range((size - len(head)) // 72))
+    text = head + b"".join(lines)
+    return text + b"x" * (size - len(text))

@@ -1,0 +1,109 @@
+"""A nats-server of the test's own, with JetStream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import nats
+
+from support.daemon import PATIENCE, end
+from support.peers import peer
+from support.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from nats.js import JetStreamContext
+
+
+class NatsServer:
+    """A context manager.
+
+    :param settings: more of its configuration
+    :ivar url: without a user
+    """
+
+    def __init__(self, settings: str = "", *, login: str = "") -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="nats-"))
+        self.port = free_port("127.0.0.1")
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self._login = login
+        store = json.dumps(str(self.directory))
+        (self.directory / "conf").write_text(
+            f"listen: 127.0.0.1:{self.port}\njetstream {{ store_dir: {store} }}\n{settings}\n"
+        )
+
+    def start(self) -> None:
+        command = [peer("nats-server"), "-c", str(self.directory / "conf")]
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port)) as sock:
+                    if sock.recv(1) == b"I":
+                        return
+            except OSError:
+                time.sleep(0.01)
+        raise AssertionError((self.directory / "log").read_text())
+
+    def stop(self) -> None:
+        end(self.process)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    async def ask(self, what: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
+        """Return the answer to a request of JetStream."""
+        url = self.url.replace("://", f"://{self._login}")
+        client = await nats.connect(url, allow_reconnect=False)
+        try:
+            return await what(client.jetstream())
+        finally:
+            await client.close()
+
+    async def add_stream(self, **config: Any) -> None:
+        facts = {"name": "MAIL", "subjects": ["mail"], "duplicate_window": 3600, **config}
+        await self.ask(lambda stream: stream.add_stream(**facts))
+
+    async def new_stream(self, **config: Any) -> None:
+        """Add the stream in place of one that is there."""
+        with_it = [each.config.name for each in await self.ask(lambda js: js.streams_info())]
+        for name in with_it:
+            await self.ask(lambda js, name=name: js.delete_stream(name))  # type: ignore[misc]
+        await self.add_stream(**config)
+
+    async def messages(self, stream: str = "MAIL") -> list[Any]:
+        """Return all messages of a stream: each has ``data`` and ``headers``."""
+
+        async def read(jetstream: JetStreamContext) -> list[Any]:
+            state = (await jetstream.stream_info(stream)).state
+            numbers = range(state.first_seq, state.last_seq + 1)
+            return [await jetstream.get_msg(stream, number) for number in numbers]
+
+        found: list[Any] = await self.ask(read)
+        return found
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self.directory)
+
+
+def run(awaitable: Any) -> Any:
+    """Return the result, in a test that is not asynchronous."""
+    return asyncio.run(awaitable)
