@@ -185,7 +185,8 @@ async def test_a_handler_that_fails_to_use_what_it_read_does_not_undo_the_others
 async def test_sessions_go_on_while_a_large_map_is_read(tmp_path: Path) -> None:
     path = tmp_path / "map"
     path.write_text("bob@example.com\n")
-    lines = "".join(f"user{number}@example.com OK\n" for number in range(200_000))
+    lines = "bob@example.com\n"
+    lines += "".join(f"user{number}@example.com OK\n" for number in range(199_999))
     async with (
         serve([Accept(["example.com"], recipients=str(path)), Collect()]) as server,
         await Client.to(server.addresses[0]) as client,
@@ -195,10 +196,11 @@ async def test_sessions_go_on_while_a_large_map_is_read(tmp_path: Path) -> None:
         path.write_text(lines)
         reload = asyncio.ensure_future(server.reload())
         answers = []
+        # Bob is in both maps: a client that is refused often enough is disconnected.
         while not reload.done():
             answers.append((await client.say("RCPT TO:<bob@example.com>")).code)
             await client.say("RSET", "MAIL FROM:<a@example.net>")
         assert await reload == [f"handler accept: {path} read again (1 -> 200000 rules)"]
-        assert answers[0] == 250
         assert len(answers) > 5
-        assert (await client.say("RCPT TO:<user199999@example.com>")).code == 250
+        assert set(answers) == {250}
+        assert (await client.say("RCPT TO:<user199998@example.com>")).code == 250
