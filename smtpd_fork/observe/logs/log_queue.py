@@ -40,11 +40,8 @@ BATCH_BYTES = 1 << 16
 """Written at once; a pipe of Linux holds as much."""
 
 LINGER_SECONDS = 0.02
-"""Between two batches under load: waking the thread for each entry would cost the event loop more
-than the entry itself."""
-
-LOAD_ENTRIES = 50
-"""Entries within that time from which on it is load; with fewer, each is written at once."""
+"""Between two batches: waking the thread for each entry, and handing it the interpreter, would cost
+the event loop several times what the entry itself does."""
 
 FLUSH_SECONDS = 2.0
 """How long the end waits for what is queued; a fifth of the time that docker(1) gives a stop."""
@@ -157,13 +154,10 @@ class LogQueue(logging.Handler):
     def _work(self) -> None:
         """Write what is queued, until the end comes."""
         going_on = True
-        begun, entries = -math.inf, 0  # of the last LINGER_SECONDS
+        begun = -math.inf  # the last batch
         while going_on:
-            under_load = entries >= LOAD_ENTRIES
-            batch, going_on = self._gather(begun + LINGER_SECONDS if under_load else -math.inf)
-            if time.monotonic() - begun >= LINGER_SECONDS:
-                begun, entries = time.monotonic(), 0
-            entries += len(batch)
+            batch, going_on = self._gather(begun + LINGER_SECONDS)
+            begun = time.monotonic()
             held = sum(map(len, batch)) + ENTRY_BYTES * len(batch)
             fine = self._write(batch)
             self._taken_bytes += held
