@@ -48,7 +48,6 @@ log = logging.getLogger("smtpd_fork.session")
 
 _HELLO, _READY, _GREETING = State.HELLO, State.READY, State.GREETING
 _LEAVING, _DELIVERY, _EXCHANGE = State.LEAVING, State.DELIVERY, State.EXCHANGE
-_CHUNKS, _SENDER, _RECIPIENT = State.CHUNKS, State.SENDER, State.RECIPIENT
 """To compare with: an attribute of an Enum is slow to look up."""
 
 _FOUR = ord("4")
@@ -320,11 +319,13 @@ class Dialogue(Struct, eq=False):
                 self.waiting = result  # type: ignore[assignment]  # it is no bytes
                 return
             # A task and its two turns of the loop cost as much as all the rest of a command.
-            self.waiting = result
+            self.waiting, status = result, None
             try:
                 status = self.host.ask_now(result)
             finally:
-                self.waiting = None
+                self.waiting = status if type(status) is Ask else None
+            if self.waiting is not None:
+                return
             result = self.answer(result, status)
             self.in_hand = False
             self.place()
@@ -336,12 +337,12 @@ class Dialogue(Struct, eq=False):
         self.by_handler = status is not MISSING
         try:
             result = ask.then(status)
-            if type(result) is bytes:
-                self.put(result)
-                return None
+            if type(result) is not bytes:
+                return result
+            self.put(result)
         finally:
             self.by_handler = False
-        return result
+        return None
 
     def perform(self, name: str, argument: str | None) -> Result:
         """Carry out a built-in command, for a subclass that overrides it."""

@@ -22,7 +22,7 @@ from smtpd_fork.dialogue.fast_path import FREQUENT_WORDS, LONGEST
 from smtpd_fork.dialogue.introspection import auth_names, call_limits, is_inherited, is_old_ehlo
 from smtpd_fork.dialogue.session_commands import extensions
 from smtpd_fork.dialogue.tally import Tally
-from smtpd_fork.dialogue.waiting import never_waits
+from smtpd_fork.dialogue.waiting import begins_at_once
 from smtpd_fork.gate import Reporter, client_reporter
 
 if TYPE_CHECKING:
@@ -158,8 +158,8 @@ class Shared:
         }
         if "DATA" not in hooks and isinstance(handler, Sink):
             hooks["DATA"] = _taken
-        self.at_once = frozenset(name for name, hook in hooks.items() if never_waits(hook))
-        """Hooks that cannot wait for anything: they need no task."""
+        self.at_once = frozenset(name for name, hook in hooks.items() if begins_at_once(hook))
+        """Hooks that begin without a task: they need none unless they wait."""
         self.ehlo_is_old = is_old_ehlo(hooks.get("EHLO"))
         self.hooks = {name: self.tally.timed_hook(name, hook) for name, hook in hooks.items()}
         self.dsn = bool(getattr(handler, "supports_dsn", False))

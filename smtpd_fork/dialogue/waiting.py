@@ -9,16 +9,21 @@ from __future__ import annotations
 import dis
 import inspect
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, Union
 
 from smtpd_fork.dialogue.budget import Holder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from types import CodeType
 
 
-__all__ = ["Ask", "Failed", "Host", "Result", "Run", "Waiting", "never_waits"]
+__all__ = [
+    "Ask", "Failed", "Host", "Result", "Run", "Waiting", "begins_at_once", "may_end_at_once",
+    "never_waits",
+]  # fmt: skip
+
+Hook = TypeVar("Hook", bound="Callable[..., Any]")
 
 
 class Ask(NamedTuple):
@@ -27,6 +32,7 @@ class Ask(NamedTuple):
     hook: str  # its name, without handle_
     args: tuple[Any, ...]  # what it is called with, after server, session and envelope
     then: Callable[[Any], Result]  # acts on its answer: MISSING if there is no such hook
+    begun: Awaitable[Any] | None = None  # what is left of it, if it has begun without a task
 
 
 class Run(NamedTuple):
@@ -51,7 +57,7 @@ class Host(Holder, Protocol):
     """Runs a dialogue: a connection, or a test without one."""
 
     def ask_now(self, ask: Ask) -> Any:
-        """Return what a hook that never waits answers."""
+        """Return what a hook answers in its first step; if it waits, an Ask with what is left."""
 
     def refuse_handshake(self) -> str | None:
         """Return why the client is not to begin a TLS handshake; None: it is."""
@@ -64,6 +70,20 @@ class Host(Holder, Protocol):
 
     def unsent(self) -> int:
         """Return how many bytes wait for a client that does not read."""
+
+
+def may_end_at_once(hook: Hook) -> Hook:
+    """Mark a hook that often ends without waiting; else it awaits ``asyncio.sleep(0)`` first.
+
+    Until then it runs without a task: it must not use ``asyncio.timeout()``, for one.
+    """
+    hook.may_end_at_once = True  # type: ignore[attr-defined]
+    return hook
+
+
+def begins_at_once(hook: Any) -> bool:
+    """Whether *hook* may begin without a task: it ends, or says so before it waits."""
+    return never_waits(hook) or getattr(hook, "may_end_at_once", None) is True
 
 
 _WAITS = {"GET_AWAITABLE", "GET_ANEXT", "SEND", "YIELD_VALUE"}

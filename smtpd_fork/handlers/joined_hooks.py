@@ -21,6 +21,7 @@ from aiosmtpd.handlers import Sink as AiosmtpdSink
 from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.dialogue.introspection import ehlo_parameters
+from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
 from smtpd_fork.handlers.redirection import asked_about_each, redirects
 from smtpd_fork.smtp.hooks import is_from_outside
 
@@ -87,7 +88,7 @@ def _first_answer(hooks: Sequence[Hook]) -> Hook:
                 return status
         return MISSING
 
-    return hook
+    return may_end_at_once(hook) if all(map(begins_at_once, hooks)) else hook
 
 
 def _recipient(hooks: Sequence[Hook]) -> Hook:

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 from aiosmtpd.smtp import MISSING
 
+from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
+
 __all__ = ["asked_about_each", "redirects"]
 
 Hook: TypeAlias = Callable[..., Awaitable[Any]]
@@ -51,4 +53,5 @@ def asked_about_each(redirecting: Hook, behind: Hook) -> Hook:
                 return answer
         return status
 
-    return handle_RCPT
+    both = begins_at_once(redirecting) and begins_at_once(behind)
+    return may_end_at_once(handle_RCPT) if both else handle_RCPT

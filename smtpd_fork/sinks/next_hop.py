@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiosmtpd.smtp import MISSING
 
+from smtpd_fork.dialogue.waiting import may_end_at_once
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.hops.client import Order
 from smtpd_fork.hops.content import PIECE, dotted, facts_at_once, facts_of, plain
@@ -164,6 +165,7 @@ class NextHop(Sink):
 
     # -- recipients --------------------------------------------------------------------------------
 
+    @may_end_at_once
     async def handle_RCPT(
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
@@ -174,6 +176,7 @@ class NextHop(Sink):
         now = asyncio.get_running_loop().time()
         reply = self._known.get(address, now)
         if reply is None:
+            await asyncio.sleep(0)  # see may_end_at_once
             reply = await self._ask(session, address)
             if reply is None:
                 return MISSING

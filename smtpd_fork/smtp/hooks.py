@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import types
 from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import MISSING
@@ -12,7 +13,7 @@ from smtpd_fork.dialogue.reply import answer_of, is_plain
 from smtpd_fork.dialogue.session import current_session
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Generator
 
     from smtpd_fork.dialogue.shared import Shared
     from smtpd_fork.dialogue.waiting import Ask
@@ -30,21 +31,24 @@ __all__ = [
 ]
 
 
-async def ask(connection: Connection, hook: str, *args: Any) -> Any:
-    """Return what a handler's hook answers, or what a class that asks itself says it does."""
-    if connection.shared.own_asking:
+async def ask(connection: Connection, hook: str, *args: Any, begun: Any = None) -> Any:
+    """Return what a handler's hook answers, or what a class that asks itself says it does.
+
+    :param begun: what is left of it, if it has begun
+    """
+    if connection.shared.own_asking and begun is None:
         return await connection.server._call_handler_hook(hook, *args)  # noqa: SLF001 - aiosmtpd's
-    return await ask_handler(connection, hook, *args)
+    return await ask_handler(connection, hook, *args, begun=begun)
 
 
-async def ask_handler(connection: Connection, hook: str, *args: Any) -> Any:
+async def ask_handler(connection: Connection, hook: str, *args: Any, begun: Any = None) -> Any:
     """Return what a handler's hook answers; MISSING if there is none. It has its own time."""
     shared, dialogue = connection.shared, connection.dialogue
     function = shared.hooks.get(hook)
     if function is None:
         return MISSING
     try:
-        asking = function(connection.server, dialogue.session, dialogue.envelope, *args)
+        asking = begun or function(connection.server, dialogue.session, dialogue.envelope, *args)
         answer = await in_time(connection, asking)
     except Exception:
         raise
@@ -68,24 +72,32 @@ async def in_time(connection: Connection, awaitable: Awaitable[Any]) -> Any:
 
 
 def ask_now(connection: Connection, ask: Ask) -> Any:
-    """Return what a hook that never waits answers: its first step is its last."""
+    """Return what a hook answers whose first step is its last; else an Ask with what is left."""
     dialogue = connection.dialogue
     shared = dialogue.shared
     hook = shared.hooks[ask.hook]
     coroutine = hook(dialogue.server, dialogue.session, dialogue.envelope, *ask.args)
     try:
         if current_session.get() == dialogue.id:  # it is asked by a task of the session
-            coroutine.send(None)
+            waits_for = coroutine.send(None)
         else:
-            connection.context.run(coroutine.send, None)
+            waits_for = connection.context.run(coroutine.send, None)
     except StopIteration as end:
         return checked(shared, ask.hook, end.value)
     except Exception:
         raise
     except BaseException as error:
         raise as_exception(error) from error
+    if waits_for is None:  # as sleep(0) does
+        return ask._replace(begun=_rest(coroutine))
     coroutine.close()
-    raise RuntimeError(f"handle_{ask.hook} has no await, and waited")
+    raise RuntimeError(f"handle_{ask.hook} waited without a task")
+
+
+@types.coroutine
+def _rest(begun: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Go on with a coroutine that has begun: it cannot be awaited itself any more."""
+    return (yield from begun)
 
 
 def checked(shared: Shared, hook: str, status: Any) -> Any:

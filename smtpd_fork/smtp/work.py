@@ -164,7 +164,8 @@ class Work:
     async def _do(self, waiting: Waiting) -> None:
         dialogue = self._connection.dialogue
         if type(waiting) is Ask:
-            answer = await ask(self._connection, waiting.hook, *waiting.args)
+            hook, args, _, begun = waiting
+            answer = await ask(self._connection, hook, *args, begun=begun)
             dialogue.act(dialogue.answer(waiting, answer))
         elif type(waiting) is Run:
             await PROCEDURES[waiting.step](self._connection, *waiting.args)

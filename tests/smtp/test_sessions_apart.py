@@ -8,11 +8,13 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiosmtpd.smtp import MISSING
 from support.client import MAIL, RCPT, Client
 from support.server import greeted, serve
 
+from smtpd_fork.dialogue.session import current_session
 from smtpd_fork.dialogue.shared import SETTINGS
-from smtpd_fork.dialogue.waiting import never_waits
+from smtpd_fork.dialogue.waiting import may_end_at_once, never_waits
 from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import SMTP
 
@@ -191,3 +193,40 @@ async def test_a_hook_without_an_await_needs_no_task_and_fails_like_any_other(
         assert (await client.say(MAIL, RCPT)).code == 451
         assert (await client.say("RSET")).code == 250
     assert "secret" in caplog.text
+
+
+class Sometimes(Discard):
+    """Waits for a recipient only if it is new, and notes the task and session of each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, bool, bool]] = []
+
+    @may_end_at_once
+    async def handle_RCPT(self, _server: Any, session: Any, _: Any, address: str, *__: Any) -> Any:
+        new = address not in {step[0] for step in self.steps}
+        if new:
+            await asyncio.sleep(0)
+            async with asyncio.timeout(5):
+                await asyncio.sleep(0)
+        in_task = asyncio.current_task() is not None
+        self.steps.append((address, in_task, current_session.get() == session.id))
+        return "550 5.1.1 Unknown" if address[0] == "u" else MISSING
+
+
+class Neutral:
+    async def handle_RCPT(self, *_: Any) -> Any:
+        return MISSING
+
+
+async def test_a_hook_that_may_end_at_once_has_a_task_only_while_it_waits() -> None:
+    handler = Sometimes()
+    async with greeted([Neutral(), handler]) as client:
+        assert (await client.say(MAIL)).code == 250
+        for _ in range(2):
+            assert (await client.say("RCPT TO:<b@example.com>")).code == 250
+            assert (await client.say("RCPT TO:<u@example.com>")).code == 550
+    known, unknown = ("b@example.com", "u@example.com")
+    assert handler.steps == [
+        *((known, True, True), (unknown, True, True)),
+        *((known, False, True), (unknown, False, True)),
+    ]
