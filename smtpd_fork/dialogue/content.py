@@ -19,7 +19,7 @@ import io
 from enum import Enum
 from sys import getsizeof
 
-__all__ = ["LOOK", "BareNewline", "BodyFault", "Content"]
+__all__ = ["LOOK", "BareNewline", "BodyFault", "Content", "has_bare"]
 
 LOOK = 64 * 1024
 """Bytes that are looked at in one go: what is made of them then comes from the heap and stays in
@@ -155,8 +155,8 @@ class Content:
             part = part[: -self._crs]
         if self._bare is BareNewline.REJECT:
             if not self._has_bare:
-                self._has_bare = _has_bare(part) or b"\0" in part
-        elif _has_bare(part):
+                self._has_bare = has_bare(part) or b"\0" in part
+        elif has_bare(part):
             # The first takes two CR out of any run of three or more, the second a third one.
             part = part.replace(b"\r\r\n", b"\n").replace(b"\r\n", b"\n")
             part = part.replace(b"\r", b"\n").replace(b"\n", b"\r\n")
@@ -203,7 +203,7 @@ class Content:
         self._out.write(part)
 
 
-def _has_bare(text: bytes) -> bool:
+def has_bare(text: bytes) -> bool:
     """Whether *text* has CR or LF that is not of a pair."""
     if len(text) <= LOOK:
         return _part_has_bare(text)

@@ -18,6 +18,7 @@ from smtpd_fork.hops.passed_on import CLOSING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from smtpd_fork.hops.errors import HopError
     from smtpd_fork.hops.replies import HopReply
 
 __all__ = ["Client", "Order", "State", "Terms"]
@@ -49,6 +50,7 @@ class Order:
     :ivar chunked: the pieces begin with BDAT: DATA is not sent
     :ivar replies: of each recipient, once it is known
     :ivar sender_refused: they are the reply to MAIL
+    :ivar fault: why the connection ended before the hop had answered everything
     """
 
     sender: bytes
@@ -57,6 +59,7 @@ class Order:
     chunked: bool = False
     replies: list[HopReply | None] = field(default_factory=list)
     sender_refused: bool = False
+    fault: HopError | None = None
 
 
 class Client(Opening):

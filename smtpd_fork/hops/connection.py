@@ -124,7 +124,7 @@ class HopConnection(asyncio.Protocol):
         self._pump()
 
     async def carry_out(self, order: Order) -> None:
-        """Carry out a transaction, until each recipient's reply is in *order* or cannot come.
+        """Carry out a transaction, until each recipient's reply is in *order*, or the fault.
 
         :raises HopError: the hop answered nothing
         """
@@ -133,8 +133,10 @@ class HopConnection(asyncio.Protocol):
         client.begin(order)
         self._pump()
         await self._wait()
-        if client.fault is not None and not client.heard:
-            raise client.fault
+        if client.fault is not None:
+            if not client.heard:
+                raise client.fault
+            order.fault = client.fault
 
     async def _wait(self) -> None:
         if self.client.state in _SETTLED:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
+from smtpd_fork.dialogue.content import has_bare
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -63,8 +65,7 @@ async def facts_of(content: bytes) -> Facts:
 
 def facts_at_once(part: bytes) -> Facts:
     """Look at a content that is not large, or at a part of one."""
-    ends = part.count(b"\r\n")
-    bare = part.count(b"\n") != ends or part.count(b"\r") != ends
+    bare = has_bare(part)
     if part.isascii() and not bare and b"\0" not in part:
         return PLAIN
     return Facts(part.isascii(), bare, b"\0" in part)

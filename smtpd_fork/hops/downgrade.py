@@ -6,8 +6,7 @@ Nothing is encoded anew, as that breaks signatures: a message goes as it is, or 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_fork.dialogue.path import parse_path
 from smtpd_fork.hops.content import PLAIN, has_long_lines
@@ -32,19 +31,18 @@ NOTIFICATION = "451 4.5.4 The next mail server sends no delivery notifications, 
 _UNSAFE = re.compile("[\x00-\x20\x7f<>\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(NamedTuple):
     """How a message is sent to a hop.
 
     :ivar sender: the command MAIL
-    :ivar recipients: the commands RCPT; None for one that is refused already
+    :ivar recipients: the commands RCPT, for those that are not refused already
     :ivar refusals: of each recipient, the reply; None for one that the hop is asked about
     :ivar chunked: by BDAT instead of DATA
     """
 
     sender: bytes
-    recipients: Sequence[bytes | None]
-    refusals: Sequence[str | None]
+    recipients: list[bytes]
+    refusals: list[str | None]
     chunked: bool
 
 
@@ -91,7 +89,7 @@ def _declared(mail: Mail, facts: Facts, offered: Mapping[str, str]) -> list[str]
 
 
 def _with_recipients(mail: Mail, sender: bytes, offered: Mapping[str, str], *, utf8: bool) -> Form:
-    commands: list[bytes | None] = []
+    commands: list[bytes] = []
     refusals: list[str | None] = []
     for each in mail.recipients:
         try:
@@ -103,7 +101,6 @@ def _with_recipients(mail: Mail, sender: bytes, offered: Mapping[str, str], *, u
             commands.append(recipient_command(each.address, parameters, utf8=utf8))
             refusals.append(None)
         except ValueError as error:
-            commands.append(None)
             refusals.append(str(error))
     chunked = "CHUNKING" in offered and (
         b"BODY=BINARYMIME" in sender or not mail.content.endswith(b"\r\n")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import MISSING
 
@@ -17,7 +18,7 @@ from smtpd_fork.dialogue.waiting import may_end_at_once
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.hops.client import Order
 from smtpd_fork.hops.content import PIECE, dotted, facts_at_once, facts_of, plain
-from smtpd_fork.hops.downgrade import Form, form_of, recipient_command, sender_command
+from smtpd_fork.hops.downgrade import form_of, recipient_command, sender_command
 from smtpd_fork.hops.errors import NOT_AVAILABLE, ConnectionLostError, HopError
 from smtpd_fork.hops.known_answers import KnownAnswers
 from smtpd_fork.hops.lookup import Lookup, import_libraries
@@ -28,17 +29,17 @@ from smtpd_fork.peer_address import Peer, describe
 from smtpd_fork.sinks.base import Sink, SinkStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from aiosmtpd.smtp import Envelope
     from aiosmtpd.smtp import Session as AnySession
 
     from smtpd_fork.hops.connection import HopConnection
+    from smtpd_fork.hops.content import Facts
+    from smtpd_fork.hops.replies import HopReply
     from smtpd_fork.hops.target import Target
 
 __all__ = ["NextHop"]
-
-T = TypeVar("T")
 
 log = logging.getLogger("smtpd_fork.sinks")
 
@@ -112,24 +113,27 @@ class NextHop(Sink):
 
     async def deliver(self, mail: Mail) -> Replies:
         """Pass a message on; answer what the hop answers, for each recipient."""
-        delivery = _Delivery(mail, self.target)
         small = len(mail.content) <= PIECE
         facts = facts_at_once(mail.content) if small else await facts_of(mail.content)
+        delivery = _Delivery(mail, facts, lmtp=self.target.lmtp)
         try:
-            replies = await self._with_connection(
-                lambda connection: delivery.carry_out(connection, facts)
-            )
+            order = await self._carry_out(delivery.order)
         except HopError as error:
             self._report(mail.client.peer, "not delivered", error.reason, mail)
             return error.reply
         except asyncio.CancelledError:
             self._report(mail.client.peer, "not delivered", "the next hop took too long", mail)
             raise
+        replies = delivery.replies(order)
         self._log(mail, delivery, replies)
         return replies
 
-    async def _with_connection(self, use: Callable[[HopConnection], Awaitable[T]]) -> T:
-        """Use a connection; if it ended before the hop said anything, use another one, once."""
+    async def _carry_out(self, order_for: Callable[[HopConnection], Order | None]) -> Order | None:
+        """Carry out an order; if its connection ended before the hop said anything, on another.
+
+        :param order_for: returns it for a connection; None: there is nothing to ask the hop
+        :raises HopError: there is no connection, or the hop answered nothing
+        """
         pool = self._pool
         if pool is None or not pool.usable:
             name = self.target.name or self.hostname or socket.gethostname()
@@ -141,11 +145,15 @@ class NextHop(Sink):
                 connection = await pool.lend(fresh=fresh)
             used = connection.orders > 0
             try:
-                return await use(connection)
+                order = order_for(connection)
+                if order is not None:
+                    await connection.carry_out(order)
             except ConnectionLostError:
                 if fresh or not used:
                     raise
                 fresh = True
+            else:
+                return order
             finally:
                 pool.give_back(connection)
 
@@ -186,15 +194,16 @@ class NextHop(Sink):
         """Return what the hop says of a recipient; None if it does not say anything of it."""
         try:
             async with asyncio.timeout(VERIFY_SECONDS):
-                reply = await self._with_connection(
-                    lambda connection: _verified(connection, address)
-                )
+                order = await self._carry_out(partial(_verification, address))
+            reply = _verified(order)
         except TimeoutError:
             self._report(session.peer, "recipient not verified", "the next hop gave no answer")
             return NOT_AVAILABLE
         except HopError as error:
             self._report(session.peer, "recipient not verified", error.reason)
             return error.reply
+        except ValueError as error:
+            reply = str(error)
         if reply is not None:
             self._known.put(address, reply, asyncio.get_running_loop().time())
         return reply
@@ -208,70 +217,75 @@ async def no_objection(*_: Any) -> Any:
     return MISSING
 
 
-async def _verified(connection: HopConnection, address: str) -> str | None:
-    """Ask a hop about a recipient.
+def _verification(address: str, connection: HopConnection) -> Order:
+    """Return the question about a recipient.
 
-    :returns: its answer; None if it refuses the null sender, or closes the connection
+    :raises ValueError: the address cannot be sent; the text is the reply
     """
     utf8 = "SMTPUTF8" in connection.client.offered and not address.isascii()
-    try:
-        recipient = recipient_command(address, utf8=utf8)
-    except ValueError as error:
-        return str(error)
-    sender = sender_command("", ["SMTPUTF8"] if utf8 else [], utf8=utf8)
-    order = Order(sender, [recipient])
-    await connection.carry_out(order)
+    recipient = recipient_command(address, utf8=utf8)
+    return Order(sender_command("", ["SMTPUTF8"] if utf8 else [], utf8=utf8), [recipient])
+
+
+def _verified(order: Order | None) -> str | None:
+    """Return what a hop has answered of a recipient; None if it refuses the null sender.
+
+    :raises HopError: it has closed the connection instead
+    """
+    assert order is not None
     reply = order.replies[0]
     if reply is None:
-        assert connection.client.fault is not None
-        raise HopError(connection.client.fault.reason, connection.client.fault.reply)
+        assert order.fault is not None
+        raise HopError(order.fault.reason, order.fault.reply)
     return None if order.sender_refused else passed_on(reply)
 
 
 class _Delivery:
     """A message on its way to a hop.
 
+    :param facts: of its content
     :ivar server: the hop's server
     :ivar reason: why a recipient got no reply of the hop; empty if all did
     """
 
-    def __init__(self, mail: Mail, target: Target) -> None:
+    def __init__(self, mail: Mail, facts: Facts, *, lmtp: bool) -> None:
         self._mail = mail
-        self._lmtp = target.lmtp
+        self._facts = facts
+        self._lmtp = lmtp
+        self._refusals: list[str | None] = []  # of each recipient; None: the hop was asked
         self.server = ""
         self.reason = ""
 
-    async def carry_out(self, connection: HopConnection, facts: Any) -> list[str]:
-        """Give the message to the hop; return a reply for each recipient.
-
-        :raises HopError: the hop answered nothing
-        """
+    def order(self, connection: HopConnection) -> Order | None:
+        """Return what the hop is asked; None if nothing of the message can go to it."""
         mail = self._mail
         self.server = connection.server
         head, content = mail.relayed()
-        form = form_of(mail, head, facts, connection.client.offered, lmtp=self._lmtp)
+        form = form_of(mail, head, self._facts, connection.client.offered, lmtp=self._lmtp)
         if isinstance(form, str):
             self.reason = form
-            return [form] * len(mail.recipients)
-        return await self._send(connection, form, head, content)
+            self._refusals = [form] * len(mail.recipients)
+            return None
+        self._refusals = form.refusals
+        if not form.recipients:
+            return None
+        pieces = plain(head, content) if form.chunked else dotted(head, content)
+        return Order(form.sender, form.recipients, pieces, form.chunked)
 
-    async def _send(
-        self, connection: HopConnection, form: Form, head: bytes, content: bytes
-    ) -> list[str]:
-        replies = list(form.refusals)
-        asked = [index for index, refusal in enumerate(replies) if refusal is None]
-        if asked:
-            pieces = plain(head, content) if form.chunked else dotted(head, content)
-            commands = [form.recipients[index] or b"" for index in asked]
-            order = Order(form.sender, commands, pieces, form.chunked)
-            await connection.carry_out(order)
-            for index, reply in zip(asked, order.replies, strict=True):
-                replies[index] = self._reply(connection) if reply is None else passed_on(reply)
-        return [reply or NOT_AVAILABLE for reply in replies]
+    def replies(self, order: Order | None) -> list[str]:
+        """Return the reply for each recipient, after the hop has carried out what it was asked."""
+        if order is None:
+            return [refusal or NOT_AVAILABLE for refusal in self._refusals]
+        answers = iter(order.replies)
+        return [
+            self._answer(next(answers), order.fault) if refusal is None else refusal
+            for refusal in self._refusals
+        ]
 
-    def _reply(self, connection: HopConnection) -> str:
-        """Return the reply for a recipient of which the hop said nothing any more."""
-        fault = connection.client.fault
+    def _answer(self, reply: HopReply | None, fault: HopError | None) -> str:
+        """Return the reply for a recipient that the hop was asked about."""
+        if reply is not None:
+            return passed_on(reply)
         if fault is None:
             return NOT_AVAILABLE
         self.reason = f"{self.server}: {fault.reason}"
