@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import struct
+import time
 from collections.abc import Callable
 from logging.handlers import SysLogHandler
 from typing import Any, TypeAlias
@@ -60,12 +61,20 @@ def _traceback(record: logging.LogRecord) -> list[str]:
 class TextFormat(logging.Formatter):
     """One line, as the format has it, and the traceback below it, indented."""
 
+    _second = (-1, "")  # the last one, and how it is shown: many entries come in one second
+
     def format(self, record: logging.LogRecord) -> str:
         """Return *record* as text."""
         record.message = _message(record)
-        if self.usesTime():
-            record.asctime = self.formatTime(record, self.datefmt)
+        record.asctime = self.formatTime(record)
         return "\n".join([self.formatMessage(record), *_traceback(record)])
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Return the local time, as logging has it by default."""
+        second = int(record.created)
+        if second != self._second[0]:
+            self._second = (second, time.strftime(self.default_time_format, time.localtime(second)))
+        return f"{self._second[1]},{int(record.msecs):03}"
 
 
 class JsonFormat(logging.Formatter):
