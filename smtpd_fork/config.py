@@ -21,7 +21,9 @@ from smtpd_fork.setting_faults import setting_error
 from smtpd_fork.setting_types import (
     Count,
     CountOrZero,
+    FilePath,
     GreetPause,
+    LocalCount,
     MissingSettingError,
     Mode,
     Port,
@@ -31,7 +33,9 @@ from smtpd_fork.setting_types import (
     Size,
     Text,
     WhenFull,
+    without_local,
 )
+from smtpd_fork.units import parse_duration
 
 __all__ = [
     "LIMIT_CONNECTIONS", "LISTS", "MAX_FROM_IP", "READERS", "Config", "DaemonConfig",
@@ -105,6 +109,25 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ``limit_connections``; ``0`` is no limit. A /24 is the smallest network that is routed by itself
     (RFC 7454 6.1.3), a /48 the largest that one site gets (RFC 6177). With a quarter each, no such
     network shuts out the others."""
+    fleet: Text | None = None
+    """Redis or Valkey by which nodes share the limits of clients, networks and rates."""
+    fleet_secret: FilePath | None = None
+    """File with the password for it."""
+    fleet_tls_ca: FilePath | None = None
+    """CA certificates (PEM) that its certificate is verified with; default: the system's."""
+    fleet_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "smtpd-fork"
+    """Front of the keys; nodes with the same one are a fleet."""
+    fleet_connections: CountOrZero = 0
+    """Sessions of the fleet at once; 0 is no limit."""
+    fleet_node: Text | None = None
+    """Name of this node; default: ``hostname``."""
+    fleet_timeout: Annotated[float, Meta(ge=0.01, le=10, extra={"reader": parse_duration})] = 0.2
+    """Time that a client waits for the fleet at most; then the limits of this node apply."""
+    fleet_lease: Annotated[float, Meta(ge=2, le=60, extra={"reader": parse_duration})] = 6.0
+    """Time after which the sessions of a silent node are not counted any more."""
+    when_fleet_down: Literal["local", "refuse"] = "local"
+    """What happens to new clients while the fleet is out of reach: the limits of this node apply,
+    or they get 421."""
     rate: tuple[Text, ...] = ()
     """New sessions of one client in a period, each ``N/PERIOD``."""
     rate_net: tuple[Text, ...] = ()
@@ -220,6 +243,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             config = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
             raise setting_error(cls, str(error), settings) from None
+        if isinstance(most := given.get("max_from_ip"), LocalCount):
+            config = msgspec.structs.replace(config, max_from_ip=most)  # it was made a plain int
         config.check()
         if "hostname" in given and _is_address(config.hostname):
             reason = "expected the name of this host; the address to listen on belongs in listen"
@@ -240,6 +265,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.reserve and not self.exempt:
             raise SettingError("reserve", self.reserve, "needs --exempt: else no client may use it")
         self._check_tls()
+        self._check_fleet()
+
+    def _check_fleet(self) -> None:
+        for name in ("fleet_secret", "fleet_tls_ca", "fleet_connections", "fleet_node"):
+            if (value := getattr(self, name)) and not self.fleet:
+                raise MissingSettingError(name, value, "fleet")
 
     def _check_tls(self) -> None:
         certs, keys = self.tls_cert, self.tls_key
@@ -303,7 +334,7 @@ def _readers(hint: Any) -> Iterator[Callable[[str], object]]:
         if not isinstance(part, Meta):
             yield from _readers(part)
         elif part.extra:
-            yield part.extra["reader"]
+            yield from (part.extra[name] for name in part.extra if name == "reader")
 
 
 _HINTS = get_type_hints(DaemonConfig, include_extras=True)
@@ -322,6 +353,9 @@ def _read(name: str, value: Any) -> Any:
             return READERS[name](value)
         except ValueError as error:
             raise SettingError(name, value, str(error)) from None
+    if name == "max_from_ip" and isinstance(value, str):
+        number, local = without_local(value)
+        return LocalCount(number) if local and number.isdecimal() else number
     single = (str, int, dict) if name == "handler" else (str, int)
     if name in LISTS and isinstance(value, single):
         return (value,)

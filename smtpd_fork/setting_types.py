@@ -11,9 +11,9 @@ from smtpd_fork.errors import UsageError
 from smtpd_fork.units import parse_duration, parse_mode, parse_size
 
 __all__ = [
-    "LONGEST_SECONDS", "Count", "CountOrZero", "FilePath", "GreetPause", "MissingSettingError",
-    "Mode", "Port", "Seconds", "SecondsOrZero", "Secret", "SettingError", "Size", "Text",
-    "ValueOrFile", "WhenFull", "names_a_file",
+    "LONGEST_SECONDS", "Count", "CountOrZero", "FilePath", "GreetPause", "LocalCount",
+    "MissingSettingError", "Mode", "Port", "Seconds", "SecondsOrZero", "Secret", "SettingError",
+    "Size", "Text", "ValueOrFile", "WhenFull", "names_a_file", "without_local",
 ]  # fmt: skip
 
 LONGEST_SECONDS = 7 * 86400.0
@@ -77,6 +77,30 @@ class WhenFull:
         if self.refuse:
             return "refuse"
         return "defer" if self.wait is None else f"defer:{self.wait:g}"
+
+
+LOCAL = "local:"
+"""In front of a limit: it holds for this node alone, and not for its fleet."""
+
+
+def without_local(text: str) -> tuple[str, bool]:
+    """Return a limit without ``local:``, and whether that was there."""
+    return text.removeprefix(LOCAL), text.startswith(LOCAL)
+
+
+class LocalCount(int):
+    """A limit that is not shared with a fleet, written ``local:N``."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalCount) and int(self) == int(other)
+
+    def __hash__(self) -> int:
+        return hash((LOCAL, int(self)))
+
+    def __str__(self) -> str:
+        return f"{LOCAL}{int(self)}"
 
 
 def names_a_file(text: str) -> bool:

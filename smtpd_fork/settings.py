@@ -42,6 +42,15 @@ class Settings(GateSettings, total=False):
     port: Sequence[int] | int | None
     backlog: int | None
     socket_mode: int | str | None
+    fleet: str | None
+    fleet_secret: str | None
+    fleet_tls_ca: str | None
+    fleet_prefix: str | None
+    fleet_connections: int | None
+    fleet_node: str | None
+    fleet_timeout: float | str | None
+    fleet_lease: float | str | None
+    when_fleet_down: Literal["local", "refuse"] | None
     greet_pause: float | str | None
     proxy_trust: Sequence[str] | str | None
     proxy_timeout: float | str | None

@@ -31,11 +31,13 @@ _SETTINGS = {"listen_address": "listen"}
 TABLES = ("", "tls", "gate")
 """Tables of a file; the first is its top level."""
 
-_TABLE_OF = {"Limits": "gate", "Lists": "gate", "TLS": "tls"}
+_TABLE_OF = {"Limits": "gate", "Fleet": "gate", "Lists": "gate", "TLS": "tls"}
 """By section of the help."""
 
 _DEFAULT_TEXTS = {
     "dns_server": "those of the system",
+    "fleet_node": "--hostname",
+    "fleet_tls_ca": "the system's",
     "hostname": "the system's hostname",
     "limit_connections": "1000, or fewer if RLIMIT_NOFILE is low",
     "listen": "all interfaces, IPv4 and IPv6",
@@ -232,6 +234,30 @@ _OPTIONS = {
         "--max-line-length SIZE":
             "Maximum length of a message's line in bytes, including its line end; a longer one "
             "gets 500. 0 is no limit.",
+    },
+    "Fleet": {
+        "--fleet URL":
+            "Redis or Valkey by which nodes share -m, --max-from-net, --rate and --rate-net: "
+            "redis://[USER@]HOST[:PORT][/DB], rediss:// (TLS), unix:PATH or "
+            "sentinel://HOST,HOST/NAME. In front of a limit, local: keeps it to this node: "
+            "-m local:50.",
+        "--fleet-secret FILE": "File with the password for Redis.",
+        "--fleet-tls-ca FILE": "CA certificates (PEM) to verify the certificate of Redis with.",
+        "--fleet-prefix TEXT":
+            "Prefix of the keys in Redis. Nodes with the same prefix form a fleet.",
+        "--fleet-connections N":
+            "Maximum concurrent sessions of all nodes together; -c applies to each node as well. "
+            "0 is no limit.",
+        "--fleet-node NAME": "Name of this node.",
+        "--fleet-timeout TIME":
+            "Maximum time that a new client waits for Redis; on expiry the limits of this node "
+            "alone apply until Redis answers in time.",
+        "--fleet-lease TIME":
+            "Time after which the sessions of a node that has stopped or is unreachable no "
+            "longer count.",
+        "--when-fleet-down HOW":
+            "New clients while Redis is out of reach: local (the limits of this node apply) or "
+            "refuse (421).",
     },
     "Lists": {
         "--allow NET":

@@ -2,6 +2,7 @@
 
 from smtpd_fork.gate.client_log_line import ClientLine
 from smtpd_fork.gate.denials import Denial, Denials
+from smtpd_fork.gate.fleet_share import FleetShare
 from smtpd_fork.gate.gate import Gate
 from smtpd_fork.gate.ledger import Entry
 from smtpd_fork.gate.limits import GATE_SETTINGS, Limits, limits_of
@@ -19,6 +20,7 @@ __all__ = [
     "Denials",
     "Entry",
     "Explanation",
+    "FleetShare",
     "Full",
     "Gate",
     "Limits",

@@ -9,6 +9,7 @@ from smtpd_fork.peer_address import host_of
 
 if TYPE_CHECKING:
     from smtpd_fork.gate.rule_book import Page
+    from smtpd_fork.gate.rules.fleet import FleetCheck
     from smtpd_fork.peer_address import Peer
 
 __all__ = ["Client"]
@@ -28,12 +29,14 @@ class Client:
     :ivar exempt: whether the limits per client do not apply to it
     :ivar limit: sessions of all clients up to which it is admitted; the gate sets it
     :ivar rules: those that apply to it; the gate sets it
+    :ivar fleet_checks: what a fleet is asked about it; None: that was not worked out yet
     """
 
-    __slots__ = ("exempt", "ipv6", "key", "limit", "local", "number", "rules")
+    __slots__ = ("exempt", "fleet_checks", "ipv6", "key", "limit", "local", "number", "rules")
 
     limit: int
     rules: Page
+    fleet_checks: tuple[FleetCheck, ...] | None
 
     def __init__(self, peer: Peer, ipv6_prefix: int) -> None:
         host = host_of(peer)
@@ -44,3 +47,4 @@ class Client:
         if self.number is not None and self.ipv6:
             self.key = Prefix(ipv6_prefix, ipv6=True).around(self.number)
         self.exempt = False
+        self.fleet_checks = None

@@ -7,7 +7,6 @@ several threads (aiosmtpd's Controller has its own); it is never held while othe
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from threading import Lock
@@ -19,21 +18,22 @@ from smtpd_fork.gate.limits import Limits
 from smtpd_fork.gate.refusal_log import RefusalLog
 from smtpd_fork.gate.rule_book import RuleBook
 from smtpd_fork.gate.rules import Counts, Load
+from smtpd_fork.gate.slots import Slots
 from smtpd_fork.gate.statistics import Explanation, Statistics
 from smtpd_fork.gate.ticket import Ticket
 from smtpd_fork.gate.verdict import Full, Refusal, Verdict
+from smtpd_fork.gate.waiters import Waiters
 from smtpd_fork.gate.wrap import gated
 
 if TYPE_CHECKING:
     import asyncio
 
     from smtpd_fork.gate.client import Client
+    from smtpd_fork.gate.fleet_share import FleetShare
     from smtpd_fork.peer_address import Peer
     from smtpd_fork.settings import GateSettings
 
 __all__ = ["Gate"]
-
-log = logging.getLogger("smtpd_fork.gate")
 
 
 class Gate:
@@ -58,24 +58,27 @@ class Gate:
         if limits is not None and settings:
             raise TypeError(f"either limits or settings, not both: {', '.join(settings)}")
         self._clock = clock
-        self._lock = Lock()
-        self._inside: set[Ticket] = set()
+        self.lock = Lock()
+        """Guards the counts, and the part of the gate in a fleet."""
+        self._slots = Slots(clock)
+        self._inside = self._slots.inside
         self._statistics = Statistics()
         self.load = Load()
         """The event-loop lag, set by what measures it."""
-        self.denials = Denials(self._lock, clock)
-        self._paused = False
+        self.denials = Denials(self.lock, clock)
         self._set_up(limits or Limits(**settings))
-        self._waiters: list[tuple[Callable[[], None], bool]] = []
+        self._waiters = Waiters(self.lock)
         self.refusals = RefusalLog(clock=clock)
         """The refusals' log: each client's first at once, the rest in summaries."""
 
     def _set_up(self, limits: Limits, before: RuleBook | None = None) -> None:
         """Apply *limits*; the sessions that exist are counted again by them."""
         self._limits = limits
-        self._rules = RuleBook(limits, self.load, self.denials, before)
+        self._slots.change(limits)
+        if (share := self._slots.share) is not None:
+            share.recount()
+        self._rules = RuleBook(limits, self.load, self.denials, share, before)
         self.reserves = limits.reserve > 0
-        self._open_to_all = limits.open_to_all
         self._counts = Counts(self._inside)
         for ticket in self._inside:
             ticket.client = self._rules.client(ticket.peer)
@@ -89,14 +92,15 @@ class Gate:
         :returns: a :class:`Ticket`, to be released when the session ends; a :class:`Refusal` if
             a rule refuses this client; :class:`Full` if no connection slot is free
         """
-        with self._lock:
+        with self.lock:
             client, now = self._rules.client(peer), self._clock()
             for rule in client.rules.on_arrival:
                 refusal = rule.judge(client, self._counts, now)
                 if refusal is not None:
                     return refusal
-            if self._paused or len(self._inside) >= client.limit:
-                return Full(self.count + 1, client.limit, self._paused)
+            full = self._slots.full_for(client)
+            if full is not None:
+                return full
             self._enter(client)
             for rule in client.rules.timed:
                 rule.arrived(client, now)
@@ -104,6 +108,11 @@ class Gate:
             self._inside.add(ticket)
             self._statistics.admitted += 1
         return ticket
+
+    def is_full(self) -> Full:
+        """Return the verdict on a client for whom there is no slot now."""
+        with self.lock:
+            return self._slots.full()
 
     def identify(self, ticket: Ticket, peer: Peer) -> Refusal | None:
         """Apply the rules to the client that a PROXY header names.
@@ -114,7 +123,7 @@ class Gate:
         :returns: a :class:`Refusal` if a rule keeps *peer* out; the ticket is then still held, and
             as it was. None: it is *peer*'s from now on
         """
-        with self._lock:
+        with self.lock:
             client, now = self._rules.client(peer), self._clock()
             for rule in client.rules.on_header:
                 refusal = rule.judge(client, self._counts, now)
@@ -133,7 +142,7 @@ class Gate:
         :returns: a :class:`Refusal` if too many of this client, or its network, have failed lately
             or are under way
         """
-        with self._lock:
+        with self.lock:
             client, now = ticket.client, self._clock()
             for rule in client.rules.on_handshake:
                 refusal = rule.judge(client, self._counts, now)
@@ -145,8 +154,14 @@ class Gate:
 
     def end_handshake(self, ticket: Ticket) -> None:
         """Uncount a handshake that has succeeded."""
-        with self._lock:
+        with self.lock:
             for rule in ticket.client.rules.timed_handshakes:
+                rule.take_back(ticket.client)
+
+    def take_back(self, ticket: Ticket) -> None:
+        """Uncount an arrival: a client that is refused after all uses up nothing of a rate."""
+        with self.lock:
+            for rule in ticket.client.rules.timed:
                 rule.take_back(ticket.client)
 
     def _enter(self, client: Client) -> None:
@@ -160,7 +175,7 @@ class Gate:
 
     def _give_back(self, ticket: Ticket) -> None:
         """Count a ticket out, once; called by the ticket."""
-        with self._lock:
+        with self.lock:
             if ticket.released:
                 return
             ticket.released = True
@@ -177,7 +192,7 @@ class Gate:
             for rule in client.rules.told:
                 rule.leave(client)
         if self._waiters:
-            self._tell_waiters()
+            self.tell_waiters()
 
     # -- refusals, explained -----------------------------------------------------------------
 
@@ -185,13 +200,13 @@ class Gate:
         """Count a refusal and set its id; call it when the reply is sent."""
         refusal = verdict if isinstance(verdict, Refusal) else verdict.refusal()
         refusal.client, refusal.session = client, session
-        with self._lock:
+        with self.lock:
             self._statistics.note(refusal)
         return refusal
 
     def explain(self, name: str) -> Explanation | None:
         """Return one of the last thousand refusals by its id, or None."""
-        with self._lock:
+        with self.lock:
             return self._statistics.explain(name)
 
     def ledger(
@@ -207,12 +222,12 @@ class Gate:
 
     def tickets(self) -> set[Ticket]:
         """Return the tickets in use."""
-        with self._lock:
+        with self.lock:
             return set(self._inside)
 
     def stats(self) -> dict[str, int]:
         """Return the numbers of admitted clients, and of refused ones by rule, since the start."""
-        with self._lock:
+        with self.lock:
             return self._statistics.counters()
 
     # -- waiting for room --------------------------------------------------------------------
@@ -225,37 +240,31 @@ class Gate:
 
         :param reserved: a slot that is reserved for exempt clients will do
         """
-        with self._lock:
-            if (callback, reserved) not in self._waiters:
-                self._waiters.append((callback, reserved))
-        self._tell_waiters()
+        self._waiters.add(callback, reserved)
+        self.tell_waiters()
+        if self._waiters:
+            self.is_full()  # the fleet, if there is one, has to know
 
     def forget(self, callback: Callable[[], None]) -> None:
         """Cancel :meth:`when_room`; no error if there is nothing to cancel."""
-        with self._lock:
-            self._waiters = [each for each in self._waiters if each[0] != callback]
+        self._waiters.remove(callback)
 
-    def _tell_waiters(self) -> None:
-        # All of them, not one per slot: the one that is called may have no client in its backlog.
-        with self._lock:
-            if self.full:
-                return
-            for_all = not self.crowded
-            waiters = [callback for callback, reserved in self._waiters if reserved or for_all]
-            self._waiters = [] if for_all else [each for each in self._waiters if not each[1]]
-        for waiter in waiters:
-            try:
-                waiter()
-            except Exception:
-                # A waiter whose loop is closed must not spoil the release of a ticket.
-                log.exception("a callback of when_room failed")
+    @property
+    def has_waiters(self) -> bool:
+        """Whether somebody waits for a slot."""
+        return bool(self._waiters)
+
+    def tell_waiters(self) -> None:
+        """Call the callbacks that wait, if a slot is free."""
+        if not self.full:
+            self._waiters.call(for_all=not self.crowded)
 
     # -- what is, and what may be ------------------------------------------------------------
 
     @property
     def free(self) -> int:
         """Slots that are free, reserved ones among them; below 0 after a limit was lowered."""
-        return 0 if self._paused else self._limits.limit_connections - len(self._inside)
+        return self._slots.free
 
     @property
     def full(self) -> bool:
@@ -265,23 +274,23 @@ class Gate:
     @property
     def crowded(self) -> bool:
         """Whether only slots that are reserved for exempt clients are left, or none."""
-        return self._paused or len(self._inside) >= self._open_to_all
+        return self._slots.crowded
 
     @property
     def stressed(self) -> bool:
         """Whether slots are short: three quarters of them, or more, are in use."""
-        return 4 * self.count >= 3 * self._open_to_all
+        return self._slots.stressed
 
     def is_exempt(self, peer: Peer) -> bool:
         """Whether the limits per client do not apply to *peer*, and slots are reserved for it."""
         if self._limits.exempt is None:
             return False
-        with self._lock:
+        with self.lock:
             return self._rules.client(peer).exempt
 
     def counted_as(self, peer: Peer) -> str | None:
         """Return the address or network that *peer* is counted by; None if it is exempt or unix."""
-        with self._lock:
+        with self.lock:
             client = self._rules.client(peer)
         return None if client.exempt else client.key
 
@@ -292,14 +301,14 @@ class Gate:
 
     def count_from(self, peer: Peer) -> int:
         """Return the number of sessions of the client *peer*."""
-        with self._lock:
+        with self.lock:
             key = self._rules.client(peer).key
             return self._counts.by_client.get(key, 0) if key is not None else 0
 
     @property
     def clients(self) -> dict[str, int]:
         """The number of sessions of each client that has one, by its address or /64; a copy."""
-        with self._lock:
+        with self.lock:
             return dict(self._counts.by_client)
 
     @property
@@ -312,23 +321,35 @@ class Gate:
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        with self._lock:
+        with self.lock:
             self._set_up(limits, self._rules)
-        self._tell_waiters()
+        self.tell_waiters()
 
     @property
     def paused(self) -> bool:
         """Whether the gate is paused."""
-        return self._paused
+        return self._slots.paused
+
+    @property
+    def share(self) -> FleetShare | None:
+        """The part of this gate in a fleet, whose limits hold as well; None: it is in none."""
+        return self._slots.share
+
+    @share.setter
+    def share(self, share: FleetShare | None) -> None:
+        with self.lock:
+            self._slots.share = share
+            self._set_up(self._limits, self._rules)
+        self.tell_waiters()
 
     def pause(self) -> None:
         """Admit no client until :meth:`resume`; open sessions continue."""
-        self._paused = True
+        self._slots.paused = True
 
     def resume(self) -> None:
         """Admit clients again after :meth:`pause`."""
-        self._paused = False
-        self._tell_waiters()
+        self._slots.paused = False
+        self.tell_waiters()
 
     def wrap(
         self, factory: Callable[[], asyncio.BaseProtocol], *, hostname: str | None = None
@@ -344,5 +365,5 @@ class Gate:
         return gated(factory, gate=self, hostname=hostname)
 
     def __repr__(self) -> str:
-        state = " paused" if self._paused else ""
+        state = " paused" if self._slots.paused else ""
         return f"<Gate {self.count}/{self._limits.limit_connections}{state}>"

@@ -10,6 +10,8 @@ from smtpd_fork.gate.rules import (
     AccessRule,
     ClientLimitRule,
     FairShareRule,
+    FleetLimit,
+    FleetRule,
     NetworkLimitRule,
     OverloadRule,
     RateRule,
@@ -18,11 +20,13 @@ from smtpd_fork.gate.rules import (
 )
 from smtpd_fork.gate.settings import READERS, is_read
 from smtpd_fork.setting_faults import no_such_setting
+from smtpd_fork.setting_types import LocalCount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from smtpd_fork.gate.denials import Denials
+    from smtpd_fork.gate.fleet_share import FleetShare
     from smtpd_fork.gate.rules import Load, NetworkLimit, NetworkList, Rate, Rule
     from smtpd_fork.settings import GateSettings
 
@@ -91,11 +95,14 @@ class Limits:
         """Sessions in all, without the slots for exempt clients."""
         return self.limit_connections - self.reserve
 
-    def rules(self, load: Load, denials: Denials) -> Iterator[Rule]:
+    def rules(
+        self, load: Load, denials: Denials, share: FleetShare | None = None
+    ) -> Iterator[Rule]:
         """Return the rules that are on, in the order in which they are asked.
 
         :param load: the event-loop lag
         :param denials: networks that were denied at run time
+        :param share: the part of the gate in a fleet; the rules of the node are asked first
         """
         # An -m that was raised, for a relay perhaps, is meant: a share does not take it back.
         own = 0 if self.max_from_ip == MAX_FROM_IP else self.max_from_ip
@@ -114,6 +121,20 @@ class Limits:
         if self.fair_share:
             yield FairShareRule(self.limit_connections)
         yield from map(RateRule, (*self.rate, *self.rate_net))
+        if share is not None:
+            yield FleetRule(tuple(self.fleet_limits()), share)
+
+    def fleet_limits(self) -> Iterator[FleetLimit]:
+        """Return the limits that hold over all nodes of a fleet."""
+        if self.max_from_ip and not isinstance(self.max_from_ip, LocalCount):
+            yield FleetLimit(ClientLimitRule.name, self.max_from_ip)
+        for limit in self.max_from_net:
+            if not limit.share and not limit.local:
+                yield FleetLimit(NetworkLimitRule.name, limit.sessions, limit.prefix)
+        for rate in (*self.rate, *self.rate_net):
+            if not rate.local:
+                name = RateRule.name if rate.prefix is None else RateRule.network_name
+                yield FleetLimit(name, rate.sessions, rate.prefix, rate)
 
     def handshake_rules(self) -> Iterator[Rule]:
         """Return the rules that are asked before a TLS handshake."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from smtpd_fork.gate.denials import Denials
+    from smtpd_fork.gate.fleet_share import FleetShare
     from smtpd_fork.gate.limits import Limits
     from smtpd_fork.gate.rules import Load
     from smtpd_fork.peer_address import Peer
@@ -46,19 +47,25 @@ class RuleBook:
     :param limits: which rules are on
     :param load: the event-loop lag
     :param denials: networks that were denied at run time
+    :param share: the part of the gate in a fleet; None: it is in none
     :param before: the book that this one follows, whose rules may go on
     :ivar rules: in the order in which they are asked
     :ivar handshake_rules: those about TLS handshakes
     """
 
     def __init__(
-        self, limits: Limits, load: Load, denials: Denials, before: RuleBook | None = None
+        self,
+        limits: Limits,
+        load: Load,
+        denials: Denials,
+        share: FleetShare | None = None,
+        before: RuleBook | None = None,
     ) -> None:
         self._limits = limits
         self._denials = denials
         self._denials_version = denials.version
         old: tuple[Rule, ...] = before.rules if before else ()
-        self.rules: tuple[Rule, ...] = _go_on(limits.rules(load, denials), old)
+        self.rules: tuple[Rule, ...] = _go_on(limits.rules(load, denials, share), old)
         old = before.handshake_rules if before else ()
         self.handshake_rules: tuple[Rule, ...] = _go_on(limits.handshake_rules(), old)
         self._pages: dict[tuple[object, ...], Page] = {}

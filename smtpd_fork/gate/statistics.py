@@ -28,6 +28,8 @@ CURES = {
     "rate_net": "raise --rate-net, or --exempt the network",
     "tls_failure_rate": "see in the log why the TLS handshakes of this client fail, raise "
     "--tls-failure-rate, or --exempt the client",
+    "when_fleet_down": "see in the log why the fleet is out of reach, or use "
+    "--when-fleet-down local",
     "fair_share": "raise --limit-connections, --exempt the client, or remove --fair-share",
     "deny": "remove the network from the --deny list, or --allow a smaller one in it",
     "dnsbl": "remove the zone from --dnsbl, raise --dnsbl-threshold, or --exempt the client",

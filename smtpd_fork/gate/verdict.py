@@ -47,6 +47,7 @@ class Refusal:
     :param status: its enhanced status code (RFC 3463)
     :param text: of the reply; ``{key}`` stands for the key
     :param detail: more for the log; may be empty
+    :param scope: ``fleet``: the count is that of all nodes; empty: of this one
     :param origin: of a denial: file and line, option, or administrator; may be empty
     :param cure: instead of the rule's own, see :class:`smtpd_fork.gate.Explanation`
     :ivar client: the address and port of the client; empty where no client was named
@@ -63,6 +64,7 @@ class Refusal:
     status: str = "4.7.0"
     text: str = "Too many connections from {key}, try again later"
     detail: str = ""
+    scope: str = ""
     origin: str = field(default="", compare=False)
     cure: str = field(default="", compare=False)
     id: str = field(default="", compare=False)
@@ -86,13 +88,15 @@ class Refusal:
         if self.rule == "paused":
             reason = "the gate is paused"
         elif self.limit:
-            reason = f"{self.rule} ({self.count} > {self.limit})"
+            scope = f", {self.scope}" if self.scope else ""
+            reason = f"{self.rule} ({self.count} > {self.limit}{scope})"
         return f"{reason}, {self.detail}" if self.detail else reason
 
     def __str__(self) -> str:
         if self.rule == "limit_connections":
             detail = f", {self.detail}" if self.detail else ""
-            text = f"connection limit reached ({self.limit}): new clients are refused{detail}"
+            whose = "connection limit of the fleet" if self.scope else "connection limit"
+            text = f"{whose} reached ({self.limit}): new clients are refused{detail}"
         else:
             what = f"refused {self.key}" if self.key else "new clients are refused"
             text = f"{what}: {self.reason}"
@@ -111,11 +115,13 @@ class Full:
     :param count: the number of sessions with this client
     :param limit: the maximum
     :param paused: True if the gate is paused, whatever the count
+    :param scope: ``fleet`` if this node could have more, and its fleet has no slot left
     """
 
     count: int
     limit: int
     paused: bool = False
+    scope: str = ""
 
     def refusal(self) -> Refusal:
         """Return the refusal of a client that is not deferred."""
@@ -126,6 +132,7 @@ class Full:
             self.limit,
             status="4.3.2",
             text="Too many connections, try again later",
+            scope=self.scope,
         )
 
     def reply(self, hostname: str) -> bytes:
@@ -135,7 +142,8 @@ class Full:
     def __str__(self) -> str:
         if self.paused:
             return "the gate is paused"
-        return f"connection limit reached ({self.limit})"
+        whose = "connection limit of the fleet" if self.scope else "connection limit"
+        return f"{whose} reached ({self.limit})"
 
 
 Verdict: TypeAlias = "Ticket | Refusal | Full"

@@ -205,7 +205,7 @@ class Acceptor:
         now = self._loop.time()
         if now - self._deferral_told >= DEFERRAL_SECONDS:
             self._deferral_told = now
-            log.info("%s: new clients wait in the backlog", self._full())
+            log.info("%s: new clients wait in the backlog", self._gate.is_full())
         self._gate.when_room(self._on_free_slot, reserved=True)
 
     def _on_free_slot(self) -> None:
@@ -318,17 +318,13 @@ class Acceptor:
         host, trust = host_of(peer), self._proxy_trust
         return host is None or (trust is not None and bool(trust.find(number_of(host))))
 
-    def _full(self) -> Full:
-        gate = self._gate
-        return Full(gate.count + 1, gate.limits.limit_connections, gate.paused)
-
     def _wait_or_go(self, client: AcceptedClient) -> None:
         """Have a client wait; if so many wait that exempt ones would be locked out, refuse it."""
         if self._queue_has_space:
             self._queue.add(client)
             self._gate.when_room(self._on_free_slot)
         else:
-            self._refuser.refuse(client, self._full())
+            self._refuser.refuse(client, self._gate.is_full())
 
     def _admit_queue(self) -> None:
         """Admit the clients that waited longest, as far as there are slots."""
@@ -347,5 +343,5 @@ class Acceptor:
 
     def _overdue(self, clients: Sequence[AcceptedClient]) -> None:
         for client in clients:
-            self._refuser.refuse(client, self._full())
+            self._refuser.refuse(client, self._gate.is_full())
         self._reopen()

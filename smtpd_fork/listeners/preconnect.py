@@ -1,7 +1,8 @@
 """Preconnect: the stages between a ticket and a session.
 
-A proxy sends its PROXY header, the DNS is asked about the client, and the client waits for the
-greeting. Each stage is there only if it is configured, and holds a client until it passes.
+A proxy sends its PROXY header, the fleet and the DNS are asked about the client, and the client
+waits for the greeting. Each stage is there only if it is configured, and holds a client until it
+passes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smtpd_fork.listeners.dns_checks import DnsChecks
+from smtpd_fork.listeners.fleet_checks import FleetChecks
 from smtpd_fork.listeners.greet_pause import GreetPause
 from smtpd_fork.listeners.proxy import ProxyHeaders
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from smtpd_fork.config import Config
+    from smtpd_fork.fleet import Fleet
     from smtpd_fork.gate import Gate, Reporter, Ticket
     from smtpd_fork.listeners.accepted_client import AcceptedClient
     from smtpd_fork.listeners.pending_clients import Begin, Refuse
@@ -35,6 +38,7 @@ class Preconnect:
     :param refuse: answers a client that has not passed, and closes
     :param resolver: asks the DNS about clients; None: nothing does
     :param reporter: writes lines about clients
+    :param fleet: is asked about clients; None: nothing is
     """
 
     def __init__(
@@ -47,20 +51,24 @@ class Preconnect:
         refuse: Refuse,
         resolver: Resolver | None,
         reporter: Reporter,
+        fleet: Fleet | None = None,
     ) -> None:
         self._begin = begin
         self._proxies = ProxyHeaders(
             *(config.proxy_timeout, loop, self._identified, refuse), gate=gate, reporter=reporter
         )
+        self._fleet_checks: FleetChecks | None = None
+        if fleet is not None:
+            self._fleet_checks = FleetChecks(fleet, gate, self._counted, refuse)
         self._dns_checks: DnsChecks | None = None
         if resolver is not None:
             self._dns_checks = DnsChecks(resolver, config, self._checked, refuse)
         self._pause: GreetPause | None = None
         if config.greet_pause:
             self._pause = GreetPause(config.greet_pause, loop, self._begin, refuse)
-        self._is_direct = self._dns_checks is None and self._pause is None
-        stages = (self._proxies, self._dns_checks, self._pause)
-        self._stages = [stage for stage in stages if stage is not None]
+        later = (self._fleet_checks, self._dns_checks, self._pause)
+        self._is_direct = not any(stage is not None for stage in later)
+        self._stages = [stage for stage in (self._proxies, *later) if stage is not None]
 
     def __len__(self) -> int:
         return sum(len(stage) for stage in self._stages)
@@ -75,6 +83,12 @@ class Preconnect:
             self._identified(client, ticket)
 
     def _identified(self, client: AcceptedClient, ticket: Ticket) -> None:
+        if self._fleet_checks is not None:
+            self._fleet_checks.hold(client, ticket)
+        else:
+            self._counted(client, ticket)
+
+    def _counted(self, client: AcceptedClient, ticket: Ticket) -> None:
         known = ticket.client
         if self._dns_checks is not None and not known.exempt and known.number is not None:
             self._dns_checks.hold(client, ticket)

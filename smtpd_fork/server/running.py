@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from smtpd_fork.dialogue import Budget, Tally
+    from smtpd_fork.fleet import Fleet
     from smtpd_fork.gate import Gate, Ticket
     from smtpd_fork.server.effective_settings import EffectiveSettings
     from smtpd_fork.server.tls import ServerTls
@@ -47,6 +48,7 @@ class Running:
     :param settings: in force from now on
     :param gate: of the server
     :param tls: of new handshakes; stopped with it
+    :param fleet: of the gate, which was started; stopped with it; None: the gate is in none
     :param budget: how much all sessions may hold of messages
     :param tally: counts what the sessions do, and the event-loop lag
     :param session_class: of the sessions
@@ -59,6 +61,7 @@ class Running:
         settings: EffectiveSettings,
         gate: Gate,
         tls: ServerTls,
+        fleet: Fleet | None,
         budget: Budget,
         tally: Tally,
         session_class: type[SMTP],
@@ -68,6 +71,7 @@ class Running:
         self._loop = loop = asyncio.get_running_loop()
         self._gate = gate
         self._tls = tls
+        self._fleet = fleet
         self._budget = budget
         self._tally = tally
         self._session_class = session_class
@@ -134,6 +138,7 @@ class Running:
             refuse=self._refuser.refuse,
             resolver=settings.resolver,
             reporter=self._reporter,
+            fleet=self._fleet,
         )
 
     def _look_after_stress(self, now: float) -> None:
@@ -226,6 +231,8 @@ class Running:
             log.warning("%s closed early", counted(cut, "session"))
         await self._sweep.stop()
         await self._tls.stop()
+        if self._fleet is not None:
+            await self._fleet.stop()
         await self._chains.close(self._chain)
         self._reporter.close()
         return cut

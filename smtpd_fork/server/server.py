@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from smtpd_fork.config import Config
 from smtpd_fork.dialogue import Budget, Tally
 from smtpd_fork.errors import OperatingSystemError
+from smtpd_fork.fleet import fleet_of
 from smtpd_fork.gate import GATE_SETTINGS, Gate
 from smtpd_fork.handlers import Chain
 from smtpd_fork.peer_address import describe
@@ -94,6 +95,7 @@ class Server(RunTimeChanges):
             config, chain, limits=gate.limits if gate else limits, listeners=listeners
         )
         self.gate = gate or Gate(limits=self._settings.limits)
+        self.fleet = fleet_of(config, self.gate)
         self._tls = ServerTls(tls_context)
         self._tls.use(self._tls.plan(config, listeners))
         self._session_class = session_class
@@ -135,11 +137,13 @@ class Server(RunTimeChanges):
         try:
             await self._prepare()
             self._running = Running(
-                *(self._settings, self.gate, self._tls, self._budget, self.tally),
+                *(self._settings, self.gate, self._tls, self.fleet, self._budget, self.tally),
                 *(self._session_class, self._session_options),
             )
         except BaseException:
             await self._tls.stop()
+            if self.fleet is not None:
+                await self.fleet.stop()
             self.close()
             raise
         finally:
@@ -153,6 +157,8 @@ class Server(RunTimeChanges):
             await asyncio.to_thread(self.bind)
         await asyncio.to_thread(self.chain.prepare)
         await self._tls.start()
+        if self.fleet is not None:
+            await self.fleet.start()
         if self._stop_wanted:
             raise RuntimeError("the server was stopped while it started")
 

@@ -32,7 +32,7 @@ from smtpd_fork.sinks.server_sink import NotDeliveredError, ServerDownError, Ser
 try:
     from redis import exceptions
 
-    from smtpd_fork.sinks.redis_connections import ERRORS, connect, reason_of
+    from smtpd_fork.redis_connections import ERRORS, connect, reason_of
 except ImportError:  # the constructor says so
     INSTALLED = False
 else:

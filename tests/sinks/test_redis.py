@@ -203,7 +203,7 @@ def test_a_bad_value_is_an_error_that_shows_no_secret(options: Any, message: str
 
 def test_the_library_is_named_if_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    monkeypatch.delitem(sys.modules, "smtpd_fork.sinks.redis_connections")
+    monkeypatch.delitem(sys.modules, "smtpd_fork.redis_connections")
     module = importlib.reload(redis_module)
     try:
         with pytest.raises(MissingLibraryError, match=r"pip install 'smtpd-fork\[redis\]'"):

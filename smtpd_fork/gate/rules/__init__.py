@@ -8,6 +8,7 @@ from smtpd_fork.gate.rules.concurrency import (
     NetworkLimit,
     NetworkLimitRule,
 )
+from smtpd_fork.gate.rules.fleet import FleetLimit, FleetRule
 from smtpd_fork.gate.rules.overload import Load, OverloadRule
 from smtpd_fork.gate.rules.rate import Rate, RateRule, handshake_rules
 from smtpd_fork.gate.rules.refuse_every import RefuseEveryRule
@@ -17,6 +18,8 @@ __all__ = [
     "ClientLimitRule",
     "Counts",
     "FairShareRule",
+    "FleetLimit",
+    "FleetRule",
     "Load",
     "NetworkLimit",
     "NetworkLimitRule",

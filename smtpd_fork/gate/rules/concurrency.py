@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 from smtpd_fork.gate.networks import Prefix
 from smtpd_fork.gate.rules.base import Counts, Rule
 from smtpd_fork.gate.verdict import Refusal
+from smtpd_fork.setting_types import without_local
 from smtpd_fork.units import parse_count
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ class NetworkLimit:
     :ivar prefix: how large the network is
     :ivar share: whether it is a share of all sessions, which does not apply to local networks: one
         address there (a bridge, a proxy, a relay) may stand for many clients
+    :ivar local: whether it is not shared with a fleet
     """
 
     sessions: int
     prefix: Prefix
     share: bool = False
+    local: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -57,6 +60,7 @@ class NetworkLimit:
         :raises ValueError: *text* is not that
         """
         usage = "write N/PREFIX or N%/PREFIX, as in 100/24 or 25%/48"
+        text, local = without_local(text)
         count, slash, prefix = text.partition("/")
         if not slash:
             raise ValueError(usage)
@@ -65,7 +69,7 @@ class NetworkLimit:
             sessions = parse_count(count[:-1], at_most=100) if share else parse_count(count)
         except ValueError as error:
             raise ValueError(f"{usage}: N {error}") from None
-        return cls(sessions, Prefix.parse(prefix), share)
+        return cls(sessions, Prefix.parse(prefix), share, local)
 
     def of(self, total: int) -> int:
         """Return how many sessions that is, of *total*; at least 1."""

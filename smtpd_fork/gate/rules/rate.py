@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from smtpd_fork.gate.networks import Prefix
 from smtpd_fork.gate.rules.base import Counts, Rule
 from smtpd_fork.gate.verdict import Refusal
+from smtpd_fork.setting_types import without_local
 from smtpd_fork.units import parse_count, parse_duration
 
 if TYPE_CHECKING:
@@ -54,11 +55,13 @@ class Rate:
     :ivar sessions: so many
     :ivar seconds: in so long
     :ivar prefix: how large the network is that they come from; None: they come from one client
+    :ivar local: whether it is not shared with a fleet
     """
 
     sessions: int
     seconds: float
     prefix: Prefix | None = None
+    local: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -66,6 +69,7 @@ class Rate:
 
         :raises ValueError: *text* is not that
         """
+        text, local = without_local(text)
         count, slash, period = text.partition("/")
         period = _PERIOD_WORDS.get(period.lower(), period)
         if not slash or not period:
@@ -81,7 +85,7 @@ class Rate:
             raise ValueError(reason) from None
         if not 0 < seconds <= _LONGEST_PERIOD:
             raise ValueError("the period must be more than 0 and at most a day")
-        return cls(sessions, seconds)
+        return cls(sessions, seconds, None, local)
 
     @classmethod
     def parse_of_network(cls, text: str) -> Self:
@@ -93,7 +97,7 @@ class Rate:
         if not slash or "/" not in rate:
             raise ValueError("write N/PERIOD/PREFIX, as in 100/m/24")
         plain = cls.parse(rate)
-        return cls(plain.sessions, plain.seconds, Prefix.parse(prefix))
+        return cls(plain.sessions, plain.seconds, Prefix.parse(prefix), plain.local)
 
 
 class RateRule(Rule):

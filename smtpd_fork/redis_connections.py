@@ -18,7 +18,7 @@ from smtpd_fork.sanitizer import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ERRORS", "connect", "reason_of"]
+__all__ = ["ERRORS", "connect", "options", "reason_of"]
 
 LONGEST_ANSWER = 1 << 16
 """Bytes; the answers that are expected have less than a hundred."""
@@ -53,22 +53,25 @@ class BoundedParser(_AsyncRESP2Parser):
             raise InvalidResponse("the answer is too long")
 
 
-def connect(url: str, connections: int, options: Mapping[str, Any]) -> Redis:
+def options(**more: Any) -> dict[str, Any]:
+    """Return the options of any connection, and *more*."""
+    return {
+        "parser_class": BoundedParser,
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),  # who asks knows whether it may be asked again
+        "driver_info": None,  # nothing that an older server does not know
+        **more,
+    }
+
+
+def connect(url: str, connections: int, more: Mapping[str, Any]) -> Redis:
     """Return a client; it connects when it is used.
 
     :param url: ``redis://``, ``rediss://`` or ``unix://``
-    :param options: of redis-py's connections
+    :param more: options of redis-py's connections
     :raises ValueError: *url* cannot be read
     """
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        parser_class=BoundedParser,
-        protocol=2,
-        retry=Retry(NoBackoff(), 0),  # the client sends the message again
-        driver_info=None,  # nothing that an older server does not know
-        **options,
-    )
+    pool = BlockingConnectionPool.from_url(url, max_connections=connections, **options(**more))
     client: Redis = Redis.from_pool(pool)  # closes the pool with it
     return client
 

@@ -1,0 +1,85 @@
+"""FleetAddress: where the Redis of a fleet is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from smtpd_fork.sanitizer import HIDDEN
+from smtpd_fork.setting_types import SettingError
+
+__all__ = ["FleetAddress"]
+
+USAGE = "write redis://HOST[:PORT], rediss://HOST, unix:PATH or sentinel://HOST,HOST/NAME"
+
+PORT, SENTINEL_PORT = 6379, 26379
+
+
+@dataclass(frozen=True, slots=True)
+class FleetAddress:
+    """Where the Redis of a fleet is.
+
+    :ivar url: as redis-py has it; empty for Sentinel
+    :ivar user: of the ACL; None: Redis's default user
+    :ivar tls: whether TLS is used
+    :ivar sentinels: host and port of each
+    :ivar name: of the primary that Sentinel watches
+    :ivar written: the address, without a password
+    """
+
+    url: str
+    written: str
+    user: str | None = None
+    tls: bool = False
+    sentinels: tuple[tuple[str, int], ...] = ()
+    name: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``redis://[USER@]HOST[:PORT][/DB]``, ``rediss://``, ``unix:PATH`` or ``sentinel://``.
+
+        :raises SettingError: *text* is none of them, or has a password
+        """
+        try:
+            scheme, _, rest = text.partition(":")
+            if scheme == "unix" and rest and not rest.startswith("//"):
+                return cls(f"unix://{rest}", text)
+            parts = urlsplit(text)
+            if parts.password is not None:
+                text = f"{parts.scheme}://{parts.username or ''}:{HIDDEN}@{parts.hostname}"
+            return cls._of_parts(text, parts)
+        except ValueError as error:
+            raise SettingError("fleet", text, str(error)) from None
+
+    @classmethod
+    def _of_parts(cls, text: str, parts: SplitResult) -> Self:
+        if parts.password is not None:
+            raise ValueError("put the password into a file, and name that with fleet_secret")
+        user = unquote(parts.username) if parts.username else None
+        if parts.scheme == "sentinel":
+            return cls._of_sentinels(text, user)
+        if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
+            raise ValueError(USAGE)
+        database = parts.path.strip("/") or "0"
+        if parts.query or parts.fragment or not database.isdecimal():
+            raise ValueError(USAGE)
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        url = f"{parts.scheme}://{host}:{parts.port or PORT}/{database}"
+        return cls(url, text, user, tls=parts.scheme == "rediss")
+
+    @classmethod
+    def _of_sentinels(cls, text: str, user: str | None) -> Self:
+        hosts, slash, name = text.removeprefix("sentinel://").rpartition("@")[2].partition("/")
+        sentinels = []
+        for host in hosts.split(","):
+            parts = urlsplit(f"//{host}")
+            if not parts.hostname:
+                raise ValueError(USAGE)
+            sentinels.append((parts.hostname, parts.port or SENTINEL_PORT))
+        if not slash or not name or "/" in name:
+            raise ValueError(USAGE)
+        return cls("", text, user, sentinels=tuple(sentinels), name=name)
+
+    def __str__(self) -> str:
+        return self.written

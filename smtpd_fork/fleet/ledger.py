@@ -1,0 +1,147 @@
+"""Ledger: what a fleet counts, in the memory of one process. No I/O; the time is an argument.
+
+It does what ``sync.lua`` does in Redis, key for key; a test compares the two. Processes of one host
+share their limits by it, and so does the simulation of a large fleet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from smtpd_fork.fleet.sync import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_fork.fleet.sync import Sync
+
+__all__ = ["Ledger"]
+
+FORGOTTEN_A_RATE = 2
+"""Rates that are looked at for each new one, and forgotten if they mean nothing any more."""
+
+
+@dataclass(slots=True)
+class _Node:
+    """One node.
+
+    :ivar ends: the time at which its word counts no longer, in microseconds
+    :ivar slots: that it holds
+    :ivar counts: its sessions by key
+    """
+
+    ends: int = 0
+    slots: int = 0
+    sessions: int = 0
+    waits: bool = False
+    about: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class Ledger:
+    """The counts of a fleet.
+
+    :ivar hints: after a message, what the other nodes should be told: ``waiting`` or ``room``
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, _Node] = {}
+        self._counts: dict[str, int] = {}
+        self._due: dict[str, int] = {}
+        self.denials = 0
+        self.hints: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._counts) + len(self._due)
+
+    def count(self, key: str) -> int:
+        """Return the sessions of *key*, over all nodes."""
+        return self._counts.get(key, 0)
+
+    def sync(self, keys: Sequence[str], message: Sync, now: int) -> Answer:
+        """Take a message, and answer it.
+
+        :param keys: of the message
+        :param now: microseconds of a clock that never goes back
+        """
+        self.hints = []
+        dead = [name for name, node in self._nodes.items() if node.ends <= now]
+        fresh = message.node not in self._nodes or message.node in dead
+        for name in dead:
+            if name != message.node:
+                self.remove(name)
+        node = self._nodes.setdefault(message.node, _Node())
+        before, others = node.slots, [n for n in self._nodes.values() if n is not node]
+        node.sessions = message.sessions
+        node.ends = now + message.lease * 1000
+        node.slots = 0
+        if message.limit:
+            left = message.limit - sum(each.slots for each in others)
+            node.slots = max(message.sessions, min(message.want, left))
+        node.about = message.about or node.about
+        for number, count in zip(message.counts[::2], message.counts[1::2], strict=True):
+            self._tell(node, keys[number - 1], count)
+        verdicts: list[int] = []
+        for checks in message.clients:
+            verdicts += self._judge(node, keys, checks, now)
+        waiting = sum(each.waits for each in others)
+        if message.waits and not node.waits:
+            self.hints.append("waiting")
+        if waiting and (node.slots < before or message.leaves or set(dead) - {message.node}):
+            self.hints.append("room")
+        node.waits = message.waits
+        slots, nodes = node.slots, len(self._nodes)
+        sessions = sum(each.sessions for each in self._nodes.values())
+        if message.leaves:
+            self.remove(message.node)
+        return Answer(fresh, nodes, slots, sessions, waiting, self.denials, verdicts)
+
+    def remove(self, name: str) -> None:
+        """Forget a node, and its sessions."""
+        node = self._nodes.pop(name, None)
+        if node is not None:
+            for key in list(node.counts):
+                self._tell(node, key, 0)
+
+    def _tell(self, node: _Node, key: str, count: int) -> None:
+        change = count - node.counts.get(key, 0)
+        if count:
+            node.counts[key] = count
+        else:
+            node.counts.pop(key, None)
+        total = self._counts.get(key, 0) + change
+        if total:
+            self._counts[key] = total
+        else:
+            self._counts.pop(key, None)
+
+    def _judge(
+        self, node: _Node, keys: Sequence[str], checks: list[int], now: int
+    ) -> tuple[int, int]:
+        limits = [checks[at : at + 4] for at in range(0, len(checks), 4)]
+        for which, (number, most, interval, ahead) in enumerate(limits, 1):
+            key = keys[number - 1]
+            if not interval:
+                count = self._counts.get(key, 0) + 1
+                if count > most:
+                    return which, count
+            elif (early := self._due.get(key, now) - now) > ahead:
+                return which, int(early / interval + 0.5) + 1
+        for number, _, interval, _ in limits:
+            key = keys[number - 1]
+            if interval:
+                if key not in self._due:
+                    self._forget_some(now)
+                # Touched last, so last in the table: the first ones are those to look at.
+                self._due[key] = max(self._due.pop(key, now), now) + interval
+            else:
+                self._tell(node, key, node.counts.get(key, 0) + 1)
+        return 0, 0
+
+    def _forget_some(self, now: int) -> None:
+        for _ in range(min(FORGOTTEN_A_RATE, len(self._due))):
+            key = next(iter(self._due))
+            due = self._due.pop(key)
+            if due > now:
+                self._due[key] = due  # looked at again when the others have been

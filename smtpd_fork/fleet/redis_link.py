@@ -1,0 +1,134 @@
+"""RedisLink: reaches a fleet by Redis or Valkey, plain, by TLS, by a unix socket or by Sentinel.
+
+A script does all the work (``sync.lua``), so a message is one step for all nodes. It is called by
+its hash: nodes of two versions, each with a script of its own, share one Redis.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import Redis, Sentinel
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
+
+from smtpd_fork.fleet.sync import FleetError
+from smtpd_fork.redis_connections import ERRORS, connect, options, reason_of
+
+if TYPE_CHECKING:
+    from redis.asyncio.client import PubSub
+
+    from smtpd_fork.fleet.address import FleetAddress
+    from smtpd_fork.fleet.sync import Keys
+
+__all__ = ["SCRIPT", "RedisLink"]
+
+SCRIPT = files("smtpd_fork.fleet").joinpath("sync.lua").read_text()
+"""Read once: a daemon that has dropped its privileges may not be able to."""
+
+CONNECTIONS = 4
+"""One for messages, one for hints, one for an administrator's questions, one to spare."""
+
+CONNECT_SECONDS = 5.0
+
+
+class RedisLink:
+    """A link by Redis.
+
+    :param address: of Redis
+    :param keys: of the fleet
+    :param password: for Redis; None: it wants none
+    :param ca_file: CA certificates that its certificate is verified with; None: the system's
+    :ivar shown: names it in the log
+    """
+
+    def __init__(
+        self,
+        address: FleetAddress,
+        keys: Keys,
+        *,
+        password: str | None = None,
+        ca_file: str | None = None,
+    ) -> None:
+        self._address = address
+        self._keys = keys
+        self.shown = str(address)
+        self._options: dict[str, Any] = {"socket_connect_timeout": CONNECT_SECONDS}
+        if address.user is not None:
+            self._options["username"] = address.user
+        if password is not None:
+            self._options["password"] = password
+        if ca_file is not None and address.tls:
+            self._options["ssl_ca_certs"] = ca_file
+        self._client: Redis | None = None
+        self._hints: PubSub | None = None
+        self._hash = ""
+
+    async def open(self) -> None:
+        """Connect, load the script, and ask for hints; see the protocol."""
+        try:
+            self._client = self._connect()
+            self._hash = await self._client.script_load(SCRIPT)
+            self._hints = self._client.pubsub(ignore_subscribe_messages=True)
+            await self._hints.subscribe(self._keys.channel)
+        except ERRORS as error:
+            raise FleetError(_reason(error)) from None
+
+    def _connect(self) -> Redis:
+        address = self._address
+        if not address.sentinels:
+            return connect(address.url, CONNECTIONS, self._options)
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types for it
+            address.sentinels, **options(socket_connect_timeout=CONNECT_SECONDS)
+        )
+        primary: Redis = sentinel.master_for(address.name, **options(**self._options))
+        return primary
+
+    async def call(self, keys: list[str], message: bytes) -> object:
+        """Send a message, and return its answer; see the protocol."""
+        names = [*self._keys.fixed, *map(self._keys.of, keys)]
+        try:
+            try:
+                return await self._evaluate(names, message)
+            except NoScriptError:  # nothing has run
+                assert self._client is not None
+                self._hash = await self._client.script_load(SCRIPT)
+                return await self._evaluate(names, message)
+        except ERRORS as error:
+            raise FleetError(_reason(error)) from None
+
+    async def _evaluate(self, names: list[str], message: bytes) -> object:
+        assert self._client is not None
+        channel = self._keys.channel
+        return await self._client.evalsha(self._hash, len(names), *names, message, channel)
+
+    async def hint(self) -> str:
+        """Return the next hint; see the protocol."""
+        assert self._hints is not None
+        try:
+            while True:
+                found = await self._hints.get_message(timeout=None)
+                if found is not None:
+                    return str(found["data"], "ascii", "replace")
+        except ERRORS as error:
+            raise FleetError(_reason(error)) from None
+
+    async def close(self) -> None:
+        """Close the connections; see the protocol."""
+        client, self._client = self._client, None
+        hints, self._hints = self._hints, None
+        for each in (hints, client):
+            if each is not None:
+                with suppress(*ERRORS):  # it was lost already
+                    await each.aclose()
+
+
+def _reason(error: BaseException) -> str:
+    """Return why Redis cannot be used, for an administrator."""
+    text = reason_of(error)
+    if isinstance(error, NoPermissionError):
+        return f"the ACL of Redis refuses: {text}"
+    if isinstance(error, ResponseError) and "WRONGTYPE" in text:
+        return f"a key of the fleet is used by something else: {text}"
+    return text

@@ -1,0 +1,156 @@
+-- One message of a node to its fleet: what it holds, and whom it asks about. See sync.py, which has
+-- the fields; ledger.py does the same in Python. Everything is read and judged before anything is
+-- written: a client that is refused has used up nothing, and an error leaves all as it was.
+--
+-- KEYS: layout, nodes, slots, waiting, about, denials, then those of the message
+-- ARGV: the message (MessagePack), the channel of hints
+
+local LAYOUT = '1'
+local LONGEST_LEASE = 60000
+
+local node, lease, keep, limit, sessions, want, waits, leaves, about, counts, clients =
+  unpack(cmsgpack.unpack(ARGV[1]))
+local layout, nodes, slots, waiting, abouts, denials = unpack(KEYS, 1, 6)
+local FIRST = 6
+
+-- What is.
+
+local time = redis.call('TIME')
+local us = time[1] * 1000000 + time[2]
+local now = math.floor(us / 1000)
+
+local found = redis.call('GET', layout)
+if found and found ~= LAYOUT then
+  return redis.error_reply('LAYOUT the fleet has layout ' .. found .. ', this node has ' .. LAYOUT)
+end
+
+local alive, dead, wrong, living = {}, {}, {}, 1
+local leases = redis.call('ZRANGE', nodes, 0, -1, 'WITHSCORES')
+local fresh = true
+for i = 1, #leases, 2 do
+  local name, ends = leases[i], tonumber(leases[i + 1])
+  if name == node then
+    fresh = ends <= now
+  elseif ends <= now then
+    dead[#dead + 1] = name
+  else
+    alive[name] = true
+    living = living + 1
+    if ends > now + LONGEST_LEASE then wrong[#wrong + 1] = name end -- the clock was set back
+  end
+end
+
+local held, granted, all = 0, 0, sessions
+local state = redis.call('HGETALL', slots)
+local before = 0
+for i = 1, #state, 2 do
+  local have, open = string.match(state[i + 1], '^(%d+) (%d+)$')
+  if state[i] == node then
+    before = tonumber(have)
+  elseif alive[state[i]] then
+    held, all = held + tonumber(have), all + tonumber(open)
+  end
+end
+if limit > 0 then granted = math.max(sessions, math.min(want, limit - held)) end
+
+local others_wait, waited = 0, false
+for _, name in ipairs(redis.call('ZRANGE', waiting, 0, -1)) do
+  if name == node then waited = true elseif alive[name] then others_wait = others_wait + 1 end
+end
+
+local version = tonumber(redis.call('HGET', denials, 'version') or 0)
+redis.call('HEXISTS', abouts, node) -- an error now if it is something else
+
+local mine, others, gone = {}, {}, {}
+for i = 1, #counts, 2 do
+  mine[counts[i]] = counts[i + 1]
+end
+for index in pairs(mine) do
+  local sum, stale = 0, {}
+  local by_node = redis.call('HGETALL', KEYS[FIRST + index])
+  for i = 1, #by_node, 2 do
+    if alive[by_node[i]] then
+      sum = sum + tonumber(by_node[i + 1])
+    elseif by_node[i] ~= node then
+      stale[#stale + 1] = by_node[i]
+    end
+  end
+  others[index], gone[index] = sum, stale
+end
+
+-- Who comes in. A client is a list of four numbers a limit: key, limit, interval, most.
+
+local due, verdicts = {}, {}
+for c = 1, #clients do
+  local checks = clients[c]
+  local refused, count = 0, 0
+  for i = 1, #checks, 4 do
+    local index, most = checks[i], checks[i + 1]
+    if checks[i + 2] == 0 then
+      count = others[index] + mine[index] + 1
+      if count > most then refused = (i + 3) / 4 break end
+    else
+      if not due[index] then due[index] = tonumber(redis.call('GET', KEYS[FIRST + index]) or us) end
+      local ahead = due[index] - us
+      if ahead > checks[i + 3] then
+        refused, count = (i + 3) / 4, math.floor(ahead / checks[i + 2] + 0.5) + 1
+        break
+      end
+    end
+  end
+  verdicts[#verdicts + 1] = refused
+  verdicts[#verdicts + 1] = refused > 0 and count or 0
+  if refused == 0 then
+    for i = 1, #checks, 4 do
+      local index = checks[i]
+      if checks[i + 2] == 0 then
+        mine[index] = mine[index] + 1
+      else
+        due[index] = math.max(due[index], us) + checks[i + 2]
+      end
+    end
+  end
+end
+
+-- What is written.
+
+local function forget(name)
+  redis.call('ZREM', nodes, name)
+  redis.call('ZREM', waiting, name)
+  redis.call('HDEL', slots, name)
+  redis.call('HDEL', abouts, name)
+end
+
+redis.call('SET', layout, LAYOUT, 'PX', keep)
+for _, name in ipairs(dead) do forget(name) end
+for _, name in ipairs(wrong) do redis.call('ZADD', nodes, now + lease, name) end
+if leaves then
+  forget(node)
+else
+  redis.call('ZADD', nodes, now + lease, node)
+  redis.call('HSET', slots, node, string.format('%d %d', granted, sessions))
+  if about ~= '' then redis.call('HSET', abouts, node, about) end
+  if waits then redis.call('ZADD', waiting, now, node) elseif waited then redis.call('ZREM', waiting, node) end
+end
+for _, key in ipairs({nodes, slots, waiting, abouts}) do redis.call('PEXPIRE', key, keep) end
+for index, count in pairs(mine) do
+  local key = KEYS[FIRST + index]
+  if #gone[index] > 0 then redis.call('HDEL', key, unpack(gone[index])) end
+  if count > 0 and not leaves then
+    redis.call('HSET', key, node, count)
+    redis.call('PEXPIRE', key, keep)
+  else
+    redis.call('HDEL', key, node)
+  end
+end
+for index, at in pairs(due) do
+  if at > us then
+    redis.call('SET', KEYS[FIRST + index], string.format('%.0f', at), 'PX', math.ceil((at - us) / 1000))
+  end
+end
+if waits and not waited then redis.call('PUBLISH', ARGV[2], 'waiting') end
+if others_wait > 0 and (granted < before or leaves or #dead > 0) then
+  redis.call('PUBLISH', ARGV[2], 'room')
+end
+
+return cmsgpack.pack({fresh, living, granted, all, others_wait, version, verdicts})

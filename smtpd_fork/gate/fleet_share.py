@@ -1,0 +1,125 @@
+"""FleetShare: what a fleet allows a gate, and what the gate has to tell the fleet. Plain data.
+
+The gate does no I/O. Whoever talks to the fleet (:mod:`smtpd_fork.fleet`) writes here what it was
+told, and reads here what it has to tell; the gate reads the one and writes the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from threading import Lock
+
+
+__all__ = ["KNOWN_SECONDS", "FleetShare", "OverLimit"]
+
+KNOWN_SECONDS = 0.25
+"""How long a key that was over its limit is refused without asking the fleet again."""
+
+MAX_KNOWN = 4096
+"""Keys over their limits that are known at once."""
+
+
+class OverLimit(NamedTuple):
+    """A key that the fleet found over its limit.
+
+    :ivar until: seconds of the gate's clock
+    :ivar sessions: with the client that was refused
+    """
+
+    until: float
+    sessions: int
+
+
+class FleetShare:
+    """The part of a gate in a fleet. The gate's lock guards it.
+
+    :param connections: sessions of the fleet at once; 0: no limit
+    :ivar slots: how many of these the gate may use
+    :ivar until: seconds of the gate's clock; then the slots belong to others
+    :ivar alone: slots that hold instead while the fleet is out of reach; None: it is not
+    :ivar stressed: whether three quarters of *connections* are in use
+    :ivar waiting: whether clients of this gate wait for a slot of the fleet
+    :ivar held: sessions by key, also those that the fleet is being asked about
+    :ivar changed: keys that may have another count than the fleet was told
+    :ivar over: keys that were over their limits a moment ago
+    :ivar owner: the object that talks to the fleet
+    :ivar wake: called when there is something to tell; with True if a client waits for it
+    """
+
+    def __init__(self, lock: Lock, connections: int = 0) -> None:
+        self.lock = lock
+        self.connections = connections
+        self.slots = 0
+        self.until = -math.inf
+        self.alone: int | None = None
+        self.stressed = False
+        self.waiting = False
+        self.held: dict[str, int] = {}
+        self.changed: dict[str, None] = {}  # in the order of the changes
+        self.over: dict[str, OverLimit] = {}
+        self.owner: object = None
+        self.wake: Callable[[bool], None] = _nobody
+
+    def wait(self) -> None:
+        """Take note that clients wait for a slot of the fleet."""
+        if not self.waiting:
+            self.waiting = True
+            self.wake(True)
+
+    def limit(self, own: int, now: float) -> int:
+        """Return how many sessions may exist, of the *own* limit of the gate.
+
+        A process that was stopped for a while believes nothing until the fleet has answered: its
+        slots may be in use elsewhere.
+        """
+        if not self.connections:
+            return own
+        if now < self.until:
+            return min(own, self.slots)
+        return 0 if self.alone is None else min(own, self.alone)
+
+    def is_over(self, key: str, now: float) -> OverLimit | None:
+        """Return what is known of a key over its limit; None if nothing is."""
+        known = self.over.get(key)
+        if known is not None and known.until <= now:
+            del self.over[key]
+            return None
+        return known
+
+    def know(self, key: str, count: int, now: float) -> None:
+        """Remember for a moment that *key* is over its limit."""
+        if len(self.over) >= MAX_KNOWN:
+            self.over.clear()
+        self.over[key] = OverLimit(now + KNOWN_SECONDS, count)
+
+    def enter(self, key: str) -> None:
+        """Count a session of *key*."""
+        self.held[key] = self.held.get(key, 0) + 1
+        self.changed[key] = None
+
+    def leave(self, key: str) -> None:
+        """Count a session of *key* no longer."""
+        self.over.pop(key, None)
+        left = self.held[key] - 1
+        if left:
+            self.held[key] = left
+        else:
+            del self.held[key]
+        if not self.changed:
+            self.wake(False)
+        self.changed[key] = None
+
+    def recount(self) -> None:
+        """Forget the counts: the sessions that exist are counted again, by other keys perhaps."""
+        self.changed.update(dict.fromkeys(self.held))
+        self.held.clear()
+        self.over.clear()
+        self.wake(False)
+
+
+def _nobody(urgent: bool) -> None:
+    """Nobody talks to a fleet."""

@@ -1,0 +1,132 @@
+"""FleetRule: max_from_ip, max_from_net, rate and rate_net over all nodes of a fleet.
+
+The rule refuses clients that were over a limit of the fleet a moment ago, and keeps the counts that
+the fleet is told. Others are asked about before their greeting (:mod:`smtpd_fork.fleet`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from smtpd_fork.gate.rules.base import Counts, Rule
+from smtpd_fork.gate.rules.rate import RateRule
+from smtpd_fork.gate.verdict import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_fork.gate.client import Client
+    from smtpd_fork.gate.fleet_share import FleetShare
+    from smtpd_fork.gate.networks import Prefix
+    from smtpd_fork.gate.rules.rate import Rate
+
+__all__ = ["FleetCheck", "FleetLimit", "FleetRule"]
+
+SCOPE = "fleet"
+
+
+class FleetLimit(NamedTuple):
+    """A limit that holds over all nodes.
+
+    :ivar rule: name of its option
+    :ivar limit: sessions at once, or in a time
+    :ivar prefix: how large the network is; None: it is about one client
+    :ivar rate: the rate, if it is one
+    """
+
+    rule: str
+    limit: int
+    prefix: Prefix | None = None
+    rate: Rate | None = None
+
+    def check(self, client: Client) -> FleetCheck | None:
+        """Return what the fleet is asked about *client*; None if it is not about it."""
+        prefix, rate = self.prefix, self.rate
+        if prefix is None:
+            name = client.key
+        elif client.number is None or client.ipv6 is not prefix.ipv6:
+            name = None
+        else:
+            name = prefix.around(client.number)
+        if name is None:
+            return None
+        if rate is None:
+            kind = "c" if prefix is None else "n"
+            return FleetCheck(f"{kind}:{name}", self, name)
+        kind = f"{'r' if prefix is None else 'rn'}:{rate.sessions}/{rate.seconds:g}"
+        interval = round(rate.seconds / rate.sessions * 1e6)
+        most = round(rate.seconds * 1e6) - interval
+        return FleetCheck(f"{kind}:{name}", self, name, max(1, interval), most)
+
+
+class FleetCheck(NamedTuple):
+    """One limit, for one client.
+
+    :ivar key: what is counted, without the prefix of the fleet
+    :ivar limit: the limit
+    :ivar name: of the client or network, for the reply and the log
+    :ivar interval: microseconds from one session to the next, of a rate; 0: sessions at once
+    :ivar most: microseconds by which a rate may be ahead
+    """
+
+    key: str
+    limit: FleetLimit
+    name: str
+    interval: int = 0
+    most: int = 0
+
+    def refusal(self, count: int) -> Refusal:
+        """Return the refusal of a client that would be the *count*-th."""
+        limit = self.limit
+        refusal = Refusal(limit.rule, self.name, count, limit.limit, scope=SCOPE)
+        if limit.rate is not None:
+            refusal.text = RateRule.text
+        return refusal
+
+
+class FleetRule(Rule):
+    """Refuses clients that are over a limit of the fleet, and counts what the fleet is told.
+
+    :param limits: those that hold over all nodes
+    :param share: where the counts are, and what is known
+    """
+
+    name = SCOPE
+
+    def __init__(self, limits: Sequence[FleetLimit], share: FleetShare) -> None:
+        self._limits = limits
+        self._share = share
+
+    def checks(self, client: Client) -> tuple[FleetCheck, ...]:
+        """Return what the fleet is asked about *client*."""
+        if client.fleet_checks is None:
+            found = (limit.check(client) for limit in self._limits)
+            client.fleet_checks = tuple(check for check in found if check is not None)
+        return client.fleet_checks
+
+    def concerns(self, client: Client) -> bool:
+        """Whether the client can be told from others, and has limits."""
+        return client.key is not None and not client.exempt
+
+    def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
+        """Refuse a client that was over a limit a moment ago."""
+        share = self._share
+        if not share.over:
+            return None
+        for check in self.checks(client):
+            known = share.is_over(check.key, now)
+            if known is not None:
+                return check.refusal(known.sessions)
+        return None
+
+    def enter(self, client: Client) -> None:
+        """Count a session."""
+        for check in self.checks(client):
+            if not check.interval:
+                self._share.enter(check.key)
+
+    def leave(self, client: Client) -> None:
+        """Count a session no longer."""
+        for check in self.checks(client):
+            if not check.interval:
+                self._share.leave(check.key)

@@ -1,0 +1,59 @@
+"""FleetChecks: clients wait while the fleet is asked about them, a fraction of a millisecond."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from smtpd_fork.gate import Refusal
+from smtpd_fork.listeners.pending_clients import PendingClient, PendingClients
+
+if TYPE_CHECKING:
+    from smtpd_fork.fleet import Fleet
+    from smtpd_fork.fleet.node import Question
+    from smtpd_fork.gate import Gate, Ticket
+    from smtpd_fork.listeners.accepted_client import AcceptedClient
+    from smtpd_fork.listeners.pending_clients import Begin, Refuse
+
+__all__ = ["FleetChecks"]
+
+
+class FleetChecks(PendingClients):
+    """Holds clients until the fleet has answered.
+
+    :param fleet: is asked
+    :param gate: has admitted them
+    """
+
+    phase = "fleet"
+
+    def __init__(self, fleet: Fleet, gate: Gate, begin: Begin, refuse: Refuse) -> None:
+        super().__init__(begin, refuse)
+        self._fleet = fleet
+        self._gate = gate
+        self._clients: dict[PendingClient, Question] = {}
+
+    def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
+        """Hold a client until the fleet has answered; if it is out of reach, do not."""
+        pending = PendingClient(client.listener, client.sock, client.peer, ticket, self)
+        asked = self._fleet.ask(ticket, partial(self._answered, pending))
+        if asked is None:
+            self._begin(client, ticket)
+        elif isinstance(asked, Refusal):
+            self._refuse_client(pending, asked)
+        else:
+            self._clients[pending] = asked
+
+    def _answered(self, client: PendingClient, refusal: Refusal | None) -> None:
+        del self._clients[client]
+        if refusal is None:
+            self._begin(client, client.ticket)
+        else:
+            self._refuse_client(client, refusal)
+
+    def _refuse_client(self, client: PendingClient, refusal: Refusal) -> None:
+        self._gate.take_back(client.ticket)
+        self._refuse(client, refusal)
+
+    def _let_go(self, client: PendingClient) -> None:
+        self._fleet.forget(self._clients.pop(client))

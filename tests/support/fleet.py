@@ -1,0 +1,82 @@
+"""A fleet of servers in the test's own loop, and clients that connect to all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from support.client import PATIENCE, Client
+from support.server import serve
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+
+    from smtpd_fork import Server
+
+
+class Taker:
+    """A handler that takes every message."""
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        return "250 2.0.0 taken"
+
+
+@asynccontextmanager
+async def nodes(
+    number: int, url: str, handler: Any = None, **options: Any
+) -> AsyncIterator[list[Server]]:
+    """Start servers that are a fleet; afterwards each has left it."""
+    options.setdefault("max_from_net", ["0"])
+    async with AsyncExitStack() as stack:
+        servers = []
+        for index in range(number):
+            options["fleet_node"] = f"mx{index}"
+            server = await stack.enter_async_context(
+                serve(handler or Taker(), fleet=url, **options)
+            )
+            assert server.fleet is not None
+            servers.append(server)
+        yield servers
+
+
+async def arrivals(
+    servers: list[Server], number: int, **options: Any
+) -> tuple[list[Client], list[str]]:
+    """Connect clients, by turns to each server and all at once.
+
+    :returns: those that were greeted, and the replies to the others
+    """
+    admitted: list[Client] = []
+    refused: list[str] = []
+
+    async def connect(server: Server) -> None:
+        client = await Client.to(server.addresses[0], **options)
+        reply = await client.reply()
+        if reply.code == 220:
+            admitted.append(client)
+        else:
+            refused.append(f"{reply.code} {reply.text}")
+            await client.close()
+
+    await asyncio.gather(*(connect(servers[each % len(servers)]) for each in range(number)))
+    return admitted, refused
+
+
+async def close_all(clients: Iterable[Client]) -> None:
+    await asyncio.gather(*(client.close() for client in clients))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what no event tells."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def all_told(servers: list[Server]) -> None:
+    """Wait until each node has told the others what it holds."""
+    for server in servers:
+        assert server.fleet is not None
+        node = server.fleet.node
+        await until(lambda node=node: not node.has_news())  # type: ignore[misc]  # a default
