@@ -60,6 +60,9 @@ PROXY_SECONDS = 5.0
 RESERVED_DESCRIPTORS = 64
 """Kept out of the default limit: listeners, log, Maildir writers, whatever a handler opens."""
 
+MAX_PROCESSES = 256
+"""More than any machine has cores for; each takes the memory of a Python process."""
+
 _HOSTNAME = re.compile(r"[!-~]{1,255}")
 
 
@@ -304,6 +307,8 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Run in the background."""
     pid_file: Text | None = None
     """File for the process id."""
+    processes: Annotated[int, Meta(ge=1, le=MAX_PROCESSES)] = 1
+    """Processes that serve; with more than one, a supervisor starts and replaces them."""
     metrics: Text | None = None
     """Address where metrics, health checks and the status page are served by HTTP."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -326,6 +331,15 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise SettingError("log_to", self.log_to, reason)
         if not self.handler:
             raise SettingError("handler", "", "there must be one at least")
+        if self.limit_connections < self.processes:
+            reason = f"each needs a connection, and limit_connections is {self.limit_connections}"
+            raise SettingError("processes", self.processes, reason)
+        if self.processes > 1 and (self.max_from_ip or self.rate or self.rate_net):
+            reason = "limits per client do not hold over several processes yet: give -m 0"
+            raise SettingError("processes", self.processes, reason)
+        if 0 < self.reserve < self.processes:
+            reason = f"each needs a reserved connection, and reserve is {self.reserve}"
+            raise SettingError("processes", self.processes, reason)
 
 
 def _readers(hint: Any) -> Iterator[Callable[[str], object]]:

@@ -58,5 +58,7 @@ def fail(resources: StartupResources | None, text: str, status: int) -> int:
     """Say what is wrong, also to the process whose place this one was to take."""
     if resources is not None and resources.successor is not None:
         resources.successor.failed(text)
+        if resources.supervised is not None:
+            return int(status)  # the supervisor says it
     sys.stderr.write(f"{PROGRAM}: {' '.join(text.split())}\n")
     return int(status)

@@ -321,6 +321,9 @@ _OPTIONS = {
             "daemon's user have access.",
         "-d, --detach": "Run in the background; the command returns when the daemon is ready.",
         "--pid-file FILE": "Write the process ID to FILE, and lock FILE while the daemon runs.",
+        "--processes N":
+            "Serve with N processes, one per CPU core, under a supervisor that replaces a process "
+            "that ends. Limits apply to all processes together.",
         "--shutdown-timeout TIME":
             "Maximum duration of a graceful shutdown: after SIGTERM or SIGINT, wait up to TIME "
             "for messages being received. A second signal stops the daemon immediately.",

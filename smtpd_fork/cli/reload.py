@@ -11,6 +11,7 @@ from smtpd_fork.errors import ExitStatus, SmtpdForkError, UnavailableError, erro
 from smtpd_fork.handlers import Chain, load_handlers_again
 from smtpd_fork.observe.reload_outcome import ReloadOutcome
 from smtpd_fork.sanitizer import printable
+from smtpd_fork.supervisor.processes import Processes
 
 if TYPE_CHECKING:
     from smtpd_fork.cli.services import Services
@@ -34,7 +35,7 @@ class Reloads:
 
     def __init__(
         self,
-        server: Server,
+        server: Server | Processes,
         sources: SettingSources,
         config: DaemonConfig,
         services: Services,
@@ -71,17 +72,18 @@ class Reloads:
     async def _reload(self) -> None:
         while (outcome := self._next) is not None:
             self._next = None
-            log.info("%s: reloading the configuration", self._asked_by)
+            by = self._asked_by
+            log.info("%s: reloading the configuration", by)
             async with self._turn:
-                outcome.set_result(await self._once())
+                outcome.set_result(await self._once(by))
         self._task = None
 
-    async def _once(self) -> ReloadOutcome:
+    async def _once(self, by: str) -> ReloadOutcome:
         await self._services.each(lambda service: service.reloading())
         sources = self._sources
         try:
             sources = await asyncio.to_thread(sources.read_again)
-            outcome = await self._change(sources)
+            outcome = await self._change(sources, by)
         except SmtpdForkError as error:
             reason, status = sources.explain(error), sources.status(error)
             outcome = ReloadOutcome(reason=reason, status=status)
@@ -96,10 +98,24 @@ class Reloads:
         await self._services.each(lambda service: service.reloaded(self._config))
         return outcome
 
-    async def _change(self, sources: SettingSources) -> ReloadOutcome:
+    async def _change(self, sources: SettingSources, by: str) -> ReloadOutcome:
         if self._services.have_left:
             raise UnavailableError("a new process serves now")
         config = await asyncio.to_thread(sources.build)
+        if isinstance(self._server, Processes):
+            changes = await self._server.reload(config, by)
+        else:
+            changes = await self._change_server(self._server, config, sources)
+        restart = restart_lines(self._config, config)
+        for line in restart if sources.share is None else ():  # else the supervisor says so
+            log.warning("%s", line)
+        self._sources, self._config = sources, config
+        return ReloadOutcome(changes, restart)
+
+    async def _change_server(
+        self, server: Server, config: DaemonConfig, sources: SettingSources
+    ) -> list[str]:
+        """Apply *config* to the server of this process; return a line for each change."""
         chain: Chain | None = None
         modules, self._modules = self._modules, frozenset()
         wanted = ("handler", "handler_timeout")
@@ -112,15 +128,11 @@ class Reloads:
                     sources.directory,
                     seconds=config.handler_timeout,
                 )
-        changes = await self._server.reload(config, handler=chain)
+        changes = await server.reload(config, handler=chain)
         changes += daemon_changes(self._config, config)
-        restart = restart_lines(self._config, config)
-        for line in restart:
-            log.warning("%s", line)
-        self._sources, self._config = sources, config
         if modules:
             changes.append("handlers loaded again")
-        return ReloadOutcome(changes, restart)
+        return changes
 
     async def end(self) -> None:
         """Wait for what is being read."""

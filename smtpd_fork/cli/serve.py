@@ -11,16 +11,23 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.cli.handed_denials import receive_denials
 from smtpd_fork.cli.reload import Reloads
-from smtpd_fork.cli.services import Services, services_of
+from smtpd_fork.cli.services import (
+    Services,
+    services_of,
+    supervised_services,
+    supervisor_services,
+)
 from smtpd_fork.cli.upgrade import Upgrade, confirmed
 from smtpd_fork.errors import ExitStatus
 from smtpd_fork.observe.control import DrainOrder
+from smtpd_fork.supervisor.handed_denials import receive_denials
+from smtpd_fork.supervisor.processes import Processes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from smtpd_fork.cli.stop_watchdog import StopWatchdog
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.daemon import Successor
+    from smtpd_fork.observe import Service
     from smtpd_fork.observe.reload_outcome import ReloadOutcome
     from smtpd_fork.server import Server
 
@@ -109,7 +117,7 @@ class Serving:
 
     def __init__(
         self,
-        server: Server,
+        server: Server | Processes,
         sources: SettingSources,
         config: DaemonConfig,
         resources: StartupResources,
@@ -120,16 +128,8 @@ class Serving:
         self._watchdog = watchdog
         self._resources = resources
         self._orders: Orders = asyncio.Queue()
-        self._services = Services(
-            services_of(
-                server,
-                resources,
-                drain=lambda seconds: self._orders.put_nowait(DrainOrder(seconds)),
-                reload=self._reload,
-                reload_handlers=self._reload_handlers,
-                config=config,
-            )
-        )
+        self._told_to_stop = False
+        self._services = Services(self._services_of(server, config))
         turn = asyncio.Lock()
         self._reloads = Reloads(server, sources, config, self._services, turn)
         self._upgrade = Upgrade(
@@ -139,6 +139,25 @@ class Serving:
             done=lambda: self._orders.put_nowait(signal.SIGUSR2),
             detached=config.detach,
             turn=turn,
+        )
+
+    def _services_of(self, server: Server | Processes, config: DaemonConfig) -> Iterator[Service]:
+        resources = self._resources
+        if isinstance(server, Processes):
+            return supervisor_services(server, resources, self._drain, self._reload)
+        if resources.supervised is not None:
+            orders = {
+                "stop": lambda _: self._stop_signal(signal.SIGTERM),
+                "drain": self._drain,
+                "leave": lambda _: self._withdraw(server),
+                "abort": lambda _: self._abort(),
+            }
+            line = socket.socket(fileno=resources.supervised.line)
+            return supervised_services(
+                server, line, orders, self._reload, self._reload_handlers, config
+            )
+        return services_of(
+            server, resources, self._drain, self._reload, self._reload_handlers, config
         )
 
     def run(self, ready: Callable[[], None] | None = None) -> ExitStatus:
@@ -162,7 +181,10 @@ class Serving:
         self._listen_to_signals()
         await self._start()
         _collect_garbage_rarely()
-        log.info("serving, pid %d", os.getpid())
+        if (place := self._resources.supervised) is None:
+            log.info("serving, pid %d", os.getpid())
+        else:
+            log.info("process %d of %d serves, pid %d", place.number, place.of, os.getpid())
         if ready is not None:
             ready()
         self._upgrade.serving()
@@ -183,6 +205,29 @@ class Serving:
         log.info("stopped")
         return cut
 
+    def _stop_signal(self, number: signal.Signals) -> None:
+        """Stop, or at the second signal stop at once.
+
+        Not under a supervisor: it tells to stop as well, after the service manager, which signals
+        all processes.
+        """
+        if self._resources.supervised is None or not self._told_to_stop:
+            self._orders.put_nowait(number)
+        self._told_to_stop = True
+
+    def _abort(self) -> None:
+        for _ in range(1 if self._told_to_stop else 2):
+            self._orders.put_nowait(signal.SIGTERM)
+
+    def _drain(self, seconds: float | None) -> None:
+        self._orders.put_nowait(DrainOrder(seconds))
+
+    def _withdraw(self, server: Server) -> None:
+        """Leave the sockets to the processes of another supervisor."""
+        if not self._told_to_stop:
+            server.withdraw()
+            self._orders.put_nowait(signal.SIGUSR2)
+
     def _reload(self, by: str) -> asyncio.Future[ReloadOutcome]:
         return self._reloads.ask(by)
 
@@ -192,7 +237,7 @@ class Serving:
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in _STOP:
-            loop.add_signal_handler(number, self._orders.put_nowait, number)
+            loop.add_signal_handler(number, self._stop_signal, number)
         loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)
         loop.add_signal_handler(signal.SIGUSR2, self._upgrade.ask)
         self._watchdog.listen(_STOP)

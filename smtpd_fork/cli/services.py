@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.cli.handler_watch import HandlerWatch
 from smtpd_fork.observe import Notifications, Service
 from smtpd_fork.observe.control import Control
 from smtpd_fork.observe.logs import LogReload
+from smtpd_fork.supervisor.administration import AllProcesses
+from smtpd_fork.supervisor.child_line import ChildLine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.observe.reload_outcome import ReloadOutcome
     from smtpd_fork.server import Server
+    from smtpd_fork.supervisor.processes import Processes
 
-__all__ = ["Services", "services_of"]
+__all__ = ["Services", "services_of", "supervised_services", "supervisor_services"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
@@ -48,6 +51,50 @@ def services_of(
         yield StatusServer(server, resources.metrics)
     if resources.notifier is not None:
         yield Notifications(resources.notifier, server.gate)
+    if config.reload_handlers:
+        yield HandlerWatch(config.handler, reload_handlers)
+
+
+def supervisor_services(
+    processes: Processes,
+    resources: StartupResources,
+    drain: Callable[[float | None], None],
+    reload: Callable[[str], Awaitable[ReloadOutcome]],
+) -> Iterator[Service]:
+    """Return the services of the supervisor, which answer for all processes."""
+    yield LogReload()
+    if resources.control is not None:
+        yield Control(resources.control, processes, drain, reload, AllProcesses(processes, drain))
+    if resources.metrics:
+        from smtpd_fork.observe.status_server import StatusServer  # noqa: PLC0415 - of an extra
+        from smtpd_fork.supervisor.figures import MergedFigures  # noqa: PLC0415
+
+        merged = MergedFigures(processes)
+        yield StatusServer(processes, resources.metrics, merged, merged.values)
+    if resources.notifier is not None:
+        yield Notifications(resources.notifier, processes)
+
+
+def supervised_services(
+    server: Server,
+    line: socket.socket,
+    orders: Mapping[str, Callable[[Any], object]],
+    reload: Callable[[str], Awaitable[ReloadOutcome]],
+    reload_handlers: Callable[[Path, frozenset[str]], object],
+    config: DaemonConfig,
+) -> Iterator[Service]:
+    """Return the services of a process under a supervisor.
+
+    :param orders: what ends the process, by the word of the supervisor
+    """
+    yield LogReload()
+    figures = None
+    if config.metrics is not None:
+        from smtpd_fork.supervisor.figures import ChildFigures  # noqa: PLC0415 - of an extra
+
+        yield (shown := ChildFigures(server))
+        figures = shown.figures
+    yield ChildLine(line, server, orders, reload, figures)
     if config.reload_handlers:
         yield HandlerWatch(config.handler, reload_handlers)
 

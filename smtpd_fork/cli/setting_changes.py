@@ -20,6 +20,11 @@ RELOADABLE = {*Config.__struct_fields__, "handler", "log_level"}
 """Settings that a reload can change; the others need a restart."""
 
 
+BOUND = frozenset({"listen", "port", "backlog", "socket_mode"})
+"""Settings of the listeners, which the supervisor of --processes holds: an upgrade or a restart
+changes them."""
+
+
 def daemon_changes(before: DaemonConfig, after: DaemonConfig) -> Iterator[str]:
     """Yield the lines of the settings that a reload changes, and that are not the server's."""
     if before.handler != after.handler:
@@ -68,9 +73,10 @@ def _shown(entry: HandlerEntry) -> str:
 
 def restart_lines(before: DaemonConfig, after: DaemonConfig) -> list[str]:
     """Return a line for each setting that was changed, and needs a restart."""
+    bound = BOUND if before.processes > 1 else frozenset()
     return [
         f"{change_line(name, old, new)} needs a restart"
         for name in DaemonConfig.__struct_fields__
-        if name not in RELOADABLE
+        if (name not in RELOADABLE or name in bound)
         and (old := getattr(before, name)) != (new := getattr(after, name))
     ]

@@ -22,6 +22,7 @@ from smtpd_fork.config import DaemonConfig, SettingError
 from smtpd_fork.errors import ExitStatus, HandlerError, MissingLibraryError, SmtpdForkError
 from smtpd_fork.sanitizer import shown_handlers
 from smtpd_fork.setting_types import MissingSettingError
+from smtpd_fork.supervisor.shares import divided
 
 if TYPE_CHECKING:
     import click
@@ -60,7 +61,10 @@ class SettingSources:
     :param flags: settings of the command line and the environment
     :param origins: the flag or the variable of each of them
     :param directory: what relative paths are relative to; default: the current directory
+    :ivar share: number of the process, and of how many, between which limits are divided
     """
+
+    share: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -112,13 +116,19 @@ class SettingSources:
         :raises ConfigError: the file cannot be read
         """
         file = read_config_file(self._file.path) if self._file is not None else None
-        return type(self)(self._flags, self._flag_origins, file, self._directory)
+        again = type(self)(self._flags, self._flag_origins, file, self._directory)
+        again.share = self.share
+        return again
 
     def build(self) -> DaemonConfig:
-        """Return the settings, checked.
+        """Return the settings, checked; of a process under a supervisor, with its share.
 
         :raises SmtpdForkError: one cannot be read, or is out of its range
         """
+        config = self._build()
+        return config if self.share is None else divided(config, *self.share)
+
+    def _build(self) -> DaemonConfig:
         config, directory = DaemonConfig.build(self.values), self._directory
         if directory is None or not (config.detach or directory != _current_directory()):
             return config

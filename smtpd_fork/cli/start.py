@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -40,6 +39,7 @@ from smtpd_fork.handlers import Chain, load_handlers, modules_of
 from smtpd_fork.listeners import resolver_of, wanted_addresses
 from smtpd_fork.observe.logs import set_up_logging
 from smtpd_fork.server import Server
+from smtpd_fork.supervisor.processes import END_SECONDS, Processes
 from smtpd_fork.units import format_size
 
 if TYPE_CHECKING:
@@ -60,12 +60,17 @@ def start(sources: SettingSources, resources: StartupResources | None = None) ->
     :returns: how it ended
     :raises SmtpdForkError: the start failed, without effects; ``settings`` are those that caused it
     """
-    config = sources.build()
     resources = resources or StartupResources(Invocation.current())
+    if (place := resources.supervised) is not None:
+        sources.share = (place.number, place.of)
+    config = sources.build()
     with resources.at_exit:
         server = _set_up(config, resources, sources.directory)
-        resources.warnings += sources.unknown_variables()
-        word = detach() if config.detach else None
+        if place is None:
+            resources.warnings += sources.unknown_variables()
+        word = detach() if config.detach and place is None else None
+        if config.detach and place is not None:
+            os.chdir("/")  # the supervisor has detached
         if resources.successor is not None:
             resources.successor.began()
         try:
@@ -110,7 +115,7 @@ def _serve(
     sources: SettingSources,
     config: DaemonConfig,
     resources: StartupResources,
-    server: Server,
+    server: Server | Processes,
     word: Word | None,
 ) -> ExitStatus:
     if resources.pid_file is not None and resources.successor is None:  # else it is another's still
@@ -118,20 +123,40 @@ def _serve(
             resources.pid_file.write(os.getpid())
     if resources.log_queue is not None:
         resources.log_queue.begin()  # after the last fork, which no thread survives
-    if (chain := server.chain).destination and chain.accepts_any_recipient:
-        log.info("mail for any recipient, from any client, goes to %s", chain.destination)
-    for warning in resources.warnings:
-        log.warning("%s", warning)
+    if isinstance(server, Server) and _is_first(resources):  # else another process says it
+        _say(server, resources)
     mute = MUTE if resources.log_queue is None else ""
-    ready = None if word is None else partial(word.serving, mute)
+
+    def ready() -> None:
+        if isinstance(server, Processes):
+            _say(server, resources)
+        if word is not None:
+            word.serving(mute)
+
     # It begins a thread, so after the last fork as well.
+    more = END_SECONDS if isinstance(server, Processes) else 0.0
     watchdog = StopWatchdog(
-        lambda: server.config.shutdown_timeout, lambda: resources.at_exit.pop_all().close()
+        lambda: server.config.shutdown_timeout + more, lambda: resources.at_exit.pop_all().close()
     )
     return Serving(server, sources, config, resources, watchdog).run(ready)
 
 
-def _set_up(config: DaemonConfig, resources: StartupResources, directory: Path | None) -> Server:
+def _is_first(resources: StartupResources) -> bool:
+    return resources.supervised is None or resources.supervised.number == 1
+
+
+def _say(server: Server | Processes, resources: StartupResources) -> None:
+    """Log what is not as it should be, or may not be."""
+    chain = server.chain
+    if isinstance(server, Server) and chain.destination and chain.accepts_any_recipient:
+        log.info("mail for any recipient, from any client, goes to %s", chain.destination)
+    for warning in resources.warnings:
+        log.warning("%s", warning)
+
+
+def _set_up(
+    config: DaemonConfig, resources: StartupResources, directory: Path | None
+) -> Server | Processes:
     """Do all that comes before the detaching."""
     check_current_directory()
     # Before any file is opened: the descriptors that were passed are those that are open now.
@@ -143,12 +168,14 @@ def _set_up(config: DaemonConfig, resources: StartupResources, directory: Path |
     limits = _checked_limits(config)
     resources.open_sockets_and_files(config, passed)
     resources.start_cleanup_process(account)
+    if config.processes > 1 and resources.supervised is None:
+        return _set_up_supervisor(config, limits, resources, account)
     # The age of a .pyc file is known by the second: one of this start could hide a later change.
     sys.dont_write_bytecode |= config.reload_handlers
     with error_origin("handler"):
         chain = load_handlers(config.handler, directory, seconds=config.handler_timeout)
     _import_what_comes_later(config)
-    tally = Tally(timing=bool(resources.metrics))
+    tally = Tally(timing=config.metrics is not None)
     server = Server(chain, config=config, limits=limits, listeners=resources.listeners, tally=tally)
     if account is not None:
         with error_origin("user"):
@@ -162,6 +189,18 @@ def _set_up(config: DaemonConfig, resources: StartupResources, directory: Path |
     if unreadable := user_faults(config):
         resources.warnings.append(unreadable)
     return server
+
+
+def _set_up_supervisor(
+    config: DaemonConfig, limits: Limits, resources: StartupResources, account: Account | None
+) -> Processes:
+    """Do the rest of it for a supervisor: handlers and TLS are for its processes."""
+    _import_what_comes_later(config)
+    if account is not None:
+        with error_origin("user"):
+            drop_privileges(account)
+    directory = resources.invocation.directory if config.detach else None
+    return Processes(config, limits, resources.listeners, resources.invocation, directory)
 
 
 def _import_what_comes_later(config: DaemonConfig) -> None:

@@ -26,6 +26,7 @@ from smtpd_fork.daemon import (
     PassedSocket,
     PidFile,
     Successor,
+    Supervised,
 )
 from smtpd_fork.errors import error_origin
 from smtpd_fork.listeners import (
@@ -42,6 +43,7 @@ from smtpd_fork.observe.service import metrics_name
 if TYPE_CHECKING:
     from smtpd_fork.observe.logs import LogQueue
     from smtpd_fork.server import Server
+    from smtpd_fork.supervisor.processes import Processes
 
 __all__ = ["StartupResources", "check_overlaps"]
 
@@ -80,6 +82,11 @@ class StartupResources:
     warnings: list[str] = field(default_factory=list)
     at_exit: ExitStack = field(default_factory=ExitStack)
 
+    @property
+    def supervised(self) -> Supervised | None:
+        """The position under a supervisor; None for a daemon that has none."""
+        return self._handed.supervised
+
     # -- acquired --------------------------------------------------------------------------------
 
     @property
@@ -94,6 +101,8 @@ class StartupResources:
         :raises SmtpdForkError: something of it cannot be had
         """
         self._open_listeners(config, passed)
+        if self.supervised is not None:
+            return  # the supervisor has the others
         self._open_control(config.control)
         self._open_metrics(config)
         self._open_pid_file(config.pid_file)
@@ -102,7 +111,9 @@ class StartupResources:
         """Listen on what was passed, else on what was handed over, else on what *config* names."""
         handed = self._handed.listeners
         activated = [(one.descriptor, one.scheme) for one in handed if one.inherited]
-        if activated or passed:
+        if self.supervised is not None:
+            self.listeners = inherited_listeners(activated, backlog=config.backlog)
+        elif activated or passed:
             _check_named_nowhere_else(config)
             self.listeners = inherited_listeners([*activated, *passed], backlog=config.backlog)
         else:
@@ -192,7 +203,11 @@ class StartupResources:
     # -- handed over -----------------------------------------------------------------------------
 
     def handover(
-        self, server: Server, sockets: Mapping[str, socket.socket], stderr: int, denials: int
+        self,
+        server: Server | Processes,
+        sockets: Mapping[str, socket.socket],
+        stderr: int,
+        denials: int,
     ) -> Handover:
         """Return what a new process inherits.
 

@@ -19,15 +19,17 @@ from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from smtpd_fork.cli.handed_denials import HandedDenials
 from smtpd_fork.daemon.handover import HANDOVER_VARIABLE, NO, TAKE
 from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
+from smtpd_fork.supervisor.handed_denials import HandedDenials
+from smtpd_fork.supervisor.new_process import NotReadyError, until_ready
 
 if TYPE_CHECKING:
     from smtpd_fork.cli.services import Services
     from smtpd_fork.cli.startup_resources import StartupResources
     from smtpd_fork.daemon import Successor
     from smtpd_fork.server import Server
+    from smtpd_fork.supervisor.processes import Processes
 
 __all__ = ["Upgrade", "confirmed"]
 
@@ -38,13 +40,6 @@ START_SECONDS = 60.0
 
 END_SECONDS = 5.0
 """How long a new process that failed may take to end, before it is killed."""
-
-MAX_HEARD = 4096
-"""Bytes that are kept of what a new process says."""
-
-
-class _FailedError(Exception):
-    """The new process will not serve; says why."""
 
 
 class State(Enum):
@@ -66,7 +61,7 @@ class Upgrade:
 
     def __init__(
         self,
-        server: Server,
+        server: Server | Processes,
         resources: StartupResources,
         services: Services,
         *,
@@ -93,6 +88,8 @@ class Upgrade:
         """Have it done; while it is done, and after it, there is nothing to do."""
         if self._resources.under_init:
             log.warning("SIGUSR2: a container ends with its first process; start another one")
+        elif self._resources.supervised is not None:
+            log.warning("SIGUSR2: the supervisor upgrades, process %d", os.getppid())
         elif self._state is State.HANDED_OVER:
             log.warning("SIGUSR2: a new process has replaced this one already")
         elif self._state is State.NOT_SERVING:
@@ -143,7 +140,7 @@ class Upgrade:
                 async with asyncio.timeout(START_SECONDS):
                     await self._until_ready(line, process)
             except TimeoutError:
-                raise _FailedError(f"it was not ready in {START_SECONDS:g} s") from None
+                raise NotReadyError(f"it was not ready in {START_SECONDS:g} s") from None
             await self._give(line, denials)
         except BaseException:
             await self._recover(line, process)
@@ -188,27 +185,13 @@ class Upgrade:
     async def _until_ready(self, line: socket.socket, process: subprocess.Popen[bytes]) -> None:
         """Wait until the new process is ready.
 
-        :raises _FailedError: it says that it cannot, or has ended
+        :raises NotReadyError: it says that it cannot, or has ended
         """
-        loop = asyncio.get_running_loop()
-        heard, last_words = b"", ""
-        while chunk := await loop.sock_recv(line, MAX_HEARD):
-            *lines, heard = (heard + chunk).split(b"\n")
-            heard = heard[-MAX_HEARD:]
-            for text in (some.decode("utf-8", "replace").strip() for some in lines):
-                word, _, rest = text.partition(" ")
-                if word == "ready":
-                    return
-                if word == "failed":
-                    raise _FailedError(rest)
-                if word == "pid" and rest.isdecimal():
-                    self._pid = int(rest)
-                elif word == "reparented":
-                    await asyncio.to_thread(self._ended, process)
-                elif text:
-                    last_words = text[:MAX_HEARD]  # of a traceback, the last line is the reason
-        status = await asyncio.to_thread(self._ended, process)
-        raise _FailedError(f"it ended with status {status}{': ' if last_words else ''}{last_words}")
+
+        def began(pid: int) -> None:
+            self._pid = pid
+
+        await until_ready(line, lambda: asyncio.to_thread(self._ended, process), began)
 
     @staticmethod
     def _ended(process: subprocess.Popen[bytes]) -> int | str:

@@ -7,7 +7,7 @@ its parent process exits before the daemon serves, and it does not check that ro
 from smtpd_fork.daemon.cleanup_process import CleanupProcess
 from smtpd_fork.daemon.descriptors import fill_standard_descriptors, raise_descriptor_limit
 from smtpd_fork.daemon.detach import Word, detach
-from smtpd_fork.daemon.handover import HandedListener, Handover, Invocation, Successor
+from smtpd_fork.daemon.handover import HandedListener, Handover, Invocation, Successor, Supervised
 from smtpd_fork.daemon.held_sockets import held_sockets
 from smtpd_fork.daemon.init import become_init_if_first
 from smtpd_fork.daemon.pidfile import PidFile
@@ -31,6 +31,7 @@ __all__ = [
     "PassedSocket",
     "PidFile",
     "Successor",
+    "Supervised",
     "Word",
     "ask_as",
     "become_init_if_first",

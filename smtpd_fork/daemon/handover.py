@@ -38,6 +38,7 @@ __all__ = [
     "Handover",
     "Invocation",
     "Successor",
+    "Supervised",
 ]  # fmt: skip
 
 HANDOVER_VARIABLE = "SMTPD_FORK_TAKEOVER"
@@ -96,6 +97,20 @@ class HandedListener(msgspec.Struct, frozen=True, array_like=True):
     inherited: bool
 
 
+class Supervised(msgspec.Struct, frozen=True, array_like=True):
+    """The position of a process under a supervisor (``--processes``).
+
+    :ivar number: from 1
+    :ivar of: how many there are
+    :ivar line: a descriptor, on which the supervisor asks and orders; its end of file is the
+        supervisor's end
+    """
+
+    number: int
+    of: int
+    line: int
+
+
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
     """What a new process inherits; all numbers but ``parent`` are file descriptors.
 
@@ -105,6 +120,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     :ivar cleanup_process: the line to it; None if there is none
     :ivar denials: memory with the networks that were denied at run time
     :ivar sockets: those of services, by name
+    :ivar supervised: set if the old process is not replaced, but the supervisor of the new one
     """
 
     parent: int
@@ -114,6 +130,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     cleanup_process: int | None = msgspec.field(default=None, name="janitor")  # as 0.1.0 sends it
     denials: int | None = None
     sockets: dict[str, int] = {}
+    supervised: Supervised | None = None
 
     @property
     def descriptors(self) -> list[int]:
@@ -122,6 +139,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         if self.pid_file is not None:
             found.append(self.pid_file[0])
         found += [each for each in (self.cleanup_process, self.denials) if each is not None]
+        if self.supervised is not None:
+            found.append(self.supervised.line)
         return found
 
     def text(self) -> str:
@@ -164,7 +183,7 @@ class Successor:
         except (OSError, OverflowError):
             raise UsageError(f"{HANDOVER_VARIABLE} names descriptors that are not open") from None
         successor = cls(handover, line)
-        if "NOTIFY_SOCKET" in environment:
+        if "NOTIFY_SOCKET" in environment and handover.supervised is None:
             successor._leave_parent()
         return successor
 

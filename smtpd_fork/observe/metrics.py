@@ -147,6 +147,9 @@ METRICS = (
         lambda s, _: {zone: int(on) for zone, on in s.zones.items()}),
     Row("smtpd_fork_build_info", "info", "", "Versions of smtpd-fork, Python, aiosmtpd and uvloop.",
         lambda *_: _VERSIONS),
+    Row("smtpd_fork_processes", "gauge", "", "Processes that serve; only with --processes."),
+    Row("smtpd_fork_processes_replaced_total", "counter", "",
+        "Processes that ended and were replaced; only with --processes."),
     Row("process_cpu_seconds_total", "counter", "", "CPU time of the process in seconds."),
     Row("process_resident_memory_bytes", "gauge", "", "Resident memory size in bytes."),
     Row("process_virtual_memory_bytes", "gauge", "", "Virtual memory size in bytes."),
@@ -165,14 +168,19 @@ class Metrics:
         self._tally = tally
         self._process = Process()
 
-    def page(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
+    def values(self, snapshot: Snapshot) -> dict[str, object]:
+        """Return the value of each metric, or its values by label, by its name."""
+        values: dict[str, object] = dict(self._process.figures())
+        values |= {r.name: r.value(snapshot, self._tally) for r in METRICS if r.value is not None}
+        return values
+
+    @staticmethod
+    def page(values: Mapping[str, object], accept: str) -> tuple[bytes, str]:
         """Return the metrics and their content type.
 
         :param accept: the header of the request; OpenMetrics if it asks for that, else
             Prometheus' text format
         """
-        values: dict[str, object] = dict(self._process.figures())
-        values |= {r.name: r.value(snapshot, self._tally) for r in METRICS if r.value is not None}
         families = [_family(row, values[row.name]) for row in METRICS if row.name in values]
         encode, content_type = choose_encoder(accept)
         registry: Any = SimpleNamespace(collect=lambda: families)  # the encoder asks no more of it

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from smtpd_fork.daemon.sd_notify import Notifier, monotonic_usec
 from smtpd_fork.observe.service import Service
 
 if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
-    from smtpd_fork.gate import Gate
+    from smtpd_fork.gate import Limits
 
 __all__ = ["Notifications"]
 
@@ -32,10 +32,22 @@ EXTEND_USEC = 15_000_000
 """Time that each message of a stop asks for: three times STATUS_SECONDS."""
 
 
+class Occupied(Protocol):
+    """A gate, as far as the status has it."""
+
+    @property
+    def count(self) -> int:
+        """Sessions at once."""
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force."""
+
+
 class Notifications(Service):
     """Notifies the service manager."""
 
-    def __init__(self, notifier: Notifier, gate: Gate) -> None:
+    def __init__(self, notifier: Notifier, gate: Occupied) -> None:
         self._notifier = notifier
         self._gate = gate
         self._doing = ""

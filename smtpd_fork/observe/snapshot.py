@@ -105,10 +105,12 @@ class Snapshots:
     """Takes snapshots of a server.
 
     :ivar state: ``starting``, ``serving`` or ``stopping``; its owner sets it
+    :param top: how many clients are listed; None: all
     """
 
-    def __init__(self, server: Observed) -> None:
+    def __init__(self, server: Observed, top: int | None = TOP_CLIENTS) -> None:
         self.server = server
+        self._top = top
         self.state = "starting"
         self._begun = time.monotonic()
         self._history = History(server.gate.stats())
@@ -143,6 +145,11 @@ class Snapshots:
             return "paused"
         return self.state
 
+    @property
+    def _seconds(self) -> float:
+        """How long the server has served."""
+        return time.monotonic() - self._begun
+
     async def latest(self) -> Snapshot:
         """Return a snapshot of the last second; calls at the same time share one."""
         if self._latest is not None and time.monotonic() < self._good_until:
@@ -159,14 +166,14 @@ class Snapshots:
             self._good_until = time.monotonic() + FRESH_SECONDS
 
     async def _take(self) -> Snapshot:
-        counted = _Counted()
+        counted = _Counted(self._top)
         tickets = list(self.server.gate.tickets())
         for begin in range(0, len(tickets), SLICE):
             counted.add(tickets[begin : begin + SLICE])
             await asyncio.sleep(0)
         stats = self.server.gate.stats()
-        uptime, minutes = time.monotonic() - self._begun, self._history.minutes(stats)
-        return counted.snapshot(self.server, self.now, stats, uptime, minutes)
+        minutes = self._history.minutes(stats)
+        return counted.snapshot(self.server, self.now, stats, self._seconds, minutes)
 
 
 def snapshot_of(server: Observed) -> Snapshot:
@@ -180,7 +187,8 @@ def snapshot_of(server: Observed) -> Snapshot:
 class _Counted:
     """Sessions by phase and by client, and the oldest ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, top: int | None = TOP_CLIENTS) -> None:
+        self._top = top
         self.phases = Counter(dict.fromkeys(PHASES, 0))
         self.clients: Counter[str] = Counter()
         self.oldest: list[Ticket] = []
@@ -215,7 +223,9 @@ class _Counted:
             minutes=minutes,
             oldest=[entry_of(ticket, now) for ticket in self.oldest],
             clients=len(self.clients),
-            top=heapq.nlargest(TOP_CLIENTS, self.clients.items(), key=itemgetter(1, 0)),
+            top=heapq.nlargest(
+                self._top or len(self.clients), self.clients.items(), key=itemgetter(1, 0)
+            ),
             queues=[(str(each), backlog_of(each.sock)) for each in server.listeners],
             lag=gate.load.lag,
             zones=dict(server.zones),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from smtpd_fork.observe.http_server import Answer, HttpServer
@@ -27,11 +27,20 @@ class StatusServer(Service):
     """Serves ``/metrics``, ``/healthz``, ``/readyz``, ``/status.json`` and the page at ``/``.
 
     :param listeners: where; closed at the end
+    :param snapshots: what is shown; default: those of *server*
+    :param values: returns the values of the metrics; default: those of *server*
     """
 
-    def __init__(self, server: Observed, listeners: Sequence[Listener]) -> None:
-        self._snapshots = Snapshots(server)
+    def __init__(
+        self,
+        server: Observed,
+        listeners: Sequence[Listener],
+        snapshots: Snapshots | None = None,
+        values: Callable[[], Awaitable[Mapping[str, object]]] | None = None,
+    ) -> None:
+        self._snapshots = snapshots or Snapshots(server)
         self._metrics = Metrics(server.tally)
+        self._values = values or self._own_values
         self._listeners = listeners
         self._hostname = server.config.hostname
         self._http: HttpServer | None = None
@@ -92,8 +101,11 @@ class StatusServer(Service):
         return Answer(body, "application/json")
 
     async def _figures(self, request: web.BaseRequest) -> Answer:
-        snapshot = await self._snapshots.latest()
-        return Answer(*self._metrics.page(snapshot, request.headers.get("Accept", "")))
+        values = await self._values()
+        return Answer(*self._metrics.page(values, request.headers.get("Accept", "")))
+
+    async def _own_values(self) -> Mapping[str, object]:
+        return self._metrics.values(await self._snapshots.latest())
 
     async def _health(self, _: web.BaseRequest) -> Answer:
         return Answer(b"ok\n")  # the answer itself shows that the loop lives

@@ -89,6 +89,11 @@ def status_lines(status: Status) -> Iterator[str]:
     yield f"messages   {_with(sum(status.messages.values()), counts(status.messages))}"
     yield f"rejected   {_with(sum(status.rejections.values()), counts(status.rejections))}"
     yield from map(_sink_line, status.sinks)
+    for each in status.processes:
+        yield (
+            f"process    pid {each.pid}: {each.state}, for {age(each.seconds)}, "
+            f"{each.sessions} of {each.limit} sessions"
+        )
     yield f"listening  {', '.join(status.listeners)}"
     if status.denied:
         yield f"denied     {status.denied} networks at run time"

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 __all__ = [
-    "Denial", "Denials", "Explanation", "Kicked", "Limits", "Reloaded", "Session", "Sessions",
-    "SinkState", "State", "Status", "Top",
+    "Denial", "Denials", "Explanation", "Kicked", "Limits", "Reloaded", "ServingProcess", "Session",
+    "Sessions", "SinkState", "State", "Status", "Top",
 ]  # fmt: skip
 
 
@@ -33,6 +33,16 @@ class SinkState(msgspec.Struct):
     reason: str = ""
 
 
+class ServingProcess(msgspec.Struct):
+    """One of the processes of --processes."""
+
+    pid: int
+    state: str
+    seconds: float
+    sessions: int
+    limit: int
+
+
 class Status(msgspec.Struct):
     """How it is."""
 
@@ -55,6 +65,7 @@ class Status(msgspec.Struct):
     messages: dict[str, int] = {}
     rejections: dict[str, int] = {}
     sinks: list[SinkState] = []
+    processes: list[ServingProcess] = []
 
 
 class Session(msgspec.Struct):

@@ -45,11 +45,16 @@ class Administration:
     """Carries out requests.
 
     :param drain: ends the daemon with its last session, or after so many seconds
+    :param merged: whether answers are merged with those of other processes: all clients are named,
+        and the age of a session by the clock that they share
     :ivar ending: ``draining`` or ``stopping``; empty while the daemon serves
     """
 
-    def __init__(self, server: Observed, drain: Callable[[float | None], None]) -> None:
+    def __init__(
+        self, server: Observed, drain: Callable[[float | None], object], *, merged: bool = False
+    ) -> None:
         self._server = server
+        self._merged = merged
         self._began = time.monotonic()
         self.ending = ""
         self._drain_daemon = drain
@@ -83,13 +88,14 @@ class Administration:
         clients = gate.clients
         holders = [ticket.holder for ticket in gate.tickets()]
         phases = Counter("arriving" if h is None else h.phase for h in holders)
-        top = heapq.nlargest(TOP, clients.items(), key=lambda each: each[1])
+        most = len(clients) if self._merged else TOP
+        top = heapq.nlargest(most, clients.items(), key=lambda each: each[1])
         return {
             "version": __version__,
             "pid": os.getpid(),
             "hostname": server.config.hostname,
             "state": self._state_word(),
-            "seconds": round(time.monotonic() - self._began, 3),
+            "seconds": self._seconds,
             "sessions": gate.count,
             "limit": gate.limits.limit_connections,
             "phases": dict(sorted(phases.items())),
@@ -106,6 +112,11 @@ class Administration:
             "denied": len(gate.denials),
         }
 
+    @property
+    def _seconds(self) -> float:
+        """How long the daemon has served."""
+        return round(time.monotonic() - self._began, 3)
+
     def _state_word(self) -> str:
         return self.ending or ("paused" if self._server.gate.paused else "serving")
 
@@ -113,7 +124,10 @@ class Administration:
         entries = self._server.gate.ledger(limit=request.limit, after=request.after)
         last = entries[-1] if len(entries) == request.limit else None
         return {
-            "sessions": [_session(entry) for entry in entries],
+            "sessions": [
+                {**_session(entry), "since": entry.since} if self._merged else _session(entry)
+                for entry in entries
+            ],
             "next": None if last is None else (last.since, last.id),
         }
 

@@ -114,6 +114,7 @@ class Control(Service):
     :param listener: opened by :func:`open_control`
     :param drain: ends the daemon with its last session, or after so many seconds
     :param reload: reads the settings again, for the administrator whom it is given
+    :param administration: carries out the requests; default: one of *server*
     """
 
     def __init__(
@@ -122,9 +123,10 @@ class Control(Service):
         server: Observed,
         drain: Callable[[float | None], None],
         reload: Callable[[str], Awaitable[ReloadOutcome]],
+        administration: Administration | None = None,
     ) -> None:
         self._listener = listener
-        self._administration = Administration(server, drain)
+        self._administration = administration or Administration(server, drain)
         self._reload = reload
         self._clients: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()

@@ -42,6 +42,9 @@ _DESCRIPTORS = {"stdout": 1, "stderr": 2}
 
 _LINE = "%(asctime)s %(levelname)s %(message)s"
 
+_LINE_OF_SEVERAL = "%(asctime)s smtpd-fork[%(process)d]: %(levelname)s %(message)s"
+"""With --processes; as syslog has it."""
+
 
 def set_up_logging(config: DaemonConfig, owner: tuple[int, int] | None = None) -> LogQueue | None:
     """Log to where *config* says; return the queue, or None if the log goes nowhere.
@@ -95,6 +98,7 @@ def check_log(config: DaemonConfig) -> None:
 def log_queue_of(config: DaemonConfig, owner: tuple[int, int] | None = None) -> LogQueue | None:
     """Return the queue of the log that *config* describes; None if there is no target."""
     where = config.log_to or default_target(detach=config.detach)
+    line = _LINE if config.processes == 1 else _LINE_OF_SEVERAL
     json = JsonFormat() if config.log_format == "json" else None
     if where in _DESCRIPTORS:
         if config.detach:
@@ -108,7 +112,7 @@ def log_queue_of(config: DaemonConfig, owner: tuple[int, int] | None = None) -> 
         return LogQueue(SyslogTarget(SYSLOG), for_syslog(json))
     else:
         target = FileTarget(Path(where).absolute(), owner)
-    return LogQueue(target, for_stream(json or TextFormat(_LINE)))
+    return LogQueue(target, for_stream(json or TextFormat(line)))
 
 
 def default_target(*, detach: bool) -> str:

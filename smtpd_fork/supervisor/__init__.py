@@ -1,0 +1,1 @@
+"""The supervisor of ``--processes``: starts, asks, watches and replaces processes that serve."""

@@ -1,0 +1,149 @@
+"""The requests of the control socket, carried out by all processes.
+
+What changes something is carried out here first, so that its faults show before any process is
+asked, and is remembered for processes that are started later. What is asked is asked of all, and
+the answers are merged.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from smtpd_fork.control_protocol import Fault, RequestError
+from smtpd_fork.observe.control.administration import TOP, Administration
+from smtpd_fork.observe.sink_state import SinkState
+from smtpd_fork.supervisor.line import LineClosedError
+from smtpd_fork.supervisor.merged_sinks import added, merged_sinks
+from smtpd_fork.supervisor.processes import ANSWER_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import smtpd_fork.control_protocol as protocol
+    from smtpd_fork.supervisor.processes import Processes
+
+__all__ = ["AllProcesses"]
+
+
+def _first(values: Sequence[Any]) -> Any:
+    return values[0]
+
+
+def _sinks(values: Sequence[Any]) -> list[SinkState]:
+    return merged_sinks(msgspec.convert(each, list[SinkState]) for each in values)
+
+
+_STATUS: dict[str, Callable[[Sequence[Any]], Any]] = {
+    "version": _first,
+    "hostname": _first,
+    "sessions": sum,
+    "limit": sum,
+    "phases": added,
+    "admitted": sum,
+    "refused": sum,
+    "rules": added,
+    "messages": added,
+    "rejections": added,
+    "sinks": _sinks,
+    "listeners": _first,
+}
+"""How the fields of the status are merged; the others are the supervisor's own."""
+
+
+class AllProcesses(Administration):
+    """Carries out requests in all processes."""
+
+    def __init__(self, processes: Processes, drain: Callable[[float | None], None]) -> None:
+        super().__init__(processes, drain)
+        self._processes = processes
+
+    async def _ask(self, request: protocol.Request, who: str) -> list[dict[str, Any]]:
+        """Return the answers of all processes to a request of the control socket."""
+        text = msgspec.json.encode(request).decode()
+        answers = await self._processes.ask_all("control", (who, text))
+        if not answers:
+            raise RequestError(Fault.BUSY, "no process serves at the moment; try again")
+        return list(answers.values())
+
+    async def _status(self, request: protocol.Status, who: str) -> dict[str, Any]:
+        answers = await self._ask(request, who)
+        clients = added([{top["client"]: top["sessions"] for top in a["top"]} for a in answers])
+        return {
+            **{name: merge([a[name] for a in answers]) for name, merge in _STATUS.items()},
+            "pid": os.getpid(),
+            "state": self._state_word(),
+            "seconds": self._seconds,
+            "clients": len(clients),
+            "top": [{"client": client, "sessions": n} for client, n in clients.most_common(TOP)],
+            "limits_changed": sorted(self._processes.changed_limits),
+            "denied": len(self._processes.gate.denials),
+            "processes": [
+                {name: a[name] for name in ("pid", "state", "seconds", "sessions", "limit")}
+                for a in answers
+            ],
+        }
+
+    async def _sessions(self, request: protocol.Sessions, who: str) -> dict[str, Any]:
+        answers = await self._ask(request, who)
+        found = sorted(
+            (session for answer in answers for session in answer["sessions"]),
+            key=lambda session: (session["since"], session["id"]),
+        )[: request.limit]
+        last = (found[-1]["since"], found[-1]["id"]) if len(found) == request.limit else None
+        for session in found:
+            del session["since"]
+        return {"sessions": found, "next": last}
+
+    async def _explain(self, request: protocol.Explain, who: str) -> dict[str, Any]:
+        return (await self._those_that_know(request, who))[0]
+
+    async def _kick(self, request: protocol.Kick, who: str) -> dict[str, Any]:
+        answers = await self._those_that_know(request, who)
+        return {"kicked": sum(answer["kicked"] for answer in answers)}
+
+    async def _those_that_know(self, request: protocol.Request, who: str) -> list[dict[str, Any]]:
+        """Return the answers of the processes that know the id of *request*.
+
+        :raises RequestError: none does
+        """
+        text, unknown = msgspec.json.encode(request).decode(), None
+        answers = []
+        for process in self._processes.current:
+            try:
+                answers.append(await process.ask("control", (who, text), seconds=ANSWER_SECONDS))
+            except RequestError as error:
+                if error.fault is not Fault.UNKNOWN:
+                    raise
+                unknown = error
+            except (LineClosedError, TimeoutError):
+                continue
+        if not answers:
+            raise unknown or RequestError(Fault.BUSY, "no process serves at the moment; try again")
+        return answers
+
+    async def _deny(self, request: protocol.Deny, who: str) -> dict[str, Any]:
+        answer = await super()._deny(request, who)
+        body = (request.network, request.text, request.seconds, who)
+        await self._processes.ask_all("deny", body)
+        return answer
+
+    async def _undeny(self, request: protocol.Undeny, who: str) -> dict[str, Any]:
+        answer = await super()._undeny(request, who)
+        await self._processes.ask_all("undeny", request.network)
+        return answer
+
+    async def _pause(self, request: protocol.Pause, who: str) -> dict[str, Any]:
+        answer = await super()._pause(request, who)
+        await self._processes.ask_all("pause", body=True)
+        return answer
+
+    async def _resume(self, request: protocol.Resume, who: str) -> dict[str, Any]:
+        answer = await super()._resume(request, who)
+        await self._processes.ask_all("pause", body=False)
+        return answer
+
+    async def _drain(self, request: protocol.Drain, who: str) -> dict[str, Any]:
+        return {**await super()._drain(request, who), "sessions": self._processes.sessions}

@@ -1,0 +1,127 @@
+"""ChildLine: the service of a process that answers its supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import smtpd_fork.control_protocol as protocol
+from smtpd_fork.config import SettingError
+from smtpd_fork.control_protocol import Fault, RequestError
+from smtpd_fork.observe.control.administration import Administration
+from smtpd_fork.observe.service import Observed, Service
+from smtpd_fork.sanitizer import printable
+from smtpd_fork.supervisor.line import Line
+
+if TYPE_CHECKING:
+    from smtpd_fork.observe.reload_outcome import ReloadOutcome
+
+__all__ = ["ChildLine"]
+
+log = logging.getLogger("smtpd_fork.daemon")
+
+
+class ChildLine(Service):
+    """Answers the supervisor, and ends the process when the supervisor is gone.
+
+    :param sock: this end of the line
+    :param orders: what ends the process, by the supervisor's word: ``stop``, ``drain``, ``leave``,
+        ``abort``
+    :param reload: reads the settings again, for the administrator whom it is given
+    :param figures: returns what is merged for metrics and the status page; None without them
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        server: Observed,
+        orders: Mapping[str, Callable[[Any], object]],
+        reload: Callable[[str], Awaitable[ReloadOutcome]],
+        figures: Callable[[], Awaitable[Any]] | None,
+    ) -> None:
+        self._server = server
+        self._orders = orders
+        self._reload = reload
+        self._get_figures = figures
+        self._line = Line(sock, self._answer)
+        self._running: asyncio.Task[None] | None = None
+        self._administration = Administration(server, orders["drain"], merged=True)
+        self._answers: dict[str, Callable[[Any], Awaitable[Any]]] = {
+            "control": self._control,
+            "deny": self._deny,
+            "figures": self._figures,
+            "limits": self._limits,
+            "pause": self._pause,
+            "ping": self._ping,
+            "reload": self._reload_now,
+            "undeny": self._undeny,
+        }
+
+    def __str__(self) -> str:
+        return "the line to the supervisor"
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self._line.open()
+        self._running = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        await self._line.run()
+        log.error("the supervisor has ended: draining")
+        self._orders["drain"](None)
+
+    async def stopping(self) -> None:
+        """Show the stop in the status."""
+        self._administration.ending = self._administration.ending or "stopping"
+
+    async def stop(self) -> None:
+        """Answer no more."""
+        if self._running is not None:
+            self._running.cancel()
+        self._line.close()
+
+    async def _answer(self, word: str, body: Any) -> Any:
+        if word in self._orders:
+            self._orders[word](body)
+            return None
+        return await self._answers[word](body)
+
+    async def _control(self, body: Any) -> dict[str, Any]:
+        """Answer a request of the control socket."""
+        who, request = body
+        return await self._administration.answer(protocol.decode(request.encode()), who)
+
+    async def _figures(self, _: None) -> Any:
+        assert self._get_figures is not None
+        return await self._get_figures()
+
+    async def _ping(self, _: None) -> int:
+        return self._server.gate.count
+
+    async def _deny(self, body: Any) -> None:
+        network, text, seconds, who = body
+        self._server.gate.denials.add(network, text, seconds=seconds, by=who)
+
+    async def _undeny(self, body: Any) -> None:
+        self._server.gate.denials.remove(body)
+
+    async def _pause(self, body: Any) -> None:
+        if body:
+            self._server.gate.pause()
+        else:
+            self._server.gate.resume()
+
+    async def _limits(self, body: Any) -> str:
+        try:
+            return await self._server.set_limits(**body)
+        except SettingError as error:
+            raise RequestError(Fault.REFUSED, printable(str(error), 1000)) from None
+
+    async def _reload_now(self, body: Any) -> Any:
+        outcome = await self._reload(body)
+        if outcome.reason:
+            raise RequestError(Fault.REFUSED, outcome.reason, outcome.status)
+        return list(outcome.changes)
