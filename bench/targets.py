@@ -130,5 +130,17 @@ TARGETS = (
     Target("W14", "peak", "25 MB, any sink: peak memory / size of the message", 2.2, of=""),
     Target("W16", "dot", "Hop down: final dot to 451, p99", 5, "ms"),
     Target("W16", "rcpt", "Hop down: RCPT to 451, p99", 5, "ms"),
+    Target(
+        *("W17", "rate", "Messages per second of two processes, one per connection", 1.7),
+        against=OURS,
+        of="two-processes",
+        at_least=True,
+    ),
+    Target(
+        *("W17", "stored", "Messages per second of two processes, stored on disk", 1.7),
+        against=OURS,
+        of="two-processes",
+        at_least=True,
+    ),
     Target("W16", "back", "Hop up again: first 250", 1000, "ms"),
 )

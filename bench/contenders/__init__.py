@@ -11,6 +11,7 @@ from bench.contenders.python import (
     SmtpdFork,
     SmtpdForkAllRules,
     SmtpdForkPool,
+    SmtpdForkTwo,
     StockAiosmtpd,
 )
 from bench.contenders.qpsmtpd import Qpsmtpd
@@ -30,5 +31,6 @@ CONTENDERS: tuple[Contender, ...] = (
     BareProtocol(),
     SmtpdForkAllRules(),
     SmtpdForkPool(),
+    SmtpdForkTwo(),
     *SINKS,
 )

@@ -18,6 +18,7 @@ __all__ = [
     "SmtpdFork",
     "SmtpdForkAllRules",
     "SmtpdForkPool",
+    "SmtpdForkTwo",
     "StockAiosmtpd",
 ]
 
@@ -90,6 +91,18 @@ class SmtpdForkAllRules(SmtpdFork):
             *("--deny", str(denied), "--deny", str(more)),
             *("--exempt", "192.0.2.0/24", "--reserve", "1", "--max-loop-lag", "10s"),
         ]
+
+
+class SmtpdForkTwo(SmtpdFork):
+    """The same with two processes under a supervisor."""
+
+    name = "two-processes"
+    setup = "smtpd-fork with `--processes 2`"
+    only: ClassVar[tuple[str, ...]] = ("W4", "W17")
+
+    def command(self, place: Place, needs: Needs) -> list[str]:
+        """Return the daemon's command line."""
+        return [*super().command(place, needs), "--processes", "2"]
 
 
 class SmtpdForkPool(SmtpdFork):

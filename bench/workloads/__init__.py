@@ -11,6 +11,7 @@ from bench.workloads.hop import Lmtp, Relay
 from bench.workloads.idle import IdleMemory, InACrowd
 from bench.workloads.mail import LargeMail, ManyAConnection, OneAConnection
 from bench.workloads.peak import PeakMemory
+from bench.workloads.processes import TwoProcesses
 from bench.workloads.refusals import Flood, Refusal
 from bench.workloads.sinks import EverySink
 from bench.workloads.starttls import StartTls
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEYS", "Metric", "Workload", "workloads"]
 
-KEYS = (*(f"W{n}" for n in range(1, 13)), "W14", "W16")
+KEYS = (*(f"W{n}" for n in range(1, 13)), "W14", "W16", "W17")
 
 
 def workloads(*, quick: bool) -> Sequence[Workload]:
@@ -41,6 +42,7 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
             Durable(100),
             EverySink(),
             HopDown(1),
+            TwoProcesses(2000),
         )
     return (
         OneAConnection(5000),
@@ -57,4 +59,5 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
         Durable(500),
         EverySink(),
         HopDown(5),
+        TwoProcesses(10000),
     )

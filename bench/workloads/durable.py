@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bench.certificates import Certificates
 
-__all__ = ["Durable"]
+__all__ = ["Durable", "file_system_fault"]
 
 CONNECTIONS = (1, 20, 100)
 
@@ -56,11 +56,7 @@ class Durable(Workload):
 
     def missing(self) -> str:
         """Look for the client, and a real disk."""
-        if not find_program("smtp-source"):
-            return "smtp-source is not installed"
-        if _file_system() in {"tmpfs", "ramfs"}:
-            return f"{tempfile.gettempdir()} is in memory, where no sync takes time: set TMPDIR"
-        return ""
+        return file_system_fault()
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
         """Measure wall time with few and with many connections."""
@@ -74,6 +70,15 @@ class Durable(Workload):
                 send(served, count, size=SMALL, at_once=at_once, keep=True)
                 figures[f"rate{at_once}"] = count / (time.monotonic() - began)
         return figures
+
+
+def file_system_fault() -> str:
+    """Return why stored messages cannot be measured, or an empty string."""
+    if not find_program("smtp-source"):
+        return "smtp-source is not installed"
+    if _file_system() in {"tmpfs", "ramfs"}:
+        return f"{tempfile.gettempdir()} is in memory, where no sync takes time: set TMPDIR"
+    return ""
 
 
 def _file_system() -> str:

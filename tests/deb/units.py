@@ -238,7 +238,41 @@ def activation() -> None:
     assert shown("ActiveState") == ["active"]
 
 
-CHECKS = (idle, stopped, blocked, upgrade, logged, stop, stop_both, activation)
+def replaced() -> None:
+    """SIGKILL of one of two processes leaves the unit active, and a new process takes over."""
+    pid = main_pid()
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    before = children.read_text().split()
+    assert len(before) >= 2, before  # noqa: PLR2004 - and the cleanup process, if there is one
+    subprocess.run(["kill", "-KILL", before[-1]], timeout=60, check=True)
+    until(lambda: len(set(children.read_text().split()) - set(before)) == 1, "another process")
+    send()
+    assert (main_pid(), shown("ActiveState")) == (pid, ["active"])
+
+
+def template() -> None:
+    """Two instances serve on one socket; while one is restarted no message is refused."""
+    systemctl("stop", UNIT)
+    done = systemctl("start", "smtpd-fork.target")
+    assert not done, done
+    instances = ["smtpd-fork@1.service", "smtpd-fork@2.service"]
+    until(lambda: systemctl("is-active", *instances).split() == ["active"] * 2, "two instances")
+    with sending() as results:
+        for instance in instances:
+            count = len(results)
+            until(lambda least=count + 3: len(results) > least, "messages")  # type: ignore[misc]
+            done = systemctl("restart", instance)
+            assert not done, done
+    assert shown("ActiveState") == ["inactive"], "the socket started the single service as well"
+    for number in (1, 2):
+        command = ["smtpd-fork", "status", "--control", f"/run/smtpd-fork-{number}/control"]
+        status = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert "serving" in status.stdout, status
+    systemctl("stop", "smtpd-fork.target")
+    until(lambda: "active" not in systemctl("is-active", *instances).split(), "their end")
+
+
+CHECKS = (idle, stopped, blocked, upgrade, logged, stop, stop_both, activation, replaced, template)
 
 if __name__ == "__main__":
     {check.__name__: check for check in CHECKS}[sys.argv[1]]()

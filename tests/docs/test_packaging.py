@@ -29,6 +29,7 @@ from smtpd_fork.listeners.address import PROTOCOLS
 
 PACKAGING = ROOT / "packaging"
 SERVICE, SOCKET = PACKAGING / "smtpd-fork.service", PACKAGING / "smtpd-fork.socket"
+TEMPLATE, TARGET = PACKAGING / "smtpd-fork@.service", PACKAGING / "smtpd-fork.target"
 
 MOST_EXPOSURE = 2.0
 
@@ -77,7 +78,15 @@ def analyze(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("files", [(SERVICE, SOCKET), (SERVICE,), (SOCKET,)])
+@pytest.mark.parametrize(
+    "files",
+    [
+        (SERVICE, SOCKET),
+        (SERVICE,),
+        (SOCKET,),
+        (TEMPLATE.with_stem("smtpd-fork@1"), TARGET, SOCKET),
+    ],
+)
 def test_systemd_accepts_the_files_and_has_nothing_to_say(files: tuple[Path, ...]) -> None:
     ended = analyze("verify", "--man=no", *files)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
@@ -89,6 +98,18 @@ def test_the_service_is_little_exposed() -> None:
     found = re.search(r"Overall exposure level for smtpd-fork.service: ([\d.]+) ", ended.stdout)
     assert found, ended.stdout
     assert float(found[1]) < MOST_EXPOSURE
+
+
+def test_the_template_is_the_service_but_for_what_several_processes_need() -> None:
+    one, several = settings(SERVICE), settings(TEMPLATE)
+    differ = {name for name in one.keys() | several.keys() if one.get(name) != several.get(name)}
+    unit = {"Description", "PartOf", "Conflicts", "WantedBy", "DefaultInstance"}
+    assert differ - unit == {
+        "Environment", "RuntimeDirectory", "RuntimeDirectoryMode", "Sockets", "User"
+    }  # fmt: skip
+    (more,) = set(several["Environment"]) - set(one["Environment"])
+    assert more == f"SMTPD_FORK_CONTROL=%t/{several['RuntimeDirectory'][0]}/control"
+    assert several["Sockets"] == [SOCKET.name]
 
 
 def test_what_the_files_say_of_the_daemon_is_so() -> None:
@@ -135,7 +156,11 @@ def test_systemd_accepts_what_the_debian_package_changes_of_the_units(tmp_path: 
         changes = tmp_path / f"{unit.name}.d"
         changes.mkdir()
         shutil.copy(PACKAGING / f"deb/{unit.suffix[1:]}.conf", changes / "debian.conf")
-    ended = analyze("verify", "--man=no", tmp_path / SERVICE.name, tmp_path / SOCKET.name)
+    shutil.copy(TEMPLATE, tmp_path)
+    (tmp_path / f"{TEMPLATE.name}.d").mkdir()
+    shutil.copy(PACKAGING / "deb/process.conf", tmp_path / f"{TEMPLATE.name}.d/debian.conf")
+    units = (SERVICE.name, SOCKET.name, "smtpd-fork@1.service")
+    ended = analyze("verify", "--man=no", *(tmp_path / unit for unit in units))
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
@@ -174,6 +199,8 @@ DATA = {
     "share/man/man8/smtpd-fork.8": PACKAGING / "smtpd-fork.8",
     "lib/systemd/system/smtpd-fork.service": SERVICE,
     "lib/systemd/system/smtpd-fork.socket": SOCKET,
+    "lib/systemd/system/smtpd-fork@.service": TEMPLATE,
+    "lib/systemd/system/smtpd-fork.target": TARGET,
     "share/smtpd-fork/smtpd-fork.toml": ROOT / "examples/smtpd-fork.toml",
     "share/smtpd-fork/fail2ban-filter.conf": PACKAGING / "fail2ban/smtpd-fork.conf",
 }

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -327,3 +328,47 @@ def test_one_control_socket_answers_for_all(tmp_path: Path) -> None:
             assert "conf.toml, line 3" in failed.stderr
         for client in clients:
             client.close()
+
+
+def test_a_process_whose_event_loop_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from smtpd_fork.cli import main\n"
+        "from smtpd_fork.supervisor import serving_process\n"
+        "serving_process.PING_SECONDS = serving_process.STUCK_SECONDS = 0.5\n"
+        "sys.exit(main())\n"
+    )
+    with Daemon(*TWO, cwd=tmp_path, command=[sys.executable, "-c", script]) as daemon:
+        first = children(daemon)[0]
+        os.kill(first, signal.SIGSTOP)
+        daemon.wait_for(rf"process 1 \(pid {first}\) has not answered for 0.5 s: killed")
+        children(daemon, 3)
+        daemon.deliver()
+
+
+def test_a_stop_while_another_process_starts_ends_that_as_well(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    options = ("-l", "127.0.0.1:0", "--processes", "2", "-m", "0", "--handler", "slow:Handler")
+    with Daemon(*options, cwd=tmp_path) as daemon:
+        (tmp_path / "wait").touch()
+        os.kill(children(daemon)[0], signal.SIGKILL)
+        until((tmp_path / "starts").exists, "another one starts")
+        assert daemon.stop() == 0
+        assert not is_alive(int((tmp_path / "starts").read_text()))
+
+
+SLOW = """
+import os
+import pathlib
+import time
+
+if os.path.exists("wait"):
+    pathlib.Path("new").write_text(str(os.getpid()))
+    os.rename("new", "starts")
+    time.sleep(60)
+
+
+class Handler:
+    async def handle_DATA(self, server, session, envelope):
+        return "250 taken"
+"""

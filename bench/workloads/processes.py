@@ -1,0 +1,79 @@
+"""Processes: what two processes on the same sockets take, beside one."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, ClassVar
+
+from bench.contenders.base import Contender, Needs, Served, serving
+from bench.workloads.base import MICRO, Metric, Workload
+from bench.workloads.durable import file_system_fault
+from bench.workloads.mail import SMALL, send
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.certificates import Certificates
+
+__all__ = ["TwoProcesses"]
+
+CONNECTIONS = 20
+
+
+class TwoProcesses(Workload):
+    """Small messages for one process, and for two.
+
+    :param count: messages with a connection each; of those that are stored, there are half as many
+    """
+
+    key = "W17"
+    title = "Two processes on two cores"
+    metrics: ClassVar[Sequence[Metric]] = (
+        Metric("rate", "messages per second, one per connection", "", compared=True, more=True),
+        Metric("stored", "messages per second, stored on disk", "", compared=True, more=True),
+        Metric("cpu", "CPU per message, one per connection", "us", compared=True),
+    )
+    servers: ClassVar[Sequence[str]] = ("smtpd-fork", "two-processes")
+    compared_with: ClassVar[Sequence[str]] = ("smtpd-fork",)
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    @property
+    def how(self) -> str:
+        """How it is measured."""
+        return (
+            f"As W1 and W12, with {CONNECTIONS} connections at once, for the daemon as it is and "
+            f"with `--processes 2`: {self._count:,} messages with a connection each, and "
+            f"{self._count // 2:,} that are stored in a Maildir. smtp-source needs a part of the "
+            "same cores, so on a machine with two of them the rate cannot double; the CPU time per "
+            "message shows what two processes cost. More messages are better, also for the ratios."
+        )
+
+    def missing(self) -> str:
+        """Look for the client, and a real disk."""
+        return file_system_fault()
+
+    def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
+        """Measure wall time and processor time."""
+        with serving(contender, Needs(), certificates) as served:
+            self._send(served, CONNECTIONS, keep=False)
+            before = served.cpu_seconds()
+            seconds = self._send(served, self._count, keep=False)
+            used = served.cpu_seconds() - before
+        stored = self._count // 2
+        with serving(contender, Needs(keep=True), certificates) as served:
+            self._send(served, CONNECTIONS, keep=True)
+            stored_seconds = self._send(served, stored, keep=True)
+        return {
+            "rate": self._count / seconds,
+            "stored": stored / stored_seconds,
+            "cpu": MICRO * used / self._count,
+        }
+
+    @staticmethod
+    def _send(served: Served, count: int, *, keep: bool) -> float:
+        """Send messages; return the seconds that it took."""
+        began = time.monotonic()
+        send(served, count, size=SMALL, at_once=CONNECTIONS, keep=keep)
+        return time.monotonic() - began

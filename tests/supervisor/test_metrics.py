@@ -1,0 +1,76 @@
+"""Metrics and status page of several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import urllib.request
+from typing import TYPE_CHECKING
+
+from prometheus_client.parser import text_string_to_metric_families
+from support.daemon import LOCAL, Daemon, until
+
+from smtpd_fork.observe.metrics import METRICS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read(daemon: Daemon, page: str) -> str:
+    place = next(line for line in daemon.lines if "metrics on" in line).rpartition(" ")[2]
+    with urllib.request.urlopen(f"http://{place}/{page}", timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def figures(daemon: Daemon) -> dict[tuple[str, ...], float]:
+    """Return the samples, by name and the values of their labels."""
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(read(daemon, "metrics"))
+        for sample in family.samples
+    }
+
+
+def test_the_figures_of_all_are_added_and_never_go_down(tmp_path: Path) -> None:
+    options = (*LOCAL, "--processes", "2", "-m", "0", "-c", "30", "--metrics", "127.0.0.1:0")
+    with Daemon(*options, cwd=tmp_path) as daemon:
+        clients = [daemon.smtp(source=f"127.0.1.{n % 5 + 1}") for n in range(10)]
+        for client in clients:
+            client.sendmail("a@example.com", ["b@example.com"], "Subject: hi\r\n\r\nhello\r\n")
+        until(lambda: figures(daemon)[("smtpd_fork_admissions_total",)] == 10, "all are counted")
+        seen = figures(daemon)
+        assert seen[("smtpd_fork_sessions_limit",)] == 30
+        assert seen[("smtpd_fork_sessions", "command")] == 10
+        assert seen[("smtpd_fork_clients",)] == 5, "a client of two processes is one"
+        assert seen[("smtpd_fork_messages_total", "accepted")] == 10
+        assert seen[("smtpd_fork_replies_total", "2xx", "RCPT")] == 10
+        assert seen[("smtpd_fork_sink_seconds_count", "discard")] == 10
+        assert seen[("smtpd_fork_ready",)] == 1
+        assert seen[("smtpd_fork_processes",)] == 2
+        assert seen[("process_open_fds",)] > 20
+        names = set(re.findall(r"^# HELP (\S+)", read(daemon, "metrics"), re.MULTILINE))
+        assert names == {row.name for row in METRICS}
+
+        shown = json.loads(read(daemon, "status.json"))
+        assert (shown["sessions"], shown["clients"], shown["limit"]) == (10, 5, 30)
+        assert len(shown["oldest_sessions"]) == 10
+        assert shown["messages"]["accepted"] == 10
+        assert [each["address"] for each in shown["listeners"]] == [f"127.0.0.1:{daemon.port}"]
+        assert "10" in read(daemon, "")
+        assert read(daemon, "readyz") == "serving\n"
+
+        for _, pid in re.findall(r"process (\d) of 2 serves, pid (\d+)", daemon.log):
+            os.kill(int(pid), signal.SIGKILL)
+        until(
+            lambda: figures(daemon)[("smtpd_fork_processes_replaced_total",)] == 2, "both are back"
+        )
+        seen = figures(daemon)
+        assert seen[("smtpd_fork_messages_total", "accepted")] == 10
+        assert seen[("smtpd_fork_sink_seconds_count", "discard")] == 10
+        state = ("smtpd_fork_sessions", "command")
+        until(lambda: figures(daemon).get(state) == 0, "new figures, without sessions")
+        for client in clients:
+            client.close()
