@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from smtpd_fork.observe.service import Observed
     from smtpd_fork.observe.sink_state import SinkState
 
-__all__ = ["METRICS", "Metrics", "Row", "ServerMetrics"]
+__all__ = ["METRICS", "OF_SEVERAL", "Metrics", "Row", "ServerMetrics"]
 
 OTHER = "other"
 """The label of rules that an embedder has added to the gate."""
@@ -147,9 +147,6 @@ METRICS = (
         lambda s, _: {zone: int(on) for zone, on in s.zones.items()}),
     Row("smtpd_fork_build_info", "info", "", "Versions of smtpd-fork, Python, aiosmtpd and uvloop.",
         lambda *_: _VERSIONS),
-    Row("smtpd_fork_processes", "gauge", "", "Processes that serve; only with --processes."),
-    Row("smtpd_fork_processes_replaced_total", "counter", "",
-        "Processes that ended and were replaced; only with --processes."),
     Row("process_cpu_seconds_total", "counter", "", "CPU time of the process in seconds."),
     Row("process_resident_memory_bytes", "gauge", "", "Resident memory size in bytes."),
     Row("process_virtual_memory_bytes", "gauge", "", "Virtual memory size in bytes."),
@@ -158,7 +155,14 @@ METRICS = (
     Row("process_open_fds", "gauge", "", "Number of open file descriptors."),
     Row("process_max_fds", "gauge", "", "Maximum number of open file descriptors."),
 )  # fmt: skip
-"""All metrics; the last six have the names that all exporters use."""
+"""The metrics of a daemon; the last six have the names that all exporters use."""
+
+OF_SEVERAL = (
+    Row("smtpd_fork_processes", "gauge", "", "Processes that serve; only with --processes."),
+    Row("smtpd_fork_processes_replaced_total", "counter", "",
+        "Processes that ended and were replaced; only with --processes."),
+)  # fmt: skip
+"""Those that only the supervisor of ``--processes`` has as well."""
 
 
 class Metrics:
@@ -181,7 +185,9 @@ class Metrics:
         :param accept: the header of the request; OpenMetrics if it asks for that, else
             Prometheus' text format
         """
-        families = [_family(row, values[row.name]) for row in METRICS if row.name in values]
+        families = [
+            _family(row, values[row.name]) for row in (*METRICS, *OF_SEVERAL) if row.name in values
+        ]
         encode, content_type = choose_encoder(accept)
         registry: Any = SimpleNamespace(collect=lambda: families)  # the encoder asks no more of it
         return encode(registry), content_type

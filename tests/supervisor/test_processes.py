@@ -98,8 +98,8 @@ def test_a_process_that_cannot_start_is_the_error_of_the_start(tmp_path: Path) -
 def test_it_detaches_once_all_serve(tmp_path: Path) -> None:
     options = ("-l", "127.0.0.1:0", "--processes", "2", "-m", "0", "--handler", "maildir:box")
     with Detached(*options, "--pid-file", "pid", cwd=tmp_path) as daemon:
+        until(lambda: len(pids(daemon.text)) == 2, "the log is written")
         ours = pids(daemon.text)
-        assert len(ours) == 2
         assert (tmp_path / "pid").read_text() == f"{daemon.pid}\n"
         assert {Process(pid).folder for pid in (*ours, daemon.pid)} == {"/"}
         with daemon.smtp() as client:
@@ -321,7 +321,7 @@ def test_one_control_socket_answers_for_all(tmp_path: Path) -> None:
         for _ in range(4):
             with daemon.smtp() as client:
                 assert b"two.example" in client.ehlo()[1]
-        for wrong in ('[gate]\nrate = "x"\n', '[tls]\ncert = "nowhere.pem"\n'):
+        for wrong in ('[gate]\nreserve = "x"\n', '[tls]\ncert = "nowhere.pem"\n'):
             config.write_text(f'hostname = "two.example"\n{wrong}')
             failed = command(tmp_path, "reload")
             assert failed.returncode == ExitStatus.CONFIG
