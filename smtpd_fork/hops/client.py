@@ -74,6 +74,7 @@ class Client(Opening):
         super().__init__(terms, encrypted=encrypted)
         self.order: Order | None = None
         self._commands: list[bytes] = []  # of the transaction, that have not been sent
+        self._usual: re.Pattern[bytes] | None = None  # the whole of what may come next
         self._answered = 0
         self._reset_sent = False  # with the commands
         self._waiting: list[int] = []  # recipients whose last reply has not come, in order
@@ -94,36 +95,22 @@ class Client(Opening):
             if order.pieces is None:
                 self._commands.append(RESET)
                 self._reset_sent = True
+            elif not order.chunked and len(order.recipients) <= MOST_USUAL:
+                self._usual = _all_accepted(len(order.recipients))
             self._output, self._commands = self._commands, []
         else:
             self._output.append(self._commands.pop(0))
 
     def receive(self, data: bytes) -> None:
         """Take bytes of the hop; then see :attr:`state`, and :meth:`take`."""
-        order = self.order
-        if (
-            self.state is State.ENVELOPE
-            and order is not None
-            and self._may_be_usual(order)
-            and _all_accepted(len(order.recipients)).fullmatch(data)
-        ):
-            self.heard = True
-            self._answered = len(order.recipients) + 2
-            self._send(order)
-        else:
+        usual, self._usual = self._usual, None
+        if usual is None or self._output or self.fault or not usual.fullmatch(data):
             super().receive(data)
-
-    def _may_be_usual(self, order: Order) -> bool:
-        """Whether the next bytes may be all replies to a transaction that was sent at once."""
-        return not (
-            self._answered
-            or self._output
-            or self._commands
-            or order.pieces is None
-            or order.chunked
-            or len(order.recipients) > MOST_USUAL
-            or self._reader.pending
-        )
+            return
+        assert self.order is not None
+        self.heard = True
+        self._answered = len(self.order.recipients) + 2
+        self._send(self.order)
 
     def _envelope(self, reply: HopReply) -> None:
         """Take the reply to MAIL, RCPT or DATA."""

@@ -172,7 +172,8 @@ def _command(verb: str, address: str, parameters: Sequence[str], *, utf8: bool) 
         raise ValueError(MALFORMED)  # it is a handler's, no client could send it
     if not utf8 and not address.isascii():
         raise ValueError(UTF8_ADDRESS)
+    end = " ".join(["", *parameters]) if parameters else ""
     try:
-        return f"{' '.join([f'{verb}:<{address}>', *parameters])}\r\n".encode()
+        return f"{verb}:<{address}>{end}\r\n".encode()
     except UnicodeEncodeError:
         raise ValueError(MALFORMED) from None

@@ -51,11 +51,13 @@ def combined(replies: Sequence[str], recipients: Sequence[Recipient]) -> str:
     message again; else the first of 5yz, with the addresses that it concerns: a message that was
     not stored for some recipient is never answered 250.
     """
+    if len(replies) == 1:
+        return replies[0]
     for digit in "45":
         refused = [index for index, reply in enumerate(replies) if reply[:1] == digit]
         if refused:
             reply = replies[refused[0]]
-            if digit == "4" or len(recipients) == 1:
+            if digit == "4":
                 return reply
             names = [recipients[index].address for index in refused]
             if len(names) > MOST_NAMES:

@@ -30,6 +30,9 @@ Postfix takes out the same of the names that clients give themselves, but for th
 _date = lru_cache(maxsize=1)(format_datetime)
 """Many messages come in one second."""
 
+CLIENTS = 256
+"""Clients that are remembered as they are shown: many send several messages."""
+
 _UNSAFE_IN_ADDRESS = re.compile("[\x00-\x1f\x7f-\x9f<>\u2028\u2029\ud800-\udfff]")
 
 LONGEST_SEARCH = 1 << 16
@@ -56,7 +59,8 @@ def received_field(
     :param queue_id: the id in the reply
     :param now: with its time zone
     """
-    lines = [f"Received: from {_client(session, utf8=envelope.smtp_utf8)}"]
+    client = _client(session.host_name or "unknown", session.peer, utf8=envelope.smtp_utf8)
+    lines = [f"Received: from {client}"]
     protocol = protocol_name(session, envelope)
     lines.append(f"\tby {hostname} (smtpd-fork) with {protocol} id {queue_id}")
     if cipher := _cipher(session):
@@ -109,9 +113,9 @@ def protocol_name(session: AnySession, envelope: Envelope) -> str:
     return f"{name}{'S' if session.ssl else ''}{'A' if session.authenticated else ''}"
 
 
-def _client(session: AnySession, *, utf8: bool) -> str:
-    name = _word(session.host_name or "unknown", utf8=utf8)
-    peer: Peer = session.peer
+@lru_cache(maxsize=CLIENTS)
+def _client(helo: str, peer: Peer, *, utf8: bool) -> str:
+    name = _word(helo, utf8=utf8)
     host = host_of(peer)
     if host is None:
         return f"{name} (local socket)"

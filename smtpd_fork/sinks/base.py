@@ -190,16 +190,15 @@ async def _deliver(sink: Sink, mail: Mail) -> Replies:
 def answer(replies: Replies, mail: Mail, server: Any, session: AnySession) -> Any:
     """Return what a hook ``handle_DATA`` returns: in LMTP all replies, in SMTP one.
 
-    :raises TypeError: there is not one reply, nor one for each recipient
+    :param replies: as :func:`in_time` returns them
     """
     if isinstance(replies, str):
         return replies
-    each = per_recipient(replies, len(mail.recipients))
     if getattr(session, "lmtp", False):
-        return each
-    if hasattr(server, "smtp_LHLO") and not hasattr(session, "lmtp"):
-        return "\r\n".join(each)  # aiosmtpd's LMTP sends the text as it is
-    return combined(each, mail.recipients)
+        return replies
+    if not hasattr(session, "lmtp") and hasattr(server, "smtp_LHLO"):
+        return "\r\n".join(replies)  # aiosmtpd's LMTP sends the text as it is
+    return combined(replies, mail.recipients)
 
 
 async def key_of(mail: Mail) -> str:

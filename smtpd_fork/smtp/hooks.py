@@ -31,14 +31,15 @@ __all__ = [
 ]
 
 
-async def ask(connection: Connection, hook: str, *args: Any, begun: Any = None) -> Any:
+def ask(connection: Connection, hook: str, *args: Any, begun: Any = None) -> Awaitable[Any]:
     """Return what a handler's hook answers, or what a class that asks itself says it does.
 
     :param begun: what is left of it, if it has begun
     """
     if connection.shared.own_asking and begun is None:
-        return await connection.server._call_handler_hook(hook, *args)  # noqa: SLF001 - aiosmtpd's
-    return await ask_handler(connection, hook, *args, begun=begun)
+        asking: Awaitable[Any] = connection.server._call_handler_hook(hook, *args)  # noqa: SLF001 - aiosmtpd's
+        return asking
+    return ask_handler(connection, hook, *args, begun=begun)
 
 
 async def ask_handler(connection: Connection, hook: str, *args: Any, begun: Any = None) -> Any:
