@@ -101,8 +101,9 @@ class Fleet:
         self._refuses = when_down == "refuse"
         self.state = State.DOWN
         self.episodes = Episodes()
-        self.share = gate.share = FleetShare(gate.lock, connections)
+        self.share = FleetShare(gate.lock, connections)
         self.share.owner = self
+        gate.join(self.share)
         self.node = Node(f"{node}-{secrets.token_hex(3)}", self.share, lease)
         self._since = time.time()
         self._about_told = 0.0
@@ -153,7 +154,7 @@ class Fleet:
             if timer is not None:
                 timer.cancel()
         self._let_in()
-        self._gate.share = None
+        self._gate.join(None)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -295,7 +296,7 @@ class Fleet:
         else:
             self._late()
         self._gate.tell_waiters()
-        self._waits_in_vain = self.share.waiting = self._gate.has_waiters
+        self._waits_in_vain = message.sync.waits and self._gate.full
 
     def _message(self) -> Message:
         now, about = time.monotonic(), ""
@@ -303,8 +304,15 @@ class Fleet:
             about, self._about_told = self._about(), now
         gate = self._gate
         with gate.lock:
+            limits = gate.limits
+            waits = now < self.share.waits_until or (gate.has_waiters and gate.full)
             return self.node.message(
-                now, gate.count, gate.limits.reserve, about, leaves=self._leaving
+                now,
+                gate.count,
+                limits.reserve,
+                about,
+                waits=waits and gate.count < limits.limit_connections,
+                leaves=self._leaving,
             )
 
     def _late(self) -> None:
@@ -336,7 +344,8 @@ class Fleet:
         """Act on hints: each is acted on by one more message."""
         with contextlib.suppress(FleetError):
             while True:
-                await self._link.hint()
+                if await self._link.hint() == "waiting":
+                    self.share.others_wait = True  # a spare slot is given up in this message
                 self._wake.set()
 
     # -- the gate --------------------------------------------------------------------------------
@@ -351,7 +360,8 @@ class Fleet:
 
     def _tell_soon(self, urgent: bool) -> None:
         if urgent and not self._waits_in_vain:
-            self._wake.set()
+            # Not at once: a client that waits here takes a slot in this turn of the loop.
+            self._loop.call_soon(self._wake.set)
         elif self._telling is None:
             self._telling = self._loop.call_later(TELL_SECONDS, self._tell)
 

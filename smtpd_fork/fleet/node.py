@@ -89,7 +89,6 @@ class Node:
         self._lease = lease
         self.nodes = 1
         self.sessions = 0
-        self._others_wait = False
         self._queue: deque[Question] = deque()
         self._message: Message | None = None
         self._undecided: dict[str, int] = {}
@@ -153,7 +152,14 @@ class Node:
         return False
 
     def message(
-        self, now: float, sessions: int, reserve: int, about: str = "", *, leaves: bool = False
+        self,
+        now: float,
+        sessions: int,
+        reserve: int,
+        about: str = "",
+        *,
+        waits: bool = False,
+        leaves: bool = False,
     ) -> Message:
         """Return the next message; the one before was answered, or lost.
 
@@ -161,7 +167,7 @@ class Node:
 
         :param sessions: of the gate, in all
         :param reserve: slots for exempt clients alone
-        :param about: see :class:`Sync`
+        :param about: and the others: see :class:`Sync`
         """
         share = self._share
         questions = self._next_questions()
@@ -188,14 +194,13 @@ class Node:
             keep=round(KEEP_SECONDS * 1000),
             limit=share.connections,
             sessions=sessions,
-            want=self._wanted(sessions, reserve),
-            waits=share.waiting,
+            want=self._wanted(sessions, reserve, waits),
+            waits=waits,
             leaves=leaves,
             about=about,
             counts=counts,
             clients=clients,
         )
-        share.waiting = False
         # Given up here first: once the fleet knows, they are another node's.
         share.slots = min(share.slots, sync.want)
         self._message = Message(sync, list(keys), questions, now)
@@ -227,7 +232,7 @@ class Node:
             self.tell_all()
         self._share.slots, self._share.until = answer.slots, sent + self._lease
         self.nodes, self.sessions = answer.nodes, answer.sessions
-        self._others_wait = answer.waiting > 0
+        self._share.others_wait = answer.waiting > 0
         return decided
 
     def lost(self) -> None:
@@ -294,14 +299,14 @@ class Node:
 
     # -- slots -----------------------------------------------------------------------------------
 
-    def _wanted(self, sessions: int, reserve: int) -> int:
+    def _wanted(self, sessions: int, reserve: int, waits: bool) -> int:
         """Return how many slots of the fleet this node wants to hold.
 
         Those in use and a few to spare, unless another node waits; a node that waits wants one.
         """
         share = self._share
         spare = 0
-        if not self._others_wait:
+        if not share.others_wait:
             free = share.connections - self.sessions
             spare = max(1, min(MAX_SPARE, free // (2 * self.nodes)))
-        return min(share.connections, sessions + reserve + max(spare, share.waiting))
+        return min(share.connections, sessions + reserve + max(spare, waits))

@@ -28,8 +28,9 @@ def fleet_of(config: Config, gate: Gate) -> Fleet | None:
     :raises SettingError: the address cannot be read, or the file with the password
     :raises MissingLibraryError: redis-py is not installed
     """
-    if gate.share is not None and isinstance(gate.share.owner, Fleet):
-        return gate.share.owner
+    share = gate.slots.share
+    if share is not None and isinstance(share.owner, Fleet):
+        return share.owner
     if config.fleet is None:
         return None
     return Fleet(

@@ -19,6 +19,9 @@ __all__ = ["KNOWN_SECONDS", "FleetShare", "OverLimit"]
 KNOWN_SECONDS = 0.25
 """How long a key that was over its limit is refused without asking the fleet again."""
 
+WAIT_SECONDS = 1.0
+"""How long a slot is wanted for a client that was refused: it will come again."""
+
 MAX_KNOWN = 4096
 """Keys over their limits that are known at once."""
 
@@ -42,7 +45,9 @@ class FleetShare:
     :ivar until: seconds of the gate's clock; then the slots belong to others
     :ivar alone: slots that hold instead while the fleet is out of reach; None: it is not
     :ivar stressed: whether three quarters of *connections* are in use
-    :ivar waiting: whether clients of this gate wait for a slot of the fleet
+    :ivar waits_until: seconds of the gate's clock, up to which this gate wants a slot for clients
+        that it has refused
+    :ivar others_wait: whether clients of other nodes do
     :ivar held: sessions by key, also those that the fleet is being asked about
     :ivar changed: keys that may have another count than the fleet was told
     :ivar over: keys that were over their limits a moment ago
@@ -57,17 +62,22 @@ class FleetShare:
         self.until = -math.inf
         self.alone: int | None = None
         self.stressed = False
-        self.waiting = False
+        self.waits_until = -math.inf
+        self.others_wait = False
         self.held: dict[str, int] = {}
         self.changed: dict[str, None] = {}  # in the order of the changes
         self.over: dict[str, OverLimit] = {}
         self.owner: object = None
         self.wake: Callable[[bool], None] = _nobody
 
-    def wait(self) -> None:
-        """Take note that clients wait for a slot of the fleet."""
-        if not self.waiting:
-            self.waiting = True
+    def refused(self, now: float) -> None:
+        """Take note that a client was refused for want of a slot."""
+        self.waits_until = now + WAIT_SECONDS
+        self.wake(True)
+
+    def released(self) -> None:
+        """Take note that a slot is free."""
+        if self.others_wait:
             self.wake(True)
 
     def limit(self, own: int, now: float) -> int:

@@ -43,6 +43,9 @@ class Gate:
     :param clock: returns seconds, never backwards
     :param settings: the limits by name, see :class:`Limits`: ``Gate(max_from_ip=3, rate="30/m")``
     :ivar denials: networks that were denied at run time
+    :ivar slots: the connection slots
+    :ivar load: the event-loop lag, set by what measures it
+    :ivar lock: guards the counts, and the part of the gate in a fleet
     :raises SettingError: a setting is unknown, cannot be read, or is out of its range
 
     Several servers, in several threads, may share one gate and its limits.
@@ -59,12 +62,10 @@ class Gate:
             raise TypeError(f"either limits or settings, not both: {', '.join(settings)}")
         self._clock = clock
         self.lock = Lock()
-        """Guards the counts, and the part of the gate in a fleet."""
-        self._slots = Slots(clock)
-        self._inside = self._slots.inside
+        self.slots = Slots(clock)
+        self._inside = self.slots.inside
         self._statistics = Statistics()
         self.load = Load()
-        """The event-loop lag, set by what measures it."""
         self.denials = Denials(self.lock, clock)
         self._set_up(limits or Limits(**settings))
         self._waiters = Waiters(self.lock)
@@ -74,11 +75,10 @@ class Gate:
     def _set_up(self, limits: Limits, before: RuleBook | None = None) -> None:
         """Apply *limits*; the sessions that exist are counted again by them."""
         self._limits = limits
-        self._slots.change(limits)
-        if (share := self._slots.share) is not None:
+        self.slots.change(limits)
+        if (share := self.slots.share) is not None:
             share.recount()
         self._rules = RuleBook(limits, self.load, self.denials, share, before)
-        self.reserves = limits.reserve > 0
         self._counts = Counts(self._inside)
         for ticket in self._inside:
             ticket.client = self._rules.client(ticket.peer)
@@ -98,7 +98,7 @@ class Gate:
                 refusal = rule.judge(client, self._counts, now)
                 if refusal is not None:
                     return refusal
-            full = self._slots.full_for(client)
+            full = self.slots.full_for(client)
             if full is not None:
                 return full
             self._enter(client)
@@ -108,11 +108,6 @@ class Gate:
             self._inside.add(ticket)
             self._statistics.admitted += 1
         return ticket
-
-    def is_full(self) -> Full:
-        """Return the verdict on a client for whom there is no slot now."""
-        with self.lock:
-            return self._slots.full()
 
     def identify(self, ticket: Ticket, peer: Peer) -> Refusal | None:
         """Apply the rules to the client that a PROXY header names.
@@ -193,6 +188,8 @@ class Gate:
                 rule.leave(client)
         if self._waiters:
             self.tell_waiters()
+        if (share := self.slots.share) is not None:
+            share.released()  # clients that wait here come before those of other nodes
 
     # -- refusals, explained -----------------------------------------------------------------
 
@@ -200,7 +197,10 @@ class Gate:
         """Count a refusal and set its id; call it when the reply is sent."""
         refusal = verdict if isinstance(verdict, Refusal) else verdict.refusal()
         refusal.client, refusal.session = client, session
+        share = self.slots.share
         with self.lock:
+            if share is not None and isinstance(verdict, Full):
+                share.refused(self._clock())
             self._statistics.note(refusal)
         return refusal
 
@@ -243,7 +243,7 @@ class Gate:
         self._waiters.add(callback, reserved)
         self.tell_waiters()
         if self._waiters:
-            self.is_full()  # the fleet, if there is one, has to know
+            self.slots.full()  # the fleet, if there is one, has to know
 
     def forget(self, callback: Callable[[], None]) -> None:
         """Cancel :meth:`when_room`; no error if there is nothing to cancel."""
@@ -257,29 +257,19 @@ class Gate:
     def tell_waiters(self) -> None:
         """Call the callbacks that wait, if a slot is free."""
         if not self.full:
-            self._waiters.call(for_all=not self.crowded)
+            self._waiters.call(for_all=not self.slots.crowded)
 
     # -- what is, and what may be ------------------------------------------------------------
 
     @property
     def free(self) -> int:
         """Slots that are free, reserved ones among them; below 0 after a limit was lowered."""
-        return self._slots.free
+        return self.slots.free
 
     @property
     def full(self) -> bool:
         """Whether no client can be admitted now."""
         return self.free <= 0
-
-    @property
-    def crowded(self) -> bool:
-        """Whether only slots that are reserved for exempt clients are left, or none."""
-        return self._slots.crowded
-
-    @property
-    def stressed(self) -> bool:
-        """Whether slots are short: three quarters of them, or more, are in use."""
-        return self._slots.stressed
 
     def is_exempt(self, peer: Peer) -> bool:
         """Whether the limits per client do not apply to *peer*, and slots are reserved for it."""
@@ -328,27 +318,22 @@ class Gate:
     @property
     def paused(self) -> bool:
         """Whether the gate is paused."""
-        return self._slots.paused
+        return self.slots.paused
 
-    @property
-    def share(self) -> FleetShare | None:
-        """The part of this gate in a fleet, whose limits hold as well; None: it is in none."""
-        return self._slots.share
-
-    @share.setter
-    def share(self, share: FleetShare | None) -> None:
+    def join(self, share: FleetShare | None) -> None:
+        """Have the limits hold over a fleet, of which *share* is this gate's part; None: leave."""
         with self.lock:
-            self._slots.share = share
+            self.slots.share = share
             self._set_up(self._limits, self._rules)
         self.tell_waiters()
 
     def pause(self) -> None:
         """Admit no client until :meth:`resume`; open sessions continue."""
-        self._slots.paused = True
+        self.slots.paused = True
 
     def resume(self) -> None:
         """Admit clients again after :meth:`pause`."""
-        self._slots.paused = False
+        self.slots.paused = False
         self.tell_waiters()
 
     def wrap(
@@ -365,5 +350,5 @@ class Gate:
         return gated(factory, gate=self, hostname=hostname)
 
     def __repr__(self) -> str:
-        state = " paused" if self._slots.paused else ""
+        state = " paused" if self.slots.paused else ""
         return f"<Gate {self.count}/{self._limits.limit_connections}{state}>"

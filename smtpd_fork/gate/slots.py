@@ -74,5 +74,5 @@ class Slots:
         limit, share = limit or self._limit, self.share
         if share is None or self.paused or len(self.inside) >= limit:
             return Full(len(self.inside) + 1, limit, self.paused)
-        share.wait()
+        share.wake(True)
         return Full(share.connections + 1, share.connections, scope="fleet")

@@ -205,7 +205,7 @@ class Acceptor:
         now = self._loop.time()
         if now - self._deferral_told >= DEFERRAL_SECONDS:
             self._deferral_told = now
-            log.info("%s: new clients wait in the backlog", self._gate.is_full())
+            log.info("%s: new clients wait in the backlog", self._gate.slots.full())
         self._gate.when_room(self._on_free_slot, reserved=True)
 
     def _on_free_slot(self) -> None:
@@ -274,7 +274,7 @@ class Acceptor:
         if self._when_full.refuse:
             return True
         gate = self._gate
-        if gate.reserves:
+        if gate.limits.reserve:
             return not gate.full or (self._queue_clients and self._queue_has_space)
         if self._queue_clients:
             return self._queue_has_space
@@ -324,11 +324,11 @@ class Acceptor:
             self._queue.add(client)
             self._gate.when_room(self._on_free_slot)
         else:
-            self._refuser.refuse(client, self._gate.is_full())
+            self._refuser.refuse(client, self._gate.slots.full())
 
     def _admit_queue(self) -> None:
         """Admit the clients that waited longest, as far as there are slots."""
-        while self._queue and not self._gate.crowded:
+        while self._queue and not self._gate.slots.crowded:
             client = next(iter(self._queue))
             verdict = self._gate.admit(None if client.listener.proxy else client.peer)
             if isinstance(verdict, Full):  # another thread was faster
@@ -343,5 +343,5 @@ class Acceptor:
 
     def _overdue(self, clients: Sequence[AcceptedClient]) -> None:
         for client in clients:
-            self._refuser.refuse(client, self._gate.is_full())
+            self._refuser.refuse(client, self._gate.slots.full())
         self._reopen()

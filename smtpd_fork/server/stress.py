@@ -50,7 +50,7 @@ class Stress:
     @property
     def on(self) -> bool:
         """Whether slots are short, and that makes a difference."""
-        return self.seconds > 0 and self._gate.stressed
+        return self.seconds > 0 and self._gate.slots.stressed
 
     def shorten(self, seconds: float) -> float:
         """Return a time limit as it is now."""
@@ -67,7 +67,7 @@ class Stress:
         if not self._told:
             return
         stuck, closing = self._look_at(sessions, now)
-        if not self._gate.crowded or self._gate.paused:
+        if not self._gate.slots.crowded or self._gate.paused:
             return
         most = max(1, math.ceil(self._gate.limits.limit_connections * A_LOOK))
         wanted = min(most, waiting - closing)

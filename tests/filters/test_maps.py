@@ -110,7 +110,10 @@ LEFT = st.sampled_from(
 )
 
 
-@given(left=LEFT, right=ACTIONS | st.text(st.characters(exclude_characters="\n\r"), max_size=20))
+@given(
+    left=LEFT,
+    right=ACTIONS | st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=20),
+)
 def test_a_left_and_any_right_side_are_a_rule_or_an_error_of_line_1(
     tmp_path_factory: pytest.TempPathFactory, left: str, right: str
 ) -> None:

@@ -44,7 +44,8 @@ class Machine:
     def __init__(self, name: str, clock: Clock, ledger: Ledger) -> None:
         self.clock, self.ledger = clock, ledger
         self.gate = gate(clock=clock, max_from_ip=LIMIT, max_from_net="0", limit_connections=100)
-        self.share = self.gate.share = FleetShare(self.gate.lock, CONNECTIONS)
+        self.share = FleetShare(self.gate.lock, CONNECTIONS)
+        self.gate.join(self.share)
         self.node = Node(name, self.share, lease=6.0)
         self.under_way: Answer | None = None
         self.sent = False

@@ -164,7 +164,7 @@ def test_the_last_places_are_for_exempt_clients_alone() -> None:
     tickets = [door.admit("198.51.100.1") for _ in range(3)]
     told: list[str] = []
     assert door.admit("198.51.100.1") == Full(4, 3)
-    assert (door.crowded, door.full) == (True, False)
+    assert (door.slots.crowded, door.full) == (True, False)
     door.when_room(lambda: told.append("reserved"), reserved=True)
     door.when_room(lambda: told.append("anybody"))
     assert told == ["reserved"]

@@ -77,7 +77,7 @@ async def attacked(way: str, **options: Any) -> AsyncIterator[Server]:
     async with serve(Collect(), **options) as server:
         attackers = [asyncio.create_task(attack(server, n, way)) for n in range(2 * SLOTS)]
         try:
-            await until(lambda: server.gate.crowded)
+            await until(lambda: server.gate.slots.crowded)
             yield server
         finally:
             for attacker in attackers:
@@ -285,7 +285,7 @@ def test_slots_are_short_from_three_quarters_on(slots: int, reserve: int, first:
     """Of those that are for everybody."""
     door = gate(limit_connections=slots, reserve=reserve, exempt="203.0.113.0/24")
     for count in range(1, first + 1):
-        assert not door.stressed
+        assert not door.slots.stressed
         door.admit("192.0.2.1")
         assert door.count == count
-    assert door.stressed
+    assert door.slots.stressed
