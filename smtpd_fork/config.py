@@ -33,6 +33,7 @@ from smtpd_fork.setting_types import (
     Size,
     Text,
     WhenFull,
+    first_local,
     without_local,
 )
 from smtpd_fork.units import parse_duration
@@ -334,9 +335,9 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         if self.limit_connections < self.processes:
             reason = f"each needs a connection, and limit_connections is {self.limit_connections}"
             raise SettingError("processes", self.processes, reason)
-        if self.processes > 1 and (self.max_from_ip or self.rate or self.rate_net):
-            reason = "limits per client do not hold over several processes yet: give -m 0"
-            raise SettingError("processes", self.processes, reason)
+        if self.processes > 1 and (local := first_local(self)):
+            reason = f"it would be multiplied by processes ({self.processes}); remove local:"
+            raise SettingError(*local, reason)
         if 0 < self.reserve < self.processes:
             reason = f"each needs a reserved connection, and reserve is {self.reserve}"
             raise SettingError("processes", self.processes, reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias
 
 from msgspec import Meta
 
@@ -13,7 +13,7 @@ from smtpd_fork.units import parse_duration, parse_mode, parse_size
 __all__ = [
     "LONGEST_SECONDS", "Count", "CountOrZero", "FilePath", "GreetPause", "LocalCount",
     "MissingSettingError", "Mode", "Port", "Seconds", "SecondsOrZero", "Secret", "SettingError",
-    "Size", "Text", "ValueOrFile", "WhenFull", "names_a_file", "without_local",
+    "Size", "Text", "ValueOrFile", "WhenFull", "first_local", "names_a_file", "without_local",
 ]  # fmt: skip
 
 LONGEST_SECONDS = 7 * 86400.0
@@ -129,3 +129,14 @@ ValueOrFile: TypeAlias = Annotated[str, Meta(min_length=1, extra={"path": names_
 Secret: TypeAlias = Annotated[str, Meta(min_length=1, extra={"secret": True})]
 """A password or a key: it is shown nowhere."""
 Mode: TypeAlias = Annotated[int, Meta(ge=0, le=0o777, extra={"reader": parse_mode})]
+
+
+def first_local(settings: Any) -> tuple[str, str] | None:
+    """Return a limit of *settings* that is not shared with a fleet: its name and its value."""
+    if isinstance(most := settings.max_from_ip, LocalCount):
+        return "max_from_ip", f"{LOCAL}{most}"
+    for name in ("max_from_net", "rate", "rate_net"):
+        for value in getattr(settings, name):
+            if without_local(value)[1]:
+                return name, value
+    return None

@@ -27,6 +27,7 @@ from smtpd_fork.cli.upgrade import Upgrade, confirmed
 from smtpd_fork.errors import ExitStatus
 from smtpd_fork.observe.control import DrainOrder
 from smtpd_fork.supervisor.handed_denials import receive_denials
+from smtpd_fork.supervisor.line import Line
 from smtpd_fork.supervisor.processes import Processes
 
 if TYPE_CHECKING:
@@ -145,16 +146,16 @@ class Serving:
         resources = self._resources
         if isinstance(server, Processes):
             return supervisor_services(server, resources, self._drain, self._reload)
-        if resources.supervised is not None:
+        if (place := resources.supervised) is not None:
             orders = {
                 "stop": lambda _: self._stop_signal(signal.SIGTERM),
                 "drain": self._drain,
                 "leave": lambda _: self._withdraw(server),
                 "abort": lambda _: self._abort(),
             }
-            line = socket.socket(fileno=resources.supervised.line)
+            line = Line(socket.socket(fileno=place.line))
             return supervised_services(
-                server, line, orders, self._reload, self._reload_handlers, config
+                server, line, place.of, orders, self._reload, self._reload_handlers, config
             )
         return services_of(
             server, resources, self._drain, self._reload, self._reload_handlers, config

@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.cli.handler_watch import HandlerWatch
+from smtpd_fork.fleet import Fleet
 from smtpd_fork.observe import Notifications, Service
 from smtpd_fork.observe.control import Control
 from smtpd_fork.observe.logs import LogReload
 from smtpd_fork.supervisor.administration import AllProcesses
 from smtpd_fork.supervisor.child_line import ChildLine
+from smtpd_fork.supervisor.shared_limits import LEASE_SECONDS, SupervisorLink
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.observe.reload_outcome import ReloadOutcome
     from smtpd_fork.server import Server
+    from smtpd_fork.supervisor.line import Line
     from smtpd_fork.supervisor.processes import Processes
 
 __all__ = ["Services", "services_of", "supervised_services", "supervisor_services"]
@@ -77,14 +80,16 @@ def supervisor_services(
 
 def supervised_services(
     server: Server,
-    line: socket.socket,
+    line: Line,
+    processes: int,
     orders: Mapping[str, Callable[[Any], object]],
     reload: Callable[[str], Awaitable[ReloadOutcome]],
     reload_handlers: Callable[[Path, frozenset[str]], object],
     config: DaemonConfig,
 ) -> Iterator[Service]:
-    """Return the services of a process under a supervisor.
+    """Return the services of a process under a supervisor, by which it shares its limits.
 
+    :param processes: how many there are
     :param orders: what ends the process, by the word of the supervisor
     """
     yield LogReload()
@@ -94,7 +99,11 @@ def supervised_services(
 
         yield (shown := ChildFigures(server))
         figures = shown.figures
-    yield ChildLine(line, server, orders, reload, figures)
+    link = SupervisorLink(line)
+    if server.fleet is None:  # else the processes share limits by that
+        node, lease = config.hostname, LEASE_SECONDS
+        server.fleet = Fleet(server.gate, link, node=node, lease=lease, processes=processes)
+    yield ChildLine(line, link.hinted, server, orders, reload, figures)
     if config.reload_handlers:
         yield HandlerWatch(config.handler, reload_handlers)
 

@@ -77,6 +77,7 @@ class Fleet:
     :param connections: sessions of the fleet at once; 0: no limit
     :param timeout: seconds, at most, that a client waits for the fleet
     :param lease: seconds after which the sessions of a node that is silent are not counted
+    :param processes: of this host, between which the connections of the gate are divided
     :param when_down: ``refuse``: no client is admitted while the fleet is out of reach
     :ivar state: whether clients are asked about
     :ivar episodes: of trouble
@@ -91,6 +92,7 @@ class Fleet:
         connections: int = 0,
         timeout: float = 0.2,
         lease: float = 6.0,
+        processes: int = 1,
         when_down: Literal["local", "refuse"] = "local",
     ) -> None:
         self._gate = gate
@@ -101,7 +103,7 @@ class Fleet:
         self._refuses = when_down == "refuse"
         self.state = State.DOWN
         self.episodes = Episodes()
-        self.share = FleetShare(gate.lock, connections)
+        self.share = FleetShare(gate.lock, connections, processes)
         self.share.owner = self
         gate.join(self.share)
         self.node = Node(f"{node}-{secrets.token_hex(3)}", self.share, lease)

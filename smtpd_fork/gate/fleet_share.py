@@ -41,6 +41,8 @@ class FleetShare:
     """The part of a gate in a fleet. The gate's lock guards it.
 
     :param connections: sessions of the fleet at once; 0: no limit
+    :param processes: between which the connections are divided that ``max_from_net`` has shares of;
+        with more than one, the fleet is asked about these shares as well
     :ivar slots: how many of these the gate may use
     :ivar until: seconds of the gate's clock; then the slots belong to others
     :ivar alone: slots that hold instead while the fleet is out of reach; None: it is not
@@ -55,9 +57,10 @@ class FleetShare:
     :ivar wake: called when there is something to tell; with True if a client waits for it
     """
 
-    def __init__(self, lock: Lock, connections: int = 0) -> None:
+    def __init__(self, lock: Lock, connections: int = 0, processes: int = 1) -> None:
         self.lock = lock
         self.connections = connections
+        self.processes = processes
         self.slots = 0
         self.until = -math.inf
         self.alone: int | None = None

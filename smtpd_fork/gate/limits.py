@@ -104,8 +104,7 @@ class Limits:
         :param denials: networks that were denied at run time
         :param share: the part of the gate in a fleet; the rules of the node are asked first
         """
-        # An -m that was raised, for a relay perhaps, is meant: a share does not take it back.
-        own = 0 if self.max_from_ip == MAX_FROM_IP else self.max_from_ip
+        processes = 1 if share is None else share.processes
         if self.refuse_first or self.refuse_every:
             yield RefuseEveryRule(self.refuse_first, self.refuse_every)
         yield AccessRule(self.allow, self.deny, denials)
@@ -117,20 +116,29 @@ class Limits:
             if not limit.share:
                 yield NetworkLimitRule(limit, limit.sessions)
             elif self.max_from_ip:
-                yield NetworkLimitRule(limit, max(limit.of(self.limit_connections), own))
+                yield NetworkLimitRule(limit, self._share_of(limit, processes))
         if self.fair_share:
             yield FairShareRule(self.limit_connections)
         yield from map(RateRule, (*self.rate, *self.rate_net))
         if share is not None:
-            yield FleetRule(tuple(self.fleet_limits()), share)
+            yield FleetRule(tuple(self._fleet_limits(processes)), share)
 
-    def fleet_limits(self) -> Iterator[FleetLimit]:
+    def _share_of(self, limit: NetworkLimit, processes: int) -> int:
+        """Return how many sessions a share is, of the connections of all processes."""
+        # An -m that was raised, for a relay perhaps, is meant: a share does not take it back.
+        own = 0 if self.max_from_ip == MAX_FROM_IP else self.max_from_ip
+        return max(limit.of(self.limit_connections * processes), own)
+
+    def _fleet_limits(self, processes: int) -> Iterator[FleetLimit]:
         """Return the limits that hold over all nodes of a fleet."""
         if self.max_from_ip and not isinstance(self.max_from_ip, LocalCount):
             yield FleetLimit(ClientLimitRule.name, self.max_from_ip)
         for limit in self.max_from_net:
             if not limit.share and not limit.local:
                 yield FleetLimit(NetworkLimitRule.name, limit.sessions, limit.prefix)
+            elif limit.share and self.max_from_ip and processes > 1:
+                sessions = self._share_of(limit, processes)
+                yield FleetLimit(NetworkLimitRule.name, sessions, limit.prefix, share=True)
         for rate in (*self.rate, *self.rate_net):
             if not rate.local:
                 name = RateRule.name if rate.prefix is None else RateRule.network_name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,10 @@ from smtpd_fork.control_protocol import Fault, RequestError
 from smtpd_fork.observe.control.administration import Administration
 from smtpd_fork.observe.service import Observed, Service
 from smtpd_fork.sanitizer import printable
-from smtpd_fork.supervisor.line import Line
 
 if TYPE_CHECKING:
     from smtpd_fork.observe.reload_outcome import ReloadOutcome
+    from smtpd_fork.supervisor.line import Line
 
 __all__ = ["ChildLine"]
 
@@ -27,7 +26,8 @@ log = logging.getLogger("smtpd_fork.daemon")
 class ChildLine(Service):
     """Answers the supervisor, and ends the process when the supervisor is gone.
 
-    :param sock: this end of the line
+    :param line: this end of the line
+    :param hint: is called with what the other processes say of the limits that they share
     :param orders: what ends the process, by the supervisor's word: ``stop``, ``drain``, ``leave``,
         ``abort``
     :param reload: reads the settings again, for the administrator whom it is given
@@ -36,7 +36,8 @@ class ChildLine(Service):
 
     def __init__(
         self,
-        sock: socket.socket,
+        line: Line,
+        hint: Callable[[str], object],
         server: Observed,
         orders: Mapping[str, Callable[[Any], object]],
         reload: Callable[[str], Awaitable[ReloadOutcome]],
@@ -46,7 +47,9 @@ class ChildLine(Service):
         self._orders = orders
         self._reload = reload
         self._get_figures = figures
-        self._line = Line(sock, self._answer)
+        self._line = line
+        line.answer = self._answer
+        self._hint = hint
         self._running: asyncio.Task[None] | None = None
         self._administration = Administration(server, orders["drain"], merged=True)
         self._answers: dict[str, Callable[[Any], Awaitable[Any]]] = {
@@ -65,11 +68,11 @@ class ChildLine(Service):
 
     async def start(self) -> None:
         """Begin to answer."""
-        await self._line.open()
-        self._running = asyncio.ensure_future(self._run())
+        await self._line.start()
+        self._running = asyncio.ensure_future(self._watch())
 
-    async def _run(self) -> None:
-        await self._line.run()
+    async def _watch(self) -> None:
+        await self._line.ended()
         log.error("the supervisor has ended: draining")
         self._orders["drain"](None)
 
@@ -84,6 +87,9 @@ class ChildLine(Service):
         self._line.close()
 
     async def _answer(self, word: str, body: Any) -> Any:
+        if word == "hint":
+            self._hint(body)
+            return None
         if word in self._orders:
             self._orders[word](body)
             return None

@@ -1,8 +1,8 @@
 """Line: the connection between the supervisor and one of its processes.
 
-A socket pair that the process inherits. Each end may ask and tell: a frame is a line of JSON with
-a number, a word and a body; the answer has the number, negative. End of file is the end of the
-other process, however it ended.
+A socket pair that the process inherits. Each end may ask and tell: a frame has a number, a word and
+a body; the answer has the number, negative. End of file is the end of the other process, however it
+ended.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -22,8 +23,8 @@ __all__ = ["Line", "LineClosedError"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
-MAX_FRAME = 64 * 1024 * 1024
-"""Bytes; the counts of 100,000 clients are a tenth of that."""
+_LENGTH = struct.Struct("=I")
+"""Before each frame, which is MessagePack: the number of its bytes."""
 
 _OK, _FAULT = "ok", "fault"
 
@@ -37,7 +38,8 @@ class _Frame(msgspec.Struct, array_like=True):
     body: Any = None
 
 
-_decoder = msgspec.json.Decoder(_Frame)
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Frame)
 
 
 class LineClosedError(ConnectionError):
@@ -48,36 +50,48 @@ class Line:
     """One end of the line.
 
     :param sock: the end of the pair; it is owned
-    :param answer: what answers the other end
+    :ivar answer: what answers the other end; set before :meth:`start`, or before it is needed
     """
 
-    def __init__(self, sock: socket.socket, answer: Answer | None = None) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._answer = answer
+        self.answer: Answer | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
         self._count = 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
 
-    async def open(self) -> None:
-        """Begin; what is asked before :meth:`run` is answered in it."""
-        self._reader, self._writer = await asyncio.open_unix_connection(
-            sock=self._sock, limit=MAX_FRAME
-        )
+    async def start(self) -> None:
+        """Begin to read and write, if it has not begun."""
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._open())
+        await self._starting
 
-    async def run(self) -> None:
+    async def _open(self) -> None:
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=self._sock)
+        self._running = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
         """Read until the other process has ended; then what was asked fails."""
         try:
-            while line := await self._reader.readline():
-                self._receive(_decoder.decode(line))
-        except (OSError, ValueError) as error:  # ValueError: a frame that is too long, or no JSON
-            log.debug("a line between two processes broke: %r", error)
+            while True:
+                (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+                self._receive(_decoder.decode(await self._reader.readexactly(length)))
+        except (OSError, EOFError, msgspec.MsgspecError) as error:
+            log.debug("a line between two processes has ended: %r", error)
         finally:
             self.close()
 
+    async def ended(self) -> None:
+        """Wait for the end of the other process, or of the line."""
+        await self._ended.wait()
+
     def close(self) -> None:
         """Close it; what was asked fails."""
+        self._ended.set()
         if self._writer is not None:
             self._writer.transport.abort()
         else:
@@ -113,10 +127,10 @@ class Line:
             self._send(_Frame(0, word, body))
 
     def _send(self, frame: _Frame) -> None:
-        data = msgspec.json.encode(frame) + b"\n"
         if self._writer is None or self._writer.transport.is_closing():
             raise LineClosedError
-        self._writer.write(data)
+        data = _encoder.encode(frame)
+        self._writer.write(_LENGTH.pack(len(data)) + data)
 
     def _receive(self, frame: _Frame) -> None:
         if frame.number >= 0:
@@ -134,13 +148,13 @@ class Line:
             future.set_exception(RequestError(Fault(fault), text, status))
 
     async def _carry_out(self, frame: _Frame) -> None:
-        assert self._answer is not None
+        assert self.answer is not None
         try:
-            reply = _Frame(-frame.number, _OK, await self._answer(frame.word, frame.body))
+            reply = _Frame(-frame.number, _OK, await self.answer(frame.word, frame.body))
         except RequestError as error:
             reply = _Frame(-frame.number, _FAULT, (error.fault, error.text, error.status))
         except Exception:
-            log.exception("a request of the supervisor failed")
+            log.exception("a request of another process failed")
             text = "internal error of a process; the log has the details"
             reply = _Frame(-frame.number, _FAULT, (Fault.FAILED, text, None))
         if frame.number:

@@ -31,6 +31,7 @@ from smtpd_fork.supervisor.serving_process import (
     Start,
     described,
 )
+from smtpd_fork.supervisor.shared_limits import SharedLimits
 from smtpd_fork.supervisor.shares import DIVIDED, share_of
 
 if TYPE_CHECKING:
@@ -86,8 +87,10 @@ class Processes(RunTimeChanges):
         self._config = config
         self._running = None
         self._start = Start(
-            invocation, self.listeners, self.gate.denials, directory, config.processes
+            *(invocation, self.listeners, self.gate.denials, directory, config.processes),
+            self._answer,
         )
+        self._shared = SharedLimits()
         self._current: dict[int, ServingProcess] = {}
         self._keepers: dict[int, asyncio.Task[None]] = {}
         self._cut = 0
@@ -209,6 +212,7 @@ class Processes(RunTimeChanges):
         while True:
             status = await process.ended()
             del self._current[process.number]
+            self._shared.leave(process)
             if process.leaving:
                 self._cut += status != 0
                 return
@@ -237,6 +241,17 @@ class Processes(RunTimeChanges):
             return process
 
     # -- requests ------------------------------------------------------------------------------
+
+    async def _answer(self, process: ServingProcess, word: str, body: Any) -> Any:
+        """Answer a process: what it tells of the limits that all share, and asks."""
+        assert word == "sync", word
+        keys, message = body
+        answer, hints = self._shared.sync(process, keys, message)
+        for hint in hints:
+            for other in self.current:
+                if other is not process:
+                    other.tell("hint", hint)
+        return answer
 
     async def ask_all(
         self, word: str, body: Any = None, seconds: float | None = ANSWER_SECONDS

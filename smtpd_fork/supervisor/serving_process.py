@@ -13,6 +13,7 @@ import signal
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.daemon.handover import (
@@ -28,7 +29,7 @@ from smtpd_fork.supervisor.line import Line, LineClosedError
 from smtpd_fork.supervisor.new_process import NotReadyError, until_ready
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from smtpd_fork.daemon import Invocation
     from smtpd_fork.gate import Denials
@@ -69,6 +70,7 @@ class Start:
 
     :ivar directory: the current directory of the process; None: the supervisor's
     :ivar of: how many there are
+    :ivar answer: answers what a process asks
     """
 
     invocation: Invocation
@@ -76,6 +78,7 @@ class Start:
     denials: Denials
     directory: str | None
     of: int
+    answer: Callable[[ServingProcess, str, Any], Awaitable[Any]]
 
 
 class ServingProcess:
@@ -85,6 +88,7 @@ class ServingProcess:
     :ivar began: time of its start, of the loop's clock
     :ivar sessions: how many it had when it was asked last
     :ivar leaving: whether it was told to end
+    :ivar node: its name among those that share limits; empty until it has asked
     """
 
     def __init__(self, number: int, process: asyncio.subprocess.Process, line: Line) -> None:
@@ -93,10 +97,11 @@ class ServingProcess:
         self.began = asyncio.get_running_loop().time()
         self.sessions = 0
         self.leaving = False
+        self.node = ""
         self._process = process
         self._line = line
         self._waits: tuple[socket.socket, HandedDenials] | None = None
-        self._tasks = [asyncio.ensure_future(line.run())]
+        self._watching: asyncio.Task[None] | None = None
 
     def __str__(self) -> str:
         return f"process {self.number} (pid {self.pid})"
@@ -120,8 +125,10 @@ class ServingProcess:
             with its_word, its_line:
                 process = await _spawn(number, start, its_word, its_line, handed.descriptor)
             try:
+                found = cls(number, process, Line(line))
+                found._line.answer = partial(start.answer, found)
+                await found._line.start()
                 await _until_ready(word, process)
-                found = cls(number, process, await _opened(line))
             except BaseException:
                 with suppress(ProcessLookupError):
                     process.kill()  # it has nothing to lose
@@ -142,7 +149,7 @@ class ServingProcess:
         with word, handed, suppress(OSError):  # it died this moment, which shows at once
             handed.write()  # those that were denied while it started
             word.send(TAKE)
-        self._tasks.append(asyncio.ensure_future(self._watch()))
+        self._watching = asyncio.ensure_future(self._watch())
 
     # -- its life ------------------------------------------------------------------------------
 
@@ -169,8 +176,8 @@ class ServingProcess:
     async def ended(self) -> int:
         """Wait for its end; return its exit status, or minus the number of a signal."""
         status = await self._process.wait()
-        for task in self._tasks:
-            task.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         self._line.close()
         if self._waits is not None:
             (word, handed), self._waits = self._waits, None
@@ -246,12 +253,6 @@ async def _until_ready(word: socket.socket, process: asyncio.subprocess.Process)
         raise ProcessError(str(error), await _put_down(process)) from None
     except TimeoutError:
         raise ProcessError(f"it was not ready in {START_SECONDS:g} s") from None
-
-
-async def _opened(line: socket.socket) -> Line:
-    found = Line(line)
-    await found.open()
-    return found
 
 
 async def _put_down(process: asyncio.subprocess.Process) -> int:

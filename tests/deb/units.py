@@ -272,7 +272,7 @@ def template() -> None:
     assert shown("ActiveState") == ["inactive"], "the socket started the single service as well"
     for number in (1, 2):
         command = ["smtpd-fork", "status", "--control", f"/run/smtpd-fork-{number}/control"]
-        status = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        status = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert "serving" in status.stdout, status
     systemctl("stop", "smtpd-fork.target")
     until(lambda: "active" not in systemctl("is-active", *instances).split(), "their end")

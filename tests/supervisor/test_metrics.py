@@ -35,7 +35,7 @@ def figures(daemon: Daemon) -> dict[tuple[str, ...], float]:
 
 
 def test_the_figures_of_all_are_added_and_never_go_down(tmp_path: Path) -> None:
-    options = (*LOCAL, "--processes", "2", "-m", "0", "-c", "30", "--metrics", "127.0.0.1:0")
+    options = (*LOCAL, "--processes", "2", "-c", "30", "--metrics", "127.0.0.1:0")
     with Daemon(*options, cwd=tmp_path) as daemon:
         clients = [daemon.smtp(source=f"127.0.1.{n % 5 + 1}") for n in range(10)]
         for client in clients:

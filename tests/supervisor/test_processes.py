@@ -33,7 +33,7 @@ from smtpd_fork.errors import ExitStatus
 if TYPE_CHECKING:
     from pathlib import Path
 
-TWO = (*LOCAL, "--processes", "2", "-m", "0")
+TWO = (*LOCAL, "--processes", "2")
 SERVES = r"process (\d) of \d serves, pid (\d+)$"
 
 
@@ -84,7 +84,7 @@ def test_a_session_that_is_cut_is_the_exit_status(tmp_path: Path) -> None:
 
 
 def test_a_process_that_cannot_start_is_the_error_of_the_start(tmp_path: Path) -> None:
-    options = ("-l", "127.0.0.1:0", "--processes", "2", "-m", "0", "--handler", "nowhere:Handler")
+    options = ("-l", "127.0.0.1:0", "--processes", "2", "--handler", "nowhere:Handler")
     ended = run(*options, cwd=tmp_path)
     assert ended.returncode == ExitStatus.CONFIG
     assert "nowhere" in only_line(ended)
@@ -96,7 +96,7 @@ def test_a_process_that_cannot_start_is_the_error_of_the_start(tmp_path: Path) -
 
 
 def test_it_detaches_once_all_serve(tmp_path: Path) -> None:
-    options = ("-l", "127.0.0.1:0", "--processes", "2", "-m", "0", "--handler", "maildir:box")
+    options = ("-l", "127.0.0.1:0", "--processes", "2", "--handler", "maildir:box")
     with Detached(*options, "--pid-file", "pid", cwd=tmp_path) as daemon:
         until(lambda: len(pids(daemon.text)) == 2, "the log is written")
         ours = pids(daemon.text)
@@ -150,7 +150,7 @@ def test_a_killed_process_is_replaced_and_no_other_client_notices(tmp_path: Path
 
 def test_one_that_crashes_again_and_again_is_started_at_growing_intervals(tmp_path: Path) -> None:
     (tmp_path / "crashing.py").write_text(CRASHING)
-    options = ("-l", "127.0.0.1:0", "--processes", "2", "-m", "0", "--handler", "crashing:Handler")
+    options = ("-l", "127.0.0.1:0", "--processes", "2", "--handler", "crashing:Handler")
     with Daemon(*options, cwd=tmp_path) as daemon:
         (tmp_path / "crash").touch()
         os.kill(children(daemon)[0], signal.SIGKILL)
@@ -348,7 +348,7 @@ def test_a_process_whose_event_loop_hangs_is_killed_and_replaced(tmp_path: Path)
 
 def test_a_stop_while_another_process_starts_ends_that_as_well(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
-    options = ("-l", "127.0.0.1:0", "--processes", "2", "-m", "0", "--handler", "slow:Handler")
+    options = ("-l", "127.0.0.1:0", "--processes", "2", "--handler", "slow:Handler")
     with Daemon(*options, cwd=tmp_path) as daemon:
         (tmp_path / "wait").touch()
         os.kill(children(daemon)[0], signal.SIGKILL)

@@ -32,19 +32,24 @@ class FleetLimit(NamedTuple):
     :ivar limit: sessions at once, or in a time
     :ivar prefix: how large the network is; None: it is about one client
     :ivar rate: the rate, if it is one
+    :ivar share: whether it does not apply to local networks, as :class:`NetworkLimit` has it
     """
 
     rule: str
     limit: int
     prefix: Prefix | None = None
     rate: Rate | None = None
+    share: bool = False
+
+    def _spares(self, client: Client) -> bool:
+        return self.share and client.local
 
     def check(self, client: Client) -> FleetCheck | None:
         """Return what the fleet is asked about *client*; None if it is not about it."""
         prefix, rate = self.prefix, self.rate
         if prefix is None:
             name = client.key
-        elif client.number is None or client.ipv6 is not prefix.ipv6:
+        elif client.number is None or client.ipv6 is not prefix.ipv6 or self._spares(client):
             name = None
         else:
             name = prefix.around(client.number)
