@@ -143,6 +143,8 @@ class Processes(RunTimeChanges):
 
     def accept(self) -> None:
         """Have them accept clients."""
+        for listener in self.listeners:
+            log.info("listening on %s", listener.described, extra={"address": str(listener)})
         for number, process in self._current.items():
             process.serve()
             self._keepers[number] = asyncio.ensure_future(self._keep(process))
