@@ -12,36 +12,38 @@ __all__ = ["Episodes"]
 log = logging.getLogger("smtpd_fork.fleet")
 
 QUIET_SECONDS = 60.0
-"""An episode that begins so soon after the last one is told only when it ends, with the others."""
+"""So soon after a line, an episode is told only if it lasts for longer, or when a later one ends;
+and another reason only after that time."""
 
 
 class Episodes:
     """The times without the fleet, from the first sign of trouble to the first answer in time.
 
     :ivar count: of them
-    :ivar reason: of the one that goes on; empty: none does
+    :ivar reason: of the one that goes on, the last that was given; empty: none does
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.reason = ""
         self._since = 0.0
-        self._told = -math.inf
+        self._told_at = -math.inf
+        self._told = ""  # the reason of the one that goes on, as it was told last
         self._untold = 0
         self._clients = 0
 
     def begin(self, reason: str, now: float) -> None:
-        """Take note of trouble; only the first reason of an episode is told."""
-        if self.reason:
-            log.debug("the fleet: %s", reason)
-            return
-        self.reason, self._since, self._clients = reason, now, 0
-        self.count += 1
-        if now - self._told < QUIET_SECONDS:
-            self._untold += 1
+        """Take note of trouble, the first of an episode or more of it."""
+        if not self.reason:
+            self.count += 1
+            self._since, self._clients, self._told = now, 0, ""
+        self.reason = reason
+        if reason != self._told and now - self._told_at >= QUIET_SECONDS:
+            still = "still " if self._told else ""
+            log.error("fleet %sout of reach, the limits of this node apply: %s", still, reason)
+            self._told, self._told_at = reason, now
         else:
-            self._told = now
-            log.error("fleet out of reach, the limits of this node apply: %s", reason)
+            log.debug("the fleet: %s", reason)
 
     def admitted(self) -> None:
         """Count a client that was admitted by the limits of this node alone."""
@@ -52,10 +54,12 @@ class Episodes:
         if not self.reason:
             return
         self.reason = ""
-        if self._untold and now - self._told < QUIET_SECONDS:
-            return  # told with the first one that ends later
+        if not self._told:
+            self._untold += 1
+            if now - self._told_at < QUIET_SECONDS:
+                return  # told with the first one that ends later
         more = f", the last of {counted(self._untold + 1, 'time')}" if self._untold else ""
-        self._told, self._untold = now, 0
+        self._told_at, self._untold = now, 0
         log.warning(
             "fleet in reach again after %.1f s%s: %s, %s admitted meanwhile",
             now - self._since,

@@ -6,6 +6,7 @@ forgets it. The gate counts a session from its ticket on; the fleet is told thos
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict, deque
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from smtpd_fork.gate.rules.fleet import FleetCheck
 
 __all__ = ["KEEP_SECONDS", "Message", "Node", "Question"]
+
+log = logging.getLogger("smtpd_fork.fleet")
 
 KEEP_SECONDS = 90.0
 """How long a count is kept that is not told again. It is told thrice in that time."""
@@ -57,6 +60,13 @@ class Question:
         self.answered = answered
         self.since = since
         self.ended = False
+
+    def answer(self, refusal: Refusal | None) -> None:
+        """Tell the asker; an error of one does not reach the others."""
+        try:
+            self.answered(refusal)
+        except Exception:
+            log.exception("internal error")
 
 
 class Message(NamedTuple):
@@ -138,6 +148,10 @@ class Node:
 
     # -- messages --------------------------------------------------------------------------------
 
+    def has_questions(self) -> bool:
+        """Whether there is a client to ask about, or so much to tell that it takes messages."""
+        return bool(self._queue) or len(self._share.changed) > MAX_COUNTS
+
     def has_news(self) -> bool:
         """Whether there is a client to ask about, or a count to tell. Takes the gate's lock."""
         if self._queue:
@@ -195,7 +209,7 @@ class Node:
             limit=share.connections,
             sessions=sessions,
             want=self._wanted(sessions, reserve, waits),
-            waits=waits,
+            waits=waits and not share.closing,
             leaves=leaves,
             about=about,
             counts=counts,
@@ -305,6 +319,8 @@ class Node:
         Those in use and a few to spare, unless another node waits; a node that waits wants one.
         """
         share = self._share
+        if share.closing:
+            return min(share.connections, sessions)
         spare = 0
         if not share.others_wait:
             free = share.connections - self.sessions

@@ -62,6 +62,7 @@ class RedisLink:
         if ca_file is not None and address.tls:
             self._options["ssl_ca_certs"] = ca_file
         self._client: Redis | None = None
+        self._sentinels: list[Redis] = []
         self._hints: PubSub | None = None
         self._hash = ""
 
@@ -70,10 +71,15 @@ class RedisLink:
         try:
             self._client = self._connect()
             self._hash = await self._client.script_load(SCRIPT)
-            self._hints = self._client.pubsub(ignore_subscribe_messages=True)
-            await self._hints.subscribe(self._keys.channel)
+            await self._subscribe()
         except ERRORS as error:
             raise FleetError(_reason(error)) from None
+
+    async def _subscribe(self) -> PubSub:
+        assert self._client is not None
+        self._hints = self._client.pubsub(ignore_subscribe_messages=True)
+        await self._hints.subscribe(self._keys.channel)
+        return self._hints
 
     def _connect(self) -> Redis:
         address = self._address
@@ -82,6 +88,7 @@ class RedisLink:
         sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types for it
             address.sentinels, **options(socket_connect_timeout=CONNECT_SECONDS)
         )
+        self._sentinels = sentinel.sentinels
         primary: Redis = sentinel.master_for(address.name, **options(**self._options))
         return primary
 
@@ -105,23 +112,29 @@ class RedisLink:
 
     async def hint(self) -> str:
         """Return the next hint; see the protocol."""
-        assert self._hints is not None
         try:
+            hints = self._hints or await self._subscribe()
             while True:
-                found = await self._hints.get_message(timeout=None)
+                found = await hints.get_message(timeout=None)
                 if found is not None:
                     return str(found["data"], "ascii", "replace")
         except ERRORS as error:
+            hints_lost, self._hints = self._hints, None
+            await _close(hints_lost)
             raise FleetError(_reason(error)) from None
 
     async def close(self) -> None:
         """Close the connections; see the protocol."""
-        client, self._client = self._client, None
-        hints, self._hints = self._hints, None
-        for each in (hints, client):
-            if each is not None:
-                with suppress(*ERRORS):  # it was lost already
-                    await each.aclose()
+        ends = (self._hints, self._client, *self._sentinels)
+        self._client, self._hints, self._sentinels = None, None, []
+        for each in ends:
+            await _close(each)
+
+
+async def _close(each: Redis | PubSub | None) -> None:
+    if each is not None:
+        with suppress(*ERRORS):  # it was lost already
+            await each.aclose()
 
 
 def _reason(error: BaseException) -> str:

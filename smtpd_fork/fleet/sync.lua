@@ -90,7 +90,11 @@ for c = 1, #clients do
       count = others[index] + mine[index] + 1
       if count > most then refused = (i + 3) / 4 break end
     else
-      if not due[index] then due[index] = tonumber(redis.call('GET', KEYS[FIRST + index]) or us) end
+      if not due[index] then
+        due[index] = tonumber(redis.call('GET', KEYS[FIRST + index]) or us)
+        -- Later than it can be: the clock was set back.
+        due[index] = math.min(due[index], us + checks[i + 2] + checks[i + 3])
+      end
       local ahead = due[index] - us
       if ahead > checks[i + 3] then
         refused, count = (i + 3) / 4, math.floor(ahead / checks[i + 2] + 0.5) + 1

@@ -6,6 +6,8 @@ count wrong. Only rates are counted by arrivals, so a client is never asked abou
 
 from __future__ import annotations
 
+from typing import Annotated, TypeAlias
+
 import msgspec
 
 __all__ = ["LAYOUT", "Answer", "FleetError", "Keys", "Sync", "decode", "encode"]
@@ -51,6 +53,10 @@ class Sync(msgspec.Struct, array_like=True, frozen=True):
     clients: list[list[int]] = []
 
 
+Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""Lua has no larger ones."""
+
+
 class Answer(msgspec.Struct, array_like=True, frozen=True):
     """What a node is answered.
 
@@ -65,12 +71,12 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
     """
 
     fresh: bool
-    nodes: int
-    slots: int
-    sessions: int
-    waiting: int
-    denials: int
-    verdicts: list[int]
+    nodes: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+    slots: Number
+    sessions: Number
+    waiting: Number
+    denials: Number
+    verdicts: list[Number]
 
 
 class Keys:

@@ -50,6 +50,7 @@ class FleetShare:
     :ivar waits_until: seconds of the gate's clock, up to which this gate wants a slot for clients
         that it has refused
     :ivar others_wait: whether clients of other nodes do
+    :ivar closing: whether the gate admits no more, so that its free slots are for others
     :ivar held: sessions by key, also those that the fleet is being asked about
     :ivar changed: keys that may have another count than the fleet was told
     :ivar over: keys that were over their limits a moment ago
@@ -67,6 +68,7 @@ class FleetShare:
         self.stressed = False
         self.waits_until = -math.inf
         self.others_wait = False
+        self.closing = False
         self.held: dict[str, int] = {}
         self.changed: dict[str, None] = {}  # in the order of the changes
         self.over: dict[str, OverLimit] = {}
@@ -112,7 +114,7 @@ class FleetShare:
     def enter(self, key: str) -> None:
         """Count a session of *key*."""
         self.held[key] = self.held.get(key, 0) + 1
-        self.changed[key] = None
+        self._change(key)
 
     def leave(self, key: str) -> None:
         """Count a session of *key* no longer."""
@@ -122,6 +124,9 @@ class FleetShare:
             self.held[key] = left
         else:
             del self.held[key]
+        self._change(key)
+
+    def _change(self, key: str) -> None:
         if not self.changed:
             self.wake(False)
         self.changed[key] = None

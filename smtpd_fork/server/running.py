@@ -192,8 +192,16 @@ class Running:
 
     # -- the end -------------------------------------------------------------------------------
 
+    def withdraw(self) -> None:
+        """Accept no more; clients that wait already go on to their sessions."""
+        self.acceptor.withdraw()
+        if self._fleet is not None:
+            self._fleet.withdraw()
+
     def _accept_no_more(self) -> int:
         """Answer 421 to all clients without a session; return how many there were."""
+        if self._fleet is not None:
+            self._fleet.withdraw()
         hostname = self._refuser.hostname
         return self.acceptor.stop() + sum(each.stop(hostname) for each in self.former)
 

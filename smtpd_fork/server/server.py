@@ -106,7 +106,7 @@ class Server(RunTimeChanges):
         self._had_listeners = bool(listeners)
         self._reloading = asyncio.Lock()
         self._running: Running | None = None
-        self._starting = self._stop_wanted = False
+        self._starting = self._stop_wanted = self._in_fleet = False
         self._stopping: asyncio.Task[int] | None = None
 
     # -- life ----------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class Server(RunTimeChanges):
             )
         except BaseException:
             await self._tls.stop()
-            if self.fleet is not None:
+            if self.fleet is not None and self._in_fleet:  # others may share it
                 await self.fleet.stop()
             self.close()
             raise
@@ -159,6 +159,7 @@ class Server(RunTimeChanges):
         await self._tls.start()
         if self.fleet is not None:
             await self.fleet.start()
+            self._in_fleet = True
         if self._stop_wanted:
             raise RuntimeError("the server was stopped while it started")
 
@@ -245,7 +246,7 @@ class Server(RunTimeChanges):
         :meth:`leave` ends when they have gone.
         """
         if self._running is not None:
-            self._running.acceptor.withdraw()
+            self._running.withdraw()
 
     async def leave(self) -> None:
         """Wait until the sessions that existed when the server withdrew have ended."""
