@@ -16,7 +16,7 @@ from smtpd_fork.setting_types import LONGEST_SECONDS
 
 __all__ = [
     "MAX_REPLY", "MAX_REQUEST", "PAGE", "VERSION", "Denials", "Deny", "Drain", "Explain", "Fault",
-    "Kick", "Limits", "Pause", "Reload", "Request", "RequestError", "Resume", "Sessions",
+    "Fleet", "Kick", "Limits", "Pause", "Reload", "Request", "RequestError", "Resume", "Sessions",
     "Status", "Undeny", "decode", "encode",
 ]  # fmt: skip
 
@@ -156,6 +156,15 @@ class Explain(_Request):
     id: Id
 
 
+class Fleet(_Request):
+    """The nodes of the fleet.
+
+    :ivar client: an address or a network, whose sessions are told by node
+    """
+
+    client: Name | None = None
+
+
 Request: TypeAlias = (
     Status
     | Sessions
@@ -169,6 +178,7 @@ Request: TypeAlias = (
     | Reload
     | Drain
     | Explain
+    | Fleet
 )
 
 

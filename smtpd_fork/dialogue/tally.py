@@ -105,6 +105,7 @@ class Tally:
         *OUTCOMES,
         *(
             "content",
+            "fleet",
             "hooks",
             "lag",
             "received",
@@ -130,6 +131,7 @@ class Tally:
         self.replies: dict[str, ReplyCounts] = {
             name: dict.fromkeys(b"2345", 0) for name in COUNTED
         }  # that answer a command
+        self.fleet = Latency()  # of the round trips to the fleet
         self.lag = Latency()  # of the event loop, each time that it was measured
 
     def replies_by_class(self) -> dict[tuple[str, str], int]:

@@ -21,12 +21,13 @@ class Episodes:
 
     :ivar count: of them
     :ivar reason: of the one that goes on, the last that was given; empty: none does
+    :ivar since: when the last one began, in seconds
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.reason = ""
-        self._since = 0.0
+        self.since = 0.0
         self._told_at = -math.inf
         self._told = ""  # the reason of the one that goes on, as it was told last
         self._untold = 0
@@ -36,7 +37,7 @@ class Episodes:
         """Take note of trouble, the first of an episode or more of it."""
         if not self.reason:
             self.count += 1
-            self._since, self._clients, self._told = now, 0, ""
+            self.since, self._clients, self._told = now, 0, ""
         self.reason = reason
         if reason != self._told and now - self._told_at >= QUIET_SECONDS:
             still = "still " if self._told else ""
@@ -62,7 +63,7 @@ class Episodes:
         self._told_at, self._untold = now, 0
         log.warning(
             "fleet in reach again after %.1f s%s: %s, %s admitted meanwhile",
-            now - self._since,
+            now - self.since,
             more,
             counted(nodes, "node"),
             counted(self._clients, "client"),

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Literal, Self
 import msgspec
 
 from smtpd_fork.fleet.episodes import Episodes
+from smtpd_fork.fleet.figures import Counts
 from smtpd_fork.fleet.messenger import Messenger, State
 from smtpd_fork.fleet.node import Node, Question
+from smtpd_fork.fleet.view import ViewOf, view_of
 from smtpd_fork.gate import FleetShare, Refusal
 from smtpd_fork.units import counted
 from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from smtpd_fork.fleet.link import Link
     from smtpd_fork.gate import Gate, Ticket
+    from smtpd_fork.gate.rules.fleet import FleetCheck
 
 __all__ = ["Fleet", "State"]
 
@@ -51,6 +54,7 @@ class Fleet:
     :param when_down: ``refuse``: no client is admitted while the fleet is out of reach
     :ivar state: whether clients are asked about
     :ivar episodes: of trouble
+    :ivar counts: of clients and answers
     """
 
     def __init__(
@@ -66,10 +70,12 @@ class Fleet:
         when_down: Literal["local", "refuse"] = "local",
     ) -> None:
         self._gate = gate
+        self._link = link
         self._name = node
         self._refuses = when_down == "refuse"
         self.state = State.DOWN
         self.episodes = Episodes()
+        self.counts = Counts()
         self.share = FleetShare(gate.lock, connections, processes)
         self.share.owner = self
         gate.join(self.share)
@@ -79,6 +85,7 @@ class Fleet:
             self.share,
             self.node,
             link,
+            self.counts,
             about=self._about,
             timeout=timeout,
             lease=lease,
@@ -176,7 +183,27 @@ class Fleet:
         if self._refuses and not exempt:
             return Refusal("when_fleet_down", "", 0, 0, status="4.3.2", text=DOWN_TEXT)
         self.episodes.admitted()
+        self.counts.outcomes["alone"] += 1
         return None
+
+    # -- what is ---------------------------------------------------------------------------------
+
+    @property
+    def admits(self) -> bool:
+        """Whether clients are admitted at all: they may not be while the fleet is out of reach."""
+        return self.state is State.UP or not self._refuses
+
+    @property
+    def sessions(self) -> int:
+        """Sessions of this node."""
+        return self._gate.count
+
+    async def view(self, checks: Sequence[FleetCheck] = ()) -> ViewOf:
+        """Return the nodes, and what the fleet counts for *checks*.
+
+        :raises FleetError: it cannot be asked
+        """
+        return await view_of(self._link, checks)
 
     # -- what the messenger reports --------------------------------------------------------------
 

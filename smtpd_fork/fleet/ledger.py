@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from smtpd_fork.fleet.sync import Answer
+from smtpd_fork.fleet.view import MOST_NODES, NodeLine, View
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,6 +97,26 @@ class Ledger:
         if message.leaves:
             self.remove(message.node)
         return Answer(fresh, nodes, slots, sessions, waiting, self.denials, verdicts)
+
+    def view(self, keys: Sequence[str], after: int, rates: Sequence[bool], now: int) -> View:
+        """Return the nodes, and what is counted for *keys*; see ``view.py``.
+
+        :param after: so many nodes are left out
+        """
+        living = [(name, node) for name, node in self._nodes.items() if node.ends > now]
+        lines = [
+            NodeLine(
+                *(name, (node.ends - now) // 1000, node.slots, node.sessions),
+                *(node.waits, node.about),
+            )
+            for name, node in living[after : after + MOST_NODES]
+        ]
+        held, ahead = [], []
+        for key, rate in zip(keys, rates, strict=True):
+            by_node = [(name, node.counts[key]) for name, node in living if key in node.counts]
+            held.append([] if rate else by_node[:MOST_NODES])
+            ahead.append(max(0, self._due.get(key, now) - now) if rate else 0)
+        return View(len(living), lines, held, ahead)
 
     def remove(self, name: str) -> None:
         """Forget a node, and its sessions."""

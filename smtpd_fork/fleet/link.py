@@ -34,5 +34,13 @@ class Link(Protocol):
         :raises FleetError: none will come any more
         """
 
+    async def ask(self, question: str, keys: list[str], message: bytes) -> object:
+        """Ask beside the call under way, which is not disturbed; return the bytes of the answer.
+
+        :param question: ``view`` (see ``view.py``)
+        :param keys: those that are asked about, without the prefix of the fleet
+        :raises FleetError: the answer is an error, or none came within some seconds
+        """
+
     async def close(self) -> None:
         """Let go of the fleet; a call under way has no answer any more."""

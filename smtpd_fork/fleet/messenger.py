@@ -20,6 +20,7 @@ from smtpd_fork.fleet.sync import FleetError, decode, encode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smtpd_fork.fleet.figures import Counts
     from smtpd_fork.fleet.link import Link
     from smtpd_fork.fleet.node import Message, Node
     from smtpd_fork.gate import FleetShare, Gate
@@ -69,6 +70,7 @@ class Messenger:
     :param gate: of the node
     :param share: its part in the fleet
     :param node: builds the messages, and reads the answers
+    :param counts: of clients and answers
     :param about: returns what the node says of itself
     :param timeout: seconds in which an answer is in time
     :param lease: seconds after which an answer is not waited for any more
@@ -83,6 +85,7 @@ class Messenger:
         share: FleetShare,
         node: Node,
         link: Link,
+        counts: Counts,
         *,
         about: Callable[[], str],
         timeout: float,
@@ -94,6 +97,7 @@ class Messenger:
         self._share = share
         self._node = node
         self._link = link
+        self._counts = counts
         self._about = about
         self._about_told = 0.0
         self._timeout = timeout
@@ -222,6 +226,7 @@ class Messenger:
             self._share.stressed = 4 * answer.sessions >= 3 * self._share.connections > 0
             if in_time:
                 self._share.alone = None
+        self._counts.answered(time.monotonic() - message.sent, [each for _, each in decided])
         for question, refusal in decided:
             question.answer(refusal)
         if in_time:

@@ -6,6 +6,8 @@ its hash: nodes of two versions, each with a script of its own, share one Redis.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from contextlib import suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -27,10 +29,16 @@ __all__ = ["SCRIPT", "RedisLink"]
 SCRIPT = files("smtpd_fork.fleet").joinpath("sync.lua").read_text()
 """Read once: a daemon that has dropped its privileges may not be able to."""
 
+QUESTIONS = {"view": files("smtpd_fork.fleet").joinpath("view.lua").read_text()}
+"""The scripts of :meth:`RedisLink.ask`."""
+
 CONNECTIONS = 4
 """One for messages, one for hints, one for an administrator's questions, one to spare."""
 
 CONNECT_SECONDS = 5.0
+
+ASK_SECONDS = 2.0
+"""For the answer to a question beside the call under way."""
 
 
 class RedisLink:
@@ -109,6 +117,25 @@ class RedisLink:
         assert self._client is not None
         channel = self._keys.channel
         return await self._client.evalsha(self._hash, len(names), *names, message, channel)
+
+    async def ask(self, question: str, keys: list[str], message: bytes) -> object:
+        """Ask on a connection of its own; see the protocol."""
+        client, script = self._client, QUESTIONS[question]
+        if client is None:
+            raise FleetError("there is no connection")
+        names = [*self._keys.fixed, *map(self._keys.of, keys)]
+        arguments: list[Any] = [len(names), *names, message, self._keys.channel]
+        name = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                try:
+                    return await client.evalsha(name, *arguments)
+                except NoScriptError:
+                    return await client.evalsha(await client.script_load(script), *arguments)
+        except TimeoutError:
+            raise FleetError(f"no answer within {ASK_SECONDS:g} s") from None
+        except ERRORS as error:
+            raise FleetError(_reason(error)) from None
 
     async def hint(self) -> str:
         """Return the next hint; see the protocol."""

@@ -251,7 +251,7 @@ class Gate:
 
     @property
     def has_waiters(self) -> bool:
-        """Whether somebody waits for a slot."""
+        """Whether a client waits for a slot."""
         return bool(self._waiters)
 
     def tell_waiters(self) -> None:

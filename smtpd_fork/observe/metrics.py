@@ -25,6 +25,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from smtpd_fork.dialogue.tally import BOUNDS, Latency, Tally
+from smtpd_fork.fleet.figures import STATES
 from smtpd_fork.gate.statistics import CURES
 from smtpd_fork.observe.process import Process
 from smtpd_fork.observe.refusal_history import refusals
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from smtpd_fork.observe.service import Observed
     from smtpd_fork.observe.sink_state import SinkState
 
-__all__ = ["METRICS", "OF_SEVERAL", "Metrics", "Row", "ServerMetrics"]
+__all__ = ["METRICS", "OF_A_FLEET", "OF_SEVERAL", "Metrics", "Row", "ServerMetrics"]
 
 OTHER = "other"
 """The label of rules that an embedder has added to the gate."""
@@ -48,7 +49,8 @@ class Row:
 
     :ivar kind: ``counter``, ``gauge``, ``histogram`` or ``info``
     :ivar label: its label; empty for none
-    :ivar value: returns the value, or the values by label; None for a metric of the process
+    :ivar value: returns the value, or the values by label, or None if there is none here; None for
+        a metric of the process
     """
 
     name: str
@@ -157,12 +159,42 @@ METRICS = (
 )  # fmt: skip
 """The metrics of a daemon; the last six have the names that all exporters use."""
 
+OF_A_FLEET = (
+    Row("smtpd_fork_fleet_state", "gauge", "state",
+        "1 for the state of the fleet as this node sees it; only with --fleet.",
+        lambda s, _: s.fleet and {state: int(state == s.fleet.state) for state in STATES}),
+    Row("smtpd_fork_fleet_nodes", "gauge", "", "Nodes of the fleet, with this one.",
+        lambda s, _: s.fleet and s.fleet.nodes),
+    Row("smtpd_fork_fleet_slots", "gauge", "",
+        "Connection slots of the fleet (--fleet-connections) that this node holds.",
+        lambda s, _: s.fleet and s.fleet.slots),
+    Row("smtpd_fork_fleet_slots_free", "gauge", "", "Those of them that are not in use.",
+        lambda s, _: s.fleet and s.fleet.free),
+    Row("smtpd_fork_fleet_questions_total", "counter", "outcome",
+        "Clients that the fleet was asked about, by outcome; alone: it was out of reach.",
+        lambda s, _: s.fleet and s.fleet.outcomes),
+    Row("smtpd_fork_fleet_seconds", "histogram", "",
+        "Time in seconds from a message to the fleet to its answer.",
+        lambda s, tally: s.fleet and {"": tally.fleet}),
+    Row("smtpd_fork_fleet_episodes_total", "counter", "",
+        "Times that the fleet was out of reach.",
+        lambda s, _: s.fleet and s.fleet.episodes),
+)  # fmt: skip
+"""Those that only a node of a fleet has as well."""
+
 OF_SEVERAL = (
     Row("smtpd_fork_processes", "gauge", "", "Processes that serve; only with --processes."),
     Row("smtpd_fork_processes_replaced_total", "counter", "",
         "Processes that ended and were replaced; only with --processes."),
 )  # fmt: skip
 """Those that only the supervisor of ``--processes`` has as well."""
+
+
+def _values(snapshot: Snapshot, tally: Tally) -> Iterator[tuple[Row, object]]:
+    for row in (*METRICS, *OF_A_FLEET):
+        value = None if row.value is None else row.value(snapshot, tally)
+        if value is not None:
+            yield row, value
 
 
 class Metrics:
@@ -175,7 +207,7 @@ class Metrics:
     def values(self, snapshot: Snapshot) -> dict[str, object]:
         """Return the value of each metric, or its values by label, by its name."""
         values: dict[str, object] = dict(self._process.figures())
-        values |= {r.name: r.value(snapshot, self._tally) for r in METRICS if r.value is not None}
+        values |= {row.name: value for row, value in _values(snapshot, self._tally)}
         return values
 
     @staticmethod
@@ -186,7 +218,9 @@ class Metrics:
             Prometheus' text format
         """
         families = [
-            _family(row, values[row.name]) for row in (*METRICS, *OF_SEVERAL) if row.name in values
+            _family(row, values[row.name])
+            for row in (*METRICS, *OF_A_FLEET, *OF_SEVERAL)
+            if row.name in values
         ]
         encode, content_type = choose_encoder(accept)
         registry: Any = SimpleNamespace(collect=lambda: families)  # the encoder asks no more of it
@@ -216,13 +250,12 @@ class ServerMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they are now (prometheus_client.registry.Collector)."""
         snapshot, tally = snapshot_of(self._server), self._server.tally
-        for row in METRICS:
-            if row.value is not None:
-                yield _family(row, row.value(snapshot, tally))
+        for row, value in _values(snapshot, tally):
+            yield _family(row, value)
 
     def describe(self) -> Iterator[Metric]:
         """Yield the metrics without values: the registry asks before there is a server to ask."""
-        for row in METRICS:
+        for row in (*METRICS, *OF_A_FLEET):
             if row.value is not None:
                 yield Metric(
                     row.name.removesuffix("_total").removesuffix("_info"), row.text, row.kind

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Unpack
 if TYPE_CHECKING:
     from smtpd_fork.config import Config, DaemonConfig
     from smtpd_fork.dialogue import Tally
+    from smtpd_fork.fleet import Fleet
     from smtpd_fork.gate import Gate, Ticket
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Address, Listener
@@ -22,6 +23,7 @@ class Observed(Protocol):
 
     gate: Gate
     tally: Tally
+    fleet: Fleet | None
 
     @property
     def config(self) -> Config:

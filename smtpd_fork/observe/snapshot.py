@@ -16,12 +16,14 @@ from dataclasses import dataclass, replace
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING
 
+from smtpd_fork.fleet.figures import figures_of
 from smtpd_fork.gate.ledger import Entry, entry_of
 from smtpd_fork.listeners.backlog import Backlog, backlog_of
 from smtpd_fork.observe.refusal_history import History
 from smtpd_fork.observe.sink_state import SinkState, sink_states
 
 if TYPE_CHECKING:
+    from smtpd_fork.fleet.figures import Figures
     from smtpd_fork.gate import Ticket
     from smtpd_fork.observe.service import Observed
 
@@ -36,7 +38,7 @@ __all__ = [
 ]
 
 PHASES = (
-    *("arriving", "proxy-header", "dns", "greet-pause", "handshake"),
+    *("arriving", "proxy-header", "fleet", "dns", "greet-pause", "handshake"),
     *("command", "data", "handler", "closing"),
 )
 """What a session can be doing: see :class:`smtpd_fork.gate.Entry`."""
@@ -62,7 +64,7 @@ class Snapshot:
 
     :ivar at: time of the snapshot, in seconds since the epoch
     :ivar uptime: seconds since the server began to serve
-    :ivar state: ``starting``, ``serving``, ``paused`` or ``stopping``
+    :ivar state: ``starting``, ``serving``, ``paused``, ``fleet-down`` or ``stopping``
     :ivar phases: number of sessions by phase, for all of :data:`PHASES`
     :ivar stats: the counts of the gate
     :ivar messages: number of messages by outcome (see :class:`smtpd_fork.dialogue.tally.Tally`)
@@ -75,6 +77,7 @@ class Snapshot:
     :ivar lag: event-loop lag, in seconds
     :ivar zones: the DNS blocklists, and whether each is in use
     :ivar sinks: the sinks, in order
+    :ivar fleet: its figures; None: the server is in none
     """
 
     at: float
@@ -94,6 +97,7 @@ class Snapshot:
     lag: float
     zones: dict[str, bool]
     sinks: Sequence[SinkState]
+    fleet: Figures | None
 
     @property
     def sessions(self) -> int:
@@ -140,10 +144,10 @@ class Snapshots:
 
     @property
     def now(self) -> str:
-        """The state; ``paused`` as well."""
-        if self.state == "serving" and self.server.gate.paused:
-            return "paused"
-        return self.state
+        """The state; ``paused`` and ``fleet-down`` as well."""
+        if self.state != "serving":
+            return self.state
+        return _state_of(self.server)
 
     @property
     def _seconds(self) -> float:
@@ -180,8 +184,14 @@ def snapshot_of(server: Observed) -> Snapshot:
     """Return a snapshot without the last hour, taken at once; in any thread."""
     counted = _Counted()
     counted.add(list(server.gate.tickets()))
-    state = "paused" if server.gate.paused else "serving" if server.listeners else "starting"
+    state = _state_of(server) if server.listeners else "starting"
     return counted.snapshot(server, state, server.gate.stats(), 0.0, [])
+
+
+def _state_of(server: Observed) -> str:
+    if server.gate.paused:
+        return "paused"
+    return "serving" if server.fleet is None or server.fleet.admits else "fleet-down"
 
 
 class _Counted:
@@ -230,4 +240,5 @@ class _Counted:
             lag=gate.load.lag,
             zones=dict(server.zones),
             sinks=sink_states(server),
+            fleet=figures_of(server.fleet),
         )

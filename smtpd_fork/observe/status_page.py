@@ -77,6 +77,7 @@ def render(snapshot: Snapshot, hostname: str) -> bytes:
         "phases": _table(["", "#sessions"], phases, "no sessions"),
         "top": _table(["client", "#sessions"], snapshot.top, "no sessions"),
         "sinks": _sinks(snapshot),
+        "fleet": _fleet(snapshot),
         "listeners": _listeners(snapshot),
         "oldest": _oldest(snapshot),
         "rest": f"<p>and {counted(more, 'more session')}</p>" if more > 0 else "",
@@ -120,6 +121,19 @@ def _sinks(snapshot: Snapshot) -> str:
         for each in snapshot.sinks
     ]
     return _table(heads, rows, "no sinks")
+
+
+def _fleet(snapshot: Snapshot) -> str:
+    fleet = snapshot.fleet
+    if fleet is None:
+        return ""
+    state = fleet.state
+    if fleet.down_since is not None:
+        state += f" for {_time(fleet.down)}: {fleet.reason}"
+    row = (fleet.nodes, fleet.sessions, fleet.limit or "-", fleet.slots, fleet.free)
+    heads = ["#nodes", "#sessions", "#at most", "#slots", "#free", "#round trip", "state"]
+    table = _table(heads, [(*row, f"{fleet.round_trip * 1000:.1f} ms", state)], "")
+    return f"<h2>Fleet</h2>{table}"
 
 
 def _oldest(snapshot: Snapshot) -> str:
@@ -199,6 +213,7 @@ def as_json(snapshot: Snapshot, hostname: str) -> bytes:
                 for name, queue in snapshot.queues
             ],
             "sinks": snapshot.sinks,
+            "fleet": snapshot.fleet,
             "oldest_sessions": [_session(each) for each in snapshot.oldest],
         }
     )

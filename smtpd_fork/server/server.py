@@ -101,6 +101,8 @@ class Server(RunTimeChanges):
         self._session_class = session_class
         self._budget = Budget(config.max_buffered, buffered_share(config), self.gate.counted_as)
         self.tally = tally or Tally()
+        if self.fleet is not None:
+            self.fleet.measure = self.tally.fleet.observe
         self._session_options = dict(session_options or {})
         self._sockets = None if sockets is None else list(sockets)
         self._had_listeners = bool(listeners)

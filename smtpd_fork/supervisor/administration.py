@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from smtpd_fork.control_protocol import Fault, RequestError
+from smtpd_fork.fleet.figures import Figures
 from smtpd_fork.observe.control.administration import TOP, Administration
 from smtpd_fork.observe.sink_state import SinkState
 from smtpd_fork.supervisor.line import LineClosedError
+from smtpd_fork.supervisor.merged_fleet import merged_fleet
 from smtpd_fork.supervisor.merged_sinks import added, merged_sinks
 from smtpd_fork.supervisor.processes import ANSWER_SECONDS
 
@@ -36,6 +38,10 @@ def _sinks(values: Sequence[Any]) -> list[SinkState]:
     return merged_sinks(msgspec.convert(each, list[SinkState]) for each in values)
 
 
+def _fleet(values: Sequence[Any]) -> Figures | None:
+    return merged_fleet(msgspec.convert(each, Figures | None) for each in values)
+
+
 _STATUS: dict[str, Callable[[Sequence[Any]], Any]] = {
     "version": _first,
     "hostname": _first,
@@ -49,6 +55,7 @@ _STATUS: dict[str, Callable[[Sequence[Any]], Any]] = {
     "rejections": added,
     "sinks": _sinks,
     "listeners": _first,
+    "fleet": _fleet,
 }
 """How the fields of the status are merged; the others are the supervisor's own."""
 
@@ -96,6 +103,9 @@ class AllProcesses(Administration):
         for session in found:
             del session["since"]
         return {"sessions": found, "next": last}
+
+    async def _fleet(self, request: protocol.Fleet, who: str) -> dict[str, Any]:
+        return (await self._ask(request, who))[0]
 
     async def _explain(self, request: protocol.Explain, who: str) -> dict[str, Any]:
         return (await self._those_that_know(request, who))[0]

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 
 from smtpd_fork.dialogue.tally import Latency, Tally
+from smtpd_fork.fleet.figures import Figures
 from smtpd_fork.gate import Entry
 from smtpd_fork.listeners.backlog import Backlog
-from smtpd_fork.observe.metrics import METRICS, Metrics
+from smtpd_fork.observe.metrics import METRICS, OF_A_FLEET, Metrics
 from smtpd_fork.observe.service import Observed, Service
 from smtpd_fork.observe.sink_state import SinkState
 from smtpd_fork.observe.snapshot import LISTED, PHASES, TOP_CLIENTS, Snapshot, Snapshots
 from smtpd_fork.peer_address import describe
 from smtpd_fork.sanitizer import printable
+from smtpd_fork.supervisor.merged_fleet import merged_fleet
 from smtpd_fork.supervisor.merged_sinks import added, merged_sinks
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ Packed: TypeAlias = dict[str, list[tuple[list[str], Figure]]]
 CHOOSE: dict[str, Callable[[Iterable[float]], float]] = {
     "smtpd_fork_denied_networks": max,  # all have the same
     "smtpd_fork_ready": max,
+    "smtpd_fork_fleet_state": max,
+    "smtpd_fork_fleet_nodes": max,
     "smtpd_fork_sink_down_since_timestamp_seconds": max,
     "smtpd_fork_accept_queue": max,  # it is one socket
     "smtpd_fork_accept_queue_limit": max,
@@ -48,11 +52,13 @@ CHOOSE: dict[str, Callable[[Iterable[float]], float]] = {
 }
 """Metrics that are not added."""
 
-_GROWING = {row.name for row in METRICS if row.kind in {"counter", "histogram"}}
+_ROWS = (*METRICS, *OF_A_FLEET)
 
-_HISTOGRAMS = {row.name for row in METRICS if row.kind == "histogram"}
+_GROWING = {row.name for row in _ROWS if row.kind in {"counter", "histogram"}}
 
-_LABELLED = {row.name for row in METRICS if row.label}
+_HISTOGRAMS = {row.name for row in _ROWS if row.kind == "histogram"}
+
+_LABELLED = {row.name for row in _ROWS if row.label}
 
 
 # -- in a process ------------------------------------------------------------------------------
@@ -100,7 +106,7 @@ def _packed(values: Mapping[str, Any]) -> Packed:
             ([labels] if isinstance(labels, str) else list(labels), _figure(figure))
             for labels, figure in _by_labels(row.name, values[row.name])
         ]
-        for row in METRICS
+        for row in _ROWS
         if row.kind != "info" and row.name in values
     }
 
@@ -229,6 +235,7 @@ def _snapshot(raw: dict[str, Any]) -> Snapshot:
             "top": [(client, count) for client, count in raw["top"]],
             "queues": [(name, queue and Backlog(*queue)) for name, queue in raw["queues"]],
             "sinks": msgspec.convert(raw["sinks"], list[SinkState]),
+            "fleet": msgspec.convert(raw["fleet"], Figures | None),
         }
     )
 
@@ -260,4 +267,5 @@ def _merged_snapshot(parts: Sequence[Snapshot], uptime: float, state: str) -> Sn
         lag=max((part.lag for part in parts), default=0.0),
         zones=zones,
         sinks=merged_sinks([part.sinks for part in parts]),
+        fleet=merged_fleet(part.fleet for part in parts),
     )

@@ -37,6 +37,7 @@ from smtpd_fork.supervisor.shares import DIVIDED, share_of
 if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.daemon import Invocation
+    from smtpd_fork.fleet import Fleet
     from smtpd_fork.gate import Limits
     from smtpd_fork.listeners import Listener
     from smtpd_fork.settings import GateSettings
@@ -79,6 +80,7 @@ class Processes(RunTimeChanges):
         directory: str | None,
     ) -> None:
         self.gate = Gate(limits=limits)
+        self.fleet: Fleet | None = None  # each process is a node of its own
         self.listeners = list(listeners)
         self.tally = Tally()
         self.zones: Mapping[str, bool] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +13,9 @@ from redis.exceptions import ResponseError
 from support.redis_server import RedisServer
 
 from smtpd_fork.fleet.ledger import Ledger
-from smtpd_fork.fleet.redis_link import SCRIPT
+from smtpd_fork.fleet.redis_link import QUESTIONS, SCRIPT
 from smtpd_fork.fleet.sync import Answer, Keys, Sync, decode, encode
+from smtpd_fork.fleet.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +46,24 @@ class Fleet:
         data = self.client.eval(SCRIPT, len(names), *names, encode(message), self.keys.channel)
         self.now += 1
         return decode(data, len(message.clients)), self.ledger.sync(keys, message, self.now)
+
+    def view(self, keys: list[str]) -> tuple[View, View]:
+        """Return what each shows, without the times."""
+        names = [*self.keys.fixed, *map(self.keys.of, keys)]
+        rates = [key.startswith("r") for key in keys]
+        message = msgspec.msgpack.encode((0, rates))
+        data = self.client.eval(QUESTIONS["view"], len(names), *names, message, "")
+        views = [
+            msgspec.msgpack.decode(data, type=View),
+            self.ledger.view(keys, 0, rates, self.now),
+        ]
+        for view in views:
+            view.nodes.sort(key=lambda node: node.node)
+            view.held = [sorted(each) for each in view.held]
+            view.ahead = [round(each * 100 / HOUR) for each in view.ahead]
+            for node in view.nodes:
+                node.lease = round(node.lease / 1000)
+        return views[0], views[1]
 
 
 KEYS = ["c:192.0.2.1", "c:192.0.2.2", "n:192.0.2.0/24", "r:3/3600:192.0.2.1", "r:3/3600:192.0.2.2"]
@@ -84,6 +104,8 @@ def test_redis_and_the_ledger_answer_alike(server: redis.Redis, sent: list[Sync]
     for message in sent:
         by_redis, by_ledger = fleet.sync(KEYS, message)
         assert by_redis == by_ledger
+    in_redis, in_ledger = fleet.view(KEYS)
+    assert in_redis == in_ledger
 
 
 def test_a_key_that_is_used_by_something_else_is_an_error_and_nothing_is_written(

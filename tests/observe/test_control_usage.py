@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ALL = (
     *("status", "sessions", "kick", "limits", "reload", "deny", "undeny"),
-    *("pause", "resume", "drain", "explain"),
+    *("pause", "resume", "drain", "explain", "fleet"),
 )
 
 

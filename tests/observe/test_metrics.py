@@ -28,7 +28,7 @@ from smtpd_fork.dialogue.tally import BOUNDS, OUTCOMES
 from smtpd_fork.gate.statistics import CURES
 from smtpd_fork.handlers import Route
 from smtpd_fork.observe import process
-from smtpd_fork.observe.metrics import METRICS, OF_SEVERAL
+from smtpd_fork.observe.metrics import METRICS, OF_A_FLEET, OF_SEVERAL
 from smtpd_fork.observe.snapshot import LISTED, PHASES, SLICE
 from smtpd_fork.sinks import Maildir, SinkStatus
 
@@ -187,7 +187,8 @@ async def test_the_names_that_are_written_down_are_those_that_are_told(
 def test_the_table_of_the_docs_is_the_collectors() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| `?([\w,]*)`? \| (.+) \|$", read(PAGE), re.MULTILINE)
     assert rows == [
-        (row.name, row.kind, row.label, row.text.rstrip(".")) for row in (*METRICS, *OF_SEVERAL)
+        (row.name, row.kind, row.label, row.text.rstrip("."))
+        for row in (*METRICS, *OF_A_FLEET, *OF_SEVERAL)
     ]
 
 

@@ -274,3 +274,22 @@ def _explain(connection: Connection, *, as_json: bool, name: str) -> None:
     else:
         explanation = connection.ask("explain", replies.Explanation, id=name)
         output.say_lines(output.explanation_lines(explanation))
+
+
+@_command(_json(), click.Argument(["client"], metavar="[NET]", required=False))
+def _fleet(connection: Connection, *, as_json: bool, client: str | None) -> None:
+    """List the nodes of the fleet, or where a client has its sessions.
+
+    NET is an address, or a network as a limit counts it: one line for each shared limit, with the
+    count of all nodes, the limit, and the sessions by node.
+    """
+    if as_json:
+        output.say_json(connection.ask_for_json("fleet", client=client), indent=2)
+        return
+    fleet = connection.ask("fleet", replies.Fleet, client=client)
+    if client is not None:
+        output.say_lines(map(output.held_line, fleet.limits))
+        return
+    output.say(output.NODE_HEADER)
+    output.say_lines(map(output.node_line, fleet.nodes))
+    output.say(output.fleet_line(fleet.fleet))

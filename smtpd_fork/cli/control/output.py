@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from smtpd_fork.cli.control.replies import (
         Denial,
         Explanation,
+        Figures,
+        Held,
         Limits,
+        Node,
         Session,
         SinkState,
         Status,
     )
 
 __all__ = [
-    "DENIAL_HEADER", "SESSION_HEADER", "age", "denial_line", "explanation_lines", "limit_lines",
+    "DENIAL_HEADER", "NODE_HEADER", "SESSION_HEADER", "age", "denial_line", "explanation_lines",
+    "fleet_line", "held_line", "limit_lines", "node_line",
     "say", "say_json", "say_lines", "session_line", "status_lines", "summary",
 ]  # fmt: skip
 
@@ -36,6 +40,12 @@ SESSION_HEADER = _SESSION.format("ID", "AGE", "STATE", "TLS", "MSGS", "CLIENT", 
 _DENIAL = "{:<19} {:>9} {:<20} {:<22} {}"
 
 DENIAL_HEADER = _DENIAL.format("NETWORK", "LEFT", "SINCE (UTC)", "BY", "TEXT").rstrip()
+
+_NODE = "{:<20} {:<20} {:>8} {:<9} {:>9} {:>8} {:>6} {:>6} {}"
+
+NODE_HEADER = _NODE.format(
+    *("NODE", "HOST", "PID", "VERSION", "AGE", "SESSIONS", "SLOTS", "LEASE", "")
+).rstrip()
 
 
 def say(line: str) -> None:
@@ -95,6 +105,8 @@ def status_lines(status: Status) -> Iterator[str]:
             f"{each.sessions} of {each.limit} sessions"
         )
     yield f"listening  {', '.join(status.listeners)}"
+    if status.fleet is not None:
+        yield fleet_line(status.fleet)
     if status.denied:
         yield f"denied     {status.denied} networks at run time"
     if status.limits_changed:
@@ -110,6 +122,37 @@ def _sink_line(sink: SinkState) -> str:
     if sink.down_since is not None:
         parts.append(f"down for {age(sink.down)}: {sink.reason}")
     return f"sink       {sink.name}{': ' if parts else ''}{'; '.join(parts)}"
+
+
+def fleet_line(fleet: Figures) -> str:
+    """Return the fleet, as this node sees it, in one line."""
+    if fleet.reason:
+        return f"fleet      {fleet.state} for {age(fleet.down)}: {fleet.reason}"
+    sessions = counted(fleet.sessions, "session")
+    if fleet.limit:
+        sessions = (
+            f"{fleet.sessions} of {fleet.limit} sessions, {counted(fleet.slots, 'slot')} here"
+        )
+    nodes = f"{fleet.state}, {counted(fleet.nodes, 'node')}"
+    return f"fleet      {nodes}, {sessions}, round trip {fleet.round_trip * 1000:.1f} ms"
+
+
+def node_line(node: Node) -> str:
+    """Return a node of the fleet as a line of the table."""
+    return _NODE.format(
+        *(node.name, node.host, node.pid, node.version),
+        age(max(0.0, time.time() - node.since)),
+        *(node.sessions, node.slots, f"{node.lease:.1f}s"),
+        ", ".join(
+            word for word, yes in (("this node", node.own), ("clients wait", node.waits)) if yes
+        ),
+    ).rstrip()
+
+
+def held_line(held: Held) -> str:
+    """Return what the fleet counts for one limit of a client."""
+    where = f" ({counts(held.nodes)})" if held.nodes else ""
+    return f"{held.rule:<13} {held.key}: {held.sessions} of {held.limit}{where}"
 
 
 def summary(status: Status, before: Status | None) -> str:
@@ -183,6 +226,8 @@ def explanation_lines(explanation: Explanation) -> Iterator[str]:
         yield f"network  {explanation.key}"
     if explanation.limit:
         yield f"count    {explanation.count}, more than {explanation.limit}"
+    if explanation.nodes:
+        yield f"nodes    {counts(explanation.nodes)}"
     if explanation.origin:
         yield f"origin   {explanation.origin}"
     yield f"reply    {explanation.reply}"

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 __all__ = [
-    "Denial", "Denials", "Explanation", "Kicked", "Limits", "Reloaded", "ServingProcess", "Session",
-    "Sessions", "SinkState", "State", "Status", "Top",
+    "Denial", "Denials", "Explanation", "Figures", "Fleet", "Held", "Kicked", "Limits", "Node",
+    "Reloaded", "ServingProcess", "Session", "Sessions", "SinkState", "State", "Status", "Top",
 ]  # fmt: skip
 
 
@@ -43,6 +43,20 @@ class ServingProcess(msgspec.Struct):
     limit: int
 
 
+class Figures(msgspec.Struct):
+    """The fleet, as a node sees it."""
+
+    state: str
+    nodes: int
+    sessions: int
+    limit: int
+    slots: int
+    free: int
+    round_trip: float
+    down: float
+    reason: str
+
+
 class Status(msgspec.Struct):
     """How it is."""
 
@@ -66,6 +80,40 @@ class Status(msgspec.Struct):
     rejections: dict[str, int] = {}
     sinks: list[SinkState] = []
     processes: list[ServingProcess] = []
+    fleet: Figures | None = None
+
+
+class Node(msgspec.Struct):
+    """A node of the fleet."""
+
+    name: str
+    host: str
+    pid: int
+    version: str
+    since: float
+    sessions: int
+    slots: int
+    lease: float
+    waits: bool
+    own: bool
+
+
+class Held(msgspec.Struct):
+    """What the fleet counts for one limit of a client."""
+
+    rule: str
+    key: str
+    limit: int
+    sessions: int
+    nodes: dict[str, int]
+
+
+class Fleet(msgspec.Struct):
+    """The fleet and its nodes."""
+
+    fleet: Figures
+    nodes: list[Node]
+    limits: list[Held]
 
 
 class Session(msgspec.Struct):
@@ -154,6 +202,7 @@ class Explanation(msgspec.Struct):
     key: str = ""
     count: int = 0
     limit: int = 0
+    nodes: dict[str, int] = {}
     reply: str = ""
     origin: str = ""
     cure: str = ""

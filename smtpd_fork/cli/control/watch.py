@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from smtpd_fork.cli.control.output import age, say, say_json, summary
+from smtpd_fork.cli.control.output import age, fleet_line, say, say_json, summary
 from smtpd_fork.cli.control.replies import Status
 from smtpd_fork.errors import ConfigError
 from smtpd_fork.sanitizer import printable
@@ -94,6 +94,8 @@ def _rows(status: Status, old: Status) -> Iterator[tuple[str, str, int | None]]:
     yield "refused", str(status.refused), status.refused - old.refused
     for rule, count in sorted(status.rules.items(), key=lambda each: -each[1]):
         yield f"  {rule}", str(count), count - old.rules.get(rule, 0)
+    if status.fleet is not None:
+        yield "fleet", fleet_line(status.fleet).removeprefix("fleet").strip(), None
     yield "clients", str(status.clients), status.clients - old.clients
     for each in status.top:
         yield f"  {each.client}", str(each.sessions), None

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import smtpd_fork.control_protocol as protocol
 from smtpd_fork.config import LISTS, SettingError
 from smtpd_fork.control_protocol import Fault, RequestError
+from smtpd_fork.fleet.figures import figures_of
 from smtpd_fork.gate import GATE_SETTINGS
 from smtpd_fork.gate.client import Client
 from smtpd_fork.gate.networks import Network, NetworkTable, number_of
+from smtpd_fork.observe.control.fleet_view import fleet_view, sessions_by_node
 from smtpd_fork.observe.refusal_history import refusals
 from smtpd_fork.observe.sink_state import sink_states
 from smtpd_fork.peer_address import describe, host_of
@@ -66,6 +68,7 @@ class Administration:
             protocol.Deny: self._deny,
             protocol.Undeny: self._undeny,
             protocol.Denials: self._list_denials,
+            protocol.Fleet: self._fleet,
             protocol.Pause: self._pause,
             protocol.Resume: self._resume,
             protocol.Drain: self._drain,
@@ -110,6 +113,7 @@ class Administration:
             "listeners": [printable(str(each)) for each in server.listeners[:MAX_LISTENERS]],
             "limits_changed": sorted(server.changed_limits),
             "denied": len(gate.denials),
+            "fleet": figures_of(server.fleet),
         }
 
     @property
@@ -130,6 +134,9 @@ class Administration:
             ],
             "next": None if last is None else (last.since, last.id),
         }
+
+    async def _fleet(self, request: protocol.Fleet, _: str) -> dict[str, Any]:
+        return await fleet_view(self._server, request.client)
 
     async def _explain(self, request: protocol.Explain, _: str) -> dict[str, Any]:
         explanation = self._server.gate.explain(request.id)
@@ -153,6 +160,7 @@ class Administration:
             "count": refusal.count,
             "limit": refusal.limit,
             "reply": printable(reply, 1000),
+            "nodes": await sessions_by_node(self._server.fleet, self._server.gate, refusal),
             "origin": printable(refusal.origin, 1000),
             "cure": explanation.cure,
             "text": printable(str(explanation), 1000),
