@@ -81,8 +81,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def figures_of(fleet: Fleet | None) -> Figures | None:
-    """Return the figures of a fleet; None for none."""
-    if fleet is None:
+    """Return the figures of a fleet; None for none, and for the processes of one supervisor."""
+    if fleet is None or fleet.share.processes > 1:
         return None
     share, episodes = fleet.share, fleet.episodes
     slots = share.slots if share.connections else 0

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from smtpd_fork.fleet.sync import Answer
 from smtpd_fork.fleet.view import MOST_NODES, NodeLine, View
 
@@ -98,11 +100,13 @@ class Ledger:
             self.remove(message.node)
         return Answer(fresh, nodes, slots, sessions, waiting, self.denials, verdicts)
 
-    def view(self, keys: Sequence[str], after: int, rates: Sequence[bool], now: int) -> View:
-        """Return the nodes, and what is counted for *keys*; see ``view.py``.
+    def ask(self, question: str, keys: Sequence[str], message: bytes, now: int) -> View:
+        """Return the answer to a question; see :meth:`Link.ask`."""
+        assert question == "view", question
+        after, rates = msgspec.msgpack.decode(message, type=tuple[int, list[bool]])
+        return self._view(keys, after, rates, now)
 
-        :param after: so many nodes are left out
-        """
+    def _view(self, keys: Sequence[str], after: int, rates: Sequence[bool], now: int) -> View:
         living = [(name, node) for name, node in self._nodes.items() if node.ends > now]
         lines = [
             NodeLine(

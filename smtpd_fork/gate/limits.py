@@ -121,7 +121,7 @@ class Limits:
             yield FairShareRule(self.limit_connections)
         yield from map(RateRule, (*self.rate, *self.rate_net))
         if share is not None:
-            yield FleetRule(tuple(self._fleet_limits(processes)), share)
+            yield FleetRule(tuple(self.fleet_limits(processes)), share)
 
     def _share_of(self, limit: NetworkLimit, processes: int) -> int:
         """Return how many sessions a share is, of the connections of all processes."""
@@ -129,8 +129,11 @@ class Limits:
         own = 0 if self.max_from_ip == MAX_FROM_IP else self.max_from_ip
         return max(limit.of(self.limit_connections * processes), own)
 
-    def _fleet_limits(self, processes: int) -> Iterator[FleetLimit]:
-        """Return the limits that hold over all nodes of a fleet."""
+    def fleet_limits(self, processes: int = 1) -> Iterator[FleetLimit]:
+        """Return the limits that hold over all nodes of a fleet.
+
+        :param processes: see :class:`FleetShare`
+        """
         if self.max_from_ip and not isinstance(self.max_from_ip, LocalCount):
             yield FleetLimit(ClientLimitRule.name, self.max_from_ip)
         for limit in self.max_from_net:

@@ -101,8 +101,6 @@ class Server(RunTimeChanges):
         self._session_class = session_class
         self._budget = Budget(config.max_buffered, buffered_share(config), self.gate.counted_as)
         self.tally = tally or Tally()
-        if self.fleet is not None:
-            self.fleet.measure = self.tally.fleet.observe
         self._session_options = dict(session_options or {})
         self._sockets = None if sockets is None else list(sockets)
         self._had_listeners = bool(listeners)
@@ -160,6 +158,7 @@ class Server(RunTimeChanges):
         await asyncio.to_thread(self.chain.prepare)
         await self._tls.start()
         if self.fleet is not None:
+            self.fleet.counts.measure = self.tally.fleet.observe
             await self.fleet.start()
             self._in_fleet = True
         if self._stop_wanted:

@@ -248,6 +248,8 @@ class Processes(RunTimeChanges):
 
     async def _answer(self, process: ServingProcess, word: str, body: Any) -> Any:
         """Answer a process: what it tells of the limits that all share, and asks."""
+        if word == "fleet":
+            return self._shared.ask(*body)
         assert word == "sync", word
         keys, message = body
         answer, hints = self._shared.sync(process, keys, message)

@@ -28,6 +28,9 @@ __all__ = ["LEASE_SECONDS", "SharedLimits", "SupervisorLink"]
 LEASE_SECONDS = 60.0
 """For which the word of a process counts that is silent; the supervisor sees its end at once."""
 
+ASK_SECONDS = 2.0
+"""For the answer to a question beside the call under way."""
+
 _decoder = msgspec.msgpack.Decoder(Sync)
 _encoder = msgspec.msgpack.Encoder()
 
@@ -46,6 +49,11 @@ class SharedLimits:
         process.node = sync.node
         answer = self._ledger.sync(keys, sync, time.monotonic_ns() // 1000)
         return _encoder.encode(answer), self._ledger.hints
+
+    def ask(self, question: str, keys: Sequence[str], message: bytes) -> bytes:
+        """Return the answer to another question of a process."""
+        now = time.monotonic_ns() // 1000
+        return _encoder.encode(self._ledger.ask(question, keys, message, now))
 
     def leave(self, process: ServingProcess) -> None:
         """Forget a process that has ended."""
@@ -71,6 +79,13 @@ class SupervisorLink:
             return await self._line.ask("sync", (keys, message))
         except (LineClosedError, RequestError) as error:
             raise FleetError(str(error) or "it has ended") from None
+
+    async def ask(self, question: str, keys: list[str], message: bytes) -> object:
+        """Ask beside the call under way."""
+        try:
+            return await self._line.ask("fleet", (question, keys, message), seconds=ASK_SECONDS)
+        except (LineClosedError, RequestError, TimeoutError) as error:
+            raise FleetError(str(error) or "no answer") from None
 
     def hinted(self, hint: str) -> None:
         """Take a hint from the supervisor."""

@@ -55,7 +55,7 @@ class Fleet:
         data = self.client.eval(QUESTIONS["view"], len(names), *names, message, "")
         views = [
             msgspec.msgpack.decode(data, type=View),
-            self.ledger.view(keys, 0, rates, self.now),
+            self.ledger.ask("view", keys, message, self.now),
         ]
         for view in views:
             view.nodes.sort(key=lambda node: node.node)

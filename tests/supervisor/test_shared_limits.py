@@ -57,6 +57,11 @@ def test_a_limit_of_one_client_holds_over_all_processes(
         until(lambda: refusals(daemon), "the log is written")
         for ident in refusals(daemon):
             assert ask(tmp_path, "explain", id=ident)["limit"] == 10
+        shown = ask(tmp_path, "fleet", client="127.0.0.1")
+        assert len(shown["nodes"]) == 3
+        assert [(each["rule"], each["sessions"]) for each in shown["limits"]] == [
+            *(("max_from_ip", 10), ("rate", 10)),
+        ]
         holds = {each["sessions"]: each["pid"] for each in status(tmp_path)}
         most = max(holds)
         os.kill(holds[most], signal.SIGKILL)

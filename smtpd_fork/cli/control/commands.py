@@ -292,4 +292,5 @@ def _fleet(connection: Connection, *, as_json: bool, client: str | None) -> None
         return
     output.say(output.NODE_HEADER)
     output.say_lines(map(output.node_line, fleet.nodes))
-    output.say(output.fleet_line(fleet.fleet))
+    if fleet.fleet is not None:
+        output.say(output.fleet_line(fleet.fleet))

@@ -111,7 +111,7 @@ class Held(msgspec.Struct):
 class Fleet(msgspec.Struct):
     """The fleet and its nodes."""
 
-    fleet: Figures
+    fleet: Figures | None
     nodes: list[Node]
     limits: list[Held]
 

@@ -57,7 +57,7 @@ async def fleet_view(server: Observed, client: str | None) -> dict[str, Any]:
 
 async def sessions_by_node(fleet: Fleet | None, gate: Gate, refusal: Refusal) -> dict[str, int]:
     """Return the sessions of what was refused by the fleet, by name of the node; empty: unknown."""
-    if fleet is None or not refusal.scope:
+    if fleet is None or not refusal.scope or fleet.share.processes > 1:
         return {}
     checks = [
         check
@@ -82,7 +82,8 @@ def _printable(node: NodeView, *, own: bool) -> dict[str, Any]:
 def _checks(gate: Gate, host: str) -> list[FleetCheck]:
     limits = gate.limits
     client = Client(host, limits.ipv6_prefix)
-    found = (limit.check(client) for limit in limits.fleet_limits())
+    processes = 1 if gate.slots.share is None else gate.slots.share.processes
+    found = (limit.check(client) for limit in limits.fleet_limits(processes))
     return [check for check in found if check is not None]
 
 
