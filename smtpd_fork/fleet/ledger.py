@@ -37,7 +37,6 @@ class _Node:
     ends: int = 0
     slots: int = 0
     sessions: int = 0
-    waits: bool = False
     about: str = ""
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -52,6 +51,7 @@ class Ledger:
         self._nodes: dict[str, _Node] = {}
         self._counts: dict[str, int] = {}
         self._due: dict[str, int] = {}
+        self._waiting: set[str] = set()
         self.denials = 0
         self.hints: list[str] = []
 
@@ -75,27 +75,33 @@ class Ledger:
             if name != message.node:
                 self.remove(name)
         node = self._nodes.setdefault(message.node, _Node())
-        before, others = node.slots, [n for n in self._nodes.values() if n is not node]
+        before, sessions = node.slots, -1
         node.sessions = message.sessions
         node.ends = now + message.lease * 1000
         node.slots = 0
         if message.limit:
-            left = message.limit - sum(each.slots for each in others)
-            node.slots = max(message.sessions, min(message.want, left))
+            granted = message.want
+            if message.want > before or message.survey:
+                held = sum(each.slots for each in self._nodes.values())
+                sessions = sum(each.sessions for each in self._nodes.values())
+                granted = min(message.want, message.limit - held)
+            node.slots = max(message.sessions, granted)
         node.about = message.about or node.about
         for number, count in zip(message.counts[::2], message.counts[1::2], strict=True):
             self._tell(node, keys[number - 1], count)
         verdicts: list[int] = []
         for checks in message.clients:
             verdicts += self._judge(node, keys, checks, now)
-        waiting = sum(each.waits for each in others)
-        if message.waits and not node.waits:
+        waiting = len(self._waiting - {message.node})
+        if message.waits and message.node not in self._waiting:
             self.hints.append("waiting")
         if waiting and (node.slots < before or message.leaves or set(dead) - {message.node}):
             self.hints.append("room")
-        node.waits = message.waits
+        if message.waits:
+            self._waiting.add(message.node)
+        else:
+            self._waiting.discard(message.node)
         slots, nodes = node.slots, len(self._nodes)
-        sessions = sum(each.sessions for each in self._nodes.values())
         if message.leaves:
             self.remove(message.node)
         return Answer(fresh, nodes, slots, sessions, waiting, self.denials, verdicts)
@@ -124,6 +130,7 @@ class Ledger:
 
     def remove(self, name: str) -> None:
         """Forget a node, and its sessions."""
+        self._waiting.discard(name)
         node = self._nodes.pop(name, None)
         if node is not None:
             for key in list(node.counts):

@@ -7,6 +7,7 @@ forgets it. The gate counts a session from its ticket on; the fleet is told thos
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict, deque
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -99,6 +100,7 @@ class Node:
         self._lease = lease
         self.nodes = 1
         self.sessions = 0
+        self._surveyed = -math.inf
         self._queue: deque[Question] = deque()
         self._message: Message | None = None
         self._undecided: dict[str, int] = {}
@@ -209,12 +211,15 @@ class Node:
             limit=share.connections,
             sessions=sessions,
             want=self._wanted(sessions, reserve, waits),
+            survey=now - self._surveyed >= self._lease / 3,
             waits=waits and not share.closing,
             leaves=leaves,
             about=about,
             counts=counts,
             clients=clients,
         )
+        if sync.survey:
+            self._surveyed = now
         # Given up here first: once the fleet knows, they are another node's.
         share.slots = min(share.slots, sync.want)
         self._message = Message(sync, list(keys), questions, now)
@@ -245,7 +250,9 @@ class Node:
         if answer.fresh:
             self.tell_all()
         self._share.slots, self._share.until = answer.slots, sent + self._lease
-        self.nodes, self.sessions = answer.nodes, answer.sessions
+        self.nodes = answer.nodes
+        if answer.sessions >= 0:
+            self.sessions = answer.sessions
         self._share.others_wait = answer.waiting > 0
         return decided
 
@@ -317,12 +324,15 @@ class Node:
         """Return how many slots of the fleet this node wants to hold.
 
         Those in use and a few to spare, unless another node waits; a node that waits wants one.
+        A change of a few is not worth the question whether there are as many.
         """
         share = self._share
         if share.closing:
             return min(share.connections, sessions)
-        spare = 0
+        needed, spare = sessions + reserve, 0
         if not share.others_wait:
             free = share.connections - self.sessions
             spare = max(1, min(MAX_SPARE, free // (2 * self.nodes)))
-        return min(share.connections, sessions + reserve + max(spare, waits))
+            if needed + spare // 2 < share.slots <= needed + 2 * spare:
+                return share.slots
+        return min(share.connections, needed + max(spare, waits))

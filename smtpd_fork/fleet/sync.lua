@@ -7,8 +7,9 @@
 
 local LAYOUT = '1'
 local LONGEST_LEASE = 60000
+local A_FEW = 16
 
-local node, lease, keep, limit, sessions, want, waits, leaves, about, counts, clients =
+local node, lease, keep, limit, sessions, want, survey, waits, leaves, about, counts, clients =
   unpack(cmsgpack.unpack(ARGV[1]))
 local layout, nodes, slots, waiting, abouts, denials = unpack(KEYS, 1, 6)
 local FIRST = 6
@@ -24,39 +25,44 @@ if found and found ~= LAYOUT then
   return redis.error_reply('LAYOUT the fleet has layout ' .. found .. ', this node has ' .. LAYOUT)
 end
 
-local alive, dead, wrong, living = {}, {}, {}, 1
-local leases = redis.call('ZRANGE', nodes, 0, -1, 'WITHSCORES')
-local fresh = true
-for i = 1, #leases, 2 do
-  local name, ends = leases[i], tonumber(leases[i + 1])
-  if name == node then
-    fresh = ends <= now
-  elseif ends <= now then
-    dead[#dead + 1] = name
-  else
-    alive[name] = true
-    living = living + 1
-    if ends > now + LONGEST_LEASE then wrong[#wrong + 1] = name end -- the clock was set back
+-- Nothing here looks at every node, but a survey: a fleet may have hundreds.
+local known = {[node] = false}
+local function alive(name)
+  if known[name] == nil then
+    local ends = redis.call('ZSCORE', nodes, name)
+    known[name] = ends and tonumber(ends) > now or false
   end
+  return known[name]
 end
 
-local held, granted, all = 0, 0, sessions
-local state = redis.call('HGETALL', slots)
-local before = 0
-for i = 1, #state, 2 do
-  local have, open = string.match(state[i + 1], '^(%d+) (%d+)$')
-  if state[i] == node then
-    before = tonumber(have)
-  elseif alive[state[i]] then
-    held, all = held + tonumber(have), all + tonumber(open)
-  end
-end
-if limit > 0 then granted = math.max(sessions, math.min(want, limit - held)) end
+local mine_ends = redis.call('ZSCORE', nodes, node)
+local fresh = not mine_ends or tonumber(mine_ends) <= now
+local living = redis.call('ZCOUNT', nodes, '(' .. now, '+inf') + (fresh and 1 or 0)
+local dead = redis.call('ZRANGEBYSCORE', nodes, '-inf', now, 'LIMIT', 0, A_FEW)
+-- A lease in the far future: the clock was set back.
+local wrong = redis.call('ZRANGEBYSCORE', nodes, '(' .. now + LONGEST_LEASE, '+inf', 'LIMIT', 0, A_FEW)
 
-local others_wait, waited = 0, false
-for _, name in ipairs(redis.call('ZRANGE', waiting, 0, -1)) do
-  if name == node then waited = true elseif alive[name] then others_wait = others_wait + 1 end
+local before = tonumber(string.match(redis.call('HGET', slots, node) or '0', '^%d+'))
+local granted, all = 0, -1
+if limit > 0 then
+  granted = want
+  if want > before or survey then
+    local held = 0
+    all = sessions
+    local state = redis.call('HGETALL', slots)
+    for i = 1, #state, 2 do
+      if alive(state[i]) then
+        local have, open = string.match(state[i + 1], '^(%d+) (%d+)$')
+        held, all = held + tonumber(have), all + tonumber(open)
+      end
+    end
+    granted = math.min(want, limit - held)
+  end
+  granted = math.max(sessions, granted)
 end
+
+local waited = redis.call('ZSCORE', waiting, node)
+local others_wait = redis.call('ZCARD', waiting) - (waited and 1 or 0)
 
 local version = tonumber(redis.call('HGET', denials, 'version') or 0)
 redis.call('HEXISTS', abouts, node) -- an error now if it is something else
@@ -69,7 +75,7 @@ for index in pairs(mine) do
   local sum, stale = 0, {}
   local by_node = redis.call('HGETALL', KEYS[FIRST + index])
   for i = 1, #by_node, 2 do
-    if alive[by_node[i]] then
+    if alive(by_node[i]) then
       sum = sum + tonumber(by_node[i + 1])
     elseif by_node[i] ~= node then
       stale[#stale + 1] = by_node[i]
@@ -126,7 +132,7 @@ local function forget(name)
 end
 
 redis.call('SET', layout, LAYOUT, 'PX', keep)
-for _, name in ipairs(dead) do forget(name) end
+for _, name in ipairs(dead) do if name ~= node then forget(name) end end
 for _, name in ipairs(wrong) do redis.call('ZADD', nodes, now + lease, name) end
 if leaves then
   forget(node)

@@ -32,6 +32,7 @@ class Sync(msgspec.Struct, array_like=True, frozen=True):
     :ivar limit: sessions of the fleet at once; 0: no limit
     :ivar sessions: that the node has, whoever's
     :ivar want: slots of the fleet that it wants to hold
+    :ivar survey: whether the sessions of all nodes are to be added up
     :ivar waits: whether its clients wait for one
     :ivar leaves: whether this is its last message
     :ivar about: what it says of itself, as JSON; empty: nothing new
@@ -46,6 +47,7 @@ class Sync(msgspec.Struct, array_like=True, frozen=True):
     limit: int
     sessions: int
     want: int
+    survey: bool = False
     waits: bool = False
     leaves: bool = False
     about: str = ""
@@ -63,7 +65,7 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
     :ivar fresh: whether nothing was known of it: it has to tell all its counts again
     :ivar nodes: that live, with this one
     :ivar slots: of the fleet that it holds now
-    :ivar sessions: of all nodes
+    :ivar sessions: of all nodes, if they were added up; else -1
     :ivar waiting: other nodes whose clients wait for a slot
     :ivar denials: version of the denials of the fleet
     :ivar verdicts: two numbers for each client: which of its limits refuses it (from 1; 0: none),

@@ -90,6 +90,7 @@ def messages(draw: st.DrawFn) -> Sync:
         limit=draw(st.sampled_from([0, 8])),
         sessions=sessions,
         want=sessions + draw(st.integers(0, 4)),
+        survey=draw(st.booleans()),
         waits=draw(st.booleans()),
         leaves=draw(st.booleans()) and draw(st.booleans()),
         counts=counts,
@@ -132,7 +133,7 @@ def test_everything_that_a_node_writes_has_an_end(server: redis.Redis) -> None:
     rate = [2, 3, HOUR // 3, HOUR - HOUR // 3]
     clients = [[1, 3, 0, 0, *rate]]
     keys = [KEYS[0], KEYS[3]]
-    fleet.sync(keys, Sync("a", 6000, 90_000, 5, 1, 1, True, False, "{}", [1, 0], clients))
+    fleet.sync(keys, Sync("a", 6000, 90_000, 5, 1, 1, True, True, False, "{}", [1, 0], clients))
     written = server.keys(f"{{{fleet.keys.fixed[0][1:].partition('}')[0]}}}*")
     assert len(written) == 7
     assert all(0 < server.pttl(name) <= HOUR // 1000 for name in written)
