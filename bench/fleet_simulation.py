@@ -15,18 +15,15 @@ import argparse
 import heapq
 import itertools
 import random
-import shutil
-import subprocess
-import tempfile
-import time
+import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
 
 import redis
 
-from smtpd_fork.fleet.fleet import BACKOFF_SECONDS
+from bench.redis_server import RedisServer
+from smtpd_fork.fleet.messenger import BACKOFF_SECONDS
 from smtpd_fork.fleet.node import Node, Question
 from smtpd_fork.fleet.redis_link import SCRIPT
 from smtpd_fork.fleet.sync import Keys, decode, encode
@@ -44,35 +41,22 @@ ONE_WAY = 0.000_25
 STAY = 10.0
 """Seconds that a session lasts, on average."""
 
+BOTS = 0.2
+"""Part of the clients that are bots."""
+
+BEGINNING = 1000.0
+
+JOIN_SECONDS = 2
+
+LOOKS = 80
+"""How often, at most, it is looked whether all counts are right again."""
+
 MAX_FROM_IP = 20
 RATE = "60/m"
 
 LIMITS = {"max_from_ip": MAX_FROM_IP, "max_from_net": ["200/24"], "rate": [RATE]}
 
 TIME_IN_SCRIPT = "redis.call('TIME')"
-
-
-class Server:
-    """A redis-server of this simulation's own; a context manager."""
-
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="fleet-"))
-
-    def __enter__(self) -> redis.Redis:
-        path = self._folder / "sock"
-        command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", ""]
-        self._process = subprocess.Popen(
-            [*command, "--dir", str(self._folder)], stdout=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 10
-        while not path.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return redis.Redis(unix_socket_path=str(path))
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
-        shutil.rmtree(self._folder)
 
 
 @dataclass
@@ -96,6 +80,7 @@ class Totals:
     by_client: dict[str, int] = field(default_factory=dict)
 
     def count(self, key: str, change: int) -> int:
+        """Count sessions; return how many *key* has now."""
         self.sessions += change
         self.by_client[key] = self.by_client.get(key, 0) + change
         return self.by_client[key]
@@ -120,7 +105,7 @@ class Simulation:
         shards: int,
         random_: random.Random,
     ) -> None:
-        self.now = 1000.0
+        self.now = BEGINNING
         self._server = server
         self._script = server.register_script(
             SCRIPT.replace(TIME_IN_SCRIPT, "{tonumber(ARGV[3]), tonumber(ARGV[4])}")
@@ -142,9 +127,10 @@ class Simulation:
 
     @property
     def nodes(self) -> Iterator[SimulatedNode]:
+        """Of all shards."""
         return itertools.chain.from_iterable(self._shards)
 
-    def connections_of(self, shard: int) -> int:
+    def connections_of_a_shard(self) -> int:
         """Return the part of the connections that a shard gives away."""
         return self._connections // self._number_of_shards
 
@@ -153,6 +139,7 @@ class Simulation:
         heapq.heappush(self._events, (self.now + seconds, next(self._order), call))
 
     def clock(self) -> float:
+        """Return the simulated time."""
         return self.now
 
     def run(self, until: Callable[[], bool]) -> None:
@@ -176,14 +163,15 @@ class Simulation:
     # -- clients ---------------------------------------------------------------------------------
 
     def begin_arrivals(self) -> None:
+        """Have the next client arrive, and all after it."""
         self.at(self._random.expovariate(self._rate), self._arrive)
 
     def _arrive(self) -> None:
         self.begin_arrivals()
         self.outcome.arrivals += 1
         draw = self._random
-        if draw.random() < 0.2:  # 2,000 bots in a hundred networks
-            number = draw.randrange(2000)
+        if draw.random() < BOTS:
+            number = draw.randrange(2000)  # in a hundred networks
             client = f"198.18.{number // 20}.{number % 20}"
         else:
             client = f"{draw.randrange(1, 127)}.{draw.randrange(256)}.{draw.randrange(256)}.9"
@@ -200,7 +188,12 @@ class Simulation:
             outcome.most_over_fleet, self.truth.sessions - self._connections
         )
 
+    def draw(self, longest: float) -> float:
+        """Return a random time."""
+        return self._random.uniform(0, longest)
+
     def stay(self) -> float:
+        """Return how long a session lasts."""
         return self._random.expovariate(1 / STAY)
 
     # -- the outage ------------------------------------------------------------------------------
@@ -236,7 +229,7 @@ class SimulatedNode:
         self._up = True
         self._generation = 0
         self.gate = Gate(limit_connections=100_000, clock=simulation.clock, **LIMITS)  # type: ignore[arg-type]  # names of settings
-        self._share = FleetShare(self.gate.lock, simulation.connections_of(shard))
+        self._share = FleetShare(self.gate.lock, simulation.connections_of_a_shard())
         self._share.wake = self._woken
         self.gate.join(self._share)
         self._node = Node(name, self._share, LEASE)
@@ -358,7 +351,12 @@ class SimulatedNode:
                 self._wait = min(2 * self._wait, BACKOFF_SECONDS[1])
                 self._retry()
 
-        self._simulation.at(random.uniform(0, self._wait), attempt)
+        self._simulation.at(self._simulation.draw(self._wait), attempt)
+
+
+def _tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def _phase(simulation: Simulation, name: str, until: Callable[[], bool]) -> None:
@@ -370,7 +368,7 @@ def _phase(simulation: Simulation, name: str, until: Callable[[], bool]) -> None
     seconds = max(simulation.now - begun, 1e-9)
     messages = simulation.messages - messages
     kilobytes = (simulation.sent - sent + simulation.received - received) / 1000
-    print(
+    _tell(
         f"{name}: {seconds:.1f} s; clients {outcome.arrivals:,}, admitted {outcome.admitted:,}, "
         f"refused {outcome.refused:,}, by the node alone {outcome.without_redis:,}\n"
         f"  most over the limit: client {outcome.most_over_client}, fleet "
@@ -390,18 +388,18 @@ def main() -> None:
     parser.add_argument("--outage", type=float, default=3.0, help="seconds")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    if shutil.which("redis-server") is None:
-        raise SystemExit("redis-server is not installed")
-    with Server() as server:
+    if missing := RedisServer.missing():
+        raise SystemExit(missing)
+    with RedisServer() as running, redis.Redis(unix_socket_path=str(running.path)) as server:
         simulation = Simulation(
             server,
             arguments.nodes,
             arguments.rate,
             arguments.connections,
             arguments.shards,
-            random.Random(arguments.seed),
+            random.Random(arguments.seed),  # noqa: S311 - no secret
         )
-        simulation.run(lambda: simulation.now >= 1002)  # all have joined
+        simulation.run(lambda: simulation.now >= BEGINNING + JOIN_SECONDS)
         simulation.begin_arrivals()
         half = arguments.clients / 2 / arguments.rate
         before = simulation.now
@@ -412,17 +410,16 @@ def main() -> None:
         simulation.lose()
         _phase(simulation, "Redis is lost", lambda: simulation.now >= at + arguments.outage)
         simulation.up = True
-        at, looks = simulation.now, itertools.count(1)
+        at = simulation.now
         wrong: list[int] = []
 
         def right_again() -> bool:
             if simulation.now >= at + 0.25 * (len(wrong) + 1):
-                next(looks)
                 wrong.append(simulation.uncounted())
-            return bool(wrong) and (wrong[-1] <= arguments.rate * 0.05 or len(wrong) > 80)
+            return bool(wrong) and (wrong[-1] <= arguments.rate * 0.05 or len(wrong) > LOOKS)
 
         _phase(simulation, "an empty Redis comes", right_again)
-        print(f"  uncounted sessions, each quarter of a second: {wrong}")
+        _tell(f"  uncounted sessions, each quarter of a second: {wrong}")
         at = simulation.now
         _phase(simulation, "afterwards", lambda: simulation.now >= at + half)
 
@@ -431,7 +428,7 @@ def _print_redis(server: redis.Redis, simulation: Simulation) -> None:
     statistics = server.info("commandstats")["cmdstat_evalsha"]
     memory = server.info("memory")["used_memory_dataset"]
     clients = simulation.outcome.arrivals - simulation.outcome.refused
-    print(
+    _tell(
         f"  Redis: {statistics['usec_per_call']:.0f} us a message, "
         f"{statistics['usec'] / max(1, clients):.0f} us an admitted client, "
         f"{server.dbsize():,} keys, {memory / 1e6:.1f} MB"

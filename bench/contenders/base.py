@@ -56,6 +56,7 @@ class Needs:
     :ivar tls: STARTTLS
     :ivar keep: whether messages are kept on the disk, below ``Place.mail``, not thrown away
     :ivar hop: HOST:PORT of the server that messages are relayed to; empty: they are not
+    :ivar fleet: the Redis of a fleet, as the option ``--fleet`` has it; empty: the server is alone
     :ivar handler: of this daemon, as its option ``--handler`` has it; empty: by the others
     """
 
@@ -65,6 +66,7 @@ class Needs:
     tls: bool = False
     keep: bool = False
     hop: str = ""
+    fleet: str = ""
     handler: str = ""
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "BareProtocol",
     "SmtpdFork",
     "SmtpdForkAllRules",
+    "SmtpdForkFleet",
     "SmtpdForkPool",
     "SmtpdForkTwo",
     "StockAiosmtpd",
@@ -76,7 +77,7 @@ class SmtpdForkAllRules(SmtpdFork):
         "two sizes, rate limits per client and per network, fair share, 100,000 denied networks, "
         "exempt networks with reserved connection slots, and a limit of the event-loop lag"
     )
-    only: ClassVar[tuple[str, ...]] = ("W1", "W5", "W6")
+    only: ClassVar[tuple[str, ...]] = ("W1", "W5", "W6", "W18")
 
     def command(self, place: Place, needs: Needs) -> list[str]:
         """Return the daemon's command line."""
@@ -91,6 +92,18 @@ class SmtpdForkAllRules(SmtpdFork):
             *("--deny", str(denied), "--deny", str(more)),
             *("--exempt", "192.0.2.0/24", "--reserve", "1", "--max-loop-lag", "10s"),
         ]
+
+
+class SmtpdForkFleet(SmtpdForkAllRules):
+    """The same as a node of a fleet."""
+
+    name = "fleet"
+    setup = "all-rules with `--fleet unix:PATH`, a redis-server on the same machine"
+    only: ClassVar[tuple[str, ...]] = ("W18",)
+
+    def command(self, place: Place, needs: Needs) -> list[str]:
+        """Return the daemon's command line."""
+        return [*super().command(place, needs), "--fleet", needs.fleet]
 
 
 class SmtpdForkTwo(SmtpdFork):

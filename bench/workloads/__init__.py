@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from bench.workloads.base import Metric, Workload
 from bench.workloads.down import HopDown
 from bench.workloads.durable import Durable
+from bench.workloads.fleet import Fleet
 from bench.workloads.hop import Lmtp, Relay
 from bench.workloads.idle import IdleMemory, InACrowd
 from bench.workloads.mail import LargeMail, ManyAConnection, OneAConnection
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEYS", "Metric", "Workload", "workloads"]
 
-KEYS = (*(f"W{n}" for n in range(1, 13)), "W14", "W16", "W17")
+KEYS = (*(f"W{n}" for n in range(1, 13)), "W14", "W16", "W17", "W18")
 
 
 def workloads(*, quick: bool) -> Sequence[Workload]:
@@ -43,6 +44,7 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
             EverySink(),
             HopDown(1),
             TwoProcesses(2000),
+            Fleet(1000, 200),
         )
     return (
         OneAConnection(5000),
@@ -60,4 +62,5 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
         EverySink(),
         HopDown(5),
         TwoProcesses(10000),
+        Fleet(5000, 1000),
     )

@@ -69,42 +69,42 @@ class Ledger:
         :param now: microseconds of a clock that never goes back
         """
         self.hints = []
-        dead = [name for name, node in self._nodes.items() if node.ends <= now]
-        fresh = message.node not in self._nodes or message.node in dead
-        for name in dead:
-            if name != message.node:
-                self.remove(name)
-        node = self._nodes.setdefault(message.node, _Node())
-        before, sessions = node.slots, -1
-        node.sessions = message.sessions
+        name = message.node
+        dead = {each for each, node in self._nodes.items() if node.ends <= now}
+        fresh = name not in self._nodes or name in dead
+        for each in dead - {name}:
+            self.remove(each)
+        node = self._nodes.setdefault(name, _Node())
         node.ends = now + message.lease * 1000
-        node.slots = 0
-        if message.limit:
-            granted = message.want
-            if message.want > before or message.survey:
-                held = sum(each.slots for each in self._nodes.values())
-                sessions = sum(each.sessions for each in self._nodes.values())
-                granted = min(message.want, message.limit - held)
-            node.slots = max(message.sessions, granted)
+        before = node.slots
+        sessions = self._grant(node, message)
         node.about = message.about or node.about
         for number, count in zip(message.counts[::2], message.counts[1::2], strict=True):
             self._tell(node, keys[number - 1], count)
         verdicts: list[int] = []
         for checks in message.clients:
             verdicts += self._judge(node, keys, checks, now)
-        waiting = len(self._waiting - {message.node})
-        if message.waits and message.node not in self._waiting:
+        if message.waits and name not in self._waiting:
             self.hints.append("waiting")
-        if waiting and (node.slots < before or message.leaves or set(dead) - {message.node}):
+        waiting = len(self._waiting - {name})
+        if waiting and (node.slots < before or message.leaves or dead - {name}):
             self.hints.append("room")
-        if message.waits:
-            self._waiting.add(message.node)
-        else:
-            self._waiting.discard(message.node)
-        slots, nodes = node.slots, len(self._nodes)
+        (self._waiting.add if message.waits else self._waiting.discard)(name)
+        nodes = len(self._nodes)
         if message.leaves:
-            self.remove(message.node)
-        return Answer(fresh, nodes, slots, sessions, waiting, self.denials, verdicts)
+            self.remove(name)
+        return Answer(fresh, nodes, node.slots, sessions, waiting, self.denials, verdicts)
+
+    def _grant(self, node: _Node, message: Sync) -> int:
+        """Give a node its slots; return the sessions of all nodes, or -1 if nobody asked."""
+        sessions, granted = -1, message.want
+        node.sessions = message.sessions
+        if message.limit and (message.want > node.slots or message.survey):
+            held = sum(each.slots for each in self._nodes.values() if each is not node)
+            sessions = sum(each.sessions for each in self._nodes.values())
+            granted = min(message.want, message.limit - held)
+        node.slots = max(message.sessions, granted) if message.limit else 0
+        return sessions
 
     def ask(self, question: str, keys: Sequence[str], message: bytes, now: int) -> View:
         """Return the answer to a question; see :meth:`Link.ask`."""

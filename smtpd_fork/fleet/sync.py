@@ -75,7 +75,7 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
     fresh: bool
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
     slots: Number
-    sessions: Number
+    sessions: Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)]
     waiting: Number
     denials: Number
     verdicts: list[Number]
