@@ -117,7 +117,7 @@ class Ledger:
         lines = [
             NodeLine(
                 *(name, (node.ends - now) // 1000, node.slots, node.sessions),
-                *(node.waits, node.about),
+                *(name in self._waiting, node.about),
             )
             for name, node in living[after : after + MOST_NODES]
         ]
