@@ -166,6 +166,7 @@ class Messenger:
     def _report(self, reason: str) -> None:
         if not self._ending.is_set():
             self._trouble(State.DOWN, reason)
+            self._node.lost()  # after its clients were let in
 
     async def _open(self) -> None:
         try:
@@ -220,6 +221,8 @@ class Messenger:
                 data = await self._link.call(message.keys, encode(message.sync))
         except TimeoutError:
             raise FleetError(f"no answer within {self._lease:g} s") from None
+        finally:
+            self._limit = None
         answer, in_time = decode(data, len(message.questions)), not self._overdue
         with self._gate.lock:
             decided = self._node.answer(answer)
@@ -296,11 +299,13 @@ class Messenger:
             self._timer = self._loop.call_later(left, self._due)
         elif turns:
             self._timer = self._loop.call_later(0, self._due, turns - 1)
+        elif self._limit is None:  # the answer is being read, or none is waited for
+            return
         elif not self._overdue:
             self._overdue = True
             self._trouble(State.LATE, f"no answer within {self._timeout * 1000:g} ms")
             self.watch_time()
-        elif self._limit is not None:
+        else:
             self._limit.reschedule(self._loop.time())
 
     # -- wake-ups --------------------------------------------------------------------------------

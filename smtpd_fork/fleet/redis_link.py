@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from contextlib import suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -164,11 +165,21 @@ async def _close(each: Redis | PubSub | None) -> None:
             await each.aclose()
 
 
+def _command_in(text: str) -> str:
+    """Return the command of the script that an error is about, by its line; empty if unknown."""
+    line = re.search(r"@user_script:(\d+)", text)
+    lines = SCRIPT.splitlines()[int(line[1]) - 1 : int(line[1])] if line else []
+    command = re.search(r"redis\.call\('(\w+)'", lines[0]) if lines else None
+    return command[1] if command else ""
+
+
 def _reason(error: BaseException) -> str:
     """Return why Redis cannot be used, for an administrator."""
     text = reason_of(error)
     if isinstance(error, NoPermissionError):
         return f"the ACL of Redis refuses: {text}"
+    if "can't run this command" in text and (command := _command_in(text)):
+        return f"the ACL of Redis refuses the command {command}: {text}"
     if isinstance(error, ResponseError) and "WRONGTYPE" in text:
         return f"a key of the fleet is used by something else: {text}"
     return text

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
 from support.client import Client
 from support.fleet import all_told, arrivals, close_all, nodes, until
-from support.redis_server import RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
+    from support.redis_server import RedisServer
 
 
 async def test_one_client_has_its_limit_once_over_four_nodes(redis: RedisServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,11 @@ from support.server import serve
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
+    import pytest
+    import redis
+
     from smtpd_fork import Server
+    from smtpd_fork.fleet import Fleet, State
 
 
 class Taker:
@@ -61,6 +66,31 @@ async def arrivals(
 
     await asyncio.gather(*(connect(servers[each % len(servers)]) for each in range(number)))
     return admitted, refused
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what the fleet has logged of trouble, and of its end."""
+    return [
+        f"{record.levelname} {record.getMessage()}"
+        for record in caplog.records
+        if record.name == "smtpd_fork.fleet" and record.levelno >= logging.WARNING
+    ]
+
+
+def fleet(server: Server) -> Fleet:
+    """Return the fleet of a server that is in one."""
+    assert server.fleet is not None
+    return server.fleet
+
+
+async def in_state(servers: Iterable[Server], state: State) -> None:
+    """Wait until all nodes are in a state."""
+    await until(lambda: all(fleet(server).state is state for server in servers))
+
+
+def sessions_in(client: redis.Redis, key: str, prefix: str = "smtpd-fork") -> int:
+    """Return the sessions of a key that are in Redis, over all nodes."""
+    return sum(map(int, client.hgetall(f"{{{prefix}}}:1:{key}").values()))
 
 
 async def close_all(clients: Iterable[Client]) -> None:
