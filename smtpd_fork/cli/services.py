@@ -102,7 +102,14 @@ def supervised_services(
     link = SupervisorLink(line)
     if server.fleet is None:  # else the processes share limits by that
         node, lease = config.hostname, LEASE_SECONDS
-        server.fleet = Fleet(server.gate, link, node=node, lease=lease, processes=processes)
+        server.fleet = Fleet(
+            server.gate,
+            link,
+            node=node,
+            timeout=server.config.fleet_timeout,
+            lease=lease,
+            processes=processes,
+        )
     yield ChildLine(line, link.hinted, server, orders, reload, figures)
     if config.reload_handlers:
         yield HandlerWatch(config.handler, reload_handlers)

@@ -90,7 +90,7 @@ def figures_of(fleet: Fleet | None) -> Figures | None:
     return Figures(
         state=str(fleet.state),
         nodes=fleet.node.nodes,
-        sessions=fleet.node.sessions,
+        sessions=fleet.node.others + fleet.sessions,
         limit=share.connections,
         slots=slots,
         free=max(0, slots - fleet.sessions) if slots else 0,

@@ -99,7 +99,7 @@ class Ledger:
         """Give a node its slots; return the sessions of all nodes, or -1 if nobody asked."""
         sessions, granted = -1, message.want
         node.sessions = message.sessions
-        if message.limit and (message.want > node.slots or message.survey):
+        if message.survey or (message.limit and message.want > node.slots):
             held = sum(each.slots for each in self._nodes.values() if each is not node)
             sessions = sum(each.sessions for each in self._nodes.values())
             granted = min(message.want, message.limit - held)

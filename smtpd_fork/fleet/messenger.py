@@ -226,7 +226,9 @@ class Messenger:
         answer, in_time = decode(data, len(message.questions)), not self._overdue
         with self._gate.lock:
             decided = self._node.answer(answer)
-            self._share.stressed = 4 * self._node.sessions >= 3 * self._share.connections > 0
+            self._share.stressed = (
+                4 * (self._node.others + self._gate.count) >= 3 * self._share.connections > 0
+            )
             if in_time:
                 self._share.alone = None
         self._counts.answered(time.monotonic() - message.sent, [each for _, each in decided])

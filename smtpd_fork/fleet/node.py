@@ -91,7 +91,7 @@ class Node:
     :param share: the gate's part in the fleet
     :param lease: seconds for which the word of this node counts
     :ivar nodes: that live
-    :ivar sessions: of all nodes
+    :ivar others: sessions of the other nodes, a moment ago
     """
 
     def __init__(self, name: str, share: FleetShare, lease: float) -> None:
@@ -99,7 +99,7 @@ class Node:
         self._share = share
         self._lease = lease
         self.nodes = 1
-        self.sessions = 0
+        self.others = 0
         self._surveyed = -math.inf
         self._queue: deque[Question] = deque()
         self._message: Message | None = None
@@ -252,7 +252,7 @@ class Node:
         self._share.slots, self._share.until = answer.slots, sent + self._lease
         self.nodes = answer.nodes
         if answer.sessions >= 0:
-            self.sessions = answer.sessions
+            self.others = answer.sessions - sync.sessions
         self._share.others_wait = answer.waiting > 0
         return decided
 
@@ -331,7 +331,7 @@ class Node:
             return min(share.connections, sessions)
         needed, spare = sessions + reserve, 0
         if not share.others_wait:
-            free = share.connections - self.sessions
+            free = share.connections - self.others - sessions
             spare = max(1, min(MAX_SPARE, free // (2 * self.nodes)))
             if needed + spare // 2 < share.slots <= needed + 2 * spare:
                 return share.slots

@@ -43,23 +43,20 @@ local dead = redis.call('ZRANGEBYSCORE', nodes, '-inf', now, 'LIMIT', 0, A_FEW)
 local wrong = redis.call('ZRANGEBYSCORE', nodes, '(' .. now + LONGEST_LEASE, '+inf', 'LIMIT', 0, A_FEW)
 
 local before = tonumber(string.match(redis.call('HGET', slots, node) or '0', '^%d+'))
-local granted, all = 0, -1
-if limit > 0 then
-  granted = want
-  if want > before or survey then
-    local held = 0
-    all = sessions
-    local state = redis.call('HGETALL', slots)
-    for i = 1, #state, 2 do
-      if alive(state[i]) then
-        local have, open = string.match(state[i + 1], '^(%d+) (%d+)$')
-        held, all = held + tonumber(have), all + tonumber(open)
-      end
+local granted, all = want, -1
+if survey or (limit > 0 and want > before) then
+  local held = 0
+  all = sessions
+  local state = redis.call('HGETALL', slots)
+  for i = 1, #state, 2 do
+    if alive(state[i]) then
+      local have, open = string.match(state[i + 1], '^(%d+) (%d+)$')
+      held, all = held + tonumber(have), all + tonumber(open)
     end
-    granted = math.min(want, limit - held)
   end
-  granted = math.max(sessions, granted)
+  granted = math.min(want, limit - held)
 end
+granted = limit > 0 and math.max(sessions, granted) or 0
 
 local waited = redis.call('ZSCORE', waiting, node)
 local others_wait = redis.call('ZCARD', waiting) - (waited and 1 or 0)
