@@ -105,11 +105,13 @@ def test_the_template_is_the_service_but_for_what_several_processes_need() -> No
     differ = {name for name in one.keys() | several.keys() if one.get(name) != several.get(name)}
     unit = {"Description", "PartOf", "Conflicts", "WantedBy", "DefaultInstance"}
     assert differ - unit == {
-        "Environment", "RuntimeDirectory", "RuntimeDirectoryMode", "Sockets", "User"
-    }  # fmt: skip
+        *("Environment", "RuntimeDirectory", "RuntimeDirectoryMode", "User"),
+        *("Sockets", "NonBlocking"),
+    }
     (more,) = set(several["Environment"]) - set(one["Environment"])
     assert more == f"SMTPD_FORK_CONTROL=%t/{several['RuntimeDirectory'][0]}/control"
     assert several["Sockets"] == [SOCKET.name]
+    assert several["NonBlocking"] == ["yes"], "O_NONBLOCK is of the socket, which all share"
 
 
 def test_what_the_files_say_of_the_daemon_is_so() -> None:
