@@ -55,7 +55,7 @@ class Target(NamedTuple):
     def values(self, results: Results) -> list[float]:
         """Return what was measured, by round."""
         if self.against:
-            return results.ratios(self.workload, OURS, self.against, self.metric)
+            return results.ratios(self.workload, self.of, self.against, self.metric)
         if self.less:
             return results.differences(self.workload, self.of, self.less, self.metric)
         if self.per:
