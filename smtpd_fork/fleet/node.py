@@ -160,6 +160,8 @@ class Node:
             return True
         with self._share.lock:
             changed = self._share.changed
+            if self._message is not None:  # what the fleet was told is known with its answer
+                return bool(changed)
             while changed:
                 key = next(iter(changed))
                 if self._is_news(key):

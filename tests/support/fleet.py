@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from support.client import PATIENCE, Client
@@ -105,9 +106,12 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
+def _has_told(server: Server) -> bool:
+    node = fleet(server).node
+    return node.oldest() is None and not node.has_news()
+
+
 async def all_told(servers: list[Server]) -> None:
     """Wait until each node has told the others what it holds."""
     for server in servers:
-        assert server.fleet is not None
-        node = server.fleet.node
-        await until(lambda node=node: not node.has_news())  # type: ignore[misc]  # a default
+        await until(partial(_has_told, server))
