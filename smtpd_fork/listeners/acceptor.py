@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -71,6 +71,8 @@ class Acceptor:
     :param preconnect: takes the clients that have a ticket
     :param refuser: answers the others
     :param probes: takes the probes of load balancers; all three stop with the acceptor
+    :ivar slot_elsewhere: whether another process on the same sockets has a free slot; asked while
+        the gate is full: then clients are left to it, and :meth:`reopen` ends that
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Acceptor:
         self._queue: DeadlineQueue[AcceptedClient] = DeadlineQueue(math.inf, loop, self._overdue)
         self._deferral_told = -math.inf
         self._missed = 0
+        self.slot_elsewhere: Callable[[], bool] = lambda: False
         self.change(config, proxy_trust, preconnect)
 
     def change(
@@ -214,13 +217,13 @@ class Acceptor:
             return
         try:
             if threading.get_ident() == self._thread:
-                self._loop.call_soon(self._reopen)
+                self._loop.call_soon(self.reopen)
             else:
-                self._loop.call_soon_threadsafe(self._reopen)
+                self._loop.call_soon_threadsafe(self.reopen)
         except RuntimeError:  # the loop was closed without a stop
             self._state = State.STOPPED
 
-    def _reopen(self) -> None:
+    def reopen(self) -> None:
         """Admit clients that waited, and accept again; each time another listener comes first."""
         if self._state is not State.STOPPED:
             self._admit_queue()
@@ -246,7 +249,7 @@ class Acceptor:
     def _try_again(self) -> None:
         if self._state is State.STARVED:
             self._state = State.CLOSED
-            self._reopen()
+            self.reopen()
 
     # -- accepting ---------------------------------------------------------------------------
 
@@ -271,9 +274,11 @@ class Acceptor:
 
     def _may_accept(self) -> bool:
         """Whether a client can be answered that arrives while slots are short or clients wait."""
+        gate = self._gate
+        if (self._when_full.refuse or self._queue_clients) and gate.full and self.slot_elsewhere():
+            return False
         if self._when_full.refuse:
             return True
-        gate = self._gate
         if gate.limits.reserve:
             return not gate.full or (self._queue_clients and self._queue_has_space)
         if self._queue_clients:
@@ -344,4 +349,4 @@ class Acceptor:
     def _overdue(self, clients: Sequence[AcceptedClient]) -> None:
         for client in clients:
             self._refuser.refuse(client, self._gate.slots.full())
-        self._reopen()
+        self.reopen()

@@ -106,6 +106,16 @@ class RunTimeChanges(ABC):
         """
         return self.gate.denials.remove(network)
 
+    def leave_clients(self, slot_elsewhere: Callable[[], bool]) -> Callable[[], None]:
+        """Leave clients in the backlog to another process while that has a free slot.
+
+        :param slot_elsewhere: whether it has; asked while the gate is full
+        :returns: is to be called when it has none any more
+        """
+        assert self._running is not None, "the server was not started"
+        self._running.acceptor.slot_elsewhere = slot_elsewhere
+        return self._running.acceptor.reopen
+
     async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
         """End the sessions of this server that are *chosen*, also those that have not begun.
 

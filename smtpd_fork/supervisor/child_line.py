@@ -11,11 +11,13 @@ import smtpd_fork.control_protocol as protocol
 from smtpd_fork.config import SettingError
 from smtpd_fork.control_protocol import Fault, RequestError
 from smtpd_fork.observe.control.administration import Administration
-from smtpd_fork.observe.service import Observed, Service
+from smtpd_fork.observe.service import Service
 from smtpd_fork.sanitizer import printable
+from smtpd_fork.supervisor.elsewhere import Elsewhere
 
 if TYPE_CHECKING:
     from smtpd_fork.observe.reload_outcome import ReloadOutcome
+    from smtpd_fork.server import Server
     from smtpd_fork.supervisor.line import Line
 
 __all__ = ["ChildLine"]
@@ -38,7 +40,7 @@ class ChildLine(Service):
         self,
         line: Line,
         hint: Callable[[str], object],
-        server: Observed,
+        server: Server,
         orders: Mapping[str, Callable[[Any], object]],
         reload: Callable[[str], Awaitable[ReloadOutcome]],
         figures: Callable[[], Awaitable[Any]] | None,
@@ -69,6 +71,7 @@ class ChildLine(Service):
     async def start(self) -> None:
         """Begin to answer."""
         await self._line.start()
+        self._elsewhere = Elsewhere(self._line, self._server)
         self._running = asyncio.ensure_future(self._watch())
 
     async def _watch(self) -> None:
@@ -89,6 +92,9 @@ class ChildLine(Service):
     async def _answer(self, word: str, body: Any) -> Any:
         if word == "hint":
             self._hint(body)
+            return None
+        if word == "elsewhere":
+            self._elsewhere.changed(free=body)
             return None
         if word in self._orders:
             self._orders[word](body)

@@ -24,6 +24,7 @@ from smtpd_fork.listeners.accepted_client import close
 from smtpd_fork.server.run_time_changes import RunTimeChanges
 from smtpd_fork.server.setting_changes import change_line
 from smtpd_fork.sinks import Discard
+from smtpd_fork.supervisor.elsewhere import FullProcesses
 from smtpd_fork.supervisor.line import LineClosedError
 from smtpd_fork.supervisor.serving_process import (
     ProcessError,
@@ -93,6 +94,7 @@ class Processes(RunTimeChanges):
             self._answer,
         )
         self._shared = SharedLimits()
+        self._full = FullProcesses()
         self._current: dict[int, ServingProcess] = {}
         self._keepers: dict[int, asyncio.Task[None]] = {}
         self._cut = 0
@@ -217,6 +219,7 @@ class Processes(RunTimeChanges):
             status = await process.ended()
             del self._current[process.number]
             self._shared.leave(process)
+            self._note_full(process, full=False)
             if process.leaving:
                 self._cut += status != 0
                 return
@@ -237,6 +240,7 @@ class Processes(RunTimeChanges):
                 continue
             self.replaced += 1
             self._current[number] = process
+            self._full.tell(self.current)
             process.serve()
             if self.gate.paused:
                 process.tell("pause", True)
@@ -248,6 +252,8 @@ class Processes(RunTimeChanges):
 
     async def _answer(self, process: ServingProcess, word: str, body: Any) -> Any:
         """Answer a process: what it tells of the limits that all share, and asks."""
+        if word == "full":
+            return self._note_full(process, full=body)
         if word == "fleet":
             return self._shared.ask(*body)
         assert word == "sync", word
@@ -258,6 +264,10 @@ class Processes(RunTimeChanges):
                 if other is not process:
                     other.tell("hint", hint)
         return answer
+
+    def _note_full(self, process: ServingProcess, *, full: bool) -> None:
+        self._full.note(process, full=full)
+        self._full.tell(self.current)
 
     async def ask_all(
         self, word: str, body: Any = None, seconds: float | None = ANSWER_SECONDS

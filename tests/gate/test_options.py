@@ -111,7 +111,7 @@ async def test_who_waits_for_a_place_that_is_reserved_costs_no_turns_of_the_loop
                 await relay.greet()
             acceptor = running(server).acceptor
             turns: list[None] = []
-            reopen = acceptor._reopen
+            reopen = acceptor.reopen
 
             def counted() -> None:
                 turns.append(None)

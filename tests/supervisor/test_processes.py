@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -265,6 +265,23 @@ def test_the_connections_of_all_are_divided_exactly(tmp_path: Path) -> None:
         for client in clients:
             client.close()
         until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all have gone")
+
+
+@pytest.mark.parametrize("how", ["refuse", "defer:1"])
+def test_no_client_is_refused_while_one_process_has_a_slot(tmp_path: Path, how: str) -> None:
+    options = (*TWO, "-c", "10", "-m", "0", "--when-full", how, *CONTROL)
+    with Daemon(*options, cwd=tmp_path) as daemon, ExitStack() as clients:
+        address = ("127.0.0.1", daemon.port)
+
+        def connect(count: int) -> list[bytes]:
+            socks = [socket.create_connection(address, timeout=PATIENCE) for _ in range(count)]
+            return [clients.enter_context(sock).recv(4) for sock in socks]
+
+        for _ in range(3):
+            assert connect(10) == [b"220 "] * 10, "all slots are used before one is refused"
+            assert connect(3) == [b"421 "] * 3
+            clients.close()
+            until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all have gone")
 
 
 def test_one_control_socket_answers_for_all(tmp_path: Path) -> None:
