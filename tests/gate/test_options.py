@@ -117,7 +117,7 @@ async def test_who_waits_for_a_place_that_is_reserved_costs_no_turns_of_the_loop
                 turns.append(None)
                 reopen()
 
-            monkeypatch.setattr(acceptor, "_reopen", counted)
+            monkeypatch.setattr(acceptor, "reopen", counted)
             for _ in range(3):
                 assert (await first.say("NOOP")).code == 250
             assert len(turns) <= 2

@@ -13,6 +13,7 @@ import pytest
 from support.control import CONTROL, ask
 from support.daemon import LOCAL, PATIENCE, Daemon, on_both_loops, run, until
 from support.place import only_line
+from support.redis_server import RedisServer
 
 from smtpd_fork.errors import ExitStatus
 
@@ -98,6 +99,15 @@ def test_limits_of_networks_shares_of_them_and_rates_hold_over_all(
         assert found == [5, 2, 0], "sessions of the network"
         assert greetings(daemon, 5, clients, "127.0.2.1") == 5
         assert greetings(daemon, 5, clients, "127.0.3.1") == 3, "the rate of the larger network"
+
+
+def test_processes_are_nodes_of_a_fleet_if_there_is_one(tmp_path: Path, clients: ExitStack) -> None:
+    with RedisServer() as redis:
+        options = (*LOCAL, "--processes", "2", "-m", "10", "--fleet", f"unix:{redis.path}")
+        with Daemon(*options, *CONTROL, cwd=tmp_path) as daemon:
+            until(lambda: (ask(tmp_path, "status")["fleet"] or {}).get("nodes") == 2, "both joined")
+            assert greetings(daemon, 40, clients) == 10
+            assert len(ask(tmp_path, "fleet")["nodes"]) == 2
 
 
 def test_a_limit_that_is_local_is_refused(tmp_path: Path) -> None:
