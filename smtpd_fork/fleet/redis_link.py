@@ -126,11 +126,12 @@ class RedisLink:
             raise FleetError(_reason(error)) from None
 
     async def _evaluate(self, names: list[str], message: bytes) -> object:
-        # A connection of its own, without the client: that takes 100 us more for each message.
-        connection, channel = self._connection, self._keys.channel
+        # A connection of its own, and no client: that takes 100 us more for each message.
+        connection = self._connection
         assert connection is not None
-        words = connection.pack_command("EVALSHA", self._hash, len(names), *names, message, channel)
-        await connection.send_packed_command(words, check_health=False)
+        words = ("EVALSHA", self._hash, str(len(names)), *names)
+        command = _command(*map(str.encode, words), message, self._keys.channel.encode())
+        await connection.send_packed_command(command, check_health=False)
         return await connection.read_response()
 
     async def ask(self, question: str, keys: list[str], message: bytes) -> object:
@@ -175,6 +176,11 @@ class RedisLink:
                 await connection.disconnect()
         for each in ends:
             await _close(each)
+
+
+def _command(*words: bytes) -> bytes:
+    """Return a command as the protocol of Redis has it."""
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in words)
 
 
 async def _close(each: Redis | PubSub | None) -> None:
