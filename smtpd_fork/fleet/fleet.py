@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import msgspec
 
+from smtpd_fork.fleet.denials import FleetDenials
 from smtpd_fork.fleet.episodes import Episodes
 from smtpd_fork.fleet.figures import Counts
 from smtpd_fork.fleet.messenger import Messenger, State
@@ -55,6 +56,7 @@ class Fleet:
     :ivar state: whether clients are asked about
     :ivar episodes: of trouble
     :ivar counts: of clients and answers
+    :ivar denials: networks that are denied at run time
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Fleet:
             trouble=self._trouble,
             in_reach=self._in_reach,
         )
+        self.denials = FleetDenials(gate.denials, link, node)
         self._since = time.time()
         self._users = 0
 
@@ -109,11 +112,14 @@ class Fleet:
         if self._gate.slots.share is not self.share:  # it has left before
             self._gate.join(self.share)
         self.share.closing = False
+        self.denials.start()
         self._messenger.start()
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(JOIN_SECONDS):
                     await self._messenger.tried.wait()
+                    if self.state is State.UP:
+                        await self.denials.read()
         except BaseException:
             await self.stop()
             raise
@@ -135,6 +141,7 @@ class Fleet:
         if self._users or not self._messenger.runs:
             return
         try:
+            await self.denials.stop()
             await self._messenger.stop()
         finally:
             self.state = State.DOWN
@@ -219,6 +226,7 @@ class Fleet:
         self._gate.tell_waiters()
 
     def _in_reach(self) -> None:
+        self.denials.seen(self.node.denials)
         if self.state is State.UP:
             return
         self.state = State.UP

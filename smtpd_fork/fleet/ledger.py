@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from smtpd_fork.fleet.denial_ledger import DenialLedger
+from smtpd_fork.fleet.denial_message import Changes, DenialAnswer
 from smtpd_fork.fleet.sync import Answer
 from smtpd_fork.fleet.view import MOST_NODES, NodeLine, View
 
@@ -44,7 +46,8 @@ class _Node:
 class Ledger:
     """The counts of a fleet.
 
-    :ivar hints: after a message, what the other nodes should be told: ``waiting`` or ``room``
+    :ivar hints: after a message, what the other nodes should be told: ``waiting``, ``room`` or
+        ``denials``
     """
 
     def __init__(self) -> None:
@@ -52,7 +55,7 @@ class Ledger:
         self._counts: dict[str, int] = {}
         self._due: dict[str, int] = {}
         self._waiting: set[str] = set()
-        self.denials = 0
+        self._denials = DenialLedger()
         self.hints: list[str] = []
 
     def __len__(self) -> int:
@@ -93,7 +96,7 @@ class Ledger:
         nodes = len(self._nodes)
         if message.leaves:
             self.remove(name)
-        return Answer(fresh, nodes, node.slots, sessions, waiting, self.denials, verdicts)
+        return Answer(fresh, nodes, node.slots, sessions, waiting, self._denials.version, verdicts)
 
     def _grant(self, node: _Node, message: Sync) -> int:
         """Give a node its slots; return the sessions of all nodes, or -1 if nobody asked."""
@@ -106,8 +109,16 @@ class Ledger:
         node.slots = max(message.sessions, granted) if message.limit else 0
         return sessions
 
-    def ask(self, question: str, keys: Sequence[str], message: bytes, now: int) -> View:
+    def ask(
+        self, question: str, keys: Sequence[str], message: bytes, now: int
+    ) -> View | DenialAnswer:
         """Return the answer to a question; see :meth:`Link.ask`."""
+        self.hints = []
+        if question == "denials":
+            changes = msgspec.msgpack.decode(message, type=Changes)
+            answer, changed = self._denials.exchange(changes, now // 1000)
+            self.hints = ["denials"] if changed else []
+            return answer
         assert question == "view", question
         after, rates = msgspec.msgpack.decode(message, type=tuple[int, list[bool]])
         return self._view(keys, after, rates, now)

@@ -92,6 +92,7 @@ class Node:
     :param lease: seconds for which the word of this node counts
     :ivar nodes: that live
     :ivar others: sessions of the other nodes, a moment ago
+    :ivar denials: version of the denials of the fleet
     """
 
     def __init__(self, name: str, share: FleetShare, lease: float) -> None:
@@ -99,7 +100,7 @@ class Node:
         self._share = share
         self._lease = lease
         self.nodes = 1
-        self.others = 0
+        self.others = self.denials = 0
         self._surveyed = -math.inf
         self._queue: deque[Question] = deque()
         self._message: Message | None = None
@@ -255,6 +256,7 @@ class Node:
         self.nodes = answer.nodes
         if answer.sessions >= 0:
             self.others = answer.sessions - sync.sessions
+        self.denials = answer.denials
         self._share.others_wait = answer.waiting > 0
         return decided
 

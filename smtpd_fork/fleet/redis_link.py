@@ -31,7 +31,10 @@ __all__ = ["SCRIPT", "RedisLink"]
 SCRIPT = files("smtpd_fork.fleet").joinpath("sync.lua").read_text()
 """Read once: a daemon that has dropped its privileges may not be able to."""
 
-QUESTIONS = {"view": files("smtpd_fork.fleet").joinpath("view.lua").read_text()}
+QUESTIONS = {
+    name: files("smtpd_fork.fleet").joinpath(f"{name}.lua").read_text()
+    for name in ("view", "denials")
+}
 """The scripts of :meth:`RedisLink.ask`."""
 
 CONNECTIONS = 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from smtpd_fork.gate.networks import BITS, V4_BITS, Network, is_ipv4
 from smtpd_fork.gate.rules.access import LONGEST_TEXT, printable_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from threading import Lock
 
 __all__ = ["LONGEST_DENIAL", "MAX_DENIALS", "Denial", "Denials"]
@@ -43,6 +44,7 @@ class Denial:
     :ivar since: seconds of the epoch
     :ivar until: seconds of the gate's clock; infinite without an end
     :ivar number: in the order of the additions
+    :ivar node: of the fleet, on which it was denied; empty: this one
     """
 
     network: Network
@@ -52,12 +54,14 @@ class Denial:
     since: float
     until: float = math.inf
     number: int = 0
+    node: str = ""
 
     @property
     def origin(self) -> str:
         """The words of an explanation."""
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
-        return f"denied at run time by {self.by} at {when}"
+        where = f" on {self.node}" if self.node else ""
+        return f"denied at run time by {self.by}{where} at {when}"
 
 
 class Denials:
@@ -65,6 +69,8 @@ class Denials:
 
     :param lock: of the gate; :attr:`version` and :meth:`find` are for its holder
     :param clock: returns seconds, never backwards
+    :ivar told: called for each network that is denied here, or (with None) denied no longer, in any
+        thread; and with True if a process before this one has denied it
     """
 
     def __init__(self, lock: Lock, clock: Callable[[], float]) -> None:
@@ -75,6 +81,7 @@ class Denials:
         self._version = 0
         self._next_end = math.inf
         self._numbers = count(1)
+        self.told: Callable[[Network, Denial | None, bool], None] | None = None
 
     def add(
         self,
@@ -84,13 +91,15 @@ class Denials:
         seconds: float | None = None,
         by: str = "the program",
         since: float | None = None,
+        node: str = "",
     ) -> Denial:
         """Deny *network*; if it is denied already, text and time are replaced.
 
         :param text: of the reply; what is not printable ASCII becomes ``?``
         :param seconds: how long; None: until it is removed, or the process ends
         :param by: who denied it, for explanations
-        :param since: seconds of the epoch; default: now
+        :param since: seconds of the epoch, if a process before this one has denied it; default: now
+        :param node: of the fleet, on which it was denied; empty: this one
         :raises SettingError: *network* is none, the text is too long, the time is out of its range,
             or too many networks are denied already
         """
@@ -111,14 +120,14 @@ class Denials:
                 reason = f"{MAX_DENIALS} networks are denied at run time; put some into a list file"
                 raise SettingError("deny", network, reason)
             self._remove(parsed)
-            until = math.inf if seconds is None else self._clock() + seconds
-            since = time.time() if since is None else since
-            number = next(self._numbers)
-            denial = Denial(parsed, network, text, by[:LONGEST_AUTHOR], since, until, number)
-            self._all[parsed] = denial
-            self._by_prefix.setdefault(parsed.prefix, {})[parsed.first] = denial
-            self._next_end = min(self._next_end, until)
-            self._version += 1
+            at = time.time() if since is None else since
+            denial = Denial(
+                *(parsed, network, text, by[:LONGEST_AUTHOR], at, self.end(seconds)),
+                *(next(self._numbers), node),
+            )
+            self._put(denial)
+        if self.told is not None:
+            self.told(parsed, denial, since is not None)
         return denial
 
     def remove(self, network: str) -> bool:
@@ -132,7 +141,27 @@ class Denials:
             raise SettingError("undeny", network[:LONGEST_TEXT], str(error)) from None
         with self._lock:
             self._expire()
-            return self._remove(parsed)
+            removed = self._remove(parsed)
+        if removed and self.told is not None:
+            self.told(parsed, None, False)
+        return removed
+
+    def merge(self, denials: Iterable[Denial], gone: Iterable[Network]) -> None:
+        """Add what a fleet denies, and remove what it denies no longer; nobody is told."""
+        with self._lock:
+            for network in gone:
+                self._remove(network)
+            for denial in denials:
+                self._remove(denial.network)
+                self._put(replace(denial, number=next(self._numbers)))
+
+    def end(self, seconds: float | None) -> float:
+        """Return when a denial ends that has so many seconds left; None: never."""
+        return math.inf if seconds is None else self._clock() + seconds
+
+    def left(self, denial: Denial) -> float | None:
+        """Return the seconds that a denial has left; None: it has no end."""
+        return None if denial.until == math.inf else denial.until - self._clock()
 
     def page(self, *, limit: int | None = None, after: int = 0) -> list[tuple[Denial, float]]:
         """Return denials and the seconds that each has left, in the order of the additions.
@@ -180,6 +209,13 @@ class Denials:
         for network in [each.network for each in self._all.values() if each.until <= now]:
             self._remove(network)
         self._next_end = min((each.until for each in self._all.values()), default=math.inf)
+
+    def _put(self, denial: Denial) -> None:
+        network = denial.network
+        self._all[network] = denial
+        self._by_prefix.setdefault(network.prefix, {})[network.first] = denial
+        self._next_end = min(self._next_end, denial.until)
+        self._version += 1
 
     def _remove(self, network: Network) -> bool:
         if self._all.pop(network, None) is None:

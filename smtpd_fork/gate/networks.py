@@ -68,6 +68,16 @@ class Network(NamedTuple):
             return cls(V4_SPACE + first, BITS - V4_BITS + network.prefixlen)
         return cls(first, network.prefixlen)
 
+    def __str__(self) -> str:
+        """Return the network in its one form, as ``192.0.2.0/24`` or ``2001:db8::/32``."""
+        text = Prefix(self.prefix, ipv6=not self.is_ipv4).around(self.first)
+        return text.removesuffix(f"/{V4_BITS}") if self.is_ipv4 else text
+
+    @property
+    def is_ipv4(self) -> bool:
+        """Whether it is a network of IPv4."""
+        return is_ipv4(self.first) and self.prefix >= BITS - V4_BITS
+
     @property
     def last(self) -> int:
         """Its last address, as a number."""

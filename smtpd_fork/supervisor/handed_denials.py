@@ -29,6 +29,7 @@ class _Handed(msgspec.Struct, array_like=True):
     by: str
     since: float
     seconds: float | None
+    node: str = ""
 
 
 class HandedDenials:
@@ -47,7 +48,7 @@ class HandedDenials:
         """Write the denials as they are now, in place of those before."""
         # An infinite time is null in JSON.
         handed = [
-            _Handed(each.written, each.text, each.by, each.since, left)
+            _Handed(each.written, each.text, each.by, each.since, left, each.node)
             for each, left in self._denials.page()
         ]
         data = msgspec.json.encode(handed)
@@ -70,7 +71,14 @@ def receive_denials(descriptor: int, denials: Denials) -> None:
     try:
         data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
         for each in msgspec.json.decode(data, type=list[_Handed]):
-            denials.add(each.network, each.text, seconds=each.seconds, by=each.by, since=each.since)
+            denials.add(
+                each.network,
+                each.text,
+                seconds=each.seconds,
+                by=each.by,
+                since=each.since,
+                node=each.node,
+            )
     except (OSError, msgspec.MsgspecError, UnicodeError, SmtpdForkError) as error:
         log.error("cannot read the networks denied at run time from the old process: %s", error)  # noqa: TRY400 - one line
     finally:

@@ -254,11 +254,7 @@ class Processes(RunTimeChanges):
         """Answer a process: what it tells of the limits that all share, and asks."""
         if word == "full":
             return self._note_full(process, full=body)
-        if word == "fleet":
-            return self._shared.ask(*body)
-        assert word == "sync", word
-        keys, message = body
-        answer, hints = self._shared.sync(process, keys, message)
+        answer, hints = self._shared.answer(process, word, body)
         for hint in hints:
             for other in self.current:
                 if other is not process:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -41,19 +41,22 @@ class SharedLimits:
     def __init__(self) -> None:
         self._ledger = Ledger()
 
-    def sync(
-        self, process: ServingProcess, keys: Sequence[str], message: bytes
-    ) -> tuple[bytes, Sequence[str]]:
-        """Return the answer to the message of a process, and hints for the others."""
-        sync = _decoder.decode(message)
-        process.node = sync.node
-        answer = self._ledger.sync(keys, sync, time.monotonic_ns() // 1000)
-        return _encoder.encode(answer), self._ledger.hints
+    def answer(self, process: ServingProcess, word: str, body: Any) -> tuple[bytes, Sequence[str]]:
+        """Return the answer to the message of a process, and hints for the others.
 
-    def ask(self, question: str, keys: Sequence[str], message: bytes) -> bytes:
-        """Return the answer to another question of a process."""
+        :param word: ``sync``, or ``fleet`` for another question
+        """
+        answer: object
         now = time.monotonic_ns() // 1000
-        return _encoder.encode(self._ledger.ask(question, keys, message, now))
+        if word == "fleet":
+            question, keys, message = body
+            answer = self._ledger.ask(question, keys, message, now)
+        else:
+            keys, message = body
+            sync = _decoder.decode(message)
+            process.node = sync.node
+            answer = self._ledger.sync(keys, sync, now)
+        return _encoder.encode(answer), self._ledger.hints
 
     def leave(self, process: ServingProcess) -> None:
         """Forget a process that has ended."""

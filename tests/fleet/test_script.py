@@ -55,7 +55,7 @@ class Fleet:
         data = self.client.eval(QUESTIONS["view"], len(names), *names, message, "")
         views = [
             msgspec.msgpack.decode(data, type=View),
-            self.ledger.ask("view", keys, message, self.now),
+            msgspec.convert(self.ledger.ask("view", keys, message, self.now), View),
         ]
         for view in views:
             view.nodes.sort(key=lambda node: node.node)

@@ -206,6 +206,7 @@ def _deny(
     denial = connection.ask("deny", replies.Denial, **given)
     end = "" if denial.seconds is None else f" for {output.age(denial.seconds)}"
     output.say(f"{denial.network} denied{end}")
+    output.say_lines(output.untold_lines(denial.untold))
 
 
 def _list_denials(connection: Connection, *, as_json: bool) -> None:
@@ -225,8 +226,9 @@ def _list_denials(connection: Connection, *, as_json: bool) -> None:
 @_command(click.Argument(["network"], metavar="NET"))
 def _undeny(connection: Connection, *, network: str) -> None:
     """Remove a denial that `deny` has added. Give NET as `deny` lists it."""
-    connection.ask_for_json("undeny", network=network)
+    undenied = connection.ask("undeny", replies.Undenied, network=network)
     output.say(f"{network} is no longer denied")
+    output.say_lines(output.untold_lines(undenied.untold))
 
 
 @_command()

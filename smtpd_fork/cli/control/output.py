@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DENIAL_HEADER", "NODE_HEADER", "SESSION_HEADER", "age", "denial_line", "explanation_lines",
     "fleet_line", "held_line", "limit_lines", "node_line",
-    "say", "say_json", "say_lines", "session_line", "status_lines", "summary",
+    "say", "say_json", "say_lines", "session_line", "status_lines", "summary", "untold_lines",
 ]  # fmt: skip
 
 LONGEST_LINE = 4000
@@ -183,7 +183,14 @@ def denial_line(denial: Denial) -> str:
     """Return a network that is denied at run time as a line of the table."""
     left = "-" if denial.seconds is None else age(denial.seconds)
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(denial.since))
-    return _DENIAL.format(denial.network, left, since, denial.by, denial.text).rstrip()
+    by = f"{denial.by} on {denial.node}" if denial.node else denial.by
+    return _DENIAL.format(denial.network, left, since, by, denial.text).rstrip()
+
+
+def untold_lines(reason: str | None) -> Iterator[str]:
+    """Return a warning if the fleet does not know of a change yet."""
+    if reason is not None:
+        yield f"only on this node until the fleet can be told: {reason}"
 
 
 def limit_lines(limits: Limits) -> Iterator[str]:

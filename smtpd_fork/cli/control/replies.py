@@ -9,6 +9,7 @@ import msgspec
 __all__ = [
     "Denial", "Denials", "Explanation", "Figures", "Fleet", "Held", "Kicked", "Limits", "Node",
     "Reloaded", "ServingProcess", "Session", "Sessions", "SinkState", "State", "Status", "Top",
+    "Undenied",
 ]  # fmt: skip
 
 
@@ -165,6 +166,15 @@ class Denial(msgspec.Struct):
     by: str
     since: float
     seconds: float | None
+    node: str = ""
+    untold: str | None = None
+
+
+class Undenied(msgspec.Struct):
+    """A network that is denied no longer; and why the fleet does not know it yet."""
+
+    network: str
+    untold: str | None = None
 
 
 class Denials(msgspec.Struct):

@@ -212,7 +212,7 @@ class Administration:
         time = "" if seconds is None else f" for {seconds:g} s"
         text = denial.text and f": {denial.text}"
         log.info("control: %s: deny %s%s%s", who, denial.written, time, text)
-        return _denial(denial, seconds)
+        return {**_denial(denial, seconds), "untold": await self._untold()}
 
     async def _undeny(self, request: protocol.Undeny, who: str) -> dict[str, Any]:
         shown = printable(request.network)
@@ -224,7 +224,13 @@ class Administration:
             text = f"{shown} was not denied at run time; the lists of --deny are changed in files"
             raise RequestError(Fault.UNKNOWN, text)
         log.info("control: %s: undeny %s", who, shown)
-        return {"network": shown}
+        return {"network": shown, "untold": await self._untold()}
+
+    async def _untold(self) -> str | None:
+        """Return why the fleet does not know of a change, which it is told later."""
+        fleet = self._server.fleet
+        reason = "" if fleet is None else await fleet.denials.told()
+        return printable(fleet.episodes.reason or reason, 1000) if fleet and reason else None
 
     async def _list_denials(self, request: protocol.Denials, _: str) -> dict[str, Any]:
         page = self._server.gate.denials.page(limit=request.limit, after=request.after)
@@ -268,6 +274,7 @@ def _denial(denial: Denial, left: float | None) -> dict[str, Any]:
         "network": denial.written,
         "text": denial.text,
         "by": printable(denial.by),
+        "node": printable(denial.node),
         "since": round(denial.since, 3),
         "seconds": None if endless else round(left or 0.0, 3),
     }

@@ -1,0 +1,227 @@
+"""Networks that are denied at run time on one node are denied on all of them."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.fleet import Taker, arrivals, close_all, nodes, until
+from support.redis_server import DURABLE, RedisServer
+from support.server import serve
+
+import smtpd_fork.control_protocol as protocol
+from smtpd_fork.fleet import State
+from smtpd_fork.fleet.denial_ledger import DenialLedger
+from smtpd_fork.fleet.denial_message import (
+    DENIAL_KEYS,
+    PAGE,
+    Changes,
+    DenialAnswer,
+    Told,
+    decode_denials,
+    encode_denials,
+)
+from smtpd_fork.fleet.redis_link import QUESTIONS
+from smtpd_fork.fleet.sync import Keys
+from smtpd_fork.observe.control import Administration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import redis as redis_py
+
+    from smtpd_fork import Server
+    from smtpd_fork.gate import Denial
+
+NET = "127.0.0.2/31"
+prefixes = count(1)
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with RedisServer(*DURABLE) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[redis_py.Redis]:
+    with RedisServer() as server, server.client() as client:
+        yield client
+
+
+def denied(server: Server) -> list[Denial]:
+    return [denial for denial, _ in server.gate.denials.page()]
+
+
+def networks(server: Server) -> set[str]:
+    return {denial.written for denial in denied(server)}
+
+
+async def asked(server: Server, request: protocol.Request) -> dict[str, Any]:
+    return await Administration(server, lambda _: None).answer(request, "uid 0")
+
+
+async def test_a_denial_reaches_all_nodes_and_any_of_them_removes_it(redis: RedisServer) -> None:
+    async with nodes(3, f"unix:{redis.path}") as servers:
+        here, there, third = servers
+        reply = await asked(here, protocol.Deny(v=1, network=NET, text="Spam", seconds=3600))
+        assert reply["untold"] is None
+        await until(lambda: all(networks(server) == {NET} for server in servers))
+        ((denial, left),) = there.gate.denials.page()
+        assert 3590 < left <= 3600
+        assert (denial.text, denial.node) == ("Spam", "mx0")
+        assert denial.origin.startswith("denied at run time by uid 0 on mx0 at 20")
+        _, (refused,) = await arrivals([there], 1, source="127.0.0.2")
+        assert refused.startswith("554 5.7.1 mx.example.com Spam [")
+        listed = (await asked(third, protocol.Denials(v=1)))["denials"]
+        assert [(each["network"], each["node"]) for each in listed] == [(NET, "mx0")]
+        assert (await asked(third, protocol.Undeny(v=1, network=NET)))["untold"] is None
+        await until(lambda: not any(map(denied, servers)))
+        admitted, _ = await arrivals([there], 1, source="127.0.0.2")
+        await close_all(admitted)
+
+
+async def test_a_program_denies_on_all_nodes_and_the_denial_ends_on_all(redis: RedisServer) -> None:
+    async with nodes(2, f"unix:{redis.path}") as (here, there):
+        here.deny("192.0.2.1", seconds=1.0)
+        there.deny("192.0.2.1", seconds=0.5)  # the later one counts, if it is later at the fleet
+        await until(lambda: denied(there))
+        await until(lambda: not denied(here) and not denied(there))
+
+
+async def test_denials_survive_a_restart_of_all_nodes_and_of_redis(redis: RedisServer) -> None:
+    many = {f"192.0.2.{number}" for number in range(2 * PAGE + 9)}
+    async with nodes(1, f"unix:{redis.path}") as (server,):
+        fleet = server.fleet
+        assert fleet is not None
+        for network in many:
+            server.deny(network, "No")
+        assert await fleet.denials.told() == ""
+    redis.stop()
+    redis.start()
+    async with nodes(1, f"unix:{redis.path}") as (server,):
+        assert networks(server) == many, "they are known before the first client"
+        assert {denial.text for denial in denied(server)} == {"No"}
+
+
+async def test_what_is_denied_without_the_fleet_is_told_when_it_is_back(redis: RedisServer) -> None:
+    async with nodes(2, f"unix:{redis.path}") as servers:
+        here, there = servers
+        here.deny("198.51.100.1")
+        await until(lambda: denied(there))
+        redis.kill()
+        await until(lambda: all(s.fleet and s.fleet.state is State.DOWN for s in servers))
+        reply = await asked(here, protocol.Deny(v=1, network=NET))
+        assert "Connection" in reply["untold"] or "refused" in reply["untold"]
+        assert (await asked(there, protocol.Undeny(v=1, network="198.51.100.1")))["untold"]
+        assert (networks(here), networks(there)) == ({NET, "198.51.100.1"}, set())
+        redis.start()
+        await until(lambda: networks(here) == networks(there) == {NET})
+
+
+async def test_a_redis_that_has_lost_its_memory_is_told_the_denials_again(
+    redis: RedisServer,
+) -> None:
+    async with nodes(2, f"unix:{redis.path}") as (here, there):
+        here.deny(NET, "Spam", seconds=3600)
+        await until(lambda: denied(there))
+        with redis.client() as client:
+            client.flushall()
+        there.deny("198.51.100.1")
+        await until(lambda: networks(here) == networks(there) == {NET, "198.51.100.1"})
+        async with serve(Taker(), fleet=f"unix:{redis.path}", fleet_node="mx9") as late:
+            ((old, left),) = (each for each in late.gate.denials.page() if each[1] < 3601)
+            assert (old.text, old.node) == ("Spam", "mx0")
+            assert 3590 < left <= 3600
+
+
+# -- the script and the ledger -----------------------------------------------------------------
+
+
+class Lists:
+    """The list of a fleet in Redis, and one in a ledger, with the same messages."""
+
+    def __init__(self, client: redis_py.Redis) -> None:
+        self.client = client
+        self.keys = Keys(f"denials{next(prefixes)}")
+        self.ledger = DenialLedger()
+        self.now = 1_000_000
+        self.known = [[0, 0], [0, 0]]
+
+    def exchange(self, add: list[Told], remove: list[str]) -> tuple[DenialAnswer, DenialAnswer]:
+        names = [*self.keys.fixed, *map(self.keys.of, DENIAL_KEYS)]
+        self.now += 1
+        messages = [Changes(version, born, add=add, remove=remove) for version, born in self.known]
+        data = encode_denials(messages[0])
+        by_redis = decode_denials(
+            self.client.eval(QUESTIONS["denials"], len(names), *names, data, self.keys.channel)
+        )
+        by_ledger, _ = self.ledger.exchange(messages[1], self.now)
+        return by_redis, by_ledger
+
+
+def plain(answer: DenialAnswer) -> tuple[Any, ...]:
+    """Return an answer without its times."""
+    page = [(each.network, each.text, each.left > 0) for each in answer.page]
+    return answer.version > 0, answer.born > 0, answer.whole, answer.more, answer.full, page
+
+
+NETWORKS = [f"192.0.2.{number}" for number in range(4)]
+told = st.builds(
+    Told,
+    *(st.sampled_from(NETWORKS), st.sampled_from(["", "No"]), st.just("x"), st.just("mx")),
+    *(st.just(1), st.just(0), st.sampled_from([0, 3_600_000]), st.booleans()),
+)
+steps = st.tuples(
+    st.lists(told, max_size=3), st.lists(st.sampled_from(NETWORKS), max_size=2), st.booleans()
+)
+
+
+@given(st.lists(steps, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_redis_and_the_ledger_have_the_same_denials(
+    client: redis_py.Redis, some: list[tuple[list[Told], list[str], bool]]
+) -> None:
+    lists = Lists(client)
+    for add, remove, notes in some:
+        answers = lists.exchange(add, remove)
+        assert plain(answers[0]) == plain(answers[1])
+        if notes:
+            lists.known = [[answer.version, answer.born] for answer in answers]
+
+
+def test_an_expired_denial_leaves_nothing_behind(client: redis_py.Redis) -> None:
+    lists = Lists(client)
+    lists.exchange([Told("192.0.2.1", "", "x", "mx", 1, 0, 1, only_new=False)], [])
+    while lists.exchange([], [])[0].page:
+        pass
+    lists.exchange([], [])
+    names = [lists.keys.of("denials"), *map(lists.keys.of, DENIAL_KEYS)]
+    assert client.hkeys(names[0]) != []
+    assert client.exists(*names[1:]) == 0
+
+
+def test_a_full_list_takes_no_more(client: redis_py.Redis) -> None:
+    lists = Lists(client)
+    lists.exchange([Told("192.0.2.1", "", "x", "mx", 1, 0, 0, only_new=False)], [])
+    client.zadd(lists.keys.of("denials:order"), {f"x{n}": n for n in range(10_000)})
+    add = [Told(f"192.0.2.{n}", "", "x", "mx", 1, 0, 0, only_new=False) for n in (1, 2)]
+    assert lists.exchange(add, [])[0].full == 1
+    client.delete(lists.keys.of("denials:order"))
+
+
+def test_the_largest_answer_fits_into_what_is_read(client: redis_py.Redis) -> None:
+    lists = Lists(client)
+    longest = "2001:db8:ffff:ffff:ffff:ffff:ffff:{:x}/128"
+    for first in range(0, PAGE, 50):
+        add = [
+            Told(longest.format(n), "t" * 200, "b" * 100, "n" * 64, 1, 0, 0, only_new=False)
+            for n in range(first, first + 50)
+        ]
+        answer, _ = lists.exchange(add, [])
+    assert len(answer.page) == PAGE
+    assert len(msgspec.msgpack.encode(answer)) < 1 << 16
