@@ -59,7 +59,8 @@ class Episodes:
             self._untold += 1
             if now - self._told_at < QUIET_SECONDS:
                 return  # told with the first one that ends later
-        more = f", the last of {counted(self._untold + 1, 'time')}" if self._untold else ""
+        times = self._untold + bool(self._told)
+        more = f", the last of {counted(times, 'time')}" if times > 1 else ""
         self._told_at, self._untold = now, 0
         log.warning(
             "fleet in reach again after %.1f s%s: %s, %s admitted meanwhile",

@@ -102,6 +102,7 @@ class RedisLink:
         assert self._client is not None
         self._hints = self._client.pubsub(ignore_subscribe_messages=True)
         await self._hints.subscribe(self._keys.channel)
+        await self._hints.get_message(timeout=None)  # that it is subscribed, or an error
         return self._hints
 
     def _connect(self) -> Redis:

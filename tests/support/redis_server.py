@@ -27,18 +27,26 @@ DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 class RedisServer:
     """A context manager; it listens on a unix socket and on a port.
 
+    :param sentinel: configuration; the program is a Sentinel
     :ivar path: of the unix socket
     :ivar url: of it
     :ivar port: of TCP, or of TLS with *certificates*
     """
 
-    def __init__(self, *options: str, certificates: Certificates | None = None) -> None:
+    def __init__(
+        self,
+        *options: str,
+        certificates: Certificates | None = None,
+        sentinel: Path | None = None,
+    ) -> None:
         # Not in tmp_path, which may be longer than the path of a socket.
         self.directory = Path(tempfile.mkdtemp(prefix="redis-"))
         self.path = self.directory / "sock"
         self.url = f"unix://{self.path}"
         self.port = free_port("127.0.0.1")
-        self._options = [*("--dir", str(self.directory), "--save", ""), *options]
+        self._sentinel = [] if sentinel is None else [str(sentinel), "--sentinel"]
+        self._options = ["--dir", str(self.directory)]
+        self._options += [*options] if sentinel else ["--save", "", *options]
         if certificates is not None:
             files = (certificates.cert, certificates.key, certificates.ca)
             names = ("--tls-cert-file", "--tls-key-file", "--tls-ca-cert-file")
@@ -50,7 +58,14 @@ class RedisServer:
             self._options += ["--port", str(self.port)]
 
     def start(self) -> None:
-        command = [peer("redis-server"), "--bind", "127.0.0.1", "--unixsocket", str(self.path)]
+        command = [
+            peer("redis-server"),
+            *self._sentinel,
+            "--bind",
+            "127.0.0.1",
+            "--unixsocket",
+            str(self.path),
+        ]
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *self._options], stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -1,0 +1,90 @@
+"""One line when the fleet goes out of reach and one when it is back, however often that is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_fork.fleet.episodes import Episodes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    def news() -> list[str]:
+        lines = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+        caplog.clear()
+        return lines
+
+    return news
+
+
+def test_an_episode_is_one_line_at_its_begin_and_one_at_its_end(
+    told: Callable[[], list[str]],
+) -> None:
+    episodes = Episodes()
+    for second in range(3):
+        episodes.begin("it hangs" if second else "it is late", 1000.0 + second)
+    episodes.admitted()
+    episodes.admitted()
+    episodes.end(1004.2, 4)
+    assert told() == [
+        "ERROR fleet out of reach, the limits of this node apply: it is late",
+        "WARNING fleet in reach again after 4.2 s: 4 nodes, 2 clients admitted meanwhile",
+    ]
+    assert (episodes.count, episodes.reason) == (1, "")
+
+
+def test_an_end_without_a_begin_is_nothing(told: Callable[[], list[str]]) -> None:
+    episodes = Episodes()
+    episodes.end(1.0, 1)
+    assert (told(), episodes.count) == ([], 0)
+
+
+def test_episodes_that_follow_within_a_minute_are_told_with_the_next(
+    told: Callable[[], list[str]],
+) -> None:
+    episodes = Episodes()
+    for second in range(1000, 1030, 10):
+        episodes.begin("late", second)
+        episodes.end(second + 1, 2)
+    assert len(told()) == 2
+    episodes.begin("late", 1070)
+    episodes.end(1071, 2)
+    begin, end = told()
+    assert begin.startswith("ERROR fleet out of reach")
+    assert end.startswith("WARNING fleet in reach again after 1.0 s, the last of 3 times: 2 nodes")
+    assert episodes.count == 4
+
+
+def test_an_episode_soon_after_another_is_told_once_it_lasts(
+    told: Callable[[], list[str]],
+) -> None:
+    episodes = Episodes()
+    episodes.begin("killed", 1000)
+    episodes.end(1001, 2)
+    assert len(told()) == 2
+    episodes.begin("killed for good", 1010)
+    episodes.begin("killed for good", 1060)
+    assert told() == []
+    episodes.begin("killed for good", 1061)
+    episodes.begin("killed for good", 1200)
+    assert told() == ["ERROR fleet out of reach, the limits of this node apply: killed for good"]
+    episodes.end(1300, 2)
+    assert told()[0].startswith("WARNING fleet in reach again after 290.0 s: 2 nodes")
+
+
+def test_another_reason_is_told_after_a_minute(told: Callable[[], list[str]]) -> None:
+    episodes = Episodes()
+    episodes.begin("refused", 1000)
+    episodes.begin("no password", 1030)
+    episodes.begin("no password", 1060)
+    episodes.begin("no password", 1130)
+    assert told() == [
+        "ERROR fleet out of reach, the limits of this node apply: refused",
+        "ERROR fleet still out of reach, the limits of this node apply: no password",
+    ]
+    assert episodes.reason == "no password"

@@ -1,0 +1,168 @@
+"""Passwords, users, TLS, sockets and Sentinel: what reaches the fleet, and what must not."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.daemon import LOCAL, Daemon
+from support.fleet import all_told, arrivals, close_all, fleet, nodes, told, until
+from support.redis_server import RedisServer
+from support.tls import Certificates
+
+from smtpd_fork.fleet import State
+
+pytestmark = pytest.mark.usefixtures("soon")
+
+OPTIONS: dict[str, Any] = {"max_from_ip": 5, "fleet_timeout": 1, "fleet_lease": 2}
+SECRET = "correct horse battery"
+MINIMAL = (
+    "resetkeys ~{smtpd-fork}:1:* ~{smtpd-fork}:layout resetchannels &{smtpd-fork}:1:* -@all"
+    " +evalsha +script|load +subscribe +unsubscribe +publish +time +zscore +zadd +zrem +zcard"
+    " +zcount +zrange +zrangebyscore +hset +hdel +hget +hgetall +hexists +get +set +pexpire +exists"
+)
+"""What a node needs and no more."""
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> str:
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRET}\n")
+    return str(file)
+
+
+async def one_limit_holds(url: str, **options: Any) -> None:
+    """Two nodes share a limit."""
+    async with nodes(2, url, **{**OPTIONS, **options}) as servers:
+        assert {fleet(server).state for server in servers} == {State.UP}
+        admitted, refused = await arrivals(servers, 12)
+        assert (len(admitted), len(refused)) == (5, 7)
+        await close_all(admitted)
+
+
+async def trouble(caplog: pytest.LogCaptureFixture, url: str, **options: Any) -> str:
+    """Return the line of a node that does not reach its fleet; it serves all the same."""
+    async with nodes(1, url, **{**OPTIONS, **options}) as servers:
+        admitted, refused = await arrivals(servers, 7)
+        assert (len(admitted), len(refused)) == (5, 2)
+        await until(lambda: told(caplog))
+        await close_all(admitted)
+    (line,) = told(caplog)
+    assert SECRET not in caplog.text
+    return line
+
+
+async def test_a_password_is_read_from_its_file_and_a_wrong_one_is_a_clear_line(
+    caplog: pytest.LogCaptureFixture, secret: str
+) -> None:
+    with RedisServer("--requirepass", SECRET) as redis:
+        await one_limit_holds(f"unix:{redis.path}", fleet_secret=secret)
+        assert "Authentication required" in await trouble(caplog, f"unix:{redis.path}")
+        caplog.clear()
+        Path(secret).write_text("another\n")
+        line = await trouble(caplog, f"unix:{redis.path}", fleet_secret=secret)
+        assert re.search("invalid username-password pair|WRONGPASS", line)
+
+
+async def test_a_user_with_the_minimal_rights_is_enough_and_less_is_a_clear_line(
+    caplog: pytest.LogCaptureFixture, secret: str
+) -> None:
+    Path(secret).write_text(SECRET.replace(" ", "-"))
+    user = ("--user", "node", "on", f">{SECRET.replace(' ', '-')}", *MINIMAL.split())
+    with RedisServer(*user) as redis:
+        url = f"redis://node@127.0.0.1:{redis.port}"
+        await one_limit_holds(url, fleet_secret=secret, fleet_connections=20, rate=["100/h"])
+        with redis.client() as client:
+            for denied in ("evalsha", "script|load", "subscribe", "zadd"):
+                client.acl_setuser("node", enabled=True, commands=[f"-{denied}"])
+                caplog.clear()
+                line = await trouble(caplog, url, fleet_secret=secret)
+                assert "the ACL of Redis refuses" in line
+                assert denied in line.lower()
+                client.acl_setuser("node", enabled=True, commands=[f"+{denied}"])
+
+
+async def test_tls_is_verified_with_the_ca_that_is_given(
+    caplog: pytest.LogCaptureFixture, certificates: Certificates, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = Certificates(tmp_path / "other")
+    with RedisServer(certificates=certificates) as redis:
+        url = f"rediss://localhost:{redis.port}"
+        await one_limit_holds(url, fleet_tls_ca=str(certificates.ca))
+        line = await trouble(caplog, url, fleet_tls_ca=str(other.ca))
+        assert "certificate verify failed" in line.lower()
+        caplog.clear()
+        line = await trouble(caplog, url)
+        assert "certificate verify failed" in line.lower()
+        caplog.clear()
+        plain = f"redis://localhost:{redis.port}"
+        assert plain in await trouble(caplog, plain)
+
+
+async def test_a_certificate_for_another_name_is_refused(
+    caplog: pytest.LogCaptureFixture, certificates: Certificates
+) -> None:
+    with RedisServer(certificates=certificates) as redis:
+        url = f"rediss://127.0.0.2:{redis.port}"
+        line = await trouble(caplog, url, fleet_tls_ca=str(certificates.ca))
+        assert "127.0.0.2" in line
+
+
+def test_no_password_is_in_the_log_the_configuration_or_the_list_of_processes(
+    tmp_path: Path, secret: str
+) -> None:
+    with RedisServer("--requirepass", SECRET) as redis:
+        options = [*LOCAL, "--fleet", f"unix:{redis.path}", "--fleet-secret", secret]
+        with Daemon(*options, "--log-level", "debug", cwd=tmp_path) as daemon:
+            daemon.wait_for("joined the fleet")
+            redis.kill()
+            daemon.wait_for("fleet out of reach")
+            command = Path(f"/proc/{daemon.process.pid}/cmdline").read_bytes()
+            assert SECRET.encode() not in command
+            daemon.signal(signal.SIGHUP)
+            daemon.wait_for("reload")
+            assert SECRET not in daemon.log
+
+
+@pytest.fixture
+def sentinel(tmp_path: Path) -> Any:
+    """A primary, a replica, and a Sentinel that watches them."""
+    with ExitStack() as stack:
+        primary = stack.enter_context(RedisServer())
+        follows = ("--replicaof", f"127.0.0.1 {primary.port}")
+        replica = stack.enter_context(RedisServer(*follows))
+        config = tmp_path / "sentinel.conf"
+        config.write_text(
+            f"sentinel monitor mymaster 127.0.0.1 {primary.port} 1\n"
+            "sentinel down-after-milliseconds mymaster 500\n"
+            "sentinel failover-timeout mymaster 2000\n"
+        )
+        watches = stack.enter_context(RedisServer(sentinel=config))
+        yield primary, replica, watches
+
+
+async def test_sentinel_names_the_primary_and_the_next_one_after_a_failover(
+    sentinel: tuple[RedisServer, RedisServer, RedisServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    primary, replica, watches = sentinel
+    with watches.client() as client, replica.client() as follower:
+        await until(lambda: client.sentinel_masters()["mymaster"]["num-slaves"] == 1)
+        await until(lambda: follower.info("replication")["master_link_status"] == "up")
+        url = f"sentinel://127.0.0.1:{watches.port}/mymaster"
+        async with nodes(2, url, **OPTIONS) as servers:
+            assert {fleet(server).state for server in servers} == {State.UP}
+            admitted, _ = await arrivals(servers, 12)
+            assert len(admitted) == 5
+            os.kill(primary.process.pid, signal.SIGKILL)
+            await until(lambda: follower.info("replication")["role"] == "master")
+            await until(lambda: sum("in reach again" in line for line in told(caplog)) == 2)
+            await all_told(servers)
+            assert (await arrivals(servers, 6))[0] == []
+            assert [line.split()[0] for line in told(caplog)].count("ERROR") <= 2
+            await close_all(admitted)
