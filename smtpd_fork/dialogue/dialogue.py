@@ -4,9 +4,8 @@ Its host (:class:`~smtpd_fork.smtp.connection.Connection`, or a test) feeds what
 :meth:`Dialogue.receive`, sends what is in :attr:`Dialogue.out`, and carries out what is in
 :attr:`Dialogue.waiting`. A batch of pipelined commands is read, judged and answered in one call.
 
-There are two ways from bytes to a reply. What nearly every client sends is found by one search
-(:mod:`~smtpd_fork.dialogue.fast_path`), and a message that comes in one packet is taken whole. What
-that does not match goes through the framer. Both lead to the same row of the table of commands.
+There are two ways from bytes to a reply, which lead to the same row: what nearly every client sends
+is found by one search (:mod:`~smtpd_fork.dialogue.fast_path`), the rest goes through the framer.
 """
 
 from __future__ import annotations

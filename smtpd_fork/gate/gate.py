@@ -95,11 +95,9 @@ class Gate:
         with self.lock:
             client, now = self._rules.client(peer), self._clock()
             for rule in client.rules.on_arrival:
-                refusal = rule.judge(client, self._counts, now)
-                if refusal is not None:
+                if (refusal := rule.judge(client, self._counts, now)) is not None:
                     return refusal
-            full = self.slots.full_for(client)
-            if full is not None:
+            if (full := self.slots.full_for(client)) is not None:
                 return full
             self._enter(client)
             for rule in client.rules.timed:
@@ -121,8 +119,7 @@ class Gate:
         with self.lock:
             client, now = self._rules.client(peer), self._clock()
             for rule in client.rules.on_header:
-                refusal = rule.judge(client, self._counts, now)
-                if refusal is not None:
+                if (refusal := rule.judge(client, self._counts, now)) is not None:
                     return refusal
             if not ticket.released:
                 ticket.client, ticket.peer = client, peer
@@ -140,8 +137,7 @@ class Gate:
         with self.lock:
             client, now = ticket.client, self._clock()
             for rule in client.rules.on_handshake:
-                refusal = rule.judge(client, self._counts, now)
-                if refusal is not None:
+                if (refusal := rule.judge(client, self._counts, now)) is not None:
                     return refusal
             for rule in client.rules.timed_handshakes:
                 rule.arrived(client, now)

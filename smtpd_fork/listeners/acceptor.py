@@ -1,9 +1,8 @@
 """Acceptor: accept(2) for all listeners of a server, behind one gate.
 
-It is the loop's reader of the listening sockets. :class:`State` says what it does with them; only
-while they are OPEN are they watched. The gate is asked before accept(2), so no client is accepted
-that would have to be deferred. Only a gate that is shared with another thread can fill up in
-between: that one client is kept, and is the first to be admitted.
+:class:`State` says what it does with the listening sockets; only OPEN ones are watched. The gate is
+asked before accept(2), so no client is accepted that would have to be deferred. Only a gate that is
+shared with another thread can fill up in between: that client is the first to be admitted.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ log = logging.getLogger("smtpd_fork.listeners")
 
 BURST = 8
 """Clients accepted in one wake-up of one listener; then the sessions have their turn."""
-
 STARVED_SECONDS = 1.0
 """How long accept pauses when descriptors ran out."""
 DEFERRAL_SECONDS = 5.0
@@ -109,8 +107,8 @@ class Acceptor:
         self._queue_capacity = max(1, config.backlog)
         self._proxy_trust = proxy_trust
         self._preconnect = preconnect
-        # Under plain defer the queue is for the one client of the shared gate (see above), and for
-        # all that make way for exempt clients: which they are shows only once they are accepted.
+        # Under plain defer the queue is for that one client of a shared gate, and for all that make
+        # way for exempt clients: which they are shows only once they are accepted.
         wait = config.when_full.wait
         # What is a probe shows only once it is accepted; the others wait in the queue then.
         probes = self._probes.networks is not None
