@@ -34,6 +34,7 @@ from smtpd_fork.errors import (
     SmtpdForkError,
     error_origin,
 )
+from smtpd_fork.fleet.examine import examine
 from smtpd_fork.gate import limits_of, networks_of
 from smtpd_fork.handlers import Chain, load_handlers
 from smtpd_fork.listeners import Address, resolver_of, try_to_bind, wanted_addresses
@@ -56,6 +57,7 @@ class _Findings:
     """What is wrong, as far as it was found.
 
     :ivar skipped: what the running daemon holds
+    :ivar told: what is good to know
     """
 
     def __init__(self, sources: SettingSources) -> None:
@@ -63,6 +65,7 @@ class _Findings:
         self.lines: list[str] = []
         self.warnings: list[str] = []
         self.skipped: list[str] = []
+        self.told: list[str] = []
         self.status = ExitStatus.OK
 
     @property
@@ -136,6 +139,11 @@ def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
     with findings.of("dnsbl", "rdns"):
         resolver_of(config)
     _look_at_places(config, findings, running=running)
+    if config.fleet is not None:
+        with findings.of("fleet"):
+            fleet = examine(config)
+            findings.warnings += fleet.warnings
+            findings.told += [fleet.found] if fleet.found else []
     with findings.of("handler"):
         chain = load_handlers(config.handler, findings.directory, seconds=config.handler_timeout)
         with findings.of():
@@ -220,7 +228,7 @@ def _check(*, running: bool, **_: Any) -> None:
         config = sources.build()
         check_current_directory()
         _look(config, findings, running=running)
-    for line in findings.skipped:
+    for line in (*findings.skipped, *findings.told):
         click.echo(line)
     for warning in [*findings.warnings, *sources.unknown_variables()]:
         click.echo(f"warning: {warning}")

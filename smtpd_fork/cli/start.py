@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from smtpd_fork.cli.serve import Serving
 from smtpd_fork.cli.startup_resources import StartupResources
@@ -278,9 +278,20 @@ def likely_mistakes(config: DaemonConfig, chain: Chain) -> Iterator[str]:
     if size > buffered > 0:
         sizes = f"{format_size(size)} > {format_size(buffered)}"
         yield f"--max-message-size is larger than --max-buffered ({sizes}): such messages get 452"
+    if config.fleet and not config.fleet_connections and not _shares_limits(config):
+        yield (
+            "--fleet has no effect on limits: -m, --max-from-net, --rate and --rate-net are off, "
+            "shares or local:, and there is no --fleet-connections"
+        )
     if config.reload_handlers and not modules_of(config.handler):
         yield "--reload-handlers has no effect: no handler is a module:attr"
     yield from chain.missing_routes
+
+
+def _shares_limits(config: DaemonConfig) -> bool:
+    names = ("max_from_ip", "max_from_net", "rate", "rate_net")
+    some: Any = {name: getattr(config, name) for name in names}
+    return any(Limits(**some).fleet_limits())
 
 
 def open_relay(config: DaemonConfig, chain: Chain) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import re
 from contextlib import suppress
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.asyncio import Redis, Sentinel
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
@@ -37,6 +37,13 @@ QUESTIONS = {
 }
 """The scripts of :meth:`RedisLink.ask`."""
 
+CHECK = files("smtpd_fork.fleet").joinpath("check.lua").read_text()
+
+COMMANDS = sorted(
+    {name for text in (SCRIPT, *QUESTIONS.values()) for name in re.findall(r"call\('(\w+)'", text)}
+)
+"""Of Redis, which the scripts use."""
+
 CONNECTIONS = 4
 """One for messages, one for hints, one for an administrator's questions, one to spare."""
 
@@ -44,6 +51,19 @@ CONNECT_SECONDS = 5.0
 
 ASK_SECONDS = 2.0
 """For the answer to a question beside the call under way."""
+
+
+class RedisServer(NamedTuple):
+    """What is known of a Redis.
+
+    :ivar version: empty if it may not be read
+    :ivar policy: ``maxmemory-policy``; empty if it may not be read
+    :ivar refused: the commands that are needed, and refused by its ACL
+    """
+
+    version: str
+    policy: str
+    refused: list[str]
 
 
 class RedisLink:
@@ -156,6 +176,26 @@ class RedisLink:
             raise FleetError(f"no answer within {ASK_SECONDS:g} s") from None
         except ERRORS as error:
             raise FleetError(_reason(error)) from None
+
+    async def server(self) -> RedisServer:
+        """Return what is known of the Redis.
+
+        :raises FleetError: it cannot be asked
+        """
+        client = self._client
+        assert client is not None
+        version = policy = ""
+        with suppress(ResponseError):
+            version = str((await client.info("server"))["redis_version"])
+        with suppress(ResponseError, KeyError):
+            policy = str((await client.config_get("maxmemory-policy"))["maxmemory-policy"])
+        arguments: list[Any] = [self._keys.fixed[1], self._keys.channel, *COMMANDS]
+        try:
+            name = await client.script_load(CHECK)
+            refused = await client.evalsha(name, 1, *arguments)
+        except ERRORS as error:
+            raise FleetError(_reason(error)) from None
+        return RedisServer(version, policy, [str(each, "ascii") for each in refused])
 
     async def hint(self) -> str:
         """Return the next hint; see the protocol."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from smtpd_fork.setting_types import SettingError
 
 if TYPE_CHECKING:
     from smtpd_fork.config import Config
-    from smtpd_fork.fleet.link import Link
+    from smtpd_fork.fleet.redis_link import RedisLink
     from smtpd_fork.gate import Gate
 
 __all__ = ["fleet_of", "link_of"]
@@ -44,18 +45,31 @@ def fleet_of(config: Config, gate: Gate) -> Fleet | None:
     )
 
 
-def link_of(config: Config) -> Link:
+def link_of(config: Config) -> RedisLink:
     """Return the link to the fleet of *config*; see :func:`fleet_of`."""
     try:
         from smtpd_fork.fleet.redis_link import RedisLink  # noqa: PLC0415 - of an extra
     except ImportError:
         raise MissingLibraryError("fleet", ["redis"], "fleet") from None
+    _check_ca_file(config.fleet_tls_ca)
     return RedisLink(
         FleetAddress.parse(config.fleet or ""),
         Keys(config.fleet_prefix),
         password=_secret(config.fleet_secret),
         ca_file=config.fleet_tls_ca,
     )
+
+
+def _check_ca_file(name: str | None) -> None:
+    if name is None:
+        return
+    try:
+        ssl.create_default_context(cafile=name)
+    except ssl.SSLError:
+        raise SettingError("fleet_tls_ca", name, "the file holds no PEM certificate") from None
+    except OSError as error:
+        reason = f"cannot read the file: {error.strerror}"
+        raise SettingError("fleet_tls_ca", name, reason) from None
 
 
 def _secret(name: str | None) -> str | None:

@@ -81,6 +81,22 @@ ERRORS = {
     "--tls-cert {cert} --tls-key {key} --tls-client-ca {key}": (
         os.EX_CONFIG, "{key} holds no PEM certificate"
     ),
+    "--fleet http://127.0.0.1": (
+        os.EX_USAGE, "--fleet 'http://127.0.0.1': write redis://HOST[:PORT], rediss://HOST, unix:"
+    ),
+    "--fleet redis://me:secret@127.0.0.1": (
+        os.EX_USAGE, "put the password into a file, and name that with --fleet-secret"
+    ),
+    "--fleet-secret {key}": (os.EX_USAGE, "--fleet-secret needs --fleet\n"),
+    "--fleet unix:/nosuch --fleet-secret nosuch": (
+        os.EX_USAGE, "--fleet-secret 'nosuch': cannot read the file: No such file or directory"
+    ),
+    "--fleet unix:/nosuch --fleet-secret {key}": (
+        os.EX_USAGE, "expected a file with one line, the password"
+    ),
+    "--fleet rediss://127.0.0.1 --fleet-tls-ca {key}": (
+        os.EX_USAGE, "--fleet-tls-ca '{key}': the file holds no PEM certificate"
+    ),
     "--timeout 0": (os.EX_USAGE, "--timeout '0': expected a number > 0\n"),
     "--log-to -": (os.EX_USAGE, "--log-to '-': write stderr or stdout, or ./- for a file"),
 }  # fmt: skip

@@ -1,0 +1,94 @@
+"""Examine: sees whether a node could share its limits by the Redis of the settings, without one."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from smtpd_fork.fleet.node import KEEP_SECONDS
+from smtpd_fork.fleet.settings import link_of
+from smtpd_fork.fleet.sync import FleetError, Sync, decode, encode
+from smtpd_fork.fleet.view import view_of
+from smtpd_fork.units import counted
+
+if TYPE_CHECKING:
+    from smtpd_fork.config import Config
+    from smtpd_fork.fleet.redis_link import RedisLink
+
+__all__ = ["Examined", "examine"]
+
+SECONDS = 10.0
+"""For all of it."""
+
+KEEPS_ALL = "noeviction"
+
+
+class Examined(NamedTuple):
+    """What was found.
+
+    :ivar found: one line; empty if there is nothing to say
+    :ivar warnings: what is wrong; a daemon starts all the same, and its own limits apply
+    """
+
+    found: str
+    warnings: list[str]
+
+
+def examine(config: Config) -> Examined:
+    """Ask Redis as a node would, one that leaves at once; nothing stays behind. Blocks.
+
+    :raises SettingError: the address, the password or the CA certificates cannot be read
+    :raises MissingLibraryError: redis-py is not installed
+    """
+    link = link_of(config)
+    return asyncio.run(_examine(link, config))
+
+
+async def _examine(link: RedisLink, config: Config) -> Examined:
+    try:
+        async with asyncio.timeout(SECONDS):
+            try:
+                await link.open()
+                return await _ask(link, config)
+            finally:
+                await link.close()
+    except TimeoutError:
+        reason = f"no answer within {SECONDS:g} s"
+    except FleetError as error:
+        reason = str(error)
+    consequence = "the limits of each node apply"
+    if config.when_fleet_down == "refuse":
+        consequence = "all clients get 421 (--when-fleet-down refuse)"
+    return Examined("", [f"fleet out of reach, {consequence}: {link.shown}: {reason}"])
+
+
+async def _ask(link: RedisLink, config: Config) -> Examined:
+    server = await link.server()
+    warnings = []
+    if server.refused:
+        commands = ", ".join(server.refused)
+        warnings.append(f"{link.shown}: the ACL of Redis refuses what a node needs: {commands}")
+        return Examined("", warnings)
+    node = f"check-{secrets.token_hex(3)}"
+    lease, keep = round(config.fleet_lease * 1000), round(KEEP_SECONDS * 1000)
+    message = encode(Sync(node, lease, keep, 0, 0, 0, leaves=True))
+    began = time.monotonic()
+    decode(await link.call([], message), 0)
+    seconds = time.monotonic() - began
+    nodes = len((await view_of(link)).nodes)
+    if seconds > config.fleet_timeout:
+        warnings.append(
+            f"{link.shown} answered after {seconds * 1000:.0f} ms, which is longer than "
+            f"--fleet-timeout ({config.fleet_timeout * 1000:g} ms)"
+        )
+    if server.policy not in {"", KEEPS_ALL}:
+        warnings.append(
+            f"{link.shown}: with maxmemory-policy {server.policy} Redis may evict what the nodes "
+            f"count; {KEEPS_ALL} is safe"
+        )
+    version = re.sub("^(?=.)", " ", server.version)
+    found = f"fleet: {link.shown}: Redis{version}, {counted(nodes, 'node')}"
+    return Examined(f"{found}, round trip {seconds * 1000:.1f} ms", warnings)
