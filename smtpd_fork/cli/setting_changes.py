@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.cli.show_config import toml
 from smtpd_fork.config import Config, DaemonConfig
 from smtpd_fork.sanitizer import printable, shown_handler
-from smtpd_fork.server.setting_changes import LONGEST_VALUE, change_line
+from smtpd_fork.server.setting_changes import LONGEST_VALUE, NEED_RESTART, change_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["daemon_changes", "restart_lines"]
 
-RELOADABLE = {*Config.__struct_fields__, "handler", "log_level"}
+RELOADABLE = {*Config.__struct_fields__, "handler", "log_level"} - NEED_RESTART
 """Settings that a reload can change; the others need a restart."""
 
 

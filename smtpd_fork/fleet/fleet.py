@@ -193,6 +193,25 @@ class Fleet:
         self.counts.outcomes["alone"] += 1
         return None
 
+    def change(
+        self,
+        *,
+        connections: int,
+        timeout: float,
+        lease: float,
+        when_down: Literal["local", "refuse"],
+    ) -> None:
+        """Go by other settings from now on."""
+        self._refuses = when_down == "refuse"
+        self._messenger.timeout, self._messenger.lease = timeout, lease
+        with self._gate.lock:
+            self.node.lease = lease
+            self.share.connections = connections
+        if self.state is not State.UP:
+            self._go_alone()
+        self.share.wake(True)
+        self._gate.tell_waiters()
+
     # -- what is ---------------------------------------------------------------------------------
 
     @property
@@ -218,12 +237,15 @@ class Fleet:
         """Go by the limits of this node alone."""
         self.state = state
         self.episodes.begin(reason, time.monotonic())
-        share = self.share
-        if share.connections:
-            nodes = self.node.nodes
-            share.alone = max(self._gate.count, -(-share.connections // nodes))
+        self._go_alone()
         self._let_in()
         self._gate.tell_waiters()
+
+    def _go_alone(self) -> None:
+        """Take this node's part of the connections of the fleet."""
+        share = self.share
+        if share.connections:
+            share.alone = max(self._gate.count, -(-share.connections // self.node.nodes))
 
     def _in_reach(self) -> None:
         self.denials.seen(self.node.denials)

@@ -72,8 +72,8 @@ class Messenger:
     :param node: builds the messages, and reads the answers
     :param counts: of clients and answers
     :param about: returns what the node says of itself
-    :param timeout: seconds in which an answer is in time
-    :param lease: seconds after which an answer is not waited for any more
+    :ivar timeout: seconds in which an answer is in time
+    :ivar lease: seconds after which an answer is not waited for any more
     :param trouble: called with the state, and the reason, whenever no client can be asked about
     :param in_reach: called after each answer in time
     :ivar tried: set as soon as the fleet has answered, or could not be reached
@@ -100,8 +100,8 @@ class Messenger:
         self._counts = counts
         self._about = about
         self._about_told = 0.0
-        self._timeout = timeout
-        self._lease = lease
+        self.timeout = timeout
+        self.lease = lease
         self._trouble = trouble
         self._in_reach = in_reach
         self._task: asyncio.Task[None] | None = None
@@ -135,7 +135,7 @@ class Messenger:
         self._ending.set()
         self._wake.set()
         try:
-            await asyncio.wait([task], timeout=self._timeout)
+            await asyncio.wait([task], timeout=self.timeout)
         finally:
             task.cancel()
             for timer in (self._timer, self._telling):
@@ -220,7 +220,7 @@ class Messenger:
             async with asyncio.timeout(None) as self._limit:
                 data = await self._link.call(message.keys, encode(message.sync))
         except TimeoutError:
-            raise FleetError(f"no answer within {self._lease:g} s") from None
+            raise FleetError(f"no answer within {self.lease:g} s") from None
         finally:
             self._limit = None
         answer, in_time = decode(data, len(message.questions)), not self._overdue
@@ -266,7 +266,7 @@ class Messenger:
             if self._node.has_news():
                 self._tell_soon(urgent=False)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._lease / 3):
+                async with asyncio.timeout(self.lease / 3):
                     await self._wake.wait()
 
     async def _listen(self) -> None:
@@ -287,7 +287,7 @@ class Messenger:
     def watch_time(self) -> None:
         """See to it that neither a message nor a client waits for too long."""
         if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout, self._due)
+            self._timer = self._loop.call_later(self.timeout, self._due)
 
     def _due(self, turns: int = TURNS) -> None:
         """See whether the message under way, or a client, has waited for too long."""
@@ -295,7 +295,7 @@ class Messenger:
         oldest = self._node.oldest()
         if oldest is None:
             return
-        allowed = self._lease if self._overdue else self._timeout
+        allowed = self.lease if self._overdue else self.timeout
         left = oldest + allowed - time.monotonic()
         if left > 0:
             self._timer = self._loop.call_later(left, self._due)
@@ -305,7 +305,7 @@ class Messenger:
             return
         elif not self._overdue:
             self._overdue = True
-            self._trouble(State.LATE, f"no answer within {self._timeout * 1000:g} ms")
+            self._trouble(State.LATE, f"no answer within {self.timeout * 1000:g} ms")
             self.watch_time()
         else:
             self._limit.reschedule(self._loop.time())

@@ -89,7 +89,7 @@ class Node:
 
     :param name: of the node, unique
     :param share: the gate's part in the fleet
-    :param lease: seconds for which the word of this node counts
+    :ivar lease: seconds for which the word of this node counts
     :ivar nodes: that live
     :ivar others: sessions of the other nodes, a moment ago
     :ivar denials: version of the denials of the fleet
@@ -98,7 +98,7 @@ class Node:
     def __init__(self, name: str, share: FleetShare, lease: float) -> None:
         self.name = name
         self._share = share
-        self._lease = lease
+        self.lease = lease
         self.nodes = 1
         self.others = self.denials = 0
         self._surveyed = -math.inf
@@ -209,12 +209,12 @@ class Node:
                 counts += number, self._decided(key)
         sync = Sync(
             node=self.name,
-            lease=round(self._lease * 1000),
+            lease=round(self.lease * 1000),
             keep=round(KEEP_SECONDS * 1000),
             limit=share.connections,
             sessions=sessions,
             want=self._wanted(sessions, reserve, waits),
-            survey=now - self._surveyed >= self._lease / 3,
+            survey=now - self._surveyed >= self.lease / 3,
             waits=waits and not share.closing,
             leaves=leaves,
             about=about,
@@ -252,7 +252,7 @@ class Node:
             self._note(keys[number - 1], count, sent)
         if answer.fresh:
             self.tell_all()
-        self._share.slots, self._share.until = answer.slots, sent + self._lease
+        self._share.slots, self._share.until = answer.slots, sent + self.lease
         self.nodes = answer.nodes
         if answer.sessions >= 0:
             self.others = answer.sessions - sync.sessions

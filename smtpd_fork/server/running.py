@@ -22,6 +22,7 @@ from smtpd_fork.units import counted
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from smtpd_fork.config import Config
     from smtpd_fork.dialogue import Budget, Tally
     from smtpd_fork.fleet import Fleet
     from smtpd_fork.gate import Gate, Ticket
@@ -171,11 +172,21 @@ class Running:
             self.preconnect.retire()
             self.former = [each for each in (*self.former, self.preconnect) if each]
             self.preconnect = self._make_preconnect(settings)
+        self._change_fleet(before.config, config)
         self._refuser.hostname = config.hostname
         self.probes.networks, self.probes.hostname = settings.probe_from, config.hostname
         self.acceptor.change(config, settings.proxy_trust, self.preconnect)
         self._watch_lag(settings)
         self._listen_on(before, settings)
+
+    def _change_fleet(self, before: Config, config: Config) -> None:
+        if self._fleet is not None and before.fleet and config.fleet:
+            self._fleet.change(
+                connections=config.fleet_connections,
+                timeout=config.fleet_timeout,
+                lease=config.fleet_lease,
+                when_down=config.when_fleet_down,
+            )
 
     def _listen_on(self, before: EffectiveSettings, settings: EffectiveSettings) -> None:
         listeners = settings.listeners

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from smtpd_fork.server.effective_settings import EffectiveSettings
     from smtpd_fork.server.tls import Certificate
 
-__all__ = ["Snapshot", "change_line", "changes_between", "shown_value"]
+__all__ = ["NEED_RESTART", "Snapshot", "change_line", "changes_between", "shown_value"]
 
 MAX_NAMED = 3
 """Entries of a list that are named; of more the number is given."""
 
 LONGEST_VALUE = 100
 """Characters of a value."""
+
+
+NEED_RESTART = frozenset({"fleet", "fleet_secret", "fleet_tls_ca", "fleet_prefix", "fleet_node"})
+"""Settings that a reload does not change: a node stays in its fleet, under its name."""
 
 
 class Snapshot(NamedTuple):
@@ -48,7 +52,7 @@ class Snapshot(NamedTuple):
 def changes_between(before: Snapshot, after: Snapshot) -> list[str]:
     """Return a line for each setting that has changed. Blocks while there are many networks."""
     lines: list[str] = []
-    for name in Config.__struct_fields__:
+    for name in (each for each in Config.__struct_fields__ if each not in NEED_RESTART):
         lines += _changes(name, before, after)
     same_files = before.settings.config.tls_cert == after.settings.config.tls_cert
     if same_files and _dates(before) != _dates(after):
