@@ -61,6 +61,6 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
         Durable(500),
         EverySink(),
         HopDown(5),
-        TwoProcesses(10000),
+        TwoProcesses(12000),
         Fleet(5000, 1000),
     )

@@ -389,3 +389,26 @@ class Handler:
     async def handle_DATA(self, server, session, envelope):
         return "250 taken"
 """
+
+
+def test_an_upgrade_changes_the_number_of_processes_and_keeps_what_is_denied(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "conf.toml"
+    config.write_text("processes = 1\n")
+    options = (*LOCAL, "--config", str(config), "--pid-file", "pid", *CONTROL)
+    with Daemon(*options, cwd=tmp_path) as daemon, Successors(daemon) as successors:
+        says(tmp_path, "deny", "127.0.2.0/24")
+        for number in (3, 1, 2):
+            config.write_text(f"processes = {number}\n")
+            new = successors.upgrade()
+            assert (tmp_path / "pid").read_text() == f"{new}\n"
+            status = ask(tmp_path, "status")
+            assert (status["pid"], status["denied"]) == (new, 1)
+            assert len(status.get("processes", [])) == (number if number > 1 else 0)
+            for _ in range(4):
+                with socket.create_connection(
+                    ("127.0.0.1", daemon.port), PATIENCE, ("127.0.2.1", 0)
+                ) as sock:
+                    assert sock.recv(4) == b"554 "
+            daemon.deliver()
