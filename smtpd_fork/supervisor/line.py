@@ -8,6 +8,7 @@ ended.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import socket
 import struct
@@ -28,8 +29,9 @@ _LENGTH = struct.Struct("=I")
 
 _OK, _FAULT = "ok", "fault"
 
-Answer: TypeAlias = Callable[[str, Any], Awaitable[Any]]
-"""Carries out what the other end asks: a word, with its body; may raise a RequestError."""
+Answer: TypeAlias = Callable[[str, Any], Any]
+"""Carries out what the other end asks: a word, with its body; may be a coroutine function, and may
+raise a RequestError."""
 
 
 class _Frame(msgspec.Struct, array_like=True):
@@ -46,11 +48,11 @@ class LineClosedError(ConnectionError):
     """The other process has ended."""
 
 
-class Line:
+class Line(asyncio.Protocol):
     """One end of the line.
 
     :param sock: the end of the pair; it is owned
-    :ivar answer: what answers the other end; set before :meth:`start`, or before it is needed
+    :ivar answer: what answers the other end; set before it is needed
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -61,29 +63,18 @@ class Line:
         self._count = 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reader: asyncio.StreamReader
-        self._writer: asyncio.StreamWriter | None = None
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
 
     async def start(self) -> None:
         """Begin to read and write, if it has not begun."""
         if self._starting is None:
-            self._starting = asyncio.ensure_future(self._open())
+            self._starting = asyncio.ensure_future(self._start())
         await self._starting
 
-    async def _open(self) -> None:
-        self._reader, self._writer = await asyncio.open_unix_connection(sock=self._sock)
-        self._running = asyncio.ensure_future(self._run())
-
-    async def _run(self) -> None:
-        """Read until the other process has ended; then what was asked fails."""
-        try:
-            while True:
-                (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-                self._receive(_decoder.decode(await self._reader.readexactly(length)))
-        except (OSError, EOFError, msgspec.MsgspecError) as error:
-            log.debug("a line between two processes has ended: %r", error)
-        finally:
-            self.close()
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_unix_connection(lambda: self, sock=self._sock)
 
     async def ended(self) -> None:
         """Wait for the end of the other process, or of the line."""
@@ -91,17 +82,26 @@ class Line:
 
     def close(self) -> None:
         """Close it; what was asked fails."""
-        self._ended.set()
-        if self._writer is not None:
-            self._writer.transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
         else:
             self._sock.close()
+        self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End: the other process has (asyncio.BaseProtocol)."""
+        self._end()
+
+    def _end(self) -> None:
+        self._ended.set()
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
                 future.set_exception(LineClosedError())
         for task in self._tasks:
             task.cancel()
+
+    # -- frames --------------------------------------------------------------------------------
 
     async def ask(self, word: str, body: Any = None, *, seconds: float | None = None) -> Any:
         """Ask the other process; return the answer.
@@ -127,16 +127,27 @@ class Line:
             self._send(_Frame(0, word, body))
 
     def _send(self, frame: _Frame) -> None:
-        if self._writer is None or self._writer.transport.is_closing():
+        if self._transport is None or self._transport.is_closing():
             raise LineClosedError
         data = _encoder.encode(frame)
-        self._writer.write(_LENGTH.pack(len(data)) + data)
+        self._transport.write(_LENGTH.pack(len(data)) + data)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes (asyncio.Protocol)."""
+        received, at = self._received, 0
+        received += data
+        while len(received) - at >= _LENGTH.size:
+            begin = at + _LENGTH.size
+            end = begin + _LENGTH.unpack_from(received, at)[0]
+            if end > len(received):
+                break
+            self._receive(_decoder.decode(bytes(received[begin:end])))
+            at = end
+        del received[:at]
 
     def _receive(self, frame: _Frame) -> None:
         if frame.number >= 0:
-            task = asyncio.ensure_future(self._carry_out(frame))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._carry_out(frame)
             return
         future = self._waiting.get(-frame.number)
         if future is None or future.done():
@@ -147,16 +158,38 @@ class Line:
             fault, text, status = frame.body
             future.set_exception(RequestError(Fault(fault), text, status))
 
-    async def _carry_out(self, frame: _Frame) -> None:
+    def _carry_out(self, frame: _Frame) -> None:
+        """Answer at once, or in a task if that takes a while."""
         assert self.answer is not None
         try:
-            reply = _Frame(-frame.number, _OK, await self.answer(frame.word, frame.body))
-        except RequestError as error:
-            reply = _Frame(-frame.number, _FAULT, (error.fault, error.text, error.status))
-        except Exception:
-            log.exception("a request of another process failed")
-            text = "internal error of a process; the log has the details"
-            reply = _Frame(-frame.number, _FAULT, (Fault.FAILED, text, None))
+            answer = self.answer(frame.word, frame.body)
+        except Exception as error:  # noqa: BLE001 - it is logged, and the other end has its text
+            self._reply(frame, _fault(error))
+            return
+        if not inspect.iscoroutine(answer):
+            self._reply(frame, _Frame(0, _OK, answer))
+            return
+        task = asyncio.ensure_future(self._answer_later(frame, answer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer_later(self, frame: _Frame, answer: Awaitable[Any]) -> None:
+        try:
+            reply = _Frame(0, _OK, await answer)
+        except Exception as error:  # noqa: BLE001 - as above
+            reply = _fault(error)
+        self._reply(frame, reply)
+
+    def _reply(self, frame: _Frame, reply: _Frame) -> None:
         if frame.number:
+            reply.number = -frame.number
             with suppress(LineClosedError):
                 self._send(reply)
+
+
+def _fault(error: Exception) -> _Frame:
+    if isinstance(error, RequestError):
+        return _Frame(0, _FAULT, (error.fault, error.text, error.status))
+    log.error("a request of another process failed", exc_info=error)
+    text = "internal error of a process; the log has the details"
+    return _Frame(0, _FAULT, (Fault.FAILED, text, None))

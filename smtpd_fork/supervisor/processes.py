@@ -250,7 +250,7 @@ class Processes(RunTimeChanges):
 
     # -- requests ------------------------------------------------------------------------------
 
-    async def _answer(self, process: ServingProcess, word: str, body: Any) -> Any:
+    def _answer(self, process: ServingProcess, word: str, body: Any) -> Any:
         """Answer a process: what it tells of the limits that all share, and asks."""
         if word == "full":
             return self._note_full(process, full=body)

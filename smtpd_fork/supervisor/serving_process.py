@@ -29,7 +29,7 @@ from smtpd_fork.supervisor.line import Line, LineClosedError
 from smtpd_fork.supervisor.new_process import NotReadyError, until_ready
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from smtpd_fork.daemon import Invocation
     from smtpd_fork.gate import Denials
@@ -78,7 +78,7 @@ class Start:
     denials: Denials
     directory: str | None
     of: int
-    answer: Callable[[ServingProcess, str, Any], Awaitable[Any]]
+    answer: Callable[[ServingProcess, str, Any], Any]
 
 
 class ServingProcess:
