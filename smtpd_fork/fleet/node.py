@@ -247,6 +247,8 @@ class Node:
                         counts[key] += 1
             if not question.ended:
                 self.forget(question)
+                if refusal is not None:
+                    self._will_leave(question)
                 decided.append((question, refusal))
         for number, count in counts.items():
             self._note(keys[number - 1], count, sent)
@@ -288,6 +290,11 @@ class Node:
         check = question.checks[which - 1]
         self._share.know(check.key, count, now)
         return check.refusal(count)
+
+    def _will_leave(self, question: Question) -> None:
+        for check in question.checks:
+            if not check.interval:
+                self._share.will_leave(check.key)
 
     # -- counts ----------------------------------------------------------------------------------
 

@@ -111,6 +111,7 @@ class RedisLink:
                 self._client = self._connect()
                 pool = self._client.connection_pool
                 self._connection = pool.make_connection()  # type: ignore[no-untyped-call]  # as above
+                await self._connection.connect()  # by Sentinel, if there is one: not when it sends
                 self._hash = await self._client.script_load(SCRIPT)
                 await self._subscribe()
         except TimeoutError:

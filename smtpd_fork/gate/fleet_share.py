@@ -54,6 +54,7 @@ class FleetShare:
     :ivar held: sessions by key, also those that the fleet is being asked about
     :ivar changed: keys that may have another count than the fleet was told
     :ivar over: keys that were over their limits a moment ago
+    :ivar refused_in: sessions by key that the fleet has refused, and that will leave
     :ivar owner: the object that talks to the fleet
     :ivar wake: called when there is something to tell; with True if a client waits for it
     """
@@ -72,6 +73,7 @@ class FleetShare:
         self.held: dict[str, int] = {}
         self.changed: dict[str, None] = {}  # in the order of the changes
         self.over: dict[str, OverLimit] = {}
+        self.refused_in: dict[str, int] = {}
         self.owner: object = None
         self.wake: Callable[[bool], None] = _nobody
 
@@ -118,13 +120,27 @@ class FleetShare:
 
     def leave(self, key: str) -> None:
         """Count a session of *key* no longer."""
-        self.over.pop(key, None)
+        if key in self.refused_in:  # the fleet had no place for it: there is none more now
+            self._end_refused(key)
+        else:
+            self.over.pop(key, None)
         left = self.held[key] - 1
         if left:
             self.held[key] = left
         else:
             del self.held[key]
         self._change(key)
+
+    def will_leave(self, key: str) -> None:
+        """Take note that the fleet has refused a session of *key*."""
+        self.refused_in[key] = self.refused_in.get(key, 0) + 1
+
+    def _end_refused(self, key: str) -> None:
+        left = self.refused_in[key] - 1
+        if left:
+            self.refused_in[key] = left
+        else:
+            del self.refused_in[key]
 
     def _change(self, key: str) -> None:
         if not self.changed:
@@ -136,6 +152,7 @@ class FleetShare:
         self.changed.update(dict.fromkeys(self.held))
         self.held.clear()
         self.over.clear()
+        self.refused_in.clear()
         self.wake(False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import time
 import tracemalloc
@@ -14,6 +15,7 @@ from support.fleet import arrivals, close_all, fleet, in_state, nodes, told, unt
 from support.raw_server import close, raw_server, says, silence
 
 from smtpd_fork.fleet import State
+from smtpd_fork.fleet.redis_link import SCRIPT
 
 if TYPE_CHECKING:
     from support.raw_server import Behaviour
@@ -22,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("soon")
 
 OPTIONS: dict[str, Any] = {"max_from_ip": 5, "fleet_timeout": 0.2, "fleet_lease": 2}
 
-HASH = b"$40\r\n" + b"a" * 40 + b"\r\n"
+HASH = hashlib.sha1(SCRIPT.encode()).hexdigest().encode()
+OTHER = b"0" * 40
 
 
 def answer(*fields: object) -> bytes:
@@ -46,9 +49,12 @@ def redis_that_answers(text: bytes, first: bytes = GOOD) -> Behaviour:
                 words.append((await reader.readexactly(size + 2))[:-2])
             match words[0].upper():
                 case b"SCRIPT":
-                    writer.write(HASH)
+                    hash_ = HASH if words[2] == SCRIPT.encode() else OTHER
+                    writer.write(b"$40\r\n%b\r\n" % hash_)
                 case b"SUBSCRIBE":
                     writer.write(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n")
+                case b"EVALSHA" if words[1] != HASH:
+                    writer.write(b"-ERR not known here\r\n")
                 case b"EVALSHA":
                     messages += 1
                     writer.write(first if messages == 1 else text)
@@ -141,7 +147,7 @@ async def test_endless_hints_do_not_hold_the_loop(caplog: pytest.LogCaptureFixtu
                     writer.write(hint)
                     await writer.drain()
                     await asyncio.sleep(0)
-            writer.write(HASH if b"SCRIPT" in data else GOOD)
+            writer.write(b"$40\r\n%b\r\n" % HASH if b"SCRIPT" in data else GOOD)
 
     async with raw_server(behaviour) as port:
         options = {**OPTIONS, "max_from_ip": "local:5"}

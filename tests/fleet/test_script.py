@@ -149,3 +149,17 @@ def test_a_lease_in_the_far_future_is_shortened_as_the_clock_was_set_back(
     fleet.sync([], Sync("alive", 6000, 90_000, 0, 0, 0))
     dead, alive = server.zscore(nodes, "dead"), server.zscore(nodes, "alive")
     assert dead == alive
+
+
+def test_a_rate_is_due_no_later_than_it_can_be_as_the_clock_was_set_back(
+    server: redis.Redis,
+) -> None:
+    fleet = Fleet(server)
+    rate = fleet.keys.of(KEYS[3])
+    clients = [[1, 3, HOUR // 3, HOUR - HOUR // 3]]
+    seconds, us = server.time()
+    server.set(rate, (seconds + 7 * 3600) * 1_000_000 + us)
+    answer, _ = fleet.sync([KEYS[3]], Sync("a", 6000, 90_000, 0, 1, 0, clients=clients))
+    assert answer.verdicts[0] == 1
+    assert 0 < server.pttl(rate) <= HOUR // 1000
+    assert int(server.get(rate) or 0) <= (seconds + 3600 + 60) * 1_000_000

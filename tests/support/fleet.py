@@ -75,7 +75,9 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
         f"{record.levelname} {record.getMessage()}"
         for record in caplog.records
-        if record.name == "smtpd_fork.fleet" and record.levelno >= logging.WARNING
+        if record.name == "smtpd_fork.fleet"
+        and record.levelno >= logging.WARNING
+        and " reach" in record.getMessage()
     ]
 
 
