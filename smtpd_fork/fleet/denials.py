@@ -81,7 +81,7 @@ class FleetDenials:
         self._version = self._born = 0
         self._task: asyncio.Task[None] | None = None
         self._waiting: list[asyncio.Future[str]] = []
-        self._failure = ""
+        self._failure, self._failure_logged = "", False
 
     def start(self) -> None:
         """Begin, in the loop that runs."""
@@ -107,6 +107,10 @@ class FleetDenials:
         """Take note of the version that the fleet has; after each of its answers."""
         news = version != self._version or self._untold
         if news and self._loop.time() >= self._not_before:
+            if self._failure and not self._failure_logged:  # though the fleet is in reach
+                self._failure_logged = True
+                text = "the fleet cannot be asked about networks denied at run time: %s"
+                log.warning(text, self._failure)
             self._wake.set()
 
     async def told(self) -> str:
@@ -150,13 +154,11 @@ class FleetDenials:
                 log.exception("internal error")
                 self._failed(f"{type(error).__name__}: {error}")
             else:
-                self._failure = ""
+                self._failure, self._failure_logged = "", False
 
     def _failed(self, reason: str) -> None:
         self._not_before = self._loop.time() + PAUSE_SECONDS
-        if reason != self._failure:
-            self._failure = reason
-            log.warning("the fleet cannot be asked about networks denied at run time: %s", reason)
+        self._failure = reason
         self._answer_all(reason)
 
     def _answer_all(self, reason: str) -> None:
