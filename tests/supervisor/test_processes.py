@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import smtplib
 import socket
 import sys
+import threading
 import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -227,6 +229,44 @@ def test_reloads_and_upgrades_lose_no_message_and_refuse_no_connection(tmp_path:
         assert len(set(taken.read_text().split())) >= 4, "old ones and new ones had their part"
         assert "Traceback" not in daemon.log
         assert not re.findall(r".*(?:WARNING refused|ERROR).*", daemon.log)
+
+
+@pytest.mark.peers
+def test_killed_processes_lose_their_sessions_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "counting.py").write_text(COUNTING)
+    options = ("-l", "127.0.0.1:0", "-m", "0", "--processes", "2", "--handler", "counting:Handler")
+    outcomes: list[str] = []
+    over = threading.Event()
+
+    def send(port: int) -> None:
+        while not over.is_set():
+            try:
+                with smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE) as client:
+                    client.sendmail("a@example.com", ["b@example.com"], "Subject: hi\r\n\r\nhi\r\n")
+                outcomes.append("accepted")
+            except (smtplib.SMTPServerDisconnected, ConnectionResetError):
+                outcomes.append("lost")
+            except OSError as error:
+                outcomes.append(repr(error))
+
+    with Daemon(*options, *CONTROL, cwd=tmp_path) as daemon:
+        senders = [threading.Thread(target=send, args=(daemon.port,)) for _ in range(6)]
+        for sender in senders:
+            sender.start()
+        for number in range(6):
+            count = len(outcomes)
+            until(lambda least=count + 50: len(outcomes) > least, "mail comes in")  # type: ignore[misc]
+            processes = ask(tmp_path, "status")["processes"]
+            os.kill(processes[number % len(processes)]["pid"], signal.SIGKILL)
+            until(lambda: len(ask(tmp_path, "status")["processes"]) == 2, "there are two again")
+        over.set()
+        for sender in senders:
+            sender.join()
+        taken = (tmp_path / "taken").read_text().count("\n")
+        accepted, lost = outcomes.count("accepted"), outcomes.count("lost")
+        assert accepted + lost == len(outcomes), set(outcomes)
+        assert lost <= 6 * len(senders)
+        assert accepted <= taken <= accepted + lost
 
 
 @pytest.mark.peers
