@@ -15,7 +15,7 @@ COMPILE := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe
 # their duration.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test test-pythons lint format lock papers bench fuzz hostile peers suites \
+.PHONY: help run test test-pythons lint format lock papers bench fuzz fleet-soak hostile peers suites \
   docs docs-test pictures dist deb deb-test container-test bare-test clean
 
 help: ## say what each target does
@@ -72,6 +72,9 @@ bench: $(VENV)/.with-test $(VENV)/.with-bench ## measure beside other servers (A
 fuzz: $(VENV)/.with-test ## throw garbage at sessions and at the client of next hops (ARGS="--seconds 3600 --seed 1")
 	$(BIN)/python tests/fuzz/hop.py $(ARGS)
 	$(BIN)/python tests/fuzz/session.py $(ARGS)
+
+fleet-soak: $(VENV)/.with-test ## kill and stop a fleet under load, see that its counts stay exact (ARGS="--seconds 3600 --seed 1")
+	$(BIN)/python tests/fuzz/fleet.py $(ARGS)
 
 hostile: $(VENV)/.with-test ## run 100,000 hostile sessions, see that memory stays flat (ARGS="--tls --sessions 5000")
 	$(BIN)/python tests/fuzz/hostile.py $(ARGS)
