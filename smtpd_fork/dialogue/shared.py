@@ -125,6 +125,7 @@ class Shared:
     reporter: Reporter = field(
         default_factory=client_reporter
     )  # of lines that any client can cause
+    deny: Callable[..., object] | None = None  # refuses new clients of a network
 
     def __post_init__(self) -> None:
         cls = self.cls

@@ -128,6 +128,7 @@ class Running:
             reporter=self._reporter,
             session_class=self._session_class,
             options=self._session_options,
+            deny=self._gate.denials.add,
         )
 
     def _make_preconnect(self, settings: EffectiveSettings) -> Preconnect:

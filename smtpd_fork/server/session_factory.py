@@ -119,6 +119,7 @@ class SessionFactory:
     :param sweep: ends sessions whose time is over
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
     :param options: keywords for it, which win over the settings
+    :param deny: refuses new clients of a network
     """
 
     def __init__(
@@ -133,7 +134,9 @@ class SessionFactory:
         reporter: Reporter,
         session_class: type[SMTP],
         options: Mapping[str, Any],
+        deny: Callable[..., object],
     ) -> None:
+        self._deny = deny
         self._config = config
         self._chain = chain
         self._tls = tls
@@ -198,6 +201,7 @@ class SessionFactory:
         )
         connection = session.connection
         shared = self._shared[address.scheme] = connection.shared  # the first one's serves all
+        shared.deny = self._deny
         if self._class.__init__ is SMTP.__init__:
             observed = self._class is not SMTP
             self._another[address.scheme] = partial(

@@ -190,6 +190,21 @@ class SMTP(Mechanisms):
         """
         self.connection.kick(reply)
 
+    def deny(
+        self, network: str, text: str = "", *, seconds: float | None = None, by: str = "a handler"
+    ) -> None:
+        """Refuse new clients of *network* with 554, on all nodes of a fleet.
+
+        For handlers: ``server.deny(session.peer[0], "Spam", seconds=3600)``. Parameters and errors
+        are those of :meth:`smtpd_fork.Server.deny`.
+
+        :raises RuntimeError: the session is not of a :class:`smtpd_fork.Server`
+        """
+        deny = self.connection.shared.deny
+        if deny is None:
+            raise RuntimeError("only sessions of a smtpd_fork.Server can deny clients")
+        deny(network, text, seconds=seconds, by=by)
+
     async def push(self, status: str | bytes) -> None:
         """Send a reply, and wait while the client does not take it.
 

@@ -86,7 +86,7 @@ class AllProcesses(Administration):
             "clients": len(clients),
             "top": [{"client": client, "sessions": n} for client, n in clients.most_common(TOP)],
             "limits_changed": sorted(self._processes.changed_limits),
-            "denied": len(self._processes.gate.denials),
+            "denied": max(answer["denied"] for answer in answers),
             "processes": [
                 {name: a[name] for name in ("pid", "state", "seconds", "sessions", "limit")}
                 for a in answers
@@ -137,13 +137,25 @@ class AllProcesses(Administration):
     async def _deny(self, request: protocol.Deny, who: str) -> dict[str, Any]:
         answer = await super()._deny(request, who)
         body = (request.network, request.text, request.seconds, who)
-        await self._processes.ask_all("deny", body)
-        return answer
+        untold = await self._processes.ask_all("deny", body)
+        if self._processes.config.fleet:
+            # The fleet keeps it: a process that is started later must not bring it back.
+            self._processes.gate.denials.remove(request.network)
+        return {**answer, "untold": next(filter(None, untold.values()), None)}
 
     async def _undeny(self, request: protocol.Undeny, who: str) -> dict[str, Any]:
-        answer = await super()._undeny(request, who)
+        try:
+            answer = await super()._undeny(request, who)
+        except RequestError as error:
+            if error.fault is not Fault.UNKNOWN:
+                raise
+            # A handler has denied it, or another node.
+            return (await self._those_that_know(request, who))[0]
         await self._processes.ask_all("undeny", request.network)
         return answer
+
+    async def _list_denials(self, request: protocol.Denials, who: str) -> dict[str, Any]:
+        return (await self._ask(request, who))[0]
 
     async def _pause(self, request: protocol.Pause, who: str) -> dict[str, Any]:
         answer = await super()._pause(request, who)

@@ -113,9 +113,12 @@ class ChildLine(Service):
     async def _ping(self, _: None) -> int:
         return self._server.gate.count
 
-    async def _deny(self, body: Any) -> None:
+    async def _deny(self, body: Any) -> str:
+        """Deny a network; return why the fleet does not know it, or ""."""
         network, text, seconds, who = body
         self._server.gate.denials.add(network, text, seconds=seconds, by=who)
+        fleet = self._server.fleet
+        return "" if fleet is None else await fleet.denials.told()
 
     async def _undeny(self, body: Any) -> None:
         self._server.gate.denials.remove(body)

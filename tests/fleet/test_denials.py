@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.client import Client
 from support.fleet import Taker, arrivals, close_all, nodes, until
 from support.redis_server import DURABLE, RedisServer
 from support.server import serve
@@ -91,6 +92,28 @@ async def test_a_program_denies_on_all_nodes_and_the_denial_ends_on_all(redis: R
         there.deny("192.0.2.1", seconds=0.5)  # the later one counts, if it is later at the fleet
         await until(lambda: denied(there))
         await until(lambda: not denied(here) and not denied(there))
+
+
+class Trap(Taker):
+    """Denies clients that write to an address that does not exist."""
+
+    async def handle_RCPT(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        server.deny(session.peer[0], "Trapped", seconds=60, by="the trap")
+        return "550 5.1.1 No such user"
+
+
+async def test_a_handler_denies_on_all_nodes(redis: RedisServer) -> None:
+    async with nodes(2, f"unix:{redis.path}", handler=Trap()) as (here, there):
+        client = await Client.to(here.addresses[0], source="127.0.0.2")
+        await client.greet()
+        await client.say("MAIL FROM:<a@example.org>", "RCPT TO:<trap@example.com>")
+        await until(lambda: denied(there))
+        assert denied(there)[0].origin.startswith("denied at run time by the trap on mx0")
+        _, (refused,) = await arrivals([there], 1, source="127.0.0.2")
+        assert "Trapped" in refused
+        await client.close()
 
 
 async def test_denials_survive_a_restart_of_all_nodes_and_of_redis(redis: RedisServer) -> None:

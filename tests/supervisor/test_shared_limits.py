@@ -116,3 +116,27 @@ def test_a_limit_that_is_local_is_refused(tmp_path: Path) -> None:
     line = only_line(ended)
     assert "--max-from-ip" in line
     assert "would be multiplied by --processes (2)" in line or "by processes (2)" in line
+
+
+TRAP = """
+class Trap:
+    async def handle_MAIL(self, server, session, envelope, address, options):
+        server.deny("192.0.2.0/24", "Trapped", seconds=3600)
+        return "550 5.7.1 No"
+"""
+
+
+def test_a_denial_of_a_handler_is_one_of_all_processes(tmp_path: Path) -> None:
+    (tmp_path / "trap.py").write_text(TRAP)
+    options = ("--processes", "2", "-m", "0", *CONTROL, "--handler", "trap:Trap")
+    with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon:
+        with daemon.smtp() as client:
+            client.ehlo()
+            assert client.mail("a@example.org")[0] == 550
+        until(lambda: ask(tmp_path, "denials")["denials"], "the first process has heard of it")
+        (denial,) = ask(tmp_path, "denials")["denials"]
+        assert (denial["network"], denial["by"]) == ("192.0.2.0/24", "a handler")
+        assert ask(tmp_path, "status")["denied"] == 1
+        assert ask(tmp_path, "undeny", network="192.0.2.0/24")["ok"]
+        until(lambda: ask(tmp_path, "denials")["denials"] == [], "all have heard of it")
+        assert ask(tmp_path, "undeny", network="192.0.2.0/24")["fault"] == "unknown"
