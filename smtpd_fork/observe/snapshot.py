@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from smtpd_fork.observe.service import Observed
 
 __all__ = [
+    "FLEET_DOWN",
     "FRESH_SECONDS",
     "LISTED",
     "PHASES",
@@ -51,6 +52,9 @@ LISTED = 100
 
 TOP_CLIENTS = 10
 """Clients that are listed, those with the most sessions."""
+
+FLEET_DOWN = "fleet-down"
+"""The state while the fleet is out of reach, and clients are refused for that."""
 
 FRESH_SECONDS = 1.0
 """How long a snapshot is good; Prometheus asks every 15 s or more, people every few seconds."""
@@ -149,6 +153,10 @@ class Snapshots:
             return self.state
         return _state_of(self.server)
 
+    async def readiness(self) -> str:
+        """Return the state; ``serving`` if new clients are admitted."""
+        return self.now
+
     @property
     def _seconds(self) -> float:
         """How long the server has served."""
@@ -191,7 +199,7 @@ def snapshot_of(server: Observed) -> Snapshot:
 def _state_of(server: Observed) -> str:
     if server.gate.paused:
         return "paused"
-    return "serving" if server.fleet is None or server.fleet.admits else "fleet-down"
+    return "serving" if server.fleet is None or server.fleet.admits else FLEET_DOWN
 
 
 class _Counted:

@@ -111,5 +111,5 @@ class StatusServer(Service):
         return Answer(b"ok\n")  # the answer itself shows that the loop lives
 
     async def _readiness(self, _: web.BaseRequest) -> Answer:
-        now = self._snapshots.now
+        now = await self._snapshots.readiness()
         return Answer(f"{now}\n".encode(), status=200 if now == "serving" else 503)

@@ -21,7 +21,7 @@ from smtpd_fork.listeners.backlog import Backlog
 from smtpd_fork.observe.metrics import METRICS, OF_A_FLEET, Metrics
 from smtpd_fork.observe.service import Observed, Service
 from smtpd_fork.observe.sink_state import SinkState
-from smtpd_fork.observe.snapshot import LISTED, PHASES, TOP_CLIENTS, Snapshot, Snapshots
+from smtpd_fork.observe.snapshot import FLEET_DOWN, LISTED, PHASES, TOP_CLIENTS, Snapshot, Snapshots
 from smtpd_fork.peer_address import describe
 from smtpd_fork.sanitizer import printable
 from smtpd_fork.supervisor.merged_fleet import merged_fleet
@@ -132,19 +132,29 @@ class MergedFigures(Snapshots):
         self._processes = processes
         self._metrics = Metrics(Tally())
         self._last: dict[ServingProcess, Any] = {}
+        self._fleet_down = False
         self._gone: list[Any] = []
         """What remains of processes that have ended; at most one, which has all of them."""
 
     @property
     def now(self) -> str:
         """The state: ``serving`` as soon, and as long, as one process serves."""
-        return super().now if self._processes.current else "starting"
+        if not self._processes.current:
+            return "starting"
+        return FLEET_DOWN if super().now == "serving" and self._fleet_down else super().now
+
+    async def readiness(self) -> str:
+        """Return the state, as the processes have it now."""
+        await self.latest()
+        return self.now
 
     async def _take(self) -> Snapshot:
         answers = await self._processes.ask_all("figures")
         for process in self._last.keys() - set(self._processes.current):
             self._gone = [_remains([*self._gone, self._last.pop(process)])]
         self._last |= answers
+        states = [each["snapshot"]["state"] for each in answers.values()]
+        self._fleet_down = bool(states) and set(states) == {FLEET_DOWN}
         parts = [_snapshot(each["snapshot"]) for each in (*self._gone, *self._last.values())]
         return _merged_snapshot(parts, self._seconds, self.now)
 

@@ -8,7 +8,9 @@ import re
 import signal
 import urllib.request
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.daemon import LOCAL, Daemon, until
 
@@ -74,3 +76,13 @@ def test_the_figures_of_all_are_added_and_never_go_down(tmp_path: Path) -> None:
         until(lambda: figures(daemon).get(state) == 0, "new figures, without sessions")
         for client in clients:
             client.close()
+
+
+def test_processes_are_not_ready_while_their_fleet_is_out_of_reach(tmp_path: Path) -> None:
+    options = ("--fleet", "unix:/nosuch", "--when-fleet-down", "refuse", "--processes", "2")
+    with Daemon(*LOCAL, *options, "--metrics", "127.0.0.1:0", cwd=tmp_path) as daemon:
+        with pytest.raises(HTTPError, match="503"):
+            read(daemon, "readyz")
+        seen = figures(daemon)
+        assert seen[("smtpd_fork_ready",)] == 0
+        assert seen[("smtpd_fork_fleet_state", "down")] == 1
