@@ -80,6 +80,7 @@ class Fleet:
         self.counts = Counts()
         self.share = FleetShare(gate.lock, connections, processes)
         self.share.owner = self
+        self.share.ask = self.ask
         gate.join(self.share)
         self.node = Node(f"{node}-{secrets.token_hex(3)}", self.share, lease)
         self._messenger = Messenger(
@@ -171,14 +172,29 @@ class Fleet:
         checks = ticket.client.fleet_checks
         if not checks:
             return None
-        question = Question(checks, answered, time.monotonic())
-        self.node.ask(question)
-        self._messenger.ask()
+        if self._messenger.is_here:
+            question = Question(checks, answered, time.monotonic())
+            self._ask(question)
+        else:  # a server in another thread, that shares the gate
+            loop = asyncio.get_running_loop()
+            question = Question(checks, answered, time.monotonic(), loop)
+            self._messenger.call(self._ask, question)
         return question
+
+    def _ask(self, question: Question) -> None:
+        if self.state is State.UP:
+            self.node.ask(question)
+            self._messenger.ask()
+        else:
+            question.answer(self._verdict_alone())
 
     def forget(self, question: Question) -> None:
         """Wait for an answer no longer."""
-        self.node.forget(question)
+        question.forgotten = True
+        if self._messenger.is_here:
+            self.node.forget(question)
+        else:
+            self._messenger.call(self.node.forget, question)
 
     def _let_in(self) -> None:
         """End all questions: no client waits for an answer any longer."""

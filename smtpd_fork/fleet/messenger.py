@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from smtpd_fork.fleet.sync import FleetError, decode, encode
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from smtpd_fork.gate import FleetShare, Gate
 
 __all__ = ["Messenger", "State"]
+
+T = TypeVar("T")
 
 log = logging.getLogger("smtpd_fork.fleet")
 
@@ -319,11 +321,20 @@ class Messenger:
 
     def wake(self, urgent: bool) -> None:
         """Take note that there is something to tell; the gate calls it, from any thread."""
-        if threading.get_ident() == self._thread:
+        if self.is_here:
             self._tell_soon(urgent)
         else:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._tell_soon, urgent)
+            self.call(self._tell_soon, urgent)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the thread of the messenger."""
+        return threading.get_ident() == self._thread
+
+    def call(self, callback: Callable[[T], None], argument: T) -> None:
+        """Call *callback* in the thread of the messenger, soon; not if its loop is closed."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, argument)
 
     def _tell_soon(self, urgent: bool) -> None:
         if urgent and not self._waits_in_vain:

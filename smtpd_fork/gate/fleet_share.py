@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from threading import Lock
 
+    from smtpd_fork.gate.ticket import Ticket
+    from smtpd_fork.gate.verdict import Refusal
 
 __all__ = ["KNOWN_SECONDS", "FleetShare", "OverLimit"]
 
@@ -24,6 +26,10 @@ WAIT_SECONDS = 1.0
 
 MAX_KNOWN = 4096
 """Keys over their limits that are known at once."""
+
+
+Answered: TypeAlias = "Callable[[Refusal | None], None]"
+Ask: TypeAlias = "Callable[[Ticket, Answered], object]"
 
 
 class OverLimit(NamedTuple):
@@ -57,6 +63,9 @@ class FleetShare:
     :ivar refused_in: sessions by key that the fleet has refused, and that will leave
     :ivar owner: the object that talks to the fleet
     :ivar wake: called when there is something to tell; with True if a client waits for it
+    :ivar ask: called with a ticket, and a callback for the verdict of the fleet on its client, in a
+        thread with a running loop; returns a refusal if the client is refused without being asked
+        about
     """
 
     def __init__(self, lock: Lock, connections: int = 0, processes: int = 1) -> None:
@@ -76,6 +85,7 @@ class FleetShare:
         self.refused_in: dict[str, int] = {}
         self.owner: object = None
         self.wake: Callable[[bool], None] = _nobody
+        self.ask: Ask = _nobody_asks
 
     def refused(self, now: float) -> None:
         """Take note that a client was refused for want of a slot."""
@@ -132,8 +142,10 @@ class FleetShare:
         self._change(key)
 
     def will_leave(self, key: str) -> None:
-        """Take note that the fleet has refused a session of *key*."""
-        self.refused_in[key] = self.refused_in.get(key, 0) + 1
+        """Take note that the fleet has refused a session of *key*, if it has not left already."""
+        refused = self.refused_in.get(key, 0)
+        if refused < self.held.get(key, 0):
+            self.refused_in[key] = refused + 1
 
     def _end_refused(self, key: str) -> None:
         left = self.refused_in[key] - 1
@@ -158,3 +170,7 @@ class FleetShare:
 
 def _nobody(urgent: bool) -> None:
     """Nobody talks to a fleet."""
+
+
+def _nobody_asks(ticket: Ticket, answered: Answered) -> None:
+    """There is nobody to ask."""

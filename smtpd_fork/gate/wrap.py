@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, cast
 
 from smtpd_fork.gate.reporter import Reporter
 from smtpd_fork.gate.ticket import Ticket
+from smtpd_fork.gate.verdict import Refusal
 from smtpd_fork.peer_address import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from smtpd_fork.gate.gate import Gate
-    from smtpd_fork.gate.verdict import Full, Refusal
+    from smtpd_fork.gate.verdict import Full
 
 __all__ = ["gated"]
 
@@ -91,6 +92,29 @@ class _Shared:
         if self._inside:
             self._await_sweep()
 
+    def ask_fleet(
+        self, ticket: Ticket, transport: asyncio.Transport, protocol: asyncio.BaseProtocol
+    ) -> None:
+        """Ask the fleet of the gate, if it is in one; a client that it refuses is cut off.
+
+        The client was greeted already: the protocol cannot wait.
+        """
+        share = self._gate.slots.share
+        if share is None:
+            return
+
+        def answered(refusal: Refusal | None) -> None:
+            if refusal is None or transport.is_closing():
+                return
+            if transport.get_protocol() is protocol:
+                self.refuse(transport, refusal)
+            else:  # under TLS by now: nothing can be said in between
+                transport.abort()
+
+        refusal = share.ask(ticket, answered)
+        if isinstance(refusal, Refusal):
+            answered(refusal)
+
     def refuse(self, transport: asyncio.Transport, verdict: Refusal | Full) -> None:
         peer = transport.get_extra_info("peername")
         refusal = self._gate.refuse(verdict, client=describe(peer))
@@ -118,6 +142,7 @@ class _GateProtocol(asyncio.Protocol):
             _call_after_loss(protocol, lambda: shared.leave(verdict))
             stream.set_protocol(protocol)
             protocol.connection_made(transport)
+            shared.ask_fleet(verdict, stream, protocol)
         except BaseException:
             shared.leave(verdict)
             stream.abort()
