@@ -24,7 +24,8 @@ import redis
 
 from bench.redis_server import RedisServer
 from smtpd_fork.fleet.messenger import BACKOFF_SECONDS
-from smtpd_fork.fleet.node import Node, Question
+from smtpd_fork.fleet.node import Node
+from smtpd_fork.fleet.question import Question
 from smtpd_fork.fleet.redis_link import SCRIPT
 from smtpd_fork.fleet.sync import Keys, decode, encode
 from smtpd_fork.gate import FleetShare, Gate, Refusal, Ticket

@@ -1,19 +1,28 @@
-"""Episodes: one line when the fleet goes out of reach, and one when it is back."""
+"""Episodes: the times without the fleet; one line at the begin of one, and one at its end."""
 
 from __future__ import annotations
 
 import logging
 import math
+from enum import StrEnum
 
 from smtpd_fork.units import counted
 
-__all__ = ["Episodes"]
+__all__ = ["Episodes", "State"]
 
 log = logging.getLogger("smtpd_fork.fleet")
 
 QUIET_SECONDS = 60.0
 """So soon after a line, an episode is told only if it lasts for longer, or when a later one ends;
 and another reason only after that time."""
+
+
+class State(StrEnum):
+    """Whether a client can be asked about."""
+
+    DOWN = "down"
+    LATE = "late"
+    UP = "up"
 
 
 class Episodes:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Literal, Self
 import msgspec
 
 from smtpd_fork.fleet.denials import FleetDenials
-from smtpd_fork.fleet.episodes import Episodes
+from smtpd_fork.fleet.episodes import Episodes, State
 from smtpd_fork.fleet.figures import Counts
-from smtpd_fork.fleet.messenger import Messenger, State
-from smtpd_fork.fleet.node import Node, Question
+from smtpd_fork.fleet.messenger import Messenger
+from smtpd_fork.fleet.node import Node
+from smtpd_fork.fleet.question import Question
 from smtpd_fork.fleet.view import ViewOf, view_of
 from smtpd_fork.gate import FleetShare, Refusal
 from smtpd_fork.units import counted

@@ -12,9 +12,9 @@ import logging
 import random
 import threading
 import time
-from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
+from smtpd_fork.fleet.episodes import State
 from smtpd_fork.fleet.sync import FleetError, decode, encode
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from smtpd_fork.fleet.node import Message, Node
     from smtpd_fork.gate import FleetShare, Gate
 
-__all__ = ["Messenger", "State"]
+__all__ = ["Messenger"]
 
 T = TypeVar("T")
 
@@ -56,14 +56,6 @@ HINTS_SECONDS = (0.5, 2.0)
 TURNS = 4
 """Of the loop, that a message whose time is over waits still: the answer may have come unread, if
 it was the loop that was late, or the process that was stopped."""
-
-
-class State(StrEnum):
-    """Whether a client can be asked about."""
-
-    DOWN = "down"
-    LATE = "late"
-    UP = "up"
 
 
 class Messenger:

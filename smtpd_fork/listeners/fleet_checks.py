@@ -10,7 +10,7 @@ from smtpd_fork.listeners.pending_clients import PendingClient, PendingClients
 
 if TYPE_CHECKING:
     from smtpd_fork.fleet import Fleet
-    from smtpd_fork.fleet.node import Question
+    from smtpd_fork.fleet.question import Question
     from smtpd_fork.gate import Gate, Ticket
     from smtpd_fork.listeners.accepted_client import AcceptedClient
     from smtpd_fork.listeners.pending_clients import Begin, Refuse

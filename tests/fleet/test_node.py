@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from support.gates import Clock, gate
 
 from smtpd_fork.fleet.ledger import Ledger
-from smtpd_fork.fleet.node import Node, Question
+from smtpd_fork.fleet.node import Node
+from smtpd_fork.fleet.question import Question
 from smtpd_fork.gate import FleetShare, Refusal, Ticket
 
 if TYPE_CHECKING:
