@@ -104,6 +104,7 @@ class Mine:
 class Custom(SMTP):
     async def smtp_XFOO(self, arg: str | None) -> None:
         await self.push(Reply("250 ok"))
+        self.deny("192.0.2.1", "Spam", seconds=3600, by="a test")
 
     async def smtp_DATA(self, arg: str | None) -> None:
         await super().smtp_DATA(arg)
