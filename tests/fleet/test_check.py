@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,9 @@ from support.fleet import arrivals, close_all, nodes, until
 from support.page import read
 from support.redis_server import RedisServer
 
+from smtpd_fork.config import Config
+from smtpd_fork.errors import MissingLibraryError
+from smtpd_fork.fleet.examine import examine
 from smtpd_fork.fleet.redis_link import COMMANDS
 
 if TYPE_CHECKING:
@@ -122,6 +126,12 @@ async def test_a_fleet_works_with_the_acl_of_the_manual(redis: RedisServer, tmp_
         assert len((await here.fleet.view()).nodes) == 2
         assert here.fleet.episodes.count == 0
         await close_all(admitted)
+
+
+def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "smtpd_fork.fleet.redis_link", None)
+    with pytest.raises(MissingLibraryError, match=r"redis.*smtpd-fork\[fleet\]"):
+        examine(Config(fleet="unix:/x"))
 
 
 def test_the_start_says_the_same_as_check(tmp_path: Path) -> None:

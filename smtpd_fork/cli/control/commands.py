@@ -187,10 +187,10 @@ def _deny(
     """Refuse new clients of a network with 554, or list the networks denied this way.
 
     NET is 192.0.2.0/24, 2001:db8::/32 or an address; TEXT is the text of the reply. NET is added to
-    the lists of --deny until a restart; a reload or an upgrade keeps it. In a fleet it applies to all
-    nodes, and outlives restarts. Of all denied and allowed
-    networks around an address, the smallest decides. Open sessions continue: end them with
-    `kick NET`. Without NET, list the networks denied at run time, with the time left.
+    the lists of --deny until a restart; a reload or an upgrade keeps it. In a fleet it applies to
+    all nodes, and outlives restarts. Of all denied and allowed networks around an address, the
+    smallest decides. Open sessions continue: end them with `kick NET`. Without NET, list the
+    networks denied at run time, with the time left.
     """
     if network is None:
         if time is not None:
