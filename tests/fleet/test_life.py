@@ -7,6 +7,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from support.client import Client
 from support.fleet import (
@@ -31,7 +32,8 @@ from smtpd_fork.errors import OperatingSystemError
 from smtpd_fork.fleet import Fleet, State
 from smtpd_fork.fleet.address import FleetAddress
 from smtpd_fork.fleet.redis_link import RedisLink
-from smtpd_fork.fleet.sync import FleetError, Keys
+from smtpd_fork.fleet.sync import Answer, FleetError, Keys
+from smtpd_fork.gate import Ticket
 
 if TYPE_CHECKING:
     from support.redis_server import RedisServer
@@ -319,3 +321,69 @@ async def test_a_link_that_cannot_be_closed_does_not_hold_a_stop(
     async with Fleet(gate(), Stuck(), node="mx"):
         pass
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.5], ids=["shorter than a lease", "longer"])
+async def test_a_loop_that_was_held_up_reads_the_answer_before_it_calls_the_fleet_late(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture, seconds: float
+) -> None:
+    async with own_fleet(f"unix:{redis.path}") as node:
+        answers: list[object] = []
+        for turns in range(8):  # before the message is sent, while it is, and after
+            verdict = node._gate.admit(f"192.0.2.{turns}")
+            assert isinstance(verdict, Ticket)
+            node.ask(verdict, answers.append)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if turns % 2:
+                time.sleep(seconds if turns == 5 else 0.3)
+            await until(lambda turns=turns: len(answers) == turns + 1)  # type: ignore[misc]
+            verdict.release()
+        assert answers == [None] * 8
+        assert node.state is State.UP
+        assert told(caplog) == []
+
+
+async def test_a_wake_up_while_a_message_is_under_way_leads_to_another_at_once() -> None:
+    class Steered:
+        """A link whose answers come when the test wants them."""
+
+        shown = "steered"
+
+        def __init__(self) -> None:
+            self.calls: asyncio.Queue[asyncio.Future[bytes]] = asyncio.Queue()
+
+        async def open(self) -> None:
+            pass
+
+        async def call(self, keys: list[str], message: bytes) -> object:
+            future = asyncio.get_running_loop().create_future()
+            self.calls.put_nowait(future)
+            return await future
+
+        async def hint(self) -> str:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def ask(self, question: str, keys: list[str], message: bytes) -> object:
+            raise FleetError("not here")
+
+        async def close(self) -> None:
+            pass
+
+    answer = msgspec.msgpack.encode(Answer(False, 1, 0, 0, 0, 0, []))
+    link = Steered()
+    node = Fleet(gate(), link, node="mx", lease=60, timeout=20, connections=4)
+    starting = asyncio.create_task(node.start())
+    (await link.calls.get()).set_result(answer)
+    await starting
+    node.share.wake(True)
+    async with asyncio.timeout(5):  # of the 20 s to the next renewal of the lease
+        under_way = await link.calls.get()
+        node.share.wake(True)
+        await asyncio.sleep(0.01)
+        under_way.set_result(answer)
+        (await link.calls.get()).set_result(answer)
+    stopping = asyncio.create_task(node.stop())
+    (await link.calls.get()).set_result(answer)
+    await stopping
