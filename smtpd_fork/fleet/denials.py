@@ -45,6 +45,16 @@ MOST_TOLD = 50
 TOLD_SECONDS = 2.5
 """How long an administrator waits until the fleet is told."""
 
+MOST_TURNS = MOST_DENIALS // MOST_TOLD + 10
+"""Messages of one exchange, and pages of one answer; a fleet that sends more is none."""
+
+BACK_AFTER = 2
+"""Answers with an older version than before, one after another. The first may be late; after two,
+Redis has gone back to an older state."""
+
+LATEST = 1 << 42
+"""Milliseconds of the epoch: the year 2109."""
+
 PAUSE_SECONDS = 1.0
 """After a failure."""
 
@@ -78,7 +88,7 @@ class FleetDenials:
         self._node = node[:LONGEST_NODE]
         self._lock = threading.Lock()
         self._untold: dict[Network, _Change] = {}
-        self._version = self._born = 0
+        self._version = self._born = self._behind = 0
         self._task: asyncio.Task[None] | None = None
         self._waiting: list[asyncio.Future[str]] = []
         self._failure, self._failure_logged = "", False
@@ -105,7 +115,8 @@ class FleetDenials:
 
     def seen(self, version: int) -> None:
         """Take note of the version that the fleet has; after each of its answers."""
-        news = version != self._version or self._untold
+        self._behind = self._behind + 1 if version < self._version else 0
+        news = version > self._version or self._behind >= BACK_AFTER or self._untold
         if news and self._loop.time() >= self._not_before:
             if self._failure and not self._failure_logged:  # though the fleet is in reach
                 self._failure_logged = True
@@ -174,20 +185,24 @@ class FleetDenials:
         :raises FleetError: the fleet is out of reach
         """
         full = 0
-        while True:
+        if self._behind >= BACK_AFTER:
+            self._tell_all_again()
+        for turn in range(MOST_TURNS):
             some = self._some_untold()
             answer = await self._send(self._message(some))
             full += answer.full
-            if self._born and answer.born != self._born:
+            if self._born and answer.born != self._born and not turn:
                 self._tell_all_again()
             version, whole = answer.version, answer.whole
-            pages = list(answer.page)
-            while answer.more and len(pages) < MOST_DENIALS:
+            found = self._read(answer)
+            for _ in range(MOST_TURNS):
+                if not answer.more or len(found) >= MOST_DENIALS:
+                    break
                 answer = await self._send(Changes(answer.last, answer.born, goes_on=True))
-                pages += answer.page
+                found |= self._read(answer)
             self._told(some)
-            self._merge(pages, whole=whole)
-            self._version, self._born = version, answer.born
+            self._merge(found, whole=whole)
+            self._version, self._born, self._behind = version, answer.born, 0
             if not self._untold:
                 break
         if not full:
@@ -242,9 +257,12 @@ class FleetDenials:
                 self._untold.setdefault(denial.network, change)
         return len(known)
 
-    def _merge(self, pages: list[Found], *, whole: bool) -> None:
+    def _read(self, answer: DenialAnswer) -> dict[Network, Denial]:
+        read = map(self._denial, answer.page)
+        return {denial.network: denial for denial in read if denial is not None}
+
+    def _merge(self, found: dict[Network, Denial], *, whole: bool) -> None:
         """Have the table as the fleet has it, but for what the fleet was not told yet."""
-        found = {denial.network: denial for each in pages if (denial := self._denial(each))}
         with self._lock:
             kept = self._untold.keys()
             add = [denial for network, denial in found.items() if network not in kept]
@@ -260,13 +278,13 @@ class FleetDenials:
             network = Network.parse(found.network)
         except ValueError:
             return None
-        left = min(found.left / 1000, LONGEST_DENIAL)
+        left = min(max(found.left, 0) / 1000, LONGEST_DENIAL)
         return Denial(
             network,
             found.network,
             printable_text(found.text)[:LONGEST_TEXT],
             printable(found.by, 100),
-            found.since / 1000,
+            min(max(found.since, 0), LATEST) / 1000,
             self._table.end(left if found.left else None),
             node=printable(found.node, LONGEST_NODE),
         )

@@ -24,6 +24,10 @@ ALL_NODES = 1000
 """Nodes that are shown."""
 
 
+LATEST = 1 << 32
+"""Seconds of the epoch: the year 2106."""
+
+
 class NodeLine(msgspec.Struct, array_like=True):
     """A node, as the fleet has it.
 
@@ -144,7 +148,7 @@ def _node(line: NodeLine) -> NodeView:
         host=node.host,
         pid=node.pid,
         version=node.version,
-        since=node.since,
+        since=node.since if 0 <= node.since < LATEST else 0.0,
         sessions=line.sessions,
         slots=line.slots,
         lease=line.lease / 1000,

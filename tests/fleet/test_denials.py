@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import count, cycle
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +15,7 @@ from support.redis_server import DURABLE, RedisServer
 from support.server import serve
 
 import smtpd_fork.control_protocol as protocol
+from smtpd_fork import Gate
 from smtpd_fork.fleet import State
 from smtpd_fork.fleet.denial_ledger import DenialLedger
 from smtpd_fork.fleet.denial_message import (
@@ -22,10 +23,12 @@ from smtpd_fork.fleet.denial_message import (
     PAGE,
     Changes,
     DenialAnswer,
+    Found,
     Told,
     decode_denials,
     encode_denials,
 )
+from smtpd_fork.fleet.denials import MOST_TURNS, FleetDenials
 from smtpd_fork.fleet.redis_link import QUESTIONS
 from smtpd_fork.fleet.sync import Keys
 from smtpd_fork.observe.control import Administration
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from smtpd_fork.gate import Denial
 
 NET = "127.0.0.2/31"
+EMPTY = ("", "", "", 1 << 62, 1 << 62)
 prefixes = count(1)
 
 
@@ -160,6 +164,62 @@ async def test_a_redis_that_has_lost_its_memory_is_told_the_denials_again(
             ((old, left),) = (each for each in late.gate.denials.page() if each[1] < 3601)
             assert (old.text, old.node) == ("Spam", "mx0")
             assert 3590 < left <= 3600
+
+
+async def test_a_redis_that_has_gone_back_in_time_is_told_what_it_forgot(
+    redis: RedisServer,
+) -> None:
+    async with nodes(1, f"unix:{redis.path}", fleet_lease=2) as (server,):
+        server.deny(NET)
+        assert server.fleet is not None
+        assert await server.fleet.denials.told() == ""
+        with redis.client() as client:
+            (name,) = client.keys("*:1:denials")
+            client.hdel(name, NET)
+            client.zrem(name + b":order", NET)
+            client.hset(name, "version", 1)
+            await until(lambda: client.hexists(name, NET))
+        assert networks(server) == {NET}
+
+
+class Hostile:
+    """A link to something that answers whatever it likes."""
+
+    shown = "hostile"
+
+    def __init__(self, *answers: DenialAnswer) -> None:
+        self.answers = cycle(answers)
+        self.asked = 0
+
+    async def ask(self, question: str, keys: list[str], message: bytes) -> bytes:
+        self.asked += 1
+        return msgspec.msgpack.encode(next(self.answers))
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [DenialAnswer(n, n, True, True, n, 0, []) for n in (1, 2, 3)],
+        [DenialAnswer(n, n, False, False, n, 9, []) for n in (1, 2, 3)],
+        [
+            DenialAnswer(
+                *(1, 1, True, True, 1, 0),
+                [Found("x" * 99, "\n", "\x1b", "", 1 << 62, -(1 << 62)), Found("::/0", *EMPTY)],
+            )
+        ],
+    ],
+)
+async def test_answers_that_make_no_sense_end_and_do_no_harm(answers: list[DenialAnswer]) -> None:
+    gate = Gate()
+    gate.denials.add("192.0.2.1", seconds=60)
+    link: Any = Hostile(*answers)
+    denials = FleetDenials(gate.denials, link, "mx0")
+    denials.start()
+    await denials.read()
+    assert link.asked < 3 * MOST_TURNS**2
+    for denial, _ in gate.denials.page():
+        assert denial.origin.isprintable()
+    await denials.stop()
 
 
 # -- the script and the ledger -----------------------------------------------------------------
