@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from smtpd_fork.sanitizer import HIDDEN
+from smtpd_fork.sanitizer import HIDDEN, hidden
 from smtpd_fork.setting_types import SettingError
 
 __all__ = ["FleetAddress"]
 
+USE_FILE = "put the password into a file, and name that with fleet_secret"
 USAGE = "write redis://HOST[:PORT], rediss://HOST, unix:PATH or sentinel://HOST,HOST/NAME"
 
 PORT, SENTINEL_PORT = 6379, 26379
@@ -45,17 +47,17 @@ class FleetAddress:
             scheme, _, rest = text.partition(":")
             if scheme == "unix" and rest and not rest.startswith("//"):
                 return cls(f"unix://{rest}", text)
-            parts = urlsplit(text)
-            if parts.password is not None:
-                text = f"{parts.scheme}://{parts.username or ''}:{HIDDEN}@{parts.hostname}"
-            return cls._of_parts(text, parts)
+            return cls._of_parts(text, urlsplit(text))
         except ValueError as error:
-            raise SettingError("fleet", text, str(error)) from None
+            # Python's own texts name a part of the address: it may be of a password.
+            reason = USE_FILE if str(error) == USE_FILE else USAGE
+            shown = re.sub(r"(://[^:@]*):.*@", rf"\g<1>:{HIDDEN}@", hidden(text))
+            raise SettingError("fleet", shown, reason) from None
 
     @classmethod
     def _of_parts(cls, text: str, parts: SplitResult) -> Self:
         if parts.password is not None:
-            raise ValueError("put the password into a file, and name that with fleet_secret")
+            raise ValueError(USE_FILE)
         user = unquote(parts.username) if parts.username else None
         if parts.scheme == "sentinel":
             return cls._of_sentinels(text, user)

@@ -18,6 +18,8 @@ from support.redis_server import RedisServer
 from support.tls import Certificates
 
 from smtpd_fork.fleet import State
+from smtpd_fork.fleet.address import FleetAddress
+from smtpd_fork.setting_types import SettingError
 
 pytestmark = pytest.mark.usefixtures("soon")
 
@@ -131,6 +133,19 @@ def test_no_password_is_in_the_log_the_configuration_or_the_list_of_processes(
             daemon.signal(signal.SIGHUP)
             daemon.wait_for("reload")
             assert SECRET not in daemon.log
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://u:pw-pw@h", "redis://:pw-pw@h", "redis://u:x/pw-pw@h", "redis://u:x@pw-pw@h",
+        "redis://h/x?password=pw-pw", "sentinel://u:pw-pw@h,h2/n", "rediss://u:pw-pw#@h:1/2",
+    ],
+)  # fmt: skip
+def test_a_password_in_the_address_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(SettingError) as error:
+        FleetAddress.parse(url)
+    assert "pw-pw" not in str(error.value)
 
 
 @pytest.fixture
