@@ -251,6 +251,15 @@ BAD_WORDS = {
     "log_level": "loud",
     "log_to": "none/log",
     "log_format": "xml",
+    "fleet": "http://127.0.0.1",
+    "fleet_secret": "password",
+    "fleet_tls_ca": "ca.pem",
+    "fleet_prefix": "a:b",
+    "fleet_connections": "-1",
+    "fleet_node": "mx1",
+    "fleet_timeout": "1h",
+    "fleet_lease": "1s",
+    "when_fleet_down": "wait",
 }
 
 
@@ -261,7 +270,7 @@ def test_a_variable_that_is_to_blame_is_named(option: SettingOption, tmp_path: P
     ended = run(cwd=tmp_path, environment={**harmless, str(option.envvar): word})
     line = only_line(ended)
     assert ended.returncode in {os.EX_USAGE, os.EX_CONFIG, os.EX_NOUSER, os.EX_CANTCREAT}
-    assert word in line or "needs --tls-cert" in line
+    assert word in line or "needs --tls-cert" in line or "needs --fleet" in line
     assert str(option.envvar) in line
 
 
