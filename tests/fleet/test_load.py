@@ -59,7 +59,9 @@ class Watch:
         await asyncio.wait([self._task])
 
 
-@pytest.mark.parametrize("crowd", ["even", "nine in ten to one node"])
+@pytest.mark.parametrize(
+    "crowd", ["even", pytest.param("nine in ten to one node", marks=pytest.mark.peers)]
+)
 async def test_of_a_thousand_clients_at_once_all_slots_are_used_and_never_more(
     redis: RedisServer, crowd: str
 ) -> None:

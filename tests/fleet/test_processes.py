@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.control import CONTROL, ask
-from support.daemon import PATIENCE, Daemon, messages, on_both_loops, until
+from support.daemon import PATIENCE, Daemon, messages, until
 from support.dialogue import begin_data
 from support.fleet import sessions_in
 from support.peers import peer
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 LEASE = 2.0
 ONE = "c:127.0.0.1"
 SLOTS = "{smtpd-fork}:1:slots"
+
+
+on_loops = pytest.mark.parametrize(
+    "loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.peers)]
+)
 
 
 @pytest.fixture
@@ -75,7 +80,7 @@ def slots_in(redis: RedisServer) -> list[tuple[int, int]]:
     return [(int(slots), int(sessions)) for slots, sessions in pairs]
 
 
-@on_both_loops
+@on_loops
 def test_what_a_killed_node_held_is_free_once_its_lease_is_over(
     redis: RedisServer, tmp_path: Path, stack: ExitStack, loop: str
 ) -> None:
@@ -142,7 +147,7 @@ def test_a_node_that_was_stopped_for_half_a_minute_believes_no_slot_when_it_wake
     stopped_and_resumed(redis, tmp_path, stack, 30)
 
 
-@on_both_loops
+@on_loops
 def test_an_upgrade_under_load_in_a_fleet_loses_no_message_and_leaves_no_count(
     redis: RedisServer, tmp_path: Path, stack: ExitStack, loop: str
 ) -> None:
