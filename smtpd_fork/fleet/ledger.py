@@ -46,8 +46,8 @@ class _Node:
 class Ledger:
     """The counts of a fleet.
 
-    :ivar hints: after a message, what the other nodes should be told: ``waiting``, ``room`` or
-        ``denials``
+    :ivar hints: after a message, what the other nodes should be told: ``empty``, ``waiting``,
+        ``room`` or ``denials``
     """
 
     def __init__(self) -> None:
@@ -94,6 +94,8 @@ class Ledger:
             self.hints.append("room")
         (self._waiting.add if message.waits else self._waiting.discard)(name)
         nodes = len(self._nodes)
+        if fresh and nodes == 1:
+            self.hints.append("empty")
         if message.leaves:
             self.remove(name)
         return Answer(fresh, nodes, node.slots, sessions, waiting, self._denials.version, verdicts)

@@ -29,7 +29,7 @@ class Link(Protocol):
         """
 
     async def hint(self) -> str:
-        """Return the next hint: ``waiting``, ``room`` or ``denials``. One that is lost costs time.
+        """Return the next hint: ``empty``, ``waiting``, ``room`` or ``denials``; one may get lost.
 
         :raises FleetError: none will come any more
         """

@@ -155,6 +155,8 @@ for index, at in pairs(due) do
     redis.call('SET', KEYS[FIRST + index], string.format('%.0f', at), 'PX', math.ceil((at - us) / 1000))
   end
 end
+-- The first node, or that of a fleet that has lost its memory: the others tell theirs at once.
+if fresh and living == 1 then redis.call('PUBLISH', ARGV[2], 'empty') end
 if waits and not waited then redis.call('PUBLISH', ARGV[2], 'waiting') end
 if others_wait > 0 and (granted < before or leaves or #dead > 0) then
   redis.call('PUBLISH', ARGV[2], 'room')

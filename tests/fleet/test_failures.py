@@ -158,6 +158,21 @@ async def test_a_redis_that_was_flushed_is_told_everything_again(
         await close_all(admitted)
 
 
+async def test_a_node_that_finds_the_fleet_empty_has_the_others_tell_at_once(
+    redis: RedisServer,
+) -> None:
+    options = {**OPTIONS, "fleet_lease": 60}  # the next message is due after 20 s
+    async with nodes(3, f"unix:{redis.path}", **options) as servers:
+        admitted, _ = await arrivals(servers[:2], 5)
+        with redis.client() as client:
+            client.flushall()
+            more, _ = await arrivals(servers[2:], 1)
+            async with asyncio.timeout(10):
+                await until(lambda: sessions_in(client, ONE) == 6)
+        assert (await arrivals(servers, 3))[0] == []
+        await close_all([*admitted, *more])
+
+
 async def test_a_redis_that_is_replaced_by_an_empty_one_is_told_everything_again(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
