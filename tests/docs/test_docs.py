@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     from support.transcript import Command
 
-MOST_NOT_RUN = 12
+MOST_NOT_RUN = 13
 """Blocks: what runs this test, what installs, and what takes docker or systemd."""
 
 SHORTEST_REASON = 20
