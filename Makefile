@@ -69,8 +69,9 @@ papers: $(STAMP) ## write what is made of the options' definitions: tables, exam
 bench: $(VENV)/.with-test $(VENV)/.with-bench ## measure beside other servers (ARGS="--quick", "--write", "--only W1,W2")
 	$(BIN)/python -m bench $(ARGS)
 
-fuzz: $(VENV)/.with-test ## throw garbage at sessions and at the client of next hops (ARGS="--seconds 3600 --seed 1")
+fuzz: $(VENV)/.with-test ## throw garbage at sessions, and at the clients of next hops and milters (ARGS="--seconds 3600 --seed 1")
 	$(BIN)/python tests/fuzz/hop.py $(ARGS)
+	$(BIN)/python tests/fuzz/milter.py $(ARGS)
 	$(BIN)/python tests/fuzz/session.py $(ARGS)
 
 fleet-soak: $(VENV)/.with-test ## kill and stop a fleet under load, see that its counts stay exact (ARGS="--seconds 3600 --seed 1")

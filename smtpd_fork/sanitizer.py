@@ -25,8 +25,8 @@ SHORTEST_SECRET = 3
 """Characters; shorter arguments are left in an error's text, which would be unreadable."""
 
 BUILT_IN_NAMES = frozenset({
-    "accept", "debug", "discard", "lmtp", "maildir", "mbox", "nats", "pipe", "redis", "relay", "s3",
-    "webhook",
+    "accept", "debug", "discard", "lmtp", "maildir", "mbox", "milter", "nats", "pipe", "redis",
+    "relay", "s3", "webhook",
 })  # fmt: skip
 """Names of handlers whose keys are known, so that only secrets need be hidden."""
 
@@ -46,7 +46,10 @@ _DOTTED = re.compile(r"[A-Za-z_][\w.]*")
 
 _SECRETS = (
     (re.compile(r"(://[^/\s:@]*:)[^/\s@]+@"), rf"\g<1>{HIDDEN}@"),
-    (re.compile(r"((?:^|\b(?:lmtp|relay):)[^\s/@:,]*:)[^\s/@]+@"), rf"\g<1>{HIDDEN}@"),
+    (
+        re.compile(r"((?:^(?!(?:milter:)?inet6?:\d)|\b(?:lmtp|relay):)[^\s/@:,]*:)[^\s/@]+@"),
+        rf"\g<1>{HIDDEN}@",
+    ),
     (re.compile(r"(?i)\b((?:password|passwd|secret|token|api_?key)=)[^,;&\s]+"), rf"\g<1>{HIDDEN}"),
 )
 """What is a secret in any text: a password in a URL, or one by its name."""

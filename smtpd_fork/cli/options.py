@@ -285,7 +285,8 @@ _OPTIONS = {
     "Mail": {
         "--handler HANDLER":
             "Handler of messages: NAME:ARGUMENT,KEY=VALUE,... or module:attr. Names are accept, "
-            "maildir, mbox, pipe, lmtp, relay, webhook, redis, nats, s3, debug and discard. "
+            "milter, maildir, mbox, pipe, lmtp, relay, webhook, redis, nats, s3, debug and "
+            "discard. "
             "Repeatable: the handlers form a chain, and the first answer is used.",
         "--reload-handlers":
             "For development: when a file of a module:attr handler changes, load the handlers "

@@ -255,6 +255,8 @@ def _per_recipient(dialogue: Dialogue, status: Any) -> list[str]:
     count, became = _replies_owed(dialogue), dialogue.became
     if isinstance(status, (list, tuple)):
         answers = list(status)
+        if getattr(dialogue.envelope, "recipients_changed", False):
+            return [worst([answer_of("DATA", answer) for answer in answers])] * count
     else:
         answers = list(replies_of(status)) if isinstance(status, str) else [status]
         if len(answers) == 1:

@@ -26,7 +26,13 @@ class Envelope(aiosmtpd.smtp.Envelope):
     :ivar mail_params: parameters of MAIL: name in capitals, value as it came (True if none)
     :ivar rcpt_params: the same of each recipient, in the order of ``rcpt_tos``
     :ivar body: ``7BIT``, ``8BITMIME`` or ``BINARYMIME``
+    :ivar recipients_changed: a handler has changed the recipients of a message: they are no longer
+        those that the client waits for the replies of, in LMTP
+    :ivar queue_id: the id of the message, if a filter needed one; see :class:`smtpd_fork.Mail`
     """
+
+    recipients_changed = False
+    queue_id: str | None = None
 
     def __init__(self) -> None:
         super().__init__()

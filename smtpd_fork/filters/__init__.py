@@ -2,5 +2,6 @@
 
 from smtpd_fork.filters.accept import Accept
 from smtpd_fork.filters.base import Filter
+from smtpd_fork.filters.milter import Milter
 
-__all__ = ["Accept", "Filter"]
+__all__ = ["Accept", "Filter", "Milter"]

@@ -185,6 +185,7 @@ BUILT_IN = {
     "lmtp": "smtpd_fork.sinks.lmtp:Lmtp",
     "maildir": "smtpd_fork.sinks.maildir:Maildir",
     "mbox": "smtpd_fork.sinks.mbox:Mbox",
+    "milter": "smtpd_fork.filters.milter:Milter",
     "nats": "smtpd_fork.sinks.nats:Nats",
     "pipe": "smtpd_fork.sinks.pipe:Pipe",
     "redis": "smtpd_fork.sinks.redis:Redis",

@@ -51,12 +51,13 @@ class Field(NamedTuple):
     end: int
 
 
-def fields(content: bytes) -> Iterator[Field]:
+def fields(content: bytes, position: int = 0) -> Iterator[Field]:
     """Yield the fields of a message, in order.
 
     The header ends with an empty line, or with a line that is no field: that is text already.
+
+    :param position: where the header begins
     """
-    position = 0
     while match := _BEGIN.match(content, position):
         end = _end_of_field(content, match.end())
         last = end - content.endswith(b"\n", match.end(), end)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.peer_address import Peer
 
-__all__ = ["Mail", "MailClient", "Parameters", "Recipient"]
+__all__ = ["Mail", "MailClient", "Parameters", "Recipient", "new_queue_id"]
 
 Parameters = Mapping[str, str | bool]
 """Parameters of MAIL or RCPT: the name in capitals, the value as it came; True if it has none."""
@@ -38,6 +38,11 @@ of the process before are there still."""
 def _local_time(seconds: int) -> datetime:
     """Return a time with its time zone; the same object for all messages of one second."""
     return datetime.fromtimestamp(seconds).astimezone()
+
+
+def new_queue_id(session: AnySession) -> str:
+    """Return an id for a message. A filter that needs it keeps it as ``envelope.queue_id``."""
+    return f"{getattr(session, 'id', '') or _RUN}-{next(_numbers):x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ class Mail:
     @classmethod
     def of(cls, server: Any, session: AnySession, envelope: Envelope) -> Self:
         """Return what a hook ``handle_DATA`` is given, of this server or of aiosmtpd's."""
-        queue_id = f"{getattr(session, 'id', '') or _RUN}-{next(_numbers):x}"
+        queue_id = getattr(envelope, "queue_id", None) or new_queue_id(session)
         now = _local_time(int(time.time()))
         content = envelope.original_content
         if content is None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-__all__ = ["above", "final_fields", "protocol_name", "received_field"]
+__all__ = ["above", "end_of_mbox_lines", "final_fields", "protocol_name", "received_field"]
 
 MAX_WORD = 255
 """Characters of a stranger's word that are kept: a domain's length (RFC 5321 4.5.3.1.2)."""
@@ -96,6 +96,12 @@ def above(head: bytes, content: bytes) -> tuple[bytes, bytes]:
     if content and not _BEGINS_WITH_HEADER.match(content, 0, LONGEST_SEARCH):
         head += b"\r\n" if head.endswith(b"\r\n") else b"\n"
     return head, content
+
+
+def end_of_mbox_lines(content: bytes) -> int:
+    """Return where the header begins: behind lines of an mbox file, see :func:`above`."""
+    lines = _MBOX_LINES.match(content, 0, LONGEST_SEARCH)
+    return lines.end() if lines else 0
 
 
 def protocol_name(session: AnySession, envelope: Envelope) -> str:

@@ -10,12 +10,13 @@ from support.installation import ROOT
 from smtpd_fork.handlers.load import BUILT_IN
 from smtpd_fork.handlers.parameters import Parameters
 
+PAGES = {"accept": "accept", "milter": "filters"}
 HEADINGS = {"accept": "Settings", "lmtp": "lmtp and relay", "relay": "lmtp and relay"}
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN.keys() - {"debug", "discard"}))
 def test_each_key_of_a_built_in_handler_is_in_the_table_of_its_section(name: str) -> None:
-    page = "accept" if name == "accept" else "sinks"
+    page = PAGES.get(name, "sinks")
     heading = HEADINGS.get(name, name)
     text = (ROOT / f"docs/{page}.md").read_text()
     _, found, section = text.partition(f"\n## {heading}\n")

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from fuzz import hop
+from fuzz import hop, milter
 from fuzz.session import Fuzzer
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "3"))
@@ -29,3 +29,10 @@ def test_whatever_a_next_hop_says_nobody_has_a_message_that_it_did_not_take() ->
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     assert hop.fuzz(seed, SECONDS / 3) > 0
+
+
+@pytest.mark.timeout(SECONDS + 60)
+def test_whatever_a_milter_says_a_message_stays_one_message() -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    assert milter.fuzz(seed, SECONDS / 3) > 0

@@ -1,0 +1,136 @@
+"""What a milter is told of a session and a message, with the values of its macros."""
+
+from __future__ import annotations
+
+from email.utils import format_datetime
+from typing import TYPE_CHECKING, Any
+
+from smtpd_fork.hops.milter.codec import text_of
+from smtpd_fork.hops.milter.events import (
+    BODY,
+    DATA,
+    END,
+    END_OF_HEADER,
+    HEADER,
+    HELO,
+    MAIL,
+    RCPT,
+    Step,
+    body_steps,
+    connect_step,
+    header_step,
+    header_value,
+    path_step,
+)
+from smtpd_fork.message import Mail, Recipient
+from smtpd_fork.peer_address import host_of
+from smtpd_fork.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aiosmtpd.smtp import Session as AnySession
+
+    from smtpd_fork.hops.milter.conversation import Conversation
+    from smtpd_fork.hops.milter.edited import Parts
+
+__all__ = ["message_steps", "recipient_step", "session_steps"]
+
+_TRANSPORT = "esmtp"
+"""The mailer of addresses, which milters ask for; "error" would be a refused one."""
+
+
+def session_steps(server: Any, session: AnySession, mail: Mail, daemon_name: str) -> Iterator[Step]:
+    """Yield what comes before the first recipient: the client, its greeting, the sender."""
+    peer = mail.client.peer
+    address = host_of(peer)
+    port = peer[1] if isinstance(peer, tuple) else 0
+    name = mail.client.name or (f"[{address}]" if address else "localhost")
+    yield connect_step(name, address, port, _of_client(server, session, mail, daemon_name))
+    yield Step(HELO, text_of(mail.client.helo), _of_tls(session))
+    yield path_step(MAIL, mail.sender, mail.parameters, _of_sender(session, mail))
+
+
+def recipient_step(recipient: Recipient) -> Step:
+    """Return what tells of a recipient."""
+    macros = {
+        "rcpt_addr": recipient.address,
+        "rcpt_host": recipient.domain,
+        "rcpt_mailer": _TRANSPORT,
+    }
+    return path_step(RCPT, recipient.address, recipient.parameters, macros)
+
+
+def message_steps(mail: Mail, parts: Parts, conversation: Conversation) -> Iterator[Step]:
+    """Yield the message: each field, the body in pieces, the end."""
+    yield Step(DATA)
+    if conversation.wants(HEADER):
+        leading_space = conversation.leading_space
+        for name, value in parts.names_and_values:
+            yield header_step(name, header_value(value, leading_space=leading_space))
+    yield Step(END_OF_HEADER)
+    for step in body_steps(mail.content, parts.body):
+        if not conversation.wants(BODY):
+            break
+        yield step
+    yield Step(END)
+
+
+def _of_client(server: Any, session: AnySession, mail: Mail, daemon_name: str) -> dict[str, str]:
+    peer, name = mail.client.peer, mail.client.name
+    address = host_of(peer) or ""
+    shown = name or "unknown"
+    macros = {
+        "j": server.hostname,
+        "v": f"smtpd-fork {__version__}",
+        "daemon_name": daemon_name,
+        "_": f"{shown} [{address}]" if address else "localhost",
+        "client_addr": address,
+        "client_name": shown,
+        "client_ptr": shown,
+        "client_port": str(peer[1]) if isinstance(peer, tuple) else "",
+    }
+    local = getattr(session, "local", None)  # aiosmtpd's session has none
+    if isinstance(local, tuple):
+        macros["daemon_addr"] = macros["if_addr"] = host_of(local) or ""
+        macros["daemon_port"] = str(local[1])
+    return macros
+
+
+def _of_tls(session: AnySession) -> dict[str, str]:
+    facts: dict[str, Any] = session.ssl or {}
+    cipher = facts.get("cipher")
+    if not cipher:
+        return {}
+    subject = getattr(session, "peer_subject", None) or ""
+    name, version, bits = cipher
+    return {
+        "tls_version": version,
+        "cipher": name,
+        "cipher_bits": str(bits),
+        "cert_subject": subject,
+        "verify": "OK" if subject else "NO",
+    }
+
+
+def _of_sender(session: AnySession, mail: Mail) -> dict[str, str]:
+    macros = {
+        "i": mail.id,
+        "b": format_datetime(mail.received),
+        "mail_addr": mail.sender,
+        "mail_host": mail.sender.rpartition("@")[2],
+        "mail_mailer": _TRANSPORT,
+    }
+    if session.authenticated:
+        # Milters ask for the mechanism to see whether there was an AUTH at all.
+        macros["auth_type"] = getattr(session, "auth_mechanism", "") or "PLAIN"
+        macros["auth_authen"] = _login(mail.client.login)
+    return macros
+
+
+def _login(data: Any) -> str:
+    """Return who has authenticated, as far as the authenticator has said so."""
+    login = getattr(data, "login", data)
+    if isinstance(login, bytes):
+        return login.decode("utf-8", "replace")
+    return login if isinstance(login, str) else "unknown"

@@ -1,0 +1,136 @@
+"""A milter of the tests' own: it answers what it is told to answer, sense or nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import tempfile
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+__all__ = ["TestMilter", "changed", "frame", "milter_server"]
+
+_SILENT = {b"L": 0x80, b"C": 0x1000, b"H": 0x2000, b"M": 0x4000, b"R": 0x8000, b"T": 0x10000,
+           b"N": 0x40000, b"B": 0x80000}  # fmt: skip
+
+
+def frame(command: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data) + 1) + command + data
+
+
+def changed(number: int, name: bytes, value: bytes) -> bytes:
+    """Return the data of a change of a header field, or of an insertion."""
+    return struct.pack(">I", number) + name + b"\0" + value + b"\0"
+
+
+@dataclass
+class TestMilter:
+    """What a milter is, and what it has heard.
+
+    :ivar answers: by command: what it sends, as frames; default: "continue"
+    :ivar edits: what it sends at the end before the answer
+    :ivar stops_at: the command behind which it closes the connection
+    :ivar says: what it sends in place of its options
+    :ivar talk: what it does instead of all that
+    :ivar heard: commands and data, without macros
+    :ivar macros: by command and name
+    """
+
+    __test__ = False
+
+    version: int = 6
+    actions: int = 0x1FF
+    protocol: int = 0
+    symbols: bytes = b""
+    answers: dict[bytes, bytes] = field(default_factory=dict)
+    edits: Sequence[bytes] = ()
+    stops_at: bytes = b""
+    says: bytes | None = None
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
+    heard: list[tuple[bytes, bytes]] = field(default_factory=list)
+    macros: dict[bytes, dict[str, str]] = field(default_factory=dict)
+    offered: bytes = b""
+    connections: int = 0
+    open: int = 0
+    address: str = ""
+
+    @property
+    def commands(self) -> bytes:
+        return b"".join(command for command, _ in self.heard)
+
+    def data(self, command: bytes) -> list[bytes]:
+        return [data for each, data in self.heard if each == command]
+
+    @property
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        return [(n, v) for n, v, _ in (data.split(b"\0") for data in self.data(b"L"))]
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.data(b"B"))
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.open += 1
+        try:
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                await (self.talk or self._talk)(reader, writer)
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            self.open -= 1
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            (length,) = struct.unpack(">I", await reader.readexactly(4))
+            content = await reader.readexactly(length)
+            command, data = content[:1], content[1:]
+            if command == b"D":
+                words = data[1:].split(b"\0")
+                names = [word.decode().strip("{}") for word in words[:-1:2]]
+                self.macros[data[:1]] = dict(
+                    zip(names, (word.decode() for word in words[1::2]), strict=True)
+                )
+                continue
+            if command != b"O":
+                self.heard.append((command, data))
+            if command in {b"Q", self.stops_at}:
+                return
+            writer.write(self._answer(command, data))
+            await writer.drain()
+
+    def _answer(self, command: bytes, data: bytes) -> bytes:
+        if command == b"O":
+            self.offered = data
+            options = struct.pack(">III", self.version, self.actions, self.protocol)
+            return frame(b"O", options + self.symbols) if self.says is None else self.says
+        if command in self.answers:
+            return self.answers[command]
+        if self.protocol & _SILENT.get(command, 0):
+            return b""
+        return b"".join(self.edits if command == b"E" else ()) + frame(b"c")
+
+
+@asynccontextmanager
+async def milter_server(milter: TestMilter, *, tcp: bool = False) -> AsyncIterator[TestMilter]:
+    """Run a milter on a unix socket or on a port; afterwards none of its connections is open."""
+    if tcp:
+        server = await asyncio.start_server(milter.serve, "127.0.0.1", 0)
+        milter.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield milter
+    else:
+        with tempfile.TemporaryDirectory(prefix="milter-") as folder:
+            path = Path(folder, "sock")
+            server = await asyncio.start_unix_server(milter.serve, path)
+            milter.address = f"unix:{path}"
+            yield milter
+    server.close()
+    async with asyncio.timeout(10):
+        while milter.open:
+            await asyncio.sleep(0.001)
