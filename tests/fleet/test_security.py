@@ -25,12 +25,9 @@ pytestmark = pytest.mark.usefixtures("soon")
 
 OPTIONS: dict[str, Any] = {"max_from_ip": 5, "fleet_timeout": 1, "fleet_lease": 2}
 SECRET = "correct horse battery"
-MINIMAL = (
-    "resetkeys ~{smtpd-fork}:1:* ~{smtpd-fork}:layout resetchannels &{smtpd-fork}:1:* -@all"
-    " +evalsha +script|load +subscribe +unsubscribe +publish +time +zscore +zadd +zrem +zcard"
-    " +zcount +zrange +zrangebyscore +hset +hdel +hget +hgetall +hexists +get +set +pexpire +exists"
-)
-"""What a node needs and no more."""
+PAGE = Path(__file__).parents[2] / "docs" / "fleet.md"
+RIGHTS = re.findall(r"^user smtpd-fork on >SECRET (.*)$", PAGE.read_text(), re.MULTILINE)
+"""What a node needs and no more, as the page has it."""
 
 
 @pytest.fixture
@@ -78,7 +75,7 @@ async def test_a_user_with_the_minimal_rights_is_enough_and_less_is_a_clear_line
     caplog: pytest.LogCaptureFixture, secret: str
 ) -> None:
     Path(secret).write_text(SECRET.replace(" ", "-"))
-    user = ("--user", "node", "on", f">{SECRET.replace(' ', '-')}", *MINIMAL.split())
+    user = ("--user", "node", "on", f">{SECRET.replace(' ', '-')}", *RIGHTS[0].split())
     with RedisServer(*user) as redis:
         url = f"redis://node@127.0.0.1:{redis.port}"
         await one_limit_holds(url, fleet_secret=secret, fleet_connections=20, rate=["100/h"])
