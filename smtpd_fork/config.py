@@ -126,7 +126,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     fleet_node: Text | None = None
     """Name of this node; default: ``hostname``."""
     fleet_timeout: Annotated[float, Meta(ge=0.01, le=10, extra={"reader": parse_duration})] = 0.2
-    """Time that a client waits for the fleet at most; then the limits of this node apply."""
+    """Time that a client waits for the fleet at most; then the limits of this node apply. Half of
+    ``fleet_lease`` is the longest."""
     fleet_lease: Annotated[float, Meta(ge=2, le=60, extra={"reader": parse_duration})] = 6.0
     """Time after which the sessions of a silent node are not counted any more."""
     when_fleet_down: Literal["local", "refuse"] = "local"

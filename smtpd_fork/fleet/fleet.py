@@ -220,7 +220,8 @@ class Fleet:
     ) -> None:
         """Go by other settings from now on."""
         self._refuses = when_down == "refuse"
-        self._messenger.timeout, self._messenger.lease = timeout, lease
+        patience = self._messenger.patience
+        patience.timeout, patience.lease = timeout, lease
         with self._gate.lock:
             self.node.lease = lease
             self.share.connections = connections

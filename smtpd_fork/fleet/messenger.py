@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from smtpd_fork.fleet.episodes import State
+from smtpd_fork.fleet.patience import Patience
 from smtpd_fork.fleet.sync import FleetError, decode, encode
 
 if TYPE_CHECKING:
@@ -53,10 +54,6 @@ CLOSE_SECONDS = 1.0
 HINTS_SECONDS = (0.5, 2.0)
 """How soon hints are asked for again after their connection was lost."""
 
-TURNS = 4
-"""Of the loop, that a message whose time is over waits still: the answer may have come unread, if
-it was the loop that was late, or the process that was stopped."""
-
 
 class Messenger:
     """Owns the link of a node.
@@ -94,15 +91,12 @@ class Messenger:
         self._counts = counts
         self._about = about
         self._about_told = 0.0
-        self.timeout = timeout
-        self.lease = lease
+        self.patience = Patience(node.oldest, self._late, self._over, timeout, lease)
         self._trouble = trouble
         self._in_reach = in_reach
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._telling: asyncio.TimerHandle | None = None
         self._limit: asyncio.Timeout | None = None  # of the message under way
-        self._overdue = False  # the answer under way, or the last one, did not come in time
         self._reached = False  # the fleet has answered in time since the link was opened
         self._urgent = False
         self._waits_in_vain = False  # the last message said that clients wait, and they wait still
@@ -129,13 +123,13 @@ class Messenger:
         self._ending.set()
         self._wake.set()
         try:
-            await asyncio.wait([task], timeout=self.timeout)
+            await asyncio.wait([task], timeout=self.patience.timeout)
         finally:
             task.cancel()
-            for timer in (self._timer, self._telling):
-                if timer is not None:
-                    timer.cancel()
-            self._timer = self._telling = None
+            self.patience.end()
+            if self._telling is not None:
+                self._telling.cancel()
+                self._telling = None
         await asyncio.wait([task])
 
     async def _run(self) -> None:
@@ -208,16 +202,16 @@ class Messenger:
         """
         self._wake.clear()  # before the message: what happens from now on is for the next
         message = self._message(leaves=leaves)
-        self._overdue = False
-        self.watch_time()
+        self.patience.overdue = False
+        self.patience.watch()
         try:
             async with asyncio.timeout(None) as self._limit:
                 data = await self._link.call(message.keys, encode(message.sync))
         except TimeoutError:
-            raise FleetError(f"no answer within {self.lease:g} s") from None
+            raise FleetError(f"no answer within {self.patience.lease:g} s") from None
         finally:
             self._limit = None
-        answer, in_time = decode(data, len(message.questions)), not self._overdue
+        answer, in_time = decode(data, len(message.questions)), not self.patience.overdue
         with self._gate.lock:
             decided = self._node.answer(answer)
             self._share.stressed = (
@@ -254,13 +248,13 @@ class Messenger:
 
     async def _news(self) -> None:
         """Wait until there is something to tell or to ask, or the lease has to be renewed."""
-        if self._overdue:
+        if self.patience.overdue:
             await self._pause(PROBE_SECONDS)
         elif not self._node.has_questions():
             if self._node.has_news():
                 self._tell_soon(urgent=False)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.lease / 3):
+                async with asyncio.timeout(self.patience.lease / 3):
                     await self._wake.wait()
 
     async def _listen(self) -> None:
@@ -278,37 +272,21 @@ class Messenger:
 
     # -- time ------------------------------------------------------------------------------------
 
-    def watch_time(self) -> None:
-        """See to it that neither a message nor a client waits for too long."""
-        if self._timer is None:
-            self._timer = self._loop.call_later(self.timeout, self._due)
+    def _late(self) -> None:
+        if self._limit is not None:  # else the answer is being read, or none is waited for
+            self.patience.overdue = True
+            self._trouble(State.LATE, f"no answer within {self.patience.seconds * 1000:g} ms")
+            self.patience.watch()
 
-    def _due(self, turns: int = TURNS) -> None:
-        """See whether the message under way, or a client, has waited for too long."""
-        self._timer = None
-        oldest = self._node.oldest()
-        if oldest is None:
-            return
-        allowed = self.lease if self._overdue else self.timeout
-        left = oldest + allowed - time.monotonic()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._due)
-        elif turns:
-            self._timer = self._loop.call_later(0, self._due, turns - 1)
-        elif self._limit is None:  # the answer is being read, or none is waited for
-            return
-        elif not self._overdue:
-            self._overdue = True
-            self._trouble(State.LATE, f"no answer within {self.timeout * 1000:g} ms")
-            self.watch_time()
-        else:
+    def _over(self) -> None:
+        if self._limit is not None:
             self._limit.reschedule(self._loop.time())
 
     # -- wake-ups --------------------------------------------------------------------------------
 
     def ask(self) -> None:
         """Send the questions of the node."""
-        self.watch_time()
+        self.patience.watch()
         self._wake.set()
 
     def wake(self, urgent: bool) -> None:

@@ -124,6 +124,17 @@ async def test_a_redis_that_hangs_delays_only_those_who_have_asked_and_writes_on
         assert "WARNING fleet in reach again after" in warning
 
 
+async def test_a_time_limit_longer_than_half_of_a_lease_is_half_of_it(redis: RedisServer) -> None:
+    options = {**OPTIONS, "fleet_timeout": 10, "fleet_connections": 10}
+    async with nodes(1, f"unix:{redis.path}", **options) as servers:
+        os.kill(redis.process.pid, SIGSTOP)
+        try:
+            assert await greeted_in(servers[0]) < 1 + SLACK
+            assert await greeted_in(servers[0]) < SLACK
+        finally:
+            os.kill(redis.process.pid, SIGCONT)
+
+
 async def test_a_redis_that_is_slow_is_asked_again_once_an_answer_is_in_time(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -75,7 +75,7 @@ ANSWERS = {
     "nil": (b"$-1\r\n", "cannot be read"),
     "OK": (b"+OK\r\n", "cannot be read"),
     "nested arrays": (b"*1\r\n" * 20_000, "InvalidResponse|Recursion"),
-    "an endless line": (b"+" + b"x" * 10_000_000, "InvalidResponse|too long|exceed|limit"),
+    "an endless line": (b"+" + b"x" * 1_000_000, "InvalidResponse|too long|exceed|limit"),
     "a huge bulk string": (b"$2000000000\r\n" + b"x" * 1_000_000, "too long"),
     "a negative length": (b"$-7\r\n", "too long|InvalidResponse|cannot be read"),
     "an answer to another question": (answer(False, 1, 0, 0, 0, 0, [0, 0] * 3), "cannot be read"),
@@ -97,7 +97,7 @@ async def test_an_answer_that_is_none_is_one_clear_line_and_the_node_goes_by_its
             assert fleet(servers[0]).state is State.UP
             began = time.monotonic()
             admitted, refused = await arrivals(servers, 7)
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 5
             assert (len(admitted), len(refused)) == (5, 2)
             await until(lambda: told(caplog))
             (line,) = told(caplog)
