@@ -251,7 +251,7 @@ _OPTIONS = {
         "--fleet-node NAME": "Name of this node.",
         "--fleet-timeout TIME":
             "Maximum time that a new client waits for Redis; on expiry the limits of this node "
-            "alone apply until Redis answers in time.",
+            "alone apply until Redis answers in time. No longer than half of --fleet-lease.",
         "--fleet-lease TIME":
             "Time after which the sessions of a node that has stopped or is unreachable no "
             "longer count.",
