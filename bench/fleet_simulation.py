@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+import msgspec
 import redis
 
 from bench.redis_server import RedisServer
@@ -58,6 +59,12 @@ RATE = "60/m"
 LIMITS = {"max_from_ip": MAX_FROM_IP, "max_from_net": ["200/24"], "rate": [RATE]}
 
 TIME_IN_SCRIPT = "redis.call('TIME')"
+
+REST_IN_SCRIPT = "math.ceil((at - us) / 1000)"
+"""How long a rate is kept, which Redis measures in real time."""
+
+SLOWER = 100
+"""How many times slower simulated time may pass: so much longer things are kept."""
 
 
 @dataclass
@@ -108,8 +115,9 @@ class Simulation:
     ) -> None:
         self.now = BEGINNING
         self._server = server
+        script = SCRIPT.replace(TIME_IN_SCRIPT, "{tonumber(ARGV[3]), tonumber(ARGV[4])}")
         self._script = server.register_script(
-            SCRIPT.replace(TIME_IN_SCRIPT, "{tonumber(ARGV[3]), tonumber(ARGV[4])}")
+            script.replace(REST_IN_SCRIPT, f"{SLOWER} * {REST_IN_SCRIPT}")
         )
         self.up = True
         self.outcome = Outcome()
@@ -308,9 +316,8 @@ class SimulatedNode:
         def reach_redis() -> None:
             if generation != self._generation:
                 return
-            answer = simulation.sync(
-                self.keys, message.keys, encode(message.sync), len(message.questions)
-            )
+            sync = msgspec.structs.replace(message.sync, keep=SLOWER * message.sync.keep)
+            answer = simulation.sync(self.keys, message.keys, encode(sync), len(message.questions))
             simulation.at(ONE_WAY, lambda: self._answered(answer, generation))
 
         simulation.at(ONE_WAY, reach_redis)
