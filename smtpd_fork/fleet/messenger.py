@@ -98,6 +98,7 @@ class Messenger:
         self._telling: asyncio.TimerHandle | None = None
         self._limit: asyncio.Timeout | None = None  # of the message under way
         self._reached = False  # the fleet has answered in time since the link was opened
+        self._talks = False
         self._urgent = False
         self._waits_in_vain = False  # the last message said that clients wait, and they wait still
 
@@ -182,6 +183,7 @@ class Messenger:
 
         :raises FleetError: the fleet is out of reach
         """
+        self._talks = True
         listening = self._loop.create_task(self._listen())
         self._about_told = -ABOUT_SECONDS
         try:
@@ -192,8 +194,9 @@ class Messenger:
                     return
                 await self._news()
         finally:
-            listening.cancel()
-            await asyncio.wait([listening])
+            self._talks = False
+            listening.cancel()  # may be lost in a call of redis-py: the task looks for itself
+            await asyncio.wait([listening], timeout=CLOSE_SECONDS)
 
     async def _exchange(self, *, leaves: bool) -> None:
         """Send one message, and take its answer.
@@ -259,7 +262,7 @@ class Messenger:
 
     async def _listen(self) -> None:
         """Act on hints: each is acted on by one more message."""
-        while True:
+        while self._talks:
             try:
                 hint = await self._link.hint()
             except FleetError as error:
@@ -273,9 +276,9 @@ class Messenger:
     # -- time ------------------------------------------------------------------------------------
 
     def _late(self) -> None:
-        if self._limit is not None:  # else the answer is being read, or none is waited for
-            self.patience.overdue = True
-            self._trouble(State.LATE, f"no answer within {self.patience.seconds * 1000:g} ms")
+        self.patience.overdue = True
+        self._trouble(State.LATE, f"no answer within {self.patience.seconds * 1000:g} ms")
+        if self._limit is not None:
             self.patience.watch()
 
     def _over(self) -> None:
