@@ -175,4 +175,5 @@ def _held(check: FleetCheck, by_node: list[tuple[str, int]], ahead: int) -> Held
     nodes: Counter[str] = Counter()
     for node, count in by_node:
         nodes[_name(node)] += count
-    return Held(limit.rule, check.name, limit.limit, nodes.total(), dict(nodes.most_common()))
+    ordered = sorted(nodes.items(), key=lambda each: (-each[1], each[0]))
+    return Held(limit.rule, check.name, limit.limit, nodes.total(), dict(ordered))

@@ -15,6 +15,7 @@ import pytest
 from support.client import Client
 from support.handlers import Notes
 from support.peers import needs_ipv6
+from support.ports import free_port
 from support.server import running, serve
 
 from smtpd_fork import Config, Server
@@ -45,9 +46,7 @@ async def test_the_default_is_all_interfaces_with_ipv4_and_ipv6_on_one_port() ->
 
 
 async def test_both_wildcards_on_one_port_are_two_sockets() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     async with serve(Discard(), listen=[f"[::]:{port}", f"0.0.0.0:{port}"]) as server:
         assert len(server.addresses) == 2
         for host in ("127.0.0.1", "::1"):
