@@ -193,10 +193,11 @@ class Conversation:
         elif command == b"O":
             self.options = options = parse_options(data)
             self._symbols |= options.symbols
+            protocol = int(options.protocol)  # the operators of IntFlag are slow
             for event in EVENTS:
-                if event.since > options.version or event.unwanted & options.protocol:
+                if event.since > options.version or event.unwanted & protocol:
                     self._unwanted.add(event.command)
-                if event.silent & options.protocol:
+                if event.silent & protocol:
                     self._silent.add(event.command)
             self.state = State.READY
         else:

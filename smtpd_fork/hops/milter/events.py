@@ -33,41 +33,41 @@ class Event(NamedTuple):
 
     name: str
     command: bytes
-    unwanted: Protocol
-    silent: Protocol
+    unwanted: int
+    silent: int
     since: int = 2
     stage: int | None = None
     symbols: tuple[str, ...] = ()
     repeats: bool = False
 
 
-_NEVER = Protocol(0)
-
 CONNECT = Event(
-    "connect", b"C", Protocol.NO_CONNECT, Protocol.SILENT_CONNECT, stage=0,
+    "connect", b"C", Protocol.NO_CONNECT.value, Protocol.SILENT_CONNECT.value, stage=0,
     symbols=("j", "daemon_name", "daemon_addr", "daemon_port", "v", "_", "client_addr",
              "client_name", "client_port", "client_ptr"),
 )  # fmt: skip
 HELO = Event(
-    "helo", b"H", Protocol.NO_HELO, Protocol.SILENT_HELO, stage=1,
+    "helo", b"H", Protocol.NO_HELO.value, Protocol.SILENT_HELO.value, stage=1,
     symbols=("tls_version", "cipher", "cipher_bits", "cert_subject"),
 )  # fmt: skip
 MAIL = Event(
-    "mail", b"M", Protocol.NO_MAIL, Protocol.SILENT_MAIL, stage=2,
+    "mail", b"M", Protocol.NO_MAIL.value, Protocol.SILENT_MAIL.value, stage=2,
     symbols=("i", "b", "auth_type", "auth_authen", "mail_addr", "mail_host", "mail_mailer"),
 )  # fmt: skip
 RCPT = Event(
-    "rcpt", b"R", Protocol.NO_RCPT, Protocol.SILENT_RCPT, stage=3, repeats=True,
+    "rcpt", b"R", Protocol.NO_RCPT.value, Protocol.SILENT_RCPT.value, stage=3, repeats=True,
     symbols=("i", "rcpt_addr", "rcpt_host", "rcpt_mailer"),
 )  # fmt: skip
-DATA = Event("data", b"T", Protocol.NO_DATA, Protocol.SILENT_DATA, 4, 4, ("i",))
-HEADER = Event("header", b"L", Protocol.NO_HEADERS, Protocol.SILENT_HEADER, repeats=True)
+DATA = Event("data", b"T", Protocol.NO_DATA.value, Protocol.SILENT_DATA.value, 4, 4, ("i",))
+HEADER = Event(
+    "header", b"L", Protocol.NO_HEADERS.value, Protocol.SILENT_HEADER.value, repeats=True
+)
 END_OF_HEADER = Event(
-    "end of header", b"N", Protocol.NO_END_OF_HEADER, Protocol.SILENT_END_OF_HEADER, stage=6,
-    symbols=("i",),
+    "end of header", b"N", Protocol.NO_END_OF_HEADER.value, Protocol.SILENT_END_OF_HEADER.value,
+    stage=6, symbols=("i",),
 )  # fmt: skip
-BODY = Event("body", b"B", Protocol.NO_BODY, Protocol.SILENT_BODY, repeats=True)
-END = Event("end of message", b"E", _NEVER, _NEVER, stage=5, symbols=("i",))
+BODY = Event("body", b"B", Protocol.NO_BODY.value, Protocol.SILENT_BODY.value, repeats=True)
+END = Event("end of message", b"E", 0, 0, stage=5, symbols=("i",))
 
 EVENTS = (CONNECT, HELO, MAIL, RCPT, DATA, HEADER, END_OF_HEADER, BODY, END)
 
