@@ -76,6 +76,10 @@ class Milter(Filter):
     :param daemon_name: the macro ``{daemon_name}``, by which some milters tell servers apart
     """
 
+    supports_dsn = True
+    supports_binarymime = True
+    """Messages go on to the sinks, which decide about both; all octets stay but what is changed."""
+
     def __init__(
         self,
         address: Text,

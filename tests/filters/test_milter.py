@@ -25,7 +25,7 @@ from smtpd_fork.handlers import Chain, load_handlers
 from smtpd_fork.handlers.route import Route
 from smtpd_fork.sanitizer import shown_handler
 from smtpd_fork.setting_types import SettingError
-from smtpd_fork.sinks import Discard, Sink
+from smtpd_fork.sinks import Discard, Relay, Sink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -695,6 +695,13 @@ async def test_it_runs_under_aiosmtpd(stages: list[Any]) -> None:
 def _send_stock(port: int) -> None:
     with smtplib.SMTP("127.0.0.1", port, timeout=20) as client:
         client.sendmail("a@example.org", ["b@example.com"], "Subject: x\r\n\r\nhello\r\n")
+
+
+def test_sinks_decide_whether_dsn_and_binary_messages_are_offered() -> None:
+    milter = Milter("127.0.0.1:1")
+    assert Chain([milter, Relay("127.0.0.1:1", dsn=True)]).supports_dsn
+    assert not Chain([milter, Discard()]).supports_dsn
+    assert Chain([milter, Discard()]).supports_binarymime
 
 
 def test_without_stages_no_command_waits_for_it() -> None:
