@@ -17,11 +17,11 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type
 import msgspec
 from msgspec import Meta
 
+from smtpd_fork.fleet_config import FleetConfig
 from smtpd_fork.setting_faults import setting_error
 from smtpd_fork.setting_types import (
     Count,
     CountOrZero,
-    FilePath,
     GreetPause,
     LocalCount,
     MissingSettingError,
@@ -36,7 +36,6 @@ from smtpd_fork.setting_types import (
     first_local,
     without_local,
 )
-from smtpd_fork.units import parse_duration
 
 __all__ = [
     "LIMIT_CONNECTIONS", "LISTS", "MAX_FROM_IP", "READERS", "Config", "DaemonConfig",
@@ -45,7 +44,6 @@ __all__ = [
 
 PORT = 2525
 """The port of qpsmtpd-forkserver(8); it needs no privileges."""
-
 LIMIT_CONNECTIONS = 1000
 """Sessions; each is a few KiB here, where qpsmtpd forks a process (its default: 15)."""
 
@@ -57,7 +55,6 @@ IPV6_PREFIX = 64
 
 PROXY_SECONDS = 5.0
 """Time for a PROXY header: a proxy sends it in its first packet."""
-
 RESERVED_DESCRIPTORS = 64
 """Kept out of the default limit: listeners, log, Maildir writers, whatever a handler opens."""
 
@@ -87,7 +84,7 @@ def _system_name() -> str:
     return socket.gethostname() or "localhost"
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Config(FleetConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings of a server. Make one with :meth:`build`, which checks them.
 
     Times are in seconds, sizes in bytes. A client is an IPv4 address or an IPv6 network of
@@ -113,26 +110,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ``limit_connections``; ``0`` is no limit. A /24 is the smallest network that is routed by itself
     (RFC 7454 6.1.3), a /48 the largest that one site gets (RFC 6177). With a quarter each, no such
     network shuts out the others."""
-    fleet: Text | None = None
-    """Redis or Valkey by which nodes share the limits of clients, networks and rates."""
-    fleet_secret: FilePath | None = None
-    """File with the password for it."""
-    fleet_tls_ca: FilePath | None = None
-    """CA certificates (PEM) that its certificate is verified with; default: the system's."""
-    fleet_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "smtpd-fork"
-    """Front of the keys; nodes with the same one are a fleet."""
-    fleet_connections: CountOrZero = 0
-    """Sessions of the fleet at once; 0 is no limit."""
-    fleet_node: Text | None = None
-    """Name of this node; default: ``hostname``."""
-    fleet_timeout: Annotated[float, Meta(ge=0.01, le=10, extra={"reader": parse_duration})] = 0.2
-    """Time that a client waits for the fleet at most; then the limits of this node apply. Half of
-    ``fleet_lease`` is the longest."""
-    fleet_lease: Annotated[float, Meta(ge=2, le=60, extra={"reader": parse_duration})] = 6.0
-    """Time after which the sessions of a silent node are not counted any more."""
-    when_fleet_down: Literal["local", "refuse"] = "local"
-    """What happens to new clients while the fleet is out of reach: the limits of this node apply,
-    or they get 421."""
     rate: tuple[Text, ...] = ()
     """New sessions of one client in a period, each ``N/PERIOD``."""
     rate_net: tuple[Text, ...] = ()
@@ -270,12 +247,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.reserve and not self.exempt:
             raise SettingError("reserve", self.reserve, "needs --exempt: else no client may use it")
         self._check_tls()
-        self._check_fleet()
-
-    def _check_fleet(self) -> None:
-        for name in ("fleet_secret", "fleet_tls_ca", "fleet_connections", "fleet_node"):
-            if (value := getattr(self, name)) and not self.fleet:
-                raise MissingSettingError(name, value, "fleet")
+        self.check_fleet()
 
     def _check_tls(self) -> None:
         certs, keys = self.tls_cert, self.tls_key

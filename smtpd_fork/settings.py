@@ -38,10 +38,6 @@ class Settings(GateSettings, total=False):
     :class:`smtpd_fork.Config` documents them.
     """
 
-    listen: Sequence[str] | str | None
-    port: Sequence[int] | int | None
-    backlog: int | None
-    socket_mode: int | str | None
     fleet: str | None
     fleet_secret: str | None
     fleet_tls_ca: str | None
@@ -51,6 +47,10 @@ class Settings(GateSettings, total=False):
     fleet_timeout: float | str | None
     fleet_lease: float | str | None
     when_fleet_down: Literal["local", "refuse"] | None
+    listen: Sequence[str] | str | None
+    port: Sequence[int] | int | None
+    backlog: int | None
+    socket_mode: int | str | None
     greet_pause: float | str | None
     proxy_trust: Sequence[str] | str | None
     proxy_timeout: float | str | None
