@@ -42,6 +42,9 @@ class Limits:
 class Talk:
     """A conversation with a milter about one transaction.
 
+    It has a connection of its own. Version 6 has a command for the next client on the same one
+    (SMFIC_QUIT_NC); OpenDKIM, clamav-milter and spamass-milter answered nothing behind it.
+
     :param envelope: of the transaction
     :param room: bytes that the milter may change
     :param each_recipient: it is told of a recipient as the client names it

@@ -6,7 +6,7 @@ import itertools
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtpd_fork.hops.milter.codec import (
@@ -86,6 +86,7 @@ def test_a_message_is_told_in_parts_that_are_all_of_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
+@settings(max_examples=10)
 @given(value=VALUES)
 def test_a_field_that_is_added_and_deleted_leaves_the_message_as_it_was(
     name: str, value: bytes
