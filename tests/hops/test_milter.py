@@ -77,11 +77,12 @@ def test_a_reply_of_a_milter_is_a_refusal_on_one_line(data: bytes) -> None:
 def test_a_message_is_told_in_parts_that_are_all_of_it(name: str) -> None:
     content = MESSAGES[name]
     parts = Parts(content)
-    header = b"".join(n + b":" + v + b"\r\n" for n, v in parts.names_and_values)
+    found = list(parts.names_and_values)
+    header = b"".join(n + b":" + v + b"\r\n" for n, v in found)
     assert parts.edited([], leading_space=True) is content
-    if parts.names_and_values:
+    if found:
         told = header + b"\r\n" + content[parts.body :]
-        front = content[: content.index(parts.names_and_values[0][0] + b":")]
+        front = content[: content.index(found[0][0] + b":")]
         assert front + told in {content, content + b"\r\n", content + b"\r\n\r\n"}
 
 

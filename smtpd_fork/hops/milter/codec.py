@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LONGEST_FRAME", "VERSION", "Action", "FrameReader", "MilterGarbageError", "Options",
-    "Protocol", "cut_text", "frame", "offer", "parse_options", "parse_symbols", "text_of", "texts",
+    "Protocol", "frame", "offer", "parse_options", "parse_symbols", "text_of", "texts",
 ]  # fmt: skip
 
 LONGEST_FRAME = 64 << 20
@@ -157,14 +157,10 @@ def texts(data: bytes, least: int, most: int) -> list[bytes]:
     return parts
 
 
-def cut_text(data: bytes | None) -> bytes:
-    """Return a text for a frame: up to its first NUL, with one."""
-    return b"\0" if data is None else data.partition(b"\0")[0] + b"\0"
-
-
 def text_of(data: str) -> bytes:
-    """Return a text for a frame."""
-    return cut_text(data.encode("utf-8", "surrogateescape"))
+    """Return a text for a frame: up to its first NUL, with one."""
+    octets = data.encode("utf-8", "surrogateescape")
+    return (octets.partition(b"\0")[0] if b"\0" in octets else octets) + b"\0"
 
 
 class FrameReader:

@@ -12,9 +12,10 @@ from smtpd_fork.message.fields import fields
 from smtpd_fork.message.trace import end_of_mbox_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from smtpd_fork.hops.milter.verdict import Edit
+    from smtpd_fork.message import Field
 
 __all__ = ["MOST_FIELDS", "MOST_HEADER_BYTES", "HeaderTooLargeError", "Parts"]
 
@@ -43,26 +44,27 @@ class Parts:
     """The parts of a message.
 
     :raises HeaderTooLargeError: its header is too large
-    :ivar names_and_values: the fields of the header, as they came
     :ivar body: where the body begins
     """
 
     def __init__(self, content: bytes) -> None:
         self._content = content
-        self.names_and_values: list[tuple[bytes, bytes]] = []
-        self._fields: list[_Field] = []
+        self._found: list[Field] = []
+        self._fields: list[_Field] = []  # as they are changed
         self._front = end = end_of_mbox_lines(content)
         for each in fields(content, self._front):
             end = each.end
-            self._fields.append(_Field(each.name.lower(), content[each.start : end]))
-            self.names_and_values.append((each.name, each.value))
-            if len(self._fields) > MOST_FIELDS or end - self._front > MOST_HEADER_BYTES:
+            self._found.append(each)
+            if len(self._found) > MOST_FIELDS or end - self._front > MOST_HEADER_BYTES:
                 raise HeaderTooLargeError
-        if self._fields and not self._fields[-1].octets.endswith(b"\n"):
-            self._fields[-1].octets += b"\r\n"  # it is the whole message
         self._end = end
         empty = next((e for e in (b"\r\n", b"\n") if content.startswith(e, end)), b"")
         self.body = end + len(empty)
+
+    @property
+    def names_and_values(self) -> Iterator[tuple[bytes, bytes]]:
+        """The fields of the header, as they came."""
+        return ((each.name, each.value) for each in self._found)
 
     def edited(self, edits: Iterable[Edit], *, leading_space: bool, binary: bool = False) -> bytes:
         """Return the message with changes of its header and body, in order.
@@ -70,6 +72,10 @@ class Parts:
         :param leading_space: values begin with the space behind the colon, or with none
         :param binary: the body is not made of lines
         """
+        content = self._content
+        self._fields = [_Field(e.name.lower(), content[e.start : e.end]) for e in self._found]
+        if self._fields and not self._fields[-1].octets.endswith(b"\n"):
+            self._fields[-1].octets += b"\r\n"  # it is the whole message
         body: list[bytes] | None = None
         changed = False
         for edit in edits:

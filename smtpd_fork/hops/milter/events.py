@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from smtpd_fork.hops.milter.codec import Protocol, cut_text, text_of
+from smtpd_fork.hops.milter.codec import Protocol, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -108,8 +109,11 @@ def path_step(
 
 
 def header_step(name: bytes, value: bytes) -> Step:
-    """Return a field of the header."""
-    return Step(HEADER, cut_text(name) + cut_text(value))
+    """Return a field of the header.
+
+    :param value: as :func:`header_value` returns it
+    """
+    return Step(HEADER, b"%b\0%b\0" % (name, value))
 
 
 def header_value(value: bytes, *, leading_space: bool) -> bytes:
@@ -137,7 +141,10 @@ def body_steps(content: bytes, start: int) -> Iterator[Step]:
 def packed(names: Iterable[str], values: Mapping[str, str]) -> bytes:
     """Return macros, as far as they have values, as a frame's data has them."""
     return b"".join(
-        text_of(name if len(name) == 1 else f"{{{name}}}") + text_of(values[name])
-        for name in names
-        if values.get(name)
+        [_symbol(name) + text_of(value) for name in names if (value := values.get(name))]
     )
+
+
+@lru_cache
+def _symbol(name: str) -> bytes:
+    return text_of(name if len(name) == 1 else f"{{{name}}}")
