@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import pytest
 from support.installation import ROOT
@@ -126,7 +127,7 @@ def test_every_page_is_built_and_links_lead_to_files_of_the_site(site: Path) -> 
         page = site / f"{name}.html"
         for target in re.findall(r'(?:href|src)="([^"#?]+)', page.read_text()):
             if not re.match(r"(https?|mailto|data):", target):
-                assert (page.parent / target).exists(), f"{name}: {target}"
+                assert (page.parent / unquote(target)).exists(), f"{name}: {target}"
 
 
 @pytest.mark.site
