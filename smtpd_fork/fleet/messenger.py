@@ -225,7 +225,7 @@ class Messenger:
         self._counts.answered(time.monotonic() - message.sent, [each for _, each in decided])
         for question, refusal in decided:
             question.answer(refusal)
-        if in_time:
+        if in_time and not leaves:
             self._reached = True
             self._in_reach()
             self.tried.set()

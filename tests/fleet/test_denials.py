@@ -135,6 +135,7 @@ async def test_denials_survive_a_restart_of_all_nodes_and_of_redis(redis: RedisS
         assert {denial.text for denial in denied(server)} == {"No"}
 
 
+@pytest.mark.peers
 async def test_what_is_denied_without_the_fleet_is_told_when_it_is_back(redis: RedisServer) -> None:
     async with nodes(2, f"unix:{redis.path}") as servers:
         here, there = servers

@@ -289,6 +289,7 @@ async def test_nodes_with_two_versions_of_the_script_share_their_limits(
             await close_all(admitted)
 
 
+@pytest.mark.peers
 async def test_a_partition_frees_what_the_lost_node_held_and_it_goes_by_its_own_limits(
     redis: RedisServer,
 ) -> None:

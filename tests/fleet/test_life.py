@@ -323,6 +323,7 @@ async def test_a_link_that_cannot_be_closed_does_not_hold_a_stop(
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.peers
 async def test_a_loop_that_was_held_up_reads_the_answer_before_it_calls_the_fleet_late(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:

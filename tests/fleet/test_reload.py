@@ -22,6 +22,7 @@ def redis() -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.mark.peers
 async def test_connections_times_and_what_holds_without_the_fleet_are_changed(
     redis: RedisServer,
 ) -> None:

@@ -150,6 +150,7 @@ def test_a_killed_process_is_replaced_and_no_other_client_notices(tmp_path: Path
         assert is_alive(third)
 
 
+@pytest.mark.peers
 def test_one_that_crashes_again_and_again_is_started_at_growing_intervals(tmp_path: Path) -> None:
     (tmp_path / "crashing.py").write_text(CRASHING)
     options = ("-l", "127.0.0.1:0", "--processes", "2", "--handler", "crashing:Handler")
@@ -308,6 +309,7 @@ def test_the_connections_of_all_are_divided_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["refuse", "defer:1"])
+@pytest.mark.peers
 def test_no_client_is_refused_while_one_process_has_a_slot(tmp_path: Path, how: str) -> None:
     options = (*TWO, "-c", "10", "-m", "0", "--when-full", how, *CONTROL)
     with Daemon(*options, cwd=tmp_path) as daemon, ExitStack() as clients:
@@ -387,6 +389,7 @@ def test_one_control_socket_answers_for_all(tmp_path: Path) -> None:
             client.close()
 
 
+@pytest.mark.peers
 def test_a_process_whose_event_loop_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
     script = (
         "import sys\n"
@@ -431,6 +434,7 @@ class Handler:
 """
 
 
+@pytest.mark.peers
 def test_an_upgrade_changes_the_number_of_processes_and_keeps_what_is_denied(
     tmp_path: Path,
 ) -> None:
