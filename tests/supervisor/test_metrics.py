@@ -13,6 +13,7 @@ from urllib.error import HTTPError
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.daemon import LOCAL, Daemon, until
+from support.peers import proc
 
 from smtpd_fork.observe.metrics import METRICS, OF_SEVERAL
 
@@ -37,6 +38,7 @@ def figures(daemon: Daemon) -> dict[tuple[str, ...], float]:
 
 
 def test_the_figures_of_all_are_added_and_never_go_down(tmp_path: Path) -> None:
+    proc()  # the figures of a process
     options = (*LOCAL, "--processes", "2", "-c", "30", "--metrics", "127.0.0.1:0")
     with Daemon(*options, cwd=tmp_path) as daemon:
         clients = [daemon.smtp(source=f"127.0.1.{n % 5 + 1}") for n in range(10)]
