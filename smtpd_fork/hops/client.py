@@ -182,7 +182,8 @@ class Client(Opening):
         """Take a reply to the content: one, or in LMTP one for each recipient."""
         order = self.order
         assert order is not None
-        if self._pieces is not None and reply.code < 400:  # noqa: PLR2004 - RFC 5321 4.2.1
+        early, self._early = self._early or self._pieces is not None, False
+        if early and reply.code < 400:  # noqa: PLR2004 - RFC 5321 4.2.1
             self.lose("the hop took a message before its end", NONSENSE)
         elif reply.code == CLOSING:
             self._close(reply)

@@ -86,6 +86,7 @@ class Opening:
         self._reader = ReplyReader()
         self._output: list[bytes] = []
         self._pieces: Iterator[bytes] | None = None
+        self._early = False  # the next reply had begun before the end of the message was taken
         self._authentication: Authentication | None = None
         self.secure = encrypted
         self.state = State.GREETING
@@ -105,6 +106,7 @@ class Opening:
             for piece in self._pieces:
                 return piece
             self._pieces = None
+            self._early = self._reader.pending
         return b""
 
     def encrypted(self) -> None:

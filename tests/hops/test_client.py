@@ -158,6 +158,17 @@ def test_an_early_refusal_of_the_content_is_taken_and_the_connection_left() -> N
     assert wire.codes() == [552, 552]
 
 
+def test_a_reply_that_began_before_the_end_of_the_message_takes_none() -> None:
+    wire = Wire(lmtp=True).ready()
+    order = wire.send()
+    wire.take()
+    wire.client.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go on\r\n250 half a re")
+    assert wire.take() == b"text\r\n.\r\n"
+    wire.client.receive(b"ply\r\n")
+    assert wire.client.state is State.BROKEN
+    assert order.replies == [None, None]
+
+
 @pytest.mark.parametrize("early", ["250 taken", "354 Go"])
 def test_a_message_is_not_taken_before_it_was_sent(early: str) -> None:
     wire = Wire().ready()
