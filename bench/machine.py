@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.contenders.postfix import postfix_version
+from bench.proc import FileSystem
 from bench.process import ROOT
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def describe(present: Iterable[Contender]) -> Iterator[tuple[str, str]]:
     yield "commit", _commit()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
     yield "machine", f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB of memory"
+    disk = FileSystem.of_temporary_files()
+    yield "file system of the mail", f"{disk.kind} on {disk.device}"
     yield "kernel", f"{platform.system()} {platform.release()}"
     yield "load at the start", f"{os.getloadavg()[0]:.2f} (one minute's average)"
     optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")

@@ -1,12 +1,22 @@
-"""What the kernel knows of a process and its children: processor time and memory. See proc(5)."""
+"""What the kernel tells: processor time and memory of processes, and file systems. See proc(5)."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple, Self
 
-__all__ = ["KIB", "cpu_seconds", "family", "forget_peak", "peak_bytes", "proportional_bytes"]
+__all__ = [
+    "KIB",
+    "FileSystem",
+    "cpu_seconds",
+    "family",
+    "forget_peak",
+    "peak_bytes",
+    "proportional_bytes",
+]
 
 KIB = 1024
 
@@ -67,3 +77,25 @@ def _kib(pid: int, name: str, field: str) -> int:
             if line.startswith(field):
                 return int(line.split()[1])
     return 0
+
+
+class FileSystem(NamedTuple):
+    """A file system.
+
+    :ivar device: what it is on, such as ``/dev/sda1``
+    :ivar kind: such as ``ext4``
+    """
+
+    device: str
+    kind: str
+
+    @classmethod
+    def of_temporary_files(cls) -> Self:
+        """Return the one that temporary files are on."""
+        place = os.path.realpath(tempfile.gettempdir())
+        found, file_system = "", cls("", "")
+        for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+            device, point, kind = line.split()[:3]
+            if os.path.commonpath([place, point]) == point and len(point) >= len(found):
+                found, file_system = point, cls(device, kind)
+        return file_system

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.contenders.base import Contender, Needs, find_program, serving
+from bench.proc import FileSystem
 from bench.workloads.base import Metric, Workload
 from bench.workloads.mail import SMALL, send
 
@@ -76,17 +75,6 @@ def file_system_fault() -> str:
     """Return why stored messages cannot be measured, or an empty string."""
     if not find_program("smtp-source"):
         return "smtp-source is not installed"
-    if _file_system() in {"tmpfs", "ramfs"}:
+    if FileSystem.of_temporary_files().kind in {"tmpfs", "ramfs"}:
         return f"{tempfile.gettempdir()} is in memory, where no sync takes time: set TMPDIR"
     return ""
-
-
-def _file_system() -> str:
-    """Return the type of the file system that temporary files are on, by /proc/self/mounts."""
-    place = os.path.realpath(tempfile.gettempdir())
-    found, kind = "", ""
-    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
-        point, what = line.split()[1:3]
-        if os.path.commonpath([place, point]) == point and len(point) >= len(found):
-            found, kind = point, what
-    return kind
