@@ -48,7 +48,7 @@ that it starts."""
 _SUMMARY = """\
 ## Summary
 
-What smtpd-fork costs, divided by what another server costs for the same work: below 1, smtpd-fork
+The costs of smtpd-fork, divided by those of another server for the same work: below 1, smtpd-fork
 costs less. smtp-sink is Postfix's test server in C: it parses little and keeps nothing."""
 
 _SUMMARISED = ("W1", "W2", "W3", "W4")
