@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from smtpd_fork.filters import Filter
     from smtpd_fork.gate import Entry, Explanation, Full, Gate, Limits, Refusal, Ticket
     from smtpd_fork.handlers import Route
-    from smtpd_fork.message import Mail, Recipient, Replies, prepend
+    from smtpd_fork.message import (
+        Mail,
+        Marks,
+        Recipient,
+        Replies,
+        add_score,
+        add_tag,
+        marks_of,
+        notes_of,
+        prepend,
+    )
     from smtpd_fork.observe.metrics import ServerMetrics
     from smtpd_fork.server import Server, ThreadedServer
     from smtpd_fork.settings import Settings
@@ -33,9 +43,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MISSING", "SMTP", "Answer", "Config", "Entry", "Envelope", "Explanation", "Filter", "Full",
-    "Gate", "HandlerError", "Limits", "Mail", "Recipient", "Refusal", "Replies", "Reply", "Route",
-    "Server", "ServerMetrics", "Session", "SettingError", "Settings", "Sink", "SmtpdForkError",
-    "ThreadedServer", "Ticket", "__version__", "prepend",
+    "Gate", "HandlerError", "Limits", "Mail", "Marks", "Recipient", "Refusal", "Replies", "Reply",
+    "Route", "Server", "ServerMetrics", "Session", "SettingError", "Settings", "Sink",
+    "SmtpdForkError", "ThreadedServer", "Ticket", "__version__", "add_score", "add_tag", "marks_of",
+    "notes_of", "prepend",
 ]  # fmt: skip
 
 _MODULES = {
@@ -46,7 +57,9 @@ _MODULES = {
     "smtpd_fork.filters": "Filter",
     "smtpd_fork.gate": "Entry Explanation Full Gate Limits Refusal Ticket",
     "smtpd_fork.handlers": "Route",
-    "smtpd_fork.message": "Mail Recipient Replies prepend",
+    "smtpd_fork.message": (
+        "Mail Marks Recipient Replies add_score add_tag marks_of notes_of prepend"
+    ),
     "smtpd_fork.observe.metrics": "ServerMetrics",
     "smtpd_fork.server": "Server ThreadedServer",
     "smtpd_fork.settings": "Settings",

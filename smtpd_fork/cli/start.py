@@ -285,7 +285,7 @@ def likely_mistakes(config: DaemonConfig, chain: Chain) -> Iterator[str]:
         )
     if config.reload_handlers and not modules_of(config.handler):
         yield "--reload-handlers has no effect: no handler is a module:attr"
-    yield from chain.missing_routes
+    yield from chain.doubts
 
 
 def _shares_limits(config: DaemonConfig) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from sys import getsizeof
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
 
@@ -39,6 +40,11 @@ class Envelope(aiosmtpd.smtp.Envelope):
         self.mail_params: dict[str, str | bool] = {}
         self.rcpt_params: list[dict[str, str | bool]] = []
         self.body = "7BIT"
+
+    @cached_property
+    def notes(self) -> dict[str, Any]:
+        """What handlers note of the message; gone with the transaction."""
+        return {}
 
 
 def weight(address: str, params: Params) -> int:

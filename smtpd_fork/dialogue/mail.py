@@ -14,6 +14,7 @@ from aiosmtpd.smtp import MISSING
 from smtpd_fork.dialogue import memory, replies
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.envelope import Envelope, weight
+from smtpd_fork.dialogue.notes import forget_notes
 from smtpd_fork.dialogue.params import Params, fault_of, parse_params
 from smtpd_fork.dialogue.path import NULL, parse_path
 from smtpd_fork.dialogue.reply import sent
@@ -73,6 +74,8 @@ def parse_mail(dialogue: Dialogue, argument: str | None) -> tuple[str, Params] |
 
 def mail(dialogue: Dialogue, address: str, params: Params) -> Result:
     """Begin a transaction (RFC 5321 4.1.1.2)."""
+    if dialogue.transaction is not None:  # of an earlier MAIL that was refused, perhaps
+        forget_notes(dialogue.transaction)
     shared, envelope = dialogue.shared, dialogue.envelope
     dialogue.accepted, dialogue.became = 0, None
     dialogue.chunk_fault = None  # of a message that never began

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_fork.dialogue.client_log import peer_of
+from smtpd_fork.dialogue.notes import Marks, marks_of
 from smtpd_fork.dialogue.path import parse_path
 from smtpd_fork.gate import ClientLine
 from smtpd_fork.peer_address import host_of
@@ -103,6 +104,7 @@ class Rejection(NamedTuple):
     recipient: str | None  # that of RCPT, or the first of the message
     recipients: int  # of the transaction
     helo: str  # the name that the client gave itself
+    marks: Marks = Marks()  # that handlers gave the client and the message
 
     def __str__(self) -> str:
         text = f"rejected {self.command} from {self.client} [{self.session}]: {self.reply};"
@@ -112,9 +114,9 @@ class Rejection(NamedTuple):
             text += f" to=<{self.recipient}>"
         if self.recipients > 1:
             text += f" recipients={self.recipients}"
-        return f"{text} helo=<{self.helo}>"
+        return f"{text} helo=<{self.helo}>{self.marks}"
 
-    def facts(self) -> dict[str, str | int]:
+    def facts(self) -> dict[str, str | float]:
         """Return its fields as the log and ``smtpd-fork explain`` name them, those that it has."""
         fields = {
             "session": self.session,
@@ -125,6 +127,7 @@ class Rejection(NamedTuple):
             "from": self.sender,
             "recipient": self.recipient,
             "helo": self.helo,
+            **self.marks.facts,
         }
         return {name: value for name, value in fields.items() if value}
 
@@ -201,6 +204,7 @@ def rejection_of(dialogue: Dialogue, reply: bytes, reason: str) -> Rejection:
         _shown(recipient),
         len(recipients),
         _shown(getattr(dialogue.session, "host_name", None)) or "",
+        marks_of(dialogue.session, envelope),
     )
 
 

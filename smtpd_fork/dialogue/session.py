@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from contextvars import ContextVar
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
@@ -45,6 +46,11 @@ class Session(aiosmtpd.smtp.Session):
         self.id = session_id
         self.lmtp = False
         self._transport: Any = None
+
+    @cached_property
+    def notes(self) -> dict[str, Any]:
+        """What handlers note of the client, also of what it said before STARTTLS."""
+        return {}
 
     @property
     def local(self) -> Peer:

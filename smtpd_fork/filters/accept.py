@@ -83,6 +83,7 @@ class Accept(Filter):
 
     controls_relaying = True
     redirects = True
+    gives_marks = False
 
     def __init__(
         self,

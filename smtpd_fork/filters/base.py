@@ -16,10 +16,12 @@ class Filter:
         relay behind it is no open relay; a handler of any class may declare it
     :cvar redirects: whether a 2yz of its ``handle_RCPT`` means that it has put other addresses
         into ``envelope.rcpt_tos``, about each of which the handlers behind it are asked
+    :cvar gives_marks: whether it may give scores or tags, for ``smtpd-fork check``
     """
 
     controls_relaying = False
     redirects = False
+    gives_marks = True
 
     def check(self) -> None:
         """See whether :meth:`prepare` would succeed; nothing is made.

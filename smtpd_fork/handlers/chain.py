@@ -28,6 +28,7 @@ from smtpd_fork.handlers.route import (
     reachable_sinks,
     route_faults,
     routes_of,
+    unmet_conditions,
 )
 from smtpd_fork.sanitizer import hidden
 from smtpd_fork.sinks import Sink
@@ -154,9 +155,9 @@ class Chain:
         return list(route_faults(self.routes))
 
     @property
-    def missing_routes(self) -> Sequence[str]:
-        """Domains that are accepted, and that no sink takes."""
-        return list(missing_routes(self.routes))
+    def doubts(self) -> Sequence[str]:
+        """What is allowed, and is hardly meant: domains that no sink takes, conditions in vain."""
+        return [*missing_routes(self.routes), *unmet_conditions(self.routes)]
 
     @property
     def destination(self) -> str:

@@ -20,6 +20,7 @@ from aiosmtpd.smtp import MISSING, Envelope
 from aiosmtpd.smtp import Session as AnySession
 
 from smtpd_fork.dialogue.client_log import summary
+from smtpd_fork.dialogue.notes import marks_of
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.handlers.delivered_parts import DeliveredParts
 from smtpd_fork.message import Mail, Recipient
@@ -91,17 +92,21 @@ class Delivery:
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
         """Refuse a recipient that no sink takes; ask the sink of the others."""
-        sender = envelope.mail_from or ""
+        sender, marks = envelope.mail_from or "", marks_of(session, envelope)
+        otherwise: Any = NO_SINK
         for route in self._takers:
             if not route.takes(address):
                 continue
-            if route.when is not None and not route.when.may_hold(session, sender):
+            if route.when is not None and not route.when.suits(session, sender):
                 continue
             if route.when is not None and route.when.larger_than is not None:
                 return MISSING  # which sink it is shows at the end of the message
+            if route.when is not None and not route.when.allows(marks):
+                otherwise = MISSING  # it may be marked by then; if not, another sink has it
+                continue
             hook = getattr(route.handler, "handle_RCPT", None)
             return await hook(server, session, envelope, address, options) if hook else MISSING
-        return NO_SINK
+        return otherwise
 
     async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> Any:
         """Deliver a message."""
@@ -131,7 +136,7 @@ class Delivery:
         routes = [
             route
             for route in self.routes
-            if route.when is None or route.when.holds(session, sender, size)
+            if route.when is None or route.when.holds(session, sender, size, mail.marks)
         ]
         parts: dict[Route, _Part] = {}
         for index, recipient in enumerate(mail.recipients):

@@ -19,6 +19,7 @@ __all__ = [
     "reachable_sinks",
     "route_faults",
     "routes_of",
+    "unmet_conditions",
 ]
 
 Copy: TypeAlias = Literal[False, True, "best-effort"]
@@ -159,7 +160,11 @@ def route_faults(routes: Sequence[Route]) -> Iterator[str]:
 
 def missing_routes(routes: Sequence[Route]) -> Iterator[str]:
     """Yield a line for each domain that a filter accepts, and that no sink takes."""
-    takers = [route for route in routes if route.is_sink and not route.copy]
+    takers = [
+        route
+        for route in routes
+        if route.is_sink and not route.copy and not (route.when and route.when.needs_marks)
+    ]
     if not takers or not all(route.recipients for route in takers):
         return
     taken = [pattern for route in takers for pattern in route.recipients.patterns]
@@ -169,6 +174,19 @@ def missing_routes(routes: Sequence[Route]) -> Iterator[str]:
             of_address = any("@" in each[1:] and ours.match(each) for each in taken)
             if not of_address and not AddressPatterns(taken).covers(ours):
                 yield f"no sink takes mail for {domain}, which {route.name} accepts: it gets 550"
+
+
+def unmet_conditions(routes: Sequence[Route]) -> Iterator[str]:
+    """Yield a line for each condition on a score or tags where no other handler gives any."""
+    for route in routes:
+        others = [each.handler for each in routes if each is not route]
+        if route.when is not None and route.when.needs_marks and not any(map(_marks, others)):
+            yield f"{route.name} is never asked: no handler gives the score or tag of its when"
+
+
+def _marks(handler: Any) -> bool:
+    """Whether a handler may give scores and tags: one of others may, unless it is a sink."""
+    return bool(getattr(handler, "gives_marks", not isinstance(handler, Sink)))
 
 
 def is_open_relay(routes: Sequence[Route]) -> bool:

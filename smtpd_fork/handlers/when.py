@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from aiosmtpd.smtp import Envelope
 from aiosmtpd.smtp import Session as AnySession
 
+from smtpd_fork.dialogue.notes import Marks, check_tag, marks_of
 from smtpd_fork.gate.networks import Network, number_of
 from smtpd_fork.message.address_patterns import AddressPatterns
 from smtpd_fork.peer_address import host_of
@@ -26,7 +29,8 @@ class When:
     """Conditions; all of them must hold. None is no condition.
 
     A condition on what is not known yet does not hold: ``sender`` before MAIL, ``larger_than``
-    before the message has come.
+    before the message has come. Those on tags and scores go by what the message, or its client,
+    has when a handler's turn comes.
 
     :ivar authenticated: whether the client has authenticated (AUTH)
     :ivar tls: whether the connection is encrypted
@@ -35,6 +39,10 @@ class When:
         path of a unix socket
     :ivar sender: senders
     :ivar larger_than: bytes of the message
+    :ivar tag: tags of which it has one
+    :ivar without_tag: tags of which it has none
+    :ivar score_at_least: its lowest score
+    :ivar score_below: what its score is less than
     """
 
     authenticated: bool | None = None
@@ -43,6 +51,10 @@ class When:
     listener: tuple[str, ...] | None = None
     sender: AddressPatterns | None = None
     larger_than: int | None = None
+    tag: tuple[str, ...] | None = None
+    without_tag: tuple[str, ...] | None = None
+    score_at_least: float | None = None
+    score_below: float | None = None
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Self:
@@ -62,34 +74,55 @@ class When:
                 raise SettingError(f"when.{key}", value, str(error)) from None
         return cls(**values)
 
-    def holds(self, session: AnySession, sender: str | None, size: int | None) -> bool:
+    def holds(
+        self, session: AnySession, sender: str | None, size: int | None, marks: Marks
+    ) -> bool:
         """Whether all conditions hold.
 
         :param sender: None if it is not known yet
         :param size: of the message in bytes; None if it is not known yet
+        :param marks: its score and its tags
         """
+        return (
+            self.suits(session, sender)
+            and (self.larger_than is None or (size is not None and size > self.larger_than))
+            and self.allows(marks)
+        )
+
+    def suits(self, session: AnySession, sender: str | None) -> bool:
+        """Whether the conditions hold that no filter and no content can change."""
         return (
             (self.authenticated is None or self.authenticated == bool(session.authenticated))
             and (self.tls is None or self.tls == (session.ssl is not None))
             and (self.client is None or _is_in(session.peer, self.client))
             and (self.listener is None or _listens(session, self.listener))
             and (self.sender is None or (sender is not None and self.sender.match(sender)))
-            and (self.larger_than is None or (size is not None and size > self.larger_than))
         )
 
-    def may_hold(self, session: AnySession, sender: str | None) -> bool:
-        """Whether they hold for a message of a size that is not known yet."""
-        size = None if self.larger_than is None else self.larger_than + 1
-        return self.holds(session, sender, size)
+    def allows(self, marks: Marks) -> bool:
+        """Whether the conditions on a score and on tags hold."""
+        score, tags = marks
+        return (
+            (self.tag is None or not tags.isdisjoint(self.tag))
+            and (self.without_tag is None or tags.isdisjoint(self.without_tag))
+            and (self.score_at_least is None or score >= self.score_at_least)
+            and (self.score_below is None or score < self.score_below)
+        )
+
+    @property
+    def needs_marks(self) -> bool:
+        """Whether they cannot hold for a message without a score and without tags."""
+        return not self.allows(Marks())
 
     def holds_at(self, hook: str, session: AnySession, args: tuple[Any, ...]) -> bool:
         """Whether they hold when a hook is called, with what it is called with behind *session*."""
         envelope: Envelope | None = args[0] if args else None
         if envelope is None:
-            return self.holds(session, None, None)
+            return self.holds(session, None, None, marks_of(session))
         sender = args[1] if hook == "handle_MAIL" else envelope.mail_from
         content = envelope.original_content
-        return self.holds(session, sender, None if content is None else len(content))
+        size = None if content is None else len(content)
+        return self.holds(session, sender, size, marks_of(session, envelope))
 
 
 def _is_in(peer: Any, networks: Iterable[Network]) -> bool:
@@ -134,6 +167,21 @@ def _size(value: Any) -> int:
     raise ValueError("expected a size such as 10M")
 
 
+def _tags(value: Any) -> tuple[str, ...]:
+    tags = _several(value)
+    for tag in tags:
+        check_tag(tag)
+    return tags
+
+
+def _score(value: Any) -> float:
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with suppress(ValueError):
+            if math.isfinite(score := float(value)):
+                return score
+    raise ValueError("expected a number such as 6.5")
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "authenticated": _boolean,
     "tls": _boolean,
@@ -141,4 +189,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "listener": _several,
     "sender": lambda value: AddressPatterns(_several(value)),
     "larger_than": _size,
+    "tag": _tags,
+    "without_tag": _tags,
+    "score_at_least": _score,
+    "score_below": _score,
 }

@@ -3,6 +3,7 @@
 Nothing here has a socket, a loop or a file.
 """
 
+from smtpd_fork.dialogue.notes import Marks, add_score, add_tag, marks_of, notes_of
 from smtpd_fork.message.fields import Field, encode_field, fields, insert_field, prepend
 from smtpd_fork.message.lines import spans, unix_lines
 from smtpd_fork.message.loops import earlier_mailboxes
@@ -13,13 +14,18 @@ __all__ = [
     "Field",
     "Mail",
     "MailClient",
+    "Marks",
     "Recipient",
     "Replies",
+    "add_score",
+    "add_tag",
     "combined",
     "earlier_mailboxes",
     "encode_field",
     "fields",
     "insert_field",
+    "marks_of",
+    "notes_of",
     "prepend",
     "spans",
     "unix_lines",

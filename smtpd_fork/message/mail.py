@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from aiosmtpd.smtp import Envelope
 from aiosmtpd.smtp import Session as AnySession
 
+from smtpd_fork.dialogue.notes import Marks, marks_of, notes_of
 from smtpd_fork.message.trace import above, final_fields, received_field
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ Parameters = Mapping[str, str | bool]
 """Parameters of MAIL or RCPT: the name in capitals, the value as it came; True if it has none."""
 
 _numbers = itertools.count(1)
+
+_UNMARKED = Marks()
 
 _RUN = secrets.token_hex(3)
 """Begins the ids of messages where sessions have none: a sink may name files by the id, and those
@@ -98,6 +101,8 @@ class Mail:
     :ivar trace: the field ``Received``, whose lines end in CR LF
     :ivar all_recipients: the addresses of the whole transaction, for :attr:`key`
     :ivar digest_as_received: SHA-256 of the content before filters changed it; empty if none did
+    :ivar marks: the score and the tags that filters gave the message and its client
+    :ivar notes: the notes of handlers about the message
     """
 
     id: str
@@ -112,6 +117,8 @@ class Mail:
     trace: bytes = field(default=b"", repr=False)
     all_recipients: tuple[str, ...] = field(default=(), repr=False)
     digest_as_received: bytes = field(default=b"", repr=False)
+    marks: Marks = _UNMARKED
+    notes: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, server: Any, session: AnySession, envelope: Envelope) -> Self:
@@ -149,7 +156,19 @@ class Mail:
             received_field(server.hostname, session, envelope, queue_id, now),
             addresses,
             getattr(envelope, "digest_as_received", b""),
+            marks_of(session, envelope),
+            notes_of(envelope),
         )
+
+    @property
+    def score(self) -> float:
+        """The score that filters gave the message and its client, added up."""
+        return self.marks.score
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """The tags that filters gave the message and its client."""
+        return self.marks.tags
 
     @cached_property
     def key(self) -> str:

@@ -188,9 +188,9 @@ def note_stored(
     sender, client = loggable(mail.sender), describe(mail.client.peer)
     about = {"client": client, "from": sender, "to": recipients, "size": size}
     log.info(
-        "[%s] %s: from=<%s> to=%d size=%d client=%s",
-        *(mail.id, how, sender, recipients, size, client),
-        extra={**_fields(mail), **about},
+        "[%s] %s: from=<%s> to=%d size=%d client=%s%s",
+        *(mail.id, how, sender, recipients, size, client, mail.marks),
+        extra={**_fields(mail), **about, **mail.marks.facts},
     )
 
 

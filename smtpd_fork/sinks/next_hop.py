@@ -303,7 +303,8 @@ def _tell(mail: Mail, delivery: _Delivery, replies: list[str]) -> None:
     taken = [reply for reply in replies if reply[0] == "2"]
     about = {"client": client, "from": sender, "to": len(taken), "hop": delivery.server}
     log.info(
-        "[%s] delivered to %s: from=<%s> to=%d size=%d client=%s: %s",
-        *(mail.id, delivery.server, sender, len(taken), len(mail.content), client, taken[0]),
-        extra={**_fields(mail), **about, "size": len(mail.content)},
+        "[%s] delivered to %s: from=<%s> to=%d size=%d client=%s%s: %s",
+        *(mail.id, delivery.server, sender, len(taken), len(mail.content)),
+        *(client, mail.marks, taken[0]),
+        extra={**_fields(mail), **about, "size": len(mail.content), **mail.marks.facts},
     )

@@ -249,9 +249,9 @@ class ServerSink(Sink):
         recipients, size = len(mail.recipients), len(mail.content)
         about = {"client": client, "from": sender, "to": recipients, "size": size}
         self.log.info(
-            "[%s] delivered to %s: from=<%s> to=%d size=%d client=%s",
-            *(mail.id, self.server, sender, recipients, size, client),
-            extra={**_fields(mail), **about},
+            "[%s] delivered to %s: from=<%s> to=%d size=%d client=%s%s",
+            *(mail.id, self.server, sender, recipients, size, client, mail.marks),
+            extra={**_fields(mail), **about, **mail.marks.facts},
         )
 
     def __repr__(self) -> str:

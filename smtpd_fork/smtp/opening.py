@@ -11,6 +11,7 @@ from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.client_log import log_debug
+from smtpd_fork.dialogue.notes import keep_notes
 from smtpd_fork.dialogue.rejections import note_rejection
 from smtpd_fork.dialogue.reply import answer_of, sent
 from smtpd_fork.dialogue.session import Session
@@ -81,6 +82,8 @@ def _new_session(connection: Connection) -> None:
     session = connection.server._create_session() if own else Session(connection.loop, dialogue.id)  # noqa: SLF001 - aiosmtpd's name
     session.peer = plain_peer(connection.peer)
     session.proxy_data = before.proxy_data if before is not None else connection.proxied
+    if before is not None:
+        keep_notes(before, session)
     if isinstance(session, Session):
         session._transport = connection.transport  # noqa: SLF001 - of this package
         session.lmtp = shared.lmtp

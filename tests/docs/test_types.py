@@ -45,6 +45,7 @@ from smtpd_fork import (
     HandlerError,
     Limits,
     Mail,
+    Marks,
     Recipient,
     Refusal,
     Replies,
@@ -60,6 +61,10 @@ from smtpd_fork import (
     ThreadedServer,
     Ticket,
     __version__,
+    add_score,
+    add_tag,
+    marks_of,
+    notes_of,
     prepend,
 )
 from smtpd_fork.handlers.hooks import Handler, HandlesRCPT
@@ -118,6 +123,7 @@ class Queue(Sink):
         assert_type(mail.key, str)
         assert_type(mail.recipients, tuple[Recipient, ...])
         assert_type(mail.client.helo, str)
+        assert_type((mail.score, mail.tags), tuple[float, frozenset[str]])
         head, rest = mail.relayed()
         return "250 2.0.0 Ok" if head + rest else ["451 4.3.0 Later"] * len(mail.recipients)
 
@@ -125,6 +131,12 @@ class Queue(Sink):
 class NoExe(Filter):
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> Answer:
         prepend(envelope, "X-Checked", "yes")
+        assert_type(add_score(envelope, 2), float)
+        add_tag(session, "checked")
+        assert_type(marks_of(session, envelope), Marks)
+        assert_type(marks_of(envelope).tags, frozenset[str])
+        assert_type(notes_of(session), dict[str, Any])
+        envelope.notes["x"] = session.notes
         return MISSING
 
 

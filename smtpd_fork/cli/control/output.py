@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Held,
         Limits,
         Node,
+        Rejection,
         Session,
         SinkState,
         Status,
@@ -215,15 +216,9 @@ def _setting(value: Any) -> str:
 
 def explanation_lines(explanation: Explanation) -> Iterator[str]:
     """Return what is known of a refusal, or of a session's rejections, a fact a line."""
-    for each in explanation.rejections:
-        yield f"rejected {each.command} from {each.client} [{explanation.id}]"
-        yield f"reply    {each.reply}"
-        yield f"reason   {each.reason}"
-        yield f"from     <{each.sender}>"
-        if each.recipient:
-            yield f"to       <{each.recipient}>"
-        yield f"helo     {each.helo}"
     if explanation.rejections:
+        for each in explanation.rejections:
+            yield from _rejection_lines(each, explanation.id)
         return
     yield f"refusal  {explanation.id}"
     yield f"rule     {explanation.rule}"
@@ -239,3 +234,17 @@ def explanation_lines(explanation: Explanation) -> Iterator[str]:
         yield f"origin   {explanation.origin}"
     yield f"reply    {explanation.reply}"
     yield f"advice   {explanation.cure}"
+
+
+def _rejection_lines(rejection: Rejection, session: str) -> Iterator[str]:
+    yield f"rejected {rejection.command} from {rejection.client} [{session}]"
+    yield f"reply    {rejection.reply}"
+    yield f"reason   {rejection.reason}"
+    yield f"from     <{rejection.sender}>"
+    if rejection.recipient:
+        yield f"to       <{rejection.recipient}>"
+    yield f"helo     {rejection.helo}"
+    if rejection.score:
+        yield f"score    {rejection.score:g}"
+    if rejection.tags:
+        yield f"tags     {rejection.tags}"

@@ -201,6 +201,8 @@ class Rejection(msgspec.Struct, rename={"sender": "from"}):
     sender: str = ""
     recipient: str = ""
     helo: str = ""
+    score: float = 0.0
+    tags: str = ""
 
 
 class Explanation(msgspec.Struct):

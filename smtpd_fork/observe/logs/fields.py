@@ -43,6 +43,8 @@ FIELDS = {
     "reply": "rejection: the reply",
     "recipient": "rejection: the recipient, or the first one",
     "helo": "rejection: the name the client gave itself",
+    "score": "message, rejection: the score that filters gave, unless 0",
+    "tags": "message, rejection: the tags that filters gave, separated by commas",
     "lost": "entries that could not be written",
     "traceback": "error: Python's traceback",
     "extra": "fields that a handler gave with `extra=`, an object",
@@ -64,6 +66,7 @@ MAX_EXTRA_TEXT = 1024
 _GIVEN = (
     *("session", "client", "address", "more", "seconds", "queue_id"),
     *("from", "to", "size", "reason", "lost", "command", "reply", "recipient", "helo"),
+    *("score", "tags"),
 )
 """Fields that ``extra=`` gives under their own names."""
 
