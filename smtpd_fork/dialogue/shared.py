@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from smtpd_fork.dialogue.replies import Text
+    from smtpd_fork.peer_address import Peer
 
 __all__ = ["CurrentTls", "Limits", "Shared"]
 
@@ -126,6 +127,7 @@ class Shared:
         default_factory=client_reporter
     )  # of lines that any client can cause
     deny: Callable[..., object] | None = None  # refuses new clients of a network
+    is_exempt: Callable[[Peer], bool] | None = None  # whether a client is one of --exempt
 
     def __post_init__(self) -> None:
         cls = self.cls

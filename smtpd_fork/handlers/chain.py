@@ -20,6 +20,7 @@ from smtpd_fork.errors import HandlerError, SmtpdForkError, error_origin
 from smtpd_fork.filters import Filter
 from smtpd_fork.handlers.check import COMMANDS, check_handler
 from smtpd_fork.handlers.delivery import Delivery
+from smtpd_fork.handlers.forged_results import ForgedResults
 from smtpd_fork.handlers.joined_hooks import Hook, conditional, hook_of, is_hook, one_hook
 from smtpd_fork.handlers.route import (
     Route,
@@ -64,6 +65,7 @@ class Chain:
         for handler in self.handlers:
             check_handler(handler, commands)
         self._sinks = sinks = reachable_sinks(self.routes)
+        self._forged_results = ForgedResults()
         simple = len(sinks) < 2 and all(route.is_plain for route in sinks)  # noqa: PLR2004 - one
         self._delivery = None if simple else Delivery(sinks)
         for route in sinks if self._delivery is not None else ():
@@ -116,7 +118,8 @@ class Chain:
                 yield route, hook if route.when is None else conditional(name, hook, route.when)
 
     def _join(self, name: str, hooks: Sequence[Hook]) -> None:
-        setattr(self, name, one_hook(name, hooks))
+        hook = one_hook(name, hooks)
+        setattr(self, name, self._forged_results.hook(hook) if name == "handle_DATA" else hook)
 
     def _take_over(self, name: str) -> None:
         """Have the first handler that has *name* speak for all."""
@@ -216,6 +219,7 @@ class Chain:
         await asyncio.gather(*(_closed(each) for each in self._ours))
         if self._delivery is not None:
             self._delivery.close()
+        self._forged_results.close()
 
     @property
     def _ours(self) -> Sequence[Filter | Sink]:

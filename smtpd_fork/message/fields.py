@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
-    "Field", "encode_field", "fields", "insert_field", "prepend", "remove_fields",
+    "Field", "encode_field", "end_of_field", "fields", "insert_field", "prepend", "remove_fields",
     "replace_content",
 ]  # fmt: skip
 
@@ -59,14 +59,14 @@ def fields(content: bytes, position: int = 0) -> Iterator[Field]:
     :param position: where the header begins
     """
     while match := _BEGIN.match(content, position):
-        end = _end_of_field(content, match.end())
+        end = end_of_field(content, match.end())
         last = end - content.endswith(b"\n", match.end(), end)
         last -= content.endswith(b"\r", match.end(), last)
         yield Field(match[1], content[match.end() : last], position, end)
         position = end
 
 
-def _end_of_field(content: bytes, position: int) -> int:
+def end_of_field(content: bytes, position: int) -> int:
     """Return the offset behind a field's last line end, or the end of the content.
 
     A regular expression would do it in one call, which holds all other threads and, for millions

@@ -7,7 +7,7 @@ import re
 from smtpd_fork.message.fields import fields
 from smtpd_fork.message.mailbox import mailbox_of
 
-__all__ = ["earlier_mailboxes", "has_long_header"]
+__all__ = ["LONG_HEADER", "earlier_mailboxes", "has_long_header"]
 
 _DELIVERED = re.compile(rb"\n(?i:delivered-to)")
 

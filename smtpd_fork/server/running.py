@@ -129,6 +129,7 @@ class Running:
             session_class=self._session_class,
             options=self._session_options,
             deny=self._gate.denials.add,
+            is_exempt=self._gate.is_exempt,
         )
 
     def _make_preconnect(self, settings: EffectiveSettings) -> Preconnect:

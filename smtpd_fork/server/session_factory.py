@@ -120,6 +120,7 @@ class SessionFactory:
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
     :param options: keywords for it, which win over the settings
     :param deny: refuses new clients of a network
+    :param is_exempt: whether a client is one of ``--exempt``
     """
 
     def __init__(
@@ -135,8 +136,9 @@ class SessionFactory:
         session_class: type[SMTP],
         options: Mapping[str, Any],
         deny: Callable[..., object],
+        is_exempt: Callable[[Peer], bool],
     ) -> None:
-        self._deny = deny
+        self._deny, self._is_exempt = deny, is_exempt
         self._config = config
         self._chain = chain
         self._tls = tls
@@ -201,7 +203,7 @@ class SessionFactory:
         )
         connection = session.connection
         shared = self._shared[address.scheme] = connection.shared  # the first one's serves all
-        shared.deny = self._deny
+        shared.deny, shared.is_exempt = self._deny, self._is_exempt
         if self._class.__init__ is SMTP.__init__:
             observed = self._class is not SMTP
             self._another[address.scheme] = partial(

@@ -205,6 +205,12 @@ class SMTP(Mechanisms):
             raise RuntimeError("only sessions of a smtpd_fork.Server can deny clients")
         deny(network, text, seconds=seconds, by=by)
 
+    @property
+    def exempt(self) -> bool:
+        """Whether the client is one of ``--exempt``, whom filters may trust."""
+        exempt = self.connection.shared.is_exempt
+        return exempt is not None and exempt(self.connection.dialogue.session.peer)
+
     async def push(self, status: str | bytes) -> None:
         """Send a reply, and wait while the client does not take it.
 

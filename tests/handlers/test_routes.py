@@ -282,5 +282,5 @@ def test_a_sink_whose_own_handle_data_would_be_passed_by_is_an_error() -> None:
 async def test_one_plain_sink_is_asked_without_a_detour() -> None:
     sink = Keeps()
     chain: Any = Chain([sink])
-    assert chain.handle_DATA == sink.handle_DATA
+    assert chain.handle_DATA.__wrapped__ == sink.handle_DATA
     assert not hasattr(chain, "handle_RCPT")

@@ -1,0 +1,85 @@
+"""ForgedResults: takes Authentication-Results in this server's name out of messages of clients.
+
+Filters and sinks get a message without them; what filters add stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
+from smtpd_fork.gate import ClientLine, client_reporter
+from smtpd_fork.message.authentication_results import (
+    authserv_key,
+    has_results,
+    without_results,
+)
+from smtpd_fork.message.fields import replace_content
+from smtpd_fork.message.loops import has_long_header
+from smtpd_fork.peer_address import host_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ForgedResults"]
+
+log = logging.getLogger("smtpd_fork.handlers")
+
+REMOVED = "Authentication-Results removed, which named this server"
+
+
+class ForgedResults:
+    """Removes them before the first handler sees a message.
+
+    Those of clients that are trusted stay: of ``--exempt``, and of unix sockets, which are programs
+    of this machine.
+
+    :param ids: names of this server besides its own
+    """
+
+    def __init__(self, ids: Iterable[str] = ()) -> None:
+        self._ids = frozenset(map(authserv_key, ids))
+        self._reporter = client_reporter()
+
+    def hook(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a hook DATA that calls *hook* with a message without them."""
+
+        @functools.wraps(hook)
+        async def handle_DATA(server: Any, session: Any, envelope: Any) -> Any:
+            content = envelope.original_content or b""
+            is_long = has_long_header(content)
+            if is_long or has_results(content):
+                if is_long:
+                    await asyncio.sleep(0)  # from here on in a task
+                await self._clean(server, session, envelope, content)
+            return await hook(server, session, envelope)
+
+        return may_end_at_once(handle_DATA) if begins_at_once(hook) else handle_DATA
+
+    async def _clean(self, server: Any, session: Any, envelope: Any, content: bytes) -> None:
+        if _is_trusted(server, session):
+            return
+        ids = self._ids | {authserv_key(server.hostname)}
+        if has_long_header(content):
+            cleaned = await asyncio.to_thread(without_results, content, ids)
+        else:
+            cleaned = without_results(content, ids)
+        if cleaned is not content:
+            replace_content(envelope, cleaned)
+            self._report(session)
+
+    def _report(self, session: Any) -> None:
+        of = getattr(session, "id", "")
+        self._reporter.note(ClientLine.of(log, logging.INFO, session.peer, REMOVED, session=of))
+
+    def close(self) -> None:
+        """Write the lines of the log that were gathered."""
+        self._reporter.close()
+
+
+def _is_trusted(server: Any, session: Any) -> bool:
+    return host_of(session.peer) is None or bool(getattr(server, "exempt", False))
