@@ -82,6 +82,14 @@ class MailClient:
     login: Any = None
     tls: bool = False
 
+    @property
+    def user(self) -> str | None:
+        """The name that the client has authenticated with, as far as the authenticator says so."""
+        name = getattr(self.login, "login", self.login)
+        if isinstance(name, bytes):
+            return name.decode("utf-8", "replace")
+        return name if isinstance(name, str) else None
+
 
 @dataclass(frozen=True)
 class Mail:

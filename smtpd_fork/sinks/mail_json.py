@@ -81,7 +81,7 @@ def envelope_json(mail: Mail, key: str, **more: Any) -> bytes:
             "address": host_of(client.peer),
             "helo": unicode(client.helo),
             "name": client.name,
-            "login": _login(client.login),
+            "login": None if client.user is None else unicode(client.user),
             "tls": client.tls,
         },
         **more,
@@ -121,11 +121,3 @@ def pieces(*parts: bytes) -> Iterator[memoryview | bytes]:
 def unicode(text: str) -> str:
     """Return *text* without surrogates, which stand for bytes that are no UTF-8."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _login(data: Any) -> str | None:
-    """Return the name that a client logged in with, and never its password."""
-    name = getattr(data, "login", data if isinstance(data, str) else None)
-    if isinstance(name, bytes):
-        name = name.decode("utf-8", "replace")
-    return unicode(name) if isinstance(name, str) else None

@@ -15,18 +15,12 @@ from aiosmtpd.smtp import MISSING, Envelope
 from aiosmtpd.smtp import Session as AnySession
 
 from smtpd_fork.errors import CannotCreateError, MissingLibraryError
+from smtpd_fork.hops.server_certificates import absolute, tls_context
 from smtpd_fork.message import Mail
 from smtpd_fork.sanitizer import HIDDEN
 from smtpd_fork.setting_types import Count, FilePath, Seconds, Secret, SettingError, Text
 from smtpd_fork.sinks.mail_json import delivery_key, envelope_fits, envelope_json
-from smtpd_fork.sinks.server_sink import (
-    TOO_MANY,
-    NotDeliveredError,
-    ServerDownError,
-    ServerSink,
-    absolute,
-    tls_context,
-)  # fmt: skip
+from smtpd_fork.sinks.server_sink import TOO_MANY, NotDeliveredError, ServerDownError, ServerSink
 
 try:
     from nats.js.errors import APIError, NotFoundError

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from smtpd_fork.errors import CannotCreateError, MissingLibraryError
+from smtpd_fork.hops.server_certificates import absolute
 from smtpd_fork.message import Mail
 from smtpd_fork.sanitizer import HIDDEN
 from smtpd_fork.setting_types import (
@@ -27,7 +28,7 @@ from smtpd_fork.setting_types import (
     Text,
 )  # fmt: skip
 from smtpd_fork.sinks.mail_json import delivery_key, envelope_json
-from smtpd_fork.sinks.server_sink import NotDeliveredError, ServerDownError, ServerSink, absolute
+from smtpd_fork.sinks.server_sink import NotDeliveredError, ServerDownError, ServerSink
 
 try:
     from redis import exceptions

@@ -17,18 +17,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote, urlsplit
 
 from smtpd_fork.errors import CannotCreateError, MissingLibraryError
+from smtpd_fork.hops.look import LOOK_SECONDS
+from smtpd_fork.hops.server_certificates import absolute
 from smtpd_fork.message import Mail
 from smtpd_fork.peer_address import host_of
 from smtpd_fork.sanitizer import HIDDEN
 from smtpd_fork.setting_types import Count, FilePath, Seconds, Secret, SettingError, Text
 from smtpd_fork.sinks.mail_json import delivery_key
-from smtpd_fork.sinks.server_sink import (
-    LOOK_SECONDS,
-    NotDeliveredError,
-    ServerDownError,
-    ServerSink,
-    absolute,
-)  # fmt: skip
+from smtpd_fork.sinks.server_sink import NotDeliveredError, ServerDownError, ServerSink
 
 try:
     import obstore

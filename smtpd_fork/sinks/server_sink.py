@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import CannotCreateError
 from smtpd_fork.gate import ClientLine, client_reporter
+from smtpd_fork.hops.look import LOOK_SECONDS, look_in_thread
 from smtpd_fork.message import Mail, Replies
 from smtpd_fork.peer_address import describe
 from smtpd_fork.sinks.base import Sink, SinkStatus
@@ -28,9 +26,6 @@ NO_CONNECTION = "451 4.3.2 All connections to the destination are in use, try ag
 TOO_MANY = "452 4.5.3 Too many recipients for one message, send it to the others next"
 """RFC 5321 4.5.3.1.10: the client sends the message to the others in another transaction."""
 NOT_TAKEN = "451 4.3.0 The destination did not take the message, try again later"
-
-LOOK_SECONDS = 5.0
-"""The start waits no longer for a server that does not answer."""
 
 PROBE_SECONDS = 0.5
 """Time between two attempts while the server is down: it is used again within a second."""
@@ -103,25 +98,22 @@ class ServerSink(Sink):
 
         :raises CannotCreateError: it is not
         """
-        with ThreadPoolExecutor(1) as thread:  # a loop may run in this one
-            try:
-                thread.submit(asyncio.run, self._look_in_time()).result()
-            except ServerDownError as error:
-                self.log.warning("%s: %s; messages get 451 until it answers", self.server, error)
+        reason: object = f"no answer in {LOOK_SECONDS:g} s"
+        try:
+            look_in_thread(self.look)
+        except ServerDownError as error:
+            reason = error
+        except TimeoutError:
+            pass
+        else:
+            return
+        self.log.warning("%s: %s; messages get 451 until it answers", self.server, reason)
 
     def prepare(self) -> None:
         """See whether the server is as it has to be, as :meth:`check`; once is enough."""
         if not self._looked:
             self.check()
             self._looked = True
-
-    async def _look_in_time(self) -> None:
-        limit = asyncio.timeout(LOOK_SECONDS)
-        try:
-            async with limit:
-                await self.look()
-        except TimeoutError:
-            raise ServerDownError(f"no answer in {LOOK_SECONDS:g} s") from None
 
     async def look(self) -> None:
         """Look at the server's own settings, over a connection of its own.
@@ -256,23 +248,6 @@ class ServerSink(Sink):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.server}>"
-
-
-def tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """Return what verifies a server. Blocks: certificates are read.
-
-    :param ca_file: certificates of CAs; None: the system's
-    :raises CannotCreateError: the file cannot be read
-    """
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        raise CannotCreateError(f"ca-file {ca_file}: {error}") from None
-
-
-def absolute(path: str | None) -> str | None:
-    """Return a path as it is now: a daemon's working directory becomes / later."""
-    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 def _fields(mail: Mail) -> dict[str, str]:

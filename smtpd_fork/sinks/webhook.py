@@ -7,30 +7,19 @@ signed as standardwebhooks.com has it; a message that the client sends again has
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from aiosmtpd.smtp import MISSING, Envelope
 from aiosmtpd.smtp import Session as AnySession
 
-from smtpd_fork.errors import MissingLibraryError
+from smtpd_fork.hops.http import AnswerTooLongError, HttpError, WebServer, read_url, streamed
 from smtpd_fork.message import Mail
-from smtpd_fork.sanitizer import HIDDEN, printable
+from smtpd_fork.sanitizer import HIDDEN
 from smtpd_fork.setting_types import Count, FilePath, Seconds, Secret, SettingError, Text
-from smtpd_fork.sinks.base import THREAD_BYTES
 from smtpd_fork.sinks.mail_json import delivery_key
-from smtpd_fork.sinks.server_sink import (
-    TOO_MANY,
-    NotDeliveredError,
-    ServerDownError,
-    ServerSink,
-    absolute,
-    tls_context,
-)  # fmt: skip
+from smtpd_fork.sinks.server_sink import TOO_MANY, NotDeliveredError, ServerDownError, ServerSink
 from smtpd_fork.sinks.webhook_request import (
     Body,
     addresses,
@@ -39,16 +28,8 @@ from smtpd_fork.sinks.webhook_request import (
     signature_fields,
 )  # fmt: skip
 
-try:
-    import aiohttp
-except ImportError:  # the constructor says so
-    INSTALLED = False
-else:
-    INSTALLED = True
-
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Mapping
 
 __all__ = ["Webhook"]
 
@@ -57,8 +38,6 @@ LONGEST_RECIPIENTS = 6000
 
 LONGEST_ANSWER = 1 << 20
 """Bytes of an answer's body, which is read and forgotten."""
-
-CONNECT_SECONDS = 10.0
 
 REFUSED = "554 5.3.0 The application refused the message"
 
@@ -100,11 +79,12 @@ class Webhook(ServerSink):
         wait: Seconds = 5.0,
         ca_file: FilePath | None = None,
     ) -> None:
-        if not INSTALLED:
-            raise MissingLibraryError("webhook", ["aiohttp"], "webhook")
-        self._url, self._authorization = _read_url(url)
+        bare, self._authorization = read_url(url)
+        self._application = WebServer(
+            bare, connections=connections, ca_file=ca_file, extra="webhook"
+        )
         super().__init__(
-            f"the webhook {self._url.partition('?')[0]}",
+            f"the webhook {self._application.shown}",
             timeout=timeout,
             connections=connections,
             wait=wait,
@@ -123,35 +103,25 @@ class Webhook(ServerSink):
         if token is not None:
             self._authorization = f"Bearer {token}"
         self._permanent = permanent
-        self._ca_file = absolute(ca_file)
-        self._tls: ssl.SSLContext | None = None
-        self._session: aiohttp.ClientSession | None = None
 
     def check(self) -> None:
         """See whether the CAs' certificates can be read.
 
         :raises CannotCreateError: they cannot
         """
-        self._tls_context()
+        self._application.read_certificates()
 
     def prepare(self) -> None:
         """Read the CAs' certificates.
 
         :raises CannotCreateError: they cannot be read
         """
-        self._tls = self._tls_context()
-
-    def _tls_context(self) -> ssl.SSLContext | None:
-        if not self._url.startswith("https:"):
-            return None
-        return tls_context(self._ca_file)
+        self._application.read_certificates()
 
     async def close(self) -> None:
         """Close the connections."""
         await super().close()
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._application.close()
 
     async def handle_RCPT(
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
@@ -174,7 +144,7 @@ class Webhook(ServerSink):
         }
         if self._authorization is not None:
             headers["Authorization"] = self._authorization
-        status = await self._post(headers, body)
+        status = await self._status(headers, body)
         if 200 <= status < 300:  # noqa: PLR2004 - HTTP's classes
             return f"250 2.0.0 Ok: queued as {mail.id}"
         raise self._refusal(status)
@@ -198,78 +168,16 @@ class Webhook(ServerSink):
             return NotDeliveredError(reason, REFUSED)
         return NotDeliveredError(reason)
 
-    async def _post(self, headers: Mapping[str, str], body: Body) -> int:
-        """Send a request, read the answer to its end, and return its status.
+    async def _status(self, headers: Mapping[str, str], body: Body) -> int:
+        """Return the status of the answer to a request.
 
         :raises ServerDownError: there is no answer, or none that is HTTP
         :raises NotDeliveredError: the answer is too long
         """
-        session = await self._connections()
         try:
-            async with session.post(
-                self._url, data=_stream(body), headers=headers, allow_redirects=False
-            ) as answer:
-                size = 0
-                async for piece in answer.content.iter_any():
-                    size += len(piece)
-                    if size > LONGEST_ANSWER:
-                        answer.close()
-                        raise NotDeliveredError(f"the answer has more than {LONGEST_ANSWER} bytes")
-                return answer.status
-        except (aiohttp.ClientError, OSError) as error:
-            raise ServerDownError(_reason(error)) from None
-
-    async def _connections(self) -> aiohttp.ClientSession:
-        if self._tls is None and self._url.startswith("https:"):
-            self._tls = await asyncio.to_thread(self._tls_context)
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._most, ssl=self._tls or True),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-                auto_decompress=False,
-                trust_env=False,  # no proxy of the environment
-                headers={"User-Agent": "smtpd-fork", "Accept": "*/*"},
-            )
-        return self._session
-
-
-async def _stream(body: Body) -> AsyncIterator[bytes | memoryview]:
-    for piece in body:
-        yield piece
-        if len(piece) > THREAD_BYTES:
-            # To a server that reads as fast as we send, nothing else would wait.
-            await asyncio.sleep(0)
-
-
-def _reason(error: Exception) -> str:
-    """Return the text of an error, without the URL, whose query may hold a secret.
-
-    What is no HTTP is not shown either: it may be the request, which a server has sent back.
-    """
-    if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
-        return f"{type(error).__name__}: the answer is not HTTP, or was cut off"
-    text = str(error)
-    return printable(f"{type(error).__name__}: {text}".strip(" :").replace("\n", " "))
-
-
-def _read_url(url: str) -> tuple[str, str | None]:
-    """Return a URL without user name and password, and these as ``Authorization`` (RFC 7617).
-
-    :raises SettingError: it is none of HTTP
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        (parts.hostname or "").encode("idna")
-    except ValueError:
-        parts, port = urlsplit(""), None
-    host = parts.hostname
-    if parts.scheme not in {"http", "https"} or not host or not url.isprintable():
-        raise SettingError("url", HIDDEN, "write http://HOST/PATH or https://HOST/PATH")
-    netloc = f"[{host}]" if ":" in host else host
-    bare = urlunsplit(parts._replace(netloc=f"{netloc}:{port}" if port else netloc, fragment=""))
-    if parts.username is None:
-        return bare, None
-    login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return bare, f"Basic {b64encode(login.encode()).decode()}"
+            answer = await self._application.ask(headers.items(), streamed(body), LONGEST_ANSWER)
+        except AnswerTooLongError as error:
+            raise NotDeliveredError(str(error)) from None
+        except HttpError as error:
+            raise ServerDownError(str(error)) from None
+        return answer.status

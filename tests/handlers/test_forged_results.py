@@ -6,7 +6,6 @@ import logging
 import smtplib
 from typing import TYPE_CHECKING, Any
 
-
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import MISSING
 from blockbuster import BlockBuster

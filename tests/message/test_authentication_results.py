@@ -133,7 +133,8 @@ def test_a_field_is_found_wherever_it_stands_in_a_large_header(at: int) -> None:
 @pytest.mark.parametrize(
     "unit",
     [
-        b"a", b"\n ", b"\r", b"A:b\n", b"Authentication-Results", b"\rAuthentication-Results:(", b"Authentication-Results:(\n",
+        b"a", b"\n ", b"\r", b"A:b\n", b"Authentication-Results", b"\rAuthentication-Results:(",
+        b"Authentication-Results:(\n",
         b"Authentication-Results:\n", b"(", b"\\", b'"', b" ", b"Authentication-Results \n",
     ],
 )  # fmt: skip

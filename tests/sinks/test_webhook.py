@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import importlib
 import json
 import logging
 import smtplib
@@ -28,8 +27,8 @@ from support.server import serve
 from support.sinks import DELIVERED, DOWN, NOT_TAKEN, closing
 
 from smtpd_fork.errors import CannotCreateError, MissingLibraryError
+from smtpd_fork.hops import http
 from smtpd_fork.setting_types import SettingError
-from smtpd_fork.sinks import webhook
 from smtpd_fork.sinks.webhook import Webhook
 
 if TYPE_CHECKING:
@@ -257,14 +256,9 @@ def test_a_bad_value_is_an_error_that_shows_no_secret(options: Any, message: str
 
 
 def test_without_aiohttp_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "aiohttp", None)
-    module = importlib.reload(webhook)
-    try:
-        with pytest.raises(MissingLibraryError, match=r"pip install 'smtpd-fork\[webhook\]'"):
-            module.Webhook("http://127.0.0.1/")
-    finally:
-        monkeypatch.undo()
-        importlib.reload(webhook)
+    monkeypatch.setattr(http, "INSTALLED", False)
+    with pytest.raises(MissingLibraryError, match=r"pip install 'smtpd-fork\[webhook\]'"):
+        Webhook("http://127.0.0.1/")
 
 
 APP = """
