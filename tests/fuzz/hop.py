@@ -10,11 +10,8 @@ in LMTP, after the end of the message was given to it.
 
 from __future__ import annotations
 
-import argparse
-import random
 import re
 import sys
-import time
 from base64 import b64encode
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +22,13 @@ if __name__ == "__main__":
 import itertools
 
 from fuzz.client import BrokenError
+from fuzz.plays import Plays
 from smtpd_fork.hops.client import Client, Order, State, Terms
 from smtpd_fork.hops.errors import ConnectionLostError
 from smtpd_fork.hops.replies import LONGEST_LINE, LONGEST_REPLY
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterator, Sequence
 
 PASSWORD = "correct-horse-battery"
@@ -171,32 +170,7 @@ def _same(play: Play, cuts: Sequence[int]) -> None:
         raise BrokenError(f"cut at {cuts} it is another dialogue")
 
 
-def fuzz(seed: int, seconds: float) -> int:
-    """Play until the time is over; return how often.
-
-    :raises BrokenError: a law was broken
-    """
-    chance, end, count = random.Random(seed), time.monotonic() + seconds, 0
-    while time.monotonic() < end:
-        play = a_play(chance)
-        cuts = [chance.randrange(2000) for _ in range(chance.randrange(1, 9))]
-        try:
-            _same(play, cuts)
-        except Exception as error:
-            raise BrokenError(f"seed {seed}, {play}: {error!r}") from error
-        count += 1
-    return count
-
-
-def main() -> None:
-    """Fuzz from the command line; options of the session fuzzer have no effect."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
-    options, _ = parser.parse_known_args()
-    print(f"seed {options.seed}")
-    print(f"{fuzz(options.seed, options.seconds)} dialogues with a next hop")
-
+PLAYS = Plays("dialogues with a next hop", a_play, _same)
 
 if __name__ == "__main__":
-    main()
+    PLAYS.main(__doc__)

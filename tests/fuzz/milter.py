@@ -10,18 +10,16 @@ address is one that a client could have sent.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import random
 import struct
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 from fuzz.client import BrokenError
+from fuzz.plays import Plays
 from smtpd_fork.dialogue.path import parse_path
 from smtpd_fork.hops.milter.conversation import WRITE_BYTES, Conversation, State
 from smtpd_fork.hops.milter.edited import Parts
@@ -30,6 +28,7 @@ from smtpd_fork.hops.milter.verdict import Kind
 from smtpd_fork.message import fields
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterator, Sequence
 
 ROOM = 20_000
@@ -98,7 +97,7 @@ def go(play: Play, cuts: Sequence[int]) -> object:
     made = b""
     if verdict is not None and verdict.kind is Kind.ACCEPT:
         made = parts.edited(verdict.edits, leading_space=conversation.leading_space)
-        _see_message(made)
+        see_message(made)
         for edit in verdict.edits:
             if edit.address and parse_path(f"<{edit.address}>", strict=True) is None:
                 raise BrokenError(f"the address {edit.address!r}")
@@ -116,7 +115,7 @@ def _see(conversation: Conversation) -> None:
         raise BrokenError(f"{conversation.state} with {conversation.fault}")
 
 
-def _see_message(content: bytes) -> None:
+def see_message(content: bytes) -> None:
     if content.count(b"\r") != content.count(b"\r\n") or content.count(b"\n") != content.count(
         b"\r\n"
     ):
@@ -131,32 +130,7 @@ def _same(play: Play, cuts: Sequence[int]) -> None:
         raise BrokenError(f"cut at {cuts} it is another conversation")
 
 
-def fuzz(seed: int, seconds: float) -> int:
-    """Play until the time is over; return how often.
-
-    :raises BrokenError: a law was broken
-    """
-    chance, end, count = random.Random(seed), time.monotonic() + seconds, 0
-    while time.monotonic() < end:
-        play = a_play(chance)
-        cuts = [chance.randrange(4000) for _ in range(chance.randrange(1, 9))]
-        try:
-            _same(play, cuts)
-        except Exception as error:
-            raise BrokenError(f"seed {seed}, {play}: {error!r}") from error
-        count += 1
-    return count
-
-
-def main() -> None:
-    """Fuzz from the command line; options of the session fuzzer have no effect."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
-    options, _ = parser.parse_known_args()
-    print(f"seed {options.seed}")
-    print(f"{fuzz(options.seed, options.seconds)} conversations with a milter")
-
+PLAYS = Plays("conversations with a milter", a_play, _same)
 
 if __name__ == "__main__":
-    main()
+    PLAYS.main(__doc__)
