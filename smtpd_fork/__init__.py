@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         marks_of,
         notes_of,
         prepend,
+        quarantine,
     )
     from smtpd_fork.observe.metrics import ServerMetrics
     from smtpd_fork.server import Server, ThreadedServer
@@ -46,7 +47,7 @@ __all__ = [
     "Gate", "HandlerError", "Limits", "Mail", "Marks", "Recipient", "Refusal", "Replies", "Reply",
     "Route", "Server", "ServerMetrics", "Session", "SettingError", "Settings", "Sink",
     "SmtpdForkError", "ThreadedServer", "Ticket", "__version__", "add_score", "add_tag", "marks_of",
-    "notes_of", "prepend",
+    "notes_of", "prepend", "quarantine",
 ]  # fmt: skip
 
 _MODULES = {
@@ -58,7 +59,7 @@ _MODULES = {
     "smtpd_fork.gate": "Entry Explanation Full Gate Limits Refusal Ticket",
     "smtpd_fork.handlers": "Route",
     "smtpd_fork.message": (
-        "Mail Marks Recipient Replies add_score add_tag marks_of notes_of prepend"
+        "Mail Marks Recipient Replies add_score add_tag marks_of notes_of prepend quarantine"
     ),
     "smtpd_fork.observe.metrics": "ServerMetrics",
     "smtpd_fork.server": "Server ThreadedServer",

@@ -122,7 +122,7 @@ def _shown_table(table: dict[str, Any]) -> dict[str, Any]:
     """Return a table ``[[handler]]``; of a handler of others only what the chain reads is shown."""
     if str(table.get("use")) in BUILT_IN_NAMES:
         return {key: shown_value(key, value) for key, value in table.items()}
-    shown = {"use", "for", "copy", "name", "when"}
+    shown = {"use", "for", "copy", "quarantine", "name", "when"}
     return {key: value if key in shown else HIDDEN for key, value in table.items()}
 
 

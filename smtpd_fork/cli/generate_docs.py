@@ -140,10 +140,10 @@ _PAGE_TAIL = """
 `[[listener]]` is a listen address as a table: `address` or `path` (of a unix socket), `port`,
 `protocol` (`smtp`, `lmtp`), `tls` (`starttls`: offered if there is a certificate; `none`;
 `required`; `implicit`) and `proxy` (true: a PROXY header is required). `[[handler]]` is a handler:
-`use` is its name; the other keys are those of [the handler](sinks.md), and `for`, `copy` and `when`
-select its messages. Of a `module:attr` they are the parameters of the class or function; `argument`
-or a list of `arguments` gives those without a name. A file has either these tables or
-`listen-address` and `handler`.
+`use` is its name; the other keys are those of [the handler](sinks.md), and `for`, `copy`,
+`quarantine` and `when` select its messages. Of a `module:attr` they are the parameters of the class
+or function; `argument` or a list of `arguments` gives those without a name. A file has either these
+tables or `listen-address` and `handler`.
 """
 
 _LISTENER = """\

@@ -29,10 +29,13 @@ class Envelope(aiosmtpd.smtp.Envelope):
     :ivar body: ``7BIT``, ``8BITMIME`` or ``BINARYMIME``
     :ivar recipients_changed: a handler has changed the recipients of a message: they are no longer
         those that the client waits for the replies of, in LMTP
+    :ivar quarantine: why a filter has put the message aside (:func:`smtpd_fork.quarantine`); empty
+        if none has
     :ivar queue_id: the id of the message, if a filter needed one; see :class:`smtpd_fork.Mail`
     """
 
     recipients_changed = False
+    quarantine = ""
     queue_id: str | None = None
 
     def __init__(self) -> None:

@@ -14,12 +14,15 @@ class Filter:
 
     :cvar controls_relaying: whether it refuses recipients that a client may not send to, so that a
         relay behind it is no open relay; a handler of any class may declare it
+    :cvar quarantines: whether a chain without a sink that has ``quarantine = true`` is a mistake; a
+        handler of any class may declare it
     :cvar redirects: whether a 2yz of its ``handle_RCPT`` means that it has put other addresses
         into ``envelope.rcpt_tos``, about each of which the handlers behind it are asked
     :cvar gives_marks: whether it may give scores or tags, for ``smtpd-fork check``
     """
 
     controls_relaying = False
+    quarantines = False
     redirects = False
     gives_marks = True
 

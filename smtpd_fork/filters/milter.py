@@ -21,10 +21,11 @@ from smtpd_fork.filters.base import Filter
 from smtpd_fork.filters.milter_address import parse_milter_address
 from smtpd_fork.filters.milter_changes import change_envelope
 from smtpd_fork.filters.milter_talk import Limits, Talk
+from smtpd_fork.filters.when_quarantined import WhenQuarantined, put_aside
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.hops.milter.edited import HeaderTooLargeError, Parts
 from smtpd_fork.hops.milter.verdict import Kind
-from smtpd_fork.message import Mail, Recipient, prepend
+from smtpd_fork.message import Mail, Recipient
 from smtpd_fork.message.fields import replace_content
 from smtpd_fork.message.mail import new_queue_id
 from smtpd_fork.sanitizer import printable
@@ -45,10 +46,6 @@ _WHEN_DOWN = {
     "defer": "451 4.7.1 Service unavailable, try again later",
     "refuse": "554 5.3.0 The message cannot be checked",
 }
-_QUARANTINED = {
-    "defer": "451 4.7.1 The message is withheld, try again later",
-    "refuse": "550 5.7.1 The message is withheld",
-}
 
 MOST_CHANGED = 33_554_432
 """Bytes that a milter may change, if messages have no limit: aiosmtpd's limit of a message."""
@@ -68,8 +65,10 @@ class Milter(Filter):
         ``mail`` as well, at these commands
     :param when_down: what happens to messages when the milter is out of reach, too slow or
         broken: ``defer`` (451), ``refuse`` (554) or ``accept``
-    :param quarantine: what happens to messages that the milter wants put aside: ``defer`` (451),
-        ``refuse`` (550), or ``mark``: they go on, with a field X-Quarantine
+    :param when_quarantined: what happens to messages that the milter wants put aside: ``sink``,
+        those with ``quarantine = true`` take them, with a field X-Quarantine; ``defer`` (451),
+        ``refuse`` (550), or ``mark``: they go on, with this field; default: ``sink`` if there is
+        one, else ``defer``
     :param connect_timeout: seconds for the connection
     :param timeout: seconds for an answer; a milter that says that it is at work has more
     :param total_timeout: seconds for all its answers to a command or a message
@@ -86,7 +85,7 @@ class Milter(Filter):
         *,
         stages: Sequence[Literal["mail", "rcpt", "data"]] = ("data",),
         when_down: Literal["defer", "accept", "refuse"] = "defer",
-        quarantine: Literal["defer", "refuse", "mark"] = "defer",
+        when_quarantined: WhenQuarantined | None = None,
         connect_timeout: Seconds = 5.0,
         timeout: Seconds = 60.0,
         total_timeout: Seconds = 240.0,
@@ -95,7 +94,8 @@ class Milter(Filter):
         self._address = parse_milter_address(address)
         self._limits = Limits(connect_timeout, timeout, total_timeout)
         self._when_down = when_down
-        self._quarantine = quarantine
+        self._when_quarantined = when_quarantined
+        self.quarantines = when_quarantined == "sink"
         self._daemon_name = daemon_name
         self._talks: WeakKeyDictionary[AnySession, Talk] = WeakKeyDictionary()
         self._reporter = client_reporter()
@@ -207,11 +207,6 @@ class Milter(Filter):
         *, leading_space: bool,
     ) -> Any:  # fmt: skip
         """Do what the milter wants of a message that it accepts."""
-        marked = verdict.quarantine is not None and self._quarantine == "mark"
-        if verdict.quarantine is not None:
-            self._note(mail, "the milter quarantines a message", verdict.quarantine)
-            if not marked:
-                return _QUARANTINED[self._quarantine]
         if verdict.edits:
             content = await _edited(parts, mail, verdict.edits, leading_space=leading_space)
             limit = getattr(server, "data_size_limit", None)
@@ -220,10 +215,11 @@ class Milter(Filter):
             if content is not mail.content:
                 replace_content(envelope, content)
             change_envelope(envelope, verdict.edits)
-        if marked:
-            prepend(envelope, "X-Quarantine", printable(verdict.quarantine or "", 200) or "yes")
         if not envelope.rcpt_tos:
             return self._discard(mail, "the milter leaves no recipient")
+        if verdict.quarantine is not None:
+            self._note(mail, "the milter quarantines a message", verdict.quarantine)
+            return put_aside(envelope, verdict.quarantine, self._when_quarantined)
         return MISSING
 
     # -- the log -----------------------------------------------------------------------------------

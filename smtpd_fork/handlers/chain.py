@@ -21,7 +21,14 @@ from smtpd_fork.filters import Filter
 from smtpd_fork.handlers.check import COMMANDS, check_handler
 from smtpd_fork.handlers.delivery import Delivery
 from smtpd_fork.handlers.forged_results import ForgedResults
-from smtpd_fork.handlers.joined_hooks import Hook, conditional, hook_of, is_hook, one_hook
+from smtpd_fork.handlers.joined_hooks import (
+    Hook,
+    conditional,
+    hook_of,
+    is_hook,
+    message_hook,
+    one_hook,
+)
 from smtpd_fork.handlers.route import (
     Route,
     is_open_relay,
@@ -81,8 +88,8 @@ class Chain:
         for name in ("handle_exception", "process_message", *auth):
             self._take_over(name)
         takers = [handler for handler in self._reachable if _takes_messages(handler)]
-        copies = [route.handler for route in sinks if route.copy]
-        self.supports_dsn = _all_have("supports_dsn", [h for h in takers if h not in copies])
+        others = [route.handler for route in sinks if route.copy or route.quarantine]
+        self.supports_dsn = _all_have("supports_dsn", [h for h in takers if h not in others])
         """Whether each handler that may take a message sees to what a client asks for by DSN."""
         self.supports_binarymime = _all_have("supports_binarymime", takers)
         """Whether each handler that may take a message keeps every octet of a binary one."""
@@ -118,8 +125,12 @@ class Chain:
                 yield route, hook if route.when is None else conditional(name, hook, route.when)
 
     def _join(self, name: str, hooks: Sequence[Hook]) -> None:
-        hook = one_hook(name, hooks)
-        setattr(self, name, self._forged_results.hook(hook) if name == "handle_DATA" else hook)
+        if name == "handle_DATA":
+            quarantined = any(each.quarantine for each in self._sinks)
+            joined = one_hook(name, hooks) if quarantined else message_hook(hooks)
+            setattr(self, name, self._forged_results.hook(joined))
+        else:
+            setattr(self, name, one_hook(name, hooks))
 
     def _take_over(self, name: str) -> None:
         """Have the first handler that has *name* speak for all."""

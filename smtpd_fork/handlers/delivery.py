@@ -1,10 +1,11 @@
 """Delivery: a message to several sinks, each with its recipients, and copies of it.
 
-Each recipient has one sink: the first whose ``for`` and ``when`` hold. The sinks of a message, and
-its copies, are asked at the same time. SMTP has one reply for all recipients, and no bounces are
-written here, so a message that one sink has taken and another has not is answered 4yz or 5yz: the
-client sends it again. Which sink has it already for which recipient is remembered by a hash of the
-message, so the second time the others alone are asked.
+Each recipient has one sink: the first whose ``for`` and ``when`` hold; of a message that a filter
+has put aside, the first of those with ``quarantine``. The sinks of a message, and its copies, are
+asked at the same time. SMTP has one reply for all recipients, and no bounces are written here, so a
+message that one sink has taken and another has not is answered 4yz or 5yz: the client sends it
+again. Which sink has it already for which recipient is remembered by a hash of the message, so the
+second time the others alone are asked.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from smtpd_fork.dialogue.notes import marks_of
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.handlers.delivered_parts import DeliveredParts
 from smtpd_fork.message import Mail, Recipient
+from smtpd_fork.message.quarantine_mark import WITHHELD
 from smtpd_fork.message.results import per_recipient
 from smtpd_fork.sinks.base import FAILED, answer, in_time, key_of
 
@@ -76,8 +78,7 @@ class Delivery:
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self.routes = tuple(routes)
-        self._takers = [route for route in routes if not route.copy]
-        self._copies = [route for route in routes if route.copy]
+        self._takers = [each for each in routes if not (each.copy or each.quarantine)]
         self._memory = DeliveredParts()
         self._reporter = client_reporter()
         self._counts: Callable[[str], SinkCounts] | None = None
@@ -136,7 +137,8 @@ class Delivery:
         routes = [
             route
             for route in self.routes
-            if route.when is None or route.when.holds(session, sender, size, mail.marks)
+            if route.quarantine == bool(mail.quarantine)
+            and (route.when is None or route.when.holds(session, sender, size, mail.marks))
         ]
         parts: dict[Route, _Part] = {}
         for index, recipient in enumerate(mail.recipients):
@@ -270,7 +272,8 @@ def _replies(mail: Mail, parts: Sequence[_Part]) -> list[str]:
             before = replies[index]
             if before is None or _severity(reply) > _severity(before):
                 replies[index] = reply
-    return [NO_SINK if reply is None else reply for reply in replies]
+    missing = WITHHELD if mail.quarantine else NO_SINK
+    return [missing if reply is None else reply for reply in replies]
 
 
 def _severity(reply: str) -> int:

@@ -23,12 +23,13 @@ from aiosmtpd.smtp import MISSING
 from smtpd_fork.dialogue.introspection import ehlo_parameters
 from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
 from smtpd_fork.handlers.redirection import asked_about_each, redirects
+from smtpd_fork.message.quarantine_mark import WITHHELD, is_quarantined
 from smtpd_fork.smtp.hooks import is_from_outside
 
 if TYPE_CHECKING:
     from smtpd_fork.handlers.when import When
 
-__all__ = ["Hook", "conditional", "hook_of", "is_hook", "one_hook"]
+__all__ = ["Hook", "conditional", "hook_of", "is_hook", "message_hook", "one_hook"]
 
 Hook: TypeAlias = Callable[..., Awaitable[Any]]
 
@@ -39,6 +40,23 @@ _OLD_EHLO_PARAMETERS = 4
 def one_hook(name: str, hooks: Sequence[Hook]) -> Any:
     """Return one hook that asks several."""
     return _SPECIAL.get(name, _first_answer)(hooks)
+
+
+def message_hook(hooks: Sequence[Hook]) -> Hook:
+    """Return one hook DATA, of a chain in which no sink takes what a filter has put aside."""
+    if len(hooks) == 1:
+        return hooks[0]
+
+    async def handle_DATA(server: Any, session: Any, envelope: Any) -> Any:
+        for each in hooks:
+            status = await each(server, session, envelope)
+            if status is not MISSING:
+                return status
+            if is_quarantined(envelope):
+                return WITHHELD
+        return MISSING
+
+    return may_end_at_once(handle_DATA) if all(map(begins_at_once, hooks)) else handle_DATA
 
 
 def conditional(name: str, hook: Callable[..., Any], when: When) -> Callable[..., Any]:

@@ -152,6 +152,7 @@ def _route(spec: HandlerSpec, directory: Path | None) -> Route:
         handler,
         recipients=_texts("for", spec.route.get("for", [])),
         copy=spec.route.get("copy", False),
+        quarantine=spec.route.get("quarantine", False),
         when=spec.when or None,
         name=name,
     )

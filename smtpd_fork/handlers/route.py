@@ -42,11 +42,13 @@ class Route:
         In a file this is ``for``
     :param copy: of a sink: it gets a copy of what other sinks take. If True, the client gets 250
         only if the copy was stored; ``"best-effort"`` logs and counts a failure
+    :param quarantine: of a sink: it takes what a filter has put aside
+        (:func:`smtpd_fork.quarantine`), and nothing else
     :param when: conditions, as a table with the keys of :class:`When`, or one
     :param name: for logs and metrics; default: the name of the class in lower case
     :ivar own_limit: of a sink: the seconds that it may take for a message by itself
     :raises SettingError: a condition cannot be read
-    :raises HandlerError: *recipients* or *copy* of a handler that is no sink
+    :raises HandlerError: *recipients*, *copy* or *quarantine* of a handler that is no sink
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Route:
         *,
         recipients: Sequence[str] = (),
         copy: Copy = False,
+        quarantine: bool = False,
         when: When | Mapping[str, Any] | None = None,
         name: str = "",
     ) -> None:
@@ -62,6 +65,7 @@ class Route:
         self.name = name or type(handler).__name__.lower()
         self.when = when if when is None or isinstance(when, When) else When.of(when)
         self.copy = _checked_copy(copy)
+        self.quarantine = _checked_quarantine(quarantine)
         self.own_limit: float = getattr(handler, "time_limit", 0.0)
         try:
             self.recipients = AddressPatterns(
@@ -69,9 +73,10 @@ class Route:
             )
         except ValueError as error:
             raise SettingError("for", recipients, str(error)) from None
-        if not isinstance(handler, Sink) and (self.recipients or copy):
-            key = "copy" if copy else "for"
-            reason = f"only classes derived from smtpd_fork.Sink have the key {key}"
+        of_sinks = {"for": self.recipients, "copy": self.copy, "quarantine": self.quarantine}
+        given = [key for key, value in of_sinks.items() if value]
+        if given and not isinstance(handler, Sink):
+            reason = f"only classes derived from smtpd_fork.Sink have the key {given[0]}"
             raise HandlerError(f"{self.name} is not a sink: {reason}")
 
     @property
@@ -82,7 +87,7 @@ class Route:
     @property
     def is_plain(self) -> bool:
         """Whether there is no condition."""
-        return not (self.when or self.recipients or self.copy)
+        return not (self.when or self.recipients or self.copy or self.quarantine)
 
     def takes(self, address: str) -> bool:
         """Whether the sink is for a recipient."""
@@ -115,6 +120,15 @@ def _checked_copy(value: Any) -> Copy:
     return copies[value]
 
 
+def _checked_quarantine(value: Any) -> bool:
+    values: dict[Any, bool] = {
+        "true": True, "yes": True, True: True, "false": False, "no": False, False: False,
+    }  # fmt: skip
+    if not isinstance(value, (bool, str)) or value not in values:
+        raise SettingError("quarantine", value, "expected true or false")
+    return values[value]
+
+
 def routes_of(handlers: Sequence[Any]) -> tuple[Route, ...]:
     """Return handlers as routes, whose names differ."""
     routes, names = [], set[str]()
@@ -143,27 +157,38 @@ def reachable_sinks(routes: Sequence[Route]) -> list[Route]:
 
 def route_faults(routes: Sequence[Route]) -> Iterator[str]:
     """Yield what is contradictory in a chain: a handler that would never get a message."""
-    takers: list[Route] = []
+    sinks: list[Route] = []
     for route in routes:
-        if not route.is_sink:
-            if takers and hasattr(route.handler, "handle_DATA"):
-                yield f"{route.name} stands behind the sink {takers[0].name} and gets no message"
-        elif not route.copy:
+        if route.is_sink:
+            takers = [each for each in sinks if not each.copy]
             before = next((each for each in takers if _takes_all_of(each, route)), None)
-            if before is not None:
+            if before is not None and not route.copy:
                 yield f"the sink {route.name} gets no message: {before.name} before it takes all"
-            takers.append(route)
-    copies = [route for route in routes if route.copy]
-    if copies and not takers:
-        yield f"{copies[0].name} is a copy, and no sink takes the messages"
+            sinks.append(route)
+        elif sinks and hasattr(route.handler, "handle_DATA"):
+            yield f"{route.name} stands behind the sink {sinks[0].name} and gets no message"
+    yield from _faults_of_kinds(routes, sinks)
+
+
+def _faults_of_kinds(routes: Sequence[Route], sinks: Sequence[Route]) -> Iterator[str]:
+    """Yield where there is a copy, or a quarantine, and no sink that takes the messages."""
+    ordinary = [each for each in sinks if not each.quarantine]
+    put_aside = [each for each in sinks if each.quarantine]
+    if put_aside and not ordinary:
+        yield f"{put_aside[0].name} is a quarantine, and no sink takes the other messages"
+    for kind in (ordinary, put_aside):
+        if kind and all(each.copy for each in kind):
+            yield f"{kind[0].name} is a copy, and no sink takes the messages"
+    for route in routes:
+        if getattr(route.handler, "quarantines", False) and not put_aside:
+            yield f"{route.name} quarantines messages, and no sink has quarantine = true"
 
 
 def missing_routes(routes: Sequence[Route]) -> Iterator[str]:
     """Yield a line for each domain that a filter accepts, and that no sink takes."""
+    sinks = [route for route in routes if route.is_sink and not route.quarantine]
     takers = [
-        route
-        for route in routes
-        if route.is_sink and not route.copy and not (route.when and route.when.needs_marks)
+        route for route in sinks if not route.copy and not (route.when and route.when.needs_marks)
     ]
     if not takers or not all(route.recipients for route in takers):
         return
@@ -216,6 +241,8 @@ def _is_limited(route: Route) -> bool:
 
 def _takes_all_of(before: Route, route: Route) -> bool:
     """Whether a sink takes whatever *route*, behind it, would take."""
+    if before.quarantine != route.quarantine:
+        return False
     if before.when is not None and before.when != route.when:
         return False
     return not before.recipients or (

@@ -3,8 +3,8 @@
 The text of ``--handler`` is ``NAME``, ``NAME:ARGUMENT`` or ``NAME:ARGUMENT,KEY=VALUE,...``; the
 table ``[[handler]]`` has ``use = "NAME"`` and the same keys. NAME is that of a built-in handler, or
 ``module:attr``. The keys are the parameters of the class or function, with ``-`` for ``_``; their
-types are its annotations, and ARGUMENT is the first of them. ``for``, ``copy``, ``when`` and
-``name`` belong to the chain (:class:`smtpd_fork.handlers.route.Route`).
+types are its annotations, and ARGUMENT is the first of them. ``for``, ``copy``, ``quarantine``,
+``when`` and ``name`` belong to the chain (:class:`smtpd_fork.handlers.route.Route`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["ROUTE_KEYS", "HandlerEntry", "HandlerSpec"]
 HandlerEntry: TypeAlias = str | dict[str, Any]
 """A value of the setting ``handler``: text, or a table."""
 
-ROUTE_KEYS = ("for", "copy", "name")
+ROUTE_KEYS = ("for", "copy", "quarantine", "name")
 """Keys of any handler that the chain reads, besides ``when``."""
 
 _FIRST = re.compile(r"([^:,]*)([:,]?)(.*)", re.DOTALL)

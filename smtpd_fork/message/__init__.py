@@ -8,6 +8,7 @@ from smtpd_fork.message.fields import Field, encode_field, fields, insert_field,
 from smtpd_fork.message.lines import spans, unix_lines
 from smtpd_fork.message.loops import earlier_mailboxes
 from smtpd_fork.message.mail import Mail, MailClient, Recipient
+from smtpd_fork.message.quarantine_mark import quarantine
 from smtpd_fork.message.results import Replies, combined
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "marks_of",
     "notes_of",
     "prepend",
+    "quarantine",
     "spans",
     "unix_lines",
 ]

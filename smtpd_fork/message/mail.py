@@ -106,6 +106,7 @@ class Mail:
     :ivar utf8: whether the client gave SMTPUTF8 (RFC 6531)
     :ivar client: the client
     :ivar received: the time, with its time zone
+    :ivar quarantine: why a filter has put the message aside; empty if none has
     :ivar trace: the field ``Received``, whose lines end in CR LF
     :ivar all_recipients: the addresses of the whole transaction, for :attr:`key`
     :ivar digest_as_received: SHA-256 of the content before filters changed it; empty if none did
@@ -122,6 +123,7 @@ class Mail:
     utf8: bool = False
     client: MailClient = field(default_factory=MailClient)
     received: datetime = field(default_factory=lambda: _local_time(int(time.time())))
+    quarantine: str = ""
     trace: bytes = field(default=b"", repr=False)
     all_recipients: tuple[str, ...] = field(default=(), repr=False)
     digest_as_received: bytes = field(default=b"", repr=False)
@@ -161,6 +163,7 @@ class Mail:
                 session.ssl is not None,
             ),
             now,
+            getattr(envelope, "quarantine", ""),
             received_field(server.hostname, session, envelope, queue_id, now),
             addresses,
             getattr(envelope, "digest_as_received", b""),

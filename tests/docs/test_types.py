@@ -66,6 +66,7 @@ from smtpd_fork import (
     marks_of,
     notes_of,
     prepend,
+    quarantine,
 )
 from smtpd_fork.handlers.hooks import Handler, HandlesRCPT
 from smtpd_fork.testing import (
@@ -137,11 +138,13 @@ class NoExe(Filter):
         assert_type(marks_of(envelope).tags, frozenset[str])
         assert_type(notes_of(session), dict[str, Any])
         envelope.notes["x"] = session.notes
+        quarantine(envelope, "it looks odd")
         return MISSING
 
 
 routes: list[Handler] = [
-    NoExe(), Route(Queue(), recipients=["example.com"]), Route(Queue(), copy=True)
+    NoExe(), Route(Queue(), recipients=["example.com"]), Route(Queue(), copy=True),
+    Route(Queue(), quarantine=True)
 ]
 async def try_it() -> None:
     async with FaultProxy("127.0.0.1", 25) as proxy:

@@ -251,7 +251,7 @@ async def test_a_message_in_quarantine_is_never_delivered_unmarked(
     what: str, expected: tuple[int, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     milter = TestMilter(edits=[frame(b"q", b"looks like\r\nX: spam\0")])
-    async with door(milter, quarantine=what) as (client, kept):
+    async with door(milter, when_quarantined=what) as (client, kept):
         assert await send(client) == expected
     line = rb"X-Quarantine: looks like\r\nX: spam" + b"\r\n"  # escapes, not line ends
     assert kept.messages == ([line + STORED] if what == "mark" else [])

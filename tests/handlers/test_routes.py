@@ -10,46 +10,12 @@ import pytest
 from aiosmtpd.smtp import MISSING
 from support.client import Client
 from support.server import greeted, serve
+from support.sinks import MESSAGE, Keeps, send
 
 from smtpd_fork.errors import HandlerError
 from smtpd_fork.handlers import Chain, Route, delivery
 from smtpd_fork.message import Mail
-from smtpd_fork.sinks import Discard, Sink
-
-MESSAGE = "Subject: hello\r\n\r\nhello\r\n"
-
-
-class Keeps(Sink):
-    """Keeps the recipients of each message, and answers as it is told."""
-
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
-        self.got: list[tuple[str, ...]] = []
-        self.mails: list[Mail] = []
-
-    async def deliver(self, mail: Mail) -> Any:
-        self.got.append(tuple(each.address for each in mail.recipients))
-        self.mails.append(mail)
-        answer = self.answers.pop(0) if self.answers else "250 2.0.0 Ok"
-        if isinstance(answer, BaseException):
-            raise answer
-        if isinstance(answer, asyncio.Event):
-            await answer.wait()
-            return "250 2.0.0 Ok"
-        return answer
-
-
-async def send(client: Client, *recipients: str, body: str = MESSAGE) -> list[str]:
-    """Send a message; return the replies to RCPT, and to the message if there was one."""
-    await client.say("MAIL FROM:<a@example.org>")
-    replies = [await client.say(f"RCPT TO:<{each}>") for each in recipients]
-    if any(each.code == 250 for each in replies):
-        assert (await client.say("DATA")).code == 354
-        client.send(f"{body}.\r\n")
-        replies.append(await client.reply())
-    else:
-        await client.say("RSET")
-    return [f"{each.code} {each.text}" for each in replies]
+from smtpd_fork.sinks import Discard
 
 
 async def test_each_recipient_goes_to_the_first_sink_that_is_for_it() -> None:
