@@ -55,8 +55,10 @@ class Needs:
     :ivar largest: size of the largest message, bytes
     :ivar tls: STARTTLS
     :ivar keep: whether messages are kept on the disk, below ``Place.mail``, not thrown away
+    :ivar queue: whether a server that has a queue puts messages there first
     :ivar hop: HOST:PORT of the server that messages are relayed to; empty: they are not
     :ivar fleet: the Redis of a fleet, as the option ``--fleet`` has it; empty: the server is alone
+    :ivar milter: the milter that judges messages, ``unix:PATH`` or ``HOST:PORT``; empty: none
     :ivar handler: of this daemon, as its option ``--handler`` has it; empty: by the others
     """
 
@@ -65,8 +67,10 @@ class Needs:
     largest: int = 32 * MIB
     tls: bool = False
     keep: bool = False
+    queue: bool = False
     hop: str = ""
     fleet: str = ""
+    milter: str = ""
     handler: str = ""
 
 

@@ -99,12 +99,12 @@ class Postfix(Contender):
     name = "postfix"
     setup = (
         "an instance of its own with its defaults, but without limits per client, reverse "
-        "look-ups, or a delay while mail arrives faster than it leaves. In W12 each message is in "
-        "the queue when it is answered, and discard(8) removes it from there, so that it is "
-        "written once; in W7 `DISCARD` at the recipient removes it before that; in W10 it has "
-        "`smtpd_proxy_filter` and no queue. All its processes are counted together"
+        "look-ups, or a delay while mail arrives faster than it leaves. In W12 and W13 each "
+        "message is in the queue when it is answered, and discard(8) removes it from there, so "
+        "that it is written once; in W7 `DISCARD` at the recipient removes it before that; in W10 "
+        "it has `smtpd_proxy_filter` and no queue. All its processes are counted together"
     )
-    only: ClassVar[tuple[str, ...]] = ("W7", "W10", "W12")
+    only: ClassVar[tuple[str, ...]] = ("W7", "W10", "W12", "W13")
 
     def missing(self) -> str:
         """Look for it, and for the right to start it."""
@@ -130,9 +130,11 @@ class Postfix(Contender):
             settings += _TLS.format(
                 key=place.certificates.key, certificate=place.certificates.certificate
             )
+        if needs.milter:
+            settings += f"smtpd_milters = {_milter(needs.milter)}\n"
         if needs.hop:
             settings += f"smtpd_proxy_filter = {needs.hop}\n"
-        elif not needs.keep:
+        elif not needs.keep and not needs.queue:
             settings += _THROW_AWAY
         (configuration / "main.cf").write_text(settings, encoding="utf-8")
         services = _SERVICES.format(port=place.port)
@@ -147,6 +149,11 @@ class Postfix(Contender):
         )
         master = Path(_default("daemon_directory")) / "master"
         return [str(master), "-s", "-c", str(configuration)]
+
+
+def _milter(address: str) -> str:
+    """Return the address of a milter as Postfix writes it."""
+    return address if address.startswith("unix:") else f"inet:{address}"
 
 
 def postfix_version() -> str:

@@ -54,6 +54,9 @@ class SmtpdFork(Contender):
             *("--max-message-size", str(needs.largest)),
             *("--log-to", str(place.folder / "log")),
         ]
+        if needs.milter:
+            first = command.index("--handler")
+            command[first:first] = ["--handler", f"milter:{needs.milter}"]
         if needs.tls:
             command += ["--tls-cert", str(place.certificates.certificate)]
             command += ["--tls-key", str(place.certificates.key)]

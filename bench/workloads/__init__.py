@@ -11,6 +11,7 @@ from bench.workloads.fleet import Fleet
 from bench.workloads.hop import Lmtp, Relay
 from bench.workloads.idle import IdleMemory, InACrowd
 from bench.workloads.mail import LargeMail, ManyAConnection, OneAConnection
+from bench.workloads.milter import Milter
 from bench.workloads.peak import PeakMemory
 from bench.workloads.processes import TwoProcesses
 from bench.workloads.refusals import Flood, Refusal
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEYS", "Metric", "Workload", "workloads"]
 
-KEYS = (*(f"W{n}" for n in range(1, 13)), "W14", "W16", "W17", "W18")
+KEYS = (*(f"W{n}" for n in range(1, 14)), "W14", "W16", "W17", "W18")
 
 
 def workloads(*, quick: bool) -> Sequence[Workload]:
@@ -41,6 +42,7 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
             Relay(1000),
             Lmtp(200),
             Durable(100),
+            Milter(500),
             EverySink(),
             HopDown(1),
             TwoProcesses(2000),
@@ -59,6 +61,7 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
         Relay(10000),
         Lmtp(2000),
         Durable(500),
+        Milter(4000),
         EverySink(),
         HopDown(5),
         TwoProcesses(12000),

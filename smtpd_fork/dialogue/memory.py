@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
     from smtpd_fork.dialogue.framer import Chunk
 
-__all__ = ["ALLOWANCE", "charge", "has_room"]
+__all__ = ["ALLOWANCE", "charge", "charge_changed", "has_room"]
 
 
 def charge(dialogue: Dialogue, message: Content | Chunk | None = None) -> None:
@@ -57,6 +57,15 @@ def held(dialogue: Dialogue, message: Content | Chunk | None = None) -> int:
     if dialogue.host is not None:
         total += dialogue.host.unsent()
     return total
+
+
+def charge_changed(dialogue: Dialogue) -> bool:
+    """Charge a message that a handler has changed; return whether it may be held."""
+    excess = held(dialogue) - ALLOWANCE - dialogue.charged
+    if excess > 0 and not has_budget(dialogue, excess):
+        return False
+    charge(dialogue)
+    return True
 
 
 def has_room(dialogue: Dialogue, more: int) -> bool:

@@ -13,14 +13,16 @@ import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
+from aiosmtpd.smtp import MISSING
+
 from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.commands import COMMANDS
 from smtpd_fork.dialogue.rejections import Rejections
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-__all__ = ["BOUNDS", "HOOKS", "OUTCOMES", "Latency", "SinkCounts", "Tally"]
+__all__ = ["BOUNDS", "HOOKS", "OUTCOMES", "AnswerCounts", "Latency", "Tally", "by_class"]
 
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
           30.0, 60.0, 300.0)  # fmt: skip
@@ -72,12 +74,13 @@ class Latency:
         self.total += seconds
 
 
-class SinkCounts:
-    """What one sink has answered.
+class AnswerCounts:
+    """What one sink or filter has answered.
 
     :ivar replies: by the first octet of the reply, ``ord("2")`` to ``ord("5")``: one for each
-        message, or for each of its recipients where the sink answers so
-    :ivar latency: how long each message took
+        message, or for each of its recipients where the sink answers so; of a filter that has no
+        objection it is ``ord("2")``
+    :ivar latency: how long each answer took
     """
 
     __slots__ = ("latency", "replies")
@@ -87,11 +90,22 @@ class SinkCounts:
         self.latency = Latency()
 
     def note(self, answer: Any, seconds: float) -> None:
-        """Count a message by the reply, or the replies, of the sink."""
+        """Count an answer: a reply, several of them, or MISSING."""
         self.latency.observe(seconds)
+        if answer is MISSING:
+            answer = "2"
         for reply in answer if isinstance(answer, (list, tuple)) else [answer]:
             first = ord(reply[0]) if isinstance(reply, str) and reply else 0
             self.replies[first if first in self.replies else ord("4")] += 1
+
+
+def by_class(counts: Mapping[str, AnswerCounts]) -> dict[tuple[str, str], int]:
+    """Return the replies by name and class, ``("lmtp", "4xx")``."""
+    return {
+        (name, f"{first:c}xx"): count
+        for name, each in counts.items()
+        for first, count in each.replies.items()
+    }
 
 
 class Tally:
@@ -105,6 +119,7 @@ class Tally:
         *OUTCOMES,
         *(
             "content",
+            "filters",
             "fleet",
             "hooks",
             "lag",
@@ -126,7 +141,8 @@ class Tally:
         self.content = 0  # bytes of the messages that were accepted
         self.tls_done = self.tls_failed = 0  # TLS handshakes that led to a session, or did not
         self.hooks: dict[str, Latency] = {}
-        self.sinks: dict[str, SinkCounts] = {}
+        self.sinks: dict[str, AnswerCounts] = {}
+        self.filters: dict[str, AnswerCounts] = {}  # that ask a program
         self.rejections = Rejections()
         self.replies: dict[str, ReplyCounts] = {
             name: dict.fromkeys(b"2345", 0) for name in COUNTED
@@ -143,14 +159,6 @@ class Tally:
             if count
         }
 
-    def sink_replies(self) -> dict[tuple[str, str], int]:
-        """Return the replies by sink and class, ``("lmtp", "4xx")``."""
-        return {
-            (name, f"{first:c}xx"): count
-            for name, sink in self.sinks.items()
-            for first, count in sink.replies.items()
-        }
-
     def outcomes(self) -> dict[str, int]:
         """Return the messages by outcome."""
         return {outcome: getattr(self, outcome) for outcome in OUTCOMES}
@@ -161,15 +169,20 @@ class Tally:
             return hook
         return _timed(hook, self.hooks.setdefault(name, Latency()))
 
-    def sink(self, name: str) -> SinkCounts:
+    def sink(self, name: str) -> AnswerCounts:
         """Return the counts of a sink."""
-        return self.sinks.setdefault(name, SinkCounts())
+        return self.sinks.setdefault(name, AnswerCounts())
 
-    def counted_sink(self, name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a sink's handle_DATA that is measured and counted, if that is wanted."""
+    def counted(
+        self, counts: dict[str, AnswerCounts], name: str, hook: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """Return a hook of a sink or filter that is measured and counted, if that is wanted.
+
+        :param counts: :attr:`sinks` or :attr:`filters`
+        """
         if not self.timing:
             return hook
-        counts = self.sink(name)
+        own = counts.setdefault(name, AnswerCounts())
 
         @functools.wraps(hook)
         async def counted(*args: Any) -> Any:
@@ -178,7 +191,7 @@ class Tally:
             try:
                 answer = await hook(*args)
             finally:
-                counts.note(answer, time.perf_counter() - begun)
+                own.note(answer, time.perf_counter() - begun)
             return answer
 
         counted.measured_hook = hook  # type: ignore[attr-defined]  # for never_waits()

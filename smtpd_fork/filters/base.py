@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_fork.hops.peer_status import PeerStatus
 
 __all__ = ["Filter"]
 
@@ -25,6 +30,14 @@ class Filter:
     quarantines = False
     redirects = False
     gives_marks = True
+
+    @property
+    def status(self) -> PeerStatus | None:
+        """The state of the program that the filter asks; None if it asks none.
+
+        A filter that has one is in ``status`` and in the metrics, with its replies.
+        """
+        return None
 
     def check(self) -> None:
         """See whether :meth:`prepare` would succeed; nothing is made.

@@ -1,8 +1,8 @@
 """milter: asks a milter about each message, such as OpenDKIM, ClamAV's or rspamd.
 
-It is told all at the end of the message, over a connection of its own: an idle session costs none.
-With ``stages`` it is told of the sender and of each recipient as the client names them, and can
-refuse them then. What it changes, the handlers behind see, other milters among them.
+It is told all at the end of the message: an idle session costs no connection. With ``stages`` it
+is told of the client, its greeting, the sender and each recipient as they come, and can refuse them
+then. What it changes, the handlers behind see, other milters among them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
 from aiosmtpd.smtp import MISSING, Envelope
 from aiosmtpd.smtp import Session as AnySession
@@ -20,11 +19,13 @@ from aiosmtpd.smtp import Session as AnySession
 from smtpd_fork.filters.base import Filter
 from smtpd_fork.filters.milter_address import parse_milter_address
 from smtpd_fork.filters.milter_changes import change_envelope
-from smtpd_fork.filters.milter_talk import Limits, Talk
+from smtpd_fork.filters.milter_sessions import MilterSessions
+from smtpd_fork.filters.milter_talk import MilterTarget, Talk
 from smtpd_fork.filters.when_quarantined import WhenQuarantined, put_aside
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.hops.milter.edited import HeaderTooLargeError, Parts
 from smtpd_fork.hops.milter.verdict import Kind
+from smtpd_fork.hops.peer_status import Outage, PeerStatus
 from smtpd_fork.message import Mail, Recipient
 from smtpd_fork.message.fields import replace_content
 from smtpd_fork.message.mail import new_queue_id
@@ -32,6 +33,8 @@ from smtpd_fork.sanitizer import printable
 from smtpd_fork.setting_types import Seconds, SettingError, Text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smtpd_fork.hops.milter.verdict import Edit, Verdict
 
 __all__ = ["Milter"]
@@ -61,8 +64,8 @@ class Milter(Filter):
     """Asks a milter about each message.
 
     :param address: ``unix:PATH``, ``HOST:PORT`` or ``inet:PORT@HOST``
-    :param stages: when it is asked: ``data``, at the end of the message, always; ``rcpt`` and
-        ``mail`` as well, at these commands
+    :param stages: when it is asked: ``data``, at the end of the message, always; ``connect``,
+        ``helo``, ``mail`` and ``rcpt`` as well, as the client connects and at these commands
     :param when_down: what happens to messages when the milter is out of reach, too slow or
         broken: ``defer`` (451), ``refuse`` (554) or ``accept``
     :param when_quarantined: what happens to messages that the milter wants put aside: ``sink``,
@@ -83,7 +86,7 @@ class Milter(Filter):
         self,
         address: Text,
         *,
-        stages: Sequence[Literal["mail", "rcpt", "data"]] = ("data",),
+        stages: Sequence[Literal["connect", "helo", "mail", "rcpt", "data"]] = ("data",),
         when_down: Literal["defer", "accept", "refuse"] = "defer",
         when_quarantined: WhenQuarantined | None = None,
         connect_timeout: Seconds = 5.0,
@@ -91,77 +94,112 @@ class Milter(Filter):
         total_timeout: Seconds = 240.0,
         daemon_name: Text = "smtpd-fork",
     ) -> None:
-        self._address = parse_milter_address(address)
-        self._limits = Limits(connect_timeout, timeout, total_timeout)
+        times = connect_timeout, timeout, total_timeout
+        self._target = MilterTarget(parse_milter_address(address), daemon_name, *times)
         self._when_down = when_down
         self._when_quarantined = when_quarantined
         self.quarantines = when_quarantined == "sink"
-        self._daemon_name = daemon_name
-        self._talks: WeakKeyDictionary[AnySession, Talk] = WeakKeyDictionary()
         self._reporter = client_reporter()
-        known = {"mail": "handle_MAIL", "rcpt": "handle_RCPT", "data": ""}
+        self._outage = Outage()
+        asked = self._hooks_of(stages)
+        self._sessions = MilterSessions(self._talk, live=bool(asked))
+        for name, hook in asked.items():
+            setattr(self, name, hook)
+
+    def _hooks_of(self, stages: Sequence[str]) -> dict[str, Any]:
+        """Return the hooks of the stages, by name."""
+        hooks: dict[str, dict[str, Any]] = {
+            "connect": {"handle_CONNECT": self._at_connect},
+            "helo": {"handle_HELO": self._at_helo, "handle_EHLO": self._at_ehlo},
+            "mail": {"handle_MAIL": self._at_sender},
+            "rcpt": {"handle_RCPT": self._at_recipient},
+            "data": {},
+        }
+        asked: dict[str, Any] = {}
         for stage in stages:
-            if stage not in known:
-                raise SettingError("stages", stage, f"the stages are {', '.join(known)}")
-        self._live = bool({"mail", "rcpt"} & set(stages))
-        if "mail" in stages:
-            self.handle_MAIL = self._at_sender
-        if "rcpt" in stages:
-            self.handle_RCPT = self._at_recipient
-        if self._live:
-            self.handle_RSET = self._at_reset
-            self.handle_DISCONNECT = self._at_end
+            if stage not in hooks:
+                raise SettingError("stages", stage, f"the stages are {', '.join(hooks)}")
+            asked |= hooks[stage]
+        if asked:
+            asked |= {"handle_RSET": self._at_reset, "handle_DISCONNECT": self._at_end}
+        return asked
 
     def __repr__(self) -> str:
-        return f"<Milter {self._address}>"
+        return f"<Milter {self._target.address}>"
+
+    @property
+    def status(self) -> PeerStatus:
+        """What is known of the milter."""
+        sessions, outage = self._sessions, self._outage
+        busy = sessions.connections - sessions.waiting
+        return PeerStatus(sessions.connections, busy, 0, outage.since, outage.reason)
 
     async def close(self) -> None:
-        """Write what was gathered for the log."""
+        """End the connections, and write what was gathered for the log."""
+        self._sessions.close()
         self._reporter.close()
 
     # -- as the client speaks, with stages ---------------------------------------------------------
 
+    async def _at_connect(self, server: Any, session: AnySession) -> Any:
+        talk = self._sessions.of(server, session)
+        await talk.client(server, session)
+        refusal = self._refusal(session, talk)
+        return _as_greeting(refusal) if refusal else MISSING
+
+    async def _at_helo(self, server: Any, session: AnySession, _: Envelope, name: str) -> Any:
+        return await self._at_greeting(server, session, name) or MISSING
+
+    async def _at_ehlo(
+        self, server: Any, session: AnySession, _: Envelope, name: str, responses: list[str]
+    ) -> list[str]:
+        refusal = await self._at_greeting(server, session, name)
+        if refusal:
+            return [refusal]
+        session.host_name = name
+        return responses
+
+    async def _at_greeting(self, server: Any, session: AnySession, name: str) -> str:
+        talk = self._sessions.of(server, session)
+        await talk.hello(server, session, name)
+        return self._refusal(session, talk)
+
     async def _at_sender(
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
-        self._drop(session)
-        talk = self._talks[session] = self._talk(server, session, envelope)
+        talk = self._sessions.of(server, session)
+        talk.begin(envelope)
         mail = replace(Mail.of(server, session, envelope), sender=address.removeprefix("<>"))
-        await talk.begin(server, session, mail)
+        await talk.sender(server, session, mail)
         refusal = self._refusal(session, talk)
         if refusal:
-            self._drop(session)
+            talk.begin(None)
         return refusal or MISSING
 
     async def _at_recipient(
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
-        talk = self._talks.get(session)
-        if talk is None or talk.envelope is not envelope:
-            self._drop(session)
-            talk = self._talks[session] = self._talk(server, session, envelope)
+        talk = self._talk_of(server, session, envelope)
         mail = Mail.of(server, session, envelope)
         words = [option.partition("=") for option in options]
         parameters = {name: value if equals else True for name, equals, value in words}
-        refused = await talk.recipient(server, session, mail, Recipient(address, parameters))
-        return self._refusal(session, talk) or refused or MISSING
+        await talk.recipient(server, session, mail, Recipient(address, parameters))
+        return self._refusal(session, talk) or talk.refused or MISSING
 
     async def _at_reset(self, _: Any, session: AnySession, __: Envelope) -> Any:
-        self._drop(session)
+        talk = self._sessions.find(session)
+        if talk is not None:
+            talk.begin(None)
         return MISSING
 
     async def _at_end(self, _: Any, session: AnySession) -> None:
-        self._drop(session)
-
-    def _drop(self, session: AnySession) -> None:
-        talk = self._talks.pop(session, None)
-        if talk is not None:
-            talk.close()
+        self._sessions.end(session)
 
     def _refusal(self, session: AnySession, talk: Talk) -> str:
         """Return why a command is refused; empty if it is not."""
         if talk.down:
             return self._answer_down(session, talk.down)
+        self._outage.end()
         verdict = talk.verdict
         return verdict.reply if verdict is not None and verdict.kind is Kind.REFUSE else ""
 
@@ -169,38 +207,39 @@ class Milter(Filter):
 
     async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> Any:
         """Refuse a message, change it, or leave it as it is to the next handler."""
-        talk = self._talks.pop(session, None)
-        if talk is None or talk.envelope is not envelope:
-            talk = self._talk(server, session, envelope)
+        talk = self._talk_of(server, session, envelope)
         try:
             mail = Mail.of(server, session, envelope)
             parts = Parts(mail.content)
             await talk.message(server, session, mail, parts)
+            verdict, down, leading_space = talk.verdict, talk.down, talk.leading_space
         except HeaderTooLargeError:
             return HEADER_TOO_LARGE
         finally:
-            talk.close()
-        verdict = talk.verdict
+            self._sessions.keep(session)
         if verdict is None:
-            return self._answer_down(session, talk.down) or MISSING
+            return self._answer_down(session, down) or MISSING
+        self._outage.end()
         if verdict.kind is Kind.REFUSE:
             return verdict.reply
         if verdict.kind is Kind.DISCARD:
             return self._discard(mail, "the milter discards it")
-        leading_space = talk.conversation.leading_space
         return await self._carry_out(
             *(server, envelope, mail, verdict, parts), leading_space=leading_space
         )
 
-    def _talk(self, server: Any, session: AnySession, envelope: Envelope) -> Talk:
+    def _talk_of(self, server: Any, session: AnySession, envelope: Envelope) -> Talk:
+        """Return the talk of a session, about this transaction."""
+        talk = self._sessions.of(server, session)
+        if talk.envelope is not envelope:
+            talk.begin(envelope)
         if getattr(envelope, "queue_id", None) is None:
             envelope.queue_id = new_queue_id(session)  # type: ignore[attr-defined] # of ours
+        return talk
+
+    def _talk(self, server: Any, lost: Callable[[], object]) -> Talk:
         room = (getattr(server, "data_size_limit", None) or MOST_CHANGED) + CHANGES_BESIDES
-        return Talk(
-            *(self._address, self._limits, envelope, room),
-            daemon_name=self._daemon_name,
-            each_recipient=self._live,
-        )
+        return Talk(self._target, room, lost)
 
     async def _carry_out(
         self, server: Any, envelope: Envelope, mail: Mail, verdict: Verdict, parts: Parts,
@@ -230,8 +269,9 @@ class Milter(Filter):
 
     def _answer_down(self, session: AnySession, reason: str) -> str:
         """Return the reply while the milter is down; empty if messages are accepted."""
+        self._outage.begin(reason)
         line = ClientLine.of(
-            log, logging.WARNING, session.peer, f"milter {self._address} has failed",
+            log, logging.WARNING, session.peer, f"milter {self._target.address} has failed",
             f"{printable(reason)}; {self._when_down}", session=getattr(session, "id", ""),
         )  # fmt: skip
         self._reporter.note(line)
@@ -239,10 +279,16 @@ class Milter(Filter):
 
     def _note(self, mail: Mail, what: str, why: str) -> None:
         line = ClientLine.of(
-            log, logging.WARNING, mail.client.peer, f"milter {self._address}: {what}",
+            log, logging.WARNING, mail.client.peer, f"milter {self._target.address}: {what}",
             printable(why), session=mail.id.rpartition("-")[0], queue_id=mail.id,
         )  # fmt: skip
         self._reporter.note(line)
+
+
+def _as_greeting(refusal: str) -> str:
+    """Return a refusal as it may stand in place of a greeting: 554 or 421 (RFC 5321 4.3.2)."""
+    code = "421" if refusal[0] == "4" else "554"
+    return f"{code}{refusal[3:]}"
 
 
 async def _edited(parts: Parts, mail: Mail, edits: Sequence[Edit], *, leading_space: bool) -> bytes:

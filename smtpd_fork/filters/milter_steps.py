@@ -33,22 +33,33 @@ if TYPE_CHECKING:
 
     from smtpd_fork.hops.milter.conversation import Conversation
     from smtpd_fork.hops.milter.edited import Parts
+    from smtpd_fork.peer_address import Peer
 
-__all__ = ["message_steps", "recipient_step", "session_steps"]
+__all__ = ["client_step", "hello_step", "message_steps", "recipient_step", "sender_step"]
 
 _TRANSPORT = "esmtp"
 """The mailer of addresses, which milters ask for; "error" would be a refused one."""
 
 
-def session_steps(server: Any, session: AnySession, mail: Mail, daemon_name: str) -> Iterator[Step]:
-    """Yield what comes before the first recipient: the client, its greeting, the sender."""
-    peer = mail.client.peer
+def client_step(server: Any, session: AnySession, daemon_name: str) -> Step:
+    """Return what tells of a client."""
+    peer: Peer = session.peer
     address = host_of(peer)
     port = peer[1] if isinstance(peer, tuple) else 0
-    name = mail.client.name or (f"[{address}]" if address else "localhost")
-    yield connect_step(name, address, port, _of_client(server, session, mail, daemon_name))
-    yield Step(HELO, text_of(mail.client.helo), _of_tls(session))
-    yield path_step(MAIL, mail.sender, mail.parameters, _of_sender(session, mail))
+    name = getattr(session, "host_name_dns", None)
+    shown = name or (f"[{address}]" if address else "localhost")
+    macros = _of_client(server, session, name or "unknown", daemon_name)
+    return connect_step(shown, address, port, macros)
+
+
+def hello_step(session: AnySession, name: str) -> Step:
+    """Return what tells of the client's greeting."""
+    return Step(HELO, text_of(name), _of_tls(session))
+
+
+def sender_step(session: AnySession, mail: Mail) -> Step:
+    """Return what tells of the sender."""
+    return path_step(MAIL, mail.sender, mail.parameters, _of_sender(session, mail))
 
 
 def recipient_step(recipient: Recipient) -> Step:
@@ -76,10 +87,9 @@ def message_steps(mail: Mail, parts: Parts, conversation: Conversation) -> Itera
     yield Step(END)
 
 
-def _of_client(server: Any, session: AnySession, mail: Mail, daemon_name: str) -> dict[str, str]:
-    peer, name = mail.client.peer, mail.client.name
+def _of_client(server: Any, session: AnySession, shown: str, daemon_name: str) -> dict[str, str]:
+    peer: Peer = session.peer
     address = host_of(peer) or ""
-    shown = name or "unknown"
     macros = {
         "j": server.hostname,
         "v": f"smtpd-fork {__version__}",

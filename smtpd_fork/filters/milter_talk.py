@@ -1,4 +1,4 @@
-"""Talk: what one milter is told of one transaction, and how it ends."""
+"""Talk: what one milter is told of one session, and what it decides."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.filters.milter_steps import message_steps, recipient_step, session_steps
+from smtpd_fork.filters.milter_steps import (
+    client_step,
+    hello_step,
+    message_steps,
+    recipient_step,
+    sender_step,
+)
 from smtpd_fork.hops.milter.connection import MilterConnection, MilterDownError
 from smtpd_fork.hops.milter.conversation import Conversation
+from smtpd_fork.hops.milter.events import CONNECT, HELO, PAUSE
+from smtpd_fork.hops.milter.verdict import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from aiosmtpd.smtp import Envelope
     from aiosmtpd.smtp import Session as AnySession
@@ -22,111 +30,213 @@ if TYPE_CHECKING:
     from smtpd_fork.hops.milter.verdict import Verdict
     from smtpd_fork.message import Mail, Recipient
 
-__all__ = ["Limits", "Talk"]
+__all__ = ["MilterTarget", "Talk"]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a milter may take.
+class MilterTarget:
+    """A milter, and how long it may take.
 
+    :ivar daemon_name: for the macro ``{daemon_name}``
     :ivar connect: seconds for the connection
     :ivar answer: seconds for each answer; those of progress extend it
     :ivar total: seconds for all that one hook waits for
     """
 
+    address: HopAddress
+    daemon_name: str
     connect: float
     answer: float
     total: float
 
 
 class Talk:
-    """A conversation with a milter about one transaction.
+    """What one milter is told of one session.
 
-    It has a connection of its own. Version 6 has a command for the next client on the same one
-    (SMFIC_QUIT_NC); OpenDKIM, clamav-milter and spamass-milter answered nothing behind it.
+    One connection serves all messages of a session, as with Sendmail and Postfix; a lost one is
+    made anew, and what the milter has to know is told again. It does not serve the next session:
+    version 6 has a command for that (SMFIC_QUIT_NC), but libmilter ignores it, and all behind it,
+    after a message that was accepted or refused; and OpenDKIM forgets by it what was negotiated,
+    and makes wrong signatures.
 
-    :param envelope: of the transaction
-    :param room: bytes that the milter may change
-    :param each_recipient: it is told of a recipient as the client names it
-    :ivar conversation: what was said
-    :ivar down: why the milter is out of reach; empty while it is not
+    :param room: bytes that a milter may change of a message
+    :param ended: is called once a connection is lost or closed
+    :ivar envelope: of the transaction that the milter has been told of, or None
+    :ivar down: why the milter has failed in this transaction; empty if it has not
+    :ivar connections: how many are open, one at most
     """
 
-    def __init__(
-        self, address: HopAddress, limits: Limits, envelope: Envelope, room: int,
-        *, daemon_name: str, each_recipient: bool,
-    ) -> None:  # fmt: skip
-        self.envelope = envelope
-        self.conversation = Conversation(room, each_recipient=each_recipient)
+    def __init__(self, target: MilterTarget, room: int, ended: Callable[[], object]) -> None:
+        self.envelope: Envelope | None = None
         self.down = ""
-        self._address = address
-        self._limits = limits
-        self._daemon_name = daemon_name
+        self._target = target
+        self._room = room
+        self._ended = ended
         self._connection: MilterConnection | None = None
-        self._begun = False
+        self._hello: object = None  # what was told of the client's greeting
+        self._told_client = False
+        self._told_sender = False
         self._recipients_told = 0
+        self._accepted: Verdict | None = None  # for the whole session
+        self._until = 0.0
+
+    # -- what came of it ---------------------------------------------------------------------------
 
     @property
     def verdict(self) -> Verdict | None:
-        """What the milter has decided so far."""
-        return self.conversation.verdict
+        """What the milter has decided about the transaction so far."""
+        if self._accepted is not None or self._connection is None:
+            return self._accepted
+        return self._connection.conversation.verdict
 
-    async def begin(self, server: Any, session: AnySession, mail: Mail) -> None:
-        """Tell of the client and the sender."""
-        await self._tell(self._before(server, session, mail))
+    @property
+    def refused(self) -> str:
+        """The reply to the recipient that was told last; empty if it was accepted."""
+        return "" if self._connection is None else self._connection.conversation.refused
+
+    @property
+    def leading_space(self) -> bool:
+        """Whether the values of fields keep the space behind the colon."""
+        return self._connection is not None and self._connection.conversation.leading_space
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection."""
+        return self._connection is not None and not self._connection.conversation.fault
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the milter has accepted all messages of the session."""
+        return self._accepted is not None
+
+    # -- what is told ------------------------------------------------------------------------------
+
+    async def client(self, server: Any, session: AnySession) -> None:
+        """Tell of the client."""
+        self.begin(None)
+        await self._try(lambda: self._tell(self._client(server, session)))
+
+    async def hello(self, server: Any, session: AnySession, name: str) -> None:
+        """Tell of the client's greeting, and of what comes before."""
+        self.begin(None)
+        await self._try(lambda: self._tell(self._greeting(server, session, name)))
+
+    async def sender(self, server: Any, session: AnySession, mail: Mail) -> None:
+        """Tell of the sender, and of what comes before."""
+        await self._try(lambda: self._tell(self._before(server, session, mail)))
 
     async def recipient(
         self, server: Any, session: AnySession, mail: Mail, recipient: Recipient
-    ) -> str:
-        """Tell of a recipient, and of what comes before; return the refusal of it, if any."""
+    ) -> None:
+        """Tell of a recipient, and of what comes before; see :attr:`refused`."""
 
-        def steps() -> Iterator[Step]:
-            yield from self._before(server, session, mail)
-            yield recipient_step(recipient)
+        async def tell() -> None:
+            await self._tell(self._before(server, session, mail))
+            if not self._recipients_told and mail.recipients:  # on another connection
+                await self._tell(map(recipient_step, mail.recipients))
+            await self._tell([recipient_step(recipient)], each_recipient=True)
 
-        await self._tell(steps())
+        await self._try(tell)
         self._recipients_told += 1
-        return self.conversation.refused
 
     async def message(self, server: Any, session: AnySession, mail: Mail, parts: Parts) -> None:
         """Tell of the message, and of what comes before; there is a verdict, or it is down."""
+        await self._try(lambda: self._tell(self._message(server, session, mail, parts)))
 
-        def steps() -> Iterator[Step]:
-            yield from self._before(server, session, mail)
-            if not self._recipients_told:
-                yield from map(recipient_step, mail.recipients)
-            yield from message_steps(mail, parts, self.conversation)
+    def begin(self, envelope: Envelope | None) -> None:
+        """Begin a transaction, or none; one that has not come to its end is aborted."""
+        self.envelope = envelope
+        self.down = ""
+        self._told_sender, self._recipients_told = False, 0
+        connection = self._connection
+        if connection is None:
+            return
+        if connection.conversation.reusable:
+            connection.begin()
+        else:
+            self.close()
 
-        await self._tell(steps())
-        self.close()
+    # -- steps: each is told once on a connection --------------------------------------------------
+
+    def _client(self, server: Any, session: AnySession) -> Iterator[Step]:
+        if not self._told_client:
+            self._told_client = True
+            yield client_step(server, session, self._target.daemon_name)
+
+    def _greeting(self, server: Any, session: AnySession, name: str) -> Iterator[Step]:
+        yield from self._client(server, session)
+        hello = name, session.ssl is not None
+        if self._hello != hello:
+            self._hello = hello
+            yield hello_step(session, name)
 
     def _before(self, server: Any, session: AnySession, mail: Mail) -> Iterator[Step]:
-        """Yield what comes before the recipients, once."""
-        if not self._begun:
-            self._begun = True
-            yield from session_steps(server, session, mail, self._daemon_name)
+        """Yield what comes before the recipients."""
+        yield from self._greeting(server, session, mail.client.helo)
+        if not self._told_sender:
+            self._told_sender = True
+            yield sender_step(session, mail)
 
-    async def _tell(self, steps: Iterator[Step]) -> None:
-        if self.down or self.verdict is not None:
+    def _message(
+        self, server: Any, session: AnySession, mail: Mail, parts: Parts
+    ) -> Iterator[Step]:
+        yield from self._before(server, session, mail)
+        if not self._recipients_told:
+            yield from map(recipient_step, mail.recipients)
+        yield PAUSE  # a milter that decides by the envelope is not sent the message
+        assert self._connection is not None
+        yield from message_steps(mail, parts, self._connection.conversation)
+
+    # -- the connection ----------------------------------------------------------------------------
+
+    async def _try(self, tell: Callable[[], Any]) -> None:
+        """Tell something; once more if a connection that was there before is found to be lost."""
+        if self._accepted is not None or self.down:
             return
-        limits = self._limits
+        self._until = asyncio.get_running_loop().time() + self._target.total
+        kept = self._connection
+        said = 0 if kept is None else kept.conversation.progress
         try:
-            async with asyncio.timeout(limits.total):
-                if self._connection is None:
-                    self._connection = await MilterConnection.to(
-                        *(self._address, self.conversation),
-                        connect=limits.connect,
-                        answer=limits.answer,
-                    )
-                await self._connection.tell(steps)
-        except TimeoutError:
-            self.down = f"no verdict within {limits.total:g} s"
+            try:
+                await tell()
+            except MilterDownError:
+                if kept is None or not kept.lost or kept.conversation.progress != said:
+                    raise
+                self.close()
+                await tell()
         except MilterDownError as error:
             self.down = str(error)
-        if self.down:
+            self.close()
+        except BaseException:
+            self.close()
+            raise
+        self._note_acceptance()
+
+    async def _tell(self, steps: Iterable[Step], *, each_recipient: bool = False) -> None:
+        if self.verdict is not None:
+            return
+        if self._connection is None:
+            target = self._target
+            self._connection = await MilterConnection.to(
+                *(target.address, Conversation(self._room), self._ended),
+                connect=target.connect,
+                answer=target.answer,
+            )
+        await self._connection.tell(steps, self._until, each_recipient=each_recipient)
+
+    def _note_acceptance(self) -> None:
+        """Ask nothing more in this session once the milter has accepted the client."""
+        connection, verdict = self._connection, self.verdict
+        if connection is None or verdict is None or verdict.kind is not Kind.ACCEPT:
+            return
+        if connection.conversation.decided_at in {CONNECT, HELO}:
+            self._accepted = verdict
             self.close()
 
     def close(self) -> None:
-        """End it."""
-        if self._connection is not None:
-            self._connection.close()
+        """End the connection; what is told next begins anew."""
+        connection, self._connection = self._connection, None
+        self._told_client = self._told_sender = False
+        self._hello, self._recipients_told = None, 0
+        if connection is not None:
+            connection.close()

@@ -52,6 +52,9 @@ log = logging.getLogger("smtpd_fork.handlers")
 _OF_DELIVERY = {"handle_DATA", "handle_RCPT"}
 """Hooks that several sinks have together."""
 
+_COUNTED = ("handle_CONNECT", "handle_HELO", "handle_MAIL", "handle_RCPT", "handle_DATA")
+"""Hooks of a filter whose answers are counted."""
+
 MARGIN_SECONDS = 5.0
 """Between a sink's limit and that of its hook."""
 
@@ -126,8 +129,8 @@ class Chain:
 
     def _join(self, name: str, hooks: Sequence[Hook]) -> None:
         if name == "handle_DATA":
-            quarantined = any(each.quarantine for each in self._sinks)
-            joined = one_hook(name, hooks) if quarantined else message_hook(hooks)
+            withhold = not any(each.quarantine for each in self._sinks)
+            joined = message_hook(hooks, withhold=withhold)
             setattr(self, name, self._forged_results.hook(joined))
         else:
             setattr(self, name, one_hook(name, hooks))
@@ -140,17 +143,21 @@ class Chain:
                 return
 
     def measure(self, tally: Tally) -> None:
-        """Have the messages of each sink be counted and measured."""
+        """Have the answers of sinks, and of filters that ask a program, be counted and measured."""
         if self._delivery is not None:
             self._delivery.count_with(tally.sink)
-        elif any(route.is_sink for route in self.routes):
-            self._join(
-                "handle_DATA",
-                [
-                    tally.counted_sink(route.name, hook) if route.is_sink else hook
-                    for route, hook in self._hooks("handle_DATA")
-                ],
-            )
+        asking = self.filters
+
+        def counted(name: str, route: Route, hook: Hook) -> Hook:
+            if route.name in asking:
+                return tally.counted(tally.filters, route.name, hook)
+            if route.is_sink and self._delivery is None and name == "handle_DATA":
+                return tally.counted(tally.sinks, route.name, hook)
+            return hook
+
+        for name in _COUNTED:
+            if hasattr(self, name):
+                self._join(name, [counted(name, *each) for each in self._hooks(name)])
 
     @property
     def _reachable(self) -> Sequence[Any]:
@@ -162,6 +169,15 @@ class Chain:
     def sinks(self) -> dict[str, Sink]:
         """The sinks by name, in order."""
         return {route.name: route.handler for route in self.routes if route.is_sink}
+
+    @property
+    def filters(self) -> dict[str, Filter]:
+        """The filters that ask a program, by name, in order."""
+        return {
+            route.name: route.handler
+            for route in self.routes
+            if isinstance(route.handler, Filter) and route.handler.status is not None
+        }
 
     @property
     def faults(self) -> Sequence[str]:

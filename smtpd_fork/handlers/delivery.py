@@ -32,7 +32,7 @@ from smtpd_fork.sinks.base import FAILED, answer, in_time, key_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.dialogue.tally import SinkCounts
+    from smtpd_fork.dialogue.tally import AnswerCounts
     from smtpd_fork.handlers.route import Route
 
 __all__ = ["Delivery"]
@@ -81,9 +81,9 @@ class Delivery:
         self._takers = [each for each in routes if not (each.copy or each.quarantine)]
         self._memory = DeliveredParts()
         self._reporter = client_reporter()
-        self._counts: Callable[[str], SinkCounts] | None = None
+        self._counts: Callable[[str], AnswerCounts] | None = None
 
-    def count_with(self, counts: Callable[[str], SinkCounts]) -> None:
+    def count_with(self, counts: Callable[[str], AnswerCounts]) -> None:
         """Count the replies of each sink in the counts that a function returns for its name."""
         self._counts = counts
 

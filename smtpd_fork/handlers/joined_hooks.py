@@ -33,6 +33,8 @@ __all__ = ["Hook", "conditional", "hook_of", "is_hook", "message_hook", "one_hoo
 
 Hook: TypeAlias = Callable[..., Awaitable[Any]]
 
+NO_ROOM = "452 4.3.1 Insufficient system storage, try again later"
+
 _OLD_EHLO_PARAMETERS = 4
 """aiosmtpd's deprecated handle_EHLO(server, session, envelope, hostname)."""
 
@@ -42,21 +44,33 @@ def one_hook(name: str, hooks: Sequence[Hook]) -> Any:
     return _SPECIAL.get(name, _first_answer)(hooks)
 
 
-def message_hook(hooks: Sequence[Hook]) -> Hook:
-    """Return one hook DATA, of a chain in which no sink takes what a filter has put aside."""
+def message_hook(hooks: Sequence[Hook], *, withhold: bool) -> Hook:
+    """Return one hook DATA that asks several.
+
+    :param withhold: no sink takes what a filter has put aside
+    """
     if len(hooks) == 1:
         return hooks[0]
 
     async def handle_DATA(server: Any, session: Any, envelope: Any) -> Any:
         for each in hooks:
+            content = envelope.original_content
             status = await each(server, session, envelope)
             if status is not MISSING:
                 return status
-            if is_quarantined(envelope):
+            if envelope.original_content is not content and not _may_hold(server):
+                return NO_ROOM
+            if withhold and is_quarantined(envelope):
                 return WITHHELD
         return MISSING
 
     return may_end_at_once(handle_DATA) if all(map(begins_at_once, hooks)) else handle_DATA
+
+
+def _may_hold(server: Any) -> bool:
+    """Whether the memory limits allow a message as a handler has changed it."""
+    charge = getattr(server, "charge_message", None)  # aiosmtpd's server has none
+    return charge is None or charge()
 
 
 def conditional(name: str, hook: Callable[..., Any], when: When) -> Callable[..., Any]:
@@ -152,6 +166,8 @@ def _ehlo(hooks: Sequence[Hook]) -> Hook:
                 answer = await each(server, session, envelope, hostname, responses)
                 if answer is not MISSING:
                     responses = answer
+                if responses and responses[0][:1] in {"4", "5"}:
+                    break  # it refuses
         return responses
 
     return handle_EHLO

@@ -24,7 +24,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from smtpd_fork.dialogue.tally import BOUNDS, Latency, Tally
+from smtpd_fork.dialogue.tally import BOUNDS, AnswerCounts, Latency, Tally, by_class
 from smtpd_fork.fleet.figures import STATES
 from smtpd_fork.gate.statistics import CURES
 from smtpd_fork.observe.process import Process
@@ -77,6 +77,10 @@ def _with_server(snapshot: Snapshot) -> list[SinkState]:
     return [sink for sink in snapshot.sinks if sink.connections is not None]
 
 
+def _latencies(counts: Mapping[str, AnswerCounts]) -> dict[str, Latency]:
+    return {name: each.latency for name, each in counts.items()}
+
+
 def _backlogs(snapshot: Snapshot) -> list[tuple[str, Backlog]]:
     return [(name, backlog) for name, backlog in snapshot.queues if backlog is not None]
 
@@ -122,10 +126,10 @@ METRICS = (
         lambda _, tally: tally.hooks),
     Row("smtpd_fork_sink_seconds", "histogram", "sink",
         "Time in seconds that a sink took for a message.",
-        lambda _, tally: {name: sink.latency for name, sink in tally.sinks.items()}),
+        lambda _, tally: _latencies(tally.sinks)),
     Row("smtpd_fork_sink_replies_total", "counter", "sink,class",
         "Replies of sinks to messages, by sink and class (2xx, 4xx, 5xx).",
-        lambda _, tally: tally.sink_replies()),
+        lambda _, tally: by_class(tally.sinks)),
     Row("smtpd_fork_sink_connections", "gauge", "sink",
         "Connections of a sink to its server.",
         lambda s, _: {each.name: each.connections for each in _with_server(s)}),
@@ -135,6 +139,19 @@ METRICS = (
         "Time since which the server of a sink does not answer, in seconds since the epoch; "
         "0 while it answers.",
         lambda s, _: {each.name: each.down_since or 0.0 for each in _with_server(s)}),
+    Row("smtpd_fork_filter_seconds", "histogram", "filter",
+        "Time in seconds that a filter took which asks a program.",
+        lambda _, tally: _latencies(tally.filters)),
+    Row("smtpd_fork_filter_replies_total", "counter", "filter,class",
+        "Replies of filters that ask a program, by filter and class (2xx, no objection; 4xx, 5xx).",
+        lambda _, tally: by_class(tally.filters)),
+    Row("smtpd_fork_filter_connections", "gauge", "filter",
+        "Connections of a filter to its program.",
+        lambda s, _: {each.name: each.connections for each in s.filters}),
+    Row("smtpd_fork_filter_down_since_timestamp_seconds", "gauge", "filter",
+        "Time since which the program of a filter does not answer, in seconds since the epoch; "
+        "0 while it answers.",
+        lambda s, _: {each.name: each.down_since or 0.0 for each in s.filters}),
     Row("smtpd_fork_loop_lag_seconds", "histogram", "",
         "Event-loop lag in seconds, measured ten times per second.",
         lambda _, tally: {"": tally.lag}),

@@ -1,4 +1,4 @@
-"""SinkState: a sink of a server at one time: its replies, and the server behind it."""
+"""SinkState: a sink or filter of a server at one time: its replies, and the server behind it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import msgspec
 from smtpd_fork.sanitizer import printable
 
 if TYPE_CHECKING:
+    from smtpd_fork.dialogue.tally import AnswerCounts
+    from smtpd_fork.hops.peer_status import PeerStatus
     from smtpd_fork.observe.service import Observed
-    from smtpd_fork.sinks import Sink
 
-__all__ = ["SinkState", "sink_states"]
+__all__ = ["SinkState", "filter_states", "sink_states"]
 
 
 class SinkState(msgspec.Struct, frozen=True, kw_only=True):
-    """A sink.
+    """A sink, or a filter that asks a program.
 
     :ivar name: as in the log and in metrics
     :ivar replies: number of replies by class: ``2xx``, ``4xx``, ``5xx``; empty if they are not
@@ -45,11 +46,17 @@ class SinkState(msgspec.Struct, frozen=True, kw_only=True):
 
 def sink_states(server: Observed) -> Sequence[SinkState]:
     """Return the sinks of a server, in order; in its event loop."""
-    return [_state(server, name, sink) for name, sink in server.chain.sinks.items()]
+    counts, sinks = server.tally.sinks, server.chain.sinks
+    return [_state(name, counts.get(name), each.status) for name, each in sinks.items()]
 
 
-def _state(server: Observed, name: str, sink: Sink) -> SinkState:
-    counts, status = server.tally.sinks.get(name), sink.status
+def filter_states(server: Observed) -> Sequence[SinkState]:
+    """Return the filters of a server that ask a program, in order; in its event loop."""
+    counts, filters = server.tally.filters, server.chain.filters
+    return [_state(name, counts.get(name), each.status) for name, each in filters.items()]
+
+
+def _state(name: str, counts: AnswerCounts | None, status: PeerStatus | None) -> SinkState:
     replies = {f"{first:c}xx": n for first, n in counts.replies.items() if n} if counts else {}
     messages = sum(counts.latency.counts) if counts else 0
     state = SinkState(

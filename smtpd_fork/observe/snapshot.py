@@ -20,7 +20,7 @@ from smtpd_fork.fleet.figures import figures_of
 from smtpd_fork.gate.ledger import Entry, entry_of
 from smtpd_fork.listeners.backlog import Backlog, backlog_of
 from smtpd_fork.observe.refusal_history import History
-from smtpd_fork.observe.sink_state import SinkState, sink_states
+from smtpd_fork.observe.sink_state import SinkState, filter_states, sink_states
 
 if TYPE_CHECKING:
     from smtpd_fork.fleet.figures import Figures
@@ -81,6 +81,7 @@ class Snapshot:
     :ivar lag: event-loop lag, in seconds
     :ivar zones: the DNS blocklists, and whether each is in use
     :ivar sinks: the sinks, in order
+    :ivar filters: the filters that ask a program, in order
     :ivar fleet: its figures; None: the server is in none
     """
 
@@ -101,6 +102,7 @@ class Snapshot:
     lag: float
     zones: dict[str, bool]
     sinks: Sequence[SinkState]
+    filters: Sequence[SinkState]
     fleet: Figures | None
 
     @property
@@ -248,5 +250,6 @@ class _Counted:
             lag=gate.load.lag,
             zones=dict(server.zones),
             sinks=sink_states(server),
+            filters=filter_states(server),
             fleet=figures_of(server.fleet),
         )

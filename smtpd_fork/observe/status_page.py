@@ -25,6 +25,7 @@ from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:
     from smtpd_fork.gate import Entry
+    from smtpd_fork.observe.sink_state import SinkState
     from smtpd_fork.observe.snapshot import Snapshot
 
 __all__ = ["POLICY", "STYLE", "as_json", "render"]
@@ -76,7 +77,8 @@ def render(snapshot: Snapshot, hostname: str) -> bytes:
         "rules": _rules(snapshot),
         "phases": _table(["", "#sessions"], phases, "no sessions"),
         "top": _table(["client", "#sessions"], snapshot.top, "no sessions"),
-        "sinks": _sinks(snapshot),
+        "filters": _sinks("filter", snapshot.filters),
+        "sinks": _sinks("sink", snapshot.sinks),
         "fleet": _fleet(snapshot),
         "listeners": _listeners(snapshot),
         "oldest": _oldest(snapshot),
@@ -106,8 +108,8 @@ def _listeners(snapshot: Snapshot) -> str:
     return _table(["address", "#waiting", "#at most"], rows, "none are left")
 
 
-def _sinks(snapshot: Snapshot) -> str:
-    heads = ["sink", "#2xx", "#4xx", "#5xx", "#average", "#connections", "#waiting", "state"]
+def _sinks(kind: str, states: Sequence[SinkState]) -> str:
+    heads = [kind, "#2xx", "#4xx", "#5xx", "#average", "#connections", "#waiting", "state"]
     rows = [
         (
             *(each.name, *(each.replies.get(name, 0) for name in ("2xx", "4xx", "5xx"))),
@@ -118,9 +120,9 @@ def _sinks(snapshot: Snapshot) -> str:
             each.waiting or "",
             "" if each.down_since is None else f"down for {_time(each.down)}: {each.reason}",
         )
-        for each in snapshot.sinks
+        for each in states
     ]
-    return _table(heads, rows, "no sinks")
+    return _table(heads, rows, f"no {kind}s")
 
 
 def _fleet(snapshot: Snapshot) -> str:
@@ -213,6 +215,7 @@ def as_json(snapshot: Snapshot, hostname: str) -> bytes:
                 for name, queue in snapshot.queues
             ],
             "sinks": snapshot.sinks,
+            "filters": snapshot.filters,
             "fleet": snapshot.fleet,
             "oldest_sessions": [_session(each) for each in snapshot.oldest],
         }

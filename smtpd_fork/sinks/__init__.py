@@ -6,7 +6,8 @@ A class is imported when it is first used, as some need much, and libraries that
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from smtpd_fork.sinks.base import Discard, Sink, SinkStatus
+from smtpd_fork.hops.peer_status import PeerStatus
+from smtpd_fork.sinks.base import Discard, Sink
 
 if TYPE_CHECKING:
     from smtpd_fork.sinks.debug import Debug
@@ -21,8 +22,19 @@ if TYPE_CHECKING:
     from smtpd_fork.sinks.webhook import Webhook
 
 __all__ = [
-    "S3", "Debug", "Discard", "Lmtp", "Maildir", "Mbox", "Nats", "Pipe", "Redis", "Relay", "Sink",
-    "SinkStatus", "Webhook",
+    "S3",
+    "Debug",
+    "Discard",
+    "Lmtp",
+    "Maildir",
+    "Mbox",
+    "Nats",
+    "PeerStatus",
+    "Pipe",
+    "Redis",
+    "Relay",
+    "Sink",
+    "Webhook",
 ]  # fmt: skip
 
 _LATER = ("Debug", "Lmtp", "Maildir", "Mbox", "Nats", "Pipe", "Redis", "Relay", "S3", "Webhook")

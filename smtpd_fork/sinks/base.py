@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import Envelope
 from aiosmtpd.smtp import Session as AnySession
@@ -15,7 +14,10 @@ from smtpd_fork.message import Mail, Replies, combined
 from smtpd_fork.message.results import final_reply, per_recipient
 from smtpd_fork.peer_address import describe
 
-__all__ = ["FAILED", "Discard", "Sink", "SinkStatus", "answer", "in_time", "key_of"]
+if TYPE_CHECKING:
+    from smtpd_fork.hops.peer_status import PeerStatus
+
+__all__ = ["FAILED", "Discard", "Sink", "answer", "in_time", "key_of"]
 
 FAILED = "451 4.3.0 The message could not be delivered, try again later"
 TOO_SLOW = "451 4.3.0 The message could not be delivered in time, try again later"
@@ -26,24 +28,6 @@ DISCARDED = "250 2.0.0 Ok: discarded"
 
 THREAD_BYTES = 1 << 18
 """A hash of so many takes a fraction of a millisecond: less would not pay for a thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class SinkStatus:
-    """What a sink that talks to a server knows of it, for ``status`` and metrics.
-
-    :ivar connections: that are open
-    :ivar busy: of these, with a message
-    :ivar waiting: messages that wait for a connection
-    :ivar down_since: seconds since the epoch; None while the server answers
-    :ivar reason: why it is down; empty while it answers
-    """
-
-    connections: int = 0
-    busy: int = 0
-    waiting: int = 0
-    down_since: float | None = None
-    reason: str = ""
 
 
 class Sink:
@@ -89,7 +73,7 @@ class Sink:
         """Finish the messages in progress; called after the last message."""
 
     @property
-    def status(self) -> SinkStatus | None:
+    def status(self) -> PeerStatus | None:
         """The state of the server that messages go to; None if there is no server."""
         return None
 

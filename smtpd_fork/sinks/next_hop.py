@@ -23,10 +23,11 @@ from smtpd_fork.hops.errors import NOT_AVAILABLE, ConnectionLostError, HopError
 from smtpd_fork.hops.known_answers import KnownAnswers
 from smtpd_fork.hops.lookup import Lookup, import_libraries
 from smtpd_fork.hops.passed_on import passed_on
+from smtpd_fork.hops.peer_status import PeerStatus
 from smtpd_fork.hops.pool import Pool
 from smtpd_fork.message import Mail, Replies
 from smtpd_fork.peer_address import Peer, describe
-from smtpd_fork.sinks.base import Sink, SinkStatus
+from smtpd_fork.sinks.base import Sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,12 +80,12 @@ class NextHop(Sink):
         return f"{'LMTP' if self.target.lmtp else 'SMTP'} to {self.target}"
 
     @property
-    def status(self) -> SinkStatus:
+    def status(self) -> PeerStatus:
         """What is known of the hop."""
         pool = self._pool
         if pool is None:
-            return SinkStatus()
-        return SinkStatus(pool.connections, pool.busy, pool.waiting, pool.down_since, pool.reason)
+            return PeerStatus()
+        return PeerStatus(pool.connections, pool.busy, pool.waiting, pool.down_since, pool.reason)
 
     def check(self) -> None:
         """See whether libraries and files are there; the hop is not asked.

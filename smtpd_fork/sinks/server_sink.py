@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from smtpd_fork.errors import CannotCreateError
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.hops.look import LOOK_SECONDS, look_in_thread
+from smtpd_fork.hops.peer_status import Outage, PeerStatus
 from smtpd_fork.message import Mail, Replies
 from smtpd_fork.peer_address import describe
-from smtpd_fork.sinks.base import Sink, SinkStatus
+from smtpd_fork.sinks.base import Sink
 from smtpd_fork.sinks.slots import Slots
 
 if TYPE_CHECKING:
@@ -76,8 +77,7 @@ class ServerSink(Sink):
         self._wait = wait
         self._slots = Slots(connections)
         self._busy = self._waiting = 0
-        self._down_since: float | None = None
-        self._reason = ""
+        self._outage = Outage()
         self._next_attempt = 0.0
         self._looked = False
         self._reporter = client_reporter()
@@ -88,10 +88,10 @@ class ServerSink(Sink):
         return self.server
 
     @property
-    def status(self) -> SinkStatus:
+    def status(self) -> PeerStatus:
         """What is known of the server."""
         counts = (self._busy, self._busy, self._waiting)
-        return SinkStatus(*counts, self._down_since, self._reason)
+        return PeerStatus(*counts, self._outage.since, self._outage.reason)
 
     def check(self) -> None:
         """See whether the server is as it has to be; one that is down is not an error.
@@ -169,21 +169,21 @@ class ServerSink(Sink):
     async def _wait_for_slot(self) -> None:
         self._waiting += 1
         try:
-            free = await self._slots.acquire(0 if self._down_since else self._wait)
+            free = await self._slots.acquire(0 if self._outage.since else self._wait)
         finally:
             self._waiting -= 1
         if free:
             return
-        if self._down_since:
-            raise ServerDownError(self._reason)
+        if self._outage.since:
+            raise ServerDownError(self._outage.reason)
         reason = f"all {self._most} connections were in use for {self._wait:g} s"
         raise NotDeliveredError(reason, NO_CONNECTION)
 
     def _refuse_while_down(self) -> None:
-        if self._down_since is None:
+        if self._outage.since is None:
             return
         if time.monotonic() < self._next_attempt:
-            raise ServerDownError(self._reason)
+            raise ServerDownError(self._outage.reason)
         self._next_attempt = time.monotonic() + PROBE_SECONDS
 
     async def _attempt(self, mail: Mail) -> str:
@@ -215,16 +215,12 @@ class ServerSink(Sink):
 
     def _is_down(self, reason: str) -> None:
         self._next_attempt = time.monotonic() + PROBE_SECONDS
-        self._reason = reason
         self.distrust()
-        if self._down_since is None:
-            self._down_since = time.time()
+        if self._outage.begin(reason):
             self.log.warning("%s is down: %s; messages get 451", self.server, reason)
 
     def _is_up(self) -> None:
-        if self._down_since is not None:
-            seconds = max(0.0, time.time() - self._down_since)
-            self._down_since, self._reason = None, ""
+        if (seconds := self._outage.end()) is not None:
             self.log.warning("%s is up again, after %.0f s", self.server, seconds)
 
     def _report(self, error: NotDeliveredError, mail: Mail) -> None:

@@ -25,6 +25,7 @@ from smtpd_fork.dialogue.budget import Budget
 from smtpd_fork.dialogue.commands import COMMANDS, State
 from smtpd_fork.dialogue.content import BareNewline
 from smtpd_fork.dialogue.data import received
+from smtpd_fork.dialogue.memory import charge_changed
 from smtpd_fork.dialogue.reply import answer_of, sendable
 from smtpd_fork.dialogue.shared import CurrentTls, Limits, Shared
 from smtpd_fork.dialogue.tally import Tally
@@ -210,6 +211,10 @@ class SMTP(Mechanisms):
         """Whether the client is one of ``--exempt``, whom filters may trust."""
         exempt = self.connection.shared.is_exempt
         return exempt is not None and exempt(self.connection.dialogue.session.peer)
+
+    def charge_message(self) -> bool:
+        """Charge the message anew that a handler has changed; return whether it may be held."""
+        return charge_changed(self.connection.dialogue)
 
     async def push(self, status: str | bytes) -> None:
         """Send a reply, and wait while the client does not take it.

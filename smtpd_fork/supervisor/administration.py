@@ -54,6 +54,7 @@ _STATUS: dict[str, Callable[[Sequence[Any]], Any]] = {
     "messages": added,
     "rejections": added,
     "sinks": _sinks,
+    "filters": _sinks,
     "listeners": _first,
     "fleet": _fleet,
 }

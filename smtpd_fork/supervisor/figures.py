@@ -45,6 +45,7 @@ CHOOSE: dict[str, Callable[[Iterable[float]], float]] = {
     "smtpd_fork_fleet_state": max,
     "smtpd_fork_fleet_nodes": max,
     "smtpd_fork_sink_down_since_timestamp_seconds": max,
+    "smtpd_fork_filter_down_since_timestamp_seconds": max,
     "smtpd_fork_accept_queue": max,  # it is one socket
     "smtpd_fork_accept_queue_limit": max,
     "smtpd_fork_dnsbl_zone_enabled": min,
@@ -228,7 +229,7 @@ def _remains(parts: Sequence[Any]) -> Any:
         "queues": [],
         "zones": {},
     }
-    empty |= {"sinks": [], "limit": 0, "denied": 0, "lag": 0.0}
+    empty |= {"sinks": [], "filters": [], "limit": 0, "denied": 0, "lag": 0.0}
     snapshot = {**snapshots[-1], **empty, **counts}
     return {
         "snapshot": snapshot,
@@ -245,6 +246,7 @@ def _snapshot(raw: dict[str, Any]) -> Snapshot:
             "top": [(client, count) for client, count in raw["top"]],
             "queues": [(name, queue and Backlog(*queue)) for name, queue in raw["queues"]],
             "sinks": msgspec.convert(raw["sinks"], list[SinkState]),
+            "filters": msgspec.convert(raw["filters"], list[SinkState]),
             "fleet": msgspec.convert(raw["fleet"], Figures | None),
         }
     )
@@ -277,5 +279,6 @@ def _merged_snapshot(parts: Sequence[Snapshot], uptime: float, state: str) -> Sn
         lag=max((part.lag for part in parts), default=0.0),
         zones=zones,
         sinks=merged_sinks([part.sinks for part in parts]),
+        filters=merged_sinks([part.filters for part in parts]),
         fleet=merged_fleet(part.fleet for part in parts),
     )

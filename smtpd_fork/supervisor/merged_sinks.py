@@ -23,7 +23,7 @@ def added(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
 
 
 def merged_sinks(parts: Iterable[Sequence[SinkState]]) -> list[SinkState]:
-    """Return the sinks of all processes: those of one name as one."""
+    """Return the sinks, or filters, of all processes: those of one name as one."""
     by_name: dict[str, list[SinkState]] = {}
     for part in parts:
         for sink in part:

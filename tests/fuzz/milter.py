@@ -1,9 +1,9 @@
 """The fuzzer of a milter's answers, for the conversation that has no socket.
 
-Its first law: whatever a milter says, a conversation has a state and, when it has ended, either a
-verdict or a fault; what it keeps is bounded. Its second: the same bytes give the same however they
-are cut. Its third: a changed message has one header above its body and no bare line end, and a new
-address is one that a client could have sent.
+Its first law: whatever a milter says, a conversation ends with a fault or goes on, each transaction
+of it has one verdict at most, and what it keeps is bounded. Its second: the same bytes give the
+same however they are cut. Its third: a changed message has one header above its body and no bare
+line end, and a new address is one that a client could have sent.
 
     python tests/fuzz/milter.py --seconds 30 [--seed N]
 """
@@ -84,8 +84,9 @@ def _steps(conversation: Conversation, parts: Parts) -> Iterator[Step]:
 
 def go(play: Play, cuts: Sequence[int]) -> object:
     """Return all that matters of a conversation."""
-    conversation, parts, sent = Conversation(ROOM), Parts(MESSAGE), b""
-    conversation.tell(_steps(conversation, parts))
+    conversation, sent = Conversation(ROOM), b""
+    conversation.tell(_steps(conversation, Parts(MESSAGE)), each_recipient=True)
+    verdicts = []
     for said in play.turns:
         while data := conversation.take():
             sent += data
@@ -93,8 +94,16 @@ def go(play: Play, cuts: Sequence[int]) -> object:
         for start, end in itertools.pairwise(edges):
             conversation.receive(said[start:end])
             _see(conversation)
-    verdict = conversation.verdict
-    made = b""
+        if conversation.verdict is not None and conversation.reusable:
+            verdicts.append(_made_of(conversation))
+            conversation.begin()
+            conversation.tell(_steps(conversation, Parts(MESSAGE)))
+    return conversation.state, verdicts, _made_of(conversation), conversation.fault, sent
+
+
+def _made_of(conversation: Conversation) -> object:
+    """Return the verdict, and what becomes of the message by it."""
+    verdict, parts, made = conversation.verdict, Parts(MESSAGE), b""
     if verdict is not None and verdict.kind is Kind.ACCEPT:
         made = parts.edited(verdict.edits, leading_space=conversation.leading_space)
         see_message(made)
@@ -103,16 +112,17 @@ def go(play: Play, cuts: Sequence[int]) -> object:
                 raise BrokenError(f"the address {edit.address!r}")
     if verdict is not None and verdict.kind is Kind.REFUSE and verdict.reply[:1] not in "45":
         raise BrokenError(f"the refusal {verdict.reply!r}")
-    return conversation.state, verdict, conversation.fault, sent, made
+    return verdict, conversation.decided_at, made
 
 
 def _see(conversation: Conversation) -> None:
     held = conversation._reader.held + sum(len(each.value) for each in conversation._edits)
     if held > 2 * ROOM + WRITE_BYTES:
         raise BrokenError(f"{held} bytes are held")
-    ended = conversation.state is State.ENDED
-    if ended != bool(conversation.fault) + (conversation.verdict is not None):
+    if (conversation.state is State.ENDED) != bool(conversation.fault):
         raise BrokenError(f"{conversation.state} with {conversation.fault}")
+    if conversation.verdict is not None and not conversation.settled:
+        raise BrokenError("a verdict, and it waits for more")
 
 
 def see_message(content: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,9 +18,14 @@ from smtpd_fork.hops.milter.codec import (
     parse_options,
     texts,
 )
+from smtpd_fork.hops.milter.conversation import Conversation, State
 from smtpd_fork.hops.milter.edited import MOST_FIELDS, HeaderTooLargeError, Parts
+from smtpd_fork.hops.milter.events import CONNECT, END, MAIL, RCPT, Step, body_steps, header_step
 from smtpd_fork.hops.milter.verdict import Edit, reply_of
 from smtpd_fork.testing import MESSAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 FRAMES = st.lists(st.tuples(st.binary(min_size=1, max_size=1), st.binary(max_size=40)), max_size=8)
 VALUES = st.binary(max_size=30).map(lambda value: value.replace(b"\0", b""))
@@ -116,3 +122,133 @@ def test_a_binary_body_is_replaced_as_it_is() -> None:
     assert Parts(b"A: b\r\n\r\nx").edited(edits, leading_space=True, binary=True) == (
         b"A: b\r\n\r\na\nb\rc\0"
     )
+
+
+# -- a conversation --------------------------------------------------------------------------------
+
+ANSWERS = st.sampled_from([b"c", b"c", b"c", b"p", b"a", b"r", b"t", b"d", b"s", b"yx", b"h", b"Z"])
+
+
+def _told(conversation: Conversation) -> Iterator[Step]:
+    yield Step(CONNECT, b"x\0U", {"j": "x"})
+    yield Step(MAIL, b"<a@x>\0", {"i": "1"})
+    yield Step(RCPT, b"<b@x>\0")
+    yield header_step(b"A", b"b")
+    yield from body_steps(b"x" * 70_000, 0)
+    yield Step(END)
+
+
+def _options(protocol: int) -> bytes:
+    return frame(b"O", struct.pack(">III", 6, 0x1FF, protocol))
+
+
+def _said_by(answers: Sequence[bytes], protocol: int, cuts: Sequence[int]) -> tuple[Any, ...]:
+    """Return what becomes of a conversation whose milter says *answers*, cut in pieces."""
+    conversation = Conversation(1000)
+    conversation.tell(_told(conversation))
+    conversation.receive(_options(protocol))
+    sent = conversation.take()
+    stream = b"".join(frame(each[:1], each[1:]) for each in answers)
+    edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
+    for start, end in itertools.pairwise(edges):
+        conversation.receive(stream[start:end])
+    while data := conversation.take():
+        sent += data
+    return conversation.state, conversation.verdict, conversation.fault, conversation.settled, sent
+
+
+@given(
+    st.lists(ANSWERS, max_size=8),
+    st.sampled_from([0, 0x400, 0xFF080, 0x100000, 0x1FF7FF]),
+    st.lists(st.integers(0, 400), max_size=6),
+)
+def test_any_answers_in_any_split_give_the_same_bounded_end(
+    answers: list[bytes], protocol: int, cuts: list[int]
+) -> None:
+    assert _said_by(answers, protocol, cuts)[:3] == _said_by(answers, protocol, [])[:3]
+    state, verdict, fault, settled, _ = _said_by(answers, protocol, cuts)
+    assert (state is State.ENDED) == bool(fault)
+    assert settled or (verdict is None and not fault)
+
+
+def _running(protocol: int = 0) -> Conversation:
+    conversation = Conversation(1000)
+    conversation.receive(_options(protocol))
+    conversation.take()
+    return conversation
+
+
+def test_events_are_told_in_one_go_and_answered_in_order() -> None:
+    conversation = _running()
+    conversation.tell(_told(conversation))
+    sent = conversation.take()
+    assert [command for command, _ in FrameReader().feed(sent) if command != b"D"] == [
+        *(bytes([each]) for each in b"CMRLBBE")
+    ]
+    conversation.receive(frame(b"c") * 6)
+    assert not conversation.settled
+    conversation.receive(frame(b"h", b"X\0y\0") + frame(b"a"))
+    assert conversation.reusable
+    assert conversation.verdict is not None
+    assert [edit.name for edit in conversation.verdict.edits] == [b"X"]
+
+
+def test_a_milter_that_may_skip_is_asked_after_each_piece_of_the_body() -> None:
+    conversation = _running(0x400)
+    conversation.tell(_told(conversation))
+    conversation.take()
+    conversation.receive(frame(b"c") * 4)
+    assert conversation.take() == b""
+    conversation.receive(frame(b"s"))
+    assert conversation.take().endswith(frame(b"E"))
+
+
+def test_what_is_under_way_when_a_milter_decides_ends_the_connection_with_the_transaction() -> None:
+    conversation = _running()
+    conversation.tell(_told(conversation))
+    conversation.take()
+    conversation.receive(frame(b"c") + frame(b"r"))
+    assert conversation.verdict is not None
+    assert conversation.decided_at is MAIL
+    assert conversation.settled
+    assert not conversation.reusable
+    conversation.receive(frame(b"c") * 5)
+    assert conversation.reusable
+
+
+def test_a_transaction_that_has_not_come_to_its_end_is_aborted_before_the_next() -> None:
+    conversation = _running()
+    conversation.tell([Step(CONNECT, b"x\0U", {"j": "x"}), Step(MAIL, b"<a@x>\0", {"i": "1"})])
+    conversation.take()
+    conversation.receive(frame(b"c") * 2)
+    conversation.begin()
+    assert conversation.take() == frame(b"A")
+    conversation.tell([Step(MAIL, b"<a@x>\0", {"i": "2"}), Step(END)])
+    assert conversation.take().startswith(frame(b"D", b"Mi\0002\0"))
+    conversation.receive(frame(b"c") * 2)
+    conversation.begin()
+    assert conversation.take() == b""
+
+
+def test_macros_of_a_transaction_end_with_it_and_those_of_the_session_do_not() -> None:
+    conversation = _running()
+    conversation.tell([Step(CONNECT, b"x\0U", {"client_addr": "::1"})])
+    conversation.take()
+    conversation.tell([Step(MAIL, b"<a@x>\0", {"auth_authen": "bob"}), Step(END)])
+    conversation.take()
+    conversation.receive(frame(b"c") * 3)
+    conversation.begin()
+    assert conversation._macros == {"client_addr": "::1"}
+
+
+def test_a_recipient_may_be_refused_alone() -> None:
+    conversation = _running()
+    conversation.tell([Step(RCPT, b"<b@x>\0")], each_recipient=True)
+    conversation.take()
+    conversation.receive(frame(b"y", b"550 5.1.1 no\0"))
+    assert (conversation.refused, conversation.verdict) == ("550 5.1.1 no", None)
+    conversation.tell([Step(RCPT, b"<c@x>\0")])
+    conversation.take()
+    conversation.receive(frame(b"r"))
+    assert conversation.refused == ""
+    assert conversation.verdict is not None

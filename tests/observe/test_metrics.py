@@ -25,12 +25,13 @@ from support.status import Page, watched
 from smtpd_fork import Gate, Refusal, __version__
 from smtpd_fork.dialogue.rejections import BY_HANDLER, MEANINGS, REASONS, UNKNOWN
 from smtpd_fork.dialogue.tally import BOUNDS, OUTCOMES
+from smtpd_fork.filters import Filter
 from smtpd_fork.gate.statistics import CURES
 from smtpd_fork.handlers import Route
 from smtpd_fork.observe import process
 from smtpd_fork.observe.metrics import METRICS, OF_A_FLEET, OF_SEVERAL
 from smtpd_fork.observe.snapshot import LISTED, PHASES, SLICE
-from smtpd_fork.sinks import Maildir, SinkStatus
+from smtpd_fork.sinks import Maildir, PeerStatus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,8 +43,10 @@ PAGE = "docs/monitoring.md"
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 
 
-class Judge:
+class Judge(Filter):
     """Rejects who is told to be bad, and defers who is told to be early."""
+
+    status = PeerStatus(2, 1, 0, 1_700_000_000.0, "refused")
 
     async def handle_RCPT(
         self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
@@ -62,7 +65,7 @@ class Judge:
 class Remote(Maildir):
     """A sink with a server behind it."""
 
-    status = SinkStatus(3, 1, 2, 1_700_000_000.0, "refused")
+    status = PeerStatus(3, 1, 2, 1_700_000_000.0, "refused")
 
 
 async def figures(watched: Watched) -> dict[tuple[str, str], float]:
@@ -134,6 +137,12 @@ async def test_what_happens_is_counted(tmp_path: Path, certificates: Certificate
                 ("smtpd_fork_sink_connections", "maildir"): 3,
                 ("smtpd_fork_sink_waiting", "maildir"): 2,
                 ("smtpd_fork_sink_down_since_timestamp_seconds", "maildir"): 1_700_000_000.0,
+                ("smtpd_fork_filter_connections", "judge"): 2,
+                ("smtpd_fork_filter_replies_total", "2xx,judge"): 7,
+                ("smtpd_fork_filter_replies_total", "4xx,judge"): 1,
+                ("smtpd_fork_filter_replies_total", "5xx,judge"): 1,
+                ("smtpd_fork_filter_seconds_count", "judge"): 9,
+                ("smtpd_fork_filter_down_since_timestamp_seconds", "judge"): 1_700_000_000.0,
                 ("smtpd_fork_messages_total", "accepted"): 2,
                 ("smtpd_fork_messages_total", "rejected"): 1,
                 ("smtpd_fork_messages_total", "deferred"): 1,

@@ -17,13 +17,13 @@ from smtpd_fork.dialogue import Tally
 from smtpd_fork.observe.sink_state import SinkState, sink_states
 from smtpd_fork.observe.snapshot import snapshot_of
 from smtpd_fork.observe.status_page import render
-from smtpd_fork.sinks import Discard, SinkStatus
+from smtpd_fork.sinks import Discard, PeerStatus
 
 
 class Remote(Sink):
     @property
-    def status(self) -> SinkStatus:
-        return SinkStatus(3, 1, 2, time.time() - 60, "connection refused\x1b[31m<b>")
+    def status(self) -> PeerStatus:
+        return PeerStatus(3, 1, 2, time.time() - 60, "connection refused\x1b[31m<b>")
 
     async def deliver(self, mail: Mail) -> list[str]:
         return ["250 2.0.0 Ok", "451 4.3.0 Later"]

@@ -69,6 +69,7 @@ SNAPSHOT = Snapshot(
     lag=0.002,
     zones={},
     sinks=[],
+    filters=[],
     fleet=None,
 )
 

@@ -35,6 +35,7 @@ class TestMilter:
     :ivar answers: by command: what it sends, as frames; default: "continue"
     :ivar edits: what it sends at the end before the answer
     :ivar stops_at: the command behind which it closes the connection
+    :ivar heals: it does so once
     :ivar says: what it sends in place of its options
     :ivar talk: what it does instead of all that
     :ivar heard: commands and data, without macros
@@ -50,6 +51,7 @@ class TestMilter:
     answers: dict[bytes, bytes] = field(default_factory=dict)
     edits: Sequence[bytes] = ()
     stops_at: bytes = b""
+    heals: bool = False
     says: bytes | None = None
     talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
     heard: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -58,6 +60,12 @@ class TestMilter:
     connections: int = 0
     open: int = 0
     address: str = ""
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    def hang_up(self) -> None:
+        """Close all connections."""
+        for writer in self.writers:
+            writer.close()
 
     @property
     def commands(self) -> bytes:
@@ -77,6 +85,7 @@ class TestMilter:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open += 1
+        self.writers.append(writer)
         try:
             with suppress(asyncio.IncompleteReadError, ConnectionError):
                 await (self.talk or self._talk)(reader, writer)
@@ -84,6 +93,7 @@ class TestMilter:
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
+            self.writers.remove(writer)
             self.open -= 1
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -101,6 +111,8 @@ class TestMilter:
             if command != b"O":
                 self.heard.append((command, data))
             if command in {b"Q", self.stops_at}:
+                if self.heals:
+                    self.stops_at = b""
                 return
             writer.write(self._answer(command, data))
             await writer.drain()
@@ -110,6 +122,8 @@ class TestMilter:
             self.offered = data
             options = struct.pack(">III", self.version, self.actions, self.protocol)
             return frame(b"O", options + self.symbols) if self.says is None else self.says
+        if command == b"A":
+            return b""
         if command in self.answers:
             return self.answers[command]
         if self.protocol & _SILENT.get(command, 0):

@@ -64,9 +64,9 @@ class NameServer(asyncio.DatagramProtocol):
 
 
 @asynccontextmanager
-async def name_server() -> AsyncIterator[NameServer]:
+async def name_server(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[NameServer]:
     loop = asyncio.get_running_loop()
-    transport, server = await loop.create_datagram_endpoint(NameServer, local_addr=("127.0.0.1", 0))
+    transport, server = await loop.create_datagram_endpoint(NameServer, local_addr=(host, port))
     try:
         yield server
     finally:

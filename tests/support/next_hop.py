@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from smtpd_fork.hops.connection import Phase
-from smtpd_fork.sinks.base import SinkStatus
+from smtpd_fork.hops.peer_status import PeerStatus
 from support.mails import CONTENT, mail
 from support.server import until
 from support.sinks import open_sockets
@@ -189,7 +189,7 @@ async def closing(sink: NextHop) -> AsyncIterator[NextHop]:
     finally:
         await sink.close()
     await until(lambda: ours(asyncio.all_tasks()) <= ours(before))
-    assert sink.status == SinkStatus()
+    assert sink.status == PeerStatus()
 
 
 def phases(sink: NextHop) -> set[Phase]:

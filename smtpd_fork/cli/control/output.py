@@ -99,7 +99,8 @@ def status_lines(status: Status) -> Iterator[str]:
     yield f"refused    {_with(status.refused, counts(status.rules))}"
     yield f"messages   {_with(sum(status.messages.values()), counts(status.messages))}"
     yield f"rejected   {_with(sum(status.rejections.values()), counts(status.rejections))}"
-    yield from map(_sink_line, status.sinks)
+    yield from (f"filter     {_sink_facts(each)}" for each in status.filters)
+    yield from (f"sink       {_sink_facts(each)}" for each in status.sinks)
     for each in status.processes:
         yield (
             f"process    pid {each.pid}: {each.state}, for {age(each.seconds)}, "
@@ -114,7 +115,7 @@ def status_lines(status: Status) -> Iterator[str]:
         yield f"limits     changed at run time: {', '.join(status.limits_changed)}"
 
 
-def _sink_line(sink: SinkState) -> str:
+def _sink_facts(sink: SinkState) -> str:
     parts = [counts(sink.replies)] if sink.replies else []
     if sink.average:
         parts.append(f"{sink.average * 1000:.1f} ms on the average")
@@ -122,7 +123,7 @@ def _sink_line(sink: SinkState) -> str:
         parts.append(f"{sink.connections} connections, {sink.busy} busy, {sink.waiting} waiting")
     if sink.down_since is not None:
         parts.append(f"down for {age(sink.down)}: {sink.reason}")
-    return f"sink       {sink.name}{': ' if parts else ''}{'; '.join(parts)}"
+    return f"{sink.name}{': ' if parts else ''}{'; '.join(parts)}"
 
 
 def fleet_line(fleet: Figures) -> str:

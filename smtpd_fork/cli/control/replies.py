@@ -21,7 +21,7 @@ class Top(msgspec.Struct):
 
 
 class SinkState(msgspec.Struct):
-    """A sink, and the server behind it if it has one."""
+    """A sink or a filter, and the server behind it if it has one."""
 
     name: str
     replies: dict[str, int] = {}
@@ -80,6 +80,7 @@ class Status(msgspec.Struct):
     messages: dict[str, int] = {}
     rejections: dict[str, int] = {}
     sinks: list[SinkState] = []
+    filters: list[SinkState] = []
     processes: list[ServingProcess] = []
     fleet: Figures | None = None
 

@@ -7,17 +7,19 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Self
 
-from smtpd_fork.hops.milter.conversation import Conversation, State
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from smtpd_fork.hops.address import HopAddress
+    from smtpd_fork.hops.milter.conversation import Conversation
     from smtpd_fork.hops.milter.events import Step
 
 __all__ = ["MilterConnection", "MilterDownError"]
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # of Linux
+
+BUSY_SECONDS = 0.01
+"""Before a unix socket whose backlog is full is tried again: it tells nobody when it is not."""
 
 
 class MilterDownError(Exception):
@@ -28,71 +30,99 @@ class MilterConnection(asyncio.Protocol):
     """A connection to a milter. Make it with :meth:`to`.
 
     :ivar conversation: what is said on it
+    :ivar lost: the milter has closed it, or the network has
     """
 
-    def __init__(self, conversation: Conversation, seconds: float) -> None:
+    def __init__(
+        self, conversation: Conversation, seconds: float, ended: Callable[[], object]
+    ) -> None:
         self.conversation = conversation
+        self.lost = False
         self._seconds = seconds
+        self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._paused = False
         self._settled: asyncio.Future[None] | None = None
+        self._until = 0.0  # the loop's time until when it is waited for
+        self._seen = 0  # of its progress
         self._transport: Any = None
         self._socket: Any = None  # of TCP
 
     @classmethod
     async def to(
-        cls, address: HopAddress, conversation: Conversation, *, connect: float, answer: float
-    ) -> Self:
+        cls, address: HopAddress, conversation: Conversation, ended: Callable[[], object],
+        *, connect: float, answer: float,
+    ) -> Self:  # fmt: skip
         """Connect.
 
+        :param ended: is called once the connection, if it was made, is lost or closed
         :param connect: seconds that it may take
         :param answer: seconds that each answer may take
         :raises MilterDownError: the milter cannot be reached
         """
-        loop = asyncio.get_running_loop()
-        made = cls(conversation, answer)
+        made = cls(conversation, answer, ended)
         try:
             async with asyncio.timeout(connect):
-                if address.path:
-                    await loop.create_unix_connection(lambda: made, address.path)
-                else:
-                    await loop.create_connection(lambda: made, address.host, address.port)
+                await _connect(address, made)
         except TimeoutError:
             raise MilterDownError(f"no connection within {connect:g} s") from None
         except OSError as error:
             raise MilterDownError(_reason(error)) from None
         return made
 
-    async def tell(self, steps: Iterable[Step]) -> None:
+    async def tell(
+        self, steps: Iterable[Step], until: float, *, each_recipient: bool = False
+    ) -> None:
         """Tell events, and wait until the milter has answered them.
 
+        :param until: the time of the loop until when it may take
         :raises MilterDownError: it has not
         """
         conversation = self.conversation
-        conversation.tell(steps)
+        conversation.tell(steps, each_recipient=each_recipient)
         self._pump()
+        if not conversation.settled:
+            await self._until_settled(until)
+        if conversation.verdict is None and conversation.fault:
+            raise MilterDownError(conversation.fault)
+
+    async def _until_settled(self, until: float) -> None:
+        """Wait; ``asyncio.timeout()`` for each answer would cost several times as much."""
+        settled = self._settled = self._loop.create_future()
+        self._until = until
+        self._watch()
         try:
-            while not conversation.settled:
-                await self._progress()
+            await settled
         except BaseException:
             self.close()
             raise
-        if conversation.fault:
-            self.close()
-            raise MilterDownError(conversation.fault)
-
-    async def _progress(self) -> None:
-        """Wait until the milter has said something, or read something."""
-        before = self.conversation.progress
-        self._settled = self._loop.create_future()
-        try:
-            async with asyncio.timeout(self._seconds):
-                await self._settled
-        except TimeoutError:
-            if self.conversation.progress == before:
-                raise MilterDownError(f"no answer within {self._seconds:g} s") from None
         finally:
             self._settled = None
+            self._timer.cancel()
+
+    def _watch(self) -> None:
+        self._seen = self.conversation.progress
+        at = min(self._loop.time() + self._seconds, self._until)
+        self._timer = self._loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        """Give up a milter that takes too long."""
+        if self._loop.time() >= self._until:
+            self._give_up("no verdict within total-timeout")
+        elif self.conversation.progress == self._seen:
+            self._give_up(f"no answer within {self._seconds:g} s")
+        else:
+            self._watch()
+
+    def begin(self) -> None:
+        """Begin a transaction; one that has not come to its end is aborted."""
+        self.conversation.begin()
+        self._pump()
+
+    def _give_up(self, reason: str) -> None:
+        self.conversation.fail(reason)
+        self._transport.abort()
+        self._notice()
 
     # -- asyncio's calls ---------------------------------------------------------------------------
 
@@ -114,11 +144,13 @@ class MilterConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Take note of the end."""
         self._socket = None
+        self.lost = not self.conversation.fault
         reason = "it closed the connection"
         if isinstance(exc, OSError):
             reason = f"connection lost: {_reason(exc)}"
         self.conversation.fail(reason)
         self._notice()
+        self._ended()
 
     def pause_writing(self) -> None:
         """Send no further events: the milter is slow to read."""
@@ -131,12 +163,15 @@ class MilterConnection(asyncio.Protocol):
         self._pump()
 
     def _pump(self) -> None:
-        while not self._paused and (data := self.conversation.take()):
+        conversation = self.conversation
+        while not self._paused and (data := conversation.take()):
             self._transport.write(data)
             self._acknowledge()
-            if self.conversation.state is State.READY:  # there is more, and others have their turn
+            if conversation.has_more:  # others have their turn
                 self._loop.call_soon(self._pump)
                 return
+        if conversation.fault and not self._transport.is_closing():
+            self._transport.abort()  # it broke the protocol
         self._notice()
 
     def _acknowledge(self) -> None:
@@ -154,14 +189,30 @@ class MilterConnection(asyncio.Protocol):
             waiting.set_result(None)
 
     def close(self) -> None:
-        """End; a milter that has decided is told so."""
+        """End; a milter that has nothing under way is told so."""
         if self._transport is None:
             return
-        if self.conversation.verdict is None or self._transport.get_write_buffer_size():
+        if not self.conversation.reusable or self._transport.get_write_buffer_size():
             self.conversation.fail("given up")
             self._transport.abort()
         else:
+            self.conversation.quit()
+            self._transport.write(self.conversation.take())
             self._transport.close()
+
+
+async def _connect(address: HopAddress, made: MilterConnection) -> None:
+    loop = asyncio.get_running_loop()
+    if not address.path:
+        await loop.create_connection(lambda: made, address.host, address.port)
+        return
+    while True:
+        try:
+            await loop.create_unix_connection(lambda: made, address.path)
+        except BlockingIOError:
+            await asyncio.sleep(BUSY_SECONDS)
+        else:
+            return
 
 
 def _reason(error: OSError) -> str:

@@ -1,12 +1,15 @@
-"""Conversation: one transaction told to a milter. Sans-io: no socket, no clock.
+"""Conversation: what is said to a milter on one connection. Sans-io: no socket, no clock.
 
-It begins with the options. Then each event is told in order, and answered before the next one is,
-but for those that the milter does not answer. Which answers may come is in
-:attr:`Conversation.answers`; any other ends it with a fault, and the milter counts as down.
+It begins with the options. Then events are told, in transactions, of which each ends with a
+verdict. A milter answers each event, but for those whose answers it has declared to leave out; the
+answers come in the order of the events, so that several events may be told in one go. Which answers
+may come is in :attr:`Conversation.answers`; any other ends it with a fault, and the milter counts
+as down.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +23,18 @@ from smtpd_fork.hops.milter.codec import (
     parse_options,
     parse_symbols,
 )
-from smtpd_fork.hops.milter.events import END, EVENTS, RCPT, Event, Step, packed
+from smtpd_fork.hops.milter.events import (
+    BODY,
+    CONNECT,
+    END,
+    EVENTS,
+    HELO,
+    PAUSE,
+    RCPT,
+    Event,
+    Step,
+    packed,
+)
 from smtpd_fork.hops.milter.verdict import (
     REJECTED,
     TRY_AGAIN,
@@ -45,11 +59,11 @@ EDIT_BYTES = 200
 WRITE_BYTES = 1 << 18
 """Frames that are sent in one go."""
 
+ABORT = frame(b"A")
 QUIT = frame(b"Q")
 
 _REPLIES = {b"r": REJECTED}
 _OF_A_RECIPIENT = frozenset({b"r", b"t", b"y"})
-
 
 _AT_THE_END = frozenset({b"h", b"i", b"m", b"b", b"+", b"-", b"2", b"e", b"q"})
 """Changes: they may come after the end of the message, before the last answer."""
@@ -60,42 +74,46 @@ class State(Enum):
 
     OPTIONS = auto()
     """The answer to our options has not come."""
-    READY = auto()
-    """The next event may be told."""
-    WAITING = auto()
-    """The answer to an event has not come."""
+    OPEN = auto()
+    """Events may be told."""
     ENDED = auto()
-    """There is a verdict, or a fault."""
+    """There is a fault, or we have said so."""
 
 
 class Conversation:
     """What is said on one connection.
 
-    :param room: bytes that a milter may change at most
-    :param each_recipient: the refusal of a recipient is for it alone: see :attr:`refused`
-    :ivar verdict: what the milter has decided, or None
-    :ivar fault: why there is none; empty while there may be one
+    :param room: bytes that a milter may change of a message at most
+    :ivar verdict: what the milter has decided in this transaction, or None
+    :ivar decided_at: the event that it has decided at, or None
+    :ivar fault: why the milter is down; empty while it is not
     :ivar options: what was negotiated, or None
     :ivar progress: how many frames of the milter have come
     :ivar refused: the reply to the recipient that was told last; empty if it was accepted
     """
 
-    def __init__(self, room: int, *, each_recipient: bool = False) -> None:
+    def __init__(self, room: int) -> None:
         self.state = State.OPTIONS
         self.verdict: Verdict | None = None
+        self.decided_at: Event | None = None
         self.fault = ""
         self.options: Options | None = None
         self.progress = 0
         self.refused = ""
-        self._each_recipient = each_recipient
         self._output = offer()
         self._reader = FrameReader(room + WRITE_BYTES)
-        self._room = room
+        self._most = self._room = room
         self._steps: Iterator[Step] | None = None
-        self._event: Event | None = None  # the one whose answer has not come
+        self._waiting: deque[Event] = deque()  # whose answers have not come
+        self._pausing = False  # until all is answered
+        self._each_recipient = False
+        self._in_transaction = False
         self._unwanted: set[bytes] = set()
         self._silent: set[bytes] = set()
+        self._skipped: set[bytes] = set()  # in this transaction
+        self._skips = False  # the milter may skip
         self._macros: dict[str, str] = {}
+        self._of_session: dict[str, str] = {}
         self._symbols: dict[int, list[str]] = {}
         self._edits: list[Edit] = []
         self._quarantine: str | None = None
@@ -103,8 +121,14 @@ class Conversation:
     @property
     def settled(self) -> bool:
         """Whether the milter has answered all that it was told."""
-        ended = self.state is State.ENDED
-        return ended or (self.state is State.READY and self._steps is None)
+        if self.verdict is not None or self.state is State.ENDED:
+            return True
+        return self.state is State.OPEN and self._steps is None and not self._waiting
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another transaction may begin: nothing is under way."""
+        return self.state is State.OPEN and self._steps is None and not self._waiting
 
     @property
     def leading_space(self) -> bool:
@@ -113,79 +137,136 @@ class Conversation:
 
     def wants(self, event: Event) -> bool:
         """Whether the milter is to be told such events; before its options came it is True."""
-        return event.command not in self._unwanted
+        return event.command not in self._unwanted and event.command not in self._skipped
 
-    def tell(self, steps: Iterable[Step]) -> None:
-        """Tell events; those before have to be settled, or none was told."""
+    def begin(self) -> None:
+        """Begin a transaction; one that has not come to its end is aborted."""
+        if self._in_transaction:
+            self._output += ABORT
+            self._in_transaction = False
+        self.verdict = self.decided_at = self._quarantine = None
+        self.refused = ""
+        self._pausing = False
+        self._room = self._most
+        self._edits = []
+        self._skipped.clear()
+        self._macros = dict(self._of_session)
+
+    def tell(self, steps: Iterable[Step], *, each_recipient: bool = False) -> None:
+        """Tell events; those before have to be settled, or none was told.
+
+        :param each_recipient: the refusal of a recipient is for it alone: see :attr:`refused`
+        """
         assert self._steps is None
         self.refused = ""
-        if self.state is not State.ENDED:
+        self._each_recipient = each_recipient
+        if self.verdict is None and self.state is not State.ENDED:
             self._steps = iter(steps)
+
+    def quit(self) -> None:
+        """Say that nothing more will be said; what has not come to its end is void."""
+        if self.state is not State.ENDED:
+            self.state = State.ENDED
+            self._forget()
+            self._output = QUIT
 
     def take(self) -> bytes:
         """Return what is to be sent now; empty: nothing until the milter has answered."""
         parts, size = [self._output], len(self._output)
         self._output = b""
-        while self.state is State.READY and self._steps is not None and size < WRITE_BYTES:
+        while self._steps is not None and size < WRITE_BYTES and self._may_tell:
             step = next(self._steps, None)
             if step is None:
                 self._steps = None
-            elif step.event.command not in self._unwanted:
+            elif step is PAUSE:
+                self._pausing = True
+            elif self.wants(step.event):
                 parts += self._said(step)
                 size += len(step.data)
             elif step.macros is not None:
-                self._macros.update(step.macros)
+                self._take_macros(step)
         return b"".join(parts)
+
+    @property
+    def _may_tell(self) -> bool:
+        """Whether the next event may be told: a milter that skips pieces says so after each."""
+        if self.state is not State.OPEN:
+            return False
+        if not self._waiting:
+            self._pausing = False
+            return True
+        return not (self._pausing or (self._skips and self._waiting[-1] is BODY))
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is more to send now, beyond what was taken."""
+        return self._steps is not None and self._may_tell
 
     def _said(self, step: Step) -> list[bytes]:
         """Return the frames of an event."""
         event = step.event
         frames = [frame(event.command, step.data)]
         if event.stage is not None:
-            self._macros.update(step.macros or {})
+            self._take_macros(step)
             names = self._symbols.get(event.stage, event.symbols)
             if macros := packed(names, self._macros):
                 frames.insert(0, frame(b"D", event.command + macros))
+        if event is not CONNECT and event is not HELO:
+            self._in_transaction = True
         if event.command not in self._silent:
-            self.state = State.WAITING
-            self._event = event
+            self._waiting.append(event)
         return frames
+
+    def _take_macros(self, step: Step) -> None:
+        if step.macros:
+            self._macros.update(step.macros)
+            if step.event is CONNECT or step.event is HELO:
+                self._of_session.update(step.macros)
 
     # -- what the milter says ----------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Take bytes of the milter; then see :attr:`state`, and :meth:`take`."""
+        """Take bytes of the milter; then see :attr:`settled`, and :meth:`take`."""
         if self.state is State.ENDED:
             return
         try:
             for command, content in self._reader.feed(data):
                 self.progress += 1
-                if not self._answered(command, content):
-                    return
+                self._answered(command, content)
         except MilterGarbageError as error:
             self.fail(str(error))
 
     def fail(self, reason: str) -> None:
-        """End without a verdict."""
+        """End; the milter is down, unless it has decided already."""
         if self.state is not State.ENDED:
+            self.state = State.ENDED
             self.fault = reason
-            self._finish()
+            self._forget()
 
-    def _answered(self, command: bytes, data: bytes) -> bool:
-        """Take a frame; return whether another one may come."""
+    def _forget(self) -> None:
+        self._steps = None
+        self._pausing = False
+        self._waiting.clear()
+        self._edits = []
+        self._output = b""
+
+    def _answered(self, command: bytes, data: bytes) -> None:
+        """Take a frame."""
         if command == b"p":
-            return True  # it is at work: see progress
+            return  # it is at work: see progress
         if self.state is State.OPTIONS:
             self._negotiated(command, data)
-            return True
-        if self.state is not State.WAITING:
+            return
+        if not self._waiting:
             raise MilterGarbageError(f"it answers {command!r}, and was asked nothing")
+        event = self._waiting[0]
         answer = self.answers.get(command)
-        if answer is None or (command in _AT_THE_END and self._event is not END):
-            event = self._event.name if self._event else ""
-            raise MilterGarbageError(f"it answers {command!r} to {event!r}")
-        answer(self, command, data)
-        return self.verdict is None
+        if answer is None or (command in _AT_THE_END and event is not END):
+            raise MilterGarbageError(f"it answers {command!r} to {event.name!r}")
+        if command not in _AT_THE_END:
+            self._waiting.popleft()
+        if self.verdict is None:
+            answer(self, event, command, data)
 
     def _negotiated(self, command: bytes, data: bytes) -> None:
         if command == b"l":
@@ -199,59 +280,53 @@ class Conversation:
                     self._unwanted.add(event.command)
                 if event.silent & protocol:
                     self._silent.add(event.command)
-            self.state = State.READY
+            self._skips = bool(protocol & Protocol.SKIP.value)
+            self.state = State.OPEN
         else:
             raise MilterGarbageError(f"it answers {command!r} to our options")
 
-    def _go_on(self, _: bytes, __: bytes) -> None:
-        if self._event is END:
-            self._accept(b"", b"")
-        else:
-            self.state = State.READY
+    def _go_on(self, event: Event, _: bytes, __: bytes) -> None:
+        if event is END:
+            self._accept(event, b"", b"")
 
-    def _skip(self, command: bytes, data: bytes) -> None:
-        assert self._event is not None
-        if not self._event.repeats:
-            raise MilterGarbageError(f"it skips {self._event.name!r}")
-        self._unwanted.add(self._event.command)
-        self._go_on(command, data)
+    def _skip(self, event: Event, _: bytes, __: bytes) -> None:
+        if not event.repeats:
+            raise MilterGarbageError(f"it skips {event.name!r}")
+        self._skipped.add(event.command)
 
-    def _accept(self, _: bytes, __: bytes) -> None:
+    def _accept(self, event: Event, _: bytes, __: bytes) -> None:
         edits, self._edits = self._edits, []
-        self._decide(Verdict(Kind.ACCEPT, edits=edits, quarantine=self._quarantine))
+        self._decide(event, Verdict(Kind.ACCEPT, edits=edits, quarantine=self._quarantine))
 
-    def _discard(self, _: bytes, __: bytes) -> None:
-        self._decide(Verdict(Kind.DISCARD))
+    def _discard(self, event: Event, _: bytes, __: bytes) -> None:
+        self._decide(event, Verdict(Kind.DISCARD))
 
-    def _refuse(self, command: bytes, data: bytes) -> None:
+    def _refuse(self, event: Event, command: bytes, data: bytes) -> None:
         reply = reply_of(data) if command == b"y" else _REPLIES.get(command, TRY_AGAIN)
-        if self._event is RCPT and self._each_recipient and command in _OF_A_RECIPIENT:
+        if event is RCPT and self._each_recipient and command in _OF_A_RECIPIENT:
             self.refused = reply
-            self.state = State.READY
         else:
-            self._decide(Verdict(Kind.REFUSE, reply))
+            self._decide(event, Verdict(Kind.REFUSE, reply))
 
-    def _edit(self, command: bytes, data: bytes) -> None:
+    def _edit(self, _: Event, command: bytes, data: bytes) -> None:
         self._room -= len(data) + EDIT_BYTES
         body = command == b"b"
         if self._room < 0 or (not body and len(self._edits) >= MOST_EDITS):
             raise MilterGarbageError("it changes too much")
         self._edits.append(parse_edit(command, data))
 
-    def _put_aside(self, _: bytes, data: bytes) -> None:
+    def _put_aside(self, _: Event, __: bytes, data: bytes) -> None:
         self._quarantine = data.partition(b"\0")[0].decode("utf-8", "replace")
 
-    def _decide(self, verdict: Verdict) -> None:
+    def _decide(self, event: Event, verdict: Verdict) -> None:
         self.verdict = verdict
-        self._finish()
-
-    def _finish(self) -> None:
-        self.state = State.ENDED
-        self._steps = self._event = None
+        self.decided_at = event
+        if event is END:
+            self._in_transaction = False
+        self._steps = None
         self._edits = []
-        self._output = b"" if self.fault else QUIT
 
-    answers: ClassVar[Mapping[bytes, Callable[[Any, bytes, bytes], None]]] = {
+    answers: ClassVar[Mapping[bytes, Callable[[Any, Event, bytes, bytes], None]]] = {
         b"c": _go_on,
         b"s": _skip,
         b"a": _accept,

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
-    "BODY", "CONNECT", "DATA", "END", "END_OF_HEADER", "EVENTS", "HEADER", "HELO", "MAIL", "RCPT",
-    "Event", "Step", "body_steps", "connect_step", "header_step", "header_value", "path_step",
+    "BODY", "CONNECT", "DATA", "END", "END_OF_HEADER", "EVENTS", "HEADER", "HELO", "MAIL", "PAUSE",
+    "RCPT", "Event", "Step", "body_steps", "connect_step", "header_step", "header_value",
+    "path_step",
 ]  # fmt: skip
 
 CHUNK = 65_535
@@ -82,6 +83,10 @@ class Step(NamedTuple):
     event: Event
     data: bytes | memoryview = b""
     macros: Mapping[str, str] | None = None
+
+
+PAUSE = Step(Event("pause", b"", 0, 0))
+"""In place of an event: what follows is told once all before is answered."""
 
 
 def connect_step(host: str, address: str | None, port: int, macros: Mapping[str, str]) -> Step:

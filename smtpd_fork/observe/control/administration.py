@@ -20,7 +20,7 @@ from smtpd_fork.gate.client import Client
 from smtpd_fork.gate.networks import Network, NetworkTable, number_of
 from smtpd_fork.observe.control.fleet_view import fleet_view, sessions_by_node
 from smtpd_fork.observe.refusal_history import refusals
-from smtpd_fork.observe.sink_state import sink_states
+from smtpd_fork.observe.sink_state import filter_states, sink_states
 from smtpd_fork.peer_address import describe, host_of
 from smtpd_fork.sanitizer import printable
 from smtpd_fork.units import counted
@@ -110,6 +110,7 @@ class Administration:
             "messages": {name: n for name, n in server.tally.outcomes().items() if n},
             "rejections": dict(server.tally.rejections.counts.most_common()),
             "sinks": sink_states(server),
+            "filters": filter_states(server),
             "listeners": [printable(str(each)) for each in server.listeners[:MAX_LISTENERS]],
             "limits_changed": sorted(server.changed_limits),
             "denied": len(gate.denials),

@@ -1,0 +1,127 @@
+"""MilterSessions: the talks of one milter, one for each session that it was told of."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiosmtpd.smtp import Session as AnySession
+
+    from smtpd_fork.filters.milter_talk import Talk
+
+__all__ = ["MilterSessions"]
+
+KEPT_SECONDS = 5.0
+"""How long a connection waits for the next message of its session: a client that has more sends
+them at once."""
+
+MOST_KEPT = 100
+"""Connections that wait for a next message: milters are used to that many of Postfix, which has a
+process for each client (default_process_limit)."""
+
+
+class MilterSessions:
+    """The talks by session.
+
+    :param make: makes a talk, and is given a function to call when its connection is lost
+    :param live: sessions are told as they go, and end by :meth:`end`; else a connection waits for
+        the next message of a session for a few seconds
+    """
+
+    def __init__(self, make: Callable[[Any, Callable[[], object]], Talk], *, live: bool) -> None:
+        self._make = make
+        self._live = live
+        self._talks: dict[Any, Talk] = {}
+        self._kept: dict[Any, asyncio.TimerHandle] = {}  # the longest first
+
+    def of(self, server: Any, session: AnySession) -> Talk:
+        """Return the talk of a session."""
+        key = self._key(session)
+        talk = self._talks.get(key)
+        if talk is None:
+            if isinstance(key, weakref.ref):
+                key = weakref.ref(session, _in_loop(self._drop))
+            talk = self._talks[key] = self._make(server, lambda: self._lost(key))
+        elif (timer := self._kept.pop(key, None)) is not None:
+            timer.cancel()
+        return talk
+
+    def find(self, session: AnySession) -> Talk | None:
+        """Return the talk of a session if there is one."""
+        return self._talks.get(self._key(session))
+
+    def keep(self, session: AnySession) -> None:
+        """Have the connection of a session wait for its next message, or end it.
+
+        aiosmtpd does not say that a session has ended: there it waits for nothing.
+        """
+        key = self._key(session)
+        talk = self._talks.get(key)
+        if talk is not None and not getattr(session, "id", ""):
+            self._drop(key)
+            return
+        if talk is None or self._live:
+            return
+        talk.begin(None)
+        if not talk.is_open:
+            if not talk.is_decided:
+                self._drop(key)
+            return
+        if len(self._kept) >= MOST_KEPT:
+            self._drop(next(iter(self._kept)))
+        loop = asyncio.get_running_loop()
+        self._kept[key] = loop.call_later(KEPT_SECONDS, self._drop, key)
+
+    def end(self, session: AnySession) -> None:
+        """End the talk of a session."""
+        self._drop(self._key(session))
+
+    def close(self) -> None:
+        """End all."""
+        for key in list(self._talks):
+            self._drop(key)
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return sum(talk.is_open for talk in self._talks.values())
+
+    @property
+    def waiting(self) -> int:
+        """How many of them wait for a next message."""
+        return len(self._kept)
+
+    def _key(self, session: AnySession) -> Any:
+        """Return what stands for a session: its id outlasts STARTTLS, its object does not."""
+        if self._live and (name := getattr(session, "id", "")):
+            return name
+        return weakref.ref(session)
+
+    def _lost(self, key: Any) -> None:
+        """Forget a connection that waits, as the milter has closed it."""
+        if key in self._kept:
+            self._drop(key)
+
+    def _drop(self, key: Any) -> None:
+        timer = self._kept.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+        talk = self._talks.pop(key, None)
+        if talk is not None:
+            talk.close()
+
+
+def _in_loop(function: Callable[[Any], object]) -> Callable[[Any], None]:
+    """Return what calls a function in the running loop, wherever an object is freed."""
+    loop = asyncio.get_running_loop()
+
+    def call(argument: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(function, argument)
+
+    return call

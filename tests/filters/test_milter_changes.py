@@ -1,0 +1,195 @@
+"""What a milter changes: the message, the sender, the recipients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from support.client import Client
+from support.milter import TestMilter, changed, frame, milter_server
+from support.milter_door import BODY, HEADER, STORED, door, send
+from support.server import serve
+
+from smtpd_fork.filters import Milter
+from smtpd_fork.handlers.route import Route
+from smtpd_fork.sinks import Sink
+
+if TYPE_CHECKING:
+    from smtpd_fork.message import Mail, Replies
+
+EDITS: dict[str, tuple[list[bytes], bytes]] = {
+    "a field is added behind the others": (
+        [frame(b"h", b"X-A\0 one\n\ttwo\0")],
+        HEADER + b"\r\nX-A: one\r\n\ttwo\r\n\r\n" + BODY,
+    ),
+    "a field is inserted on top, or at its place": (
+        [frame(b"i", changed(0, b"X-A", b" 0")), frame(b"i", changed(2, b"X-B", b" 2"))],
+        STORED.replace(b"From:", b"X-A: 0\r\nFrom:").replace(
+            b"Subject:  two", b"X-B: 2\r\nSubject:  two"
+        ),
+    ),
+    "a field is inserted past the end": (
+        [frame(b"i", changed(4_000_000_000, b"X-A", b" v"))],
+        HEADER + b"\r\nX-A: v\r\n\r\n" + BODY,
+    ),
+    "the second of a name is changed, in capitals or not": (
+        [frame(b"m", changed(2, b"SUBJECT", b" new"))],
+        STORED.replace(b"Subject: second", b"SUBJECT: new"),
+    ),
+    "the first of a name is deleted, and the second is the first then": (
+        [frame(b"m", changed(1, b"Subject", b"")), frame(b"m", changed(1, b"Subject", b" n"))],
+        b"From: a@example.org\r\nSubject: n\r\n\r\n" + BODY,
+    ),
+    "a change past the end adds": (
+        [frame(b"m", changed(9, b"Subject", b" new")), frame(b"m", changed(1, b"X", b" y"))],
+        HEADER + b"\r\nSubject: new\r\nX: y\r\n\r\n" + BODY,
+    ),
+    "a deletion past the end does nothing": (
+        [frame(b"m", changed(9, b"Subject", b""))],
+        STORED,
+    ),
+    "no value ends the header or begins a field": (
+        [frame(b"h", b"X-A\0 v\r\n\r\nX-B: w\rx\n \n\ny\0")],
+        HEADER + b"\r\nX-A: v\r\n\tX-B: w x\r\n\ty\r\n\r\n" + BODY,
+    ),
+    "octets of a value stay as they are": (
+        [frame(b"h", b"X-A\0   \xff \x1b v  \0")],
+        HEADER + b"\r\nX-A:   \xff \x1b v  \r\n\r\n" + BODY,
+    ),
+    "the body is replaced by the pieces": (
+        [frame(b"b", b"new\r\nbo"), frame(b"b", b"dy\nwith\rends\r\n")],
+        HEADER + b"\r\n\r\nnew\r\nbody\r\nwith\r\nends\r\n",
+    ),
+    "the body is replaced by nothing": ([frame(b"b", b"")], HEADER + b"\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+async def test_changes_of_the_message(name: str) -> None:
+    edits, expected = EDITS[name]
+    milter = TestMilter(edits=edits, protocol=0x100000)
+    async with door(milter) as (client, kept):
+        assert await send(client) == (250, "2.0.0")
+    assert kept.messages == [expected]
+
+
+async def test_a_later_milter_sees_what_an_earlier_one_has_changed() -> None:
+    second = TestMilter()
+    first = TestMilter(
+        edits=[
+            frame(b"i", changed(0, b"X-A", b"v")),
+            frame(b"+", b"<new@example.com>\0"),
+            frame(b"e", b"<bounce@example.org>\0"),
+            frame(b"b", b"other\r\n"),
+        ]
+    )
+    async with milter_server(second), door(first, Milter(second.address)) as (client, kept):
+        assert await send(client) == (250, "2.0.0")
+    assert second.fields[0] == (b"X-A", b"v")
+    assert second.body == b"other\r\n"
+    assert second.data(b"M") == [b"<bounce@example.org>\0"]
+    assert second.data(b"R") == [b"<b@example.com>\0", b"<new@example.com>\0"]
+    assert kept.envelopes[0].mail_from == "bounce@example.org"
+
+
+ENVELOPES: dict[str, tuple[list[bytes], str, list[str]]] = {
+    "recipients are added and deleted": (
+        [frame(b"+", b"<n@example.net>\0"), frame(b"-", b"<B@example.com>\0")],
+        *("a@example.org", ["c@example.com", "n@example.net"]),
+    ),
+    "a recipient that is there is not added": (
+        [frame(b"+", b"b@example.com\0")],
+        *("a@example.org", ["b@example.com", "c@example.com"]),
+    ),
+    "the sender becomes another, or the null sender": (
+        [frame(b"e", b"<x@example.net>\0"), frame(b"e", b"<>\0")],
+        *("<>", ["b@example.com", "c@example.com"]),
+    ),
+    "one that is not there is not deleted": (
+        [frame(b"-", b"<x@example.com>\0")],
+        *("a@example.org", ["b@example.com", "c@example.com"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENVELOPES)
+async def test_changes_of_the_envelope(name: str) -> None:
+    edits, sender, recipients = ENVELOPES[name]
+    milter = TestMilter(edits=edits)
+    async with door(milter) as (client, kept):
+        assert await send(client, "b@example.com", "c@example.com") == (250, "2.0.0")
+    envelope = kept.envelopes[0]
+    assert (envelope.mail_from, envelope.rcpt_tos) == (sender, recipients)
+    assert len(envelope.rcpt_params) == len(recipients)
+
+
+async def test_parameters_of_added_recipients_and_senders_are_those_of_dsn() -> None:
+    edits = [
+        frame(b"2", b"<n@example.net>\0NOTIFY=NEVER ORCPT=rfc822;b@x FOO=bar\0"),
+        frame(b"e", b"<x@example.net>\0ENVID=abc SIZE=1\0"),
+    ]
+    async with door(TestMilter(edits=edits)) as (client, kept):
+        assert await send(client) == (250, "2.0.0")
+    envelope = kept.envelopes[0]
+    assert envelope.rcpt_params == [{}, {"NOTIFY": "NEVER", "ORCPT": "rfc822;b@x"}]
+    assert envelope.mail_params == {"ENVID": "abc"}
+
+
+async def test_a_message_without_a_recipient_left_is_discarded() -> None:
+    milter = TestMilter(edits=[frame(b"-", b"<b@example.com>\0")])
+    async with door(milter) as (client, kept):
+        assert await send(client) == (250, "2.0.0")
+    assert kept.messages == []
+
+
+class Takes(Sink):
+    """Keeps recipients; refuses those that it is told to."""
+
+    def __init__(self, *refused: str) -> None:
+        self.refused = refused
+        self.taken: list[str] = []
+
+    async def deliver(self, mail: Mail) -> Replies:
+        names = [each.address for each in mail.recipients]
+        self.taken += names
+        return ["550 5.1.1 No" if name in self.refused else "250 2.0.0 Ok" for name in names]
+
+
+async def test_an_added_recipient_goes_to_its_own_sink() -> None:
+    one, other = Takes(), Takes()
+    milter = TestMilter(edits=[frame(b"+", b"<n@example.net>\0")])
+    routes = [Route(one, recipients=["example.com"]), Route(other, recipients=["example.net"])]
+    async with milter_server(milter), serve([Milter(milter.address), *routes]) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            assert await send(client) == (250, "2.0.0")
+            milter.edits = [frame(b"+", b"<n@example.org>\0")]
+            assert await send(client) == (550, "5.1.1")
+    assert (one.taken, other.taken) == (["b@example.com"] * 2, ["n@example.net"])
+
+
+@pytest.mark.parametrize("refused", [(), ("n@example.net",)])
+async def test_in_lmtp_every_recipient_gets_the_worst_reply_of_changed_ones(
+    refused: tuple[str, ...],
+) -> None:
+    edits = [
+        frame(b"+", b"<n@example.net>\0"),
+        frame(b"+", b"<o@example.net>\0"),
+        frame(b"-", b"<b@example.com>\0"),
+    ]
+    milter, sink = TestMilter(edits=edits), Takes(*refused)
+    listen = ["lmtp:127.0.0.1:0"]
+    async with (
+        milter_server(milter),
+        serve([Milter(milter.address), sink], listen=listen) as server,
+    ):
+        async with await Client.to(server.addresses[0]) as client:
+            await client.reply()
+            await client.say("LHLO me")
+            to = [f"RCPT TO:<{each}@example.com>" for each in "bc"]
+            assert (await client.say("MAIL FROM:<a@example.org>", *to, "DATA")).code == 354
+            client.send("x\r\n.\r\n")
+            codes = [(await client.reply()).code for _ in range(2)]
+            assert codes == ([550] * 2 if refused else [250] * 2)
+            assert (await client.say("NOOP")).code == 250
+    assert sink.taken == ["c@example.com", "n@example.net", "o@example.net"]

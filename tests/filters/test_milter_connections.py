@@ -1,0 +1,107 @@
+"""Connections to a milter: one for the messages of a session, made anew when it is lost."""
+
+from __future__ import annotations
+
+import pytest
+from support.client import Client
+from support.handlers import Collect
+from support.milter import TestMilter, frame, milter_server
+from support.milter_door import STORED, door, send
+from support.server import serve, until
+
+from smtpd_fork.filters import Milter, milter_sessions
+
+
+async def test_the_messages_of_a_session_have_one_connection() -> None:
+    milter = TestMilter()
+    async with door(milter) as (client, kept):
+        for _ in range(3):
+            assert await send(client) == (250, "2.0.0")
+        assert milter.commands == b"CHMRTLLLNBE" + b"MRTLLLNBE" * 2
+        assert milter.connections == milter.open == 1
+        await client.say("QUIT")
+        await until(lambda: not milter.open)
+        assert milter.commands.endswith(b"EQ")
+    assert kept.messages == [STORED] * 3
+
+
+async def test_a_connection_waits_a_few_seconds_for_the_next_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(milter_sessions, "KEPT_SECONDS", 0.02)
+    milter = TestMilter()
+    async with door(milter) as (client, _):
+        assert await send(client) == (250, "2.0.0")
+        await until(lambda: not milter.open)
+        assert await send(client) == (250, "2.0.0")
+        assert milter.commands.startswith(b"CHMRTLLLNBEQCHMR")
+
+
+async def test_few_connections_wait_and_the_oldest_gives_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(milter_sessions, "MOST_KEPT", 1)
+    milter, kept = TestMilter(), Collect()
+    async with milter_server(milter), serve([Milter(milter.address), kept]) as server:
+        async with (
+            await Client.to(server.addresses[0]) as one,
+            await Client.to(server.addresses[0]) as two,
+        ):
+            await one.greet()
+            await two.greet()
+            assert await send(one) == (250, "2.0.0")
+            assert await send(two) == (250, "2.0.0")
+            await until(lambda: milter.open == 1)
+            assert await send(one) == (250, "2.0.0")
+        assert milter.connections == 3
+
+
+async def test_a_milter_that_has_closed_the_connection_is_asked_on_another() -> None:
+    milter = TestMilter()
+    async with door(milter) as (client, kept):
+        assert await send(client) == (250, "2.0.0")
+        milter.stops_at = b"M"  # it reads the next one, and closes without an answer
+        milter.heals = True
+        assert await send(client) == (250, "2.0.0")
+        assert milter.connections == 2
+    assert kept.messages == [STORED] * 2
+
+
+async def test_a_connection_that_is_lost_after_an_answer_is_a_failure() -> None:
+    milter = TestMilter()
+    async with door(milter) as (client, _):
+        assert await send(client) == (250, "2.0.0")
+        milter.stops_at = b"E"
+        assert await send(client) == (451, "4.7.1")
+        milter.stops_at = b""
+        assert await send(client) == (250, "2.0.0")
+
+
+async def test_a_verdict_that_comes_early_ends_the_connection_with_what_is_under_way() -> None:
+    milter = TestMilter(answers={b"M": frame(b"r")})
+    async with door(milter) as (client, kept):
+        assert await send(client) == (550, "5.7.1")
+        milter.answers = {}
+        assert await send(client) == (250, "2.0.0")
+    assert kept.messages == [STORED]
+
+
+@pytest.mark.parametrize("at", [b"C", b"H"])
+async def test_a_milter_that_accepts_the_client_is_asked_once_in_a_session(at: bytes) -> None:
+    milter = TestMilter(answers={at: frame(b"a")})
+    async with door(milter) as (client, kept):
+        assert await send(client) == (250, "2.0.0")
+        assert await send(client) == (250, "2.0.0")
+        await until(lambda: not milter.open)
+    assert milter.connections == 1
+    assert kept.messages == [STORED] * 2
+
+
+async def test_a_client_that_greets_anew_is_told_with_its_new_name() -> None:
+    milter = TestMilter()
+    async with door(milter) as (client, _):
+        assert await send(client) == (250, "2.0.0")
+        await client.say("EHLO other.example")
+        assert await send(client) == (250, "2.0.0")
+    assert milter.data(b"H")[-1] == b"other.example\0"
+    assert milter.connections == 1

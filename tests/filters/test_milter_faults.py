@@ -1,0 +1,131 @@
+"""A milter that is down, broken or hostile."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+from support.client import Client, code_and_enhanced
+from support.handlers import Collect
+from support.milter import TestMilter, frame
+from support.milter_door import ALL_SILENT, door, send
+from support.server import serve, until
+
+from smtpd_fork.filters import Milter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+BROKEN: dict[str, TestMilter] = {
+    "options too short": TestMilter(says=frame(b"O", b"\0\0\0\6")),
+    "version 1": TestMilter(version=1),
+    "version 7": TestMilter(version=7),
+    "an action that was not offered": TestMilter(actions=0x200),
+    "a protocol flag that was not offered": TestMilter(protocol=0x800),
+    "another answer to the options": TestMilter(says=frame(b"c")),
+    "HTTP": TestMilter(says=b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+    "a frame without a command": TestMilter(says=b"\0\0\0\0"),
+    "a frame of 4 GiB": TestMilter(answers={b"M": b"\xff\xff\xff\xffc"}),
+    "an unknown answer": TestMilter(answers={b"L": frame(b"Z")}),
+    "a change before the end": TestMilter(answers={b"L": frame(b"h", b"X\0y\0")}),
+    "skip where nothing follows": TestMilter(answers={b"M": frame(b"s")}),
+    "an answer to nothing": TestMilter(answers={b"M": frame(b"c") * 3}),
+    "a field without a name": TestMilter(edits=[frame(b"h", b"\0v\0")]),
+    "a field with a colon in its name": TestMilter(edits=[frame(b"h", b"X: y\r\nZ\0v\0")]),
+    "a field with a NUL": TestMilter(edits=[frame(b"h", b"X\0v\0w\0")]),
+    "a change without a number": TestMilter(edits=[frame(b"m", b"X")]),
+    "a recipient with a line end": TestMilter(edits=[frame(b"+", b"<b@x>\r\nDATA\0")]),
+    "a recipient that is none": TestMilter(edits=[frame(b"+", b"<>\0")]),
+    "a sender with a space": TestMilter(edits=[frame(b"e", b"<a b@x>\0")]),
+    "parameters with a control character": TestMilter(edits=[frame(b"2", b"<b@x>\0A=\x01\0")]),
+    "too many changes": TestMilter(edits=[frame(b"h", b"X\0y\0")] * 1001),
+    "a body without end": TestMilter(edits=[frame(b"b", b"x" * 65_000)] * 60),
+    "the end in the middle": TestMilter(stops_at=b"R"),
+    "the end after the message": TestMilter(stops_at=b"E"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_a_broken_milter_counts_as_down_and_changes_nothing(name: str) -> None:
+    options = {"max_message_size": 100_000}
+    async with door(BROKEN[name], options=options) as (client, kept):
+        assert await send(client) == (451, "4.7.1")
+        assert (await client.say("NOOP")).code == 250
+    assert kept.messages == []
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [("defer", (451, "4.7.1")), ("refuse", (554, "5.3.0")), ("accept", (250, "2.0.0"))],
+)
+@pytest.mark.parametrize("stages", [["data"], ["mail", "rcpt"]])
+async def test_when_it_is_down_messages_are_deferred_refused_or_accepted(
+    when: str, expected: tuple[int, str], stages: list[str],
+    tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    kept = Collect()
+    milter = Milter(f"unix:{tmp_path}/none", when_down=when, stages=stages)  # type: ignore[arg-type]
+    async with serve([milter, kept]) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        if stages == ["data"] or when == "accept":
+            assert await send(client) == expected
+        else:
+            assert code_and_enhanced(await client.say("MAIL FROM:<a@example.org>")) == expected
+    assert len(kept.messages) == (when == "accept")
+    records = [each for each in caplog.records if each.name == "smtpd_fork.milter"]
+    assert "No such file or directory" in records[0].getMessage()
+    assert "none has failed" in records[0].getMessage()
+    assert records[0].__dict__["client"].startswith("127.0.0.1:")
+
+
+async def test_a_milter_that_says_nothing_is_given_up_and_one_that_works_is_waited_for() -> None:
+    milter = TestMilter(answers={b"E": b""})
+    async with door(milter, timeout=0.05) as (client, kept):
+        assert await send(client) == (451, "4.7.1")
+        milter.answers = {b"E": frame(b"p") * 3 + frame(b"c")}
+        assert await send(client) == (250, "2.0.0")
+    assert len(kept.messages) == 1
+
+
+async def test_a_milter_that_is_at_work_for_ever_is_given_up_in_the_end() -> None:
+    async def at_work(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            writer.write(frame(b"p"))
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    milter = TestMilter(talk=at_work)
+    async with door(milter, timeout=0.05, total_timeout=0.3) as (client, _):
+        assert await send(client) == (451, "4.7.1")
+
+
+async def test_a_milter_that_does_not_read_is_given_up() -> None:
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(frame(b"O", struct.pack(">III", 6, 0x1FF, ALL_SILENT)))
+        await asyncio.sleep(0.5)
+        writer.transport.abort()
+
+    milter = TestMilter(talk=deaf)
+    async with door(milter, timeout=0.1) as (client, _):
+        text = "A: b\r\n\r\n" + ("x" * 70 + "\r\n") * 40_000
+        assert await send(client, text=text) == (451, "4.7.1")
+
+
+async def test_a_client_that_is_gone_ends_the_conversation() -> None:
+    milter = TestMilter(answers={b"E": b""})
+    async with door(milter) as (client, _):
+        await client.say("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA")
+        client.send("x\r\n.\r\n")
+        await until(lambda: milter.commands.endswith(b"E"))
+        client.writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+async def test_a_header_that_is_too_large_is_refused() -> None:
+    async with door(TestMilter()) as (client, kept):
+        assert await send(client, text="a:\r\n" * 10_001 + "\r\nx\r\n") == (552, "5.3.4")
+        assert await send(client, text="a:\r\n" * 9_999 + "\r\nx\r\n") == (250, "2.0.0")
+    assert len(kept.messages) == 1
