@@ -10,9 +10,10 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import MISSING, Envelope
 from aiosmtpd.smtp import Session as StockSession
-from handlers.test_routes import Keeps, Verifies, send
+from handlers.test_routes import Verifies
 from support.ports import free_port
 from support.server import greeted
+from support.sinks import Keeps, send
 
 import smtpd_fork
 from smtpd_fork import Mail, Route, SettingError, Sink, add_score, add_tag, marks_of, notes_of
