@@ -44,6 +44,9 @@ COMMANDS = sorted(
 )
 """Of Redis, which the scripts use."""
 
+REFUSED_IN_SCRIPT = ("can't run this command", "ACL failure in script")
+"""Of the error of Redis 7.0, and of Valkey, when the ACL refuses a command of a script."""
+
 CONNECTIONS = 4
 """One for messages, one for hints, one for an administrator's questions, one to spare."""
 
@@ -247,7 +250,7 @@ def _reason(error: BaseException) -> str:
     text = reason_of(error)
     if isinstance(error, NoPermissionError):
         return f"the ACL of Redis refuses: {text}"
-    if "can't run this command" in text and (command := _command_in(text)):
+    if any(each in text for each in REFUSED_IN_SCRIPT) and (command := _command_in(text)):
         return f"the ACL of Redis refuses the command {command}: {text}"
     if isinstance(error, ResponseError) and "WRONGTYPE" in text:
         return f"a key of the fleet is used by something else: {text}"

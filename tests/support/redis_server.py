@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
+PROGRAM = os.environ.get("REDIS_SERVER", "redis-server")
+"""Or ``valkey-server``."""
+
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
@@ -39,9 +43,7 @@ class RedisServer:
         certificates: Certificates | None = None,
         sentinel: Path | None = None,
     ) -> None:
-        self._program = peer(
-            "redis-server"
-        )  # now: a test that skips later leaves what it has begun
+        self._program = peer(PROGRAM)  # now: a test that skips later leaves what it has begun
         # Not in tmp_path, which may be longer than the path of a socket.
         self.directory = Path(tempfile.mkdtemp(prefix="redis-"))
         self.path = self.directory / "sock"
@@ -74,7 +76,7 @@ class RedisServer:
                 [*command, *self._options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 with self.client() as client:
                     client.ping()
