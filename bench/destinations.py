@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-__all__ = ["DESTINATIONS", "Destination"]
+__all__ = ["DESTINATIONS", "Destination", "listening"]
 
 START_SECONDS = 20.0
 
@@ -60,7 +60,7 @@ class Destination(NamedTuple):
 
 
 @contextmanager
-def _listening(command: Sequence[str], folder: Path, port: int) -> Iterator[None]:
+def listening(command: Sequence[str], folder: Path, port: int) -> Iterator[None]:
     """Run a server for the block, once it listens."""
     with Process([find_program(command[0]) or command[0], *command[1:]], folder) as process:
         deadline = time.monotonic() + START_SECONDS
@@ -102,20 +102,20 @@ def _smtp_sink(port: int, *options: str) -> list[str]:
 
 @contextmanager
 def _relay(folder: Path, port: int) -> Iterator[str]:
-    with _listening(_smtp_sink(port), folder, port):
+    with listening(_smtp_sink(port), folder, port):
         yield f"relay:{HOST}:{port}"
 
 
 @contextmanager
 def _lmtp(folder: Path, port: int) -> Iterator[str]:
-    with _listening(_smtp_sink(port, "-L"), folder, port):
+    with listening(_smtp_sink(port, "-L"), folder, port):
         yield f"lmtp:{HOST}:{port}"
 
 
 @contextmanager
 def _webhook(folder: Path, port: int) -> Iterator[str]:
     command = [sys.executable, "-m", "bench.peers.webhook", "--host", HOST, "--port", str(port)]
-    with _listening(command, folder, port):
+    with listening(command, folder, port):
         yield f"webhook:http://{HOST}:{port}/"
 
 
@@ -128,7 +128,7 @@ def _webhook_json(folder: Path, port: int) -> Iterator[str]:
 @contextmanager
 def _redis(folder: Path, port: int) -> Iterator[str]:
     command = ["redis-server", "--bind", HOST, "--port", str(port), "--save", ""]
-    with _listening(command, folder, port):
+    with listening(command, folder, port):
         yield f"redis:redis://{HOST}:{port}"
 
 
@@ -139,7 +139,7 @@ def _nats(folder: Path, port: int) -> Iterator[str]:
         f'jetstream {{ store_dir: "{folder}/store" }}\n'
     )
     (folder / "conf").write_text(settings, encoding="utf-8")
-    with _listening(["nats-server", "-c", f"{folder}/conf"], folder, port):
+    with listening(["nats-server", "-c", f"{folder}/conf"], folder, port):
         url = f"nats://{HOST}:{port}"
         asyncio.run(_add_stream(url))
         yield f"nats:{url}"
@@ -156,7 +156,7 @@ async def _add_stream(url: str) -> None:
 @contextmanager
 def _s3(folder: Path, port: int) -> Iterator[str]:
     command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
-    with _listening(command, folder, port):
+    with listening(command, folder, port):
         url = f"http://{HOST}:{port}"
         bucket = urllib.request.Request(f"{url}/mail", method="PUT")  # noqa: S310 - http
         urllib.request.urlopen(bucket).close()  # noqa: S310 - see above

@@ -177,5 +177,6 @@ TARGETS = (
         less="all-rules",
         of="fleet",
     ),
+    Target("W19", "looks", "rspamd: additional CPU per message", 150, "us"),
     Target("W16", "back", "Hop up again: first 250", 1000, "ms"),
 )

@@ -26,7 +26,7 @@ SHORTEST_SECRET = 3
 
 BUILT_IN_NAMES = frozenset({
     "accept", "debug", "discard", "lmtp", "maildir", "mbox", "milter", "nats", "pipe", "redis",
-    "relay", "s3", "webhook",
+    "relay", "rspamd", "s3", "webhook",
 })  # fmt: skip
 """Names of handlers whose keys are known, so that only secrets need be hidden."""
 

@@ -59,6 +59,7 @@ class Needs:
     :ivar hop: HOST:PORT of the server that messages are relayed to; empty: they are not
     :ivar fleet: the Redis of a fleet, as the option ``--fleet`` has it; empty: the server is alone
     :ivar milter: the milter that judges messages, ``unix:PATH`` or ``HOST:PORT``; empty: none
+    :ivar rspamd: the URL of the rspamd that judges messages; empty: none
     :ivar handler: of this daemon, as its option ``--handler`` has it; empty: by the others
     """
 
@@ -71,6 +72,7 @@ class Needs:
     hop: str = ""
     fleet: str = ""
     milter: str = ""
+    rspamd: str = ""
     handler: str = ""
 
 

@@ -54,9 +54,11 @@ class SmtpdFork(Contender):
             *("--max-message-size", str(needs.largest)),
             *("--log-to", str(place.folder / "log")),
         ]
+        first = command.index("--handler")
         if needs.milter:
-            first = command.index("--handler")
             command[first:first] = ["--handler", f"milter:{needs.milter}"]
+        if needs.rspamd:
+            command[first:first] = ["--handler", f"rspamd:{needs.rspamd}"]
         if needs.tls:
             command += ["--tls-cert", str(place.certificates.certificate)]
             command += ["--tls-key", str(place.certificates.key)]

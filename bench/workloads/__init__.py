@@ -15,6 +15,7 @@ from bench.workloads.milter import Milter
 from bench.workloads.peak import PeakMemory
 from bench.workloads.processes import TwoProcesses
 from bench.workloads.refusals import Flood, Refusal
+from bench.workloads.rspamd import Rspamd
 from bench.workloads.sinks import EverySink
 from bench.workloads.starttls import StartTls
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEYS", "Metric", "Workload", "workloads"]
 
-KEYS = (*(f"W{n}" for n in range(1, 14)), "W14", "W16", "W17", "W18")
+KEYS = (*(f"W{n}" for n in range(1, 15)), "W16", "W17", "W18", "W19")
 
 
 def workloads(*, quick: bool) -> Sequence[Workload]:
@@ -47,6 +48,7 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
             HopDown(1),
             TwoProcesses(2000),
             Fleet(1000, 200),
+            Rspamd(1000),
         )
     return (
         OneAConnection(5000),
@@ -66,4 +68,5 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
         HopDown(5),
         TwoProcesses(12000),
         Fleet(5000, 1000),
+        Rspamd(5000),
     )

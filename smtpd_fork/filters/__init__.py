@@ -1,7 +1,25 @@
-"""Filters: handlers that answer only to refuse, and leave all else to the handlers behind them."""
+"""Filters: handlers that answer only to refuse, and leave all else to the handlers behind them.
+
+A class that needs a library of an extra is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from smtpd_fork.filters.accept import Accept
 from smtpd_fork.filters.base import Filter
 from smtpd_fork.filters.milter import Milter
 
-__all__ = ["Accept", "Filter", "Milter"]
+if TYPE_CHECKING:
+    from smtpd_fork.filters.rspamd import Rspamd
+
+__all__ = ["Accept", "Filter", "Milter", "Rspamd"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a built-in filter (PEP 562)."""
+    if name != "Rspamd":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = import_module(f"{__name__}.rspamd").Rspamd
+    globals()[name] = value
+    return value

@@ -191,6 +191,7 @@ BUILT_IN = {
     "pipe": "smtpd_fork.sinks.pipe:Pipe",
     "redis": "smtpd_fork.sinks.redis:Redis",
     "relay": "smtpd_fork.sinks.relay:Relay",
+    "rspamd": "smtpd_fork.filters.rspamd:Rspamd",
     "s3": "smtpd_fork.sinks.s3:S3",
     "webhook": "smtpd_fork.sinks.webhook:Webhook",
 }

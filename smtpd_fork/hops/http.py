@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from base64 import b64encode
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -147,6 +148,9 @@ def _reason(error: Exception) -> str:
     """
     if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
         return f"{type(error).__name__}: the answer is not HTTP, or was cut off"
+    refused = error.os_error if type(error) is aiohttp.ClientConnectorError else None
+    if refused is not None and refused.errno is not None and refused.errno > 0:
+        return os.strerror(refused.errno)  # without the address, which the log has already
     text = str(error)
     return printable(f"{type(error).__name__}: {text}".strip(" :").replace("\n", " "))
 

@@ -19,7 +19,7 @@ class NameServer(asyncio.DatagramProtocol):
     """Answers from a table; what is not in it does not exist, but a blocklist's 127.0.0.2 does.
 
     :ivar records: by name and type: the answers' texts, with spaces between them; None is silence,
-        "SERVFAIL" is that. MX is written PREFERENCE/NAME
+        "SERVFAIL" is that. MX is written PREFERENCE/NAME, TXT as :func:`txt` has it
     :ivar asked: names and types that were asked for, in order
     """
 
@@ -61,6 +61,11 @@ class NameServer(asyncio.DatagramProtocol):
     def address(self) -> str:
         host, port = self._transport.get_extra_info("sockname")[:2]
         return f"{host}:{port}"
+
+
+def txt(text: str) -> str:
+    """Return the text of a TXT record as one word; it is one string of at most 255 octets."""
+    return "".join(f"\\{octet:03}" for octet in text.encode())
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ Whatever is not changed stays as it came, byte for byte, because signatures cove
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from smtpd_fork.message.fields import fields
 from smtpd_fork.message.trace import end_of_mbox_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from smtpd_fork.hops.milter.verdict import Edit
     from smtpd_fork.message import Field
@@ -66,18 +67,27 @@ class Parts:
         """The fields of the header, as they came."""
         return ((each.name, each.value) for each in self._found)
 
-    def edited(self, edits: Iterable[Edit], *, leading_space: bool, binary: bool = False) -> bytes:
+    def edited(
+        self,
+        edits: Iterable[Edit],
+        *,
+        leading_space: bool,
+        binary: bool = False,
+        removed: Mapping[bytes, Collection[int]] | None = None,
+    ) -> bytes:
         """Return the message with changes of its header and body, in order.
 
         :param leading_space: values begin with the space behind the colon, or with none
         :param binary: the body is not made of lines
+        :param removed: fields that are removed before: by their name in lower case, their numbers
+            among those of that name, from 1
         """
         content = self._content
         self._fields = [_Field(e.name.lower(), content[e.start : e.end]) for e in self._found]
         if self._fields and not self._fields[-1].octets.endswith(b"\n"):
             self._fields[-1].octets += b"\r\n"  # it is the whole message
         body: list[bytes] | None = None
-        changed = False
+        changed = bool(removed) and self._remove(removed or {})
         for edit in edits:
             if edit.command == b"b":
                 body = [] if body is None else body
@@ -88,6 +98,17 @@ class Parts:
         if body is None and not changed:
             return self._content
         return self._joined(None if body is None else _lines(b"".join(body), binary=binary))
+
+    def _remove(self, removed: Mapping[bytes, Collection[int]]) -> bool:
+        """Remove fields; return whether there were any."""
+        counts = Counter[bytes]()
+        kept = []
+        for each in self._fields:
+            counts[each.name] += 1
+            if counts[each.name] not in removed.get(each.name, ()):
+                kept.append(each)
+        before, self._fields = len(self._fields), kept
+        return len(kept) < before
 
     def _edit(self, edit: Edit, *, leading_space: bool) -> None:
         """Change the header.

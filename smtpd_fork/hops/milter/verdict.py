@@ -12,7 +12,9 @@ from smtpd_fork.hops.milter.codec import MilterGarbageError, texts
 from smtpd_fork.hops.passed_on import passed_on
 from smtpd_fork.hops.replies import HopReply
 
-__all__ = ["REJECTED", "TRY_AGAIN", "Edit", "Kind", "Verdict", "parse_edit", "reply_of"]
+__all__ = [
+    "REJECTED", "TRY_AGAIN", "Edit", "Kind", "Verdict", "edit_of_address", "parse_edit", "reply_of",
+]  # fmt: skip
 
 REJECTED = "550 5.7.1 Command rejected"
 TRY_AGAIN = "451 4.7.1 Service unavailable, try again later"
@@ -100,7 +102,14 @@ def parse_edit(command: bytes, data: bytes) -> Edit:
         if not _NAME.fullmatch(name):
             raise MilterGarbageError(f"it names a header field {name[:80]!r}")
         return Edit(command, number, name, value)
-    address, parameters = (*texts(data, 1, 2), b"")[:2]
+    return edit_of_address(command, *texts(data, 1, 2))
+
+
+def edit_of_address(command: bytes, address: bytes, parameters: bytes = b"") -> Edit:
+    """Return a change of the sender or of a recipient.
+
+    :raises MilterGarbageError: no client could have sent it
+    """
     words = parameters.decode("ascii", "replace").split()
     if not all(map(_PARAMETER.fullmatch, words)):
         raise MilterGarbageError(f"it sets the parameters {parameters[:80]!r}")

@@ -1,0 +1,76 @@
+"""Messages that rspamd judges: what that costs beyond the same messages without it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from bench.contenders.base import HOST, Contender, Needs, free_port, serving
+from bench.destinations import listening
+from bench.workloads.base import Metric
+from bench.workloads.mail import SMALL, WARM_UP, Mail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from bench.certificates import Certificates
+
+__all__ = ["Rspamd"]
+
+
+class Rspamd(Mail):
+    """Small messages, with the filter rspamd and without."""
+
+    key = "W19"
+    title = "5 KiB messages that rspamd judges"
+    metrics: ClassVar[Sequence[Metric]] = (
+        Metric("looks", "additional CPU, rspamd looks", "us", compared=True),
+        Metric("edits", "additional CPU, a field is added", "us"),
+        Metric("closes", "additional CPU, so too, one connection per message", "us"),
+        Metric("cpu", "CPU without rspamd", "us"),
+    )
+    servers: ClassVar[Sequence[str]] = ("smtpd-fork",)
+    compared_with: ClassVar[Sequence[str]] = ()
+    size = SMALL
+    at_once = 10
+    keep = True
+
+    @property
+    def how(self) -> str:
+        """How it is measured."""
+        return (
+            "As W2, without a filter and with the filter `rspamd`; the figures are the CPU time "
+            "per message that the server takes more with it. A small program on uvloop answers at "
+            "once what rspamd answers about a message with 16 symbols; its own CPU time is not "
+            "counted. It keeps connections open, or closes them behind each answer, as rspamd "
+            f"3.4 does. {self.count:,} messages for each."
+        )
+
+    def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
+        """Measure processor time."""
+        with serving(contender, Needs(), certificates) as served:
+            self.send(served, WARM_UP)
+            figures = {"cpu": self.cost(served, self.count)["cpu"]}
+        for name, options in (("looks", []), ("edits", ["--edits"]), ("closes", ["--closes"])):
+            with (
+                _rspamd(options) as url,
+                serving(contender, Needs(rspamd=url), certificates) as served,
+            ):
+                self.send(served, WARM_UP)
+                figures[name] = self.cost(served, self.count)["cpu"] - figures["cpu"]
+        return figures
+
+
+@contextmanager
+def _rspamd(options: Sequence[str]) -> Iterator[str]:
+    """Run a server that answers; give its URL."""
+    port = free_port()
+    command = [sys.executable, "-m", "bench.peers.rspamd", "--port", str(port), *options]
+    with (
+        tempfile.TemporaryDirectory(prefix="smtpd-fork-bench-") as folder,
+        listening(command, Path(folder), port),
+    ):
+        yield f"http://{HOST}:{port}"

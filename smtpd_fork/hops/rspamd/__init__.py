@@ -1,0 +1,1 @@
+"""rspamd's HTTP protocol: what it is asked, what it answers, and which server is asked."""

@@ -1,0 +1,171 @@
+"""Changes that an answer of rspamd makes to a message. Sans-io.
+
+The order is that of rspamd's own milter: fields are removed before others are added; signatures and
+what marks spam come last.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from smtpd_fork.hops.milter.conversation import MOST_EDITS
+from smtpd_fork.hops.milter.verdict import Edit, edit_of_address
+from smtpd_fork.hops.rspamd.answer import (
+    AddedField,
+    Answer,
+    MilterBlock,
+    RspamdGarbageError,
+    Value,
+)
+from smtpd_fork.message.fields import LONGEST_LINE, encode_field
+
+__all__ = ["ADD_HEADER", "REWRITE_SUBJECT", "Changes", "changes_of"]
+
+ADD_HEADER = "add header"
+REWRITE_SUBJECT = "rewrite subject"
+
+_NAME = re.compile(r"[!-9;-~]{1,255}")
+
+
+class Changes(NamedTuple):
+    """What is changed.
+
+    :ivar removed: fields that are removed first: by their name in lower case, their numbers among
+        those of that name, from 1
+    :ivar edits: the other changes, in order
+    """
+
+    removed: Mapping[bytes, Collection[int]]
+    edits: list[Edit]
+
+    def __bool__(self) -> bool:
+        return bool(self.removed or self.edits)
+
+
+def changes_of(answer: Answer, names: Iterable[bytes], *, utf8: bool) -> Changes:
+    """Return what an answer changes.
+
+    :param names: of the fields of the message, in order
+    :param utf8: whether a field may hold more than ASCII (RFC 6532)
+    :raises RspamdGarbageError: a change is not possible, or there are too many
+    """
+    block = answer.block
+    marks = dict(_marks(answer, block))
+    if not (answer.milter or answer.signatures or marks):
+        return Changes({}, [])
+    counts = Counter(name.lower() for name in names)
+    removed = dict(_removed(block, counts))
+    for name in marks:
+        if name != "Subject":
+            removed[name.lower().encode()] = range(1, counts[name.lower().encode()] + 1)
+    left = counts.total() - sum(map(len, removed.values()))
+    edits = [*_added(block, left, utf8=utf8), *_of_envelope(block), *_signatures(answer, utf8=utf8)]
+    edits += [_edit(b"m", 1, name, value, utf8=utf8) for name, value in marks.items()]
+    if len(edits) > MOST_EDITS:
+        raise RspamdGarbageError(f"it wants {len(edits)} changes")
+    return Changes(removed, edits)
+
+
+def _marks(answer: Answer, block: MilterBlock) -> Iterator[tuple[str, str]]:
+    """Yield the fields by which an action shows; they take the place of others of their name."""
+    if block.no_action:
+        yield "X-Rspamd-Action", answer.action
+    elif answer.action == REWRITE_SUBJECT and answer.subject is not None:
+        yield "Subject", answer.subject
+    elif answer.action == ADD_HEADER:
+        header = "Yes" if block.spam_header is None else block.spam_header
+        yield from header.items() if isinstance(header, dict) else [("X-Spam", header)]
+
+
+def _removed(
+    block: MilterBlock, counts: Mapping[bytes, int]
+) -> Iterator[tuple[bytes, Collection[int]]]:
+    if not isinstance(block.remove_headers, dict):
+        return
+    for name, which in block.remove_headers.items():
+        key = name.lower().encode("utf-8", "replace")
+        count = counts[key]
+        numbers = [int(each) for each in (which if isinstance(which, list) else [which])]
+        found = {each if each > 0 else count + each + 1 for each in numbers if each}
+        yield key, range(1, count + 1) if 0 in numbers else found & set(range(1, count + 1))
+
+
+def _added(block: MilterBlock, count: int, *, utf8: bool) -> Iterator[Edit]:
+    """Yield the fields that are added.
+
+    A place counts from 0, the field ``Received`` of this server included, as it does for a milter:
+    1 is below that, on top of what the client has sent. It is not among the fields here.
+
+    :param count: of the fields that there are
+    """
+    if not isinstance(block.add_headers, dict):
+        return
+    above = 0  # fields that stand above Received
+    for name, values in block.add_headers.items():
+        for value in values if isinstance(values, list) else [values]:
+            place = _place(value, count)
+            if place is None:
+                yield _edit(b"h", 0, name, _value(value), utf8=utf8)
+            else:
+                number = place if place <= above else place - 1
+                above += place <= above
+                yield _edit(b"i", number, name, _value(value), utf8=utf8)
+            count += 1
+
+
+def _value(value: Value) -> str | int | float:
+    return value.value if isinstance(value, AddedField) else value
+
+
+def _place(value: Value, count: int) -> int | None:
+    """Return the place of a field that is added; None: behind all others."""
+    place = None
+    if isinstance(value, AddedField):
+        place = value.index if value.order is None else value.order
+    if place is None:
+        return None
+    return max(0, count + place + 2) if place < 0 else min(place, count + 1)
+
+
+def _of_envelope(block: MilterBlock) -> Iterator[Edit]:
+    if block.change_from is not None:
+        yield _address(b"e", block.change_from)
+    for address in block.add_rcpt:
+        yield _address(b"+", address)
+    for address in block.del_rcpt:
+        yield _address(b"-", address)
+
+
+def _address(command: bytes, text: str) -> Edit:
+    try:
+        return edit_of_address(command, text.encode("utf-8", "replace"))
+    except ValueError as error:
+        raise RspamdGarbageError(str(error)) from None
+
+
+def _signatures(answer: Answer, *, utf8: bool) -> Iterator[Edit]:
+    values = answer.signatures
+    for value in [values] if isinstance(values, str) else values:
+        yield _edit(b"i", 0, "DKIM-Signature", value, utf8=utf8)
+
+
+def _edit(command: bytes, number: int, name: str, value: str | float, *, utf8: bool) -> Edit:
+    if not _NAME.fullmatch(name):
+        raise RspamdGarbageError(f"it names a header field {name[:80]!r}")
+    return Edit(command, number, name.encode(), _octets(name, str(value), utf8=utf8))
+
+
+def _octets(name: str, value: str, *, utf8: bool) -> bytes:
+    """Return a value as it is put into a header, without the space behind the colon.
+
+    It is as it came, or encoded if the header has to be ASCII, or folded if a line is too long.
+    """
+    value = value.replace("\r\n", "\n").replace("\r", " ").replace("\0", " ").strip(" \t\n")
+    longest = max(map(len, f"{name}: {value}".split("\n")))
+    if longest <= LONGEST_LINE and (utf8 or value.isascii()):
+        return value.encode("utf-8", "replace")
+    legible = value.encode("utf-8", "replace").decode()
+    return encode_field(name, legible)[len(name) + 1 : -2].removeprefix(b" ")

@@ -1,0 +1,226 @@
+"""Servers: rspamd on several machines, of which the first that answers is asked.
+
+One that is down is left out for a time that doubles; then one message tries it. A server counts as
+down only if it has answered nothing since a request to it began: a message that it cannot deal with
+does not take it away from the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from smtpd_fork.errors import HandlerError
+from smtpd_fork.hops.http import AnswerTooLongError, HttpError, WebServer, read_url
+from smtpd_fork.hops.look import LOOK_SECONDS, look_in_thread
+from smtpd_fork.hops.peer_status import Outage
+from smtpd_fork.hops.server_certificates import absolute
+from smtpd_fork.sanitizer import HIDDEN
+from smtpd_fork.setting_types import SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["LONGEST_ANSWER", "RspamdDownError", "Servers"]
+
+log = logging.getLogger("smtpd_fork.rspamd")
+
+LONGEST_ANSWER = 1 << 20
+"""Bytes of an answer; one with all symbols of a message has some ten thousand."""
+
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 30.0
+"""Seconds for which a server is left out."""
+
+OK = 200
+_FORBIDDEN = {401, 403}
+
+
+class RspamdDownError(Exception):
+    """No server gives an answer; the text says why."""
+
+
+class Server:
+    """One server.
+
+    :param name: for the log
+    :param web: where it is asked about messages
+    :ivar busy: messages that it is asked about
+    """
+
+    def __init__(self, name: str, web: WebServer) -> None:
+        self.name = name
+        self.web = web
+        self.busy = 0
+        self._outage = Outage()
+        self._pause = 0.0
+        self._next_attempt = 0.0
+        self._is_tried = False
+        self._answered = 0.0
+
+    async def ask(
+        self, fields: Sequence[tuple[str, str]], body: bytes, seconds: float
+    ) -> tuple[int, bytes]:
+        """Return status and body of the answer.
+
+        :raises RspamdDownError: there is none, or the server is left out now
+        """
+        tries = self._outage.since is not None
+        if tries:
+            if self._is_tried or time.monotonic() < self._next_attempt:
+                raise RspamdDownError(self._outage.reason)
+            self._is_tried = True
+        begun = time.monotonic()
+        self.busy += 1
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await self.web.ask(fields, body, LONGEST_ANSWER)
+        except TimeoutError:
+            raise self._failed(f"no answer within {seconds:g} s", begun) from None
+        except AnswerTooLongError as error:
+            raise RspamdDownError(str(error)) from None
+        except HttpError as error:
+            raise self._failed(str(error), begun) from None
+        finally:
+            self.busy -= 1
+            if tries:
+                self._is_tried = False
+        self._is_up()
+        return answer
+
+    def _failed(self, reason: str, begun: float) -> RspamdDownError:
+        if self._answered <= begun:
+            self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
+            self._next_attempt = time.monotonic() + self._pause
+            if self._outage.begin(reason):
+                log.warning("rspamd %s is down: %s", self.name, reason)
+        return RspamdDownError(reason)
+
+    def _is_up(self) -> None:
+        self._answered, self._pause = time.monotonic(), 0.0
+        if (seconds := self._outage.end()) is not None:
+            log.warning("rspamd %s is up again, after %.0f s", self.name, seconds)
+
+
+class Servers:
+    """Servers in order.
+
+    :param urls: of workers that answer ``/checkv2``
+    :param password: of the workers
+    :param seconds: for one answer
+    :param connections: to each of them at once
+    :param ca_file: certificates of CAs; None: the system's
+    :raises SettingError: one of the URLs is none
+    :raises MissingLibraryError: aiohttp is not installed
+    """
+
+    def __init__(
+        self, urls: Sequence[str], *, password: str | None, seconds: float, connections: int,
+        ca_file: str | None,
+    ) -> None:  # fmt: skip
+        if not urls:
+            raise SettingError("url", "", "write http://HOST:PORT")
+        bases = [_base(url) for url in urls]
+        self._secrets = [] if password is None else [("Password", password)]
+        self._seconds = seconds
+        self._connections = connections
+        self._ca_file = absolute(ca_file)
+        self._servers = [Server(base, self._web(base, "checkv2")) for base in bases]
+        self._looked = False
+
+    def _web(self, base: str, path: str) -> WebServer:
+        return WebServer(
+            f"{base}/{path}",
+            connections=self._connections,
+            ca_file=self._ca_file,
+            extra="rspamd",
+        )
+
+    @property
+    def busy(self) -> int:
+        """Messages that they are asked about."""
+        return sum(server.busy for server in self._servers)
+
+    def __str__(self) -> str:
+        return ", ".join(server.name for server in self._servers)
+
+    async def ask(self, fields: Iterable[tuple[str, str]], body: bytes) -> bytes:
+        """Return the first answer of a server about a message.
+
+        :raises RspamdDownError: there is none
+        """
+        fields = [*fields, *self._secrets]
+        reasons = []
+        for server in self._servers:
+            try:
+                status, answer = await server.ask(fields, body, self._seconds)
+            except RspamdDownError as error:
+                reason = str(error)
+            else:
+                if status == OK:
+                    return answer
+                refused = status in _FORBIDDEN
+                reason = f"it answers {status}" + (", as of a wrong password" if refused else "")
+            reasons.append(f"{server.name}: {reason}" if len(self._servers) > 1 else reason)
+        raise RspamdDownError("; ".join(reasons))
+
+    # -- before the first message ------------------------------------------------------------------
+
+    def check(self) -> None:
+        """See whether the servers answer and take the password; log which are down.
+
+        :raises CannotCreateError: the CAs' certificates cannot be read
+        :raises HandlerError: a server refuses the password
+        """
+        for server in self._servers:
+            server.web.read_certificates()
+        for base in [server.name for server in self._servers]:
+            reason = f"no answer in {LOOK_SECONDS:g} s"
+            try:
+                look_in_thread(partial(self._look, base))
+            except HttpError as error:
+                reason = str(error)
+            except TimeoutError:
+                pass
+            else:
+                continue
+            log.warning("rspamd %s: %s; it is not asked until it answers", base, reason)
+
+    def prepare(self) -> None:
+        """As :meth:`check`; once is enough."""
+        if not self._looked:
+            self.check()
+            self._looked = True
+
+    async def _look(self, base: str) -> None:
+        ping, login = self._web(base, "ping"), self._web(base, "auth")
+        try:
+            answer = await ping.ask([], b"", LONGEST_ANSWER, method="GET")
+            if answer.status != OK:
+                raise HttpError(f"it answers {answer.status}")
+            if self._secrets:  # a controller knows; other workers have no such page
+                answer = await login.ask(self._secrets, b"", LONGEST_ANSWER, method="GET")
+                if answer.status in _FORBIDDEN:
+                    raise HandlerError(f"rspamd {base} refuses the password")
+        finally:
+            await ping.close()
+            await login.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for server in self._servers:
+            await server.web.close()
+
+
+def _base(url: str) -> str:
+    """Return the URL of a worker without the path of a question.
+
+    :raises SettingError: it is none of HTTP
+    """
+    bare, login = read_url(url)
+    if login is not None or "?" in bare:
+        raise SettingError("url", HIDDEN, "write http://HOST:PORT; the password is a key")
+    return bare.rstrip("/").removesuffix("/checkv2").rstrip("/")

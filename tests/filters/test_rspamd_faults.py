@@ -1,0 +1,277 @@
+"""The filter rspamd when rspamd is down, slow, or answers nonsense: nothing waits or leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from blockbuster import BlockBuster
+from support.client import Client
+from support.handlers import Collect
+from support.mails import large
+from support.ports import free_port
+from support.raw_server import close, raw_server, reset, says, silence
+from support.rspamd import MESSAGE, TestRspamd, door, outcome, rspamd_server, send
+from support.server import serve, until
+from support.sinks import open_sockets
+
+from smtpd_fork.filters import Rspamd
+from smtpd_fork.hops.rspamd import servers
+
+if TYPE_CHECKING:
+    from support.raw_server import Behaviour
+
+REPLIES = {
+    "defer": "451 4.7.1 Service unavailable, try again later",
+    "refuse": "554 5.3.0 The message cannot be checked",
+    "accept": "250 2.0.0 Ok",
+}
+
+
+@pytest.fixture(autouse=True)
+def _short_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the start wait for no server that is silent."""
+    monkeypatch.setattr("smtpd_fork.hops.look.LOOK_SECONDS", 0.1)
+
+
+async def through(urls: list[str], **keys: Any) -> str:
+    """Send a message through the filter; return the reply. Nothing is left afterwards."""
+    sockets, tasks = open_sockets(), asyncio.all_tasks()
+    async with (
+        serve([Rspamd(urls, **keys), Collect()]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        reply = await send(client)
+    await until(lambda: open_sockets() <= sockets)
+    await until(lambda: asyncio.all_tasks() <= tasks)
+    return f"{reply.code} {reply.text}"
+
+
+@pytest.mark.parametrize("when_down", REPLIES)
+async def test_the_settings_decide_while_it_is_down(
+    when_down: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
+    assert await through([url], when_down=when_down) == REPLIES[when_down]
+    assert f"rspamd {url} is down: " in caplog.text
+    (line,) = [each for each in caplog.messages if "has failed" in each]
+    assert "127.0.0.1:" in line
+    assert line.endswith(f"; {when_down}")
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
+
+FAULTS: dict[str, Behaviour] = {
+    "silence": silence,
+    "reset": reset,
+    "close": close,
+    "garbage": says(b"\0\xff" * 999),
+    "endless garbage": says(b"", endless=b"x" * 65536),
+    "endless header": says(b"HTTP/1.1 200 OK\r\n", endless=b"X: y\r\n" * 999),
+    "endless answer": says(HEAD.replace(b"100", b"99999999999"), endless=b" " * 65536),
+    "endless chunks": says(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        endless=b"400\r\n" + b" " * 1024 + b"\r\n",
+    ),
+    "cut off": says(HEAD + b"{"),
+    "half an answer": says(HEAD + b'{"action":"no action"}'),
+    "no content": says(b"HTTP/1.1 204 No Content\r\n\r\n"),
+    "redirect": says(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"),
+    "html": says(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>"),
+    "error": says(b'HTTP/1.1 500 No\r\nContent-Length: 15\r\n\r\n{"error":"oops"}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_whatever_else_it_says_the_message_waits_or_is_unchecked(fault: str) -> None:
+    async with raw_server(FAULTS[fault]) as port:
+        url = f"http://127.0.0.1:{port}"
+        assert await through([url], timeout=0.3) == REPLIES["defer"]
+
+
+@pytest.mark.parametrize("size", [servers.LONGEST_ANSWER - 100, 100_000_000])
+async def test_an_answer_of_100_mb_is_cut_off(size: int) -> None:
+    answer = b'{"action":"no action","x":"' + b"y" * size + b'"}'
+    tracemalloc.start()
+    try:
+        if size < servers.LONGEST_ANSWER:
+            assert (await outcome(answer))[0].startswith("250")
+            return
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer)
+        async with raw_server(says(head, endless=b"y" * 65536)) as port:
+            assert await through([f"http://127.0.0.1:{port}"]) == REPLIES["defer"]
+        assert tracemalloc.get_traced_memory()[1] < len(answer) + 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"", b"[]", b"{}", b'{"action":' + b"[" * 100_000, b'{"action":5}',
+        b'{"action":"no action","milter":{"add_rcpt":["b@x>\\r\\nDATA"]}}',
+    ],
+)  # fmt: skip
+async def test_an_answer_that_makes_no_sense_is_a_failure(answer: bytes) -> None:
+    said, stored = await outcome(answer)
+    assert (said, stored) == (REPLIES["defer"], [])
+
+
+async def test_a_wrong_password_is_named_in_the_log_and_never_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rspamd = TestRspamd(password="right")
+    async with door(rspamd) as (client, _):
+        assert (await send(client)).code == 451
+    assert "it answers 403, as of a wrong password" in caplog.text
+    async with door(rspamd, password="right") as (client, _):
+        assert (await send(client)).code == 250
+    assert "right" not in caplog.text
+
+
+# -- several servers ---------------------------------------------------------------------------
+
+
+async def test_the_next_server_is_asked_while_the_first_is_down(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    down = f"http://127.0.0.1:{free_port('127.0.0.1')}"
+    async with rspamd_server() as second:
+        assert (await through([down, second.url])).startswith("250")
+    assert len(second.messages) == 1
+    assert "has failed" not in caplog.text
+
+
+async def test_a_server_that_fails_is_left_out_and_comes_back_by_one_message(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    port = free_port("127.0.0.1")
+    url = f"http://127.0.0.1:{port}"
+    async with rspamd_server() as second:
+        judge = Rspamd([url, second.url])
+        await judge_by_turns(judge, port)
+    assert len(second.messages) == 2
+    assert caplog.text.count(f"rspamd {url} is down: ") == 1
+    assert caplog.text.count(f"rspamd {url} is up again, after ") == 1
+
+
+async def judge_by_turns(judge: Rspamd, port: int) -> None:
+    async with (
+        serve([judge, Collect()]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        await client.greet()
+        await send(client)
+        async with rspamd_server(port=port) as first:
+            await send(client)
+            assert len(first.messages) == 0  # it is left out for a second
+            judge._servers._servers[0]._next_attempt = 0.0
+            await send(client)
+            await send(client)
+            assert len(first.messages) == 2
+
+
+async def test_one_message_at_a_time_tries_a_server_that_is_down() -> None:
+    waiting, go_on = asyncio.Event(), asyncio.Event()
+
+    async def before() -> None:
+        waiting.set()
+        await go_on.wait()
+
+    rspamd = TestRspamd(before=before)
+    async with rspamd_server(rspamd):
+        asked = servers.Servers(
+            [rspamd.url], password=None, seconds=20.0, connections=9, ca_file=None
+        )
+        (server,) = asked._servers
+        server._outage.begin("it was")
+        trying = asyncio.create_task(asked.ask([], b""))
+        await waiting.wait()
+        with pytest.raises(servers.RspamdDownError, match="it was"):
+            await asked.ask([], b"")
+        go_on.set()
+        await trying
+        await asked.ask([], b"")
+        assert len(rspamd.messages) == 2
+        await asked.close()
+
+
+def test_the_time_for_which_it_is_left_out_doubles_up_to_half_a_minute() -> None:
+    asked = servers.Servers(
+        ["http://127.0.0.1:1"], password=None, seconds=1.0, connections=1, ca_file=None
+    )
+    (server,) = asked._servers
+    pauses = []
+    for _ in range(7):
+        server._failed("x", time.monotonic())
+        pauses.append(server._pause)
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+
+
+async def test_a_message_that_it_cannot_deal_with_does_not_take_it_from_others() -> None:
+    rspamd = TestRspamd()
+
+    async def hang() -> None:
+        if b"bad" in rspamd.messages[-1][1]:
+            await asyncio.sleep(60)
+
+    rspamd.before = hang
+    async with door(rspamd, timeout=0.5) as (client, _):
+        bad = asyncio.create_task(send(client, text=f"{MESSAGE}bad\r\n"))
+        await until(lambda: rspamd.messages)
+        async with await Client.to(client.writer.get_extra_info("peername")[:2]) as other:
+            await other.greet()
+            assert (await send(other)).code == 250
+            assert (await bad).code == 451
+            assert (await send(other)).code == 250
+
+
+# -- large messages, and ends ------------------------------------------------------------------
+
+
+async def test_a_large_message_is_checked_and_nothing_blocks_the_loop() -> None:
+    content = large(25_000_000)
+    rspamd, kept = TestRspamd({"action": "add header"}), Collect()
+    async with rspamd_server(rspamd), serve([Rspamd([rspamd.url]), kept]) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.say("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA")
+            blockbuster = BlockBuster()
+            blockbuster.activate()
+            try:
+                client.writer.write(content + b"\r\n.\r\n")
+                assert (await client.reply()).code == 250
+            finally:
+                blockbuster.deactivate()
+    assert rspamd.messages[0][1] == content + b"\r\n"
+    assert kept.messages[0] == content.replace(b"\r\n\r\n", b"\r\nX-Spam: Yes\r\n\r\n", 1) + b"\r\n"
+
+
+async def test_a_session_that_ends_meanwhile_leaves_nothing() -> None:
+    started = asyncio.Event()
+
+    async def behaviour(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        started.set()
+        while await reader.read(1 << 16):
+            pass
+
+    sockets, tasks = open_sockets(), asyncio.all_tasks()
+    async with raw_server(behaviour) as port:
+        started.clear()
+        filters = [Rspamd([f"http://127.0.0.1:{port}"]), Collect()]
+        async with serve(filters, shutdown_timeout=0.1) as server:
+            started.clear()
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                sending = asyncio.create_task(send(client))
+                await started.wait()
+                await server.stop()
+                await asyncio.wait([sending])
+                sending.exception()
+    await until(lambda: open_sockets() <= sockets)
+    await until(lambda: asyncio.all_tasks() <= tasks)
