@@ -1,4 +1,4 @@
-"""HopConnection: one connection to a next hop: a :class:`Client` on a transport."""
+"""HopConnection: one connection to a next hop: a :class:`HopClient` on a transport."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import asyncio
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.hops.client import Client, Order, State, Terms
 from smtpd_fork.hops.content import PIECE
+from smtpd_fork.hops.hop_client import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from smtpd_fork.hops.hop_client import HopClient
 
 __all__ = ["QUIT_SECONDS", "HopConnection", "Phase"]
 
@@ -35,7 +37,7 @@ class Phase(Enum):
 class HopConnection(asyncio.Protocol):
     """A connection to a next hop, which carries out one order at a time.
 
-    :param terms: what is asked of the hop
+    :param client: speaks the protocol
     :param server: which one it is, for the log
     :param changed: called when a connection that nobody waits for is ready, or has ended
     :ivar phase: where it is in its life; the pool changes it
@@ -44,14 +46,9 @@ class HopConnection(asyncio.Protocol):
     """
 
     def __init__(
-        self,
-        terms: Terms,
-        server: str,
-        changed: Callable[[HopConnection], None],
-        *,
-        encrypted: bool = False,
+        self, client: HopClient, server: str, changed: Callable[[HopConnection], None]
     ) -> None:
-        self.client = Client(terms, encrypted=encrypted)
+        self.client = client
         self.server = server
         self.phase = Phase.OPENING
         self.orders = 0
@@ -79,12 +76,12 @@ class HopConnection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """Take note of the end; the transport closes."""
-        self._end("the hop closed the connection")
+        self._end(f"{self.client.server} closed the connection")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take note that nothing is left."""
-        reason = f"connection lost: {exc}" if exc is not None else "the hop closed the connection"
-        self._end(reason)
+        closed = f"{self.client.server} closed the connection"
+        self._end(closed if exc is None else f"connection lost: {exc}")
         if not self._lost.done():
             self._lost.set_result(None)
 
@@ -123,9 +120,10 @@ class HopConnection(asyncio.Protocol):
         self.client.encrypted()
         self._pump()
 
-    async def carry_out(self, order: Order) -> None:
-        """Carry out a transaction, until each recipient's reply is in *order*, or the fault.
+    async def carry_out(self, order: Any) -> None:
+        """Carry out an order, until its result is in it, or the fault.
 
+        :param order: such as :class:`smtpd_fork.hops.client.Order`
         :raises HopError: the hop answered nothing
         """
         client = self.client
@@ -192,7 +190,8 @@ class HopConnection(asyncio.Protocol):
         """End as the protocol has it, without waiting for the answer."""
         if self.client.state is State.READY:
             self.client.lose("ended")
-            self._transport.write(b"QUIT\r\n")
+            if self.client.farewell:
+                self._transport.write(self.client.farewell)
             self._transport.close()
             # With TLS it waits for the hop's close_notify, by default half a minute.
             self._loop.call_later(QUIT_SECONDS, self._transport.abort)

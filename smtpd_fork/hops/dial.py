@@ -9,9 +9,9 @@ import socket
 import ssl
 from typing import TYPE_CHECKING
 
-from smtpd_fork.hops.client import State
 from smtpd_fork.hops.connection import HopConnection
 from smtpd_fork.hops.errors import NOT_AVAILABLE, HopError
+from smtpd_fork.hops.hop_client import State
 from smtpd_fork.hops.lookup import Lookup
 from smtpd_fork.hops.opening import UNTRUSTED
 
@@ -98,9 +98,8 @@ class Dialler:
 
         :raises HopError: it does not take one
         """
-        implicit = self._target.tls == "implicit"
-        terms = self._target.terms(self._name, with_tls=with_tls)
-        connection = HopConnection(terms, str(endpoint), self._changed, encrypted=implicit)
+        client = self._target.client(self._name, with_tls=with_tls)
+        connection = HopConnection(client, str(endpoint), self._changed)
         try:
             await self._connect(connection, endpoint)
             async with asyncio.timeout(seconds):

@@ -9,11 +9,11 @@ Any split of the hop's bytes into packets gives the same.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smtpd_fork.hops.authentication import Authentication
-from smtpd_fork.hops.errors import NOT_AVAILABLE, ConnectionLostError, HopError
+from smtpd_fork.hops.errors import NOT_AVAILABLE
+from smtpd_fork.hops.hop_client import HopClient, State
 from smtpd_fork.hops.passed_on import printable
 from smtpd_fork.hops.replies import GarbageError, HopReply, ReplyReader
 
@@ -24,27 +24,6 @@ __all__ = ["NONSENSE", "UNTRUSTED", "Opening", "State", "Terms"]
 
 UNTRUSTED = "451 4.7.0 The next mail server is not available, try again later"
 NONSENSE = "451 4.5.0 The next mail server gave a wrong reply, try again later"
-
-
-class State(IntEnum):
-    """What a client waits for."""
-
-    GREETING = auto()
-    EHLO = auto()
-    HELO = auto()
-    STARTTLS = auto()
-    HANDSHAKE = auto()
-    """Not for a reply: TLS begins, and ends with :meth:`Client.encrypted`."""
-    AUTH = auto()
-    READY = auto()
-    """For nothing: a transaction may begin."""
-    ENVELOPE = auto()
-    """For the replies to MAIL, RCPT and DATA."""
-    CONTENT = auto()
-    """For the replies to the message, which is being sent."""
-    RESET = auto()
-    BROKEN = auto()
-    """The connection is of no use any more; :attr:`Client.fault` says why."""
 
 
 _SILENT = frozenset({State.READY, State.HANDSHAKE})
@@ -69,39 +48,30 @@ class Terms:
     password: str | None = field(default=None, repr=False)
 
 
-class Opening:
+class Opening(HopClient):
     """A connection to a hop, without the connection, up to its first message.
 
     :param terms: what is asked of the hop
     :param encrypted: whether it is implicit TLS
-    :ivar state: what is waited for
-    :ivar secure: whether there is TLS
-    :ivar offered: the hop's extensions: parameters by name
-    :ivar heard: whether the hop has answered anything of the transaction in hand
-    :ivar fault: why the connection broke
     """
 
+    farewell = b"QUIT\r\n"
+
     def __init__(self, terms: Terms, *, encrypted: bool = False) -> None:
+        super().__init__(State.GREETING)
         self._terms = terms
         self._reader = ReplyReader()
-        self._output: list[bytes] = []
         self._pieces: Iterator[bytes] | None = None
         self._early = False  # the next reply had begun before the end of the message was taken
         self._authentication: Authentication | None = None
         self.secure = encrypted
-        self.state = State.GREETING
-        self.offered: dict[str, str] = {}
-        self.heard = False
-        self.fault: HopError | None = None
 
     # -- what is sent ------------------------------------------------------------------------------
 
     def take(self) -> bytes:
         """Return what is to be sent next; nothing if it is the hop's turn."""
         if self._output:
-            output = self._output[0] if len(self._output) == 1 else b"".join(self._output)
-            self._output.clear()
-            return output
+            return super().take()
         if self._pieces is not None:
             for piece in self._pieces:
                 return piece
@@ -117,11 +87,8 @@ class Opening:
 
     def lose(self, reason: str, reply: str = NOT_AVAILABLE) -> None:
         """Break the connection, which has ended or whose time is over."""
-        if self.state is not State.BROKEN:
-            self.state = State.BROKEN
-            self._pieces = None
-            self._output.clear()
-            self.fault = ConnectionLostError(reason, reply, heard=self.heard)
+        super().lose(reason, reply)
+        self._pieces = None
 
     # -- what is received --------------------------------------------------------------------------
 

@@ -13,17 +13,21 @@ import logging
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from smtpd_fork.hops.client import State
 from smtpd_fork.hops.connection import QUIT_SECONDS, HopConnection, Phase
 from smtpd_fork.hops.dial import Dialler
-from smtpd_fork.hops.errors import HopDownError, HopError
+from smtpd_fork.hops.errors import ConnectionLostError, HopDownError, HopError
+from smtpd_fork.hops.hop_client import State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smtpd_fork.hops.target import Target
 
 __all__ = ["Pool"]
+
+Order = TypeVar("Order")
 
 log = logging.getLogger("smtpd_fork.hops")
 
@@ -98,6 +102,31 @@ class Pool:
         return "" if self._error is None else self._error.reason
 
     # -- lending -----------------------------------------------------------------------------------
+
+    async def carry_out(self, order_for: Callable[[HopConnection], Order | None]) -> Order | None:
+        """Carry out an order; if its connection ended before the hop said anything, on another.
+
+        :param order_for: returns it for a connection; None: there is nothing to ask the hop
+        :raises HopError: there is no connection, or the hop answered nothing
+        """
+        fresh = False
+        while True:
+            connection = None if fresh else self.take_ready()
+            if connection is None:
+                connection = await self.lend(fresh=fresh)
+            used = connection.orders > 0
+            try:
+                order = order_for(connection)
+                if order is not None:
+                    await connection.carry_out(order)
+            except ConnectionLostError:
+                if fresh or not used:
+                    raise
+                fresh = True
+            else:
+                return order
+            finally:
+                self.give_back(connection)
 
     async def lend(self, *, fresh: bool = False) -> HopConnection:
         """Return a connection that is ready for a transaction; give it back in any case.
@@ -273,9 +302,10 @@ class Pool:
             return
         if self._error is None:
             self.down_since = time.time()
+            target = self._target
             log.warning(
-                "the next hop %s is down: %s; messages get %s",
-                *(self._target, error.reason, error.reply[:3]),
+                "the %s %s is down: %s; %s",
+                *(target.kind, target, error.reason, target.while_down(error)),
             )
         self._error = error
         waiters, self._waiters = self._waiters, deque()
@@ -289,7 +319,8 @@ class Pool:
         if self.down_since is not None:
             seconds = max(0.0, time.time() - self.down_since)
             self.down_since = self._error = None
-            log.warning("the next hop %s is up again, after %.0f s", self._target, seconds)
+            what = self._target.kind, self._target
+            log.warning("the %s %s is up again, after %.0f s", *what, seconds)
 
     # -- the end -----------------------------------------------------------------------------------
 

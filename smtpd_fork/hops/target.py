@@ -6,14 +6,16 @@ import re
 import ssl
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from smtpd_fork.errors import ConfigError
-from smtpd_fork.hops.opening import Terms
+from smtpd_fork.hops.client import Client, Terms
 from smtpd_fork.setting_types import SettingError
 
 if TYPE_CHECKING:
     from smtpd_fork.hops.address import HopAddress
+    from smtpd_fork.hops.errors import HopError
+    from smtpd_fork.hops.hop_client import HopClient
 
 __all__ = ["Target", "Tls"]
 
@@ -31,6 +33,7 @@ _STARTTLS = {"no": "no", "opportunistic": "offered", "starttls": "required", "im
 class Target:
     """A next hop. Connections are used again for an equal target only.
 
+    :cvar kind: what it is, for the log
     :ivar addresses: in the order in which they are tried
     :ivar name: our own, for EHLO; empty: the server's, or the host's
     :ivar lmtp: the protocol is LMTP
@@ -40,6 +43,8 @@ class Target:
     :ivar password: so too
     :ivar nameserver: whom to ask about ``mx:``, and its port; None: the system's
     """
+
+    kind: ClassVar[str] = "next hop"
 
     addresses: tuple[HopAddress, ...]
     name: str
@@ -58,6 +63,14 @@ class Target:
         """
         starttls = _STARTTLS[self.tls] if with_tls else "no"
         return Terms(name, self.lmtp, starttls, self.user, self.password)
+
+    def client(self, name: str, *, with_tls: bool = True) -> HopClient:
+        """Return what speaks the protocol on a new connection; see :meth:`terms`."""
+        return Client(self.terms(name, with_tls=with_tls), encrypted=self.tls == "implicit")
+
+    def while_down(self, error: HopError) -> str:
+        """Return what happens while it cannot be reached, for the log."""
+        return f"messages get {error.reply[:3]}"
 
     def validate(self) -> None:
         """See that the settings do not contradict each other.

@@ -19,7 +19,7 @@ from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.hops.client import Order
 from smtpd_fork.hops.content import PIECE, dotted, facts_at_once, facts_of, plain
 from smtpd_fork.hops.downgrade import form_of, recipient_command, sender_command
-from smtpd_fork.hops.errors import NOT_AVAILABLE, ConnectionLostError, HopError
+from smtpd_fork.hops.errors import NOT_AVAILABLE, HopError
 from smtpd_fork.hops.known_answers import KnownAnswers
 from smtpd_fork.hops.lookup import Lookup, import_libraries
 from smtpd_fork.hops.passed_on import passed_on
@@ -130,33 +130,12 @@ class NextHop(Sink):
         return replies
 
     async def _carry_out(self, order_for: Callable[[HopConnection], Order | None]) -> Order | None:
-        """Carry out an order; if its connection ended before the hop said anything, on another.
-
-        :param order_for: returns it for a connection; None: there is nothing to ask the hop
-        :raises HopError: there is no connection, or the hop answered nothing
-        """
+        """Carry out an order; see :meth:`Pool.carry_out`."""
         pool = self._pool
         if pool is None or not pool.usable:
             name = self.target.name or self.hostname or socket.gethostname()
             pool = self._pool = Pool(self.target, self._connections, self._wait, name=name)
-        fresh = False
-        while True:
-            connection = None if fresh else pool.take_ready()
-            if connection is None:
-                connection = await pool.lend(fresh=fresh)
-            used = connection.orders > 0
-            try:
-                order = order_for(connection)
-                if order is not None:
-                    await connection.carry_out(order)
-            except ConnectionLostError:
-                if fresh or not used:
-                    raise
-                fresh = True
-            else:
-                return order
-            finally:
-                pool.give_back(connection)
+        return await pool.carry_out(order_for)
 
     def _log(self, mail: Mail, delivery: _Delivery, replies: list[str]) -> None:
         if log.isEnabledFor(logging.INFO) and any(reply[0] == "2" for reply in replies):
