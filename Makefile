@@ -69,9 +69,10 @@ papers: $(STAMP) ## write what is made of the options' definitions: tables, exam
 bench: $(VENV)/.with-test $(VENV)/.with-bench ## measure beside other servers (ARGS="--quick", "--write", "--only W1,W2")
 	$(BIN)/python -m bench $(ARGS)
 
-fuzz: $(VENV)/.with-test ## throw garbage at sessions, and at the clients of next hops, milters and rspamd (ARGS="--seconds 3600 --seed 1")
+fuzz: $(VENV)/.with-test ## throw garbage at sessions, and at the clients of next hops, milters, policy servers and rspamd (ARGS="--seconds 3600 --seed 1")
 	$(BIN)/python tests/fuzz/hop.py $(ARGS)
 	$(BIN)/python tests/fuzz/milter.py $(ARGS)
+	$(BIN)/python tests/fuzz/policy.py $(ARGS)
 	$(BIN)/python tests/fuzz/rspamd.py $(ARGS)
 	$(BIN)/python tests/fuzz/session.py $(ARGS)
 

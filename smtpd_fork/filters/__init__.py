@@ -1,6 +1,6 @@
 """Filters: handlers that answer only to refuse, and leave all else to the handlers behind them.
 
-A class that needs a library of an extra is imported when it is first used.
+A class that needs a library of an extra, or much of this package, is imported when it is first used.
 """
 
 from importlib import import_module
@@ -11,15 +11,16 @@ from smtpd_fork.filters.base import Filter
 from smtpd_fork.filters.milter import Milter
 
 if TYPE_CHECKING:
+    from smtpd_fork.filters.policy import Policy
     from smtpd_fork.filters.rspamd import Rspamd
 
-__all__ = ["Accept", "Filter", "Milter", "Rspamd"]
+__all__ = ["Accept", "Filter", "Milter", "Policy", "Rspamd"]
 
 
 def __getattr__(name: str) -> object:
     """Import a built-in filter (PEP 562)."""
-    if name != "Rspamd":
+    if name not in {"Policy", "Rspamd"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = import_module(f"{__name__}.rspamd").Rspamd
+    value: object = getattr(import_module(f"{__name__}.{name.lower()}"), name)
     globals()[name] = value
     return value

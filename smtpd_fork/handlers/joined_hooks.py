@@ -1,11 +1,13 @@
 """Joined hooks: the hook of a chain, made of those of its handlers.
 
 A hook is asked of each handler that has it, in order. The first answer wins; MISSING is "no
-opinion". Four hooks have a rule of their own:
+opinion". Five hooks have a rule of their own:
 
 - EHLO: each handler may change the list of replies, and the next one gets the changed list;
 - RCPT: behind a handler that redirects recipients (:class:`~smtpd_fork.filters.Filter`), the others
   are asked about each of the new addresses (:mod:`~smtpd_fork.handlers.redirection`);
+- MAIL and RCPT: behind a filter whose answer is provisional the others are asked as well
+  (:mod:`~smtpd_fork.handlers.provisional`);
 - STARTTLS: all have to agree;
 - DISCONNECT: every handler is called, whatever the others did.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiosmtpd.handlers import Sink as AiosmtpdSink
@@ -22,6 +25,7 @@ from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.dialogue.introspection import ehlo_parameters
 from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
+from smtpd_fork.handlers.provisional import asked_with_others, provisional_filter
 from smtpd_fork.handlers.redirection import asked_about_each, redirects
 from smtpd_fork.message.quarantine_mark import WITHHELD, is_quarantined
 from smtpd_fork.smtp.hooks import is_from_outside
@@ -123,11 +127,20 @@ def _first_answer(hooks: Sequence[Hook]) -> Hook:
     return may_end_at_once(hook) if all(map(begins_at_once, hooks)) else hook
 
 
-def _recipient(hooks: Sequence[Hook]) -> Hook:
+def _path(hooks: Sequence[Hook], *, redirected: bool) -> Hook:
+    """Return a hook MAIL or RCPT.
+
+    :param redirected: whether a handler may have others take the place of the address
+    """
     for index, hook in enumerate(hooks[:-1]):
-        if redirects(hook):
-            behind = asked_about_each(hook, _recipient(hooks[index + 1 :]))
-            return _first_answer([*hooks[:index], behind])
+        if redirected and redirects(hook):
+            join = partial(asked_about_each, hook)
+        elif (filter_ := provisional_filter(hook)) is not None:
+            join = partial(asked_with_others, hook, filter_)
+        else:
+            continue
+        both = join(_path(hooks[index + 1 :], redirected=redirected))
+        return _first_answer([*hooks[:index], both])
     return _first_answer(hooks)
 
 
@@ -156,19 +169,21 @@ def _ehlo(hooks: Sequence[Hook]) -> Hook:
 
     async def handle_EHLO(
         server: Any, session: Any, envelope: Any, hostname: str, responses: list[str]
-    ) -> list[str]:
+    ) -> Any:
+        changed = False
         for each, is_old in zip(hooks, old, strict=True):
             if is_old:
-                status = await each(server, session, envelope, hostname)
-                if status is not MISSING:
-                    responses = [*responses[:-1], status]
+                answer = await each(server, session, envelope, hostname)
+                if answer is not MISSING:
+                    answer = [*responses[:-1], answer]
             else:
                 answer = await each(server, session, envelope, hostname, responses)
-                if answer is not MISSING:
-                    responses = answer
-                if responses and responses[0][:1] in {"4", "5"}:
-                    break  # it refuses
-        return responses
+            if answer is MISSING:
+                continue
+            changed, responses = True, answer
+            if responses and responses[0][:1] in {"4", "5"}:
+                break  # it is refused: no other handler is to take the client's name
+        return responses if changed else MISSING
 
     return handle_EHLO
 
@@ -189,6 +204,7 @@ def _starttls(hooks: Sequence[Callable[..., Any]]) -> Any:
 _SPECIAL: dict[str, Callable[..., Any]] = {
     "handle_DISCONNECT": _everybody,
     "handle_EHLO": _ehlo,
-    "handle_RCPT": _recipient,
+    "handle_MAIL": partial(_path, redirected=False),
+    "handle_RCPT": partial(_path, redirected=True),
     "handle_STARTTLS": _starttls,
 }

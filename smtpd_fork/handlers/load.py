@@ -189,6 +189,7 @@ BUILT_IN = {
     "milter": "smtpd_fork.filters.milter:Milter",
     "nats": "smtpd_fork.sinks.nats:Nats",
     "pipe": "smtpd_fork.sinks.pipe:Pipe",
+    "policy": "smtpd_fork.filters.policy:Policy",
     "redis": "smtpd_fork.sinks.redis:Redis",
     "relay": "smtpd_fork.sinks.relay:Relay",
     "rspamd": "smtpd_fork.filters.rspamd:Rspamd",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.peer_address import Peer
 
-__all__ = ["Mail", "MailClient", "Parameters", "Recipient", "new_queue_id"]
+__all__ = ["Mail", "MailClient", "Parameters", "Recipient", "new_queue_id", "parameters_of"]
 
 Parameters = Mapping[str, str | bool]
 """Parameters of MAIL or RCPT: the name in capitals, the value as it came; True if it has none."""
@@ -138,8 +138,7 @@ class Mail:
         content = envelope.original_content
         if content is None:
             content = b""
-        options = _parameters(envelope.mail_options)
-        parameters = getattr(envelope, "mail_params", options)
+        parameters = parameters_of(envelope)
         addresses = tuple(envelope.rcpt_tos)
         params: list[Parameters] = getattr(envelope, "rcpt_params", [])
         recipients = tuple(
@@ -153,7 +152,7 @@ class Mail:
             recipients,
             content,
             parameters,
-            getattr(envelope, "body", None) or str(options.get("BODY", "7BIT")),
+            getattr(envelope, "body", None) or str(parameters.get("BODY", "7BIT")),
             envelope.smtp_utf8,
             MailClient(
                 session.peer or "",
@@ -227,10 +226,13 @@ class Mail:
         return above(head + self.trace, self.content)
 
 
-def _parameters(options: Collection[str]) -> dict[str, str | bool]:
-    """Return aiosmtpd's options of MAIL as parameters."""
+def parameters_of(envelope: Envelope) -> Parameters:
+    """Return the parameters of MAIL, of this server's envelope or of aiosmtpd's."""
+    given: Parameters | None = getattr(envelope, "mail_params", None)
+    if given is not None:
+        return given
     parameters: dict[str, str | bool] = {}
-    for option in options:
+    for option in envelope.mail_options:
         name, equals, value = option.partition("=")
         parameters[name.upper()] = value if equals else True
     return parameters

@@ -10,7 +10,7 @@ from support.installation import ROOT
 from smtpd_fork.handlers.load import BUILT_IN
 from smtpd_fork.handlers.parameters import Parameters
 
-PAGES = {"accept": "accept", "milter": "filters", "rspamd": "rspamd"}
+PAGES = {"accept": "accept", "milter": "filters", "policy": "policy", "rspamd": "rspamd"}
 HEADINGS = {"accept": "Settings", "lmtp": "lmtp and relay", "relay": "lmtp and relay"}
 
 

@@ -204,11 +204,12 @@ SEARCHED = {
     "docs/faq.md": ("FAQ", "throttle", "greylist", "DKIM", "587"),
     "docs/gate.md": (
         *("rate limit", "concurrency", "throttl", "allowlist", "denylist", "idle timeout"),
-        *("reverse DNS", "PTR record", "greylist", "NAT"),
+        *("reverse DNS", "PTR record", "greylist", "NAT", "tarpit"),
     ),
     "docs/handlers.md": ("milter", "greylist", "open relay"),
     "docs/monitoring.md": ("liveness", "readiness", "health check", "Prometheus"),
     "docs/operation.md": ("backpressure", "graceful shutdown", "zero-downtime upgrade"),
+    "docs/policy.md": ("greylist", "SPF", "postgrey", "policy delegation protocol", "check_policy"),
     "docs/postfix-and-haproxy.md": ("milter", "LMTP", "PROXY header"),
     "docs/security.md": ("drop privileges", "fail2ban", "open relay", "SMTP smuggling"),
     "docs/systemd.md": ("socket activation", "upgrade", "watchdog", "sandboxing"),

@@ -1,0 +1,199 @@
+"""policy: asks a policy server of Postfix's, such as postgrey, policyd-spf or postfwd.
+
+The server is asked about each recipient, or at other stages, over connections that requests share:
+an idle session costs none. It answers with an action of access(5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from aiosmtpd.smtp import MISSING, Envelope
+from aiosmtpd.smtp import Session as AnySession
+
+from smtpd_fork.dialogue.waiting import may_end_at_once
+from smtpd_fork.filters.base import Filter
+from smtpd_fork.filters.policy_action import parse_action
+from smtpd_fork.filters.policy_effects import PolicyEffects
+from smtpd_fork.filters.policy_request import attributes
+from smtpd_fork.filters.policy_server import PolicyServer
+from smtpd_fork.filters.when_quarantined import (
+    WhenQuarantined,  # noqa: TC001 - annotations of a handler's constructor are read at run time
+)
+from smtpd_fork.gate import ClientLine, client_reporter
+from smtpd_fork.hops.errors import HopError
+from smtpd_fork.hops.policy import request
+from smtpd_fork.sanitizer import printable
+from smtpd_fork.setting_types import Count, Seconds, SettingError, Text
+
+if TYPE_CHECKING:
+    from smtpd_fork.filters.provisional import Provisional
+    from smtpd_fork.hops.peer_status import PeerStatus
+
+__all__ = ["Policy"]
+
+log = logging.getLogger("smtpd_fork.policy")
+
+CONNECTIONS = 100
+"""Postfix's default_process_limit; twice the sessions of a client (--max-from-ip), so that one
+client whose requests take long does not have all of them."""
+
+Stage: TypeAlias = Literal["connect", "helo", "mail", "rcpt", "data", "end-of-message"]
+
+_AT_THE_END = {"data": "DATA", "end-of-message": "END-OF-MESSAGE"}
+"""The stages at which the message has come; what the server is told of each."""
+
+_WHEN_DOWN = {
+    "defer": "451 4.7.1 Service unavailable, try again later",
+    "refuse": "554 5.3.0 It cannot be checked whether this is accepted",
+}
+
+
+class Policy(Filter):
+    """Asks a policy server.
+
+    :param address: ``unix:PATH`` or ``HOST:PORT``; several with spaces between them, which are
+        tried in order
+    :param stages: when it is asked: ``connect``, ``helo`` (EHLO as well), ``mail``, ``rcpt``,
+        ``data`` or ``end-of-message``; the last two once the message has come
+    :param when_down: what happens when the server is out of reach, too slow or broken: ``defer``
+        (451), ``refuse`` (554) or ``accept``
+    :param when_quarantined: what happens to messages that the server holds (HOLD): ``sink``, those
+        with ``quarantine = true`` take them; ``defer`` (451), ``refuse`` (550), or ``mark``: they
+        go on, with a field X-Quarantine; default: ``sink`` if there is one, else ``defer``
+    :param connections: to the server at once; further requests wait
+    :param timeout: seconds that an answer may take, with the wait for a connection
+    :param policy_context: the attribute ``policy_context``, by which a server tells filters apart
+    """
+
+    supports_dsn = True
+    supports_binarymime = True
+    """Messages go on to the sinks, which decide about both."""
+
+    def __init__(
+        self,
+        address: Text,
+        *,
+        stages: Sequence[Stage] = ("rcpt",),
+        when_down: Literal["defer", "accept", "refuse"] = "defer",
+        when_quarantined: WhenQuarantined | None = None,
+        connections: Count = CONNECTIONS,
+        timeout: Seconds = 60.0,
+        policy_context: str = "",
+    ) -> None:
+        self._server = PolicyServer(
+            address, when_down=when_down, connections=connections, seconds=timeout
+        )
+        self._when_down = when_down
+        self.quarantines = when_quarantined == "sink"
+        self._context = policy_context
+        self._reporter = client_reporter()
+        self._effects = PolicyEffects(str(self._server), when_quarantined, self._reporter)
+        self._stages = set(stages)
+        known: dict[str, dict[str, Any]] = {
+            "connect": {"handle_CONNECT": self._at_connect},
+            "helo": {"handle_EHLO": self._at_ehlo, "handle_HELO": self._at_helo},
+            "mail": {"handle_MAIL": self._at_sender},
+            "rcpt": {"handle_RCPT": self._at_recipient},
+            **{stage: {} for stage in _AT_THE_END},
+        }
+        for stage in stages:
+            if stage not in known:
+                raise SettingError("stages", stage, f"the stages are {', '.join(known)}")
+            vars(self).update(known[stage])
+
+    def __repr__(self) -> str:
+        return f"<Policy {self._server}>"
+
+    @property
+    def status(self) -> PeerStatus:
+        """What is known of the server."""
+        return self._server.status
+
+    def check(self) -> None:
+        """Warn if the server cannot be reached; it may be started later."""
+        self._server.look()
+
+    async def close(self) -> None:
+        """End the connections, and write what was gathered for the log."""
+        self._reporter.close()
+        await self._server.close()
+
+    # -- the stages --------------------------------------------------------------------------------
+
+    async def _at_connect(self, server: Any, session: AnySession) -> Any:
+        return await self._refusal(server, session, None, "CONNECT") or MISSING
+
+    async def _at_ehlo(
+        self, server: Any, session: AnySession, envelope: Envelope, name: str, lines: list[str]
+    ) -> Any:
+        if refusal := await self._refusal(server, session, envelope, "EHLO", helo=name):
+            return [refusal]
+        session.host_name = name
+        return lines
+
+    async def _at_helo(
+        self, server: Any, session: AnySession, envelope: Envelope, name: str
+    ) -> Any:
+        return await self._refusal(server, session, envelope, "HELO", helo=name) or MISSING
+
+    async def _at_sender(
+        self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
+    ) -> Any:
+        return await self._refusal(server, session, envelope, "MAIL", sender=address) or MISSING
+
+    async def _at_recipient(
+        self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
+    ) -> Any:
+        return await self._refusal(server, session, envelope, "RCPT", recipient=address) or MISSING
+
+    @may_end_at_once
+    async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> Any:
+        """Refuse a message, or do with it what the server has said before."""
+        for stage, state in _AT_THE_END.items():
+            if stage in self._stages:
+                await asyncio.sleep(0)  # see may_end_at_once
+                if refusal := await self._refusal(server, session, envelope, state):
+                    return refusal
+        return self._effects.carry_out(session, envelope)
+
+    def take_provisional(self, envelope: Envelope) -> Provisional | None:
+        """Return what the server said with DEFER_IF_PERMIT or DEFER_IF_REJECT; see the base."""
+        return self._effects.take_provisional(envelope)
+
+    # -- the server --------------------------------------------------------------------------------
+
+    async def _refusal(
+        self,
+        server: Any,
+        session: AnySession,
+        envelope: Envelope | None,
+        state: str,
+        **more: str,
+    ) -> str:
+        """Ask the server; return the reply that refuses, or nothing."""
+        told = attributes(server, session, envelope, state, context=self._context, **more)
+        try:
+            text = await self._server.ask(request(told))
+        except HopError as error:
+            return self._answer_down(session, error.reason)
+        action = parse_action(text)
+        if action is None:
+            reason = f"an answer has no action: {printable(text, 80)!r}"
+            self._server.outage.begin(reason)
+            return self._answer_down(session, reason)
+        self._effects.note(action, session, envelope, state)
+        return action.reply if action.name != "DEFER_IF_REJECT" else ""
+
+    def _answer_down(self, session: AnySession, reason: str) -> str:
+        """Return the reply while the server is down; empty if all is accepted."""
+        why = printable(reason.removeprefix(f"{self._server}: "))
+        line = ClientLine.of(
+            log, logging.WARNING, session.peer, f"policy server {self._server} has failed",
+            f"{why}; {self._when_down}", session=getattr(session, "id", ""),
+        )  # fmt: skip
+        self._reporter.note(line)
+        return _WHEN_DOWN.get(self._when_down, "")

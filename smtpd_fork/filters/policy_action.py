@@ -1,0 +1,65 @@
+"""What a policy server answers: an action of Postfix's access(5)."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from smtpd_fork.hops.passed_on import CLOSING, passed_on
+from smtpd_fork.hops.replies import HopReply
+
+__all__ = ["Action", "parse_action"]
+
+_REPLIES = {
+    "REJECT": (554, "5.7.1", "Access denied"),
+    "DEFER": (450, "4.7.1", "Not accepted now, try again later"),
+}
+_REPLIES |= dict.fromkeys(("DEFER_IF_PERMIT", "DEFER_IF_REJECT"), _REPLIES["DEFER"])
+"""Codes and texts of actions that refuse, where the server gives none: Postfix's codes."""
+
+_CODE = re.compile(r"([45][0-9][0-9])(?:[ \t]+(.*))?")
+_ENHANCED = re.compile(r"([45])\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+class Action(NamedTuple):
+    """An action.
+
+    :ivar name: ``OK`` also stands for DUNNO and PERMIT, ``REJECT`` for all that refuses at once
+    :ivar text: behind the name
+    :ivar reply: of an action that refuses; empty of all others
+    """
+
+    name: str
+    text: str = ""
+    reply: str = ""
+
+
+def parse_action(text: str) -> Action | None:
+    """Return the action that a policy server answers; None: it is none."""
+    if match := _CODE.fullmatch(text):
+        return Action("REJECT", match[2] or "", _reply(int(match[1]), match[2] or ""))
+    word, _, rest = text.replace("\t", " ").partition(" ")
+    name, rest = word.upper(), rest.strip()
+    if name in {"OK", "DUNNO", "PERMIT"} or (word.isascii() and word.isdigit()):
+        return Action("OK")
+    if not _NAME.fullmatch(word):
+        return None
+    if name not in _REPLIES:
+        return Action(name, rest)
+    reply = _reply(_REPLIES[name][0], rest, name)
+    return Action("REJECT" if name == "DEFER" else name, rest, reply)
+
+
+def _reply(code: int, text: str, name: str = "") -> str:
+    """Return the reply of a refusal, on one line of printable text."""
+    kind = str(code)[0]
+    usual = _REPLIES[name or ("REJECT" if kind == "5" else "DEFER")]
+    if (match := _ENHANCED.match(text)) is None or match[1] != kind:
+        text = f"{kind}.7.1 {text[match.end() :] if match else text}".rstrip()
+    if len(text.split(" ", 1)) == 1:
+        text = f"{text} {usual[2]}"
+    # A policy server that answers 421 wants the connection to be closed; passed_on() does not.
+    closing = code == CLOSING
+    reply = passed_on(HopReply(450 if closing else code, (text,)))
+    return f"{CLOSING}{reply[3:]}" if closing else reply

@@ -1,0 +1,119 @@
+"""PolicyServer: the server that a filter ``policy`` asks, over connections that requests share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from smtpd_fork.filters.milter_address import parse_milter_address
+from smtpd_fork.hops.errors import HopError
+from smtpd_fork.hops.look import LOOK_SECONDS
+from smtpd_fork.hops.peer_status import Outage, PeerStatus
+from smtpd_fork.hops.policy import PolicyTarget, Question
+from smtpd_fork.hops.pool import Pool
+from smtpd_fork.setting_types import SettingError
+
+if TYPE_CHECKING:
+    from smtpd_fork.hops.address import HopAddress
+    from smtpd_fork.hops.connection import HopConnection
+
+__all__ = ["PolicyServer"]
+
+log = logging.getLogger("smtpd_fork.policy")
+
+
+class PolicyServer:
+    """A policy server, at one address or several, which are tried in order.
+
+    :param address: ``unix:PATH`` or ``HOST:PORT``; several with spaces between them
+    :param when_down: what happens while it is down, for the log
+    :param connections: to it at once
+    :param seconds: that an answer may take, with the wait for a connection
+    :ivar outage: since when it does not answer, and why
+    :raises SettingError: *address* is none
+    """
+
+    def __init__(self, address: str, *, when_down: str, connections: int, seconds: float) -> None:
+        addresses = tuple(parse_milter_address(each) for each in address.split())
+        if not addresses:
+            raise SettingError("address", address, "write HOST:PORT or unix:PATH")
+        self._target = PolicyTarget(addresses, "", when_down=when_down)
+        self._connections = connections
+        self._seconds = seconds
+        self._pool: Pool | None = None
+        self.outage = Outage()
+
+    def __str__(self) -> str:
+        return str(self._target)
+
+    @property
+    def status(self) -> PeerStatus:
+        """What is known of the server."""
+        pool, since, reason = self._pool, self.outage.since, self.outage.reason
+        if pool is None:
+            return PeerStatus(down_since=since, reason=reason)
+        return PeerStatus(pool.connections, pool.busy, pool.waiting, since, reason)
+
+    async def ask(self, request: bytes) -> str:
+        """Return the action that the server answers.
+
+        :raises HopError: it is down, too slow, or breaks the protocol; the text says which
+        """
+        try:
+            action = await self._ask(request)
+        except HopError as error:
+            self.outage.begin(error.reason)
+            raise
+        self.outage.end()
+        return action
+
+    async def _ask(self, request: bytes) -> str:
+        question = Question(request)
+
+        def order_for(_: HopConnection) -> Question:
+            return question
+
+        limit = asyncio.timeout(self._seconds)
+        try:
+            async with limit:
+                await self._usable_pool().carry_out(order_for)
+        except TimeoutError:
+            raise HopError(f"no answer within {self._seconds:g} s") from None
+        if question.action is None:
+            raise question.fault or HopError("no answer")
+        return question.action
+
+    def _usable_pool(self) -> Pool:
+        pool = self._pool
+        if pool is None or not pool.usable:
+            pool = self._pool = Pool(self._target, self._connections, self._seconds, name="")
+        return pool
+
+    def look(self) -> None:
+        """Warn if no address of the server can be connected to; blocks."""
+        faults = [_fault_of(address) for address in self._target.addresses]
+        if all(faults):
+            text = "the policy server %s cannot be reached: %s; %s until it can"
+            log.warning(text, self, faults[0], f"when-down={self._target.when_down}")
+
+    async def close(self) -> None:
+        """End the connections."""
+        pool, self._pool = self._pool, None
+        if pool is not None and pool.usable:
+            await pool.close()
+
+
+def _fault_of(address: HopAddress) -> str:
+    """Return why a server cannot be connected to; empty if it can."""
+    try:
+        if not address.path:
+            socket.create_connection((address.host, address.port), LOOK_SECONDS).close()
+            return ""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(LOOK_SECONDS)
+            sock.connect(address.path)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

@@ -1,0 +1,291 @@
+"""The filter policy in sessions: what a policy server is told, and what becomes of its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import smtplib
+
+import pytest
+from aiosmtpd.controller import Controller
+from blockbuster import BlockBuster
+from support.client import code_and_enhanced
+from support.handlers import Collect, check_password
+from support.policy import MESSAGE, TestPolicy, door, policy_server, recipient, send
+from support.ports import free_port
+
+from smtpd_fork.errors import HandlerError
+from smtpd_fork.filters import Policy
+from smtpd_fork.handlers import Chain, load_handlers
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_a_request_has_the_attributes_of_postfix_in_one_write(tcp: bool) -> None:
+    policy = TestPolicy()
+    async with door(policy, tcp=tcp, policy_context="mx") as (client, _):
+        assert await recipient(client, "b+c@example.com") == (250, "2.1.5")
+        port = client.writer.get_extra_info("sockname")[1]
+        server_port = client.writer.get_extra_info("peername")[1]
+    (request,) = policy.requests[:1]
+    instance = request.pop("instance")
+    assert instance == request.pop("queue_id") != ""
+    assert request.pop("mail_version").startswith("smtpd-fork ")
+    assert request == {
+        "request": "smtpd_access_policy",
+        "protocol_state": "RCPT",
+        "protocol_name": "ESMTP",
+        "client_address": "127.0.0.1",
+        "client_name": "unknown",
+        "client_port": str(port),
+        "reverse_client_name": "unknown",
+        "server_address": "127.0.0.1",
+        "server_port": str(server_port),
+        "helo_name": "client.example",
+        "sender": "a@example.org",
+        "recipient": "b+c@example.com",
+        "recipient_count": "0",
+        "size": "123",
+        "etrn_domain": "",
+        "stress": "",
+        "sasl_method": "",
+        "sasl_username": "",
+        "sasl_sender": "",
+        "encryption_protocol": "",
+        "encryption_cipher": "",
+        "encryption_keysize": "0",
+        "ccert_subject": "",
+        "ccert_issuer": "",
+        "ccert_fingerprint": "",
+        "ccert_pubkey_fingerprint": "",
+        "policy_context": "mx",
+        "compatibility_level": "3.8",
+    }
+
+
+async def test_each_stage_tells_what_is_known_by_then() -> None:
+    policy = TestPolicy()
+    stages = ["connect", "helo", "mail", "rcpt", "data", "end-of-message"]
+    async with door(policy, stages=stages) as (client, kept):
+        await client.say("HELO old.example")
+        assert await send(client, "b@example.com", "c@example.com") == (250, "2.0.0")
+        assert await send(client) == (250, "2.0.0")
+    one, other = [*["MAIL", "RCPT", "RCPT"], "DATA", "END-OF-MESSAGE"], ["MAIL", "RCPT"]
+    assert policy.states == ["CONNECT", "EHLO", "HELO", *one, *other, "DATA", "END-OF-MESSAGE"]
+    connect, ehlo, helo, mail, first, second, data, end, *_, last = policy.requests
+    assert (connect["helo_name"], connect["sender"], connect["protocol_name"]) == ("", "", "SMTP")
+    assert (ehlo["helo_name"], helo["helo_name"]) == ("client.example", "old.example")
+    assert (mail["sender"], mail["recipient"]) == ("a@example.org", "")
+    assert (first["recipient"], second["recipient"]) == ("b@example.com", "c@example.com")
+    assert (data["recipient"], data["recipient_count"], data["size"]) == ("", "2", "0")
+    assert end["size"] == last["size"] == str(len(MESSAGE))
+    assert (last["recipient"], last["recipient_count"]) == ("b@example.com", "1")
+    assert len(kept.messages) == 2
+
+
+async def test_an_instance_is_of_one_transaction_and_all_its_recipients() -> None:
+    policy = TestPolicy()
+    async with door(policy, stages=["connect", "mail", "rcpt", "end-of-message"]) as (client, _):
+        await send(client, "b@example.com", "c@example.com")
+        await client.say("MAIL FROM:<a@example.org>", "RSET")
+        await send(client)
+    instances = [each["instance"] for each in policy.requests]
+    assert all(instances)
+    sizes = [instances.count(each) for each in dict.fromkeys(instances)]
+    assert sizes == [1, 4, 1, 3]
+
+
+async def test_a_client_that_has_authenticated_is_named_and_may_be_left_out() -> None:
+    policy, strict = TestPolicy(), TestPolicy("REJECT")
+    auth = {"authenticator": check_password, "auth_require_tls": False}
+    async with policy_server(strict):
+        entry = {
+            "use": "policy",
+            "address": strict.address,
+            "when": {"authenticated": False},
+        }
+        handlers = load_handlers([entry]).routes
+        async with door(policy, *handlers, options={"session_options": auth}) as (client, _):
+            assert await recipient(client) == (554, "5.7.1")
+            await client.say("RSET", "AUTH PLAIN AHVzZXIAcGFzcw==")
+            await client.say("MAIL FROM:<a@example.org> AUTH=x@example.org")
+            assert (await client.say("RCPT TO:<b@example.com>")).code == 250
+    request = policy.requests[-1]
+    assert request["sasl_method"] == "PLAIN"
+    assert request["sasl_username"] == "user"
+    assert request["sasl_sender"] == "x@example.org"
+    assert len(strict.requests) == 1
+
+
+async def test_no_word_of_a_client_is_another_attribute() -> None:
+    policy = TestPolicy()
+    async with door(policy, options={"bare_newline": "accept"}, greet=False) as (client, _):
+        await client.reply()
+        client.writer.write(b"EHLO x\rclient_address=10.0.0.1\x00\xff\r\n")
+        await client.reply()
+        await recipient(client, '"b\\=c"@example.com')
+    request = policy.requests[0]
+    assert request["helo_name"].startswith("x?client_address=10.0.0.1?")
+    assert request["client_address"] == "127.0.0.1"
+    assert request["recipient"] == '"b\\=c"@example.com'
+
+
+# -- answers -------------------------------------------------------------------------------------
+
+REFUSALS = {
+    "REJECT": (554, "5.7.1"),
+    "550 5.7.23 SPF says no": (550, "5.7.23"),
+    "DEFER_IF_PERMIT Greylisted": (450, "4.7.1"),
+    "451 4.3.5 later": (451, "4.3.5"),
+}
+ACCEPTED = ["OK", "DUNNO", "INFO x", "WARN y", "DEFER_IF_REJECT", "FILTER smtp:x", "greylist_us"]
+
+
+@pytest.mark.parametrize("action", [*REFUSALS, *ACCEPTED])
+@pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "end-of-message"])
+async def test_an_action_at_any_stage_refuses_or_does_not(action: str, stage: str) -> None:
+    policy = TestPolicy(action)
+    async with door(policy, stages=[stage]) as (client, kept):
+        expected = REFUSALS.get(action, (250, "2.0.0"))
+        if stage in {"mail", "rcpt"} and expected[0] != 250:
+            command = "RCPT TO:<b@example.com>" if stage == "rcpt" else "NOOP"
+            mail = await client.say("MAIL FROM:<a@example.org>")
+            refused = mail if stage == "mail" else await client.say(command)
+            assert code_and_enhanced(refused) == expected
+            assert (await client.say("DATA")).code == 503
+        else:
+            assert await send(client) == expected
+        assert (await client.say("NOOP")).code == 250
+    assert len(kept.messages) == (expected[0] == 250)
+
+
+@pytest.mark.parametrize("state", ["CONNECT", "EHLO", "HELO"])
+async def test_a_client_is_refused_before_it_names_a_sender(state: str) -> None:
+    policy = TestPolicy(lambda asked: "550 no" if asked["protocol_state"] == state else "OK")
+    async with door(policy, stages=["connect", "helo"], greet=False) as (client, _):
+        greeting = await client.reply()
+        assert greeting.code == (550 if state == "CONNECT" else 220)
+        if state != "CONNECT":
+            hello = await client.say(f"{state} x")
+            assert code_and_enhanced(hello) == (550, "5.7.1")
+            assert (await client.say("MAIL FROM:<a@example.org>")).code == 503
+
+
+async def test_421_ends_the_session() -> None:
+    async with door(TestPolicy("421 4.7.0 Go away")) as (client, _):
+        assert await recipient(client) == (421, "4.7.0")
+        assert await client.reader.read() == b""
+
+
+async def test_fields_are_added_once_in_order_on_top_of_the_message() -> None:
+    actions = iter(["PREPEND X-A: 1", "PREPEND X-A: 1", "PREPEND X-B: two words"])
+    policy = TestPolicy(lambda _: next(actions))
+    async with door(policy) as (client, kept):
+        to = [f"{each}@example.com" for each in "bcd"]
+        assert await send(client, *to) == (250, "2.0.0")
+    assert kept.messages == [b"X-A: 1\r\nX-B: two words\r\n" + MESSAGE.encode()]
+
+
+@pytest.mark.parametrize("field", ["nothing", "X A: y", ": y", "", "Grün: y"])
+async def test_what_is_no_field_is_not_added(field: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with door(TestPolicy(f"PREPEND {field}")) as (client, kept):
+        assert await send(client) == (250, "2.0.0")
+    assert kept.messages == [MESSAGE.encode()]
+    assert "PREPEND is not possible" in caplog.text
+
+
+async def test_a_message_that_is_discarded_gets_250_and_a_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with door(TestPolicy("DISCARD spam")) as (client, kept):
+        assert await send(client) == (250, "2.0.0")
+    assert kept.messages == []
+    (record,) = [each for each in caplog.records if each.name == "smtpd_fork.policy"]
+    assert record.getMessage().endswith("message discarded: spam")
+    assert record.__dict__["queue_id"]
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [(None, (451, "4.7.1")), ("refuse", (550, "5.7.1")), ("mark", (250, "2.0.0"))],
+)
+async def test_a_message_that_is_held_is_not_delivered_unmarked(
+    how: str | None, expected: tuple[int, str]
+) -> None:
+    async with door(TestPolicy("HOLD odd"), when_quarantined=how) as (client, kept):
+        assert await send(client) == expected
+    marked = [b"X-Quarantine: odd\r\n" + MESSAGE.encode()]
+    assert kept.messages == (marked if how == "mark" else [])
+
+
+async def test_recipients_become_another_or_get_company() -> None:
+    actions = iter(["REDIRECT c@example.net", "OK", "BCC d@example.net", "BCC <no>", "REDIRECT @"])
+    async with door(TestPolicy(lambda _: next(actions))) as (client, kept):
+        await send(client, "a@example.com", "b@example.com")
+        await send(client)
+        await send(client)
+        await send(client)
+    recipients = [each.rcpt_tos for each in kept.envelopes]
+    one = ["b@example.com"]
+    assert recipients == [["c@example.net"], [*one, "d@example.net"], one, one]
+
+
+async def test_what_is_not_supported_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with door(TestPolicy("FILTER smtp:[127.0.0.1]")) as (client, kept):
+        await send(client)
+        await send(client)
+    assert len(kept.messages) == 2
+    lines = [each.getMessage() for each in caplog.records if each.name == "smtpd_fork.policy"]
+    assert [line.partition(": ")[2] for line in lines] == [
+        "the action FILTER is not supported at RCPT, and taken as DUNNO"
+    ]
+
+
+async def test_warn_and_info_are_lines_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    actions = iter(["WARN look\x1b here", "INFO there"])
+    async with door(TestPolicy(lambda _: next(actions))) as (client, _):
+        await recipient(client)
+        await recipient(client)
+    lines = [each for each in caplog.records if each.name == "smtpd_fork.policy"]
+    assert [each.levelname for each in lines] == ["WARNING", "INFO"]
+    assert lines[0].getMessage().endswith(r": RCPT warn: look\x1b here")
+
+
+def test_a_filter_of_an_unknown_stage_or_address_is_an_error() -> None:
+    for keys in ({"stages": ["vrfy"]}, {"address": "x"}, {"address": " "}, {"when-down": "x"}):
+        with pytest.raises(HandlerError):
+            load_handlers([{"use": "policy", "address": "unix:/x", **keys}, "discard"])
+    load_handlers(["policy:inet:127.0.0.1:10023,stages=rcpt,stages=data", "discard"])
+
+
+async def test_the_loop_is_not_blocked() -> None:
+    async with door(TestPolicy("PREPEND X: y"), stages=["rcpt", "data"]) as (client, _):
+        watch = BlockBuster()
+        watch.activate()
+        try:
+            assert await send(client) == (250, "2.0.0")
+        finally:
+            watch.deactivate()
+
+
+async def test_it_runs_under_aiosmtpd() -> None:
+    policy = TestPolicy(lambda asked: "REJECT" if asked["recipient"][:1] == "x" else "PREPEND X: y")
+    kept = Collect()
+    stages = ["connect", "helo", "mail", "rcpt", "data", "end-of-message"]
+    async with policy_server(policy, tcp=True):
+        chain = Chain([Policy(policy.address, stages=stages), kept])  # type: ignore[arg-type]
+        await asyncio.to_thread(_send_by_aiosmtpd, chain)
+    assert [each.rcpt_tos for each in kept.envelopes] == [["b@example.com"]]
+    assert kept.messages[0].startswith(b"X: y\r\nSubject")
+    assert {each["client_address"] for each in policy.requests} == {"127.0.0.1"}
+
+
+def _send_by_aiosmtpd(chain: Chain) -> None:
+    controller = Controller(chain, "127.0.0.1", free_port("127.0.0.1"))
+    controller.start()
+    try:
+        with smtplib.SMTP("127.0.0.1", controller.port) as client:
+            client.sendmail("a@example.org", ["x@example.com", "b@example.com"], MESSAGE)
+        asyncio.run_coroutine_threadsafe(chain.close(), controller.loop).result()
+    finally:
+        controller.stop()
