@@ -36,7 +36,8 @@ _RUN: dict[str, tuple[Parse | None, Run]] = {
     "BDAT": (None, data.bdat),
     "DATA": (partial(session_commands.no_argument, "DATA"), data.data),
     "EHLO": (partial(session_commands.parse_name, "EHLO"), session_commands.ehlo),
-    "EXPN": (None, session_commands.expn),
+    "ETRN": (None, session_commands.not_implemented),
+    "EXPN": (None, session_commands.not_implemented),
     "HELO": (partial(session_commands.parse_name, "HELO"), session_commands.helo),
     "HELP": (None, session_commands.help_),
     "LHLO": (partial(session_commands.parse_name, "LHLO"), session_commands.ehlo),
@@ -46,6 +47,7 @@ _RUN: dict[str, tuple[Parse | None, Run]] = {
     "RCPT": (mail.parse_rcpt, mail.rcpt),
     "RSET": (partial(session_commands.no_argument, "RSET"), session_commands.rset),
     "STARTTLS": (partial(session_commands.no_argument, "STARTTLS"), session_commands.starttls),
+    "TURN": (None, session_commands.not_implemented),
     "VRFY": (None, session_commands.vrfy),
 }
 """What reads the argument of a command, and what carries it out."""

@@ -128,7 +128,11 @@ COMMANDS = (
     Command(name="RSET", syntax="RSET", leads_to=R),
     Command(name="NOOP", syntax="NOOP [ignored]", before_tls=True),
     Command(name="VRFY", syntax="VRFY <address>", needs_auth=True),
+    # EXPN discloses who is on a list (RFC 2505 2.11). ETRN (RFC 1985) and TURN (RFC 5321 F.1) ask
+    # for mail that a server keeps for its client, and none is kept here.
     Command(name="EXPN"),
+    Command(name="ETRN"),
+    Command(name="TURN"),
     Command(name="HELP", syntax="HELP [command]", needs_auth=True),
     Command(name="QUIT", syntax="QUIT", leads_to=State.LEAVING, before_tls=True),
 )

@@ -57,7 +57,6 @@ NO_AUTH_IN_HELO = (500, "5.5.1", "Error: command 'AUTH' not recognized")
 # -- not available -----------------------------------------------------------------------------
 
 CANNOT_VRFY = (252, "2.0.0", "Cannot VRFY user, but will accept message and attempt delivery")
-NO_EXPN = (502, "5.5.1", "EXPN not implemented")
 NO_TLS = (454, "4.7.0", "TLS not available")
 TOO_MANY_RECIPIENTS = (452, "4.5.3", "Too many recipients")
 DECLARED_TOO_MUCH = (552, "5.3.4", "Error: message size exceeds fixed maximum message size")

@@ -1,4 +1,4 @@
-"""The commands about the session: HELO, EHLO, LHLO, NOOP, RSET, VRFY, EXPN, HELP, STARTTLS, QUIT.
+"""The commands about the session, such as EHLO, NOOP, RSET, VRFY, HELP, STARTTLS and QUIT.
 
 As in :mod:`~smtpd_fork.dialogue.mail`, each is a function that returns its reply, or what has to
 be waited for.
@@ -143,10 +143,10 @@ def vrfy(dialogue: Dialogue, argument: str | None) -> Result:
     return _unless_asked(dialogue, "VRFY", replies.CANNOT_VRFY, who)
 
 
-def expn(dialogue: Dialogue, _: str | None) -> Result:
-    """Refuse to expand a list (RFC 5321 4.1.1.7)."""
+def not_implemented(dialogue: Dialogue, _: str | None) -> Result:
+    """Refuse what is never to be had here: EXPN (RFC 5321 4.1.1.7), ETRN, TURN."""
     dialogue.count_noop()
-    return dialogue.say(replies.NO_EXPN)
+    return dialogue.say((502, "5.5.1", f"{dialogue.row.name} not implemented"))
 
 
 def help_(dialogue: Dialogue, argument: str | None) -> Result:

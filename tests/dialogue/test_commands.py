@@ -35,6 +35,9 @@ LINES = {
 }
 """Commands with a good argument; others have none."""
 
+NEVER = {"EXPN", "ETRN", "TURN"}
+"""Commands that are refused in any state."""
+
 
 def shared(*, lmtp: bool | None = False, **more: Any) -> Shared:
     return Shared(
@@ -78,11 +81,20 @@ def test_a_command_does_what_its_row_says(command: Command, state: State, fast: 
         assert reply == f"{code} {words}\r\n"
         assert dialogue.state == state
     else:
-        assert reply[:1] in {"", "2", "3"} or command.name == "EXPN"  # which is never to be had
+        assert reply[:1] in {"", "2", "3"} or command.name in NEVER
         expected = state if command.leads_to is None else command.leads_to
         if command.name == "RSET" and state is State.HELLO:
             expected = state
         assert dialogue.state == expected
+
+
+@pytest.mark.parametrize("name", sorted(NEVER))
+def test_what_is_never_to_be_had_is_known_and_refused(name: str) -> None:
+    dialogue = led_to(State.READY, shared()).dialogue
+    dialogue.out = b""
+    dialogue.receive(name.lower().encode() + b" example.com\r\n")
+    assert dialogue.out == b"502 %b not implemented\r\n" % name.encode()
+    assert dialogue.errors == 0
 
 
 def reply_where(command: Command, state: State, **required: bool) -> bytes:
