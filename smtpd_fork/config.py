@@ -22,6 +22,7 @@ from smtpd_fork.setting_faults import setting_error
 from smtpd_fork.setting_types import (
     Count,
     CountOrZero,
+    Delay,
     GreetPause,
     LocalCount,
     MissingSettingError,
@@ -194,6 +195,8 @@ class Config(FleetConfig, frozen=True, kw_only=True, forbid_unknown_fields=True)
     max_rejects: CountOrZero = 100
     """Refused commands of a session, recipients above all. A message may have a hundred recipients
     at least (RFC 5321 4.5.3.1.8), and a mailing list has dead addresses."""
+    tarpit: Delay = 0.0
+    """Delay of each reply to suspicious clients; 0: only handlers delay replies."""
     max_recipients: Count = 1000
     """Recipients of a message; Postfix's smtpd_recipient_limit. RFC 5321 asks for 100 at least."""
     max_hops: CountOrZero = 50

@@ -11,9 +11,10 @@ from smtpd_fork.errors import UsageError
 from smtpd_fork.units import parse_duration, parse_mode, parse_size
 
 __all__ = [
-    "LONGEST_SECONDS", "Count", "CountOrZero", "FilePath", "GreetPause", "LocalCount",
-    "MissingSettingError", "Mode", "Port", "Seconds", "SecondsOrZero", "Secret", "SettingError",
-    "Size", "Text", "ValueOrFile", "WhenFull", "first_local", "names_a_file", "without_local",
+    "LONGEST_DELAY", "LONGEST_SECONDS", "Count", "CountOrZero", "Delay", "FilePath", "GreetPause",
+    "LocalCount", "MissingSettingError", "Mode", "Port", "Seconds", "SecondsOrZero", "Secret",
+    "SettingError", "Size", "Text", "ValueOrFile", "WhenFull", "first_local", "names_a_file",
+    "without_local",
 ]  # fmt: skip
 
 LONGEST_SECONDS = 7 * 86400.0
@@ -21,6 +22,10 @@ LONGEST_SECONDS = 7 * 86400.0
 
 LONGEST_GREET_PAUSE = 240.0
 """RFC 5321 4.5.3.2.1: clients wait five minutes for the greeting; this leaves them one of those."""
+
+
+LONGEST_DELAY = 60.0
+"""Of a reply: a client waits two minutes at least (RFC 5321 4.5.3.2.4, for the reply to DATA)."""
 
 
 class SettingError(UsageError):
@@ -121,6 +126,7 @@ Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, extra=_DURATION)]
 SecondsOrZero: TypeAlias = Annotated[float, Meta(ge=0, le=LONGEST_SECONDS, extra=_DURATION)]
 GreetPause: TypeAlias = Annotated[float, Meta(ge=0, le=LONGEST_GREET_PAUSE, extra=_DURATION)]
+Delay: TypeAlias = Annotated[float, Meta(ge=0, le=LONGEST_DELAY, extra=_DURATION)]
 Size: TypeAlias = Annotated[int, Meta(ge=0, extra={"reader": parse_size})]
 FilePath: TypeAlias = Annotated[str, Meta(min_length=1, extra={"path": True})]
 """Relative ones are relative to the directory that the daemon was started in."""

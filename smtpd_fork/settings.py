@@ -78,6 +78,7 @@ class Settings(GateSettings, total=False):
     tls_handshake_timeout: float | str | None
     max_errors: int | None
     max_rejects: int | None
+    tarpit: float | str | None
     max_recipients: int | None
     max_hops: int | None
     max_buffered: int | str | None

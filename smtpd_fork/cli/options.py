@@ -216,6 +216,9 @@ _OPTIONS = {
         "--max-rejects N":
             "Maximum rejected recipients and other rejected commands per session; the next one "
             "gets 421 and ends the session.",
+        "--tarpit TIME":
+            "Delay each reply by TIME to clients that made more than 10 errors, use more than 75 % "
+            "of -m, or are on a --dnsbl below the threshold. At most 10 % of -c wait. 0 disables.",
         "--max-recipients N": "Maximum recipients per message; more get 452.",
         "--max-hops N":
             "Maximum Received fields of a message; more get 554, as it is in a mail loop. 0 is no "
@@ -285,7 +288,7 @@ _OPTIONS = {
     "Mail": {
         "--handler HANDLER":
             "Handler of messages: NAME:ARGUMENT,KEY=VALUE,... or module:attr. Names are accept, "
-            "milter, maildir, mbox, pipe, lmtp, relay, webhook, redis, nats, s3, debug and "
+            "milter, policy, maildir, mbox, pipe, lmtp, relay, webhook, redis, nats, s3, debug and "
             "discard. "
             "Repeatable: the handlers form a chain, and the first answer is used.",
         "--reload-handlers":

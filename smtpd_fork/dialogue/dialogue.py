@@ -94,6 +94,7 @@ class Dialogue(Struct, eq=False):
     auth_failures: int = 0
     charged: int = 0  # bytes in the budget
     envelope_bytes: int = 0  # about those of recipients
+    tarpit: float = 0.0  # seconds by which each reply is delayed
     debug: bool = False  # whether each command is logged
     fast: bool = False  # whether the fast path may be taken
 
@@ -263,7 +264,7 @@ class Dialogue(Struct, eq=False):
                     and self.state < _LEAVING
                     and self.farewell is None
                     and self.chunks is None
-                    and not self.charged
+                    and not (self.charged or self.tarpit)
                 )
         if self.state == _HELLO:
             warn_of_mistake(self, data)
@@ -276,12 +277,14 @@ class Dialogue(Struct, eq=False):
 
     def advance(self) -> None:
         """Act on what has been received, as far as it goes without waiting."""
-        turn = 0
-        self.more = False
+        turn, self.more = 0, False
         while self.waiting is None and self.state < _LEAVING:
             if self.farewell is not None and self.reading is None:
                 self.out += self.farewell
                 self.leave()
+                return
+            if (turn == EVENTS_A_TURN or (self.tarpit and self.out)) and self.pending:
+                self.more = True
                 return
             framer = self.framer
             event = None if framer is None else framer.next()
@@ -292,9 +295,6 @@ class Dialogue(Struct, eq=False):
             self.events += 1
             self._act_on(event)
             turn += 1
-            if turn == EVENTS_A_TURN and self.pending:
-                self.more = True
-                return
 
     def _act_on(self, event: Event) -> None:
         try:

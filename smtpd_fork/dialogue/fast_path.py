@@ -70,7 +70,7 @@ def take_frequent(dialogue: Dialogue, data: bytes) -> bytes:
         if position == length:
             return b""
         turn += 1
-        if turn == EVENTS_A_TURN or dialogue.farewell is not None:
+        if turn == EVENTS_A_TURN or dialogue.farewell is not None or dialogue.tarpit:
             break
         if dialogue.waiting is not None or dialogue.state >= _GREETING:
             break

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.dialogue.command_table import Guard
 from smtpd_fork.dialogue.commands import State
+from smtpd_fork.dialogue.tarpit import read_delay
 
 if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
@@ -22,6 +23,7 @@ def place(dialogue: Dialogue) -> None:
     envelope = dialogue.envelope if dialogue.shared.own_envelope else dialogue.transaction
     if session is None or dialogue.state > _CHUNKS:
         return
+    read_delay(dialogue)
     if not session.host_name:
         dialogue.state = _HELLO
     elif envelope is None or not envelope.mail_from:

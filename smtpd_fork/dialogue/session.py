@@ -33,11 +33,13 @@ class Session(aiosmtpd.smtp.Session):
         ``cipher``, ``compression``
     :ivar host_name_dns: the client's reverse DNS name, with ``--rdns``; None if it has none that
         resolves back to its address
+    :ivar tarpit: seconds by which each reply is delayed, up to a minute; a handler may set it
     :ivar auth_mechanism: the mechanism of the client's last AUTH; empty without one
     """
 
     host_name_dns: str | None = None
     auth_mechanism = ""
+    tarpit: float = 0.0
     peer: SocketAddress | str  # type: ignore[assignment]  # aiosmtpd's hint is str alone
     auth_data: Any  # aiosmtpd's hint is None alone
 

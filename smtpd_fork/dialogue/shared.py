@@ -22,6 +22,7 @@ from smtpd_fork.dialogue.fast_path import FREQUENT_WORDS, LONGEST
 from smtpd_fork.dialogue.introspection import auth_names, call_limits, is_inherited, is_old_ehlo
 from smtpd_fork.dialogue.session_commands import extensions
 from smtpd_fork.dialogue.tally import Tally
+from smtpd_fork.dialogue.tarpit import Tarpit
 from smtpd_fork.dialogue.waiting import begins_at_once
 from smtpd_fork.gate import Reporter, client_reporter
 
@@ -126,6 +127,7 @@ class Shared:
     reporter: Reporter = field(
         default_factory=client_reporter
     )  # of lines that any client can cause
+    tarpit: Tarpit = field(default_factory=Tarpit)
     deny: Callable[..., object] | None = None  # refuses new clients of a network
     is_exempt: Callable[[Peer], bool] | None = None  # whether a client is one of --exempt
 

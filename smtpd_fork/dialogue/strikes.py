@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smtpd_fork.dialogue.commands import State
+from smtpd_fork.dialogue.tarpit import delay_after_faults
 
 if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
@@ -35,12 +36,14 @@ def nonsense(dialogue: Dialogue, text: Text) -> Result:
 def count_error(dialogue: Dialogue) -> bool:
     """Count an error; return True if there were too many, which ends the session."""
     dialogue.errors += 1
+    delay_after_faults(dialogue)
     return dialogue.errors > dialogue.shared.limits.errors and _end_for(dialogue, "too many errors")
 
 
 def count_reject(dialogue: Dialogue) -> bool:
     """Count a refused command; return True if there were too many, which ends the session."""
     dialogue.rejects += 1
+    delay_after_faults(dialogue)
     return dialogue.rejects > dialogue.shared.limits.rejects and _end_for(
         dialogue, "too many refused commands"
     )

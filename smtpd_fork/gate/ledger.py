@@ -51,7 +51,7 @@ class Entry:
     :ivar seconds: how long it has been held
     :ivar listener: where the client connected; empty if that is not known
     :ivar phase: ``arriving``, ``proxy-header``, ``dns``, ``greet-pause``, ``handshake``,
-        ``command``, ``data``, ``handler`` or ``closing``
+        ``command``, ``data``, ``handler``, ``tarpit`` or ``closing``
     :ivar tls: whether TLS is in use
     :ivar messages: messages that were accepted so far
     :ivar helo: the client's HELO name, unchanged; empty before HELO

@@ -35,6 +35,7 @@ class Ticket(Struct, eq=False, weakref=True):
     :ivar id: of the session; None until there is one, or until :meth:`name` is called
     :ivar holder: the connection, for the ledger (see :mod:`smtpd_fork.gate.ledger`)
     :ivar listener: where the client connected, for the ledger
+    :ivar listed_by: the blocklists that the client is on, with too little weight to be refused
     :ivar host_name_dns: the client's reverse DNS name, if it was looked up and resolves back
     :ivar proxy: the PROXY header (aiosmtpd's ProxyData), or None
     :ivar sender: the address of the proxy, from accept(2), or None
@@ -48,6 +49,7 @@ class Ticket(Struct, eq=False, weakref=True):
     id: str | None = None
     holder: Holder | None = None
     listener: object = None
+    listed_by: str = ""
     host_name_dns: str | None = None
     proxy: Any = None
     sender: Peer = None

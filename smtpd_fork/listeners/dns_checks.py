@@ -68,8 +68,9 @@ class DnsChecks(PendingClients):
         del self._clients[client]  # from here on another step owns it
         score = sum(listing.weight for listing in listed)
         if score >= self._threshold:
-            self._refuse(client, self._refusal(host, score, listed))
+            self._refuse(client, self._refusal(host, score, _names(listed)))
         else:
+            ticket.listed_by = _names(listed) if score > 0 else ""
             self._begin(client, ticket)
 
     async def _name(self, host: str) -> str | None:
@@ -79,10 +80,7 @@ class DnsChecks(PendingClients):
                     return await self._dns.name(host)
         return None
 
-    def _refusal(self, host: str, score: int, listed: Sequence[Listing]) -> Refusal:
-        by = ", ".join(sorted(map(str, listed)))
-        if len(by) > LONGEST_BY:
-            by = f"{by[:LONGEST_BY]}..."
+    def _refusal(self, host: str, score: int, by: str) -> Refusal:
         return Refusal(
             "dnsbl",
             host,
@@ -116,3 +114,9 @@ class DnsChecks(PendingClients):
         """Answer 421 to all; return how many there were."""
         self.retire()
         return super().stop(hostname)
+
+
+def _names(listed: Sequence[Listing]) -> str:
+    """Return the zones that list a client, and the codes."""
+    by = ", ".join(sorted(map(str, listed)))
+    return f"{by[:LONGEST_BY]}..." if len(by) > LONGEST_BY else by

@@ -40,7 +40,7 @@ __all__ = [
 
 PHASES = (
     *("arriving", "proxy-header", "fleet", "dns", "greet-pause", "handshake"),
-    *("command", "data", "handler", "closing"),
+    *("command", "data", "handler", "tarpit", "closing"),
 )
 """What a session can be doing: see :class:`smtpd_fork.gate.Entry`."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.gate import client_reporter
 from smtpd_fork.gate.verdict import kick_reply
 from smtpd_fork.listeners import Acceptor, Preconnect, Probes, Refuser
+from smtpd_fork.server.gate_tarpit import GateTarpit
 from smtpd_fork.server.handler_chains import HandlerChains
 from smtpd_fork.server.lag import LagMonitor
 from smtpd_fork.server.session_factory import IDENT, SessionFactory, buffered_share, shortest_limit
@@ -82,6 +83,7 @@ class Running:
         self._chains = HandlerChains()
         self._listeners = list(settings.listeners)  # also closed ones that have sessions still
         self._sweep = Sweep(loop)
+        self._tarpit = GateTarpit(gate, config.tarpit)
         factory = self._factory(settings)
         factory.try_out(settings.listeners)
         self._sweep.look_for(shortest_limit(config))
@@ -95,6 +97,7 @@ class Running:
             self._refuser,
             self._reporter,
             self._stress.shorten,
+            self._tarpit.mark,
         )
         self.preconnect = self._make_preconnect(settings)
         self.former: list[Preconnect] = []
@@ -130,6 +133,7 @@ class Running:
             options=self._session_options,
             deny=self._gate.denials.add,
             is_exempt=self._gate.is_exempt,
+            tarpit=self._tarpit,
         )
 
     def _make_preconnect(self, settings: EffectiveSettings) -> Preconnect:
@@ -163,7 +167,7 @@ class Running:
         config = settings.config
         self._budget.limit, self._budget.share = config.max_buffered, buffered_share(config)
         self._sweep.look_for(shortest_limit(config))
-        self._stress.seconds = config.stress_timeout
+        self._stress.seconds, self._tarpit.seconds = config.stress_timeout, config.tarpit
         self.sessions.change(
             self._factory(settings).session, self._tls.current, config.tls_handshake_timeout
         )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.config import Config
     from smtpd_fork.dialogue import Budget, CurrentTls, Shared, Tally
+    from smtpd_fork.dialogue.tarpit import Tarpit
     from smtpd_fork.gate import Reporter
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
@@ -121,6 +122,7 @@ class SessionFactory:
     :param options: keywords for it, which win over the settings
     :param deny: refuses new clients of a network
     :param is_exempt: whether a client is one of ``--exempt``
+    :param tarpit: says whose replies are delayed
     """
 
     def __init__(
@@ -137,8 +139,9 @@ class SessionFactory:
         options: Mapping[str, Any],
         deny: Callable[..., object],
         is_exempt: Callable[[Peer], bool],
+        tarpit: Tarpit,
     ) -> None:
-        self._deny, self._is_exempt = deny, is_exempt
+        self._deny, self._is_exempt, self._tarpit = deny, is_exempt, tarpit
         self._config = config
         self._chain = chain
         self._tls = tls
@@ -204,6 +207,7 @@ class SessionFactory:
         connection = session.connection
         shared = self._shared[address.scheme] = connection.shared  # the first one's serves all
         shared.deny, shared.is_exempt = self._deny, self._is_exempt
+        shared.tarpit = self._tarpit
         if self._class.__init__ is SMTP.__init__:
             observed = self._class is not SMTP
             self._another[address.scheme] = partial(

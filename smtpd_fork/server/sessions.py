@@ -72,6 +72,7 @@ class Sessions:
     :param loop: the sessions' own
     :param refuser: knows whose handshakes fail too often
     :param reporter: writes lines about clients
+    :param mark: is told of each session that begins; it may slow the client down
     :ivar shorten: returns a time limit as it is now; slots may be short
     """
 
@@ -84,11 +85,13 @@ class Sessions:
         refuser: Refuser,
         reporter: Reporter,
         shorten: Callable[[float], float],
+        mark: Callable[[Connection, Ticket], None],
     ) -> None:
         self._loop = loop
         self._refuser = refuser
         self._reporter = reporter
         self.shorten = shorten
+        self._mark = mark
         self.change(make, tls, handshake_seconds)
         self._tickets: dict[Connection, Ticket] = {}
         self._handshakes: dict[asyncio.Task[object], _Handshake] = {}
@@ -137,6 +140,7 @@ class Sessions:
             ticket.id = connection.id
         else:
             connection.dialogue.id = ticket.id
+        self._mark(connection, ticket)
         ticket.holder = connection
         ticket.listener = listener
         self._tickets[connection] = ticket

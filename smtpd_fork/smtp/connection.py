@@ -28,9 +28,10 @@ from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.dialogue import Dialogue
 from smtpd_fork.dialogue.session import current_session
 from smtpd_fork.gate.ticket import new_session_id
-from smtpd_fork.smtp import deadlines, ending, hooks, opening
+from smtpd_fork.smtp import deadlines, delays, ending, hooks, opening
 from smtpd_fork.smtp.status import (
     BLOCKED,
+    DELAYED,
     ENDED,
     PAUSED,
     STOPPED,
@@ -180,6 +181,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
         if dialogue.state == State.GONE:
             return
         self.transport = None
+        delays.let_go(self)
         dialogue.end()
         if dialogue.debug:
             log_debug(dialogue, "connection closed")
@@ -232,6 +234,8 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
             self.proxy_reader.feed_eof()
         if dialogue.awaited is not None:
             self.wait_for_client()
+        elif self.held & DELAYED:
+            delays.give_up(self)
         elif self.waits:
             self.go_on()
         # A TLS transport cannot stay half open, and one that is closing need not.
@@ -292,6 +296,8 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
         dialogue = self.dialogue
         if dialogue.farewell is not None and dialogue.waiting is None and not self.held & BLOCKED:
             dialogue.advance()
+        if delays.hold(self):
+            return
         self.flush()
         if dialogue.state >= _LEAVING:
             return

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.dialogue import memory
 from smtpd_fork.dialogue.commands import State
-from smtpd_fork.smtp import ending
+from smtpd_fork.smtp import delays, ending
+from smtpd_fork.smtp.status import DELAYED
 
 if TYPE_CHECKING:
     from smtpd_fork.smtp.connection import Connection
@@ -115,12 +116,15 @@ def _see_pace(connection: Connection, now: float, came: int) -> None:
 def expire(connection: Connection, now: float) -> None:
     """Act on the deadline that has passed: that of what is awaited, or the whole session's."""
     dialogue = connection.dialogue
+    leaves = dialogue.state >= State.LEAVING
+    if connection.held & DELAYED and not leaves and connection.deadline <= now:
+        delays.release(connection)
+        return
     if connection.deadline > now and (
-        dialogue.state >= State.LEAVING
-        or (connection.work is not None and dialogue.awaited is None)
+        leaves or (connection.work is not None and dialogue.awaited is None)
     ):
         return  # the session is to end, but its last reply, or a handler, still has time
-    if dialogue.state >= State.LEAVING or connection.transport is None:
+    if leaves or connection.transport is None:
         connection.abort()
     elif connection.work is None or not connection.work.expire(now):
         ending.time_out(connection)

@@ -9,6 +9,8 @@ from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.session import Session
 from smtpd_fork.dialogue.waiting import Run
 from smtpd_fork.gate.verdict import reply_line, shutdown_reply
+from smtpd_fork.smtp import delays
+from smtpd_fork.smtp.status import DELAYED
 
 if TYPE_CHECKING:
     import asyncio
@@ -123,6 +125,9 @@ def shut_down(connection: Connection) -> None:
     if dialogue.state == State.HANDSHAKE:
         abort(connection)
         return
+    if connection.held & DELAYED:
+        delays.release(connection)
+        return
     waiter = dialogue.awaited
     if waiter is not None and not waiter.done() and dialogue.reading is None:
         # Instead of the challenge's answer; a message in flight is finished.
@@ -141,6 +146,8 @@ def kick(connection: Connection, reply: bytes) -> None:
     dialogue = connection.dialogue
     connection.kicked = True
     dialogue.farewell = reply
+    if connection.held & DELAYED:
+        delays.release(connection)
     waits_for_client = (
         (connection.blocked or dialogue.reading is not None)
         and not dialogue.in_hand

@@ -49,7 +49,7 @@ def begin(connection: Connection, transport: asyncio.BaseTransport) -> None:
     connection.sweep.watch(connection)
     wait_for_next(connection)
     _open(connection)
-    if connection.dialogue.waiting is None:
+    if connection.dialogue.waiting is None and not connection.dialogue.tarpit:
         connection.flush()
     else:
         connection.go_on()
@@ -89,6 +89,8 @@ def _new_session(connection: Connection) -> None:
         session.lmtp = shared.lmtp
         if connection.host_name_dns is not None:
             session.host_name_dns = connection.host_name_dns
+    if dialogue.tarpit:
+        session.tarpit = dialogue.tarpit
     dialogue.begin(session)
     if dialogue.debug:  # who() costs time
         log_debug(dialogue, "connected")

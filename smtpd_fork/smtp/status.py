@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLOCKED",
+    "DELAYED",
     "ENDED",
     "PAUSED",
     "STOPPED",
@@ -28,11 +29,12 @@ __all__ = [
     "attribute",
 ]
 
-BLOCKED, ENDED, PAUSED, TURN, WATCHED = 1, 2, 4, 8, 16
+BLOCKED, ENDED, PAUSED, TURN, WATCHED, DELAYED = 1, 2, 4, 8, 16, 32
 """What keeps bytes from flowing: the client does not read; it has closed for writing; we do not
-read; others have their turn first. And what does not: the log has all that is sent."""
+read; others have their turn first. What does not: the log has all that is sent. And the last: the
+replies wait in the tarpit."""
 
-STOPPED = BLOCKED | TURN
+STOPPED = BLOCKED | TURN | DELAYED
 """What keeps commands from being acted on."""
 
 
@@ -96,7 +98,7 @@ class Status:
     @property
     def waits(self) -> bool:
         """Whether nothing runs and nothing is about to: the session waits for its client."""
-        return self.work is None and self.dialogue.waiting is None and not self.held & TURN
+        return not (self.work or self.dialogue.waiting or self.held & (TURN | DELAYED))
 
     @property
     def blocked(self) -> bool:
@@ -116,6 +118,8 @@ class Status:
             return "handshake"
         if state >= State.LEAVING:
             return "closing"
+        if self.held & DELAYED:
+            return "tarpit"
         if self.work is not None and self.dialogue.awaited is None:
             return "handler"
         return "command" if self.dialogue.reading is None else "data"

@@ -19,7 +19,7 @@ from smtpd_fork.dialogue.fast_path import EVENTS_A_TURN
 from smtpd_fork.dialogue.reply import sent
 from smtpd_fork.dialogue.session import current_session
 from smtpd_fork.dialogue.waiting import Ask, Failed, Run
-from smtpd_fork.smtp import ending, opening, procedures, starttls
+from smtpd_fork.smtp import delays, ending, opening, procedures, starttls
 from smtpd_fork.smtp.hooks import as_exception, ask
 
 if TYPE_CHECKING:
@@ -185,6 +185,9 @@ class Work:
             else:
                 ending.say_disconnected(connection)
             return None
+        if delays.hold(connection):
+            self.task = None
+            return None
         connection.flush()
         if dialogue.state >= State.LEAVING:
             ending.tell_ended(connection)
@@ -192,6 +195,9 @@ class Work:
             ending.take_leave(connection)
         elif not connection.blocked:
             dialogue.advance()
+            if delays.hold(connection):
+                self.task = None
+                return None
             connection.flush()
             if dialogue.waiting is not None and dialogue.state < State.LEAVING:
                 connection.work = self
