@@ -1,6 +1,6 @@
 """Filters: handlers that answer only to refuse, and leave all else to the handlers behind them.
 
-A class that needs a library of an extra, or much of this package, is imported when it is first used.
+A class that needs a library of an extra, or much of the package, is imported when it is needed.
 """
 
 from importlib import import_module
