@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     Body = bytes | AsyncIterator[bytes | memoryview]
 
-__all__ = ["AnswerTooLongError", "HttpAnswer", "HttpError", "WebServer", "read_url", "streamed"]
+__all__ = [
+    "AnswerTooLongError", "ConnectionEndedError", "HttpAnswer", "HttpError", "WebServer",
+    "read_url", "streamed",
+]  # fmt: skip
 
 CONNECT_SECONDS = 10.0
 
@@ -40,6 +43,10 @@ class HttpError(Exception):
 
 class AnswerTooLongError(HttpError):
     """The answer is longer than it may be."""
+
+
+class ConnectionEndedError(HttpError):
+    """The server has ended the connection before it answered: an idle one, perhaps."""
 
 
 class HttpAnswer(NamedTuple):
@@ -109,7 +116,9 @@ class WebServer:
                     pieces.append(piece)
                 return HttpAnswer(answer.status, b"".join(pieces))
         except (aiohttp.ClientError, OSError) as error:
-            raise HttpError(_reason(error)) from None
+            ended = isinstance(error, aiohttp.ServerDisconnectedError)
+            ended = ended or type(error) is aiohttp.ClientOSError
+            raise (ConnectionEndedError if ended else HttpError)(_reason(error)) from None
 
     async def _connections(self) -> aiohttp.ClientSession:
         if self._tls is None and self.url.startswith("https:"):

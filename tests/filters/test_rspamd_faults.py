@@ -133,6 +133,28 @@ async def test_a_wrong_password_is_named_in_the_log_and_never_shown(
     assert "right" not in caplog.text
 
 
+async def test_a_connection_that_ends_as_it_is_used_again_fails_no_message() -> None:
+    answer = b'HTTP/1.1 200 OK\r\nContent-Length: 22\r\n\r\n{"action":"no action"}'
+    connections = 0
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+        writer.write(answer)
+        await reader.read(1)  # of the next request
+
+    async with raw_server(once) as port:
+        web = servers.Servers(
+            [f"http://127.0.0.1:{port}"], password=None, seconds=9.0, connections=9, ca_file=None
+        )
+        for number in range(3):
+            assert await web.ask([], b"x" * number) == answer[-22:]
+        await web.close()
+    assert connections == 3
+
+
 # -- several servers ---------------------------------------------------------------------------
 
 

@@ -14,7 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import HandlerError
-from smtpd_fork.hops.http import AnswerTooLongError, HttpError, WebServer, read_url
+from smtpd_fork.hops.http import (
+    AnswerTooLongError,
+    ConnectionEndedError,
+    HttpError,
+    WebServer,
+    read_url,
+)
 from smtpd_fork.hops.look import LOOK_SECONDS, look_in_thread
 from smtpd_fork.hops.peer_status import Outage
 from smtpd_fork.hops.server_certificates import absolute
@@ -77,7 +83,10 @@ class Server:
         self.busy += 1
         try:
             async with asyncio.timeout(seconds):
-                answer = await self.web.ask(fields, body, LONGEST_ANSWER)
+                try:
+                    answer = await self.web.ask(fields, body, LONGEST_ANSWER)
+                except ConnectionEndedError:  # it was idle, and the server has just closed it
+                    answer = await self.web.ask(fields, body, LONGEST_ANSWER)
         except TimeoutError:
             raise self._failed(f"no answer within {seconds:g} s", begun) from None
         except AnswerTooLongError as error:
