@@ -106,25 +106,32 @@ class ContentFilter(Filter):
         change_envelope(envelope, edits)
         return ""
 
-    def put_aside(self, envelope: Envelope, mail: Mail, reason: str) -> Any:
-        """Return the reply to a message that is to be put aside, or MISSING: it goes on."""
-        self.note(mail, "quarantines a message", reason)
-        return put_aside(envelope, reason, self._when_quarantined)
+    def pass_on(self, envelope: Envelope, mail: Mail, quarantine: str | None) -> Any:
+        """Return MISSING: a message goes on; or a reply, if it is withheld or has no recipient.
+
+        :param quarantine: why it is to be put aside; None: it is not
+        """
+        if not envelope.rcpt_tos:
+            return self.discard(mail, "no recipient is left")
+        if quarantine is None:
+            return MISSING
+        self.note(mail, "a message is quarantined", quarantine)
+        return put_aside(envelope, quarantine, self._when_quarantined)
 
     def discard(self, mail: Mail, why: str) -> str:
         """Return the reply to a message that is forgotten."""
         self.note(mail, "message discarded", why)
         return DISCARDED
 
-    def answer_down(self, session: AnySession, reason: str) -> Any:
-        """Return the reply while the program is down, or MISSING: messages are accepted."""
+    def answer_down(self, session: AnySession, reason: str) -> str:
+        """Return the reply while the program is down; empty if messages are accepted."""
         self.outage.begin(reason)
         line = ClientLine.of(
             self.log, logging.WARNING, session.peer, f"{self.program} has failed",
             f"{printable(reason)}; {self._when_down}", session=getattr(session, "id", ""),
         )  # fmt: skip
         self._reporter.note(line)
-        return _WHEN_DOWN.get(self._when_down, MISSING)
+        return _WHEN_DOWN.get(self._when_down, "")
 
     def note(self, mail: Mail, what: str, why: str) -> None:
         """Log what the program does to a message."""

@@ -7,7 +7,6 @@ then. What it changes, the handlers behind see, other milters among them.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,51 +15,35 @@ from typing import TYPE_CHECKING, Any, Literal
 from aiosmtpd.smtp import MISSING, Envelope
 from aiosmtpd.smtp import Session as AnySession
 
-from smtpd_fork.filters.base import Filter
+from smtpd_fork.filters.content_filter import (
+    CHANGES_BESIDES,
+    HEADER_TOO_LARGE,
+    ContentFilter,
+    WhenDown,
+)
 from smtpd_fork.filters.milter_address import parse_milter_address
-from smtpd_fork.filters.milter_changes import change_envelope
 from smtpd_fork.filters.milter_sessions import MilterSessions
 from smtpd_fork.filters.milter_talk import MilterTarget, Talk
-from smtpd_fork.filters.when_quarantined import WhenQuarantined, put_aside
-from smtpd_fork.gate import ClientLine, client_reporter
+from smtpd_fork.filters.when_quarantined import WhenQuarantined  # noqa: TC001 - for the settings
 from smtpd_fork.hops.milter.edited import HeaderTooLargeError, Parts
 from smtpd_fork.hops.milter.verdict import Kind
-from smtpd_fork.hops.peer_status import Outage, PeerStatus
+from smtpd_fork.hops.peer_status import PeerStatus
 from smtpd_fork.message import Mail, Recipient
-from smtpd_fork.message.fields import replace_content
-from smtpd_fork.message.mail import new_queue_id
-from smtpd_fork.sanitizer import printable
 from smtpd_fork.setting_types import Seconds, SettingError, Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.hops.milter.verdict import Edit, Verdict
 
 __all__ = ["Milter"]
 
 log = logging.getLogger("smtpd_fork.milter")
 
-DISCARDED = "250 2.0.0 Ok: discarded"
-HEADER_TOO_LARGE = "552 5.3.4 The header of the message is too large"
-TOO_LARGE = "552 5.3.4 The message is too large with the changes of a filter"
-
-_WHEN_DOWN = {
-    "defer": "451 4.7.1 Service unavailable, try again later",
-    "refuse": "554 5.3.0 The message cannot be checked",
-}
-
 MOST_CHANGED = 33_554_432
 """Bytes that a milter may change, if messages have no limit: aiosmtpd's limit of a message."""
 
-CHANGES_BESIDES = 1 << 20
-"""Bytes of its changes beyond the largest message."""
 
-THREAD_BYTES = 1 << 18
-"""A larger message is put together in a thread."""
-
-
-class Milter(Filter):
+class Milter(ContentFilter):
     """Asks a milter about each message.
 
     :param address: ``unix:PATH``, ``HOST:PORT`` or ``inet:PORT@HOST``
@@ -78,16 +61,14 @@ class Milter(Filter):
     :param daemon_name: the macro ``{daemon_name}``, by which some milters tell servers apart
     """
 
-    supports_dsn = True
-    supports_binarymime = True
-    """Messages go on to the sinks, which decide about both; all octets stay but what is changed."""
+    log = logging.getLogger("smtpd_fork.milter")
 
     def __init__(
         self,
         address: Text,
         *,
         stages: Sequence[Literal["connect", "helo", "mail", "rcpt", "data"]] = ("data",),
-        when_down: Literal["defer", "accept", "refuse"] = "defer",
+        when_down: WhenDown = "defer",
         when_quarantined: WhenQuarantined | None = None,
         connect_timeout: Seconds = 5.0,
         timeout: Seconds = 60.0,
@@ -96,11 +77,7 @@ class Milter(Filter):
     ) -> None:
         times = connect_timeout, timeout, total_timeout
         self._target = MilterTarget(parse_milter_address(address), daemon_name, *times)
-        self._when_down = when_down
-        self._when_quarantined = when_quarantined
-        self.quarantines = when_quarantined == "sink"
-        self._reporter = client_reporter()
-        self._outage = Outage()
+        super().__init__(f"milter {self._target.address}", when_down, when_quarantined)
         asked = self._hooks_of(stages)
         self._sessions = MilterSessions(self._talk, live=bool(asked))
         for name, hook in asked.items():
@@ -124,20 +101,17 @@ class Milter(Filter):
             asked |= {"handle_RSET": self._at_reset, "handle_DISCONNECT": self._at_end}
         return asked
 
-    def __repr__(self) -> str:
-        return f"<Milter {self._target.address}>"
-
     @property
     def status(self) -> PeerStatus:
         """What is known of the milter."""
-        sessions, outage = self._sessions, self._outage
+        sessions, outage = self._sessions, self.outage
         busy = sessions.connections - sessions.waiting
         return PeerStatus(sessions.connections, busy, 0, outage.since, outage.reason)
 
     async def close(self) -> None:
         """End the connections, and write what was gathered for the log."""
         self._sessions.close()
-        self._reporter.close()
+        await super().close()
 
     # -- as the client speaks, with stages ---------------------------------------------------------
 
@@ -180,7 +154,7 @@ class Milter(Filter):
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
         talk = self._talk_of(server, session, envelope)
-        mail = Mail.of(server, session, envelope)
+        mail = self.mail_of(server, session, envelope)
         words = [option.partition("=") for option in options]
         parameters = {name: value if equals else True for name, equals, value in words}
         await talk.recipient(server, session, mail, Recipient(address, parameters))
@@ -198,8 +172,8 @@ class Milter(Filter):
     def _refusal(self, session: AnySession, talk: Talk) -> str:
         """Return why a command is refused; empty if it is not."""
         if talk.down:
-            return self._answer_down(session, talk.down)
-        self._outage.end()
+            return self.answer_down(session, talk.down)
+        self.outage.end()
         verdict = talk.verdict
         return verdict.reply if verdict is not None and verdict.kind is Kind.REFUSE else ""
 
@@ -209,7 +183,7 @@ class Milter(Filter):
         """Refuse a message, change it, or leave it as it is to the next handler."""
         talk = self._talk_of(server, session, envelope)
         try:
-            mail = Mail.of(server, session, envelope)
+            mail = self.mail_of(server, session, envelope)
             parts = Parts(mail.content)
             await talk.message(server, session, mail, parts)
             verdict, down, leading_space = talk.verdict, talk.down, talk.leading_space
@@ -218,84 +192,33 @@ class Milter(Filter):
         finally:
             self._sessions.keep(session)
         if verdict is None:
-            return self._answer_down(session, down) or MISSING
-        self._outage.end()
+            return self.answer_down(session, down) or MISSING
+        self.outage.end()
         if verdict.kind is Kind.REFUSE:
             return verdict.reply
         if verdict.kind is Kind.DISCARD:
-            return self._discard(mail, "the milter discards it")
-        return await self._carry_out(
-            *(server, envelope, mail, verdict, parts), leading_space=leading_space
-        )
+            return self.discard(mail, "the milter discards it")
+        if verdict.edits:
+            refusal = await self.change(
+                *(server, envelope, mail, parts, verdict.edits), leading_space=leading_space
+            )
+            if refusal:
+                return refusal
+        return self.pass_on(envelope, mail, verdict.quarantine)
 
     def _talk_of(self, server: Any, session: AnySession, envelope: Envelope) -> Talk:
         """Return the talk of a session, about this transaction."""
         talk = self._sessions.of(server, session)
         if talk.envelope is not envelope:
             talk.begin(envelope)
-        if getattr(envelope, "queue_id", None) is None:
-            envelope.queue_id = new_queue_id(session)  # type: ignore[attr-defined] # of ours
         return talk
 
     def _talk(self, server: Any, lost: Callable[[], object]) -> Talk:
         room = (getattr(server, "data_size_limit", None) or MOST_CHANGED) + CHANGES_BESIDES
         return Talk(self._target, room, lost)
 
-    async def _carry_out(
-        self, server: Any, envelope: Envelope, mail: Mail, verdict: Verdict, parts: Parts,
-        *, leading_space: bool,
-    ) -> Any:  # fmt: skip
-        """Do what the milter wants of a message that it accepts."""
-        if verdict.edits:
-            content = await _edited(parts, mail, verdict.edits, leading_space=leading_space)
-            limit = getattr(server, "data_size_limit", None)
-            if limit and len(content) > max(limit, len(mail.content)) + CHANGES_BESIDES:
-                return TOO_LARGE
-            if content is not mail.content:
-                replace_content(envelope, content)
-            change_envelope(envelope, verdict.edits)
-        if not envelope.rcpt_tos:
-            return self._discard(mail, "the milter leaves no recipient")
-        if verdict.quarantine is not None:
-            self._note(mail, "the milter quarantines a message", verdict.quarantine)
-            return put_aside(envelope, verdict.quarantine, self._when_quarantined)
-        return MISSING
-
-    # -- the log -----------------------------------------------------------------------------------
-
-    def _discard(self, mail: Mail, why: str) -> str:
-        self._note(mail, "message discarded", why)
-        return DISCARDED
-
-    def _answer_down(self, session: AnySession, reason: str) -> str:
-        """Return the reply while the milter is down; empty if messages are accepted."""
-        self._outage.begin(reason)
-        line = ClientLine.of(
-            log, logging.WARNING, session.peer, f"milter {self._target.address} has failed",
-            f"{printable(reason)}; {self._when_down}", session=getattr(session, "id", ""),
-        )  # fmt: skip
-        self._reporter.note(line)
-        return _WHEN_DOWN.get(self._when_down, "")
-
-    def _note(self, mail: Mail, what: str, why: str) -> None:
-        line = ClientLine.of(
-            log, logging.WARNING, mail.client.peer, f"milter {self._target.address}: {what}",
-            printable(why), session=mail.id.rpartition("-")[0], queue_id=mail.id,
-        )  # fmt: skip
-        self._reporter.note(line)
-
 
 def _as_greeting(refusal: str) -> str:
     """Return a refusal as it may stand in place of a greeting: 554 or 421 (RFC 5321 4.3.2)."""
     code = "421" if refusal[0] == "4" else "554"
     return f"{code}{refusal[3:]}"
-
-
-async def _edited(parts: Parts, mail: Mail, edits: Sequence[Edit], *, leading_space: bool) -> bytes:
-    """Return the content with its changes; a thread puts a large one together."""
-
-    def edited() -> bytes:
-        return parts.edited(edits, leading_space=leading_space, binary=mail.binary)
-
-    size = len(mail.content) + sum(len(edit.value) for edit in edits)
-    return await asyncio.to_thread(edited) if size > THREAD_BYTES else edited()

@@ -143,7 +143,7 @@ class Rspamd(ContentFilter):
         except HeaderTooLargeError:
             return HEADER_TOO_LARGE
         except (RspamdDownError, RspamdGarbageError, CannotCreateError) as error:
-            return self.answer_down(session, str(error))
+            return self.answer_down(session, str(error)) or MISSING
 
     async def _carry_out(self, server: Any, envelope: Envelope, mail: Mail, answer: Answer) -> Any:
         """Do what rspamd wants."""
@@ -162,13 +162,11 @@ class Rspamd(ContentFilter):
                 )
         if refusal:
             return refusal
-        if not envelope.rcpt_tos:
-            return self.discard(mail, "rspamd leaves no recipient")
-        if action in {"quarantine", "reject"}:
-            return self.put_aside(envelope, mail, answer.smtp_message or action)
-        if action not in _TAKES:
+        is_quarantined = action in {"quarantine", "reject"}
+        if not is_quarantined and action not in _TAKES:
             self._note_unknown(action)
-        return MISSING
+        reason = (answer.smtp_message or action) if is_quarantined else None
+        return self.pass_on(envelope, mail, reason)
 
     async def _refusal(self, action: str, mail: Mail, answer: Answer) -> str:
         """Return the reply to a message that goes no further; empty if it does."""

@@ -217,7 +217,7 @@ async def test_a_message_in_quarantine_is_never_delivered_unmarked(
         assert await send(client) == expected
     line = rb"X-Quarantine: looks like\r\nX: spam" + b"\r\n"  # escapes, not line ends
     assert kept.messages == ([line + STORED] if what == "mark" else [])
-    assert "quarantines a message" in caplog.text
+    assert "a message is quarantined" in caplog.text
 
 
 # -- the rest --------------------------------------------------------------------------------------
