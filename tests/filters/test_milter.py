@@ -86,7 +86,7 @@ async def test_a_milter_of_version_2_gets_no_data_and_values_without_their_space
     async with door(milter) as (client, kept):
         assert await send(client) == (250, "2.0.0")
     assert milter.commands.startswith(b"CHMRLLLNBE")
-    assert milter.fields[1] == (b"Subject", b"two\n\tlines")
+    assert milter.fields[1] == (b"Subject", b" two\n\tlines")
     assert kept.messages == [HEADER + b"\r\nX-A: one\r\n two\r\n\r\n" + BODY]
 
 

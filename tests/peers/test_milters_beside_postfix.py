@@ -75,7 +75,7 @@ TRACE = {b"received", b"message-id", b"date", b"from", b"to", b"return-path"}
 def made() -> list[bytes]:
     """Return messages with many kinds of headers, each of which says who it is."""
     found = []
-    for number in range(40):
+    for number in range(41):
         lines = [
             b"From: a@example.com",
             b"To: b@example.org",
@@ -154,7 +154,10 @@ async def both(folder: Path, address: str, **keys: Any) -> AsyncIterator[Both]:
     folder.chmod(0o755)
     ours, theirs = Collect(), Collect()
     (port,) = free_ports(1)
-    async with serve([Milter(address, **keys), ours]) as server, serve(theirs) as sink:
+    async with (
+        serve([Milter(address, **keys), ours]) as server,
+        serve(theirs, hostname="sink.example.org") as sink,
+    ):
         settings = SETTINGS.format(port=sink.port, milter=address)
         with instance(folder, settings, f"127.0.0.1:{port} inet n - n - - smtpd\n"):
             await until_open(port)

@@ -124,13 +124,15 @@ def header_step(name: bytes, value: bytes) -> Step:
 def header_value(value: bytes, *, leading_space: bool) -> bytes:
     """Return the value of a field as milters get it: folded lines end in LF.
 
-    A NUL, which would end it, becomes a space: what is behind it is to be seen.
+    Without *leading_space* one space is taken off, and no tab, as Sendmail and Postfix do: a milter
+    that writes the value back puts one before it. A NUL, which would end the value, becomes a
+    space: what is behind it is to be seen.
     """
     if b"\n" in value:
         value = value.replace(b"\r\n", b"\n")
     if b"\0" in value:
         value = value.replace(b"\0", b" ")
-    return value if leading_space else value.lstrip(b" \t")
+    return value if leading_space else value.removeprefix(b" ")
 
 
 def body_steps(content: bytes, start: int) -> Iterator[Step]:
