@@ -37,18 +37,18 @@ class MilterSessions:
         self._make = make
         self._live = live
         self._talks: dict[Any, Talk] = {}
-        self._kept: dict[Any, asyncio.TimerHandle] = {}  # the longest first
+        self._kept: dict[Talk, tuple[Any, asyncio.TimerHandle]] = {}  # the longest first
 
     def of(self, server: Any, session: AnySession) -> Talk:
         """Return the talk of a session."""
         key = self._key(session)
         talk = self._talks.get(key)
-        if talk is None:
-            if isinstance(key, weakref.ref):
-                key = weakref.ref(session, _in_loop(self._drop))
-            talk = self._talks[key] = self._make(server, lambda: self._lost(key))
-        elif (timer := self._kept.pop(key, None)) is not None:
-            timer.cancel()
+        if talk is not None:
+            self._take(talk)
+            return talk
+        if isinstance(key, weakref.ref):
+            key = weakref.ref(session, _in_loop(self._drop))
+        talk = self._talks[key] = self._make(server, lambda: self._lost(key))
         return talk
 
     def find(self, session: AnySession) -> Talk | None:
@@ -62,20 +62,18 @@ class MilterSessions:
         """
         key = self._key(session)
         talk = self._talks.get(key)
-        if talk is not None and not getattr(session, "id", ""):
-            self._drop(key)
-            return
-        if talk is None or self._live:
+        of_ours = hasattr(session, "id")
+        if talk is None or (self._live and of_ours):
             return
         talk.begin(None)
-        if not talk.is_open:
-            if not talk.is_decided:
-                self._drop(key)
-            return
-        if len(self._kept) >= MOST_KEPT:
-            self._drop(next(iter(self._kept)))
-        loop = asyncio.get_running_loop()
-        self._kept[key] = loop.call_later(KEPT_SECONDS, self._drop, key)
+        if not of_ours or not (talk.is_open or talk.is_decided):
+            self._drop(key)
+        elif talk.is_open:
+            if len(self._kept) >= MOST_KEPT:
+                oldest, _ = next(iter(self._kept.values()))
+                self._drop(oldest)
+            loop = asyncio.get_running_loop()
+            self._kept[talk] = key, loop.call_later(KEPT_SECONDS, self._drop, key)
 
     def end(self, session: AnySession) -> None:
         """End the talk of a session."""
@@ -98,21 +96,24 @@ class MilterSessions:
 
     def _key(self, session: AnySession) -> Any:
         """Return what stands for a session: its id outlasts STARTTLS, its object does not."""
-        if self._live and (name := getattr(session, "id", "")):
-            return name
-        return weakref.ref(session)
+        name = getattr(session, "id", "") if self._live else ""
+        return name or weakref.ref(session)
+
+    def _take(self, talk: Talk) -> None:
+        """Have a connection wait no longer."""
+        if talk in self._kept:
+            _, timer = self._kept.pop(talk)
+            timer.cancel()
 
     def _lost(self, key: Any) -> None:
         """Forget a connection that waits, as the milter has closed it."""
-        if key in self._kept:
+        if self._talks.get(key) in self._kept:
             self._drop(key)
 
     def _drop(self, key: Any) -> None:
-        timer = self._kept.pop(key, None)
-        if timer is not None:
-            timer.cancel()
         talk = self._talks.pop(key, None)
         if talk is not None:
+            self._take(talk)
             talk.close()
 
 

@@ -10,6 +10,8 @@ from support.milter_door import STORED, door, send
 from support.server import serve, until
 
 from smtpd_fork.filters import Milter, milter_sessions
+from smtpd_fork.handlers.route import Route
+from smtpd_fork.observe.sink_state import filter_states
 
 
 async def test_the_messages_of_a_session_have_one_connection() -> None:
@@ -105,3 +107,24 @@ async def test_a_client_that_greets_anew_is_told_with_its_new_name() -> None:
         assert await send(client) == (250, "2.0.0")
     assert milter.data(b"H")[-1] == b"other.example\0"
     assert milter.connections == 1
+
+
+async def test_the_state_of_a_milter_is_in_the_status_of_the_server() -> None:
+    milter, kept = TestMilter(), Collect()
+    async with milter_server(milter):
+        chain = [Route(Milter(milter.address), name="scan"), kept]
+        async with serve(chain) as server, await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            assert await send(client) == (250, "2.0.0")
+            (state,) = filter_states(server)
+            assert (state.name, state.connections, state.busy) == ("scan", 1, 0)
+            assert state.down_since is None
+            milter.stops_at = b"E"
+            assert await send(client) == (451, "4.7.1")
+            (state,) = filter_states(server)
+            assert (state.connections, state.reason) == (0, "it closed the connection")
+            assert state.down_since is not None
+            milter.stops_at = b""
+            assert await send(client) == (250, "2.0.0")
+            (state,) = filter_states(server)
+            assert (state.down_since, state.reason) == (None, "")

@@ -114,7 +114,7 @@ async def test_a_milter_that_does_not_read_is_given_up() -> None:
         assert await send(client, text=text) == (451, "4.7.1")
 
 
-async def test_a_client_that_is_gone_ends_the_conversation() -> None:
+async def test_a_message_is_judged_to_its_end_though_its_client_is_gone() -> None:
     milter = TestMilter(answers={b"E": b""})
     async with door(milter) as (client, _):
         await client.say("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA")
@@ -122,6 +122,7 @@ async def test_a_client_that_is_gone_ends_the_conversation() -> None:
         await until(lambda: milter.commands.endswith(b"E"))
         client.writer.transport.abort()
         await asyncio.sleep(0)
+        milter.hang_up()
 
 
 async def test_a_header_that_is_too_large_is_refused() -> None:

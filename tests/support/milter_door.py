@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from smtpd_fork.filters import Milter
 from support.client import Client, code_and_enhanced
 from support.handlers import Collect
 from support.milter import TestMilter, milter_server
-from support.server import serve
+from support.server import serve, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,18 +27,24 @@ ALL_SILENT = 0xFF080 | 0x100000
 
 @asynccontextmanager
 async def door(milter: TestMilter, *more: Any, **keys: Any) -> AsyncIterator[tuple[Client, Any]]:
-    """Serve behind a milter; yield a client that was greeted, and the handler that has messages."""
+    """Serve behind a milter; yield a client that was greeted, and the handler that has messages.
+
+    In the end no session is counted, no connection is open, and no task is left.
+    """
     tcp = keys.pop("tcp", False)
     options = keys.pop("options", {})
     kept = Collect()
+    before = asyncio.all_tasks()
     async with milter_server(milter, tcp=tcp):
-        chain = [Milter(milter.address, **keys), *more, kept]
-        async with (
-            serve(chain, **options) as server,
-            await Client.to(server.addresses[0]) as client,
-        ):
-            await client.greet()
-            yield client, kept
+        judge = Milter(milter.address, **keys)
+        async with serve([judge, *more, kept], **options) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                yield client, kept
+            await until(lambda: not server.gate.count)
+            await until(lambda: not judge.status.connections)
+        assert (judge.status.connections, judge.status.busy) == (0, 0)
+    await until(lambda: asyncio.all_tasks() <= before)
 
 
 async def send(client: Client, *recipients: str, text: str = AS_SENT) -> tuple[int, str]:
