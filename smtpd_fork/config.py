@@ -131,6 +131,10 @@ class Config(FleetConfig, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Networks, or files of them, that may send PROXY headers."""
     proxy_timeout: Seconds = PROXY_SECONDS
     """Time for a PROXY header."""
+    xclient_trust: tuple[Text, ...] = ()
+    """Networks, or files of them, that may send XCLIENT; ``unix`` for clients of unix sockets."""
+    xforward_trust: tuple[Text, ...] = ()
+    """The same for XFORWARD."""
     probe_from: tuple[Text, ...] = ()
     """Networks, or files of them, whose connections are health checks and no sessions."""
     dnsbl: tuple[Text, ...] = ()

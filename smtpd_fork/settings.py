@@ -54,6 +54,8 @@ class Settings(GateSettings, total=False):
     greet_pause: float | str | None
     proxy_trust: Sequence[str] | str | None
     proxy_timeout: float | str | None
+    xclient_trust: Sequence[str] | str | None
+    xforward_trust: Sequence[str] | str | None
     probe_from: Sequence[str] | str | None
     dnsbl: Sequence[str] | str | None
     dnsbl_threshold: int | None

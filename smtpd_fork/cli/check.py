@@ -35,7 +35,7 @@ from smtpd_fork.errors import (
     error_origin,
 )
 from smtpd_fork.fleet.examine import examine
-from smtpd_fork.gate import limits_of, networks_of
+from smtpd_fork.gate import TrustedHosts, limits_of, networks_of
 from smtpd_fork.handlers import Chain, load_handlers
 from smtpd_fork.listeners import Address, resolver_of, try_to_bind, wanted_addresses
 from smtpd_fork.observe.logs import check_log
@@ -133,9 +133,11 @@ def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
         check_log(config)
     with findings.of():
         limits_of(config)
-    for name in ("proxy_trust", "probe_from"):
+    with findings.of():
+        networks_of("probe_from", config.probe_from)
+    for name in ("proxy_trust", "xclient_trust", "xforward_trust"):
         with findings.of():
-            networks_of(name, getattr(config, name))
+            TrustedHosts.of(name, getattr(config, name))
     with findings.of("dnsbl", "rdns"):
         resolver_of(config)
     _look_at_places(config, findings, running=running)

@@ -156,6 +156,11 @@ _OPTIONS = {
         "--proxy-trust NET":
             "Network, or file of networks, of the proxies that may send PROXY headers. Repeatable.",
         "--proxy-timeout TIME": "Time to wait for a PROXY header; then the connection is closed.",
+        "--xclient-trust NET":
+            "Network, or file of networks, of the hosts that may send XCLIENT, such as nginx; unix "
+            "means the clients of unix sockets. Repeatable.",
+        "--xforward-trust NET":
+            "Like --xclient-trust, for XFORWARD, which is for the log and next hops. Repeatable.",
         "--probe-from NET":
             "Network, or file of networks, of load-balancer health checks. Their connections are "
             "not counted, not limited and not logged. Repeatable.",

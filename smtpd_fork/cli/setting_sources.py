@@ -48,6 +48,7 @@ _PATHS = {
     **dict.fromkeys(("tls_cert", "tls_key", "tls_client_ca", "pid_file", "control"), _FILE),
     **dict.fromkeys(("fleet_secret", "fleet_tls_ca"), _FILE),
     **dict.fromkeys(("allow", "deny", "exempt", "proxy_trust", "probe_from"), _LIST),
+    **dict.fromkeys(("xclient_trust", "xforward_trust"), _LIST),
     **dict.fromkeys(("listen", "metrics", "fleet"), _UNIX),
     "handler": _MAILDIR,
     "log_to": _LOG,

@@ -34,7 +34,7 @@ from smtpd_fork.daemon import (
 )
 from smtpd_fork.dialogue import Tally
 from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError, error_origin
-from smtpd_fork.gate import Limits, limits_of, networks_of
+from smtpd_fork.gate import Limits, TrustedHosts, limits_of, networks_of
 from smtpd_fork.handlers import Chain, load_handlers, modules_of
 from smtpd_fork.listeners import resolver_of, wanted_addresses
 from smtpd_fork.observe.logs import set_up_logging
@@ -231,8 +231,9 @@ def _account(config: DaemonConfig, resources: StartupResources) -> Account | Non
 def _checked_limits(config: DaemonConfig) -> Limits:
     """Return the limits of the gate; a fault in networks or DNS shows before anything is bound."""
     limits = limits_of(config)
-    networks_of("proxy_trust", config.proxy_trust)
     networks_of("probe_from", config.probe_from)
+    for name in ("proxy_trust", "xclient_trust", "xforward_trust"):
+        TrustedHosts.of(name, getattr(config, name))
     with error_origin("dnsbl", "rdns"):
         resolver_of(config)
     return limits

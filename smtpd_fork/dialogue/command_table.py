@@ -11,7 +11,7 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from smtpd_fork.dialogue import auth, data, mail, replies, session_commands
+from smtpd_fork.dialogue import auth, data, mail, replies, session_commands, trusted_commands
 from smtpd_fork.dialogue.commands import COMMANDS, State
 from smtpd_fork.dialogue.mistakes import HTTP_METHODS
 from smtpd_fork.dialogue.tally import OTHER, ReplyCounts
@@ -49,6 +49,8 @@ _RUN: dict[str, tuple[Parse | None, Run]] = {
     "STARTTLS": (partial(session_commands.no_argument, "STARTTLS"), session_commands.starttls),
     "TURN": (None, session_commands.not_implemented),
     "VRFY": (None, session_commands.vrfy),
+    "XCLIENT": (partial(trusted_commands.parse, "XCLIENT"), trusted_commands.xclient),
+    "XFORWARD": (partial(trusted_commands.parse, "XFORWARD"), trusted_commands.xforward),
 }
 """What reads the argument of a command, and what carries it out."""
 
@@ -118,7 +120,8 @@ def rows_of(shared: Shared, guard: Guard) -> Rows:
     rows = dict.fromkeys(HTTP_METHODS, of_http)
     rows[b""] = Row(session_commands.unknown, replies=others, guarded=guarded(""))
     for command in COMMANDS:
-        if shared.lmtp or not command.lmtp:
+        unknown = command.name in trusted_commands.NAMES and command.name not in shared.trusted
+        if (shared.lmtp or not command.lmtp) and not unknown:
             parse, run = _RUN[command.name]
             rows[command.name.encode()] = Row(
                 run,

@@ -133,6 +133,22 @@ COMMANDS = (
     Command(name="EXPN"),
     Command(name="ETRN"),
     Command(name="TURN"),
+    # Of hosts that are trusted to name their clients: unknown unless there are some.
+    Command(
+        name="XCLIENT",
+        syntax="XCLIENT attribute=value...",
+        when="may_send_xclient",
+        late={S: replies.IN_MAIL, P: replies.IN_MAIL, C: replies.IN_MAIL},
+        leads_to=H,
+        before_tls=True,
+    ),
+    Command(
+        name="XFORWARD",
+        syntax="XFORWARD attribute=value...",
+        when="may_send_xforward",
+        late={S: replies.IN_MAIL, P: replies.IN_MAIL, C: replies.IN_MAIL},
+        before_tls=True,
+    ),
     Command(name="HELP", syntax="HELP [command]", needs_auth=True),
     Command(name="QUIT", syntax="QUIT", leads_to=State.LEAVING, before_tls=True),
 )

@@ -97,6 +97,7 @@ class Dialogue(Struct, eq=False):
     tarpit: float = 0.0  # seconds by which each reply is delayed
     debug: bool = False  # whether each command is logged
     fast: bool = False  # whether the fast path may be taken
+    may_send: frozenset[str] = frozenset()  # XCLIENT and XFORWARD, if the client is trusted
 
     def __post_init__(self) -> None:
         shared = self.shared

@@ -20,6 +20,9 @@ __all__ = ["act_on_line", "echo", "perform"]
 MORE_FOR = {b"MAIL": 26 + 10 + 20 + 500 + 110, b"RCPT": 500 + 30, b"AUTH": LINE_LIMIT}
 """Octets more, by extension: SIZE, SMTPUTF8, BODY, AUTH, RET and ENVID; ORCPT and NOTIFY; AUTH."""
 
+OF_TRUSTED = 2048
+"""Octets of XCLIENT and XFORWARD, which may come before EHLO: Postfix's limit of a line."""
+
 LONGEST_ECHO = 40
 
 _HELLOS = {b"EHLO", b"HELO", b"LHLO"}
@@ -91,6 +94,8 @@ def _read(dialogue: Dialogue, word: bytes, rest: bytes) -> tuple[replies.Text | 
 def _limit(dialogue: Dialogue, word: bytes) -> int:
     """Return how long a command line may be (RFC 5321 4.5.3.1.4)."""
     limit = dialogue.shared.command_size_limit
+    if dialogue.may_send and word.decode() in dialogue.may_send:
+        return max(limit, OF_TRUSTED)
     return limit + MORE_FOR.get(word, 0) if dialogue.session.extended_smtp else limit
 
 

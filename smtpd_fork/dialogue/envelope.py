@@ -31,11 +31,13 @@ class Envelope(aiosmtpd.smtp.Envelope):
         those that the client waits for the replies of, in LMTP
     :ivar quarantine: why a filter has put the message aside (:func:`smtpd_fork.quarantine`); empty
         if none has
+    :ivar xforward: attributes of the client that a relaying host had the message of, by XFORWARD
     :ivar queue_id: the id of the message, if a filter needed one; see :class:`smtpd_fork.Mail`
     """
 
     recipients_changed = False
     quarantine = ""
+    xforward: dict[str, str] | None = None
     queue_id: str | None = None
 
     def __init__(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_fork.dialogue.client_log import peer_of
 from smtpd_fork.dialogue.notes import Marks, marks_of
+from smtpd_fork.dialogue.origin import Origin
 from smtpd_fork.dialogue.path import parse_path
 from smtpd_fork.gate import ClientLine
 from smtpd_fork.peer_address import host_of
@@ -105,6 +106,7 @@ class Rejection(NamedTuple):
     recipients: int  # of the transaction
     helo: str  # the name that the client gave itself
     marks: Marks = Marks()  # that handlers gave the client and the message
+    origin: Origin = Origin()  # where the message came from at first
 
     def __str__(self) -> str:
         text = f"rejected {self.command} from {self.client} [{self.session}]: {self.reply};"
@@ -114,7 +116,7 @@ class Rejection(NamedTuple):
             text += f" to=<{self.recipient}>"
         if self.recipients > 1:
             text += f" recipients={self.recipients}"
-        return f"{text} helo=<{self.helo}>{self.marks}"
+        return f"{text} helo=<{self.helo}>{self.marks}{self.origin}"
 
     def facts(self) -> dict[str, str | float]:
         """Return its fields as the log and ``smtpd-fork explain`` name them, those that it has."""
@@ -128,6 +130,7 @@ class Rejection(NamedTuple):
             "recipient": self.recipient,
             "helo": self.helo,
             **self.marks.facts,
+            **self.origin.facts,
         }
         return {name: value for name, value in fields.items() if value}
 
@@ -205,6 +208,7 @@ def rejection_of(dialogue: Dialogue, reply: bytes, reason: str) -> Rejection:
         len(recipients),
         _shown(getattr(dialogue.session, "host_name", None)) or "",
         marks_of(dialogue.session, envelope),
+        Origin.of(getattr(envelope, "xforward", None)),
     )
 
 

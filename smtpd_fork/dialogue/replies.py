@@ -26,6 +26,7 @@ NEED_RCPT = (503, "5.5.1", "Error: need RCPT command")
 NESTED_MAIL = (503, "5.5.1", "Error: nested MAIL command")
 BDAT_HAS_BEGUN = (503, "5.5.1", "Error: BDAT has begun")  # RFC 3030 3
 AUTH_IN_MAIL = (503, "5.5.1", "Error: AUTH within a mail transaction")
+IN_MAIL = (503, "5.5.1", "Error: MAIL transaction in progress")
 NOT_CHUNKING = (503, "5.5.1", "Error: CHUNKING is not offered")
 BINARY_TAKES_BDAT = (503, "5.5.1", "Error: BINARYMIME requires BDAT")
 TLS_IS_ACTIVE = (503, "5.5.1", "TLS is active already")
@@ -33,6 +34,7 @@ IS_AUTHENTICATED = (503, "5.5.1", "Already authenticated")
 THIS_IS_LMTP = (500, "5.5.1", "Error: this is LMTP, send LHLO")
 STARTTLS_FIRST = (530, "5.7.0", "Must issue a STARTTLS command first")
 NEEDS_AUTH = (530, "5.7.0", "Authentication required")
+NOT_TRUSTED = (550, "5.7.0", "Error: insufficient authorization")
 LACKS_SECURITY = (554, "5.7.0", "Command refused due to lack of security")
 
 # -- malformed ---------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ class Session(aiosmtpd.smtp.Session):
     host_name_dns: str | None = None
     auth_mechanism = ""
     tarpit: float = 0.0
+    _destination: Peer = None  # of a client that XCLIENT has named
     peer: SocketAddress | str  # type: ignore[assignment]  # aiosmtpd's hint is str alone
     auth_data: Any  # aiosmtpd's hint is None alone
 
@@ -59,6 +60,8 @@ class Session(aiosmtpd.smtp.Session):
         """The address that the client connected to; None once the session has ended."""
         if self._transport is None:
             return None
+        if self._destination is not None:
+            return self._destination
         return plain_peer(self._transport.get_extra_info("sockname"))
 
     @property

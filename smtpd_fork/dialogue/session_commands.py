@@ -17,6 +17,7 @@ from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.dispatch import echo
 from smtpd_fork.dialogue.path import parse_path
 from smtpd_fork.dialogue.reply import sent
+from smtpd_fork.dialogue.trusted_commands import offers
 from smtpd_fork.dialogue.waiting import Ask, Run
 
 if TYPE_CHECKING:
@@ -67,9 +68,16 @@ def ehlo(dialogue: Dialogue, name: str) -> Result:
     dialogue.session.extended_smtp = True
     shared = dialogue.shared
     if "EHLO" in shared.hooks or shared.ehlo_hook:
-        return Run("ehlo_hooks", (name, extensions(shared, tls=dialogue.tls)))
+        return Run("ehlo_hooks", (name, _extensions_for(dialogue)))
     _introduce(dialogue, name)
+    if dialogue.may_send:
+        return "\r\n".join([*_extensions_for(dialogue), "250 HELP\r\n"]).encode()
     return shared.ehlo[dialogue.tls]
+
+
+def _extensions_for(dialogue: Dialogue) -> list[str]:
+    more = [f"250-{line}" for line in offers(dialogue)] if dialogue.may_send else []
+    return extensions(dialogue.shared, tls=dialogue.tls) + more
 
 
 def extensions(shared: Shared, *, tls: bool) -> list[str]:

@@ -28,9 +28,10 @@ from smtpd_fork.gate import Reporter, client_reporter
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from smtpd_fork.dialogue.replies import Text
+    from smtpd_fork.gate import TrustedHosts
     from smtpd_fork.peer_address import Peer
 
 __all__ = ["CurrentTls", "Limits", "Shared"]
@@ -130,6 +131,7 @@ class Shared:
     tarpit: Tarpit = field(default_factory=Tarpit)
     deny: Callable[..., object] | None = None  # refuses new clients of a network
     is_exempt: Callable[[Peer], bool] | None = None  # whether a client is one of --exempt
+    trusted: Mapping[str, TrustedHosts] = field(default_factory=dict)  # who may send XCLIENT, ..
 
     def __post_init__(self) -> None:
         cls = self.cls
@@ -218,6 +220,11 @@ class Shared:
             and not self.local_part_limit
         )
         """Whether frequent commands need not be read word by word."""
+
+    def trust(self, trusted: Mapping[str, TrustedHosts]) -> None:
+        """Take XCLIENT and XFORWARD, each from certain hosts."""
+        self.trusted = trusted
+        self._work_out()
 
     def changed(self, name: str, value: Any) -> Shared:
         """Return these with another value of a setting: those of one session."""

@@ -11,6 +11,7 @@ from smtpd_fork.gate.reporter import Reporter, client_reporter
 from smtpd_fork.gate.settings import networks_of
 from smtpd_fork.gate.statistics import Explanation
 from smtpd_fork.gate.ticket import Ticket
+from smtpd_fork.gate.trusted_hosts import TrustedHosts
 from smtpd_fork.gate.verdict import Full, Refusal, Verdict
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "RefusalLog",
     "Reporter",
     "Ticket",
+    "TrustedHosts",
     "Verdict",
     "client_reporter",
     "limits_of",

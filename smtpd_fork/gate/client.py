@@ -27,12 +27,16 @@ class Client:
         name for a peer as it is; None for a unix socket's
     :ivar local: whether the address is of this host, or private
     :ivar exempt: whether the limits per client do not apply to it
+    :ivar proxy: whether it is one that is to name its clients by XCLIENT: until then it is exempt
     :ivar limit: sessions of all clients up to which it is admitted; the gate sets it
     :ivar rules: those that apply to it; the gate sets it
     :ivar fleet_checks: what a fleet is asked about it; None: that was not worked out yet
     """
 
-    __slots__ = ("exempt", "fleet_checks", "ipv6", "key", "limit", "local", "number", "rules")
+    __slots__ = (
+        "exempt", "fleet_checks", "ipv6", "key", "limit", "local", "number", "proxy",
+        "rules",
+    )  # fmt: skip
 
     limit: int
     rules: Page
@@ -46,5 +50,5 @@ class Client:
         self.key = host
         if self.number is not None and self.ipv6:
             self.key = Prefix(ipv6_prefix, ipv6=True).around(self.number)
-        self.exempt = False
+        self.exempt = self.proxy = False
         self.fleet_checks = None

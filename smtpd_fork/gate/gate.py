@@ -81,19 +81,20 @@ class Gate:
         self._rules = RuleBook(limits, self.load, self.denials, share, before)
         self._counts = Counts(self._inside)
         for ticket in self._inside:
-            ticket.client = self._rules.client(ticket.peer)
+            ticket.client = self._rules.client(ticket.peer, proxy=ticket.client.proxy)
             self._enter(ticket.client)
 
     # -- admission ---------------------------------------------------------------------------
 
-    def admit(self, peer: Peer) -> Verdict:
+    def admit(self, peer: Peer, *, proxy: bool = False) -> Verdict:
         """Admit *peer* and count it, or refuse it.
 
+        :param proxy: it will name its clients (:meth:`identify`), and has no limits itself
         :returns: a :class:`Ticket`, to be released when the session ends; a :class:`Refusal` if
             a rule refuses this client; :class:`Full` if no connection slot is free
         """
         with self.lock:
-            client, now = self._rules.client(peer), self._clock()
+            client, now = self._rules.client(peer, proxy=proxy), self._clock()
             for rule in client.rules.on_arrival:
                 if (refusal := rule.judge(client, self._counts, now)) is not None:
                     return refusal
@@ -108,24 +109,30 @@ class Gate:
         return ticket
 
     def identify(self, ticket: Ticket, peer: Peer) -> Refusal | None:
-        """Apply the rules to the client that a PROXY header names.
+        """Apply the rules to the client that a PROXY header or XCLIENT names.
 
-        The ticket was given to the connection of the proxy, as to a client without an address
-        (``admit(None)``): in the count of all, and in no other.
+        The ticket was given to the connection of the proxy: before a PROXY header as to a client
+        without an address (``admit(None)``), in the count of all and in no other. XCLIENT may name
+        several, one after the other: each replaces the one before.
 
         :returns: a :class:`Refusal` if a rule keeps *peer* out; the ticket is then still held, and
             as it was. None: it is *peer*'s from now on
         """
         with self.lock:
-            client, now = self._rules.client(peer), self._clock()
+            if ticket.released:
+                return None
+            client, before, now = self._rules.client(peer), ticket.client, self._clock()
+            self._leave(before)
             for rule in client.rules.on_header:
                 if (refusal := rule.judge(client, self._counts, now)) is not None:
+                    self._enter(before)
                     return refusal
-            if not ticket.released:
-                ticket.client, ticket.peer = client, peer
-                self._enter(client)
-                for rule in client.rules.timed:
-                    rule.arrived(client, now)
+            ticket.client, ticket.peer = client, peer
+            self._enter(client)
+            for rule in before.rules.timed if before.proxy else ():
+                rule.take_back(before)
+            for rule in client.rules.timed:
+                rule.arrived(client, now)
         return None
 
     def begin_handshake(self, ticket: Ticket) -> Refusal | None:
@@ -164,6 +171,18 @@ class Gate:
         for rule in client.rules.told:
             rule.enter(client)
 
+    def _leave(self, client: Client) -> None:
+        """Count a session out."""
+        key, by_client = client.key, self._counts.by_client
+        if key is not None:
+            left = by_client[key] - 1
+            if left:
+                by_client[key] = left
+            else:
+                del by_client[key]
+        for rule in client.rules.told:
+            rule.leave(client)
+
     def _give_back(self, ticket: Ticket) -> None:
         """Count a ticket out, once; called by the ticket."""
         with self.lock:
@@ -172,16 +191,7 @@ class Gate:
             ticket.released = True
             ticket.holder = None  # which may refer to its ticket
             self._inside.remove(ticket)
-            client, by_client = ticket.client, self._counts.by_client
-            key = client.key
-            if key is not None:
-                left = by_client[key] - 1
-                if left:
-                    by_client[key] = left
-                else:
-                    del by_client[key]
-            for rule in client.rules.told:
-                rule.leave(client)
+            self._leave(ticket.client)
         if self._waiters:
             self.tell_waiters()
         if (share := self.slots.share) is not None:

@@ -70,27 +70,35 @@ class RuleBook:
         self.handshake_rules: tuple[Rule, ...] = _go_on(limits.handshake_rules(), old)
         self._pages: dict[tuple[object, ...], Page] = {}
         self._clients: dict[str | None, Client] = {}
+        self._proxies: dict[str | None, Client] = {}
 
-    def client(self, peer: Peer) -> Client:
-        """Return what is known of the host of *peer*: most clients have connected before."""
+    def client(self, peer: Peer, *, proxy: bool = False) -> Client:
+        """Return what is known of the host of *peer*: most clients have connected before.
+
+        :param proxy: whether it is to name its clients by XCLIENT
+        """
         host = peer[0] if isinstance(peer, tuple) else peer
         if self._denials_version != self._denials.version:
             self._denials_version = self._denials.version
             self._clients.clear()
-        return self._clients.get(host) or self._meet(host)
+            self._proxies.clear()
+        known = self._proxies if proxy else self._clients
+        return known.get(host) or self._meet(host, known)
 
-    def _meet(self, host: str | None) -> Client:
+    def _meet(self, host: str | None, known: dict[str | None, Client]) -> Client:
         limits = self._limits
         client = Client(host, limits.ipv6_prefix)
         client.exempt = limits.exempt is not None and bool(limits.exempt.find(client.number))
         client.limit = limits.limit_connections if client.exempt else limits.open_to_all
+        client.proxy = known is self._proxies
+        client.exempt = client.exempt or client.proxy
         client.rules = self._page(client)
         keeps_out = self._keeps_out(client)
         if keeps_out is not None:
             client.rules = client.rules._replace(on_arrival=(keeps_out,), on_header=(keeps_out,))
-        if len(self._clients) >= MAX_CLIENTS:
-            self._clients.clear()  # a client that returns is looked up again
-        self._clients[host] = client
+        if len(known) >= MAX_CLIENTS:
+            known.clear()  # a client that returns is looked up again
+        known[host] = client
         return client
 
     def _page(self, client: Client) -> Page:

@@ -30,9 +30,11 @@ MOST_USUAL = 20
 """Recipients of a message whose replies are looked at together."""
 
 
-@lru_cache(maxsize=MOST_USUAL + 1)
+@lru_cache(maxsize=MOST_USUAL + 3)
 def _all_accepted(recipients: int) -> re.Pattern[bytes]:
     """Return what matches the replies to MAIL, RCPT and DATA where all were accepted.
+
+    XFORWARD counts as a recipient.
 
     That is the usual case, and costs a fraction of a look at each reply.
     """
@@ -48,6 +50,8 @@ class Order:
     :ivar recipients: the commands RCPT
     :ivar pieces: the content as it is sent; None to ask about the recipients alone
     :ivar chunked: the pieces begin with BDAT: DATA is not sent
+    :ivar origin: commands before MAIL that say where the message came from (XFORWARD); the hop may
+        refuse them
     :ivar replies: of each recipient, once it is known
     :ivar sender_refused: they are the reply to MAIL
     :ivar fault: why the connection ended before the hop had answered everything
@@ -57,6 +61,7 @@ class Order:
     recipients: Sequence[bytes]
     pieces: Iterator[bytes] | None = None
     chunked: bool = False
+    origin: Sequence[bytes] = ()
     replies: list[HopReply | None] = field(default_factory=list)
     sender_refused: bool = False
     fault: HopError | None = None
@@ -84,10 +89,10 @@ class Client(Opening):
         assert self.state is State.READY
         self.order = order
         self.heard = False
-        self._answered = 0
+        self._answered = -len(order.origin)
         self.state = State.ENVELOPE
         order.replies = [None] * len(order.recipients)
-        self._commands = [order.sender, *order.recipients]
+        self._commands = [*order.origin, order.sender, *order.recipients]
         if order.pieces is not None and not order.chunked:
             self._commands.append(b"DATA\r\n")
         self._reset_sent = False
@@ -96,7 +101,7 @@ class Client(Opening):
                 self._commands.append(RESET)
                 self._reset_sent = True
             elif not order.chunked and len(order.recipients) <= MOST_USUAL:
-                self._usual = _all_accepted(len(order.recipients))
+                self._usual = _all_accepted(len(order.recipients) + len(order.origin))
             self._output, self._commands = self._commands, []
         else:
             self._output.append(self._commands.pop(0))
@@ -118,8 +123,12 @@ class Client(Opening):
         assert order is not None
         position, count = self._answered, len(order.recipients)
         self._answered += 1
-        if reply.code == CLOSING and position == 0:
+        if reply.code == CLOSING and position <= 0:
             self._refused("MAIL", reply)  # nothing was heard: another connection may do
+            return
+        if position < 0:
+            if self._commands:
+                self._output.append(self._commands.pop(0))
             return
         self.heard = True
         if reply.code == CLOSING:

@@ -101,6 +101,7 @@ class HopConnection(asyncio.Protocol):
 
         :raises HopError: the hop refuses, or the connection ended
         """
+        self._pump()
         await self._wait()
         if self.client.fault is not None:
             raise self.client.fault

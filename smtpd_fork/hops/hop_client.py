@@ -29,6 +29,8 @@ class State(IntEnum):
     HANDSHAKE = auto()
     """Not for a reply: TLS begins, and ends with :meth:`HopClient.encrypted`."""
     AUTH = auto()
+    CLIENT = auto()
+    """For the reply to XCLIENT: the hop judges the client."""
     READY = auto()
     """For nothing: a transaction may begin."""
     ENVELOPE = auto()

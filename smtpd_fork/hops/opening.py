@@ -12,22 +12,31 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smtpd_fork.hops.authentication import Authentication
-from smtpd_fork.hops.errors import NOT_AVAILABLE
+from smtpd_fork.hops.errors import NOT_AVAILABLE, HopError
 from smtpd_fork.hops.hop_client import HopClient, State
-from smtpd_fork.hops.passed_on import printable
+from smtpd_fork.hops.passed_client import hello_name, xclient_command
+from smtpd_fork.hops.passed_on import CLOSING, passed_on, printable
 from smtpd_fork.hops.replies import GarbageError, HopReply, ReplyReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from smtpd_fork.message import MailClient
+
 __all__ = ["NONSENSE", "UNTRUSTED", "Opening", "State", "Terms"]
 
 UNTRUSTED = "451 4.7.0 The next mail server is not available, try again later"
+ACCESS_DENIED = 554
+"""What a client gets in place of the greeting (RFC 5321 3.1), and so in place of XCLIENT's."""
+
 NONSENSE = "451 4.5.0 The next mail server gave a wrong reply, try again later"
 
 
 _SILENT = frozenset({State.READY, State.HANDSHAKE})
 """The hop has nothing to say."""
+
+_OF_CLIENT = frozenset({State.CLIENT, State.EHLO, State.HELO})
+"""What it says then is about the client, if XCLIENT has named one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,7 @@ class Terms:
     :ivar starttls: ``no``, ``offered``: if the hop offers it, or ``required``
     :ivar user: for AUTH; None without it
     :ivar password: so too
+    :ivar xclient: the hop has to offer XCLIENT
     """
 
     name: str
@@ -46,6 +56,7 @@ class Terms:
     starttls: str = "no"
     user: str | None = None
     password: str | None = field(default=None, repr=False)
+    xclient: bool = False
 
 
 class Opening(HopClient):
@@ -65,6 +76,8 @@ class Opening(HopClient):
         self._early = False  # the next reply had begun before the end of the message was taken
         self._authentication: Authentication | None = None
         self.secure = encrypted
+        self._hello = terms.name  # what EHLO says
+        self._named: bytes | None = None  # the XCLIENT of the client whose session it is
 
     # -- what is sent ------------------------------------------------------------------------------
 
@@ -84,6 +97,29 @@ class Opening(HopClient):
         self.secure = True
         self.offered = {}
         self._say_hello()
+
+    def become(self, client: MailClient) -> None:
+        """Have the session be that of a client, unless it is already; the state has to be READY."""
+        assert self.state is State.READY
+        command = xclient_command(client, self.offered.get("XCLIENT", ""))
+        name = hello_name(client, self._terms.name)
+        if command == self._named and name == self._hello:
+            return
+        self.heard = False
+        if "XCLIENT" not in self.offered:
+            self.lose("the hop takes no other client on this connection")
+            return
+        self._named, self._hello = command, name
+        self._output.append(command)
+        self.state = State.CLIENT
+
+    def _became(self, reply: HopReply) -> None:
+        """Begin anew, as the client."""
+        if reply.positive:
+            self.offered = {}
+            self._say_hello()
+        else:
+            self._refused("XCLIENT", reply)
 
     def lose(self, reason: str, reply: str = NOT_AVAILABLE) -> None:
         """Break the connection, which has ended or whose time is over."""
@@ -120,7 +156,13 @@ class Opening(HopClient):
     # -- opening -----------------------------------------------------------------------------------
 
     def _refused(self, step: str, reply: HopReply, answer: str = NOT_AVAILABLE) -> None:
-        self.lose(f"{step} was answered {self._shown(reply)}", answer)
+        reason = f"{step} was answered {self._shown(reply)}"
+        of_client = self._named is not None and self.state in _OF_CLIENT
+        self.lose(reason, passed_on(reply) if of_client else answer)
+        if of_client and reply.code != CLOSING:
+            # Another connection would do no good. Any other 5yz to XCLIENT is about the command.
+            ours = step == "XCLIENT" and reply.code >= 500 and reply.code != ACCESS_DENIED  # noqa: PLR2004 - RFC 5321 4.2.1
+            self.fault = HopError(reason, UNTRUSTED if ours else passed_on(reply))
 
     def _shown(self, reply: HopReply) -> str:
         """Return a reply for the log: what a hop repeats of AUTH may come at any time after it."""
@@ -137,14 +179,14 @@ class Opening(HopClient):
 
     def _say_hello(self) -> None:
         word = "LHLO" if self._terms.lmtp else "EHLO"
-        self._output.append(f"{word} {self._terms.name}\r\n".encode())
+        self._output.append(f"{word} {self._hello}\r\n".encode())
         self.state = State.EHLO
 
     def _extensions(self, reply: HopReply) -> None:
         """Read the answer to EHLO (RFC 5321 4.1.1.1)."""
         if not reply.positive:
             if reply.code >= 500 and not self._terms.lmtp:  # noqa: PLR2004 - RFC 5321 4.2.1
-                self._output.append(f"HELO {self._terms.name}\r\n".encode())
+                self._output.append(f"HELO {self._hello}\r\n".encode())
                 self.state = State.HELO
             else:
                 self._refused("LHLO" if self._terms.lmtp else "EHLO", reply)
@@ -162,6 +204,9 @@ class Opening(HopClient):
 
     def _introduced(self) -> None:
         """Go on with TLS, AUTH, or the first message."""
+        if self._named is not None:  # all that is behind it
+            self.state = State.READY
+            return
         wanted = "no" if self.secure else self._terms.starttls
         if wanted != "no" and "STARTTLS" in self.offered:
             self._output.append(b"STARTTLS\r\n")
@@ -181,6 +226,9 @@ class Opening(HopClient):
 
     def _authenticate(self) -> None:
         user, password = self._terms.user, self._terms.password
+        if self._terms.xclient and "XCLIENT" not in self.offered:
+            self.lose("the hop does not offer XCLIENT to this host", UNTRUSTED)
+            return
         if user is None or password is None:
             self.state = State.READY
             return
@@ -206,5 +254,6 @@ class Opening(HopClient):
         State.HELO: _plain_hello,
         State.STARTTLS: _may_start_tls,
         State.AUTH: _authenticated,
+        State.CLIENT: _became,
     }
     """What takes the reply in each state; in the others a reply is a fault."""

@@ -21,7 +21,7 @@ from smtpd_fork.hops.errors import ConnectionLostError, HopDownError, HopError
 from smtpd_fork.hops.hop_client import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from smtpd_fork.hops.target import Target
 
@@ -103,10 +103,15 @@ class Pool:
 
     # -- lending -----------------------------------------------------------------------------------
 
-    async def carry_out(self, order_for: Callable[[HopConnection], Order | None]) -> Order | None:
+    async def carry_out(
+        self,
+        order_for: Callable[[HopConnection], Order | None],
+        prepare: Callable[[HopConnection], Awaitable[None]] | None = None,
+    ) -> Order | None:
         """Carry out an order; if its connection ended before the hop said anything, on another.
 
         :param order_for: returns it for a connection; None: there is nothing to ask the hop
+        :param prepare: prepares a connection for the order, and has the errors of its own
         :raises HopError: there is no connection, or the hop answered nothing
         """
         fresh = False
@@ -116,6 +121,8 @@ class Pool:
                 connection = await self.lend(fresh=fresh)
             used = connection.orders > 0
             try:
+                if prepare is not None:
+                    await prepare(connection)
                 order = order_for(connection)
                 if order is not None:
                     await connection.carry_out(order)

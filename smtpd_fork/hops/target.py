@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from smtpd_fork.hops.errors import HopError
     from smtpd_fork.hops.hop_client import HopClient
 
-__all__ = ["Target", "Tls"]
+__all__ = ["PassClient", "Target", "Tls"]
 
 Tls: TypeAlias = Literal["no", "opportunistic", "starttls", "implicit"]
 """``no``: plaintext. ``opportunistic``: STARTTLS if the hop offers it, with any certificate.
 ``starttls``: STARTTLS, and a certificate that is valid for the hop's name. ``implicit``: the same
 as implicit TLS (RFC 8314)."""
+
+PassClient: TypeAlias = Literal["no", "xclient", "xforward"]
+"""How a hop is told of the client (:mod:`smtpd_fork.hops.passed_client`)."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,255}|\[[A-Za-z0-9:.]+\]")
 
@@ -42,6 +45,7 @@ class Target:
     :ivar user: for AUTH; None without it
     :ivar password: so too
     :ivar nameserver: whom to ask about ``mx:``, and its port; None: the system's
+    :ivar client_by: how the hop is told of the client
     """
 
     kind: ClassVar[str] = "next hop"
@@ -54,6 +58,7 @@ class Target:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     nameserver: tuple[str, int] | None = None
+    client_by: PassClient = "no"
 
     def terms(self, name: str, *, with_tls: bool = True) -> Terms:
         """Return what is asked of the hop.
@@ -62,7 +67,8 @@ class Target:
         :param with_tls: False: leave out what is merely opportunistic
         """
         starttls = _STARTTLS[self.tls] if with_tls else "no"
-        return Terms(name, self.lmtp, starttls, self.user, self.password)
+        xclient = self.client_by == "xclient"
+        return Terms(name, self.lmtp, starttls, self.user, self.password, xclient)
 
     def client(self, name: str, *, with_tls: bool = True) -> HopClient:
         """Return what speaks the protocol on a new connection; see :meth:`terms`."""
@@ -87,6 +93,9 @@ class Target:
             raise SettingError("ca-file", self.ca_file, reason)
         if (self.user is None) != (self.password is None):
             raise SettingError("user", self.user or "", "user and password need each other")
+        if self.user is not None and self.client_by == "xclient":
+            reason = "with user the clients would be authenticated: the hop has to trust this host"
+            raise SettingError("pass-client", self.client_by, reason)
         if self.user is not None and not verified and not all(map(_is_local, self.addresses)):
             reason = "a password needs tls=starttls or tls=implicit"
             raise SettingError("tls", self.tls, reason)

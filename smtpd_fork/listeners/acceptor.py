@@ -16,7 +16,6 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import Full, Gate, Refusal, Ticket
-from smtpd_fork.gate.networks import number_of
 from smtpd_fork.gate.verdict import shutdown_reply
 from smtpd_fork.listeners.accepted_client import CLIENT_GONE, AcceptedClient, close
 from smtpd_fork.listeners.backlog import backlog_of
@@ -28,12 +27,11 @@ if TYPE_CHECKING:
     import asyncio
 
     from smtpd_fork.config import Config
-    from smtpd_fork.gate.rules import NetworkList
+    from smtpd_fork.gate import TrustedHosts, Verdict
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.listeners.preconnect import Preconnect
     from smtpd_fork.listeners.probes import Probes
     from smtpd_fork.listeners.refusals import Refuser
-    from smtpd_fork.peer_address import Peer, SocketAddress
 
 __all__ = ["Acceptor", "State"]
 
@@ -66,6 +64,7 @@ class Acceptor:
     :param gate: admits clients
     :param config: ``when_full``, and ``backlog``: how many may wait under ``defer:SECONDS``
     :param proxy_trust: who may send PROXY headers, on listeners where those come first
+    :param xclient_trust: who may send XCLIENT
     :param preconnect: takes the clients that have a ticket
     :param refuser: answers the others
     :param probes: takes the probes of load balancers; all three stop with the acceptor
@@ -80,7 +79,8 @@ class Acceptor:
         config: Config,
         loop: asyncio.AbstractEventLoop,
         *,
-        proxy_trust: NetworkList | None,
+        proxy_trust: TrustedHosts,
+        xclient_trust: TrustedHosts,
         preconnect: Preconnect,
         refuser: Refuser,
         probes: Probes,
@@ -97,15 +97,20 @@ class Acceptor:
         self._deferral_told = -math.inf
         self._missed = 0
         self.slot_elsewhere: Callable[[], bool] = lambda: False
-        self.change(config, proxy_trust, preconnect)
+        self.change(config, proxy_trust, xclient_trust, preconnect)
 
     def change(
-        self, config: Config, proxy_trust: NetworkList | None, preconnect: Preconnect
+        self,
+        config: Config,
+        proxy_trust: TrustedHosts,
+        xclient_trust: TrustedHosts,
+        preconnect: Preconnect,
     ) -> None:
         """Have other settings hold from now on, and the probes' own; see the class."""
         self._when_full = config.when_full
         self._queue_capacity = max(1, config.backlog)
         self._proxy_trust = proxy_trust
+        self._xclient_trust = xclient_trust
         self._preconnect = preconnect
         # Under plain defer the queue is for that one client of a shared gate, and for all that make
         # way for exempt clients: which they are shows only once they are accepted.
@@ -296,18 +301,15 @@ class Acceptor:
 
     def _judge(self, client: AcceptedClient) -> None:
         """Have the gate judge a client, and act on the verdict."""
-        peer: Peer = client.peer
-        if client.listener.proxy:
-            if not self._is_trusted(client.peer):
-                text = "Connections are accepted from trusted proxies only"
-                key = host_of(peer) or "unix"
-                self._refuser.refuse(client, Refusal("proxy_trust", key, 1, 0, text=text))
-                return
-            peer = None  # it is known later; until then it counts in all, and nowhere else
+        if client.listener.proxy and client.peer not in self._proxy_trust:
+            text = "Connections are accepted from trusted proxies only"
+            key = host_of(client.peer) or "unix"
+            self._refuser.refuse(client, Refusal("proxy_trust", key, 1, 0, text=text))
+            return
         if self._queue and not self._gate.is_exempt(client.peer):
             self._wait_or_go(client)  # behind those that came before
             return
-        verdict = self._gate.admit(peer)
+        verdict = self._admit(client)
         if isinstance(verdict, Ticket):
             self._preconnect.enter(client, verdict)
         elif isinstance(verdict, Full) and not self._when_full.refuse:
@@ -316,10 +318,10 @@ class Acceptor:
             self._missed += isinstance(verdict, Full)
             self._refuser.refuse(client, verdict)
 
-    def _is_trusted(self, peer: SocketAddress | str) -> bool:
-        """Whether *peer* may send a PROXY header; all clients of a unix socket may."""
-        host, trust = host_of(peer), self._proxy_trust
-        return host is None or (trust is not None and bool(trust.find(number_of(host))))
+    def _admit(self, client: AcceptedClient) -> Verdict:
+        if client.listener.proxy:
+            return self._gate.admit(None)  # it is known later; until then it counts in all alone
+        return self._gate.admit(client.peer, proxy=client.peer in self._xclient_trust)
 
     def _wait_or_go(self, client: AcceptedClient) -> None:
         """Have a client wait; if so many wait that exempt ones would be locked out, refuse it."""
@@ -333,7 +335,7 @@ class Acceptor:
         """Admit the clients that waited longest, as far as there are slots."""
         while self._queue and not self._gate.slots.crowded:
             client = next(iter(self._queue))
-            verdict = self._gate.admit(None if client.listener.proxy else client.peer)
+            verdict = self._admit(client)
             if isinstance(verdict, Full):  # another thread was faster
                 break
             del self._queue[client]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.dnsbl import Listing
     from smtpd_fork.listeners.pending_clients import Begin, Refuse
     from smtpd_fork.listeners.resolver import Resolver
+    from smtpd_fork.peer_address import Peer
 
 __all__ = ["DnsChecks"]
 
@@ -61,17 +62,26 @@ class DnsChecks(PendingClients):
         self._clients.pop(client).cancel()
 
     async def _check_client(self, client: PendingClient) -> None:
-        ticket, host = client.ticket, host_of(client.peer) or ""
-        listed, ticket.host_name_dns = await asyncio.gather(
-            self._dns.listed(host), self._name(host)
-        )
+        refusal = await self.judge(client.ticket, client.peer)
         del self._clients[client]  # from here on another step owns it
+        if refusal is not None:
+            self._refuse(client, refusal)
+        else:
+            self._begin(client, client.ticket)
+
+    async def judge(self, ticket: Ticket, peer: Peer, *, look_up: bool = True) -> Refusal | None:
+        """Ask about a client; return why it is refused.
+
+        :param look_up: whether its name is asked for, with ``rdns``
+        """
+        host = host_of(peer) or ""
+        name = self._name(host) if look_up else _no_name()
+        listed, ticket.host_name_dns = await asyncio.gather(self._dns.listed(host), name)
         score = sum(listing.weight for listing in listed)
         if score >= self._threshold:
-            self._refuse(client, self._refusal(host, score, _names(listed)))
-        else:
-            ticket.listed_by = _names(listed) if score > 0 else ""
-            self._begin(client, ticket)
+            return self._refusal(host, score, _names(listed))
+        ticket.listed_by = _names(listed) if score > 0 else ""
+        return None
 
     async def _name(self, host: str) -> str | None:
         if self._names:
@@ -120,3 +130,7 @@ def _names(listed: Sequence[Listing]) -> str:
     """Return the zones that list a client, and the codes."""
     by = ", ".join(sorted(map(str, listed)))
     return f"{by[:LONGEST_BY]}..." if len(by) > LONGEST_BY else by
+
+
+async def _no_name() -> None:
+    """Stand in for a name that is not asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,22 @@ class FleetChecks(PendingClients):
         else:
             self._clients[pending] = asked
 
+    async def judge(self, ticket: Ticket) -> Refusal | None:
+        """Ask about the client of a session; return why it is refused."""
+        answer: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
+        asked = self._fleet.ask(ticket, partial(_answer, answer))
+        if asked is None or isinstance(asked, Refusal):
+            refusal = asked
+        else:
+            try:
+                refusal = await answer
+            except asyncio.CancelledError:
+                self._fleet.forget(asked)
+                raise
+        if refusal is not None:
+            self._gate.take_back(ticket)
+        return refusal
+
     def _answered(self, client: PendingClient, refusal: Refusal | None) -> None:
         del self._clients[client]
         if refusal is None:
@@ -57,3 +74,8 @@ class FleetChecks(PendingClients):
 
     def _let_go(self, client: PendingClient) -> None:
         self._fleet.forget(self._clients.pop(client))
+
+
+def _answer(future: asyncio.Future[Refusal | None], refusal: Refusal | None) -> None:
+    if not future.done():
+        future.set_result(refusal)

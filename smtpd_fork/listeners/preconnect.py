@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
     from smtpd_fork.config import Config
     from smtpd_fork.fleet import Fleet
-    from smtpd_fork.gate import Gate, Reporter, Ticket
+    from smtpd_fork.gate import Gate, Refusal, Reporter, Ticket
     from smtpd_fork.listeners.accepted_client import AcceptedClient
     from smtpd_fork.listeners.pending_clients import Begin, Refuse
     from smtpd_fork.listeners.resolver import Resolver
+    from smtpd_fork.peer_address import Peer
 
 __all__ = ["Preconnect"]
 
@@ -54,6 +55,7 @@ class Preconnect:
         fleet: Fleet | None = None,
     ) -> None:
         self._begin = begin
+        self._gate = gate
         self._proxies = ProxyHeaders(
             *(config.proxy_timeout, loop, self._identified, refuse), gate=gate, reporter=reporter
         )
@@ -89,8 +91,7 @@ class Preconnect:
             self._counted(client, ticket)
 
     def _counted(self, client: AcceptedClient, ticket: Ticket) -> None:
-        known = ticket.client
-        if self._dns_checks is not None and not known.exempt and known.number is not None:
+        if self._dns_checks is not None and self._is_asked_about(ticket):
             self._dns_checks.hold(client, ticket)
         else:
             self._checked(client, ticket)
@@ -101,6 +102,24 @@ class Preconnect:
             self._pause.hold(client, ticket)
         else:
             self._begin(client, ticket)
+
+    async def judge(self, ticket: Ticket, peer: Peer, *, look_up: bool) -> Refusal | None:
+        """Have *peer*, which XCLIENT names, take the place of the client of a session.
+
+        :param look_up: whether its name is asked for, if that is configured
+        :returns: why it may not
+        """
+        ticket.host_name_dns = None
+        refusal = self._gate.identify(ticket, peer)
+        if refusal is None and self._fleet_checks is not None:
+            refusal = await self._fleet_checks.judge(ticket)
+        if refusal is None and self._dns_checks is not None and self._is_asked_about(ticket):
+            refusal = await self._dns_checks.judge(ticket, peer, look_up=look_up)
+        return refusal
+
+    def _is_asked_about(self, ticket: Ticket) -> bool:
+        """Whether the DNS knows anything of a client that matters."""
+        return not ticket.client.exempt and ticket.client.number is not None
 
     @property
     def zones(self) -> Mapping[str, bool]:

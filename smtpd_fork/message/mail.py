@@ -16,7 +16,8 @@ from aiosmtpd.smtp import Envelope
 from aiosmtpd.smtp import Session as AnySession
 
 from smtpd_fork.dialogue.notes import Marks, marks_of, notes_of
-from smtpd_fork.message.trace import above, final_fields, received_field
+from smtpd_fork.dialogue.origin import Origin
+from smtpd_fork.message.trace import above, final_fields, protocol_name, received_field
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -74,6 +75,8 @@ class MailClient:
     :ivar name: its verified reverse DNS name, with ``--rdns``; else None
     :ivar login: ``auth_data`` of its AUTH; None without it
     :ivar tls: whether the connection was encrypted
+    :ivar protocol: by its registered name, ``ESMTPS`` for one (RFC 3848)
+    :ivar local: the address that it connected to
     """
 
     peer: Peer = ""
@@ -81,6 +84,29 @@ class MailClient:
     name: str | None = None
     login: Any = None
     tls: bool = False
+    protocol: str = ""
+    local: Peer = None
+
+    @classmethod
+    def of(cls, session: AnySession, envelope: Envelope) -> Self:
+        """Return the client of a session, of this server or of aiosmtpd's."""
+        return cls(
+            session.peer or "",
+            session.host_name or "",
+            getattr(session, "host_name_dns", None),
+            session.auth_data if session.authenticated else None,
+            session.ssl is not None,
+            protocol_name(session, envelope),
+            getattr(session, "local", None),
+        )
+
+    @property
+    def login_name(self) -> str | None:
+        """Who has authenticated, as far as the authenticator has said so."""
+        name = getattr(self.login, "login", self.login)
+        if isinstance(name, bytes):
+            return name.decode("utf-8", "replace")
+        return name if isinstance(name, str) else None
 
     @property
     def user(self) -> str | None:
@@ -112,6 +138,8 @@ class Mail:
     :ivar digest_as_received: SHA-256 of the content before filters changed it; empty if none did
     :ivar marks: the score and the tags that filters gave the message and its client
     :ivar notes: the notes of handlers about the message
+    :ivar xforward: attributes of XFORWARD (ADDR, NAME, HELO, IDENT and so on), by which the client,
+        a trusted host, names the client that it had the message of
     """
 
     id: str
@@ -129,6 +157,7 @@ class Mail:
     digest_as_received: bytes = field(default=b"", repr=False)
     marks: Marks = _UNMARKED
     notes: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    xforward: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, server: Any, session: AnySession, envelope: Envelope) -> Self:
@@ -154,13 +183,7 @@ class Mail:
             parameters,
             getattr(envelope, "body", None) or str(parameters.get("BODY", "7BIT")),
             envelope.smtp_utf8,
-            MailClient(
-                session.peer or "",
-                session.host_name or "",
-                getattr(session, "host_name_dns", None),
-                session.auth_data if session.authenticated else None,
-                session.ssl is not None,
-            ),
+            MailClient.of(session, envelope),
             now,
             getattr(envelope, "quarantine", ""),
             received_field(server.hostname, session, envelope, queue_id, now),
@@ -168,7 +191,18 @@ class Mail:
             getattr(envelope, "digest_as_received", b""),
             marks_of(session, envelope),
             notes_of(envelope),
+            getattr(envelope, "xforward", None) or {},
         )
+
+    @property
+    def log_words(self) -> str:
+        """The end of the line of the log about the message: marks and origin."""
+        return f"{self.marks}{Origin.of(self.xforward)}"
+
+    @property
+    def log_facts(self) -> dict[str, float | str]:
+        """The same as fields of a log entry."""
+        return self.marks.facts | Origin.of(self.xforward).facts
 
     @property
     def score(self) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from smtpd_fork.errors import error_origin
-from smtpd_fork.gate import limits_of, networks_of
+from smtpd_fork.gate import TrustedHosts, limits_of, networks_of
 from smtpd_fork.listeners import adopt, open_listeners, reopen_listeners, resolver_of
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class EffectiveSettings:
     :ivar chain: the handlers
     :ivar limits: of the gate
     :ivar proxy_trust: who may send PROXY headers
+    :ivar xclient_trust: who may send XCLIENT
+    :ivar xforward_trust: who may send XFORWARD
     :ivar probe_from: where probes come from
     :ivar resolver: asks the DNS about clients, or None
     :ivar listeners: what to listen on
@@ -45,7 +47,9 @@ class EffectiveSettings:
     config: Config
     chain: Chain
     limits: Limits
-    proxy_trust: NetworkList | None
+    proxy_trust: TrustedHosts
+    xclient_trust: TrustedHosts
+    xforward_trust: TrustedHosts
     probe_from: NetworkList | None
     resolver: Resolver | None
     listeners: tuple[Listener, ...] = ()
@@ -68,11 +72,19 @@ class EffectiveSettings:
             config,
             chain,
             limits or limits_of(config),
-            networks_of("proxy_trust", config.proxy_trust),
+            TrustedHosts.of("proxy_trust", config.proxy_trust, unix=True),
+            TrustedHosts.of("xclient_trust", config.xclient_trust),
+            TrustedHosts.of("xforward_trust", config.xforward_trust),
             networks_of("probe_from", config.probe_from),
             resolver_of(config),
             tuple(listeners),
         )
+
+    @property
+    def trusted(self) -> dict[str, TrustedHosts]:
+        """Who may send the commands that name another client, by command."""
+        hosts = {"XCLIENT": self.xclient_trust, "XFORWARD": self.xforward_trust}
+        return {name: each for name, each in hosts.items() if each}
 
     def bind(self, sockets: Sequence[socket.socket] | None = None) -> Self:
         """Listen on *sockets*, or on what the settings name.

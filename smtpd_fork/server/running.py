@@ -100,6 +100,7 @@ class Running:
             self._tarpit.mark,
         )
         self.preconnect = self._make_preconnect(settings)
+        self.sessions.judge = self.preconnect.judge
         self.former: list[Preconnect] = []
         """Those of before a reload, which hold clients still, and get no new ones."""
         self.probes = Probes(settings.probe_from, loop, gate, hostname=config.hostname, ident=IDENT)
@@ -109,6 +110,7 @@ class Running:
             config,
             loop,
             proxy_trust=settings.proxy_trust,
+            xclient_trust=settings.xclient_trust,
             preconnect=self.preconnect,
             refuser=self._refuser,
             probes=self.probes,
@@ -134,6 +136,7 @@ class Running:
             deny=self._gate.denials.add,
             is_exempt=self._gate.is_exempt,
             tarpit=self._tarpit,
+            trusted=settings.trusted,
         )
 
     def _make_preconnect(self, settings: EffectiveSettings) -> Preconnect:
@@ -181,7 +184,8 @@ class Running:
         self._change_fleet(before.config, config)
         self._refuser.hostname = config.hostname
         self.probes.networks, self.probes.hostname = settings.probe_from, config.hostname
-        self.acceptor.change(config, settings.proxy_trust, self.preconnect)
+        self.acceptor.change(config, settings.proxy_trust, settings.xclient_trust, self.preconnect)
+        self.sessions.judge = self.preconnect.judge
         self._watch_lag(settings)
         self._listen_on(before, settings)
 

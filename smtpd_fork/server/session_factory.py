@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from smtpd_fork.config import Config
     from smtpd_fork.dialogue import Budget, CurrentTls, Shared, Tally
     from smtpd_fork.dialogue.tarpit import Tarpit
-    from smtpd_fork.gate import Reporter
+    from smtpd_fork.gate import Reporter, TrustedHosts
     from smtpd_fork.handlers import Chain
     from smtpd_fork.listeners import Listener
     from smtpd_fork.peer_address import Peer
@@ -123,6 +123,7 @@ class SessionFactory:
     :param deny: refuses new clients of a network
     :param is_exempt: whether a client is one of ``--exempt``
     :param tarpit: says whose replies are delayed
+    :param trusted: who may send XCLIENT and XFORWARD
     """
 
     def __init__(
@@ -140,8 +141,10 @@ class SessionFactory:
         deny: Callable[..., object],
         is_exempt: Callable[[Peer], bool],
         tarpit: Tarpit,
+        trusted: Mapping[str, TrustedHosts],
     ) -> None:
         self._deny, self._is_exempt, self._tarpit = deny, is_exempt, tarpit
+        self._trusted = trusted
         self._config = config
         self._chain = chain
         self._tls = tls
@@ -208,6 +211,8 @@ class SessionFactory:
         shared = self._shared[address.scheme] = connection.shared  # the first one's serves all
         shared.deny, shared.is_exempt = self._deny, self._is_exempt
         shared.tarpit = self._tarpit
+        if self._trusted and not shared.trusted:
+            shared.trust(self._trusted)
         if self._class.__init__ is SMTP.__init__:
             observed = self._class is not SMTP
             self._another[address.scheme] = partial(

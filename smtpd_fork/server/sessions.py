@@ -25,13 +25,13 @@ from smtpd_fork.smtp.socket_transport import SocketTransport
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection
 
     from smtpd_fork.dialogue import CurrentTls
     from smtpd_fork.gate import Refusal, Reporter, Ticket
     from smtpd_fork.listeners import Listener, Refuser
     from smtpd_fork.listeners.accepted_client import AcceptedClient
-    from smtpd_fork.peer_address import SocketAddress
+    from smtpd_fork.peer_address import Peer, SocketAddress
     from smtpd_fork.smtp import Connection
 
     MakeSession = Callable[
@@ -74,7 +74,10 @@ class Sessions:
     :param reporter: writes lines about clients
     :param mark: is told of each session that begins; it may slow the client down
     :ivar shorten: returns a time limit as it is now; slots may be short
+    :ivar judge: judges a client that XCLIENT names; set before the first session
     """
+
+    judge: Callable[..., Awaitable[Refusal | None]]
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class Sessions:
         self._refuser = refuser
         self._reporter = reporter
         self.shorten = shorten
-        self._mark = mark
+        self._mark_if_suspected = mark
         self.change(make, tls, handshake_seconds)
         self._tickets: dict[Connection, Ticket] = {}
         self._handshakes: dict[asyncio.Task[object], _Handshake] = {}
@@ -140,12 +143,11 @@ class Sessions:
             ticket.id = connection.id
         else:
             connection.dialogue.id = ticket.id
-        self._mark(connection, ticket)
         ticket.holder = connection
         ticket.listener = listener
         self._tickets[connection] = ticket
-        if self._tls is not None:
-            connection.handshakes = self
+        self.mark(connection)
+        connection.owner = self
         if listener.tls:
             self._shake_hands(_Handshake(connection, client.sock))
         else:
@@ -166,6 +168,24 @@ class Sessions:
         ticket = self._tickets.get(connection)
         if ticket is not None:
             self._refuser.end_handshake(ticket)
+
+    def mark(self, connection: Connection) -> None:
+        """Slow down the client of a session, if the gate suspects it."""
+        ticket = self._tickets.get(connection)
+        if ticket is not None:
+            self._mark_if_suspected(connection, ticket)
+
+    async def identify(
+        self, connection: Connection, peer: Peer, *, look_up: bool
+    ) -> Refusal | None:
+        """Have *peer* take the place of a session's client; return why it may not, once noted."""
+        ticket = self._tickets.get(connection)
+        if ticket is None:
+            return None  # it has ended
+        ticket.sender = ticket.sender or connection.peer
+        refusal = await self.judge(ticket, peer, look_up=look_up)
+        connection.host_name_dns = ticket.host_name_dns
+        return refusal and self._refuser.note(refusal, peer, ticket.name())
 
     def _connect(self, connection: Connection, sock: socket.socket) -> None:
         """Begin a session on a plain socket."""

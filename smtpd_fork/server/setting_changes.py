@@ -11,7 +11,7 @@ from smtpd_fork.sanitizer import hidden, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from smtpd_fork.gate import Limits
+    from smtpd_fork.gate import Limits, TrustedHosts
     from smtpd_fork.gate.rules import NetworkList
     from smtpd_fork.server.effective_settings import EffectiveSettings
     from smtpd_fork.server.tls import Certificate
@@ -43,9 +43,11 @@ class Snapshot(NamedTuple):
 
     def networks(self, name: str) -> NetworkList | None:
         """Return the networks of a setting, if it has some."""
-        if name in {"proxy_trust", "probe_from"}:
-            found: NetworkList | None = getattr(self.settings, name)
-            return found
+        if name == "probe_from":
+            return self.settings.probe_from
+        if name in {"proxy_trust", "xclient_trust", "xforward_trust"}:
+            trusted: TrustedHosts = getattr(self.settings, name)
+            return trusted.networks
         return getattr(self.limits, name) if name in {"allow", "deny", "exempt"} else None
 
 

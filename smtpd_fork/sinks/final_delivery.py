@@ -189,8 +189,8 @@ def note_stored(
     about = {"client": client, "from": sender, "to": recipients, "size": size}
     log.info(
         "[%s] %s: from=<%s> to=%d size=%d client=%s%s",
-        *(mail.id, how, sender, recipients, size, client, mail.marks),
-        extra={**_fields(mail), **about, **mail.marks.facts},
+        *(mail.id, how, sender, recipients, size, client, mail.log_words),
+        extra={**_fields(mail), **about, **mail.log_facts},
     )
 
 

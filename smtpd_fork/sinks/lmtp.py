@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smtpd_fork.hops.address import parse_hop_addresses
-from smtpd_fork.hops.target import Target, Tls
+from smtpd_fork.hops.target import PassClient, Target, Tls
 from smtpd_fork.setting_types import Count, FilePath, Seconds, Text
 from smtpd_fork.sinks.next_hop import NextHop
 
@@ -22,6 +22,8 @@ class Lmtp(NextHop):
     :param ca_file: CA certificates that are trusted; default: the system's
     :param binarymime: offer BINARYMIME to clients, because the server does
     :param helo: the name for LHLO; default: that of this server
+    :param pass_client: tell the server who the client is: by ``xclient``, so that it judges the
+        client as its own, or by ``xforward``, for its log
     :raises SettingError: a value cannot be used
     """
 
@@ -37,6 +39,7 @@ class Lmtp(NextHop):
         ca_file: FilePath | None = None,
         binarymime: bool = False,
         helo: Text | None = None,
+        pass_client: PassClient = "no",  # noqa: S107 - no password
     ) -> None:
         self.supports_binarymime = binarymime
         target = Target(
@@ -45,6 +48,7 @@ class Lmtp(NextHop):
             lmtp=True,
             tls=tls,
             ca_file=ca_file,
+            client_by=pass_client,
         )
         target.validate()
         super().__init__(target, connections=connections, wait=wait, timeout=timeout, verify=verify)

@@ -22,11 +22,13 @@ from smtpd_fork.hops.downgrade import form_of, recipient_command, sender_command
 from smtpd_fork.hops.errors import NOT_AVAILABLE, HopError
 from smtpd_fork.hops.known_answers import KnownAnswers
 from smtpd_fork.hops.lookup import Lookup, import_libraries
+from smtpd_fork.hops.opening import Opening
+from smtpd_fork.hops.passed_client import xforward_commands
 from smtpd_fork.hops.passed_on import passed_on
 from smtpd_fork.hops.peer_status import PeerStatus
 from smtpd_fork.hops.pool import Pool
-from smtpd_fork.message import Mail, Replies
-from smtpd_fork.peer_address import Peer, describe
+from smtpd_fork.message import Mail, MailClient, Replies
+from smtpd_fork.peer_address import Peer, describe, host_of
 from smtpd_fork.sinks.base import Sink
 
 if TYPE_CHECKING:
@@ -116,9 +118,9 @@ class NextHop(Sink):
         """Pass a message on; answer what the hop answers, for each recipient."""
         small = len(mail.content) <= PIECE
         facts = facts_at_once(mail.content) if small else await facts_of(mail.content)
-        delivery = _Delivery(mail, facts, lmtp=self.target.lmtp)
+        delivery = _Delivery(mail, facts, self.target)
         try:
-            order = await self._carry_out(delivery.order)
+            order = await self._carry_out(delivery.order, mail.client)
         except HopError as error:
             self._report(mail.client.peer, "not delivered", error.reason, mail)
             return error.reply
@@ -129,13 +131,16 @@ class NextHop(Sink):
         self._log(mail, delivery, replies)
         return replies
 
-    async def _carry_out(self, order_for: Callable[[HopConnection], Order | None]) -> Order | None:
-        """Carry out an order; see :meth:`Pool.carry_out`."""
+    async def _carry_out(
+        self, order_for: Callable[[HopConnection], Order | None], client: MailClient
+    ) -> Order | None:
+        """Carry out an order of a client; see :meth:`Pool.carry_out`."""
         pool = self._pool
         if pool is None or not pool.usable:
             name = self.target.name or self.hostname or socket.gethostname()
             pool = self._pool = Pool(self.target, self._connections, self._wait, name=name)
-        return await pool.carry_out(order_for)
+        xclient = self.target.client_by == "xclient"
+        return await pool.carry_out(order_for, partial(_become, client) if xclient else None)
 
     def _log(self, mail: Mail, delivery: _Delivery, replies: list[str]) -> None:
         if log.isEnabledFor(logging.INFO) and any(reply[0] == "2" for reply in replies):
@@ -159,37 +164,56 @@ class NextHop(Sink):
     ) -> Any:
         """Refuse a recipient that the hop refuses.
 
-        The null sender is given to the hop, as what it says is to hold for all senders.
+        The null sender is given to the hop, as what it says is to hold for all senders. With
+        XCLIENT it holds for the one client.
         """
-        now = asyncio.get_running_loop().time()
-        reply = self._known.get(address, now)
+        now, client = asyncio.get_running_loop().time(), MailClient.of(session, envelope)
+        reply = self._known.get(self._name_of(address, client), now)
         if reply is None:
             await asyncio.sleep(0)  # see may_end_at_once
-            reply = await self._ask(session, address)
+            reply = await self._ask(client, address)
             if reply is None:
                 return MISSING
         return MISSING if reply[0] == "2" else reply
 
-    async def _ask(self, session: AnySession, address: str) -> str | None:
+    def _name_of(self, address: str, client: MailClient) -> str:
+        """Return what an answer is remembered by."""
+        if self.target.client_by != "xclient":
+            return address
+        return f"{host_of(client.peer)} {client.login_name} {address}"
+
+    async def _ask(self, client: MailClient, address: str) -> str | None:
         """Return what the hop says of a recipient; None if it does not say anything of it."""
         try:
             async with asyncio.timeout(VERIFY_SECONDS):
-                order = await self._carry_out(partial(_verification, address))
+                order = await self._carry_out(partial(_verification, address), client)
             reply = _verified(order)
         except TimeoutError:
-            self._report(session.peer, "recipient not verified", "the next hop gave no answer")
+            self._report(client.peer, "recipient not verified", "the next hop gave no answer")
             return NOT_AVAILABLE
         except HopError as error:
-            self._report(session.peer, "recipient not verified", error.reason)
+            self._report(client.peer, "recipient not verified", error.reason)
             return error.reply
         except ValueError as error:
             reply = str(error)
         if reply is not None:
-            self._known.put(address, reply, asyncio.get_running_loop().time())
+            name, now = self._name_of(address, client), asyncio.get_running_loop().time()
+            self._known.put(name, reply, now)
         return reply
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}>"
+
+
+async def _become(client: MailClient, connection: HopConnection) -> None:
+    """Have a session be that of a client, by XCLIENT.
+
+    :raises HopError: the hop refuses it, or the connection has ended
+    """
+    hop = connection.client
+    assert isinstance(hop, Opening)
+    hop.become(client)
+    await connection.opened()
 
 
 async def no_objection(*_: Any) -> Any:
@@ -228,10 +252,10 @@ class _Delivery:
     :ivar reason: why a recipient got no reply of the hop; empty if all did
     """
 
-    def __init__(self, mail: Mail, facts: Facts, *, lmtp: bool) -> None:
+    def __init__(self, mail: Mail, facts: Facts, target: Target) -> None:
         self._mail = mail
         self._facts = facts
-        self._lmtp = lmtp
+        self._target = target
         self._refusals: list[str | None] = []  # of each recipient; None: the hop was asked
         self.server = ""
         self.reason = ""
@@ -241,7 +265,8 @@ class _Delivery:
         mail = self._mail
         self.server = connection.server
         head, content = mail.relayed()
-        form = form_of(mail, head, self._facts, connection.client.offered, lmtp=self._lmtp)
+        offered = connection.client.offered
+        form = form_of(mail, head, self._facts, offered, lmtp=self._target.lmtp)
         if isinstance(form, str):
             self.reason = form
             self._refusals = [form] * len(mail.recipients)
@@ -250,7 +275,9 @@ class _Delivery:
         if not form.recipients:
             return None
         pieces = plain(head, content) if form.chunked else dotted(head, content)
-        return Order(form.sender, form.recipients, pieces, form.chunked)
+        passes = self._target.client_by == "xforward" and "XFORWARD" in offered
+        origin = xforward_commands(mail, offered["XFORWARD"]) if passes else ()
+        return Order(form.sender, form.recipients, pieces, form.chunked, origin)
 
     def replies(self, order: Order | None) -> list[str]:
         """Return the reply for each recipient, after the hop has carried out what it was asked."""
@@ -285,6 +312,6 @@ def _tell(mail: Mail, delivery: _Delivery, replies: list[str]) -> None:
     log.info(
         "[%s] delivered to %s: from=<%s> to=%d size=%d client=%s%s: %s",
         *(mail.id, delivery.server, sender, len(taken), len(mail.content)),
-        *(client, mail.marks, taken[0]),
-        extra={**_fields(mail), **about, "size": len(mail.content), **mail.marks.facts},
+        *(client, mail.log_words, taken[0]),
+        extra={**_fields(mail), **about, "size": len(mail.content), **mail.log_facts},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smtpd_fork.hops.address import SMTP_PORT, parse_hop_addresses
-from smtpd_fork.hops.target import Target, Tls
+from smtpd_fork.hops.target import PassClient, Target, Tls
 from smtpd_fork.listeners.resolver import parse_nameserver
 from smtpd_fork.setting_types import Count, FilePath, Seconds, Secret, Text
 from smtpd_fork.sinks.next_hop import NextHop
@@ -28,6 +28,8 @@ class Relay(NextHop):
     :param binarymime: offer BINARYMIME to clients, because the server does
     :param helo: the name for EHLO; default: that of this server
     :param dns_server: ``ADDRESS[:PORT]`` of the DNS server for ``mx:``; default: the system's
+    :param pass_client: tell the server who the client is: by ``xclient``, so that it judges the
+        client as its own, or by ``xforward``, for its log
     :raises SettingError: a value cannot be used
     """
 
@@ -48,6 +50,7 @@ class Relay(NextHop):
         dsn: bool = False,
         binarymime: bool = False,
         helo: Text | None = None,
+        pass_client: PassClient = "no",  # noqa: S107 - no password
         dns_server: Text | None = None,
     ) -> None:
         self.supports_dsn = dsn
@@ -60,6 +63,7 @@ class Relay(NextHop):
             user=user,
             password=password,
             nameserver=parse_nameserver(dns_server),
+            client_by=pass_client,
         )
         target.validate()
         super().__init__(target, connections=connections, wait=wait, timeout=timeout, verify=verify)

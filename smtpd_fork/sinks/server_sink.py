@@ -238,8 +238,8 @@ class ServerSink(Sink):
         about = {"client": client, "from": sender, "to": recipients, "size": size}
         self.log.info(
             "[%s] delivered to %s: from=<%s> to=%d size=%d client=%s%s",
-            *(mail.id, self.server, sender, recipients, size, client, mail.marks),
-            extra={**_fields(mail), **about, **mail.marks.facts},
+            *(mail.id, self.server, sender, recipients, size, client, mail.log_words),
+            extra={**_fields(mail), **about, **mail.log_facts},
         )
 
     def __repr__(self) -> str:

@@ -70,6 +70,16 @@ class Attributes(aiosmtpd.smtp.SMTP):
     """What aiosmtpd has a task for: is done when the session is."""
 
     @property
+    def may_send_xclient(self) -> bool:
+        """Whether the client may send XCLIENT."""
+        return "XCLIENT" in self.connection.dialogue.may_send
+
+    @property
+    def may_send_xforward(self) -> bool:
+        """Whether the client may send XFORWARD."""
+        return "XFORWARD" in self.connection.dialogue.may_send
+
+    @property
     def _tls_protocol(self) -> Any:  # type: ignore[override]  # nobody sets it
         """The TLS object of the connection; None without TLS."""
         dialogue = self.connection.dialogue

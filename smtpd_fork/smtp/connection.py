@@ -37,7 +37,7 @@ from smtpd_fork.smtp.status import (
     STOPPED,
     TURN,
     WATCHED,
-    Handshakes,
+    Owner,
     Status,
 )
 from smtpd_fork.smtp.work import Work
@@ -80,7 +80,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
     observed: bool = False
     transport: Any = None  # None before and after the connection
     work: Work | None = None  # what it waits for, in a task; an idle one has none
-    handshakes: Handshakes | None = None  # is asked before a TLS handshake
+    owner: Owner | None = None  # is asked before a TLS handshake, and about another client
     host_name_dns: str | None = None  # by the DNS, if it was asked for and leads back
     proxied: Any = None  # what a PROXY header said that was read before the session
     proxy_reader: asyncio.StreamReader | None = None
@@ -142,7 +142,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
 
     def refuse_handshake(self) -> str | None:
         """Return why the client is not to begin a TLS handshake; None: it is."""
-        refusal = self.handshakes and self.handshakes.begin_handshake(self)
+        refusal = self.owner and self.owner.begin_handshake(self)
         if refusal:
             return refusal.words
         self.pause_reading()

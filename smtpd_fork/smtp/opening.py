@@ -15,6 +15,7 @@ from smtpd_fork.dialogue.notes import keep_notes
 from smtpd_fork.dialogue.rejections import note_rejection
 from smtpd_fork.dialogue.reply import answer_of, sent
 from smtpd_fork.dialogue.session import Session
+from smtpd_fork.dialogue.trusted_commands import trusted_commands
 from smtpd_fork.dialogue.waiting import Run
 from smtpd_fork.peer_address import plain_peer
 from smtpd_fork.sanitizer import printable
@@ -24,7 +25,10 @@ from smtpd_fork.smtp.hooks import ask
 if TYPE_CHECKING:
     from smtpd_fork.smtp.connection import Connection
 
-__all__ = ["begin", "check_proxy_timeout", "greet", "judge_proxy_header", "read_proxy_header"]
+__all__ = [
+    "begin", "begin_anew", "check_proxy_timeout", "greet", "judge_proxy_header",
+    "read_proxy_header",
+]  # fmt: skip
 
 log = logging.getLogger("smtpd_fork.session")
 
@@ -46,6 +50,10 @@ def begin(connection: Connection, transport: asyncio.BaseTransport) -> None:
     limits = connection.dialogue.shared.limits
     if limits.session_seconds:
         connection.ends_at = connection.loop.time() + limits.session_seconds
+    dialogue = connection.dialogue
+    if dialogue.shared.trusted:
+        peer = plain_peer(connection.peer)
+        dialogue.may_send = trusted_commands(dialogue.shared.trusted, peer)
     connection.sweep.watch(connection)
     wait_for_next(connection)
     _open(connection)
@@ -73,7 +81,16 @@ def _open(connection: Connection) -> None:
         dialogue.greet()
 
 
-def _new_session(connection: Connection) -> None:
+def begin_anew(connection: Connection, ssl: Any) -> None:
+    """Begin the session of another client on the same connection.
+
+    :param ssl: data of TLS, None without it
+    """
+    _new_session(connection, keeps_notes=False)
+    connection.dialogue.session.ssl = ssl
+
+
+def _new_session(connection: Connection, *, keeps_notes: bool = True) -> None:
     dialogue, before = connection.dialogue, connection.dialogue.session
     shared = dialogue.shared
     if connection.peer is None:
@@ -82,7 +99,7 @@ def _new_session(connection: Connection) -> None:
     session = connection.server._create_session() if own else Session(connection.loop, dialogue.id)  # noqa: SLF001 - aiosmtpd's name
     session.peer = plain_peer(connection.peer)
     session.proxy_data = before.proxy_data if before is not None else connection.proxied
-    if before is not None:
+    if before is not None and keeps_notes:
         keep_notes(before, session)
     if isinstance(session, Session):
         session._transport = connection.transport  # noqa: SLF001 - of this package
@@ -99,8 +116,8 @@ def _new_session(connection: Connection) -> None:
 def _use_tls(connection: Connection) -> None:
     dialogue = connection.dialogue
     dialogue.shared.tally.tls_done += 1
-    if connection.handshakes is not None:
-        connection.handshakes.end_handshake(connection)
+    if connection.owner is not None:
+        connection.owner.end_handshake(connection)
     fact = connection.transport.get_extra_info
     dialogue.session.ssl = {name: fact(name) for name in _TLS_FACTS}
     dialogue.set_rows()

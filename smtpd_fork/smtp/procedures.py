@@ -17,6 +17,8 @@ from smtpd_fork.dialogue.session_commands import answer_or
 from smtpd_fork.smtp.hooks import ask, checked, is_from_outside
 
 if TYPE_CHECKING:
+    from aiosmtpd.smtp import Session as AnySession
+
     from smtpd_fork.smtp.connection import Connection
 
 FAREWELL_SECONDS = 30.0
@@ -26,12 +28,17 @@ MAX_FAILURES = 3
 """Failed attempts of one session; Postfix and others allow a few, and then no more."""
 
 
-async def tell_disconnected(connection: Connection) -> None:
-    """Tell handle_DISCONNECT; it has its time, and cannot keep the connection."""
+async def tell_disconnected(connection: Connection, session: AnySession | None = None) -> None:
+    """Tell handle_DISCONNECT; it has its time, and cannot keep the connection.
+
+    :param session: that has ended; default: that of the connection
+    """
     dialogue = connection.dialogue
     try:
         async with asyncio.timeout(FAREWELL_SECONDS):
-            await connection.shared.hooks["DISCONNECT"](connection.server, dialogue.session)
+            await connection.shared.hooks["DISCONNECT"](
+                connection.server, session or dialogue.session
+            )
     except BaseException as error:
         if is_from_outside(error, dialogue.id):
             raise

@@ -52,8 +52,8 @@ async def _handshake(connection: Connection, early: bytes) -> asyncio.Transport:
     """Return the TLS transport; if there is none in the end, the session is over."""
     loop, shared = connection.loop, connection.shared
     seconds = shared.limits.handshake_seconds
-    if connection.handshakes is not None:
-        seconds = connection.handshakes.shorten(seconds)
+    if connection.owner is not None:
+        seconds = connection.owner.shorten(seconds)
     begun = loop.time()
     connection.deadline = begun + 2 * seconds  # the handshake has a time of its own
     reason, kind = "connection closed by the client", ""

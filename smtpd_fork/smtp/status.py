@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
     from smtpd_fork.dialogue.shared import Shared
     from smtpd_fork.gate import Refusal
+    from smtpd_fork.peer_address import Peer
     from smtpd_fork.smtp.work import Work
 
 __all__ = [
@@ -24,7 +25,7 @@ __all__ = [
     "STOPPED",
     "TURN",
     "WATCHED",
-    "Handshakes",
+    "Owner",
     "Status",
     "attribute",
 ]
@@ -38,8 +39,8 @@ STOPPED = BLOCKED | TURN | DELAYED
 """What keeps commands from being acted on."""
 
 
-class Handshakes(Protocol):
-    """Knows whose TLS handshakes fail too often, and how long one may take."""
+class Owner(Protocol):
+    """Judges the clients of sessions, and their TLS handshakes."""
 
     @property
     def shorten(self) -> Callable[[float], float]:
@@ -50,6 +51,15 @@ class Handshakes(Protocol):
 
     def end_handshake(self, connection: Any) -> None:
         """Take note that one has succeeded."""
+
+    async def identify(self, connection: Any, peer: Peer, *, look_up: bool) -> Refusal | None:
+        """Have *peer* take the place of a session's client; return why it may not.
+
+        :param look_up: whether its name is to be looked up, if that is configured
+        """
+
+    def mark(self, connection: Any) -> None:
+        """Slow down the client of a session that has begun, if it is suspected."""
 
 
 def attribute(path: str) -> Any:

@@ -19,7 +19,7 @@ from smtpd_fork.dialogue.fast_path import EVENTS_A_TURN
 from smtpd_fork.dialogue.reply import sent
 from smtpd_fork.dialogue.session import current_session
 from smtpd_fork.dialogue.waiting import Ask, Failed, Run
-from smtpd_fork.smtp import delays, ending, opening, procedures, starttls
+from smtpd_fork.smtp import client_change, delays, ending, opening, procedures, starttls
 from smtpd_fork.smtp.hooks import as_exception, ask
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = ["Work"]
 
 PROCEDURES: dict[str, Callable[..., Awaitable[None]]] = {
     "authenticate": procedures.authenticate,
+    "change_client": client_change.change_client,
     "ehlo_hooks": procedures.ehlo_hooks,
     "greet": opening.greet,
     "judge_proxy_header": opening.judge_proxy_header,

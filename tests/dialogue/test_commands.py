@@ -11,6 +11,8 @@ from support.offline import Offline
 
 from smtpd_fork.dialogue import CurrentTls, Shared
 from smtpd_fork.dialogue.commands import COMMANDS, TAKES_COMMANDS, Command, State
+from smtpd_fork.dialogue.trusted_commands import NAMES
+from smtpd_fork.gate import TrustedHosts
 from smtpd_fork.smtp import SMTP
 
 LEADS = {
@@ -32,6 +34,8 @@ LINES = {
     "MAIL": b"MAIL FROM:<e@f.example>",
     "RCPT": b"RCPT TO:<g@h.example>",
     "VRFY": b"VRFY <a@b.example>",
+    "XCLIENT": b"XCLIENT ADDR=192.0.2.7",
+    "XFORWARD": b"XFORWARD ADDR=192.0.2.7",
 }
 """Commands with a good argument; others have none."""
 
@@ -40,7 +44,7 @@ NEVER = {"EXPN", "ETRN", "TURN"}
 
 
 def shared(*, lmtp: bool | None = False, **more: Any) -> Shared:
-    return Shared(
+    common = Shared(
         SMTP,
         Keep(),
         hostname="mx.example.com",
@@ -50,6 +54,8 @@ def shared(*, lmtp: bool | None = False, **more: Any) -> Shared:
         auth_require_tls=False,
         **more,
     )
+    common.trust(dict.fromkeys(NAMES, TrustedHosts.of("xclient_trust", ["192.0.2.1"])))
+    return common
 
 
 def led_to(state: State, common: Shared) -> Offline:
@@ -68,9 +74,12 @@ def led_to(state: State, common: Shared) -> Offline:
 @pytest.mark.parametrize("state", TAKES_COMMANDS)
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_a_command_does_what_its_row_says(command: Command, state: State, fast: bool) -> None:
-    dialogue = led_to(state, shared(lmtp=command.lmtp)).dialogue
+    offline = led_to(state, shared(lmtp=command.lmtp))
+    dialogue = offline.dialogue
     dialogue.fast &= fast
     dialogue.receive(LINES.get(command.name, command.name.encode()) + b"\r\n")
+    if command.name == "XCLIENT":  # it leads there by way of its host
+        offline._carry_on()
     reply = dialogue.out.decode()
     refused = command.otherwise.get(state) or command.late.get(state)
     if state is State.BARRED and command.name != "QUIT":

@@ -15,7 +15,7 @@ import sys
 from base64 import b64encode
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -152,7 +152,7 @@ class _Run:
 
 def a_play(chance: random.Random) -> Play:
     """Return a dialogue that nobody has written."""
-    login = {"user": "u", "password": PASSWORD} if chance.random() < 0.4 else {}
+    login: dict[str, Any] = {"user": "u", "password": PASSWORD} if chance.random() < 0.4 else {}
     starttls = chance.choice(["no", "no", "no", "offered", "required"])
     terms = Terms("me.example", lmtp=chance.random() < 0.4, starttls=starttls, **login)
     behind = [ECHO, b"500 %b\r\n" % ECHO, b"250 " + PASSWORD.encode()] if login else []

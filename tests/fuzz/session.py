@@ -77,6 +77,9 @@ WORDS = [
         b"XSLOW\r\n",
     ),
     *(b" SIZE=1", b" BODY=BINARYMIME", b" SMTPUTF8", b" NOTIFY=NEVER", b" LAST", b"x" * 1001),
+    *(b"XCLIENT ADDR=192.0.2.7 PORT=25\r\n", b"XCLIENT ADDR=IPV6:::1 HELO=x PROTO=ESMTP\r\n"),
+    *(b"XFORWARD NAME=x ADDR=192.0.2.7\r\n", b"XCLIENT ", b"XFORWARD ", b" LOGIN=bob", b"+40"),
+    *(b"=[UNAVAILABLE]", b" DESTADDR=192.0.2.1 DESTPORT=25", b" IDENT=4F3C SOURCE=REMOTE"),
     *(b"y" * 12_300, b"999999999999", b"-1"),
 ]
 

@@ -68,6 +68,7 @@ async def _check(server: Any, session: Any, envelope: Any, mechanism: str, data:
 
 
 def variants(tls: ssl.SSLContext) -> list[tuple[Any, dict[str, Any]]]:
+    trust = {"xclient_trust": ["127.0.0.1"], "xforward_trust": ["127.0.0.1"]}
     auth = {"authenticator": _check, "auth_require_tls": False}
     return [
         (Takes(), {}),
@@ -79,4 +80,6 @@ def variants(tls: ssl.SSLContext) -> list[tuple[Any, dict[str, Any]]]:
         (Takes(), {"max_buffered": 5000, "max_recipients": 3, "max_errors": 2}),
         (Takes(), {"tls_context": tls, "require_starttls": True, "max_errors": 1000}),
         (Waits(), {"bare_newline": "reject", "max_line_length": 1000}),
+        (Leaves(), {"tls_context": tls, "session_options": auth, "max_errors": 100, **trust}),
+        (Waits(), {"listen": ["lmtp:127.0.0.1:0"], "max_from_ip": 2, "deny": ["::1"], **trust}),
     ]

@@ -25,7 +25,7 @@ class Watched(Gate):
         self.highest = 0
         self.highest_from: dict[str, int] = {}
 
-    def admit(self, peer: Any) -> Any:
+    def admit(self, peer: Any, *, proxy: bool = False) -> Any:
         verdict = super().admit(peer)
         self.highest = max(self.highest, self.count)
         if isinstance(verdict, Ticket):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.dialogue import Dialogue
 from smtpd_fork.dialogue.session import Session
+from smtpd_fork.dialogue.trusted_commands import trusted_commands
 from smtpd_fork.dialogue.waiting import Ask, Failed
 from smtpd_fork.smtp.hooks import ask
 from smtpd_fork.smtp.work import PROCEDURES
@@ -53,18 +54,22 @@ class Offline:
     """Runs one dialogue, as a connection does.
 
     :param shared: what it has in common with others
+    :param peer: the client
     """
 
     loop: Any = None
-    peer: Peer = ("192.0.2.1", 25)
+    gone = False
+    owner = transport = proxied = host_name_dns = None
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, peer: Peer = ("192.0.2.1", 25)) -> None:
         self.shared = shared
+        self.peer = peer
         self.work = None
         self.sent = b""
         self._running: Coroutine[Any, Any, None] | None = None
         self.dialogue = Dialogue(shared, "id", self)
         self.dialogue.begin(Session(None, "id"))
+        self.dialogue.may_send = trusted_commands(shared.trusted, peer)
         self.dialogue.greet()
 
     @property

@@ -249,3 +249,5 @@ def _rejection_lines(rejection: Rejection, session: str) -> Iterator[str]:
         yield f"score    {rejection.score:g}"
     if rejection.tags:
         yield f"tags     {rejection.tags}"
+    if rejection.orig_client:
+        yield f"origin   {rejection.orig_client}"

@@ -204,6 +204,8 @@ class Rejection(msgspec.Struct, rename={"sender": "from"}):
     helo: str = ""
     score: float = 0.0
     tags: str = ""
+    orig_client: str = ""
+    orig_queue_id: str = ""
 
 
 class Explanation(msgspec.Struct):

@@ -1,0 +1,87 @@
+"""XCLIENT: another client takes the place of the host that has named it, and is judged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smtpd_fork.dialogue import memory
+from smtpd_fork.dialogue.client_log import log_debug
+from smtpd_fork.dialogue.session import Session
+from smtpd_fork.dialogue.tarpit import slow_down
+from smtpd_fork.peer_address import describe, host_of
+from smtpd_fork.smtp import opening, procedures
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from smtpd_fork.dialogue.client_attributes import Attributes
+    from smtpd_fork.peer_address import Peer
+    from smtpd_fork.smtp.connection import Connection
+
+__all__ = ["change_client"]
+
+LOGIN_MECHANISM = "XCLIENT"
+"""What has authenticated a client whose login is named, as Postfix says it."""
+
+
+async def change_client(connection: Connection, attributes: Attributes) -> None:
+    """Begin the session anew for the client that *attributes* name, unless it is refused."""
+    dialogue, sender, before = connection.dialogue, connection.peer, connection.dialogue.session
+    peer = _peer(attributes, sender)
+    names_host = "NAME" not in attributes
+    if connection.owner is not None:
+        refusal = await connection.owner.identify(connection, peer, look_up=names_host)
+        if refusal is not None:
+            dialogue.out += refusal.reply(dialogue.shared.hostname)
+            dialogue.leave(interrupting=True)
+            return
+    _put_in_place(connection, peer, attributes)
+    log_debug(dialogue, f"named by {describe(sender)} (XCLIENT)")
+    if "DISCONNECT" in connection.shared.hooks:
+        await procedures.tell_disconnected(connection, before)
+    if not connection.gone:
+        await opening.greet(connection)
+
+
+def _peer(attributes: Attributes, before: Peer) -> Peer:
+    """Return the address of the client; of one whose address is not known, that of a unix socket.
+
+    A port that is not named is 0: that of the host before is not the client's.
+    """
+    if "ADDR" not in attributes and "PORT" not in attributes:
+        return before
+    host = attributes["ADDR"] if "ADDR" in attributes else host_of(before)
+    return (host, int(attributes.get("PORT") or 0)) if host else ""
+
+
+def _put_in_place(connection: Connection, peer: Peer, attributes: Attributes) -> None:
+    """Have the session be the client's, as it is after a greeting."""
+    dialogue = connection.dialogue
+    ssl = dialogue.session.ssl
+    dialogue.reset()
+    dialogue.shared.budget.hold(connection, 0)  # from here on it is charged to the client
+    dialogue.charged = 0
+    if "NAME" in attributes:
+        connection.host_name_dns = attributes["NAME"]
+    connection.peer = peer
+    slow_down(dialogue, 0.0, "")
+    opening.begin_anew(connection, ssl)
+    if connection.owner is not None:
+        connection.owner.mark(connection)
+    memory.charge(dialogue)
+    dialogue.errors = dialogue.rejects = dialogue.noops = dialogue.overshoot = 0
+    dialogue.auth_failures, dialogue.calls = 0, None
+    _introduce(dialogue.session, attributes)
+
+
+def _introduce(session: Any, attributes: Attributes) -> None:
+    """Note what is known of the client besides its address."""
+    session.host_name = attributes.get("HELO")
+    session.extended_smtp = attributes.get("PROTO") == "ESMTP"
+    if login := attributes.get("LOGIN"):
+        session.authenticated = True
+        session.auth_data = session._login_data = login  # noqa: SLF001 - its setter warns
+    if isinstance(session, Session):
+        session.auth_mechanism = LOGIN_MECHANISM if login else ""
+        if destination := attributes.get("DESTADDR"):
+            session._destination = (destination, int(attributes.get("DESTPORT") or 0))  # noqa: SLF001 - of this package
