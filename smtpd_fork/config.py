@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type
 import msgspec
 from msgspec import Meta
 
-from smtpd_fork.fleet_config import FleetConfig
 from smtpd_fork.setting_faults import setting_error
 from smtpd_fork.setting_types import (
     Count,
@@ -37,6 +36,7 @@ from smtpd_fork.setting_types import (
     first_local,
     without_local,
 )
+from smtpd_fork.tls_config import TlsConfig
 
 __all__ = [
     "LIMIT_CONNECTIONS", "LISTS", "MAX_FROM_IP", "READERS", "Config", "DaemonConfig",
@@ -85,7 +85,7 @@ def _system_name() -> str:
     return socket.gethostname() or "localhost"
 
 
-class Config(FleetConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Config(TlsConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings of a server. Make one with :meth:`build`, which checks them.
 
     Times are in seconds, sizes in bytes. A client is an IPv4 address or an IPv6 network of
@@ -157,19 +157,8 @@ class Config(FleetConfig, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """What happens to clients for whom there is no connection slot."""
     hostname: str = msgspec.field(default_factory=_system_name)
     """Name of this host in replies and headers; default: the name of the system."""
-    tls_cert: tuple[Text, ...] = ()
-    """PEM files, each with a certificate chain; with one, STARTTLS is offered. A client gets the
-    certificate for the name that it asks for, else the first."""
-    tls_key: tuple[Text, ...] = ()
-    """PEM files of their keys, in the same order; default: in the same files."""
-    tls_min_version: Literal["1.2", "1.3"] = "1.2"
-    """Oldest version of TLS that is accepted."""
-    tls_client_ca: Text | None = None
-    """PEM file of CA certificates; with it, clients are asked for a certificate."""
-    tls_client_verify: Literal["optional", "require"] = "optional"
-    """Whether clients without a certificate are accepted."""
-    require_starttls: bool = False
-    """Refuse mail over a plaintext connection (RFC 3207 4)."""
+    authserv_id: tuple[Annotated[str, Meta(pattern=r'^[^\s;()"]{1,255}$')], ...] = ()
+    """Names besides ``hostname`` by which this server is known in Authentication-Results."""
     max_message_size: Size = 1 << 25
     """Largest message; 0 is no limit. The default, 32 MiB, is aiosmtpd's DATA_SIZE_DEFAULT."""
     timeout: Seconds = 300.0
@@ -253,23 +242,8 @@ class Config(FleetConfig, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise SettingError("reserve", self.reserve, reason)
         if self.reserve and not self.exempt:
             raise SettingError("reserve", self.reserve, "needs --exempt: else no client may use it")
-        self._check_tls()
+        self.check_tls()
         self.check_fleet()
-
-    def _check_tls(self) -> None:
-        certs, keys = self.tls_cert, self.tls_key
-        if keys and not certs:
-            raise MissingSettingError("tls_key", keys[0], "tls_cert")
-        if keys and len(keys) != len(certs):
-            reason = (
-                f"{len(keys)} given, and tls_cert has {len(certs)} ({', '.join(certs)}): "
-                "one for each, in order, or none where the keys are in the same files"
-            )
-            raise SettingError("tls_key", ", ".join(keys), reason)
-        if self.tls_client_ca and not certs:
-            raise MissingSettingError("tls_client_ca", self.tls_client_ca, "tls_cert")
-        if self.tls_client_verify == "require" and not self.tls_client_ca:
-            raise MissingSettingError("tls_client_verify", self.tls_client_verify, "tls_client_ca")
 
 
 class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -47,6 +47,12 @@ class Settings(GateSettings, total=False):
     fleet_timeout: float | str | None
     fleet_lease: float | str | None
     when_fleet_down: Literal["local", "refuse"] | None
+    tls_cert: Sequence[str] | str | None
+    tls_key: Sequence[str] | str | None
+    tls_min_version: Literal["1.2", "1.3"] | None
+    tls_client_ca: str | None
+    tls_client_verify: Literal["optional", "require"] | None
+    require_starttls: bool | None
     listen: Sequence[str] | str | None
     port: Sequence[int] | int | None
     backlog: int | None
@@ -64,12 +70,7 @@ class Settings(GateSettings, total=False):
     dns_server: str | None
     when_full: WhenFull | str | None
     hostname: str | None
-    tls_cert: Sequence[str] | str | None
-    tls_key: Sequence[str] | str | None
-    tls_min_version: Literal["1.2", "1.3"] | None
-    tls_client_ca: str | None
-    tls_client_verify: Literal["optional", "require"] | None
-    require_starttls: bool | None
+    authserv_id: Sequence[str] | str | None
     max_message_size: int | str | None
     timeout: float | str | None
     stress_timeout: float | str | None

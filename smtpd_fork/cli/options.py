@@ -16,10 +16,7 @@ from smtpd_fork.cli.names import ENVIRONMENT_PREFIX
 from smtpd_fork.config import LISTS, READERS, DaemonConfig, WhenFull
 from smtpd_fork.units import format_size, parse_mode, parse_size
 
-__all__ = [
-    "DEFAULTS", "OPTIONS", "SECTIONS", "TABLES", "SettingOption",
-    "format_setting",
-]  # fmt: skip
+__all__ = ["DEFAULTS", "OPTIONS", "SECTIONS", "TABLES", "SettingOption", "format_setting"]
 
 _HINTS = get_type_hints(DaemonConfig)
 
@@ -293,9 +290,8 @@ _OPTIONS = {
     "Mail": {
         "--handler HANDLER":
             "Handler of messages: NAME:ARGUMENT,KEY=VALUE,... or module:attr. Names are accept, "
-            "milter, policy, maildir, mbox, pipe, lmtp, relay, webhook, redis, nats, s3, debug and "
-            "discard. "
-            "Repeatable: the handlers form a chain, and the first answer is used.",
+            "milter, policy, rspamd, maildir, mbox, pipe, lmtp, relay, webhook, redis, nats, s3, "
+            "debug and discard. Repeatable: the first answer of this chain is used.",
         "--reload-handlers":
             "For development: when a file of a module:attr handler changes, load the handlers "
             "again for new sessions.",
@@ -306,6 +302,9 @@ _OPTIONS = {
             "Reject MAIL and RCPT with 553 if the address is not in angle brackets or is next to "
             "a tab.",
         "--hostname NAME": "Name of this host in replies and headers.",
+        "--authserv-id NAME":
+            "Another name that this server has in Authentication-Results: fields that clients "
+            "forge in it are removed, as those in --hostname are. Repeatable.",
     },
     "TLS": {
         "--tls-cert FILE":

@@ -205,11 +205,12 @@ class Chain:
         """Whether some sink relays for any client."""
         return is_open_relay(self.routes)
 
-    def configure(self, *, seconds: float, hostname: str) -> None:
+    def configure(self, *, seconds: float, hostname: str, authserv_ids: Sequence[str] = ()) -> None:
         """Tell the sinks how long a hook may take, and the name of this server.
 
         A sink takes a little less time than its hook may, so that it is the sink that says why.
         """
+        self._forged_results.name(authserv_ids)
         for route in self.routes:
             if route.is_sink:
                 route.handler.time_limit = min(route.own_limit, sink_limit(seconds))

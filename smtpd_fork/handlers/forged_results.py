@@ -37,13 +37,15 @@ class ForgedResults:
 
     Those of clients that are trusted stay: of ``--exempt``, and of unix sockets, which are programs
     of this machine.
-
-    :param ids: names of this server besides its own
     """
 
-    def __init__(self, ids: Iterable[str] = ()) -> None:
-        self._ids = frozenset(map(authserv_key, ids))
+    def __init__(self) -> None:
+        self._ids: frozenset[str] = frozenset()
         self._reporter = client_reporter()
+
+    def name(self, ids: Iterable[str]) -> None:
+        """Say which names this server has besides its own (``--authserv-id``)."""
+        self._ids = frozenset(map(authserv_key, ids))
 
     def hook(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         """Return a hook DATA that calls *hook* with a message without them."""

@@ -121,7 +121,11 @@ class Running:
 
     def _factory(self, settings: EffectiveSettings) -> SessionFactory:
         config = settings.config
-        settings.chain.configure(seconds=config.handler_timeout, hostname=config.hostname)
+        settings.chain.configure(
+            seconds=config.handler_timeout,
+            hostname=config.hostname,
+            authserv_ids=config.authserv_id,
+        )
         settings.chain.measure(self._tally)
         return SessionFactory(
             settings.config,

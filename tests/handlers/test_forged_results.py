@@ -79,6 +79,13 @@ async def test_it_is_removed_without_any_filter_too() -> None:
     assert await sent(OTHERS + PLAIN) == (OTHERS + PLAIN).encode()
 
 
+async def test_this_server_may_have_other_names() -> None:
+    other = FORGED.replace("mx.example.com", "Example.COM")
+    assert await sent(other + PLAIN) == (other + PLAIN).encode()
+    both = {"authserv_id": ["example.com", "example.net"]}
+    assert await sent(other + FORGED + OTHERS + PLAIN, **both) == (OTHERS + PLAIN).encode()
+
+
 async def test_a_log_line_names_the_client(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "smtpd_fork.handlers")
     await sent(OTHERS + PLAIN)
