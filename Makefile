@@ -60,7 +60,7 @@ format: $(VENV)/.with-lint ## let ruff put things in order
 lock: $(VENV)/.with-lock ## work out again what the image is built of (with Python 3.11, as the image has it)
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 	  || { echo "the image has Python 3.11; name one: make lock PYTHON=python3.11 VENV=.venv-3.11" >&2; exit 1; }
-	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) --extra cli --extra dns --extra metrics --extra nats --extra redis --extra rspamd --extra s3 --extra webhook --output-file packaging/image.lock pyproject.toml
+	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) --extra cli --extra dns --extra metrics --extra nats --extra passwords --extra redis --extra rspamd --extra s3 --extra webhook --output-file packaging/image.lock pyproject.toml
 	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) --only-build-deps --build-deps-for wheel --output-file packaging/build.lock pyproject.toml
 
 papers: $(STAMP) ## write what is made of the options' definitions: tables, example, manual page
@@ -69,7 +69,8 @@ papers: $(STAMP) ## write what is made of the options' definitions: tables, exam
 bench: $(VENV)/.with-test $(VENV)/.with-bench ## measure beside other servers (ARGS="--quick", "--write", "--only W1,W2")
 	$(BIN)/python -m bench $(ARGS)
 
-fuzz: $(VENV)/.with-test ## throw garbage at sessions, and at the clients of next hops, milters, policy servers and rspamd (ARGS="--seconds 3600 --seed 1")
+fuzz: $(VENV)/.with-test ## throw garbage at sessions, and at the clients of next hops, milters, policy servers, rspamd and Dovecot (ARGS="--seconds 3600 --seed 1")
+	$(BIN)/python tests/fuzz/dovecot.py $(ARGS)
 	$(BIN)/python tests/fuzz/hop.py $(ARGS)
 	$(BIN)/python tests/fuzz/milter.py $(ARGS)
 	$(BIN)/python tests/fuzz/policy.py $(ARGS)

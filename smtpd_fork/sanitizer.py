@@ -25,8 +25,8 @@ SHORTEST_SECRET = 3
 """Characters; shorter arguments are left in an error's text, which would be unreadable."""
 
 BUILT_IN_NAMES = frozenset({
-    "accept", "debug", "discard", "lmtp", "maildir", "mbox", "milter", "nats", "pipe", "policy",
-    "redis", "relay", "rspamd", "s3", "webhook",
+    "accept", "auth", "debug", "discard", "lmtp", "maildir", "mbox", "milter", "nats", "pipe",
+    "policy", "redis", "relay", "rspamd", "s3", "webhook",
 })  # fmt: skip
 """Names of handlers whose keys are known, so that only secrets need be hidden."""
 

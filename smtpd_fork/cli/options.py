@@ -290,8 +290,8 @@ _OPTIONS = {
     "Mail": {
         "--handler HANDLER":
             "Handler of messages: NAME:ARGUMENT,KEY=VALUE,... or module:attr. Names are accept, "
-            "milter, policy, rspamd, maildir, mbox, pipe, lmtp, relay, webhook, redis, nats, s3, "
-            "debug and discard. Repeatable: the first answer of this chain is used.",
+            "auth, milter, policy, rspamd, maildir, mbox, pipe, lmtp, relay, webhook, redis, nats, "
+            "s3, debug and discard. Repeatable: the first answer of this chain is used.",
         "--reload-handlers":
             "For development: when a file of a module:attr handler changes, load the handlers "
             "again for new sessions.",

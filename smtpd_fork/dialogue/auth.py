@@ -39,7 +39,7 @@ def begin_auth(dialogue: Dialogue, words: list[str]) -> Result:
     mechanism = words[0].upper()
     if mechanism not in dialogue.shared.auth_names:
         return sent(replies.NO_SUCH_MECHANISM)
-    dialogue.session.auth_mechanism = mechanism
+    dialogue.session.auth_mechanism, dialogue.session.auth_user = mechanism, ""
     dialogue.state = State.EXCHANGE
     return Run("authenticate", ([mechanism, *words[1:]],))
 

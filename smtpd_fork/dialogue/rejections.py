@@ -107,6 +107,7 @@ class Rejection(NamedTuple):
     helo: str  # the name that the client gave itself
     marks: Marks = Marks()  # that handlers gave the client and the message
     origin: Origin = Origin()  # where the message came from at first
+    user: str = ""  # whom the client claims to be, of AUTH
 
     def __str__(self) -> str:
         text = f"rejected {self.command} from {self.client} [{self.session}]: {self.reply};"
@@ -116,6 +117,8 @@ class Rejection(NamedTuple):
             text += f" to=<{self.recipient}>"
         if self.recipients > 1:
             text += f" recipients={self.recipients}"
+        if self.user:
+            text += f" user=<{self.user}>"
         return f"{text} helo=<{self.helo}>{self.marks}{self.origin}"
 
     def facts(self) -> dict[str, str | float]:
@@ -131,6 +134,7 @@ class Rejection(NamedTuple):
             "helo": self.helo,
             **self.marks.facts,
             **self.origin.facts,
+            "user": self.user,
         }
         return {name: value for name, value in fields.items() if value}
 
@@ -209,6 +213,7 @@ def rejection_of(dialogue: Dialogue, reply: bytes, reason: str) -> Rejection:
         _shown(getattr(dialogue.session, "host_name", None)) or "",
         marks_of(dialogue.session, envelope),
         Origin.of(getattr(envelope, "xforward", None)),
+        _shown(getattr(dialogue.session, "auth_user", "")) or "" if command == "AUTH" else "",
     )
 
 

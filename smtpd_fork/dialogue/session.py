@@ -35,10 +35,12 @@ class Session(aiosmtpd.smtp.Session):
         resolves back to its address
     :ivar tarpit: seconds by which each reply is delayed, up to a minute; a handler may set it
     :ivar auth_mechanism: the mechanism of the client's last AUTH; empty without one
+    :ivar auth_user: the user that the client claimed to be in it, or is, for the log
     """
 
     host_name_dns: str | None = None
     auth_mechanism = ""
+    auth_user = ""
     tarpit: float = 0.0
     _destination: Peer = None  # of a client that XCLIENT has named
     peer: SocketAddress | str  # type: ignore[assignment]  # aiosmtpd's hint is str alone

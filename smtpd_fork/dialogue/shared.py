@@ -146,6 +146,8 @@ class Shared:
         self._work_out()
 
     def _find_mechanisms(self) -> None:
+        if getattr(self.handler, "offers_auth_without_tls", False):
+            self.auth_require_tls = False
         checks = bool(self.authenticator or self.auth_callback or "AUTH" in self.hooks)
         if self.authenticator is not None:
             self.auth_callback = None

@@ -11,15 +11,16 @@ from smtpd_fork.filters.base import Filter
 from smtpd_fork.filters.milter import Milter
 
 if TYPE_CHECKING:
+    from smtpd_fork.filters.auth import Auth
     from smtpd_fork.filters.policy import Policy
     from smtpd_fork.filters.rspamd import Rspamd
 
-__all__ = ["Accept", "Filter", "Milter", "Policy", "Rspamd"]
+__all__ = ["Accept", "Auth", "Filter", "Milter", "Policy", "Rspamd"]
 
 
 def __getattr__(name: str) -> object:
     """Import a built-in filter (PEP 562)."""
-    if name not in {"Policy", "Rspamd"}:
+    if name not in {"Auth", "Policy", "Rspamd"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module(f"{__name__}.{name.lower()}"), name)
     globals()[name] = value

@@ -63,6 +63,14 @@ class RuleFile:
                     if line and line[0] not in "#\r":
                         yield number, line
 
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Yield all lines with their numbers, where none continues another.
+
+        :raises HandlerError: the file cannot be read, or is not UTF-8
+        """
+        for first, text in self._pieces():
+            yield from enumerate(text.split("\n"), first)
+
     def _joined(self, first: int, lines: list[str]) -> Iterator[tuple[int, str]]:
         """Yield rules, where a line that begins with a blank continues the one before."""
         number, rule = 0, ""

@@ -21,6 +21,7 @@ from smtpd_fork.filters import Filter
 from smtpd_fork.handlers.check import COMMANDS, check_handler
 from smtpd_fork.handlers.delivery import Delivery
 from smtpd_fork.handlers.forged_results import ForgedResults
+from smtpd_fork.handlers.joined_auth import conditional_offer, joined_mechanisms
 from smtpd_fork.handlers.joined_hooks import (
     Hook,
     conditional,
@@ -85,11 +86,19 @@ class Chain:
             names.add("handle_DATA")
         if self._delivery is not None:
             names |= _OF_DELIVERY
+        offer = conditional_offer(self.routes)
+        if offer is not None:
+            names.add("handle_EHLO")
         for name in sorted(names):
-            self._join(name, [hook for _, hook in self._hooks(name)])
-        auth = {each for handler in self.handlers for each in dir(handler) if each[:5] == "auth_"}
-        for name in ("handle_exception", "process_message", *auth):
+            hooks = [hook for _, hook in self._hooks(name)]
+            self._join(name, [offer, *hooks] if offer and name == "handle_EHLO" else hooks)
+        for name in ("handle_exception", "process_message"):
             self._take_over(name)
+        vars(self).update(joined_mechanisms(self.routes))
+        self.offers_auth_without_tls = any(
+            getattr(handler, "offers_auth_without_tls", False) for handler in self.handlers
+        )
+        """Whether a handler offers AUTH on a connection without TLS as well."""
         takers = [handler for handler in self._reachable if _takes_messages(handler)]
         others = [route.handler for route in sinks if route.copy or route.quarantine]
         self.supports_dsn = _all_have("supports_dsn", [h for h in takers if h not in others])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import os
 import re
 import sys
 from argparse import ArgumentParser
@@ -25,6 +24,7 @@ from smtpd_fork.handlers.check import ALIKE
 from smtpd_fork.handlers.parameters import Parameters
 from smtpd_fork.handlers.route import Route
 from smtpd_fork.handlers.spec import HandlerEntry, HandlerSpec
+from smtpd_fork.import_here import import_here
 from smtpd_fork.sanitizer import shown_handler, without_arguments
 from smtpd_fork.setting_types import SettingError
 from smtpd_fork.sinks import Sink
@@ -181,6 +181,7 @@ def _check_limit(spec: HandlerSpec, route: Route, seconds: float) -> None:
 
 BUILT_IN = {
     "accept": "smtpd_fork.filters.accept:Accept",
+    "auth": "smtpd_fork.filters.auth:Auth",
     "debug": "smtpd_fork.sinks.debug:Debug",
     "discard": "smtpd_fork.sinks.base:Discard",
     "lmtp": "smtpd_fork.sinks.lmtp:Lmtp",
@@ -266,11 +267,8 @@ def _find(module_name: str, attr: str) -> Any:
         rest = f":{attr}" if attr[:1] in {"/", ".", "~"} else ""  # not a secret in an argument
         hint = f"; did you mean {near[0]}{rest}?" if near else ""
         raise HandlerError(f"not a module:attr{hint}")
-    here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = import_here(module_name)
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
         near = get_close_matches(module_name, BUILT_IN, 1, ALIKE) if missing else []

@@ -10,7 +10,10 @@ from support.installation import ROOT
 from smtpd_fork.handlers.load import BUILT_IN
 from smtpd_fork.handlers.parameters import Parameters
 
-PAGES = {"accept": "accept", "milter": "filters", "policy": "policy", "rspamd": "rspamd"}
+PAGES = {
+    "accept": "accept", "auth": "auth", "milter": "filters", "policy": "policy",
+    "rspamd": "rspamd",
+}  # fmt: skip
 HEADINGS = {"accept": "Settings", "lmtp": "lmtp and relay", "relay": "lmtp and relay"}
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 IMAGE = ROOT / "packaging/image.lock"
 BUILD = ROOT / "packaging/build.lock"
-EXTRAS = ("cli", "dns", "metrics", "nats", "redis", "rspamd", "s3", "webhook")
+EXTRAS = ("cli", "dns", "metrics", "nats", "passwords", "redis", "rspamd", "s3", "webhook")
 """Those of the image, see the Dockerfile."""
 
 OF_THE_IMAGE = {

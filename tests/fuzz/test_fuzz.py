@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fuzz import hop, milter, policy, rspamd
+from fuzz import dovecot, hop, milter, policy, rspamd
 from fuzz.session import Fuzzer
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ async def test_whatever_arrives_the_session_answers_or_closes() -> None:
 
 @pytest.mark.timeout(SECONDS + 60)
 @pytest.mark.parametrize(
-    "plays", [hop.PLAYS, milter.PLAYS, policy.PLAYS, rspamd.PLAYS], ids=attrgetter("what")
+    "plays",
+    [dovecot.PLAYS, hop.PLAYS, milter.PLAYS, policy.PLAYS, rspamd.PLAYS],
+    ids=attrgetter("what"),
 )
 def test_whatever_a_peer_says_its_laws_hold(plays: Plays) -> None:
     seed = random.randrange(1 << 32)

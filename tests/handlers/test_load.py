@@ -99,7 +99,7 @@ def test_what_a_built_in_name_cannot_mean_is_refused(text: str) -> None:
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
-    with pytest.raises(HandlerError, match=r"no such name \(accept, debug, discard, "):
+    with pytest.raises(HandlerError, match=r"no such name \(accept, auth, debug, "):
         load_handler("nosuch")
 
 

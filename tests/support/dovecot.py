@@ -1,4 +1,4 @@
-"""Dovecot's LMTP server, with its own configuration and mailboxes."""
+"""Dovecot, with its own configuration and mailboxes: LMTP, and its authentication service."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from support.daemon import PATIENCE, end
-from support.peers import needs_root, peer
+from support.peers import needs_root, peer, proc
 from support.ports import free_port
+from support.processes import children
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,8 +55,17 @@ service lmtp {{
     mode = 0600
   }}
 }}
+service auth {{
+  unix_listener auth-client {{
+    mode = 0666
+  }}
+}}
 service anvil {{
   chroot =
+  # Seconds that a client waits after failures.
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
 }}
 service stats {{
   chroot =
@@ -78,12 +88,44 @@ class Dovecot:
     """A running Dovecot.
 
     :ivar address: of LMTP over TCP; :ivar unix: of its unix socket
+    :ivar auth: of the authentication service's
     """
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
         self.address = f"127.0.0.1:{port}"
         self.unix = f"unix:{folder}/run/lmtp"
+        self.auth = f"unix:{folder}/run/auth-client"
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and wait until it listens."""
+        command = [peer("dovecot"), "-F", "-c", str(self.folder / "dovecot.conf")]
+        self._process = subprocess.Popen(command)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self._port)).close()
+                break
+            except OSError:
+                assert self._process.poll() is None, self.log()
+                assert time.monotonic() < deadline, self.log()
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        assert self._process is not None
+        end(self._process)
+
+    def auth_process(self) -> int:
+        """Return the process that answers on :attr:`auth`; it runs once it was asked something."""
+        assert self._process is not None
+        (found,) = [
+            pid
+            for pid in children(self._process.pid)
+            if proc(pid, "comm").read_text().strip() == "auth"
+        ]
+        return found
 
     def messages(self, user: str) -> list[bytes]:
         """Return a user's new messages, the oldest first."""
@@ -104,27 +146,19 @@ def dovecot(more: str = "") -> Iterator[Dovecot]:
     :param more: settings besides
     """
     needs_root()
-    program = peer("dovecot")
+    peer("dovecot")
     folder = Path(tempfile.mkdtemp(prefix="dovecot-", dir="/tmp"))
     folder.chmod(0o755)
     port = free_port("127.0.0.1")
     (folder / "mail").mkdir()
     shutil.chown(folder / "mail", "mail", "mail")
     (folder / "users").write_text(_USERS)
-    configuration = folder / "dovecot.conf"
-    configuration.write_text(_SETTINGS.format(folder=folder, port=port, more=more))
-    process = subprocess.Popen([program, "-F", "-c", str(configuration)])
+    configuration = _SETTINGS.format(folder=folder, port=port, more=more)
+    (folder / "dovecot.conf").write_text(configuration)
+    running = Dovecot(folder, port)
     try:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.02)
-        yield Dovecot(folder, port)
+        running.start()
+        yield running
     finally:
-        end(process)
+        running.stop()
         shutil.rmtree(folder)

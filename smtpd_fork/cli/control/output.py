@@ -245,6 +245,8 @@ def _rejection_lines(rejection: Rejection, session: str) -> Iterator[str]:
     if rejection.recipient:
         yield f"to       <{rejection.recipient}>"
     yield f"helo     {rejection.helo}"
+    if rejection.user:
+        yield f"user     {rejection.user}"
     if rejection.score:
         yield f"score    {rejection.score:g}"
     if rejection.tags:

@@ -206,6 +206,7 @@ class Rejection(msgspec.Struct, rename={"sender": "from"}):
     tags: str = ""
     orig_client: str = ""
     orig_queue_id: str = ""
+    user: str = ""
 
 
 class Explanation(msgspec.Struct):

@@ -47,6 +47,7 @@ FIELDS = {
     "tags": "message, rejection: the tags that filters gave, separated by commas",
     "orig_client": "message, rejection: the client that a relaying host names by XFORWARD",
     "orig_queue_id": "message, rejection: the ID of the message at that host",
+    "user": "AUTH: the user, as the client named it",
     "lost": "entries that could not be written",
     "traceback": "error: Python's traceback",
     "extra": "fields that a handler gave with `extra=`, an object",
@@ -68,7 +69,7 @@ MAX_EXTRA_TEXT = 1024
 _GIVEN = (
     *("session", "client", "address", "more", "seconds", "queue_id"),
     *("from", "to", "size", "reason", "lost", "command", "reply", "recipient", "helo"),
-    *("score", "tags", "orig_client", "orig_queue_id"),
+    *("score", "tags", "orig_client", "orig_queue_id", "user"),
 )
 """Fields that ``extra=`` gives under their own names."""
 

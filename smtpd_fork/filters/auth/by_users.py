@@ -1,0 +1,52 @@
+"""ByUsers: PLAIN and LOGIN, decided by a file of users."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smtpd_fork.filters.auth.claimed_user import user_key
+from smtpd_fork.filters.auth.exchange import credentials
+from smtpd_fork.filters.auth.outcome import TEMPORARY, WRONG, Outcome
+from smtpd_fork.filters.auth.password_threads import PasswordThreads, ThreadsBusyError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_fork.filters.auth.exchange import Exchange
+    from smtpd_fork.filters.auth.users_file import Users
+
+__all__ = ["ByUsers"]
+
+
+class ByUsers:
+    """Looks users up.
+
+    :ivar users: the file, as it was read last; None: it was not read yet
+    """
+
+    known: Sequence[str] = ("PLAIN", "LOGIN")
+
+    def __init__(self) -> None:
+        self.users: Users | None = None
+        self._threads = PasswordThreads()
+
+    async def offered(self, *, plaintext: bool) -> Sequence[str]:
+        """Return both: both show the password."""
+        return self.known if plaintext else ()
+
+    async def authenticate(self, exchange: Exchange) -> Outcome:
+        """Verify the password in a thread; of one client one after the other."""
+        user, password = await credentials(exchange)
+        assert self.users is not None
+        try:
+            async with exchange.attempt(at_once=1):
+                right = await exchange.in_time(self._threads.run(self.users.verify, user, password))
+                if not right:
+                    exchange.failed()
+        except ThreadsBusyError:
+            return Outcome(reply=TEMPORARY, reason="too many attempts wait for a thread")
+        return Outcome(user_key(user)) if right else Outcome(reply=WRONG)
+
+    async def close(self) -> None:
+        """End the threads."""
+        self._threads.close()

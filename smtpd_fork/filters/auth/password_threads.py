@@ -1,0 +1,58 @@
+"""PasswordThreads: threads of their own for hashes, which take tenths of a second each.
+
+Those of asyncio are for all that blocks: a flood of AUTH does not take them from other handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+__all__ = ["PasswordThreads", "ThreadsBusyError"]
+
+THREADS = 2
+"""Hashes at once. A hash of Argon2 takes 64 MiB and about 0.1 s of a core."""
+
+MOST_WAITING = 64
+"""Attempts that wait for a thread, one of a client: about 4 s."""
+
+T = TypeVar("T")
+
+
+class ThreadsBusyError(Exception):
+    """Too many attempts wait."""
+
+
+class PasswordThreads:
+    """Runs a function in one of a few threads."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="passwords")
+        self._free = threading.BoundedSemaphore(THREADS + MOST_WAITING)
+
+    async def run(self, function: Callable[..., T], *args: object) -> T:
+        """Return what *function* returns.
+
+        One that has begun goes on when this is cancelled, and takes its thread as long.
+
+        :raises ThreadsBusyError: too many wait already
+        """
+        if not self._free.acquire(blocking=False):
+            raise ThreadsBusyError
+        try:
+            future: Future[T] = self._executor.submit(function, *args)
+        except BaseException:
+            self._free.release()
+            raise
+        future.add_done_callback(lambda _: self._free.release())
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """End the threads, as soon as they have done what they do."""
+        self._executor.shutdown(wait=False, cancel_futures=True)

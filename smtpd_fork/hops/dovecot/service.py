@@ -1,0 +1,169 @@
+"""DovecotService: Dovecot's authentication service, on one connection for all sessions.
+
+It is made when it is needed. A service that was out of reach a moment ago is not tried for each
+client. After a reload of Dovecot its old process goes on with the old settings as long as there is
+a connection, so none is kept for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from smtpd_fork.hops.dovecot.connection import (
+    DovecotConnection,
+    DovecotDownError,
+    DovecotLostError,
+)
+from smtpd_fork.hops.dovecot.conversation import LONGEST_REQUEST, begin, go_on
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from smtpd_fork.hops.address import HopAddress
+    from smtpd_fork.hops.dovecot.conversation import Answer, Mechanism
+
+__all__ = ["DovecotRequest", "DovecotService", "RequestTooLongError"]
+
+RETRY_SECONDS = 1.0
+"""Between two attempts to connect."""
+
+
+FRESH_SECONDS = 60.0
+"""How long requests begin on one connection."""
+
+
+class RequestTooLongError(ValueError):
+    """The response of a client is longer than what Dovecot takes."""
+
+
+class DovecotRequest:
+    """One request: a client that authenticates itself.
+
+    :ivar answer: the last one
+    """
+
+    def __init__(self, connection: DovecotConnection, seconds: float) -> None:
+        self._connection = connection
+        self._seconds = seconds
+        self._number = connection.number()
+        self.answer: Answer
+
+    async def begin(
+        self, mechanism: str, parameters: Mapping[str, str], response: bytes | None
+    ) -> None:
+        """Begin; the parameters are those of :meth:`DovecotService.begin`."""
+        await self._ask(begin(self._number, mechanism, parameters, response))
+
+    async def go_on(self, response: bytes) -> None:
+        """Answer the challenge.
+
+        :raises RequestTooLongError: *response* is too long
+        :raises DovecotDownError: there is no answer
+        """
+        await self._ask(go_on(self._number, response))
+
+    async def _ask(self, line: bytes) -> None:
+        if len(line) > LONGEST_REQUEST:
+            self.cancel()
+            raise RequestTooLongError
+        self.answer = await self._connection.ask(self._number, line, self._seconds)
+
+    def cancel(self) -> None:
+        """Have Dovecot forget it: the client has given up."""
+        self._connection.cancel(self._number)
+
+
+class DovecotService:
+    """The service at an address.
+
+    :param connect_seconds: for the connection, and the list of mechanisms
+    :param answer_seconds: for an answer
+    :ivar mechanisms: those that the service had last; empty if it was never reached
+    """
+
+    def __init__(
+        self, address: HopAddress, *, connect_seconds: float, answer_seconds: float
+    ) -> None:
+        self.address = address
+        self.mechanisms: Sequence[Mechanism] = ()
+        self._connect_seconds = connect_seconds
+        self._answer_seconds = answer_seconds
+        self._connection: DovecotConnection | None = None
+        self._connecting: asyncio.Task[DovecotConnection] | None = None
+        self._fresh: asyncio.TimerHandle | None = None  # until the connection is retired
+        self._reason = ""
+        self._retry_at = 0.0
+
+    async def connection(self) -> DovecotConnection:
+        """Return the connection; if there is none, one attempt is made for all who want it.
+
+        :raises DovecotDownError: it cannot be made
+        """
+        connection, loop = self._connection, asyncio.get_running_loop()
+        if connection is not None and connection.loop is loop and not connection.retired:
+            return connection
+        if self._connecting is None:
+            if loop.time() < self._retry_at:
+                raise DovecotDownError(self._reason)
+            self._connecting = loop.create_task(self._connect())
+            self._connecting.add_done_callback(self._connected)
+        return await asyncio.shield(self._connecting)
+
+    async def _connect(self) -> DovecotConnection:
+        return await DovecotConnection.to(self.address, self._connect_seconds)
+
+    def _connected(self, task: asyncio.Task[DovecotConnection]) -> None:
+        self._connecting = None
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._reason = str(error)
+            self._retry_at = task.get_loop().time() + RETRY_SECONDS
+        else:
+            self._connection = task.result()
+            self._stop_clock()
+            self._fresh = task.get_loop().call_later(FRESH_SECONDS, self._connection.retire)
+            self.mechanisms = tuple(self._connection.conversation.mechanisms)
+            self._retry_at = 0.0
+
+    async def begin(
+        self, mechanism: str, parameters: Mapping[str, str], response: bytes | None
+    ) -> DovecotRequest | None:
+        """Begin a request; None: the service does not have the mechanism (any more).
+
+        :param parameters: of Dovecot's AUTH, by name
+        :param response: the client's initial response; None: it gave none
+        :raises RequestTooLongError: *response* is too long
+        :raises DovecotDownError: there is no answer
+        """
+        try:
+            return await self._begin(mechanism, parameters, response)
+        except DovecotLostError:
+            # Dovecot was restarted, perhaps; it has not answered, so nothing has happened.
+            return await self._begin(mechanism, parameters, response)
+
+    async def _begin(
+        self, mechanism: str, parameters: Mapping[str, str], response: bytes | None
+    ) -> DovecotRequest | None:
+        connection = await self.connection()
+        names = {each.name for each in connection.conversation.mechanisms}
+        if mechanism not in names:  # Dovecot would end the connection
+            return None
+        request = DovecotRequest(connection, self._answer_seconds)
+        await request.begin(mechanism, parameters, response)
+        return request
+
+    async def close(self) -> None:
+        """End the connection."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        self._stop_clock()
+        if self._connection is not None:
+            self._connection.fail("closed")
+
+    def _stop_clock(self) -> None:
+        if self._fresh is not None:
+            self._fresh.cancel()

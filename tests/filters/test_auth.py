@@ -1,0 +1,431 @@
+"""The handler auth in sessions, with a file of users, and with an authenticator of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import smtplib
+import threading
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
+from blockbuster import blockbuster_ctx
+from support.auth import b64, connected, dialogue, hello
+from support.client import Client, code_and_enhanced
+from support.handlers import Collect
+from support.ports import free_port
+from support.server import serve
+
+from smtpd_fork.errors import HandlerError
+from smtpd_fork.filters import Accept, Auth
+from smtpd_fork.filters.auth import password_threads
+from smtpd_fork.filters.auth.users_file import Users
+from smtpd_fork.handlers import Chain, load_handlers
+from smtpd_fork.handlers.route import Route
+from smtpd_fork.handlers.when import When
+from smtpd_fork.sinks import Discard, Relay
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from support.tls import Certificates
+
+HASH = "$2b$04$abcdefghijklmnopqrstuu/LVz6MZlItEy42I2juLihZ66HnQx/cy"
+PASSWORD = "open sesame"
+RIGHT = f"AUTH PLAIN {b64(f'{chr(0)}bob{chr(0)}{PASSWORD}')}"
+
+
+def plain(user: str, password: str, identity: str = "") -> str:
+    return f"AUTH PLAIN {b64(f'{identity}{chr(0)}{user}{chr(0)}{password}')}"
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> str:
+    path = tmp_path / "users"
+    path.write_text(f"bob:{HASH}\ncarol@example.com:{HASH}\n")
+    path.chmod(0o600)
+    return str(path)
+
+
+@asynccontextmanager
+async def door(
+    certificates: Certificates, *handlers: Any, **options: Any
+) -> AsyncIterator[tuple[Client, Collect]]:
+    """Serve, and connect a client that has TLS."""
+    kept = Collect()
+    chain = [*handlers, kept]
+    async with connected("starttls", certificates, chain, authenticator=None, **options) as client:
+        yield client, kept
+
+
+@pytest.mark.parametrize("transport", ["starttls", "smtps"])
+async def test_a_user_of_the_file_authenticates_by_plain_and_login(
+    transport: str, certificates: Certificates, users: str
+) -> None:
+    for lines in (
+        [RIGHT],
+        ["AUTH PLAIN", RIGHT.split()[2]],
+        ["AUTH LOGIN", b64("bob"), b64(PASSWORD)],
+        [f"AUTH LOGIN {b64('BOB')}", b64(PASSWORD)],
+        [plain("carol@example.com", PASSWORD, "Carol@example.com")],
+    ):
+        handlers = [Auth(users), Collect()]
+        async with connected(transport, certificates, handlers, authenticator=None) as client:
+            assert await hello(client) == ["PLAIN", "LOGIN"]
+            assert code_and_enhanced(await dialogue(client, *lines)) == (235, "2.7.0")
+
+
+@pytest.mark.parametrize(
+    ("lines", "answer"),
+    [
+        ([plain("bob", "wrong")], (535, "5.7.8")),
+        ([plain("nobody", PASSWORD)], (535, "5.7.8")),
+        ([plain("bob", "")], (535, "5.7.8")),
+        ([plain("", "")], (535, "5.7.8")),
+        ([plain("bob", PASSWORD, "carol@example.com")], (535, "5.7.8")),
+        ([f"AUTH PLAIN {b64('bob')}"], (535, "5.7.8")),
+        ([f"AUTH PLAIN {b64(b'a' + bytes(5))}"], (535, "5.7.8")),
+        ([f"AUTH PLAIN {b64(bytes([0, 0xFF, 0]) + b'x')}"], (535, "5.7.8")),
+        (["AUTH PLAIN ="], (535, "5.7.8")),
+        (["AUTH PLAIN ä"], (501, "5.5.2")),
+        (["AUTH PLAIN !"], (501, "5.5.2")),
+        (["AUTH PLAIN", "*"], (501, "5.7.0")),
+        (["AUTH LOGIN", b64("bob"), "*"], (501, "5.7.0")),
+        (["AUTH LOGIN", b64(b"\xff"), b64("x")], (535, "5.7.8")),
+        (["AUTH LOGIN", b64("bob\r\nMAIL FROM:<>"), b64("x")], (535, "5.7.8")),
+        ([plain("x" * 6000, "y" * 2000)], (535, "5.7.8")),
+        (["AUTH CRAM-MD5"], (504, "5.5.4")),
+    ],
+)
+async def test_all_others_are_refused(
+    lines: list[str], answer: tuple[int, str], certificates: Certificates, users: str
+) -> None:
+    async with door(certificates, Auth(users)) as (client, _):
+        await hello(client)
+        assert code_and_enhanced(await dialogue(client, *lines)) == answer
+        assert code_and_enhanced(await client.say(RIGHT)) == (235, "2.7.0")
+
+
+async def test_a_client_that_has_authenticated_may_relay_and_its_name_goes_with_the_message(
+    certificates: Certificates, users: str
+) -> None:
+    async with door(certificates, Auth(users), Accept(["example.com"])) as (client, kept):
+        await hello(client)
+        away = ["MAIL FROM:<bob@example.com>", "RCPT TO:<x@example.net>"]
+        assert (await client.say(*away)).code == 550
+        assert (await client.say("RSET", RIGHT)).code == 235
+        assert (await client.say(*away)).code == 250
+        reply = await client.say("DATA")
+        client.send("Subject: x\r\n\r\nx\r\n.\r\n")
+        assert (reply.code, (await client.reply()).code) == (354, 250)
+    assert len(kept.messages) == 1
+
+
+async def test_the_log_has_the_user_and_no_secret(
+    certificates: Certificates, users: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with door(certificates, Auth(users)) as (client, _):
+        await hello(client)
+        assert (await client.say(plain("bob\x1b\n" + "x" * 300, "hidden word"))).code == 535
+        assert (await client.say(RIGHT)).code == 235
+    lines = [each.getMessage() for each in caplog.records]
+    (refused,) = [line for line in lines if line.startswith("rejected AUTH") and "535" in line]
+    assert r"user=<bob\x1b\n" in refused
+    assert len(refused) < 400
+    assert any(line.endswith("authenticated: user=bob mechanism=PLAIN") for line in lines)
+    everything = "\n".join(lines)
+    for secret in (PASSWORD, "hidden word", RIGHT.split()[2], HASH):
+        assert secret not in everything
+
+
+async def test_a_client_with_too_many_failures_is_refused_in_later_sessions_too(
+    certificates: Certificates, users: str
+) -> None:
+    auth = Auth(users, max_failures=2)
+    async with serve([auth, Collect()], tls_context=certificates.server) as server:
+        for line, code in [(plain("bob", "1"), 535), (plain("bob", "2"), 535), (RIGHT, 421)]:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                await client.start_tls(certificates.client)
+                await hello(client)
+                reply = await client.say(line)
+                assert reply.code == code
+                assert code != 421 or await client.ended()
+        async with await Client.to(server.addresses[0], source="127.0.0.2") as client:
+            await client.greet()
+            await client.start_tls(certificates.client)
+            await hello(client)
+            assert (await client.say(RIGHT)).code == 235
+
+
+async def test_a_client_with_too_many_failures_is_denied_if_that_is_set(
+    certificates: Certificates, users: str
+) -> None:
+    auth = Auth(users, max_failures=1, deny=60.0)
+    async with serve([auth, Collect()], tls_context=certificates.server) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.start_tls(certificates.client)
+            await hello(client)
+            assert (await client.say(plain("bob", "wrong"))).code == 535
+        async with await Client.to(server.addresses[0]) as client:
+            banner = await client.reply()
+            assert banner.code == 554
+            assert "Too many failed attempts to authenticate" in banner.text
+        assert server.undeny("127.0.0.1")
+
+
+async def test_a_user_with_too_many_failures_is_454_to_strangers(
+    certificates: Certificates, users: str
+) -> None:
+    auth = Auth(users, max_user_failures=2)
+    async with door(certificates, auth) as (client, _):
+        await hello(client)
+        for word in ("1", "2"):
+            assert (await client.say(plain("bob", word))).code == 535
+        assert code_and_enhanced(await client.say(RIGHT)) == (454, "4.7.0")
+
+
+async def test_a_flood_of_attempts_waits_and_is_454_when_too_many_wait(
+    certificates: Certificates, users: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(password_threads, "MOST_WAITING", 0)
+    held, go = threading.Semaphore(0), threading.Event()
+
+    def verify(self: Users, user: str, password: bytes) -> bool:
+        held.release()
+        return go.wait(20)
+
+    monkeypatch.setattr(Users, "verify", verify)
+    monkeypatch.setattr(password_threads, "THREADS", 2)
+    async with serve([Auth(users), Collect()], tls_context=certificates.server) as server:
+        # Of one client, each attempt would wait for the one before.
+        hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+        clients = [await Client.to(server.addresses[0], source=host) for host in hosts]
+        for client in clients:
+            await client.greet()
+            await client.start_tls(certificates.client)
+            await hello(client)
+        for client in clients[:2]:
+            client.send(f"{RIGHT}\r\n")
+            await asyncio.to_thread(held.acquire)
+        assert code_and_enhanced(await clients[2].say(RIGHT)) == (454, "4.7.0")
+        # Other handlers have their threads.
+        assert await asyncio.to_thread(lambda: True)
+        clients[0].reset()
+        go.set()
+        assert (await clients[1].reply()).code == 235
+        for client in clients:
+            await client.close()
+
+
+async def test_the_loop_is_not_blocked_by_hashes(certificates: Certificates, users: str) -> None:
+    async with door(certificates, Auth(users)) as (client, _):
+        await hello(client)
+        with blockbuster_ctx():
+            assert (await client.say(RIGHT)).code == 235
+
+
+async def test_a_reload_reads_the_file_again(
+    certificates: Certificates, users: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve([Auth(users), Collect()], tls_context=certificates.server) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            await client.start_tls(certificates.client)
+            await hello(client)
+            assert (await client.say(plain("dave", PASSWORD))).code == 535
+            Path(users).write_text(f"dave:{HASH}\nbroken\n")
+            changes = await server.reload()
+            assert changes == [f"handler auth: {users} read: users=1"]
+            assert f"{users}, line 2: expected USER:HASH" in caplog.text
+            assert (await client.say(plain("bob", PASSWORD))).code == 535
+            assert (await client.say(plain("dave", PASSWORD))).code == 235
+
+
+async def test_required_is_530_for_those_that_have_not_authenticated(
+    certificates: Certificates, users: str
+) -> None:
+    async with door(certificates, Auth(users, required=True)) as (client, _):
+        await hello(client)
+        mail = "MAIL FROM:<bob@example.com>"
+        assert code_and_enhanced(await client.say(mail)) == (530, "5.7.0")
+        assert (await client.say(RIGHT)).code == 235
+        assert (await client.say(mail)).code == 250
+
+
+async def test_required_lets_no_stranger_relay(users: str) -> None:
+    relay = Relay("127.0.0.1:1")
+    assert Chain([Auth(users), relay]).is_open_relay
+    assert not Chain([Auth(users, required=True), relay]).is_open_relay
+
+
+async def test_with_when_auth_is_offered_to_some_alone(
+    certificates: Certificates, users: str
+) -> None:
+    route = Route(Auth(users), when=When.of({"client": ["127.0.0.2"]}))
+    async with serve([route, Collect()], tls_context=certificates.server) as server:
+        for source, offered, code in (
+            ("127.0.0.1", [], 504),
+            ("127.0.0.2", ["PLAIN", "LOGIN"], 235),
+        ):
+            async with await Client.to(server.addresses[0], source=source) as client:
+                await client.greet()
+                await client.start_tls(certificates.client)
+                assert await hello(client) == offered
+                assert (await client.say(RIGHT)).code == code
+                assert (await client.say("MAIL FROM:<a@example.com>")).code == 250
+
+
+async def test_of_two_handlers_the_first_decides_whose_condition_holds(
+    certificates: Certificates, users: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.write_text(f"dave:{HASH}\n")
+    chain = [
+        Route(Auth(str(other)), when=When.of({"client": ["127.0.0.2"]})),
+        Auth(users),
+        Collect(),
+    ]
+    async with serve(chain, tls_context=certificates.server) as server:
+        for source, user in (("127.0.0.1", "bob"), ("127.0.0.2", "dave")):
+            async with await Client.to(server.addresses[0], source=source) as client:
+                await client.greet()
+                await client.start_tls(certificates.client)
+                assert await hello(client) == ["PLAIN", "LOGIN"]
+                wrong = "dave" if user == "bob" else "bob"
+                assert (await client.say(plain(wrong, PASSWORD))).code == 535
+                assert (await client.say(plain(user, PASSWORD))).code == 235
+
+
+@pytest.mark.parametrize(
+    ("require", "offered"), [("always", []), ("plaintext", []), ("never", ["PLAIN", "LOGIN"])]
+)
+async def test_without_tls_a_password_is_taken_only_if_that_is_set(
+    require: Any, offered: list[str], users: str
+) -> None:
+    async with serve([Auth(users, require_tls=require), Collect()]) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await client.reply()
+            lines = [line for line in (await client.say("EHLO x")).lines if line[:4] == "AUTH"]
+            expected = (235, "2.7.0") if offered else (538, "5.7.11")
+            assert code_and_enhanced(await client.say(RIGHT)) == expected
+            if require != "plaintext":
+                assert lines == [f"AUTH {' '.join(offered)}"] * bool(offered)
+
+
+# -- an authenticator of one's own -----------------------------------------------------------------
+
+
+async def check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
+    await asyncio.sleep(0)
+    right = (data.login, data.password) == (b"bob", PASSWORD.encode())
+    if data.login == b"away":
+        return AuthResult(success=False, handled=False, message="454 4.7.0 The database is away")
+    return AuthResult(success=right, handled=False, auth_data={"id": 7} if right else None)
+
+
+class Look(Discard):
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    async def handle_MAIL(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        self.seen.append(session.auth_data)
+        envelope.mail_from = address
+        return "250 OK"
+
+
+async def test_an_authenticator_of_ones_own_decides_and_the_limits_hold_for_it(
+    certificates: Certificates,
+) -> None:
+    look = Look()
+    auth = Auth(authenticator=check, max_failures=2)
+    async with connected("starttls", certificates, [auth, look], authenticator=None) as client:
+        assert await hello(client) == ["PLAIN", "LOGIN"]
+        assert (await client.say(plain("away", "x"))).code == 454
+        assert (await client.say(plain("bob", "x"))).code == 535
+        assert (await client.say(RIGHT)).code == 235
+        await client.say("MAIL FROM:<a@example.com>")
+    assert look.seen == [{"id": 7}]
+
+
+async def test_an_authenticator_that_raises_or_hangs_is_451(certificates: Certificates) -> None:
+    async def fail(*_: Any) -> AuthResult:
+        raise RuntimeError("secret")
+
+    async def hang(*_: Any) -> AuthResult:
+        await asyncio.sleep(60)
+        return AuthResult(success=True)
+
+    for function in (fail, hang):
+        auth = Auth(authenticator=function)
+        async with door(certificates, auth, handler_timeout=0.2) as (client, _):
+            await hello(client)
+            reply = await client.say(RIGHT)
+            assert (reply.code, "secret" in reply.text) == (451, False)
+            assert (await client.say("MAIL FROM:<a@example.com>")).code == 250
+        assert auth._failures._turns == {}
+
+
+def test_an_authenticator_is_named_on_a_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_auth_of_a_test.py").write_text(
+        "def check(server, session, envelope, mechanism, auth_data): ...\nx = 1\n"
+        "def other(login, password): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    load_handlers(["auth:authenticator=my_auth_of_a_test:check", "discard"])
+    for name, reason in [
+        ("my_auth_of_a_test:x", "expected a function with the parameters server, session"),
+        ("my_auth_of_a_test:other", "expected a function with the parameters server, session"),
+        ("my_auth_of_a_test:none", "has no attribute 'none'"),
+        ("no_such_module:check", "No module named"),
+        ("os", "cannot be imported"),
+    ]:
+        with pytest.raises(HandlerError, match=reason):
+            load_handlers([f"auth:authenticator={name}", "discard"])
+
+
+# -- bad settings ----------------------------------------------------------------------------------
+
+
+def test_one_of_the_three_ways_has_to_be_chosen(users: str) -> None:
+    for keys in ({}, {"users": users, "dovecot": "unix:/run/x"}):
+        with pytest.raises(HandlerError, match="needs one of users, dovecot and authenticator"):
+            Auth(**keys)  # type: ignore[arg-type]  # what is wrong is the number of them
+
+
+def test_a_file_that_is_not_there_is_an_error_of_check(tmp_path: Path) -> None:
+    with pytest.raises(HandlerError, match=r"cannot read .*none: No such file"):
+        Auth(str(tmp_path / "none")).check()
+
+
+# -- under aiosmtpd --------------------------------------------------------------------------------
+
+
+def test_it_runs_under_aiosmtpd(users: str, certificates: Certificates) -> None:
+    chain = Chain([Auth(users), Collect()])
+    port = free_port("127.0.0.1")
+    controller = Controller(chain, "127.0.0.1", port, tls_context=certificates.server)
+    controller.start()
+    try:
+        with smtplib.SMTP("127.0.0.1", port) as client:
+            client._host = "localhost"  # type: ignore[attr-defined]  # what the certificate says
+            client.starttls(context=certificates.client)
+            client.ehlo()
+            assert set(client.esmtp_features["auth"].split()) == {"PLAIN", "LOGIN"}
+            with pytest.raises(smtplib.SMTPAuthenticationError) as caught:
+                client.login("bob", "wrong")
+            assert caught.value.smtp_code == 535
+            assert client.login("bob", PASSWORD)[0] == 235
+    finally:
+        controller.stop()
+        asyncio.run(chain.close())

@@ -1,0 +1,322 @@
+"""The handler auth with Dovecot's service, which is slow, restarts, hangs, or says nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.auth import b64, connected, dialogue, hello
+from support.client import Client, code_and_enhanced
+from support.dovecot_auth import OPENING, AuthService, auth_service, challenge
+from support.handlers import Collect
+from support.server import serve, until
+
+from smtpd_fork.filters import Auth
+from smtpd_fork.hops.dovecot import service as dovecot_service
+from smtpd_fork.setting_types import SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from support.tls import Certificates
+
+RIGHT = f"AUTH PLAIN {b64(f'{chr(0)}bob{chr(0)}secret')}"
+WRONG = f"AUTH PLAIN {b64(f'{chr(0)}bob{chr(0)}wrong')}"
+DOWN = (454, "4.7.0")
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that was out of reach is tried again without a pause."""
+    monkeypatch.setattr(dovecot_service, "RETRY_SECONDS", 0.0)
+
+
+@asynccontextmanager
+async def door(
+    service: AuthService, certificates: Certificates, **keys: Any
+) -> AsyncIterator[Client]:
+    """Serve with the service; yield a client that has TLS. At the end no connection is left."""
+    async with auth_service(service, tcp=keys.pop("tcp", False)):
+        auth = Auth(dovecot=service.address, **keys)
+        chain = [auth, Collect()]
+        async with connected("starttls", certificates, chain, authenticator=None) as client:
+            yield client
+        assert auth._failures._turns == {}
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_the_service_decides_and_learns_what_it_has_to_know(
+    tcp: bool, certificates: Certificates
+) -> None:
+    service = AuthService()
+    async with door(service, certificates, tcp=tcp) as client:
+        assert await hello(client) == ["PLAIN", "LOGIN", "CRAM-MD5"]
+        assert code_and_enhanced(await client.say(WRONG)) == (535, "5.7.8")
+        assert code_and_enhanced(await client.say(RIGHT)) == (235, "2.7.0")
+        (_, second) = service.requests("AUTH")
+        assert second[2:5] == ["PLAIN", "service=smtp", "nologin"]
+        assert {"lip=127.0.0.1", "rip=127.0.0.1", "secured=tls"} < set(second)
+        assert second[-1] == f"resp={RIGHT.split()[2]}"
+        assert service.requests("VERSION") == [["VERSION", "1", "2"]]
+    assert service.connections == 1
+
+
+async def test_a_mechanism_of_several_steps_is_passed_on(certificates: Certificates) -> None:
+    service = AuthService(
+        answers={"AUTH CRAM-MD5": challenge(b"<1@mx>"), "CONT": "OK\t{id}\tuser=carol\n"}
+    )
+    async with door(service, certificates) as client:
+        await hello(client)
+        reply = await client.say("AUTH CRAM-MD5")
+        assert (reply.code, reply.text) == (334, b64(b"<1@mx>"))
+        assert (await client.say(b64("carol 0123"))).code == 235
+        assert service.requests("AUTH")[0][-1] == "secured=tls"
+        assert service.requests("CONT") == [["CONT", "1", b64("carol 0123")]]
+
+
+async def test_a_client_that_gives_up_is_cancelled(certificates: Certificates) -> None:
+    service = AuthService(answers={"AUTH CRAM-MD5": challenge(b"x")})
+    async with door(service, certificates) as client:
+        await hello(client)
+        assert code_and_enhanced(await dialogue(client, "AUTH CRAM-MD5", "*")) == (501, "5.7.0")
+        await until(lambda: service.requests("CANCEL") == [["CANCEL", "1"]])
+        assert (await client.say("AUTH CRAM-MD5")).code == 334
+        client.reset()
+        await until(lambda: service.requests("CANCEL")[1:] == [["CANCEL", "2"]])
+
+
+@pytest.mark.parametrize(
+    ("answer", "reply"),
+    [
+        ("FAIL\t{id}\tuser=bob", (535, "5.7.8")),
+        ("FAIL\t{id}", (535, "5.7.8")),
+        ("FAIL\t{id}\tuser=bob\ttemp", DOWN),
+        ("FAIL\t{id}\tuser=bob\tcode=temp_fail\treason=LDAP is away", DOWN),
+        ("FAIL\t{id}\tuser=bob\tauthz", (535, "5.7.1")),
+        ("FAIL\t{id}\tuser=bob\tuser_disabled", (535, "5.7.1")),
+        ("FAIL\t{id}\tuser=bob\tcode=pass_expired", (535, "5.7.1")),
+        ("OK\t{id}", DOWN),
+        ("OK\t{id}\tuser=", DOWN),
+        ("OK\t{id}\tuser=a\x01nb", DOWN),
+        ("OK\t{id}\tuser=" + "x" * 300, DOWN),
+        ("FAIL\t999\nOK\t{id}\tuser=bob", (235, "2.7.0")),
+        ("NOISE\tx\nOK\t{id}\tuser=bob", (235, "2.7.0")),
+    ],
+)
+async def test_each_answer_has_its_reply(
+    answer: str, reply: tuple[int, str], certificates: Certificates
+) -> None:
+    service = AuthService(answers={"AUTH PLAIN": f"{answer}\n"})
+    async with door(service, certificates) as client:
+        await hello(client)
+        assert code_and_enhanced(await client.say(RIGHT)) == reply
+    assert service.connections == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "OK\tx\n",
+        "CONT\t{id}\tnot base64\n",
+        "CONT\t{id}\t" + b64("x" * 9300) + "\n",
+        "x" * 70_000,
+        "x\n" * 1001,
+    ],
+)
+async def test_nonsense_is_454_and_the_next_attempt_has_a_new_connection(
+    said: str, certificates: Certificates
+) -> None:
+    service = AuthService(answers={"AUTH PLAIN": said})
+    async with door(service, certificates) as client:
+        await hello(client)
+        assert code_and_enhanced(await client.say(RIGHT)) == DOWN
+        service.answers.clear()
+        assert (await client.say(RIGHT)).code == 235
+    # What breaks the connection may have been Dovecot's end: so it is asked once more before 454.
+    assert service.connections == 3
+
+
+@pytest.mark.parametrize(
+    "opening", ["", "220 mx ESMTP\r\n", "VERSION\t1\t2\n", "x" * 70_000, "SPID\t1\n" * 2000]
+)
+async def test_what_does_not_begin_as_the_service_is_454(
+    opening: str, certificates: Certificates
+) -> None:
+    service = AuthService(opening=opening)
+    async with door(service, certificates, connect_timeout=0.1) as client:
+        assert await hello(client) == ["PLAIN", "LOGIN"]
+        assert code_and_enhanced(await client.say(RIGHT)) == DOWN
+
+
+async def test_a_service_that_never_answers_is_454_and_its_connection_is_closed(
+    certificates: Certificates,
+) -> None:
+    service = AuthService(answers={"AUTH PLAIN": None})
+    async with door(service, certificates, timeout=0.1) as client:
+        await hello(client)
+        assert code_and_enhanced(await client.say(RIGHT)) == DOWN
+        await until(lambda: service.open == 0)
+        service.answers.clear()
+        assert (await client.say(RIGHT)).code == 235
+
+
+async def test_a_request_that_hangs_while_others_are_answered_ends_alone(
+    certificates: Certificates,
+) -> None:
+    service = AuthService(answers={"AUTH CRAM-MD5": None})
+    async with auth_service(service):
+        auth = Auth(dovecot=service.address, timeout=0.5)
+        async with (
+            serve([auth, Collect()], tls_context=certificates.server) as server,
+            await Client.to(server.addresses[0]) as one,
+            await Client.to(server.addresses[0]) as other,
+        ):
+            for client in (one, other):
+                await client.greet()
+                await client.start_tls(certificates.client)
+                await hello(client)
+            one.send("AUTH CRAM-MD5\r\n")
+            await until(lambda: service.requests("AUTH"))
+            assert (await other.say(RIGHT)).code == 235
+            assert code_and_enhanced(await one.reply()) == DOWN
+            await until(lambda: service.requests("CANCEL"))
+    assert service.connections == 1
+
+
+async def test_a_service_that_restarts_is_asked_again_and_may_have_other_mechanisms(
+    certificates: Certificates,
+) -> None:
+    service = AuthService()
+    async with door(service, certificates) as client:
+        assert await hello(client) == ["PLAIN", "LOGIN", "CRAM-MD5"]
+        service.hang_up()
+        service.opening = OPENING.replace("CRAM-MD5", "SCRAM-SHA-256")
+        await until(lambda: service.open == 0)
+        assert (await client.say("AUTH CRAM-MD5")).code == 504
+        assert await hello(client) == ["PLAIN", "LOGIN", "SCRAM-SHA-256"]
+        assert (await client.say(RIGHT)).code == 235
+    assert service.connections == 2
+
+
+async def test_a_connection_that_is_lost_before_an_answer_is_tried_once_more(
+    certificates: Certificates,
+) -> None:
+    service = AuthService()
+    lost = 0
+
+    async def lose_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal lost
+        service.talk = None
+        writer.write(OPENING.encode())
+        while not (await reader.readline()).startswith(b"AUTH"):
+            pass
+        lost += 1
+
+    service.talk = lose_first
+    async with door(service, certificates) as client:
+        await hello(client)
+        assert (await client.say(RIGHT)).code == 235
+    assert (lost, service.connections) == (1, 2)
+
+
+async def test_a_connection_that_is_lost_in_the_middle_is_454(certificates: Certificates) -> None:
+    service = AuthService(answers={"AUTH CRAM-MD5": challenge(b"x")})
+    async with door(service, certificates) as client:
+        await hello(client)
+        assert (await client.say("AUTH CRAM-MD5")).code == 334
+        service.hang_up()
+        assert code_and_enhanced(await client.say(b64("bob 0"))) == DOWN
+        assert (await client.say(RIGHT)).code == 235
+
+
+async def test_a_long_response_is_refused_here_as_dovecot_would_end_the_connection(
+    certificates: Certificates,
+) -> None:
+    service = AuthService(answers={"AUTH CRAM-MD5": challenge(b"x")})
+    async with door(service, certificates) as client:
+        await hello(client)
+        long = b64("x" * 7000)
+        assert code_and_enhanced(await client.say(f"AUTH PLAIN {long}")) == (500, "5.5.6")
+        reply = await dialogue(client, "AUTH CRAM-MD5", long)
+        assert code_and_enhanced(reply) == (500, "5.5.6")
+        assert (await client.say(RIGHT)).code == 235
+    assert service.connections == 1
+
+
+async def test_no_request_begins_on_an_old_connection_and_one_that_goes_on_is_not_cut(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a reload of Dovecot its old process goes on as long as there is a connection."""
+    monkeypatch.setattr(dovecot_service, "FRESH_SECONDS", 0.3)
+    service = AuthService(
+        answers={"AUTH CRAM-MD5": challenge(b"x"), "CONT": "OK\t{id}\tuser=bob\n"}
+    )
+    async with door(service, certificates) as client:
+        await hello(client)
+        await until(lambda: service.open == 0)
+        assert (await client.say(WRONG)).code == 535
+        assert (await client.say("AUTH CRAM-MD5")).code == 334
+        before = service.connections
+        assert service.open == 1
+        assert (await client.say(b64("bob 0"))).code == 235
+        await until(lambda: service.open == 0)
+    assert service.connections == before
+
+
+async def test_many_sessions_share_one_connection(certificates: Certificates) -> None:
+    service = AuthService()
+    async with auth_service(service):
+        auth = Auth(dovecot=service.address)
+        async with serve([auth, Collect()], tls_context=certificates.server) as server:
+
+            async def one(line: str) -> int:
+                async with await Client.to(server.addresses[0]) as client:
+                    await client.greet()
+                    await client.start_tls(certificates.client)
+                    await hello(client)
+                    return (await client.say(line)).code
+
+            codes = await asyncio.gather(*(one((RIGHT, WRONG)[n % 2]) for n in range(20)))
+    assert codes == [235, 535] * 10
+    assert service.connections == 1
+
+
+async def test_failures_of_dovecot_count_and_temporary_ones_do_not(
+    certificates: Certificates,
+) -> None:
+    service = AuthService(answers={"AUTH LOGIN": "FAIL\t{id}\ttemp\n"})
+    async with door(service, certificates, max_failures=1) as client:
+        await hello(client)
+        assert (await client.say("AUTH LOGIN")).code == 454
+        assert (await client.say(WRONG)).code == 535
+        assert (await client.say(RIGHT)).code == 421
+
+
+@pytest.mark.parametrize(
+    ("require", "offered"),
+    [("plaintext", ["CRAM-MD5"]), ("never", ["PLAIN", "LOGIN", "CRAM-MD5"])],
+)
+async def test_without_tls_mechanisms_that_show_no_password_are_offered_if_that_is_set(
+    require: Any, offered: list[str]
+) -> None:
+    service = AuthService(
+        answers={"AUTH CRAM-MD5": challenge(b"x"), "CONT": "OK\t{id}\tuser=bob\n"}
+    )
+    async with auth_service(service):
+        auth = Auth(dovecot=service.address, require_tls=require)
+        async with serve([auth, Collect()]) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.reply()
+                assert await hello(client) == offered
+                if require == "plaintext":
+                    assert code_and_enhanced(await client.say(RIGHT)) == (538, "5.7.11")
+                assert (await dialogue(client, "AUTH CRAM-MD5", b64("bob 0"))).code == 235
+                assert not any(word.startswith("secured") for word in service.requests("AUTH")[0])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "mx:example.com", "", "smtp:127.0.0.1:25"])
+def test_an_address_that_is_none_is_an_error(address: str) -> None:
+    with pytest.raises(SettingError, match="write unix:PATH or HOST:PORT"):
+        Auth(dovecot=address)

@@ -1,0 +1,200 @@
+"""The limits of failed attempts to authenticate: counts, without sockets and by a clock of ours."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+from support.server import until
+
+from smtpd_fork.filters.auth import failures
+from smtpd_fork.filters.auth.failures import Failures
+from smtpd_fork.filters.auth.outcome import (
+    TOO_MANY_FAILURES,
+    USER_HAS_TOO_MANY,
+    RefusedError,
+)
+
+if TYPE_CHECKING:
+    import pytest
+
+ANY = 1000
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def counts(of_client: int = 3, of_user: int = 0) -> tuple[Failures, Clock]:
+    clock = Clock()
+    return Failures(of_client, of_user, 60.0, clock), clock
+
+
+async def refused(made: Failures, client: str = "192.0.2.1", user: str = "bob") -> str:
+    try:
+        async with made.attempt(client, user, at_once=ANY):
+            return ""
+    except RefusedError as error:
+        return error.reply
+
+
+async def test_a_client_is_refused_after_its_failures_and_until_they_are_old() -> None:
+    made, clock = counts(3)
+    for number in range(3):
+        assert await refused(made) == ""
+        reached = made.failed("192.0.2.1", "bob", b"%d" % number)
+        assert reached == (number == 2)
+        clock.now += 10
+    assert await refused(made) == TOO_MANY_FAILURES
+    assert await refused(made, "192.0.2.2") == ""
+    clock.now += 30.1
+    assert await refused(made) == ""
+    assert made.failed("192.0.2.1", "bob", b"again")
+    assert await refused(made) == TOO_MANY_FAILURES
+
+
+async def test_the_same_credentials_again_are_no_other_guess() -> None:
+    made, _ = counts(2)
+    for _ in range(5):
+        assert not made.failed("192.0.2.1", "bob", b"old password")
+    assert await refused(made) == ""
+    assert made.failed("192.0.2.1", "bob", b"another")
+    assert not made.failed("192.0.2.1", "bob", b"a third")
+
+
+async def test_a_user_is_refused_to_clients_that_never_were_this_user() -> None:
+    made, clock = counts(0, 2)
+    made.succeeded("192.0.2.1", "bob")
+    made.failed("198.51.100.1", "bob", b"1")
+    made.failed("198.51.100.2", "bob", b"2")
+    assert await refused(made, "192.0.2.7") == USER_HAS_TOO_MANY
+    assert await refused(made, "192.0.2.1") == ""
+    assert await refused(made, "192.0.2.7", "carol") == ""
+    assert await refused(made, "192.0.2.7", "") == ""
+    clock.now += 61
+    assert await refused(made, "192.0.2.7") == ""
+
+
+async def test_0_is_no_limit_and_a_client_without_a_key_is_not_counted() -> None:
+    made, _ = counts(0, 0)
+    for number in range(100):
+        assert not made.failed("192.0.2.1", "bob", b"%d" % number)
+    assert await refused(made) == ""
+    made, _ = counts(1)
+    assert not made.failed("", "bob", b"1")
+    assert await refused(made, "") == ""
+
+
+async def test_attempts_that_go_on_count_so_that_many_at_once_guess_no_more_often() -> None:
+    made, _ = counts(3)
+    asked = 0
+    go = asyncio.Event()
+
+    async def guess(number: int) -> str:
+        nonlocal asked
+        try:
+            async with made.attempt("192.0.2.1", "bob", at_once=ANY):
+                asked += 1
+                await go.wait()
+                made.failed("192.0.2.1", "bob", b"%d" % number)
+        except RefusedError as error:
+            return error.reply
+        return ""
+
+    tasks = [asyncio.create_task(guess(number)) for number in range(20)]
+    await until(lambda: asked == 3)
+    go.set()
+    replies = await asyncio.gather(*tasks)
+    assert asked == 3
+    assert replies.count("") == 3
+    assert replies.count(TOO_MANY_FAILURES) == 17
+    assert made._turns == {}
+
+
+async def test_attempts_of_one_client_wait_for_each_other_and_those_of_another_do_not() -> None:
+    made, _ = counts(0)
+    order: list[str] = []
+    go = asyncio.Event()
+
+    async def one(client: str, name: str) -> None:
+        async with made.attempt(client, "bob", at_once=1):
+            order.append(name)
+            await go.wait()
+
+    tasks = [asyncio.create_task(one("192.0.2.1", name)) for name in "abc"]
+    tasks.append(asyncio.create_task(one("192.0.2.2", "other")))
+    await until(lambda: len(order) == 2)
+    tasks[1].cancel()
+    go.set()
+    await asyncio.wait(tasks)
+    assert sorted(order) == ["a", "c", "other"]
+    assert made._turns == {}
+
+
+async def test_a_turn_that_was_given_to_one_who_left_is_given_to_the_next() -> None:
+    made, _ = counts(0)
+    go = asyncio.Event()
+    done = []
+
+    async def one(name: str) -> None:
+        async with made.attempt("192.0.2.1", "bob", at_once=1):
+            await go.wait()
+            done.append(name)
+
+    tasks = [asyncio.create_task(one(name)) for name in "abc"]
+    await until(lambda: made._turns and len(next(iter(made._turns.values())).waiters) == 2)
+    go.set()
+    await asyncio.wait(tasks[:1])
+    tasks[1].cancel()  # it has been woken, perhaps, and has not run yet
+    await asyncio.wait(tasks)
+    assert done[0] == "a"
+    assert done[-1] == "c"
+    assert made._turns == {}
+
+
+async def test_memory_is_bounded_and_the_oldest_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(failures, "MOST_COUNTED", 5)
+    made, _ = counts(1, 1)
+    for number in range(50):
+        made.failed(f"192.0.2.{number}", f"user{number}", b"x")
+        made.succeeded(f"192.0.2.{number}", f"user{number}")
+    assert (len(made._clients), len(made._users), len(made._known)) == (5, 5, 5)
+    assert await refused(made, "192.0.2.0", "") == ""
+    assert await refused(made, "192.0.2.49", "") == TOO_MANY_FAILURES
+
+
+def test_of_what_was_guessed_nothing_is_kept() -> None:
+    made, _ = counts(3, 3)
+    made.failed("192.0.2.1", "bob@example.com", b"\0bob@example.com\0open sesame")
+    kept = repr(vars(made))
+    assert "bob" not in kept
+    assert "sesame" not in kept
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 40)), max_size=60))
+def test_no_client_guesses_more_often_than_its_limit_in_any_period(
+    attempts: list[tuple[int, int, int]],
+) -> None:
+    made, clock = counts(2)
+    guessed: dict[int, list[tuple[float, int]]] = {}
+
+    async def go() -> None:
+        for client, guess, later in attempts:
+            clock.now += later
+            if await refused(made, str(client), ""):
+                continue
+            made.failed(str(client), "", b"%d" % guess)
+            guessed.setdefault(client, []).append((clock.now, guess))
+
+    asyncio.run(go())
+    for of_one in guessed.values():
+        for at, _ in of_one:
+            within = {guess for when, guess in of_one if at - 60 < when <= at}
+            assert len(within) <= 2
