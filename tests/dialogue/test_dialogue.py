@@ -12,6 +12,8 @@ from support.handlers import Keep, KeepSlowly
 from support.offline import Offline, Outcome
 
 from smtpd_fork.dialogue import BareNewline, Limits, Shared
+from smtpd_fork.dialogue.trusted_commands import NAMES
+from smtpd_fork.gate import TrustedHosts
 from smtpd_fork.smtp import SMTP
 
 CORPUS = [path.read_bytes() for path in Path(__file__).parents[1].glob("fuzz/corpus/*.smtp")]
@@ -58,6 +60,7 @@ def test_every_stream_has_one_result_however_it_is_cut(
         authenticator=_check,
         auth_require_tls=False,
     )
+    shared.trust(dict.fromkeys(NAMES, TrustedHosts.of("xclient_trust", ["192.0.2.1"])))
     accepted = 0
     for stream in (*CORPUS, *AUTH):
         whole = result(shared, handler, [stream])

@@ -15,6 +15,8 @@ from support.proxy import V1
 
 from smtpd_fork import Server
 from smtpd_fork.dialogue import BareNewline, Limits
+from smtpd_fork.dialogue.trusted_commands import NAMES
+from smtpd_fork.gate import TrustedHosts
 from smtpd_fork.smtp import SMTP
 
 if TYPE_CHECKING:
@@ -154,7 +156,9 @@ class Cuts:
             for handler in handlers
         ]
         stream = stream[:LONGEST]
+        trusted = TrustedHosts.of("xclient_trust", ["192.0.2.1"])
         for model in models:
+            model.connection.shared.trust(dict.fromkeys(NAMES, trusted))
             whole = await self._result(model, [stream], patient=True)
             for places in ways(chance, len(stream)):
                 packets = cut(stream, places)

@@ -26,6 +26,7 @@ from fuzz.plays import Plays
 from smtpd_fork.hops.client import Client, Order, State, Terms
 from smtpd_fork.hops.errors import ConnectionLostError
 from smtpd_fork.hops.replies import LONGEST_LINE, LONGEST_REPLY
+from smtpd_fork.message import MailClient
 
 if TYPE_CHECKING:
     import random
@@ -53,6 +54,7 @@ WORDS = [
         b"\r\n",
         b"\n",
     ),
+    *(b"250-XCLIENT ADDR NAME\r\n", b"250-XFORWARD NAME\r\n", b"554 5.7.1 no\r\n"),
     *(b"\r", b"\0", b"\xff\xfe", b"\x1b[31m", b"\xe2\x80\xa8", b"x" * 700, b"250-x\r\n" * 200),
 ]
 """Besides them the hop repeats what it got, as an echo."""
@@ -61,17 +63,21 @@ DECIDED = re.compile(rb"(?m)^2[0-9]{2}(?: [^\r\n]*)?\r?$")
 
 TRANSACTIONS = 3
 
+CLIENTS = (MailClient(("192.0.2.7", 25), "x.example"), MailClient(("2001:db8::7", 25)))
+
 
 class Play(NamedTuple):
     """A dialogue, so that it can be repeated.
 
     :ivar rounds: of the hop; the client sends all it can between them
+    :ivar origin: commands XFORWARD of each transaction
     """
 
     terms: Terms
     recipients: int
     chunked: bool
     rounds: Sequence[bytes]
+    origin: int = 0
 
 
 @dataclass
@@ -114,14 +120,23 @@ class _Run:
 
     def _speak(self) -> None:
         self._take()
-        if self._client.state is State.READY and len(self._orders) < TRANSACTIONS:
+        if self._is_ready() and len(self._orders) < TRANSACTIONS:
             content = _Content()
             pieces = None if len(self._orders) == 1 else content.pieces()
             commands = [b"RCPT TO:<b@x>\r\n"] * self._play.recipients
             order = Order(b"MAIL FROM:<a@x>\r\n", commands, pieces, self._play.chunked)
+            order.origin = [b"XFORWARD NAME=x\r\n"] * self._play.origin
             self._orders.append((order, content))
             self._client.begin(order)
             self._take()
+
+    def _is_ready(self) -> bool:
+        """Whether a transaction may begin; its client is to be named first."""
+        client = self._client
+        if client.state is State.READY and self._play.terms.xclient:
+            client.become(CLIENTS[len(self._orders) % 2])
+            self._take()
+        return client.state is State.READY
 
     def _take(self) -> None:
         while piece := self._client.take():
@@ -154,7 +169,8 @@ def a_play(chance: random.Random) -> Play:
     """Return a dialogue that nobody has written."""
     login: dict[str, Any] = {"user": "u", "password": PASSWORD} if chance.random() < 0.4 else {}
     starttls = chance.choice(["no", "no", "no", "offered", "required"])
-    terms = Terms("me.example", lmtp=chance.random() < 0.4, starttls=starttls, **login)
+    xclient = not login and chance.random() < 0.4
+    terms = Terms("me.example", chance.random() < 0.4, starttls, **login, xclient=xclient)
     behind = [ECHO, b"500 %b\r\n" % ECHO, b"250 " + PASSWORD.encode()] if login else []
     opened = chance.random() < 0.8
     rounds = [OPENING[:9], OPENING[9:]] if opened else []
@@ -162,7 +178,11 @@ def a_play(chance: random.Random) -> Play:
     for _ in range(chance.randrange(1, 9)):
         count = chance.choice([1, 1, 2, 3, 4, 9])
         rounds += [b"".join(chance.choices(words, k=count))]
-    return Play(terms, chance.randrange(1, 4), chance.random() < 0.3, rounds)
+    if xclient and opened:
+        rounds[1] = OPENING[9:].replace(b"250 AUTH", b"250-XCLIENT ADDR\r\n250 AUTH")
+        rounds += [b"220 hop\r\n", rounds[1]] * chance.randrange(3)
+    recipients, chunked = chance.randrange(1, 4), chance.random() < 0.3
+    return Play(terms, recipients, chunked, rounds, chance.choice([0, 0, 1, 2]))
 
 
 def _same(play: Play, cuts: Sequence[int]) -> None:
