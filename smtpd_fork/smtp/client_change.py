@@ -27,15 +27,21 @@ LOGIN_MECHANISM = "XCLIENT"
 async def change_client(connection: Connection, attributes: Attributes) -> None:
     """Begin the session anew for the client that *attributes* name, unless it is refused."""
     dialogue, sender, before = connection.dialogue, connection.peer, connection.dialogue.session
-    peer = _peer(attributes, sender)
-    names_host = "NAME" not in attributes
+    peer, name = _peer(attributes, sender), connection.host_name_dns
+    connection.host_name_dns = None
     if connection.owner is not None:
-        refusal = await connection.owner.identify(connection, peer, look_up=names_host)
+        look_up = "NAME" not in attributes
+        refusal = await connection.owner.identify(connection, peer, look_up=look_up)
         if refusal is not None:
-            dialogue.out += refusal.reply(dialogue.shared.hostname)
+            dialogue.out += (reply := refusal.reply(dialogue.shared.hostname))
+            dialogue.row.replies[reply[0]] += 1
             dialogue.leave(interrupting=True)
             return
-    _put_in_place(connection, peer, attributes)
+    if "NAME" in attributes:
+        connection.host_name_dns = attributes["NAME"]
+    elif "ADDR" not in attributes:
+        connection.host_name_dns = name
+    _replace(connection, peer, attributes)
     log_debug(dialogue, f"named by {describe(sender)} (XCLIENT)")
     if "DISCONNECT" in connection.shared.hooks:
         await procedures.tell_disconnected(connection, before)
@@ -54,15 +60,13 @@ def _peer(attributes: Attributes, before: Peer) -> Peer:
     return (host, int(attributes.get("PORT") or 0)) if host else ""
 
 
-def _put_in_place(connection: Connection, peer: Peer, attributes: Attributes) -> None:
+def _replace(connection: Connection, peer: Peer, attributes: Attributes) -> None:
     """Have the session be the client's, as it is after a greeting."""
     dialogue = connection.dialogue
     ssl = dialogue.session.ssl
     dialogue.reset()
     dialogue.shared.budget.hold(connection, 0)  # from here on it is charged to the client
     dialogue.charged = 0
-    if "NAME" in attributes:
-        connection.host_name_dns = attributes["NAME"]
     connection.peer = peer
     slow_down(dialogue, 0.0, "")
     opening.begin_anew(connection, ssl)

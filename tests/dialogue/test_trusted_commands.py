@@ -157,8 +157,15 @@ def test_the_address_that_the_client_connected_to_and_its_name_are_noted() -> No
     host.say("XCLIENT ADDR=198.51.100.7 NAME=mail.example DESTADDR=192.0.2.25 DESTPORT=587")
     session = host.dialogue.session
     assert (session.local, session.host_name_dns) == (("192.0.2.25", 587), "mail.example")
-    host.say("XCLIENT NAME=[TEMPUNAVAIL]")
-    assert (host.dialogue.session.host_name_dns, host.peer) == (None, ("198.51.100.7", 0))
+    for words, name in {
+        "LOGIN=bob": "mail.example",
+        "NAME=[TEMPUNAVAIL]": None,
+        "NAME=other.example": "other.example",
+        "ADDR=198.51.100.8": None,
+    }.items():
+        host.say(f"XCLIENT {words}")
+        assert host.dialogue.session.host_name_dns == name, words
+    assert host.peer == ("198.51.100.8", 0)
 
 
 @pytest.mark.parametrize("word", ["ADDR=[UNAVAILABLE]", "addr=[unavailable] PORT=[UNAVAILABLE]"])

@@ -76,12 +76,15 @@ def directory() -> Iterator[Path]:
 
 
 @contextmanager
-def postfix(directory: Path, port: int, settings: str) -> Iterator[Path]:
-    """Run a Postfix that listens on a port; yield its log."""
+def postfix(directory: Path, port: int, settings: str, more: str = "") -> Iterator[Path]:
+    """Run a Postfix that listens on a port; yield its log.
+
+    :param more: lines of its master.cf
+    """
     peers("postfix")
     service = f"127.0.0.1:{port} inet n - n - - smtpd"
     options = "-o mynetworks=127.0.0.1 -o inet_protocols=all"
-    with instance(directory, settings, f"{service} {options}\n{LMTP}"):
+    with instance(directory, settings, f"{service} {options}\n{LMTP}{more}"):
         yield directory / "log"
 
 
@@ -161,6 +164,24 @@ async def test_postfix_says_where_a_message_came_from(directory: Path, protocol:
         "SOURCE": "REMOTE",
     }  # fmt: skip
     assert kept.clients[0][0] == ("127.0.0.1",)
+
+
+async def test_a_filter_between_two_postfixes_passes_the_origin_on(directory: Path) -> None:
+    front, between, back, behind = free_ports(4)
+    kept = Collect()
+    settings = IN_FRONT.format(behind=behind)
+    proxy = f"127.0.0.1:{front} inet n - n - - smtpd -o smtpd_proxy_filter=127.0.0.1:{between}\n"
+    with postfix(directory, back, settings, proxy) as log:
+        relay = Relay(f"127.0.0.1:{back}", pass_client="xforward")
+        trust = {"xforward_trust": ["127.0.0.1"], "listen": [f"127.0.0.1:{between}"]}
+        async with serve(relay, **trust), serve(kept, listen=[f"127.0.0.1:{behind}"]):
+            await until_open(front)
+            async with await Client.to(("127.0.0.1", front), source="127.0.0.9") as client:
+                await client.greet("spike.example")
+                assert (await client.deliver(to="b@example.com")).code == 250
+            await until(lambda: kept.envelopes)
+        text = log.read_text()
+    assert re.search(r": client=[^,]*127\.0\.0\.1\], .*orig_client=\S*\[127\.0\.0\.9\]", text), text
 
 
 # -- swaks -------------------------------------------------------------------------------------

@@ -271,17 +271,29 @@ async def test_conditions_go_by_the_client() -> None:
 async def test_tls_goes_on_under_another_client_and_its_requirement_is_met(
     certificates: Certificates,
 ) -> None:
+    seen: list[Any] = []
+
+    class Sees(Discard):
+        async def handle_MAIL(self, server: Any, session: Any, *_: Any) -> Any:
+            seen.append((session.peer[0], session.host_name_dns, session.local[0]))
+            seen.append((bool(session.authenticated), session.ssl is not None))
+            return MISSING
+
     options = {"tls_context": certificates.server, "require_starttls": True}
-    async with greeted(Discard(), **options, **TRUST) as client:
-        assert (await named(client, "ADDR=198.51.100.7"))[:3] == "220"
+    async with greeted(Sees(), **options, **TRUST) as client:
+        words = "ADDR=198.51.100.7 NAME=a.example DESTADDR=192.0.2.25 LOGIN=bob"
+        assert (await named(client, words))[:3] == "220"
         assert "STARTTLS" in (await client.say("EHLO x")).text
         assert (await client.say("MAIL FROM:<a@b.example>")).code == 530
         await client.start_tls(certificates.client)
         hello = await client.say("EHLO x")
         assert "XCLIENT" in hello.text
+        assert (await client.deliver()).code == 250
         assert (await named(client, "ADDR=198.51.100.8"))[:3] == "220"
         assert "STARTTLS" not in (await client.say("EHLO x")).text
         assert (await client.deliver()).code == 250
+    assert seen[:2] == [("198.51.100.7", "a.example", "192.0.2.25"), (False, True)]
+    assert seen[2:] == [("198.51.100.8", None, "127.0.0.1"), (False, True)]
 
 
 async def test_what_is_pipelined_behind_is_the_clients() -> None:
