@@ -19,7 +19,6 @@ from smtpd_fork.hops.milter.events import (
     body_steps,
     connect_step,
     header_step,
-    header_value,
     path_step,
 )
 from smtpd_fork.message import Mail, Recipient
@@ -76,9 +75,7 @@ def message_steps(mail: Mail, parts: Parts, conversation: Conversation) -> Itera
     """Yield the message: each field, the body in pieces, the end."""
     yield Step(DATA)
     if conversation.wants(HEADER):
-        leading_space = conversation.leading_space
-        for name, value in parts.names_and_values:
-            yield header_step(name, header_value(value, leading_space=leading_space))
+        yield header_step(parts.names_and_values, leading_space=conversation.leading_space)
     yield Step(END_OF_HEADER)
     for step in body_steps(mail.content, parts.body):
         if not conversation.wants(BODY):

@@ -76,8 +76,7 @@ def _steps(conversation: Conversation, parts: Parts) -> Iterator[Step]:
     yield Step(HELO, b"me\0", {"j": "x"})
     yield Step(MAIL, b"<a@x>\0", {"i": "1"})
     yield Step(RCPT, b"<b@x>\0", {"rcpt_addr": "b@x"})
-    for name, value in parts.names_and_values:
-        yield header_step(name, value)
+    yield header_step(parts.names_and_values, leading_space=True)
     yield from body_steps(MESSAGE, parts.body)
     yield Step(END)
 

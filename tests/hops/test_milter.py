@@ -133,7 +133,7 @@ def _told(conversation: Conversation) -> Iterator[Step]:
     yield Step(CONNECT, b"x\0U", {"j": "x"})
     yield Step(MAIL, b"<a@x>\0", {"i": "1"})
     yield Step(RCPT, b"<b@x>\0")
-    yield header_step(b"A", b"b")
+    yield header_step([(b"A", b"b")], leading_space=True)
     yield from body_steps(b"x" * 70_000, 0)
     yield Step(END)
 

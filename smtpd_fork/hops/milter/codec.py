@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LONGEST_FRAME", "VERSION", "Action", "FrameReader", "MilterGarbageError", "Options",
-    "Protocol", "frame", "offer", "parse_options", "parse_symbols", "text_of", "texts",
+    "Protocol", "frame", "header_frame", "offer", "parse_options", "parse_symbols", "text_of",
+    "texts",
 ]  # fmt: skip
 
 LONGEST_FRAME = 64 << 20
@@ -99,6 +100,11 @@ class Options(NamedTuple):
 def frame(command: bytes, data: bytes | memoryview = b"") -> bytes:
     """Return a frame."""
     return b"".join((_LENGTH.pack(len(data) + 1), command, data))
+
+
+def header_frame(name: bytes, value: bytes) -> bytes:
+    """Return the frame of a header field."""
+    return b"%bL%b\0%b\0" % (_LENGTH.pack(len(name) + len(value) + 3), name, value)
 
 
 def offer() -> bytes:

@@ -61,6 +61,7 @@ WRITE_BYTES = 1 << 18
 
 ABORT = frame(b"A")
 QUIT = frame(b"Q")
+_CONTINUE = frame(b"c")
 
 _REPLIES = {b"r": REJECTED}
 _OF_A_RECIPIENT = frozenset({b"r", b"t", b"y"})
@@ -108,11 +109,13 @@ class Conversation:
         self._pausing = False  # until all is answered
         self._each_recipient = False
         self._in_transaction = False
+        self._begun = True  # and nothing was told in it
         self._unwanted: set[bytes] = set()
         self._silent: set[bytes] = set()
         self._skipped: set[bytes] = set()  # in this transaction
         self._skips = False  # the milter may skip
         self._macros: dict[str, str] = {}
+        self._known: dict[tuple[str, ...], bytes] = {}  # macros as they are sent, by their names
         self._of_session: dict[str, str] = {}
         self._symbols: dict[int, list[str]] = {}
         self._edits: list[Edit] = []
@@ -141,6 +144,8 @@ class Conversation:
 
     def begin(self) -> None:
         """Begin a transaction; one that has not come to its end is aborted."""
+        if self._begun:
+            return
         if self._in_transaction:
             self._output += ABORT
             self._in_transaction = False
@@ -151,6 +156,8 @@ class Conversation:
         self._edits = []
         self._skipped.clear()
         self._macros = dict(self._of_session)
+        self._known.clear()
+        self._begun = True
 
     def tell(self, steps: Iterable[Step], *, each_recipient: bool = False) -> None:
         """Tell events; those before have to be settled, or none was told.
@@ -158,6 +165,7 @@ class Conversation:
         :param each_recipient: the refusal of a recipient is for it alone: see :attr:`refused`
         """
         assert self._steps is None
+        self._begun = False
         self.refused = ""
         self._each_recipient = each_recipient
         if self.verdict is None and self.state is not State.ENDED:
@@ -172,7 +180,8 @@ class Conversation:
 
     def take(self) -> bytes:
         """Return what is to be sent now; empty: nothing until the milter has answered."""
-        parts, size = [self._output], len(self._output)
+        parts: list[bytes | memoryview] = [self._output]
+        size = len(self._output)
         self._output = b""
         while self._steps is not None and size < WRITE_BYTES and self._may_tell:
             step = next(self._steps, None)
@@ -180,11 +189,16 @@ class Conversation:
                 self._steps = None
             elif step is PAUSE:
                 self._pausing = True
-            elif self.wants(step.event):
+            elif not self.wants(step.event):
+                if step.macros is not None:
+                    self._take_macros(step)
+            elif step.several:
+                parts.append(step.data)
+                size += len(step.data)
+                self._note_told(step.event, step.several)
+            else:
                 parts += self._said(step)
                 size += len(step.data)
-            elif step.macros is not None:
-                self._take_macros(step)
         return b"".join(parts)
 
     @property
@@ -208,17 +222,28 @@ class Conversation:
         frames = [frame(event.command, step.data)]
         if event.stage is not None:
             self._take_macros(step)
-            names = self._symbols.get(event.stage, event.symbols)
-            if macros := packed(names, self._macros):
+            if macros := self._packed(event.stage, event):
                 frames.insert(0, frame(b"D", event.command + macros))
+        self._note_told(event, 1)
+        return frames
+
+    def _packed(self, stage: int, event: Event) -> bytes:
+        """Return the macros of a stage; those of several stages are the same."""
+        names = tuple(self._symbols.get(stage, event.symbols))
+        found = self._known.get(names)
+        if found is None:
+            found = self._known[names] = packed(names, self._macros)
+        return found
+
+    def _note_told(self, event: Event, count: int) -> None:
         if event is not CONNECT and event is not HELO:
             self._in_transaction = True
         if event.command not in self._silent:
-            self._waiting.append(event)
-        return frames
+            self._waiting.extend((event,) * count)
 
     def _take_macros(self, step: Step) -> None:
         if step.macros:
+            self._known.clear()
             self._macros.update(step.macros)
             if step.event is CONNECT or step.event is HELO:
                 self._of_session.update(step.macros)
@@ -230,11 +255,24 @@ class Conversation:
         if self.state is State.ENDED:
             return
         try:
-            for command, content in self._reader.feed(data):
+            for command, content in self._reader.feed(self._gone_on(data)):
                 self.progress += 1
                 self._answered(command, content)
         except MilterGarbageError as error:
             self.fail(str(error))
+
+    def _gone_on(self, data: bytes) -> bytes:
+        """Take the answers that are "continue", as most are, in one go; return the rest."""
+        waiting = self._waiting
+        count = min(len(data) // len(_CONTINUE), len(waiting))
+        if count and waiting[count - 1] is END:
+            count -= 1
+        if not count or self._reader.held or not data.startswith(_CONTINUE * count):
+            return data
+        for _ in range(count):
+            waiting.popleft()
+        self.progress += count
+        return data[count * len(_CONTINUE) :]
 
     def fail(self, reason: str) -> None:
         """End; the milter is down, unless it has decided already."""

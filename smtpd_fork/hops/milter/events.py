@@ -5,15 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from smtpd_fork.hops.milter.codec import Protocol, text_of
+from smtpd_fork.hops.milter.codec import Protocol, header_frame, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
     "BODY", "CONNECT", "DATA", "END", "END_OF_HEADER", "EVENTS", "HEADER", "HELO", "MAIL", "PAUSE",
-    "RCPT", "Event", "Step", "body_steps", "connect_step", "header_step", "header_value",
-    "path_step",
+    "RCPT", "Event", "Step", "body_steps", "connect_step", "header_step", "path_step",
 ]  # fmt: skip
 
 CHUNK = 65_535
@@ -75,14 +74,16 @@ EVENTS = (CONNECT, HELO, MAIL, RCPT, DATA, HEADER, END_OF_HEADER, BODY, END)
 
 
 class Step(NamedTuple):
-    """One event.
+    """One event, or several of one kind.
 
     :ivar macros: that are known from now on
+    :ivar several: how many events they are; *data* has their frames then. 0: it is one
     """
 
     event: Event
     data: bytes | memoryview = b""
     macros: Mapping[str, str] | None = None
+    several: int = 0
 
 
 PAUSE = Step(Event("pause", b"", 0, 0))
@@ -113,15 +114,20 @@ def path_step(
     return Step(event, text_of(f"<{address}>") + b"".join(map(text_of, words)), macros)
 
 
-def header_step(name: bytes, value: bytes) -> Step:
-    """Return a field of the header.
+def header_step(fields: Iterable[tuple[bytes, bytes]], *, leading_space: bool) -> Step:
+    """Return the fields of a header.
 
-    :param value: as :func:`header_value` returns it
+    :param fields: names and values, as they came
+    :param leading_space: values keep the space behind the colon
     """
-    return Step(HEADER, b"%b\0%b\0" % (name, value))
+    frames = [
+        header_frame(name, _header_value(value, leading_space=leading_space))
+        for name, value in fields
+    ]
+    return Step(HEADER, b"".join(frames), None, len(frames))
 
 
-def header_value(value: bytes, *, leading_space: bool) -> bytes:
+def _header_value(value: bytes, *, leading_space: bool) -> bytes:
     """Return the value of a field as milters get it: folded lines end in LF.
 
     Without *leading_space* one space is taken off, and no tab, as Sendmail and Postfix do: a milter
