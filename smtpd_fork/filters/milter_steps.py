@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from email.utils import format_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.hops.milter.codec import text_of
@@ -27,6 +28,7 @@ from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from aiosmtpd.smtp import Session as AnySession
 
@@ -123,7 +125,7 @@ def _of_tls(session: AnySession) -> dict[str, str]:
 def _of_sender(session: AnySession, mail: Mail) -> dict[str, str]:
     macros = {
         "i": mail.id,
-        "b": format_datetime(mail.received),
+        "b": _date(mail.received),
         "mail_addr": mail.sender,
         "mail_host": mail.sender.rpartition("@")[2],
         "mail_mailer": _TRANSPORT,
@@ -133,6 +135,12 @@ def _of_sender(session: AnySession, mail: Mail) -> dict[str, str]:
         macros["auth_type"] = getattr(session, "auth_mechanism", "") or "PLAIN"
         macros["auth_authen"] = _login(mail.client.login)
     return macros
+
+
+@lru_cache(maxsize=1)
+def _date(received: datetime) -> str:
+    """Return a time as mail has it; it is the same for all messages of one second."""
+    return format_datetime(received)
 
 
 def _login(data: Any) -> str:
