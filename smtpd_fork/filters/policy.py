@@ -15,18 +15,14 @@ from aiosmtpd.smtp import MISSING, Envelope
 from aiosmtpd.smtp import Session as AnySession
 
 from smtpd_fork.dialogue.waiting import may_end_at_once
-from smtpd_fork.filters.base import Filter
+from smtpd_fork.filters.content_filter import ContentFilter, WhenDown
 from smtpd_fork.filters.policy_action import parse_action
 from smtpd_fork.filters.policy_effects import PolicyEffects
 from smtpd_fork.filters.policy_request import attributes
 from smtpd_fork.filters.policy_server import PolicyServer
-from smtpd_fork.filters.when_quarantined import (
-    WhenQuarantined,  # noqa: TC001 - annotations of a handler's constructor are read at run time
-)
-from smtpd_fork.gate import ClientLine, client_reporter
+from smtpd_fork.filters.when_quarantined import WhenQuarantined  # noqa: TC001 - for the settings
 from smtpd_fork.hops.errors import HopError
 from smtpd_fork.hops.policy import request
-from smtpd_fork.sanitizer import printable
 from smtpd_fork.setting_types import Count, Seconds, SettingError, Text
 
 if TYPE_CHECKING:
@@ -34,8 +30,6 @@ if TYPE_CHECKING:
     from smtpd_fork.hops.peer_status import PeerStatus
 
 __all__ = ["Policy"]
-
-log = logging.getLogger("smtpd_fork.policy")
 
 CONNECTIONS = 100
 """Postfix's default_process_limit; twice the sessions of a client (--max-from-ip), so that one
@@ -46,13 +40,8 @@ Stage: TypeAlias = Literal["connect", "helo", "mail", "rcpt", "data", "end-of-me
 _AT_THE_END = {"data": "DATA", "end-of-message": "END-OF-MESSAGE"}
 """The stages at which the message has come; what the server is told of each."""
 
-_WHEN_DOWN = {
-    "defer": "451 4.7.1 Service unavailable, try again later",
-    "refuse": "554 5.3.0 It cannot be checked whether this is accepted",
-}
 
-
-class Policy(Filter):
+class Policy(ContentFilter):
     """Asks a policy server.
 
     :param address: ``unix:PATH`` or ``HOST:PORT``; several with spaces between them, which are
@@ -69,16 +58,14 @@ class Policy(Filter):
     :param policy_context: the attribute ``policy_context``, by which a server tells filters apart
     """
 
-    supports_dsn = True
-    supports_binarymime = True
-    """Messages go on to the sinks, which decide about both."""
+    log = logging.getLogger("smtpd_fork.policy")
 
     def __init__(
         self,
         address: Text,
         *,
         stages: Sequence[Stage] = ("rcpt",),
-        when_down: Literal["defer", "accept", "refuse"] = "defer",
+        when_down: WhenDown = "defer",
         when_quarantined: WhenQuarantined | None = None,
         connections: Count = CONNECTIONS,
         timeout: Seconds = 60.0,
@@ -87,11 +74,9 @@ class Policy(Filter):
         self._server = PolicyServer(
             address, when_down=when_down, connections=connections, seconds=timeout
         )
-        self._when_down = when_down
-        self.quarantines = when_quarantined == "sink"
+        super().__init__(f"policy server {self._server}", when_down, when_quarantined)
         self._context = policy_context
-        self._reporter = client_reporter()
-        self._effects = PolicyEffects(str(self._server), when_quarantined, self._reporter)
+        self._effects = PolicyEffects(self.program, self._reporter)
         self._stages = set(stages)
         known: dict[str, dict[str, Any]] = {
             "connect": {"handle_CONNECT": self._at_connect},
@@ -105,13 +90,10 @@ class Policy(Filter):
                 raise SettingError("stages", stage, f"the stages are {', '.join(known)}")
             vars(self).update(known[stage])
 
-    def __repr__(self) -> str:
-        return f"<Policy {self._server}>"
-
     @property
     def status(self) -> PeerStatus:
         """What is known of the server."""
-        return self._server.status
+        return self._server.status(self.outage)
 
     def check(self) -> None:
         """Warn if the server cannot be reached; it may be started later."""
@@ -119,7 +101,7 @@ class Policy(Filter):
 
     async def close(self) -> None:
         """End the connections, and write what was gathered for the log."""
-        self._reporter.close()
+        await super().close()
         await self._server.close()
 
     # -- the stages --------------------------------------------------------------------------------
@@ -158,7 +140,14 @@ class Policy(Filter):
                 await asyncio.sleep(0)  # see may_end_at_once
                 if refusal := await self._refusal(server, session, envelope, state):
                     return refusal
-        return self._effects.carry_out(session, envelope)
+        said = self._effects.of(envelope)
+        if said is None:
+            return MISSING
+        mail = self.mail_of(server, session, envelope)
+        if said.discarded is not None:
+            return self.discard(mail, said.discarded)
+        said.change(envelope)
+        return self.pass_on(envelope, mail, said.held)
 
     def take_provisional(self, envelope: Envelope) -> Provisional | None:
         """Return what the server said with DEFER_IF_PERMIT or DEFER_IF_REJECT; see the base."""
@@ -179,21 +168,10 @@ class Policy(Filter):
         try:
             text = await self._server.ask(request(told))
         except HopError as error:
-            return self._answer_down(session, error.reason)
+            return self.answer_down(session, error.reason.removeprefix(f"{self._server}: "))
         action = parse_action(text)
         if action is None:
-            reason = f"an answer has no action: {printable(text, 80)!r}"
-            self._server.outage.begin(reason)
-            return self._answer_down(session, reason)
+            return self.answer_down(session, f"an answer has no action: {text[:80]!r}")
+        self.outage.end()
         self._effects.note(action, session, envelope, state)
         return action.reply if action.name != "DEFER_IF_REJECT" else ""
-
-    def _answer_down(self, session: AnySession, reason: str) -> str:
-        """Return the reply while the server is down; empty if all is accepted."""
-        why = printable(reason.removeprefix(f"{self._server}: "))
-        line = ClientLine.of(
-            log, logging.WARNING, session.peer, f"policy server {self._server} has failed",
-            f"{why}; {self._when_down}", session=getattr(session, "id", ""),
-        )  # fmt: skip
-        self._reporter.note(line)
-        return _WHEN_DOWN.get(self._when_down, "")

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from aiosmtpd.smtp import MISSING, Envelope
+from aiosmtpd.smtp import Envelope
 from aiosmtpd.smtp import Session as AnySession
 
 from smtpd_fork.dialogue.path import parse_path
 from smtpd_fork.filters.milter_changes import change_envelope
 from smtpd_fork.filters.provisional import Provisional
-from smtpd_fork.filters.when_quarantined import WhenQuarantined, put_aside
 from smtpd_fork.gate import ClientLine
 from smtpd_fork.hops.milter.verdict import Edit
 from smtpd_fork.message import prepend
@@ -26,11 +25,9 @@ if TYPE_CHECKING:
     from smtpd_fork.filters.policy_action import Action
     from smtpd_fork.gate import Reporter
 
-__all__ = ["PolicyEffects"]
+__all__ = ["PolicyEffects", "Said"]
 
 log = logging.getLogger("smtpd_fork.policy")
-
-DISCARDED = "250 2.0.0 Ok: discarded"
 
 MOST_FIELDS = 100
 """Fields that a server may add to one message; each recipient may bring one."""
@@ -39,8 +36,12 @@ _FIELD = re.compile(r"([!-9;-~]{1,255}):[ ]*(.*)")
 
 
 @dataclass(slots=True)
-class _Message:
-    """What actions have said of a message that has not come yet."""
+class Said:
+    """What actions have said of a message that has not come yet.
+
+    :ivar discarded: why it is not to be delivered; None: it is
+    :ivar held: why it is to be put aside; None: it is not
+    """
 
     fields: list[tuple[str, str]] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
@@ -49,22 +50,24 @@ class _Message:
     held: str | None = None
     provisional: Provisional | None = None
 
+    def change(self, envelope: Envelope) -> None:
+        """Change the message, and its recipients."""
+        for name, value in reversed(self.fields):
+            prepend(envelope, name, value)
+        change_envelope(envelope, _edits(envelope, self))
+
 
 class PolicyEffects:
     """What the actions of one server do.
 
     :param server: for the log
-    :param when_quarantined: what happens to messages that it holds
     :param reporter: writes lines about clients
     """
 
-    def __init__(
-        self, server: str, when_quarantined: WhenQuarantined | None, reporter: Reporter
-    ) -> None:
+    def __init__(self, server: str, reporter: Reporter) -> None:
         self._server = server
-        self._when_quarantined = when_quarantined
         self._reporter = reporter
-        self._messages: WeakKeyDictionary[Envelope, _Message] = WeakKeyDictionary()
+        self._messages: WeakKeyDictionary[Envelope, Said] = WeakKeyDictionary()
         self._unknown: set[str] = set()
 
     def note(
@@ -85,15 +88,19 @@ class PolicyEffects:
             refuses = bool(action.reply)
             if not refuses:
                 self._cannot(action.name, f"at {state}")
-        elif not take(self, self._messages.setdefault(envelope, _Message()), action):
+        elif not take(self, self._messages.setdefault(envelope, Said()), action):
             self._tell(logging.WARNING, session, f"{action.name} is not possible", action.text)
 
     def _cannot(self, name: str, where: str) -> None:
         """Say once that an action has no effect."""
         if name not in self._unknown and len(self._unknown) < MOST_FIELDS:
             self._unknown.add(name)
-            text = "policy server %s: the action %s is not supported %s, and taken as DUNNO"
+            text = "%s: the action %s is not supported %s, and taken as DUNNO"
             log.warning(text, self._server, printable(name, 40), where)
+
+    def of(self, envelope: Envelope) -> Said | None:
+        """Return what was said of a message that has come, once."""
+        return self._messages.pop(envelope, None)
 
     def take_provisional(self, envelope: Envelope) -> Provisional | None:
         """Return the provisional answer to what was asked last, once."""
@@ -105,15 +112,15 @@ class PolicyEffects:
 
     # -- what each of them says of a message; whether that is possible -----------------------------
 
-    def _defer_if_permit(self, message: _Message, action: Action) -> bool:
+    def _defer_if_permit(self, message: Said, action: Action) -> bool:
         message.provisional = Provisional(action.reply)
         return True
 
-    def _defer_if_reject(self, message: _Message, action: Action) -> bool:
+    def _defer_if_reject(self, message: Said, action: Action) -> bool:
         message.provisional = Provisional(action.reply, if_refused=True)
         return True
 
-    def _prepend(self, message: _Message, action: Action) -> bool:
+    def _prepend(self, message: Said, action: Action) -> bool:
         match = _FIELD.fullmatch(action.text)
         if match is None or len(message.fields) >= MOST_FIELDS:
             return False
@@ -125,25 +132,25 @@ class PolicyEffects:
             message.fields.append(new)
         return True
 
-    def _discard(self, message: _Message, action: Action) -> bool:
+    def _discard(self, message: Said, action: Action) -> bool:
         message.discarded = action.text
         return True
 
-    def _hold(self, message: _Message, action: Action) -> bool:
+    def _hold(self, message: Said, action: Action) -> bool:
         message.held = action.text
         return True
 
-    def _redirect(self, message: _Message, action: Action) -> bool:
+    def _redirect(self, message: Said, action: Action) -> bool:
         message.redirected = _address(action.text)
         return bool(message.redirected)
 
-    def _copy(self, message: _Message, action: Action) -> bool:
+    def _copy(self, message: Said, action: Action) -> bool:
         address = _address(action.text)
         if address and address not in message.copies and len(message.copies) < MOST_FIELDS:
             message.copies.append(address)
         return bool(address)
 
-    _takers: Mapping[str, Callable[[Any, _Message, Action], bool]] = {
+    _takers: Mapping[str, Callable[[Any, Said, Action], bool]] = {
         "BCC": _copy,
         "DEFER_IF_PERMIT": _defer_if_permit,
         "DEFER_IF_REJECT": _defer_if_reject,
@@ -153,32 +160,10 @@ class PolicyEffects:
         "REDIRECT": _redirect,
     }
 
-    # -- the message has come ----------------------------------------------------------------------
-
-    def carry_out(self, session: AnySession, envelope: Envelope) -> Any:
-        """Do what was said of a message; return a reply, or MISSING."""
-        message = self._messages.pop(envelope, None)
-        if message is None:
-            return MISSING
-        if message.discarded is not None:
-            self._tell(logging.WARNING, session, "message discarded", message.discarded, envelope)
-            return DISCARDED
-        for name, value in reversed(message.fields):
-            prepend(envelope, name, value)
-        change_envelope(envelope, _edits(envelope, message))
-        if message.held is not None:
-            self._tell(logging.WARNING, session, "message held", message.held, envelope)
-            return put_aside(envelope, message.held, self._when_quarantined)
-        return MISSING
-
-    def _tell(
-        self, level: int, session: AnySession, what: str, why: str,
-        envelope: Envelope | None = None,
-    ) -> None:  # fmt: skip
+    def _tell(self, level: int, session: AnySession, what: str, why: str) -> None:
         line = ClientLine.of(
-            log, level, session.peer, f"policy server {self._server}: {what}",
+            log, level, session.peer, f"{self._server}: {what}",
             printable(why), session=getattr(session, "id", ""),
-            queue_id=getattr(envelope, "queue_id", None) or "",
         )  # fmt: skip
         self._reporter.note(line)
 
@@ -189,7 +174,7 @@ def _address(text: str) -> str:
     return "" if parsed is None or parsed[1] or parsed[0] == "<>" else parsed[0]
 
 
-def _edits(envelope: Envelope, message: _Message) -> list[Edit]:
+def _edits(envelope: Envelope, message: Said) -> list[Edit]:
     """Return the changes of the recipients."""
     edits = []
     if message.redirected:

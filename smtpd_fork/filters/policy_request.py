@@ -128,21 +128,21 @@ def _of_tls(session: AnySession) -> dict[str, str]:
         "encryption_protocol": version,
         "encryption_cipher": name,
         "encryption_keysize": str(bits or 0),
-        "ccert_subject": _common_name(certificate.get("subject", ())),
-        "ccert_issuer": _common_name(certificate.get("issuer", ())),
+        "ccert_subject": _name(certificate.get("subject", ()), "commonName"),
+        "ccert_issuer": _name(certificate.get("issuer", ()), "commonName", "organizationName"),
         "ccert_fingerprint": of_certificate,
         "ccert_pubkey_fingerprint": of_key,
     }
 
 
-def _common_name(name: Any) -> str:
-    """Return the common name of a certificate's subject or issuer, as xtext (RFC 3461 4)."""
-    for part in name:
-        for key, value in part:
-            if key == "commonName":
-                octets = value.encode().decode("latin-1")
-                return _NOT_XTEXT.sub(lambda found: f"+{ord(found[0]):02X}", octets)
-    return ""
+def _name(name: Any, *keys: str) -> str:
+    """Return a part of a certificate's subject or issuer, as xtext (RFC 3461 4).
+
+    :param keys: the first of these that it has
+    """
+    parts = {key: value for part in name for key, value in part}
+    octets = next((parts[key] for key in keys if key in parts), "").encode().decode("latin-1")
+    return _NOT_XTEXT.sub(lambda found: f"+{ord(found[0]):02X}", octets)
 
 
 @lru_cache(maxsize=100)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from smtpd_fork.filters.milter_address import parse_milter_address
 from smtpd_fork.hops.errors import HopError
 from smtpd_fork.hops.look import LOOK_SECONDS
-from smtpd_fork.hops.peer_status import Outage, PeerStatus
+from smtpd_fork.hops.peer_status import PeerStatus
 from smtpd_fork.hops.policy import PolicyTarget, Question
 from smtpd_fork.hops.pool import Pool
 from smtpd_fork.setting_types import SettingError
@@ -18,6 +18,7 @@ from smtpd_fork.setting_types import SettingError
 if TYPE_CHECKING:
     from smtpd_fork.hops.address import HopAddress
     from smtpd_fork.hops.connection import HopConnection
+    from smtpd_fork.hops.peer_status import Outage
 
 __all__ = ["PolicyServer"]
 
@@ -31,7 +32,6 @@ class PolicyServer:
     :param when_down: what happens while it is down, for the log
     :param connections: to it at once
     :param seconds: that an answer may take, with the wait for a connection
-    :ivar outage: since when it does not answer, and why
     :raises SettingError: *address* is none
     """
 
@@ -43,15 +43,16 @@ class PolicyServer:
         self._connections = connections
         self._seconds = seconds
         self._pool: Pool | None = None
-        self.outage = Outage()
 
     def __str__(self) -> str:
         return str(self._target)
 
-    @property
-    def status(self) -> PeerStatus:
-        """What is known of the server."""
-        pool, since, reason = self._pool, self.outage.since, self.outage.reason
+    def status(self, outage: Outage) -> PeerStatus:
+        """Return what is known of the server.
+
+        :param outage: since when it does not answer
+        """
+        pool, since, reason = self._pool, outage.since, outage.reason
         if pool is None:
             return PeerStatus(down_since=since, reason=reason)
         return PeerStatus(pool.connections, pool.busy, pool.waiting, since, reason)
@@ -61,15 +62,6 @@ class PolicyServer:
 
         :raises HopError: it is down, too slow, or breaks the protocol; the text says which
         """
-        try:
-            action = await self._ask(request)
-        except HopError as error:
-            self.outage.begin(error.reason)
-            raise
-        self.outage.end()
-        return action
-
-    async def _ask(self, request: bytes) -> str:
         question = Question(request)
 
         def order_for(_: HopConnection) -> Question:
