@@ -1,20 +1,18 @@
-"""The handler auth in sessions, with a file of users, and with an authenticator of one's own."""
+"""The handler auth in sessions, with a file of users."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import smtplib
-import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import AuthResult
 from blockbuster import blockbuster_ctx
-from support.auth import b64, connected, dialogue, hello
+from support.auth import HASH, PASSWORD, RIGHT, b64, connected, dialogue, hello, plain, tls_client
 from support.client import Client, code_and_enhanced
 from support.handlers import Collect
 from support.ports import free_port
@@ -22,33 +20,17 @@ from support.server import serve
 
 from smtpd_fork.errors import HandlerError
 from smtpd_fork.filters import Accept, Auth
-from smtpd_fork.filters.auth import password_threads
-from smtpd_fork.filters.auth.users_file import Users
-from smtpd_fork.handlers import Chain, load_handlers
+from smtpd_fork.handlers import Chain
 from smtpd_fork.handlers.route import Route
 from smtpd_fork.handlers.when import When
-from smtpd_fork.sinks import Discard, Relay
+from smtpd_fork.sinks import Relay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from support.tls import Certificates
 
-HASH = "$2b$04$abcdefghijklmnopqrstuu/LVz6MZlItEy42I2juLihZ66HnQx/cy"
-PASSWORD = "open sesame"
-RIGHT = f"AUTH PLAIN {b64(f'{chr(0)}bob{chr(0)}{PASSWORD}')}"
-
-
-def plain(user: str, password: str, identity: str = "") -> str:
-    return f"AUTH PLAIN {b64(f'{identity}{chr(0)}{user}{chr(0)}{password}')}"
-
-
-@pytest.fixture
-def users(tmp_path: Path) -> str:
-    path = tmp_path / "users"
-    path.write_text(f"bob:{HASH}\ncarol@example.com:{HASH}\n")
-    path.chmod(0o600)
-    return str(path)
+WORD = PASSWORD.decode()
 
 
 @asynccontextmanager
@@ -139,89 +121,8 @@ async def test_the_log_has_the_user_and_no_secret(
     assert len(refused) < 400
     assert any(line.endswith("authenticated: user=bob mechanism=PLAIN") for line in lines)
     everything = "\n".join(lines)
-    for secret in (PASSWORD, "hidden word", RIGHT.split()[2], HASH):
+    for secret in (WORD, "hidden word", RIGHT.split()[2], HASH):
         assert secret not in everything
-
-
-async def test_a_client_with_too_many_failures_is_refused_in_later_sessions_too(
-    certificates: Certificates, users: str
-) -> None:
-    auth = Auth(users, max_failures=2)
-    async with serve([auth, Collect()], tls_context=certificates.server) as server:
-        for line, code in [(plain("bob", "1"), 535), (plain("bob", "2"), 535), (RIGHT, 421)]:
-            async with await Client.to(server.addresses[0]) as client:
-                await client.greet()
-                await client.start_tls(certificates.client)
-                await hello(client)
-                reply = await client.say(line)
-                assert reply.code == code
-                assert code != 421 or await client.ended()
-        async with await Client.to(server.addresses[0], source="127.0.0.2") as client:
-            await client.greet()
-            await client.start_tls(certificates.client)
-            await hello(client)
-            assert (await client.say(RIGHT)).code == 235
-
-
-async def test_a_client_with_too_many_failures_is_denied_if_that_is_set(
-    certificates: Certificates, users: str
-) -> None:
-    auth = Auth(users, max_failures=1, deny=60.0)
-    async with serve([auth, Collect()], tls_context=certificates.server) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            await client.start_tls(certificates.client)
-            await hello(client)
-            assert (await client.say(plain("bob", "wrong"))).code == 535
-        async with await Client.to(server.addresses[0]) as client:
-            banner = await client.reply()
-            assert banner.code == 554
-            assert "Too many failed attempts to authenticate" in banner.text
-        assert server.undeny("127.0.0.1")
-
-
-async def test_a_user_with_too_many_failures_is_454_to_strangers(
-    certificates: Certificates, users: str
-) -> None:
-    auth = Auth(users, max_user_failures=2)
-    async with door(certificates, auth) as (client, _):
-        await hello(client)
-        for word in ("1", "2"):
-            assert (await client.say(plain("bob", word))).code == 535
-        assert code_and_enhanced(await client.say(RIGHT)) == (454, "4.7.0")
-
-
-async def test_a_flood_of_attempts_waits_and_is_454_when_too_many_wait(
-    certificates: Certificates, users: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(password_threads, "MOST_WAITING", 0)
-    held, go = threading.Semaphore(0), threading.Event()
-
-    def verify(self: Users, user: str, password: bytes) -> bool:
-        held.release()
-        return go.wait(20)
-
-    monkeypatch.setattr(Users, "verify", verify)
-    monkeypatch.setattr(password_threads, "THREADS", 2)
-    async with serve([Auth(users), Collect()], tls_context=certificates.server) as server:
-        # Of one client, each attempt would wait for the one before.
-        hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
-        clients = [await Client.to(server.addresses[0], source=host) for host in hosts]
-        for client in clients:
-            await client.greet()
-            await client.start_tls(certificates.client)
-            await hello(client)
-        for client in clients[:2]:
-            client.send(f"{RIGHT}\r\n")
-            await asyncio.to_thread(held.acquire)
-        assert code_and_enhanced(await clients[2].say(RIGHT)) == (454, "4.7.0")
-        # Other handlers have their threads.
-        assert await asyncio.to_thread(lambda: True)
-        clients[0].reset()
-        go.set()
-        assert (await clients[1].reply()).code == 235
-        for client in clients:
-            await client.close()
 
 
 async def test_the_loop_is_not_blocked_by_hashes(certificates: Certificates, users: str) -> None:
@@ -235,10 +136,7 @@ async def test_a_reload_reads_the_file_again(
     certificates: Certificates, users: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve([Auth(users), Collect()], tls_context=certificates.server) as server:
-        async with await Client.to(server.addresses[0]) as client:
-            await client.greet()
-            await client.start_tls(certificates.client)
-            await hello(client)
+        async with await tls_client(server.addresses[0], certificates) as client:
             assert (await client.say(plain("dave", PASSWORD))).code == 535
             Path(users).write_text(f"dave:{HASH}\nbroken\n")
             changes = await server.reload()
@@ -274,9 +172,7 @@ async def test_with_when_auth_is_offered_to_some_alone(
             ("127.0.0.1", [], 504),
             ("127.0.0.2", ["PLAIN", "LOGIN"], 235),
         ):
-            async with await Client.to(server.addresses[0], source=source) as client:
-                await client.greet()
-                await client.start_tls(certificates.client)
+            async with await tls_client(server.addresses[0], certificates, source) as client:
                 assert await hello(client) == offered
                 assert (await client.say(RIGHT)).code == code
                 assert (await client.say("MAIL FROM:<a@example.com>")).code == 250
@@ -294,9 +190,7 @@ async def test_of_two_handlers_the_first_decides_whose_condition_holds(
     ]
     async with serve(chain, tls_context=certificates.server) as server:
         for source, user in (("127.0.0.1", "bob"), ("127.0.0.2", "dave")):
-            async with await Client.to(server.addresses[0], source=source) as client:
-                await client.greet()
-                await client.start_tls(certificates.client)
+            async with await tls_client(server.addresses[0], certificates, source) as client:
                 assert await hello(client) == ["PLAIN", "LOGIN"]
                 wrong = "dave" if user == "bob" else "bob"
                 assert (await client.say(plain(wrong, PASSWORD))).code == 535
@@ -317,81 +211,6 @@ async def test_without_tls_a_password_is_taken_only_if_that_is_set(
             assert code_and_enhanced(await client.say(RIGHT)) == expected
             if require != "plaintext":
                 assert lines == [f"AUTH {' '.join(offered)}"] * bool(offered)
-
-
-# -- an authenticator of one's own -----------------------------------------------------------------
-
-
-async def check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
-    await asyncio.sleep(0)
-    right = (data.login, data.password) == (b"bob", PASSWORD.encode())
-    if data.login == b"away":
-        return AuthResult(success=False, handled=False, message="454 4.7.0 The database is away")
-    return AuthResult(success=right, handled=False, auth_data={"id": 7} if right else None)
-
-
-class Look(Discard):
-    def __init__(self) -> None:
-        self.seen: list[Any] = []
-
-    async def handle_MAIL(
-        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
-    ) -> str:
-        self.seen.append(session.auth_data)
-        envelope.mail_from = address
-        return "250 OK"
-
-
-async def test_an_authenticator_of_ones_own_decides_and_the_limits_hold_for_it(
-    certificates: Certificates,
-) -> None:
-    look = Look()
-    auth = Auth(authenticator=check, max_failures=2)
-    async with connected("starttls", certificates, [auth, look], authenticator=None) as client:
-        assert await hello(client) == ["PLAIN", "LOGIN"]
-        assert (await client.say(plain("away", "x"))).code == 454
-        assert (await client.say(plain("bob", "x"))).code == 535
-        assert (await client.say(RIGHT)).code == 235
-        await client.say("MAIL FROM:<a@example.com>")
-    assert look.seen == [{"id": 7}]
-
-
-async def test_an_authenticator_that_raises_or_hangs_is_451(certificates: Certificates) -> None:
-    async def fail(*_: Any) -> AuthResult:
-        raise RuntimeError("secret")
-
-    async def hang(*_: Any) -> AuthResult:
-        await asyncio.sleep(60)
-        return AuthResult(success=True)
-
-    for function in (fail, hang):
-        auth = Auth(authenticator=function)
-        async with door(certificates, auth, handler_timeout=0.2) as (client, _):
-            await hello(client)
-            reply = await client.say(RIGHT)
-            assert (reply.code, "secret" in reply.text) == (451, False)
-            assert (await client.say("MAIL FROM:<a@example.com>")).code == 250
-        assert auth._failures._turns == {}
-
-
-def test_an_authenticator_is_named_on_a_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "my_auth_of_a_test.py").write_text(
-        "def check(server, session, envelope, mechanism, auth_data): ...\nx = 1\n"
-        "def other(login, password): ...\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    load_handlers(["auth:authenticator=my_auth_of_a_test:check", "discard"])
-    for name, reason in [
-        ("my_auth_of_a_test:x", "expected a function with the parameters server, session"),
-        ("my_auth_of_a_test:other", "expected a function with the parameters server, session"),
-        ("my_auth_of_a_test:none", "has no attribute 'none'"),
-        ("no_such_module:check", "No module named"),
-        ("os", "cannot be imported"),
-    ]:
-        with pytest.raises(HandlerError, match=reason):
-            load_handlers([f"auth:authenticator={name}", "discard"])
 
 
 # -- bad settings ----------------------------------------------------------------------------------
@@ -425,7 +244,7 @@ def test_it_runs_under_aiosmtpd(users: str, certificates: Certificates) -> None:
             with pytest.raises(smtplib.SMTPAuthenticationError) as caught:
                 client.login("bob", "wrong")
             assert caught.value.smtp_code == 535
-            assert client.login("bob", PASSWORD)[0] == 235
+            assert client.login("bob", WORD)[0] == 235
     finally:
         controller.stop()
         asyncio.run(chain.close())

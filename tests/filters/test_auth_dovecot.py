@@ -151,15 +151,24 @@ async def test_what_does_not_begin_as_the_service_is_454(
 
 
 async def test_a_service_that_never_answers_is_454_and_its_connection_is_closed(
-    certificates: Certificates,
+    certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = AuthService(answers={"AUTH PLAIN": None})
-    async with door(service, certificates, timeout=0.1) as client:
-        await hello(client)
-        assert code_and_enhanced(await client.say(RIGHT)) == DOWN
-        await until(lambda: service.open == 0)
-        service.answers.clear()
-        assert (await client.say(RIGHT)).code == 235
+    async with auth_service(service):
+        auth = Auth(dovecot=service.address, timeout=0.1)
+        chain = [auth, Collect()]
+        async with connected("starttls", certificates, chain, authenticator=None) as client:
+            await hello(client)
+            assert code_and_enhanced(await client.say(RIGHT)) == DOWN
+            assert auth.status is not None
+            assert (auth.status.connections, auth.status.reason) == (0, "no answer within 0.1 s")
+            await until(lambda: service.open == 0)
+            service.answers.clear()
+            assert (await client.say(RIGHT)).code == 235
+            assert (auth.status.connections, auth.status.down_since) == (1, None)
+    lines = [each.getMessage() for each in caplog.records if each.name == "smtpd_fork.auth"]
+    assert f"Dovecot {service.address} is down: no answer within 0.1 s" in lines
+    assert any(line.startswith(f"Dovecot {service.address} is up again, after ") for line in lines)
 
 
 async def test_a_request_that_hangs_while_others_are_answered_ends_alone(

@@ -172,8 +172,8 @@ async def test_tokens_of_oauth_are_judged_by_dovecot(
                 assert status == 0, said + with_oauth.log()
                 assert "AUTH OAUTHBEARER" in said
                 assert len(kept.messages) == 1
-                for answer, code in ((200, 235), (401, 535)):
-                    app.status = answer
+                for active, code in (("true", 235), ("false", 535)):
+                    app.text = json.dumps({"active": active, "email": USER})
                     async with client_of(server, certificates) as client:
                         await hello(client)
                         reply = await client.say(f"AUTH XOAUTH2 {xoauth2}")

@@ -26,7 +26,26 @@ def b64(text: bytes | str) -> str:
 
 
 PLAIN = b64(b"\0" + LOGIN + b"\0" + PASSWORD)
+RIGHT = f"AUTH PLAIN {PLAIN}"
 WRONG = b64(b"\0" + LOGIN + b"\0wrong")
+
+HASH = "$2b$04$abcdefghijklmnopqrstuuFcV8WPKEefLKdOWfX8pW1yTVya21P7a"
+"""Of the password, by bcrypt."""
+
+
+def plain(user: str, password: bytes | str, identity: str = "") -> str:
+    """Return an AUTH PLAIN."""
+    word = password if isinstance(password, str) else password.decode()
+    return f"AUTH PLAIN {b64(chr(0).join([identity, user, word]))}"
+
+
+async def tls_client(address: Any, certificates: Certificates, source: str | None = None) -> Client:
+    """Return a client of *address* that has TLS by STARTTLS, and has said EHLO."""
+    client = await Client.to(address, source=source)
+    await client.greet()
+    await client.start_tls(certificates.client)
+    await client.say("EHLO x")
+    return client
 
 
 def check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:

@@ -53,6 +53,7 @@ class ByAuthenticator:
     """
 
     known: Sequence[str] = ("PLAIN", "LOGIN")
+    status = None
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function

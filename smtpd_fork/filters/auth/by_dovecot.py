@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from smtpd_fork.filters.auth.exchange import Exchange
     from smtpd_fork.hops.dovecot.conversation import Answer
     from smtpd_fork.hops.dovecot.service import DovecotRequest, DovecotService
+    from smtpd_fork.hops.peer_status import PeerStatus
 
 __all__ = ["ByDovecot", "outcome_of"]
 
@@ -58,6 +59,11 @@ class ByDovecot:
 
     def __init__(self, service: DovecotService) -> None:
         self._service = service
+
+    @property
+    def status(self) -> PeerStatus | None:
+        """The state of Dovecot."""
+        return self._service.status
 
     async def offered(self, *, plaintext: bool) -> Sequence[str]:
         """Return what Dovecot has, in its order; what it had last, while it is out of reach."""

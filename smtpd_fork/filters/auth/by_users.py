@@ -25,6 +25,7 @@ class ByUsers:
     """
 
     known: Sequence[str] = ("PLAIN", "LOGIN")
+    status = None
 
     def __init__(self) -> None:
         self.users: Users | None = None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.filters.auth.failures import Failures
     from smtpd_fork.filters.auth.outcome import Outcome
+    from smtpd_fork.hops.peer_status import PeerStatus
 
 __all__ = ["Backend", "Exchange", "credentials"]
 
@@ -119,6 +120,10 @@ class Backend(Protocol):
     @property
     def known(self) -> Sequence[str]:
         """The names of the mechanisms that it may have."""
+
+    @property
+    def status(self) -> PeerStatus | None:
+        """The state of the program that it asks; None if it asks none."""
 
     async def offered(self, *, plaintext: bool) -> Sequence[str]:
         """Return the mechanisms that are on offer, in order.

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aiosmtpd.smtp import MISSING, AuthResult, Envelope
 from aiosmtpd.smtp import Session as AnySession
@@ -47,6 +47,9 @@ from smtpd_fork.setting_types import (
     Text,
 )
 
+if TYPE_CHECKING:
+    from smtpd_fork.hops.peer_status import PeerStatus
+
 __all__ = ["Auth"]
 
 log = logging.getLogger("smtpd_fork.auth")
@@ -77,6 +80,7 @@ class Auth(Filter):
 
     supports_dsn = True
     supports_binarymime = True
+    gives_marks = False
 
     def __init__(
         self,
@@ -122,6 +126,11 @@ class Auth(Filter):
 
     def __repr__(self) -> str:
         return f"<Auth {type(self._backend).__name__}>"
+
+    @property
+    def status(self) -> PeerStatus | None:
+        """The state of Dovecot; None without it."""
+        return self._backend.status
 
     # -- the file of users -------------------------------------------------------------------------
 

@@ -98,6 +98,11 @@ class DovecotConnection(asyncio.Protocol):
         self._open.add(number)
         return number
 
+    @property
+    def busy(self) -> bool:
+        """Whether some request on it has not ended."""
+        return bool(self._open)
+
     def retire(self) -> None:
         """Close the connection, as soon as the requests on it have ended."""
         self.retired = True

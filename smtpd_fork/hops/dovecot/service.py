@@ -8,14 +8,17 @@ a connection, so none is kept for long.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from smtpd_fork.hops.dovecot.connection import (
+    DovecotBusyError,
     DovecotConnection,
     DovecotDownError,
     DovecotLostError,
 )
 from smtpd_fork.hops.dovecot.conversation import LONGEST_REQUEST, begin, go_on
+from smtpd_fork.hops.peer_status import Outage, PeerStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from smtpd_fork.hops.dovecot.conversation import Answer, Mechanism
 
 __all__ = ["DovecotRequest", "DovecotService", "RequestTooLongError"]
+
+log = logging.getLogger("smtpd_fork.auth")
 
 RETRY_SECONDS = 1.0
 """Between two attempts to connect."""
@@ -43,9 +48,9 @@ class DovecotRequest:
     :ivar answer: the last one
     """
 
-    def __init__(self, connection: DovecotConnection, seconds: float) -> None:
+    def __init__(self, connection: DovecotConnection, service: DovecotService) -> None:
         self._connection = connection
-        self._seconds = seconds
+        self._service = service
         self._number = connection.number()
         self.answer: Answer
 
@@ -67,7 +72,16 @@ class DovecotRequest:
         if len(line) > LONGEST_REQUEST:
             self.cancel()
             raise RequestTooLongError
-        self.answer = await self._connection.ask(self._number, line, self._seconds)
+        try:
+            self.answer = await self._connection.ask(
+                self._number, line, self._service.answer_seconds
+            )
+        except (DovecotBusyError, DovecotLostError):
+            raise  # of these the next connection shows whether the service is down
+        except DovecotDownError as error:
+            self._service.note_down(str(error))
+            raise
+        self._service.note_up()
 
     def cancel(self) -> None:
         """Have Dovecot forget it: the client has given up."""
@@ -88,12 +102,30 @@ class DovecotService:
         self.address = address
         self.mechanisms: Sequence[Mechanism] = ()
         self._connect_seconds = connect_seconds
-        self._answer_seconds = answer_seconds
+        self.answer_seconds = answer_seconds
+        self._outage = Outage()
         self._connection: DovecotConnection | None = None
         self._connecting: asyncio.Task[DovecotConnection] | None = None
         self._fresh: asyncio.TimerHandle | None = None  # until the connection is retired
-        self._reason = ""
         self._retry_at = 0.0
+
+    @property
+    def status(self) -> PeerStatus:
+        """The state of the service."""
+        connection, outage = self._connection, self._outage
+        if connection is None or connection.down:
+            return PeerStatus(down_since=outage.since, reason=outage.reason)
+        return PeerStatus(1, int(connection.busy), 0, outage.since, outage.reason)
+
+    def note_down(self, reason: str) -> None:
+        """Note that the service does not answer."""
+        if self._outage.begin(reason):
+            log.warning("Dovecot %s is down: %s", self.address, reason)
+
+    def note_up(self) -> None:
+        """Note that it answers."""
+        if (seconds := self._outage.end()) is not None:
+            log.warning("Dovecot %s is up again, after %.0f s", self.address, seconds)
 
     async def connection(self) -> DovecotConnection:
         """Return the connection; if there is none, one attempt is made for all who want it.
@@ -105,7 +137,7 @@ class DovecotService:
             return connection
         if self._connecting is None:
             if loop.time() < self._retry_at:
-                raise DovecotDownError(self._reason)
+                raise DovecotDownError(self._outage.reason)
             self._connecting = loop.create_task(self._connect())
             self._connecting.add_done_callback(self._connected)
         return await asyncio.shield(self._connecting)
@@ -119,7 +151,7 @@ class DovecotService:
             return
         error = task.exception()
         if error is not None:
-            self._reason = str(error)
+            self.note_down(str(error))
             self._retry_at = task.get_loop().time() + RETRY_SECONDS
         else:
             self._connection = task.result()
@@ -127,6 +159,7 @@ class DovecotService:
             self._fresh = task.get_loop().call_later(FRESH_SECONDS, self._connection.retire)
             self.mechanisms = tuple(self._connection.conversation.mechanisms)
             self._retry_at = 0.0
+            self.note_up()
 
     async def begin(
         self, mechanism: str, parameters: Mapping[str, str], response: bytes | None
@@ -141,8 +174,12 @@ class DovecotService:
         try:
             return await self._begin(mechanism, parameters, response)
         except DovecotLostError:
-            # Dovecot was restarted, perhaps; it has not answered, so nothing has happened.
+            pass  # Dovecot was restarted, perhaps; it has not answered, so nothing has happened
+        try:
             return await self._begin(mechanism, parameters, response)
+        except DovecotLostError as error:
+            self.note_down(str(error))
+            raise
 
     async def _begin(
         self, mechanism: str, parameters: Mapping[str, str], response: bytes | None
@@ -151,7 +188,7 @@ class DovecotService:
         names = {each.name for each in connection.conversation.mechanisms}
         if mechanism not in names:  # Dovecot would end the connection
             return None
-        request = DovecotRequest(connection, self._answer_seconds)
+        request = DovecotRequest(connection, self)
         await request.begin(mechanism, parameters, response)
         return request
 

@@ -1,0 +1,117 @@
+"""The handler auth in sessions: limits of failures, and of attempts at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from support.auth import RIGHT, connected, hello, plain, tls_client
+from support.client import Client, code_and_enhanced
+from support.handlers import Collect, a_session, an_envelope
+from support.server import serve
+
+from smtpd_fork.filters import Auth
+from smtpd_fork.filters.auth import password_threads
+from smtpd_fork.filters.auth.users_file import Users
+
+if TYPE_CHECKING:
+    import pytest
+    from support.tls import Certificates
+
+
+async def test_a_client_with_too_many_failures_is_refused_in_later_sessions_too(
+    certificates: Certificates, users: str
+) -> None:
+    auth = Auth(users, max_failures=2)
+    async with serve([auth, Collect()], tls_context=certificates.server) as server:
+        for line, code in [(plain("bob", "1"), 535), (plain("bob", "2"), 535), (RIGHT, 421)]:
+            async with await tls_client(server.addresses[0], certificates) as client:
+                reply = await client.say(line)
+                assert reply.code == code
+                assert code != 421 or await client.ended()
+        async with await tls_client(server.addresses[0], certificates, "127.0.0.2") as client:
+            assert (await client.say(RIGHT)).code == 235
+
+
+async def test_a_client_with_too_many_failures_is_denied_if_that_is_set(
+    certificates: Certificates, users: str
+) -> None:
+    auth = Auth(users, max_failures=1, deny=60.0)
+    async with serve([auth, Collect()], tls_context=certificates.server) as server:
+        async with await tls_client(server.addresses[0], certificates) as client:
+            assert (await client.say(plain("bob", "wrong"))).code == 535
+        async with await Client.to(server.addresses[0]) as client:
+            banner = await client.reply()
+            assert banner.code == 554
+            assert "Too many failed attempts to authenticate" in banner.text
+        assert server.undeny("127.0.0.1")
+
+
+async def test_a_user_with_too_many_failures_is_454_to_strangers(
+    certificates: Certificates, users: str
+) -> None:
+    auth = Auth(users, max_user_failures=2)
+    async with connected("starttls", certificates, [auth], authenticator=None) as client:
+        await hello(client)
+        for word in ("1", "2"):
+            assert (await client.say(plain("bob", word))).code == 535
+        assert code_and_enhanced(await client.say(RIGHT)) == (454, "4.7.0")
+
+
+async def test_a_flood_of_attempts_waits_and_is_454_when_too_many_wait(
+    certificates: Certificates, users: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(password_threads, "MOST_WAITING", 0)
+    held, go = threading.Semaphore(0), threading.Event()
+
+    def verify(self: Users, user: str, password: bytes) -> bool:
+        held.release()
+        return go.wait(20)
+
+    monkeypatch.setattr(Users, "verify", verify)
+    monkeypatch.setattr(password_threads, "THREADS", 2)
+    async with serve([Auth(users), Collect()], tls_context=certificates.server) as server:
+        # Of one client, each attempt would wait for the one before.
+        hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+        address = server.addresses[0]
+        clients = [await tls_client(address, certificates, host) for host in hosts]
+        for client in clients[:2]:
+            client.send(f"{RIGHT}\r\n")
+            await asyncio.to_thread(held.acquire)
+        assert code_and_enhanced(await clients[2].say(RIGHT)) == (454, "4.7.0")
+        # Other handlers have their threads.
+        assert await asyncio.to_thread(lambda: True)
+        clients[0].reset()
+        go.set()
+        assert (await clients[1].reply()).code == 235
+        for client in clients:
+            await client.close()
+
+
+async def test_an_exempt_client_has_no_limit_of_its_own(
+    certificates: Certificates, users: str
+) -> None:
+    options: dict[str, Any] = {"tls_context": certificates.server, "exempt": ["127.0.0.1"]}
+    async with serve([Auth(users, max_failures=1, deny=60.0), Collect()], **options) as server:
+        for word in ("1", "2"):
+            async with await tls_client(server.addresses[0], certificates) as client:
+                assert (await client.say(plain("bob", word))).code == 535
+        assert len(server.gate.denials) == 0
+
+
+async def test_a_client_of_ipv6_is_counted_by_its_network(
+    certificates: Certificates, users: str
+) -> None:
+    auth = Auth(users, max_failures=1)
+    for host, code in (("2001:db8::1", 535), ("2001:db8::2", 421), ("2001:db8:0:1::1", 535)):
+        result = await auth.auth_PLAIN(server_of(host), ["PLAIN", plain("bob", host).split()[2]])  # type: ignore[attr-defined]  # made by the constructor
+        assert str(result.message)[:3] == str(code)
+    await auth.close()
+
+
+def server_of(host: str) -> Any:
+    """Return as much of a session as the handler asks."""
+    session = a_session(peer=(host, 4025), ssl={})
+    return SimpleNamespace(session=session, envelope=an_envelope(None))
