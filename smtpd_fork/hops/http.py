@@ -37,6 +37,10 @@ LARGE = 1 << 18
 """Bytes that are sent at once: a fraction of a millisecond."""
 
 
+_HEADERS = {"User-Agent": "smtpd-fork", "Accept": "*/*", "Accept-Encoding": "identity"}
+"""A compressed answer could be small, and grow without limit."""
+
+
 class HttpError(Exception):
     """There is no answer, or none that is HTTP; the text says why, and shows no secret."""
 
@@ -130,7 +134,7 @@ class WebServer:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
                 auto_decompress=False,
                 trust_env=False,  # no proxy of the environment
-                headers={"User-Agent": "smtpd-fork", "Accept": "*/*"},
+                headers=_HEADERS,
             )
         return self._session
 

@@ -47,6 +47,7 @@ async def test_rspamd_is_told_of_the_client_and_the_message_and_the_message_stay
     assert headers["MTA-Name"] == "mx.example.com"
     assert headers["Queue-Id"] == kept.envelopes[0].queue_id
     assert "User" not in headers
+    assert headers["Accept-Encoding"] == "identity"
     assert "Password" not in headers
     assert rspamd.paths[-2:] == ["/checkv2"] * 2
     assert len(rspamd.connections) == 2  # one for both messages, and one before the start
@@ -267,7 +268,7 @@ async def test_check_says_which_server_is_down_and_is_content(
         await asyncio.to_thread(Rspamd([rspamd.url, down]).check)
     (line,) = caplog.messages
     assert line.startswith(f"rspamd {down}: ")
-    assert line.endswith("; it is not asked until it answers")
+    assert line.endswith("; it is left out until it answers")
     assert rspamd.paths == ["/ping"]
 
 

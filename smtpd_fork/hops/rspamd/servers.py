@@ -196,7 +196,7 @@ class Servers:
                 pass
             else:
                 continue
-            log.warning("rspamd %s: %s; it is not asked until it answers", base, reason)
+            log.warning("rspamd %s: %s; it is left out until it answers", base, reason)
 
     def prepare(self) -> None:
         """As :meth:`check`; once is enough."""
