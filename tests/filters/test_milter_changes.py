@@ -23,9 +23,15 @@ EDITS: dict[str, tuple[list[bytes], bytes]] = {
         HEADER + b"\r\nX-A: one\r\n\ttwo\r\n\r\n" + BODY,
     ),
     "a field is inserted on top, or at its place": (
-        [frame(b"i", changed(0, b"X-A", b" 0")), frame(b"i", changed(2, b"X-B", b" 2"))],
+        [frame(b"i", changed(0, b"X-A", b" 0")), frame(b"i", changed(3, b"X-B", b" 3"))],
         STORED.replace(b"From:", b"X-A: 0\r\nFrom:").replace(
-            b"Subject:  two", b"X-B: 2\r\nSubject:  two"
+            b"Subject:  two", b"X-B: 3\r\nSubject:  two"
+        ),
+    ),
+    "a place counts our Received, which the milter is not told of": (
+        [frame(b"i", changed(1, b"X-A", b" 1")), frame(b"i", changed(3, b"X-B", b" 3"))],
+        STORED.replace(b"From:", b"X-A: 1\r\nFrom:").replace(
+            b"Subject:  two", b"X-B: 3\r\nSubject:  two"
         ),
     ),
     "a field is inserted past the end": (

@@ -56,6 +56,10 @@ EDITS = [
     frame(b"+", b"<dave@example.org>\0"),
 ]
 
+PLACES = [
+    frame(b"i", changed(place, b"X-Inserted", b" %d" % place)) for place in (1, 3, 0, 2, 1, 99, 0)
+]
+
 SETTINGS = """\
 relay_domains = example.org
 relay_transport = smtp:[127.0.0.1]:{port}
@@ -170,8 +174,11 @@ def _number(content: bytes) -> bytes:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("stages", [["data"], ["connect", "helo", "mail", "rcpt"]])
-async def test_a_milter_changes_a_header_as_behind_postfix(folder: Path, stages: list[str]) -> None:
-    milter = TestMilter(edits=EDITS, protocol=0x100000)
+@pytest.mark.parametrize("edits", [EDITS, PLACES])
+async def test_a_milter_changes_a_header_as_behind_postfix(
+    folder: Path, edits: list[bytes], stages: list[str]
+) -> None:
+    milter = TestMilter(edits=edits, protocol=0x100000)
     async with (
         milter_server(milter, tcp=True),
         both(folder, milter.address, stages=stages) as servers,

@@ -52,6 +52,7 @@ class Parts:
         self._content = content
         self._found: list[Field] = []
         self._fields: list[_Field] = []  # as they are changed
+        self._above = 0  # how many of them are above our Received
         self._front = end = end_of_mbox_lines(content)
         for each in fields(content, self._front):
             end = each.end
@@ -83,6 +84,7 @@ class Parts:
             among those of that name, from 1
         """
         content = self._content
+        self._above = 0
         self._fields = [_Field(e.name.lower(), content[e.start : e.end]) for e in self._found]
         if self._fields and not self._fields[-1].octets.endswith(b"\n"):
             self._fields[-1].octets += b"\r\n"  # it is the whole message
@@ -113,8 +115,9 @@ class Parts:
     def _edit(self, edit: Edit, *, leading_space: bool) -> None:
         """Change the header.
 
-        Fields of one name are counted from 1; one that is not there is added. An inserted field is
-        counted from 0, on top.
+        Fields of one name are counted from 1; one that is not there is added. The place of an
+        inserted one is counted from 0, our ``Received`` included, which a milter is not told of and
+        Sendmail and Postfix have on top by then: 1 is below that.
         """
         found = self._find(edit.name.lower(), edit.number) if edit.command == b"m" else None
         if edit.command == b"m" and not edit.value:
@@ -125,7 +128,12 @@ class Parts:
         if found is not None:
             found.octets = octets
             return
-        at = edit.number if edit.command == b"i" else len(self._fields)
+        at = len(self._fields)
+        if edit.command == b"i":
+            at = min(edit.number, at + 1)
+            is_above = at <= self._above
+            self._above += is_above
+            at -= not is_above
         self._fields.insert(at, _Field(edit.name.lower(), octets))
 
     def _find(self, name: bytes, number: int) -> _Field | None:

@@ -96,23 +96,19 @@ def _removed(
 def _added(block: MilterBlock, count: int, *, utf8: bool) -> Iterator[Edit]:
     """Yield the fields that are added.
 
-    A place counts from 0, the field ``Received`` of this server included, as it does for a milter:
-    1 is below that, on top of what the client has sent. It is not among the fields here.
+    A place counts from 0, the field ``Received`` of this server included, as it does for a milter.
 
     :param count: of the fields that there are
     """
     if not isinstance(block.add_headers, dict):
         return
-    above = 0  # fields that stand above Received
     for name, values in block.add_headers.items():
         for value in values if isinstance(values, list) else [values]:
             place = _place(value, count)
             if place is None:
                 yield _edit(b"h", 0, name, _value(value), utf8=utf8)
             else:
-                number = place if place <= above else place - 1
-                above += place <= above
-                yield _edit(b"i", number, name, _value(value), utf8=utf8)
+                yield _edit(b"i", place, name, _value(value), utf8=utf8)
             count += 1
 
 
@@ -148,8 +144,8 @@ def _address(command: bytes, text: str) -> Edit:
 
 def _signatures(answer: Answer, *, utf8: bool) -> Iterator[Edit]:
     values = answer.signatures
-    for value in [values] if isinstance(values, str) else values:
-        yield _edit(b"i", 0, "DKIM-Signature", value, utf8=utf8)
+    for place, value in enumerate([values] if isinstance(values, str) else values, 1):
+        yield _edit(b"i", place, "DKIM-Signature", value, utf8=utf8)
 
 
 def _edit(command: bytes, number: int, name: str, value: str | float, *, utf8: bool) -> Edit:
