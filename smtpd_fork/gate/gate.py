@@ -28,7 +28,6 @@ from smtpd_fork.gate.wrap import gated
 if TYPE_CHECKING:
     import asyncio
 
-    from smtpd_fork.gate.client import Client
     from smtpd_fork.gate.fleet_share import FleetShare
     from smtpd_fork.peer_address import Peer
     from smtpd_fork.settings import GateSettings
@@ -82,7 +81,7 @@ class Gate:
         self._counts = Counts(self._inside)
         for ticket in self._inside:
             ticket.client = self._rules.client(ticket.peer, proxy=ticket.client.proxy)
-            self._enter(ticket.client)
+            self._counts.enter(ticket.client)
 
     # -- admission ---------------------------------------------------------------------------
 
@@ -100,7 +99,7 @@ class Gate:
                     return refusal
             if (full := self.slots.full_for(client)) is not None:
                 return full
-            self._enter(client)
+            self._counts.enter(client)
             for rule in client.rules.timed:
                 rule.arrived(client, now)
             ticket = Ticket(client, peer, now, self._give_back)
@@ -122,13 +121,13 @@ class Gate:
             if ticket.released:
                 return None
             client, before, now = self._rules.client(peer), ticket.client, self._clock()
-            self._leave(before)
+            self._counts.leave(before)
             for rule in client.rules.on_header:
                 if (refusal := rule.judge(client, self._counts, now)) is not None:
-                    self._enter(before)
+                    self._counts.enter(before)
                     return refusal
             ticket.client, ticket.peer = client, peer
-            self._enter(client)
+            self._counts.enter(client)
             for rule in before.rules.timed if before.proxy else ():
                 rule.take_back(before)
             for rule in client.rules.timed:
@@ -162,27 +161,6 @@ class Gate:
             for rule in ticket.client.rules.timed:
                 rule.take_back(ticket.client)
 
-    def _enter(self, client: Client) -> None:
-        """Count a session in, for its client and its networks."""
-        key = client.key
-        if key is not None:
-            by_client = self._counts.by_client
-            by_client[key] = by_client.get(key, 0) + 1
-        for rule in client.rules.told:
-            rule.enter(client)
-
-    def _leave(self, client: Client) -> None:
-        """Count a session out."""
-        key, by_client = client.key, self._counts.by_client
-        if key is not None:
-            left = by_client[key] - 1
-            if left:
-                by_client[key] = left
-            else:
-                del by_client[key]
-        for rule in client.rules.told:
-            rule.leave(client)
-
     def _give_back(self, ticket: Ticket) -> None:
         """Count a ticket out, once; called by the ticket."""
         with self.lock:
@@ -191,7 +169,7 @@ class Gate:
             ticket.released = True
             ticket.holder = None  # which may refer to its ticket
             self._inside.remove(ticket)
-            self._leave(ticket.client)
+            self._counts.leave(ticket.client)
         if self._waiters:
             self.tell_waiters()
         if (share := self.slots.share) is not None:

@@ -321,7 +321,9 @@ class Acceptor:
     def _admit(self, client: AcceptedClient) -> Verdict:
         if client.listener.proxy:
             return self._gate.admit(None)  # it is known later; until then it counts in all alone
-        return self._gate.admit(client.peer, proxy=client.peer in self._xclient_trust)
+        if client.peer in self._xclient_trust:
+            return self._gate.admit(client.peer, proxy=True)
+        return self._gate.admit(client.peer)
 
     def _wait_or_go(self, client: AcceptedClient) -> None:
         """Have a client wait; if so many wait that exempt ones would be locked out, refuse it."""

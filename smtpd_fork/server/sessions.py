@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from smtpd_fork.dialogue.client_log import summary
 from smtpd_fork.errors import describe_error, forget_frames
 from smtpd_fork.gate import ClientLine
-from smtpd_fork.smtp.protocol_adapter import ProtocolAdapter
+from smtpd_fork.server.handshake import Handshake
 from smtpd_fork.smtp.socket_poll import SocketPoll
 from smtpd_fork.smtp.socket_transport import SocketTransport
 
@@ -45,22 +45,6 @@ listeners_log = logging.getLogger("smtpd_fork.listeners")  # of clients that hav
 
 CUT_SECONDS = 1.0
 """How long connections that were cut may take to say that they are closed."""
-
-
-class _Handshake:
-    """A TLS handshake, after which a session begins."""
-
-    __slots__ = ("begun", "connection", "sock")
-
-    def __init__(self, connection: Connection, sock: socket.socket) -> None:
-        self.connection = connection
-        self.sock = sock
-        self.begun = False
-
-    def begin(self) -> asyncio.BufferedProtocol:
-        """Return what the loop is to talk to; from here on the socket is the loop's."""
-        self.begun = True
-        return ProtocolAdapter(self.connection.protocol)
 
 
 class Sessions:
@@ -97,7 +81,7 @@ class Sessions:
         self._mark_if_suspected = mark
         self.change(make, tls, handshake_seconds)
         self._tickets: dict[Connection, Ticket] = {}
-        self._handshakes: dict[asyncio.Task[object], _Handshake] = {}
+        self._handshakes: dict[asyncio.Task[object], Handshake] = {}
         self._finishing: dict[asyncio.Task[None], Connection] = {}
         self._changed = asyncio.Event()
         self._hurried = False
@@ -149,7 +133,7 @@ class Sessions:
         self.mark(connection)
         connection.owner = self
         if listener.tls:
-            self._shake_hands(_Handshake(connection, client.sock))
+            self._shake_hands(Handshake(connection, client.sock))
         else:
             self._connect(connection, client.sock)
 
@@ -197,7 +181,7 @@ class Sessions:
         else:
             SocketTransport(poll, sock).begin(connection.protocol)
 
-    def _shake_hands(self, handshake: _Handshake) -> None:
+    def _shake_hands(self, handshake: Handshake) -> None:
         """Have the loop speak TLS on a socket, and then begin the session."""
         task = self._loop.create_task(
             self._loop.connect_accepted_socket(
@@ -221,7 +205,7 @@ class Sessions:
             self._failed(handshake, error)
             forget_frames(error)
 
-    def _failed(self, handshake: _Handshake, reason: BaseException | str) -> None:
+    def _failed(self, handshake: Handshake, reason: BaseException | str) -> None:
         if not handshake.begun:
             handshake.sock.close()  # else it is the loop's, which closes it
         self._not_connected(handshake.connection, reason, what="TLS handshake failed")

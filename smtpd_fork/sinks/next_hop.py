@@ -32,7 +32,7 @@ from smtpd_fork.peer_address import Peer, describe, host_of
 from smtpd_fork.sinks.base import Sink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from aiosmtpd.smtp import Envelope
     from aiosmtpd.smtp import Session as AnySession
@@ -72,6 +72,8 @@ class NextHop(Sink):
         if not verify:
             # Without an await the hook needs no task.
             self.handle_RCPT = no_objection  # type: ignore[assignment, method-assign]  # of this sink
+        self._names_clients = target.client_by == "xclient"
+        self._told = False  # of a hop that does not offer XFORWARD
         self._pool: Pool | None = None
         self._known = KnownAnswers()
         self._reporter = client_reporter()
@@ -120,7 +122,8 @@ class NextHop(Sink):
         facts = facts_at_once(mail.content) if small else await facts_of(mail.content)
         delivery = _Delivery(mail, facts, self.target)
         try:
-            order = await self._carry_out(delivery.order, mail.client)
+            client = mail.client if self._names_clients else None
+            order = await self._carry_out(delivery.order, client)
         except HopError as error:
             self._report(mail.client.peer, "not delivered", error.reason, mail)
             return error.reply
@@ -129,18 +132,24 @@ class NextHop(Sink):
             raise
         replies = delivery.replies(order)
         self._log(mail, delivery, replies)
+        if delivery.lacks_xforward and not self._told:
+            self._told = True
+            log.warning("%s does not offer XFORWARD to this host", delivery.server)
         return replies
 
     async def _carry_out(
-        self, order_for: Callable[[HopConnection], Order | None], client: MailClient
+        self, order_for: Callable[[HopConnection], Order | None], client: MailClient | None
     ) -> Order | None:
-        """Carry out an order of a client; see :meth:`Pool.carry_out`."""
+        """Carry out an order; see :meth:`Pool.carry_out`.
+
+        :param client: that the hop is to take for its own; None: it is not told of any
+        """
         pool = self._pool
         if pool is None or not pool.usable:
             name = self.target.name or self.hostname or socket.gethostname()
             pool = self._pool = Pool(self.target, self._connections, self._wait, name=name)
-        xclient = self.target.client_by == "xclient"
-        return await pool.carry_out(order_for, partial(_become, client) if xclient else None)
+        prepare = None if client is None else partial(_become, client)
+        return await pool.carry_out(order_for, prepare)
 
     def _log(self, mail: Mail, delivery: _Delivery, replies: list[str]) -> None:
         if log.isEnabledFor(logging.INFO) and any(reply[0] == "2" for reply in replies):
@@ -167,38 +176,40 @@ class NextHop(Sink):
         The null sender is given to the hop, as what it says is to hold for all senders. With
         XCLIENT it holds for the one client.
         """
-        now, client = asyncio.get_running_loop().time(), MailClient.of(session, envelope)
-        reply = self._known.get(self._name_of(address, client), now)
+        client = MailClient.of(session, envelope) if self._names_clients else None
+        name = address
+        if client is not None:
+            name = f"{host_of(client.peer)} {client.helo} {client.login_name} {address}"
+        reply = self._known.get(name, asyncio.get_running_loop().time())
         if reply is None:
             await asyncio.sleep(0)  # see may_end_at_once
-            reply = await self._ask(client, address)
+            reply = await self._ask(session, client, address, name)
             if reply is None:
                 return MISSING
         return MISSING if reply[0] == "2" else reply
 
-    def _name_of(self, address: str, client: MailClient) -> str:
-        """Return what an answer is remembered by."""
-        if self.target.client_by != "xclient":
-            return address
-        return f"{host_of(client.peer)} {client.login_name} {address}"
+    async def _ask(
+        self, session: AnySession, client: MailClient | None, address: str, name: str
+    ) -> str | None:
+        """Return what the hop says of a recipient; None if it does not say anything of it.
 
-    async def _ask(self, client: MailClient, address: str) -> str | None:
-        """Return what the hop says of a recipient; None if it does not say anything of it."""
+        :param client: as which the hop is asked; None: as this server
+        :param name: by which the answer is remembered
+        """
         try:
             async with asyncio.timeout(VERIFY_SECONDS):
                 order = await self._carry_out(partial(_verification, address), client)
             reply = _verified(order)
         except TimeoutError:
-            self._report(client.peer, "recipient not verified", "the next hop gave no answer")
+            self._report(session.peer, "recipient not verified", "the next hop gave no answer")
             return NOT_AVAILABLE
         except HopError as error:
-            self._report(client.peer, "recipient not verified", error.reason)
+            self._report(session.peer, "recipient not verified", error.reason)
             return error.reply
         except ValueError as error:
             reply = str(error)
         if reply is not None:
-            name, now = self._name_of(address, client), asyncio.get_running_loop().time()
-            self._known.put(name, reply, now)
+            self._known.put(name, reply, asyncio.get_running_loop().time())
         return reply
 
     def __repr__(self) -> str:
@@ -250,6 +261,7 @@ class _Delivery:
     :param facts: of its content
     :ivar server: the hop's server
     :ivar reason: why a recipient got no reply of the hop; empty if all did
+    :ivar lacks_xforward: whether the hop does not offer what it is to be told by
     """
 
     def __init__(self, mail: Mail, facts: Facts, target: Target) -> None:
@@ -259,6 +271,7 @@ class _Delivery:
         self._refusals: list[str | None] = []  # of each recipient; None: the hop was asked
         self.server = ""
         self.reason = ""
+        self.lacks_xforward = False
 
     def order(self, connection: HopConnection) -> Order | None:
         """Return what the hop is asked; None if nothing of the message can go to it."""
@@ -275,8 +288,10 @@ class _Delivery:
         if not form.recipients:
             return None
         pieces = plain(head, content) if form.chunked else dotted(head, content)
-        passes = self._target.client_by == "xforward" and "XFORWARD" in offered
-        origin = xforward_commands(mail, offered["XFORWARD"]) if passes else ()
+        origin: Sequence[bytes] = ()
+        if self._target.client_by == "xforward":
+            self.lacks_xforward = "XFORWARD" not in offered
+            origin = xforward_commands(mail, offered.get("XFORWARD", ""))
         return Order(form.sender, form.recipients, pieces, form.chunked, origin)
 
     def replies(self, order: Order | None) -> list[str]:

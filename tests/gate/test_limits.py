@@ -25,8 +25,8 @@ class Watched(Gate):
         self.highest = 0
         self.highest_from: dict[str, int] = {}
 
-    def admit(self, peer: Any, *, proxy: bool = False) -> Any:
-        verdict = super().admit(peer)
+    def admit(self, peer: Any, **more: Any) -> Any:
+        verdict = super().admit(peer, **more)
         self.highest = max(self.highest, self.count)
         if isinstance(verdict, Ticket):
             host = str(verdict.key)

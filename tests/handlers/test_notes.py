@@ -17,6 +17,8 @@ from support.sinks import Keeps, send
 
 import smtpd_fork
 from smtpd_fork import Mail, Route, SettingError, Sink, add_score, add_tag, marks_of, notes_of
+from smtpd_fork.cli.control.output import explanation_lines
+from smtpd_fork.cli.control.replies import Explanation, Rejection
 from smtpd_fork.filters import Accept
 from smtpd_fork.handlers import Chain
 from smtpd_fork.handlers.when import When
@@ -253,6 +255,12 @@ async def test_the_log_and_explain_show_the_marks_of_what_was_rejected(
     (record,) = [each for each in caplog.records if "rejected DATA" in each.getMessage()]
     assert record.getMessage().endswith("helo=<client.example> score=6.5 tags=bulk,spam")
     assert (record.score, record.tags) == (6.5, "bulk,spam")  # type: ignore[attr-defined] # extra
+    facts = {
+        name: vars(record)[name] for name in Rejection.__struct_fields__ if name in vars(record)
+    }
+    facts |= {"client": "127.0.0.1", "orig_client": "192.0.2.7"}
+    lines = list(explanation_lines(Explanation("caf579-1", rejections=[Rejection(**facts)])))
+    assert lines[-3:] == ["score    6.5", "tags     bulk,spam", "origin   192.0.2.7"]
 
 
 def test_filters_and_sinks_share_marks_under_aiosmtpd() -> None:

@@ -116,10 +116,14 @@ async def test_xforward_comes_with_each_message(lmtp: bool) -> None:
         ]
 
 
-async def test_xforward_that_is_not_offered_is_not_sent() -> None:
+async def test_xforward_that_is_not_offered_is_not_sent_and_missed_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with a_hop() as hop, closing(Relay(hop.address, pass_client="xforward")) as relay:
-        await relay.deliver(a_mail())
-        assert (len(hop.messages), said(hop, "XFORWARD")) == (1, [])
+        for _ in range(3):
+            await relay.deliver(a_mail())
+        assert (len(hop.messages), said(hop, "XFORWARD")) == (3, [])
+        assert caplog.messages == [f"{hop.address} does not offer XFORWARD to this host"]
 
 
 async def test_the_origin_goes_through_several_servers(caplog: pytest.LogCaptureFixture) -> None:

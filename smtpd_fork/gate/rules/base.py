@@ -32,6 +32,26 @@ class Counts:
         """Sessions in all."""
         return len(self._tickets)
 
+    def enter(self, client: Client) -> None:
+        """Count a session in, for its client and its networks."""
+        key = client.key
+        if key is not None:
+            self.by_client[key] = self.by_client.get(key, 0) + 1
+        for rule in client.rules.told:
+            rule.enter(client)
+
+    def leave(self, client: Client) -> None:
+        """Count a session out."""
+        key = client.key
+        if key is not None:
+            left = self.by_client[key] - 1
+            if left:
+                self.by_client[key] = left
+            else:
+                del self.by_client[key]
+        for rule in client.rules.told:
+            rule.leave(client)
+
 
 class Rule(ABC):
     """One reason to refuse a client.
