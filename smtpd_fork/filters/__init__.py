@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 from smtpd_fork.filters.accept import Accept
 from smtpd_fork.filters.base import Filter
 from smtpd_fork.filters.milter import Milter
+from smtpd_fork.hops.peer_status import Outage, PeerStatus
 
 if TYPE_CHECKING:
     from smtpd_fork.filters.auth import Auth
     from smtpd_fork.filters.policy import Policy
     from smtpd_fork.filters.rspamd import Rspamd
 
-__all__ = ["Accept", "Auth", "Filter", "Milter", "Policy", "Rspamd"]
+__all__ = [
+    "Accept", "Auth", "Filter", "Milter", "Outage", "PeerStatus", "Policy", "Rspamd",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -118,11 +118,15 @@ class MilterSessions:
 
 
 def _in_loop(function: Callable[[Any], object]) -> Callable[[Any], None]:
-    """Return what calls a function in the running loop, wherever an object is freed."""
+    """Return what calls a function in the running loop, wherever an object is freed.
+
+    Mostly that is there, and then it need not be woken.
+    """
     loop = asyncio.get_running_loop()
 
     def call(argument: Any) -> None:
+        here = asyncio._get_running_loop() is loop  # noqa: SLF001 - without one it raises nothing
         with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(function, argument)
+            (loop.call_soon if here else loop.call_soon_threadsafe)(function, argument)
 
     return call

@@ -16,6 +16,7 @@ from smtpd_fork.filters import Milter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from support.tls import Certificates
 
@@ -78,6 +79,20 @@ async def test_a_client_that_is_refused_gets_no_greeting(answer: bytes, greeting
         assert f"{reply.code} {reply.text}" == greeting
         assert await client.reader.read() == b""
         await until(lambda: not milter.open)
+
+
+@pytest.mark.parametrize(("when", "code"), [("defer", 421), ("refuse", 554), ("accept", 220)])
+async def test_a_milter_that_is_down_at_connect_is_as_when_down_says(
+    when: Any, code: int, tmp_path: Path
+) -> None:
+    judge = Milter(f"unix:{tmp_path}/none", stages=ALL, when_down=when)  # type: ignore[arg-type]
+    kept = Collect()
+    async with serve([judge, kept]) as server, await Client.to(server.addresses[0]) as client:
+        assert (await client.reply()).code == code
+        if when == "accept":
+            await client.say("EHLO me.example")
+            assert await send(client) == (250, "2.0.0")
+    assert len(kept.messages) == (when == "accept")
 
 
 @pytest.mark.parametrize("command", ["EHLO", "HELO"])
