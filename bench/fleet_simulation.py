@@ -101,7 +101,7 @@ class Simulation:
     :param nodes: how many
     :param rate: clients a second, over all nodes
     :param connections: sessions of the fleet at once
-    :param shards: groups of clients, by their networks, that have a Redis each
+    :param shards: groups of nodes that have a Redis each, and the clients of a part of the networks
     """
 
     def __init__(
@@ -131,7 +131,8 @@ class Simulation:
         self._number_of_shards = shards
         # A network is of one shard, so its clients are as well; each has a part of the slots.
         self._shards = [
-            [SimulatedNode(self, shard, f"n{n}") for n in range(nodes)] for shard in range(shards)
+            [SimulatedNode(self, shard, f"n{n}") for n in range(nodes // shards)]
+            for shard in range(shards)
         ]
 
     @property
