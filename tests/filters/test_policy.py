@@ -9,10 +9,11 @@ import smtplib
 import pytest
 from aiosmtpd.controller import Controller
 from blockbuster import BlockBuster
-from support.client import code_and_enhanced
+from support.client import Client, code_and_enhanced
 from support.handlers import Collect, check_password
 from support.policy import MESSAGE, TestPolicy, door, policy_server, recipient, send
 from support.ports import free_port
+from support.server import serve, until
 
 from smtpd_fork.errors import HandlerError
 from smtpd_fork.filters import Policy
@@ -249,6 +250,18 @@ async def test_warn_and_info_are_lines_of_the_log(caplog: pytest.LogCaptureFixtu
     lines = [each for each in caplog.records if each.name == "smtpd_fork.policy"]
     assert [each.levelname for each in lines] == ["WARNING", "INFO"]
     assert lines[0].getMessage().endswith(r": RCPT warn: look\x1b here")
+
+
+async def test_sleep_delays_the_replies_from_now_on() -> None:
+    async with policy_server(TestPolicy("SLEEP 30")) as policy:
+        async with serve([Policy(policy.address), Collect()]) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                await client.say("MAIL FROM:<a@example.org>")
+                client.send("RCPT TO:<b@example.com>\r\n")
+                await until(lambda: [each.phase for each in server.gate.ledger()] == ["tarpit"])
+                await server.stop()
+                assert [(await client.reply()).code for _ in range(2)] == [250, 421]
 
 
 def test_a_filter_of_an_unknown_stage_or_address_is_an_error() -> None:

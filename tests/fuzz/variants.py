@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from aiosmtpd.smtp import AuthResult
+from aiosmtpd.smtp import MISSING, AuthResult
 
 if TYPE_CHECKING:
     import ssl
@@ -52,6 +52,14 @@ class Waits(Judges):
         return await super().handle_DATA(*args)
 
 
+class Delays(Waits):
+    """Has each reply be delayed."""
+
+    async def handle_CONNECT(self, server: Any, session: Any) -> Any:
+        session.tarpit = 0.001  # that is as soon as deadlines are looked at
+        return MISSING
+
+
 class Leaves(Judges):
     """Has hooks of a session's end as well."""
 
@@ -80,6 +88,8 @@ def variants(tls: ssl.SSLContext) -> list[tuple[Any, dict[str, Any]]]:
         (Takes(), {"max_buffered": 5000, "max_recipients": 3, "max_errors": 2}),
         (Takes(), {"tls_context": tls, "require_starttls": True, "max_errors": 1000}),
         (Waits(), {"bare_newline": "reject", "max_line_length": 1000}),
+        (Takes(), {"tarpit": 0.001, "max_errors": 100}),
+        (Delays(), {"tls_context": tls, "session_options": auth}),
         (Leaves(), {"tls_context": tls, "session_options": auth, "max_errors": 100, **trust}),
         (Waits(), {"listen": ["lmtp:127.0.0.1:0"], "max_from_ip": 2, "deny": ["::1"], **trust}),
     ]

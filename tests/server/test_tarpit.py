@@ -87,7 +87,7 @@ async def test_a_thousand_sessions_in_the_tarpit_have_no_task() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_a_tenth_of_the_slots_wait_and_none_while_slots_are_short() -> None:
+async def test_a_tenth_of_the_slots_wait() -> None:
     async with serve(Slow(60.0), limit_connections=40, max_from_net="0", timeout=10) as server:
         clients = [await Client.to(server.addresses[0]) for _ in range(10)]
         for client in clients[4:]:
@@ -97,11 +97,19 @@ async def test_a_tenth_of_the_slots_wait_and_none_while_slots_are_short() -> Non
             client.writer.transport.abort()
         await until(lambda: server.gate.count == 0)
         assert waiting(server) == 0
+
+
+async def test_nobody_waits_while_slots_are_short() -> None:
+    slow = Slow(0)
+    async with serve(slow, limit_connections=40, max_from_net="0", timeout=10) as server:
         clients = [await Client.to(server.addresses[0]) for _ in range(31)]
-        assert (await clients[-1].reply()).code == 220
-        for client in clients[:4]:
+        slow.seconds = 60.0
+        async with await Client.to(server.addresses[0]) as client:
+            assert (await client.reply()).code == 220
+            assert waiting(server) == 0
+        for client in clients[:10]:
             client.writer.transport.abort()
-        await until(lambda: server.gate.count == 27)
+        await until(lambda: server.gate.count == 21)
         async with await Client.to(server.addresses[0]):
             await until(lambda: waiting(server) == 1)
         for client in clients:
