@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.auth import b64, hello
+from peers.milters import HAM, folder_of_all, opendkim
+from support.auth import b64, hello, tls_client
 from support.client import Client, code_and_enhanced
 from support.daemon import is_alive
 from support.dovecot import Dovecot, dovecot
@@ -20,7 +21,7 @@ from support.http_app import App, running
 from support.peers import peer
 from support.server import serve, until
 
-from smtpd_fork.filters import Accept, Auth
+from smtpd_fork.filters import Accept, Auth, Milter
 from smtpd_fork.hops.dovecot import service as dovecot_service
 
 if TYPE_CHECKING:
@@ -249,3 +250,19 @@ async def test_a_long_response_does_not_end_the_connection_of_the_others(
                 if code == 421:
                     break
             assert (await one.say(b64(f"{USER} 0123"))).code == 535
+
+
+async def test_opendkim_signs_what_authenticated_clients_submit_and_nothing_else(
+    a_dovecot: Dovecot, certificates: Certificates
+) -> None:
+    with folder_of_all() as folder:
+        settings = f"TestPublicKeys {folder}/keys\nInternalHosts 192.0.2.1"
+        with opendkim(folder, "s", f"unix:{folder}/s", settings) as address:
+            kept = Collect()
+            chain = [Auth(dovecot=a_dovecot.auth), Accept(["example.com"]), Milter(address), kept]
+            async with serve(chain, tls_context=certificates.server) as server:
+                for command, signed in ((PLAIN, True), ("NOOP", False)):
+                    async with await tls_client(server.addresses[0], certificates) as client:
+                        assert (await client.say(command)).code in {235, 250}
+                        assert (await client.deliver(HAM)).code == 250
+                        assert (b"DKIM-Signature:" in kept.messages[-1]) == signed
