@@ -170,7 +170,7 @@ def _ehlo(hooks: Sequence[Hook]) -> Hook:
     async def handle_EHLO(
         server: Any, session: Any, envelope: Any, hostname: str, responses: list[str]
     ) -> Any:
-        changed = False
+        changed, name = False, session.host_name
         for each, is_old in zip(hooks, old, strict=True):
             if is_old:
                 answer = await each(server, session, envelope, hostname)
@@ -182,7 +182,8 @@ def _ehlo(hooks: Sequence[Hook]) -> Hook:
                 continue
             changed, responses = True, answer
             if responses and responses[0][:1] in {"4", "5"}:
-                break  # it is refused: no other handler is to take the client's name
+                session.host_name = name  # it is refused: no handler is to take the client's name
+                break
         return responses if changed else MISSING
 
     return handle_EHLO

@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.auth import b64, connected, dialogue, hello
+from support.auth import b64, connected, dialogue, hello, tls_client
 from support.client import Client, code_and_enhanced
 from support.dovecot_auth import OPENING, AuthService, auth_service, challenge
 from support.handlers import Collect
 from support.server import serve, until
 
 from smtpd_fork.filters import Auth
+from smtpd_fork.hops.dovecot import connection as dovecot_connection
 from smtpd_fork.hops.dovecot import service as dovecot_service
 from smtpd_fork.setting_types import SettingError
 
@@ -192,6 +193,27 @@ async def test_a_request_that_hangs_while_others_are_answered_ends_alone(
             assert code_and_enhanced(await one.reply()) == DOWN
             await until(lambda: service.requests("CANCEL"))
     assert service.connections == 1
+
+
+async def test_too_many_requests_at_once_are_454_and_no_outage(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dovecot_connection, "MOST_REQUESTS", 1)
+    service = AuthService(answers={"AUTH CRAM-MD5": None})
+    async with auth_service(service):
+        auth = Auth(dovecot=service.address)
+        async with serve([auth, Collect()], tls_context=certificates.server) as server:
+            one = await tls_client(server.addresses[0], certificates)
+            other = await tls_client(server.addresses[0], certificates)
+            one.send("AUTH CRAM-MD5\r\n")
+            await until(lambda: service.requests("AUTH"))
+            assert code_and_enhanced(await other.say(RIGHT)) == DOWN
+            assert auth.status is not None
+            assert (auth.status.down_since, auth.status.busy) == (None, 1)
+            one.reset()
+            await until(lambda: service.requests("CANCEL") == [["CANCEL", "1"]])
+            assert (await other.say(RIGHT)).code == 235
+            await other.close()
 
 
 async def test_a_service_that_restarts_is_asked_again_and_may_have_other_mechanisms(

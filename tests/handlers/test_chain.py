@@ -98,6 +98,28 @@ async def test_each_ehlo_hook_gets_what_the_one_before_made_of_the_replies() -> 
         assert (await client.deliver()).code == 250
 
 
+async def test_where_a_handler_refuses_ehlo_the_name_that_one_before_it_took_is_forgotten() -> None:
+    class Takes(Discard):
+        async def handle_EHLO(
+            self, server: Any, session: Any, envelope: Any, name: str, lines: list[str]
+        ) -> list[str]:
+            session.host_name = name
+            return lines
+
+    class Refuses(Discard):
+        async def handle_EHLO(
+            self, server: Any, session: Any, envelope: Any, name: str, lines: list[str]
+        ) -> list[str]:
+            return ["550 5.7.1 Not you"]
+
+    async with (
+        serve([Takes(), Refuses()]) as server,
+        await Client.to(server.addresses[0]) as client,
+    ):
+        assert (await client.greet()).code == 550
+        assert (await client.say("MAIL FROM:<a@example.com>")).code == 503
+
+
 async def test_a_handlers_own_word_on_exceptions_is_kept() -> None:
     class Excuses:
         async def handle_exception(self, error: Exception) -> str:

@@ -94,9 +94,7 @@ class DovecotConnection(asyncio.Protocol):
 
     def number(self) -> int:
         """Return a number for a new request."""
-        number = next(self._numbers)
-        self._open.add(number)
-        return number
+        return next(self._numbers)
 
     @property
     def busy(self) -> bool:
@@ -116,12 +114,11 @@ class DovecotConnection(asyncio.Protocol):
         :raises DovecotDownError: there is none
         """
         if self.down:
-            self._open.discard(number)
             raise DovecotLostError(self.down)
         unsent = self._transport.get_write_buffer_size()
         if len(self._waiting) >= MOST_REQUESTS or unsent > MOST_UNSENT:
-            self.cancel(number)
             raise DovecotBusyError("too many requests wait for an answer")
+        self._open.add(number)
         waiter = self._waiting[number] = self.loop.create_future()
         heard = self._heard
         self._transport.write(line)
