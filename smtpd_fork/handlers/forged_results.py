@@ -58,6 +58,7 @@ class ForgedResults:
                 if is_long:
                     await asyncio.sleep(0)  # from here on in a task
                 await self._clean(server, session, envelope, content)
+            del content  # what a filter replaces is to be freed
             return await hook(server, session, envelope)
 
         return may_end_at_once(handle_DATA) if begins_at_once(hook) else handle_DATA
