@@ -62,9 +62,10 @@ async def test_a_message_that_a_handler_makes_smaller_is_charged_for_less() -> N
 async def test_what_a_handler_replaces_is_freed_before_the_next_one_is_asked() -> None:
     size = 4 * KIB * KIB
     async with greeted([*(Enlarges(size) for _ in range(4)), Keeps()]) as client:
+        body = "X: y\r\n\r\n" + ("z" * 70 + "\r\n") * (size // 72)
         tracemalloc.start()
         try:
-            assert (await send(client, "x@a.example"))[-1][:3] == "250"
+            assert (await send(client, "x@a.example", body=body))[-1][:3] == "250"
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
