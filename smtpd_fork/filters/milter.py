@@ -58,7 +58,8 @@ class Milter(ContentFilter):
     :param connect_timeout: seconds for the connection
     :param timeout: seconds for an answer; a milter that says that it is at work has more
     :param total_timeout: seconds for all its answers to a command or a message
-    :param daemon_name: the macro ``{daemon_name}``, by which some milters tell servers apart
+    :param daemon_name: the macro ``{daemon_name}``, by which some milters tell servers apart, and
+        which rspamd takes for the name in Authentication-Results; default: that of this server
     """
 
     log = logging.getLogger("smtpd_fork.milter")
@@ -73,7 +74,7 @@ class Milter(ContentFilter):
         connect_timeout: Seconds = 5.0,
         timeout: Seconds = 60.0,
         total_timeout: Seconds = 240.0,
-        daemon_name: Text = "smtpd-fork",
+        daemon_name: Text | None = None,
     ) -> None:
         times = connect_timeout, timeout, total_timeout
         self._target = MilterTarget(parse_milter_address(address), daemon_name, *times)

@@ -37,14 +37,14 @@ __all__ = ["MilterTarget", "Talk"]
 class MilterTarget:
     """A milter, and how long it may take.
 
-    :ivar daemon_name: for the macro ``{daemon_name}``
+    :ivar daemon_name: for the macro ``{daemon_name}``; None: the name of the server
     :ivar connect: seconds for the connection
     :ivar answer: seconds for each answer; those of progress extend it
     :ivar total: seconds for all that one hook waits for
     """
 
     address: HopAddress
-    daemon_name: str
+    daemon_name: str | None
     connect: float
     answer: float
     total: float
@@ -161,7 +161,7 @@ class Talk:
     def _client(self, server: Any, session: AnySession) -> Iterator[Step]:
         if not self._told_client:
             self._told_client = True
-            yield client_step(server, session, self._target.daemon_name)
+            yield client_step(server, session, self._target.daemon_name or server.hostname)
 
     def _greeting(self, server: Any, session: AnySession, name: str) -> Iterator[Step]:
         yield from self._client(server, session)

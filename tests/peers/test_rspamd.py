@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
-import subprocess
-import tempfile
-import threading
 import time
-import urllib.request
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
-from support.dkim import DkimKey
 from support.handlers import Collect
-from support.nameserver import NameServer, name_server, txt
-from support.peers import needs_root, peers
-from support.ports import free_port, free_ports
-from support.redis_server import RedisServer
+from support.ports import free_port
 from support.server import serve
 
-from smtpd_fork.filters import Rspamd
+from peers.rspamd import GTUBE, STRANGER, Peer, letter, running_rspamd, through
+from smtpd_fork.errors import HandlerError
+from smtpd_fork.filters import Milter, Rspamd
 from smtpd_fork.message.fields import fields, remove_fields
 
 if TYPE_CHECKING:
@@ -34,145 +25,11 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(180)]
 
-PATIENCE = 60.0
-
-CONF = """
-.include "$CONFDIR/common.conf"
-options {{
-  pidfile = "{folder}/pid"; rundir = "{folder}";
-  .include "$CONFDIR/options.inc"
-  .include(priority=1,duplicate=merge) "$LOCAL_CONFDIR/local.d/options.inc"
-}}
-logging {{ type = "console"; level = "info"; }}
-worker "normal" {{ bind_socket = "127.0.0.1:{normal}"; count = 1; }}
-worker "controller" {{
-  bind_socket = "127.0.0.1:{controller}"; count = 1; password = "hunter2"; secure_ip = [];
-}}
-redis {{ servers = "127.0.0.1:{redis}"; }}
-"""
-
-OPTIONS = """
-tempdir = "{folder}"; control_socket = "{folder}/control mode=0600"; enable_test_patterns = true;
-dns {{ nameserver = ["{dns}"]; timeout = 0.5s; retransmits = 2; }}
-"""
-
-LOCAL = {
-    "actions": "greylist = 40; add_header = 60; rewrite_subject = 80; reject = 100;",
-    "milter_headers": 'use = ["authentication-results"]; skip_local = false;',
-    "greylist": "timeout = 2s; expire = 60s;",
-    "dmarc": 'actions = { reject = "reject"; quarantine = "add header"; }',
-    "multimap": (
-        'GREY { type = "from"; filter = "email:domain"; map = ["grey.example"]; score = 45; }'
-    ),
-}
-
-GTUBE = "{}JS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
-
-CLIENT, STRANGER = "203.0.113.5", "203.0.113.66"
-
-
-class Peer(NamedTuple):
-    """rspamd, with the DNS that it asks."""
-
-    normal: str
-    controller: str
-    dns: NameServer
-
-
-@contextmanager
-def name_server_in_thread() -> Iterator[NameServer]:
-    found: list[NameServer] = []
-    ready, end = threading.Event(), threading.Event()
-
-    async def run() -> None:
-        async with name_server() as server:
-            found.append(server)
-            ready.set()
-            await asyncio.to_thread(end.wait)
-
-    thread = threading.Thread(target=asyncio.run, args=[run()])
-    thread.start()
-    ready.wait(PATIENCE)
-    try:
-        yield found[0]
-    finally:
-        end.set()
-        thread.join()
-
 
 @pytest.fixture(scope="module")
 def rspamd() -> Iterator[Peer]:
-    needs_root()
-    program, _ = peers("rspamd", "redis-server")
-    folder = Path(tempfile.mkdtemp(prefix="rspamd-", dir="/tmp"))
-    (folder / "local.d").mkdir()
-    for name, text in LOCAL.items():
-        (folder / "local.d" / f"{name}.conf").write_text(text)
-    normal, controller = free_ports(2)
-    try:
-        with name_server_in_thread() as dns, RedisServer() as redis:
-            text = CONF.format(
-                folder=folder, normal=normal, controller=controller, redis=redis.port
-            )
-            (folder / "conf").write_text(text)
-            options = OPTIONS.format(folder=folder, dns=dns.address)
-            (folder / "local.d/options.inc").write_text(options)
-            command = [program, "-f", "-i", "-c", f"{folder}/conf", f"--var=DBDIR={folder}"]
-            command += [f"--var=LOCAL_CONFDIR={folder}"]
-            with (folder / "log").open("ab") as log:
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder
-                )
-            try:
-                for port in (normal, controller):
-                    until_it_answers(f"http://127.0.0.1:{port}/ping", process, folder)
-                yield Peer(f"http://127.0.0.1:{normal}", f"http://127.0.0.1:{controller}", dns)
-            finally:
-                process.terminate()
-                process.wait(PATIENCE)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def until_it_answers(url: str, process: subprocess.Popen[bytes], folder: Path) -> None:
-    end = time.monotonic() + PATIENCE
-    while True:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
-            assert answer.read().strip() == b"pong"
-            return
-        said = (folder / "log").read_text(errors="replace")[-2000:]
-        assert process.poll() is None, said
-        assert time.monotonic() < end, said
-        time.sleep(0.05)
-
-
-def letter(sender: str = "bob@example.com", body: str = "hello", *more: str) -> bytes:
-    lines = [
-        *more, f"From: Bob <{sender}>", "To: <carol@example.org>", "Subject: x",
-        "Date: Fri, 27 Nov 2026 12:00:00 +0000", f"Message-ID: <{time.monotonic_ns()}@example.com>",
-        "MIME-Version: 1.0", "Content-Type: text/plain; charset=utf-8", "", body, "",
-    ]  # fmt: skip
-    return "\r\n".join(lines).encode()
-
-
-async def through(
-    judge: Rspamd, content: bytes, *, sender: str = "bob@example.com", client: str = CLIENT
-) -> tuple[str, bytes]:
-    """Send a message through rspamd; return the reply, and what was stored."""
-    kept = Collect()
-    async with (
-        serve(
-            [judge, kept], listen=["smtp+proxy:127.0.0.1:0"], proxy_trust=["127.0.0.1"]
-        ) as server,
-        await Client.to(server.addresses[0]) as smtp,
-    ):
-        smtp.send(f"PROXY TCP4 {client} 127.0.0.1 40312 25\r\n")
-        await smtp.greet("mail.example.com")
-        begun = (f"MAIL FROM:<{sender}>", "RCPT TO:<carol@example.org>", "DATA")
-        assert (await smtp.say(*begun)).code == 354
-        smtp.writer.write(content + b".\r\n")
-        reply = await smtp.reply()
-    return f"{reply.code} {reply.text}", b"".join(kept.messages)
+    with running_rspamd() as peer:
+        yield peer
 
 
 def without_added(content: bytes) -> bytes:
@@ -201,8 +58,8 @@ async def test_each_action_is_taken(rspamd: Peer) -> None:
 
 async def test_it_greylists_and_takes_the_message_when_it_comes_again(rspamd: Peer) -> None:
     unique = time.monotonic_ns()
-    content, judge = letter(body=f"grey {unique}"), Rspamd([rspamd.normal])
-    sender = f"bob{unique}@grey.example"
+    sender, judge = f"bob{unique}@grey.example", Rspamd([rspamd.normal])
+    content = letter(sender, f"grey {unique}")
     reply, _ = await through(judge, content, sender=sender)
     assert reply == "451 4.7.1 Try again later"
     end = time.monotonic() + 20
@@ -219,7 +76,7 @@ async def test_a_password_is_right_or_wrong(rspamd: Peer, caplog: Any) -> None:
     await asyncio.to_thread(right.check)
     assert (await through(right, letter()))[0].startswith("250")
     wrong = Rspamd([rspamd.controller], password="wrong")
-    with pytest.raises(Exception, match="refuses the password"):
+    with pytest.raises(HandlerError, match="refuses the password"):
         await asyncio.to_thread(wrong.check)
     wrong._servers._looked = True
     assert (await through(wrong, letter()))[0].startswith("451 4.7.1")
@@ -276,18 +133,6 @@ async def test_it_takes_a_thousand_recipients_and_any_address(rspamd: Peer) -> N
 # -- SPF, DKIM and DMARC -----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def key(rspamd: Peer) -> DkimKey:
-    made = DkimKey("example.com")
-    rspamd.dns.records |= {
-        ("example.com", "TXT"): txt(f"v=spf1 ip4:{CLIENT} -all"),
-        ("_dmarc.example.com", "TXT"): txt("v=DMARC1; p=reject"),
-        ("example.net", "TXT"): txt(f"v=spf1 ip4:{CLIENT} -all"),
-        (made.name, "TXT"): txt(made.record),
-    }
-    return made
-
-
 def results(content: bytes) -> dict[str, str]:
     """Return the results of the field that rspamd has added; there is no other one."""
     found = [each.value for each in fields(content) if each.name == b"Authentication-Results"]
@@ -301,7 +146,7 @@ FORGED = "Authentication-Results: mx.example.com; spf=pass; dkim=pass; dmarc=pas
 
 
 @pytest.mark.parametrize("forged", [[], [FORGED]])
-async def test_spf_knows_the_client(rspamd: Peer, key: DkimKey, forged: list[str]) -> None:
+async def test_spf_knows_the_client(rspamd: Peer, forged: list[str]) -> None:
     content = letter("bob@example.net", "spf", *forged)
     judge = Rspamd([rspamd.normal])
     sender = "bob@example.net"
@@ -312,8 +157,8 @@ async def test_spf_knows_the_client(rspamd: Peer, key: DkimKey, forged: list[str
 
 
 @pytest.mark.parametrize("forged", [[], [FORGED]])
-async def test_dkim_knows_the_message(rspamd: Peer, key: DkimKey, forged: list[str]) -> None:
-    signed = key.sign(letter("bob@example.net", "dkim", *forged))
+async def test_dkim_knows_the_message(rspamd: Peer, forged: list[str]) -> None:
+    signed = rspamd.key.sign(letter("bob@example.net", "dkim", *forged))
     reply, stored = await through(Rspamd([rspamd.normal]), signed, sender="bob@example.net")
     assert (reply[:3], results(stored)["dkim"]) == ("250", "pass")
     changed = signed.replace(b"\r\ndkim\r\n", b"\r\nother\r\n")
@@ -322,11 +167,11 @@ async def test_dkim_knows_the_message(rspamd: Peer, key: DkimKey, forged: list[s
 
 
 @pytest.mark.parametrize("forged", [[], [FORGED]])
-async def test_dmarc_knows_the_author(rspamd: Peer, key: DkimKey, forged: list[str]) -> None:
+async def test_dmarc_knows_the_author(rspamd: Peer, forged: list[str]) -> None:
     content = letter("bob@example.com", "dmarc", *forged)
     reply, stored = await through(Rspamd([rspamd.normal]), content)
     assert (reply[:3], results(stored)["dmarc"]) == ("250", "pass")
-    signed = key.sign(content)
+    signed = rspamd.key.sign(content)
     reply, stored = await through(
         Rspamd([rspamd.normal]), signed, sender="list@example.net", client=STRANGER
     )
@@ -335,3 +180,30 @@ async def test_dmarc_knows_the_author(rspamd: Peer, key: DkimKey, forged: list[s
         Rspamd([rspamd.normal]), content, sender="eve@example.net", client=STRANGER
     )
     assert reply.startswith("554 5.7.1 ")
+
+
+async def test_it_signs_what_an_authenticated_client_sends(rspamd: Peer) -> None:
+    content = letter(body="signed")
+    signer = Rspamd([rspamd.normal], skip_authenticated=False)
+    reply, signed = await through(signer, content, client=STRANGER, login=True)
+    assert reply.startswith("250")
+    assert signed.endswith(content)
+    assert signed.count(b"DKIM-Signature: ") == 1
+    reply, stored = await through(Rspamd([rspamd.normal]), signed, sender="list@example.net")
+    assert (reply[:3], results(stored)["dkim"]) == ("250", "pass")
+    reply, unsigned = await through(Rspamd([rspamd.normal]), content, client=STRANGER, login=True)
+    assert (reply[:3], unsigned) == ("250", content)  # it was not asked
+
+
+async def test_a_message_is_the_same_by_http_as_by_its_milter(rspamd: Peer) -> None:
+    letters = [letter(), *(letter(body=GTUBE.format(each)) for each in "XYZ")]
+    letters += [rspamd.key.sign(letter(body="dkim")), letter("bob@example.net", "spf", FORGED)]
+    letters += [letter("bob@example.com", "x", "X-Spam: No", "x-spam: no", "Received: from a")]
+    for content in letters:
+        replies, stored = [], []
+        for judge in (Rspamd([rspamd.normal]), Milter(rspamd.milter)):
+            reply, message = await through(judge, content)
+            replies.append(reply.partition(" ")[2])
+            stored.append(message)
+        assert replies[0] == replies[1]
+        assert stored[0] == stored[1]

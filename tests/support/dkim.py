@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from smtpd_fork.message import fields
 
@@ -38,6 +43,12 @@ class DkimKey:
         public = self._key.public_key()
         octets = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         return f"v=DKIM1; k=rsa; p={base64.b64encode(octets).decode()}"
+
+    @property
+    def private(self) -> str:
+        """The key, as PEM."""
+        form = PrivateFormat.PKCS8
+        return self._key.private_bytes(Encoding.PEM, form, NoEncryption()).decode()
 
     def sign(self, message: bytes) -> bytes:
         """Return a message with a signature on top."""
