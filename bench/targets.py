@@ -96,6 +96,11 @@ TARGETS = (
     Target("W2", "cpu", "CPU per message, many per connection", 0.85, against="smtp-sink"),
     Target("W3", "cpu", "CPU per message of 10 MiB", 0.35, against="smtp-sink"),
     Target("W4", "many", "Memory of an idle session, of 5,000", 2.2, "KiB"),
+    Target(
+        *("W4", "many", "Five filters: memory of an idle session", 1.05),
+        against=OURS,
+        of="five-filters",
+    ),
     Target("W5", "cpu", "CPU per refusal, 20 clients at once", 35, "us"),
     Target("W6", "p99", "Greeting of others during a flood, p99", 2, "ms"),
     Target(

@@ -10,6 +10,7 @@ from bench.contenders.python import (
     BareProtocol,
     SmtpdFork,
     SmtpdForkAllRules,
+    SmtpdForkFilters,
     SmtpdForkFleet,
     SmtpdForkPool,
     SmtpdForkTwo,
@@ -34,5 +35,6 @@ CONTENDERS: tuple[Contender, ...] = (
     SmtpdForkFleet(),
     SmtpdForkPool(),
     SmtpdForkTwo(),
+    SmtpdForkFilters(),
     *SINKS,
 )

@@ -17,11 +17,16 @@ __all__ = [
     "BareProtocol",
     "SmtpdFork",
     "SmtpdForkAllRules",
+    "SmtpdForkFilters",
     "SmtpdForkFleet",
     "SmtpdForkPool",
     "SmtpdForkTwo",
     "StockAiosmtpd",
 ]
+
+
+BOB = "$6$x$" + "." * 86
+"""A hash of crypt(3), of no known password."""
 
 
 class SmtpdFork(Contender):
@@ -121,6 +126,29 @@ class SmtpdForkTwo(SmtpdFork):
     def command(self, place: Place, needs: Needs) -> list[str]:
         """Return the daemon's command line."""
         return [*super().command(place, needs), "--processes", "2"]
+
+
+class SmtpdForkFilters(SmtpdFork):
+    """The same with filters, whose peers are down: none of them is asked."""
+
+    name = "five-filters"
+    setup = "smtpd-fork with the filters `accept`, `auth`, `policy`, `milter` and `rspamd`"
+    only: ClassVar[tuple[str, ...]] = ("W4",)
+
+    def command(self, place: Place, needs: Needs) -> list[str]:
+        """Return the daemon's command line."""
+        users, domains = place.folder / "users", place.folder / "domains"
+        users.write_text(f"bob:{BOB}\n", encoding="ascii")
+        users.chmod(0o600)
+        domains.write_text("example.com\n", encoding="ascii")
+        filters = [
+            *(f"accept:{domains}", f"auth:{users}", f"policy:unix:{place.folder}/policy"),
+            *(f"milter:unix:{place.folder}/milter", f"rspamd:http://{HOST}:1"),
+        ]
+        command = super().command(place, needs)
+        first = command.index("--handler")
+        options = [word for each in filters for word in ("--handler", each)]
+        return [*command[:first], *options, *command[first:]]
 
 
 class SmtpdForkPool(SmtpdFork):
