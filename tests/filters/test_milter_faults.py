@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import struct
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client, code_and_enhanced
 from support.handlers import Collect
-from support.milter import TestMilter, frame
+from support.milter import TestMilter, frame, milter_server
 from support.milter_door import ALL_SILENT, door, send
 from support.server import serve, until
 
@@ -130,3 +132,61 @@ async def test_a_header_that_is_too_large_is_refused() -> None:
         assert await send(client, text="a:\r\n" * 10_001 + "\r\nx\r\n") == (552, "5.3.4")
         assert await send(client, text="a:\r\n" * 9_999 + "\r\nx\r\n") == (250, "2.0.0")
     assert len(kept.messages) == 1
+
+
+chance = random.Random(7)
+
+
+async def wild(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer as a milter, but for now and then: nothing, nonsense, or the end."""
+    while True:
+        (length,) = struct.unpack(">I", await reader.readexactly(4))
+        command = (await reader.readexactly(length))[:1]
+        dice = chance.random()
+        if command in {b"D", b"A"}:
+            continue
+        if command == b"Q" or dice < 0.02:
+            return
+        if dice < 0.03:
+            writer.transport.abort()
+        elif dice < 0.04:
+            writer.write(frame(b"Z"))
+        elif command == b"O":
+            writer.write(frame(b"O", struct.pack(">III", 6, 0x1FF, 0)))
+        elif dice < 0.06:
+            writer.write(frame(chance.choice([b"r", b"t", b"a"])))
+        else:
+            writer.write(frame(b"c"))
+
+
+async def several(address: Any, name: str) -> set[str]:
+    """Send messages, and again in a new session after a refusal; return those that were taken."""
+    taken = set()
+    for number in range(8):
+        async with await Client.to(address) as client:
+            with suppress(AssertionError, asyncio.IncompleteReadError, ConnectionError):
+                await client.greet()
+                for again in range(2):
+                    text = f"X-Name: {name}-{number}-{again}\r\n\r\nhello\r\n"
+                    if (await send(client, text=text))[0] == 250:
+                        taken.add(text)
+    return taken
+
+
+@pytest.mark.parametrize("stages", [["data"], ["connect", "helo", "mail", "rcpt"]])
+async def test_of_a_milter_that_fails_at_random_nothing_is_left_and_no_message_is_lost(
+    stages: list[str],
+) -> None:
+    milter, kept = TestMilter(talk=wild), Collect()
+    before = asyncio.all_tasks()
+    async with milter_server(milter):
+        judge = Milter(milter.address, stages=stages)  # type: ignore[arg-type]
+        async with serve([judge, kept], max_from_ip=0) as server:
+            to = server.addresses[0]
+            taken = await asyncio.gather(*(several(to, str(each)) for each in range(10)))
+            await until(lambda: not server.gate.count)
+            await until(lambda: not judge.status.connections)
+    await until(lambda: asyncio.all_tasks() <= before)
+    stored = [message.decode() for message in kept.messages]
+    assert sorted(stored) == sorted(set().union(*taken))
+    assert len(stored) > 20

@@ -74,9 +74,12 @@ def test_the_command_reads_what_the_daemon_says() -> None:
         ),
     ],
 )
-def test_status_has_a_line_for_each_sink(facts: dict[str, Any], line: str) -> None:
+def test_status_has_a_line_for_each_sink_and_filter(facts: dict[str, Any], line: str) -> None:
     status = Status(
         *("1", 1, "mx", "serving", 1.0, 0, 1, {}, 0, [], 0, 0, {}, [], []),
         sinks=[SinkReply("lmtp", **facts)],
+        filters=[SinkReply("scan", **facts)],
     )
-    assert line in list(status_lines(status))
+    lines = list(status_lines(status))
+    assert line in lines
+    assert line.replace("sink       lmtp", "filter     scan") in lines
