@@ -59,7 +59,10 @@ class Session(aiosmtpd.smtp.Session):
 
     @property
     def local(self) -> Peer:
-        """The address that the client connected to; None once the session has ended."""
+        """The address that the client connected to, by XCLIENT's DESTADDR if it came that way.
+
+        None once the session has ended.
+        """
         if self._transport is None:
             return None
         if self._destination is not None:
