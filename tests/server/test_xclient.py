@@ -159,6 +159,8 @@ async def test_counts_follow_a_change_of_the_limits() -> None:
         await waiting.greet()
         await server.set_limits(max_from_ip=1, ipv6_prefix=48)
         assert server.gate.clients == {"2001:db8::/48": 1, "127.0.0.1": 1}
+        exempt = {each.key: each.exempt for each in server.gate.ledger()}
+        assert exempt == {"2001:db8::/48": False, "127.0.0.1": True}
         assert (await named(waiting, "ADDR=IPV6:2001:db8::8"))[:3] == "421"
         await named_one.close()
         await waiting.close()
@@ -340,6 +342,32 @@ async def test_memory_is_charged_to_the_client_that_holds_it() -> None:
                 client.send("\r\n.\r\n")
                 assert (await client.reply()).code == 250
                 await until(lambda: budget.used == 0)
+
+
+async def test_input_that_waits_is_charged_to_the_client_that_was_named_before_it() -> None:
+    shares: list[tuple[int, int]] = []
+
+    class Looks(Discard):
+        async def handle_CONNECT(self, server: Any, session: Any) -> Any:
+            budget = server.connection.shared.budget
+            shares.append((budget.used_by("127.0.0.1"), budget.used_by("198.51.100.7")))
+            return MISSING
+
+    async with name_server() as names:
+        names.records["7.100.51.198.a.example", "A"] = None
+        options = {"dnsbl": ["a.example"], "dns_server": names.address, "dns_timeout": 0.5}
+        async with serve(Looks(), max_errors=100_000, **options, **TRUST) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                client.send("XCLIENT ADDR=198.51.100.7\r\n" + "NOOP\r\n" * 40_000)
+                await until(lambda: server._budget.used_by("127.0.0.1") > 0)
+                assert (await client.reply()).code == 220
+                client.reset()
+            await until(lambda: server.gate.count == 0)
+            assert server._budget.used == 0
+    assert shares[0] == (0, 0)
+    assert shares[1][0] == 0
+    assert shares[1][1] > 0
 
 
 async def test_a_reload_changes_who_is_trusted() -> None:

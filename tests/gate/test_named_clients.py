@@ -1,0 +1,77 @@
+"""Clients that a proxy names: each takes the place of the one before, in every count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from support.gates import gate
+
+from smtpd_fork import Refusal, Ticket
+
+PROXY = "192.0.2.1"
+
+
+def proxy(door: Any) -> Ticket:
+    ticket = door.admit(PROXY, proxy=True)
+    assert isinstance(ticket, Ticket)
+    return ticket
+
+
+def test_a_refused_client_leaves_all_counts_as_they_were() -> None:
+    door = gate(max_from_ip=1)
+    inside, waiting = proxy(door), proxy(door)
+    assert door.identify(inside, "198.51.100.7") is None
+    before = door.clients
+    assert before == {"198.51.100.7": 1, PROXY: 1}
+    assert isinstance(door.identify(waiting, "198.51.100.7"), Refusal)
+    assert door.clients == before
+    assert (waiting.peer, waiting.client.proxy) == (PROXY, True)
+    waiting.release()
+    inside.release()
+    assert (door.clients, door.count) == ({}, 0)
+
+
+def test_a_proxy_uses_up_no_rate_of_its_network_once_it_has_named_a_client() -> None:
+    door = gate(rate_net="3/h/24")
+    for _ in range(9):
+        assert door.identify(proxy(door), "2001:db8::7") is None
+    verdicts = [door.admit("192.0.2.2") for _ in range(4)]
+    assert [isinstance(each, Ticket) for each in verdicts] == [True, True, True, False]
+
+
+def test_each_client_that_is_named_counts_for_its_rate() -> None:
+    door = gate(rate="2/h")
+    ticket = proxy(door)
+    named = [door.identify(ticket, "198.51.100.7") for _ in range(3)]
+    assert [each is None for each in named] == [True, True, False]
+
+
+def test_a_ticket_that_was_released_is_nobodys() -> None:
+    door = gate(max_from_ip=1)
+    ticket = proxy(door)
+    ticket.release()
+    assert door.identify(ticket, "198.51.100.7") is None
+    assert (door.clients, door.count) == ({}, 0)
+
+
+HOSTS = st.sampled_from(["198.51.100.7", "198.51.100.8", "2001:db8::7", "2001:db8::8", None])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), HOSTS, st.booleans()), max_size=40))
+def test_counts_are_those_of_the_tickets_whatever_is_named(steps: Any) -> None:
+    door = gate(max_from_ip=2, max_from_net=["3/24"], exempt=["198.51.100.8"])
+    tickets = [proxy(door) for _ in range(4)]
+    for index, host, change in steps:
+        door.identify(tickets[index], host)
+        if change:
+            door.limits = gate(max_from_ip=2, max_from_net=["3/24", "4/48"], ipv6_prefix=48).limits
+        counted: dict[str, int] = {}
+        for ticket in tickets:
+            if ticket.key is not None:
+                counted[ticket.key] = counted.get(ticket.key, 0) + 1
+        assert door.clients == counted
+    for ticket in tickets:
+        ticket.release()
+    assert (door.clients, door.count) == ({}, 0)
