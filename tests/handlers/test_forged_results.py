@@ -102,6 +102,21 @@ async def test_an_exempt_client_is_trusted() -> None:
     assert await sent(FORGED + PLAIN, exempt=["192.0.2.0/24"]) == PLAIN.encode()
 
 
+async def test_a_client_that_an_exempt_host_names_is_trusted_only_if_it_is_exempt_itself() -> None:
+    for named, stored in (("192.0.2.9", FORGED + PLAIN), ("203.0.113.5", PLAIN)):
+        kept = Collect()
+        options = {"exempt": ["127.0.0.1", "192.0.2.0/24"], "xclient_trust": ["127.0.0.1"]}
+        async with (
+            serve(kept, **options) as server,
+            await Client.to(server.addresses[0]) as client,
+        ):
+            await client.greet()
+            assert (await client.say(f"XCLIENT ADDR={named}")).code == 220
+            await client.say("EHLO client.example")
+            assert await send(client, FORGED + PLAIN) == 250
+        assert kept.messages == [stored.encode()]
+
+
 async def test_a_client_of_a_unix_socket_is_trusted(tmp_path: Path) -> None:
     kept = Collect()
     async with (
