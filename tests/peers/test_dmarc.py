@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.handlers import Collect
 from support.nameserver import name_server
-from support.peers import cannot, needs_root
+from support.peers import cannot, needs_root, peers
 from support.ports import free_ports
 from support.server import serve
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(120)]
 
-RESOLVER = "127.0.0.53"
+RESOLVER = "127.0.0.77"
 """The programs ask the port 53 of it, and read resolv.conf."""
 
 FORGED = "Authentication-Results: mx.example.com; dkim=pass header.d=example.com\r\n"
@@ -92,6 +93,9 @@ async def test_dmarc_takes_what_a_domain_has_signed_and_refuses_what_others_forg
     folder: Path,
 ) -> None:
     needs_root()
+    unshare, _ = peers("unshare", "mount")
+    if subprocess.run([unshare, "--mount", "true"], check=False, capture_output=True).returncode:
+        cannot("no mount namespace may be made")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.bind((RESOLVER, 53))
