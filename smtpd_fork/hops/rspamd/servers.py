@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from functools import partial
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import HandlerError
@@ -186,16 +186,22 @@ class Servers:
         """
         for server in self._servers:
             server.web.read_certificates()
-        for base in [server.name for server in self._servers]:
-            reason = f"no answer in {LOOK_SECONDS:g} s"
+        reasons = {server.name: f"no answer in {LOOK_SECONDS:g} s" for server in self._servers}
+
+        async def look(base: str) -> None:
             try:
-                look_in_thread(partial(self._look, base))
+                await self._look(base)
             except HttpError as error:
-                reason = str(error)
-            except TimeoutError:
-                pass
+                reasons[base] = str(error)
             else:
-                continue
+                del reasons[base]
+
+        async def look_at_all() -> None:
+            await asyncio.gather(*map(look, list(reasons)))
+
+        with suppress(TimeoutError):
+            look_in_thread(look_at_all)
+        for base, reason in reasons.items():
             log.warning("rspamd %s: %s; it is left out until it answers", base, reason)
 
     def prepare(self) -> None:
