@@ -88,6 +88,9 @@ async def test_a_flood_of_attempts_waits_and_is_454_when_too_many_wait(
         assert (await clients[1].reply()).code == 235
         for client in clients:
             await client.close()
+        for _ in range(3):  # what they took is free again
+            async with await tls_client(address, certificates) as client:
+                assert (await client.say(RIGHT)).code == 235
 
 
 async def test_an_exempt_client_has_no_limit_of_its_own(

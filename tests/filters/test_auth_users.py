@@ -155,6 +155,12 @@ def test_any_password_is_right_or_wrong(password: bytes) -> None:
     assert PasswordHash(BCRYPT).verify(password) is False
 
 
+def test_what_no_password_can_be_is_wrong_whatever_the_hash() -> None:
+    of_x = PasswordHash("$2b$04$abcdefghijklmnopqrstuuPp7HPfoAs8I2dCQCQ/fW7zEJv8I8C8e")
+    assert of_x.verify(b"x")
+    assert not any(of_x.verify(word) for word in (b"", b"x" * 2000, b"x\0", b"\0x"))
+
+
 def test_a_password_may_be_of_any_length() -> None:
     assert PasswordHash(SHA512).verify(b"open sesame")
     for length in (73, 1025, 100_000):

@@ -68,7 +68,7 @@ def test_the_opening_names_the_mechanisms_and_what_they_show() -> None:
         Mechanism("PLAIN", plaintext=True),
         Mechanism("LOGIN", plaintext=True),
         Mechanism("CRAM-MD5"),
-        Mechanism("ANONYMOUS", anonymous=True),
+        Mechanism("ANONYMOUS"),
         Mechanism("SCRAM-SHA-256-PLUS"),
     ]
 

@@ -72,7 +72,7 @@ class ByDovecot:
         return [
             each.name
             for each in self._service.mechanisms or _BEFORE_DOVECOT_WAS_SEEN
-            if each.name in self.known and not each.anonymous and (plaintext or not each.plaintext)
+            if each.name in self.known and (plaintext or not each.plaintext)
         ]
 
     async def authenticate(self, exchange: Exchange) -> Outcome:

@@ -51,12 +51,10 @@ class Mechanism(NamedTuple):
     """A mechanism on offer.
 
     :ivar plaintext: whether a listener learns enough to authenticate: the password, or a token
-    :ivar anonymous: whether any client can use it
     """
 
     name: str
     plaintext: bool = False
-    anonymous: bool = False
 
 
 class Kind(Enum):
@@ -152,9 +150,7 @@ class Conversation:
         elif command == b"MECH" and words and _NAME.fullmatch(words[0]):
             if len(self.mechanisms) >= MOST_MECHANISMS:
                 raise DovecotGarbageError(f"it has more than {MOST_MECHANISMS} mechanisms")
-            flags = words[1:]
-            offered = Mechanism(words[0].decode(), b"plaintext" in flags, b"anonymous" in flags)
-            self.mechanisms.append(offered)
+            self.mechanisms.append(Mechanism(words[0].decode(), b"plaintext" in words[1:]))
         elif command == b"DONE":
             self.ready, self._idle_lines = True, 0
 

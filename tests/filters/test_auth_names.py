@@ -1,0 +1,54 @@
+"""Whom a client claims to be: read from what it says to a mechanism, whatever that is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_fork.dialogue.auth_offer import with_mechanisms
+from smtpd_fork.filters.auth.by_dovecot import ByDovecot
+from smtpd_fork.filters.auth.claimed_user import LONGEST_USER, claimed_user, plain_parts
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "response"),
+    [
+        ("PLAIN", b"\0bob\0x"),
+        ("PLAIN", b"carol\0bob\0x"),
+        ("LOGIN", b"bob"),
+        ("CRAM-MD5", b"bob 0123456789abcdef"),
+        ("SCRAM-SHA-1", b"n,,n=bob,r=abc"),
+        ("SCRAM-SHA-256", b"y,a=carol,n=bob,r=n=eve"),
+        ("OAUTHBEARER", b"n,a=bob,\x01host=mx\x01auth=Bearer user=eve\x01\x01"),
+        ("XOAUTH2", b"user=bob\x01auth=Bearer a\x01\x01"),
+    ],
+)
+def test_each_mechanism_has_its_own_way_to_name_a_user(mechanism: str, response: bytes) -> None:
+    assert claimed_user(mechanism, response) == "bob"
+
+
+def test_commas_and_equals_signs_of_a_name_are_written_otherwise() -> None:
+    assert claimed_user("SCRAM-SHA-256", b"n,,n=a=2Cb=3Dc,r=x") == "a,b=c"
+    assert claimed_user("OAUTHBEARER", b"n,a=a=2Cb,\x01auth=x\x01\x01") == "a,b"
+
+
+@given(st.sampled_from([*ByDovecot.known, "X-NEW"]), st.binary(max_size=400))
+def test_any_response_names_somebody_or_nobody(mechanism: str, response: bytes) -> None:
+    assert len(claimed_user(mechanism, response)) <= LONGEST_USER + 1
+    plain_parts(response)
+
+
+@pytest.mark.parametrize(
+    ("lines", "offered", "changed"),
+    [
+        (["250-mx", "250-AUTH PLAIN LOGIN"], ["X"], ["250-mx", "250-AUTH X"]),
+        (["250-mx", "250 AUTH PLAIN OWN"], ["X", "PLAIN"], ["250-mx", "250 AUTH OWN X PLAIN"]),
+        (["250-mx", "250-AUTH PLAIN", "250 HELP"], [], ["250-mx", "250 HELP"]),
+        (["250-mx", "250 HELP"], ["X"], ["250-mx", "250 HELP"]),
+    ],
+)  # fmt: skip
+def test_an_offer_is_replaced_where_there_is_one(
+    lines: list[str], offered: list[str], changed: list[str]
+) -> None:
+    assert with_mechanisms(lines, {"PLAIN", "LOGIN"}, offered) == changed
