@@ -25,10 +25,13 @@ from smtpd_fork.filters.milter_address import parse_milter_address
 from smtpd_fork.filters.milter_sessions import MilterSessions
 from smtpd_fork.filters.milter_talk import MilterTarget, Talk
 from smtpd_fork.filters.when_quarantined import WhenQuarantined  # noqa: TC001 - for the settings
+from smtpd_fork.hops.look import LOOK_SECONDS, look_in_thread
+from smtpd_fork.hops.milter.connection import MilterDownError
 from smtpd_fork.hops.milter.edited import HeaderTooLargeError, Parts
 from smtpd_fork.hops.milter.verdict import Kind
 from smtpd_fork.hops.peer_status import PeerStatus
 from smtpd_fork.message import Mail, Recipient
+from smtpd_fork.sanitizer import printable
 from smtpd_fork.setting_types import Seconds, SettingError, Text
 
 if TYPE_CHECKING:
@@ -108,6 +111,23 @@ class Milter(ContentFilter):
         sessions, outage = self._sessions, self.outage
         busy = sessions.connections - sessions.waiting
         return PeerStatus(sessions.connections, busy, 0, outage.since, outage.reason)
+
+    def check(self) -> None:
+        """Warn if the milter is out of reach, or speaks no milter protocol; blocks."""
+        reason = f"no answer in {LOOK_SECONDS:g} s"
+        try:
+            look_in_thread(self._look)
+        except MilterDownError as error:
+            reason = str(error)
+        except TimeoutError:
+            pass
+        else:
+            return
+        text = "%s cannot be asked: %s; when-down=%s until it can"
+        self.log.warning(text, self.program, printable(reason), self._when_down)
+
+    async def _look(self) -> None:
+        await Talk(self._target, 0, lambda: None).look()
 
     async def close(self) -> None:
         """End the connections, and write what was gathered for the log."""

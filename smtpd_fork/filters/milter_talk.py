@@ -109,6 +109,17 @@ class Talk:
         """Whether the milter has accepted all messages of the session."""
         return self._accepted is not None
 
+    async def look(self) -> None:
+        """See that the milter can be reached, and speaks the protocol.
+
+        :raises MilterDownError: it cannot, or does not
+        """
+        self._until = asyncio.get_running_loop().time() + self._target.total
+        try:
+            await self._tell([])
+        finally:
+            self.close()
+
     # -- what is told ------------------------------------------------------------------------------
 
     async def client(self, server: Any, session: AnySession) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from support.client import Client
 from support.handlers import Collect
@@ -128,3 +130,24 @@ async def test_the_state_of_a_milter_is_in_the_status_of_the_server() -> None:
             assert await send(client) == (250, "2.0.0")
             (state,) = filter_states(server)
             assert (state.down_since, state.reason) == (None, "")
+
+
+LOOKS: dict[str, tuple[TestMilter, str]] = {
+    "it answers": (TestMilter(), ""),
+    "its version is another": (TestMilter(version=7), "it has version 7 of the protocol"),
+    "it is no milter": (TestMilter(says=b"220 mx.example.com ESMTP\r\n"), "it sends a frame of"),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+async def test_check_warns_of_a_milter_that_cannot_be_asked(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    milter, reason = LOOKS[name]
+    async with milter_server(milter, tcp=True):
+        judge = Milter(milter.address, when_down="accept")
+        await asyncio.to_thread(judge.check)
+        assert (reason in caplog.text) if reason else (caplog.text == "")
+        address = milter.address
+    await asyncio.to_thread(judge.check)
+    assert f"milter {address} cannot be asked: Connection refused; when-down=accept" in caplog.text
