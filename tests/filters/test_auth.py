@@ -146,6 +146,16 @@ async def test_a_reload_reads_the_file_again(
             assert (await client.say(plain("dave", PASSWORD))).code == 235
 
 
+async def test_a_handler_serves_again_after_its_server_has_ended(
+    certificates: Certificates, users: str
+) -> None:
+    auth = Auth(users)
+    for _ in range(2):
+        async with door(certificates, auth) as (client, _):
+            await hello(client)
+            assert (await client.say(RIGHT)).code == 235
+
+
 async def test_required_is_530_for_those_that_have_not_authenticated(
     certificates: Certificates, users: str
 ) -> None:

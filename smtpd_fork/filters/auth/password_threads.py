@@ -33,7 +33,7 @@ class PasswordThreads:
     """Runs a function in one of a few threads."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="passwords")
+        self._executor: ThreadPoolExecutor | None = None
         self._free = threading.BoundedSemaphore(THREADS + MOST_WAITING)
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
@@ -45,6 +45,8 @@ class PasswordThreads:
         """
         if not self._free.acquire(blocking=False):
             raise ThreadsBusyError
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="passwords")
         try:
             future: Future[T] = self._executor.submit(function, *args)
         except BaseException:
@@ -54,5 +56,7 @@ class PasswordThreads:
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """End the threads, as soon as they have done what they do."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        """End the threads, as soon as they have done what they do; later attempts have others."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
