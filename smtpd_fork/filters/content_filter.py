@@ -80,10 +80,10 @@ class ContentFilter(Filter):
 
     @staticmethod
     def mail_of(server: Any, session: AnySession, envelope: Envelope) -> Mail:
-        """Return the message, whose id is that of the sinks as well."""
+        """Return the message, without its trace; its id is that of the sinks as well."""
         if getattr(envelope, "queue_id", None) is None:
             envelope.queue_id = new_queue_id(session)  # type: ignore[attr-defined] # of ours
-        return Mail.of(server, session, envelope)
+        return Mail.of(server, session, envelope, with_trace=False)
 
     async def change(
         self, server: Any, envelope: Envelope, mail: Mail, parts: Parts, edits: Sequence[Edit],

@@ -160,8 +160,13 @@ class Mail:
     xforward: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, server: Any, session: AnySession, envelope: Envelope) -> Self:
-        """Return what a hook ``handle_DATA`` is given, of this server or of aiosmtpd's."""
+    def of(
+        cls, server: Any, session: AnySession, envelope: Envelope, *, with_trace: bool = True
+    ) -> Self:
+        """Return what a hook ``handle_DATA`` is given, of this server or of aiosmtpd's.
+
+        :param with_trace: whether there is a trace: filters need none
+        """
         queue_id = getattr(envelope, "queue_id", None) or new_queue_id(session)
         now = _local_time(int(time.time()))
         content = envelope.original_content
@@ -174,7 +179,9 @@ class Mail:
             Recipient(address, params[index] if index < len(params) else {})
             for index, address in enumerate(addresses)
         )
-        sender = envelope.mail_from or ""
+        sender, trace = envelope.mail_from or "", b""
+        if with_trace:
+            trace = received_field(server.hostname, session, envelope, queue_id, now)
         return cls(
             queue_id,
             "" if sender == "<>" else sender,  # aiosmtpd has the null sender as "<>"
@@ -186,7 +193,7 @@ class Mail:
             MailClient.of(session, envelope),
             now,
             getattr(envelope, "quarantine", ""),
-            received_field(server.hostname, session, envelope, queue_id, now),
+            trace,
             addresses,
             getattr(envelope, "digest_as_received", b""),
             marks_of(session, envelope),
