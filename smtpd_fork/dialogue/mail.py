@@ -76,6 +76,7 @@ def mail(dialogue: Dialogue, address: str, params: Params) -> Result:
     """Begin a transaction (RFC 5321 4.1.1.2)."""
     if dialogue.transaction is not None:  # of an earlier MAIL that was refused, perhaps
         forget_notes(dialogue.transaction)
+        dialogue.transaction.queue_id = None  # type: ignore[attr-defined]  # see Envelope
     shared, envelope = dialogue.shared, dialogue.envelope
     dialogue.accepted, dialogue.became = 0, None
     dialogue.chunk_fault = None  # of a message that never began

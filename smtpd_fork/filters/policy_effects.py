@@ -74,6 +74,8 @@ class PolicyEffects:
         self, action: Action, session: AnySession, envelope: Envelope | None, state: str
     ) -> None:
         """Take note of an action; one that is not possible here counts as DUNNO."""
+        if envelope is not None and state == "MAIL":
+            self._messages.pop(envelope, None)  # an earlier MAIL was refused, perhaps
         if action.name in {"OK", "REJECT"}:
             return
         if action.name in {"WARN", "INFO"}:
@@ -85,8 +87,7 @@ class PolicyEffects:
             return
         take = self._takers.get(action.name)
         if take is None or envelope is None or state in {"EHLO", "HELO"}:
-            refuses = bool(action.reply)
-            if not refuses:
+            if not action.reply or action.name == "DEFER_IF_REJECT":
                 self._cannot(action.name, f"at {state}")
         elif not take(self, self._messages.setdefault(envelope, Said()), action):
             self._tell(logging.WARNING, session, f"{action.name} is not possible", action.text)

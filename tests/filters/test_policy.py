@@ -95,6 +95,21 @@ async def test_an_instance_is_of_one_transaction_and_all_its_recipients() -> Non
     assert sizes == [1, 4, 1, 3]
 
 
+async def test_a_sender_after_one_that_was_refused_begins_another_transaction() -> None:
+    actions = iter(["PREPEND X-A: 1", "DUNNO", "OK"])
+    policy, other = TestPolicy(lambda _: next(actions)), TestPolicy("REJECT")
+    async with policy_server(other):
+        behind = Policy(other.address, stages=["mail"])
+        async with door(policy, behind, stages=["mail"]) as (client, kept):
+            assert (await client.say("MAIL FROM:<a@example.org>")).code == 554
+            other.action = "OK"
+            assert await send(client) == (250, "2.0.0")
+    first, second = policy.requests
+    assert first["instance"] != second["instance"]
+    assert [each["instance"] for each in other.requests] == [first["instance"], second["instance"]]
+    assert kept.messages == [MESSAGE.encode()]
+
+
 async def test_a_client_that_has_authenticated_is_named_and_may_be_left_out() -> None:
     policy, strict = TestPolicy(), TestPolicy("REJECT")
     auth = {"authenticator": check_password, "auth_require_tls": False}
