@@ -23,7 +23,7 @@ from smtpd_fork.filters import Milter
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-PATIENCE = 60.0
+PATIENCE = 100.0
 
 EICAR = r"X5O!P%@AP[4\PZX54(P^)7CC)7}$EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
 GTUBE = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"

@@ -91,7 +91,7 @@ async def test_opendmarc_accepts_at_connect_and_is_asked_nothing_more(
     assert stored == [HAM.encode()] * 2
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("stages", STAGES)
 async def test_rspamd_refuses_spam_and_takes_the_rest(folder: Path, stages: list[str]) -> None:
     async with rspamd(folder, "127.0.0.1:{}".format(*free_ports(1))) as address:
