@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.filters import Policy
 from support.client import Client, code_and_enhanced
 from support.handlers import Collect
-from support.server import serve
+from support.server import serve, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
@@ -107,7 +107,11 @@ async def policy_server(policy: TestPolicy, *, tcp: bool = False) -> AsyncIterat
 
 @asynccontextmanager
 async def door(policy: TestPolicy, *more: Any, **keys: Any) -> AsyncIterator[tuple[Client, Any]]:
-    """Serve behind a policy server; yield a client that was greeted, and who has messages."""
+    """Serve behind a policy server; yield a client that was greeted, and who has messages.
+
+    Afterwards neither a connection to it nor a task is left.
+    """
+    before = asyncio.all_tasks()
     tcp, options, greet = keys.pop("tcp", False), keys.pop("options", {}), keys.pop("greet", True)
     kept = Collect()
     async with policy_server(policy, tcp=tcp):
@@ -117,6 +121,7 @@ async def door(policy: TestPolicy, *more: Any, **keys: Any) -> AsyncIterator[tup
                 if greet:
                     await client.greet()
                 yield client, kept
+    await until(lambda: asyncio.all_tasks() <= before)
 
 
 async def recipient(client: Client, address: str = "b@example.com") -> tuple[int, str]:
