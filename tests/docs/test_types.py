@@ -68,6 +68,7 @@ from smtpd_fork import (
     prepend,
     quarantine,
 )
+from smtpd_fork.filters import Outage, PeerStatus
 from smtpd_fork.handlers.hooks import Handler, HandlesRCPT
 from smtpd_fork.testing import (
     FAULTS, MESSAGES, FaultProxy, Mailbox, Message, SmtpServer, check_sink, make_mail
@@ -130,6 +131,14 @@ class Queue(Sink):
 
 
 class NoExe(Filter):
+    outage = Outage()
+
+    @property
+    def status(self) -> PeerStatus:
+        assert_type(self.outage.begin("it is down"), bool)
+        assert_type(self.outage.end(), float | None)
+        return PeerStatus(connections=1, down_since=self.outage.since, reason=self.outage.reason)
+
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> Answer:
         prepend(envelope, "X-Checked", "yes")
         assert_type(add_score(envelope, 2), float)
