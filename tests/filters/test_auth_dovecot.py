@@ -14,6 +14,7 @@ from support.handlers import Collect
 from support.server import serve, until
 
 from smtpd_fork.filters import Auth
+from smtpd_fork.filters.auth import by_dovecot
 from smtpd_fork.hops.dovecot import connection as dovecot_connection
 from smtpd_fork.hops.dovecot import service as dovecot_service
 from smtpd_fork.setting_types import SettingError
@@ -149,6 +150,19 @@ async def test_what_does_not_begin_as_the_service_is_454(
     async with door(service, certificates, connect_timeout=0.1) as client:
         assert await hello(client) == ["PLAIN", "LOGIN"]
         assert code_and_enhanced(await client.say(RIGHT)) == DOWN
+
+
+async def test_ehlo_does_not_wait_long_for_a_service_that_does_not_begin(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_dovecot, "OFFER_SECONDS", 0.05)
+    service = AuthService(opening="")
+    async with door(service, certificates, connect_timeout=1000.0) as client:
+        assert await hello(client) == ["PLAIN", "LOGIN"]
+        service.hang_up()
+        service.opening = OPENING
+        assert code_and_enhanced(await client.say(RIGHT)) in {DOWN, (235, "2.7.0")}
+        assert (await client.say(RIGHT)).code in {235, 503}
 
 
 async def test_a_service_that_never_answers_is_454_and_its_connection_is_closed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,10 @@ _BEFORE_DOVECOT_WAS_SEEN = (Mechanism("PLAIN", plaintext=True), Mechanism("LOGIN
 """Offered as long as Dovecot was never reached. AUTH is answered 454 then, and a client tries
 again; without an offer it would take the account for wrong."""
 
+OFFER_SECONDS = 1.0
+"""How long EHLO waits for a connection, which tells the mechanisms of now: many clients say EHLO and
+do not want to authenticate."""
+
 _FAILURES = {
     "temp": TEMPORARY,
     "authz": DENIED,
@@ -67,8 +72,9 @@ class ByDovecot:
 
     async def offered(self, *, plaintext: bool) -> Sequence[str]:
         """Return what Dovecot has, in its order; what it had last, while it is out of reach."""
-        with suppress(DovecotDownError):  # AUTH says so
-            await self._service.connection()
+        with suppress(DovecotDownError, TimeoutError):  # AUTH says so
+            async with asyncio.timeout(OFFER_SECONDS):
+                await self._service.connection()
         return [
             each.name
             for each in self._service.mechanisms or _BEFORE_DOVECOT_WAS_SEEN
