@@ -41,8 +41,8 @@ _BEFORE_DOVECOT_WAS_SEEN = (Mechanism("PLAIN", plaintext=True), Mechanism("LOGIN
 again; without an offer it would take the account for wrong."""
 
 OFFER_SECONDS = 1.0
-"""How long EHLO waits for a connection, which tells the mechanisms of now: many clients say EHLO and
-do not want to authenticate."""
+"""How long EHLO waits for a connection, which tells the mechanisms of now: not every client that
+says EHLO wants to authenticate."""
 
 _FAILURES = {
     "temp": TEMPORARY,
