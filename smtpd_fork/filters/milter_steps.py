@@ -133,7 +133,7 @@ def _of_sender(session: AnySession, mail: Mail) -> dict[str, str]:
     if session.authenticated:
         # Milters ask for the mechanism to see whether there was an AUTH at all.
         macros["auth_type"] = getattr(session, "auth_mechanism", "") or "PLAIN"
-        macros["auth_authen"] = _login(mail.client.login)
+        macros["auth_authen"] = mail.client.user or "unknown"
     return macros
 
 
@@ -141,11 +141,3 @@ def _of_sender(session: AnySession, mail: Mail) -> dict[str, str]:
 def _date(received: datetime) -> str:
     """Return a time as mail has it; it is the same for all messages of one second."""
     return format_datetime(received)
-
-
-def _login(data: Any) -> str:
-    """Return who has authenticated, as far as the authenticator has said so."""
-    login = getattr(data, "login", data)
-    if isinstance(login, bytes):
-        return login.decode("utf-8", "replace")
-    return login if isinstance(login, str) else "unknown"

@@ -36,7 +36,7 @@ def xclient_command(client: MailClient, offered: str) -> bytes:
     values = {
         "NAME": client.name if names_host else None,
         **_of_peer(client),
-        "LOGIN": client.login_name,
+        "LOGIN": client.user,
         "DESTADDR": _address(client.local),
         "DESTPORT": _port(client.local),
     }

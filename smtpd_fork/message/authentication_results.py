@@ -159,4 +159,4 @@ def authserv_key(name: str) -> str:
     """Return an authserv-id as it is compared: capitals, and the form of a domain, do not count."""
     if not name.isascii():
         name = unicodedata.normalize("NFKC", name)
-    return domain_key("".join(filter(str.isprintable, name)))
+    return domain_key("".join(filter(str.isprintable, name)).rstrip("."))

@@ -101,17 +101,12 @@ class MailClient:
         )
 
     @property
-    def login_name(self) -> str | None:
-        """Who has authenticated, as far as the authenticator has said so."""
-        name = getattr(self.login, "login", self.login)
-        if isinstance(name, bytes):
-            return name.decode("utf-8", "replace")
-        return name if isinstance(name, str) else None
-
-    @property
     def user(self) -> str | None:
-        """The name that the client has authenticated with, as far as the authenticator says so."""
-        name = getattr(self.login, "login", self.login)
+        """The name that the client has authenticated with, as far as the authenticator says so.
+
+        Bytes alone are none: some authenticators give the password.
+        """
+        name = getattr(self.login, "login", self.login if isinstance(self.login, str) else None)
         if isinstance(name, bytes):
             return name.decode("utf-8", "replace")
         return name if isinstance(name, str) else None

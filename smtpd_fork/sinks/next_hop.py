@@ -179,7 +179,7 @@ class NextHop(Sink):
         client = MailClient.of(session, envelope) if self._names_clients else None
         name = address
         if client is not None:
-            name = f"{host_of(client.peer)} {client.helo} {client.login_name} {address}"
+            name = f"{host_of(client.peer)} {client.helo} {client.user} {address}"
         reply = self._known.get(name, asyncio.get_running_loop().time())
         if reply is None:
             await asyncio.sleep(0)  # see may_end_at_once

@@ -105,17 +105,17 @@ def factory(*names):
 @pytest.mark.parametrize(
     ("handler", "names"),
     [
-        ("policy:instance", "instance"),
-        ("policy:Only:b,c", "b and c"),
-        ("policy:factory", "factory"),
-        ("policy:factory:d", "factory and d"),
+        ("rules:instance", "instance"),
+        ("rules:Only:b,c", "b and c"),
+        ("rules:factory", "factory"),
+        ("rules:factory:d", "factory and d"),
     ],
 )
 def test_a_handler_of_ones_own_comes_from_the_current_folder(
     tmp_path: Path, handler: str, names: str
 ) -> None:
     """By the console script: `python -m` would look there by itself."""
-    (tmp_path / "policy.py").write_text(HANDLERS)
+    (tmp_path / "rules.py").write_text(HANDLERS)
     options = ("-l", "127.0.0.1:0", "--handler", handler, "--handler", "discard")
     with (
         Daemon(*options, cwd=tmp_path, command=[str(CONSOLE_SCRIPT)]) as daemon,
