@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.peers, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(240), pytest.mark.xdist_group("port 53")]
 
 RESOLVER = "127.0.0.77"
 """The programs ask the port 53 of it, and read resolv.conf."""
