@@ -71,6 +71,12 @@ STAND_ALONE = Path(__file__).parents[1] / "support/stand_alone.py"
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
+WITH_PEERS = {
+    *("auth.md", "filters.md", "policy.md", "postfix-and-haproxy.md"),
+    *("programs.md", "rspamd.md", "sinks.md"),
+}
+"""Pages whose commands start several other servers: make peers runs them."""
+
 
 def blocks(language: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("block", all_blocks(language), ids=lambda block: block.place)
@@ -110,7 +116,14 @@ def test_every_file_of_a_page_is_used_by_a_command_behind_it(page: Path) -> None
 
 
 @pytest.mark.timeout(400)
-@pages
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.peers if page.name in WITH_PEERS else ())
+        for page in PAGES
+    ],
+    ids=lambda page: page.name,
+)
 def test_the_commands_of_a_page_do_what_it_shows(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -10,7 +10,9 @@ from fuzz.hostile import is_flat, measure
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("tls", "loop"), [(False, "asyncio"), (True, "uvloop")])
+@pytest.mark.parametrize(
+    ("tls", "loop"), [pytest.param(False, "asyncio", marks=pytest.mark.peers), (True, "uvloop")]
+)
 def test_after_hostile_sessions_the_daemon_holds_what_it_held_before(tls: bool, loop: str) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
