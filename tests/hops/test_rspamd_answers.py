@@ -243,7 +243,7 @@ def test_whatever_is_changed_the_message_stays_one_message(
 
 
 def test_a_request_has_the_client_and_the_envelope() -> None:
-    client = MailClient(("2001:db8::1", 25), "helo.example", "name.example", b"bob", tls=True)
+    client = MailClient(("2001:db8::1", 25), "helo.example", "name.example", "bob", tls=True)
     session = type("Session", (), {"ssl": {"cipher": ("AES", "TLSv1.3", 256)}})()
     made = mail(b"", "b@x", "c@x", sender="a@x", client=client)
     assert list(request_fields(made, session, "mx.example.com")) == [
