@@ -21,7 +21,9 @@ __all__ = ["OK", "addresses_of", "is_reply", "parse_action"]
 OK = "OK"
 
 _WORD = re.compile(r"(REJECT|DEFER)(?:[ \t]+(.*))?", re.IGNORECASE)
-_CODE = re.compile(r"[45][0-9][0-9](?:[ -]|$)")
+_CODE = re.compile(r"[45][0-9][0-9](?: |-(?!\S*@)|$)")
+"""Not the address ``400-a@example.com``."""
+
 _ENHANCED = re.compile(r"([45])\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)")
 _INSERTS = re.compile(r"\$[0-9{(]")
 _BETWEEN = re.compile(r"[ \t,]+")

@@ -90,6 +90,11 @@ def test_every_rule_that_is_written_is_found_whatever_is_between_and_however_it_
         assert found(read_back, address.upper()) == MEANINGS.get(action, action)
 
 
+def test_an_address_that_begins_as_a_code_is_an_address(tmp_path: Path) -> None:
+    rules = read(tmp_path, "a@example.com 400-a@example.com 550-@example.com\n")
+    assert found(rules, "a@example.com") == "400-a@example.com 550-@example.com"
+
+
 @given(data=st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
 def test_garbage_is_a_map_or_an_error_with_file_and_line(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
