@@ -1,7 +1,7 @@
 """milter: asks a milter about each message, such as OpenDKIM, ClamAV's or rspamd.
 
-It is told all at the end of the message: an idle session costs no connection. With ``stages`` it
-is told of the client, its greeting, the sender and each recipient as they come, and can refuse them
+It learns all at the end of the message: an idle session costs no connection. With ``stages`` it
+learns of the client, its greeting, the sender and each recipient as they come, and can refuse them
 then. What it changes, the handlers behind see, other milters among them.
 """
 

@@ -1,4 +1,4 @@
-"""MilterSessions: the talks of one milter, one for each session that it was told of."""
+"""MilterSessions: the talks of one milter, one for each session that it has learned of."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MilterSessions:
     """The talks by session.
 
     :param make: makes a talk, and is given a function to call when its connection is lost
-    :param live: sessions are told as they go, and end by :meth:`end`; else a connection waits for
+    :param live: sessions are sent as they go, and end by :meth:`end`; else a connection waits for
         the next message of a session for a few seconds
     """
 

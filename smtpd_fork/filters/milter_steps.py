@@ -1,4 +1,4 @@
-"""What a milter is told of a session and a message, with the values of its macros."""
+"""What a milter learns of a session and a message, with the values of its macros."""
 
 from __future__ import annotations
 

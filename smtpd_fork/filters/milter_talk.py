@@ -1,4 +1,4 @@
-"""Talk: what one milter is told of one session, and what it decides."""
+"""Talk: what one milter learns of one session, and what it decides."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ class MilterTarget:
 
 
 class Talk:
-    """What one milter is told of one session.
+    """What one milter learns of one session.
 
     One connection serves all messages of a session, as with Sendmail and Postfix; a lost one is
-    made anew, and what the milter has to know is told again. It does not serve the next session:
+    made anew, and what the milter has to know is sent again. It does not serve the next session:
     version 6 has a command for that (SMFIC_QUIT_NC), but libmilter ignores it, and all behind it,
     after a message that was accepted or refused; and OpenDKIM forgets by it what was negotiated,
     and makes wrong signatures.
 
     :param room: bytes that a milter may change of a message
     :param ended: is called once a connection is lost or closed
-    :ivar envelope: of the transaction that the milter has been told of, or None
+    :ivar envelope: of the transaction that the milter has learned of, or None
     :ivar down: why the milter has failed in this transaction; empty if it has not
     :ivar connections: how many are open, one at most
     """
@@ -73,7 +73,7 @@ class Talk:
         self._room = room
         self._ended = ended
         self._connection: MilterConnection | None = None
-        self._hello: object = None  # what was told of the client's greeting
+        self._hello: object = None  # what was sent of the client's greeting
         self._told_client = False
         self._told_sender = False
         self._recipients_told = 0
@@ -91,7 +91,7 @@ class Talk:
 
     @property
     def refused(self) -> str:
-        """The reply to the recipient that was told last; empty if it was accepted."""
+        """The reply to the recipient that was sent last; empty if it was accepted."""
         return "" if self._connection is None else self._connection.conversation.refused
 
     @property
@@ -120,7 +120,7 @@ class Talk:
         finally:
             self.close()
 
-    # -- what is told ------------------------------------------------------------------------------
+    # -- what is sent ------------------------------------------------------------------------------
 
     async def client(self, server: Any, session: AnySession) -> None:
         """Tell of the client."""
@@ -167,7 +167,7 @@ class Talk:
         else:
             self.close()
 
-    # -- steps: each is told once on a connection --------------------------------------------------
+    # -- steps: each is sent once on a connection --------------------------------------------------
 
     def _client(self, server: Any, session: AnySession) -> Iterator[Step]:
         if not self._told_client:
@@ -245,7 +245,7 @@ class Talk:
             self.close()
 
     def close(self) -> None:
-        """End the connection; what is told next begins anew."""
+        """End the connection; what is sent next begins anew."""
         connection, self._connection = self._connection, None
         self._told_client = self._told_sender = False
         self._hello, self._recipients_told = None, 0

@@ -38,7 +38,7 @@ client whose requests take long does not have all of them."""
 Stage: TypeAlias = Literal["connect", "helo", "mail", "rcpt", "data", "end-of-message"]
 
 _AT_THE_END = {"data": "DATA", "end-of-message": "END-OF-MESSAGE"}
-"""The stages at which the message has come; what the server is told of each."""
+"""The stages at which the message has come; what the server learns of each."""
 
 
 class Policy(ContentFilter):

@@ -1,4 +1,4 @@
-"""What a policy server is told of a session: the attributes of Postfix's requests."""
+"""What a policy server learns of a session: the attributes of Postfix's requests."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class WebServer:
     :param connections: requests at once
     :param ca_file: certificates of CAs that the server's certificate is verified with; None: the
         system's
-    :param extra: of this package, for whoever has not installed aiohttp
+    :param extra: of this package, for one who has not installed aiohttp
     """
 
     def __init__(self, url: str, *, connections: int, ca_file: str | None, extra: str) -> None:

@@ -1,4 +1,4 @@
-"""What a next hop is told of the client: XCLIENT and XFORWARD (Postfix's READMEs of these names).
+"""What a next hop learns of the client: XCLIENT and XFORWARD (Postfix's READMEs of these names).
 
 XCLIENT has the hop take the client for its own, and judge it; XFORWARD is for its log. Each command
 has those attributes alone that the hop has offered.

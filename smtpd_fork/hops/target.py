@@ -25,7 +25,7 @@ Tls: TypeAlias = Literal["no", "opportunistic", "starttls", "implicit"]
 as implicit TLS (RFC 8314)."""
 
 PassClient: TypeAlias = Literal["no", "xclient", "xforward"]
-"""How a hop is told of the client (:mod:`smtpd_fork.hops.passed_client`)."""
+"""How a hop learns of the client (:mod:`smtpd_fork.hops.passed_client`)."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,255}|\[[A-Za-z0-9:.]+\]")
 
@@ -45,7 +45,7 @@ class Target:
     :ivar user: for AUTH; None without it
     :ivar password: so too
     :ivar nameserver: whom to ask about ``mx:``, and its port; None: the system's
-    :ivar client_by: how the hop is told of the client
+    :ivar client_by: how the hop learns of the client
     """
 
     kind: ClassVar[str] = "next hop"

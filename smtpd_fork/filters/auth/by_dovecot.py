@@ -139,7 +139,7 @@ def outcome_of(answer: Answer) -> Outcome:
 
 
 def _parameters(session: Any) -> dict[str, str]:
-    """Return what Dovecot is told about a client."""
+    """Return what Dovecot learns about a client."""
     parameters = {"service": "smtp", "nologin": ""}
     if identifier := getattr(session, "id", ""):
         parameters["session"] = identifier

@@ -189,7 +189,7 @@ class MilterConnection(asyncio.Protocol):
             waiting.set_result(None)
 
     def close(self) -> None:
-        """End; a milter that has nothing under way is told so."""
+        """End; a milter that has nothing under way gets QUIT."""
         if self._transport is None:
             return
         if not self.conversation.reusable or self._transport.get_write_buffer_size():

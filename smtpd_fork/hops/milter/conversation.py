@@ -1,8 +1,8 @@
 """Conversation: what is said to a milter on one connection. Sans-io: no socket, no clock.
 
-It begins with the options. Then events are told, in transactions, of which each ends with a
+It begins with the options. Then events are sent, in transactions, of which each ends with a
 verdict. A milter answers each event, but for those whose answers it has declared to leave out; the
-answers come in the order of the events, so that several events may be told in one go. Which answers
+answers come in the order of the events, so that several events may be sent in one go. Which answers
 may come is in :attr:`Conversation.answers`; any other ends it with a fault, and the milter counts
 as down.
 """
@@ -76,7 +76,7 @@ class State(Enum):
     OPTIONS = auto()
     """The answer to our options has not come."""
     OPEN = auto()
-    """Events may be told."""
+    """Events may be sent."""
     ENDED = auto()
     """There is a fault, or we have said so."""
 
@@ -90,7 +90,7 @@ class Conversation:
     :ivar fault: why the milter is down; empty while it is not
     :ivar options: what was negotiated, or None
     :ivar progress: how many frames of the milter have come
-    :ivar refused: the reply to the recipient that was told last; empty if it was accepted
+    :ivar refused: the reply to the recipient that was sent last; empty if it was accepted
     """
 
     def __init__(self, room: int) -> None:
@@ -109,7 +109,7 @@ class Conversation:
         self._pausing = False  # until all is answered
         self._each_recipient = False
         self._in_transaction = False
-        self._begun = True  # and nothing was told in it
+        self._begun = True  # and nothing was sent in it
         self._unwanted: set[bytes] = set()
         self._silent: set[bytes] = set()
         self._skipped: set[bytes] = set()  # in this transaction
@@ -123,7 +123,7 @@ class Conversation:
 
     @property
     def settled(self) -> bool:
-        """Whether the milter has answered all that it was told."""
+        """Whether the milter has answered all that it was sent."""
         if self.verdict is not None or self.state is State.ENDED:
             return True
         return self.state is State.OPEN and self._steps is None and not self._waiting
@@ -139,7 +139,7 @@ class Conversation:
         return self.options is not None and Protocol.LEADING_SPACE in self.options.protocol
 
     def wants(self, event: Event) -> bool:
-        """Whether the milter is to be told such events; before its options came it is True."""
+        """Whether the milter is to get such events; before its options came it is True."""
         return event.command not in self._unwanted and event.command not in self._skipped
 
     def begin(self) -> None:
@@ -160,7 +160,7 @@ class Conversation:
         self._begun = True
 
     def tell(self, steps: Iterable[Step], *, each_recipient: bool = False) -> None:
-        """Tell events; those before have to be settled, or none was told.
+        """Tell events; those before have to be settled, or none was sent.
 
         :param each_recipient: the refusal of a recipient is for it alone: see :attr:`refused`
         """
@@ -203,7 +203,7 @@ class Conversation:
 
     @property
     def _may_tell(self) -> bool:
-        """Whether the next event may be told: a milter that skips pieces says so after each."""
+        """Whether the next event may be sent: a milter that skips pieces says so after each."""
         if self.state is not State.OPEN:
             return False
         if not self._waiting:

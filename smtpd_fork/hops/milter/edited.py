@@ -22,7 +22,7 @@ __all__ = ["MOST_FIELDS", "MOST_HEADER_BYTES", "HeaderTooLargeError", "Parts"]
 
 MOST_HEADER_BYTES = 1 << 20
 MOST_FIELDS = 10_000
-"""Of a header that milters are told. It is looked at in 20 ms, in the event loop. Sendmail takes
+"""Of a header that milters get. It is looked at in 20 ms, in the event loop. Sendmail takes
 32 KiB (MaxHeadersLength), Postfix 100 KiB a field."""
 
 
@@ -116,7 +116,7 @@ class Parts:
         """Change the header.
 
         Fields of one name are counted from 1; one that is not there is added. The place of an
-        inserted one is counted from 0, our ``Received`` included, which a milter is not told of and
+        inserted one is counted from 0, our ``Received`` included, which a milter does not know of and
         Sendmail and Postfix have on top by then: 1 is below that.
         """
         found = self._find(edit.name.lower(), edit.number) if edit.command == b"m" else None

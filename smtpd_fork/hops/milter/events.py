@@ -1,4 +1,4 @@
-"""Events: what a milter is told of a session and a message, and the macros that go with each."""
+"""Events: what a milter learns of a session and a message, and the macros that go with each."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Step(NamedTuple):
 
 
 PAUSE = Step(Event("pause", b"", 0, 0))
-"""In place of an event: what follows is told once all before is answered."""
+"""In place of an event: what follows is sent once all before is answered."""
 
 
 def connect_step(host: str, address: str | None, port: int, macros: Mapping[str, str]) -> Step:
