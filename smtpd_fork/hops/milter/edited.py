@@ -116,7 +116,7 @@ class Parts:
         """Change the header.
 
         Fields of one name are counted from 1; one that is not there is added. The place of an
-        inserted one is counted from 0, our ``Received`` included, which a milter does not know of and
+        inserted one is counted from 0, our ``Received`` included, which a milter does not see and
         Sendmail and Postfix have on top by then: 1 is below that.
         """
         found = self._find(edit.name.lower(), edit.number) if edit.command == b"m" else None
