@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from contextlib import asynccontextmanager
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.peers, pytest.mark.timeout(240), pytest.mark.xdist_group("port 53")]
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(240)]
 
-RESOLVER = "127.0.0.77"
-"""The programs ask the port 53 of it, and read resolv.conf."""
+RESOLVER = f"127.0.77.{1 + os.getpid() % 250}"
+"""The programs ask the port 53 of it, and read resolv.conf. Tests at once have one each."""
 
 FORGED = "Authentication-Results: mx.example.com; dkim=pass header.d=example.com\r\n"
 
