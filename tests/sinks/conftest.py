@@ -3,12 +3,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from support.filesystem import small_file_system
 from support.nats_server import NatsServer
 from support.redis_server import DURABLE, RedisServer
 from support.s3_server import S3Server
 
+from smtpd_fork.sinks.mbox import Mbox
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+async def mbox(tmp_path: Path) -> AsyncIterator[Mbox]:
+    sink = Mbox(tmp_path / "box", lock_timeout=0.3)
+    sink.prepare()
+    yield sink
+    await sink.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB below a large one."""
+    with small_file_system(tmp_path / "disk", "64k") as path:
+        yield path
 
 
 @pytest.fixture(scope="module")
