@@ -13,6 +13,7 @@ import pytest
 import uvloop
 from hypothesis import settings
 from support.authority import Authority, Issued
+from support.disk import Disk
 from support.installation import install
 from support.peers import needs_root, peer, table, watch_programs
 from support.place import Place
@@ -125,6 +126,11 @@ def maildir(tmp_path: Path) -> Maildir:
     sink = Maildir(tmp_path / "M")
     sink.prepare()
     return sink
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 SERVER = type("Server", (), {"hostname": "mx.example.com"})()
 
 
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    return Disk(monkeypatch)
-
-
 async def test_a_message_is_synced_before_it_is_answered(maildir: Maildir, disk: Disk) -> None:
     async with greeted(maildir) as client:
         await client.deliver()

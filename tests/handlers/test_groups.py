@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.daemon import PATIENCE
-from support.disk import Disk
 from support.filesystem import small_file_system
 from support.handlers import a_session, an_envelope
 from support.server import until
@@ -22,14 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aiosmtpd.smtp import Envelope
-    from support.disk import Hang
+    from support.disk import Disk, Hang
 
 SERVER = type("Server", (), {"hostname": "mx.example.com"})()
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    return Disk(monkeypatch)
 
 
 @pytest.fixture

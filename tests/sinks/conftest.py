@@ -8,11 +8,21 @@ from support.nats_server import NatsServer
 from support.redis_server import DURABLE, RedisServer
 from support.s3_server import S3Server
 
+from smtpd_fork.sinks import Maildir
 from smtpd_fork.sinks.mbox import Mbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+
+@pytest.fixture
+async def maildirs(tmp_path: Path) -> AsyncIterator[Maildir]:
+    """A Maildir for each recipient."""
+    sink = Maildir(tmp_path / "mail" / "{domain}" / "{user}")
+    sink.prepare()
+    yield sink
+    await sink.close()
 
 
 @pytest.fixture
