@@ -7,7 +7,6 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 from support.client import Client
 from support.fleet import (
@@ -18,13 +17,13 @@ from support.fleet import (
     fleet,
     in_state,
     nodes,
+    own_fleet,
     sessions_in,
     told,
     until,
 )
 from support.gates import gate
 from support.link_proxy import LinkProxy
-from support.raw_server import raw_server, silence
 from support.server import serve
 
 from smtpd_fork import Config, Server
@@ -32,8 +31,7 @@ from smtpd_fork.errors import OperatingSystemError
 from smtpd_fork.fleet import Fleet, State
 from smtpd_fork.fleet.address import FleetAddress
 from smtpd_fork.fleet.redis_link import RedisLink
-from smtpd_fork.fleet.sync import Answer, FleetError, Keys
-from smtpd_fork.gate import Ticket
+from smtpd_fork.fleet.sync import Keys
 
 if TYPE_CHECKING:
     from support.redis_server import RedisServer
@@ -42,12 +40,6 @@ pytestmark = pytest.mark.usefixtures("soon")
 
 OPTIONS: dict[str, Any] = {"max_from_ip": 5, "fleet_timeout": 0.2, "fleet_lease": 2}
 ONE = "c:127.0.0.1"
-
-
-def own_fleet(url: str, **options: Any) -> Fleet:
-    link = RedisLink(FleetAddress.parse(url), Keys("smtpd-fork"))
-    settings = {"timeout": 0.2, "lease": 2, **options}
-    return Fleet(gate(max_from_ip=5), link, node="mx", **settings)
 
 
 async def test_a_fleet_may_be_stopped_before_it_is_started_and_started_again(
@@ -75,19 +67,6 @@ async def test_a_fleet_that_is_started_twice_leaves_at_the_second_stop(redis: Re
     assert str(node.state) == "down"
 
 
-async def test_a_start_that_is_cancelled_leaves_no_task() -> None:
-    async with raw_server(silence) as port:
-        before = asyncio.all_tasks()
-        node = own_fleet(f"redis://127.0.0.1:{port}")
-        starting = asyncio.create_task(node.start())
-        await asyncio.sleep(0.05)
-        starting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await starting
-        new = asyncio.all_tasks() - before
-        assert not [task for task in new if "Messenger" in repr(task)]
-
-
 async def test_a_stop_while_redis_is_away_ends_at_once_and_leaves_no_task() -> None:
     node = own_fleet("redis://127.0.0.1:1")
     await node.start()
@@ -96,23 +75,6 @@ async def test_a_stop_while_redis_is_away_ends_at_once_and_leaves_no_task() -> N
     await node.stop()
     assert time.monotonic() - began < 2
     assert not asyncio.all_tasks() - before
-
-
-async def test_waits_between_attempts_are_random_and_bounded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.undo()
-    ceilings: list[float] = []
-
-    def no_wait(low: float, high: float) -> float:
-        assert low == 0
-        ceilings.append(high)
-        return 0.0
-
-    monkeypatch.setattr("smtpd_fork.fleet.messenger.random.uniform", no_wait)
-    async with own_fleet("redis://127.0.0.1:1"):
-        await until(lambda: len(ceilings) > 8)
-    assert ceilings[:7] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
 async def test_two_servers_that_share_a_gate_are_one_node(redis: RedisServer) -> None:
@@ -272,118 +234,3 @@ async def test_the_count_of_a_session_of_hours_is_told_again_before_it_would_exp
             assert sessions_in(client, ONE) == 5
         assert (await arrivals(servers, 4))[0] == []
         await close_all(admitted)
-
-
-async def test_an_error_of_one_answer_does_not_reach_the_other_clients(
-    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with own_fleet(f"unix:{redis.path}") as node:
-        answers: list[object] = []
-
-        def fails(refusal: object) -> None:
-            raise ZeroDivisionError
-
-        shared = node._gate
-        tickets = [shared.admit("192.0.2.1") for _ in range(2)]
-        node.ask(tickets[0], fails)  # type: ignore[arg-type]  # they are admitted
-        node.ask(tickets[1], answers.append)  # type: ignore[arg-type]
-        await until(lambda: answers == [None])
-        assert "internal error" in caplog.text
-        caplog.clear()
-        for ticket in tickets:
-            ticket.release()  # type: ignore[union-attr]
-
-
-async def test_a_link_that_cannot_be_closed_does_not_hold_a_stop(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("smtpd_fork.fleet.messenger.CLOSE_SECONDS", 0.1)
-
-    class Stuck:
-        shown = "stuck"
-
-        async def open(self) -> None:
-            raise FleetError("not today")
-
-        async def call(self, keys: list[str], message: bytes) -> object:
-            raise AssertionError
-
-        async def hint(self) -> str:
-            raise AssertionError
-
-        async def ask(self, question: str, keys: list[str], message: bytes) -> object:
-            raise AssertionError
-
-        async def close(self) -> None:
-            await asyncio.Event().wait()
-
-    began = time.monotonic()
-    async with Fleet(gate(), Stuck(), node="mx"):
-        pass
-    assert time.monotonic() - began < 2
-
-
-@pytest.mark.peers
-async def test_a_loop_that_was_held_up_reads_the_answer_before_it_calls_the_fleet_late(
-    redis: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with own_fleet(f"unix:{redis.path}") as node:
-        answers: list[object] = []
-        for turns in range(8):  # before the message is sent, while it is, and after
-            verdict = node._gate.admit(f"192.0.2.{turns}")
-            assert isinstance(verdict, Ticket)
-            node.ask(verdict, answers.append)
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            if turns % 2:
-                time.sleep(2.2 if turns == 5 else 0.25)
-            await until(lambda turns=turns: len(answers) == turns + 1)  # type: ignore[misc]
-            verdict.release()
-        assert answers == [None] * 8
-        assert node.state is State.UP
-        assert told(caplog) == []
-
-
-async def test_a_wake_up_while_a_message_is_under_way_leads_to_another_at_once() -> None:
-    class Steered:
-        """A link whose answers come when the test wants them."""
-
-        shown = "steered"
-
-        def __init__(self) -> None:
-            self.calls: asyncio.Queue[asyncio.Future[bytes]] = asyncio.Queue()
-
-        async def open(self) -> None:
-            pass
-
-        async def call(self, keys: list[str], message: bytes) -> object:
-            future = asyncio.get_running_loop().create_future()
-            self.calls.put_nowait(future)
-            return await future
-
-        async def hint(self) -> str:
-            await asyncio.Event().wait()
-            raise AssertionError
-
-        async def ask(self, question: str, keys: list[str], message: bytes) -> object:
-            raise FleetError("not here")
-
-        async def close(self) -> None:
-            pass
-
-    answer = msgspec.msgpack.encode(Answer(False, 1, 0, 0, 0, 0, []))
-    link = Steered()
-    node = Fleet(gate(), link, node="mx", lease=60, timeout=20, connections=4)
-    starting = asyncio.create_task(node.start())
-    (await link.calls.get()).set_result(answer)
-    await starting
-    node.share.wake(True)
-    async with asyncio.timeout(5):  # of the 20 s to the next renewal of the lease
-        under_way = await link.calls.get()
-        node.share.wake(True)
-        await asyncio.sleep(0.01)
-        under_way.set_result(answer)
-        (await link.calls.get()).set_result(answer)
-    stopping = asyncio.create_task(node.stop())
-    (await link.calls.get()).set_result(answer)
-    await stopping

@@ -8,7 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from smtpd_fork.fleet import Fleet
+from smtpd_fork.fleet.address import FleetAddress
+from smtpd_fork.fleet.redis_link import RedisLink
+from smtpd_fork.fleet.sync import Keys
 from support.client import PATIENCE, Client
+from support.gates import gate
 from support.server import serve
 
 if TYPE_CHECKING:
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
     import redis
 
     from smtpd_fork import Server
-    from smtpd_fork.fleet import Fleet, State
+    from smtpd_fork.fleet import State
 
 
 class Taker:
@@ -117,3 +122,10 @@ async def all_told(servers: list[Server]) -> None:
     """Wait until each node has told the others what it holds."""
     for server in servers:
         await until(partial(_has_told, server))
+
+
+def own_fleet(url: str, **options: Any) -> Fleet:
+    """Return a node without a server."""
+    link = RedisLink(FleetAddress.parse(url), Keys("smtpd-fork"))
+    settings = {"timeout": 0.2, "lease": 2, **options}
+    return Fleet(gate(max_from_ip=5), link, node="mx", **settings)

@@ -1,0 +1,172 @@
+"""The messenger of a node: its link, its waits and its answers, when Redis or the loop is slow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from support.fleet import (
+    own_fleet,
+    told,
+    until,
+)
+from support.gates import gate
+from support.raw_server import raw_server, silence
+
+from smtpd_fork.fleet import Fleet, State
+from smtpd_fork.fleet.sync import Answer, FleetError
+from smtpd_fork.gate import Ticket
+
+if TYPE_CHECKING:
+    from support.redis_server import RedisServer
+
+
+pytestmark = pytest.mark.usefixtures("soon")
+
+
+async def test_a_start_that_is_cancelled_leaves_no_task() -> None:
+    async with raw_server(silence) as port:
+        before = asyncio.all_tasks()
+        node = own_fleet(f"redis://127.0.0.1:{port}")
+        starting = asyncio.create_task(node.start())
+        await asyncio.sleep(0.05)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        new = asyncio.all_tasks() - before
+        assert not [task for task in new if "Messenger" in repr(task)]
+
+
+async def test_waits_between_attempts_are_random_and_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    ceilings: list[float] = []
+
+    def no_wait(low: float, high: float) -> float:
+        assert low == 0
+        ceilings.append(high)
+        return 0.0
+
+    monkeypatch.setattr("smtpd_fork.fleet.messenger.random.uniform", no_wait)
+    async with own_fleet("redis://127.0.0.1:1"):
+        await until(lambda: len(ceilings) > 8)
+    assert ceilings[:7] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+async def test_an_error_of_one_answer_does_not_reach_the_other_clients(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with own_fleet(f"unix:{redis.path}") as node:
+        answers: list[object] = []
+
+        def fails(refusal: object) -> None:
+            raise ZeroDivisionError
+
+        shared = node._gate
+        tickets = [shared.admit("192.0.2.1") for _ in range(2)]
+        node.ask(tickets[0], fails)  # type: ignore[arg-type]  # they are admitted
+        node.ask(tickets[1], answers.append)  # type: ignore[arg-type]
+        await until(lambda: answers == [None])
+        assert "internal error" in caplog.text
+        caplog.clear()
+        for ticket in tickets:
+            ticket.release()  # type: ignore[union-attr]
+
+
+async def test_a_link_that_cannot_be_closed_does_not_hold_a_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("smtpd_fork.fleet.messenger.CLOSE_SECONDS", 0.1)
+
+    class Stuck:
+        shown = "stuck"
+
+        async def open(self) -> None:
+            raise FleetError("not today")
+
+        async def call(self, keys: list[str], message: bytes) -> object:
+            raise AssertionError
+
+        async def hint(self) -> str:
+            raise AssertionError
+
+        async def ask(self, question: str, keys: list[str], message: bytes) -> object:
+            raise AssertionError
+
+        async def close(self) -> None:
+            await asyncio.Event().wait()
+
+    began = time.monotonic()
+    async with Fleet(gate(), Stuck(), node="mx"):
+        pass
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.peers
+async def test_a_loop_that_was_held_up_reads_the_answer_before_it_calls_the_fleet_late(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with own_fleet(f"unix:{redis.path}") as node:
+        answers: list[object] = []
+        for turns in range(8):  # before the message is sent, while it is, and after
+            verdict = node._gate.admit(f"192.0.2.{turns}")
+            assert isinstance(verdict, Ticket)
+            node.ask(verdict, answers.append)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if turns % 2:
+                time.sleep(2.2 if turns == 5 else 0.25)
+            await until(lambda turns=turns: len(answers) == turns + 1)  # type: ignore[misc]
+            verdict.release()
+        assert answers == [None] * 8
+        assert node.state is State.UP
+        assert told(caplog) == []
+
+
+async def test_a_wake_up_while_a_message_is_under_way_leads_to_another_at_once() -> None:
+    class Steered:
+        """A link whose answers come when the test wants them."""
+
+        shown = "steered"
+
+        def __init__(self) -> None:
+            self.calls: asyncio.Queue[asyncio.Future[bytes]] = asyncio.Queue()
+
+        async def open(self) -> None:
+            pass
+
+        async def call(self, keys: list[str], message: bytes) -> object:
+            future = asyncio.get_running_loop().create_future()
+            self.calls.put_nowait(future)
+            return await future
+
+        async def hint(self) -> str:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def ask(self, question: str, keys: list[str], message: bytes) -> object:
+            raise FleetError("not here")
+
+        async def close(self) -> None:
+            pass
+
+    answer = msgspec.msgpack.encode(Answer(False, 1, 0, 0, 0, 0, []))
+    link = Steered()
+    node = Fleet(gate(), link, node="mx", lease=60, timeout=20, connections=4)
+    starting = asyncio.create_task(node.start())
+    (await link.calls.get()).set_result(answer)
+    await starting
+    node.share.wake(True)
+    async with asyncio.timeout(5):  # of the 20 s to the next renewal of the lease
+        under_way = await link.calls.get()
+        node.share.wake(True)
+        await asyncio.sleep(0.01)
+        under_way.set_result(answer)
+        (await link.calls.get()).set_result(answer)
+    stopping = asyncio.create_task(node.stop())
+    (await link.calls.get()).set_result(answer)
+    await stopping
