@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.dialogue.command_table import Guard
 from smtpd_fork.dialogue.commands import State
-from smtpd_fork.dialogue.tarpit import read_delay
+from smtpd_fork.dialogue.tarpit import slow_down
 
 if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
@@ -23,7 +23,9 @@ def place(dialogue: Dialogue) -> None:
     envelope = dialogue.envelope if dialogue.shared.own_envelope else dialogue.transaction
     if session is None or dialogue.state > _CHUNKS:
         return
-    read_delay(dialogue)
+    delay = getattr(session, "tarpit", 0.0)
+    if delay != dialogue.tarpit:
+        slow_down(dialogue, delay, "a handler says so")
     if not session.host_name:
         dialogue.state = _HELLO
     elif envelope is None or not envelope.mail_from:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
     from smtpd_fork.peer_address import Peer
 
-__all__ = ["Tarpit", "delay_after_faults", "read_delay", "slow_down"]
+__all__ = ["Tarpit", "delay_after_faults", "slow_down"]
 
 FAULTS = 10
 """Errors and refused commands of a session without a delay; Postfix's smtpd_soft_error_limit."""
@@ -67,13 +67,6 @@ def slow_down(dialogue: Dialogue, seconds: Any, reason: str) -> None:
         dialogue.session.tarpit = dialogue.tarpit
     if dialogue.tarpit and not before:
         dialogue.report(logging.INFO, f"replies are delayed by {dialogue.tarpit:g} s", reason)
-
-
-def read_delay(dialogue: Dialogue) -> None:
-    """Read off the session what a handler may have set."""
-    seconds = getattr(dialogue.session, "tarpit", 0.0)
-    if seconds != dialogue.tarpit:
-        slow_down(dialogue, seconds, "a handler says so")
 
 
 def delay_after_faults(dialogue: Dialogue) -> None:

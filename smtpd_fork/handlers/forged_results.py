@@ -50,24 +50,26 @@ class ForgedResults:
     def hook(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         """Return a hook DATA that calls *hook* with a message without them."""
 
-        @functools.wraps(hook)
-        async def handle_DATA(server: Any, session: Any, envelope: Any) -> Any:
-            content = envelope.original_content or b""
-            is_long = has_long_header(content)
-            if is_long or has_results(content):
-                if is_long:
-                    await asyncio.sleep(0)  # from here on in a task
-                await self._clean(server, session, envelope, content)
-            del content  # what a filter replaces is to be freed
+        async def clean_first(server: Any, session: Any, envelope: Any) -> Any:
+            await self._clean(server, session, envelope)
             return await hook(server, session, envelope)
+
+        @functools.wraps(hook)
+        def handle_DATA(server: Any, session: Any, envelope: Any) -> Any:
+            content = envelope.original_content or b""
+            if has_long_header(content) or has_results(content):
+                return clean_first(server, session, envelope)
+            return hook(server, session, envelope)
 
         return may_end_at_once(handle_DATA) if begins_at_once(hook) else handle_DATA
 
-    async def _clean(self, server: Any, session: Any, envelope: Any, content: bytes) -> None:
+    async def _clean(self, server: Any, session: Any, envelope: Any) -> None:
         if _is_trusted(server, session):
             return
+        content = envelope.original_content
         ids = self._ids | {authserv_key(server.hostname)}
         if has_long_header(content):
+            await asyncio.sleep(0)  # from here on in a task
             cleaned = await asyncio.to_thread(without_results, content, ids)
         else:
             cleaned = without_results(content, ids)
