@@ -32,6 +32,8 @@ READS_A_TURN = 4
 HIGH_WATER = 64 * 1024
 """Bytes that may be unsent before the protocol is asked to pause: asyncio's and uvloop's figure."""
 
+_USUAL_LIMITS = HIGH_WATER // 4, HIGH_WATER
+
 
 class State(IntEnum):
     """What may still be done with a connection; an earlier one never comes back."""
@@ -68,7 +70,7 @@ class SocketTransport(asyncio.Transport):
         self._state = _OPEN
         self._events = READ  # what is watched for
         self._unsent: bytearray | None = None
-        self._limits = HIGH_WATER // 4, HIGH_WATER
+        self._limits = _USUAL_LIMITS
         self._error: Exception | None = None
 
     def begin(self, protocol: asyncio.BaseProtocol) -> None:
