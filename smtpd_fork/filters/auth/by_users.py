@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.filters.auth.claimed_user import user_key
 from smtpd_fork.filters.auth.exchange import credentials
+from smtpd_fork.filters.auth.libcrypt import HashError
 from smtpd_fork.filters.auth.outcome import TEMPORARY, WRONG, Outcome
 from smtpd_fork.filters.auth.password_threads import PasswordThreads, ThreadsBusyError
 
@@ -46,6 +47,8 @@ class ByUsers:
                     exchange.failed()
         except ThreadsBusyError:
             return Outcome(reply=TEMPORARY, reason="too many attempts wait for a thread")
+        except HashError as error:
+            return Outcome(reply=TEMPORARY, reason=f"the hash cannot be computed: {error}")
         return Outcome(user_key(user)) if right else Outcome(reply=WRONG)
 
     async def close(self) -> None:
