@@ -127,6 +127,8 @@ class Config(TlsConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Connection slots for exempt clients alone."""
     greet_pause: GreetPause = 0.0
     """Delay of the greeting; a client that sends before it is refused."""
+    greet_pause_deny: SecondsOrZero = 0.0
+    """How long such a client is denied; 0: it is not."""
     proxy_trust: tuple[Text, ...] = ()
     """Networks, or files of them, that may send PROXY headers."""
     proxy_timeout: Seconds = PROXY_SECONDS
@@ -242,6 +244,8 @@ class Config(TlsConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise SettingError("reserve", self.reserve, reason)
         if self.reserve and not self.exempt:
             raise SettingError("reserve", self.reserve, "needs --exempt: else no client may use it")
+        if self.greet_pause_deny and not self.greet_pause:
+            raise MissingSettingError("greet_pause_deny", self.greet_pause_deny, "greet_pause")
         self.check_tls()
         self.check_fleet()
 

@@ -58,6 +58,7 @@ class Settings(GateSettings, total=False):
     backlog: int | None
     socket_mode: int | str | None
     greet_pause: float | str | None
+    greet_pause_deny: float | str | None
     proxy_trust: Sequence[str] | str | None
     proxy_timeout: float | str | None
     xclient_trust: Sequence[str] | str | None

@@ -186,6 +186,9 @@ _OPTIONS = {
             "get 421.",
         "--greet-pause TIME":
             "Delay the greeting by TIME; clients that send data before it get 554. 0 disables.",
+        "--greet-pause-deny TIME":
+            "Deny clients that send data before the greeting for TIME, in all processes and on all "
+            "nodes of --fleet. 0 denies none.",
         "--reserve N": "Reserve N of the -c connections for the clients of --exempt.",
         "--when-full HOW":
             "Action when all -c connections are in use: defer (new clients wait in the kernel's "

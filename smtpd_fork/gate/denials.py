@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from threading import Lock
 
-__all__ = ["LONGEST_DENIAL", "MAX_DENIALS", "Denial", "Denials"]
+__all__ = ["LONGEST_DENIAL", "MAX_AUTOMATIC", "MAX_DENIALS", "Denial", "Denials"]
 
 MAX_DENIALS = 10_000
 """Networks at once: a few megabytes. More belong into a file of ``--deny``."""
+
+MAX_AUTOMATIC = 9_000
+"""Networks at once from which on rules and handlers add none: clients cause those denials, and an
+administrator is to have room for others."""
 
 LONGEST_DENIAL = 366 * 86400.0
 """Seconds; a denial without a time has no end."""
@@ -79,7 +84,7 @@ class Denials:
         self._all: dict[Network, Denial] = {}
         self._by_prefix: dict[int, dict[int, Denial]] = {}
         self._version = 0
-        self._next_end = math.inf
+        self._ends: list[tuple[float, int, Network]] = []  # a heap; some are there no longer
         self._numbers = count(1)
         self.told: Callable[[Network, Denial | None, bool], None] | None = None
 
@@ -92,6 +97,7 @@ class Denials:
         by: str = "the program",
         since: float | None = None,
         node: str = "",
+        automatic: bool = False,
     ) -> Denial:
         """Deny *network*; if it is denied already, text and time are replaced.
 
@@ -100,6 +106,8 @@ class Denials:
         :param by: who denied it, for explanations
         :param since: seconds of the epoch, if a process before this one has denied it; default: now
         :param node: of the fleet, on which it was denied; empty: this one
+        :param automatic: whether a client has caused it: then :data:`MAX_AUTOMATIC` holds, and a
+            denial that lasts longer stays as it is
         :raises SettingError: *network* is none, the text is too long, the time is out of its range,
             or too many networks are denied already
         """
@@ -116,13 +124,17 @@ class Denials:
             raise SettingError("deny", seconds, reason)
         with self._lock:
             self._expire()
-            if parsed not in self._all and len(self._all) >= MAX_DENIALS:
-                reason = f"{MAX_DENIALS} networks are denied at run time; put some into a list file"
+            before, end = self._all.get(parsed), self.end(seconds)
+            if before is not None and automatic and before.until >= end:
+                return before
+            most = MAX_AUTOMATIC if automatic else MAX_DENIALS
+            if before is None and len(self._all) >= most:
+                reason = f"{most} networks are denied at run time; put some into a list file"
                 raise SettingError("deny", network, reason)
             self._remove(parsed)
             at = time.time() if since is None else since
             denial = Denial(
-                *(parsed, network, text, by[:LONGEST_AUTHOR], at, self.end(seconds)),
+                *(parsed, network, text, by[:LONGEST_AUTHOR], at, end),
                 *(next(self._numbers), node),
             )
             self._put(denial)
@@ -185,7 +197,7 @@ class Denials:
     @property
     def version(self) -> int:
         """Changes whenever :meth:`find` may have another answer."""
-        if self._next_end < math.inf:
+        if self._ends:
             self._expire()
         return self._version
 
@@ -203,19 +215,24 @@ class Denials:
         return None
 
     def _expire(self) -> None:
-        now = self._clock()
-        if now < self._next_end:
-            return
-        for network in [each.network for each in self._all.values() if each.until <= now]:
-            self._remove(network)
-        self._next_end = min((each.until for each in self._all.values()), default=math.inf)
+        now, ends = self._clock(), self._ends
+        while ends and ends[0][0] <= now:
+            _, number, network = heappop(ends)
+            denial = self._all.get(network)
+            if denial is not None and denial.number == number:
+                self._remove(network)
 
     def _put(self, denial: Denial) -> None:
         network = denial.network
         self._all[network] = denial
         self._by_prefix.setdefault(network.prefix, {})[network.first] = denial
-        self._next_end = min(self._next_end, denial.until)
         self._version += 1
+        if denial.until < math.inf:
+            heappush(self._ends, (denial.until, denial.number, network))
+        if len(self._ends) > 2 * MAX_DENIALS + len(self._all):  # as one is denied again and again
+            there = (each for each in self._all.values() if each.until < math.inf)
+            self._ends = [(each.until, each.number, each.network) for each in there]
+            heapify(self._ends)
 
     def _remove(self, network: Network) -> bool:
         if self._all.pop(network, None) is None:

@@ -32,7 +32,8 @@ __all__ = ["Preconnect"]
 class Preconnect:
     """Takes clients with a ticket as far as their session.
 
-    :param config: ``greet_pause``, ``proxy_timeout``, and how the DNS is asked
+    :param config: ``greet_pause`` and what belongs to it, ``proxy_timeout``, and how the DNS is
+        asked
     :param gate: judges the client behind a proxy
     :param loop: in which clients are held
     :param begin: takes a client that has passed, and its ticket; it owns both from then on
@@ -67,7 +68,7 @@ class Preconnect:
             self._dns_checks = DnsChecks(resolver, config, self._checked, refuse)
         self._pause: GreetPause | None = None
         if config.greet_pause:
-            self._pause = GreetPause(config.greet_pause, loop, self._begin, refuse)
+            self._pause = GreetPause(config, loop, self._begin, refuse, gate=gate)
         later = (self._fleet_checks, self._dns_checks, self._pause)
         self._is_direct = not any(stage is not None for stage in later)
         self._stages = [stage for stage in (self._proxies, *later) if stage is not None]
@@ -97,8 +98,7 @@ class Preconnect:
             self._checked(client, ticket)
 
     def _checked(self, client: AcceptedClient, ticket: Ticket) -> None:
-        # Under TLS it is the client that speaks first.
-        if self._pause is not None and not client.listener.tls and not ticket.client.exempt:
+        if self._pause is not None and self._pause.concerns(client, ticket):
             self._pause.hold(client, ticket)
         else:
             self._begin(client, ticket)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["EffectiveSettings"]
 
 _PRECONNECT_SETTINGS = (
-    *("greet_pause", "proxy_timeout", "dnsbl", "dnsbl_threshold"),
-    *("rdns", "dns_timeout", "dns_server"),
+    *("greet_pause", "greet_pause_deny", "stress_timeout", "proxy_timeout"),
+    *("dnsbl", "dnsbl_threshold", "rdns", "dns_timeout", "dns_server"),
 )
 """The settings of what clients go through before they have a session."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +138,7 @@ class Running:
             reporter=self._reporter,
             session_class=self._session_class,
             options=self._session_options,
-            deny=self._gate.denials.add,
+            deny=partial(self._gate.denials.add, automatic=True),
             is_exempt=self._gate.is_exempt,
             tarpit=self._tarpit,
             trusted=settings.trusted,

@@ -197,7 +197,8 @@ class SMTP(Mechanisms):
         """Refuse new clients of *network* with 554, on all nodes of a fleet.
 
         For handlers: ``server.deny(session.peer[0], "Spam", seconds=3600)``. Parameters and errors
-        are those of :meth:`smtpd_fork.Server.deny`.
+        are those of :meth:`smtpd_fork.Server.deny`; but 1,000 of the 10,000 networks are left for
+        administrators, and a denial that lasts longer stays as it is.
 
         :raises RuntimeError: the session is not of a :class:`smtpd_fork.Server`
         """

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.client import Client
 from support.fleet import Taker, arrivals, close_all, nodes, until
+from support.proxy import V1
 from support.redis_server import DURABLE, RedisServer
 from support.server import serve
 
@@ -118,6 +119,22 @@ async def test_a_handler_denies_on_all_nodes(redis: RedisServer) -> None:
         _, (refused,) = await arrivals([there], 1, source="127.0.0.2")
         assert "Trapped" in refused
         await client.close()
+
+
+async def test_an_early_talker_of_one_node_is_denied_on_all(redis: RedisServer) -> None:
+    options = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1"}
+    pause = {"greet_pause": 60, "greet_pause_deny": "1h"}
+    async with nodes(2, f"unix:{redis.path}", **options, **pause) as (here, there):
+        for server, data, text in (
+            (here, V1 + b"EHLO x\r\n", "5.5.1 mx.example.com Wait for the greeting ["),
+            (there, V1, "5.7.1 mx.example.com Sent data before the greeting ["),
+        ):
+            async with await Client.to(server.addresses[0]) as client:
+                client.send(data)
+                code, (line,) = await client.reply()
+                assert (code, line[: len(text)]) == (554, text)
+            await until(lambda: denied(there))
+        assert denied(there)[0].origin.startswith("denied at run time by greet_pause on mx0 at 20")
 
 
 async def test_denials_survive_a_restart_of_all_nodes_and_of_redis(redis: RedisServer) -> None:

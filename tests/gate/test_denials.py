@@ -6,11 +6,13 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.gates import Clock, gate
 
 from smtpd_fork import Config, Gate, Refusal, SettingError, Ticket
 from smtpd_fork.gate import limits_of
-from smtpd_fork.gate.denials import MAX_DENIALS
+from smtpd_fork.gate.denials import MAX_AUTOMATIC, MAX_DENIALS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,3 +180,56 @@ def test_ten_thousand_networks_can_be_denied_and_no_more() -> None:
     assert [each.number for each, _ in door.denials.page(limit=1, after=seen[8][0].number)] == [
         seen[9][0].number
     ]
+
+
+def test_an_administrator_has_room_when_clients_have_caused_all_denials_that_they_may() -> None:
+    door = gate()
+    for number in range(MAX_AUTOMATIC):
+        door.denials.add(f"10.0.{number >> 8}.{number & 255}", seconds=60, automatic=True)
+    with pytest.raises(SettingError, match="9000 networks are denied"):
+        door.denials.add("192.0.2.1", seconds=60, automatic=True)
+    door.denials.add("10.0.0.1", seconds=90, automatic=True)  # one that is there is prolonged
+    door.denials.add("192.0.2.1")
+    assert is_denied(door, "192.0.2.1")
+
+
+def test_a_denial_that_a_client_causes_replaces_none_that_lasts_longer() -> None:
+    door = gate(Clock())
+    for network, seconds in (("192.0.2.1", 3600), ("192.0.2.2", None), ("192.0.2.3", 10)):
+        door.denials.add(network, "Spam", seconds=seconds)
+        door.denials.add(network, "Early", seconds=60, automatic=True)
+    assert [each.text for each, _ in door.denials.page()] == ["Spam", "Spam", "Early"]
+    assert [left for _, left in door.denials.page()] == [3600, float("inf"), 60]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 5), st.sampled_from([None, 1, 3, 8]), st.integers(0, 4), st.booleans()
+        )
+    )
+)
+def test_a_network_is_denied_until_its_last_denial_ends(
+    steps: list[tuple[int, int | None, int, bool]],
+) -> None:
+    clock = Clock()
+    door, ends = gate(clock), dict[str, float]()
+    for number, seconds, passed, removed in steps:
+        network = f"192.0.2.{number}"
+        door.denials.add(network, seconds=seconds)
+        ends[network] = clock.now + (seconds or float("inf"))
+        if removed:
+            assert door.denials.remove(network)
+            del ends[network]
+        clock.now += passed
+        ends = {each: end for each, end in ends.items() if end > clock.now}
+        assert {each.written for each, _ in door.denials.page()} == ends.keys()
+        assert is_denied(door, network) == (network in ends)
+
+
+def test_one_network_that_is_denied_again_and_again_takes_no_more_memory() -> None:
+    door = gate()
+    for _ in range(3 * MAX_DENIALS):
+        door.denials.add("192.0.2.1", seconds=3600)
+    assert len(door.denials._ends) <= 2 * MAX_DENIALS + 1
+    assert len(door.denials) == 1

@@ -13,6 +13,7 @@ import pytest
 from support.control import CONTROL, ask
 from support.daemon import LOCAL, PATIENCE, Daemon, on_both_loops, run, until
 from support.place import only_line
+from support.proxy import V1
 from support.redis_server import RedisServer
 
 from smtpd_fork.errors import ExitStatus
@@ -108,6 +109,32 @@ def test_processes_are_nodes_of_a_fleet_if_there_is_one(tmp_path: Path, clients:
             until(lambda: (ask(tmp_path, "status")["fleet"] or {}).get("nodes") == 2, "both joined")
             assert greetings(daemon, 40, clients) == 10
             assert len(ask(tmp_path, "fleet")["nodes"]) == 2
+
+
+@on_both_loops
+def test_an_early_talker_of_one_process_is_denied_by_all(
+    tmp_path: Path, loop: str, clients: ExitStack
+) -> None:
+    options = (
+        *("-l", "smtp+proxy:127.0.0.1:0", "--proxy-trust", "127.0.0.1", "--handler", "discard"),
+        *("--processes", "3", "--greet-pause", "300ms", "--greet-pause-deny", "1h"),
+    )
+    with Daemon(*options, "--loop", loop, *CONTROL, cwd=tmp_path) as daemon:
+
+        def reply(data: bytes) -> bytes:
+            client = socket.create_connection(("127.0.0.1", daemon.port), PATIENCE)
+            clients.enter_context(client).sendall(data)
+            return client.recv(200)
+
+        assert reply(V1 + b"EHLO x\r\n").startswith(b"554 5.5.1 ")
+        daemon.wait_for("refused 192.0.2.1: greet_pause, sent EHLO before the greeting, denied for")
+        refused = b"554 5.7.1 "
+        until(lambda: all(reply(V1).startswith(refused) for _ in range(30)), "all deny it")
+        (denial,) = ask(tmp_path, "denials")["denials"]
+        assert (denial["network"], denial["by"]) == ("192.0.2.1", "greet_pause")
+        ids = re.findall(r"refused 192.0.2.1: greet_pause.* \[([\w-]+)\]", daemon.log)
+        assert ask(tmp_path, "explain", id=ids[0])["rule"] == "greet_pause"
+        assert ask(tmp_path, "status")["sessions"] == 0
 
 
 def test_a_limit_that_is_local_is_refused(tmp_path: Path) -> None:
