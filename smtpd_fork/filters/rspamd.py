@@ -59,8 +59,8 @@ MOST_UNKNOWN = 100
 class Rspamd(ContentFilter):
     """Asks rspamd about each message.
 
-    :param url: of a worker of rspamd that answers ``/checkv2``, ``http://HOST:PORT``; several are
-        asked in order, if those before are down
+    :param url: of a worker of rspamd that answers ``/checkv2``, ``http://HOST:PORT`` or
+        ``unix:PATH``; several are asked in order, if those before are down
     :param password: of the worker
     :param timeout: seconds for the answer of a server
     :param connections: to each server at once

@@ -68,12 +68,16 @@ class WebServer:
     :param ca_file: certificates of CAs that the server's certificate is verified with; None: the
         system's
     :param extra: of this package, for one who has not installed aiohttp
+    :param path: of a unix socket, which is connected to instead of the host in *url*
     """
 
-    def __init__(self, url: str, *, connections: int, ca_file: str | None, extra: str) -> None:
+    def __init__(
+        self, url: str, *, connections: int, ca_file: str | None, extra: str, path: str = ""
+    ) -> None:
         if not INSTALLED:
             raise MissingLibraryError(extra, ["aiohttp"], extra)
         self.url = url
+        self._path = path
         self._most = connections
         self._ca_file = absolute(ca_file)
         self._tls: ssl.SSLContext | None = None
@@ -129,7 +133,7 @@ class WebServer:
             await asyncio.to_thread(self.read_certificates)
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._most, ssl=self._tls or True),
+                connector=self._connector(),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
                 auto_decompress=False,
@@ -137,6 +141,11 @@ class WebServer:
                 headers=_HEADERS,
             )
         return self._session
+
+    def _connector(self) -> aiohttp.BaseConnector:
+        if self._path:
+            return aiohttp.UnixConnector(self._path, limit=self._most)
+        return aiohttp.TCPConnector(limit=self._most, ssl=self._tls or True)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -161,9 +170,12 @@ def _reason(error: Exception) -> str:
     """
     if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
         return f"{type(error).__name__}: the answer is not HTTP, or was cut off"
-    refused = error.os_error if type(error) is aiohttp.ClientConnectorError else None
-    if refused is not None and refused.errno is not None and refused.errno > 0:
-        return os.strerror(refused.errno)  # without the address, which the log has already
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(
+        error, aiohttp.ClientSSLError
+    ):
+        number = error.os_error.errno
+        if number is not None and number > 0:
+            return os.strerror(number)  # without the address, which the log has already
     text = str(error)
     return printable(f"{type(error).__name__}: {text}".strip(" :").replace("\n", " "))
 

@@ -7,6 +7,7 @@ import base64
 import logging
 import smtplib
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -224,6 +225,8 @@ def test_it_is_made_of_text_and_never_shows_its_password() -> None:
         ("http://x:1/checkv2/", "http://x:1"),
         ("https://x/rspamd/", "https://x/rspamd"),
         ("http://[::1]:11333", "http://[::1]:11333"),
+        ("unix:/run/rspamd/worker.sock", "unix:/run/rspamd/worker.sock"),
+        ("unix:worker.sock", f"unix:{Path.cwd()}/worker.sock"),
     ],
 )
 def test_a_url_may_have_a_path(url: str, shown: str) -> None:
@@ -235,6 +238,7 @@ def test_a_url_may_have_a_path(url: str, shown: str) -> None:
     [
         ({"url": ["ftp://hunter2/"]}, r"url '\*\*\*': write http"),
         ({"url": []}, "write http"),
+        ({"url": ["unix:"]}, "url 'unix:': "),
         ({"url": ["http://bob:hunter2@x/"]}, "the password is a key"),
         ({"url": ["http://x/?password=hunter2"]}, "the password is a key"),
         ({"password": "hunter2\n"}, r"password '\*\*\*': only printable ASCII"),
@@ -287,6 +291,23 @@ async def test_tls_is_verified_with_the_named_ca(
         assert caplog.messages == []
         await asyncio.to_thread(Rspamd([rspamd.url]).check)
         assert "certificate verify failed" in caplog.text
+
+
+async def test_it_is_asked_over_a_unix_socket_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, kept = tmp_path / "rspamd.sock", Collect()
+    judge = loaded(f"rspamd:unix:{path}")
+    async with serve([judge, kept]) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        assert (await send(client)).code == 451
+        assert f"rspamd unix:{path} is down: No such file or directory" in caplog.text
+        judge._servers._servers[0]._next_attempt = 0.0
+        async with rspamd_server(TestRspamd({"action": "add header"}), path=str(path)) as rspamd:
+            assert (await send(client)).code == 250
+            await asyncio.to_thread(judge.check)
+    assert rspamd.paths == ["/checkv2", "/ping"]
+    assert b"X-Spam: Yes" in kept.messages[0]
 
 
 # -- elsewhere ---------------------------------------------------------------------------------

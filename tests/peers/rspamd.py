@@ -38,7 +38,9 @@ options {{
   .include(priority=1,duplicate=merge) "$LOCAL_CONFDIR/local.d/options.inc"
 }}
 logging {{ type = "console"; level = "info"; }}
-worker "normal" {{ bind_socket = "127.0.0.1:{normal}"; count = 1; }}
+worker "normal" {{
+  bind_socket = "127.0.0.1:{normal}"; bind_socket = "{folder}/worker mode=0666"; count = 1;
+}}
 worker "controller" {{
   bind_socket = "127.0.0.1:{controller}"; count = 1; password = "hunter2"; secure_ip = [];
 }}
@@ -77,6 +79,7 @@ class Peer(NamedTuple):
     """rspamd, with the DNS that it asks."""
 
     normal: str
+    unix: str
     controller: str
     milter: str
     key: DkimKey
@@ -134,8 +137,8 @@ def running_rspamd() -> Iterator[Peer]:
                 for port in (normal, controller):
                     until_it_answers(f"http://127.0.0.1:{port}/ping", process, folder)
                 here = "127.0.0.1"
-                urls = f"http://{here}:{normal}", f"http://{here}:{controller}"
-                yield Peer(*urls, f"{here}:{proxy}", key)
+                urls = f"http://{here}:{normal}", f"unix:{folder}/worker"
+                yield Peer(*urls, f"http://{here}:{controller}", f"{here}:{proxy}", key)
             finally:
                 process.terminate()
                 process.wait(PATIENCE)

@@ -37,20 +37,22 @@ def without_added(content: bytes) -> bytes:
     return remove_fields(content, "Authentication-Results")
 
 
-async def test_each_action_is_taken(rspamd: Peer) -> None:
-    reply, stored = await through(Rspamd([rspamd.normal]), content := letter())
+@pytest.mark.parametrize("over", ["normal", "unix"])
+async def test_each_action_is_taken(over: str, rspamd: Peer) -> None:
+    url = getattr(rspamd, over)
+    reply, stored = await through(Rspamd([url]), content := letter())
     assert reply.startswith("250")
     assert without_added(stored) == content
-    reply, _ = await through(Rspamd([rspamd.normal]), letter(body=GTUBE.format("X")))
+    reply, _ = await through(Rspamd([url]), letter(body=GTUBE.format("X")))
     assert reply == "554 5.7.1 Gtube pattern"
-    reply, stored = await through(Rspamd([rspamd.normal]), letter(body=GTUBE.format("Y")))
+    reply, stored = await through(Rspamd([url]), letter(body=GTUBE.format("Y")))
     assert reply.startswith("250")
     assert b"\r\nX-Spam: Yes\r\n" in stored
-    reply, stored = await through(Rspamd([rspamd.normal]), letter(body=GTUBE.format("Z")))
+    reply, stored = await through(Rspamd([url]), letter(body=GTUBE.format("Z")))
     assert reply.startswith("250")
     assert b"\r\nSubject: *** SPAM *** x\r\n" in stored
     assert stored.count(b"Subject: ") == 1
-    discarding = Rspamd([rspamd.normal], reject="discard")
+    discarding = Rspamd([url], reject="discard")
     assert await through(discarding, letter(body=GTUBE.format("X"))) == (
         *("250 2.0.0 Ok: discarded", b""),
     )

@@ -69,16 +69,24 @@ class TestRspamd:
 
 @asynccontextmanager
 async def rspamd_server(
-    rspamd: TestRspamd | None = None, *, port: int = 0, tls: ssl.SSLContext | None = None
+    rspamd: TestRspamd | None = None,
+    *,
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
+    path: str = "",
 ) -> AsyncIterator[TestRspamd]:
-    """Serve; at the end the connections are closed."""
+    """Serve, at a port or a unix socket; at the end the connections are closed."""
     rspamd = rspamd or TestRspamd()
     application = web.Application(client_max_size=1 << 30)
     application.router.add_route("*", "/{path:.*}", rspamd.handle)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls).start()
-    rspamd.url = f"http{'s' if tls else ''}://127.0.0.1:{runner.addresses[0][1]}"
+    if path:
+        await web.UnixSite(runner, path).start()
+        rspamd.url = f"unix:{path}"
+    else:
+        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls).start()
+        rspamd.url = f"http{'s' if tls else ''}://127.0.0.1:{runner.addresses[0][1]}"
     try:
         yield rspamd
     finally:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import HandlerError
+from smtpd_fork.hops.address import parse_hop_address
 from smtpd_fork.hops.http import (
     AnswerTooLongError,
     ConnectionEndedError,
@@ -41,6 +42,7 @@ FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
 """Seconds for which a server is left out."""
 
+UNIX = "unix:"
 OK = 200
 _FORBIDDEN = {401, 403}
 
@@ -117,7 +119,7 @@ class Server:
 class Servers:
     """Servers in order.
 
-    :param urls: of workers that answer ``/checkv2``
+    :param urls: of workers that answer ``/checkv2``; ``unix:PATH`` is one too
     :param password: of the workers
     :param seconds: for one answer
     :param connections: to each of them at once
@@ -131,7 +133,7 @@ class Servers:
         ca_file: str | None,
     ) -> None:  # fmt: skip
         if not urls:
-            raise SettingError("url", "", "write http://HOST:PORT")
+            raise SettingError("url", "", "write http://HOST:PORT or unix:PATH")
         bases = [_base(url) for url in urls]
         self._secrets = [] if password is None else [("Password", password)]
         self._seconds = seconds
@@ -141,11 +143,13 @@ class Servers:
         self._looked = False
 
     def _web(self, base: str, path: str) -> WebServer:
+        socket = base.removeprefix(UNIX) if base.startswith(UNIX) else ""
         return WebServer(
-            f"{base}/{path}",
+            f"{'http://localhost' if socket else base}/{path}",
             connections=self._connections,
             ca_file=self._ca_file,
             extra="rspamd",
+            path=socket,
         )
 
     @property
@@ -231,10 +235,15 @@ class Servers:
 
 
 def _base(url: str) -> str:
-    """Return the URL of a worker without the path of a question.
+    """Return the URL of a worker without the path of a question, or ``unix:PATH``.
 
-    :raises SettingError: it is none of HTTP
+    :raises SettingError: it is neither
     """
+    if url.startswith(UNIX):
+        try:
+            return str(parse_hop_address(url, default_port=None))
+        except SettingError as error:
+            raise SettingError("url", error.value, error.reason) from None
     bare, login = read_url(url)
     if login is not None or "?" in bare:
         raise SettingError("url", HIDDEN, "write http://HOST:PORT; the password is a key")
