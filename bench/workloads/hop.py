@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bench.contenders.base import HOST, Contender, Needs, Served, serving
 from bench.contenders.dovecot import Dovecot, lmtp_socket
 from bench.contenders.postfix import SmtpSink
+from bench.cpu_share import cpu_share, cpu_share_fault
 from bench.workloads.mail import RATE, SMALL, WARM_UP, Mail, send
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from bench.workloads.base import Metric
 
 __all__ = ["Lmtp", "Relay"]
+
+DOVECOT_SHARE = 0.5
+"""Of a processor, for all processes of Dovecot: it is to be the limit, on two cores as well."""
 
 
 class Relay(Mail):
@@ -74,17 +78,21 @@ class Lmtp(Mail):
             f"`smtp-source -d -s {self.at_once} -l {self.size}`: {self.count:,} messages by SMTP "
             "to smtpd-fork, which passes each to Dovecot by LMTP over a unix socket before it "
             f"answers 250, over as many connections; and (row **dovecot**) with `-L` straight to "
-            "Dovecot's socket. All messages are for one mailbox. More is better, also for the "
-            "ratio. Both are limited by Dovecot and the disk: compare values of one round."
+            "Dovecot's socket. All messages are for one mailbox. Dovecot gets half a core by a "
+            "control group, so that it is the limit, and the ratio says whether it is kept busy. "
+            "More is better, also for the ratio."
         )
 
     def missing(self) -> str:
         """Look for the client and the next hop."""
-        return super().missing() or Dovecot().missing()
+        return super().missing() or Dovecot().missing() or cpu_share_fault()
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
         """Measure wall time."""
-        with serving(Dovecot(), Needs(), certificates) as hop:
+        with (
+            serving(Dovecot(), Needs(), certificates) as hop,
+            cpu_share([hop.pid], DOVECOT_SHARE),  # its other processes are made later
+        ):
             path = lmtp_socket(hop.folder)
             if contender.name == Dovecot.name:
                 return self._rate(hop, path)

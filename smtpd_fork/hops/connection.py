@@ -42,6 +42,7 @@ class HopConnection(asyncio.Protocol):
     :param changed: called when a connection that nobody waits for is ready, or has ended
     :ivar phase: where it is in its life; the pool changes it
     :ivar orders: that it carried out
+    :ivar made_at: the loop's time when it was made
     :ivar idle_since: the loop's time when it came back last
     """
 
@@ -55,6 +56,7 @@ class HopConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self._changed = changed
         self._loop = asyncio.get_running_loop()
+        self.made_at = self._loop.time()
         self._paused = False
         self._settled: asyncio.Future[None] | None = None
         self._lost = self._loop.create_future()

@@ -34,8 +34,9 @@ log = logging.getLogger("smtpd_fork.hops")
 IDLE_SECONDS = 60.0
 """How long a connection is kept that nobody needs; servers close theirs after minutes."""
 
-MOST_MESSAGES = 100
-"""Messages of one connection; then a new one is made, perhaps to another server of the hop."""
+REUSE_SECONDS = 300.0
+"""How long a connection is used; then a new one is made, perhaps to another server of the hop. A
+limit of messages would cost servers that start a process for each connection, as Dovecot does."""
 
 RESET_SECONDS = 10.0
 """How long RSET may take; until then the connection is lent to nobody."""
@@ -245,7 +246,7 @@ class Pool:
         if connection.phase is Phase.CLOSED:
             return
         state = connection.client.state
-        if self._closed or connection.orders >= MOST_MESSAGES:
+        if self._closed or self._loop.time() - connection.made_at >= REUSE_SECONDS:
             connection.quit()
         elif state is State.READY:
             self._rest(connection)
