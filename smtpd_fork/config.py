@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type
 import msgspec
 from msgspec import Meta
 
-from smtpd_fork.setting_faults import setting_error
+from smtpd_fork.setting_faults import setting_error, wrong_type
 from smtpd_fork.setting_types import (
     Count,
     CountOrZero,
@@ -39,7 +39,7 @@ from smtpd_fork.setting_types import (
 from smtpd_fork.tls_config import TlsConfig
 
 __all__ = [
-    "LIMIT_CONNECTIONS", "LISTS", "MAX_FROM_IP", "READERS", "Config", "DaemonConfig",
+    "BOOLEANS", "LIMIT_CONNECTIONS", "LISTS", "MAX_FROM_IP", "READERS", "Config", "DaemonConfig",
     "SettingError", "WhenFull", "default_limit_connections",
 ]  # fmt: skip
 
@@ -315,12 +315,19 @@ _HINTS = get_type_hints(DaemonConfig, include_extras=True)
 READERS = {name: reader for name, hint in _HINTS.items() for reader in _readers(hint)}
 """Functions that read the settings that are written with units or words."""
 
+BOOLEANS = frozenset(name for name, hint in _HINTS.items() if hint is bool)
+"""Settings that are true or false."""
+
 LISTS = frozenset(name for name, hint in _HINTS.items() if get_origin(hint) is tuple)
 """Settings with several values; a single one need not be in a list."""
 
 
 def _read(name: str, value: Any) -> Any:
     """Return *value* with units and words read, and a single value of several as a tuple."""
+    if name in BOOLEANS and not isinstance(value, bool):
+        raise wrong_type(name, value, bool)  # msgspec takes 1 and "1" as well
+    if name == "when_full" and not isinstance(value, (str, WhenFull)):
+        raise wrong_type(name, value, str)  # and a table
     if name in READERS and isinstance(value, str):
         try:
             return READERS[name](value)
@@ -329,7 +336,6 @@ def _read(name: str, value: Any) -> Any:
     if name == "max_from_ip" and isinstance(value, str):
         number, local = without_local(value)
         return LocalCount(number) if local and number.isdecimal() else number
-    single = (str, int, dict) if name == "handler" else (str, int)
-    if name in LISTS and isinstance(value, single):
+    if name in LISTS and not isinstance(value, (list, tuple, set, frozenset)):
         return (value,)
     return value

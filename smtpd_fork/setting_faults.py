@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
-__all__ = ["no_such_setting", "reason_of", "setting_error"]
+__all__ = ["no_such_setting", "reason_of", "setting_error", "wrong_type"]
 
 _SESSION = (
     "auth_callback", "auth_exclude_mechanism", "auth_require_tls", "auth_required",
@@ -48,10 +48,14 @@ _IN_WORDS = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
-    "str of length >= 1": "a text that is not empty",
+    "str of length >= 1": "a string that is not empty",
+    "str": "a string",
+    "object": "a table",
     " | null": "",
+    " | object": "",
 }
 """Words of msgspec, and those of a manual."""
+_WORD = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in _IN_WORDS))
 _UNKNOWN = re.compile(r"unknown field `(\w+)`")
 
 
@@ -83,14 +87,21 @@ def reason_of(message: str, value: object, hint: Any) -> str:
         return f"expected one of {', '.join(_choices(hint))}"
     where = _WHERE.match(message)
     reason, got, _ = (where["reason"] if where else message).replace("`", "").partition(", got ")
-    for word, in_words in _IN_WORDS.items():
-        reason = reason.replace(word, in_words, 1)
+    reason = _WORD.sub(lambda found: _IN_WORDS[found[0]], reason)
     reason = _WHOLE.sub(r"\1", reason)
     if get_origin(hint) in {tuple, list}:
-        reason = reason.replace("str", "str or list of str").replace("array", "a value or a list")
+        reason = reason.replace("a string", "a string or a list of strings").replace(
+            "array", "a value or a list"
+        )
     if got and not isinstance(value, str):
         reason += f", not {type(value).__name__}"
     return reason[0].lower() + reason[1:]
+
+
+def wrong_type(name: str, value: object, wanted: type) -> SettingError:
+    """Return the error of a value of another type than *wanted*."""
+    message = f"Expected `{wanted.__name__}`, got `{type(value).__name__}`"
+    return SettingError(name, value, reason_of(message, value, wanted))
 
 
 def _choices(hint: Any) -> list[str]:

@@ -8,8 +8,17 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["counted", "format_size", "parse_count", "parse_duration", "parse_mode", "parse_size"]
+__all__ = [
+    "counted",
+    "format_size",
+    "parse_boolean",
+    "parse_count",
+    "parse_duration",
+    "parse_mode",
+    "parse_size",
+]
 
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _SIZE = re.compile(r"(\d+)\s*([KMG]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
 _SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)", re.ASCII | re.IGNORECASE)
@@ -18,6 +27,19 @@ _MODE = re.compile(r"0?o?([0-7]{3})", re.IGNORECASE)
 
 _LONGEST_FIGURE = 20
 """Characters of a number; longer ones are refused unread."""
+
+
+def parse_boolean(value: object) -> bool:
+    """Return True for ``true``, ``yes`` or ``1``, False for ``false``, ``no`` or ``0``.
+
+    :param value: text, or a boolean, which is returned
+    :raises ValueError: it is neither
+    """
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or value.lower() not in _BOOLEANS:
+        raise ValueError("expected true or false")
+    return _BOOLEANS[value.lower()]
 
 
 def parse_size(text: str) -> int:

@@ -13,7 +13,7 @@ import msgspec
 from click.shell_completion import CompletionItem
 
 from smtpd_fork.cli.names import ENVIRONMENT_PREFIX
-from smtpd_fork.config import LISTS, READERS, DaemonConfig, WhenFull
+from smtpd_fork.config import BOOLEANS, LISTS, READERS, DaemonConfig, WhenFull
 from smtpd_fork.units import format_size, parse_mode, parse_size
 
 __all__ = ["DEFAULTS", "OPTIONS", "SECTIONS", "TABLES", "SettingOption", "format_setting"]
@@ -85,7 +85,7 @@ class SettingOption(click.Option):
             metavar=None if words == flags else words[-1],
             multiple=self.setting in LISTS,
             type=_Words() if self.setting in LISTS else None,
-            is_flag=_HINTS[self.setting] is bool or None,  # False means another thing to click
+            is_flag=self.setting in BOOLEANS or None,  # False means another thing to click
             envvar=ENVIRONMENT_PREFIX + name.upper(),
         )
 

@@ -46,6 +46,7 @@ class Gate:
     :ivar load: the event-loop lag, set by what measures it
     :ivar lock: guards the counts, and the part of the gate in a fleet
     :raises SettingError: a setting is unknown, cannot be read, or is out of its range
+    :raises TypeError: *limits* has another type, or there are settings as well
 
     Several servers, in several threads, may share one gate and its limits.
     """
@@ -66,13 +67,15 @@ class Gate:
         self._statistics = Statistics()
         self.load = Load()
         self.denials = Denials(self.lock, clock)
-        self._set_up(limits or Limits(**settings))
+        self._set_up(Limits(**settings) if limits is None else limits)
         self._waiters = Waiters(self.lock)
         self.refusals = RefusalLog(clock=clock)
         """The refusals' log: each client's first at once, the rest in summaries."""
 
     def _set_up(self, limits: Limits, before: RuleBook | None = None) -> None:
         """Apply *limits*; the sessions that exist are counted again by them."""
+        if not isinstance(limits, Limits):
+            raise TypeError(f"limits must be a Limits, not {type(limits).__name__}")
         self._limits = limits
         self.slots.change(limits)
         if (share := self.slots.share) is not None:

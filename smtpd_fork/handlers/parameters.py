@@ -6,6 +6,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -17,6 +18,7 @@ from smtpd_fork.errors import HandlerError
 from smtpd_fork.sanitizer import shown_value
 from smtpd_fork.setting_faults import reason_of
 from smtpd_fork.setting_types import SettingError
+from smtpd_fork.units import parse_boolean
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,8 +27,6 @@ __all__ = ["Parameters"]
 
 _UNKNOWN: Any = object()
 """The hint of a parameter whose annotation cannot be evaluated."""
-
-_WORDS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 class Parameters:
@@ -162,8 +162,9 @@ def _value(key: str, value: Any, hint: Any, directory: Path | None) -> Any:
             value = [_read(each, extras, directory) for each in value]
         else:
             value = _read(value, extras, directory)
-        if bool in _parts(hint) and isinstance(value, str):
-            value = _WORDS.get(value.lower(), value)
+        if isinstance(value, str) and bool in _parts(hint) and int not in _parts(hint):
+            with suppress(ValueError):
+                value = parse_boolean(value)
     except ValueError as error:
         raise SettingError(key, value, str(error)) from None
     try:

@@ -10,6 +10,7 @@ from smtpd_fork.handlers.when import When
 from smtpd_fork.message.address_patterns import AddressPatterns
 from smtpd_fork.setting_types import SettingError
 from smtpd_fork.sinks import Sink
+from smtpd_fork.units import parse_boolean
 
 __all__ = [
     "Copy",
@@ -110,23 +111,19 @@ class Route:
 
 
 def _checked_copy(value: Any) -> Copy:
-    copies: dict[Any, Copy] = {
-        "true": True, "yes": True, "required": True, True: True,
-        "false": False, "no": False, False: False,
-        "best-effort": "best-effort",
-    }  # fmt: skip
-    if not isinstance(value, (bool, str)) or value not in copies:
-        raise SettingError("copy", value, "expected true, false or best-effort")
-    return copies[value]
+    if value == "best-effort":
+        return "best-effort"
+    try:
+        return value == "required" or parse_boolean(value)
+    except ValueError:
+        raise SettingError("copy", value, "expected true, false or best-effort") from None
 
 
 def _checked_quarantine(value: Any) -> bool:
-    values: dict[Any, bool] = {
-        "true": True, "yes": True, True: True, "false": False, "no": False, False: False,
-    }  # fmt: skip
-    if not isinstance(value, (bool, str)) or value not in values:
-        raise SettingError("quarantine", value, "expected true or false")
-    return values[value]
+    try:
+        return parse_boolean(value)
+    except ValueError as error:
+        raise SettingError("quarantine", value, str(error)) from None
 
 
 def routes_of(handlers: Sequence[Any]) -> tuple[Route, ...]:

@@ -16,7 +16,7 @@ from smtpd_fork.gate.networks import Network, number_of
 from smtpd_fork.message.address_patterns import AddressPatterns
 from smtpd_fork.peer_address import host_of
 from smtpd_fork.setting_types import SettingError
-from smtpd_fork.units import parse_size
+from smtpd_fork.units import parse_boolean, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,15 +150,6 @@ def _several(value: Any) -> tuple[str, ...]:
     return tuple(each.strip() for each in value)
 
 
-def _boolean(value: Any) -> bool:
-    texts = {"true": True, "yes": True, "false": False, "no": False}
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in texts:
-        return texts[value.lower()]
-    raise ValueError("expected true or false")
-
-
 def _size(value: Any) -> int:
     if isinstance(value, str):
         return parse_size(value)
@@ -183,8 +174,8 @@ def _score(value: Any) -> float:
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "authenticated": _boolean,
-    "tls": _boolean,
+    "authenticated": parse_boolean,
+    "tls": parse_boolean,
     "client": lambda value: tuple(map(Network.parse, _several(value))),
     "listener": _several,
     "sender": lambda value: AddressPatterns(_several(value)),

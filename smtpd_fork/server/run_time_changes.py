@@ -1,4 +1,4 @@
-"""RunTimeChanges: the methods of a server that change limits and denials while it runs."""
+"""RunTimeChanges: what a server changes while it runs: limits, denials, sessions that end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ value of ``deny`` would drop the lists."""
 
 
 class RunTimeChanges(ABC):
-    """Changes limits and denials, and ends sessions."""
+    """Changes limits and denials, ends sessions, and leaves clients to another process."""
 
     gate: Gate
     _running: Running | None
@@ -115,6 +115,20 @@ class RunTimeChanges(ABC):
         assert self._running is not None, "the server was not started"
         self._running.acceptor.slot_elsewhere = slot_elsewhere
         return self._running.acceptor.reopen
+
+    def withdraw(self) -> None:
+        """Accept no more: another process does now, on the same listening sockets.
+
+        No client notices: sessions go on, and so do clients that wait for a slot.
+        :meth:`leave` ends when they have gone.
+        """
+        if self._running is not None:
+            self._running.withdraw()
+
+    async def leave(self) -> None:
+        """Wait until the sessions that existed when the server withdrew have ended."""
+        if self._running is not None:
+            await self._running.leave()
 
     async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
         """End the sessions of this server that are *chosen*, also those that have not begun.

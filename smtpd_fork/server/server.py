@@ -11,9 +11,10 @@ from smtpd_fork.config import Config
 from smtpd_fork.dialogue import Budget, Tally
 from smtpd_fork.errors import OperatingSystemError
 from smtpd_fork.fleet import fleet_of
-from smtpd_fork.gate import GATE_SETTINGS, Gate
+from smtpd_fork.gate import Gate
 from smtpd_fork.handlers import Chain
 from smtpd_fork.peer_address import describe
+from smtpd_fork.server.arguments import check_arguments
 from smtpd_fork.server.effective_settings import EffectiveSettings
 from smtpd_fork.server.run_time_changes import RunTimeChanges
 from smtpd_fork.server.running import Running
@@ -64,7 +65,8 @@ class Server(RunTimeChanges):
     :param options: the settings by name, see :class:`smtpd_fork.Config`
     :raises SettingError: a setting is unknown or out of its range
     :raises HandlerError: the handler is a class, has no hook, or one that cannot be called
-    :raises TypeError: the session class cannot work here, or a session option is unknown
+    :raises TypeError: an argument has another type, the session class cannot work here, or a
+        session option is unknown
     :raises ConfigError: the TLS files cannot be used
     """
 
@@ -83,11 +85,10 @@ class Server(RunTimeChanges):
         tally: Tally | None = None,
         **options: Unpack[Settings],
     ) -> None:
-        if config is not None and options:
-            raise TypeError(f"either config or options, not both: {', '.join(options)}")
-        if gate is not None and (both := GATE_SETTINGS & options.keys()):
-            raise TypeError(f"the gate has its own {' and '.join(sorted(both))}")
-        config = config or Config.build(options)
+        check_arguments(
+            options, config=config, gate=gate, limits=limits, tls_context=tls_context, tally=tally
+        )
+        config = Config.build(options) if config is None else config
         check_session_class(session_class, session_options or {})
         chain = Chain.of(handler, session_class)
         self._has_own_gate = gate is None
@@ -194,7 +195,9 @@ class Server(RunTimeChanges):
         :param handler: instead of the handler, or the handlers, that new sessions have
         :returns: a line for each change: ``max_from_ip 2 -> 3``, ``deny +3 -1 networks``
         :raises SmtpdForkError: something cannot be read or opened; nothing has changed then
+        :raises TypeError: *config* is no :class:`smtpd_fork.Config`, such as a dict of settings
         """
+        check_arguments({}, config=config)
         async with self._reloading:
             config = self.config if config is None else config
             inherited = [listener for listener in self.listeners if listener.inherited]
@@ -239,20 +242,6 @@ class Server(RunTimeChanges):
         """
         if self._running is not None:
             await self._running.drain()
-
-    def withdraw(self) -> None:
-        """Accept no more: another process does now, on the same listening sockets.
-
-        No client notices: sessions go on, and so do clients that wait for a slot.
-        :meth:`leave` ends when they have gone.
-        """
-        if self._running is not None:
-            self._running.withdraw()
-
-    async def leave(self) -> None:
-        """Wait until the sessions that existed when the server withdrew have ended."""
-        if self._running is not None:
-            await self._running.leave()
 
     async def stop(self, timeout: float | None = None) -> int:  # noqa: ASYNC109 - a grace period
         """Stop: accept no more, let messages in flight finish, and close.

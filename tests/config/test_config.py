@@ -19,7 +19,7 @@ from smtpd_fork.config import (
     default_limit_connections,
 )
 from smtpd_fork.errors import ExitStatus
-from smtpd_fork.units import format_size, parse_duration, parse_mode, parse_size
+from smtpd_fork.units import format_size, parse_boolean, parse_duration, parse_mode, parse_size
 
 LOOKALIKES = "\N{KELVIN SIGN}\N{LATIN SMALL LETTER LONG S}\N{LATIN SMALL LETTER DOTLESS I}"
 """Letters that are K, S and I to a regular expression that ignores case."""
@@ -297,6 +297,20 @@ def test_a_duration_is_read(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(("text", "mode"), [("0660", 0o660), ("660", 0o660), ("0o600", 0o600)])
 def test_a_mode_is_read_in_octal(text: str, mode: int) -> None:
     assert parse_mode(text) == mode
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [("true", True), ("Yes", True), ("1", True), ("FALSE", False), ("no", False), ("0", False)],
+)
+def test_a_boolean_may_be_written_as_a_word(value: str, meant: bool) -> None:
+    assert parse_boolean(value) is parse_boolean(meant) is meant
+
+
+@pytest.mark.parametrize("value", ["", "2", "on ", "maybe", 1, 0, None, [True]])
+def test_another_value_is_no_boolean(value: object) -> None:
+    with pytest.raises(ValueError, match="expected true or false"):
+        parse_boolean(value)
 
 
 @pytest.mark.parametrize("reader", [parse_size, parse_duration, parse_mode])

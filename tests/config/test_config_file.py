@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from support.daemon import Daemon, run
 
 from smtpd_fork.cli.config_file import ConfigFile, _Reader, read_config_file
-from smtpd_fork.cli.options import OPTIONS
+from smtpd_fork.cli.options import DEFAULTS, OPTIONS, SettingOption
+from smtpd_fork.cli.setting_sources import SettingSources
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.errors import SmtpdForkError
 
@@ -146,10 +147,12 @@ def test_what_cannot_be_read_is_named_with_file_key_and_value(
         ("hostname = 1979-05-27", "hostname datetime.date(1979, 5, 27): expected"),
         ("[[listener]]\naddress = 'a:b:c'", "'smtp:a:b:c': 'a:b:c' is not an IPv6 address"),
         ("[gate]\nfair-share = 'y'", "gate.fair-share 'y': expected true or false"),
-        ("log-to = 3", "log-to 3: expected str, not int"),
-        ("user = ''", "user '': expected a text that is not empty"),
+        ("log-to = 3", "log-to 3: expected a string, not int"),
+        ("user = ''", "user '': expected a string that is not empty"),
         ("timeout = nan", "timeout nan"),
-        ("detach = 'perhaps'", "detach 'perhaps'"),
+        ("detach = 1", "detach 1: expected true or false, not int"),
+        ("detach = 'true'", "detach 'true': expected true or false"),
+        ("[gate]\nwhen-full = {refuse = true}", "gate.when-full {'refuse': True}: expected a "),
     ],
 )  # fmt: skip
 def test_a_value_that_is_none_is_named_with_file_key_and_value(
@@ -161,6 +164,33 @@ def test_a_value_that_is_none_is_named_with_file_key_and_value(
     assert re.match(rf"smtpd-fork: {path}, line \d: ", ended.stderr), ended.stderr
     assert told in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def wrong_values(option: SettingOption) -> list[str]:
+    """Return values in TOML of other types than the setting has."""
+    default = DEFAULTS[option.setting]
+    numbers = {"port", "limit_connections", "max_buffered_from_ip"}
+    if default is True or default is False:
+        return ["1", "0", "'true'", "'yes'", "[true]"]
+    if isinstance(default, (int, float)) or option.setting in numbers:
+        return ["true", "[true]", "'x'"]
+    return ["1", "true", "[1]"]
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.long_name)
+def test_a_value_of_another_type_is_an_error_that_names_file_and_key(
+    option: SettingOption, tmp_path: Path
+) -> None:
+    for value in [*wrong_values(option), "1979-05-27", "{x = 1}"]:
+        line = f"{option.key} = {value}"
+        path = write(tmp_path, f"[{option.table}]\n{line}" if option.table else line)
+        sources = SettingSources({}, {}, None)
+        with pytest.raises(SmtpdForkError) as caught:
+            sources = SettingSources({}, {}, read_config_file(path))
+            sources.build()
+        key = f"{option.table}.{option.key}".removeprefix(".")
+        number = 2 if option.table else 1
+        assert sources.explain(caught.value).startswith(f"{path}, line {number}: {key} "), value
 
 
 @pytest.mark.parametrize("kind", ["nothing", "folder", "pipe", "unreadable"])

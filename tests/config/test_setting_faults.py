@@ -57,7 +57,7 @@ def test_every_keyword_of_a_controller_is_a_setting_or_is_told_what_to_use() -> 
 )
 def test_an_address_as_of_sockets_is_told_how_to_write_it(listen: Any) -> None:
     said = fault(listen=listen)
-    assert "expected str or list of str, not " in said
+    assert "expected a string or a list of strings, not " in said
     assert said.endswith((": write '127.0.0.1:25'", ": write '[::1]:25'"))
 
 
@@ -70,12 +70,18 @@ def test_an_address_to_listen_on_is_no_hostname(address: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"rate": 3}, "rate 3: expected str or list of str, not int"),
+        ({"rate": 3}, "rate 3: expected a string or a list of strings, not int"),
         ({"port": [None]}, "port None: expected a whole number, not NoneType"),
-        ({"port": {}}, "port {}: expected a value or a list, not dict"),
+        ({"port": {}}, "port {}: expected a whole number, not dict"),
         ({"port": "x"}, "port 'x': expected a whole number"),
         ({"max_from_ip": 2.5}, "max_from_ip 2.5: expected a whole number, not float"),
         ({"timeout": [1]}, "timeout [1]: expected a number, not list"),
+        ({"port": 2.5}, "port 2.5: expected a whole number, not float"),
+        ({"rdns": 1}, "rdns 1: expected true or false, not int"),
+        ({"rdns": "true"}, "rdns 'true': expected true or false"),
+        ({"when_full": 1}, "when_full 1: expected a string, not int"),
+        ({"when_full": {}}, "when_full {}: expected a string, not dict"),
+        ({"dns_server": ""}, "dns_server '': expected a string that is not empty"),
     ],
 )
 def test_a_value_of_another_type_is_named_as_python_names_it(

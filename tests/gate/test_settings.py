@@ -111,3 +111,13 @@ def test_a_wrong_limit_is_named_with_the_right_one(settings: dict[str, Any], say
         assert says in str(caught.value)
     with pytest.raises(TypeError, match="either limits or settings"):
         Gate(limits=Limits(), **settings)
+
+
+def test_limits_of_another_type_are_a_type_error_and_those_in_force_stay() -> None:
+    settings: Any = {"max_from_ip": 3}
+    with pytest.raises(TypeError, match="limits must be a Limits, not dict"):
+        Gate(limits=settings)
+    gate = Gate(max_from_ip=5)
+    with pytest.raises(TypeError, match="limits must be a Limits, not dict"):
+        gate.limits = settings
+    assert gate.limits.max_from_ip == 5

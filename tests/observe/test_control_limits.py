@@ -26,6 +26,10 @@ def test_limits_are_shown_changed_and_back_after_a_reload(daemon: Daemon, tmp_pa
     assert re.search(r"^limit_connections +200  \(changed\)$", text, re.MULTILINE)
     assert re.search(r"^rate +9/m 99/h  \(changed\)$", text, re.MULTILINE)
     assert text.endswith("changes last until the next reload or restart\n")
+    for word, said in {"yes": "yes", "0": "no", "true": "yes", "no": "no"}.items():
+        assert re.search(
+            rf"^fair_share +{said}\b", says(tmp_path, "limits", f"fair-share={word}"), re.MULTILINE
+        )
     with daemon.smtp():
         with pytest.raises(smtplib.SMTPConnectError, match="421"):
             daemon.smtp()
@@ -72,6 +76,7 @@ def test_a_network_can_be_denied_at_run_time_and_rates_keep_their_state(tmp_path
         (("max_from_ip=-1",), "max_from_ip '-1': expected"),
         (("max_from_ip=1", "max_from_ip=2"), "one value is expected"),
         (("max_from_ip=",), "one value is expected"),
+        (("fair_share=perhaps",), "fair_share 'perhaps': expected true or false"),
         (("hostname=x",), "no limit that can be changed"),
         (("max_loop_lag=1s",), "no limit that can be changed"),
         (("rate=9/x",), "rate '9/x'"),

@@ -203,3 +203,13 @@ async def test_certificates_of_other_settings_hold_from_the_next_handshake(
         assert server.certificates == ()
         async with await Client.to(server.addresses[0]) as client:
             assert "STARTTLS" not in (await client.greet()).text
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_from_ip": 3}, "smtpd-fork.toml"])
+async def test_settings_that_are_no_config_are_a_type_error_that_says_how_to_make_one(
+    settings: Any,
+) -> None:
+    async with serve(Discard()) as server:
+        with pytest.raises(TypeError, match=r"config must be a Config, not (dict|str); Config.bui"):
+            await server.reload(settings)
+        assert await server.reload() == []

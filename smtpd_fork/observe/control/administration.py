@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import smtpd_fork.control_protocol as protocol
-from smtpd_fork.config import LISTS, SettingError
+from smtpd_fork.config import BOOLEANS, LISTS, SettingError
 from smtpd_fork.control_protocol import Fault, RequestError
 from smtpd_fork.fleet.figures import figures_of
 from smtpd_fork.gate import GATE_SETTINGS
@@ -23,7 +23,7 @@ from smtpd_fork.observe.refusal_history import refusals
 from smtpd_fork.observe.sink_state import filter_states, sink_states
 from smtpd_fork.peer_address import describe, host_of
 from smtpd_fork.sanitizer import printable
-from smtpd_fork.units import counted
+from smtpd_fork.units import counted, parse_boolean
 from smtpd_fork.version import __version__
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ class Administration:
         return {"state": self._state_word(), "sessions": self._server.gate.count}
 
 
-def _value(name: str, words: Sequence[str]) -> str | Sequence[str]:
+def _value(name: str, words: Sequence[str]) -> bool | str | Sequence[str]:
     """Return the value of a limit as its option would have it."""
     if name not in GATE_SETTINGS or name == "deny":
         return " ".join(words)  # it is only named, in the error
@@ -266,7 +266,14 @@ def _value(name: str, words: Sequence[str]) -> str | Sequence[str]:
         return words
     if len(words) != 1:
         raise SettingError(name, " ".join(words), "one value is expected")
-    return words[0]
+    return words[0] if name not in BOOLEANS else _boolean(name, words[0])
+
+
+def _boolean(name: str, word: str) -> bool:
+    try:
+        return parse_boolean(word)
+    except ValueError as error:
+        raise SettingError(name, word, str(error)) from None
 
 
 def _denial(denial: Denial, left: float | None) -> dict[str, Any]:
