@@ -48,7 +48,7 @@ class Refusal:
     :param text: of the reply; ``{key}`` stands for the key
     :param detail: more for the log; may be empty
     :param scope: ``fleet``: the count is that of all nodes; empty: of this one
-    :param origin: of a denial: file and line, option, or administrator; may be empty
+    :param origin: of a denial or a listing: file and line, option, or administrator; may be empty
     :param cure: instead of the rule's own, see :class:`smtpd_fork.gate.Explanation`
     :ivar client: the address and port of the client; empty where no client was named
     :ivar session: the id of the client's session, if there was one already

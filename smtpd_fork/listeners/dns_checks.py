@@ -79,7 +79,7 @@ class DnsChecks(PendingClients):
         listed, ticket.host_name_dns = await asyncio.gather(self._dns.listed(host), name)
         score = sum(listing.weight for listing in listed)
         if score >= self._threshold:
-            return self._refusal(host, score, _names(listed))
+            return self._refusal(host, score, listed)
         ticket.listed_by = _names(listed) if score > 0 else ""
         return None
 
@@ -90,7 +90,8 @@ class DnsChecks(PendingClients):
                     return await self._dns.name(host)
         return None
 
-    def _refusal(self, host: str, score: int, by: str) -> Refusal:
+    def _refusal(self, host: str, score: int, listed: Sequence[Listing]) -> Refusal:
+        by = _names(listed)
         return Refusal(
             "dnsbl",
             host,
@@ -100,6 +101,7 @@ class DnsChecks(PendingClients):
             status="5.7.1",
             text=f"Access denied, {{key}} is listed by {by}",
             detail=f"listed by {by}",
+            origin=", ".join(f"--dnsbl {entry}" for each in listed for entry in each.entries),
         )
 
     def _done(self, client: PendingClient, task: asyncio.Task[None]) -> None:

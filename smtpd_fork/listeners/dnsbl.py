@@ -56,11 +56,13 @@ class Entry(NamedTuple):
 
     :ivar codes: the answers that count; None: all that are no errors
     :ivar weight: is added for a client that is listed; below 0 for a list of good ones
+    :ivar written: the value of the option
     """
 
     zone: str
     codes: Codes | None
     weight: int
+    written: str
 
 
 class Listing(NamedTuple):
@@ -68,11 +70,13 @@ class Listing(NamedTuple):
 
     :ivar codes: its answers
     :ivar weight: of all the zone's entries that they match
+    :ivar entries: those, as they are written
     """
 
     zone: str
     codes: tuple[str, ...]
     weight: int
+    entries: tuple[str, ...]
 
     def __str__(self) -> str:
         more = " ..." if len(self.codes) > CODES_SHOWN else ""
@@ -84,7 +88,7 @@ def read_entries(values: Iterable[str]) -> tuple[Entry, ...]:
 
     :raises SettingError: one cannot be read
     """
-    weights: dict[tuple[str, Codes | None], int] = {}
+    entries: dict[tuple[str, Codes | None], Entry] = {}
     for value in values:
         zone, *rest = value.split("=")
         if not _ZONE.fullmatch(zone) or len(zone) > LONGEST_ZONE:
@@ -98,8 +102,8 @@ def read_entries(values: Iterable[str]) -> tuple[Entry, ...]:
             codes = _codes(value, rest.pop(0))
         if rest:
             raise _error(value, "write ZONE, ZONE=WEIGHT, ZONE=CODES or ZONE=CODES=WEIGHT")
-        weights[zone, codes] = weight
-    return tuple(Entry(zone, codes, weight) for (zone, codes), weight in weights.items())
+        entries[zone, codes] = Entry(zone, codes, weight, value)
+    return tuple(entries.values())
 
 
 def error_of(code: IPv4Address) -> str | None:
@@ -126,7 +130,8 @@ def listing_of(
     if not matching:
         return None
     codes = tuple(str(answer) for answer in sorted(set(answers)))
-    return Listing(zone, codes, sum(entry.weight for entry in matching))
+    weight = sum(entry.weight for entry in matching)
+    return Listing(zone, codes, weight, tuple(entry.written for entry in matching))
 
 
 def _matches(codes: Codes | None, answer: IPv4Address) -> bool:

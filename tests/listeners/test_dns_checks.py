@@ -101,6 +101,25 @@ async def test_only_the_codes_of_an_entry_count_each_once_with_its_weight() -> N
                     assert f"listed by a.example ({codes})" in str(explanation)
 
 
+async def test_the_origin_of_a_refusal_has_each_entry_that_lists_the_client() -> None:
+    zones = [
+        "a.example=127.0.0.2=2",
+        "a.example=127.0.0.[4..5]",
+        "a.example=127.0.0.9",
+        "b.example",
+    ]
+    async with name_server() as names, serving(names, dnsbl=zones) as server:
+        listed(names, "a.example", code="127.0.0.2 127.0.0.4")
+        listed(names, "b.example")
+        async with await connect(server) as client:
+            _, (text,) = await client.reply()
+        explanation = server.gate.explain(text.rpartition("[")[2].rstrip("]"))
+        assert explanation is not None
+        assert explanation.refusal.origin == (
+            "--dnsbl a.example=127.0.0.2=2, --dnsbl a.example=127.0.0.[4..5], --dnsbl b.example"
+        )
+
+
 async def test_a_listing_is_one_line_of_the_log_with_its_codes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
