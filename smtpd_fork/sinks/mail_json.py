@@ -15,6 +15,10 @@ Version 1 is an object with these members; a later version may have more.
 ``client``
     ``address`` (of a unix socket null), ``helo``, ``name`` (verified reverse DNS, or null),
     ``login`` (of AUTH, or null) and ``tls``.
+``origin``
+    The client that this client, a trusted host, names by XFORWARD; null without it. ``address``,
+    ``port``, ``helo``, ``name``, ``protocol``, ``queue_id`` (its own) and ``source`` (``LOCAL`` or
+    ``REMOTE``); each may be null.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from smtpd_fork.peer_address import host_of
 from smtpd_fork.sinks.base import key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["delivery_key", "envelope_fits", "envelope_json", "header_list", "pieces"]
 
@@ -84,9 +88,25 @@ def envelope_json(mail: Mail, key: str, **more: Any) -> bytes:
             "login": None if client.user is None else unicode(client.user),
             "tls": client.tls,
         },
+        "origin": _origin(mail.xforward),
         **more,
     }
     return json.dumps(envelope, separators=(",", ":")).encode()
+
+
+def _origin(xforward: Mapping[str, str]) -> dict[str, str | int | None] | None:
+    if not xforward:
+        return None
+    port = xforward.get("PORT")
+    return {
+        "address": xforward.get("ADDR"),
+        "port": None if port is None else int(port),
+        "helo": xforward.get("HELO"),
+        "name": xforward.get("NAME"),
+        "protocol": xforward.get("PROTO"),
+        "queue_id": xforward.get("IDENT"),
+        "source": xforward.get("SOURCE"),
+    }
 
 
 def envelope_fits(addresses: Iterable[str], longest: int) -> bool:

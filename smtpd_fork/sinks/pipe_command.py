@@ -92,17 +92,21 @@ class PipeCommand:
     def environment(self, mail: Mail, recipients: Sequence[Recipient]) -> dict[str, bytes]:
         """Return the environment of a run: the envelope, PATH and LANG, and nothing else.
 
+        The client is that of XFORWARD, if there is one, as in Postfix's delivery agents.
+
         :param recipients: of the run; the variables of a recipient are set if it is one
         """
-        host = host_of(mail.client.peer)
+        client, named = mail.client, mail.xforward
+        known = {"ADDR": host_of(client.peer), "HELO": client.helo, "NAME": client.name}
+        shown = named or {name: value for name, value in known.items() if value}
         variables = {
             "PATH": os.environ.get("PATH", DEFAULT_PATH),
             "LANG": os.environ.get("LANG", "C.UTF-8"),
             "SENDER": mail.sender,
             "QUEUE_ID": mail.id,
-            "CLIENT_ADDRESS": host or "",
-            "CLIENT_HELO": mail.client.helo,
-            "CLIENT_HOSTNAME": mail.client.name or "",
+            "CLIENT_ADDRESS": shown.get("ADDR", ""),
+            "CLIENT_HELO": shown.get("HELO", ""),
+            "CLIENT_HOSTNAME": shown.get("NAME", ""),
         }
         if len(recipients) == 1:
             address = recipients[0].address

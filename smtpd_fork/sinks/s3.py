@@ -200,6 +200,7 @@ def metadata(mail: Mail, key: str) -> dict[str, str]:
         "mail-from": mail.sender,
         "mail-client": host_of(client.peer) or "",
         "mail-helo": client.helo,
+        "mail-origin": mail.xforward.get("ADDR", ""),
         "mail-received": mail.received.isoformat(),
     }
     coded = {

@@ -60,6 +60,7 @@ def _coded(text: str) -> str:
 def envelope_fields(mail: Mail) -> dict[str, str]:
     """Return the envelope as fields of HTTP, in percent-coded ASCII."""
     client = mail.client
+    origin = mail.xforward.get("ADDR")
     return {
         "X-Mail-Id": _coded(mail.id),
         "X-Mail-From": _coded(mail.sender),
@@ -69,6 +70,7 @@ def envelope_fields(mail: Mail) -> dict[str, str]:
         "X-Mail-Utf8": "yes" if mail.utf8 else "no",
         "X-Mail-Client": _coded(host_of(client.peer) or ""),
         "X-Mail-Helo": _coded(client.helo),
+        **({"X-Mail-Origin": _coded(origin)} if origin else {}),
     }
 
 

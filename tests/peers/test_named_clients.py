@@ -17,11 +17,13 @@ from support.daemon import end
 from support.handlers import Collect
 from support.next_hop import a_mail, closing
 from support.peers import needs_root, peer, peers
+from support.policy import TestPolicy, policy_server
 from support.ports import free_ports
 from support.server import serve, until
 
 from peers.postfix import instance
 from peers.test_accept_beside_postfix import until_open
+from smtpd_fork.filters import Policy
 from smtpd_fork.message import MailClient
 from smtpd_fork.sinks import Lmtp, Relay
 
@@ -122,6 +124,40 @@ async def test_postfix_takes_the_clients_for_its_own(directory: Path) -> None:
     ]
     login = "client=host.example[2001:db8::7], sasl_method=XCLIENT, sasl_username=bob"
     assert login in text
+
+
+async def test_policy_servers_are_asked_about_the_host_that_sends_xforward_as_by_postfix(
+    directory: Path,
+) -> None:
+    (front,) = free_ports(1)
+    async with policy_server(TestPolicy(), tcp=True) as policy:
+        settings = (
+            "smtpd_authorized_xforward_hosts = 127.0.0.1\nrelay_domains = example.com\n"
+            f"smtpd_recipient_restrictions = check_policy_service inet:{policy.address}, permit\n"
+        )
+        with postfix(directory, front, settings):
+            await until_open(front)
+            await _forwarded(front)
+        chain = [Policy(policy.address), Collect()]
+        async with serve(chain, xforward_trust=["127.0.0.1"]) as server:
+            await _forwarded(server.port)
+    of_postfix, ours = (
+        {name: each[name] for name in ("client_address", "client_name", "helo_name")}
+        for each in policy.requests
+    )
+    assert ours["client_address"] == of_postfix["client_address"] == "127.0.0.1"
+    assert ours["helo_name"] == of_postfix["helo_name"] == "filter.example"
+    assert "origin.example" not in (ours["client_name"], of_postfix["client_name"])
+
+
+async def _forwarded(port: int) -> None:
+    """Name another client by XFORWARD, as a content filter does, and a recipient."""
+    async with await Client.to(("127.0.0.1", port)) as client:
+        await client.greet("filter.example")
+        words = "NAME=origin.example ADDR=198.51.100.7 HELO=origin.example"
+        assert (await client.say(f"XFORWARD {words}")).code == 250
+        said = await client.say("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
+        assert said.code == 250
 
 
 async def test_postfix_logs_where_a_message_came_from(directory: Path) -> None:

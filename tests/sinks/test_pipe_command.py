@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -131,6 +132,16 @@ def test_the_environment_is_the_envelope_path_and_lang(monkeypatch: pytest.Monke
     }
     several = PipeCommand("m").environment(mail, [Recipient("a@b"), Recipient("c@d")])
     assert "RECIPIENT" not in several
+
+
+def test_the_client_is_that_of_xforward_if_there_is_one() -> None:
+    client = MailClient(("127.0.0.1", 25), "filter.example", "localhost")
+    mail = replace(a_mail(client=client), xforward={"ADDR": "192.0.2.7", "HELO": "x.example"})
+    said = PipeCommand("m").environment(mail, [Recipient("b@example.com")])
+    of_client = {name: value for name, value in said.items() if name.startswith("CLIENT_")}
+    assert of_client == {
+        "CLIENT_ADDRESS": b"192.0.2.7", "CLIENT_HELO": b"x.example", "CLIENT_HOSTNAME": b"",
+    }  # fmt: skip
 
 
 def test_a_client_of_a_unix_socket_has_no_address() -> None:

@@ -80,9 +80,29 @@ def test_the_json_schema_is_as_documented() -> None:
             "login": "bob",
             "tls": True,
         },
+        "origin": None,
         "headers": [["Subject", "hello"]],
         "content": base64.b64encode(TRACE + CONTENT).decode(),
     }
+
+
+def test_the_origin_of_a_message_is_beside_its_client() -> None:
+    named = {"ADDR": "2001:db8::7", "PORT": "25", "HELO": "hé", "IDENT": "B77", "SOURCE": "REMOTE"}
+    each = mail(CONTENT, client=MailClient(("192.0.2.7", 4711)), xforward=named)
+    found: dict[str, Any] = json.loads(envelope_json(each, "k"))
+    assert found["client"]["address"] == "192.0.2.7"
+    assert found["origin"] == {
+        "address": "2001:db8::7",
+        "port": 25,
+        "helo": "hé",
+        "name": None,
+        "protocol": None,
+        "queue_id": "B77",
+        "source": "REMOTE",
+    }
+    fields = envelope_fields(each)
+    assert (fields["X-Mail-Client"], fields["X-Mail-Origin"]) == ("192.0.2.7", "2001:db8::7")
+    assert "X-Mail-Origin" not in envelope_fields(mail(CONTENT, xforward={"IDENT": "B77"}))
 
 
 class LoginPassword:
