@@ -66,9 +66,9 @@ def sender_step(session: AnySession, mail: Mail) -> Step:
 def recipient_step(recipient: Recipient) -> Step:
     """Return what tells of a recipient."""
     macros = {
-        "rcpt_addr": recipient.address,
-        "rcpt_host": recipient.domain,
-        "rcpt_mailer": _TRANSPORT,
+        "{rcpt_addr}": recipient.address,
+        "{rcpt_host}": recipient.domain,
+        "{rcpt_mailer}": _TRANSPORT,
     }
     return path_step(RCPT, recipient.address, recipient.parameters, macros)
 
@@ -92,17 +92,17 @@ def _of_client(server: Any, session: AnySession, shown: str, daemon_name: str) -
     macros = {
         "j": server.hostname,
         "v": f"smtpd-fork {__version__}",
-        "daemon_name": daemon_name,
+        "{daemon_name}": daemon_name,
         "_": f"{shown} [{address}]" if address else "localhost",
-        "client_addr": address,
-        "client_name": shown,
-        "client_ptr": shown,
-        "client_port": str(peer[1]) if isinstance(peer, tuple) else "",
+        "{client_addr}": address,
+        "{client_name}": shown,
+        "{client_ptr}": shown,
+        "{client_port}": str(peer[1]) if isinstance(peer, tuple) else "",
     }
     local = getattr(session, "local", None)  # aiosmtpd's session has none
     if isinstance(local, tuple):
-        macros["daemon_addr"] = macros["if_addr"] = host_of(local) or ""
-        macros["daemon_port"] = str(local[1])
+        macros["{daemon_addr}"] = macros["{if_addr}"] = host_of(local) or ""
+        macros["{daemon_port}"] = str(local[1])
     return macros
 
 
@@ -114,11 +114,11 @@ def _of_tls(session: AnySession) -> dict[str, str]:
     subject = getattr(session, "peer_subject", None) or ""
     name, version, bits = cipher
     return {
-        "tls_version": version,
-        "cipher": name,
-        "cipher_bits": str(bits),
-        "cert_subject": subject,
-        "verify": "OK" if subject else "NO",
+        "{tls_version}": version,
+        "{cipher}": name,
+        "{cipher_bits}": str(bits),
+        "{cert_subject}": subject,
+        "{verify}": "OK" if subject else "NO",
     }
 
 
@@ -126,14 +126,14 @@ def _of_sender(session: AnySession, mail: Mail) -> dict[str, str]:
     macros = {
         "i": mail.id,
         "b": _date(mail.received),
-        "mail_addr": mail.sender,
-        "mail_host": mail.sender.rpartition("@")[2],
-        "mail_mailer": _TRANSPORT,
+        "{mail_addr}": mail.sender,
+        "{mail_host}": mail.sender.rpartition("@")[2],
+        "{mail_mailer}": _TRANSPORT,
     }
     if session.authenticated:
         # Milters ask for the mechanism to see whether there was an AUTH at all.
-        macros["auth_type"] = getattr(session, "auth_mechanism", "") or "PLAIN"
-        macros["auth_authen"] = mail.client.user or "unknown"
+        macros["{auth_type}"] = getattr(session, "auth_mechanism", "") or "PLAIN"
+        macros["{auth_authen}"] = mail.client.user or "unknown"
     return macros
 
 

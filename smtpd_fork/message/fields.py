@@ -26,6 +26,8 @@ _BEGIN = re.compile(rb"([!-9;-~]{1,998}+)[ \t]{0,998}+:")
 """"A name that is longer than a line can be (RFC 5322 2.1.1) begins no field; without a limit it
 would be looked for in 25 MB, in one call that lets no other thread run."""
 
+_CR, _LF = b"\r\n"
+
 _FOLDED = frozenset({b" ", b"\t"})
 """How a line begins that belongs to the field above it."""
 
@@ -59,10 +61,11 @@ def fields(content: bytes, position: int = 0) -> Iterator[Field]:
     :param position: where the header begins
     """
     while match := _BEGIN.match(content, position):
-        end = end_of_field(content, match.end())
-        last = end - content.endswith(b"\n", match.end(), end)
-        last -= content.endswith(b"\r", match.end(), last)
-        yield Field(match[1], content[match.end() : last], position, end)
+        begin = match.end()
+        end = end_of_field(content, begin)
+        last = end - (content[end - 1] == _LF)
+        last -= content[last - 1] == _CR
+        yield Field(match[1], content[begin:last], position, end)
         position = end
 
 

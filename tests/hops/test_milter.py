@@ -15,12 +15,12 @@ from smtpd_fork.hops.milter.codec import (
     FrameReader,
     MilterGarbageError,
     frame,
-    parse_options,
     texts,
 )
 from smtpd_fork.hops.milter.conversation import Conversation, State
 from smtpd_fork.hops.milter.edited import MOST_FIELDS, HeaderTooLargeError, Parts
 from smtpd_fork.hops.milter.events import CONNECT, END, MAIL, RCPT, Step, body_steps, header_step
+from smtpd_fork.hops.milter.options import parse_options
 from smtpd_fork.hops.milter.verdict import Edit, reply_of
 from smtpd_fork.testing import MESSAGES
 
@@ -238,7 +238,7 @@ def test_macros_of_a_transaction_end_with_it_and_those_of_the_session_do_not() -
     conversation.take()
     conversation.receive(frame(b"c") * 3)
     conversation.begin()
-    assert conversation._macros == {"client_addr": "::1"}
+    assert conversation._macros.values == {"client_addr": "::1"}
 
 
 def test_a_recipient_may_be_refused_alone() -> None:

@@ -10,8 +10,9 @@ import pytest
 from support.ports import free_ports
 
 from peers.milters import HAM, folder_of_all, opendkim, through
-from smtpd_fork.hops.milter.codec import frame, offer
+from smtpd_fork.hops.milter.codec import frame
 from smtpd_fork.hops.milter.edited import Parts
+from smtpd_fork.hops.milter.options import offer
 from smtpd_fork.message import fields
 
 if TYPE_CHECKING:

@@ -130,14 +130,12 @@ class MilterConnection(asyncio.Protocol):
         """Begin."""
         self._transport = transport
         sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if _QUICKACK is not None and sock is not None and sock.family != socket.AF_UNIX:
             self._socket = sock
         self._pump()
 
     def data_received(self, data: bytes) -> None:
         """Take what the milter said."""
-        self._acknowledge()
         self.conversation.receive(data)
         self._pump()
 
@@ -164,7 +162,7 @@ class MilterConnection(asyncio.Protocol):
 
     def _pump(self) -> None:
         conversation = self.conversation
-        while not self._paused and (data := conversation.take()):
+        if not self._paused and (data := conversation.take()):
             self._transport.write(data)
             self._acknowledge()
             if conversation.has_more:  # others have their turn
@@ -175,12 +173,12 @@ class MilterConnection(asyncio.Protocol):
         self._notice()
 
     def _acknowledge(self) -> None:
-        """Have the next segments acknowledged at once.
+        """Have the next segments acknowledged at once; writing ends that.
 
         A milter's library writes an answer in pieces, and Nagle's algorithm holds the second of
         them until the first one is acknowledged: that is 40 ms later, unless it is asked for.
         """
-        if self._socket is not None and _QUICKACK is not None:
+        if self._socket is not None:
             self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def _notice(self) -> None:

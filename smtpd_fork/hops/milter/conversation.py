@@ -13,28 +13,10 @@ from collections import deque
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from smtpd_fork.hops.milter.codec import (
-    FrameReader,
-    MilterGarbageError,
-    Options,
-    Protocol,
-    frame,
-    offer,
-    parse_options,
-    parse_symbols,
-)
-from smtpd_fork.hops.milter.events import (
-    BODY,
-    CONNECT,
-    END,
-    EVENTS,
-    HELO,
-    PAUSE,
-    RCPT,
-    Event,
-    Step,
-    packed,
-)
+from smtpd_fork.hops.milter.codec import LENGTH, FrameReader, MilterGarbageError, frame
+from smtpd_fork.hops.milter.events import BODY, CONNECT, END, HELO, PAUSE, RCPT, Event, Step
+from smtpd_fork.hops.milter.macros import Macros
+from smtpd_fork.hops.milter.options import Options, offer, parse_options, parse_symbols
 from smtpd_fork.hops.milter.verdict import (
     REJECTED,
     TRY_AGAIN,
@@ -110,23 +92,15 @@ class Conversation:
         self._each_recipient = False
         self._in_transaction = False
         self._begun = True  # and nothing was sent in it
-        self._unwanted: set[bytes] = set()
-        self._silent: set[bytes] = set()
         self._skipped: set[bytes] = set()  # in this transaction
-        self._skips = False  # the milter may skip
-        self._macros: dict[str, str] = {}
-        self._known: dict[tuple[str, ...], bytes] = {}  # macros as they are sent, by their names
-        self._of_session: dict[str, str] = {}
-        self._symbols: dict[int, list[str]] = {}
+        self._macros = Macros()
         self._edits: list[Edit] = []
         self._quarantine: str | None = None
 
     @property
     def settled(self) -> bool:
         """Whether the milter has answered all that it was sent."""
-        if self.verdict is not None or self.state is State.ENDED:
-            return True
-        return self.state is State.OPEN and self._steps is None and not self._waiting
+        return self.verdict is not None or self.state is State.ENDED or self.reusable
 
     @property
     def reusable(self) -> bool:
@@ -136,11 +110,13 @@ class Conversation:
     @property
     def leading_space(self) -> bool:
         """Whether the values of fields keep the space behind the colon."""
-        return self.options is not None and Protocol.LEADING_SPACE in self.options.protocol
+        return self.options is not None and self.options.leading_space
 
     def wants(self, event: Event) -> bool:
         """Whether the milter is to get such events; before its options came it is True."""
-        return event.command not in self._unwanted and event.command not in self._skipped
+        if event.command in self._skipped:
+            return False
+        return self.options is None or event.command not in self.options.unwanted
 
     def begin(self) -> None:
         """Begin a transaction; one that has not come to its end is aborted."""
@@ -155,8 +131,7 @@ class Conversation:
         self._room = self._most
         self._edits = []
         self._skipped.clear()
-        self._macros = dict(self._of_session)
-        self._known.clear()
+        self._macros.begin()
         self._begun = True
 
     def tell(self, steps: Iterable[Step], *, each_recipient: bool = False) -> None:
@@ -180,73 +155,55 @@ class Conversation:
 
     def take(self) -> bytes:
         """Return what is to be sent now; empty: nothing until the milter has answered."""
-        parts: list[bytes | memoryview] = [self._output]
-        size = len(self._output)
-        self._output = b""
-        while self._steps is not None and size < WRITE_BYTES and self._may_tell:
-            step = next(self._steps, None)
-            if step is None:
-                self._steps = None
-            elif step is PAUSE:
-                self._pausing = True
-            elif not self.wants(step.event):
-                if step.macros is not None:
-                    self._take_macros(step)
-            elif step.several:
-                parts.append(step.data)
+        output, self._output = self._output, b""
+        if not self.has_more:
+            return output
+        parts: list[bytes | memoryview] = [output]
+        size = 0
+        while size < WRITE_BYTES and self.has_more:
+            for step in self._steps or ():
                 size += len(step.data)
-                self._note_told(step.event, step.several)
+                if not self._put(step, parts) or size >= WRITE_BYTES:
+                    break
             else:
-                parts += self._said(step)
-                size += len(step.data)
+                self._steps = None
         return b"".join(parts)
 
     @property
-    def _may_tell(self) -> bool:
-        """Whether the next event may be sent: a milter that skips pieces says so after each."""
-        if self.state is not State.OPEN:
-            return False
-        if not self._waiting:
-            self._pausing = False
-            return True
-        return not (self._pausing or (self._skips and self._waiting[-1] is BODY))
-
-    @property
     def has_more(self) -> bool:
-        """Whether there is more to send now, beyond what was taken."""
-        return self._steps is not None and self._may_tell
+        """Whether there is more to send now, beyond what was taken.
 
-    def _said(self, step: Step) -> list[bytes]:
-        """Return the frames of an event."""
-        event = step.event
-        frames = [frame(event.command, step.data)]
-        if event.stage is not None:
-            self._take_macros(step)
-            if macros := self._packed(event.stage, event):
-                frames.insert(0, frame(b"D", event.command + macros))
-        self._note_told(event, 1)
-        return frames
+        A milter that may skip pieces of the body says so after each.
+        """
+        if self._steps is None or self.state is not State.OPEN:
+            return False
+        return not (self._pausing and self._waiting)
 
-    def _packed(self, stage: int, event: Event) -> bytes:
-        """Return the macros of a stage; those of several stages are the same."""
-        names = tuple(self._symbols.get(stage, event.symbols))
-        found = self._known.get(names)
-        if found is None:
-            found = self._known[names] = packed(names, self._macros)
-        return found
-
-    def _note_told(self, event: Event, count: int) -> None:
+    def _put(self, step: Step, parts: list[bytes | memoryview]) -> bool:
+        """Put an event into what is sent; return whether the next one may follow at once."""
+        event, data, macros, several = step
+        command, options = event.command, self.options
+        assert options is not None
+        if macros:
+            self._macros.learn(event, macros)
+        if step is PAUSE:
+            self._pausing = True
+            return False
+        if command in options.unwanted or command in self._skipped:
+            return True
+        if several:
+            parts.append(data)
+        else:
+            if event.stage >= 0 and (texts := self._macros.before(event)):
+                parts += (LENGTH.pack(len(texts) + 2), b"D", command, texts)
+            parts += (LENGTH.pack(len(data) + 1), command, data)
         if event is not CONNECT and event is not HELO:
             self._in_transaction = True
-        if event.command not in self._silent:
-            self._waiting.extend((event,) * count)
-
-    def _take_macros(self, step: Step) -> None:
-        if step.macros:
-            self._known.clear()
-            self._macros.update(step.macros)
-            if step.event is CONNECT or step.event is HELO:
-                self._of_session.update(step.macros)
+        if command in options.silent:
+            return True
+        self._waiting.extend((event,) * (several or 1))
+        self._pausing = event is BODY and options.skips
+        return not self._pausing
 
     # -- what the milter says ----------------------------------------------------------------------
 
@@ -308,17 +265,10 @@ class Conversation:
 
     def _negotiated(self, command: bytes, data: bytes) -> None:
         if command == b"l":
-            self._symbols |= parse_symbols(data)
+            self._macros.list(parse_symbols(data))
         elif command == b"O":
-            self.options = options = parse_options(data)
-            self._symbols |= options.symbols
-            protocol = int(options.protocol)  # the operators of IntFlag are slow
-            for event in EVENTS:
-                if event.since > options.version or event.unwanted & protocol:
-                    self._unwanted.add(event.command)
-                if event.silent & protocol:
-                    self._silent.add(event.command)
-            self._skips = bool(protocol & Protocol.SKIP.value)
+            self.options = parse_options(data)
+            self._macros.list(self.options.symbols)
             self.state = State.OPEN
         else:
             raise MilterGarbageError(f"it answers {command!r} to our options")

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from smtpd_fork.message.fields import fields
 from smtpd_fork.message.trace import end_of_mbox_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from smtpd_fork.hops.milter.verdict import Edit
-    from smtpd_fork.message import Field
 
 __all__ = ["MOST_FIELDS", "MOST_HEADER_BYTES", "HeaderTooLargeError", "Parts"]
 
@@ -50,23 +50,20 @@ class Parts:
 
     def __init__(self, content: bytes) -> None:
         self._content = content
-        self._found: list[Field] = []
         self._fields: list[_Field] = []  # as they are changed
         self._above = 0  # how many of them are above our Received
-        self._front = end = end_of_mbox_lines(content)
-        for each in fields(content, self._front):
-            end = each.end
-            self._found.append(each)
-            if len(self._found) > MOST_FIELDS or end - self._front > MOST_HEADER_BYTES:
-                raise HeaderTooLargeError
-        self._end = end
-        empty = next((e for e in (b"\r\n", b"\n") if content.startswith(e, end)), b"")
-        self.body = end + len(empty)
+        self._front = end_of_mbox_lines(content)
+        self._found = list(islice(fields(content, self._front), MOST_FIELDS + 1))
+        self._end = end = self._found[-1].end if self._found else self._front
+        if len(self._found) > MOST_FIELDS or end - self._front > MOST_HEADER_BYTES:
+            raise HeaderTooLargeError
+        empty = 2 if content.startswith(b"\r\n", end) else content.startswith(b"\n", end)
+        self.body = end + empty
 
     @property
-    def names_and_values(self) -> Iterator[tuple[bytes, bytes]]:
+    def names_and_values(self) -> list[tuple[bytes, bytes]]:
         """The fields of the header, as they came."""
-        return ((each.name, each.value) for each in self._found)
+        return [(each.name, each.value) for each in self._found]
 
     def edited(
         self,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
-from smtpd_fork.hops.milter.codec import Protocol, header_frame, text_of
+from smtpd_fork.hops.milter.codec import LENGTH, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +19,35 @@ CHUNK = 65_535
 """Bytes of a piece of the body (``MILTER_CHUNK_SIZE``)."""
 
 
+class Protocol(IntFlag):
+    """What a milter does not want to hear, or will not answer (``SMFIP_*``).
+
+    The numbers are those of libmilter's ``mfdef.h``.
+    """
+
+    NO_CONNECT = 0x1
+    NO_HELO = 0x2
+    NO_MAIL = 0x4
+    NO_RCPT = 0x8
+    NO_BODY = 0x10
+    NO_HEADERS = 0x20
+    NO_END_OF_HEADER = 0x40
+    SILENT_HEADER = 0x80
+    NO_UNKNOWN = 0x100
+    NO_DATA = 0x200
+    SKIP = 0x400
+    SILENT_CONNECT = 0x1000
+    SILENT_HELO = 0x2000
+    SILENT_MAIL = 0x4000
+    SILENT_RCPT = 0x8000
+    SILENT_DATA = 0x10000
+    SILENT_UNKNOWN = 0x20000
+    SILENT_END_OF_HEADER = 0x40000
+    SILENT_BODY = 0x80000
+    LEADING_SPACE = 0x100000
+    """Values of header fields keep the space behind the colon, in both directions."""
+
+
 class Event(NamedTuple):
     """A kind of event.
 
@@ -27,48 +56,48 @@ class Event(NamedTuple):
     :ivar unwanted: the option with which a milter does not want it
     :ivar silent: the option with which it does not answer it
     :ivar since: the version of the protocol that has it
-    :ivar stage: its number in a milter's lists of macros; None: no macros go with it
-    :ivar symbols: the macros that go with it if there is no such list: Postfix sends these
+    :ivar stage: its number in a milter's lists of macros; below 0: no macros go with it
+    :ivar symbols: the macros that go with it if there is no such list: Postfix sends these; the
+        names are written as in Sendmail's manual, with braces unless they have one letter
     :ivar repeats: a milter may skip those that follow (``SMFIR_SKIP``)
     """
 
     name: str
     command: bytes
-    unwanted: int
-    silent: int
+    unwanted: Protocol
+    silent: Protocol
     since: int = 2
-    stage: int | None = None
+    stage: int = -1
     symbols: tuple[str, ...] = ()
     repeats: bool = False
 
 
 CONNECT = Event(
-    "connect", b"C", Protocol.NO_CONNECT.value, Protocol.SILENT_CONNECT.value, stage=0,
-    symbols=("j", "daemon_name", "daemon_addr", "daemon_port", "v", "_", "client_addr",
-             "client_name", "client_port", "client_ptr"),
+    "connect", b"C", Protocol.NO_CONNECT, Protocol.SILENT_CONNECT, stage=0,
+    symbols=("j", "{daemon_name}", "{daemon_addr}", "{daemon_port}", "v", "_", "{client_addr}",
+             "{client_name}", "{client_port}", "{client_ptr}"),
 )  # fmt: skip
 HELO = Event(
-    "helo", b"H", Protocol.NO_HELO.value, Protocol.SILENT_HELO.value, stage=1,
-    symbols=("tls_version", "cipher", "cipher_bits", "cert_subject"),
+    "helo", b"H", Protocol.NO_HELO, Protocol.SILENT_HELO, stage=1,
+    symbols=("{tls_version}", "{cipher}", "{cipher_bits}", "{cert_subject}"),
 )  # fmt: skip
 MAIL = Event(
-    "mail", b"M", Protocol.NO_MAIL.value, Protocol.SILENT_MAIL.value, stage=2,
-    symbols=("i", "b", "auth_type", "auth_authen", "mail_addr", "mail_host", "mail_mailer"),
+    "mail", b"M", Protocol.NO_MAIL, Protocol.SILENT_MAIL, stage=2,
+    symbols=("i", "b", "{auth_type}", "{auth_authen}", "{mail_addr}", "{mail_host}",
+             "{mail_mailer}"),
 )  # fmt: skip
 RCPT = Event(
-    "rcpt", b"R", Protocol.NO_RCPT.value, Protocol.SILENT_RCPT.value, stage=3, repeats=True,
-    symbols=("i", "rcpt_addr", "rcpt_host", "rcpt_mailer"),
+    "rcpt", b"R", Protocol.NO_RCPT, Protocol.SILENT_RCPT, stage=3, repeats=True,
+    symbols=("i", "{rcpt_addr}", "{rcpt_host}", "{rcpt_mailer}"),
 )  # fmt: skip
-DATA = Event("data", b"T", Protocol.NO_DATA.value, Protocol.SILENT_DATA.value, 4, 4, ("i",))
-HEADER = Event(
-    "header", b"L", Protocol.NO_HEADERS.value, Protocol.SILENT_HEADER.value, repeats=True
-)
+DATA = Event("data", b"T", Protocol.NO_DATA, Protocol.SILENT_DATA, 4, 4, ("i",))
+HEADER = Event("header", b"L", Protocol.NO_HEADERS, Protocol.SILENT_HEADER, repeats=True)
 END_OF_HEADER = Event(
-    "end of header", b"N", Protocol.NO_END_OF_HEADER.value, Protocol.SILENT_END_OF_HEADER.value,
+    "end of header", b"N", Protocol.NO_END_OF_HEADER, Protocol.SILENT_END_OF_HEADER,
     stage=6, symbols=("i",),
 )  # fmt: skip
-BODY = Event("body", b"B", Protocol.NO_BODY.value, Protocol.SILENT_BODY.value, repeats=True)
-END = Event("end of message", b"E", 0, 0, stage=5, symbols=("i",))
+BODY = Event("body", b"B", Protocol.NO_BODY, Protocol.SILENT_BODY, repeats=True)
+END = Event("end of message", b"E", Protocol(0), Protocol(0), stage=5, symbols=("i",))
 
 EVENTS = (CONNECT, HELO, MAIL, RCPT, DATA, HEADER, END_OF_HEADER, BODY, END)
 
@@ -86,7 +115,7 @@ class Step(NamedTuple):
     several: int = 0
 
 
-PAUSE = Step(Event("pause", b"", 0, 0))
+PAUSE = Step(Event("pause", b"", Protocol(0), Protocol(0)))
 """In place of an event: what follows is sent once all before is answered."""
 
 
@@ -115,30 +144,25 @@ def path_step(
 
 
 def header_step(fields: Iterable[tuple[bytes, bytes]], *, leading_space: bool) -> Step:
-    """Return the fields of a header.
-
-    :param fields: names and values, as they came
-    :param leading_space: values keep the space behind the colon
-    """
-    frames = [
-        header_frame(name, _header_value(value, leading_space=leading_space))
-        for name, value in fields
-    ]
-    return Step(HEADER, b"".join(frames), None, len(frames))
-
-
-def _header_value(value: bytes, *, leading_space: bool) -> bytes:
-    """Return the value of a field as milters get it: folded lines end in LF.
+    """Return the fields of a header; folded lines end in LF, as milters get them.
 
     Without *leading_space* one space is taken off, and no tab, as Sendmail and Postfix do: a milter
     that writes the value back puts one before it. A NUL, which would end the value, becomes a
     space: what is behind it is to be seen.
+
+    :param fields: names and values, as they came
+    :param leading_space: values keep the space behind the colon
     """
-    if b"\n" in value:
-        value = value.replace(b"\r\n", b"\n")
-    if b"\0" in value:
-        value = value.replace(b"\0", b" ")
-    return value if leading_space else value.removeprefix(b" ")
+    frames = []
+    for name, value in fields:
+        text = value if leading_space else value.removeprefix(b" ")
+        if b"\n" in text:
+            text = text.replace(b"\r\n", b"\n")
+        if b"\0" in text:
+            text = text.replace(b"\0", b" ")
+        length = LENGTH.pack(len(name) + len(text) + 3)
+        frames.append(b"%bL%b\0%b\0" % (length, name, text))
+    return Step(HEADER, b"".join(frames), None, len(frames))
 
 
 def body_steps(content: bytes, start: int) -> Iterator[Step]:
@@ -149,15 +173,3 @@ def body_steps(content: bytes, start: int) -> Iterator[Step]:
     view = memoryview(content)
     for position in range(start, len(content), CHUNK):
         yield Step(BODY, view[position : position + CHUNK])
-
-
-def packed(names: Iterable[str], values: Mapping[str, str]) -> bytes:
-    """Return macros, as far as they have values, as a frame's data has them."""
-    return b"".join(
-        [_symbol(name) + text_of(value) for name in names if (value := values.get(name))]
-    )
-
-
-@lru_cache
-def _symbol(name: str) -> bytes:
-    return text_of(name if len(name) == 1 else f"{{{name}}}")

@@ -1,0 +1,62 @@
+"""Macros: what a milter learns of a session by name, besides the events. Sans-io."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smtpd_fork.hops.milter.events import CONNECT, HELO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from smtpd_fork.hops.milter.events import Event
+
+__all__ = ["Macros"]
+
+NUL = "\0"
+
+
+class Macros:
+    """The macros of a conversation.
+
+    :ivar values: those of this transaction and of the session, by name
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self._of_session: dict[str, str] = {}
+        self._listed: dict[int, Sequence[str]] = {}
+        self._sent: dict[Sequence[str], bytes] = {}  # as they are sent, by their names
+
+    def list(self, symbols: Mapping[int, Sequence[str]]) -> None:
+        """Send these names, by the number of the stage, instead of the usual ones."""
+        self._listed.update(symbols)
+
+    def begin(self) -> None:
+        """Forget the values of the transaction before."""
+        self.values = dict(self._of_session)
+        self._sent.clear()
+
+    def learn(self, event: Event, values: Mapping[str, str]) -> None:
+        """Take the values that are known from an event on."""
+        self.values |= values
+        self._sent.clear()
+        if event is CONNECT or event is HELO:
+            self._of_session |= values
+
+    def before(self, event: Event) -> bytes:
+        """Return what is sent before an event; empty if nothing is known.
+
+        That of several events is the same: it is made once.
+        """
+        names = self._listed.get(event.stage, event.symbols)
+        found = self._sent.get(names)
+        if found is None:
+            found = self._sent[names] = self._texts(names)
+        return found
+
+    def _texts(self, names: Sequence[str]) -> bytes:
+        """Return names and values, each of which ends with NUL, its first one."""
+        pairs = [(name, value) for name in names if (value := self.values.get(name))]
+        text = "".join([f"{name}\0{value.partition(NUL)[0]}\0" for name, value in pairs])
+        return text.encode("utf-8", "surrogateescape")
