@@ -38,6 +38,9 @@ RETRY_SECONDS = 0.05
 
 LONGEST_RETRY_SECONDS = 0.5
 
+NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+"""Of link(2), on FAT, exFAT, and some network file systems and those of FUSE."""
+
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _STARTED = time.time()
@@ -162,21 +165,20 @@ class MboxFile:
         """Create the lock file with our number in it at once.
 
         A daemon that is killed between two steps would leave an empty one, of which nobody knows
-        whether it is stale.
+        whether it is stale. Without hard links there is no other way.
 
         :raises FileExistsError: it is there
         """
         draft = f"{name}.new"  # ours alone: the mailbox is locked by fcntl(2)
         with suppress(FileNotFoundError):
             os.unlink(draft, dir_fd=directory)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        lock = os.open(draft, flags, FILE_MODE, dir_fd=directory)
+        lock = _create_lock(directory, draft)
         try:
-            with suppress(OSError):  # a full disk: the lock holds all the same
-                os.write(lock, b"%d\n" % os.getpid())
             os.link(draft, name, src_dir_fd=directory, dst_dir_fd=directory)
-        except BaseException:
+        except BaseException as error:
             os.close(lock)
+            if isinstance(error, OSError) and error.errno in NO_HARD_LINKS:
+                return _create_lock(directory, name)
             raise
         finally:
             with suppress(FileNotFoundError):
@@ -251,6 +253,18 @@ def _separator(file: int, size: int) -> bytes:
     if not end or end == b"\n\n":
         return b""
     return b"\n" if end.endswith(b"\n") else b"\n\n"
+
+
+def _create_lock(directory: int, name: str) -> int:
+    """Create a file with our number in it.
+
+    :raises FileExistsError: it is there
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    lock = os.open(name, flags, FILE_MODE, dir_fd=directory)
+    with suppress(OSError):  # a full disk: the lock holds all the same
+        os.write(lock, b"%d\n" % os.getpid())
+    return lock
 
 
 def _is_stale(directory: int, name: str) -> bool:

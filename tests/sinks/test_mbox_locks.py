@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import subprocess
@@ -109,6 +110,45 @@ async def test_both_locks_are_held_while_a_message_is_written(
     monkeypatch.setattr(os, "fsync", note)
     await mbox.deliver(a_mail())
     assert seen == [True, b"locked\n", b"locked\n"]
+
+
+def without_hard_links(monkeypatch: pytest.MonkeyPatch, error: str) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    number = getattr(errno, error)
+    monkeypatch.setattr(os, "link", fail)
+
+
+@pytest.mark.parametrize("error", ["EPERM", "EOPNOTSUPP", "ENOSYS"])
+async def test_a_file_system_without_hard_links_has_a_lock_file_as_well(
+    error: str, tmp_path: Path, mbox: Mbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_hard_links(monkeypatch, error)
+    locks: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        locks.append((tmp_path / "box.lock").read_text())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    assert str(await mbox.deliver(a_mail()))[:3] == "250"
+    assert set(locks) == {f"{os.getpid()}\n"}
+    assert [path.name for path in tmp_path.iterdir()] == ["box"]
+    with with_a_lock_file(tmp_path / "box"):
+        assert str(await mbox.deliver(a_mail()))[:9] == "451 4.2.0"
+    (tmp_path / "box.lock").write_text(f"{a_dead_process()}\n")
+    assert str(await mbox.deliver(a_mail()))[:3] == "250"
+
+
+@pytest.mark.parametrize(("error", "reply"), [("EIO", "451 4.3.0"), ("ENOSPC", "452 4.3.1")])
+async def test_a_lock_file_that_cannot_be_created_is_temporary_and_none_is_left(
+    error: str, reply: str, tmp_path: Path, mbox: Mbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_hard_links(monkeypatch, error)
+    assert str(await mbox.deliver(a_mail()))[:9] == reply
+    assert [path.name for path in tmp_path.iterdir()] == ["box"]
 
 
 def a_dead_process() -> int:
