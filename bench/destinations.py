@@ -1,4 +1,4 @@
-"""Where each sink of this daemon delivers: what is started for it, and its ``--handler``."""
+"""Where each sink of this daemon delivers: what is started for it, and its ``--handler``s."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ STREAM_LIMIT = 64 * 1024 * 1024
 class Destination(NamedTuple):
     """Where a sink delivers.
 
-    :ivar start: starts it in a directory, on a port; gives the value of ``--handler``
+    :ivar start: starts it in a directory, on a port; gives the values of ``--handler``
     :ivar programs: that have to be there
     :ivar modules: of Python that have to be there
     """
 
     sink: str
-    start: Callable[[Path, int], AbstractContextManager[str]]
+    start: Callable[[Path, int], AbstractContextManager[Sequence[str]]]
     programs: Sequence[str] = ()
     modules: Sequence[str] = ()
 
@@ -52,7 +52,7 @@ class Destination(NamedTuple):
                 return f"the Python package {module} is not installed"
         return ""
 
-    def __call__(self, folder: Path) -> AbstractContextManager[str]:
+    def __call__(self, folder: Path) -> AbstractContextManager[Sequence[str]]:
         """Start it in a directory of its own."""
         directory = folder / "destination"
         directory.mkdir()
@@ -76,23 +76,23 @@ def listening(command: Sequence[str], folder: Path, port: int) -> Iterator[None]
 
 
 @contextmanager
-def _discard(_folder: Path, _port: int) -> Iterator[str]:
-    yield "discard"
+def _discard(_folder: Path, _port: int) -> Iterator[Sequence[str]]:
+    yield ["discard"]
 
 
 @contextmanager
-def _maildir(folder: Path, _port: int) -> Iterator[str]:
-    yield f"maildir:{folder}/Maildir"
+def _maildir(folder: Path, _port: int) -> Iterator[Sequence[str]]:
+    yield [f"maildir:{folder}/Maildir"]
 
 
 @contextmanager
-def _mbox(folder: Path, _port: int) -> Iterator[str]:
-    yield f"mbox:{folder}/mbox"
+def _mbox(folder: Path, _port: int) -> Iterator[Sequence[str]]:
+    yield [f"mbox:{folder}/mbox"]
 
 
 @contextmanager
-def _pipe(folder: Path, _port: int) -> Iterator[str]:
-    yield f"pipe:{shutil.which('cp')} /dev/stdin {folder}/message"
+def _pipe(folder: Path, _port: int) -> Iterator[Sequence[str]]:
+    yield [f"pipe:{shutil.which('cp')} /dev/stdin {folder}/message"]
 
 
 def _smtp_sink(port: int, *options: str) -> list[str]:
@@ -101,39 +101,39 @@ def _smtp_sink(port: int, *options: str) -> list[str]:
 
 
 @contextmanager
-def _relay(folder: Path, port: int) -> Iterator[str]:
+def _relay(folder: Path, port: int) -> Iterator[Sequence[str]]:
     with listening(_smtp_sink(port), folder, port):
-        yield f"relay:{HOST}:{port}"
+        yield [f"relay:{HOST}:{port}"]
 
 
 @contextmanager
-def _lmtp(folder: Path, port: int) -> Iterator[str]:
+def _lmtp(folder: Path, port: int) -> Iterator[Sequence[str]]:
     with listening(_smtp_sink(port, "-L"), folder, port):
-        yield f"lmtp:{HOST}:{port}"
+        yield [f"lmtp:{HOST}:{port}"]
 
 
 @contextmanager
-def _webhook(folder: Path, port: int) -> Iterator[str]:
+def _webhook(folder: Path, port: int) -> Iterator[Sequence[str]]:
     command = [sys.executable, "-m", "bench.peers.webhook", "--host", HOST, "--port", str(port)]
     with listening(command, folder, port):
-        yield f"webhook:http://{HOST}:{port}/"
+        yield [f"webhook:http://{HOST}:{port}/"]
 
 
 @contextmanager
-def _webhook_json(folder: Path, port: int) -> Iterator[str]:
-    with _webhook(folder, port) as handler:
-        yield f"{handler},format=json"
+def _webhook_json(folder: Path, port: int) -> Iterator[Sequence[str]]:
+    with _webhook(folder, port) as (handler,):
+        yield [f"{handler},format=json"]
 
 
 @contextmanager
-def _redis(folder: Path, port: int) -> Iterator[str]:
+def _redis(folder: Path, port: int) -> Iterator[Sequence[str]]:
     command = ["redis-server", "--bind", HOST, "--port", str(port), "--save", ""]
     with listening(command, folder, port):
-        yield f"redis:redis://{HOST}:{port}"
+        yield [f"redis:redis://{HOST}:{port}"]
 
 
 @contextmanager
-def _nats(folder: Path, port: int) -> Iterator[str]:
+def _nats(folder: Path, port: int) -> Iterator[Sequence[str]]:
     settings = (
         f"listen: {HOST}:{port}\nmax_payload: {STREAM_LIMIT}\n"
         f'jetstream {{ store_dir: "{folder}/store" }}\n'
@@ -142,7 +142,7 @@ def _nats(folder: Path, port: int) -> Iterator[str]:
     with listening(["nats-server", "-c", f"{folder}/conf"], folder, port):
         url = f"nats://{HOST}:{port}"
         asyncio.run(_add_stream(url))
-        yield f"nats:{url}"
+        yield [f"nats:{url}"]
 
 
 async def _add_stream(url: str) -> None:
@@ -154,14 +154,25 @@ async def _add_stream(url: str) -> None:
 
 
 @contextmanager
-def _s3(folder: Path, port: int) -> Iterator[str]:
+def _s3(folder: Path, port: int) -> Iterator[Sequence[str]]:
     command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
     with listening(command, folder, port):
         url = f"http://{HOST}:{port}"
         bucket = urllib.request.Request(f"{url}/mail", method="PUT")  # noqa: S310 - http
         urllib.request.urlopen(bucket).close()  # noqa: S310 - see above
         login = "access-key-id=mail,secret-access-key=mail,region=us-east-1"
-        yield f"s3:mail,endpoint={url},{login}"
+        yield [f"s3:mail,endpoint={url},{login}"]
+
+
+@contextmanager
+def _two_milters(folder: Path, port: int) -> Iterator[Sequence[str]]:
+    ports = port, free_port()
+    command = [sys.executable, "-m", "bench.peers.milter", "--edits", "--port"]
+    with (
+        listening([*command, str(ports[0])], folder, ports[0]),
+        listening([*command, str(ports[1])], folder, ports[1]),
+    ):
+        yield [*(f"milter:{HOST}:{each}" for each in ports), "discard"]
 
 
 DESTINATIONS = (
@@ -176,4 +187,5 @@ DESTINATIONS = (
     Destination("redis", _redis, programs=["redis-server"], modules=["redis"]),
     Destination("nats", _nats, programs=["nats-server"], modules=["nats"]),
     Destination("s3", _s3, modules=["obstore", "moto"]),
+    Destination("two milters", _two_milters),
 )

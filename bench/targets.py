@@ -134,8 +134,10 @@ TARGETS = (
     Target("W13", "look", "Milter that only looks: additional CPU per message", 200, "us"),
     Target("W13", "both", "Milter that edits, by TCP: additional CPU per message", 200, "us"),
     Target("W13", "wait", "Milter that edits, by TCP: additional time to 250", 2, "ms"),
-    Target("W14", "hold", "25 MB, any sink: longest hold of the event loop", 50, "ms", of=""),
-    Target("W14", "peak", "25 MB, any sink: peak memory / size of the message", 2.2, of=""),
+    Target(
+        "W14", "hold", "25 MB, any sink, two milters: longest hold of the loop", 50, "ms", of=""
+    ),
+    Target("W14", "peak", "25 MB, any sink, two milters: peak memory / size", 2.2, of=""),
     Target("W16", "dot", "Hop down: final dot to 451, p99", 5, "ms"),
     Target("W16", "rcpt", "Hop down: RCPT to 451, p99", 5, "ms"),
     Target(

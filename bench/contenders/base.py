@@ -17,7 +17,7 @@ from bench.proc import cpu_seconds
 from bench.process import BenchError, Process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from bench.certificates import Certificates
 
@@ -60,7 +60,7 @@ class Needs:
     :ivar fleet: the Redis of a fleet, as the option ``--fleet`` has it; empty: the server is alone
     :ivar milter: the milter that judges messages, ``unix:PATH`` or ``HOST:PORT``; empty: none
     :ivar rspamd: the URL of the rspamd that judges messages; empty: none
-    :ivar handler: of this daemon, as its option ``--handler`` has it; empty: by the others
+    :ivar handlers: of this daemon, as its option ``--handler`` has them; empty: by the others
     """
 
     capacity: int = 1000
@@ -73,7 +73,7 @@ class Needs:
     fleet: str = ""
     milter: str = ""
     rspamd: str = ""
-    handler: str = ""
+    handlers: Sequence[str] = ()
 
 
 class Place(NamedTuple):

@@ -52,30 +52,27 @@ class SmtpdFork(Contender):
         command = [
             *(sys.executable, "-m", "smtpd_fork"),
             *("--listen-address", f"{HOST}:{place.port}"),
-            *("--handler", self.handler(place, needs)),
+            *(word for each in self.handlers(place, needs) for word in ("--handler", each)),
             *("--hostname", "localhost"),
             *("--limit-connections", str(needs.capacity)),
             *("--max-from-ip", str(needs.limit)),
             *("--max-message-size", str(needs.largest)),
             *("--log-to", str(place.folder / "log")),
         ]
-        first = command.index("--handler")
-        if needs.milter:
-            command[first:first] = ["--handler", f"milter:{needs.milter}"]
-        if needs.rspamd:
-            command[first:first] = ["--handler", f"rspamd:{needs.rspamd}"]
         if needs.tls:
             command += ["--tls-cert", str(place.certificates.certificate)]
             command += ["--tls-key", str(place.certificates.key)]
         return command
 
-    def handler(self, place: Place, needs: Needs) -> str:
-        """Return where messages go, as the option has it."""
-        if needs.handler:
-            return needs.handler
+    def handlers(self, place: Place, needs: Needs) -> list[str]:
+        """Return the handlers of a message, the sink last, as the option has them."""
+        if needs.handlers:
+            return [*needs.handlers]
+        handlers = [f"milter:{needs.milter}"] if needs.milter else []
+        handlers += [f"rspamd:{needs.rspamd}"] if needs.rspamd else []
         if needs.hop:
-            return f"relay:{needs.hop}"
-        return f"maildir:{place.mail}" if needs.keep else "discard"
+            return [*handlers, f"relay:{needs.hop}"]
+        return [*handlers, f"maildir:{place.mail}" if needs.keep else "discard"]
 
 
 class SmtpdForkAllRules(SmtpdFork):
@@ -135,20 +132,17 @@ class SmtpdForkFilters(SmtpdFork):
     setup = "smtpd-fork with the filters `accept`, `auth`, `policy`, `milter` and `rspamd`"
     only: ClassVar[tuple[str, ...]] = ("W4",)
 
-    def command(self, place: Place, needs: Needs) -> list[str]:
-        """Return the daemon's command line."""
+    def handlers(self, place: Place, needs: Needs) -> list[str]:
+        """Return the filters and the sink."""
         users, domains = place.folder / "users", place.folder / "domains"
         users.write_text(f"bob:{BOB}\n", encoding="ascii")
         users.chmod(0o600)
         domains.write_text("example.com\n", encoding="ascii")
-        filters = [
+        return [
             *(f"accept:{domains}", f"auth:{users}", f"policy:unix:{place.folder}/policy"),
             *(f"milter:unix:{place.folder}/milter", f"rspamd:http://{HOST}:1"),
+            *super().handlers(place, needs),
         ]
-        command = super().command(place, needs)
-        first = command.index("--handler")
-        options = [word for each in filters for word in ("--handler", each)]
-        return [*command[:first], *options, *command[first:]]
 
 
 class SmtpdForkPool(SmtpdFork):
@@ -163,12 +157,11 @@ class SmtpdForkPool(SmtpdFork):
 
     def command(self, place: Place, needs: Needs) -> list[str]:
         """Return the daemon's command line."""
-        return ["env", f"PYTHONPATH={ROOT}", *self._with_pool(super().command(place, needs))]
+        return ["env", f"PYTHONPATH={ROOT}", *super().command(place, needs)]
 
-    @staticmethod
-    def _with_pool(command: list[str]) -> list[str]:
-        first = command.index("--handler")
-        return [*command[:first], "--handler", "bench.peers.pool:Pool", *command[first:]]
+    def handlers(self, place: Place, needs: Needs) -> list[str]:
+        """Return the pool and the sink."""
+        return ["bench.peers.pool:Pool", *super().handlers(place, needs)]
 
 
 class StockAiosmtpd(Contender):

@@ -40,18 +40,15 @@ class SmtpdForkSink(SmtpdFork):
         return self.destination.missing()
 
     def command(self, place: Place, needs: Needs) -> list[str]:
-        """Return the daemon's command line."""
-        command = super().command(place, needs)
-        if not needs.handler:
-            return command
-        holds = holds_of(place.folder)
-        Holds().write(holds)
-        first = command.index("--handler")
-        return [*command[:first], "--handler", f"bench.peers.held:Held:{holds}", *command[first:]]
+        """Write the file of what measures the loop, and return the daemon's command line."""
+        Holds().write(holds_of(place.folder))
+        return super().command(place, needs)
 
-    def handler(self, place: Place, needs: Needs) -> str:  # noqa: ARG002 - as the other's
-        """Return the sink."""
-        return needs.handler or self.name
+    def handlers(self, place: Place, needs: Needs) -> list[str]:
+        """Return what measures the loop, and the handlers of the destination."""
+        if not needs.handlers:
+            return [self.name]
+        return [f"bench.peers.held:Held:{holds_of(place.folder)}", *needs.handlers]
 
 
 SINKS = tuple(map(SmtpdForkSink, DESTINATIONS))

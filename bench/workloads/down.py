@@ -77,7 +77,7 @@ class HopDown(Workload):
         figures = {"back": 0.0, "up": 0.0, "late": 0.0}
         for mode, option in MODES:
             hop = free_port()
-            needs = Needs(handler=f"relay:{HOST}:{hop}{option}")
+            needs = Needs(handlers=[f"relay:{HOST}:{hop}{option}"])
             with (
                 serving(contender, needs, certificates) as served,
                 Client(

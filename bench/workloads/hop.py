@@ -96,7 +96,7 @@ class Lmtp(Mail):
             path = lmtp_socket(hop.folder)
             if contender.name == Dovecot.name:
                 return self._rate(hop, path)
-            with serving(contender, Needs(handler=f"lmtp:unix:{path}"), certificates) as served:
+            with serving(contender, Needs(handlers=[f"lmtp:unix:{path}"]), certificates) as served:
                 return self._rate(served, "")
 
     def _rate(self, served: Served, lmtp: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A large message through each sink of this daemon."""
+"""A large message through each sink of this daemon, and through two milters."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ MILLI = 1e3
 
 
 class EverySink(Workload):
-    """One large message through each sink."""
+    """One large message through each sink, and through two milters."""
 
     key = "W14"
-    title = "A message of 25 MB through each sink"
+    title = "A message of 25 MB through each sink, and two milters"
     metrics: ClassVar[Sequence[Metric]] = (
         Metric("hold", "longest hold of the event loop", "ms"),
         Metric("cpu", "of it CPU time", "ms"),
@@ -48,7 +48,8 @@ class EverySink(Workload):
             f"A message of {SIZE:,} bytes, after {WARM_UP} small ones, to smtpd-fork with each of "
             "its sinks, and with a server of the test behind it: lmtp and relay deliver to "
             "smtp-sink, pipe to `cp /dev/stdin FILE`, webhook to aiohttp's server, redis to "
-            "redis-server, nats to nats-server with a max_payload of 64 MiB, s3 to moto. A task "
+            "redis-server, nats to nats-server with a max_payload of 64 MiB, s3 to moto. In the "
+            "row **two milters** each of two adds fields to the header, before `discard`. A task "
             "in the daemon sleeps for 1 ms, again and again: a hold is how much longer that took, "
             "which includes time in which another process had the processor; CPU time is that of "
             "the loop's thread during one sleep. Memory as in W8, of the daemon alone."
@@ -63,8 +64,8 @@ class EverySink(Workload):
         assert isinstance(contender, SmtpdForkSink)  # noqa: S101 - for the type checker
         with (
             tempfile.TemporaryDirectory(prefix="smtpd-fork-bench-") as folder,
-            contender.destination(Path(folder)) as handler,
-            serving(contender, Needs(largest=ALLOWED, handler=handler), certificates) as served,
+            contender.destination(Path(folder)) as handlers,
+            serving(contender, Needs(largest=ALLOWED, handlers=handlers), certificates) as served,
         ):
             holds = holds_of(served.folder)
             send(served, WARM_UP, size=SMALL, at_once=1, keep=False)
