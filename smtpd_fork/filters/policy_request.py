@@ -50,6 +50,7 @@ def attributes(
         "protocol_state": state,
         **_of_client(server, session, helo),
         **_of_message(session, envelope, state, sender, recipient),
+        "stress": "yes" if getattr(server, "stressed", False) else "",  # not aiosmtpd's
         **_of_login(session, envelope),
         **_of_tls(session),
         "policy_context": context,
@@ -104,7 +105,6 @@ def _of_message(
         "recipient_count": str(len(recipients)),
         "size": size or "0",
         "etrn_domain": "",
-        "stress": "",
     }
 
 

@@ -97,7 +97,7 @@ class Running:
             loop,
             self._refuser,
             self._reporter,
-            self._stress.shorten,
+            self._stress,
             self._tarpit.mark,
         )
         self.preconnect = self._make_preconnect(settings)

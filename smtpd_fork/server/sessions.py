@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners import Listener, Refuser
     from smtpd_fork.listeners.accepted_client import AcceptedClient
     from smtpd_fork.peer_address import Peer, SocketAddress
+    from smtpd_fork.server.stress import Stress
     from smtpd_fork.smtp import Connection
 
     MakeSession = Callable[
@@ -57,7 +58,7 @@ class Sessions:
     :param refuser: knows whose handshakes fail too often
     :param reporter: writes lines about clients
     :param mark: is told of each session that begins; it may slow the client down
-    :ivar shorten: returns a time limit as it is now; slots may be short
+    :ivar stress: knows whether slots are short
     :ivar judge: judges a client that XCLIENT names; set before the first session
     """
 
@@ -71,13 +72,13 @@ class Sessions:
         loop: asyncio.AbstractEventLoop,
         refuser: Refuser,
         reporter: Reporter,
-        shorten: Callable[[float], float],
+        stress: Stress,
         mark: Callable[[Connection, Ticket], None],
     ) -> None:
         self._loop = loop
         self._refuser = refuser
         self._reporter = reporter
-        self.shorten = shorten
+        self.stress = stress
         self._mark_if_suspected = mark
         self.change(make, tls, handshake_seconds)
         self._tickets: dict[Connection, Ticket] = {}
@@ -188,7 +189,7 @@ class Sessions:
                 handshake.begin,
                 handshake.sock,
                 ssl=self._tls.context if self._tls is not None else None,
-                ssl_handshake_timeout=self.shorten(self._handshake_seconds),
+                ssl_handshake_timeout=self.stress.shorten(self._handshake_seconds),
             )
         )
         self._handshakes[task] = handshake

@@ -213,6 +213,12 @@ class SMTP(Mechanisms):
         exempt = self.connection.shared.is_exempt
         return exempt is not None and exempt(self.connection.dialogue.session.peer)
 
+    @property
+    def stressed(self) -> bool:
+        """Whether connection slots are short, and ``--stress-timeout`` is in force."""
+        owner = self.connection.owner
+        return owner is not None and owner.stress.on
+
     def charge_message(self) -> bool:
         """Charge the message anew that a handler has changed; return whether it may be held."""
         return charge_changed(self.connection.dialogue)

@@ -53,7 +53,7 @@ async def _handshake(connection: Connection, early: bytes) -> asyncio.Transport:
     loop, shared = connection.loop, connection.shared
     seconds = shared.limits.handshake_seconds
     if connection.owner is not None:
-        seconds = connection.owner.shorten(seconds)
+        seconds = connection.owner.stress.shorten(seconds)
     begun = loop.time()
     connection.deadline = begun + 2 * seconds  # the handshake has a time of its own
     reason, kind = "connection closed by the client", ""

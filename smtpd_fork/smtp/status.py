@@ -9,7 +9,6 @@ from smtpd_fork.dialogue.commands import State
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
     from smtpd_fork.dialogue.dialogue import Dialogue
     from smtpd_fork.dialogue.shared import Shared
@@ -39,12 +38,23 @@ STOPPED = BLOCKED | TURN | DELAYED
 """What keeps commands from being acted on."""
 
 
+class Stress(Protocol):
+    """Knows whether connection slots are short."""
+
+    @property
+    def on(self) -> bool:
+        """Whether they are, and that makes a difference."""
+
+    def shorten(self, seconds: float) -> float:
+        """Return a time limit as it is now."""
+
+
 class Owner(Protocol):
     """Judges the clients of sessions, and their TLS handshakes."""
 
     @property
-    def shorten(self) -> Callable[[float], float]:
-        """Returns a time limit as it is now."""
+    def stress(self) -> Stress:
+        """Knows whether connection slots are short."""
 
     def begin_handshake(self, connection: Any) -> Refusal | None:
         """Return why a session is not to begin one."""

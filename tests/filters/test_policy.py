@@ -110,6 +110,19 @@ async def test_a_sender_after_one_that_was_refused_begins_another_transaction() 
     assert kept.messages == [MESSAGE.encode()]
 
 
+@pytest.mark.parametrize("timeout", [10.0, 0.0])
+async def test_a_request_says_whether_slots_are_short(timeout: float) -> None:
+    policy, options = TestPolicy(), {"limit_connections": 4, "stress_timeout": timeout}
+    async with door(policy, options=options) as (client, _):
+        await recipient(client)
+        address = client.writer.get_extra_info("peername")
+        async with await Client.to(address) as second, await Client.to(address) as third:
+            await second.greet()
+            await third.greet()
+            await recipient(client)
+    assert [each["stress"] for each in policy.requests] == ["", "yes" if timeout else ""]
+
+
 async def test_a_client_that_has_authenticated_is_named_and_may_be_left_out() -> None:
     policy, strict = TestPolicy(), TestPolicy("REJECT")
     auth = {"authenticator": check_password, "auth_require_tls": False}
