@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import msgspec
 
+from smtpd_fork.fleet.auth_failures import tell_auth_failure
 from smtpd_fork.fleet.denials import FleetDenials
 from smtpd_fork.fleet.episodes import Episodes, State
 from smtpd_fork.fleet.figures import Counts
 from smtpd_fork.fleet.messenger import Messenger
 from smtpd_fork.fleet.node import Node
 from smtpd_fork.fleet.question import Question
+from smtpd_fork.fleet.sync import FleetError
 from smtpd_fork.fleet.view import ViewOf, view_of
 from smtpd_fork.gate import FleetShare, Refusal
 from smtpd_fork.units import counted
@@ -196,6 +198,20 @@ class Fleet:
             self.node.forget(question)
         else:
             self._messenger.call(self.node.forget, question)
+
+    async def share_auth_failure(
+        self, client: str, guess: bytes, most: int, seconds: float
+    ) -> dict[bytes, float]:
+        """Tell all nodes that a client has failed to authenticate; see :func:`tell_auth_failure`.
+
+        :returns: its guesses at all nodes; none if the fleet has no answer in time
+        """
+        # A server in another thread, that shares the gate, counts by itself.
+        if self.state is State.UP and self._messenger.is_here:
+            with contextlib.suppress(FleetError, TimeoutError):
+                async with asyncio.timeout(self._messenger.patience.timeout):
+                    return await tell_auth_failure(self._link, client, guess, most, seconds)
+        return {}
 
     def _let_in(self) -> None:
         """End all questions: no client waits for an answer any longer."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from smtpd_fork.fleet.auth_failure_ledger import AuthFailureLedger
+from smtpd_fork.fleet.auth_failures import AuthFailure
 from smtpd_fork.fleet.denial_ledger import DenialLedger
 from smtpd_fork.fleet.denial_message import Changes, DenialAnswer
 from smtpd_fork.fleet.sync import Answer
@@ -56,6 +58,7 @@ class Ledger:
         self._due: dict[str, int] = {}
         self._waiting: set[str] = set()
         self._denials = DenialLedger()
+        self._failures = AuthFailureLedger()
         self.hints: list[str] = []
 
     def __len__(self) -> int:
@@ -113,7 +116,7 @@ class Ledger:
 
     def ask(
         self, question: str, keys: Sequence[str], message: bytes, now: int
-    ) -> View | DenialAnswer:
+    ) -> View | DenialAnswer | list[tuple[str, int]]:
         """Return the answer to a question; see :meth:`Link.ask`."""
         self.hints = []
         if question == "denials":
@@ -121,6 +124,9 @@ class Ledger:
             answer, changed = self._denials.exchange(changes, now // 1000)
             self.hints = ["denials"] if changed else []
             return answer
+        if question == "auth_failures":
+            failure = msgspec.msgpack.decode(message, type=AuthFailure)
+            return self._failures.count(keys[0], failure, now // 1000)
         assert question == "view", question
         after, rates = msgspec.msgpack.decode(message, type=tuple[int, list[bool]])
         return self._view(keys, after, rates, now)

@@ -37,7 +37,8 @@ class Link(Protocol):
     async def ask(self, question: str, keys: list[str], message: bytes) -> object:
         """Ask beside the call under way, which is not disturbed; return the bytes of the answer.
 
-        :param question: ``view`` (see ``view.py``) or ``denials`` (see ``denial_message.py``)
+        :param question: ``view`` (see ``view.py``), ``denials`` (see ``denial_message.py``) or
+            ``auth_failures`` (see ``auth_failures.py``)
         :param keys: those that are asked about, without the prefix of the fleet
         :raises FleetError: the answer is an error, or none came within some seconds
         """

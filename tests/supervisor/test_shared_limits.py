@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+from base64 import b64encode
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from smtpd_fork.errors import ExitStatus
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from smtplib import SMTP
 
 
 @pytest.fixture
@@ -165,3 +167,32 @@ def test_a_denial_of_a_handler_is_one_of_all_processes(tmp_path: Path) -> None:
         assert ask(tmp_path, "undeny", network="192.0.2.0/24")["ok"]
         until(lambda: ask(tmp_path, "denials")["denials"] == [], "all have heard of it")
         assert ask(tmp_path, "undeny", network="192.0.2.0/24")["fault"] == "unknown"
+
+
+def test_failed_attempts_to_authenticate_count_over_all_processes(
+    tmp_path: Path, clients: ExitStack
+) -> None:
+    (tmp_path / "backend.py").write_text(
+        "from aiosmtpd.smtp import AuthResult\n\n"
+        "def check(server, session, envelope, mechanism, data):\n"
+        "    return AuthResult(success=False, handled=False)\n"
+    )
+    (tmp_path / "auth.toml").write_text(
+        '[[handler]]\nuse = "auth"\nauthenticator = "backend:check"\nrequire-tls = "never"\n'
+        'max-failures = 4\n\n[[handler]]\nuse = "discard"\n'
+    )
+    options = ("-l", "127.0.0.1:0", *PATIENT, "--config", "auth.toml", "--processes", "2")
+    with Daemon(*options, *CONTROL, cwd=tmp_path) as daemon:
+        sessions: list[SMTP] = []
+        while len(sessions) < 40 and min(each["sessions"] for each in status(tmp_path)) < 6:
+            sessions.append(daemon.smtp())
+            clients.callback(sessions[-1].close)
+        assert min(each["sessions"] for each in status(tmp_path)) >= 6
+        codes = []
+        for number, session in enumerate(sessions):
+            session.ehlo()
+            word = b64encode(f"\0bob\0guess {number}".encode()).decode()
+            codes.append(session.docmd("AUTH PLAIN", word)[0])
+        assert codes[:4] == [535] * 4
+        assert set(codes[4:]) <= {535, 421}
+        assert codes.count(535) <= 5, "one more at the process that has not heard of the others"

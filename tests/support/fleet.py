@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from inspect import isfunction
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.fleet import Fleet
@@ -37,7 +38,10 @@ class Taker:
 async def nodes(
     number: int, url: str, handler: Any = None, **options: Any
 ) -> AsyncIterator[list[Server]]:
-    """Start servers that are a fleet; afterwards each has left it."""
+    """Start servers that are a fleet; afterwards each has left it.
+
+    :param handler: of all of them, or a function that returns one for each
+    """
     options.setdefault("max_from_net", ["0"])
     options.setdefault("fleet_timeout", 5)  # a busy machine is no outage
     async with AsyncExitStack() as stack:
@@ -45,7 +49,9 @@ async def nodes(
         for index in range(number):
             options["fleet_node"] = f"mx{index}"
             server = await stack.enter_async_context(
-                serve(handler or Taker(), fleet=url, **options)
+                serve(
+                    handler() if isfunction(handler) else handler or Taker(), fleet=url, **options
+                )
             )
             assert server.fleet is not None
             servers.append(server)

@@ -51,6 +51,7 @@ class Exchange:
         self.user = ""
         self.limit_reached = False
         self._failures = failures
+        self._guess = b""
         self._responses: list[bytes] = []
         if initial:
             self._heard(initial)
@@ -105,9 +106,17 @@ class Exchange:
 
     def failed(self) -> None:
         """Count the attempt as a guess, within :meth:`attempt`."""
-        guess = b"\n".join([self.mechanism.encode(), *self._responses])
+        self._guess = b"\n".join([self.mechanism.encode(), *self._responses])
         user = user_key(self.user)
-        self.limit_reached = self._failures.failed(self.client, user, guess)
+        self.limit_reached = self._failures.failed(self.client, user, self._guess)
+
+    async def share_failure(self) -> None:
+        """Have all processes and nodes count the guess, if it was one."""
+        connection = getattr(self.server, "connection", None)  # None under aiosmtpd
+        share = None if connection is None else connection.shared.share_auth_failure
+        if share is not None and self._guess:
+            sharing = self._failures.share(self.client, self._guess, share)
+            self.limit_reached |= await self.in_time(sharing)
 
     def succeeded(self, user: str) -> None:
         """Take note of who has authenticated."""

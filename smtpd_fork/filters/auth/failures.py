@@ -1,9 +1,9 @@
-"""Failures: limits of failed attempts to authenticate, across all sessions of this process.
+"""Failures: limits of failed attempts to authenticate, across all sessions.
 
 A failure is a guess at a password. The same credentials again are no other guess: a telephone with
 an old password does not shut out all others behind its address. A client is counted by its IPv4
 address or its /64 (IPv6). While an attempt goes on it counts as a failure, so that many sessions at
-once guess no more often than one.
+once guess no more often than one. The processes and nodes of a fleet count a client together.
 
 A user is counted as well, for guesses that come from many clients. Then only clients that have
 authenticated as this user before go on; else a stranger could lock out everybody whose name is
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from smtpd_fork.filters.auth.outcome import TOO_MANY_FAILURES, USER_HAS_TOO_MANY, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 __all__ = ["Failures"]
 
@@ -32,7 +32,14 @@ MOST_COUNTED = 10_000
 
 Ten failures take about 1 KiB; the one that failed longest ago is forgotten."""
 
+GUESS_BYTES = 2
+"""Of the hash of a client's guess, which other nodes learn: too few to find out a password by."""
+
 T = TypeVar("T")
+
+Share: TypeAlias = "Callable[[str, bytes, int, float], Awaitable[Mapping[bytes, float]]]"
+"""Tells all nodes of a client's guess, the limit, and the seconds that it counts; returns the
+guesses of all nodes, and the seconds that each counts yet."""
 
 Guesses: TypeAlias = dict[bytes, float]
 """What was guessed, and when last."""
@@ -143,12 +150,29 @@ class Failures:
         :param credentials: what was guessed; it is not kept
         :returns: whether the client has reached its limit with it
         """
-        guess = self._digest(credentials)
         if user:
+            guess = self._digest(credentials)
             self._count(self._users, self._digest(user), guess, self._of_user)
         return bool(client) and self._count(
-            self._clients, self._digest(client), guess, self._of_client
+            *(self._clients, self._digest(client)),
+            *(_guess(client, credentials), self._of_client),
         )
+
+    async def share(self, client: str, credentials: bytes, share: Share) -> bool:
+        """Have all nodes count a guess that was counted here, and count those at other nodes.
+
+        :returns: whether the client has reached its limit with them
+        """
+        most = self._of_client
+        if not (client and most):
+            return False
+        found = await share(client, _guess(client, credentials), most, self._seconds)
+        guesses = self._guesses(self._clients, key := self._digest(client))
+        before, since = len(guesses), self._clock() - self._seconds
+        for guess, left in found.items():
+            guesses[guess] = max(since + left, guesses.get(guess, since))
+        _put(self._clients, key, guesses)
+        return before < most <= len(guesses)
 
     def _count(
         self, table: OrderedDict[bytes, Guesses], key: bytes, guess: bytes, most: int
@@ -177,6 +201,11 @@ class Failures:
             octets = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
             made.update(b"%d:" % len(octets) + octets)
         return made.digest()
+
+
+def _guess(client: str, credentials: bytes) -> bytes:
+    """Return what stands for a guess of a client, the same at all nodes."""
+    return blake2b(client.encode() + b"\n" + credentials, digest_size=GUESS_BYTES).digest()
 
 
 def _put(table: OrderedDict[bytes, T], key: bytes, value: T) -> None:

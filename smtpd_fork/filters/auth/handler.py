@@ -205,6 +205,7 @@ class Auth(Filter):
         except RefusedError as refused:
             return AuthResult(success=False, handled=False, message=refused.reply)
         outcome = await self._outcome(exchange)
+        await exchange.share_failure()
         session.auth_user = printable(outcome.user or exchange.user, LONGEST_SHOWN)
         if exchange.limit_reached and self._deny:
             self._deny_client(server, client)

@@ -1,0 +1,38 @@
+"""AuthFailureLedger: clients that fail to authenticate, in the memory of one process.
+
+It does what ``auth_failures.lua`` does in Redis; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smtpd_fork.fleet.auth_failures import AuthFailure
+
+__all__ = ["AuthFailureLedger"]
+
+MOST_CLIENTS = 10_000
+"""That are known; the one that failed longest ago is forgotten. In Redis, time forgets them."""
+
+
+class AuthFailureLedger:
+    """The guesses of the clients of all nodes."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, dict[str, int]] = {}  # the latest to fail is the last
+
+    def count(self, key: str, failure: AuthFailure, now: int) -> list[tuple[str, int]]:
+        """Add a guess; return all of the client, and the milliseconds for which they count yet.
+
+        :param key: of the client
+        :param now: milliseconds of a clock that never goes back
+        """
+        before = self._clients.pop(key, {})
+        guesses = {guess: ends for guess, ends in before.items() if ends > now}
+        if len(guesses) < failure.most:
+            guesses[failure.guess] = now + failure.period
+        self._clients[key] = guesses
+        if len(self._clients) > MOST_CLIENTS:
+            del self._clients[next(iter(self._clients))]
+        return [(guess, ends - now) for guess, ends in guesses.items()]

@@ -1,0 +1,45 @@
+-- A client has failed to authenticate itself: its guess is added to those of all nodes, which are
+-- returned. See auth_failures.py, which has the fields; auth_failure_ledger.py is the same in Python.
+--
+-- KEYS: layout, nodes, slots, waiting, about, denials, then that of the client
+-- ARGV: the message (MessagePack)
+--
+-- A client is a HASH: for each guess the time at which it counts no longer.
+
+local LAYOUT = '1'
+
+local guess, most, period = unpack(cmsgpack.unpack(ARGV[1]))
+local layout, client = KEYS[1], KEYS[7]
+
+local time = redis.call('TIME')
+local now = math.floor((time[1] * 1000000 + time[2]) / 1000)
+
+local found = redis.call('GET', layout)
+if found and found ~= LAYOUT then
+  return redis.error_reply('LAYOUT the fleet has layout ' .. found .. ', this node has ' .. LAYOUT)
+end
+
+local guesses, count, old = {}, 0, {}
+local stored = redis.call('HGETALL', client)
+for i = 1, #stored, 2 do
+  local ends = tonumber(stored[i + 1])
+  -- Later than it can be: the clock was set back.
+  if ends <= now or ends > now + period then
+    old[#old + 1] = stored[i]
+  else
+    guesses[stored[i]], count = ends, count + 1
+  end
+end
+
+if #old > 0 then redis.call('HDEL', client, unpack(old)) end
+if count < most then
+  guesses[guess] = now + period
+  redis.call('HSET', client, guess, string.format('%.0f', now + period))
+  redis.call('PEXPIRE', client, period)
+end
+
+local answer = {}
+for each, ends in pairs(guesses) do
+  answer[#answer + 1] = {each, ends - now}
+end
+return cmsgpack.pack(answer)

@@ -1,0 +1,192 @@
+"""Failed attempts to authenticate are counted over all nodes, for a time."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.auth import RIGHT, check, plain
+from support.client import Client
+from support.fleet import Taker, in_state, nodes, until
+from support.redis_server import RedisServer
+
+from smtpd_fork.filters import Auth
+from smtpd_fork.fleet import State
+from smtpd_fork.fleet.auth_failure_ledger import MOST_CLIENTS, AuthFailureLedger
+from smtpd_fork.fleet.auth_failures import MOST_GUESSES, AuthFailure, tell_auth_failure
+from smtpd_fork.fleet.redis_link import QUESTIONS
+from smtpd_fork.fleet.sync import FleetError, Keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import redis as redis_py
+
+    from smtpd_fork import Server
+
+prefixes = count(1)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[redis_py.Redis]:
+    with RedisServer() as server, server.client() as client:
+        yield client
+
+
+def limited(**options: Any) -> Callable[[], list[Any]]:
+    """Return what makes the handlers of a node, as each process has counts of its own."""
+    return lambda: [Auth(authenticator=check, require_tls="never", **options), Taker()]
+
+
+async def attempt(server: Server, line: str, source: str = "127.0.0.1") -> int:
+    """Return the code of the reply to an AUTH of a new session; that of the greeting if refused."""
+    async with await Client.to(server.addresses[0], source=source) as client:
+        greeting = await client.reply()
+        if greeting.code != 220:
+            return greeting.code
+        await client.say("EHLO x")
+        return (await client.say(line)).code
+
+
+def wrong(number: int) -> str:
+    return plain("bob", f"guess {number}")
+
+
+async def test_a_client_has_no_more_attempts_at_all_nodes_than_at_one(redis: RedisServer) -> None:
+    make = limited(max_failures=3)
+    async with nodes(2, f"unix:{redis.path}", handler=make) as (here, there):
+        for number, server in enumerate((here, there, here)):
+            assert await attempt(server, wrong(number)) == 535
+        assert await attempt(here, RIGHT) == 421
+        assert await attempt(there, wrong(3)) == 535, "it learns of the others with this one"
+        assert await attempt(there, RIGHT) == 421
+        assert await attempt(there, RIGHT, "127.0.0.2") == 235
+
+
+async def test_an_old_password_is_one_failure_at_all_nodes(redis: RedisServer) -> None:
+    make = limited(max_failures=2)
+    async with nodes(2, f"unix:{redis.path}", handler=make) as servers:
+        for server in (*servers, *servers):
+            assert await attempt(server, wrong(0)) == 535
+        assert await attempt(servers[0], RIGHT) == 235
+
+
+async def test_the_node_that_sees_the_last_failure_has_all_nodes_deny_the_client(
+    redis: RedisServer,
+) -> None:
+    make = limited(max_failures=2, deny=60.0)
+    async with nodes(2, f"unix:{redis.path}", handler=make) as (here, there):
+        assert await attempt(here, wrong(0)) == 535
+        assert await attempt(there, wrong(1)) == 535
+        await until(lambda: len(here.gate.denials) == len(there.gate.denials) == 1)
+        assert await attempt(here, RIGHT) == 554
+
+
+async def test_a_node_without_its_fleet_counts_alone(redis: RedisServer) -> None:
+    make = limited(max_failures=2)
+    async with nodes(2, f"unix:{redis.path}", handler=make) as (here, there):
+        assert await attempt(there, wrong(0)) == 535
+        redis.kill()
+        await in_state((here, there), State.DOWN)
+        assert await attempt(here, wrong(1)) == 535
+        assert await attempt(here, wrong(2)) == 535
+        assert await attempt(here, RIGHT) == 421
+        assert await attempt(there, RIGHT) == 235
+
+
+class Answers:
+    """A link to something that answers whatever it likes."""
+
+    shown = "hostile"
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    async def ask(self, question: str, keys: list[str], message: bytes) -> object:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(None, 7, b"", b"\xff", msgspec.msgpack.encode({"a": 1})),
+        msgspec.msgpack.encode([["no hexadecimal", 1]]),
+        msgspec.msgpack.encode([["00", "1"]]),
+    ],
+)
+async def test_an_answer_that_makes_no_sense_is_an_error_of_the_fleet(answer: object) -> None:
+    link: Any = Answers(answer)
+    with pytest.raises(FleetError, match="cannot be read"):
+        await tell_auth_failure(link, "192.0.2.1", b"\0\1", 3, 60)
+
+
+async def test_a_hostile_answer_is_bounded() -> None:
+    many = [[f"{number:04x}", 1 << 62] for number in range(3 * MOST_GUESSES)]
+    link: Any = Answers(msgspec.msgpack.encode([["ffff", -1], ["fffe", 0], *many]))
+    guesses = await tell_auth_failure(link, "192.0.2.1", b"\0\1", 3, 60)
+    assert len(guesses) == MOST_GUESSES
+    assert set(guesses.values()) == {60}
+
+
+# -- the script and the ledger -----------------------------------------------------------------
+
+CLIENTS = ["192.0.2.1", "2001:db8::/64"]
+
+
+class Counts:
+    """The failures of a fleet in Redis, and those in a ledger, with the same messages."""
+
+    def __init__(self, client: redis_py.Redis) -> None:
+        self.client = client
+        self.keys = Keys(f"failures{next(prefixes)}")
+        self.ledger = AuthFailureLedger()
+
+    def tell(self, host: str, failure: AuthFailure, now: int) -> list[dict[str, int]]:
+        names, data = [*self.keys.fixed, self.keys.of(host)], msgspec.msgpack.encode(failure)
+        script = QUESTIONS["auth_failures"]
+        found = self.client.eval(script, len(names), *names, data, self.keys.channel)
+        by_redis = msgspec.msgpack.decode(found, type=list[tuple[str, int]])
+        return [dict(by_redis), dict(self.ledger.count(host, failure, now))]
+
+
+@given(st.lists(st.tuples(st.sampled_from(CLIENTS), st.integers(0, 4), st.integers(1, 3))))
+def test_redis_and_the_ledger_count_the_same_failures(
+    client: redis_py.Redis, steps: list[tuple[str, int, int]]
+) -> None:
+    counts = Counts(client)
+    for host, guess, most in steps:
+        answers = counts.tell(host, AuthFailure(f"{guess:04x}", most, 3_600_000), 1000)
+        assert answers[0].keys() == answers[1].keys()
+        assert all(3_500_000 < left <= 3_600_000 for each in answers for left in each.values())
+        assert 0 < client.pttl(counts.keys.of(host)) <= 3_600_000
+
+
+def test_failures_that_are_old_are_forgotten(client: redis_py.Redis) -> None:
+    counts, host, hour = Counts(client), CLIENTS[0], 3_600_000
+    counts.tell(host, AuthFailure("0001", 2, 1), 1000)
+    counts.tell(host, AuthFailure("0002", 2, hour), 1000)
+    while "0003" not in counts.tell(host, AuthFailure("0003", 2, hour), 1001)[0]:
+        pass  # there is no room for it until the first one is old
+    answers = counts.tell(host, AuthFailure("0004", 2, hour), 1001)
+    assert [each.keys() for each in answers] == [{"0002", "0003"}] * 2
+    assert set(client.hkeys(counts.keys.of(host))) == {b"0002", b"0003"}
+
+
+def test_failures_of_a_clock_that_was_set_back_do_not_count_for_ever(
+    client: redis_py.Redis,
+) -> None:
+    counts, host = Counts(client), CLIENTS[0]
+    client.hset(counts.keys.of(host), "0001", 1 << 52)
+    assert counts.tell(host, AuthFailure("0002", 2, 60_000), 1000)[0].keys() == {"0002"}
+
+
+def test_the_ledger_knows_a_limited_number_of_clients() -> None:
+    ledger = AuthFailureLedger()
+    for number in range(MOST_CLIENTS + 5):
+        ledger.count(f"client {number}", AuthFailure("0000", 2, 60_000), 0)
+    assert len(ledger.count("client 0", AuthFailure("0001", 2, 60_000), 0)) == 1
+    assert len(ledger.count("client 9", AuthFailure("0001", 2, 60_000), 0)) == 2
