@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from blockbuster import BlockBuster
 from support.client import Client
+from support.mails import large
 from support.milter import TestMilter, changed, frame, milter_server
 from support.milter_door import BODY, HEADER, STORED, door, send
 from support.server import serve
@@ -96,6 +98,29 @@ async def test_a_later_milter_sees_what_an_earlier_one_has_changed() -> None:
     assert second.data(b"M") == [b"<bounce@example.org>\0"]
     assert second.data(b"R") == [b"<b@example.com>\0", b"<new@example.com>\0"]
     assert kept.envelopes[0].mail_from == "bounce@example.org"
+
+
+async def test_a_large_message_is_changed_by_two_milters_and_nothing_blocks_the_loop() -> None:
+    first, second = (
+        TestMilter(edits=[frame(b"i", changed(0, name, b" v"))], protocol=0x100000)
+        for name in (b"X-A", b"X-B")
+    )
+    content = large(25_000_000)
+    async with (
+        milter_server(second, tcp=True),
+        door(first, Milter(second.address)) as (client, kept),
+    ):
+        await client.say("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA")
+        blockbuster = BlockBuster()
+        blockbuster.activate()
+        try:
+            client.writer.write(content + b"\r\n.\r\n")
+            assert (await client.reply()).code == 250
+        finally:
+            blockbuster.deactivate()
+    assert second.fields[0] == (b"X-A", b" v")
+    assert second.body == content.partition(b"\r\n\r\n")[2] + b"\r\n"
+    assert kept.messages == [b"X-B: v\r\nX-A: v\r\n" + content + b"\r\n"]
 
 
 ENVELOPES: dict[str, tuple[list[bytes], str, list[str]]] = {
