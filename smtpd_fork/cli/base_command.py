@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from smtpd_fork.cli.names import CONFIG_VARIABLE, CONTEXT_SETTINGS
-from smtpd_fork.cli.options import OPTIONS, SettingOption
+from smtpd_fork.cli.options import OPTIONS
+from smtpd_fork.cli.setting_option import SettingOption
 from smtpd_fork.cli.setting_sources import SettingSources, flag_origin
 from smtpd_fork.config import LIMIT_CONNECTIONS, RESERVED_DESCRIPTORS
 from smtpd_fork.daemon import raise_descriptor_limit

@@ -18,7 +18,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from smtpd_fork.cli.config_lines import lines_of_keys
-from smtpd_fork.cli.options import OPTIONS, TABLES
+from smtpd_fork.cli.options import OPTIONS
+from smtpd_fork.cli.setting_option import TABLES
 from smtpd_fork.errors import ConfigError
 from smtpd_fork.handlers.spec import HandlerEntry, HandlerSpec
 from smtpd_fork.sanitizer import HIDDEN, shown_handlers

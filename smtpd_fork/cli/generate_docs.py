@@ -18,14 +18,8 @@ import msgspec
 
 from smtpd_fork.cli.manual_page import flags_of, manual_page
 from smtpd_fork.cli.names import COMPLETION_VARIABLE, CONFIG_VARIABLE
-from smtpd_fork.cli.options import (
-    DEFAULTS,
-    OPTIONS,
-    SECTIONS,
-    TABLES,
-    SettingOption,
-    format_setting,
-)
+from smtpd_fork.cli.options import OPTIONS, SECTIONS
+from smtpd_fork.cli.setting_option import DEFAULTS, TABLES, SettingOption, format_setting
 from smtpd_fork.cli.show_config import toml
 from smtpd_fork.config import READERS, Config
 from smtpd_fork.dialogue.commands import COMMANDS, TAKES_COMMANDS, Command, State

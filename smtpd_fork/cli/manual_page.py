@@ -17,7 +17,8 @@ from smtpd_fork.cli.names import (
     ENVIRONMENT_PREFIX,
     PROGRAM,
 )
-from smtpd_fork.cli.options import OPTIONS, SECTIONS, SettingOption
+from smtpd_fork.cli.options import OPTIONS, SECTIONS
+from smtpd_fork.cli.setting_option import SettingOption
 from smtpd_fork.errors import MEANINGS
 
 __all__ = ["SIGNALS", "flags_of", "manual_page"]

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 
 from smtpd_fork.cli.config_file import ConfigFile, read_config_file, shortened
 from smtpd_fork.cli.names import CLIENT_VARIABLE, CONFIG_VARIABLE, ENVIRONMENT_PREFIX
-from smtpd_fork.cli.options import OPTIONS, SettingOption
+from smtpd_fork.cli.options import OPTIONS
 from smtpd_fork.config import DaemonConfig, SettingError
 from smtpd_fork.errors import ExitStatus, HandlerError, MissingLibraryError, SmtpdForkError
 from smtpd_fork.sanitizer import shown_handlers
@@ -26,6 +26,8 @@ from smtpd_fork.supervisor.shares import divided
 
 if TYPE_CHECKING:
     import click
+
+    from smtpd_fork.cli.setting_option import SettingOption
 
 __all__ = ["SettingSources", "flag_origin"]
 

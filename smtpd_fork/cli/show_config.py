@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smtpd_fork.cli.base_command import BaseCommand, settings_of
-from smtpd_fork.cli.options import OPTIONS, TABLES, SettingOption, format_setting
+from smtpd_fork.cli.options import OPTIONS
+from smtpd_fork.cli.setting_option import TABLES, SettingOption, format_setting
 from smtpd_fork.sanitizer import hidden, shown_handlers
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from smtpd_fork.gate import Full, Gate, Refusal, Ticket
+from smtpd_fork.gate import Full, Gate, Ticket
 from smtpd_fork.gate.verdict import shutdown_reply
 from smtpd_fork.listeners.accepted_client import CLIENT_GONE, AcceptedClient, close
-from smtpd_fork.listeners.backlog import backlog_of
+from smtpd_fork.listeners.backlog import waiting_in
 from smtpd_fork.listeners.deadline_queue import DeadlineQueue
+from smtpd_fork.listeners.proxy import not_trusted
 from smtpd_fork.listeners.spare import Spare
-from smtpd_fork.peer_address import host_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -169,9 +169,7 @@ class Acceptor:
         waiting = len(self._queue) + self._missed
         self._missed = 0
         if self._state in {State.CLOSED, State.STARVED}:
-            for listener in self._listeners:
-                backlog = backlog_of(listener.sock)
-                waiting += 1 if backlog is None else backlog.waiting
+            waiting += waiting_in(listener.sock for listener in self._listeners)
         return waiting
 
     def stop(self) -> int:
@@ -302,9 +300,7 @@ class Acceptor:
     def _judge(self, client: AcceptedClient) -> None:
         """Have the gate judge a client, and act on the verdict."""
         if client.listener.proxy and client.peer not in self._proxy_trust:
-            text = "Connections are accepted from trusted proxies only"
-            key = host_of(client.peer) or "unix"
-            self._refuser.refuse(client, Refusal("proxy_trust", key, 1, 0, text=text))
+            self._refuser.refuse(client, not_trusted(client.peer))
             return
         if self._queue and not self._gate.is_exempt(client.peer):
             self._wait_or_go(client)  # behind those that came before

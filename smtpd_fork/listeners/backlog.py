@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-__all__ = ["Backlog", "backlog_of"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Backlog", "backlog_of", "waiting_in"]
 
 _TCP_INFO_FIELDS = struct.Struct("=8x4x4x4x4xII")
 """struct tcp_info up to ``tcpi_sacked``: eight bytes, four numbers, and the two."""
@@ -52,6 +55,12 @@ def backlog_of(sock: socket.socket) -> Backlog | None:
         return Backlog(*_TCP_INFO_FIELDS.unpack(info))
     except (OSError, AttributeError, struct.error):  # closed, no Linux, or an older kernel
         return None
+
+
+def waiting_in(sockets: Iterable[socket.socket]) -> int:
+    """Return how many clients wait in the backlogs of *sockets*; one for each that is unknown."""
+    backlogs = map(backlog_of, sockets)
+    return sum(1 if backlog is None else backlog.waiting for backlog in backlogs)
 
 
 def _of_unix(inode: int) -> Backlog | None:

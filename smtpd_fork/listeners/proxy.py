@@ -10,7 +10,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
-from smtpd_fork.gate import ClientLine
+from smtpd_fork.gate import ClientLine, Refusal
 from smtpd_fork.listeners.pending_clients import WatchedClients
 from smtpd_fork.listeners.proxy_header import (
     LONGEST_V2,
@@ -29,12 +29,19 @@ if TYPE_CHECKING:
 
     from smtpd_fork.gate import Gate, Reporter
     from smtpd_fork.listeners.pending_clients import Begin, PendingClient, Refuse
+    from smtpd_fork.peer_address import Peer
 
-__all__ = ["ProxyHeaders"]
+__all__ = ["ProxyHeaders", "not_trusted"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
 NOT_BY_THE_PROXY = "the client did not come by way of the proxy, or the proxy sends no header"
+
+
+def not_trusted(peer: Peer) -> Refusal:
+    """Return the refusal of a client that may send no PROXY header."""
+    text = "Connections are accepted from trusted proxies only"
+    return Refusal("proxy_trust", host_of(peer) or "unix", 1, 0, text=text)
 
 
 class ProxyHeaders(WatchedClients):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from support.daemon import Daemon, run
 
 from smtpd_fork.cli.config_file import ConfigFile, _Reader, read_config_file
-from smtpd_fork.cli.options import DEFAULTS, OPTIONS, SettingOption
+from smtpd_fork.cli.options import OPTIONS
+from smtpd_fork.cli.setting_option import DEFAULTS, SettingOption
 from smtpd_fork.cli.setting_sources import SettingSources
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.errors import SmtpdForkError

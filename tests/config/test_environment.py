@@ -15,11 +15,13 @@ from support.place import Place, only_line
 from support.ports import free_ports
 
 from smtpd_fork.cli.command import command
-from smtpd_fork.cli.options import OPTIONS, SettingOption
+from smtpd_fork.cli.options import OPTIONS
 from smtpd_fork.config import DaemonConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from smtpd_fork.cli.setting_option import SettingOption
 
 WORDS: dict[str, tuple[str, object]] = {
     "port": ("25 587", ("25", "587")),

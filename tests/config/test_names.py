@@ -9,7 +9,7 @@ import pytest
 
 from smtpd_fork import Config, Gate, Limits, Server, SettingError, Settings
 from smtpd_fork.cli.config_file import read_config_file
-from smtpd_fork.cli.options import OPTIONS, SettingOption
+from smtpd_fork.cli.options import OPTIONS
 from smtpd_fork.cli.show_config import toml
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.gate import GATE_SETTINGS
@@ -18,6 +18,8 @@ from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from smtpd_fork.cli.setting_option import SettingOption
 
 OTHER = {"listen_address": "listen"}
 """The one setting whose option has another name; errors name the right one."""
