@@ -213,6 +213,15 @@ async def test_the_pause_is_cut_while_slots_are_short() -> None:
             assert [entry.phase for entry in server.gate.ledger()] == ["greet-pause"]
 
 
+async def test_a_reload_has_early_talkers_denied_from_then_on() -> None:
+    async with serve(Discard(), **PROXIED, greet_pause=60) as server:
+        assert (await first_reply(server, V1_6 + b"EHLO x\r\n")).code == 554
+        deny = {"greet_pause": 60, "greet_pause_deny": "1h"}
+        await server.reload(Config.build({**PROXIED, **deny}))
+        assert (await first_reply(server, V1 + b"EHLO x\r\n")).code == 554
+        assert denied(server) == ["192.0.2.1"]
+
+
 def test_to_deny_early_talkers_there_has_to_be_a_pause() -> None:
     with pytest.raises(SettingError, match=r"greet_pause_deny.*needs greet_pause"):
         Config.build({"greet_pause_deny": "1h"})

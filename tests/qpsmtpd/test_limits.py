@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import pytest
-from support.daemon import until
+from support.daemon import COMMAND, until
 from support.differences import Facts, both
 from support.ports import free_port
 from support.qpsmtpd import Bench, Talk, at, first_of, greeted, kind
@@ -99,3 +99,12 @@ def test_limit_connections_has_a_default_and_max_from_ip_0_is_no_limit(bench: Be
             "fifteen": kinds,
             "default-limit-connections": kind(last) if last.hears(LONG_SECONDS) else "waits",
         }
+
+
+@both("early-talker-reply", plugins=("no_dns", "hosts_allow", "earlytalker wait 1", "rcpt_ok"))
+def test_a_client_that_talks_before_the_greeting_is_refused(bench: Bench) -> Facts:
+    port = free_port()
+    pause = ["--greet-pause", "1s"] if bench.command == COMMAND else []
+    with bench.serve(*at(port), *pause) as _, Talk(port) as patient, Talk(port) as early:
+        code = early.say("EHLO client.example").code
+        return {"patient": kind(patient), "early-talker-reply": code, "early ends": early.closed}

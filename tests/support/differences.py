@@ -49,6 +49,7 @@ INTENDED: dict[str, tuple[Any, Any]] = {
     "max-from-ip-on-the-default-address": ([2, 2], [4, 4]),
     "max-from-ip-takes-a-plugin": (2, 4),
     "max-from-ip-reply": (451, 421),
+    "early-talker-reply": (550, 554),
     # -- the process
     "process-per-session": (1, 0),
     "root-without-user": ((255, "smtpd"), "serves"),
