@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.hops.milter.codec import text_of
 from smtpd_fork.hops.milter.events import (
-    BODY,
     DATA,
     END,
     END_OF_HEADER,
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from smtpd_fork.peer_address import Peer
 
 __all__ = ["client_step", "hello_step", "message_steps", "recipient_step", "sender_step"]
+
+_DATA, _END_OF_HEADER, _END = Step(DATA), Step(END_OF_HEADER), Step(END)
 
 _TRANSPORT = "esmtp"
 """The mailer of addresses, which milters ask for; "error" would be a refused one."""
@@ -75,15 +76,12 @@ def recipient_step(recipient: Recipient) -> Step:
 
 def message_steps(mail: Mail, parts: Parts, conversation: Conversation) -> Iterator[Step]:
     """Yield the message: each field, the body in pieces, the end."""
-    yield Step(DATA)
+    yield _DATA
     if conversation.wants(HEADER):
         yield header_step(parts.names_and_values, leading_space=conversation.leading_space)
-    yield Step(END_OF_HEADER)
-    for step in body_steps(mail.content, parts.body):
-        if not conversation.wants(BODY):
-            break
-        yield step
-    yield Step(END)
+    yield _END_OF_HEADER
+    yield from body_steps(mail.content, parts.body)
+    yield _END
 
 
 def _of_client(server: Any, session: AnySession, shown: str, daemon_name: str) -> dict[str, str]:

@@ -116,8 +116,8 @@ class MilterConnection(asyncio.Protocol):
 
     def begin(self) -> None:
         """Begin a transaction; one that has not come to its end is aborted."""
-        self.conversation.begin()
-        self._pump()
+        if self.conversation.begin():
+            self._pump()
 
     def _give_up(self, reason: str) -> None:
         self.conversation.fail(reason)

@@ -118,13 +118,13 @@ class Conversation:
             return False
         return self.options is None or event.command not in self.options.unwanted
 
-    def begin(self) -> None:
-        """Begin a transaction; one that has not come to its end is aborted."""
+    def begin(self) -> bool:
+        """Begin a transaction; return whether the one before it is aborted: see :meth:`take`."""
         if self._begun:
-            return
-        if self._in_transaction:
+            return False
+        aborts, self._in_transaction = self._in_transaction, False
+        if aborts:
             self._output += ABORT
-            self._in_transaction = False
         self.verdict = self.decided_at = self._quarantine = None
         self.refused = ""
         self._pausing = False
@@ -133,6 +133,7 @@ class Conversation:
         self._skipped.clear()
         self._macros.begin()
         self._begun = True
+        return aborts
 
     def tell(self, steps: Iterable[Step], *, each_recipient: bool = False) -> None:
         """Tell events; those before have to be settled, or none was sent.
@@ -212,9 +213,10 @@ class Conversation:
         if self.state is State.ENDED:
             return
         try:
-            for command, content in self._reader.feed(self._gone_on(data)):
-                self.progress += 1
-                self._answered(command, content)
+            if data := self._gone_on(data):
+                for command, content in self._reader.feed(data):
+                    self.progress += 1
+                    self._answered(command, content)
         except MilterGarbageError as error:
             self.fail(str(error))
 
@@ -222,13 +224,13 @@ class Conversation:
         """Take the answers that are "continue", as most are, in one go; return the rest."""
         waiting = self._waiting
         count = min(len(data) // len(_CONTINUE), len(waiting))
-        if count and waiting[count - 1] is END:
-            count -= 1
         if not count or self._reader.held or not data.startswith(_CONTINUE * count):
             return data
         for _ in range(count):
-            waiting.popleft()
+            event = waiting.popleft()
         self.progress += count
+        if event is END and self.verdict is None:
+            self._accept(event, b"", b"")
         return data[count * len(_CONTINUE) :]
 
     def fail(self, reason: str) -> None:

@@ -57,6 +57,8 @@ class Macros:
 
     def _texts(self, names: Sequence[str]) -> bytes:
         """Return names and values, each of which ends with NUL, its first one."""
-        pairs = [(name, value) for name in names if (value := self.values.get(name))]
-        text = "".join([f"{name}\0{value.partition(NUL)[0]}\0" for name, value in pairs])
-        return text.encode("utf-8", "surrogateescape")
+        texts: list[str] = []
+        for name in names:
+            if value := self.values.get(name):
+                texts += (name, value.partition(NUL)[0] if NUL in value else value)
+        return NUL.join([*texts, ""]).encode("utf-8", "surrogateescape")
