@@ -159,7 +159,7 @@ class Explain(_Request):
 class Fleet(_Request):
     """The nodes of the fleet.
 
-    :ivar client: an address or a network, whose sessions are told by node
+    :ivar client: an address or a network; its sessions are counted by node
     """
 
     client: Name | None = None

@@ -1,4 +1,4 @@
-"""Setting faults: what is wrong with a setting, told with its value and the name that is right."""
+"""Setting faults: the error of a wrong setting, with its value and the name that is right."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ class StartupResources:
     def claim(self, name: str) -> socket.socket | None:
         """Return the socket that a service of the old process left by *name*, if one did.
 
-        The caller owns it. A socket that no service has claimed when this process takes over is
+        The caller owns it. A socket that no service has claimed when the upgrade is complete is
         closed then.
         """
         descriptor = self._handed.sockets.pop(name, None)
@@ -260,7 +260,7 @@ class StartupResources:
 def check_overlaps(config: DaemonConfig) -> None:
     """Check that no socket of the process has the address of another one.
 
-    The system's error would blame another program.
+    The system's error would name another program.
 
     :raises SettingError: one has
     """

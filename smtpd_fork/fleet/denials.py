@@ -1,8 +1,8 @@
 """FleetDenials: networks that are denied at run time on one node are denied on all.
 
-The gate's table has those of the fleet as well. What is denied here is told to the fleet; what
-could not be told is kept, and told when the fleet is back. A fleet that has lost its memory is told
-everything again.
+The gate's table has those of the fleet as well. A denial of this node is sent to the fleet; one
+that could not be sent is kept, and sent when the fleet is back. A fleet that has lost its memory
+gets all of them again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MOST_TOLD = 50
 """Networks in one message."""
 
 TOLD_SECONDS = 2.5
-"""How long an administrator waits until the fleet is told."""
+"""How long an administrator waits until the fleet has a denial."""
 
 MOST_TURNS = MOST_DENIALS // MOST_TOLD + 10
 """Messages of one exchange, and pages of one answer; a fleet that sends more is none."""
@@ -63,7 +63,7 @@ LONGEST_NODE = 64
 
 
 class _Change(NamedTuple):
-    """What the fleet has to be told.
+    """A change that the fleet does not have yet.
 
     :ivar denial: None: it is denied no longer
     :ivar at: when it was denied, or denied no longer, in seconds
@@ -131,7 +131,7 @@ class FleetDenials:
         return await self.read()
 
     async def read(self) -> str:
-        """Wait until the fleet was told and asked; return why it could not be, or ""."""
+        """Exchange the changes with the fleet; return why that failed, or ""."""
         future: asyncio.Future[str] = self._loop.create_future()
         self._waiting.append(future)
         self._wake.set()
@@ -179,9 +179,9 @@ class FleetDenials:
                 future.set_result(reason)
 
     async def _exchange(self) -> str:
-        """Tell what the fleet does not know, and read what has changed.
+        """Send the changes that the fleet does not have, and read its own.
 
-        :returns: why not all could be told; empty if it was
+        :returns: why not all could be sent; empty if all were
         :raises FleetError: the fleet is out of reach
         """
         full = 0

@@ -13,8 +13,8 @@ __all__ = ["Episodes", "State"]
 log = logging.getLogger("smtpd_fork.fleet")
 
 QUIET_SECONDS = 60.0
-"""So soon after a line, an episode is told only if it lasts for longer, or when a later one ends;
-and another reason only after that time."""
+"""So soon after a line, an episode is logged only if it lasts for longer, or when a later one
+ends; and another reason only after that time."""
 
 
 class State(StrEnum):
@@ -38,7 +38,7 @@ class Episodes:
         self.reason = ""
         self.since = 0.0
         self._told_at = -math.inf
-        self._told = ""  # the reason of the one that goes on, as it was told last
+        self._told = ""  # the reason of the one that goes on, as it was logged last
         self._untold = 0
         self._clients = 0
 

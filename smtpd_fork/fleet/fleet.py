@@ -137,7 +137,7 @@ class Fleet:
             self.share.wake(True)
 
     async def stop(self) -> None:
-        """Leave the fleet: what this node holds is free at once, if the fleet can be told.
+        """Leave the fleet: what this node holds is free at once, if the fleet is in reach.
 
         No error if it was not started, or has left.
         """

@@ -48,7 +48,7 @@ class _Node:
 class Ledger:
     """The counts of a fleet.
 
-    :ivar hints: after a message, what the other nodes should be told: ``empty``, ``waiting``,
+    :ivar hints: after a message, what the other nodes should know: ``empty``, ``waiting``,
         ``room`` or ``denials``
     """
 

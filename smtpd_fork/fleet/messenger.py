@@ -33,7 +33,7 @@ T = TypeVar("T")
 log = logging.getLogger("smtpd_fork.fleet")
 
 TELL_SECONDS = 0.02
-"""How long counts wait to be told, so that several go into one message."""
+"""How long counts wait to be sent, so that several go into one message."""
 
 PROBE_SECONDS = 0.25
 """How often a fleet that answers late is asked whether it is faster again."""

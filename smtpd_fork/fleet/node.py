@@ -1,7 +1,7 @@
-"""Node: what a process has told its fleet, and whom it asks about. No I/O, no clock.
+"""Node: the counts that a process has sent to its fleet, and its questions. No I/O, no clock.
 
 Every question ends exactly once: by an answer, by :meth:`Node.give_up`, or because its asker
-forgets it. The gate counts a session from its ticket on; the fleet is told those that were decided.
+forgets it. The gate counts a session from its ticket on; the fleet gets those that were decided.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["KEEP_SECONDS", "Message", "Node"]
 
 KEEP_SECONDS = 90.0
-"""How long a count is kept that is not told again. It is told thrice in that time."""
+"""How long a count is kept that is not sent again. It is sent three times in that time."""
 
 MAX_CLIENTS = 128
 """Asked about in one message; more have to wait for the next."""
@@ -127,7 +127,7 @@ class Node:
             return True
         with self._share.lock:
             changed = self._share.changed
-            if self._message is not None:  # what the fleet was told is known with its answer
+            if self._message is not None:  # what the fleet has is known with its answer
                 return bool(changed)
             while changed:
                 key = next(iter(changed))
@@ -280,7 +280,7 @@ class Node:
         return self._told.get(key, (0, 0.0))[0] != self._decided(key)
 
     def _news(self, now: float) -> list[str]:
-        """Return the keys whose counts have to be told; they count as told then."""
+        """Return the keys whose counts have to be sent; they count as sent then."""
         news: list[str] = []
         changed = self._share.changed
         while changed and len(news) < MAX_COUNTS:

@@ -28,9 +28,9 @@ class Sync(msgspec.Struct, array_like=True, frozen=True):
 
     :ivar node: names the process; random in part
     :ivar lease: milliseconds for which its word counts
-    :ivar keep: milliseconds for which a count is kept that is not told again
+    :ivar keep: milliseconds for which a count is kept that is not sent again
     :ivar limit: sessions of the fleet at once; 0: no limit
-    :ivar sessions: that the node has, whoever's
+    :ivar sessions: all that the node has
     :ivar want: slots of the fleet that it wants to hold
     :ivar survey: whether the sessions of all nodes are to be added up
     :ivar waits: whether its clients wait for one

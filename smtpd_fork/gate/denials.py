@@ -159,7 +159,7 @@ class Denials:
         return removed
 
     def merge(self, denials: Iterable[Denial], gone: Iterable[Network]) -> None:
-        """Add what a fleet denies, and remove what it denies no longer; nobody is told."""
+        """Add what a fleet denies, and remove what it denies no longer; ``told`` is not called."""
         with self._lock:
             for network in gone:
                 self._remove(network)

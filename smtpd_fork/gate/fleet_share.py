@@ -1,7 +1,7 @@
-"""FleetShare: what a fleet allows a gate, and what the gate has to tell the fleet. Plain data.
+"""FleetShare: what a fleet allows a gate, and the counts of the gate for the fleet. Plain data.
 
-The gate does no I/O. Whoever talks to the fleet (:mod:`smtpd_fork.fleet`) writes here what it was
-told, and reads here what it has to tell; the gate reads the one and writes the other.
+The gate does no I/O. :mod:`smtpd_fork.fleet` writes here the answers of the fleet, and reads here
+the counts for it; the gate reads the one and writes the other.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class FleetShare:
     :ivar others_wait: whether clients of other nodes do
     :ivar closing: whether the gate admits no more, so that its free slots are for others
     :ivar held: sessions by key, also those that the fleet is being asked about
-    :ivar changed: keys that may have another count than the fleet was told
+    :ivar changed: keys that may have another count than the fleet has
     :ivar over: keys that were over their limits a moment ago
     :ivar refused_in: sessions by key that the fleet has refused, and that will leave
     :ivar owner: the object that talks to the fleet
@@ -130,7 +130,7 @@ class FleetShare:
 
     def leave(self, key: str) -> None:
         """Count a session of *key* no longer."""
-        if key in self.refused_in:  # the fleet had no place for it: there is none more now
+        if key in self.refused_in:  # the fleet refused it: no slot becomes free
             self._end_refused(key)
         else:
             self.over.pop(key, None)
@@ -169,8 +169,8 @@ class FleetShare:
 
 
 def _nobody(urgent: bool) -> None:
-    """Nobody talks to a fleet."""
+    """Do nothing: there is no fleet."""
 
 
 def _nobody_asks(ticket: Ticket, answered: Answered) -> None:
-    """There is nobody to ask."""
+    """Do nothing: there is no fleet."""

@@ -149,7 +149,7 @@ class Dialler:
             await connection.opened()
 
     async def _context(self) -> ssl.SSLContext:
-        """Return what TLS is made with; a thread reads the authorities, unless that was done."""
+        """Return the context of TLS; a thread reads the CA certificates, unless that was done."""
         if "tls_context" in vars(self._target):
             return self._target.tls_context
         return await asyncio.to_thread(getattr, self._target, "tls_context")

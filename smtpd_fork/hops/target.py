@@ -41,7 +41,7 @@ class Target:
     :ivar name: our own, for EHLO; empty: the server's, or the host's
     :ivar lmtp: the protocol is LMTP
     :ivar tls: see :data:`Tls`
-    :ivar ca_file: certificates of the authorities that are trusted; None: the system's
+    :ivar ca_file: CA certificates that are trusted; None: the system's
     :ivar user: for AUTH; None without it
     :ivar password: so too
     :ivar nameserver: whom to ask about ``mx:``, and its port; None: the system's
@@ -104,7 +104,7 @@ class Target:
     def tls_context(self) -> ssl.SSLContext:
         """What TLS is made with.
 
-        :raises ConfigError: the file of the authorities cannot be used
+        :raises ConfigError: the file of CA certificates cannot be used
         """
         if self.tls == "opportunistic":
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

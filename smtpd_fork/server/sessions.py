@@ -57,7 +57,7 @@ class Sessions:
     :param loop: the sessions' own
     :param refuser: knows whose handshakes fail too often
     :param reporter: writes lines about clients
-    :param mark: is told of each session that begins; it may slow the client down
+    :param mark: is called with each session that begins; it may slow the client down
     :ivar stress: knows whether slots are short
     :ivar judge: judges a client that XCLIENT names; set before the first session
     """

@@ -114,7 +114,7 @@ class MailboxPath:
     :param delimiter: between user and extension; empty: there are no extensions
     :ivar root: the directory that all mailboxes are in; without words, the mailbox
     :ivar varies: whether the path depends on the recipient
-    :raises SettingError: a word is unknown, or two words cannot be told apart in the path
+    :raises SettingError: a word is unknown, or two words cannot be distinguished in the path
     """
 
     def __init__(self, template: str | os.PathLike[str], *, delimiter: str = "+") -> None:
@@ -159,7 +159,7 @@ def _absolute(text: str) -> Path:
 
 
 def _check_component(part: str, template: str) -> None:
-    """See that the words of a component can be told apart.
+    """See that the words of a component can be distinguished.
 
     :raises SettingError: they cannot
     """

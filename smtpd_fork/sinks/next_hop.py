@@ -261,7 +261,7 @@ class _Delivery:
     :param facts: of its content
     :ivar server: the hop's server
     :ivar reason: why a recipient got no reply of the hop; empty if all did
-    :ivar lacks_xforward: whether the hop does not offer what it is to be told by
+    :ivar lacks_xforward: whether the hop lacks the command that passes the client on
     """
 
     def __init__(self, mail: Mail, facts: Facts, target: Target) -> None:

@@ -163,7 +163,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
 
     @property
     def protocol(self) -> asyncio.Protocol:
-        """What is to be told of the connection, and of what comes."""
+        """The protocol that the transport calls."""
         return self.server if self.observed else self
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

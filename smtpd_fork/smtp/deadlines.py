@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["expire", "stuck_since", "wait", "wait_for_client", "wait_for_command", "wait_for_next"]
 
 PACE_SECONDS = 60.0
-"""How long at least the rate of a message is taken over: neither a slow start nor a pause is an
-attack. It is not taken over all of the message: a client that has sent much could stop for long."""
+"""The shortest time over which the rate of a message is measured: neither a slow start nor a pause
+is an attack. It is not measured over the whole message: a client that has sent much could stop for
+long."""
 
 COMMAND_SECONDS = 60.0
 """Time for a command from its first byte to its end, if ``--timeout`` is not shorter: nginx has

@@ -1,7 +1,7 @@
 """Processes: the server of ``--processes``: N processes on the same listening sockets.
 
 It has what the daemon asks of a :class:`smtpd_fork.Server`: to start, accept, reload, drain,
-withdraw and stop. A process that ends without being told to is replaced: at once, or after a pause
+withdraw and stop. A process that ends without an order is replaced: at once, or after a pause
 that grows while one after another ends right after its start. Clients in the backlog notice
 nothing, as the supervisor holds the sockets.
 """
@@ -57,7 +57,7 @@ END_SECONDS = 12.0
 """Beyond --shutdown-timeout: a process ends by itself within ten; see StopWatchdog."""
 
 ABORT_SECONDS = 4.0
-"""For processes that were told to end at once."""
+"""For processes that were ordered to end at once."""
 
 ANSWER_SECONDS = 10.0
 """For the answer of a process; one that takes longer is left out."""
@@ -213,7 +213,7 @@ class Processes(RunTimeChanges):
     # -- replacement ---------------------------------------------------------------------------
 
     async def _keep(self, process: ServingProcess) -> None:
-        """Replace *process*, and those after it, until they are told to end."""
+        """Replace *process*, and those after it, until they are ordered to end."""
         pause = 0.0
         while True:
             status = await process.ended()

@@ -1,7 +1,7 @@
 """ServingProcess: one process of ``--processes``, as its supervisor sees it.
 
-It is started like the new process of an upgrade: it inherits the listening sockets, says that it is
-ready, and serves once it is told to. It is never told that the sockets are its own.
+It is started like the new process of an upgrade: it inherits the listening sockets, reports that it
+is ready, and serves after an order. The sockets never become its own.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ServingProcess:
     :ivar number: from 1
     :ivar began: time of its start, of the loop's clock
     :ivar sessions: how many it had when it was asked last
-    :ivar leaving: whether it was told to end
+    :ivar leaving: whether it was ordered to end
     :ivar node: its name among those that share limits; empty until it has asked
     """
 

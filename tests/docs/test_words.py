@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import tokenize
+from io import StringIO
 from types import FunctionType
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ from smtpd_fork.observe.logs.fields import FIELDS
 from smtpd_fork.observe.metrics import METRICS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 START = r"(\A|\n\n|^ *([-*#]+|\d\.|#:|\.[A-Z]+) +|[.!?]\s+|\| )"
 """A sentence, an item of a list, a heading, a comment or a cell of a table begins behind it."""
@@ -48,13 +50,24 @@ USE = {
     r"\brehears": "testing",
     r"\bfigures?\b": "number, value",
     r"\bfaults?\b": "error",
-    r"\bwhoever\b|\bwhomever\b|\bnobody\b|\bsomebody\b|\banybody\b": "a noun",
+    r"\bwhoever\b|\bwhomever\b": "the client, the administrator",
+    r"\bnobody\b|\bsomebody\b|\banybody\b": "a noun",
     rf"{START}(Who|Whose|Whom|What)\b": "a noun as the subject",
     r"[;:—|]\s(who|whose|whom|what)\b": "a noun as the subject",
     r"\b(and|but|or)\s(who|whose)\b": "a noun as the subject",
     r"\bwhat (is|was|cannot|comes|came|has|goes)\b": "a noun",
 }  # fmt: skip
 """Patterns, each with what to write instead (STYLE.md's table)."""
+
+IN_NAMES = {"admitted, accepted, refused", "connection slot", "error", "number, value"}
+"""What to write instead of words that are names in the code as well, or have another meaning."""
+
+IN_CODE = {
+    pattern: use
+    for pattern, use in USE.items()
+    if use not in IN_NAMES and not use.startswith("a noun")
+}
+"""Patterns for docstrings and comments that only developers read."""
 
 ALLOWED = {
     r"smtp-source": "a program of Postfix",
@@ -88,11 +101,12 @@ TEXTS = {"REASON", "TEXT", "reason", "text"}
 """Variables that hold the text of an error or a reply."""
 
 
-def violations(where: str, text: str) -> Iterator[str]:
-    text = re.sub(r"`[^`\s]+`", "`x`", text)  # the name of an option, a field or a file
+def violations(where: str, text: str, glossary: Mapping[str, str] = USE) -> Iterator[str]:
+    # The name of an option, a field, a file or a parameter.
+    text = re.sub(r"`[^`\s]+`|\*\w+\*", "`x`", text)
     for phrase in ALLOWED:
         text = re.sub(phrase, "", text)
-    for pattern, use in USE.items():
+    for pattern, use in glossary.items():
         for found in re.finditer(pattern, text, re.MULTILINE):
             line = text.count("\n", 0, found.end()) + 1
             yield f"{where}:{line}: {found[0].strip()!r}: use {use}"
@@ -132,6 +146,18 @@ def docstrings() -> Iterator[tuple[str, str]]:
                     yield f"{module.__name__}.{name}.{attribute}", str(member.__doc__)
 
 
+def notes_in_the_code() -> Iterator[tuple[str, str]]:
+    """Return all docstrings and comments, each with its file and line."""
+    for path in sorted((ROOT / "smtpd_fork").rglob("*.py")):
+        where, text = path.relative_to(ROOT), path.read_text()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                yield f"{where} at line {node.lineno}", str(node.value.value)
+        for token in tokenize.generate_tokens(StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                yield f"{where} at line {token.start[0]}", token.string
+
+
 def texts() -> Iterator[tuple[str, str]]:
     for option in OPTIONS:
         yield f"--{option.long_name}", f"{option.help} {option.default_text}"
@@ -150,6 +176,11 @@ def texts() -> Iterator[tuple[str, str]]:
 
 def test_no_text_of_the_program_has_a_word_that_the_glossary_replaces() -> None:
     assert [each for where, text in texts() for each in violations(where, text)] == []
+
+
+def test_no_docstring_and_no_comment_has_a_word_that_the_glossary_replaces() -> None:
+    notes = notes_in_the_code()
+    assert [each for where, text in notes for each in violations(where, text, IN_CODE)] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

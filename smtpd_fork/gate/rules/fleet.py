@@ -1,7 +1,7 @@
 """FleetRule: max_from_ip, max_from_net, rate and rate_net over all nodes of a fleet.
 
-The rule refuses clients that were over a limit of the fleet a moment ago, and keeps the counts that
-the fleet is told. Others are asked about before their greeting (:mod:`smtpd_fork.fleet`).
+The rule refuses clients that were over a limit of the fleet a moment ago, and keeps the counts for
+the fleet. The fleet is asked about other clients before their greeting (:mod:`smtpd_fork.fleet`).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class FleetCheck(NamedTuple):
 
 
 class FleetRule(Rule):
-    """Refuses clients that are over a limit of the fleet, and counts what the fleet is told.
+    """Refuses clients that are over a limit of the fleet, and counts for the fleet.
 
     :param limits: those that hold over all nodes
     :param share: where the counts are, and what is known
@@ -110,7 +110,7 @@ class FleetRule(Rule):
         return client.fleet_checks
 
     def concerns(self, client: Client) -> bool:
-        """Whether the client can be told from others, and has limits."""
+        """Whether the client has an address of its own, and has limits."""
         return client.key is not None and not client.exempt
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:

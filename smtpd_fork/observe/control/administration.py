@@ -228,7 +228,7 @@ class Administration:
         return {"network": shown, "untold": await self._untold()}
 
     async def _untold(self) -> str | None:
-        """Return why the fleet does not know of a change, which it is told later."""
+        """Return why the fleet does not have a change yet, which it gets later."""
         fleet = self._server.fleet
         reason = "" if fleet is None else await fleet.denials.told()
         return printable(fleet.episodes.reason or reason, 1000) if fleet and reason else None
