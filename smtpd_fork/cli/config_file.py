@@ -262,7 +262,9 @@ def _with_port(address: str, port: int | None) -> str:
 def _handler(entry: dict[str, Any]) -> HandlerEntry:
     """Return the handler that a ``[[handler]]`` is: text, if it has no keys of its own."""
     if not isinstance(entry.get("use"), str) or not entry["use"]:
-        raise SettingError("use", entry.get("use"), "expected maildir, relay, ... or module:attr")
+        expected = "expected maildir, relay, ... or module:attr"
+        missing = "" if "use" in entry else "the key is missing; "
+        raise SettingError("use", entry.get("use"), missing + expected)
     spec = HandlerSpec.of(entry)
     if entry.keys() - {"use", "argument", "arguments"}:
         return entry

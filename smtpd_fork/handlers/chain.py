@@ -34,6 +34,7 @@ from smtpd_fork.handlers.route import (
     Route,
     is_open_relay,
     missing_routes,
+    mistaken_files,
     reachable_sinks,
     route_faults,
     routes_of,
@@ -196,7 +197,8 @@ class Chain:
     @property
     def doubts(self) -> Sequence[str]:
         """What is allowed, and is hardly meant: domains that no sink takes, conditions in vain."""
-        return [*missing_routes(self.routes), *unmet_conditions(self.routes)]
+        routes = self.routes
+        return [*missing_routes(routes), *mistaken_files(routes), *unmet_conditions(routes)]
 
     @property
     def destination(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from smtpd_fork.errors import HandlerError
@@ -17,6 +18,7 @@ __all__ = [
     "Route",
     "is_open_relay",
     "missing_routes",
+    "mistaken_files",
     "reachable_sinks",
     "route_faults",
     "routes_of",
@@ -196,6 +198,14 @@ def missing_routes(routes: Sequence[Route]) -> Iterator[str]:
             of_address = any("@" in each[1:] and ours.match(each) for each in taken)
             if not of_address and not AddressPatterns(taken).covers(ours):
                 yield f"no sink takes mail for {domain}, which {route.name} accepts: it gets 550"
+
+
+def mistaken_files(routes: Sequence[Route]) -> Iterator[str]:
+    """Yield a line for each domain that a filter accepts, and that is the name of a file here."""
+    for route in routes:
+        for domain in getattr(route.handler, "named_domains", ()):
+            if "." not in domain and Path(domain).is_file():
+                yield f"{route.name}: {domain} is a domain here; write ./{domain} for the file"
 
 
 def unmet_conditions(routes: Sequence[Route]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from support.place import Place, only_line
 
 FILES = {
     "handler.toml": '[gate]\nhandler = "discard"\n',
+    "use.toml": '[[handler]]\nname = "discard"\n',
     "listener.toml": '[listener]\naddress = "127.0.0.1"\n',
     "quotes.toml": "listen-address = 127.0.0.1:2525\n",
     "number.toml": "\nmax-from-ip = lots\n",
@@ -22,6 +23,9 @@ FILES = {
 ERRORS = {
     "--config handler.toml": (
         os.EX_CONFIG, "gate.handler 'discard': handler belongs at the top level, above [gate]"
+    ),
+    "--config use.toml": (
+        os.EX_CONFIG, "line 1: handler 1: use: the key is missing; expected maildir, relay, ..."
     ),
     "--config listener.toml": (os.EX_CONFIG, "write [[listener]]"),
     "--config quotes.toml": (os.EX_CONFIG, "line 1: listen-address: put the value in quotes"),
@@ -161,6 +165,8 @@ WARNINGS = {
     "--reload-handlers": "--reload-handlers has no effect: no handler is a module:attr",
     "--handler accept:a.example,b.example --handler discard,for=a.example": "no sink takes mail "
     "for b.example, which accept accepts: it gets 550",
+    "--handler accept:domains --handler discard": "accept: domains is a domain here; "
+    "write ./domains for the file",
 }
 
 
@@ -172,6 +178,7 @@ def test_a_warning_is_the_same_in_check_and_in_the_log(typed: str, tmp_path: Pat
     if "--handler" not in options:
         options += ["--handler", "discard"]
     options = ["-l", "127.0.0.1:0", *options]
+    (tmp_path / "domains").write_text("example.com\n")
     checked = run("check", *options, cwd=tmp_path, environment=environment)
     (warning,) = re.findall(r"^warning: (.*)$", checked.stdout, re.MULTILINE)
     assert warning.startswith(WARNINGS[typed])
