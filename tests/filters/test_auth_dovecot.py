@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.auth import b64, connected, dialogue, hello, tls_client
 from support.client import Client, code_and_enhanced
-from support.dovecot_auth import OPENING, AuthService, auth_service, challenge
+from support.dovecot_auth import OPENING, AuthService, challenge
 from support.handlers import Collect
+from support.scripted_server import listening
 from support.server import serve, until
 
 from smtpd_fork.filters import Auth
@@ -40,7 +41,7 @@ async def door(
     service: AuthService, certificates: Certificates, **keys: Any
 ) -> AsyncIterator[Client]:
     """Serve with the service; yield a client that has TLS. At the end no connection is left."""
-    async with auth_service(service, tcp=keys.pop("tcp", False)):
+    async with listening(service, tcp=keys.pop("tcp", False)):
         auth = Auth(dovecot=service.address, **keys)
         chain = [auth, Collect()]
         async with connected("starttls", certificates, chain, authenticator=None) as client:
@@ -169,7 +170,7 @@ async def test_a_service_that_never_answers_is_454_and_its_connection_is_closed(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = AuthService(answers={"AUTH PLAIN": None})
-    async with auth_service(service):
+    async with listening(service):
         auth = Auth(dovecot=service.address, timeout=0.1)
         chain = [auth, Collect()]
         async with connected("starttls", certificates, chain, authenticator=None) as client:
@@ -190,7 +191,7 @@ async def test_a_request_that_hangs_while_others_are_answered_ends_alone(
     certificates: Certificates,
 ) -> None:
     service = AuthService(answers={"AUTH CRAM-MD5": None})
-    async with auth_service(service):
+    async with listening(service):
         auth = Auth(dovecot=service.address, timeout=0.5)
         async with (
             serve([auth, Collect()], tls_context=certificates.server) as server,
@@ -214,7 +215,7 @@ async def test_too_many_requests_at_once_are_454_and_no_outage(
 ) -> None:
     monkeypatch.setattr(dovecot_connection, "MOST_REQUESTS", 1)
     service = AuthService(answers={"AUTH CRAM-MD5": None})
-    async with auth_service(service):
+    async with listening(service):
         auth = Auth(dovecot=service.address)
         async with serve([auth, Collect()], tls_context=certificates.server) as server:
             one = await tls_client(server.addresses[0], certificates)
@@ -312,7 +313,7 @@ async def test_no_request_begins_on_an_old_connection_and_one_that_goes_on_is_no
 
 async def test_many_sessions_share_one_connection(certificates: Certificates) -> None:
     service = AuthService()
-    async with auth_service(service):
+    async with listening(service):
         auth = Auth(dovecot=service.address)
         async with serve([auth, Collect()], tls_context=certificates.server) as server:
 
@@ -349,7 +350,7 @@ async def test_without_tls_mechanisms_that_show_no_password_are_offered_if_that_
     service = AuthService(
         answers={"AUTH CRAM-MD5": challenge(b"x"), "CONT": "OK\t{id}\tuser=bob\n"}
     )
-    async with auth_service(service):
+    async with listening(service):
         auth = Auth(dovecot=service.address, require_tls=require)
         async with serve([auth, Collect()]) as server:
             async with await Client.to(server.addresses[0]) as client:

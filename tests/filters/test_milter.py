@@ -12,9 +12,10 @@ import pytest
 from aiosmtpd.controller import Controller
 from blockbuster import BlockBuster
 from support.handlers import Collect, check_password
-from support.milter import TestMilter, frame, milter_server
+from support.milter import TestMilter, frame
 from support.milter_door import ALL_SILENT, BODY, HEADER, STORED, door, send
 from support.ports import free_port
+from support.scripted_server import listening
 from support.server import until
 
 from smtpd_fork.errors import HandlerError
@@ -291,7 +292,7 @@ def test_a_wrong_key_is_an_error(keys: dict[str, Any], words: str) -> None:
 async def test_it_runs_under_aiosmtpd(stages: list[Any]) -> None:
     edits = [frame(b"h", b"X-A\0v\0"), frame(b"+", b"<n@example.net>\0")]
     milter, kept = TestMilter(edits=edits), Collect()
-    async with milter_server(milter, tcp=True):
+    async with listening(milter, tcp=True):
         chain = Chain([Milter(milter.address, stages=stages), kept])
         port = free_port("127.0.0.1")
         controller = Controller(chain, "127.0.0.1", port)

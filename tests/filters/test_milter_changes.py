@@ -8,8 +8,9 @@ import pytest
 from blockbuster import BlockBuster
 from support.client import Client
 from support.mails import large
-from support.milter import TestMilter, changed, frame, milter_server
+from support.milter import TestMilter, changed, frame
 from support.milter_door import BODY, HEADER, STORED, door, send
+from support.scripted_server import listening
 from support.server import serve
 
 from smtpd_fork.filters import Milter
@@ -91,7 +92,7 @@ async def test_a_later_milter_sees_what_an_earlier_one_has_changed() -> None:
             frame(b"b", b"other\r\n"),
         ]
     )
-    async with milter_server(second), door(first, Milter(second.address)) as (client, kept):
+    async with listening(second), door(first, Milter(second.address)) as (client, kept):
         assert await send(client) == (250, "2.0.0")
     assert second.fields[0] == (b"X-A", b"v")
     assert second.body == b"other\r\n"
@@ -107,7 +108,7 @@ async def test_a_large_message_is_changed_by_two_milters_and_nothing_blocks_the_
     )
     content = large(25_000_000)
     async with (
-        milter_server(second, tcp=True),
+        listening(second, tcp=True),
         door(first, Milter(second.address)) as (client, kept),
     ):
         await client.say("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA")
@@ -190,7 +191,7 @@ async def test_an_added_recipient_goes_to_its_own_sink() -> None:
     one, other = Takes(), Takes()
     milter = TestMilter(edits=[frame(b"+", b"<n@example.net>\0")])
     routes = [Route(one, recipients=["example.com"]), Route(other, recipients=["example.net"])]
-    async with milter_server(milter), serve([Milter(milter.address), *routes]) as server:
+    async with listening(milter), serve([Milter(milter.address), *routes]) as server:
         async with await Client.to(server.addresses[0]) as client:
             await client.greet()
             assert await send(client) == (250, "2.0.0")
@@ -211,7 +212,7 @@ async def test_in_lmtp_every_recipient_gets_the_worst_reply_of_changed_ones(
     milter, sink = TestMilter(edits=edits), Takes(*refused)
     listen = ["lmtp:127.0.0.1:0"]
     async with (
-        milter_server(milter),
+        listening(milter),
         serve([Milter(milter.address), sink], listen=listen) as server,
     ):
         async with await Client.to(server.addresses[0]) as client:

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 from support.client import Client
 from support.handlers import Collect
-from support.milter import TestMilter, frame, milter_server
+from support.milter import TestMilter, frame
 from support.milter_door import STORED, door, send
+from support.scripted_server import listening
 from support.server import serve, until
 
 from smtpd_fork.filters import Milter, milter_sessions
@@ -46,7 +47,7 @@ async def test_few_connections_wait_and_the_oldest_gives_way(
 ) -> None:
     monkeypatch.setattr(milter_sessions, "MOST_KEPT", 1)
     milter, kept = TestMilter(), Collect()
-    async with milter_server(milter), serve([Milter(milter.address), kept]) as server:
+    async with listening(milter), serve([Milter(milter.address), kept]) as server:
         async with (
             await Client.to(server.addresses[0]) as one,
             await Client.to(server.addresses[0]) as two,
@@ -113,7 +114,7 @@ async def test_a_client_that_greets_anew_is_told_with_its_new_name() -> None:
 
 async def test_the_state_of_a_milter_is_in_the_status_of_the_server() -> None:
     milter, kept = TestMilter(), Collect()
-    async with milter_server(milter):
+    async with listening(milter):
         chain = [Route(Milter(milter.address), name="scan"), kept]
         async with serve(chain) as server, await Client.to(server.addresses[0]) as client:
             await client.greet()
@@ -144,7 +145,7 @@ async def test_check_warns_of_a_milter_that_cannot_be_asked(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     milter, reason = LOOKS[name]
-    async with milter_server(milter, tcp=True):
+    async with listening(milter, tcp=True):
         judge = Milter(milter.address, when_down="accept")
         await asyncio.to_thread(judge.check)
         assert (reason in caplog.text) if reason else (caplog.text == "")

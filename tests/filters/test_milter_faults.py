@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.client import Client, code_and_enhanced
 from support.handlers import Collect
-from support.milter import TestMilter, frame, milter_server
+from support.milter import TestMilter, frame
 from support.milter_door import ALL_SILENT, door, send
+from support.scripted_server import listening
 from support.server import serve, until
 
 from smtpd_fork.filters import Milter
@@ -179,7 +180,7 @@ async def test_of_a_milter_that_fails_at_random_nothing_is_left_and_no_message_i
 ) -> None:
     milter, kept = TestMilter(talk=wild), Collect()
     before = asyncio.all_tasks()
-    async with milter_server(milter):
+    async with listening(milter):
         judge = Milter(milter.address, stages=stages)  # type: ignore[arg-type]
         async with serve([judge, kept], max_from_ip=0) as server:
             to = server.addresses[0]

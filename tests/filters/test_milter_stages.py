@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.client import Client, code_and_enhanced
 from support.handlers import Collect
-from support.milter import TestMilter, frame, milter_server
+from support.milter import TestMilter, frame
 from support.milter_door import AS_SENT, STORED, door, send
+from support.scripted_server import listening
 from support.server import serve, until
 
 from smtpd_fork.filters import Milter
@@ -30,7 +31,7 @@ async def live(milter: TestMilter, *more: Any, **keys: Any) -> AsyncIterator[tup
     kept = Collect()
     keys = {"stages": ALL, **keys}
     async with (
-        milter_server(milter),
+        listening(milter),
         serve([Milter(milter.address, **keys), *more, kept]) as server,
     ):
         yield server.addresses[0], kept

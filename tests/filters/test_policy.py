@@ -11,8 +11,9 @@ from aiosmtpd.controller import Controller
 from blockbuster import BlockBuster
 from support.client import Client, code_and_enhanced
 from support.handlers import Collect, check_password
-from support.policy import MESSAGE, TestPolicy, door, policy_server, recipient, send
+from support.policy import MESSAGE, TestPolicy, door, recipient, send
 from support.ports import free_port
+from support.scripted_server import listening
 from support.server import serve, until
 
 from smtpd_fork.errors import HandlerError
@@ -98,7 +99,7 @@ async def test_an_instance_is_of_one_transaction_and_all_its_recipients() -> Non
 async def test_a_sender_after_one_that_was_refused_begins_another_transaction() -> None:
     actions = iter(["PREPEND X-A: 1", "DUNNO", "OK"])
     policy, other = TestPolicy(lambda _: next(actions)), TestPolicy("REJECT")
-    async with policy_server(other):
+    async with listening(other):
         behind = Policy(other.address, stages=["mail"])
         async with door(policy, behind, stages=["mail"]) as (client, kept):
             assert (await client.say("MAIL FROM:<a@example.org>")).code == 554
@@ -126,7 +127,7 @@ async def test_a_request_says_whether_slots_are_short(timeout: float) -> None:
 async def test_a_client_that_has_authenticated_is_named_and_may_be_left_out() -> None:
     policy, strict = TestPolicy(), TestPolicy("REJECT")
     auth = {"authenticator": check_password, "auth_require_tls": False}
-    async with policy_server(strict):
+    async with listening(strict):
         entry = {
             "use": "policy",
             "address": strict.address,
@@ -281,7 +282,7 @@ async def test_warn_and_info_are_lines_of_the_log(caplog: pytest.LogCaptureFixtu
 
 
 async def test_sleep_delays_the_replies_from_now_on() -> None:
-    async with policy_server(TestPolicy("SLEEP 30")) as policy:
+    async with listening(TestPolicy("SLEEP 30")) as policy:
         async with serve([Policy(policy.address), Collect()]) as server:
             async with await Client.to(server.addresses[0]) as client:
                 await client.greet()
@@ -313,7 +314,7 @@ async def test_it_runs_under_aiosmtpd() -> None:
     policy = TestPolicy(lambda asked: "REJECT" if asked["recipient"][:1] == "x" else "PREPEND X: y")
     kept = Collect()
     stages = ["connect", "helo", "mail", "rcpt", "data", "end-of-message"]
-    async with policy_server(policy, tcp=True):
+    async with listening(policy, tcp=True):
         chain = Chain([Policy(policy.address, stages=stages), kept])  # type: ignore[arg-type]
         await asyncio.to_thread(_send_by_aiosmtpd, chain)
     assert [each.rcpt_tos for each in kept.envelopes] == [["b@example.com"]]

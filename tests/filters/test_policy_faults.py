@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.client import Client
 from support.handlers import Collect
-from support.policy import TestPolicy, door, policy_server, recipient, send
+from support.policy import TestPolicy, door, recipient, send
 from support.ports import free_port
+from support.scripted_server import listening
 from support.server import serve, until
 
 from smtpd_fork.filters import Policy
@@ -144,7 +145,7 @@ async def test_more_requests_than_connections_wait_for_one() -> None:
             writer.write(b"action=OK\n\n")
 
     policy = TestPolicy(talk=held)
-    async with policy_server(policy):
+    async with listening(policy):
         async with serve([Policy(policy.address, connections=2), Collect()]) as server:
             clients = [await Client.to(server.addresses[0]) for _ in range(6)]
             asked = []
@@ -183,7 +184,7 @@ async def test_a_client_that_is_gone_leaves_no_request_behind() -> None:
 
 async def test_the_next_server_is_asked_while_the_first_is_down(tmp_path: Path) -> None:
     policy, kept = TestPolicy("REJECT"), Collect()
-    async with policy_server(policy):
+    async with listening(policy):
         chain: list[Any] = [Policy(f"unix:{tmp_path}/none {policy.address}"), kept]
         async with serve(chain) as server, await Client.to(server.addresses[0]) as client:
             await client.greet()
@@ -192,7 +193,7 @@ async def test_the_next_server_is_asked_while_the_first_is_down(tmp_path: Path) 
 
 async def test_its_state_is_known() -> None:
     policy, states = TestPolicy(), []
-    async with policy_server(policy):
+    async with listening(policy):
         asks = Policy(policy.address)
         async with serve([asks, Collect()]) as server:
             async with await Client.to(server.addresses[0]) as client:
@@ -212,7 +213,7 @@ async def test_its_state_is_known() -> None:
 async def test_check_finds_a_server_that_cannot_be_reached(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with policy_server(TestPolicy()) as policy:
+    async with listening(TestPolicy()) as policy:
         await asyncio.to_thread(Policy(policy.address).check)
         await until(lambda: policy.connections and not policy.open)
         assert caplog.text == ""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from support.client import Client
 from support.handlers import Collect
 from support.peers import peer
-from support.policy import TestPolicy, policy_server, recipient
+from support.policy import TestPolicy, recipient
+from support.scripted_server import listening
 from support.server import serve
 
 from smtpd_fork.filters import Policy
@@ -47,7 +48,7 @@ async def test_tls_and_a_client_certificate_are_described_as_by_postfix(
     }
     policy = TestPolicy()
     async with (
-        policy_server(policy),
+        listening(policy),
         serve([Policy(policy.address), Collect()], **options) as server,
     ):
         async with await Client.to(server.addresses[0]) as client:

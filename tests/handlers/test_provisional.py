@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from aiosmtpd.smtp import MISSING
 from support.client import code_and_enhanced
-from support.policy import TestPolicy, door, policy_server
+from support.policy import TestPolicy, door
+from support.scripted_server import listening
 
 from smtpd_fork.filters import Policy
 from smtpd_fork.handlers import load_handlers
@@ -59,7 +60,7 @@ async def test_a_deferral_stands_unless_a_handler_behind_refuses(
 ) -> None:
     other, expected = Says(answer), CASES[action, answer]
     policy, last = TestPolicy(action if not conditional else "DUNNO"), TestPolicy(action)
-    async with policy_server(last):
+    async with listening(last):
         entry = {"use": "policy", "address": last.address, "stages": [stage]}
         when = {"when": {"client": "127.0.0.1"}}
         more = load_handlers([entry | when]).routes if conditional else ()
@@ -90,7 +91,7 @@ async def test_handlers_behind_are_asked_once_and_not_after_a_refusal() -> None:
 
 async def test_two_policy_servers_may_both_defer() -> None:
     second = TestPolicy("DEFER_IF_PERMIT second")
-    async with policy_server(second):
+    async with listening(second):
         more = Policy(second.address)
         async with door(TestPolicy("DEFER_IF_PERMIT first"), more) as (client, _):
             reply = await client.say("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.handlers import Collect
-from support.milter import TestMilter, changed, frame, milter_server
+from support.milter import TestMilter, changed, frame
 from support.peers import peers
 from support.ports import free_ports
+from support.scripted_server import listening
 from support.server import serve, until
 
 from peers.milters import (
@@ -180,7 +181,7 @@ async def test_a_milter_changes_a_header_as_behind_postfix(
 ) -> None:
     milter = TestMilter(edits=edits, protocol=0x100000)
     async with (
-        milter_server(milter, tcp=True),
+        listening(milter, tcp=True),
         both(folder, milter.address, stages=stages) as servers,
     ):
         await servers.send(letters())

@@ -17,8 +17,9 @@ from support.daemon import end
 from support.handlers import Collect
 from support.next_hop import a_mail, closing
 from support.peers import needs_root, peer, peers
-from support.policy import TestPolicy, policy_server
+from support.policy import TestPolicy
 from support.ports import free_ports
+from support.scripted_server import listening
 from support.server import serve, until
 
 from peers.postfix import instance
@@ -130,7 +131,7 @@ async def test_policy_servers_are_asked_about_the_host_that_sends_xforward_as_by
     directory: Path,
 ) -> None:
     (front,) = free_ports(1)
-    async with policy_server(TestPolicy(), tcp=True) as policy:
+    async with listening(TestPolicy(), tcp=True) as policy:
         settings = (
             "smtpd_authorized_xforward_hosts = 127.0.0.1\nrelay_domains = example.com\n"
             f"smtpd_recipient_restrictions = check_policy_service inet:{policy.address}, permit\n"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
-import tempfile
-from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from support.scripted_server import ScriptedServer
 
-__all__ = ["TestMilter", "changed", "frame", "milter_server"]
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+__all__ = ["TestMilter", "changed", "frame"]
 
 _SILENT = {b"L": 0x80, b"C": 0x1000, b"H": 0x2000, b"M": 0x4000, b"R": 0x8000, b"T": 0x10000,
            b"N": 0x40000, b"B": 0x80000}  # fmt: skip
@@ -29,7 +28,7 @@ def changed(number: int, name: bytes, value: bytes) -> bytes:
 
 
 @dataclass
-class TestMilter:
+class TestMilter(ScriptedServer):
     """What a milter is, and what it has heard.
 
     :ivar answers: by command: what it sends, as frames; default: "continue"
@@ -37,7 +36,6 @@ class TestMilter:
     :ivar stops_at: the command behind which it closes the connection
     :ivar heals: it does so once
     :ivar says: what it sends in place of its options
-    :ivar talk: what it does instead of all that
     :ivar heard: commands and data, without macros
     :ivar macros: by command and name
     """
@@ -53,19 +51,9 @@ class TestMilter:
     stops_at: bytes = b""
     heals: bool = False
     says: bytes | None = None
-    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
     heard: list[tuple[bytes, bytes]] = field(default_factory=list)
     macros: dict[bytes, dict[str, str]] = field(default_factory=dict)
     offered: bytes = b""
-    connections: int = 0
-    open: int = 0
-    address: str = ""
-    writers: list[asyncio.StreamWriter] = field(default_factory=list)
-
-    def hang_up(self) -> None:
-        """Close all connections."""
-        for writer in self.writers:
-            writer.close()
 
     @property
     def commands(self) -> bytes:
@@ -81,20 +69,6 @@ class TestMilter:
     @property
     def body(self) -> bytes:
         return b"".join(self.data(b"B"))
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self.open += 1
-        self.writers.append(writer)
-        try:
-            with suppress(asyncio.IncompleteReadError, ConnectionError):
-                await (self.talk or self._talk)(reader, writer)
-        finally:
-            writer.close()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
-            self.writers.remove(writer)
-            self.open -= 1
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -129,22 +103,3 @@ class TestMilter:
         if self.protocol & _SILENT.get(command, 0):
             return b""
         return b"".join(self.edits if command == b"E" else ()) + frame(b"c")
-
-
-@asynccontextmanager
-async def milter_server(milter: TestMilter, *, tcp: bool = False) -> AsyncIterator[TestMilter]:
-    """Run a milter on a unix socket or on a port; afterwards none of its connections is open."""
-    if tcp:
-        server = await asyncio.start_server(milter.serve, "127.0.0.1", 0)
-        milter.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        yield milter
-    else:
-        with tempfile.TemporaryDirectory(prefix="milter-") as folder:
-            path = Path(folder, "sock")
-            server = await asyncio.start_unix_server(milter.serve, path)
-            milter.address = f"unix:{path}"
-            yield milter
-    server.close()
-    async with asyncio.timeout(10):
-        while milter.open:
-            await asyncio.sleep(0.001)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.filters import Milter
 from support.client import Client, code_and_enhanced
 from support.handlers import Collect
-from support.milter import TestMilter, milter_server
+from support.scripted_server import listening
 from support.server import serve, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from support.milter import TestMilter
 
 MESSAGE = (
     "From: a@example.org\r\nSubject:  two\r\n\tlines\r\nSubject: second\r\n\r\n"
@@ -35,7 +37,7 @@ async def door(milter: TestMilter, *more: Any, **keys: Any) -> AsyncIterator[tup
     options = keys.pop("options", {})
     kept = Collect()
     before = asyncio.all_tasks()
-    async with milter_server(milter, tcp=tcp):
+    async with listening(milter, tcp=tcp):
         judge = Milter(milter.address, **keys)
         async with serve([judge, *more, kept], **options) as server:
             async with await Client.to(server.addresses[0]) as client:

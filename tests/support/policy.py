@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.filters import Policy
 from support.client import Client, code_and_enhanced
 from support.handlers import Collect
+from support.scripted_server import ScriptedServer, listening
 from support.server import serve, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator
 
-__all__ = ["MESSAGE", "TestPolicy", "door", "policy_server", "recipient", "send"]
+__all__ = ["MESSAGE", "TestPolicy", "door", "recipient", "send"]
 
 MESSAGE = "Subject: x\r\n\r\ntext\r\n"
 
@@ -26,12 +25,11 @@ Request = dict[str, str]
 
 
 @dataclass
-class TestPolicy:
+class TestPolicy(ScriptedServer):
     """What a policy server answers, and what it was asked.
 
     :ivar action: of each answer, or a function that returns it
     :ivar says: what it sends in place of an answer
-    :ivar talk: what it does instead of all that
     :ivar requests: attributes of each
     """
 
@@ -39,30 +37,12 @@ class TestPolicy:
 
     action: str | Callable[[Request], str] = "DUNNO"
     says: bytes | None = None
-    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
     requests: list[Request] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
-    connections: int = 0
-    open: int = 0
-    address: str = ""
-    writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     @property
     def states(self) -> list[str]:
         return [each["protocol_state"] for each in self.requests]
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self.open += 1
-        self.writers.append(writer)
-        try:
-            with suppress(asyncio.IncompleteReadError, ConnectionError):
-                await (self.talk or self._talk)(reader, writer)
-        finally:
-            writer.close()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
-            self.open -= 1
 
     async def next_request(self, reader: asyncio.StreamReader) -> Request:
         raw = await reader.readuntil(b"\n\n")
@@ -79,31 +59,6 @@ class TestPolicy:
             writer.write(f"action={action}\n\n".encode() if self.says is None else self.says)
             await writer.drain()
 
-    def hang_up(self) -> None:
-        """Close what is open, as a server does that waited for too long."""
-        for writer in self.writers:
-            writer.close()
-        self.writers.clear()
-
-
-@asynccontextmanager
-async def policy_server(policy: TestPolicy, *, tcp: bool = False) -> AsyncIterator[TestPolicy]:
-    """Run a policy server on a unix socket or on a port; afterwards no connection is open."""
-    if tcp:
-        server = await asyncio.start_server(policy.serve, "127.0.0.1", 0)
-        policy.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        yield policy
-    else:
-        with tempfile.TemporaryDirectory(prefix="policy-") as folder:
-            path = Path(folder, "sock")
-            server = await asyncio.start_unix_server(policy.serve, path)
-            policy.address = f"unix:{path}"
-            yield policy
-    server.close()
-    async with asyncio.timeout(10):
-        while policy.open:
-            await asyncio.sleep(0.001)
-
 
 @asynccontextmanager
 async def door(policy: TestPolicy, *more: Any, **keys: Any) -> AsyncIterator[tuple[Client, Any]]:
@@ -114,7 +69,7 @@ async def door(policy: TestPolicy, *more: Any, **keys: Any) -> AsyncIterator[tup
     before = asyncio.all_tasks()
     tcp, options, greet = keys.pop("tcp", False), keys.pop("options", {}), keys.pop("greet", True)
     kept = Collect()
-    async with policy_server(policy, tcp=tcp):
+    async with listening(policy, tcp=tcp):
         chain = [Policy(policy.address, **keys), *more, kept]
         async with serve(chain, **options) as server:
             async with await Client.to(server.addresses[0]) as client:
