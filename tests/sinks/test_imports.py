@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from importlib import import_module
+from importlib import import_module, reload
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +17,7 @@ from support.redis_server import RedisServer
 from support.s3_server import ACCESS, S3Server
 
 from smtpd_fork import Server, filters, sinks
+from smtpd_fork.errors import MissingLibraryError
 from smtpd_fork.handlers.load import BUILT_IN
 from smtpd_fork.testing import Mailbox
 
@@ -150,6 +151,30 @@ async def test_s3() -> None:
         server.stop()
     assert "250" in str(answers)
     assert modules == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden", "argument"),
+    [
+        ("nats.Nats", ["nats", "nats.js", "nats.js.errors"], "nats://127.0.0.1"),
+        ("redis.Redis", ["redis", "smtpd_fork.redis_connections"], "redis://127.0.0.1"),
+        ("s3.S3", ["obstore"], "mail"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named(
+    kind: str, hidden: list[str], argument: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _, cls = kind.partition(".")
+    module = import_module(f"smtpd_fork.sinks.{name}")
+    for each in hidden:
+        monkeypatch.setitem(sys.modules, each, None)
+    reload(module)
+    try:
+        with pytest.raises(MissingLibraryError, match=rf"pip install 'smtpd-fork\[{name}\]'"):
+            getattr(module, cls)(argument)
+    finally:
+        monkeypatch.undo()
+        reload(module)
 
 
 @pytest.mark.parametrize("options", [{}, {"recipients": "map"}])

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
-import smtplib
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiosmtpd.controller import Controller
 from blockbuster import BlockBuster
 from hypothesis import HealthCheck, given, settings
 from nats.protocol.command import hpub_cmd
+from support.aiosmtpd_controller import client_of_aiosmtpd
 from support.client import Client
 from support.daemon import on_both_loops
-from support.killing import body, deliver_and_kill
+from support.killing import assert_once, deliver_and_kill
 from support.mails import CONTENT, contents, large, mail
 from support.nats_server import NatsServer, run
-from support.ports import free_port
 from support.server import serve
 from support.sinks import DELIVERED, DOWN, closing
 
-from smtpd_fork.errors import MissingLibraryError
 from smtpd_fork.setting_types import SettingError
-from smtpd_fork.sinks import nats as nats_module
 from smtpd_fork.sinks.nats import Nats
 from smtpd_fork.sinks.nats_connection import Pieces
 
@@ -216,8 +210,7 @@ def test_a_daemon_that_is_killed_loses_nothing_and_stores_nothing_twice(
     run(nats_server.new_stream())
     handler = f"smtpd_fork.sinks.nats:Nats:{nats_server.url}"
     names = deliver_and_kill("--handler", handler, "--loop", loop, cwd=tmp_path)
-    found = [each.data.partition(b"Subject: ")[2] for each in run(nats_server.messages())]
-    assert sorted(found) == sorted(body(name).partition(b"Subject: ")[2] for name in names)
+    assert_once(names, [each.data for each in run(nats_server.messages())])
 
 
 @pytest.mark.parametrize(
@@ -239,29 +232,10 @@ def test_a_bad_value_is_an_error_that_shows_no_secret(options: Any, message: str
     assert "hunter2" not in str(caught.value)
 
 
-def test_the_library_is_named_if_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("nats", "nats.js", "nats.js.errors"):
-        monkeypatch.setitem(sys.modules, name, None)
-    module = importlib.reload(nats_module)
-    try:
-        with pytest.raises(MissingLibraryError, match=r"pip install 'smtpd-fork\[nats\]'"):
-            module.Nats("nats://127.0.0.1")
-    finally:
-        monkeypatch.undo()
-        importlib.reload(nats_module)
-
-
 @peers
 def test_it_serves_stock_aiosmtpd(nats_server: NatsServer) -> None:
     run(nats_server.new_stream())
-    sink = Nats(nats_server.url)
-    controller = Controller(sink, "127.0.0.1", free_port("127.0.0.1"))
-    controller.start()
-    try:
-        with smtplib.SMTP("127.0.0.1", controller.port, timeout=20) as client:
-            client.sendmail("a@example.com", ["b@example.com"], CONTENT)
-        asyncio.run_coroutine_threadsafe(sink.close(), controller.loop).result(20)
-    finally:
-        controller.stop()
+    with client_of_aiosmtpd(Nats(nats_server.url)) as client:
+        client.sendmail("a@example.com", ["b@example.com"], CONTENT)
     (found,) = run(nats_server.messages())
     assert found.data.endswith(CONTENT)

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
-import smtplib
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiosmtpd.controller import Controller
 from blockbuster import BlockBuster
 from hypothesis import HealthCheck, given, settings
+from support.aiosmtpd_controller import client_of_aiosmtpd
 from support.client import Client
 from support.daemon import on_both_loops
-from support.killing import body, deliver_and_kill
+from support.killing import assert_once, deliver_and_kill
 from support.mails import CONTENT, contents, large, mail
-from support.ports import free_port
 from support.raw_server import raw_server
 from support.redis_server import RedisServer
 from support.server import serve
 from support.sinks import DELIVERED, DOWN, closing
 
-from smtpd_fork.errors import MissingLibraryError
 from smtpd_fork.setting_types import SettingError
-from smtpd_fork.sinks import redis as redis_module
 from smtpd_fork.sinks.redis import Redis
 
 if TYPE_CHECKING:
@@ -176,8 +170,7 @@ def test_a_daemon_that_is_killed_loses_nothing_and_adds_nothing_twice(
 ) -> None:
     handler = f"smtpd_fork.sinks.redis:Redis:{redis_server.url}"
     names = deliver_and_kill("--handler", handler, "--loop", loop, cwd=tmp_path)
-    contents = [entry[b"content"].partition(b"Subject: ")[2] for entry in redis_server.entries()]
-    assert sorted(contents) == sorted(body(name).partition(b"Subject: ")[2] for name in names)
+    assert_once(names, [entry[b"content"] for entry in redis_server.entries()])
 
 
 # -- settings, libraries, aiosmtpd -------------------------------------------------------------
@@ -201,27 +194,8 @@ def test_a_bad_value_is_an_error_that_shows_no_secret(options: Any, message: str
     assert "hunter2" not in str(caught.value)
 
 
-def test_the_library_is_named_if_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "redis", None)
-    monkeypatch.delitem(sys.modules, "smtpd_fork.redis_connections")
-    module = importlib.reload(redis_module)
-    try:
-        with pytest.raises(MissingLibraryError, match=r"pip install 'smtpd-fork\[redis\]'"):
-            module.Redis("redis://127.0.0.1")
-    finally:
-        monkeypatch.undo()
-        importlib.reload(redis_module)
-
-
 @peers
 def test_it_serves_stock_aiosmtpd(redis_server: RedisServer) -> None:
-    sink = Redis(redis_server.url)
-    controller = Controller(sink, "127.0.0.1", free_port("127.0.0.1"))
-    controller.start()
-    try:
-        with smtplib.SMTP("127.0.0.1", controller.port, timeout=20) as client:
-            client.sendmail("a@example.com", ["b@example.com"], CONTENT)
-        asyncio.run_coroutine_threadsafe(sink.close(), controller.loop).result(20)
-    finally:
-        controller.stop()
+    with client_of_aiosmtpd(Redis(redis_server.url)) as client:
+        client.sendmail("a@example.com", ["b@example.com"], CONTENT)
     assert redis_server.entries()[0][b"content"].endswith(CONTENT)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
 import json
 import logging
-import smtplib
 import subprocess
 import sys
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiosmtpd.controller import Controller
 from blockbuster import BlockBuster
 from hypothesis import HealthCheck, given, settings
+from support.aiosmtpd_controller import client_of_aiosmtpd
 from support.client import Client
 from support.http_app import App, running
 from support.mails import CONTENT, TRACE, contents, large, mail
@@ -32,6 +30,7 @@ from smtpd_fork.setting_types import SettingError
 from smtpd_fork.sinks.webhook import Webhook
 
 if TYPE_CHECKING:
+    import asyncio
     from pathlib import Path
 
     from support.tls import Certificates
@@ -283,14 +282,9 @@ def test_it_serves_stock_aiosmtpd() -> None:
         assert app.stdout is not None
         app.stdout.readline()  # "Running on ..."
         app.stdout.readline()
-        sink = Webhook(f"http://127.0.0.1:{port}/")
-        controller = Controller(sink, "127.0.0.1", free_port("127.0.0.1"))
-        controller.start()
         try:
-            with smtplib.SMTP("127.0.0.1", controller.port, timeout=20) as client:
+            with client_of_aiosmtpd(Webhook(f"http://127.0.0.1:{port}/")) as client:
                 client.sendmail("a@example.com", ["b@example.com"], "Subject: x\r\n\r\nhello")
             assert app.stdout.readline().startswith("b@example.com Received: from ")
-            asyncio.run_coroutine_threadsafe(sink.close(), controller.loop).result(20)
         finally:
-            controller.stop()
             app.terminate()

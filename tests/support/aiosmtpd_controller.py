@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def client_of_aiosmtpd(sink: Sink) -> Iterator[smtplib.SMTP]:
-    """Serve *sink* by aiosmtpd's Controller, and yield a client; at the end close the sink."""
+    """Serve *sink* by aiosmtpd's Controller, and yield a client; at the end close both."""
     sink.prepare()
     port = free_port("127.0.0.1")
     controller = Controller(sink, "127.0.0.1", port, server_hostname="mx.example.com")
     controller.start()
     try:
-        with smtplib.SMTP("127.0.0.1", port) as client:
+        with smtplib.SMTP("127.0.0.1", port, timeout=20) as client:
             yield client
+        asyncio.run_coroutine_threadsafe(sink.close(), controller.loop).result(20)
     finally:
         controller.stop()
-        asyncio.run(sink.close())

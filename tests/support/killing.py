@@ -18,7 +18,7 @@ from support.daemon import Daemon
 from support.mails import mail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from smtpd_fork.sinks import Sink
@@ -43,6 +43,12 @@ def deliver_and_kill(
         left = _deliver(left, *options, cwd=cwd, clients=clients, kill=number < rounds - 1)
     assert left == []
     return names
+
+
+def assert_once(names: Iterable[str], stored: Iterable[bytes]) -> None:
+    """See that the messages of these names are stored, each once, and no others."""
+    found = sorted(content.partition(b"Subject: ")[2] for content in stored)
+    assert found == sorted(body(name).removeprefix(b"Subject: ") for name in names)
 
 
 async def kill_server_under_load(
