@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.dialogue.client_attributes import HOST_NAME, LONGEST_VALUE, UNAVAILABLE, to_address
 from smtpd_fork.dialogue.xtext import to_xtext
+from smtpd_fork.gate.networks import number_of
 from smtpd_fork.peer_address import host_of
 
 if TYPE_CHECKING:
@@ -89,8 +90,9 @@ def _of_peer(client: MailClient) -> dict[str, str | None]:
 
 
 def _address(peer: Peer) -> str | None:
+    """Return an address as it is sent; None for a unix socket: its path says nothing elsewhere."""
     host = host_of(peer)
-    return None if host is None else to_address(host)
+    return None if host is None or number_of(host) is None else to_address(host)
 
 
 def _port(peer: Peer) -> str | None:

@@ -37,6 +37,13 @@ def test_xclient_says_what_is_known_of_the_client() -> None:
     )
 
 
+def test_the_path_of_a_unix_socket_is_no_address_for_the_hop() -> None:
+    came = MailClient(("192.0.2.7", 40312), local="/run/front.sock")
+    assert xclient_command(came, "ADDR DESTADDR DESTPORT") == (
+        b"XCLIENT ADDR=192.0.2.7 DESTADDR=[UNAVAILABLE] DESTPORT=[UNAVAILABLE]\r\n"
+    )
+
+
 def test_xforward_says_where_the_message_came_from() -> None:
     assert xforward_commands(a_mail(client=CLIENT), FORWARDED) == [
         b"XFORWARD NAME=host.example ADDR=192.0.2.7 PORT=40312\r\n",
