@@ -92,8 +92,11 @@ def make_room(connection: Connection, reply: bytes, reason: str) -> None:
 
 
 def _end(connection: Connection, reply: bytes, *, interrupting: bool) -> None:
-    """Send *reply* in place of all that was to be sent, and close."""
+    """Send *reply* in place of all that was to be sent, but for what waits in the tarpit; close."""
     dialogue = connection.dialogue
+    if connection.held & DELAYED:  # it may be the reply to a message, which would come twice
+        delays.let_go(connection)
+        connection.flush()
     if dialogue.state < State.LEAVING:
         dialogue.out = reply
         dialogue.leave(interrupting=interrupting)

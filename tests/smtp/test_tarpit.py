@@ -27,6 +27,11 @@ STREAM = (
     b"BDAT 3\r\nab\nBDAT 0 LAST\r\nRSET\r\nQUIT\r\n"
 )
 
+MESSAGE = (
+    *(b"EHLO x\r\n", b"MAIL FROM:<a@b.example>\r\n", b"RCPT TO:<c@d.example>\r\n", b"DATA\r\n"),
+    b"Subject: x\r\n\r\nx\r\n.\r\n",
+)
+
 
 class Clock:
     """A loop with a clock that is set."""
@@ -148,7 +153,27 @@ def test_the_time_of_the_client_begins_with_the_reply() -> None:
 
 def test_a_session_has_no_more_time_in_the_tarpit() -> None:
     slow = Slow(delay=60, limits=Limits(session_seconds=30.0))
-    assert slow.wait(30.0).startswith(b"421 4.4.2 ")
+    assert [line[:3] for line in slow.wait(30.0).splitlines()] == [b"220", b"421"]
+    slow.end()
+
+
+@pytest.mark.parametrize("end", ["time", "memory"])
+def test_a_session_that_has_to_end_says_first_that_a_message_was_taken(end: str) -> None:
+    slow = Slow(limits=Limits(session_seconds=30.0))
+    for command in MESSAGE:
+        slow.wait()
+        slow.feed(command)
+    assert len(slow.handler.got) == 1
+    assert slow.phase == "tarpit"
+    before = len(slow.transport.sent)
+    if end == "time":
+        slow.connection.ends_at = slow.clock.now + 1.0
+        slow.wait(1.0)
+    else:
+        assert slow.connection.give_way(1000)
+    sent = bytes(slow.transport.sent[before:]).splitlines()
+    assert [line[:3] for line in sent] == [b"250", b"421"]
+    assert slow.tarpit.waiting == 0
     slow.end()
 
 
