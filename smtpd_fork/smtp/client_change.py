@@ -75,6 +75,7 @@ def _replace(connection: Connection, peer: Peer, attributes: Attributes) -> None
     memory.charge(dialogue)
     dialogue.errors = dialogue.rejects = dialogue.noops = dialogue.overshoot = 0
     dialogue.auth_failures, dialogue.calls = 0, None
+    connection.steps = (-1, 0)
     _introduce(dialogue.session, attributes)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aiosmtpd.smtp import MISSING
 from support.client import Client
 from support.nameserver import name_server
-from support.server import greeted, serve, until
+from support.server import greeted, running, serve, until
 from support.xclient import TRUST, Looks, named, proxy_to
 
 from smtpd_fork import Config, Route
@@ -91,6 +91,19 @@ async def test_a_client_that_leaves_while_the_dns_is_asked_leaves_nothing() -> N
             client.reset()
             await client.close()
             await until(lambda: server.gate.count == 0)
+
+
+async def test_the_progress_of_a_client_is_not_that_of_the_one_before() -> None:
+    async with serve(Discard(), **TRUST) as server:
+        client, _ = await proxy_to(server, "ADDR=198.51.100.7")
+        async with client:
+            await client.say("EHLO x")
+            await client.deliver()
+            ((connection, _),) = running(server).sessions.all()
+            connection.stuck_since()
+            connection.stuck_at -= 100
+            assert (await named(client, "ADDR=198.51.100.8"))[:3] == "220"
+            assert connection.stuck_since() == connection.idle_since
 
 
 # -- handlers, TLS and the rest ----------------------------------------------------------------
