@@ -34,6 +34,7 @@ import uvloop
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.server import running
 from support.tls import Certificates
 
 from fuzz.client import PATIENCE, BrokenError, talk
@@ -79,6 +80,13 @@ WORDS = [
     *(b" SIZE=1", b" BODY=BINARYMIME", b" SMTPUTF8", b" NOTIFY=NEVER", b" LAST", b"x" * 1001),
     *(b"XCLIENT ADDR=192.0.2.7 PORT=25\r\n", b"XCLIENT ADDR=IPV6:::1 HELO=x PROTO=ESMTP\r\n"),
     *(b"XFORWARD NAME=x ADDR=192.0.2.7\r\n", b"XCLIENT ", b"XFORWARD ", b" LOGIN=bob", b"+40"),
+    *(b"XCLIENT ADDR=[UNAVAILABLE] NAME=[TEMPUNAVAIL]\r\n", b"XCLIENT PROTO=SMTP LOGIN=\r\n"),
+    *(
+        b"AUTH PLAIN AHVzZXIAcGFzcw==\r\n",
+        b"AUTH PLAIN AHVzZXIAbm8=\r\n",
+        b"dXNlcg==\r\n",
+        b"*\r\n",
+    ),
     *(b"=[UNAVAILABLE]", b" DESTADDR=192.0.2.1 DESTPORT=25", b" IDENT=4F3C SOURCE=REMOTE"),
     *(b"y" * 12_300, b"999999999999", b"-1"),
 ]
@@ -182,10 +190,31 @@ class Fuzzer:
             ]
             while time.monotonic() < deadline:
                 batch = range(self.rounds, self.rounds + AT_ONCE)
-                await asyncio.gather(*(self._one(servers, number) for number in batch))
+                await asyncio.gather(
+                    self._administer(servers, batch.start),
+                    *(self._one(servers, number) for number in batch),
+                )
                 await self._cut(batch)
                 self.rounds += AT_ONCE
                 await self._at_rest([*servers, *self.cuts.servers], batch)
+
+    async def _administer(self, servers: list[Server], number: int) -> None:
+        """End some sessions of a batch, as an administrator does, or have slots be short."""
+        chance = random.Random(f"{self.seed}/{number}/administer")
+        if chance.random() < 0.5:
+            return
+        for server in chance.sample(servers, 5):
+            await asyncio.sleep(chance.choice([0, 0.001, 0.01]))
+            if chance.random() < 0.2:
+                await server.reload()
+            elif chance.random() < 0.5:
+                await server.kick(lambda _: chance.random() < 0.5)
+            else:
+                session = chance.choice(
+                    [None, *(each for each, _ in running(server).sessions.all())]
+                )
+                if session is not None:
+                    session.shut_down()
 
     async def _at_rest(self, servers: list[Server], batch: range) -> None:
         """See that nothing is left of a batch."""
@@ -197,6 +226,10 @@ class Fuzzer:
         for server in servers:
             if server.gate.count or server.gate.clients or server.sessions:
                 raise BrokenError(f"{where}: the gate does not return to 0: {server.gate.count}")
+            if waiting := running(server)._tarpit.waiting:
+                raise BrokenError(f"{where}: {waiting} sessions wait in the tarpit, and are gone")
+            if wrong := server.audit():
+                raise BrokenError(f"{where}: {wrong}")
             used = server._budget.used
             if used:
                 raise BrokenError(f"{where}: {used} bytes of the buffers are not given back")

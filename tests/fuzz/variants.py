@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import MISSING, AuthResult
 
+from smtpd_fork.filters import Auth
+
 if TYPE_CHECKING:
     import ssl
 
@@ -60,6 +62,26 @@ class Delays(Waits):
         return MISSING
 
 
+class Wavers(Waits):
+    """Has replies be delayed, or no longer, in the middle of all that a client says."""
+
+    async def handle_EHLO(
+        self, server: Any, session: Any, envelope: Any, hostname: str, responses: list[str]
+    ) -> list[str]:
+        session.host_name = hostname
+        session.tarpit = 0.0 if session.tarpit else 0.02
+        await asyncio.sleep(0)
+        return responses
+
+    async def handle_RCPT(self, *args: Any) -> str:
+        session = args[1]
+        session.tarpit = 0.0 if session.tarpit else 0.02
+        return await super().handle_RCPT(*args)
+
+    async def handle_DISCONNECT(self, server: Any, session: Any) -> None:
+        await asyncio.sleep(0)
+
+
 class Leaves(Judges):
     """Has hooks of a session's end as well."""
 
@@ -78,6 +100,8 @@ async def _check(server: Any, session: Any, envelope: Any, mechanism: str, data:
 def variants(tls: ssl.SSLContext) -> list[tuple[Any, dict[str, Any]]]:
     trust = {"xclient_trust": ["127.0.0.1"], "xforward_trust": ["127.0.0.1"]}
     auth = {"authenticator": _check, "auth_require_tls": False}
+    fails: dict[str, Any] = {"max_failures": 3, "max_user_failures": 5, "failure_period": 0.5}
+    checks = Auth(authenticator=_check, require_tls="never", required=True, **fails)
     return [
         (Takes(), {}),
         (Waits(), {"session_options": auth, "max_errors": 100}),
@@ -92,4 +116,8 @@ def variants(tls: ssl.SSLContext) -> list[tuple[Any, dict[str, Any]]]:
         (Delays(), {"tls_context": tls, "session_options": auth}),
         (Leaves(), {"tls_context": tls, "session_options": auth, "max_errors": 100, **trust}),
         (Waits(), {"listen": ["lmtp:127.0.0.1:0"], "max_from_ip": 2, "deny": ["::1"], **trust}),
+        (Wavers(), {"tls_context": tls, "session_options": auth, "tarpit": 0.02, **trust}),
+        ([checks, Wavers()], {"tls_context": tls, "max_errors": 100, **trust}),
+        (Wavers(), {"tls_context": tls, "require_starttls": True, "greet_pause": 0.01, **trust}),
+        (Delays(), {"limit_connections": 10, "tarpit": 0.01, "max_from_ip": 0, **trust}),
     ]
