@@ -86,3 +86,26 @@ async def test_health_checks_are_answered_and_are_of_no_source(
             assert (await client.deliver()).code == 250
         assert server.gate.stats()["refused"] == 0
     assert not re.search(r"(?i)traceback|exception|no PROXY header", caplog.text)
+
+
+@pytest.mark.parametrize("send", ["send-proxy", "send-proxy-v2"])
+async def test_an_early_talker_is_refused_and_health_checks_do_not_wait(
+    send: str, tmp_path: Path
+) -> None:
+    options = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1"}
+    pause = {"greet_pause": 0.3, "greet_pause_deny": 60}
+    check = "check check-send-proxy inter 50ms"
+    async with (
+        serve(Discard(), **options, **pause) as server,
+        haproxy(tmp_path, server.port, send, check) as port,
+    ):
+        async with (
+            await Client.to(("127.0.0.1", port), source="127.0.0.7") as early,
+            await Client.to(("127.0.0.1", port), source="127.0.0.8") as patient,
+        ):
+            early.send("EHLO x\r\nMAIL FROM:<a@example.com>\r\n")
+            assert (await early.reply()).code == 554
+            assert (await patient.greet()).code == 250
+            admitted = server.gate.stats()["admitted"]
+            await until(lambda: server.gate.stats()["admitted"] >= admitted + 3)
+        assert server.gate.stats()["refused_greet_pause"] == server.gate.stats()["refused"] == 1
