@@ -140,7 +140,7 @@ Mode: TypeAlias = Annotated[int, Meta(ge=0, le=0o777, extra={"reader": parse_mod
 def first_local(settings: Any) -> tuple[str, str] | None:
     """Return a limit of *settings* that is not shared with a fleet: its name and its value."""
     if isinstance(most := settings.max_from_ip, LocalCount):
-        return "max_from_ip", f"{LOCAL}{most}"
+        return "max_from_ip", str(most)
     for name in ("max_from_net", "rate", "rate_net"):
         for value in getattr(settings, name):
             if without_local(value)[1]:

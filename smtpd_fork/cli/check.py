@@ -40,6 +40,7 @@ from smtpd_fork.handlers import Chain, load_handlers
 from smtpd_fork.listeners import Address, resolver_of, try_to_bind, wanted_addresses
 from smtpd_fork.observe.logs import check_log
 from smtpd_fork.server import Server
+from smtpd_fork.supervisor.shares import divided
 
 if TYPE_CHECKING:
     from smtpd_fork.cli.setting_sources import SettingSources
@@ -151,7 +152,8 @@ def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
         with findings.of():
             Server(chain, config=config)
         with findings.of("listen", "port"):
-            findings.warnings += likely_mistakes(config, chain)
+            smallest_share = divided(config, config.processes, config.processes)
+            findings.warnings += likely_mistakes(smallest_share, chain)
             _check_relaying(config, chain)
         if account is not None or config.user is None:
             _look_as_user(config, findings, account, chain)

@@ -162,6 +162,8 @@ WARNINGS = {
     "SMTPD_FORK_LISTEN": "unknown variable SMTPD_FORK_LISTEN ignored; "
     "did you mean SMTPD_FORK_LISTEN_ADDRESS?",
     "--max-buffered 1M": "--max-message-size is larger than --max-buffered (32M > 1M)",
+    "--processes 2 --max-buffered 40M": "--max-message-size is larger than --max-buffered "
+    "(32M > 20M)",
     "--reload-handlers": "--reload-handlers has no effect: no handler is a module:attr",
     "--handler accept:a.example,b.example --handler discard,for=a.example": "no sink takes mail "
     "for b.example, which accept accepts: it gets 550",

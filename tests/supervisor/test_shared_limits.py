@@ -141,7 +141,7 @@ def test_a_limit_that_is_local_is_refused(tmp_path: Path) -> None:
     ended = run(*LOCAL, *PATIENT, "--processes", "2", "-m", "local:5", cwd=tmp_path)
     assert ended.returncode == ExitStatus.USAGE
     line = only_line(ended)
-    assert "--max-from-ip" in line
+    assert "--max-from-ip 'local:5': " in line
     assert "would be multiplied by --processes (2)" in line or "by processes (2)" in line
 
 
