@@ -3,61 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import ssl
 from base64 import b64encode
-from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote, urlsplit, urlunsplit
+from collections import deque
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from smtpd_fork.errors import MissingLibraryError
+from smtpd_fork.hops.http_connection import (
+    INSTALLED,
+    LARGE,
+    ConnectionEndedError,
+    HttpConnection,
+    HttpError,
+)
 from smtpd_fork.hops.server_certificates import absolute, tls_context
 from smtpd_fork.sanitizer import HIDDEN, printable
 from smtpd_fork.setting_types import SettingError
 
-try:
-    import aiohttp
-except ImportError:  # the constructor says so
-    INSTALLED = False
-else:
-    INSTALLED = True
-
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import Iterable
 
-    Body = bytes | AsyncIterator[bytes | memoryview]
+    from smtpd_fork.hops.http_connection import Body, HttpAnswer
 
-__all__ = [
-    "AnswerTooLongError", "ConnectionEndedError", "HttpAnswer", "HttpError", "WebServer",
-    "read_url", "streamed",
-]  # fmt: skip
+__all__ = ["WebServer", "read_url"]
 
 CONNECT_SECONDS = 10.0
 
-LARGE = 1 << 18
-"""Bytes that are sent at once: a fraction of a millisecond."""
+IDLE_SECONDS = 15.0
+"""How long a connection is kept for the next request: servers close theirs after some seconds."""
 
-
-_HEADERS = {"User-Agent": "smtpd-fork", "Accept": "*/*", "Accept-Encoding": "identity"}
+_HEADERS = ("User-Agent: smtpd-fork", "Accept: */*", "Accept-Encoding: identity")
 """A compressed answer could be small, and grow without limit."""
 
-
-class HttpError(Exception):
-    """There is no answer, or none that is HTTP; the text says why, and shows no secret."""
-
-
-class AnswerTooLongError(HttpError):
-    """The answer is longer than it may be."""
-
-
-class ConnectionEndedError(HttpError):
-    """The server has ended the connection before it answered: an idle one, perhaps."""
-
-
-class HttpAnswer(NamedTuple):
-    """An answer, read to its end."""
-
-    status: int
-    body: bytes
+_UNQUOTED = "%!$&'()*+,;=:@/?~"
+"""What a path and a query may hold (RFC 3986 3.3), and what is quoted already."""
 
 
 class WebServer:
@@ -67,7 +49,7 @@ class WebServer:
     :param connections: requests at once
     :param ca_file: certificates of CAs that the server's certificate is verified with; None: the
         system's
-    :param extra: of this package, for one who has not installed aiohttp
+    :param extra: of this package, for one who has not installed httptools
     :param path: of a unix socket, which is connected to instead of the host in *url*
     """
 
@@ -75,13 +57,16 @@ class WebServer:
         self, url: str, *, connections: int, ca_file: str | None, extra: str, path: str = ""
     ) -> None:
         if not INSTALLED:
-            raise MissingLibraryError(extra, ["aiohttp"], extra)
+            raise MissingLibraryError(extra, ["httptools"], extra)
         self.url = url
         self._path = path
-        self._most = connections
         self._ca_file = absolute(ca_file)
         self._tls: ssl.SSLContext | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._target = _request_target(url)
+        self._slots = asyncio.Semaphore(connections)
+        self._open: set[HttpConnection] = set()
+        self._idle: deque[HttpConnection] = deque()  # the one that was used last is on the right
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def shown(self) -> str:
@@ -101,83 +86,123 @@ class WebServer:
     ) -> HttpAnswer:
         """Send a request, and read the answer to its end. Redirects are not followed.
 
-        :param body: bytes, or an asynchronous iterator of pieces
+        :param headers: with Content-Length, unless the body is bytes
+        :param body: bytes, or pieces of them
         :param longest: bytes of the answer
         :raises HttpError: there is no answer, or none that is HTTP
         :raises CannotCreateError: the CAs' certificates cannot be read
+        :raises ValueError: a header field has a line end
         """
+        head = self._head(method, headers, len(body) if isinstance(body, bytes) else None)
         if isinstance(body, bytes) and len(body) > LARGE:
             view = memoryview(body)
-            body = streamed(view[at : at + LARGE] for at in range(0, len(body), LARGE))
-            headers = [*headers, ("Content-Length", str(len(view)))]
-        session = await self._connections()
-        try:
-            async with session.request(
-                method, self.url, data=body, headers=headers, allow_redirects=False
-            ) as answer:
-                pieces, size = [], 0
-                async for piece in answer.content.iter_any():
-                    size += len(piece)
-                    if size > longest:
-                        answer.close()
-                        raise AnswerTooLongError(f"the answer has more than {longest} bytes")
-                    pieces.append(piece)
-                return HttpAnswer(answer.status, b"".join(pieces))
-        except (aiohttp.ClientError, OSError) as error:
-            ended = isinstance(error, aiohttp.ServerDisconnectedError)
-            ended = ended or type(error) is aiohttp.ClientOSError
-            raise (ConnectionEndedError if ended else HttpError)(_reason(error)) from None
+            body = (view[at : at + LARGE] for at in range(0, len(body), LARGE))
+        async with self._slots:
+            connection = self._take_idle() or await self._connect()
+            try:
+                return await connection.ask(head, body, longest)
+            except ConnectionEndedError:
+                self._close_idle(math.inf)  # it may have ended the others as well
+                raise
+            finally:
+                self._keep(connection)
 
-    async def _connections(self) -> aiohttp.ClientSession:
+    def _head(self, method: str, headers: Iterable[tuple[str, str]], length: int | None) -> bytes:
+        lines = [f"{method} {self._target}", *(f"{name}: {value}" for name, value in headers)]
+        if length is not None:
+            lines.append(f"Content-Length: {length}")
+        text = "\r\n".join([*lines, "", ""])
+        ends = len(lines) + 1 + len(_HEADERS) + 1
+        if text.count("\r") != ends or text.count("\n") != ends or "\0" in text:
+            raise ValueError("a header field cannot have a line end or a NUL")
+        return text.encode()
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def _take_idle(self) -> HttpConnection | None:
+        """Return the connection that was used last."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        return None
+
+    def _keep(self, connection: HttpConnection) -> None:
+        """Keep a connection for the next request, for some seconds."""
+        if not connection.usable:
+            return
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        self._idle.append(connection)
+        if self._timer is None:
+            self._timer = loop.call_later(IDLE_SECONDS, self._look_at_idle)
+
+    def _look_at_idle(self) -> None:
+        """Close what nobody needs."""
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        self._close_idle(loop.time() - IDLE_SECONDS)
+        if self._idle:
+            self._timer = loop.call_at(self._idle[0].idle_since + IDLE_SECONDS, self._look_at_idle)
+
+    def _close_idle(self, until: float) -> None:
+        """Close the idle connections that were used last at a time, or before."""
+        while self._idle and self._idle[0].idle_since <= until:
+            self._idle.popleft().close()
+
+    async def _connect(self) -> HttpConnection:
+        """Return a new connection.
+
+        :raises HttpError: the server does not take it
+        """
         if self._tls is None and self.url.startswith("https:"):
             await asyncio.to_thread(self.read_certificates)
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=self._connector(),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-                auto_decompress=False,
-                trust_env=False,  # no proxy of the environment
-                headers=_HEADERS,
-            )
-        return self._session
+        connection = HttpConnection(self._open.discard)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._dial(connection)
+        except TimeoutError:
+            raise HttpError(f"no connection within {CONNECT_SECONDS:g} s") from None
+        except OSError as error:
+            raise HttpError(_reason(error)) from None
+        if connection.usable:
+            self._open.add(connection)
+        return connection
 
-    def _connector(self) -> aiohttp.BaseConnector:
+    async def _dial(self, connection: HttpConnection) -> None:
+        loop = asyncio.get_running_loop()
         if self._path:
-            return aiohttp.UnixConnector(self._path, limit=self._most)
-        return aiohttp.TCPConnector(limit=self._most, ssl=self._tls or True)
+            await loop.create_unix_connection(lambda: connection, self._path)
+            return
+        parts = urlsplit(self.url)
+        port = parts.port or (443 if self._tls else 80)
+        host = parts.hostname or ""
+        await loop.create_connection(lambda: connection, host, port, ssl=self._tls)
 
     async def close(self) -> None:
         """Close the connections."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._idle.clear()
+        for connection in list(self._open):
+            connection.close()
 
 
-async def streamed(pieces: Iterable[bytes | memoryview]) -> AsyncIterator[bytes | memoryview]:
-    """Yield the pieces of a body, and let others have their turn."""
-    for piece in pieces:
-        yield piece
-        if len(piece) >= LARGE:
-            # To a server that reads as fast as we send, nothing else would wait.
-            await asyncio.sleep(0)
+def _request_target(url: str) -> str:
+    """Return the rest of the first line of a request, and the fields that all requests have."""
+    parts = urlsplit(url)
+    path = quote(parts.path or "/", safe=_UNQUOTED)
+    query = f"?{quote(parts.query, safe=_UNQUOTED)}" if parts.query else ""
+    host = parts.netloc.encode("idna").decode()
+    return "\r\n".join([f"{path}{query} HTTP/1.1", f"Host: {host}", *_HEADERS])
 
 
-def _reason(error: Exception) -> str:
-    """Return the text of an error, without the URL, whose query may hold a secret.
-
-    What is no HTTP is not shown either: it may be the request, which a server has sent back.
-    """
-    if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
-        return f"{type(error).__name__}: the answer is not HTTP, or was cut off"
-    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(
-        error, aiohttp.ClientSSLError
-    ):
-        number = error.os_error.errno
-        if number is not None and number > 0:
-            return os.strerror(number)  # without the address, which the log has already
-    text = str(error)
-    return printable(f"{type(error).__name__}: {text}".strip(" :").replace("\n", " "))
+def _reason(error: OSError) -> str:
+    """Return why there is no connection, without the address, which the log has already."""
+    if error.errno is not None and error.errno > 0 and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
+    return printable(f"{type(error).__name__}: {error}".strip(" :").replace("\n", " "))
 
 
 def read_url(url: str) -> tuple[str, str | None]:

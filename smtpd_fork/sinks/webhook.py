@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from aiosmtpd.smtp import MISSING, Envelope
 from aiosmtpd.smtp import Session as AnySession
 
-from smtpd_fork.hops.http import AnswerTooLongError, HttpError, WebServer, read_url, streamed
+from smtpd_fork.hops.http import WebServer, read_url
+from smtpd_fork.hops.http_connection import AnswerTooLongError, HttpError
 from smtpd_fork.message import Mail
 from smtpd_fork.sanitizer import HIDDEN
 from smtpd_fork.setting_types import Count, FilePath, Seconds, Secret, SettingError, Text
@@ -175,7 +176,7 @@ class Webhook(ServerSink):
         :raises NotDeliveredError: the answer is too long
         """
         try:
-            answer = await self._application.ask(headers.items(), streamed(body), LONGEST_ANSWER)
+            answer = await self._application.ask(headers.items(), body, LONGEST_ANSWER)
         except AnswerTooLongError as error:
             raise NotDeliveredError(str(error)) from None
         except HttpError as error:

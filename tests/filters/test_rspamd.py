@@ -255,7 +255,7 @@ def test_an_unknown_key_is_an_error() -> None:
         loaded("rspamd:http://127.0.0.1:1,when-dwon=accept")
 
 
-def test_without_aiohttp_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_httptools_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "INSTALLED", False)
     with pytest.raises(MissingLibraryError, match=r"pip install 'smtpd-fork\[rspamd\]'"):
         Rspamd(["http://127.0.0.1:1"])

@@ -254,7 +254,7 @@ def test_a_bad_value_is_an_error_that_shows_no_secret(options: Any, message: str
     assert "hunter2" not in str(caught.value)
 
 
-def test_without_aiohttp_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_httptools_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "INSTALLED", False)
     with pytest.raises(MissingLibraryError, match=r"pip install 'smtpd-fork\[webhook\]'"):
         Webhook("http://127.0.0.1/")

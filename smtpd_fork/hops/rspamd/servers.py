@@ -15,13 +15,8 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import HandlerError
 from smtpd_fork.hops.address import parse_hop_address
-from smtpd_fork.hops.http import (
-    AnswerTooLongError,
-    ConnectionEndedError,
-    HttpError,
-    WebServer,
-    read_url,
-)
+from smtpd_fork.hops.http import WebServer, read_url
+from smtpd_fork.hops.http_connection import AnswerTooLongError, ConnectionEndedError, HttpError
 from smtpd_fork.hops.look import LOOK_SECONDS, look_in_thread
 from smtpd_fork.hops.peer_status import Outage
 from smtpd_fork.hops.server_certificates import absolute
@@ -125,7 +120,7 @@ class Servers:
     :param connections: to each of them at once
     :param ca_file: certificates of CAs; None: the system's
     :raises SettingError: one of the URLs is none
-    :raises MissingLibraryError: aiohttp is not installed
+    :raises MissingLibraryError: httptools is not installed
     """
 
     def __init__(
