@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "Marks", "add_score", "add_tag", "check_tag", "forget_notes", "keep_notes", "marks_of",
-    "notes_of",
+    "note_asked", "notes_of", "was_asked",
 ]  # fmt: skip
 
 MAX_TAGS = 100
@@ -24,9 +24,10 @@ _TAG = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 """A tag is one word of the log, and of a list in the configuration."""
 
 _SCORE, _TAGS, _NOTES = "_smtpd_fork_score", "_smtpd_fork_tags", "notes"
+_ASKED = "_smtpd_fork_asked"
 """Attributes of a session or envelope, there once they are needed: an idle session has none."""
 
-_ATTRIBUTES = {_SCORE, _TAGS, _NOTES}
+_ATTRIBUTES = {_SCORE, _TAGS, _NOTES, _ASKED}
 
 
 class Marks(NamedTuple):
@@ -117,6 +118,18 @@ def marks_of(*marked: Any) -> Marks:
         if score or tags:
             marks = Marks(marks.score + score, marks.tags | tags)
     return marks
+
+
+def note_asked(session: Any, handler: object) -> None:
+    """Note that a handler with conditions was asked about a session."""
+    asked: tuple[object, ...] = getattr(session, _ASKED, ())
+    if not was_asked(session, handler):
+        setattr(session, _ASKED, (*asked, handler))
+
+
+def was_asked(session: Any, handler: object) -> bool:
+    """Whether a handler with conditions was asked about a session before."""
+    return any(each is handler for each in getattr(session, _ASKED, ()))
 
 
 def keep_notes(before: Any, session: Any) -> None:

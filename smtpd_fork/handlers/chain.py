@@ -135,7 +135,9 @@ class Chain:
                     asked = True
                     yield route, getattr(delivery, name)
             elif (hook := hook_of(route.handler, name)) is not None:
-                yield route, hook if route.when is None else conditional(name, hook, route.when)
+                if route.when is not None:
+                    hook = conditional(name, hook, route.when, route.handler)
+                yield route, hook
 
     def _join(self, name: str, hooks: Sequence[Hook]) -> None:
         if name == "handle_DATA":

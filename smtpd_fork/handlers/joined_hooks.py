@@ -24,6 +24,7 @@ from aiosmtpd.handlers import Sink as AiosmtpdSink
 from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.dialogue.introspection import ehlo_parameters
+from smtpd_fork.dialogue.notes import note_asked, was_asked
 from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
 from smtpd_fork.handlers.provisional import asked_with_others, provisional_filter
 from smtpd_fork.handlers.redirection import asked_about_each, redirects
@@ -77,19 +78,30 @@ def _may_hold(server: Any) -> bool:
     return charge is None or charge()
 
 
-def conditional(name: str, hook: Callable[..., Any], when: When) -> Callable[..., Any]:
-    """Return a hook that is not called, and has no opinion, where conditions do not hold."""
+def conditional(
+    name: str, hook: Callable[..., Any], when: When, handler: object
+) -> Callable[..., Any]:
+    """Return a hook that is not called, and has no opinion, where conditions do not hold.
+
+    But a handler that was asked about a session learns of its end: it may hold something for it.
+    """
     if name == "handle_STARTTLS":
 
         @functools.wraps(hook)
         def starttls(server: Any, session: Any, *args: Any) -> Any:
-            return hook(server, session, *args) if when.holds_at(name, session, args) else True
+            if not when.holds_at(name, session, args):
+                return True
+            note_asked(session, handler)
+            return hook(server, session, *args)
 
         return starttls
 
     @functools.wraps(hook)
     async def asked(server: Any, session: Any, *args: Any) -> Any:
+        if name == "handle_DISCONNECT" and was_asked(session, handler):
+            return await hook(server, session, *args)
         if when.holds_at(name, session, args):
+            note_asked(session, handler)
             return await hook(server, session, *args)
         return MISSING
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
@@ -14,7 +15,11 @@ from support.server import serve, until
 
 from smtpd_fork.filters import Milter, milter_sessions
 from smtpd_fork.handlers.route import Route
+from smtpd_fork.handlers.when import When
 from smtpd_fork.observe.sink_state import filter_states
+
+if TYPE_CHECKING:
+    from support.tls import Certificates
 
 
 async def test_the_messages_of_a_session_have_one_connection() -> None:
@@ -59,6 +64,27 @@ async def test_few_connections_wait_and_the_oldest_gives_way(
             await until(lambda: milter.open == 1)
             assert await send(one) == (250, "2.0.0")
         assert milter.connections == 3
+
+
+@pytest.mark.parametrize(
+    "when", [{"sender": ["a@example.org"]}, {"tls": False}, {"client": ["127.0.0.1"]}]
+)
+@pytest.mark.parametrize("end", ["quit", "starttls"])
+async def test_a_milter_learns_of_the_end_of_a_session_that_its_conditions_hold_for_no_more(
+    when: dict[str, Any], end: str, certificates: Certificates
+) -> None:
+    milter = TestMilter()
+    options: dict[str, Any] = {"tls_context": certificates.server}
+    async with listening(milter):
+        judge = Milter(milter.address, stages=["mail"])
+        async with serve([Route(judge, when=When.of(when)), Collect()], **options) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                assert await send(client) == (250, "2.0.0")
+                if end == "starttls":
+                    await client.start_tls(certificates.client)
+            await until(lambda: not server.gate.count)
+            await until(lambda: not judge.status.connections)
 
 
 async def test_a_milter_that_has_closed_the_connection_is_asked_on_another() -> None:
