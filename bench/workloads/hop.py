@@ -9,7 +9,7 @@ from bench.contenders.base import HOST, Contender, Needs, Served, serving
 from bench.contenders.dovecot import Dovecot, lmtp_socket
 from bench.contenders.postfix import SmtpSink
 from bench.cpu_share import cpu_share, cpu_share_fault
-from bench.workloads.mail import RATE, SMALL, WARM_UP, Mail, send
+from bench.workloads.mail import RATE, WARM_UP, ManyAConnection, send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,16 +23,13 @@ DOVECOT_SHARE = 0.5
 """Of a processor, for all processes of Dovecot: it is to be the limit, on two cores as well."""
 
 
-class Relay(Mail):
+class Relay(ManyAConnection):
     """Many small messages a connection, each relayed to smtp-sink before it is answered."""
 
     key = "W10"
     title = "Many 5 KiB messages per connection, relayed"
     servers: ClassVar[Sequence[str]] = ("smtpd-fork", "discard", "postfix", "haraka")
     compared_with: ClassVar[Sequence[str]] = ("discard", "postfix", "haraka")
-    size = SMALL
-    at_once = 10
-    keep = True
 
     @property
     def how(self) -> str:
@@ -55,11 +52,10 @@ class Relay(Mail):
             serving(SmtpSink(), Needs(), certificates) as hop,
             serving(contender, Needs(hop=f"{HOST}:{hop.port}"), certificates) as served,
         ):
-            self.send(served, WARM_UP)
-            return self.cost(served, count)
+            return self.warm_cost(served, count)
 
 
-class Lmtp(Mail):
+class Lmtp(ManyAConnection):
     """Many small messages a connection, passed on to Dovecot, which stores them."""
 
     key = "W11"
@@ -67,9 +63,6 @@ class Lmtp(Mail):
     metrics: ClassVar[Sequence[Metric]] = (RATE._replace(compared=True, more=True),)
     servers: ClassVar[Sequence[str]] = ("smtpd-fork", "dovecot")
     compared_with: ClassVar[Sequence[str]] = ("dovecot",)
-    size = SMALL
-    at_once = 10
-    keep = True
 
     @property
     def how(self) -> str:

@@ -95,6 +95,11 @@ class Mail(Workload):
         """Send messages of this workload."""
         send(served, count, size=self.size, at_once=self.at_once, keep=self.keep)
 
+    def warm_cost(self, served: Served, count: int) -> dict[str, float]:
+        """Return what *count* messages cost a server that has had some before."""
+        self.send(served, WARM_UP)
+        return self.cost(served, count)
+
     def cost(self, served: Served, count: int) -> dict[str, float]:
         """Return what *count* messages cost."""
         before = served.cpu_seconds()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from bench.contenders.base import HOST, Contender, Needs, Served, free_port, serving
 from bench.process import BenchError, Process
 from bench.workloads.base import MICRO, Metric
-from bench.workloads.mail import SMALL, WARM_UP, Mail, send
+from bench.workloads.mail import WARM_UP, ManyAConnection, send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,7 +53,7 @@ KINDS = (
 )
 
 
-class Milter(Mail):
+class Milter(ManyAConnection):
     """Small messages, with a milter and without."""
 
     key = "W13"
@@ -67,9 +67,6 @@ class Milter(Mail):
     )
     servers: ClassVar[Sequence[str]] = ("smtpd-fork", "postfix")
     compared_with: ClassVar[Sequence[str]] = ("postfix",)
-    size = SMALL
-    at_once = 10
-    keep = True
 
     @property
     def how(self) -> str:

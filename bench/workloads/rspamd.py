@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bench.contenders.base import HOST, Contender, Needs, free_port, serving
 from bench.destinations import listening
 from bench.workloads.base import Metric
-from bench.workloads.mail import SMALL, WARM_UP, Mail
+from bench.workloads.mail import ManyAConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Rspamd"]
 
 
-class Rspamd(Mail):
+class Rspamd(ManyAConnection):
     """Small messages, with the filter rspamd and without."""
 
     key = "W19"
@@ -34,9 +34,6 @@ class Rspamd(Mail):
     )
     servers: ClassVar[Sequence[str]] = ("smtpd-fork",)
     compared_with: ClassVar[Sequence[str]] = ()
-    size = SMALL
-    at_once = 10
-    keep = True
 
     @property
     def how(self) -> str:
@@ -52,15 +49,13 @@ class Rspamd(Mail):
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
         """Measure processor time."""
         with serving(contender, Needs(), certificates) as served:
-            self.send(served, WARM_UP)
-            figures = {"cpu": self.cost(served, self.count)["cpu"]}
+            figures = {"cpu": self.warm_cost(served, self.count)["cpu"]}
         for name, options in (("looks", []), ("edits", ["--edits"]), ("closes", ["--closes"])):
             with (
                 _rspamd(options) as url,
                 serving(contender, Needs(rspamd=url), certificates) as served,
             ):
-                self.send(served, WARM_UP)
-                figures[name] = self.cost(served, self.count)["cpu"] - figures["cpu"]
+                figures[name] = self.warm_cost(served, self.count)["cpu"] - figures["cpu"]
         return figures
 
 
