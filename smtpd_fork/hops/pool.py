@@ -19,6 +19,7 @@ from smtpd_fork.hops.connection import QUIT_SECONDS, HopConnection, Phase
 from smtpd_fork.hops.dial import Dialler
 from smtpd_fork.hops.errors import ConnectionLostError, HopDownError, HopError
 from smtpd_fork.hops.hop_client import State
+from smtpd_fork.hops.waiting_messages import WaitingMessages
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -69,7 +70,7 @@ class Pool:
         self._dialler = Dialler(target, name, self._changed)
         self._open: set[HopConnection] = set()
         self._ready: deque[HopConnection] = deque()  # the one that was used last is on the right
-        self._waiters: deque[asyncio.Future[HopConnection | None]] = deque()
+        self._waiting = WaitingMessages(self._take_unused)
         self._dialling = 0
         self._dial_at = 0.0  # the loop's time before which no further connection is tried
         self._timer: asyncio.TimerHandle | None = None
@@ -95,7 +96,7 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Messages that wait for a connection."""
-        return len(self._waiters)
+        return len(self._waiting)
 
     @property
     def reason(self) -> str:
@@ -202,7 +203,7 @@ class Pool:
             raise
         except BaseException:
             self._dialling -= 1
-            self._wake()
+            self._waiting.serve(None)  # there is room for another connection
             raise
         self._dialling -= 1
         if self._closed:
@@ -215,27 +216,16 @@ class Pool:
 
     async def _wait(self, until: float) -> HopConnection | None:
         """Wait for a connection that somebody gives back; None: another one may be made."""
-        waiter: asyncio.Future[HopConnection | None] = self._loop.create_future()
-        self._waiters.append(waiter)
         try:
-            async with asyncio.timeout_at(until):
-                return await waiter
-        except BaseException as error:
-            self._give_up(waiter)
-            if not isinstance(error, TimeoutError):
-                raise
+            return await self._waiting.wait(until)
+        except TimeoutError:
             reason = f"all {self._limit} connections to {self._target} were busy"
             raise HopError(f"{reason} for {self._wait_seconds:g} seconds", BUSY) from None
 
-    def _give_up(self, waiter: asyncio.Future[HopConnection | None]) -> None:
-        """Forget a waiter; what came for it in the same moment is for others."""
-        with suppress(ValueError):
-            self._waiters.remove(waiter)
-        if waiter.cancelled() or not waiter.done() or waiter.exception() is not None:
-            return
-        connection = waiter.result()
+    def _take_unused(self, connection: HopConnection | None) -> None:
+        """Take what came for a message in the moment in which it gave up: it is for others."""
         if connection is None:
-            self._wake()
+            self._waiting.serve(None)
         else:
             self.give_back(connection)
 
@@ -262,12 +252,9 @@ class Pool:
 
     def _rest(self, connection: HopConnection) -> None:
         """Lend a connection to the next who waits, or keep it."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                connection.phase = Phase.LENT
-                waiter.set_result(connection)
-                return
+        connection.phase = Phase.LENT
+        if self._waiting.serve(connection):
+            return
         connection.phase = Phase.READY
         connection.idle_since = self._loop.time()
         self._ready.append(connection)
@@ -282,15 +269,7 @@ class Pool:
             self._open.remove(connection)
             with suppress(ValueError):
                 self._ready.remove(connection)
-            self._wake()
-
-    def _wake(self) -> None:
-        """Have the next who waits make a connection: there is room for it."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+            self._waiting.serve(None)  # there is room for another connection
 
     def _close_idle(self) -> None:
         self._timer = None
@@ -316,10 +295,7 @@ class Pool:
                 *(target.kind, target, error.reason, target.while_down(error)),
             )
         self._error = error
-        waiters, self._waiters = self._waiters, deque()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(HopDownError(error.reason, error.reply))
+        self._waiting.fail(error)
 
     def _is_up(self) -> None:
         """Note that the hop takes connections."""
@@ -341,8 +317,7 @@ class Pool:
         connections = list(self._open)
         for connection in connections:
             connection.quit()
-        for waiter in self._waiters:
-            waiter.cancel()
+        self._waiting.cancel()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 for connection in connections:

@@ -1,0 +1,79 @@
+"""WaitingMessages: those that wait for a connection to a next hop, the first one first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from smtpd_fork.hops.errors import HopDownError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_fork.hops.connection import HopConnection
+    from smtpd_fork.hops.errors import HopError
+
+__all__ = ["WaitingMessages"]
+
+
+class WaitingMessages:
+    """Messages that wait for a connection.
+
+    :param unused: takes what came for a message in the moment in which it gave up
+    """
+
+    def __init__(self, unused: Callable[[HopConnection | None], None]) -> None:
+        self._unused = unused
+        self._waiting: deque[asyncio.Future[HopConnection | None]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def wait(self, until: float) -> HopConnection | None:
+        """Wait for what :meth:`serve` gives.
+
+        :param until: the loop's time
+        :raises TimeoutError: nothing has come by then
+        :raises HopDownError: the hop is down
+        """
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[HopConnection | None] = loop.create_future()
+        self._waiting.append(waiter)
+        try:
+            async with asyncio.timeout_at(until):
+                return await waiter
+        except BaseException:
+            self._give_up(waiter)
+            raise
+
+    def _give_up(self, waiter: asyncio.Future[HopConnection | None]) -> None:
+        with suppress(ValueError):
+            self._waiting.remove(waiter)
+        if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+            self._unused(waiter.result())
+
+    def serve(self, connection: HopConnection | None) -> bool:
+        """Give the first message a connection; return whether there was one that waits.
+
+        :param connection: None: there is room for another one, which it is to make
+        """
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return True
+        return False
+
+    def fail(self, error: HopError) -> None:
+        """End the wait of all: the hop is down."""
+        waiting, self._waiting = self._waiting, deque()
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_exception(HopDownError(error.reason, error.reply))
+
+    def cancel(self) -> None:
+        """End the wait of all by their cancellation."""
+        for waiter in self._waiting:
+            waiter.cancel()
