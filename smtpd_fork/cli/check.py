@@ -7,6 +7,7 @@ It runs beside the daemon that these settings are of: what that daemon holds is 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -231,7 +232,8 @@ def _check(*, running: bool, **_: Any) -> None:
         findings = _Findings(sources)
         config = sources.build()
         check_current_directory()
-        _look(config, findings, running=running)
+        with _warnings_of_handlers():
+            _look(config, findings, running=running)
     for line in (*findings.skipped, *findings.told):
         click.echo(line)
     for warning in [*findings.warnings, *sources.unknown_variables()]:
@@ -241,6 +243,19 @@ def _check(*, running: bool, **_: Any) -> None:
             sys.stderr.write(f"smtpd-fork: {line}\n")
         raise ExplainedError(findings.lines[-1], findings.status)
     click.echo("configuration OK")
+
+
+@contextmanager
+def _warnings_of_handlers() -> Iterator[None]:
+    """Show what handlers log as a warning while they are loaded and checked."""
+    shown = logging.StreamHandler(sys.stdout)
+    shown.setLevel(logging.WARNING)
+    shown.setFormatter(logging.Formatter("warning: %(message)s"))
+    logging.getLogger().addHandler(shown)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(shown)
 
 
 check = BaseCommand(

@@ -136,3 +136,16 @@ def test_a_subcommand_has_help_with_all_options(tmp_path: Path, subcommand: str)
     assert ended.stdout.startswith(f"Usage: smtpd-fork {subcommand} ")
     assert "--max-from-ip" in ended.stdout
     assert max(map(len, ended.stdout.splitlines())) <= 80
+
+
+def test_a_warning_of_a_handler_is_a_line_like_the_other_warnings(tmp_path: Path) -> None:
+    (tmp_path / "users").write_text("bob:secret\n")
+    (tmp_path / "users").chmod(0o644)
+    handlers = ("auth:users", "milter:unix:/nowhere", "discard")
+    options = [word for handler in handlers for word in ("--handler", handler)]
+    ended = run("check", "-l", "127.0.0.1:0", *options, cwd=tmp_path)
+    *warnings, last = ended.stdout.splitlines()
+    assert [line.partition(": ")[0] for line in warnings] == ["warning"] * 3
+    assert "any user of the system may read it" in warnings[0]
+    assert warnings[2].startswith("warning: milter unix:/nowhere cannot be asked: ")
+    assert (last, ended.stderr) == ("configuration OK", "")
