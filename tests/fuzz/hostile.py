@@ -1,7 +1,9 @@
 """Hostile sessions against the real daemon. One law: what has ended is not in memory any more.
 
 Clients that come, do harm and go: garbage, half handshakes, messages, chunks and AUTH that break
-off, large envelopes, and connections that are closed, half closed, reset or left. The daemon's
+off, large envelopes, and connections that are closed, half closed, reset or left. Some talk before
+the greeting, some are denied, some are put into the tarpit, some guess passwords, and some come by
+way of a trusted host that names them by XCLIENT. The daemon's
 resident memory after a tenth of them is what it needs; if it has grown by the end, the exit status
 is 1.
 
@@ -17,6 +19,7 @@ import struct
 import sys
 import tempfile
 import time
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script, and in the daemon: it loads Takes
 
+from aiosmtpd.smtp import MISSING, AuthResult
 from support.daemon import PATIENCE, Daemon
 from support.peers import proc
 from support.tls import Certificates
@@ -47,6 +51,20 @@ needs. 250 bytes kept of each of 90,000 sessions are more, and so was each cycle
 LARGEST = 300_000
 """Bytes of the largest part of a message."""
 
+TRUSTED = "127.9.9.9"
+"""The host that names its clients."""
+
+TARPIT = 0.1
+"""Seconds that a reply is delayed."""
+
+SETTINGS = [
+    *("--greet-pause", "20ms", "--greet-pause-deny", "1s", "--tarpit", f"{TARPIT}s"),
+    *("--xclient-trust", TRUSTED, "--xforward-trust", TRUSTED, "--deny", "127.4.200.0/21"),
+    *("--handler", "auth:authenticator=fuzz.hostile:check,require-tls=never,max-failures=3"),
+    *("--handler", "fuzz.hostile:Takes", "--max-from-ip", "0"),
+    *("--timeout", "2s", "--data-timeout", "2s", "--tls-handshake-timeout", "2s"),
+]
+
 HELLO, MAIL, RCPT = b"EHLO x\r\n", b"MAIL FROM:<a@b.example>\r\n", b"RCPT TO:<c@d.example>\r\n"
 ENVELOPE = (HELLO, MAIL, RCPT)
 
@@ -58,6 +76,17 @@ class Takes(Discard):
         """A mechanism that is offered without an authenticator; asks twice, and refuses."""
         for _ in range(2):
             await server.challenge_auth("more")
+
+    async def handle_VRFY(self, server: Any, session: Any, envelope: Any, address: str) -> Any:
+        """Have replies be delayed, and another client be denied for a moment."""
+        session.tarpit = TARPIT
+        server.deny(address.partition("@")[0], seconds=0.5)
+        return MISSING
+
+
+async def check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
+    """Authenticate nobody."""
+    return AuthResult(success=False, handled=False)
 
 
 class Flood:
@@ -90,18 +119,23 @@ class Flood:
         chance = random.Random(seed)
         number = chance.randrange(ADDRESSES)
         source = (f"127.{number // 250 + 1}.{number % 250 + 1}.1", 0)
+        trusted = chance.random() < 0.2
+        if trusted:
+            source = (TRUSTED, 0)
         harmed = False
         with suppress(OSError):  # the daemon may have closed first
             sock = socket.create_connection(("127.0.0.1", self._port), PATIENCE, source)
             try:
-                sock = self._do_harm(sock, chance)
+                sock = self._do_harm(sock, chance, trusted=trusted)
                 harmed = True
                 self._leave(sock, chance)
             finally:
                 sock.close()
         return harmed
 
-    def _do_harm(self, sock: socket.socket, chance: random.Random) -> socket.socket:
+    def _do_harm(
+        self, sock: socket.socket, chance: random.Random, *, trusted: bool
+    ) -> socket.socket:
         harm: Callable[..., None] = chance.choice(HARMS)
         if self._tls:
             if chance.random() < 0.2:
@@ -118,9 +152,13 @@ class Flood:
             say(sock, HELLO)
             harm(sock, chance)
             return sock
-        if chance.random() < 0.9:
-            read_reply(sock)
-            harm(sock, chance)
+        if chance.random() < 0.1:
+            harm(sock, chance)  # before the greeting
+            return sock
+        read_reply(sock)
+        for _ in range(chance.choice([0, 1, 1, 3]) if trusted else 0):
+            name_a_client(sock, chance)
+        harm(sock, chance)
         return sock
 
     @staticmethod
@@ -161,6 +199,17 @@ def half_handshake(sock: socket.socket, chance: random.Random) -> None:
     sock.sendall(chance.choice([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"hello\r\n" * 9]))
 
 
+def name_a_client(sock: socket.socket, chance: random.Random) -> None:
+    address = f"198.18.{chance.randrange(256)}.{chance.randrange(256)}"
+    command = f"XCLIENT ADDR={address} HELO=x LOGIN={chance.choice(['bob', '[UNAVAILABLE]'])}\r\n"
+    if chance.random() < 0.1:
+        sock.sendall(command.encode()[: chance.randrange(len(command))])
+    elif chance.random() < 0.1:
+        sock.sendall(command.encode() * 3 + b"".join(ENVELOPE))
+    else:
+        say(sock, command.encode())
+
+
 def nothing(_sock: socket.socket, _chance: random.Random) -> None: ...
 
 
@@ -197,6 +246,22 @@ def unread_replies(sock: socket.socket, _chance: random.Random) -> None:
     sock.sendall(b"EHLO x\r\n" * 2000)
 
 
+def be_slowed_down(sock: socket.socket, chance: random.Random) -> None:
+    denied = f"198.18.{chance.randrange(256)}.{chance.randrange(256)}"
+    say(sock, HELLO, f"VRFY {denied}\r\n".encode())
+    for _ in range(chance.randrange(4)):
+        sock.sendall(chance.choice([b"NOOP\r\n", b"NOOP\r\n" * 20_000, b"STARTTLS\r\n", RCPT]))
+        if chance.random() < 0.5:
+            read_reply(sock)
+
+
+def guess_passwords(sock: socket.socket, chance: random.Random) -> None:
+    say(sock, HELLO)
+    for _ in range(3):
+        words = b"AUTH PLAIN " + b64encode(b"\0bob\0" + chance.randbytes(3).hex().encode())
+        say(sock, words + b"\r\n")
+
+
 def whole_message(sock: socket.socket, chance: random.Random) -> None:
     text = b"x" * chance.randrange(LARGEST // 10)
     say(sock, *ENVELOPE, b"DATA\r\n", b"Subject: x\r\n\r\n" + text + b"\r\n.\r\n", b"QUIT\r\n")
@@ -204,7 +269,7 @@ def whole_message(sock: socket.socket, chance: random.Random) -> None:
 
 HARMS = [
     *(nothing, garbage, nonsense, break_off_data, break_off_chunks, break_off_auth),
-    *(many_recipients, unread_replies, whole_message),
+    *(many_recipients, unread_replies, whole_message, be_slowed_down, guess_passwords),
 ]
 
 
@@ -232,6 +297,17 @@ def settled(pid: int, listening: int) -> int:
     return resident(pid)
 
 
+def has_tarpit(port: int, client: ssl.SSLContext | None) -> bool:
+    """Whether a reply can still be delayed: none of those that waited is counted for good."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as plain:
+        sock = plain if client is None else client.wrap_socket(plain, server_hostname="localhost")
+        read_reply(sock)
+        say(sock, HELLO)
+        begun = time.monotonic()
+        say(sock, b"VRFY 198.18.0.1\r\n")
+        return time.monotonic() - begun >= TARPIT / 2
+
+
 def measure(sessions: int, *, tls: bool, seed: int, loop: str = "uvloop") -> list[int]:
     """Run hostile sessions; return what is in memory after 10, 50 and 100% of them, in bytes.
 
@@ -243,8 +319,7 @@ def measure(sessions: int, *, tls: bool, seed: int, loop: str = "uvloop") -> lis
         options = [
             *("-l", "smtps:127.0.0.1:0" if tls else "127.0.0.1:0", "--loop", loop),
             *("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key)),
-            *("--handler", "fuzz.hostile:Takes", "--max-from-ip", "0"),
-            *("--timeout", "2s", "--data-timeout", "2s", "--tls-handshake-timeout", "2s"),
+            *SETTINGS,
         ]
         path = str(Path(__file__).parents[1])
         with Daemon(*options, cwd=folder, environment={"PYTHONPATH": path}) as daemon:
@@ -256,6 +331,7 @@ def measure(sessions: int, *, tls: bool, seed: int, loop: str = "uvloop") -> lis
                 flood.run(part)
                 memory.append(settled(pid, listening))
                 print(f"{flood.begun:7} sessions: {memory[-1] / 2**20:.1f} MiB", flush=True)
+            assert has_tarpit(daemon.port, certificates.client if tls else None)
             assert daemon.stop() == 0, daemon.lines[-1]
             before, traceback, after = daemon.log.partition("Traceback")
             assert not traceback, f"{before[-200:]}{traceback}{after[:3000]}"
