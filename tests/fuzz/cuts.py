@@ -43,6 +43,11 @@ _AUTH = (
     *(b"AUTH PLAIN AHVzZXIAcGFzcw==\r\n", b"AUTH PLAIN\r\nAHVzZXIAcGFzcw==\r\n"),
     *(b"AUTH LOGIN\r\ndXNlcg==\r\ncGFzcw==\r\n", b"AUTH LOGIN\r\n*\r\n", b"AUTH PLAIN\nAA\rA\n"),
 )
+_NAMED = (
+    *(b"XCLIENT ADDR=192.0.2.7 PORT=25\r\n", b"XCLIENT ADDR=IPV6:::1 HELO=y PROTO=ESMTP\r\n"),
+    *(b"XCLIENT LOGIN=bob HELO=y\r\nAUTH PLAIN\r\n", b"XCLIENT ADDR=[UNAVAILABLE]\r\nEHLO y\r\n"),
+    *(b"XCLIENT NAME=\r\n", b"XFORWARD ADDR=192.0.2.7 IDENT=+34F\r\n", b"xforward HELO=+0A\r\n"),
+)
 _MAIL = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n"
 _BINARY = b"MAIL FROM:<a@b.example> BODY=BINARYMIME\r\nRCPT TO:<c@d.example>\r\n"
 
@@ -57,6 +62,8 @@ def well_formed(chance: random.Random) -> bytes:
     if chance.random() < 0.3:
         parts.append(chance.choice(_AUTH))
     for _ in range(chance.choice([1, 1, 2, 3])):
+        if chance.random() < 0.2:
+            parts.append(chance.choice(_NAMED))
         text = b"".join(chance.choices(_PIECES, k=chance.choice([0, 1, 2, 5, 20])))
         if chance.random() < 0.5:
             lines = text.split(b"\r\n")
@@ -118,6 +125,8 @@ class Cuts:
                     tls_handshake_timeout=300,
                     proxy_timeout=300,
                     session_options={"authenticator": check_password, "auth_require_tls": False},
+                    xclient_trust=["127.0.0.1"],
+                    xforward_trust=["127.0.0.1"],
                     **({"listen": ["127.0.0.1:0"]} | tls | options),
                 )
                 await stack.enter_async_context(server)
