@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "Marks", "add_score", "add_tag", "check_tag", "forget_notes", "keep_notes", "marks_of",
-    "note_asked", "notes_of", "was_asked",
+    "note_asked", "note_of", "notes_of", "was_asked",
 ]  # fmt: skip
 
 MAX_TAGS = 100
@@ -66,6 +66,12 @@ def notes_of(noted: Any) -> dict[str, Any]:
         notes = {}
         setattr(noted, _NOTES, notes)
     return notes
+
+
+def note_of(noted: Any, name: str) -> Any:
+    """Return one note of a session or an envelope; None: there is none. No notes are made."""
+    notes: dict[str, Any] | None = vars(noted).get(_NOTES)
+    return None if notes is None else notes.get(name)
 
 
 def add_score(marked: Any, points: float) -> float:

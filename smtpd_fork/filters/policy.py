@@ -16,7 +16,8 @@ from aiosmtpd.smtp import Session as AnySession
 
 from smtpd_fork.dialogue.waiting import may_end_at_once
 from smtpd_fork.filters.content_filter import ContentFilter, WhenDown
-from smtpd_fork.filters.policy_action import parse_action
+from smtpd_fork.filters.policy_action import DEFERRING, parse_action
+from smtpd_fork.filters.policy_deferrals import Deferrals
 from smtpd_fork.filters.policy_effects import PolicyEffects
 from smtpd_fork.filters.policy_request import attributes
 from smtpd_fork.filters.policy_server import PolicyServer
@@ -77,6 +78,7 @@ class Policy(ContentFilter):
         super().__init__(f"policy server {self._server}", when_down, when_quarantined)
         self._context = policy_context
         self._effects = PolicyEffects(self.program, self._reporter)
+        self._deferrals = Deferrals(self.program)
         self._stages = set(stages)
         known: dict[str, dict[str, Any]] = {
             "connect": {"handle_CONNECT": self._at_connect},
@@ -89,6 +91,8 @@ class Policy(ContentFilter):
             if stage not in known:
                 raise SettingError("stages", stage, f"the stages are {', '.join(known)}")
             vars(self).update(known[stage])
+        if self._stages & {"connect", "helo", "mail"}:  # their deferrals are of recipients
+            vars(self).update(known["rcpt"])
 
     @property
     def status(self) -> PeerStatus:
@@ -130,15 +134,22 @@ class Policy(ContentFilter):
     async def _at_recipient(
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
-        return await self._refusal(server, session, envelope, "RCPT", recipient=address) or MISSING
+        refusal = ""
+        if "rcpt" in self._stages:
+            refusal = await self._refusal(server, session, envelope, "RCPT", recipient=address)
+        else:
+            self._deferrals.forget(session, envelope, "RCPT")
+        return refusal or self._deferrals.of_recipient(session, envelope) or MISSING
 
     @may_end_at_once
     async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> Any:
         """Refuse a message, or do with it what the server has said before."""
+        self._deferrals.forget(session, envelope, "DATA")
         for stage, state in _AT_THE_END.items():
             if stage in self._stages:
                 await asyncio.sleep(0)  # see may_end_at_once
-                if refusal := await self._refusal(server, session, envelope, state):
+                refusal = await self._refusal(server, session, envelope, state)
+                if refusal := refusal or self._deferrals.of_message(envelope):
                     return refusal
         said = self._effects.of(envelope)
         if said is None:
@@ -151,7 +162,7 @@ class Policy(ContentFilter):
 
     def take_provisional(self, envelope: Envelope) -> Provisional | None:
         """Return what the server said with DEFER_IF_PERMIT or DEFER_IF_REJECT; see the base."""
-        return self._effects.take_provisional(envelope)
+        return self._deferrals.take(envelope)
 
     # -- the server --------------------------------------------------------------------------------
 
@@ -164,6 +175,7 @@ class Policy(ContentFilter):
         **more: str,
     ) -> str:
         """Ask the server; return the reply that refuses, or nothing."""
+        self._deferrals.forget(session, envelope, state)
         told = attributes(server, session, envelope, state, context=self._context, **more)
         try:
             text = await self._server.ask(request(told))
@@ -174,4 +186,8 @@ class Policy(ContentFilter):
             return self.answer_down(session, f"an answer has no action: {text[:80]!r}")
         self.outage.end()
         self._effects.note(action, session, envelope, state)
-        return action.reply if action.name != "DEFER_IF_REJECT" else ""
+        if action.name not in DEFERRING:
+            return action.reply
+        if not self._deferrals.note(action, session, envelope, state):
+            self._effects.cannot(action.name, state)
+        return ""

@@ -8,13 +8,16 @@ from typing import NamedTuple
 from smtpd_fork.hops.passed_on import CLOSING, passed_on
 from smtpd_fork.hops.replies import HopReply
 
-__all__ = ["Action", "parse_action"]
+__all__ = ["DEFERRING", "Action", "parse_action"]
+
+DEFERRING = frozenset({"DEFER_IF_PERMIT", "DEFER_IF_REJECT"})
+"""Actions that depend on what comes later."""
 
 _REPLIES = {
     "REJECT": (554, "5.7.1", "Access denied"),
     "DEFER": (450, "4.7.1", "Not accepted now, try again later"),
 }
-_REPLIES |= dict.fromkeys(("DEFER_IF_PERMIT", "DEFER_IF_REJECT"), _REPLIES["DEFER"])
+_REPLIES |= dict.fromkeys(DEFERRING, _REPLIES["DEFER"])
 """Codes and texts of actions that refuse, where the server gives none: Postfix's codes."""
 
 _CODE = re.compile(r"([45][0-9][0-9])(?:[ \t]+(.*))?")

@@ -13,7 +13,7 @@ from aiosmtpd.smtp import Session as AnySession
 
 from smtpd_fork.dialogue.path import parse_path
 from smtpd_fork.filters.milter_changes import change_envelope
-from smtpd_fork.filters.provisional import Provisional
+from smtpd_fork.filters.policy_action import DEFERRING
 from smtpd_fork.gate import ClientLine
 from smtpd_fork.hops.milter.verdict import Edit
 from smtpd_fork.message import prepend
@@ -48,7 +48,6 @@ class Said:
     redirected: str = ""
     discarded: str | None = None
     held: str | None = None
-    provisional: Provisional | None = None
 
     def change(self, envelope: Envelope) -> None:
         """Change the message, and its recipients."""
@@ -76,7 +75,7 @@ class PolicyEffects:
         """Take note of an action; one that is not possible here counts as DUNNO."""
         if envelope is not None and state == "MAIL":
             self._messages.pop(envelope, None)  # an earlier MAIL was refused, perhaps
-        if action.name in {"OK", "REJECT"}:
+        if action.name in {"OK", "REJECT", *DEFERRING}:
             return
         if action.name in {"WARN", "INFO"}:
             level = logging.WARNING if action.name == "WARN" else logging.INFO
@@ -87,39 +86,22 @@ class PolicyEffects:
             return
         take = self._takers.get(action.name)
         if take is None or envelope is None or state in {"EHLO", "HELO"}:
-            if not action.reply or action.name == "DEFER_IF_REJECT":
-                self._cannot(action.name, f"at {state}")
+            self.cannot(action.name, state)
         elif not take(self, self._messages.setdefault(envelope, Said()), action):
             self._tell(logging.WARNING, session, f"{action.name} is not possible", action.text)
 
-    def _cannot(self, name: str, where: str) -> None:
+    def cannot(self, name: str, state: str) -> None:
         """Say once that an action has no effect."""
         if name not in self._unknown and len(self._unknown) < MOST_FIELDS:
             self._unknown.add(name)
-            text = "%s: the action %s is not supported %s, and taken as DUNNO"
-            log.warning(text, self._server, printable(name, 40), where)
+            text = "%s: the action %s is not supported at %s, and taken as DUNNO"
+            log.warning(text, self._server, printable(name, 40), state)
 
     def of(self, envelope: Envelope) -> Said | None:
         """Return what was said of a message that has come, once."""
         return self._messages.pop(envelope, None)
 
-    def take_provisional(self, envelope: Envelope) -> Provisional | None:
-        """Return the provisional answer to what was asked last, once."""
-        message = self._messages.get(envelope)
-        if message is None:
-            return None
-        provisional, message.provisional = message.provisional, None
-        return provisional
-
     # -- what each of them says of a message; whether that is possible -----------------------------
-
-    def _defer_if_permit(self, message: Said, action: Action) -> bool:
-        message.provisional = Provisional(action.reply)
-        return True
-
-    def _defer_if_reject(self, message: Said, action: Action) -> bool:
-        message.provisional = Provisional(action.reply, if_refused=True)
-        return True
 
     def _prepend(self, message: Said, action: Action) -> bool:
         match = _FIELD.fullmatch(action.text)
@@ -153,8 +135,6 @@ class PolicyEffects:
 
     _takers: Mapping[str, Callable[[Any, Said, Action], bool]] = {
         "BCC": _copy,
-        "DEFER_IF_PERMIT": _defer_if_permit,
-        "DEFER_IF_REJECT": _defer_if_reject,
         "DISCARD": _discard,
         "HOLD": _hold,
         "PREPEND": _prepend,

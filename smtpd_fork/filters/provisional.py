@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from aiosmtpd.smtp import MISSING
 
 if TYPE_CHECKING:
     from aiosmtpd.smtp import Envelope
@@ -11,15 +13,30 @@ __all__ = ["AnswersProvisionally", "Provisional"]
 
 
 class Provisional(NamedTuple):
-    """An answer to MAIL or RCPT that depends on what the handlers behind a filter say.
+    """An answer to MAIL, RCPT or a message that depends on what the handlers behind a filter say.
 
-    :ivar reply: 4yz
-    :ivar if_refused: False: it stands unless one of them refuses permanently (Postfix's
-        DEFER_IF_PERMIT); True: it takes the place of such a refusal (DEFER_IF_REJECT)
+    :ivar if_permitted: 4yz, which stands unless one of them refuses permanently (Postfix's
+        DEFER_IF_PERMIT); empty: there is none
+    :ivar if_refused: 4yz, which takes the place of such a refusal (DEFER_IF_REJECT); so too
     """
 
-    reply: str
-    if_refused: bool = False
+    if_permitted: str = ""
+    if_refused: str = ""
+
+    def answer(self, status: Any) -> Any:
+        """Return what the client gets.
+
+        :param status: of the handlers behind; MISSING: they have no opinion
+        """
+        if status is not MISSING and status[:1] in {"5", b"5"}:
+            return self.if_refused or status
+        return self.if_permitted or status
+
+    def joined(self, later: Provisional) -> Provisional:
+        """Return this answer, and what a later one has beside it."""
+        return Provisional(
+            self.if_permitted or later.if_permitted, self.if_refused or later.if_refused
+        )
 
 
 @runtime_checkable
@@ -27,4 +44,4 @@ class AnswersProvisionally(Protocol):
     """A filter some of whose answers are provisional."""
 
     def take_provisional(self, envelope: Envelope) -> Provisional | None:
-        """Return the provisional answer to the MAIL or RCPT that was asked about last, once."""
+        """Return the provisional answer to what the filter was asked about last, once."""

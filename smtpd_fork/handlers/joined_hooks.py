@@ -6,7 +6,7 @@ opinion". Five hooks have a rule of their own:
 - EHLO: each handler may change the list of replies, and the next one gets the changed list;
 - RCPT: behind a handler that redirects recipients (:class:`~smtpd_fork.filters.Filter`), the others
   are asked about each of the new addresses (:mod:`~smtpd_fork.handlers.redirection`);
-- MAIL and RCPT: behind a filter whose answer is provisional the others are asked as well
+- MAIL, RCPT and DATA: behind a filter whose answer is provisional others are asked as well
   (:mod:`~smtpd_fork.handlers.provisional`);
 - STARTTLS: all have to agree;
 - DISCONNECT: every handler is called, whatever the others did.
@@ -26,7 +26,7 @@ from aiosmtpd.smtp import MISSING
 from smtpd_fork.dialogue.introspection import ehlo_parameters
 from smtpd_fork.dialogue.notes import note_asked, was_asked
 from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
-from smtpd_fork.handlers.provisional import asked_with_others, provisional_filter
+from smtpd_fork.handlers.provisional import asked_with_others, is_of_filter, provisional_filter
 from smtpd_fork.handlers.redirection import asked_about_each, redirects
 from smtpd_fork.message.quarantine_mark import WITHHELD, is_quarantined
 from smtpd_fork.smtp.hooks import is_from_outside
@@ -57,17 +57,26 @@ def message_hook(hooks: Sequence[Hook], *, withhold: bool) -> Hook:
     if len(hooks) == 1:
         return hooks[0]
 
+    asked = [(each, is_of_filter(each), provisional_filter(each)) for each in hooks]
+
     async def handle_DATA(server: Any, session: Any, envelope: Any) -> Any:
-        for each in hooks:
+        said = None
+        for each, is_filter, provisional in asked:
+            if said is not None and not is_filter:
+                if said.if_permitted:
+                    return said.if_permitted  # before a handler delivers the message
+                said = None  # a refusal from here on is none of a filter
             content = envelope.original_content
             status = await each(server, session, envelope)
+            if provisional is not None and (new := provisional.take_provisional(envelope)):
+                status, said = MISSING, new if said is None else said.joined(new)
             if status is not MISSING:
-                return status
+                return status if said is None else said.answer(status)
             if envelope.original_content is not content and not _may_hold(server):
                 return NO_ROOM
             if withhold and is_quarantined(envelope):
                 return WITHHELD
-        return MISSING
+        return MISSING if said is None else said.answer(MISSING)
 
     return may_end_at_once(handle_DATA) if all(map(begins_at_once, hooks)) else handle_DATA
 

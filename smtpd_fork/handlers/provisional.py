@@ -1,7 +1,7 @@
 """Provisional answers: those of a filter that depend on what the handlers behind it say.
 
-Sender and recipient are such questions. At the end of a message there are none: a handler behind
-might deliver the message.
+About sender and recipient all handlers behind it are asked. About a message only filters are that
+follow it directly: another handler might deliver the message.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.smtp import MISSING
 
+from smtpd_fork.filters import Filter
 from smtpd_fork.filters.provisional import AnswersProvisionally
 
 if TYPE_CHECKING:
@@ -18,14 +19,23 @@ if TYPE_CHECKING:
 
     Hook = Callable[..., Awaitable[Any]]
 
-__all__ = ["asked_with_others", "provisional_filter"]
+__all__ = ["asked_with_others", "is_of_filter", "provisional_filter"]
+
+
+def is_of_filter(hook: Hook) -> bool:
+    """Whether it is the hook of a filter."""
+    return isinstance(_owner(hook), Filter)
 
 
 def provisional_filter(hook: Hook) -> AnswersProvisionally | None:
     """Return the filter whose hook it is, if its answers may be provisional."""
-    function: Any = inspect.unwrap(hook)  # a handler with conditions has its hooks wrapped
-    owner = getattr(function, "__self__", None)
+    owner = _owner(hook)
     return owner if isinstance(owner, AnswersProvisionally) else None
+
+
+def _owner(hook: Hook) -> Any:
+    function: Any = inspect.unwrap(hook)  # a handler with conditions has its hooks wrapped
+    return getattr(function, "__self__", None)
 
 
 def asked_with_others(first: Hook, filter_: AnswersProvisionally, behind: Hook) -> Hook:
@@ -40,17 +50,12 @@ def asked_with_others(first: Hook, filter_: AnswersProvisionally, behind: Hook) 
         status = await behind(server, session, envelope, *args)
         if provisional is None:
             return status
-        if provisional.if_refused:
-            return provisional.reply if _refuses(status) else status
-        before.restore(envelope)
-        return status if _refuses(status) else provisional.reply
+        answer = provisional.answer(status)
+        if answer is not status:
+            before.restore(envelope)
+        return answer
 
     return hook
-
-
-def _refuses(status: Any) -> bool:
-    """Whether an answer is 5yz."""
-    return status is not MISSING and status[:1] in {"5", b"5"}
 
 
 class _Before:

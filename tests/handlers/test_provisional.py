@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiosmtpd.smtp import MISSING
 from support.client import code_and_enhanced
-from support.policy import TestPolicy, door
+from support.policy import TestPolicy, door, send
 from support.scripted_server import listening
 
-from smtpd_fork.filters import Policy
+from smtpd_fork.filters import Filter, Policy
 from smtpd_fork.handlers import load_handlers
+from smtpd_fork.sinks import Discard
+
+if TYPE_CHECKING:
+    from support.tls import Certificates
 
 
 class Says:
@@ -52,8 +56,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("action", "answer"), CASES)
-@pytest.mark.parametrize("stage", ["mail", "rcpt"])
+OF_SENDER = {case for case in CASES if case[0] != "DEFER_IF_PERMIT"}
+"""Cases that are the same at MAIL: a sender is not deferred "if permitted", its recipients are."""
+
+
+@pytest.mark.parametrize(
+    ("stage", "action", "answer"),
+    [("rcpt", *case) for case in CASES] + [("mail", *case) for case in CASES if case in OF_SENDER],
+)
 @pytest.mark.parametrize("conditional", [False, True])
 async def test_a_deferral_stands_unless_a_handler_behind_refuses(
     action: str, answer: Any, stage: str, conditional: bool
@@ -87,6 +97,8 @@ async def test_handlers_behind_are_asked_once_and_not_after_a_refusal() -> None:
         policy.action = "DEFER_IF_PERMIT"
         await client.say("MAIL FROM:<a@example.org>")
         assert other.asked == 1
+        assert (await client.say("RCPT TO:<b@example.com>")).code == 450
+        assert other.asked == 2
 
 
 async def test_two_policy_servers_may_both_defer() -> None:
@@ -99,3 +111,116 @@ async def test_two_policy_servers_may_both_defer() -> None:
             second.action = "REJECT second"
             reply = await client.say("RCPT TO:<b@example.com>")
             assert reply.text == "5.7.1 second"
+
+
+@pytest.mark.parametrize("state", ["CONNECT", "EHLO", "HELO", "MAIL"])
+@pytest.mark.parametrize("asks_rcpt", [False, True])
+async def test_a_deferral_of_a_client_or_sender_is_one_of_each_recipient(
+    state: str, asks_rcpt: bool
+) -> None:
+    other = Says(MISSING)
+    policy = TestPolicy(
+        lambda asked: (
+            f"DEFER_IF_PERMIT {asked['protocol_state']}"
+            if asked["protocol_state"] in {state, "RCPT"}
+            else "DUNNO"
+        )
+    )
+    stages = ["connect", "helo", "mail", *(["rcpt"] if asks_rcpt else [])]
+    async with door(policy, other, stages=stages, greet=False) as (client, kept):
+        assert (await client.reply()).code == 220
+        assert (await client.say(f"{'HELO' if state == 'HELO' else 'EHLO'} x")).code == 250
+        for _ in range(2):
+            assert (await client.say("MAIL FROM:<a@example.org>")).code == 250
+            for _ in range(2):
+                reply = await client.say("RCPT TO:<b@example.com>")
+                assert (reply.code, reply.text) == (450, f"4.7.1 {state}")  # the first reason
+            other.answer = "550 5.1.1 no"
+            assert (await client.say("RCPT TO:<c@example.com>")).code == 550
+            other.answer = MISSING
+            assert (await client.say("RSET")).code == 250
+        policy.action = "DUNNO"
+        if state != "CONNECT":  # a later answer takes the place of it
+            await client.say("EHLO x", "MAIL FROM:<a@example.org>")
+            assert (await client.say("RCPT TO:<b@example.com>")).code == 250
+    assert kept.messages == []
+
+
+async def test_a_deferral_of_a_client_outlives_starttls(certificates: Certificates) -> None:
+    policy = TestPolicy(
+        lambda asked: "DEFER_IF_PERMIT" if asked["protocol_state"] == "CONNECT" else "DUNNO"
+    )
+    options = {"tls_context": certificates.server}
+    async with door(policy, stages=["connect", "helo"], options=options) as (client, _):
+        await client.start_tls(certificates.client)
+        assert (await client.say("EHLO x", "MAIL FROM:<a@example.org>")).code == 250
+        assert (await client.say("RCPT TO:<b@example.com>")).code == 450
+
+
+@pytest.mark.parametrize("state", ["CONNECT", "EHLO"])
+async def test_a_refusal_of_a_client_cannot_be_made_a_deferral(
+    state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = TestPolicy(
+        lambda asked: "DEFER_IF_REJECT" if asked["protocol_state"] == state else "DUNNO"
+    )
+    async with door(policy, Says("550 5.1.1 no"), stages=["connect", "helo"]) as (client, _):
+        assert (await client.say("MAIL FROM:<a@example.org>")).code == 550
+    assert f"the action DEFER_IF_REJECT is not supported at {state}" in caplog.text
+
+
+class Judge(Filter):
+    """Answers about messages as it is told to."""
+
+    def __init__(self, answer: Any = MISSING) -> None:
+        self.answer = answer
+        self.asked = 0
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> Any:
+        self.asked += 1
+        return self.answer
+
+
+OF_MESSAGES = {
+    ("DEFER_IF_PERMIT", MISSING): (450, "4.7.1"),
+    ("DEFER_IF_PERMIT", "250 2.0.0 Ok: discarded"): (450, "4.7.1"),
+    ("DEFER_IF_PERMIT", "451 4.3.0 later"): (450, "4.7.1"),
+    ("DEFER_IF_PERMIT", "554 5.7.1 no"): (554, "5.7.1"),
+    ("DEFER_IF_REJECT", MISSING): (250, "2.0.0"),
+    ("DEFER_IF_REJECT", "451 4.3.0 later"): (451, "4.3.0"),
+    ("DEFER_IF_REJECT", "554 5.7.1 no"): (450, "4.7.1"),
+    ("DUNNO", "554 5.7.1 no"): (554, "5.7.1"),
+}
+
+
+@pytest.mark.parametrize(("action", "answer"), OF_MESSAGES)
+@pytest.mark.parametrize("stages", [["data"], ["end-of-message"], ["data", "end-of-message"]])
+async def test_about_a_message_filters_behind_are_asked_and_sinks_are_not(
+    action: str, answer: Any, stages: list[str]
+) -> None:
+    policy = TestPolicy(
+        lambda asked: action if asked["protocol_state"].lower() == stages[0] else "DUNNO"
+    )
+    first, second = Judge(), Judge(answer)
+    async with door(policy, first, second, stages=stages) as (client, kept):
+        expected = OF_MESSAGES[action, answer]
+        assert await send(client) == expected
+        assert (first.asked, second.asked) == (1, 1)
+        policy.action, second.answer = "DUNNO", MISSING
+        assert await send(client) == (250, "2.0.0")
+    assert len(kept.messages) == 1 + (expected[0] == 250)
+
+
+async def test_a_refusal_of_a_sink_is_no_filters_and_stays() -> None:
+    class Refuses(Discard):
+        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+            return "554 5.3.0 no"
+
+    async with door(TestPolicy("DEFER_IF_REJECT"), Refuses(), stages=["data"]) as (client, _):
+        assert await send(client) == (554, "5.3.0")
+
+
+async def test_what_was_said_of_a_recipient_is_not_about_the_message() -> None:
+    policy = TestPolicy("DEFER_IF_REJECT")
+    async with door(policy, Judge("554 5.7.1 no"), stages=["mail", "rcpt"]) as (client, _):
+        assert await send(client) == (554, "5.7.1")
