@@ -111,16 +111,13 @@ class Denials:
         :raises SettingError: *network* is none, the text is too long, the time is out of its range,
             or too many networks are denied already
         """
-        try:
-            parsed = Network.parse(network)
-        except ValueError as error:
-            raise SettingError("deny", network[:LONGEST_TEXT], str(error)) from None
+        parsed = _network("deny", network)
         text = printable_text(text)
         if len(text) > LONGEST_TEXT:
             reason = f"the text has {len(text)} characters, and may have {LONGEST_TEXT}"
             raise SettingError("deny", f"{text[:20]}...", reason)
-        if seconds is not None and not 0 < seconds <= LONGEST_DENIAL:
-            reason = f"the time must be more than 0, and at most {LONGEST_DENIAL:.0f} s"
+        if seconds is not None and not _is_duration(seconds):
+            reason = f"the time in seconds must be more than 0, and at most {LONGEST_DENIAL:.0f} s"
             raise SettingError("deny", seconds, reason)
         with self._lock:
             self._expire()
@@ -147,10 +144,7 @@ class Denials:
 
         :raises SettingError: it is no network
         """
-        try:
-            parsed = Network.parse(network)
-        except ValueError as error:
-            raise SettingError("undeny", network[:LONGEST_TEXT], str(error)) from None
+        parsed = _network("undeny", network)
         with self._lock:
             self._expire()
             removed = self._remove(parsed)
@@ -243,3 +237,17 @@ class Denials:
             del self._by_prefix[network.prefix]
         self._version += 1
         return True
+
+
+def _network(setting: str, text: object) -> Network:
+    if not isinstance(text, str):
+        reason = f"expected a network or an address as a string, not {type(text).__name__}"
+        raise SettingError(setting, text, reason)
+    try:
+        return Network.parse(text)
+    except ValueError as error:
+        raise SettingError(setting, text[:LONGEST_TEXT], str(error)) from None
+
+
+def _is_duration(seconds: object) -> bool:
+    return isinstance(seconds, (int, float)) and 0 < seconds <= LONGEST_DENIAL

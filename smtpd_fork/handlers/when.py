@@ -62,6 +62,8 @@ class When:
 
         :raises SettingError: a key is unknown, or its value cannot be read
         """
+        if not isinstance(table, Mapping):
+            raise SettingError("when", table, "expected a table of conditions")
         values = {}
         for key, value in table.items():
             name = key.replace("-", "_")

@@ -10,7 +10,7 @@ from smtpd_fork.config import Config
 from smtpd_fork.dialogue import Tally
 from smtpd_fork.gate import GATE_SETTINGS, Gate, Limits
 
-__all__ = ["check_arguments"]
+__all__ = ["check_arguments", "grace_period"]
 
 _TYPES = {
     "config": Config,
@@ -40,3 +40,16 @@ def check_arguments(options: Mapping[str, Any], **arguments: object) -> None:
         raise TypeError(f"either config or options, not both: {', '.join(options)}")
     if arguments.get("gate") is not None and (both := GATE_SETTINGS & options.keys()):
         raise TypeError(f"the gate has its own {' and '.join(sorted(both))}")
+
+
+def grace_period(timeout: float | None, default: float) -> float:
+    """Return the seconds that a stop may take.
+
+    :param timeout: the argument of ``stop()``
+    :raises TypeError: it is no number
+    """
+    if timeout is None:
+        return default
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
+    return timeout

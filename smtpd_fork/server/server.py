@@ -14,7 +14,7 @@ from smtpd_fork.fleet import fleet_of
 from smtpd_fork.gate import Gate
 from smtpd_fork.handlers import Chain
 from smtpd_fork.peer_address import describe
-from smtpd_fork.server.arguments import check_arguments
+from smtpd_fork.server.arguments import check_arguments, grace_period
 from smtpd_fork.server.effective_settings import EffectiveSettings
 from smtpd_fork.server.run_time_changes import RunTimeChanges
 from smtpd_fork.server.running import Running
@@ -259,7 +259,7 @@ class Server(RunTimeChanges):
             self.close()
             return 0
         if self._stopping is None:
-            seconds = self.config.shutdown_timeout if timeout is None else timeout
+            seconds = grace_period(timeout, self.config.shutdown_timeout)
             self._stopping = asyncio.get_running_loop().create_task(running.stop(seconds))
         try:
             return await asyncio.shield(self._stopping)

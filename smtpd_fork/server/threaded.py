@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
+from smtpd_fork.server.arguments import grace_period
 from smtpd_fork.server.server import Server
 from smtpd_fork.settings import Settings
 
@@ -127,7 +128,7 @@ class ThreadedServer:
             return 0
         if threading.current_thread() is self._thread:
             raise RuntimeError("a handler called stop(), which waits for the handler's own thread")
-        seconds = self._server.config.shutdown_timeout if timeout is None else timeout
+        seconds = grace_period(timeout, self._server.config.shutdown_timeout)
         try:
             return self._end(seconds)
         except KeyboardInterrupt:

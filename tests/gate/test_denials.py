@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -149,10 +149,12 @@ def test_the_text_is_one_line_of_printable_ascii() -> None:
         ("192.0.2.1", "", -1, "must be more than 0"),
         ("192.0.2.1", "", float("nan"), "must be more than 0"),
         ("192.0.2.1", "", 367 * 86400, "at most 31622400 s"),
+        ("192.0.2.1", "", "1h", "'1h': the time in seconds must be"),
+        (None, "", None, "None: expected a network or an address as a string, not NoneType"),
     ],
 )
 def test_what_cannot_be_denied_changes_nothing(
-    network: str, text: str, seconds: float | None, reason: str
+    network: Any, text: str, seconds: Any, reason: str
 ) -> None:
     door = gate()
     with pytest.raises(SettingError, match=reason):

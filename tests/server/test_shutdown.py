@@ -193,3 +193,14 @@ async def test_a_task_that_is_cancelled_before_it_ran_gives_its_place_back(
     ):
         assert await client.ended()
         assert server.gate.count == 0
+
+
+async def test_a_stop_with_a_timeout_that_is_no_number_is_an_error_and_another_one_stops() -> None:
+    timeout: Any = "5"
+    async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        with pytest.raises(TypeError, match="timeout must be a number of seconds, not str"):
+            await server.stop(timeout)
+        assert (await client.say("NOOP")).code == 250
+        await server.stop(5)
+        assert (await client.reply()).code == 421
