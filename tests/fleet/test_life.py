@@ -28,10 +28,7 @@ from support.server import serve
 
 from smtpd_fork import Config, Server
 from smtpd_fork.errors import OperatingSystemError
-from smtpd_fork.fleet import Fleet, State
-from smtpd_fork.fleet.address import FleetAddress
-from smtpd_fork.fleet.redis_link import RedisLink
-from smtpd_fork.fleet.sync import Keys
+from smtpd_fork.fleet import State
 
 if TYPE_CHECKING:
     from support.redis_server import RedisServer
@@ -79,9 +76,8 @@ async def test_a_stop_while_redis_is_away_ends_at_once_and_leaves_no_task() -> N
 
 async def test_two_servers_that_share_a_gate_are_one_node(redis: RedisServer) -> None:
     shared = gate(max_from_ip=5)
-    link = RedisLink(FleetAddress.parse(f"unix:{redis.path}"), Keys("smtpd-fork"))
     async with (
-        Fleet(shared, link, node="mx0", lease=2) as node,
+        own_fleet(f"unix:{redis.path}", shared) as node,
         serve(Taker(), gate=shared) as one,
         serve(Taker(), gate=shared) as two,
         nodes(1, f"unix:{redis.path}", **OPTIONS) as others,
@@ -98,8 +94,7 @@ async def test_a_server_that_does_not_start_leaves_the_fleet_to_those_that_share
     redis: RedisServer, taken: int
 ) -> None:
     shared = gate(max_from_ip=5)
-    link = RedisLink(FleetAddress.parse(f"unix:{redis.path}"), Keys("smtpd-fork"))
-    node = Fleet(shared, link, node="mx0", lease=2)
+    node = own_fleet(f"unix:{redis.path}", shared)
     async with serve(Taker(), gate=shared):
         with pytest.raises(OperatingSystemError, match="in use by another program"):
             await Server(Taker(), gate=shared, listen=[f"127.0.0.1:{taken}"]).start()

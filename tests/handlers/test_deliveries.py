@@ -221,16 +221,21 @@ def handed_in(maildir: Maildir) -> asyncio.Task[str]:
     return asyncio.create_task(maildir.handle_DATA(SERVER, a_session(), envelope))
 
 
+async def handed_in_and_done(maildir: Maildir) -> asyncio.Task[str]:
+    """Hand in a message; the one thread has ended with it, and the loop does not know it yet."""
+    task = handed_in(maildir)
+    await asyncio.sleep(0)
+    assert maildir._writer is not None
+    maildir._writer._pool.submit(lambda: None).result()
+    return task
+
+
 async def test_a_message_that_was_stored_before_it_was_given_up_is_answered_250(
     tmp_path: Path,
 ) -> None:
     maildir = Maildir(tmp_path, writers=1)
     maildir.prepare()
-    task = handed_in(maildir)
-    await asyncio.sleep(0)
-    assert maildir._writer is not None
-    # The loop stands still; the one thread does not.
-    maildir._writer._pool.submit(lambda: None).result()
+    task = await handed_in_and_done(maildir)
     task.cancel()
     assert (await task).startswith("250 ")
     assert len(left(maildir)) == 1
@@ -257,10 +262,7 @@ async def test_a_write_that_fails_while_it_is_given_up_is_no_error_of_the_loop(
     maildir = Maildir(tmp_path, writers=1)
     maildir.prepare()
     disk.fails("sync file", errno.EIO)
-    task = handed_in(maildir)
-    await asyncio.sleep(0)
-    assert maildir._writer is not None
-    maildir._writer._pool.submit(lambda: None).result()
+    task = await handed_in_and_done(maildir)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pytest
     import redis
 
-    from smtpd_fork import Server
+    from smtpd_fork import Gate, Server
     from smtpd_fork.fleet import State
 
 
@@ -130,8 +130,11 @@ async def all_told(servers: list[Server]) -> None:
         await until(partial(_has_told, server))
 
 
-def own_fleet(url: str, **options: Any) -> Fleet:
-    """Return a node without a server."""
+def own_fleet(url: str, shared: Gate | None = None, **options: Any) -> Fleet:
+    """Return a node without a server.
+
+    :param shared: its gate; default: one of its own
+    """
     link = RedisLink(FleetAddress.parse(url), Keys("smtpd-fork"))
     settings = {"timeout": 0.2, "lease": 2, **options}
-    return Fleet(gate(max_from_ip=5), link, node="mx", **settings)
+    return Fleet(shared or gate(max_from_ip=5), link, node="mx", **settings)
