@@ -121,6 +121,7 @@ class Tally:
             "content",
             "filters",
             "fleet",
+            "forged_results",
             "hooks",
             "lag",
             "received",
@@ -139,6 +140,7 @@ class Tally:
         self.too_big = self.malformed = self.looping = self.no_room = self.aborted = 0
         self.received = 0  # bytes that clients sent, after TLS; only with *timing*
         self.content = 0  # bytes of the messages that were accepted
+        self.forged_results = 0  # messages that had Authentication-Results in this server's name
         self.tls_done = self.tls_failed = 0  # TLS handshakes that led to a session, or did not
         self.hooks: dict[str, Latency] = {}
         self.sinks: dict[str, AnswerCounts] = {}

@@ -156,6 +156,7 @@ class Chain:
 
     def measure(self, tally: Tally) -> None:
         """Have the answers of sinks, and of filters that ask a program, be counted and measured."""
+        self._forged_results.count_with(tally)
         if self._delivery is not None:
             self._delivery.count_with(tally.sink)
         asking = self.filters

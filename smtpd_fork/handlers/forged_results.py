@@ -25,6 +25,8 @@ from smtpd_fork.peer_address import host_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smtpd_fork.dialogue import Tally
+
 __all__ = ["ForgedResults"]
 
 log = logging.getLogger("smtpd_fork.handlers")
@@ -42,10 +44,15 @@ class ForgedResults:
     def __init__(self) -> None:
         self._ids: frozenset[str] = frozenset()
         self._reporter = client_reporter()
+        self._tally: Tally | None = None
 
     def name(self, ids: Iterable[str]) -> None:
         """Say which names this server has besides its own (``--authserv-id``)."""
         self._ids = frozenset(map(authserv_key, ids))
+
+    def count_with(self, tally: Tally) -> None:
+        """Count the messages that have had some."""
+        self._tally = tally
 
     def hook(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         """Return a hook DATA that calls *hook* with a message without them."""
@@ -78,6 +85,8 @@ class ForgedResults:
             self._report(session)
 
     def _report(self, session: Any) -> None:
+        if self._tally is not None:
+            self._tally.forged_results += 1
         of = getattr(session, "id", "")
         self._reporter.note(ClientLine.of(log, logging.INFO, session.peer, REMOVED, session=of))
 

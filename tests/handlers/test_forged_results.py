@@ -17,6 +17,7 @@ from support.server import serve
 from smtpd_fork.filters import Filter
 from smtpd_fork.handlers import Chain
 from smtpd_fork.message import prepend
+from smtpd_fork.observe.metrics import METRICS
 from smtpd_fork.sinks import Discard, Sink
 
 if TYPE_CHECKING:
@@ -94,6 +95,16 @@ async def test_a_log_line_names_the_client(caplog: pytest.LogCaptureFixture) -> 
     (line,) = caplog.messages
     assert "127.0.0.1:" in line
     assert line.endswith(": Authentication-Results removed, which named this server")
+
+
+async def test_messages_with_forged_fields_are_counted() -> None:
+    async with serve(Collect()) as server, await Client.to(server.addresses[0]) as client:
+        await client.greet()
+        for text in (FORGED + PLAIN, OTHERS + PLAIN, FORGED + FORGED + PLAIN):
+            assert await send(client, text) == 250
+    (value,) = [row.value for row in METRICS if "authentication_results" in row.name]
+    assert value is not None
+    assert value(None, server.tally) == 2  # type: ignore[arg-type] # no snapshot is needed
 
 
 async def test_an_exempt_client_is_trusted() -> None:
