@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smtpd_fork.fleet.auth_failures import AuthFailure
 
 __all__ = ["AuthFailureLedger"]
@@ -21,13 +23,22 @@ class AuthFailureLedger:
 
     def __init__(self) -> None:
         self._clients: dict[str, dict[str, int]] = {}  # the latest to fail is the last
+        self._hash_keys: dict[str, str] = {}
 
-    def count(self, key: str, failure: AuthFailure, now: int) -> list[tuple[str, int]]:
+    def count(
+        self, keys: Sequence[str], failure: AuthFailure, now: int
+    ) -> tuple[str, list[tuple[str, int]]]:
         """Add a guess; return all of the client, and the milliseconds for which they count yet.
 
-        :param key: of the client
+        Before them is the key of the hash; a guess that has another one is not counted.
+
+        :param keys: of the client, and of the key of the hash
         :param now: milliseconds of a clock that never goes back
         """
+        key, of_hash = keys
+        known = self._hash_keys.setdefault(of_hash, failure.key)
+        if known != failure.key:
+            return known, []
         before = self._clients.pop(key, {})
         guesses = {guess: ends for guess, ends in before.items() if ends > now}
         if len(guesses) < failure.most:
@@ -35,4 +46,4 @@ class AuthFailureLedger:
         self._clients[key] = guesses
         if len(self._clients) > MOST_CLIENTS:
             del self._clients[next(iter(self._clients))]
-        return [(guess, ends - now) for guess, ends in guesses.items()]
+        return known, [(guess, ends - now) for guess, ends in guesses.items()]

@@ -1,15 +1,15 @@
 -- A client has failed to authenticate itself: its guess is added to those of all nodes, which are
 -- returned. See auth_failures.py, which has the fields; auth_failure_ledger.py is the same in Python.
 --
--- KEYS: layout, nodes, slots, waiting, about, denials, then that of the client
+-- KEYS: layout, nodes, slots, waiting, about, denials, then those of the client and of the hash's key
 -- ARGV: the message (MessagePack)
 --
 -- A client is a HASH: for each guess the time at which it counts no longer.
 
 local LAYOUT = '1'
 
-local guess, most, period = unpack(cmsgpack.unpack(ARGV[1]))
-local layout, client = KEYS[1], KEYS[7]
+local guess, most, period, key = unpack(cmsgpack.unpack(ARGV[1]))
+local layout, client, of_hash = KEYS[1], KEYS[7], KEYS[8]
 
 local time = redis.call('TIME')
 local now = math.floor((time[1] * 1000000 + time[2]) / 1000)
@@ -18,6 +18,14 @@ local found = redis.call('GET', layout)
 if found and found ~= LAYOUT then
   return redis.error_reply('LAYOUT the fleet has layout ' .. found .. ', this node has ' .. LAYOUT)
 end
+
+local known = redis.call('GET', of_hash)
+if not known then
+  known = key
+  redis.call('SET', of_hash, key)
+end
+redis.call('PEXPIRE', of_hash, period)
+if known ~= key then return cmsgpack.pack({known, {}}) end
 
 local guesses, count, old = {}, 0, {}
 local stored = redis.call('HGETALL', client)
@@ -42,4 +50,4 @@ local answer = {}
 for each, ends in pairs(guesses) do
   answer[#answer + 1] = {each, ends - now}
 end
-return cmsgpack.pack(answer)
+return cmsgpack.pack({known, answer})

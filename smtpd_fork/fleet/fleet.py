@@ -200,18 +200,19 @@ class Fleet:
             self._messenger.call(self.node.forget, question)
 
     async def share_auth_failure(
-        self, client: str, guess: bytes, most: int, seconds: float
-    ) -> dict[bytes, float]:
+        self, client: str, guess: bytes, most: int, seconds: float, key: bytes
+    ) -> tuple[bytes, dict[bytes, float]]:
         """Tell all nodes that a client has failed to authenticate; see :func:`tell_auth_failure`.
 
-        :returns: its guesses at all nodes; none if the fleet has no answer in time
+        :returns: their key, and its guesses at all nodes; *key*, and none, if the fleet has no
+            answer in time
         """
         # A server in another thread, that shares the gate, counts by itself.
         if self.state is State.UP and self._messenger.is_here:
             with contextlib.suppress(FleetError, TimeoutError):
                 async with asyncio.timeout(self._messenger.patience.timeout):
-                    return await tell_auth_failure(self._link, client, guess, most, seconds)
-        return {}
+                    return await tell_auth_failure(self._link, client, guess, most, seconds, key)
+        return key, {}
 
     def _let_in(self) -> None:
         """End all questions: no client waits for an answer any longer."""

@@ -116,7 +116,7 @@ class Ledger:
 
     def ask(
         self, question: str, keys: Sequence[str], message: bytes, now: int
-    ) -> View | DenialAnswer | list[tuple[str, int]]:
+    ) -> View | DenialAnswer | tuple[str, list[tuple[str, int]]]:
         """Return the answer to a question; see :meth:`Link.ask`."""
         self.hints = []
         if question == "denials":
@@ -126,7 +126,7 @@ class Ledger:
             return answer
         if question == "auth_failures":
             failure = msgspec.msgpack.decode(message, type=AuthFailure)
-            return self._failures.count(keys[0], failure, now // 1000)
+            return self._failures.count(keys, failure, now // 1000)
         assert question == "view", question
         after, rates = msgspec.msgpack.decode(message, type=tuple[int, list[bool]])
         return self._view(keys, after, rates, now)

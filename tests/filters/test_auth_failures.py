@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +42,37 @@ async def refused(made: Failures, client: str = "192.0.2.1", user: str = "bob") 
             return ""
     except RefusedError as error:
         return error.reply
+
+
+def test_a_client_cannot_choose_guesses_that_count_as_one() -> None:
+    client, seen = "192.0.2.1", dict[bytes, bytes]()
+    for number in range(10_000):
+        guess = b"PLAIN\n\0bob\0%d" % number
+        digest = blake2b(client.encode() + b"\n" + guess, digest_size=2).digest()
+        if digest in seen:
+            break
+        seen[digest] = guess
+    made, _ = counts(of_client=2)
+    assert not made.failed(client, "bob", seen[digest])
+    assert made.failed(client, "bob", guess)
+
+
+async def test_nodes_hash_guesses_with_the_key_of_the_one_that_told_first() -> None:
+    told: list[bytes] = []
+    key = bytes(range(16))
+
+    async def share(_: str, guess: bytes, most: int, seconds: float, own: bytes) -> Any:
+        told.append(guess)
+        return (key, {}) if own != key else (key, {guess: seconds, b"xy": seconds})
+
+    made, there = counts(of_client=3)[0], counts(of_client=3)[0]
+    for each in (made, there):
+        assert not each.failed("192.0.2.1", "bob", b"guess")
+        assert not await each.share("192.0.2.1", b"guess", share)
+    assert len(told) == 4
+    assert told[1] == told[3]
+    assert await refused(made) == ""
+    assert made.failed("192.0.2.1", "bob", b"another"), "the guess is counted once"
 
 
 async def test_a_client_is_refused_after_its_failures_and_until_they_are_old() -> None:

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 prefixes = count(1)
 
+KEY, ANOTHER = bytes(range(16)), bytes(range(1, 17))
+"""Of the hash of guesses."""
+
+
+def failure_of(guess: str, most: int, period: int, key: bytes = KEY) -> AuthFailure:
+    return AuthFailure(guess, most, period, key.hex())
+
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[redis_py.Redis]:
@@ -114,26 +121,31 @@ class Answers:
     "answer",
     [
         *(None, 7, b"", b"\xff", msgspec.msgpack.encode({"a": 1})),
-        msgspec.msgpack.encode([["no hexadecimal", 1]]),
-        msgspec.msgpack.encode([["00", "1"]]),
+        msgspec.msgpack.encode([KEY.hex(), [["no hexadecimal", 1]]]),
+        msgspec.msgpack.encode([KEY.hex(), [["00", "1"]]]),
+        msgspec.msgpack.encode(["no hexadecimal", [["00", 1]]]),
+        msgspec.msgpack.encode(["", [["00", 1]]]),
+        msgspec.msgpack.encode([["00", 1]]),
     ],
 )
 async def test_an_answer_that_makes_no_sense_is_an_error_of_the_fleet(answer: object) -> None:
     link: Any = Answers(answer)
-    with pytest.raises(FleetError, match="cannot be read"):
-        await tell_auth_failure(link, "192.0.2.1", b"\0\1", 3, 60)
+    with pytest.raises(FleetError, match=r"cannot be read|has no key"):
+        await tell_auth_failure(link, "192.0.2.1", b"\0\1", 3, 60, KEY)
 
 
 async def test_a_hostile_answer_is_bounded() -> None:
     many = [[f"{number:04x}", 1 << 62] for number in range(3 * MOST_GUESSES)]
-    link: Any = Answers(msgspec.msgpack.encode([["ffff", -1], ["fffe", 0], *many]))
-    guesses = await tell_auth_failure(link, "192.0.2.1", b"\0\1", 3, 60)
+    hostile = [["ffff", -1], ["fffe", 0], *many]
+    link: Any = Answers(msgspec.msgpack.encode([KEY.hex(), hostile]))
+    _, guesses = await tell_auth_failure(link, "192.0.2.1", b"\0\1", 3, 60, KEY)
     assert len(guesses) == MOST_GUESSES
     assert set(guesses.values()) == {60}
 
 
 # -- the script and the ledger -----------------------------------------------------------------
 
+OF_HASH = "hash"
 CLIENTS = ["192.0.2.1", "2001:db8::/64"]
 
 
@@ -146,11 +158,14 @@ class Counts:
         self.ledger = AuthFailureLedger()
 
     def tell(self, host: str, failure: AuthFailure, now: int) -> list[dict[str, int]]:
-        names, data = [*self.keys.fixed, self.keys.of(host)], msgspec.msgpack.encode(failure)
+        names = [*self.keys.fixed, self.keys.of(host), self.keys.of(OF_HASH)]
+        data = msgspec.msgpack.encode(failure)
         script = QUESTIONS["auth_failures"]
         found = self.client.eval(script, len(names), *names, data, self.keys.channel)
-        by_redis = msgspec.msgpack.decode(found, type=list[tuple[str, int]])
-        return [dict(by_redis), dict(self.ledger.count(host, failure, now))]
+        by_redis = msgspec.msgpack.decode(found, type=tuple[str, list[tuple[str, int]]])
+        by_ledger = self.ledger.count([host, OF_HASH], failure, now)
+        assert by_redis[0] == by_ledger[0]
+        return [dict(by_redis[1]), dict(by_ledger[1])]
 
 
 @given(st.lists(st.tuples(st.sampled_from(CLIENTS), st.integers(0, 4), st.integers(1, 3))))
@@ -159,7 +174,7 @@ def test_redis_and_the_ledger_count_the_same_failures(
 ) -> None:
     counts = Counts(client)
     for host, guess, most in steps:
-        answers = counts.tell(host, AuthFailure(f"{guess:04x}", most, 3_600_000), 1000)
+        answers = counts.tell(host, failure_of(f"{guess:04x}", most, 3_600_000), 1000)
         assert answers[0].keys() == answers[1].keys()
         assert all(3_500_000 < left <= 3_600_000 for each in answers for left in each.values())
         assert 0 < client.pttl(counts.keys.of(host)) <= 3_600_000
@@ -167,11 +182,11 @@ def test_redis_and_the_ledger_count_the_same_failures(
 
 def test_failures_that_are_old_are_forgotten(client: redis_py.Redis) -> None:
     counts, host, hour = Counts(client), CLIENTS[0], 3_600_000
-    counts.tell(host, AuthFailure("0001", 2, 1), 1000)
-    counts.tell(host, AuthFailure("0002", 2, hour), 1000)
-    while "0003" not in counts.tell(host, AuthFailure("0003", 2, hour), 1001)[0]:
+    counts.tell(host, failure_of("0001", 2, 1), 1000)
+    counts.tell(host, failure_of("0002", 2, hour), 1000)
+    while "0003" not in counts.tell(host, failure_of("0003", 2, hour), 1001)[0]:
         pass  # there is no room for it until the first one is old
-    answers = counts.tell(host, AuthFailure("0004", 2, hour), 1001)
+    answers = counts.tell(host, failure_of("0004", 2, hour), 1001)
     assert [each.keys() for each in answers] == [{"0002", "0003"}] * 2
     assert set(client.hkeys(counts.keys.of(host))) == {b"0002", b"0003"}
 
@@ -181,12 +196,24 @@ def test_failures_of_a_clock_that_was_set_back_do_not_count_for_ever(
 ) -> None:
     counts, host = Counts(client), CLIENTS[0]
     client.hset(counts.keys.of(host), "0001", 1 << 52)
-    assert counts.tell(host, AuthFailure("0002", 2, 60_000), 1000)[0].keys() == {"0002"}
+    assert counts.tell(host, failure_of("0002", 2, 60_000), 1000)[0].keys() == {"0002"}
+
+
+def test_a_guess_with_another_key_is_not_counted_and_the_key_is_told(
+    client: redis_py.Redis,
+) -> None:
+    counts, host = Counts(client), CLIENTS[0]
+    counts.tell(host, failure_of("0001", 3, 60_000), 1000)
+    assert counts.tell(host, failure_of("0002", 3, 60_000, ANOTHER), 1000) == [{}, {}]
+    assert client.get(counts.keys.of(OF_HASH)) == KEY.hex().encode()
+    assert 0 < client.pttl(counts.keys.of(OF_HASH)) <= 60_000
+    assert counts.tell(host, failure_of("0003", 3, 60_000), 1000)[0].keys() == {"0001", "0003"}
 
 
 def test_the_ledger_knows_a_limited_number_of_clients() -> None:
     ledger = AuthFailureLedger()
     for number in range(MOST_CLIENTS + 5):
-        ledger.count(f"client {number}", AuthFailure("0000", 2, 60_000), 0)
-    assert len(ledger.count("client 0", AuthFailure("0001", 2, 60_000), 0)) == 1
-    assert len(ledger.count("client 9", AuthFailure("0001", 2, 60_000), 0)) == 2
+        ledger.count([f"client {number}", OF_HASH], failure_of("0000", 2, 60_000), 0)
+    for name, known in {"client 0": 1, "client 9": 2}.items():
+        _, guesses = ledger.count([name, OF_HASH], failure_of("0001", 2, 60_000), 0)
+        assert len(guesses) == known

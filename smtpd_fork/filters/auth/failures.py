@@ -33,13 +33,17 @@ MOST_COUNTED = 10_000
 Ten failures take about 1 KiB; the one that failed longest ago is forgotten."""
 
 GUESS_BYTES = 2
-"""Of the hash of a client's guess, which other nodes learn: too few to find out a password by."""
+"""Of the hash of a client's guess, which other nodes learn: too few to find out a password by. The
+hash has a key that no client knows: it could choose guesses with one hash, which count as one."""
 
 T = TypeVar("T")
 
-Share: TypeAlias = "Callable[[str, bytes, int, float], Awaitable[Mapping[bytes, float]]]"
-"""Tells all nodes of a client's guess, the limit, and the seconds that it counts; returns the
-guesses of all nodes, and the seconds that each counts yet."""
+Share: TypeAlias = (
+    "Callable[[str, bytes, int, float, bytes], Awaitable[tuple[bytes, Mapping[bytes, float]]]]"
+)
+"""Tells all nodes of a client's guess, the limit, the seconds that it counts, and the key of its
+hash; returns the key of all nodes, and if it is that one, their guesses with the seconds that each
+counts yet."""
 
 Guesses: TypeAlias = dict[bytes, float]
 """What was guessed, and when last."""
@@ -96,6 +100,7 @@ class Failures:
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._turns: dict[bytes, _Turns] = {}
         self._key = secrets.token_bytes(16)
+        self._guess_key = secrets.token_bytes(16)  # that of all nodes, once it is known
 
     @asynccontextmanager
     async def attempt(self, client: str, user: str, *, at_once: int) -> AsyncIterator[None]:
@@ -155,7 +160,7 @@ class Failures:
             self._count(self._users, self._digest(user), guess, self._of_user)
         return bool(client) and self._count(
             *(self._clients, self._digest(client)),
-            *(_guess(client, credentials), self._of_client),
+            *(self._guess(client, credentials), self._of_client),
         )
 
     async def share(self, client: str, credentials: bytes, share: Share) -> bool:
@@ -166,13 +171,32 @@ class Failures:
         most = self._of_client
         if not (client and most):
             return False
-        found = await share(client, _guess(client, credentials), most, self._seconds)
+        guess = self._guess(client, credentials)
+        ours, found = await share(client, guess, most, self._seconds, self._guess_key)
+        if ours != self._guess_key:
+            again = self._take_key(ours, client, credentials)
+            ours, found = await share(client, again, most, self._seconds, ours)
         guesses = self._guesses(self._clients, key := self._digest(client))
         before, since = len(guesses), self._clock() - self._seconds
         for guess, left in found.items():
             guesses[guess] = max(since + left, guesses.get(guess, since))
         _put(self._clients, key, guesses)
         return before < most <= len(guesses)
+
+    def _take_key(self, key: bytes, client: str, credentials: bytes) -> bytes:
+        """Hash guesses with another key from now on, also the one that was counted last."""
+        guesses = self._clients.get(self._digest(client), {})
+        at = guesses.pop(self._guess(client, credentials), None)
+        self._guess_key = key
+        guess = self._guess(client, credentials)
+        if at is not None:
+            guesses[guess] = at
+        return guess
+
+    def _guess(self, client: str, credentials: bytes) -> bytes:
+        """Return what stands for a guess of a client, the same at all nodes."""
+        text = client.encode() + b"\n" + credentials
+        return blake2b(text, key=self._guess_key, digest_size=GUESS_BYTES).digest()
 
     def _count(
         self, table: OrderedDict[bytes, Guesses], key: bytes, guess: bytes, most: int
@@ -201,11 +225,6 @@ class Failures:
             octets = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
             made.update(b"%d:" % len(octets) + octets)
         return made.digest()
-
-
-def _guess(client: str, credentials: bytes) -> bytes:
-    """Return what stands for a guess of a client, the same at all nodes."""
-    return blake2b(client.encode() + b"\n" + credentials, digest_size=GUESS_BYTES).digest()
 
 
 def _put(table: OrderedDict[bytes, T], key: bytes, value: T) -> None:
