@@ -7,6 +7,8 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from smtpd_fork.hops.idle import Idle
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -37,17 +39,17 @@ class MilterSessions:
         self._make = make
         self._live = live
         self._talks: dict[Any, Talk] = {}
-        self._kept: dict[Talk, tuple[Any, asyncio.TimerHandle]] = {}  # the longest first
+        self._kept = Idle[Any](KEPT_SECONDS, self._drop)
 
     def of(self, server: Any, session: AnySession) -> Talk:
         """Return the talk of a session."""
         key = self._key(session)
         talk = self._talks.get(key)
         if talk is not None:
-            self._take(talk)
+            self._kept.discard(key)
             return talk
         if isinstance(key, weakref.ref):
-            key = weakref.ref(session, _in_loop(self._drop))
+            key = weakref.ref(session, self._freed)
         talk = self._talks[key] = self._make(server, lambda: self._lost(key))
         return talk
 
@@ -70,10 +72,8 @@ class MilterSessions:
             self._drop(key)
         elif talk.is_open:
             if len(self._kept) >= MOST_KEPT:
-                oldest, _ = next(iter(self._kept.values()))
-                self._drop(oldest)
-            loop = asyncio.get_running_loop()
-            self._kept[talk] = key, loop.call_later(KEPT_SECONDS, self._drop, key)
+                self._kept.end_first()
+            self._kept.add(key)
 
     def end(self, session: AnySession) -> None:
         """End the talk of a session."""
@@ -81,6 +81,7 @@ class MilterSessions:
 
     def close(self) -> None:
         """End all."""
+        self._kept.end_all()
         for key in list(self._talks):
             self._drop(key)
 
@@ -99,34 +100,21 @@ class MilterSessions:
         name = getattr(session, "id", "") if self._live else ""
         return name or weakref.ref(session)
 
-    def _take(self, talk: Talk) -> None:
-        """Have a connection wait no longer."""
-        if talk in self._kept:
-            _, timer = self._kept.pop(talk)
-            timer.cancel()
-
     def _lost(self, key: Any) -> None:
         """Forget a connection that waits, as the milter has closed it."""
-        if self._talks.get(key) in self._kept:
+        if key in self._kept:
             self._drop(key)
 
+    def _freed(self, key: Any) -> None:
+        """End the talk of a session, wherever that is freed: the loop need not be woken in it."""
+        talk = self._talks.get(key)
+        if talk is not None:
+            here = asyncio._get_running_loop() is talk.loop  # noqa: SLF001 - without one it raises nothing
+            with suppress(RuntimeError):  # the loop is closed
+                (talk.loop.call_soon if here else talk.loop.call_soon_threadsafe)(self._drop, key)
+
     def _drop(self, key: Any) -> None:
+        self._kept.discard(key)
         talk = self._talks.pop(key, None)
         if talk is not None:
-            self._take(talk)
             talk.close()
-
-
-def _in_loop(function: Callable[[Any], object]) -> Callable[[Any], None]:
-    """Return what calls a function in the running loop, wherever an object is freed.
-
-    Mostly that is there, and then it need not be woken.
-    """
-    loop = asyncio.get_running_loop()
-
-    def call(argument: Any) -> None:
-        here = asyncio._get_running_loop() is loop  # noqa: SLF001 - without one it raises nothing
-        with suppress(RuntimeError):  # the loop is closed
-            (loop.call_soon if here else loop.call_soon_threadsafe)(function, argument)
-
-    return call

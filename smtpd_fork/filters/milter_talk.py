@@ -61,12 +61,14 @@ class Talk:
 
     :param room: bytes that a milter may change of a message
     :param ended: is called once a connection is lost or closed
+    :ivar loop: of the session
     :ivar envelope: of the transaction that the milter has learned of, or None
     :ivar down: why the milter has failed in this transaction; empty if it has not
     :ivar connections: how many are open, one at most
     """
 
     def __init__(self, target: MilterTarget, room: int, ended: Callable[[], object]) -> None:
+        self.loop = asyncio.get_running_loop()
         self.envelope: Envelope | None = None
         self.down = ""
         self._target = target
@@ -114,7 +116,7 @@ class Talk:
 
         :raises MilterDownError: it cannot, or does not
         """
-        self._until = asyncio.get_running_loop().time() + self._target.total
+        self._until = self.loop.time() + self._target.total
         try:
             await self._tell([])
         finally:
@@ -204,7 +206,7 @@ class Talk:
         """Tell something; once more if a connection that was there before is found to be lost."""
         if self._accepted is not None or self.down:
             return
-        self._until = asyncio.get_running_loop().time() + self._target.total
+        self._until = self.loop.time() + self._target.total
         kept = self._connection
         said = 0 if kept is None else kept.conversation.progress
         try:

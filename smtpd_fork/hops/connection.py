@@ -43,7 +43,6 @@ class HopConnection(asyncio.Protocol):
     :ivar phase: where it is in its life; the pool changes it
     :ivar orders: that it carried out
     :ivar made_at: the loop's time when it was made
-    :ivar idle_since: the loop's time when it came back last
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class HopConnection(asyncio.Protocol):
         self.server = server
         self.phase = Phase.OPENING
         self.orders = 0
-        self.idle_since = 0.0
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self.made_at = self._loop.time()

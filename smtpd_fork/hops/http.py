@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import ssl
 from base64 import b64encode
-from collections import deque
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -19,6 +17,7 @@ from smtpd_fork.hops.http_connection import (
     HttpConnection,
     HttpError,
 )
+from smtpd_fork.hops.idle import Idle
 from smtpd_fork.hops.server_certificates import absolute, tls_context
 from smtpd_fork.sanitizer import HIDDEN, printable
 from smtpd_fork.setting_types import SettingError
@@ -65,8 +64,7 @@ class WebServer:
         self._target = _request_target(url)
         self._slots = asyncio.Semaphore(connections)
         self._open: set[HttpConnection] = set()
-        self._idle: deque[HttpConnection] = deque()  # the one that was used last is on the right
-        self._timer: asyncio.TimerHandle | None = None
+        self._idle = Idle(IDLE_SECONDS, HttpConnection.close)
 
     @property
     def shown(self) -> str:
@@ -102,10 +100,11 @@ class WebServer:
             try:
                 return await connection.ask(head, body, longest)
             except ConnectionEndedError:
-                self._close_idle(math.inf)  # it may have ended the others as well
+                self._idle.end_all()  # it may have ended the others as well
                 raise
             finally:
-                self._keep(connection)
+                if connection.usable:
+                    self._idle.add(connection)
 
     def _head(self, method: str, headers: Iterable[tuple[str, str]], length: int | None) -> bytes:
         lines = [f"{method} {self._target}", *(f"{name}: {value}" for name, value in headers)]
@@ -121,34 +120,10 @@ class WebServer:
 
     def _take_idle(self) -> HttpConnection | None:
         """Return the connection that was used last."""
-        while self._idle:
-            connection = self._idle.pop()
+        while (connection := self._idle.take()) is not None:
             if connection.usable:
                 return connection
         return None
-
-    def _keep(self, connection: HttpConnection) -> None:
-        """Keep a connection for the next request, for some seconds."""
-        if not connection.usable:
-            return
-        loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
-        self._idle.append(connection)
-        if self._timer is None:
-            self._timer = loop.call_later(IDLE_SECONDS, self._look_at_idle)
-
-    def _look_at_idle(self) -> None:
-        """Close what nobody needs."""
-        loop = asyncio.get_running_loop()
-        self._timer = None
-        self._close_idle(loop.time() - IDLE_SECONDS)
-        if self._idle:
-            self._timer = loop.call_at(self._idle[0].idle_since + IDLE_SECONDS, self._look_at_idle)
-
-    def _close_idle(self, until: float) -> None:
-        """Close the idle connections that were used last at a time, or before."""
-        while self._idle and self._idle[0].idle_since <= until:
-            self._idle.popleft().close()
 
     async def _connect(self) -> HttpConnection:
         """Return a new connection.
@@ -181,10 +156,7 @@ class WebServer:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._idle.clear()
+        self._idle.end_all()
         for connection in list(self._open):
             connection.close()
 

@@ -62,12 +62,10 @@ class HttpConnection(asyncio.Protocol):
 
     :param ended: is called once it is lost or closed
     :ivar usable: whether another request may be sent
-    :ivar idle_since: the loop's time when it was used last
     """
 
     def __init__(self, ended: Callable[[HttpConnection], object]) -> None:
         self.usable = True
-        self.idle_since = 0.0
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None

@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from smtpd_fork.hops.connection import QUIT_SECONDS, HopConnection, Phase
 from smtpd_fork.hops.dial import Dialler
 from smtpd_fork.hops.errors import ConnectionLostError, HopDownError, HopError
 from smtpd_fork.hops.hop_client import State
+from smtpd_fork.hops.idle import Idle
 from smtpd_fork.hops.waiting_messages import WaitingMessages
 
 if TYPE_CHECKING:
@@ -69,11 +68,10 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._dialler = Dialler(target, name, self._changed)
         self._open: set[HopConnection] = set()
-        self._ready: deque[HopConnection] = deque()  # the one that was used last is on the right
+        self._ready = Idle(IDLE_SECONDS, HopConnection.quit)
         self._waiting = WaitingMessages(self._take_unused)
         self._dialling = 0
         self._dial_at = 0.0  # the loop's time before which no further connection is tried
-        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._error: HopError | None = None  # why it is down
         self.down_since: float | None = None
@@ -148,7 +146,7 @@ class Pool:
             if not fresh and (connection := self.take_ready()) is not None:
                 return connection
             if fresh:
-                self._close_ready()
+                self._ready.end_all()  # one has ended unnoticed, and the others may have
             if self._may_dial():
                 try:
                     return await self._dial()
@@ -170,17 +168,11 @@ class Pool:
 
     def take_ready(self) -> HopConnection | None:
         """Return a connection that is ready now; give it back in any case."""
-        while self._ready:
-            connection = self._ready.pop()
+        while (connection := self._ready.take()) is not None:
             if connection.phase is Phase.READY:
                 connection.phase = Phase.LENT
                 return connection
         return None
-
-    def _close_ready(self) -> None:
-        """Close what is idle: one of them has ended unnoticed, and the others may have."""
-        while self._ready:
-            self._ready.pop().quit()
 
     def _may_dial(self) -> bool:
         """Whether another connection may be made now.
@@ -256,10 +248,7 @@ class Pool:
         if self._waiting.serve(connection):
             return
         connection.phase = Phase.READY
-        connection.idle_since = self._loop.time()
-        self._ready.append(connection)
-        if self._timer is None:
-            self._timer = self._loop.call_later(IDLE_SECONDS, self._close_idle)
+        self._ready.add(connection)
 
     def _changed(self, connection: HopConnection) -> None:
         """Act on a connection that was reset, or has ended."""
@@ -267,18 +256,8 @@ class Pool:
             self._rest(connection)
         elif connection in self._open:
             self._open.remove(connection)
-            with suppress(ValueError):
-                self._ready.remove(connection)
+            self._ready.discard(connection)
             self._waiting.serve(None)  # there is room for another connection
-
-    def _close_idle(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        while self._ready and now - self._ready[0].idle_since >= IDLE_SECONDS:
-            self._ready[0].quit()
-        if self._ready:
-            left = self._ready[0].idle_since + IDLE_SECONDS - now
-            self._timer = self._loop.call_later(left, self._close_idle)
 
     # -- down, and back ----------------------------------------------------------------------------
 
@@ -311,10 +290,8 @@ class Pool:
     async def close(self) -> None:
         """End all connections; those with a message are cut off."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         connections = list(self._open)
+        self._ready.end_all()
         for connection in connections:
             connection.quit()
         self._waiting.cancel()
