@@ -66,6 +66,23 @@ async def test_an_application_gets_the_message_and_the_envelope_and_can_verify_b
     assert headers["webhook-signature"] == f"v1,{digest}"
 
 
+async def test_an_application_learns_where_a_trusted_host_had_the_message_of() -> None:
+    options = {"xforward_trust": ["127.0.0.1"]}
+    async with running(App()) as app, closing(Webhook(app.url, format="json")) as sink:
+        async with serve(sink, **options) as server:
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet("filter.example")
+                await client.say("XFORWARD NAME=client.example ADDR=IPV6:2001:db8::7 PORT=25")
+                assert (await client.deliver()).code == 250
+                assert (await client.deliver()).code == 250
+    named, other = (json.loads(request.body) for request in app.requests)
+    assert named["client"]["address"] == "127.0.0.1"
+    assert named["client"]["helo"] == "filter.example"
+    assert named["origin"]["address"] == "2001:db8::7"
+    assert (named["origin"]["name"], named["origin"]["port"]) == ("client.example", 25)
+    assert other["origin"] is None
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=contents)
 async def test_every_byte_arrives_raw_and_in_json(content: bytes) -> None:
