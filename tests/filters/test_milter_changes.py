@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from blockbuster import BlockBuster
 from support.client import Client
-from support.mails import large
+from support.mail import large
 from support.milter import TestMilter, changed, frame
 from support.milter_door import BODY, HEADER, STORED, door, send
 from support.scripted_server import listening

@@ -11,7 +11,7 @@ import pytest
 from blockbuster import BlockBuster
 from support.client import Client
 from support.handlers import Collect
-from support.mails import large
+from support.mail import large
 from support.ports import free_port
 from support.raw_server import close, raw_server, reset, says, silence
 from support.rspamd import MESSAGE, TestRspamd, door, outcome, rspamd_server, send

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from support.next_hop import a_mail
+from support.mail import a_mail
 
 from smtpd_fork.hops.content import facts_of
 from smtpd_fork.hops.downgrade import Form, form_of

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from support.mail import a_mail
 from support.nameserver import NameServer, name_server
-from support.next_hop import a_hop, a_mail, closing
+from support.next_hop import a_hop, closing
 
 from smtpd_fork.hops.address import parse_hop_addresses
 from smtpd_fork.hops.errors import HopError

@@ -47,7 +47,7 @@ def test_the_path_of_a_unix_socket_is_no_address_for_the_hop() -> None:
 def test_xforward_says_where_the_message_came_from() -> None:
     assert xforward_commands(a_mail(client=CLIENT), FORWARDED) == [
         b"XFORWARD NAME=host.example ADDR=192.0.2.7 PORT=40312\r\n",
-        b"XFORWARD PROTO=ESMTP HELO=mail.example IDENT=s1-1 SOURCE=REMOTE\r\n",
+        b"XFORWARD PROTO=ESMTP HELO=mail.example IDENT=77-1-1 SOURCE=REMOTE\r\n",
     ]
     assert xforward_commands(a_mail(client=MailClient()), "ADDR SOURCE") == [
         b"XFORWARD ADDR=[UNAVAILABLE]\r\n",

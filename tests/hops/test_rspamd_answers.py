@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.mails import mail
+from support.mail import mail
 
 from smtpd_fork.hops.milter.edited import Parts
 from smtpd_fork.hops.rspamd.answer import Answer, RspamdGarbageError, parse_answer

@@ -15,7 +15,8 @@ import pytest
 from support.client import Client
 from support.daemon import end
 from support.handlers import Collect
-from support.next_hop import a_mail, closing
+from support.mail import a_mail
+from support.next_hop import closing
 from support.peers import needs_root, peer, peers
 from support.policy import TestPolicy
 from support.ports import free_ports

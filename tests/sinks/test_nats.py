@@ -14,7 +14,7 @@ from support.aiosmtpd_controller import client_of_aiosmtpd
 from support.client import Client
 from support.daemon import on_both_loops
 from support.killing import assert_once, deliver_and_kill
-from support.mails import CONTENT, contents, large, mail
+from support.mail import CONTENT, contents, large, mail
 from support.nats_server import NatsServer, run
 from support.server import serve
 from support.sinks import DELIVERED, DOWN, closing

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from support.killing import kill_server_under_load
-from support.mails import mail
+from support.mail import mail
 from support.nats_server import NatsServer, run
 from support.peers import proc
 from support.ports import free_port

@@ -9,8 +9,8 @@ import aiosmtplib
 import pytest
 from aiosmtpd.controller import Controller
 from support.client import Client
-from support.mails import TRACE
-from support.next_hop import Hop, a_hop, a_mail, closing
+from support.mail import TRACE, a_mail
+from support.next_hop import Hop, a_hop, closing
 from support.ports import free_port
 from support.server import greeted, serve, until
 
@@ -30,7 +30,7 @@ async def test_a_message_is_passed_on_and_the_reply_is_the_hops() -> None:
             "250 2.6.0 kept as 4711"
         ]
         sender, recipients, content = hop.messages[0]
-        assert (sender, recipients) == ("MAIL FROM:<a@example.com> SIZE=80", ["b@example.com"])
+        assert (sender, recipients) == ("MAIL FROM:<a@example.org> SIZE=82", ["b@example.com"])
         assert content == TRACE + b"Subject: x\r\n\r\n.dot\r\n..\r\n"
 
 

@@ -7,8 +7,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.mails import large
-from support.next_hop import Fault, Hop, a_hop, a_mail, closing, phases
+from support.mail import a_mail, large
+from support.next_hop import Fault, Hop, a_hop, closing, phases
 from support.server import greeted, until
 from support.sinks import open_sockets
 
@@ -307,7 +307,7 @@ async def test_a_delivery_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
         await deliver(relay)
     (line,) = [each.getMessage() for each in caplog.records if each.name == "smtpd_fork.sinks"]
     assert line == (
-        f"[77-1-1] delivered to {hop.address}: from=<a@example.com> to=1 size=25 "
+        f"[77-1-1] delivered to {hop.address}: from=<a@example.org> to=1 size=25 "
         "client=192.0.2.7:4711: 250 2.0.0 OK"
     )
 

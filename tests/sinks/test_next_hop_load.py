@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from blockbuster import BlockBuster
 from hypothesis import given, settings
 from support.handlers import Collect
-from support.mails import contents, large
-from support.next_hop import Fault, Hop, a_hop, a_mail, closing
+from support.mail import a_mail, contents, large
+from support.next_hop import Fault, Hop, a_hop, closing
 from support.server import serve, until
 
 from smtpd_fork.hops.connection import Phase

@@ -19,8 +19,8 @@ from support.client import Client
 from support.daemon import PATIENCE, end
 from support.dovecot import Dovecot, dovecot
 from support.handlers import Collect
-from support.mails import TRACE, large
-from support.next_hop import a_mail, closing, phases
+from support.mail import TRACE, a_mail, large
+from support.next_hop import closing, phases
 from support.peers import peer
 from support.ports import free_port
 from support.server import greeted, serve, until

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from support.handlers import Collect
-from support.next_hop import Fault, Hop, a_hop, a_mail, closing
+from support.mail import a_mail
+from support.next_hop import Fault, Hop, a_hop, closing
 from support.server import greeted, serve
 
 from smtpd_fork import SettingError

@@ -63,7 +63,7 @@ async def test_the_log_has_the_status_and_the_first_line_of_the_output(
     script = "echo; printf 'over quota\\033[0m\\nsecond\\n' >&2; exit 75"
     assert (await reply_of(shell(script)))[:3] == "451"
     assert (
-        "[s1] 192.0.2.1:4025: not delivered: sh: exit status 75 (TEMPFAIL): over quota\\x1b[0m\n"
+        "[77-1] 192.0.2.7:4711: not delivered: sh: exit status 75 (TEMPFAIL): over quota\\x1b[0m\n"
         in caplog.text
     )
     assert "second" not in caplog.text
@@ -91,7 +91,7 @@ async def test_where_something_else_waits_for_all_children_the_status_is_unknown
 async def test_without_words_of_the_recipient_there_is_one_run_for_all(tmp_path: Path) -> None:
     command = shell('cat >> "$1"', str(tmp_path / "out"))
     reply = await reply_of(command, "a@example.com", "b@example.com")
-    assert reply == "250 2.0.0 Ok: delivered as s1-1"
+    assert reply == "250 2.0.0 Ok: delivered as 77-1-1"
     text = (tmp_path / "out").read_text()
     assert text.startswith(
         "Return-Path: <a@example.org>\nDelivered-To: a@example.com\nDelivered-To: b@example.com\n"

@@ -122,7 +122,7 @@ def test_the_environment_is_the_envelope_path_and_lang(monkeypatch: pytest.Monke
         "PATH": b"/bin",
         "LANG": b"C.UTF-8",
         "SENDER": "é@example.org".encode(),
-        "QUEUE_ID": b"s1-1",
+        "QUEUE_ID": b"77-1-1",
         "CLIENT_ADDRESS": b"2001:db8::1",
         "CLIENT_HELO": b"a?b",
         "CLIENT_HOSTNAME": b"mx.example.org",

@@ -42,7 +42,7 @@ async def test_each_recipient_has_the_message_in_a_maildir_of_its_own(maildirs: 
     assert delivered_to(two) == ["two@example.com"]
     assert delivered_to(net) == ["one@example.net"]
     assert two.splitlines()[0] == "Return-Path: <a@example.org>"
-    assert two.endswith("\n\tnow\nSubject: x\n\nhello\n")
+    assert two.endswith("\n\tnow\nSubject: hello\n\nhello\n")
     assert (root / "example.com/one/cur").is_dir()
     assert (root / "example.com/one").stat().st_mode & 0o777 == 0o700
 
@@ -141,7 +141,7 @@ async def test_a_message_that_was_in_the_mailbox_before_is_a_loop_for_its_recipi
     assert stored(maildirs.path / "example.com/b") == []
     assert len(stored(maildirs.path / "example.com/a")) == 1
     assert str(await maildirs.deliver(a_mail(content=content)))[:9] == "554 5.4.6"
-    assert "192.0.2.1:4025: mail loop: Delivered-To b@example.com" in caplog.text
+    assert "192.0.2.7:4711: mail loop: Delivered-To b@example.com" in caplog.text
 
 
 async def test_a_loop_is_found_on_the_first_line_and_not_in_the_text(maildirs: Maildir) -> None:

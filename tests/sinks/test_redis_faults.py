@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.killing import kill_server_under_load
-from support.mails import large, mail
+from support.mail import large, mail
 from support.ports import free_port
 from support.raw_server import close, raw_server, reset, says, silence
 from support.redis_server import DURABLE, RedisServer

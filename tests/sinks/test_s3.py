@@ -12,7 +12,7 @@ from support.aiosmtpd_controller import client_of_aiosmtpd
 from support.client import Client
 from support.daemon import on_both_loops
 from support.killing import assert_once, deliver_and_kill
-from support.mails import CONTENT, contents, large, mail
+from support.mail import CONTENT, contents, large, mail
 from support.ports import free_port
 from support.s3_server import ACCESS, S3Server
 from support.server import serve

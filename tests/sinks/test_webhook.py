@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from support.aiosmtpd_controller import client_of_aiosmtpd
 from support.client import Client
 from support.http_app import App, running
-from support.mails import CONTENT, TRACE, contents, large, mail
+from support.mail import CONTENT, TRACE, contents, large, mail
 from support.ports import free_port
 from support.raw_server import raw_server
 from support.server import serve

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.http_app import App, running
-from support.mails import mail
+from support.mail import mail
 from support.ports import free_port
 from support.raw_server import close, raw_server, reset, says, silence
 from support.server import until

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook as Standard
-from support.mails import CONTENT, TRACE, contents, large, mail
+from support.mail import CONTENT, TRACE, contents, large, mail
 
 from smtpd_fork.message import MailClient
 from smtpd_fork.sinks import mail_json
@@ -69,7 +69,7 @@ def test_the_json_schema_is_as_documented() -> None:
         "version": 1,
         "id": "77-1-1",
         "key": "k",
-        "sender": "a@example.com",
+        "sender": "a@example.org",
         "recipients": ["b@example.com", "c@example.com"],
         "body": "7BIT",
         "utf8": True,

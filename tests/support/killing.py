@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from support.daemon import Daemon
-from support.mails import mail
+from support.mail import mail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from smtpd_fork.hops.connection import Phase
 from smtpd_fork.hops.peer_status import PeerStatus
-from support.mails import CONTENT, mail
 from support.server import until
 from support.sinks import open_sockets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from smtpd_fork.message import Mail
     from smtpd_fork.sinks.next_hop import NextHop
 
 
@@ -201,7 +199,3 @@ def phases(sink: NextHop) -> set[Phase]:
 def ours(tasks: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
     """Return the tasks that are not a hop's, be it this one or our own server."""
     return {task for task in tasks if not any(name in repr(task) for name in _OF_A_HOP)}
-
-
-def a_mail(*recipients: str, content: bytes = CONTENT, **facts: Any) -> Mail:
-    return mail(content, *recipients, **facts)
