@@ -109,7 +109,7 @@ class Preconnect:
         :param look_up: whether its name is asked for, if that is configured
         :returns: why it may not
         """
-        ticket.host_name_dns = None
+        ticket.host_name_dns, ticket.listed_by = None, ""
         refusal = self._gate.identify(ticket, peer)
         if refusal is None and self._fleet_checks is not None:
             refusal = await self._fleet_checks.judge(ticket)

@@ -116,6 +116,26 @@ async def test_the_tarpit_is_for_the_client_that_has_deserved_it() -> None:
             await client.close()
 
 
+async def test_what_lists_a_client_is_forgotten_with_it() -> None:
+    async with name_server() as names:
+        names.records["7.100.51.198.a.example", "A"] = "127.0.0.2"
+        lists = {"dnsbl": ["a.example"], "dnsbl_threshold": 2, "dns_server": names.address}
+        exempt = {"exempt": ["198.51.100.8"], "dns_timeout": 5}
+        async with serve(Discard(), tarpit=0.02, **lists, **exempt, **TRUST) as server:
+            client, _ = await proxy_to(server, "ADDR=198.51.100.7")
+            async with client:
+                ((connection, ticket),) = running(server).sessions.all()
+                assert (connection.dialogue.tarpit, ticket.listed_by) == (
+                    0.02,
+                    "a.example (127.0.0.2)",
+                )
+                for another in ("ADDR=[UNAVAILABLE]", "ADDR=198.51.100.8"):
+                    assert (await named(client, another))[:3] == "220"
+                    assert (connection.dialogue.tarpit, ticket.listed_by) == (0.0, "")
+                    assert (await named(client, "ADDR=198.51.100.7"))[:3] == "220"
+                    assert connection.dialogue.tarpit == 0.02
+
+
 async def test_memory_is_charged_to_the_client_that_holds_it() -> None:
     options = {"max_buffered": "4M", "max_buffered_from_ip": "1M", "max_message_size": "1M"}
     async with serve(Discard(), **options, **TRUST) as server:
