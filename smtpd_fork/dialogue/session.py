@@ -10,17 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import aiosmtpd.smtp
 
-from smtpd_fork.peer_address import plain_peer
+from smtpd_fork.peer_address import host_of, plain_peer
 
 if TYPE_CHECKING:
     from smtpd_fork.peer_address import Peer, SocketAddress
 
-__all__ = ["Session", "current_session"]
+__all__ = ["Session", "current_session", "is_on_unix_socket"]
 
 current_session: ContextVar[str | None] = ContextVar("smtpd_fork_session", default=None)
 """The id of the session whose hook runs, for its log lines; None outside of all hooks."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def is_on_unix_socket(session: Any) -> bool:
+    """Whether the client is a program of this machine, on a unix socket.
+
+    One that XCLIENT names, and whose address is not known, may be anybody.
+    """
+    return host_of(session.peer) is None and not getattr(session, "_named", False)
 
 
 class Session(aiosmtpd.smtp.Session):
@@ -43,6 +51,7 @@ class Session(aiosmtpd.smtp.Session):
     auth_user = ""
     tarpit: float = 0.0
     _destination: Peer = None  # of a client that XCLIENT has named
+    _named = False  # whether XCLIENT has named it
     peer: SocketAddress | str  # type: ignore[assignment]  # aiosmtpd's hint is str alone
     auth_data: Any  # aiosmtpd's hint is None alone
 

@@ -6,6 +6,7 @@ from email.utils import format_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from smtpd_fork.dialogue.session import is_on_unix_socket
 from smtpd_fork.hops.milter.codec import text_of
 from smtpd_fork.hops.milter.events import (
     DATA,
@@ -20,6 +21,7 @@ from smtpd_fork.hops.milter.events import (
     connect_step,
     header_step,
     path_step,
+    unknown_client_step,
 )
 from smtpd_fork.message import Mail, Recipient
 from smtpd_fork.peer_address import host_of
@@ -49,8 +51,10 @@ def client_step(server: Any, session: AnySession, daemon_name: str) -> Step:
     address = host_of(peer)
     port = peer[1] if isinstance(peer, tuple) else 0
     name = getattr(session, "host_name_dns", None)
-    shown = name or (f"[{address}]" if address else "localhost")
     macros = _of_client(server, session, name or "unknown", daemon_name)
+    if address is None and not is_on_unix_socket(session):
+        return unknown_client_step(name or "unknown", macros)
+    shown = name or (f"[{address}]" if address else "localhost")
     return connect_step(shown, address, port, macros)
 
 
@@ -91,7 +95,7 @@ def _of_client(server: Any, session: AnySession, shown: str, daemon_name: str) -
         "j": server.hostname,
         "v": f"smtpd-fork {__version__}",
         "{daemon_name}": daemon_name,
-        "_": f"{shown} [{address}]" if address else "localhost",
+        "_": f"{shown} [{address}]" if address else _without_address(session, shown),
         "{client_addr}": address,
         "{client_name}": shown,
         "{client_ptr}": shown,
@@ -102,6 +106,10 @@ def _of_client(server: Any, session: AnySession, shown: str, daemon_name: str) -
         macros["{daemon_addr}"] = macros["{if_addr}"] = host_of(local) or ""
         macros["{daemon_port}"] = str(local[1])
     return macros
+
+
+def _without_address(session: AnySession, shown: str) -> str:
+    return "localhost" if is_on_unix_socket(session) else shown
 
 
 def _of_tls(session: AnySession) -> dict[str, str]:

@@ -7,6 +7,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from smtpd_fork.dialogue.session import is_on_unix_socket
 from smtpd_fork.message.mail import MailClient, new_queue_id, parameters_of
 from smtpd_fork.peer_address import host_of
 from smtpd_fork.version import __version__
@@ -62,15 +63,15 @@ def attributes(
 def _of_client(server: Any, session: AnySession, helo: str | None) -> dict[str, str]:
     peer: Any = session.peer
     address = host_of(peer)
-    # Postfix describes the client of a unix socket so.
-    name = "localhost" if address is None else getattr(session, "host_name_dns", None) or "unknown"
+    is_local = is_on_unix_socket(session)  # Postfix describes such a client so
+    name = "localhost" if is_local else getattr(session, "host_name_dns", None) or "unknown"
     local = getattr(session, "local", None)
     if local is None and getattr(server, "transport", None) is not None:  # aiosmtpd's
         local = server.transport.get_extra_info("sockname")
     extended = "LMTP" if getattr(session, "lmtp", False) else "ESMTP"
     return {
         "protocol_name": extended if session.extended_smtp else "SMTP",
-        "client_address": address or "127.0.0.1",
+        "client_address": address or ("127.0.0.1" if is_local else "unknown"),
         "client_name": name,
         "client_port": str(peer[1]) if isinstance(peer, tuple) else "0",
         "reverse_client_name": name,

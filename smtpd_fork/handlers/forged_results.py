@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from smtpd_fork.dialogue.session import is_on_unix_socket
 from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.message.authentication_results import (
@@ -20,7 +21,6 @@ from smtpd_fork.message.authentication_results import (
 )
 from smtpd_fork.message.fields import replace_content
 from smtpd_fork.message.loops import has_long_header
-from smtpd_fork.peer_address import host_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,4 +96,4 @@ class ForgedResults:
 
 
 def _is_trusted(server: Any, session: Any) -> bool:
-    return host_of(session.peer) is None or bool(getattr(server, "exempt", False))
+    return is_on_unix_socket(session) or bool(getattr(server, "exempt", False))

@@ -87,6 +87,7 @@ def _introduce(session: Any, attributes: Attributes) -> None:
         session.authenticated = True
         session.auth_data = session._login_data = login  # noqa: SLF001 - its setter warns
     if isinstance(session, Session):
+        session._named = True  # noqa: SLF001 - of this package
         session.auth_mechanism = LOGIN_MECHANISM if login else ""
         if destination := attributes.get("DESTADDR"):
             session._destination = (destination, int(attributes.get("DESTPORT") or 0))  # noqa: SLF001 - of this package

@@ -106,8 +106,8 @@ def _new_session(connection: Connection, *, keeps_notes: bool = True) -> None:
         session.lmtp = shared.lmtp
         if connection.host_name_dns is not None:
             session.host_name_dns = connection.host_name_dns
-        if keeps_notes and (destination := getattr(before, "_destination", None)) is not None:
-            session._destination = destination  # noqa: SLF001 - of this package
+        if keeps_notes and isinstance(before, Session):
+            session._destination, session._named = before._destination, before._named  # noqa: SLF001 - of this package
     if dialogue.tarpit:
         session.tarpit = dialogue.tarpit
     dialogue.begin(session)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from aiosmtpd.smtp import MISSING
 from support.client import Client
+from support.handlers import Collect
 from support.nameserver import name_server
 from support.server import greeted, running, serve, until
 from support.xclient import TRUST, Looks, named, proxy_to
 
 from smtpd_fork import Config, Route
-from smtpd_fork.filters import Accept
+from smtpd_fork.filters import Accept, Filter
+from smtpd_fork.filters.milter_steps import client_step
+from smtpd_fork.filters.policy_request import attributes
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
@@ -104,6 +108,33 @@ async def test_the_progress_of_a_client_is_not_that_of_the_one_before() -> None:
             connection.stuck_at -= 100
             assert (await named(client, "ADDR=198.51.100.8"))[:3] == "220"
             assert connection.stuck_since() == connection.idle_since
+
+
+@pytest.mark.parametrize("starttls", [False, True])
+async def test_a_client_without_an_address_is_no_program_of_this_machine(
+    starttls: bool, certificates: Certificates
+) -> None:
+    told: list[Any] = []
+
+    class Asks(Filter):
+        async def handle_MAIL(self, server: Any, session: Any, envelope: Any, *_: Any) -> Any:
+            request = attributes(server, session, envelope, "MAIL", sender="a@b.example")
+            told.append((request["client_address"], request["client_name"]))
+            told.append(client_step(server, session, "mx").data)
+            return MISSING
+
+    kept = Collect()
+    async with serve([Asks(), kept], tls_context=certificates.server, **TRUST) as server:
+        client, _ = await proxy_to(server, "ADDR=[UNAVAILABLE]")
+        async with client:
+            if starttls:
+                await client.say("EHLO x")
+                await client.start_tls(certificates.client)
+            await client.say("EHLO x", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA")
+            client.send("Authentication-Results: mx.example.com; dkim=pass\r\n\r\nx\r\n.\r\n")
+            assert (await client.reply()).code == 250
+    assert told == [("unknown", "unknown"), b"unknown\0U"]
+    assert kept.messages == [b"\r\nx\r\n"]
 
 
 # -- handlers, TLS and the rest ----------------------------------------------------------------

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BODY", "CONNECT", "DATA", "END", "END_OF_HEADER", "EVENTS", "HEADER", "HELO", "MAIL", "PAUSE",
     "RCPT", "Event", "Step", "body_steps", "connect_step", "header_step", "path_step",
+    "unknown_client_step",
 ]  # fmt: skip
 
 CHUNK = 65_535
@@ -130,6 +131,11 @@ def connect_step(host: str, address: str | None, port: int, macros: Mapping[str,
     family = b"6" if ":" in address else b"4"
     where = family + port.to_bytes(2, "big") + text_of(address)
     return Step(CONNECT, text_of(host) + where, macros)
+
+
+def unknown_client_step(host: str, macros: Mapping[str, str]) -> Step:
+    """Return the event that a client has connected whose address is not known."""
+    return Step(CONNECT, text_of(host) + b"U", macros)
 
 
 def path_step(
