@@ -16,7 +16,7 @@ from smtpd_fork.filters.milter_changes import change_envelope
 from smtpd_fork.filters.policy_action import DEFERRING
 from smtpd_fork.gate import ClientLine
 from smtpd_fork.hops.milter.verdict import Edit
-from smtpd_fork.message import prepend
+from smtpd_fork.message.fields import prepend_all
 from smtpd_fork.sanitizer import printable
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class Said:
 
     def change(self, envelope: Envelope) -> None:
         """Change the message, and its recipients."""
-        for name, value in reversed(self.fields):
-            prepend(envelope, name, value)
+        if self.fields:
+            prepend_all(envelope, self.fields)
         change_envelope(envelope, _edits(envelope, self))
 
 

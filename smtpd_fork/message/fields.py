@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import re
 from email.header import Header
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiosmtpd.smtp import Envelope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = [
-    "Field", "encode_field", "end_of_field", "fields", "insert_field", "prepend", "remove_fields",
-    "replace_content",
+    "Field", "encode_field", "end_of_field", "fields", "insert_field", "prepend", "prepend_all",
+    "remove_fields", "replace_content",
 ]  # fmt: skip
 
 _NAME = re.compile(r"[!-9;-~]+")
@@ -53,30 +54,36 @@ class Field(NamedTuple):
     end: int
 
 
-def fields(content: bytes, position: int = 0) -> Iterator[Field]:
+def fields(content: bytes, position: int = 0, *, limit: int | None = None) -> Iterator[Field]:
     """Yield the fields of a message, in order.
 
     The header ends with an empty line, or with a line that is no field: that is text already.
 
     :param position: where the header begins
+    :param limit: offset behind which no line is looked for: the last field, which is cut off in a
+        line of its own, ends behind it
     """
-    while match := _BEGIN.match(content, position):
+    while (limit is None or position <= limit) and (match := _BEGIN.match(content, position)):
         begin = match.end()
-        end = end_of_field(content, begin)
+        end = end_of_field(content, begin, limit)
         last = end - (content[end - 1] == _LF)
         last -= content[last - 1] == _CR
         yield Field(match[1], content[begin:last], position, end)
         position = end
 
 
-def end_of_field(content: bytes, position: int) -> int:
+def end_of_field(content: bytes, position: int, limit: int | None = None) -> int:
     """Return the offset behind a field's last line end, or the end of the content.
+
+    :param limit: see :func:`fields`
 
     A regular expression would do it in one call, which holds all other threads and, for millions
     of folded lines, takes a hundred times their memory.
     """
     while (end := content.find(b"\n", position) + 1) and content[end : end + 1] in _FOLDED:
         position = end
+        if limit is not None and end > limit:
+            break
     return end or len(content)
 
 
@@ -125,9 +132,7 @@ def insert_field(content: bytes, name: str, value: str, *, before: int = 0) -> b
     """
     new = encode_field(name, value)
     offset = 0
-    for number, each in enumerate(fields(content)):
-        if number == before:
-            break
+    for each in islice(fields(content), before):  # on top, no field is looked at
         offset = each.end
     if offset and content[offset - 1 : offset] != b"\n":
         return b"%b\r\n%b" % (content[:offset], new)
@@ -152,8 +157,19 @@ def prepend(envelope: Envelope, name: str, value: str) -> None:
 
     :raises ValueError: as :func:`encode_field`
     """
-    original = envelope.original_content or b""
-    replace_content(envelope, insert_field(original, name, value))
+    prepend_all(envelope, [(name, value)])
+
+
+def prepend_all(envelope: Envelope, added: Sequence[tuple[str, str]]) -> None:
+    """Add several fields on top of a message, names and values in order, with one copy of it.
+
+    :raises ValueError: as :func:`encode_field`
+    """
+    *above, last = added
+    content = insert_field(envelope.original_content or b"", *last)
+    if above:
+        content = b"".join([*(encode_field(*each) for each in above), content])
+    replace_content(envelope, content)
 
 
 def replace_content(envelope: Envelope, content: bytes) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.mail import Counted
 
 from smtpd_fork.hops.milter.codec import (
     LONGEST_FRAME,
@@ -18,7 +19,7 @@ from smtpd_fork.hops.milter.codec import (
     texts,
 )
 from smtpd_fork.hops.milter.conversation import Conversation, State
-from smtpd_fork.hops.milter.edited import MOST_FIELDS, HeaderTooLargeError, Parts
+from smtpd_fork.hops.milter.edited import MOST_FIELDS, MOST_HEADER_BYTES, HeaderTooLargeError, Parts
 from smtpd_fork.hops.milter.events import CONNECT, END, MAIL, RCPT, Step, body_steps, header_step
 from smtpd_fork.hops.milter.options import parse_options
 from smtpd_fork.hops.milter.verdict import Edit, reply_of
@@ -111,6 +112,10 @@ def test_a_field_that_is_added_and_deleted_leaves_the_message_as_it_was(
 
 def test_a_header_has_a_limit() -> None:
     Parts(b"a:\r\n" * MOST_FIELDS)
+    folded = Counted(b"Subject: x\r\n" + b" y\r\n" * (MOST_HEADER_BYTES // 2))
+    with pytest.raises(HeaderTooLargeError):
+        Parts(folded)
+    assert folded.looks < MOST_HEADER_BYTES // 3
     with pytest.raises(HeaderTooLargeError):
         Parts(b"a:\r\n" * (MOST_FIELDS + 1))
     with pytest.raises(HeaderTooLargeError):

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.handlers import an_envelope
+from support.mail import Counted
 
 from smtpd_fork.message.fields import (
     encode_field,
     fields,
     insert_field,
     prepend,
+    prepend_all,
     remove_fields,
 )
 
@@ -141,3 +143,34 @@ def test_a_field_of_any_number_of_lines_takes_no_memory_but_its_own(line: bytes)
 def test_a_name_that_is_longer_than_a_line_begins_no_field() -> None:
     assert [each.name for each in fields(b"x" * 998 + b": y")] == [b"x" * 998]
     assert not list(fields(b"x" * 999 + b": y"))
+
+
+def test_on_top_a_field_is_added_without_a_look_at_others() -> None:
+    content = Counted(b"Subject: x\r\n" + b" y\r\n" * 1000)
+    assert insert_field(content, "X", "z") == b"X: z\r\n" + content
+    assert content.looks == 0
+
+
+def test_a_header_is_looked_at_as_far_as_its_limit() -> None:
+    content = Counted(b"Subject: x\r\n" + b" y\r\n" * 1000 + b"X: z\r\n")
+    assert [each.end for each in fields(content, limit=40)] == [44]
+    assert content.looks < 20
+    assert [each.name for each in fields(content, limit=5000)] == [b"Subject", b"X"]
+
+
+@given(
+    MESSAGES, st.lists(st.tuples(NAMES, st.sampled_from(["", "x", "y z"])), min_size=1, max_size=5)
+)
+def test_several_fields_are_added_as_one_after_the_other(
+    content: bytes, added: list[tuple[str, str]]
+) -> None:
+    together, each = (
+        an_envelope("a@b.example", "c@d.example"),
+        an_envelope("a@b.example", "c@d.example"),
+    )
+    together.original_content = together.content = each.original_content = each.content = content
+    prepend_all(together, added)
+    for name, value in reversed(added):
+        prepend(each, name, value)
+    assert together.original_content == each.original_content
+    assert together.content == each.content

@@ -24,6 +24,16 @@ contents: SearchStrategy[bytes] = st.binary(max_size=300) | st.binary(max_size=3
 """Contents of messages: any bytes, with a header or without."""
 
 
+class Counted(bytes):
+    """A message that counts how often a line of it is looked for."""
+
+    looks = 0
+
+    def find(self, *args: Any) -> int:
+        self.looks += 1
+        return super().find(*args)
+
+
 def a_mail(
     *recipients: str, content: bytes = CONTENT, sender: str = "a@example.org", **facts: Any
 ) -> Mail:

@@ -53,7 +53,8 @@ class Parts:
         self._fields: list[_Field] = []  # as they are changed
         self._above = 0  # how many of them are above our Received
         self._front = end_of_mbox_lines(content)
-        self._found = list(islice(fields(content, self._front), MOST_FIELDS + 1))
+        limit = self._front + MOST_HEADER_BYTES
+        self._found = list(islice(fields(content, self._front, limit=limit), MOST_FIELDS + 1))
         self._end = end = self._found[-1].end if self._found else self._front
         if len(self._found) > MOST_FIELDS or end - self._front > MOST_HEADER_BYTES:
             raise HeaderTooLargeError
