@@ -185,13 +185,14 @@ class FleetDenials:
         :raises FleetError: the fleet is out of reach
         """
         full = 0
-        if self._behind >= BACK_AFTER:
+        again = self._behind >= BACK_AFTER
+        if again:
             self._tell_all_again()
         for turn in range(MOST_TURNS):
             some = self._some_untold()
             answer = await self._send(self._message(some))
             full += answer.full
-            if self._born and answer.born != self._born and not turn:
+            if self._born and answer.born != self._born and not turn and not again:
                 self._tell_all_again()
             version, whole = answer.version, answer.whole
             found = self._read(answer)
@@ -243,13 +244,13 @@ class FleetDenials:
                     del self._untold[network]
 
     def _tell_all_again(self) -> None:
-        """Have the fleet told all that is known here: it has lost its memory."""
+        """Send all that is known here: the fleet has lost its memory."""
         if count := self._queue_all():
             networks = counted(count, "network")
-            log.warning("the fleet has lost its denials: telling %s again", networks)
+            log.warning("the fleet has lost its denials: sending %s again", networks)
 
     def _queue_all(self) -> int:
-        """Have the fleet told what it may not know; return how many there are."""
+        """Queue what the fleet may not have; return how many there are."""
         known = [denial for denial, _ in self._table.page()]
         with self._lock:
             for denial in known:
@@ -262,7 +263,7 @@ class FleetDenials:
         return {denial.network: denial for denial in read if denial is not None}
 
     def _merge(self, found: dict[Network, Denial], *, whole: bool) -> None:
-        """Have the table as the fleet has it, but for what the fleet was not told yet."""
+        """Have the table as the fleet has it, except for changes that are not sent yet."""
         with self._lock:
             kept = self._untold.keys()
             add = [denial for network, denial in found.items() if network not in kept]

@@ -125,6 +125,8 @@ def shown_by(node: ast.AST) -> list[ast.AST]:
     """Return the parts of *node* with texts that users read."""
     if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in TEXTS:
         return [node.value]
+    if isinstance(node, ast.Yield) and isinstance(node.value, (ast.Constant, ast.JoinedStr)):
+        return [node.value]
     if isinstance(node, ast.Call):
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         if name in CALLS or name.endswith("Error"):

@@ -184,6 +184,21 @@ async def test_a_redis_that_has_lost_its_memory_is_told_the_denials_again(
             assert 3590 < left <= 3600
 
 
+async def test_a_redis_that_was_flushed_gets_the_denials_again_with_one_line_of_the_log(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nodes(1, f"unix:{redis.path}", fleet_lease=2) as (server,):
+        server.deny(NET)
+        assert server.fleet is not None
+        assert await server.fleet.denials.told() == ""
+        with redis.client() as client:
+            client.flushall()
+            await until(lambda: client.keys("*:1:denials"))
+        assert await server.fleet.denials.read() == ""
+        lines = [line for line in caplog.messages if "has lost its denials" in line]
+        assert lines == ["the fleet has lost its denials: sending 1 network again"]
+
+
 async def test_a_redis_that_has_gone_back_in_time_is_told_what_it_forgot(
     redis: RedisServer,
 ) -> None:

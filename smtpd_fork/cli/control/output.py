@@ -192,7 +192,7 @@ def denial_line(denial: Denial) -> str:
 def untold_lines(reason: str | None) -> Iterator[str]:
     """Return a warning if the fleet does not know of a change yet."""
     if reason is not None:
-        yield f"only on this node until the fleet can be told: {reason}"
+        yield f"only on this node until the fleet is in reach: {reason}"
 
 
 def limit_lines(limits: Limits) -> Iterator[str]:
