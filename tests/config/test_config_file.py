@@ -116,7 +116,7 @@ def test_arguments_of_a_handler_are_joined(tmp_path: Path) -> None:
         ("[[listener]]\npath = 'x'\nport = 5", "listener 1: port 5: a unix socket has no port"),
         ("[[listener]]\npath = 'x'\nprotocol = 'x'", "protocol 'x': expected one of smtp, lmtp"),
         ("[[listener]]\npath = 'x'\nprotocol = 'lmtp'\ntls = 'implicit'", "LMTP has no port"),
-        ("[[handler]]\nargument = 'x'", "handler 1: use: expected maildir"),
+        ("[[handler]]\nargument = 'x'", "handler 1: use: the key is missing; expected maildir"),
         ("[[handler]]\nuse = 'x:y'\narguments = ['a,b']", "'***': expected strings without commas"),
         ("[[handler]]\nuse = 'x:y'\narguments = ['a']\nargument = 'b'", "either argument or"),
         ("a = = b", "(Invalid value, column 5)"),

@@ -130,6 +130,7 @@ def test_an_early_talker_of_one_process_is_denied_by_all(tmp_path: Path, loop: s
         daemon.wait_for("refused 192.0.2.1: greet_pause, sent EHLO before the greeting, denied for")
         refused = b"554 5.7.1 "
         until(lambda: all(reply(V1).startswith(refused) for _ in range(30)), "all deny it")
+        until(lambda: ask(tmp_path, "denials")["denials"], "the supervisor knows of it")
         (denial,) = ask(tmp_path, "denials")["denials"]
         assert (denial["network"], denial["by"]) == ("192.0.2.1", "greet_pause")
         ids = re.findall(r"refused 192.0.2.1: greet_pause.* \[([\w-]+)\]", daemon.log)
@@ -161,6 +162,7 @@ def test_a_denial_of_a_handler_is_one_of_all_processes(tmp_path: Path) -> None:
             client.ehlo()
             assert client.mail("a@example.org")[0] == 550
         until(lambda: ask(tmp_path, "denials")["denials"], "the first process has heard of it")
+        until(lambda: ask(tmp_path, "denials")["denials"], "the supervisor knows of it")
         (denial,) = ask(tmp_path, "denials")["denials"]
         assert (denial["network"], denial["by"]) == ("192.0.2.0/24", "a handler")
         assert ask(tmp_path, "status")["denied"] == 1
