@@ -27,7 +27,7 @@ from smtpd_fork.hops.policy import request
 from smtpd_fork.setting_types import Count, Seconds, SettingError, Text
 
 if TYPE_CHECKING:
-    from smtpd_fork.filters.provisional import Provisional
+    from smtpd_fork.filters.provisional import Asked, Provisional
     from smtpd_fork.hops.peer_status import PeerStatus
 
 __all__ = ["Policy"]
@@ -160,9 +160,9 @@ class Policy(ContentFilter):
         said.change(envelope)
         return self.pass_on(envelope, mail, said.held)
 
-    def take_provisional(self, envelope: Envelope) -> Provisional | None:
+    def take_provisional(self, asked: Asked) -> Provisional | None:
         """Return what the server said with DEFER_IF_PERMIT or DEFER_IF_REJECT; see the base."""
-        return self._deferrals.take(envelope)
+        return self._deferrals.take(asked)
 
     # -- the server --------------------------------------------------------------------------------
 
@@ -188,6 +188,5 @@ class Policy(ContentFilter):
         self._effects.note(action, session, envelope, state)
         if action.name not in DEFERRING:
             return action.reply
-        if not self._deferrals.note(action, session, envelope, state):
-            self._effects.cannot(action.name, state)
+        self._deferrals.note(action, session, envelope, state)
         return ""

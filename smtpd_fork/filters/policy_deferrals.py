@@ -18,6 +18,7 @@ from smtpd_fork.filters.provisional import Provisional
 
 if TYPE_CHECKING:
     from smtpd_fork.filters.policy_action import Action
+    from smtpd_fork.filters.provisional import Asked
 
 __all__ = ["Deferrals"]
 
@@ -37,14 +38,15 @@ class Deferrals:
     def __init__(self, name: str) -> None:
         self._name = name
         self._of_sender: WeakKeyDictionary[Envelope, str] = WeakKeyDictionary()
-        self._provisional: WeakKeyDictionary[Envelope, Provisional] = WeakKeyDictionary()
+        self._provisional: WeakKeyDictionary[Asked, Provisional] = WeakKeyDictionary()
 
     def forget(self, session: AnySession, envelope: Envelope | None, state: str) -> None:
         """Forget the answer to an earlier question like the one that is asked now."""
         if state in _OF_CLIENT:
             self._of_client(session).pop(_OF_CLIENT[state], None)
-        if envelope is None:
+            self._provisional.pop(session, None)
             return
+        assert envelope is not None
         if state == "MAIL":
             self._of_sender.pop(envelope, None)
         if state != "END-OF-MESSAGE":  # which is one question, with DATA
@@ -52,22 +54,18 @@ class Deferrals:
 
     def note(
         self, action: Action, session: AnySession, envelope: Envelope | None, state: str
-    ) -> bool:
-        """Take note of a deferral; return whether it is possible at this state."""
-        if_refused = action.name == "DEFER_IF_REJECT"
-        if state in _OF_CLIENT:
-            if not if_refused:
-                notes = notes_of(session).setdefault(self._name, {})
-                notes[_OF_CLIENT[state]] = action.reply
-            return not if_refused
-        assert envelope is not None
-        if state == "MAIL" and not if_refused:
+    ) -> None:
+        """Take note of a deferral."""
+        asked = session if envelope is None or state in _OF_CLIENT else envelope
+        if action.name == "DEFER_IF_REJECT":
+            self._add(asked, Provisional(if_refused=action.reply))
+        elif state in _OF_CLIENT:
+            notes = notes_of(session).setdefault(self._name, {})
+            notes[_OF_CLIENT[state]] = action.reply
+        elif state == "MAIL" and envelope is not None:
             self._of_sender[envelope] = action.reply
-        elif if_refused:
-            self._add(envelope, Provisional(if_refused=action.reply))
         else:
-            self._add(envelope, Provisional(action.reply))
-        return True
+            self._add(asked, Provisional(action.reply))
 
     def of_recipient(self, session: AnySession, envelope: Envelope) -> str:
         """Return the reply to a recipient that nothing else refuses for good; empty: none."""
@@ -81,13 +79,13 @@ class Deferrals:
         """Return the reply to a message that nothing else refuses for good; empty: none."""
         return self._provisional.get(envelope, Provisional()).if_permitted
 
-    def take(self, envelope: Envelope) -> Provisional | None:
+    def take(self, asked: Asked) -> Provisional | None:
         """Return the provisional answer to what was asked last, once."""
-        return self._provisional.pop(envelope, None)
+        return self._provisional.pop(asked, None)
 
-    def _add(self, envelope: Envelope, provisional: Provisional) -> None:
-        before = self._provisional.get(envelope, Provisional())
-        self._provisional[envelope] = before.joined(provisional)
+    def _add(self, asked: Asked, provisional: Provisional) -> None:
+        before = self._provisional.get(asked, Provisional())
+        self._provisional[asked] = before.joined(provisional)
 
     def _of_client(self, session: AnySession) -> dict[str, str]:
         found: dict[str, str] | None = note_of(session, self._name)

@@ -86,11 +86,11 @@ class PolicyEffects:
             return
         take = self._takers.get(action.name)
         if take is None or envelope is None or state in {"EHLO", "HELO"}:
-            self.cannot(action.name, state)
+            self._cannot(action.name, state)
         elif not take(self, self._messages.setdefault(envelope, Said()), action):
             self._tell(logging.WARNING, session, f"{action.name} is not possible", action.text)
 
-    def cannot(self, name: str, state: str) -> None:
+    def _cannot(self, name: str, state: str) -> None:
         """Say once that an action has no effect."""
         if name not in self._unknown and len(self._unknown) < MOST_FIELDS:
             self._unknown.add(name)

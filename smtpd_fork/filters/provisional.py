@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from aiosmtpd.smtp import MISSING
+from aiosmtpd.smtp import MISSING, Envelope, Session
 
-if TYPE_CHECKING:
-    from aiosmtpd.smtp import Envelope
+__all__ = ["AnswersProvisionally", "Asked", "Provisional"]
 
-__all__ = ["AnswersProvisionally", "Provisional"]
+Asked: TypeAlias = Session | Envelope
+"""What a filter is asked about: before MAIL the session, from then on the envelope."""
 
 
 class Provisional(NamedTuple):
-    """An answer to MAIL, RCPT or a message that depends on what the handlers behind a filter say.
+    """An answer of a filter that depends on what the handlers behind it say.
 
     :ivar if_permitted: 4yz, which stands unless one of them refuses permanently (Postfix's
         DEFER_IF_PERMIT); empty: there is none
@@ -43,5 +43,5 @@ class Provisional(NamedTuple):
 class AnswersProvisionally(Protocol):
     """A filter some of whose answers are provisional."""
 
-    def take_provisional(self, envelope: Envelope) -> Provisional | None:
+    def take_provisional(self, asked: Asked) -> Provisional | None:
         """Return the provisional answer to what the filter was asked about last, once."""

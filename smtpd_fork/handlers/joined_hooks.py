@@ -1,13 +1,13 @@
 """Joined hooks: the hook of a chain, made of those of its handlers.
 
 A hook is asked of each handler that has it, in order. The first answer wins; MISSING is "no
-opinion". Five hooks have a rule of their own:
+opinion". Some hooks have a rule of their own:
 
 - EHLO: each handler may change the list of replies, and the next one gets the changed list;
 - RCPT: behind a handler that redirects recipients (:class:`~smtpd_fork.filters.Filter`), the others
   are asked about each of the new addresses (:mod:`~smtpd_fork.handlers.redirection`);
-- MAIL, RCPT and DATA: behind a filter whose answer is provisional others are asked as well
-  (:mod:`~smtpd_fork.handlers.provisional`);
+- CONNECT, HELO, EHLO, MAIL, RCPT and DATA: behind a filter whose answer is provisional others are
+  asked as well (:mod:`~smtpd_fork.handlers.provisional`);
 - STARTTLS: all have to agree;
 - DISCONNECT: every handler is called, whatever the others did.
 """
@@ -26,6 +26,7 @@ from aiosmtpd.smtp import MISSING
 from smtpd_fork.dialogue.introspection import ehlo_parameters
 from smtpd_fork.dialogue.notes import note_asked, was_asked
 from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
+from smtpd_fork.filters.provisional import Provisional
 from smtpd_fork.handlers.provisional import asked_with_others, is_of_filter, provisional_filter
 from smtpd_fork.handlers.redirection import asked_about_each, redirects
 from smtpd_fork.message.quarantine_mark import WITHHELD, is_quarantined
@@ -148,19 +149,23 @@ def _first_answer(hooks: Sequence[Hook]) -> Hook:
     return may_end_at_once(hook) if all(map(begins_at_once, hooks)) else hook
 
 
-def _path(hooks: Sequence[Hook], *, redirected: bool) -> Hook:
-    """Return a hook MAIL or RCPT.
+def _provisional(
+    hooks: Sequence[Hook], *, redirected: bool = False, of_client: bool = False
+) -> Hook:
+    """Return a hook whose answers may be provisional.
 
-    :param redirected: whether a handler may have others take the place of the address
+    :param redirected: RCPT: a handler may have others take the place of the address
+    :param of_client: CONNECT or HELO; else MAIL or RCPT
     """
     for index, hook in enumerate(hooks[:-1]):
         if redirected and redirects(hook):
             join = partial(asked_about_each, hook)
         elif (filter_ := provisional_filter(hook)) is not None:
-            join = partial(asked_with_others, hook, filter_)
+            join = partial(asked_with_others, hook, filter_, of_client=of_client)
         else:
             continue
-        both = join(_path(hooks[index + 1 :], redirected=redirected))
+        behind = _provisional(hooks[index + 1 :], redirected=redirected, of_client=of_client)
+        both = join(behind)
         return _first_answer([*hooks[:index], both])
     return _first_answer(hooks)
 
@@ -187,23 +192,28 @@ def _ehlo(hooks: Sequence[Hook]) -> Hook:
     if len(hooks) == 1:
         return hooks[0]
     old = [ehlo_parameters(each) == _OLD_EHLO_PARAMETERS for each in hooks]
+    filters = [provisional_filter(each) for each in hooks]
 
     async def handle_EHLO(
         server: Any, session: Any, envelope: Any, hostname: str, responses: list[str]
     ) -> Any:
-        changed, name = False, session.host_name
-        for each, is_old in zip(hooks, old, strict=True):
+        changed, name, said = False, session.host_name, Provisional()
+        for each, is_old, filter_ in zip(hooks, old, filters, strict=True):
             if is_old:
                 answer = await each(server, session, envelope, hostname)
                 if answer is not MISSING:
                     answer = [*responses[:-1], answer]
             else:
                 answer = await each(server, session, envelope, hostname, responses)
+            if filter_ is not None and (new := filter_.take_provisional(session)):
+                said = said.joined(new)
             if answer is MISSING:
                 continue
             changed, responses = True, answer
             if responses and responses[0][:1] in {"4", "5"}:
                 session.host_name = name  # it is refused: no handler is to take the client's name
+                if said.if_refused and responses[0][:1] == "5":
+                    responses = [said.if_refused]
                 break
         return responses if changed else MISSING
 
@@ -224,9 +234,11 @@ def _starttls(hooks: Sequence[Callable[..., Any]]) -> Any:
 
 
 _SPECIAL: dict[str, Callable[..., Any]] = {
+    "handle_CONNECT": partial(_provisional, of_client=True),
     "handle_DISCONNECT": _everybody,
     "handle_EHLO": _ehlo,
-    "handle_MAIL": partial(_path, redirected=False),
-    "handle_RCPT": partial(_path, redirected=True),
+    "handle_HELO": partial(_provisional, of_client=True),
+    "handle_MAIL": _provisional,
+    "handle_RCPT": partial(_provisional, redirected=True),
     "handle_STARTTLS": _starttls,
 }

@@ -1,7 +1,7 @@
 """Provisional answers: those of a filter that depend on what the handlers behind it say.
 
-About sender and recipient all handlers behind it are asked. About a message only filters are that
-follow it directly: another handler might deliver the message.
+About client, sender and recipient all handlers behind it are asked. About a message only filters
+are that follow it directly: another handler might deliver the message.
 """
 
 from __future__ import annotations
@@ -38,21 +38,27 @@ def _owner(hook: Hook) -> Any:
     return getattr(function, "__self__", None)
 
 
-def asked_with_others(first: Hook, filter_: AnswersProvisionally, behind: Hook) -> Hook:
-    """Return a hook MAIL or RCPT: *first*, of *filter_*, then *behind*."""
+def asked_with_others(
+    first: Hook, filter_: AnswersProvisionally, behind: Hook, *, of_client: bool
+) -> Hook:
+    """Return a hook: *first*, of *filter_*, then *behind*.
 
-    async def hook(server: Any, session: Any, envelope: Any, *args: Any) -> Any:
-        status = await first(server, session, envelope, *args)
-        provisional = filter_.take_provisional(envelope)
+    :param of_client: CONNECT or HELO; else MAIL or RCPT
+    """
+
+    async def hook(server: Any, session: Any, *args: Any) -> Any:
+        asked = session if of_client else args[0]
+        status = await first(server, session, *args)
+        provisional = filter_.take_provisional(asked)
         if provisional is None and status is not MISSING:
             return status
-        before = _Before(envelope)
-        status = await behind(server, session, envelope, *args)
+        before = None if of_client else _Before(asked)
+        status = await behind(server, session, *args)
         if provisional is None:
             return status
         answer = provisional.answer(status)
-        if answer is not status:
-            before.restore(envelope)
+        if before is not None and answer is not status:
+            before.restore(asked)
         return answer
 
     return hook

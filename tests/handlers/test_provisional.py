@@ -15,7 +15,11 @@ from smtpd_fork.handlers import load_handlers
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from support.tls import Certificates
+
+    from smtpd_fork.filters.policy import Stage
 
 
 class Says:
@@ -113,6 +117,11 @@ async def test_two_policy_servers_may_both_defer() -> None:
             assert reply.text == "5.7.1 second"
 
 
+def at(state: str, action: str) -> TestPolicy:
+    """Return a policy server that answers DUNNO at other states."""
+    return TestPolicy(lambda asked: action if asked["protocol_state"] == state else "DUNNO")
+
+
 @pytest.mark.parametrize("state", ["CONNECT", "EHLO", "HELO", "MAIL"])
 @pytest.mark.parametrize("asks_rcpt", [False, True])
 async def test_a_deferral_of_a_client_or_sender_is_one_of_each_recipient(
@@ -147,9 +156,7 @@ async def test_a_deferral_of_a_client_or_sender_is_one_of_each_recipient(
 
 
 async def test_a_deferral_of_a_client_outlives_starttls(certificates: Certificates) -> None:
-    policy = TestPolicy(
-        lambda asked: "DEFER_IF_PERMIT" if asked["protocol_state"] == "CONNECT" else "DUNNO"
-    )
+    policy = at("CONNECT", "DEFER_IF_PERMIT")
     options = {"tls_context": certificates.server}
     async with door(policy, stages=["connect", "helo"], options=options) as (client, _):
         await client.start_tls(certificates.client)
@@ -157,16 +164,28 @@ async def test_a_deferral_of_a_client_outlives_starttls(certificates: Certificat
         assert (await client.say("RCPT TO:<b@example.com>")).code == 450
 
 
-@pytest.mark.parametrize("state", ["CONNECT", "EHLO"])
-async def test_a_refusal_of_a_client_cannot_be_made_a_deferral(
-    state: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("state", ["CONNECT", "EHLO", "HELO"])
+@pytest.mark.parametrize(
+    ("answer", "expected"), [("REJECT", 450), ("451 4.3.0 x", 451), ("DUNNO", 0)]
+)
+async def test_a_refusal_of_a_client_becomes_a_deferral_at_the_same_stage(
+    state: str, answer: str, expected: int
 ) -> None:
-    policy = TestPolicy(
-        lambda asked: "DEFER_IF_REJECT" if asked["protocol_state"] == state else "DUNNO"
-    )
-    async with door(policy, Says("550 5.1.1 no"), stages=["connect", "helo"]) as (client, _):
-        assert (await client.say("MAIL FROM:<a@example.org>")).code == 550
-    assert f"the action DEFER_IF_REJECT is not supported at {state}" in caplog.text
+    first, second = at(state, "DEFER_IF_REJECT later"), at(state, answer)
+    stages: Sequence[Stage] = ("connect", "helo")
+    async with listening(second):
+        behind = [Policy(second.address, stages=stages), Says(MISSING)]
+        async with door(first, *behind, stages=stages, greet=False) as (client, _):
+            reply = await client.reply()
+            if state != "CONNECT":
+                assert reply.code == 220
+                reply = await client.say(f"{state} x")
+            assert reply.code == expected or (expected == 0 and reply.code in {220, 250})
+            assert ("later" in reply.text) == (expected == 450)
+            if state != "CONNECT":  # what was said of it is over
+                second.action = "DUNNO"
+                assert (await client.say("EHLO x")).code == 250
+                assert (await client.say("MAIL FROM:<a@example.org>")).code == 250
 
 
 class Judge(Filter):
@@ -198,9 +217,7 @@ OF_MESSAGES = {
 async def test_about_a_message_filters_behind_are_asked_and_sinks_are_not(
     action: str, answer: Any, stages: list[str]
 ) -> None:
-    policy = TestPolicy(
-        lambda asked: action if asked["protocol_state"].lower() == stages[0] else "DUNNO"
-    )
+    policy = at(stages[0].upper(), action)
     first, second = Judge(), Judge(answer)
     async with door(policy, first, second, stages=stages) as (client, kept):
         expected = OF_MESSAGES[action, answer]

@@ -53,12 +53,10 @@ CASES = [
     (action, stage, refused)
     for action, stage in itertools.product(["DEFER_IF_PERMIT", "DEFER_IF_REJECT"], STAGES)
     for refused in dict.fromkeys(["", stage, "RCPT", "DATA"])
-    if not (action == "DEFER_IF_REJECT" and stage == refused in {"CONNECT", "EHLO"})
     if (stage, refused) != ("END-OF-MESSAGE", "DATA")
 ]
-"""What the first server answers and when, and when the second one refuses. Two are left out: a
-refusal of a client becomes a deferral in Postfix alone, and a filter here asks at DATA and at the
-end of the message in one go, before the next one is asked."""
+"""What the first server answers and when, and when the second one refuses. One is left out: a
+filter here asks at DATA and at the end of the message in one go, before the next one is asked."""
 
 
 @pytest.fixture
