@@ -5,16 +5,24 @@ from __future__ import annotations
 import logging
 import math
 from enum import StrEnum
+from typing import Literal
 
 from smtpd_fork.units import counted
 
-__all__ = ["Episodes", "State"]
+__all__ = ["WITHOUT_FLEET", "Episodes", "State"]
 
 log = logging.getLogger("smtpd_fork.fleet")
 
 QUIET_SECONDS = 60.0
 """So soon after a line, an episode is logged only if it lasts for longer, or when a later one
 ends; and another reason only after that time."""
+
+
+WITHOUT_FLEET = {
+    "local": "the limits of this node apply",
+    "refuse": "new clients get 421 (--when-fleet-down refuse)",
+}
+"""What happens meanwhile, by the setting ``when_fleet_down``."""
 
 
 class State(StrEnum):
@@ -28,12 +36,14 @@ class State(StrEnum):
 class Episodes:
     """The times without the fleet, from the first sign of trouble to the first answer in time.
 
+    :ivar when_down: what happens meanwhile
     :ivar count: of them
     :ivar reason: of the one that goes on, the last that was given; empty: none does
     :ivar since: when the last one began, in seconds
     """
 
-    def __init__(self) -> None:
+    def __init__(self, when_down: Literal["local", "refuse"] = "local") -> None:
+        self.when_down = when_down
         self.count = 0
         self.reason = ""
         self.since = 0.0
@@ -50,7 +60,8 @@ class Episodes:
         self.reason = reason
         if reason != self._told and now - self._told_at >= QUIET_SECONDS:
             still = "still " if self._told else ""
-            log.error("fleet %sout of reach, the limits of this node apply: %s", still, reason)
+            meanwhile = WITHOUT_FLEET[self.when_down]
+            log.error("fleet %sout of reach, %s: %s", still, meanwhile, reason)
             self._told, self._told_at = reason, now
         else:
             log.debug("the fleet: %s", reason)

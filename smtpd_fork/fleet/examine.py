@@ -8,6 +8,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from smtpd_fork.fleet.episodes import WITHOUT_FLEET
 from smtpd_fork.fleet.node import KEEP_SECONDS
 from smtpd_fork.fleet.settings import link_of
 from smtpd_fork.fleet.sync import FleetError, Sync, decode, encode
@@ -59,10 +60,8 @@ async def _examine(link: RedisLink, config: Config) -> Examined:
         reason = f"no answer within {SECONDS:g} s"
     except FleetError as error:
         reason = str(error)
-    consequence = "the limits of each node apply"
-    if config.when_fleet_down == "refuse":
-        consequence = "all clients get 421 (--when-fleet-down refuse)"
-    return Examined("", [f"fleet out of reach, {consequence}: {link.shown}: {reason}"])
+    meanwhile = WITHOUT_FLEET[config.when_fleet_down]
+    return Examined("", [f"fleet out of reach, {meanwhile}: {link.shown}: {reason}"])
 
 
 async def _ask(link: RedisLink, config: Config) -> Examined:

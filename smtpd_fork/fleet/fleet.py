@@ -77,9 +77,8 @@ class Fleet:
         self._gate = gate
         self._link = link
         self._name = node
-        self._refuses = when_down == "refuse"
         self.state = State.DOWN
-        self.episodes = Episodes()
+        self.episodes = Episodes(when_down)
         self.counts = Counts()
         self.share = FleetShare(gate.lock, connections, processes)
         self.share.owner = self
@@ -221,7 +220,7 @@ class Fleet:
 
     def _verdict_alone(self, *, exempt: bool = False) -> Refusal | None:
         """Return the verdict on a client that the limits of this node alone apply to."""
-        if self._refuses and not exempt:
+        if self.episodes.when_down == "refuse" and not exempt:
             return Refusal("when_fleet_down", "", 0, 0, status="4.3.2", text=DOWN_TEXT)
         self.episodes.admitted()
         self.counts.outcomes["alone"] += 1
@@ -236,7 +235,7 @@ class Fleet:
         when_down: Literal["local", "refuse"],
     ) -> None:
         """Go by other settings from now on."""
-        self._refuses = when_down == "refuse"
+        self.episodes.when_down = when_down
         patience = self._messenger.patience
         patience.timeout, patience.lease = timeout, lease
         with self._gate.lock:
@@ -252,7 +251,7 @@ class Fleet:
     @property
     def admits(self) -> bool:
         """Whether clients are admitted at all: they may not be while the fleet is out of reach."""
-        return self.state is State.UP or not self._refuses
+        return self.state is State.UP or self.episodes.when_down == "local"
 
     @property
     def sessions(self) -> int:

@@ -67,10 +67,10 @@ def test_what_redis_says_is_a_warning_as_the_daemon_starts_all_the_same(
     url = f"unix:{redis.path}"
     (warning, _) = checked(tmp_path, "--fleet", "unix:/nosuch")
     assert warning.startswith(
-        "warning: fleet out of reach, the limits of each node apply: unix:/nosuch: ConnectionError"
+        "warning: fleet out of reach, the limits of this node apply: unix:/nosuch: ConnectionError"
     )
     (warning, _) = checked(tmp_path, "--fleet", "unix:/nosuch", "--when-fleet-down", "refuse")
-    assert "all clients get 421 (--when-fleet-down refuse)" in warning
+    assert "new clients get 421 (--when-fleet-down refuse)" in warning
     with redis.client() as client:
         client.set("{a}:layout", "7")
         client.set("{b}:1:slots", "not a hash")

@@ -38,6 +38,14 @@ def test_an_episode_is_one_line_at_its_begin_and_one_at_its_end(
     assert (episodes.count, episodes.reason) == (1, "")
 
 
+def test_the_line_says_that_clients_are_refused_meanwhile(told: Callable[[], list[str]]) -> None:
+    episodes = Episodes("refuse")
+    episodes.begin("it is late", 1000.0)
+    assert told() == [
+        "ERROR fleet out of reach, new clients get 421 (--when-fleet-down refuse): it is late"
+    ]
+
+
 def test_an_end_without_a_begin_is_nothing(told: Callable[[], list[str]]) -> None:
     episodes = Episodes()
     episodes.end(1.0, 1)
