@@ -171,24 +171,26 @@ class Talk:
 
     # -- steps: each is sent once on a connection --------------------------------------------------
 
-    def _client(self, server: Any, session: AnySession) -> Iterator[Step]:
-        if not self._told_client:
-            self._told_client = True
-            yield client_step(server, session, self._target.daemon_name or server.hostname)
+    def _client(self, server: Any, session: AnySession) -> list[Step]:
+        if self._told_client:
+            return []
+        self._told_client = True
+        return [client_step(server, session, self._target.daemon_name or server.hostname)]
 
-    def _greeting(self, server: Any, session: AnySession, name: str) -> Iterator[Step]:
-        yield from self._client(server, session)
-        hello = name, session.ssl is not None
+    def _greeting(self, server: Any, session: AnySession, name: str) -> list[Step]:
+        steps, hello = self._client(server, session), (name, session.ssl is not None)
         if self._hello != hello:
             self._hello = hello
-            yield hello_step(session, name)
+            steps.append(hello_step(session, name))
+        return steps
 
-    def _before(self, server: Any, session: AnySession, mail: Mail) -> Iterator[Step]:
-        """Yield what comes before the recipients."""
-        yield from self._greeting(server, session, mail.client.helo)
+    def _before(self, server: Any, session: AnySession, mail: Mail) -> list[Step]:
+        """Return what comes before the recipients."""
+        steps = self._greeting(server, session, mail.client.helo)
         if not self._told_sender:
             self._told_sender = True
-            yield sender_step(session, mail)
+            steps.append(sender_step(session, mail))
+        return steps
 
     def _message(
         self, server: Any, session: AnySession, mail: Mail, parts: Parts
@@ -242,7 +244,8 @@ class Talk:
         connection, verdict = self._connection, self.verdict
         if connection is None or verdict is None or verdict.kind is not Kind.ACCEPT:
             return
-        if connection.conversation.decided_at in {CONNECT, HELO}:
+        decided_at = connection.conversation.decided_at
+        if decided_at is CONNECT or decided_at is HELO:
             self._accepted = verdict
             self.close()
 

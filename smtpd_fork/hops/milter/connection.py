@@ -170,7 +170,8 @@ class MilterConnection(asyncio.Protocol):
                 return
         if conversation.fault and not self._transport.is_closing():
             self._transport.abort()  # it broke the protocol
-        self._notice()
+        if self._settled is not None:
+            self._notice()
 
     def _acknowledge(self) -> None:
         """Have the next segments acknowledged at once; writing ends that.
