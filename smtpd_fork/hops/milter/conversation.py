@@ -161,13 +161,12 @@ class Conversation:
             return output
         parts: list[bytes | memoryview] = [output]
         size = 0
-        while size < WRITE_BYTES and self.has_more:
-            for step in self._steps or ():
-                size += len(step.data)
-                if not self._put(step, parts) or size >= WRITE_BYTES:
-                    break
-            else:
-                self._steps = None
+        for step in self._steps or ():
+            size += len(step.data)
+            if not self._put(step, parts) or size >= WRITE_BYTES:
+                break
+        else:
+            self._steps = None
         return b"".join(parts)
 
     @property
@@ -188,8 +187,8 @@ class Conversation:
         if macros:
             self._macros.learn(event, macros)
         if step is PAUSE:
-            self._pausing = True
-            return False
+            self._pausing = bool(self._waiting)
+            return not self._pausing
         if command in options.unwanted or command in self._skipped:
             return True
         if several:
