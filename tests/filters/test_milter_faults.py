@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import struct
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -115,6 +116,25 @@ async def test_a_milter_that_does_not_read_is_given_up() -> None:
     async with door(milter, timeout=0.1) as (client, _):
         text = "A: b\r\n\r\n" + ("x" * 70 + "\r\n") * 40_000
         assert await send(client, text=text) == (451, "4.7.1")
+
+
+async def test_a_milter_that_accepts_no_connection_is_given_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, kept = str(tmp_path / "full"), Collect()
+    with socket.socket(socket.AF_UNIX) as full, ExitStack() as stack:
+        full.bind(path)
+        full.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(path)
+        judge = Milter(f"unix:{path}", connect_timeout=0.03)
+        async with serve([judge, kept]) as server, await Client.to(server.addresses[0]) as client:
+            await client.greet()
+            assert await send(client) == (451, "4.7.1")
+    assert "no connection within 0.03 s" in caplog.text
 
 
 async def test_a_message_is_judged_to_its_end_though_its_client_is_gone() -> None:

@@ -62,8 +62,7 @@ class MilterConnection(asyncio.Protocol):
         """
         made = cls(conversation, answer, ended)
         try:
-            async with asyncio.timeout(connect):
-                await _connect(address, made)
+            await _connect(address, made, connect)
         except TimeoutError:
             raise MilterDownError(f"no connection within {connect:g} s") from None
         except OSError as error:
@@ -200,18 +199,38 @@ class MilterConnection(asyncio.Protocol):
             self._transport.close()
 
 
-async def _connect(address: HopAddress, made: MilterConnection) -> None:
+async def _connect(address: HopAddress, made: MilterConnection, seconds: float) -> None:
     loop = asyncio.get_running_loop()
     if not address.path:
-        await loop.create_connection(lambda: made, address.host, address.port)
+        async with asyncio.timeout(seconds):
+            await loop.create_connection(lambda: made, address.host, address.port)
         return
-    while True:
-        try:
-            await loop.create_unix_connection(lambda: made, address.path)
-        except BlockingIOError:
-            await asyncio.sleep(BUSY_SECONDS)
-        else:
-            return
+    until = loop.time() + seconds
+    while (sock := _connected(address.path)) is None:
+        if loop.time() >= until:
+            raise TimeoutError
+        await asyncio.sleep(BUSY_SECONDS)
+    await loop.create_unix_connection(lambda: made, sock=sock)
+
+
+def _connected(path: str) -> socket.socket | None:
+    """Return a unix socket that is connected, at once as always; None: the backlog is full.
+
+    asyncio's loop takes that for a connection that is under way.
+
+    :raises OSError: there is no such milter
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.setblocking(False)
+        sock.connect(path)
+    except BlockingIOError:
+        sock.close()
+        return None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _reason(error: OSError) -> str:
