@@ -35,6 +35,22 @@ async def test_a_client_with_too_many_failures_is_refused_in_later_sessions_too(
             assert (await client.say(RIGHT)).code == 235
 
 
+async def test_the_same_credentials_by_plain_and_by_login_are_one_guess(
+    certificates: Certificates, users: str
+) -> None:
+    auth = Auth(users, max_failures=2)
+    async with serve([auth, Collect()], tls_context=certificates.server) as server:
+        for _ in range(2):
+            async with await tls_client(server.addresses[0], certificates) as client:
+                assert (await client.say(plain("bob", "old"))).code == 535
+                assert (await client.say("AUTH LOGIN Ym9i")).code == 334
+                assert (await client.say("b2xk")).code == 535
+        async with await tls_client(server.addresses[0], certificates) as client:
+            assert (await client.say(plain("bob", "older"))).code == 535
+        async with await tls_client(server.addresses[0], certificates) as client:
+            assert (await client.say(RIGHT)).code == 421
+
+
 async def test_a_client_with_too_many_failures_is_denied_if_that_is_set(
     certificates: Certificates, users: str
 ) -> None:

@@ -106,7 +106,7 @@ class Exchange:
 
     def failed(self) -> None:
         """Count the attempt as a guess, within :meth:`attempt`."""
-        self._guess = b"\n".join([self.mechanism.encode(), *self._responses])
+        self._guess = _guess_of(self.mechanism, self._responses)
         user = user_key(self.user)
         self.limit_reached = self._failures.failed(self.client, user, self._guess)
 
@@ -121,6 +121,19 @@ class Exchange:
     def succeeded(self, user: str) -> None:
         """Take note of who has authenticated."""
         self._failures.succeeded(self.client, user_key(user))
+
+
+def _guess_of(mechanism: str, responses: Sequence[bytes]) -> bytes:
+    """Return what a client has guessed; it is the same by PLAIN and by LOGIN.
+
+    A mail program that has an old password tries one after the other.
+    """
+    login = list(responses)
+    if mechanism == "PLAIN" and len(login) == 1:
+        login = login[0].split(b"\0")[1:]
+    if mechanism in {"PLAIN", "LOGIN"} and len(login) == 2:  # noqa: PLR2004 - user and password
+        return b"\n".join([b"PLAIN", str(len(login[0])).encode(), *login])
+    return b"\n".join([mechanism.encode(), *responses])
 
 
 class Backend(Protocol):
