@@ -32,6 +32,10 @@ LARGE = 1 << 18
 MOST_HEAD_BYTES = 1 << 16
 """Of the header of an answer; servers take 8 KiB to 80 KiB of a request's."""
 
+CHUNK_BYTES = 16
+"""Of an answer besides its body, for each byte of that: a chunk of one byte takes five more. What
+is behind the last chunk, or is an extension of one, could be as large as a server likes."""
+
 OK = 200
 
 _LENGTHS = {b"content-length", b"transfer-encoding"}
@@ -75,7 +79,7 @@ class HttpConnection(asyncio.Protocol):
         self._answer: asyncio.Future[HttpAnswer] | None = None
         self._pieces: list[bytes] = []
         self._longest = self._room = 0
-        self._head_room = 0
+        self._besides = 0  # bytes that were no body
         self._in_body = self._heard = False
         self._has_length = False
 
@@ -91,7 +95,7 @@ class HttpConnection(asyncio.Protocol):
         answer: asyncio.Future[HttpAnswer] = self._loop.create_future()
         self._answer = answer
         self._longest = self._room = longest
-        self._head_room = MOST_HEAD_BYTES
+        self._besides = 0
         self._heard = False
         self._begin()
         try:
@@ -152,14 +156,14 @@ class HttpConnection(asyncio.Protocol):
             self.close()
             return
         self._heard = True
-        if not self._in_body:
-            self._head_room -= len(data)
+        self._besides += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(HttpError(f"{type(error).__name__}: the answer is not HTTP"))
-        if self._head_room < 0 and not self._in_body:
-            self._fail(HttpError(f"the answer's header has more than {MOST_HEAD_BYTES} bytes"))
+        if self._besides > MOST_HEAD_BYTES + CHUNK_BYTES * (self._longest - self._room):
+            what = "answer has, besides its body," if self._in_body else "answer's header has"
+            self._fail(HttpError(f"the {what} more than {MOST_HEAD_BYTES} bytes"))
 
     def eof_received(self) -> None:
         """Take note of the end; the transport closes."""
@@ -207,6 +211,7 @@ class HttpConnection(asyncio.Protocol):
     def on_body(self, piece: bytes) -> None:
         """Keep a piece of the body."""
         self._room -= len(piece)
+        self._besides -= len(piece)
         if self._room < 0:
             self._fail(AnswerTooLongError(f"the answer has more than {self._longest} bytes"))
         else:

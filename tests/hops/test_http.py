@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from support.raw_server import raw_server, says
 from support.server import until
 
-from smtpd_fork.hops import http
+from smtpd_fork.hops import http, http_connection
 from smtpd_fork.hops.http import WebServer
 from smtpd_fork.hops.http_connection import (
     LARGE,
+    MOST_HEAD_BYTES,
     ConnectionEndedError,
     HttpAnswer,
     HttpConnection,
@@ -86,6 +87,32 @@ async def test_an_answer_is_read_to_its_end_however_that_is_marked(name: str) ->
 )
 def test_any_split_of_an_answer_gives_the_same(stream: bytes, cuts: list[int]) -> None:
     assert asyncio.run(_answered(stream, cuts))[0] == asyncio.run(_answered(stream))[0]
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+
+
+@pytest.mark.parametrize(
+    "begin", [b"HTTP/1.1 200 OK\r\nX: ", CHUNKED + b"0\r\nX: ", CHUNKED + b"1;a="]
+)
+async def test_what_comes_besides_a_body_is_bounded(begin: bytes) -> None:
+    connection, transport = HttpConnection(lambda _: None), Transport()
+    connection.connection_made(transport)  # type: ignore[arg-type] # see above
+    asked = asyncio.create_task(connection.ask(b"GET / HTTP/1.1\r\n\r\n", b"", 1 << 20))
+    await asyncio.sleep(0)
+    connection.data_received(begin)
+    for _ in range(MOST_HEAD_BYTES // 1000 + 1):
+        assert connection.usable
+        connection.data_received(b"a" * 1000)
+    with pytest.raises(HttpError, match="more than 65536 bytes"):
+        await asked
+    assert transport.aborted
+
+
+async def test_a_body_may_come_in_the_smallest_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connection, "MOST_HEAD_BYTES", 100)
+    chunks = CHUNKED + b"1\r\na\r\n" * 99 + b"0\r\n\r\n"
+    assert await _answered(chunks) == (HttpAnswer(200, b"a" * 100), True)
 
 
 @pytest.mark.parametrize("more", [PLAIN, b"x", b"HTTP/1.1 408 Timeout\r\n\r\n"])
