@@ -217,6 +217,21 @@ def _ehlo(hooks: Sequence[Hook]) -> Hook:
                 break
         return responses if changed else MISSING
 
+    return _or_without_name(handle_EHLO)
+
+
+def _or_without_name(hook: Hook) -> Hook:
+    """Return a hook EHLO that leaves no name behind if a handler fails."""
+
+    @functools.wraps(hook)
+    async def handle_EHLO(server: Any, session: Any, *args: Any) -> Any:
+        name = session.host_name
+        try:
+            return await hook(server, session, *args)
+        except BaseException:
+            session.host_name = name  # a handler before it has taken that of the client
+            raise
+
     return handle_EHLO
 
 

@@ -98,7 +98,10 @@ async def test_each_ehlo_hook_gets_what_the_one_before_made_of_the_replies() -> 
         assert (await client.deliver()).code == 250
 
 
-async def test_where_a_handler_refuses_ehlo_the_name_that_one_before_it_took_is_forgotten() -> None:
+@pytest.mark.parametrize(("fails", "code"), [(False, 550), (True, 451)])
+async def test_where_a_handler_refuses_ehlo_the_name_that_one_before_it_took_is_forgotten(
+    fails: bool, code: int
+) -> None:
     class Takes(Discard):
         async def handle_EHLO(
             self, server: Any, session: Any, envelope: Any, name: str, lines: list[str]
@@ -110,13 +113,15 @@ async def test_where_a_handler_refuses_ehlo_the_name_that_one_before_it_took_is_
         async def handle_EHLO(
             self, server: Any, session: Any, envelope: Any, name: str, lines: list[str]
         ) -> list[str]:
+            if fails:
+                raise OSError("no")
             return ["550 5.7.1 Not you"]
 
     async with (
         serve([Takes(), Refuses()]) as server,
         await Client.to(server.addresses[0]) as client,
     ):
-        assert (await client.greet()).code == 550
+        assert (await client.greet()).code == code
         assert (await client.say("MAIL FROM:<a@example.com>")).code == 503
 
 
