@@ -96,7 +96,7 @@ class ContentFilter(Filter):
                 edits, leading_space=leading_space, binary=mail.binary, removed=removed
             )
 
-        size = len(mail.content) + sum(len(edit.value) for edit in edits)
+        size = len(mail.content) + sum([len(edit.value) for edit in edits])
         content = await asyncio.to_thread(edited) if size > THREAD_BYTES else edited()
         limit = getattr(server, "data_size_limit", None)
         if limit and len(content) > max(limit, len(mail.content)) + CHANGES_BESIDES:

@@ -221,16 +221,16 @@ class Conversation:
 
     def _gone_on(self, data: bytes) -> bytes:
         """Take the answers that are "continue", as most are, in one go; return the rest."""
-        waiting = self._waiting
-        count = min(len(data) // len(_CONTINUE), len(waiting))
-        if not count or self._reader.held or not data.startswith(_CONTINUE * count):
+        if self._reader.held:
             return data
-        for _ in range(count):
+        waiting, event, position = self._waiting, None, 0
+        while waiting and data.startswith(_CONTINUE, position):
             event = waiting.popleft()
-        self.progress += count
+            position += len(_CONTINUE)
+        self.progress += position // len(_CONTINUE)
         if event is END and self.verdict is None:
-            self._accept(event, b"", b"")
-        return data[count * len(_CONTINUE) :]
+            self._accept(END, b"", b"")
+        return data[position:]
 
     def fail(self, reason: str) -> None:
         """End; the milter is down, unless it has decided already."""

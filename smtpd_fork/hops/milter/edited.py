@@ -150,7 +150,7 @@ class Parts:
             rest = [memoryview(content)[self.body :]]
         if not between and (body or (body is None and len(content) > self.body)):
             between = b"\r\n"  # text without a header
-        head = [content[: self._front], *(each.octets for each in self._fields)]
+        head = [content[: self._front], *[each.octets for each in self._fields]]
         return b"".join([*head, between, *rest])
 
 
