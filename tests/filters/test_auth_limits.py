@@ -109,6 +109,35 @@ async def test_a_flood_of_attempts_waits_and_is_454_when_too_many_wait(
                 assert (await client.say(RIGHT)).code == 235
 
 
+async def test_one_network_does_not_take_all_threads(
+    certificates: Certificates, users: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(password_threads, "MOST_OF_NETWORK", 2)
+    held, go = threading.Semaphore(0), threading.Event()
+
+    def verify(self: Users, user: str, password: bytes) -> bool:
+        held.release()
+        return go.wait(20)
+
+    monkeypatch.setattr(Users, "verify", verify)
+    async with serve([Auth(users), Collect()], tls_context=certificates.server) as server:
+        hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.1.2"]
+        clients = [await tls_client(server.addresses[0], certificates, host) for host in hosts]
+        for client in clients[:2]:
+            client.send(f"{RIGHT}\r\n")
+            await asyncio.to_thread(held.acquire)
+        assert code_and_enhanced(await clients[2].say(RIGHT)) == (454, "4.7.0")
+        clients[3].send(f"{RIGHT}\r\n")
+        clients[0].reset()
+        go.set()
+        for client in (clients[1], clients[3]):
+            assert (await client.reply()).code == 235
+        for client in clients:
+            await client.close()
+        async with await tls_client(server.addresses[0], certificates, hosts[2]) as client:
+            assert (await client.say(RIGHT)).code == 235
+
+
 async def test_an_exempt_client_has_no_limit_of_its_own(
     certificates: Certificates, users: str
 ) -> None:

@@ -42,7 +42,8 @@ class ByUsers:
         assert self.users is not None
         try:
             async with exchange.attempt(at_once=1):
-                right = await exchange.in_time(self._threads.run(self.users.verify, user, password))
+                verifying = self._threads.run(exchange.network, self.users.verify, user, password)
+                right = await exchange.in_time(verifying)
                 if not right:
                     exchange.failed()
         except ThreadsBusyError:

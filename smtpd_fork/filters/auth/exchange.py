@@ -36,6 +36,7 @@ class Exchange:
     :ivar mechanism: in capitals
     :ivar initial: the response that came with the command; None: none did
     :ivar client: what the client is counted by; empty: it is not counted
+    :ivar network: that the client is in; empty if it is not counted, or has no address
     :ivar user: whom it claims to be; empty as long as it has not said so
     :ivar limit_reached: whether the client may not fail again
     """
@@ -48,6 +49,7 @@ class Exchange:
         self.mechanism = mechanism
         self.initial = initial
         self.client = client
+        self.network = ""
         self.user = ""
         self.limit_reached = False
         self._failures = failures

@@ -35,6 +35,7 @@ from smtpd_fork.filters.auth.users_file import Users, UsersFile
 from smtpd_fork.filters.base import Filter
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.gate.client import Client
+from smtpd_fork.gate.networks import Prefix
 from smtpd_fork.hops.address import parse_hop_address
 from smtpd_fork.hops.dovecot.service import DovecotService
 from smtpd_fork.sanitizer import printable
@@ -56,6 +57,9 @@ log = logging.getLogger("smtpd_fork.auth")
 
 LONGEST_SHOWN = 100
 """Characters of a user's name in the log."""
+
+_IPV4_NETWORK, _IPV6_NETWORK = Prefix.parse("24"), Prefix.parse("48")
+"""What one customer of a provider may have at hand."""
 
 DENIED_FOR = "Too many failed attempts to authenticate"
 
@@ -202,6 +206,7 @@ class Auth(Filter):
             await self._check_offered(session, args[0].upper())
             counted = "" if getattr(server, "exempt", False) else client.key or ""
             exchange = Exchange.begin(server, args, self._failures, counted)
+            exchange.network = _network_of(client) if counted else ""
         except RefusedError as refused:
             return AuthResult(success=False, handled=False, message=refused.reply)
         outcome = await self._outcome(exchange)
@@ -261,6 +266,13 @@ class Auth(Filter):
         """End threads and connections, and write what was gathered for the log."""
         await self._backend.close()
         self._reporter.close()
+
+
+def _network_of(client: Client) -> str:
+    """Return the /24 or /48 that a client is in; empty if it has no address."""
+    if client.number is None:
+        return ""
+    return (_IPV6_NETWORK if client.ipv6 else _IPV4_NETWORK).around(client.number)
 
 
 def _service(address: str, connect: float, answer: float) -> DovecotService:
