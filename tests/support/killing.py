@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from smtpd_fork.sinks import Sink
-    from support.nats_server import NatsServer
-    from support.redis_server import RedisServer
+    from support.peer_server import PeerServer
 
 
 def body(name: str) -> bytes:
@@ -52,7 +51,7 @@ def assert_once(names: Iterable[str], stored: Iterable[bytes]) -> None:
 
 
 async def kill_server_under_load(
-    sink: Sink, server: RedisServer | NatsServer, *, messages: int = 200
+    sink: Sink, server: PeerServer, *, messages: int = 200
 ) -> set[bytes]:
     """Kill a sink's server while it is used, and start it again; send again what was not taken.
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import socket
-import subprocess
-import tempfile
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import nats
 
-from support.daemon import PATIENCE, end
-from support.peers import peer
+from support.peer_server import PeerServer
 from support.ports import free_port
 
 if TYPE_CHECKING:
@@ -24,15 +18,15 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
 
-class NatsServer:
-    """A context manager.
+class NatsServer(PeerServer):
+    """It has JetStream.
 
     :param settings: more of its configuration
     :ivar url: without a user
     """
 
     def __init__(self, settings: str = "", *, login: str = "") -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="nats-"))
+        super().__init__("nats-server")
         self.port = free_port("127.0.0.1")
         self.url = f"nats://127.0.0.1:{self.port}"
         self._login = login
@@ -41,28 +35,15 @@ class NatsServer:
             f"listen: 127.0.0.1:{self.port}\njetstream {{ store_dir: {store} }}\n{settings}\n"
         )
 
-    def start(self) -> None:
-        command = [peer("nats-server"), "-c", str(self.directory / "conf")]
-        with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            try:
-                with socket.create_connection(("127.0.0.1", self.port)) as sock:
-                    if sock.recv(1) == b"I":
-                        return
-            except OSError:
-                time.sleep(0.01)
-        raise AssertionError((self.directory / "log").read_text())
+    def _arguments(self) -> list[str]:
+        return ["-c", str(self.directory / "conf")]
 
-    def stop(self) -> None:
-        end(self.process)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port)) as sock:
+                return sock.recv(1) == b"I"
+        except OSError:
+            return False
 
     async def ask(self, what: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
         """Return the answer to a request of JetStream."""
@@ -94,14 +75,6 @@ class NatsServer:
 
         found: list[Any] = await self.ask(read)
         return found
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        shutil.rmtree(self.directory)
 
 
 def run(awaitable: Any) -> Any:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import tempfile
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from support.daemon import PATIENCE, end
-from support.peers import peer
+from support.peer_server import PeerServer
 from support.ports import free_port
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from support.tls import Certificates
 
 
@@ -28,8 +24,8 @@ PROGRAM = os.environ.get("REDIS_SERVER", "redis-server")
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
-class RedisServer:
-    """A context manager; it listens on a unix socket and on a port.
+class RedisServer(PeerServer):
+    """It listens on a unix socket and on a port.
 
     :param sentinel: configuration; the program is a Sentinel
     :ivar path: of the unix socket
@@ -43,9 +39,7 @@ class RedisServer:
         certificates: Certificates | None = None,
         sentinel: Path | None = None,
     ) -> None:
-        self._program = peer(PROGRAM)  # now: a test that skips later leaves what it has begun
-        # Not in tmp_path, which may be longer than the path of a socket.
-        self.directory = Path(tempfile.mkdtemp(prefix="redis-"))
+        super().__init__(PROGRAM)
         self.path = self.directory / "sock"
         self.url = f"unix://{self.path}"
         self.port = free_port("127.0.0.1")
@@ -62,38 +56,19 @@ class RedisServer:
         else:
             self._options += ["--port", str(self.port)]
 
-    def start(self) -> None:
-        command = [
-            self._program,
-            *self._sentinel,
-            "--bind",
-            "127.0.0.1",
-            "--unixsocket",
-            str(self.path),
-        ]
-        with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *self._options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                with self.client() as client:
-                    client.ping()
-            except redis.AuthenticationError:
-                return
-            except redis.ConnectionError:
-                time.sleep(0.01)
-            else:
-                return
-        raise AssertionError((self.directory / "log").read_text())
+    def _arguments(self) -> list[str]:
+        here = ["--bind", "127.0.0.1", "--unixsocket", str(self.path)]
+        return [*self._sentinel, *here, *self._options]
 
-    def stop(self) -> None:
-        end(self.process)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                client.ping()
+        except redis.AuthenticationError:
+            return True
+        except redis.ConnectionError:
+            return False
+        return True
 
     def client(self) -> redis.Redis:
         return redis.Redis(unix_socket_path=str(self.path), retry=Retry(NoBackoff(), 0))
@@ -102,11 +77,3 @@ class RedisServer:
         """Return the fields of all entries of a stream."""
         with self.client() as client:
             return [fields for _, fields in client.xrange(stream)]
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        shutil.rmtree(self.directory)
