@@ -58,6 +58,9 @@ LATEST = 1 << 42
 PAUSE_SECONDS = 1.0
 """After a failure."""
 
+MOST_UNTOLD = 2 * MOST_DENIALS
+"""Changes that wait for the fleet; past it denials that have ended meanwhile are forgotten."""
+
 LONGEST_NODE = 64
 """Characters of the name of a node."""
 
@@ -148,8 +151,19 @@ class FleetDenials:
         """
         with self._lock:
             self._untold[network] = _Change(denial, time.monotonic(), known)
+            if len(self._untold) > MOST_UNTOLD:
+                self._forget_ended()
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._wake.set)
+
+    def _forget_ended(self) -> None:
+        """Forget denials that have ended: clients may cause many short ones in a long outage."""
+        now = self._table.end(0.0)
+        self._untold = {
+            network: change
+            for network, change in self._untold.items()
+            if change.denial is None or change.denial.until > now
+        }
 
     # -- the exchange ----------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from support.server import serve
 
 import smtpd_fork.control_protocol as protocol
 from smtpd_fork import Gate
-from smtpd_fork.fleet import State
+from smtpd_fork.fleet import State, denials
 from smtpd_fork.fleet.denial_ledger import DenialLedger
 from smtpd_fork.fleet.denial_message import (
     DENIAL_KEYS,
@@ -31,7 +31,7 @@ from smtpd_fork.fleet.denial_message import (
 )
 from smtpd_fork.fleet.denials import MOST_TURNS, FleetDenials
 from smtpd_fork.fleet.redis_link import QUESTIONS
-from smtpd_fork.fleet.sync import Keys
+from smtpd_fork.fleet.sync import FleetError, Keys
 from smtpd_fork.observe.control import Administration
 
 if TYPE_CHECKING:
@@ -89,6 +89,28 @@ async def test_a_denial_reaches_all_nodes_and_any_of_them_removes_it(redis: Redi
         await until(lambda: not any(map(denied, servers)))
         admitted, _ = await arrivals([there], 1, source="127.0.0.2")
         await close_all(admitted)
+
+
+async def test_short_denials_do_not_gather_while_the_fleet_is_out_of_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Down:
+        async def ask(self, question: str, keys: list[str], message: bytes) -> object:
+            raise FleetError("it is down")
+
+    monkeypatch.setattr(denials, "MOST_UNTOLD", 10)
+    now = 1000.0
+    gate = Gate(clock=lambda: now)
+    link: Any = Down()
+    here = FleetDenials(gate.denials, link, "mx")
+    here.start()
+    gate.denials.add("198.51.100.7")
+    for number in range(100):
+        gate.denials.add(f"192.0.2.{number}", seconds=1.0, automatic=True)
+        now += 1.0
+    assert len(here._untold) <= 10
+    assert "198.51.100.7" in map(str, here._untold)
+    await here.stop()
 
 
 async def test_a_program_denies_on_all_nodes_and_the_denial_ends_on_all(redis: RedisServer) -> None:
