@@ -1,21 +1,23 @@
-"""Serving: the loop, and what ends it: signals, a drain, another process in this one's place.
-
-The process is ours, so the event loop, garbage collection, and what becomes of errors that cannot
-be raised are ours to choose.
-"""
+"""Serving: the start, and what ends it: signals, a drain, another process in this one's place."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from smtpd_fork.cli.event_loop import (
+    collect_garbage_rarely,
+    log_unraisable,
+    loop_factory,
+    run_to_its_end,
+)
 from smtpd_fork.cli.reload import Reloads
 from smtpd_fork.cli.services import (
     Services,
@@ -23,16 +25,16 @@ from smtpd_fork.cli.services import (
     supervised_services,
     supervisor_services,
 )
-from smtpd_fork.cli.upgrade import Upgrade, confirmed
-from smtpd_fork.errors import ExitStatus
+from smtpd_fork.cli.upgrade import Upgrade, old_process_goes_on
+from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError, UnavailableError
 from smtpd_fork.observe.control import DrainOrder
+from smtpd_fork.server import Server
 from smtpd_fork.supervisor.handed_denials import receive_denials
 from smtpd_fork.supervisor.line import Line
 from smtpd_fork.supervisor.processes import Processes
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from sys import UnraisableHookArgs
 
     from smtpd_fork.cli.setting_sources import SettingSources
     from smtpd_fork.cli.startup_resources import StartupResources
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from smtpd_fork.daemon import Successor
     from smtpd_fork.observe import Service
     from smtpd_fork.observe.reload_outcome import ReloadOutcome
-    from smtpd_fork.server import Server
 
     Orders = asyncio.Queue[signal.Signals | DrainOrder]
     """Signals, and orders of the control socket, one after another."""
@@ -51,62 +52,6 @@ __all__ = ["Serving"]
 log = logging.getLogger("smtpd_fork.daemon")
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
-
-_GC_THRESHOLDS = (20_000, 20, 20)
-"""Of :func:`gc.set_threshold`; by default it would look at every few dozen sessions."""
-
-
-def _run_to_its_end(
-    loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, int], watchdog: StopWatchdog
-) -> int:
-    """Run *main*; a task or callback of a handler that calls sys.exit() ends only itself.
-
-    asyncio lets SystemExit and KeyboardInterrupt of any task out of the loop. Signals never come
-    as KeyboardInterrupt here: they have handlers.
-    """
-    task = loop.create_task(main)
-    while True:
-        try:
-            return loop.run_until_complete(task)
-        except (SystemExit, KeyboardInterrupt):
-            if task.done():
-                raise
-            log.exception("a task or callback of a handler tried to end the process")
-            loop.call_soon(watchdog.listen, _STOP)
-
-
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the event loop that ``--loop`` names."""
-    if name == "uvloop":
-        import uvloop  # noqa: PLC0415 - who chose asyncio need not load it
-
-        return uvloop.new_event_loop
-    return asyncio.new_event_loop
-
-
-def _collect_garbage_rarely() -> None:
-    """Have Python look for cycles less often: sessions leave none.
-
-    What was made until now stays for good and is never looked at again.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
-
-
-def _log_unraisable(unraisable: UnraisableHookArgs, /) -> None:
-    """Log what Python cannot raise (:data:`sys.unraisablehook`): a daemon may have no stderr.
-
-    A client can bring it about: :mod:`ssl` takes a server's name (SNI) that is not ASCII for a
-    fault of the callback that would be given it, and says so in three lines each time. The
-    handshake fails, as it should, and is logged as any other that does.
-    """
-    error = unraisable.exc_value
-    if isinstance(error, UnicodeDecodeError) and isinstance(unraisable.object, bytes):
-        log.debug("a TLS client asks for a name that is not ASCII")
-        return
-    what = unraisable.err_msg or "Exception ignored in"
-    log.error("%s %r", what, unraisable.object, exc_info=error)
 
 
 class Serving:
@@ -129,7 +74,8 @@ class Serving:
         self._watchdog = watchdog
         self._resources = resources
         self._orders: Orders = asyncio.Queue()
-        self._told_to_stop = False
+        self._told_to_stop = self._withdrawn = False
+        self._stops = Counter[str]()
         self._services = Services(self._services_of(server, config))
         turn = asyncio.Lock()
         self._reloads = Reloads(server, sources, config, self._services, turn)
@@ -145,6 +91,7 @@ class Serving:
     def _services_of(self, server: Server | Processes, config: DaemonConfig) -> Iterator[Service]:
         resources = self._resources
         if isinstance(server, Processes):
+            server.upgrades.end_as_well = self._told_by_supervisor
             return supervisor_services(server, resources, self._drain, self._reload)
         if (place := resources.supervised) is not None:
             orders = {
@@ -168,20 +115,23 @@ class Serving:
         :returns: how it ended
         :raises SmtpdForkError: it cannot start
         """
-        sys.unraisablehook = _log_unraisable
-        with asyncio.Runner(loop_factory=_loop_factory(self._loop)) as runner:
+        sys.unraisablehook = log_unraisable
+        with asyncio.Runner(loop_factory=loop_factory(self._loop)) as runner:
             try:
-                cut = _run_to_its_end(runner.get_loop(), self._run(ready), self._watchdog)
+                cut = run_to_its_end(runner.get_loop(), self._run(ready), self._listen_again)
             finally:
                 self._watchdog.server_has_stopped()
         self._watchdog.loop_has_ended()
         return ExitStatus.CUT if cut else ExitStatus.OK
 
+    def _listen_again(self) -> None:
+        self._watchdog.listen(_STOP)
+
     async def _run(self, ready: Callable[[], None] | None) -> int:
         """Serve until the end; return how many sessions had to be cut."""
         self._listen_to_signals()
         await self._start()
-        _collect_garbage_rarely()
+        collect_garbage_rarely()
         if (place := self._resources.supervised) is None:
             log.info("serving, pid %d", os.getpid())
         else:
@@ -213,8 +163,20 @@ class Serving:
         all processes.
         """
         if self._resources.supervised is None or not self._told_to_stop:
-            self._orders.put_nowait(number)
+            self._stop_by("signal", number)
         self._told_to_stop = True
+
+    def _told_by_supervisor(self, word: str) -> None:
+        """Stop as the other supervisor of an upgrade does: ``stop``, or ``abort``."""
+        for _ in range(1 if word == "stop" else 2 - self._stops["supervisor"]):
+            self._stop_by("supervisor", signal.SIGTERM)
+
+    def _stop_by(self, teller: str, number: signal.Signals) -> None:
+        """Order the stop, once for a signal of the service manager and a word that came with it."""
+        before = max(self._stops.values(), default=0)
+        self._stops[teller] += 1
+        if self._stops[teller] > before:
+            self._orders.put_nowait(number)
 
     def _abort(self) -> None:
         for _ in range(1 if self._told_to_stop else 2):
@@ -225,7 +187,8 @@ class Serving:
 
     def _withdraw(self, server: Server) -> None:
         """Leave the sockets to the processes of another supervisor."""
-        if not self._told_to_stop:
+        if not self._told_to_stop and not self._withdrawn:
+            self._withdrawn = True
             server.withdraw()
             self._orders.put_nowait(signal.SIGUSR2)
 
@@ -264,17 +227,63 @@ class Serving:
 
         :raises SmtpdForkError: that one goes on, or the pid-file cannot be written
         """
-        if self._resources.pid_file is not None:
-            self._resources.pid_file.write(os.getpid())
-        await confirmed(successor)
+        fault: SmtpdForkError | None = None
+        try:
+            await self._replace_processes()
+            if self._resources.pid_file is not None:
+                self._resources.pid_file.write(os.getpid())
+            successor.ready()
+        except SmtpdForkError as error:
+            fault = error
+            successor.failed(str(error))
+        if await old_process_goes_on(successor):
+            fault = fault or OperatingSystemError("the old process has cancelled the upgrade")
+            if self._has_clients:
+                await self._give_up(fault)
+            raise fault
+        if fault is not None:
+            if not self._has_clients:
+                raise fault
+            log.error("%s; the old process has ended, so this one serves", fault)
         if successor.handover.denials is not None:
             receive_denials(successor.handover.denials, self._server.gate.denials)
         self._resources.take_over()
         self._server.accept()
 
+    async def _replace_processes(self) -> None:
+        """Replace the processes of the old supervisor, if there are any.
+
+        :raises SmtpdForkError: one cannot be started, or this process is to stop
+        """
+        if not isinstance(self._server, Processes):
+            return
+        replacing = asyncio.ensure_future(self._server.upgrades.replace())
+        number = await self._signal_before(replacing)
+        if number is not None:
+            self._orders.put_nowait(number)  # for what comes next
+        if not replacing.done():
+            replacing.cancel()
+            await asyncio.wait([replacing])
+            raise UnavailableError("the new process stops")
+        await replacing
+
+    @property
+    def _has_clients(self) -> bool:
+        """Whether processes serve before this one has everything."""
+        return isinstance(self._server, Processes) and self._server.upgrades.serves
+
+    async def _give_up(self, fault: SmtpdForkError) -> None:
+        """End with the last session: the old process goes on."""
+        log.error("upgrade given up: %s", fault)
+        self._server.withdraw()
+        await self._services.stop()
+        self._resources.give_up()
+        await self._leave()
+
     async def _leave(self) -> int:
         """End with the last session: the new process serves by now."""
-        log.info("sessions that continue in this process: %d", self._server.sessions)
+        if isinstance(self._server, Server):  # else each process says it
+            log.info("sessions that continue in this process: %d", self._server.sessions)
         signalled = await self._until(self._server.leave(), "the last session has ended", None)
         await self._upgrade.end()
         if signalled:

@@ -200,7 +200,8 @@ def _set_up_supervisor(
         with error_origin("user"):
             drop_privileges(account)
     directory = resources.invocation.directory if config.detach else None
-    return Processes(config, limits, resources.listeners, resources.invocation, directory)
+    old = resources.old_supervisor()
+    return Processes(config, limits, resources.listeners, resources.invocation, directory, old)
 
 
 def _import_what_comes_later(config: DaemonConfig) -> None:

@@ -39,6 +39,7 @@ from smtpd_fork.listeners import (
 )
 from smtpd_fork.observe.control import open_control
 from smtpd_fork.observe.service import metrics_name
+from smtpd_fork.supervisor.other_supervisor import PROTOCOL
 
 if TYPE_CHECKING:
     from smtpd_fork.observe.logs import LogQueue
@@ -208,12 +209,14 @@ class StartupResources:
         sockets: Mapping[str, socket.socket],
         stderr: int,
         denials: int,
+        supervisor: socket.socket | None,
     ) -> Handover:
         """Return what a new process inherits.
 
         :param sockets: those of the services
         :param stderr: what is to be its standard error
         :param denials: memory with the networks that were denied at run time
+        :param supervisor: the line to this supervisor, if it is one
         """
         pid_file, cleanup_process = self.pid_file, self.cleanup_process
         return Handover(
@@ -224,7 +227,19 @@ class StartupResources:
             cleanup_process=None if cleanup_process is None else cleanup_process.descriptor,
             denials=denials,
             sockets={name: sock.fileno() for name, sock in sockets.items()},
+            supervisor=None if supervisor is None else (supervisor.fileno(), PROTOCOL),
         )
+
+    def old_supervisor(self) -> socket.socket | None:
+        """Return the line to the old supervisor; None without one that has the same protocol."""
+        if self._handed.supervisor is None:
+            return None
+        descriptor, protocol = self._handed.supervisor
+        line = socket.socket(fileno=descriptor)
+        if protocol == PROTOCOL:
+            return line
+        line.close()
+        return None
 
     def claim(self, name: str) -> socket.socket | None:
         """Return the socket that a service of the old process left by *name*, if one did.
@@ -240,6 +255,11 @@ class StartupResources:
         for thing in (self.pid_file, self.cleanup_process):
             if thing is not None:
                 thing.foreign = True
+
+    def give_up(self) -> None:
+        """Close all sockets: the old process goes on."""
+        control = [] if self.control is None else [self.control]
+        _close_all([*self.listeners, *self.dropped, *self.metrics, *control])
 
     def take_over(self) -> None:
         """Own what the old process has let go of; close what the settings do not name any more."""

@@ -15,28 +15,32 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from smtpd_fork.daemon.handover import HANDOVER_VARIABLE, NO, TAKE
-from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
+from smtpd_fork.errors import SmtpdForkError
 from smtpd_fork.supervisor.handed_denials import HandedDenials
 from smtpd_fork.supervisor.new_process import NotReadyError, until_ready
+from smtpd_fork.supervisor.processes import Processes
 
 if TYPE_CHECKING:
     from smtpd_fork.cli.services import Services
     from smtpd_fork.cli.startup_resources import StartupResources
     from smtpd_fork.daemon import Successor
     from smtpd_fork.server import Server
-    from smtpd_fork.supervisor.processes import Processes
 
-__all__ = ["Upgrade", "confirmed"]
+__all__ = ["Upgrade", "old_process_goes_on"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
 START_SECONDS = 60.0
 """How long a new process may take; a start that takes longer has to be looked at."""
+
+STEP_SECONDS = 75.0
+"""How long a new supervisor may take from one process to the next: that has the same time to start,
+and says what is wrong before this is over."""
 
 END_SECONDS = 5.0
 """How long a new process that failed may take to end, before it is killed."""
@@ -70,6 +74,8 @@ class Upgrade:
         turn: asyncio.Lock,
     ) -> None:
         self._server = server
+        self._upgrades = server.upgrades if isinstance(server, Processes) else None
+        self._limit: asyncio.Timeout | None = None
         self._resources = resources
         self._services = services
         self._done = done
@@ -135,20 +141,25 @@ class Upgrade:
         """Hand over, or see that all is as it was."""
         process: subprocess.Popen[bytes] | None = None
         try:
-            process = self._process = await self._started(its, denials)
-            try:
-                async with asyncio.timeout(START_SECONDS):
-                    await self._until_ready(line, process)
-            except TimeoutError:
-                raise NotReadyError(f"it was not ready in {START_SECONDS:g} s") from None
+            with ExitStack() as stack:
+                supervisor: socket.socket | None = None
+                if self._upgrades is not None:
+                    supervisor = await self._upgrades.expect(self._stepped)
+                    stack.enter_context(supervisor)
+                process = self._process = await self._started(its, denials, supervisor)
+            await self._until_ready(line, process)
             await self._give(line, denials)
         except BaseException:
             await self._recover(line, process)
             raise
 
-    async def _started(self, its: socket.socket, denials: HandedDenials) -> subprocess.Popen[bytes]:
+    async def _started(
+        self, its: socket.socket, denials: HandedDenials, supervisor: socket.socket | None
+    ) -> subprocess.Popen[bytes]:
         """Return the new process; if this is cancelled, there is none."""
-        spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, its, denials.descriptor))
+        spawning = asyncio.ensure_future(
+            asyncio.to_thread(self._spawn, its, denials.descriptor, supervisor)
+        )
         try:
             return await asyncio.shield(spawning)
         except asyncio.CancelledError:
@@ -159,7 +170,9 @@ class Upgrade:
         finally:
             its.close()
 
-    def _spawn(self, its: socket.socket, denials: int) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, its: socket.socket, denials: int, supervisor: socket.socket | None
+    ) -> subprocess.Popen[bytes]:
         """Start the new process.
 
         :raises OSError: there can be no more processes, or the interpreter is not there any more
@@ -168,7 +181,7 @@ class Upgrade:
         stderr = os.dup(2)
         try:
             handover = self._resources.handover(
-                self._server, self._services.sockets(), stderr, denials
+                self._server, self._services.sockets(), stderr, denials, supervisor
             )
             return subprocess.Popen(  # noqa: S603 - what this process was started with
                 invocation.command,
@@ -183,7 +196,7 @@ class Upgrade:
     # -- the line ------------------------------------------------------------------------------
 
     async def _until_ready(self, line: socket.socket, process: subprocess.Popen[bytes]) -> None:
-        """Wait until the new process is ready.
+        """Wait until the new process is ready; a supervisor has more time after each step.
 
         :raises NotReadyError: it says that it cannot, or has ended
         """
@@ -191,7 +204,20 @@ class Upgrade:
         def began(pid: int) -> None:
             self._pid = pid
 
-        await until_ready(line, lambda: asyncio.to_thread(self._ended, process), began)
+        try:
+            async with asyncio.timeout(START_SECONDS) as self._limit:
+                await until_ready(line, lambda: asyncio.to_thread(self._ended, process), began)
+        except TimeoutError:
+            if self._replaces:  # it hangs; its processes end with their last sessions
+                os.kill(self._pid or process.pid, signal.SIGKILL)
+            seconds = STEP_SECONDS if self._replaces else START_SECONDS
+            raise NotReadyError(f"it was not ready in {seconds:g} s") from None
+        finally:
+            self._limit = None
+
+    def _stepped(self) -> None:
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + STEP_SECONDS)
 
     @staticmethod
     def _ended(process: subprocess.Popen[bytes]) -> int | str:
@@ -216,14 +242,32 @@ class Upgrade:
         self._done()
 
     async def _recover(self, line: socket.socket, process: subprocess.Popen[bytes] | None) -> None:
-        """See that there is no new process, and that all is as before."""
-        with suppress(OSError):
-            line.send(NO)
-        if process is not None:
+        """See that all is as before; a new process that has clients ends with its last session."""
+        served = self._replaces
+        try:
+            if served and self._upgrades is not None and self._state is State.STARTING:
+                await self._upgrades.resume()
+        finally:
+            with suppress(OSError):
+                line.send(NO)
+            end = None if self._upgrades is None else self._upgrades.cancel()
+        if process is not None and not served:
             await asyncio.shield(asyncio.to_thread(self._put_down, process))
+        elif process is not None and end is not None:
+            end.add_done_callback(lambda _, new=process: self._reap(new))  # type: ignore[misc]
         if self._resources.pid_file is not None:
             with suppress(SmtpdForkError):  # it may have written its own pid already
                 self._resources.pid_file.write(os.getpid())
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for a new process that has ended, so that it does not stay a zombie."""
+        self._pid = 0
+        asyncio.get_running_loop().run_in_executor(None, self._ended, process)
+
+    @property
+    def _replaces(self) -> bool:
+        """Whether processes of a new supervisor serve."""
+        return self._upgrades is not None and self._upgrades.replaces
 
     def _put_down(self, process: subprocess.Popen[bytes]) -> None:
         pid, self._pid = self._pid or process.pid, 0
@@ -238,17 +282,12 @@ class Upgrade:
                 break
 
 
-async def confirmed(successor: Successor) -> None:
-    """Say that this process is ready, and wait for the old one's word.
-
-    :raises OperatingSystemError: the old one goes on, so this one must not
-    """
+async def old_process_goes_on(successor: Successor) -> bool:
+    """Wait for the old process's word; return whether it goes on, so that this one must not."""
     successor.line.setblocking(False)
-    successor.ready()
     try:
         answer = await asyncio.get_running_loop().sock_recv(successor.line, len(TAKE))
     except OSError:
         answer = b""  # it was killed: this process must serve
     successor.line.close()
-    if answer.startswith(NO[:1]):
-        raise OperatingSystemError("the old process has cancelled the upgrade")
+    return answer.startswith(NO[:1])

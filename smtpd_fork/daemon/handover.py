@@ -7,7 +7,7 @@ The new process sends, line by line::
 
     pid N                its process id, once it is another than the one that was started
     reparented           the process that was started, its parent, ends now
-    ready                it can serve, and accepts no client yet
+    ready                it can serve, and accepts no client yet; or all its processes serve
     failed REASON        it cannot serve
 
 The old process answers ``yours`` (everything belongs to the new one from now on) or ``no``. Before
@@ -121,6 +121,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     :ivar denials: memory with the networks that were denied at run time
     :ivar sockets: those of services, by name
     :ivar supervised: set if the old process is not replaced, but the supervisor of the new one
+    :ivar supervisor: the line to the supervisor that is replaced, and the protocol of that line
     """
 
     parent: int
@@ -131,6 +132,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     denials: int | None = None
     sockets: dict[str, int] = {}
     supervised: Supervised | None = None
+    supervisor: tuple[int, int] | None = None
 
     @property
     def descriptors(self) -> list[int]:
@@ -141,6 +143,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         found += [each for each in (self.cleanup_process, self.denials) if each is not None]
         if self.supervised is not None:
             found.append(self.supervised.line)
+        if self.supervisor is not None:
+            found.append(self.supervisor[0])
         return found
 
     def text(self) -> str:

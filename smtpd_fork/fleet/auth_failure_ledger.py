@@ -5,17 +5,24 @@ It does what ``auth_failures.lua`` does in Redis; a test compares the two.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smtpd_fork.fleet.auth_failures import AuthFailure
 
-__all__ = ["AuthFailureLedger"]
+__all__ = ["AuthFailureLedger", "AuthFailureState"]
 
 MOST_CLIENTS = 10_000
 """That are known; the one that failed longest ago is forgotten. In Redis, time forgets them."""
+
+
+class AuthFailureState(NamedTuple):
+    """All that a ledger has."""
+
+    clients: dict[str, dict[str, int]]
+    hash_keys: dict[str, str]
 
 
 class AuthFailureLedger:
@@ -24,6 +31,17 @@ class AuthFailureLedger:
     def __init__(self) -> None:
         self._clients: dict[str, dict[str, int]] = {}  # the latest to fail is the last
         self._hash_keys: dict[str, str] = {}
+
+    def state(self) -> AuthFailureState:
+        """Return all that it has."""
+        return AuthFailureState(self._clients, self._hash_keys)
+
+    @classmethod
+    def of_state(cls, state: AuthFailureState) -> Self:
+        """Return the ledger that was handed over."""
+        found = cls()
+        found._clients, found._hash_keys = state
+        return found
 
     def count(
         self, keys: Sequence[str], failure: AuthFailure, now: int

@@ -5,17 +5,26 @@ It does what ``denials.lua`` does in Redis; a test compares the two.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from smtpd_fork.fleet.denial_message import MOST_DENIALS, PAGE, Changes, DenialAnswer, Found, Told
 
-__all__ = ["DenialLedger"]
+__all__ = ["DenialLedger", "DenialState"]
 
 
 class _Entry(NamedTuple):
     told: Told
     ends: int  # milliseconds; 0: never
     version: int
+
+
+class DenialState(NamedTuple):
+    """All that a list has."""
+
+    entries: dict[str, _Entry]
+    version: int
+    cut: int
+    born: int
 
 
 class DenialLedger:
@@ -27,6 +36,17 @@ class DenialLedger:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}  # in the order of their versions
         self.version = self._cut = self._born = 0
+
+    def state(self) -> DenialState:
+        """Return all that it has."""
+        return DenialState(self._entries, self.version, self._cut, self._born)
+
+    @classmethod
+    def of_state(cls, state: DenialState) -> Self:
+        """Return the list that was handed over."""
+        found = cls()
+        found._entries, found.version, found._cut, found._born = state
+        return found
 
     def exchange(self, message: Changes, now: int) -> tuple[DenialAnswer, bool]:
         """Take a message; return the answer, and whether anything has changed.

@@ -135,6 +135,12 @@ class Fleet:
             self.share.closing = True
             self.share.wake(True)
 
+    def come_back(self) -> None:
+        """Admit clients again after :meth:`withdraw`; no error if there was none."""
+        if self.share.closing:
+            self.share.closing = False
+            self.share.wake(True)
+
     async def stop(self) -> None:
         """Leave the fleet: what this node holds is free at once, if the fleet is in reach.
 

@@ -7,13 +7,13 @@ share their limits by it, and so does the simulation of a large fleet.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from smtpd_fork.fleet.auth_failure_ledger import AuthFailureLedger
+from smtpd_fork.fleet.auth_failure_ledger import AuthFailureLedger, AuthFailureState
 from smtpd_fork.fleet.auth_failures import AuthFailure
-from smtpd_fork.fleet.denial_ledger import DenialLedger
+from smtpd_fork.fleet.denial_ledger import DenialLedger, DenialState
 from smtpd_fork.fleet.denial_message import Changes, DenialAnswer
 from smtpd_fork.fleet.sync import Answer
 from smtpd_fork.fleet.view import MOST_NODES, NodeLine, View
@@ -45,6 +45,14 @@ class _Node:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+class _State(msgspec.Struct, array_like=True, frozen=True):
+    nodes: dict[str, _Node]
+    due: dict[str, int]
+    waiting: set[str]
+    denials: DenialState
+    failures: AuthFailureState
+
+
 class Ledger:
     """The counts of a fleet.
 
@@ -60,6 +68,27 @@ class Ledger:
         self._denials = DenialLedger()
         self._failures = AuthFailureLedger()
         self.hints: list[str] = []
+
+    def snapshot(self) -> bytes:
+        """Return all that it has, for :meth:`of_snapshot`."""
+        state = _State(
+            *(self._nodes, self._due, self._waiting),
+            *(self._denials.state(), self._failures.state()),
+        )
+        return msgspec.msgpack.encode(state)
+
+    @classmethod
+    def of_snapshot(cls, data: bytes) -> Self:
+        """Return the ledger of another process on this host, whose clock is the same."""
+        state = msgspec.msgpack.decode(data, type=_State)
+        found = cls()
+        found._nodes, found._due, found._waiting = state.nodes, state.due, state.waiting
+        found._denials = DenialLedger.of_state(state.denials)
+        found._failures = AuthFailureLedger.of_state(state.failures)
+        for node in state.nodes.values():
+            for key, count in node.counts.items():
+                found._counts[key] = found._counts.get(key, 0) + count
+        return found
 
     def __len__(self) -> int:
         return len(self._counts) + len(self._due)

@@ -50,6 +50,7 @@ class State(Enum):
 
     CLOSED = "they wait there: not started yet, or no connection slot is free"
     OPEN = "they are accepted, a bounded burst in one wake-up of a listener"
+    RESTING = "another process accepts them, on the same sockets; this one may have to again"
     STARVED = "a spare file descriptor answered them 421; after a moment it is tried again"
     WITHDRAWN = "another process accepts them, on the same sockets"
     STOPPED = "they were answered 421, and the sockets are closed"
@@ -124,7 +125,7 @@ class Acceptor:
     # -- life --------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Begin to accept."""
+        """Begin to accept; also again, if it has not withdrawn for good."""
         if not self.stopped:
             self._state = State.OPEN
             for listener in self._listeners:
@@ -146,12 +147,16 @@ class Acceptor:
         """Whether it accepts no more, for good."""
         return self._state in {State.WITHDRAWN, State.STOPPED}
 
-    def withdraw(self) -> None:
+    def withdraw(self, *, for_good: bool = True) -> None:
         """Accept no more: another process does, on the same sockets, and has their backlog.
 
         Clients that were accepted go on as before: they wait for a slot, or are in Preconnect.
+
+        :param for_good: False: until :meth:`open`
         """
-        self._close_as(State.WITHDRAWN)
+        self._close_as(State.WITHDRAWN if for_good else State.RESTING)
+        if not for_good:
+            return
         for listener in self._listeners:
             listener.let_go()
             listener.close()

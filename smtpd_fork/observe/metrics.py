@@ -203,7 +203,8 @@ OF_A_FLEET = (
 """Those that only a node of a fleet has as well."""
 
 OF_SEVERAL = (
-    Row("smtpd_fork_processes", "gauge", "", "Processes that serve; only with --processes."),
+    Row("smtpd_fork_processes", "gauge", "",
+        "Processes that accept clients; only with --processes."),
     Row("smtpd_fork_processes_replaced_total", "counter", "",
         "Processes that ended and were replaced; only with --processes."),
 )  # fmt: skip

@@ -116,6 +116,11 @@ class RunTimeChanges(ABC):
         self._running.acceptor.slot_elsewhere = slot_elsewhere
         return self._running.acceptor.reopen
 
+    def rest(self) -> None:
+        """Accept no more, as after :meth:`withdraw`, but only until the server accepts again."""
+        if self._running is not None:
+            self._running.withdraw(for_good=False)
+
     def withdraw(self) -> None:
         """Accept no more: another process does now, on the same listening sockets.
 
@@ -123,7 +128,7 @@ class RunTimeChanges(ABC):
         :meth:`leave` ends when they have gone.
         """
         if self._running is not None:
-            self._running.withdraw()
+            self._running.withdraw(for_good=True)
 
     async def leave(self) -> None:
         """Wait until the sessions that existed when the server withdrew have ended."""

@@ -219,9 +219,15 @@ class Running:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def withdraw(self) -> None:
+    def accept(self) -> None:
+        """Accept clients."""
+        self.acceptor.open()
+        if self._fleet is not None:
+            self._fleet.come_back()
+
+    def withdraw(self, *, for_good: bool) -> None:
         """Accept no more; clients that wait already go on to their sessions."""
-        self.acceptor.withdraw()
+        self.acceptor.withdraw(for_good=for_good)
         if self._fleet is not None:
             self._fleet.withdraw()
 

@@ -166,13 +166,13 @@ class Server(RunTimeChanges):
             raise RuntimeError("the server was stopped while it started")
 
     def accept(self) -> None:
-        """Accept clients after ``start(accept=False)``.
+        """Accept clients after ``start(accept=False)`` or :meth:`rest`.
 
         :raises RuntimeError: it was not started
         """
         if self._running is None:
             raise RuntimeError("this Server was not started")
-        self._running.acceptor.open()
+        self._running.accept()
         for listener in self.listeners:
             log.info("listening on %s", listener.described, extra={"address": str(listener)})
 

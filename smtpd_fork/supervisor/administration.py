@@ -16,10 +16,10 @@ from smtpd_fork.control_protocol import Fault, RequestError
 from smtpd_fork.fleet.figures import Figures
 from smtpd_fork.observe.control.administration import TOP, Administration
 from smtpd_fork.observe.sink_state import SinkState
+from smtpd_fork.supervisor.answers import ANSWER_SECONDS
 from smtpd_fork.supervisor.line import LineClosedError
 from smtpd_fork.supervisor.merged_fleet import merged_fleet
 from smtpd_fork.supervisor.merged_sinks import added, merged_sinks
-from smtpd_fork.supervisor.processes import ANSWER_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,12 +42,9 @@ def _fleet(values: Sequence[Any]) -> Figures | None:
     return merged_fleet(msgspec.convert(each, Figures | None) for each in values)
 
 
-_STATUS: dict[str, Callable[[Sequence[Any]], Any]] = {
+_COUNTED: dict[str, Callable[[Sequence[Any]], Any]] = {
     "version": _first,
     "hostname": _first,
-    "sessions": sum,
-    "limit": sum,
-    "phases": added,
     "admitted": sum,
     "refused": sum,
     "rules": added,
@@ -58,7 +55,12 @@ _STATUS: dict[str, Callable[[Sequence[Any]], Any]] = {
     "listeners": _first,
     "fleet": _fleet,
 }
-"""How the fields of the status are merged; the others are the supervisor's own."""
+"""How fields of the status are merged that are about the processes of this supervisor."""
+
+_PRESENT: dict[str, Callable[[Sequence[Any]], Any]] = {"sessions": sum, "phases": added}
+"""Those that are about all sessions, also the ones of an old program."""
+
+NO_PROCESS = "no process serves at the moment; try again"
 
 
 class AllProcesses(Administration):
@@ -71,23 +73,39 @@ class AllProcesses(Administration):
     async def _ask(self, request: protocol.Request, who: str) -> list[dict[str, Any]]:
         """Return the answers of all processes to a request of the control socket."""
         text = msgspec.json.encode(request).decode()
-        answers = await self._processes.ask_all("control", (who, text))
-        if not answers:
-            raise RequestError(Fault.BUSY, "no process serves at the moment; try again")
-        return list(answers.values())
+        return list((await self._processes.ask_all("control", (who, text))).values())
+
+    async def _ask_both(
+        self, request: protocol.Request, who: str
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return these answers and those of other supervisors' processes, if there are any."""
+        own, others = await self._ask(request, who), await self._ask_others(request, who)
+        if not own:  # at the end of an upgrade, the old processes may have ended
+            own, others = others, []
+        if not own:
+            raise RequestError(Fault.BUSY, NO_PROCESS)
+        return own, others
+
+    async def _ask_others(self, request: protocol.Request, who: str) -> list[dict[str, Any]]:
+        """Return the answers of the processes of other supervisors, in an upgrade and after it."""
+        text = msgspec.json.encode(request).decode()
+        return list((await self._processes.upgrades.answers("control", (who, text))).values())
 
     async def _status(self, request: protocol.Status, who: str) -> dict[str, Any]:
-        answers = await self._ask(request, who)
+        own, others = await self._ask_both(request, who)
+        answers = own + others
         clients = added([{top["client"]: top["sessions"] for top in a["top"]} for a in answers])
         return {
-            **{name: merge([a[name] for a in answers]) for name, merge in _STATUS.items()},
+            **{name: merge([a[name] for a in own]) for name, merge in _COUNTED.items()},
+            **{name: merge([a[name] for a in answers]) for name, merge in _PRESENT.items()},
+            "limit": self._processes.limits.limit_connections,
             "pid": os.getpid(),
             "state": self._state_word(),
             "seconds": self._seconds,
             "clients": len(clients),
             "top": [{"client": client, "sessions": n} for client, n in clients.most_common(TOP)],
             "limits_changed": sorted(self._processes.changed_limits),
-            "denied": max(answer["denied"] for answer in answers),
+            "denied": max(answer["denied"] for answer in own),
             "processes": [
                 {name: a[name] for name in ("pid", "state", "seconds", "sessions", "limit")}
                 for a in answers
@@ -95,7 +113,8 @@ class AllProcesses(Administration):
         }
 
     async def _sessions(self, request: protocol.Sessions, who: str) -> dict[str, Any]:
-        answers = await self._ask(request, who)
+        own, others = await self._ask_both(request, who)
+        answers = own + others
         found = sorted(
             (session for answer in answers for session in answer["sessions"]),
             key=lambda session: (session["since"], session["id"]),
@@ -106,7 +125,8 @@ class AllProcesses(Administration):
         return {"sessions": found, "next": last}
 
     async def _fleet(self, request: protocol.Fleet, who: str) -> dict[str, Any]:
-        return (await self._ask(request, who))[0]
+        own, _ = await self._ask_both(request, who)
+        return own[0]
 
     async def _explain(self, request: protocol.Explain, who: str) -> dict[str, Any]:
         return (await self._those_that_know(request, who))[0]
@@ -131,8 +151,9 @@ class AllProcesses(Administration):
                 unknown = error
             except (LineClosedError, TimeoutError):
                 continue
+        answers += await self._ask_others(request, who)
         if not answers:
-            raise unknown or RequestError(Fault.BUSY, "no process serves at the moment; try again")
+            raise unknown or RequestError(Fault.BUSY, NO_PROCESS)
         return answers
 
     async def _deny(self, request: protocol.Deny, who: str) -> dict[str, Any]:
@@ -156,7 +177,8 @@ class AllProcesses(Administration):
         return answer
 
     async def _list_denials(self, request: protocol.Denials, who: str) -> dict[str, Any]:
-        return (await self._ask(request, who))[0]
+        own, _ = await self._ask_both(request, who)
+        return own[0]
 
     async def _pause(self, request: protocol.Pause, who: str) -> dict[str, Any]:
         answer = await super()._pause(request, who)

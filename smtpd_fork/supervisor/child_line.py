@@ -24,6 +24,9 @@ __all__ = ["ChildLine"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
+RESTING = "draining"
+"""The state of a process that accepts no more."""
+
 
 class ChildLine(Service):
     """Answers the supervisor, and ends the process when the supervisor is gone.
@@ -53,6 +56,8 @@ class ChildLine(Service):
         line.answer = self._answer
         self._hint = hint
         self._running: asyncio.Task[None] | None = None
+        self._serves = asyncio.Event()
+        self._resting: asyncio.Task[None] | None = None
         self._administration = Administration(server, orders["drain"], merged=True)
         self._answers: dict[str, Callable[[Any], Awaitable[Any]]] = {
             "control": self._control,
@@ -62,6 +67,9 @@ class ChildLine(Service):
             "pause": self._pause,
             "ping": self._ping,
             "reload": self._reload_now,
+            "rest": self._rest,
+            "resume": self._resume,
+            "serves": self._until_serving,
             "undeny": self._undeny,
         }
 
@@ -77,7 +85,11 @@ class ChildLine(Service):
     async def _watch(self) -> None:
         await self._line.ended()
         log.error("the supervisor has ended: draining")
-        self._orders["drain"](None)
+        self._order("drain", None)
+
+    async def serving(self) -> None:
+        """Tell the supervisor, if it has asked."""
+        self._serves.set()
 
     async def stopping(self) -> None:
         """Show the stop in the status."""
@@ -85,8 +97,9 @@ class ChildLine(Service):
 
     async def stop(self) -> None:
         """Answer no more."""
-        if self._running is not None:
-            self._running.cancel()
+        for task in (self._running, self._resting):
+            if task is not None:
+                task.cancel()
         self._line.close()
 
     async def _answer(self, word: str, body: Any) -> Any:
@@ -97,9 +110,16 @@ class ChildLine(Service):
             self._elsewhere.changed(free=body)
             return None
         if word in self._orders:
-            self._orders[word](body)
+            self._order(word, body)
             return None
         return await self._answers[word](body)
+
+    def _order(self, word: str, body: Any) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+        if word == "leave":
+            self._administration.ending = self._administration.ending or RESTING
+        self._orders[word](body)
 
     async def _control(self, body: Any) -> dict[str, Any]:
         """Answer a request of the control socket."""
@@ -107,8 +127,12 @@ class ChildLine(Service):
         return await self._administration.answer(protocol.decode(request.encode()), who)
 
     async def _figures(self, _: None) -> Any:
-        assert self._get_figures is not None
+        if self._get_figures is None:  # of another program in an upgrade, that has --metrics
+            raise RequestError(Fault.REFUSED, "this process has no --metrics")
         return await self._get_figures()
+
+    async def _until_serving(self, _: None) -> None:
+        await self._serves.wait()
 
     async def _ping(self, _: None) -> int:
         return self._server.gate.count
@@ -128,6 +152,24 @@ class ChildLine(Service):
             self._server.gate.pause()
         else:
             self._server.gate.resume()
+
+    async def _rest(self, _: None) -> None:
+        """Accept no more, and end with the last session; until :meth:`_resume`, in an upgrade."""
+        self._server.rest()
+        self._administration.ending = self._administration.ending or RESTING
+        self._resting = asyncio.ensure_future(self._end_with_last_session())
+
+    async def _end_with_last_session(self) -> None:
+        await self._server.leave()
+        self._orders["leave"](None)
+
+    async def _resume(self, _: None) -> None:
+        """Accept again; the end may have come first, and the supervisor sees that."""
+        if self._resting is not None:
+            self._resting.cancel()
+        if self._administration.ending == RESTING:
+            self._administration.ending = ""
+            self._server.accept()
 
     async def _limits(self, body: Any) -> str:
         try:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from smtpd_fork.server import Server
     from smtpd_fork.supervisor.line import Line
+    from smtpd_fork.supervisor.other_supervisor import OtherSupervisor
     from smtpd_fork.supervisor.serving_process import ServingProcess
 
 __all__ = ["Elsewhere", "FullProcesses"]
@@ -53,23 +54,38 @@ class Elsewhere:
 
 
 class FullProcesses:
-    """The supervisor's end: the processes that are full."""
+    """The supervisor's end: the processes that are full, and other supervisors all of whose are."""
 
     def __init__(self) -> None:
-        self._full: set[ServingProcess] = set()
-        self._some_free = True
+        self._full: set[ServingProcess | OtherSupervisor] = set()
+        self._some_free = self._own_free = True
 
-    def note(self, process: ServingProcess, *, full: bool) -> None:
+    def note(self, who: ServingProcess | OtherSupervisor, *, full: bool) -> None:
         """Take the word of a process, or its end."""
         if full:
-            self._full.add(process)
+            self._full.add(who)
         else:
-            self._full.discard(process)
+            self._full.discard(who)
 
-    def tell(self, processes: Iterable[ServingProcess]) -> None:
-        """Tell all *processes* whether one of them has a free slot, if that has changed."""
-        some = any(process not in self._full for process in processes)
+    def tell(
+        self,
+        processes: Collection[ServingProcess],
+        accepting: Collection[ServingProcess],
+        others: Collection[OtherSupervisor],
+    ) -> None:
+        """Tell all whether a process has a free slot that accepts, if that has changed."""
+        own = any(process not in self._full for process in accepting)
+        if own != self._own_free:
+            self._own_free = own
+            for other in others:
+                other.tell("full", not own)
+        some = own or any(other not in self._full for other in others)
         if some != self._some_free:
             self._some_free = some
             for process in processes:
                 process.tell("elsewhere", some)
+
+    def introduce(self, other: OtherSupervisor) -> None:
+        """Tell another supervisor how it is, which is full until it says something else."""
+        self._full.add(other)
+        other.tell("full", not self._own_free)

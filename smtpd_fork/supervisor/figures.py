@@ -136,11 +136,13 @@ class MergedFigures(Snapshots):
         self._fleet_down = False
         self._gone: list[Any] = []
         """What remains of processes that have ended; at most one, which has all of them."""
+        self._others: list[Any] = []
+        """Of the processes of other supervisors."""
 
     @property
     def now(self) -> str:
         """The state: ``serving`` as soon, and as long, as one process serves."""
-        if not self._processes.current:
+        if not self._processes.current and not self._processes.upgrades.replaces:
             return "starting"
         return FLEET_DOWN if super().now == "serving" and self._fleet_down else super().now
 
@@ -156,21 +158,29 @@ class MergedFigures(Snapshots):
         self._last |= answers
         states = [each["snapshot"]["state"] for each in answers.values()]
         self._fleet_down = bool(states) and set(states) == {FLEET_DOWN}
-        parts = [_snapshot(each["snapshot"]) for each in (*self._gone, *self._last.values())]
-        return _merged_snapshot(parts, self._seconds, self.now)
+        others = await self._processes.upgrades.answers("figures", None)
+        self._others = [_present(each) for each in others.values()]
+        parts = [_snapshot(each["snapshot"]) for each in self._parts]
+        limit = self._processes.limits.limit_connections
+        return replace(_merged_snapshot(parts, self._seconds, self.now), limit=limit)
+
+    @property
+    def _parts(self) -> list[Any]:
+        return [*self._gone, *self._last.values(), *self._others]
 
     async def values(self) -> dict[str, object]:
         """Return the values of the metrics, as :meth:`Metrics.values` does."""
         snapshot = await self.latest()
         own = self._metrics.values(snapshot)
         process = _packed({n: v for n, v in own.items() if n.startswith("process_")})
-        parts = [each["values"] for each in (*self._gone, *self._last.values())]
+        parts = [each["values"] for each in self._parts]
         values = _unpacked(_merged_values([*parts, process]))
         return {
             **values,
             "smtpd_fork_build_info": own["smtpd_fork_build_info"],
             "smtpd_fork_clients": snapshot.clients,
-            "smtpd_fork_processes": len(self._processes.current),
+            "smtpd_fork_sessions_limit": snapshot.limit,
+            "smtpd_fork_processes": self._processes.accepting,
             "smtpd_fork_processes_replaced_total": self._processes.replaced,
         }
 
@@ -213,6 +223,10 @@ def _latency(figure: Figure) -> Latency:
     return latency
 
 
+_NOTHING: dict[str, Any] = {"minutes": [], "queues": [], "zones": {}, "sinks": [], "filters": []}
+_NOTHING |= {"limit": 0, "denied": 0, "lag": 0.0, "fleet": None}
+
+
 def _remains(parts: Sequence[Any]) -> Any:
     """Return what stays of processes that have ended: what they have counted."""
     merged = _merged_values([part["values"] for part in parts])
@@ -221,20 +235,18 @@ def _remains(parts: Sequence[Any]) -> Any:
         name: dict(added(each[name] for each in snapshots))
         for name in ("stats", "messages", "rejections")
     }
-    empty: dict[str, Any] = {
-        "phases": {},
-        "minutes": [],
-        "oldest": [],
-        "top": [],
-        "queues": [],
-        "zones": {},
-    }
-    empty |= {"sinks": [], "filters": [], "limit": 0, "denied": 0, "lag": 0.0}
-    snapshot = {**snapshots[-1], **empty, **counts}
+    sessions: dict[str, Any] = {"phases": {}, "oldest": [], "top": []}
     return {
-        "snapshot": snapshot,
+        "snapshot": {**snapshots[-1], **_NOTHING, **sessions, **counts},
         "values": {name: figures for name, figures in merged.items() if name in _GROWING},
     }
+
+
+def _present(part: Any) -> Any:
+    """Return the sessions alone: what an old program has counted would come and go with it."""
+    counts: dict[str, Any] = {"stats": {}, "messages": {}, "rejections": {}}
+    values = {name: each for name, each in part["values"].items() if name == "smtpd_fork_sessions"}
+    return {"snapshot": {**part["snapshot"], **_NOTHING, **counts}, "values": values}
 
 
 def _snapshot(raw: dict[str, Any]) -> Snapshot:

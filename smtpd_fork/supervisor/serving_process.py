@@ -88,7 +88,7 @@ class ServingProcess:
     :ivar began: time of its start, of the loop's clock
     :ivar sessions: how many it had when it was asked last
     :ivar leaving: whether it was ordered to end
-    :ivar node: its name among those that share limits; empty until it has asked
+    :ivar nodes: its name among those that share limits, once it has asked
     """
 
     def __init__(self, number: int, process: asyncio.subprocess.Process, line: Line) -> None:
@@ -97,7 +97,7 @@ class ServingProcess:
         self.began = asyncio.get_running_loop().time()
         self.sessions = 0
         self.leaving = False
-        self.node = ""
+        self.nodes: set[str] = set()
         self._process = process
         self._line = line
         self._waits: tuple[socket.socket, HandedDenials] | None = None

@@ -1,14 +1,15 @@
 """SharedLimits: limits of clients, networks and rates over all processes of a supervisor.
 
 A process is a node of a fleet (:mod:`smtpd_fork.fleet`), and the supervisor keeps the ledger. What
-a process holds is free when it ends.
+a process holds is free when it ends. In an upgrade one of the two supervisors keeps the ledger for
+the processes of both.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -18,10 +19,10 @@ from smtpd_fork.fleet.sync import FleetError, Sync
 from smtpd_fork.supervisor.line import LineClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Collection
 
     from smtpd_fork.supervisor.line import Line
-    from smtpd_fork.supervisor.serving_process import ServingProcess
+    from smtpd_fork.supervisor.other_supervisor import OtherSupervisor
 
 __all__ = ["LEASE_SECONDS", "SharedLimits", "SupervisorLink"]
 
@@ -35,17 +36,46 @@ _decoder = msgspec.msgpack.Decoder(Sync)
 _encoder = msgspec.msgpack.Encoder()
 
 
+class Teller(Protocol):
+    """What tells and asks: a process, or another supervisor for its processes.
+
+    :ivar nodes: their names
+    """
+
+    nodes: set[str]
+
+    def tell(self, word: str, body: Any) -> None:
+        """Tell it."""
+
+
 class SharedLimits:
-    """The supervisor's end."""
+    """The supervisor's end.
 
-    def __init__(self) -> None:
+    :param hint: is called with a hint, and with whom it does not concern
+    """
+
+    def __init__(self, hint: Callable[[str, Teller], object]) -> None:
         self._ledger = Ledger()
+        self._hint = hint
+        self._counted_by: OtherSupervisor | None = None
 
-    def answer(self, process: ServingProcess, word: str, body: Any) -> tuple[bytes, Sequence[str]]:
-        """Return the answer to the message of a process, and hints for the others.
+    @property
+    def counted_by(self) -> OtherSupervisor | None:
+        """The other supervisor, if that keeps the ledger."""
+        return self._counted_by
+
+    def answer(self, teller: Teller, word: str, body: Any) -> bytes | Awaitable[bytes]:
+        """Return the answer to the message of a process.
 
         :param word: ``sync``, or ``fleet`` for another question
         """
+        if word == "sync":
+            teller.nodes.add(_decoder.decode(body[1]).node)
+        if self._counted_by is not None:
+            return self._forward(self._counted_by, teller, word, body)
+        return self._count(teller, word, body)
+
+    def _count(self, teller: Teller, word: str, body: Any) -> bytes:
         answer: object
         now = time.monotonic_ns() // 1000
         if word == "fleet":
@@ -53,14 +83,53 @@ class SharedLimits:
             answer = self._ledger.ask(question, keys, message, now)
         else:
             keys, message = body
-            sync = _decoder.decode(message)
-            process.node = sync.node
-            answer = self._ledger.sync(keys, sync, now)
-        return _encoder.encode(answer), self._ledger.hints
+            answer = self._ledger.sync(keys, _decoder.decode(message), now)
+        data = _encoder.encode(answer)
+        for hint in self._ledger.hints:
+            self._hint(hint, teller)
+        return data
 
-    def leave(self, process: ServingProcess) -> None:
-        """Forget a process that has ended."""
-        self._ledger.remove(process.node)
+    async def _forward(self, to: OtherSupervisor, teller: Teller, word: str, body: Any) -> bytes:
+        try:
+            data: bytes = await to.ask(word, body)
+        except LineClosedError:
+            self.lose(to)
+            return self._count(teller, word, body)
+        return data
+
+    def leave(self, teller: Teller, nodes: Collection[str] | None = None) -> None:
+        """Forget processes that have ended; None: all of *teller*."""
+        nodes = set(teller.nodes if nodes is None else nodes)
+        teller.nodes -= nodes
+        if self._counted_by is not None:
+            self._counted_by.tell("left", sorted(nodes))
+        for node in nodes:
+            self._ledger.remove(node)
+
+    # -- an upgrade ----------------------------------------------------------------------------
+
+    def let_count(self, other: OtherSupervisor) -> None:
+        """Have the old supervisor keep the ledger."""
+        self._counted_by = other
+
+    def hand_over(self, other: OtherSupervisor) -> None:
+        """Hand the ledger over to the new supervisor."""
+        other.tell("ledger", self._ledger.snapshot())
+        self._counted_by = other
+
+    def take(self, ledger: bytes) -> None:
+        """Keep the ledger from now on."""
+        self._ledger = Ledger.of_snapshot(ledger)
+        self._counted_by = None
+
+    def lose(self, other: OtherSupervisor) -> None:
+        """Take note that the other supervisor has ended, and its processes do not share limits.
+
+        If it kept the ledger, a new one begins: each process then tells all that it has.
+        """
+        if self._counted_by is other:
+            self._counted_by = None
+        self.leave(other)
 
 
 class SupervisorLink:

@@ -85,7 +85,7 @@ def test_sockets_of_services_are_claimed_by_name_and_the_others_closed(tmp_path:
     port = wanted.getsockname()[1]
     server = Server(Discard(), listen=["127.0.0.1:0"])
     old = StartupResources(Invocation.current())
-    handover = old.handover(server, {"a": wanted, "b": unwanted}, 2, 2)
+    handover = old.handover(server, {"a": wanted, "b": unwanted}, 2, 2, None)
     text = handover.text()
     left = msgspec.json.decode(text, type=Handover)
     assert left == handover

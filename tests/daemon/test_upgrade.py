@@ -223,6 +223,23 @@ async def test_a_server_that_withdrew_greets_who_was_accepted_and_leaves_when_al
     sock.close()
 
 
+async def test_a_server_that_rested_accepts_again() -> None:
+    sock = socket.create_server(("127.0.0.1", 0))
+    options: dict[str, Any] = {"sockets": [sock.dup()], "limit_connections": 1}
+    async with serve(Discard(), **options) as server:
+        async with await Client.to(sock.getsockname()) as client:
+            await client.greet()
+            async with await Client.to(sock.getsockname()) as late:
+                server.rest()
+                await client.say("QUIT")
+                await until_here(lambda: server.gate.count == 0)
+                await server.leave()
+                assert server.gate.count == 0, "a free slot changes nothing"
+                server.accept()
+                assert (await late.greet()).code == 250
+    sock.close()
+
+
 # -- with the manners of a daemon --------------------------------------------------------------
 
 
@@ -292,7 +309,7 @@ def test_every_line_of_its_log_is_in_the_docs_with_its_level() -> None:
     logged = re.findall(r'log\.(info|warning|error)\(\s*"([^"]+)"', source)
     lines = {(re.sub("%d", "N", text).replace("%s", "REASON"), level) for level, text in logged}
     ours = {(t, level) for t, level in lines if re.search("SIGUSR2|upgrade|continue in this", t)}
-    assert len(ours) == 9
+    assert len(ours) == 10
     assert ours == told
 
 

@@ -16,7 +16,7 @@ from support.redis_server import RedisServer
 
 from smtpd_fork.filters import Auth
 from smtpd_fork.fleet import State
-from smtpd_fork.fleet.auth_failure_ledger import MOST_CLIENTS, AuthFailureLedger
+from smtpd_fork.fleet.auth_failure_ledger import MOST_CLIENTS, AuthFailureLedger, AuthFailureState
 from smtpd_fork.fleet.auth_failures import MOST_GUESSES, AuthFailure, tell_auth_failure
 from smtpd_fork.fleet.redis_link import QUESTIONS
 from smtpd_fork.fleet.sync import FleetError, Keys
@@ -163,6 +163,10 @@ class Counts:
         script = QUESTIONS["auth_failures"]
         found = self.client.eval(script, len(names), *names, data, self.keys.channel)
         by_redis = msgspec.msgpack.decode(found, type=tuple[str, list[tuple[str, int]]])
+        handed = msgspec.msgpack.encode(self.ledger.state())  # as in an upgrade
+        self.ledger = AuthFailureLedger.of_state(
+            msgspec.msgpack.decode(handed, type=AuthFailureState)
+        )
         by_ledger = self.ledger.count([host, OF_HASH], failure, now)
         assert by_redis[0] == by_ledger[0]
         return [dict(by_redis[1]), dict(by_ledger[1])]

@@ -98,11 +98,15 @@ def messages(draw: st.DrawFn) -> Sync:
     )
 
 
-@given(st.lists(messages(), max_size=12))
+@given(st.lists(st.tuples(messages(), st.booleans()), max_size=12))
 @settings(max_examples=100, deadline=None)
-def test_redis_and_the_ledger_answer_alike(server: redis.Redis, sent: list[Sync]) -> None:
+def test_redis_and_the_ledger_answer_alike_also_one_that_was_handed_over(
+    server: redis.Redis, sent: list[tuple[Sync, bool]]
+) -> None:
     fleet = Fleet(server)
-    for message in sent:
+    for message, handed_over in sent:
+        if handed_over:
+            fleet.ledger = Ledger.of_snapshot(fleet.ledger.snapshot())
         by_redis, by_ledger = fleet.sync(KEYS, message)
         assert by_redis == by_ledger
     in_redis, in_ledger = fleet.view(KEYS)

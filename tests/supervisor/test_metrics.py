@@ -6,35 +6,18 @@ import json
 import os
 import re
 import signal
-import urllib.request
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from support.daemon import LOCAL, Daemon, until
 from support.peers import proc
+from support.supervised import figures, page
 
 from smtpd_fork.observe.metrics import METRICS, OF_SEVERAL
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def read(daemon: Daemon, page: str) -> str:
-    place = next(line for line in daemon.lines if "metrics on" in line).rpartition(" ")[2]
-    with urllib.request.urlopen(f"http://{place}/{page}", timeout=10) as answer:
-        text: str = answer.read().decode()
-        return text
-
-
-def figures(daemon: Daemon) -> dict[tuple[str, ...], float]:
-    """Return the samples, by name and the values of their labels."""
-    return {
-        (sample.name, *sorted(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(read(daemon, "metrics"))
-        for sample in family.samples
-    }
 
 
 def test_the_figures_of_all_are_added_and_never_go_down(tmp_path: Path) -> None:
@@ -55,16 +38,16 @@ def test_the_figures_of_all_are_added_and_never_go_down(tmp_path: Path) -> None:
         assert seen[("smtpd_fork_ready",)] == 1
         assert seen[("smtpd_fork_processes",)] == 2
         assert seen[("process_open_fds",)] > 20
-        names = set(re.findall(r"^# HELP (\S+)", read(daemon, "metrics"), re.MULTILINE))
+        names = set(re.findall(r"^# HELP (\S+)", page(daemon, "metrics"), re.MULTILINE))
         assert names == {row.name for row in (*METRICS, *OF_SEVERAL)}
 
-        shown = json.loads(read(daemon, "status.json"))
+        shown = json.loads(page(daemon, "status.json"))
         assert (shown["sessions"], shown["clients"], shown["limit"]) == (10, 5, 30)
         assert len(shown["oldest_sessions"]) == 10
         assert shown["messages"]["accepted"] == 10
         assert [each["address"] for each in shown["listeners"]] == [f"127.0.0.1:{daemon.port}"]
-        assert "10" in read(daemon, "")
-        assert read(daemon, "readyz") == "serving\n"
+        assert "10" in page(daemon, "")
+        assert page(daemon, "readyz") == "serving\n"
 
         for _, pid in re.findall(r"process (\d) of 2 serves, pid (\d+)", daemon.log):
             os.kill(int(pid), signal.SIGKILL)
@@ -84,7 +67,7 @@ def test_processes_are_not_ready_while_their_fleet_is_out_of_reach(tmp_path: Pat
     options = ("--fleet", "unix:/nosuch", "--when-fleet-down", "refuse", "--processes", "2")
     with Daemon(*LOCAL, *options, "--metrics", "127.0.0.1:0", cwd=tmp_path) as daemon:
         with pytest.raises(HTTPError, match="503"):
-            read(daemon, "readyz")
+            page(daemon, "readyz")
         seen = figures(daemon)
         assert seen[("smtpd_fork_ready",)] == 0
         assert seen[("smtpd_fork_fleet_state", "down")] == 1

@@ -16,6 +16,7 @@ from support.daemon import LOCAL, PATIENCE, Daemon, on_both_loops, run, until
 from support.place import only_line
 from support.proxy import V1
 from support.redis_server import RedisServer
+from support.supervised import greetings
 
 from smtpd_fork.errors import ExitStatus
 
@@ -43,15 +44,6 @@ def status(folder: Path) -> list[dict[str, int]]:
 def refusals(daemon: Daemon) -> list[str]:
     """Return the ids of the refusals in the log."""
     return re.findall(r"refused 127.0.0.1: max_from_ip .*\[([\w-]+)\]", daemon.log)
-
-
-def greetings(daemon: Daemon, count: int, clients: ExitStack, source: str = "127.0.0.1") -> int:
-    """Connect so many clients at once; return how many are greeted. The others must get 421."""
-    address = ("127.0.0.1", daemon.port)
-    socks = [socket.create_connection(address, PATIENCE, (source, 0)) for _ in range(count)]
-    replies = [clients.enter_context(sock).recv(200)[:4] for sock in socks]
-    assert set(replies) <= {b"220 ", b"421 "}
-    return replies.count(b"220 ")
 
 
 @on_both_loops

@@ -1,0 +1,69 @@
+"""The protocol of supervisors has another number whenever what they exchange has changed."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import msgspec
+
+from smtpd_fork.fleet.auth_failures import AuthFailure
+from smtpd_fork.fleet.denial_message import Changes, DenialAnswer, Found, Told
+from smtpd_fork.fleet.figures import Figures
+from smtpd_fork.fleet.ledger import Ledger
+from smtpd_fork.fleet.sync import Answer, Sync
+from smtpd_fork.fleet.view import NodeLine, View
+from smtpd_fork.gate import Entry
+from smtpd_fork.observe.sink_state import SinkState
+from smtpd_fork.observe.snapshot import Snapshot
+from smtpd_fork.supervisor.other_supervisor import PROTOCOL
+
+STRUCTURES = (
+    Answer,
+    AuthFailure,
+    Changes,
+    DenialAnswer,
+    Figures,
+    Found,
+    NodeLine,
+    SinkState,
+    Sync,
+    Told,
+    View,
+)
+DATACLASSES = (Entry, Snapshot)
+
+EXCHANGED = {
+    1: """\
+Answer: fresh nodes slots sessions waiting denials verdicts
+AuthFailure: guess most period key
+Changes: after born goes_on add remove
+DenialAnswer: version born whole more last full page
+Figures: state nodes sessions limit slots free round_trip down_since down reason outcomes episodes
+Found: network text by node since left
+NodeLine: node lease slots sessions waits about
+SinkState: name replies average connections busy waiting down_since down reason
+Sync: node lease keep limit sessions want survey waits leaves about counts clients
+Told: network text by node since age left only_new
+View: living nodes held ahead
+Entry: id since peer sender key exempt seconds listener phase tls messages helo
+Snapshot: at uptime state limit phases stats messages rejections denied minutes oldest \
+clients top queues lag zones sinks filters fleet
+Ledger: ends slots sessions about counts [{}, [], [{}, 0, 0, 0], [{}, {}]]
+"""
+}
+"""By protocol: what a process sends to a supervisor that may have another version."""
+
+
+def ledger() -> str:
+    """Return what a supervisor hands over of a node."""
+    some = Ledger()
+    some.sync([], Sync("a", 1, 1, 0, 0, 0), 0)
+    nodes, *others = msgspec.msgpack.decode(some.snapshot())
+    return f"Ledger: {' '.join(nodes['a'])} {others}"
+
+
+def test_the_number_of_the_protocol_stands_for_what_is_exchanged() -> None:
+    """Raise PROTOCOL if this fails, and add what is exchanged from then on."""
+    names = [f"{each.__name__}: {' '.join(each.__struct_fields__)}" for each in STRUCTURES]
+    names += [f"{e.__name__}: {' '.join(field.name for field in fields(e))}" for e in DATACLASSES]
+    assert "\n".join([*names, ledger(), ""]) == EXCHANGED[PROTOCOL]

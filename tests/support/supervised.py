@@ -1,0 +1,77 @@
+"""The processes of a supervisor (``--processes``), as its log names them."""
+
+from __future__ import annotations
+
+import re
+import socket
+import urllib.request
+from typing import TYPE_CHECKING
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.daemon import LOCAL, PATIENCE, Daemon, until
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+__all__ = ["COUNTING", "TWO", "children", "figures", "greetings", "page", "pids"]
+
+TWO = (*LOCAL, "--processes", "2")
+
+SERVES = r"process (\d) of \d serves, pid (\d+)$"
+
+COUNTING = """
+import os
+
+log = os.open("taken", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+class Handler:
+    async def handle_DATA(self, server, session, envelope):
+        os.write(log, b"%d\\n" % os.getpid())
+        return "250 taken"
+"""
+
+
+def pids(log: str, of: int = 2) -> list[int]:
+    """Return the pids of the processes that ever served: the first ones by number, later ones."""
+    found = re.findall(SERVES, log, re.MULTILINE)
+    return [int(pid) for _, pid in (*sorted(found[:of]), *found[of:])]
+
+
+def children(daemon: Daemon, count: int = 2) -> list[int]:
+    """Return the pids of the processes, once *count* have served."""
+    until(lambda: len(pids(daemon.log)) >= count, f"{count} serve")
+    return pids(daemon.log)
+
+
+def greetings(
+    daemon: Daemon,
+    count: int,
+    clients: ExitStack,
+    source: str = "127.0.0.1",
+    refused: bytes = b"421 ",
+) -> int:
+    """Connect so many clients at once; return how many are greeted. The others must be refused."""
+    address = ("127.0.0.1", daemon.port)
+    socks = [socket.create_connection(address, PATIENCE, (source, 0)) for _ in range(count)]
+    replies = [clients.enter_context(sock).recv(200)[:4] for sock in socks]
+    assert set(replies) <= {b"220 ", refused}
+    return replies.count(b"220 ")
+
+
+def page(daemon: Daemon, name: str) -> str:
+    """Return a page of ``--metrics``."""
+    place = next(line for line in daemon.lines if "metrics on" in line).rpartition(" ")[2]
+    with urllib.request.urlopen(f"http://{place}/{name}", timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def figures(daemon: Daemon) -> dict[tuple[str, ...], float]:
+    """Return the samples, by name and the values of their labels."""
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(page(daemon, "metrics"))
+        for sample in family.samples
+    }
