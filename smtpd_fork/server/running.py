@@ -159,6 +159,9 @@ class Running:
 
     def _look_after_stress(self, now: float) -> None:
         self._stress.look(now, self.sessions, self.acceptor)
+        if self._tarpit.waiting and not self._tarpit.room():  # slots have become short
+            for connection, _ in self.sessions.all():
+                connection.end_delay()
 
     def _watch_lag(self, settings: EffectiveSettings) -> None:
         if self._lag is not None:

@@ -125,6 +125,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
 
     # What else it does has files of its own: how it ends, and what time it gives the client.
     abort, cut, kick, ended = ending.abort, ending.cut, ending.kick, property(ending.ended)
+    end_delay = delays.end
     give_way, make_room, shut_down = ending.give_way, ending.make_room, ending.shut_down
     expired, stuck_since = deadlines.expire, deadlines.stuck_since
     wait_for_command, wait_for_client = deadlines.wait_for_command, deadlines.wait_for_client

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smtpd_fork.dialogue.commands import State
-from smtpd_fork.smtp.status import DELAYED
+from smtpd_fork.smtp.status import DELAYED, ENDED
 
 if TYPE_CHECKING:
     from smtpd_fork.smtp.connection import Connection
 
-__all__ = ["give_up", "hold", "let_go", "release"]
+__all__ = ["end", "give_up", "hold", "let_go", "release"]
 
 
 def hold(connection: Connection) -> bool:
@@ -34,6 +34,9 @@ def hold(connection: Connection) -> bool:
         return True
     if not dialogue.out or not dialogue.shared.tarpit.has_room:
         return False
+    if connection.held & ENDED:  # while a handler worked: see give_up()
+        dialogue.leave()
+        return False
     dialogue.shared.tarpit.waiting += 1
     connection.held |= DELAYED
     connection.deadline = connection.loop.time() + dialogue.tarpit
@@ -49,6 +52,12 @@ def release(connection: Connection) -> None:
     if not connection.blocked:
         connection.dialogue.advance()
     connection.go_on()
+
+
+def end(connection: Connection) -> None:
+    """Have the replies of a session wait no longer, if they do."""
+    if connection.held & DELAYED:
+        release(connection)
 
 
 def give_up(connection: Connection) -> None:

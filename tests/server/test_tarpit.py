@@ -116,6 +116,20 @@ async def test_nobody_waits_while_slots_are_short() -> None:
             client.writer.transport.abort()
 
 
+async def test_a_client_that_waits_goes_on_when_slots_become_short() -> None:
+    slow = Slow(60.0)
+    options: dict[str, Any] = {"limit_connections": 40, "max_from_net": "0", "stress_timeout": 0}
+    async with serve(slow, timeout=2, **options) as server:
+        async with await Client.to(server.addresses[0]) as client:
+            await until(lambda: waiting(server) == 1)
+            slow.seconds = 0.0
+            others = [await Client.to(server.addresses[0]) for _ in range(30)]
+            assert (await client.reply()).code == 220
+            assert waiting(server) == 0
+        for other in others:
+            other.writer.transport.abort()
+
+
 async def test_a_client_near_its_limit_is_slowed_down_and_an_exempt_one_is_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

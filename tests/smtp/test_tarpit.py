@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,8 @@ class Slow:
         self.handler = handler or Keep()
         self.tarpit = options.pop("tarpit", Tarpit())
         self.clock = Clock()
+        loop, sweep, peer = options.pop("loop", self.clock), Sweep(), ("192.0.2.1", 4025)
         shared = Shared(SMTP, self.handler, hostname="mx.example", tarpit=self.tarpit, **options)
-        loop, sweep, peer = self.clock, Sweep(), ("192.0.2.1", 4025)
         self.connection = Connection.of(shared, loop, sweep, peer=peer)  # type: ignore[arg-type]
         self.transport = Transport()
         if delay:
@@ -200,6 +201,25 @@ def test_a_client_that_closes_in_the_tarpit_takes_no_slot_any_more() -> None:
     slow.connection.eof_received()
     assert slow.transport.sent.count(b"\r\n") == 2
     assert slow.transport.closed
+    slow.end()
+
+
+async def test_a_client_that_has_closed_before_its_reply_waits_for_nothing() -> None:
+    class Works(Keep):
+        async def handle_NOOP(self, server: Any, session: Any, envelope: Any, argument: str) -> str:
+            session.tarpit = DELAY
+            await asyncio.sleep(0)
+            return "250 2.0.0 OK"
+
+    slow = Slow(delay=0, handler=Works(), loop=asyncio.get_running_loop())
+    slow.feed(b"EHLO x\r\n", b"NOOP\r\nNOOP\r\n")
+    assert slow.phase == "handler"
+    slow.connection.eof_received()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert slow.transport.sent.endswith(b"250 2.0.0 OK\r\n")
+    assert slow.transport.closed
+    assert slow.tarpit.waiting == 0
     slow.end()
 
 
