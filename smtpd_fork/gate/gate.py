@@ -110,20 +110,22 @@ class Gate:
             self._statistics.admitted += 1
         return ticket
 
-    def identify(self, ticket: Ticket, peer: Peer) -> Refusal | None:
+    def identify(self, ticket: Ticket, peer: Peer, *, proxy: bool = False) -> Refusal | None:
         """Apply the rules to the client that a PROXY header or XCLIENT names.
 
         The ticket was given to the connection of the proxy: before a PROXY header as to a client
         without an address (``admit(None)``), in the count of all and in no other. XCLIENT may name
         several, one after the other: each replaces the one before.
 
+        :param proxy: as of :meth:`admit`: *peer* is behind a proxy, and will name its clients
         :returns: a :class:`Refusal` if a rule keeps *peer* out; the ticket is then still held, and
             as it was. None: it is *peer*'s from now on
         """
         with self.lock:
             if ticket.released:
                 return None
-            client, before, now = self._rules.client(peer), ticket.client, self._clock()
+            client, before = self._rules.client(peer, proxy=proxy), ticket.client
+            now = self._clock()
             self._counts.leave(before)
             for rule in client.rules.on_header:
                 if (refusal := rule.judge(client, self._counts, now)) is not None:

@@ -113,6 +113,7 @@ class Acceptor:
         self._proxy_trust = proxy_trust
         self._xclient_trust = xclient_trust
         self._preconnect = preconnect
+        preconnect.trust(xclient_trust)
         # Under plain defer the queue is for that one client of a shared gate, and for all that make
         # way for exempt clients: which they are shows only once they are accepted.
         wait = config.when_full.wait

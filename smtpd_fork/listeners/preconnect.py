@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.config import Config
     from smtpd_fork.fleet import Fleet
-    from smtpd_fork.gate import Gate, Refusal, Reporter, Ticket
+    from smtpd_fork.gate import Gate, Refusal, Reporter, Ticket, TrustedHosts
     from smtpd_fork.listeners.accepted_client import AcceptedClient
     from smtpd_fork.listeners.pending_clients import Begin, Refuse
     from smtpd_fork.listeners.resolver import Resolver
@@ -75,6 +75,10 @@ class Preconnect:
 
     def __len__(self) -> int:
         return sum(len(stage) for stage in self._stages)
+
+    def trust(self, hosts: TrustedHosts) -> None:
+        """Have hosts behind a proxy name their clients by XCLIENT."""
+        self._proxies.trusted = hosts
 
     def enter(self, client: AcceptedClient, ticket: Ticket) -> None:
         """Take a client, which is no longer the caller's."""

@@ -10,7 +10,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
-from smtpd_fork.gate import ClientLine, Refusal
+from smtpd_fork.gate import ClientLine, Refusal, TrustedHosts
 from smtpd_fork.listeners.pending_clients import WatchedClients
 from smtpd_fork.listeners.proxy_header import (
     LONGEST_V2,
@@ -50,6 +50,7 @@ class ProxyHeaders(WatchedClients):
     :param seconds: how long a header may take
     :param gate: judges the client that a header names
     :param reporter: writes lines about clients
+    :ivar trusted: the clients behind a proxy that will name theirs by XCLIENT
     """
 
     phase = "proxy-header"
@@ -67,6 +68,7 @@ class ProxyHeaders(WatchedClients):
         super().__init__(seconds, loop, begin, refuse)
         self._gate = gate
         self._reporter = reporter
+        self.trusted = TrustedHosts(None, unix=False)
 
     def _heard(self, client: PendingClient) -> bool:
         try:
@@ -104,7 +106,7 @@ class ProxyHeaders(WatchedClients):
         # One that names itself is a health check: v1 has no word for it.
         if peer is not None and host_of(peer) != host_of(client.peer):
             client.peer = peer
-            refusal = self._gate.identify(ticket, peer)
+            refusal = self._gate.identify(ticket, peer, proxy=peer in self.trusted)
             if refusal is not None:
                 self._refuse(client, refusal)
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from aiosmtpd.smtp import MISSING
 from support.client import Client
@@ -83,6 +84,27 @@ async def test_a_trusted_host_that_names_nobody_has_no_limits_of_its_own() -> No
         assert [each.exempt for each in server.gate.ledger()] == [True] * 5
         for client in clients:
             await client.close()
+
+
+async def test_a_trusted_host_behind_a_proxy_has_no_limits_of_its_own_either() -> None:
+    listen = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": ["127.0.0.1"]}
+    limits: dict[str, Any] = {"max_from_ip": 1, "rate": "1/h", "greet_pause": 30}
+    trust = {"xclient_trust": ["192.0.2.1"]}
+    async with serve(Discard(), **listen, **limits, **trust) as server:
+        clients = [await Client.to(server.addresses[0]) for _ in range(3)]
+        for number, client in enumerate(clients):
+            client.send("PROXY TCP4 192.0.2.1 192.0.2.2 4025 25\r\n")
+            assert (await client.greet()).code == 250
+            assert (await named(client, f"ADDR=198.51.100.{number}"))[:3] == "220"
+        assert server.gate.clients == {f"198.51.100.{number}": 1 for number in range(3)}
+        await server.reload(msgspec.structs.replace(server.config, xclient_trust=()))
+        async with await Client.to(server.addresses[0]) as other:
+            other.send("PROXY TCP4 192.0.2.1 192.0.2.2 4025 25\r\n")
+            await until(lambda: server.gate.clients.get("192.0.2.1") == 1)
+            assert not any(each.exempt for each in server.gate.ledger())
+        for client in clients:
+            await client.close()
+        await until(lambda: server.gate.count == 0)
 
 
 async def test_counts_follow_a_change_of_the_limits() -> None:
