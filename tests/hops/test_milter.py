@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.mail import Counted
 
+from smtpd_fork.hops.milter import verdict
 from smtpd_fork.hops.milter.codec import (
     LONGEST_FRAME,
     FrameReader,
@@ -22,7 +23,7 @@ from smtpd_fork.hops.milter.conversation import Conversation, State
 from smtpd_fork.hops.milter.edited import MOST_FIELDS, MOST_HEADER_BYTES, HeaderTooLargeError, Parts
 from smtpd_fork.hops.milter.events import CONNECT, END, MAIL, RCPT, Step, body_steps, header_step
 from smtpd_fork.hops.milter.options import parse_options
-from smtpd_fork.hops.milter.verdict import Edit, reply_of
+from smtpd_fork.hops.milter.verdict import LONGEST_REPLY, Edit, reply_of
 from smtpd_fork.testing import MESSAGES
 
 if TYPE_CHECKING:
@@ -78,6 +79,13 @@ def test_a_reply_of_a_milter_is_a_refusal_on_one_line(data: bytes) -> None:
     assert reply.isascii()
     assert reply.isprintable()
     assert len(reply) < 450
+
+
+def test_of_a_reply_of_a_milter_no_more_is_read_than_it_may_have() -> None:
+    lines = b"550-5.7.1 x\r\n" * (LONGEST_REPLY // 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdict, "passed_on", lambda reply: str(len(reply.lines)))
+        assert reply_of(lines) == str(LONGEST_REPLY // 13 + 1)
 
 
 @pytest.mark.parametrize("name", MESSAGES)

@@ -29,6 +29,10 @@ _PARAMETER = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?:=[!-<>-~]+)?")
 """RFC 5321 4.1.2, esmtp-param."""
 
 
+LONGEST_REPLY = 1 << 15
+"""Octets of a reply that are looked at: libmilter takes 32 lines of 980 (``smfi_setmlreply``)."""
+
+
 class Kind(Enum):
     """What becomes of the message."""
 
@@ -76,7 +80,7 @@ def reply_of(data: bytes) -> str:
 
     A reply without a code is 451 (RFC 5321 4.2.1). ``%%`` is a percent sign, as Sendmail has it.
     """
-    data = data.partition(b"\0")[0]
+    data = data[:LONGEST_REPLY].partition(b"\0")[0]
     code, lines, position = 0, [], 0
     while match := _LINE.match(data, position):
         if code not in {0, int(match[1])}:
