@@ -126,10 +126,7 @@ async def test_what_nobody_asked_for_ends_the_connection(more: bytes) -> None:
         await connection.ask(b"", b"", 100)
 
 
-async def test_requests_share_a_connection_that_ends_when_it_is_idle(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(http, "IDLE_SECONDS", 0.05)
+async def test_requests_share_a_connection() -> None:
     connections, requests = [], []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -142,13 +139,13 @@ async def test_requests_share_a_connection_that_ends_when_it_is_idle(
         web = _web(f"http://127.0.0.1:{port}/a b?c=%20d")
         for _ in range(3):
             assert await web.ask([("X", "y")], b"", 5) == HttpAnswer(200, b"hello")
-        assert len(connections) == 1
+        assert len(connections) == len(web._idle) == 1
+        await web.close()
         await until(lambda: not web._open)
     assert set(requests) == {
         b"POST /a%%20b?c=%%20d HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUser-Agent: smtpd-fork\r\n"
         b"Accept: */*\r\nAccept-Encoding: identity\r\nX: y\r\nContent-Length: 0\r\n\r\n" % port
     }
-    await web.close()
 
 
 async def test_an_answer_before_the_end_of_the_request_is_the_answer() -> None:
