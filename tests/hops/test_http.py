@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.raw_server import raw_server, says
 from support.server import until
 
-from smtpd_fork.hops import http, http_connection
+from smtpd_fork.hops import http_connection
 from smtpd_fork.hops.http import WebServer
 from smtpd_fork.hops.http_connection import (
     LARGE,
