@@ -119,5 +119,6 @@ def variants(tls: ssl.SSLContext) -> list[tuple[Any, dict[str, Any]]]:
         (Wavers(), {"tls_context": tls, "session_options": auth, "tarpit": 0.02, **trust}),
         ([checks, Wavers()], {"tls_context": tls, "max_errors": 100, **trust}),
         (Wavers(), {"tls_context": tls, "require_starttls": True, "greet_pause": 0.01, **trust}),
+        (Wavers(), {"tls_context": tls, "session_timeout": 0.05, "tarpit": 0.02, **trust}),
         (Delays(), {"limit_connections": 10, "tarpit": 0.01, "max_from_ip": 0, **trust}),
     ]
