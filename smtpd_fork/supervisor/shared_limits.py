@@ -69,21 +69,21 @@ class SharedLimits:
 
         :param word: ``sync``, or ``fleet`` for another question
         """
-        if word == "sync":
-            teller.nodes.add(_decoder.decode(body[1]).node)
+        sync = _decoder.decode(body[1]) if word == "sync" else None
+        if sync is not None:
+            teller.nodes.add(sync.node)
         if self._counted_by is not None:
             return self._forward(self._counted_by, teller, word, body)
-        return self._count(teller, word, body)
+        return self._count(teller, body, sync)
 
-    def _count(self, teller: Teller, word: str, body: Any) -> bytes:
+    def _count(self, teller: Teller, body: Any, sync: Sync | None) -> bytes:
         answer: object
         now = time.monotonic_ns() // 1000
-        if word == "fleet":
+        if sync is None:
             question, keys, message = body
             answer = self._ledger.ask(question, keys, message, now)
         else:
-            keys, message = body
-            answer = self._ledger.sync(keys, _decoder.decode(message), now)
+            answer = self._ledger.sync(body[0], sync, now)
         data = _encoder.encode(answer)
         for hint in self._ledger.hints:
             self._hint(hint, teller)
@@ -94,8 +94,12 @@ class SharedLimits:
             data: bytes = await to.ask(word, body)
         except LineClosedError:
             self.lose(to)
-            return self._count(teller, word, body)
+            return await self._answered(teller, word, body)
         return data
+
+    async def _answered(self, teller: Teller, word: str, body: Any) -> bytes:
+        answer = self.answer(teller, word, body)
+        return answer if isinstance(answer, bytes) else await answer
 
     def leave(self, teller: Teller, nodes: Collection[str] | None = None) -> None:
         """Forget processes that have ended; None: all of *teller*."""

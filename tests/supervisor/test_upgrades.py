@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,43 +16,18 @@ from support.daemon import (
     LOCAL,
     PATIENCE,
     Daemon,
-    Process,
     is_alive,
     on_both_loops,
-    until,
     wait_until_gone,
 )
 from support.dialogue import begin_data
+from support.halfway import upgrading
+from support.manager import Manager
 from support.supervised import children
 from support.upgrades import TAKEN, Successors
 
 if TYPE_CHECKING:
-    import smtplib
-    from collections.abc import Iterator
     from pathlib import Path
-
-STEPWISE = """
-import os, pathlib, time
-
-log = os.open("started", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-os.write(log, b"-\\n")
-number = os.fstat(log).st_size // 2
-while pathlib.Path(f"wait-{number}").exists():
-    time.sleep(0.01)
-if pathlib.Path(f"broken-{number}").exists():
-    raise ValueError("no moon tonight")
-
-
-class Handler:
-    async def handle_NOOP(self, server, session, envelope, argument):
-        return f"250 {os.getpid()}"
-
-    async def handle_DATA(self, server, session, envelope):
-        return "250 taken"
-"""
-"""A handler whose Nth import is slow, or fails, if it is told to. The supervisor imports none."""
-
-OPTIONS = ("-l", "127.0.0.1:0", "--handler", "stepwise:Handler", "--processes", "2", "-c", "4")
 
 MANAGED = {"NOTIFY_SOCKET": "@no-manager-answers"}
 """With it the new supervisor leaves its parent, as it does under systemd."""
@@ -60,108 +35,26 @@ MANAGED = {"NOTIFY_SOCKET": "@no-manager-answers"}
 FAILED = "ERROR upgrade failed, this process continues: "
 
 
-def pid_of(client: smtplib.SMTP) -> int:
-    """Return the process that a session is in."""
-    code, text = client.noop()
-    assert code == 250
-    return int(text)
-
-
-class Halfway:
-    """A daemon with two processes in an upgrade, while the second new process starts.
-
-    :ivar old: the supervisor
-    :ivar new: the new supervisor
-    :ivar processes: the first old one, which rests, the second, which accepts, and the new one
-    :ivar sessions: one in each of them
-    """
-
-    def __init__(self, folder: Path, daemon: Daemon) -> None:
-        self.folder = folder
-        self.daemon = daemon
-        self.old = daemon.process.pid
-        first, second = children(daemon)
-        self.sessions = [self.session_in(first)]
-        (folder / "wait-4").touch()
-        daemon.signal(signal.SIGUSR2)
-        daemon.wait_for("upgrade: 1 of 2 new processes serve, and 1 of 2 old ones")
-        until(lambda: (folder / "started").stat().st_size == 2 * 4, "the second one starts")
-        self.processes = children(daemon, 3)
-        self.new = Process(self.processes[2]).parent
-        self.sessions += [self.session_in(pid) for pid in (second, self.processes[2])]
-
-    def session_in(self, pid: int) -> smtplib.SMTP:
-        """Return a session in a process that accepts; each of them takes two."""
-        others = []
-        while pid_of(client := self.daemon.smtp()) != pid:
-            others.append(client)
-        for other in others:
-            other.close()
-        return client
-
-    def go_on(self) -> None:
-        """Have the second new process start."""
-        (self.folder / "wait-4").unlink()
-
-    def fail(self) -> None:
-        """Have its start fail."""
-        (self.folder / "broken-4").touch()
-        self.go_on()
-
-    def check_sessions(self, *numbers: int) -> None:
-        """See that sessions go on where they were, and take mail."""
-        for number in numbers or range(3):
-            client = self.sessions[number]
-            assert pid_of(client) == self.processes[number]
-            client.sendmail("a@example.com", ["b@example.com"], "Subject: hi\r\n\r\nhello\r\n")
-
-    def check_that_old_ones_accept(self, *pids: int) -> None:
-        """See that new sessions are in these processes, and in no others."""
-        until(lambda: self._states() == dict.fromkeys(pids, "serving"), "they alone serve")
-        for pid in pids:
-            self.session_in(pid).close()
-
-    def _states(self) -> dict[int, str]:
-        listed = ask(self.folder, "status")["processes"]
-        return {each["pid"]: each["state"] for each in listed if each["state"] == "serving"}
-
-    def end_sessions(self) -> None:
-        for client in self.sessions:
-            with suppress(OSError):
-                client.close()
-
-
-@contextmanager
-def upgrading(
-    folder: Path,
-    *options: str,
-    environment: dict[str, str] | None = None,
-    command: list[str] | None = None,
-) -> Iterator[Halfway]:
-    (folder / "stepwise.py").write_text(STEPWISE)
-    options = (*OPTIONS, *CONTROL, "--pid-file", "pid", *options)
-    with Daemon(*options, cwd=folder, environment=environment, command=command) as daemon:
-        halfway = Halfway(folder, daemon)
-        try:
-            yield halfway
-        finally:
-            (folder / "wait-4").unlink(missing_ok=True)
-            halfway.end_sessions()
-            for pid in (halfway.new, *children(daemon)):
-                if is_alive(pid):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGTERM)
-                    wait_until_gone(pid)
-
-
 # -- the upgrade -------------------------------------------------------------------------------
+
+
+def main_pids(manager: Manager) -> list[str]:
+    """Return the main processes that the service manager has heard of by now."""
+    with suppress(BlockingIOError):
+        while data := manager.sock.recv(65536, socket.MSG_DONTWAIT):
+            manager.messages.append(dict(line.split("=", 1) for line in data.decode().split("\n")))
+    return [message["MAINPID"] for message in manager.messages if "MAINPID" in message]
 
 
 @on_both_loops
 def test_processes_are_replaced_one_by_one_and_the_rest_changes_hands_at_the_end(
     tmp_path: Path, loop: str
 ) -> None:
-    with upgrading(tmp_path, "--loop", loop) as halfway:
+    address = str(tmp_path / "manager")
+    with (
+        Manager(address) as manager,
+        upgrading(tmp_path, "--loop", loop, environment={"NOTIFY_SOCKET": address}) as halfway,
+    ):
         daemon = halfway.daemon
         status = ask(tmp_path, "status")
         assert (status["pid"], status["sessions"], status["limit"]) == (halfway.old, 3, 4)
@@ -172,8 +65,11 @@ def test_processes_are_replaced_one_by_one_and_the_rest_changes_hands_at_the_end
         ]
         assert (tmp_path / "pid").read_text() == f"{halfway.old}\n"
         halfway.check_sessions()
+        assert main_pids(manager) == []
         halfway.go_on()
         assert int(daemon.wait_for(TAKEN)[1]) == halfway.new
+        assert manager.wait_for_field("MAINPID")["MAINPID"] == str(halfway.new)
+        manager.wait_for_field("READY")
         daemon.wait_for(rf"serving, pid {halfway.new}$")
         assert (tmp_path / "pid").read_text() == f"{halfway.new}\n"
         halfway.check_sessions()
@@ -206,12 +102,14 @@ def test_if_a_process_cannot_start_the_old_ones_accept_again_and_no_session_ends
         halfway.check_that_old_ones_accept(*halfway.processes[:2])
         assert ask(tmp_path, "status")["pid"] == halfway.old
         assert (tmp_path / "pid").read_text() == f"{halfway.old}\n"
-        halfway.sessions[2].quit()
-        wait_until_gone(halfway.new)
-        halfway.check_sessions(0, 1)
         with Successors(daemon) as successors:
             successors.upgrade()
-            halfway.check_sessions(0, 1)
+            halfway.check_sessions()
+            assert ask(tmp_path, "status")["sessions"] == 3, "also that of the upgrade that failed"
+            for client in halfway.sessions:
+                client.quit()
+            wait_until_gone(halfway.new)
+            assert daemon.process.wait(PATIENCE) == 0
 
 
 @pytest.mark.peers
