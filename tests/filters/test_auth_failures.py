@@ -75,6 +75,26 @@ async def test_nodes_hash_guesses_with_the_key_of_the_one_that_told_first() -> N
     assert made.failed("192.0.2.1", "bob", b"another"), "the guess is counted once"
 
 
+async def test_sessions_that_learn_the_key_at_once_have_each_guess_counted() -> None:
+    told: list[bytes] = []
+    key = bytes(range(16))
+
+    async def share(_: str, guess: bytes, most: int, seconds: float, own: bytes) -> Any:
+        await asyncio.sleep(0)
+        if own == key:
+            told.append(guess)
+        return key, dict.fromkeys(told, seconds)
+
+    made, _ = counts(of_client=3)
+    guesses = [b"1", b"2"]
+    for guess in guesses:
+        assert not made.failed("192.0.2.1", "bob", guess)
+    await asyncio.gather(*(made.share("192.0.2.1", guess, share) for guess in guesses))
+    assert len(told) == 2
+    assert await refused(made) == ""
+    assert made.failed("192.0.2.1", "bob", b"3")
+
+
 async def test_a_client_is_refused_after_its_failures_and_until_they_are_old() -> None:
     made, clock = counts(3)
     for number in range(3):

@@ -160,7 +160,7 @@ class Failures:
             self._count(self._users, self._digest(user), guess, self._of_user)
         return bool(client) and self._count(
             *(self._clients, self._digest(client)),
-            *(self._guess(client, credentials), self._of_client),
+            *(self._guess(client, credentials, self._guess_key), self._of_client),
         )
 
     async def share(self, client: str, credentials: bytes, share: Share) -> bool:
@@ -171,10 +171,13 @@ class Failures:
         most = self._of_client
         if not (client and most):
             return False
-        guess = self._guess(client, credentials)
-        ours, found = await share(client, guess, most, self._seconds, self._guess_key)
-        if ours != self._guess_key:
-            again = self._take_key(ours, client, credentials)
+        own = self._guess_key
+        guess = self._guess(client, credentials, own)
+        ours, found = await share(client, guess, most, self._seconds, own)
+        if ours != own:  # nothing was counted; another session may have learned the key meanwhile
+            self._guess_key = ours
+            again = self._guess(client, credentials, ours)
+            self._rename(client, guess, again)
             ours, found = await share(client, again, most, self._seconds, ours)
         guesses = self._guesses(self._clients, key := self._digest(client))
         before, since = len(guesses), self._clock() - self._seconds
@@ -183,20 +186,17 @@ class Failures:
         _put(self._clients, key, guesses)
         return before < most <= len(guesses)
 
-    def _take_key(self, key: bytes, client: str, credentials: bytes) -> bytes:
-        """Hash guesses with another key from now on, also the one that was counted last."""
+    def _rename(self, client: str, guess: bytes, name: bytes) -> None:
+        """Have a guess be counted by another name; nothing if it is not counted."""
         guesses = self._clients.get(self._digest(client), {})
-        at = guesses.pop(self._guess(client, credentials), None)
-        self._guess_key = key
-        guess = self._guess(client, credentials)
-        if at is not None:
-            guesses[guess] = at
-        return guess
+        if guess in guesses:
+            guesses[name] = guesses.pop(guess)
 
-    def _guess(self, client: str, credentials: bytes) -> bytes:
+    @staticmethod
+    def _guess(client: str, credentials: bytes, key: bytes) -> bytes:
         """Return what stands for a guess of a client, the same at all nodes."""
         text = client.encode() + b"\n" + credentials
-        return blake2b(text, key=self._guess_key, digest_size=GUESS_BYTES).digest()
+        return blake2b(text, key=key, digest_size=GUESS_BYTES).digest()
 
     def _count(
         self, table: OrderedDict[bytes, Guesses], key: bytes, guess: bytes, most: int
