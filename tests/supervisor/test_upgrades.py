@@ -16,8 +16,11 @@ from support.daemon import (
     LOCAL,
     PATIENCE,
     Daemon,
+    Detached,
+    Process,
     is_alive,
     on_both_loops,
+    until,
     wait_until_gone,
 )
 from support.dialogue import begin_data
@@ -292,3 +295,56 @@ def test_an_upgrade_changes_the_number_of_processes_and_keeps_what_is_denied(
                 ) as sock:
                     assert sock.recv(4) == b"554 "
             daemon.deliver()
+
+
+@pytest.mark.peers
+def test_old_processes_make_way_in_proportion_to_new_ones(tmp_path: Path) -> None:
+    config = tmp_path / "conf.toml"
+    config.write_text("processes = 2\n")
+    options = (*LOCAL, "--config", str(config), *CONTROL)
+    with Daemon(*options, cwd=tmp_path) as daemon, Successors(daemon) as successors:
+        expected, before = [], 2
+        for number in (4, 3, 3):
+            config.write_text(f"processes = {number}\n")
+            successors.upgrade()
+            expected += [
+                (k, number, before - before * k // number, before) for k in range(1, number + 1)
+            ]
+            before = number
+        steps = re.findall(r"(\d) of (\d) new .* and (\d) of (\d) old ones", daemon.log)
+        assert [tuple(map(int, step)) for step in steps] == expected
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("detach", [False, True], ids=["in front", "detached"])
+def test_another_user_replaces_processes_one_by_one(
+    public: Path, command_for_nobody: list[str], *, detach: bool
+) -> None:
+    options = (*LOCAL, "--processes", "2", "--user", "nobody", "--pid-file", "pid", *CONTROL)
+    kind = Detached if detach else Daemon
+    with kind(*options, cwd=public, command=command_for_nobody):
+        old = int((public / "pid").read_text())
+        os.kill(old, signal.SIGUSR2)
+        until(lambda: (public / "pid").read_text() not in {"", f"{old}\n"}, "it changes hands")
+        new = int((public / "pid").read_text())
+        try:
+            wait_until_gone(old)
+            status = ask(public, "status")
+            assert status["pid"] == new
+            for pid in (new, *(each["pid"] for each in status["processes"])):
+                assert Process(pid).status["Uid"] == ["65534"] * 4
+        finally:
+            os.kill(new, signal.SIGTERM)
+            wait_until_gone(new)
+        assert not (public / "pid").exists()
+
+
+@pytest.mark.peers
+def test_a_reload_meanwhile_waits_and_has_no_effect(tmp_path: Path) -> None:
+    with upgrading(tmp_path) as halfway:
+        halfway.daemon.signal(signal.SIGHUP)
+        halfway.daemon.wait_for("SIGHUP: reloading the configuration")
+        halfway.go_on()
+        halfway.daemon.wait_for(TAKEN)
+        halfway.daemon.wait_for("ERROR .*a new process serves now")
+        halfway.check_sessions()
