@@ -21,7 +21,7 @@ import tempfile
 import time
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,32 +123,30 @@ class Flood:
         if trusted:
             source = (TRUSTED, 0)
         harmed = False
-        with suppress(OSError):  # the daemon may have closed first
+        with suppress(OSError), ExitStack() as opened:  # the daemon may have closed first
             sock = socket.create_connection(("127.0.0.1", self._port), PATIENCE, source)
-            try:
-                sock = self._do_harm(sock, chance, trusted=trusted)
-                harmed = True
-                self._leave(sock, chance)
-            finally:
-                sock.close()
+            opened.enter_context(sock)
+            sock = self._do_harm(sock, chance, opened, trusted=trusted)
+            harmed = True
+            self._leave(sock, chance)
         return harmed
 
     def _do_harm(
-        self, sock: socket.socket, chance: random.Random, *, trusted: bool
+        self, sock: socket.socket, chance: random.Random, opened: ExitStack, *, trusted: bool
     ) -> socket.socket:
         harm: Callable[..., None] = chance.choice(HARMS)
         if self._tls:
             if chance.random() < 0.2:
                 half_handshake(sock, chance)
                 return sock
-            sock = self._client.wrap_socket(sock, server_hostname="localhost")
+            sock = self._encrypted(sock, opened)
         elif chance.random() < 0.1:
             read_reply(sock)
             say(sock, HELLO, b"STARTTLS\r\n")
             if chance.random() < 0.5:
                 half_handshake(sock, chance)
                 return sock
-            sock = self._client.wrap_socket(sock, server_hostname="localhost")
+            sock = self._encrypted(sock, opened)
             say(sock, HELLO)
             harm(sock, chance)
             return sock
@@ -160,6 +158,10 @@ class Flood:
             name_a_client(sock, chance)
         harm(sock, chance)
         return sock
+
+    def _encrypted(self, sock: socket.socket, opened: ExitStack) -> socket.socket:
+        """Return the socket that takes the place of one, after the handshake."""
+        return opened.enter_context(self._client.wrap_socket(sock, server_hostname="localhost"))
 
     @staticmethod
     def _leave(sock: socket.socket, chance: random.Random) -> None:
@@ -299,8 +301,8 @@ def settled(pid: int, listening: int) -> int:
 
 def has_tarpit(port: int, client: ssl.SSLContext | None) -> bool:
     """Whether a reply can still be delayed: none of those that waited is counted for good."""
-    with socket.create_connection(("127.0.0.1", port), PATIENCE) as plain:
-        sock = plain if client is None else client.wrap_socket(plain, server_hostname="localhost")
+    sock = socket.create_connection(("127.0.0.1", port), PATIENCE)
+    with sock if client is None else client.wrap_socket(sock, server_hostname="localhost") as sock:
         read_reply(sock)
         say(sock, HELLO)
         begun = time.monotonic()
