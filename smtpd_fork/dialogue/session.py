@@ -50,7 +50,7 @@ class Session(aiosmtpd.smtp.Session):
     auth_mechanism = ""
     auth_user = ""
     tarpit: float = 0.0
-    _destination: Peer = None  # of a client that XCLIENT has named
+    _destination: Peer = None  # as XCLIENT names it, or once it was asked for
     _named = False  # whether XCLIENT has named it
     peer: SocketAddress | str  # type: ignore[assignment]  # aiosmtpd's hint is str alone
     auth_data: Any  # aiosmtpd's hint is None alone
@@ -74,9 +74,9 @@ class Session(aiosmtpd.smtp.Session):
         """
         if self._transport is None:
             return None
-        if self._destination is not None:
-            return self._destination
-        return plain_peer(self._transport.get_extra_info("sockname"))
+        if self._destination is None:
+            self._destination = plain_peer(self._transport.get_extra_info("sockname"))
+        return self._destination
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:

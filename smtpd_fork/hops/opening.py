@@ -144,12 +144,16 @@ class Opening(HopClient):
             return
         if self.state in _SILENT and self._reader.pending:
             # Behind the reply to STARTTLS it would pass for the first words under TLS.
-            self.lose("the hop said something that it was not asked for", NONSENSE)
+            self._unasked()
+
+    def _unasked(self) -> None:
+        # The words are not shown: they may have come in part.
+        self.lose("the hop said something that it was not asked for", NONSENSE)
 
     def _answer(self, reply: HopReply) -> None:
         answer = None if self._output else self.answers.get(self.state)
         if answer is None:
-            self.lose(f"the hop said, unasked: {self._shown(reply)}")
+            self._unasked()
         else:
             answer(self, reply)
 

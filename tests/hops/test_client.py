@@ -198,6 +198,7 @@ REPLIES = st.lists(st.builds("{}{}text".format, CODES, st.sampled_from(" -")), m
     st.booleans(),
 )
 @example([(["250 OK"], [3])] * 5, False, True, True)
+@example([(["250 text"] * 3, []), (["250 text"] * 4, [175])], False, True, False)
 def test_any_split_of_any_replies_gives_the_same(
     turns: list[tuple[list[str], list[int]]], lmtp: bool, pipelining: bool, content: bool
 ) -> None:
