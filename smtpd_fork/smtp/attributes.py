@@ -75,6 +75,12 @@ class Attributes(aiosmtpd.smtp.SMTP):
         return "XCLIENT" in self.connection.dialogue.may_send
 
     @property
+    def speaks_for_others(self) -> bool:
+        """Whether the client is a host that names its clients, and has not done so yet."""
+        named = getattr(self.session, "_named", False)
+        return self.may_send_xclient and not named
+
+    @property
     def may_send_xforward(self) -> bool:
         """Whether the client may send XFORWARD."""
         return "XFORWARD" in self.connection.dialogue.may_send

@@ -65,6 +65,22 @@ async def test_a_client_with_too_many_failures_is_denied_if_that_is_set(
         assert server.undeny("127.0.0.1")
 
 
+async def test_a_host_that_names_its_clients_is_not_denied_itself(
+    certificates: Certificates, users: str
+) -> None:
+    auth = Auth(users, max_failures=1, deny=60.0, require_tls="never")
+    async with serve([auth, Collect()], xclient_trust=["127.0.0.1"]) as server:
+        for words, denied in ((None, []), ("ADDR=198.51.100.7", ["198.51.100.7"])):
+            async with await Client.to(server.addresses[0]) as client:
+                await client.greet()
+                if words:
+                    await client.say(f"XCLIENT {words}")
+                    await client.say("EHLO x")
+                assert (await client.say(plain("bob", "wrong"))).code == 535
+            found = [denial.written for denial, _ in server.gate.denials.page()]
+            assert found == denied
+
+
 async def test_a_user_with_too_many_failures_is_454_to_strangers(
     certificates: Certificates, users: str
 ) -> None:

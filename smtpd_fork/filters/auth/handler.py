@@ -246,6 +246,9 @@ class Auth(Filter):
         deny = getattr(server, "deny", None)
         if deny is None or not client.key or client.number is None:
             return
+        if getattr(server, "speaks_for_others", False):
+            log.warning("auth: %s is not denied: it names its clients by XCLIENT", client.key)
+            return
         try:
             deny(client.key, DENIED_FOR, seconds=self._deny, by="auth")
         except (RuntimeError, ValueError) as error:  # no Server's session; too many denials
