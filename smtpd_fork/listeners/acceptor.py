@@ -1,8 +1,8 @@
 """Acceptor: accept(2) for all listeners of a server, behind one gate.
 
-:class:`State` says what it does with the listening sockets; only OPEN ones are watched. The gate is
-asked before accept(2), so no client is accepted that would have to be deferred. Only a gate that is
-shared with another thread can fill up in between: that client is the first to be admitted.
+The listening sockets are watched in :attr:`State.OPEN` only. The gate is asked before accept(2), so
+no client is accepted that would have to be deferred. Only a gate that is shared with another thread
+can fill up in between: that client is the first to be admitted.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from smtpd_fork.gate import Full, Gate, Ticket
 from smtpd_fork.gate.verdict import shutdown_reply
 from smtpd_fork.listeners.accepted_client import CLIENT_GONE, AcceptedClient, close
-from smtpd_fork.listeners.backlog import waiting_in
+from smtpd_fork.listeners.backlog import State, waiting_in
 from smtpd_fork.listeners.deadline_queue import DeadlineQueue
 from smtpd_fork.listeners.proxy import not_trusted
 from smtpd_fork.listeners.spare import Spare
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.probes import Probes
     from smtpd_fork.listeners.refusals import Refuser
 
-__all__ = ["Acceptor", "State"]
+__all__ = ["Acceptor"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
@@ -43,17 +42,6 @@ STARVED_SECONDS = 1.0
 """How long accept pauses when descriptors ran out."""
 DEFERRAL_SECONDS = 5.0
 """How often, at most, it is logged that clients wait."""
-
-
-class State(Enum):
-    """What becomes of the clients in the kernel's backlog; the last two are for good."""
-
-    CLOSED = "they wait there: not started yet, or no connection slot is free"
-    OPEN = "they are accepted, a bounded burst in one wake-up of a listener"
-    RESTING = "another process accepts them, on the same sockets; this one may have to again"
-    STARVED = "a spare file descriptor answered them 421; after a moment it is tried again"
-    WITHDRAWN = "another process accepts them, on the same sockets"
-    STOPPED = "they were answered 421, and the sockets are closed"
 
 
 class Acceptor:

@@ -1,8 +1,9 @@
-"""Backlog: how many clients wait in the kernel for accept(2), and how many may.
+"""Backlog: how many clients wait in the kernel for accept(2), and what becomes of them.
 
-For TCP, TCP_INFO of a listening socket tells both, in two fields that mean something else for a
-connection (tcp(7), and net/ipv4/tcp.c: ``tcpi_unacked``, ``tcpi_sacked``). For unix sockets the
-kernel is asked by netlink (sock_diag(7)). Where neither is available, the backlog is unknown.
+For TCP, TCP_INFO of a listening socket has the number and the maximum, in two fields that mean
+something else for a connection (tcp(7), and net/ipv4/tcp.c: ``tcpi_unacked``, ``tcpi_sacked``). For
+unix sockets the kernel is asked by netlink (sock_diag(7)). Where neither is available, the backlog
+is unknown.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Backlog", "backlog_of", "waiting_in"]
+__all__ = ["Backlog", "State", "backlog_of", "waiting_in"]
 
 _TCP_INFO_FIELDS = struct.Struct("=8x4x4x4x4xII")
 """struct tcp_info up to ``tcpi_sacked``: eight bytes, four numbers, and the two."""
@@ -44,6 +46,17 @@ class Backlog(NamedTuple):
 
     waiting: int
     limit: int
+
+
+class State(Enum):
+    """What becomes of the clients in the kernel's backlog; the last two are for good."""
+
+    CLOSED = "they wait there: not started yet, or no connection slot is free"
+    OPEN = "they are accepted, a bounded burst in one wake-up of a listener"
+    RESTING = "another process accepts them, on the same sockets; this one may have to again"
+    STARVED = "a spare file descriptor answered them 421; after a moment it is tried again"
+    WITHDRAWN = "another process accepts them, on the same sockets"
+    STOPPED = "they were answered 421, and the sockets are closed"
 
 
 def backlog_of(sock: socket.socket) -> Backlog | None:
