@@ -85,7 +85,7 @@ class ChildLine(Service):
     async def _watch(self) -> None:
         await self._line.ended()
         log.error("the supervisor has ended: draining")
-        self._order("drain", None)
+        self._order("leave", None)  # other processes may accept: clients that wait go on here
 
     async def serving(self) -> None:
         """Tell the supervisor, if it has asked."""

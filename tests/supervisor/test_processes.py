@@ -156,11 +156,14 @@ class Handler:
 
 
 def test_processes_whose_supervisor_was_killed_end_with_their_last_session(tmp_path: Path) -> None:
-    with Daemon(*TWO, cwd=tmp_path) as daemon:
+    with Daemon(*TWO, "--greet-pause", "1s", *CONTROL, cwd=tmp_path) as daemon:
         ours = children(daemon)
         client = daemon.smtp()
-        daemon.process.kill()
-        daemon.wait_for("the supervisor has ended: draining")
+        with socket.create_connection(("127.0.0.1", daemon.port), timeout=PATIENCE) as waiting:
+            until(lambda: ask(tmp_path, "status")["sessions"] == 2, "it is accepted")
+            daemon.process.kill()
+            daemon.wait_for("the supervisor has ended: draining")
+            assert waiting.recv(4) == b"220 "
         assert client.noop()[0] == 250
         client.quit()
         for pid in ours:
