@@ -116,7 +116,8 @@ async def test_what_is_held_is_at_most_the_budget_and_an_allowance_a_session(
         for sock in clients:
             sock.close()
         await until(lambda: not server.sessions)
-        assert server._budget.used == 0
+        # A handler that has a message in hand takes it to its end, whoever has gone.
+        await until(lambda: not server._budget.used)
 
 
 def steady(pid: int) -> list[int]:
