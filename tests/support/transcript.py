@@ -25,6 +25,8 @@ _LOOSE = (
     (r"\b(?:[0-9a-f]+-)+[0-9a-f]+\b", "ID"),
     (r"\b[0-9A-F]{10,}\b", "ID"),  # Postfix's
     (r"\bpid(?: |=|: )\d+", "pid N"),
+    (r"\bsmtpd-fork\[\d+\]", "smtpd-fork[N]"),
+    (r"\bprocess \d{2,}\b", "process N"),
     (r"\bsize=\d+", "size=N"),
     (r"\b\d+(?:\.\d+)? ?(s|ms|us|bytes|KiB|MiB|GiB)\b", r"N \1"),
     (r"(?<![\d.])\d+\.\d+(?![\d.])", "N"),
