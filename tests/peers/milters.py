@@ -44,6 +44,10 @@ def folder_of_all() -> Iterator[Path]:
     shutil.rmtree(made, ignore_errors=True)
 
 
+END_SECONDS = 10.0
+"""For the end of a program; then it is killed."""
+
+
 @contextmanager
 def running(folder: Path, address: str, command: list[str]) -> Iterator[None]:
     """Run a program in the foreground until it listens; end it afterwards."""
@@ -61,7 +65,11 @@ def running(folder: Path, address: str, command: list[str]) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(PATIENCE)
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:  # a server of Perl's Net::Server misses it at times
+            process.kill()
+            process.wait()
 
 
 def _listens(address: str) -> bool:
