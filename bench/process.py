@@ -82,7 +82,14 @@ class Process:
 
         :raises subprocess.TimeoutExpired: it has not within *patience* seconds
         """
-        return self._popen.wait(patience)
+        if self.alive:
+            # Popen.wait() looks every 50 ms: a tenth of what is measured.
+            ended = os.pidfd_open(self.pid)
+            try:
+                select.select([ended], [], [], patience)
+            finally:
+                os.close(ended)
+        return self._popen.wait(0)
 
     def end(self) -> None:
         """End it and all that descend from it."""
