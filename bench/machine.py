@@ -30,8 +30,7 @@ def describe(present: Iterable[Contender]) -> Iterator[tuple[str, str]]:
     yield "commit", _commit()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
     yield "machine", f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB of memory"
-    disk = FileSystem.of_temporary_files()
-    yield "file system of the mail", f"{disk.kind} on {disk.device}"
+    yield "file system of the mail", str(FileSystem.of_temporary_files())
     yield "kernel", f"{platform.system()} {platform.release()}"
     yield "load at the start", f"{os.getloadavg()[0]:.2f} (one minute's average)"
     optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")

@@ -92,10 +92,20 @@ class FileSystem(NamedTuple):
     @classmethod
     def of_temporary_files(cls) -> Self:
         """Return the one that temporary files are on."""
-        place = os.path.realpath(tempfile.gettempdir())
+        return cls._of(os.path.realpath(tempfile.gettempdir()))
+
+    @classmethod
+    def _of(cls, place: str) -> Self:
         found, file_system = "", cls("", "")
         for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
             device, point, kind = line.split()[:3]
             if os.path.commonpath([place, point]) == point and len(point) >= len(found):
                 found, file_system = point, cls(device, kind)
         return file_system
+
+    def __str__(self) -> str:
+        file = Path("/sys/block", Path(self.device).name, "loop", "backing_file")
+        with suppress(OSError):
+            if self._of(file.read_text(encoding="utf-8").strip()).kind == "tmpfs":
+                return f"{self.kind} on {self.device}, in memory"
+        return f"{self.kind} on {self.device}"
