@@ -73,7 +73,7 @@ class Milter(ManyAConnection):
     def how(self) -> str:
         """How it is measured."""
         return (
-            "As W2, without a milter and with each of several; the figures are the CPU time per "
+            "As W2, without a milter and with each of several; the values are the CPU time per "
             "message that the server takes more with one. The milter is a small program on uvloop "
             "that looks at all events of a message, answers each of them or the last alone (as "
             "rspamd), and adds two header fields or none; its own CPU time is not counted. The "

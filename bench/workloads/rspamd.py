@@ -39,7 +39,7 @@ class Rspamd(ManyAConnection):
     def how(self) -> str:
         """How it is measured."""
         return (
-            "As W2, without a filter and with the filter `rspamd`; the figures are the CPU time "
+            "As W2, without a filter and with the filter `rspamd`; the values are the CPU time "
             "per message that the server takes more with it. A small program on uvloop answers at "
             "once what rspamd answers about a message with 16 symbols; its own CPU time is not "
             "counted. It keeps connections open, or closes them behind each answer, as rspamd "
