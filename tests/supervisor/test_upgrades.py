@@ -26,7 +26,6 @@ from support.daemon import (
 from support.dialogue import begin_data
 from support.halfway import upgrading
 from support.manager import Manager
-from support.peers import proc
 from support.supervised import children
 from support.upgrades import TAKEN, Successors
 
@@ -97,7 +96,6 @@ def test_processes_are_replaced_one_by_one_and_the_rest_changes_hands_at_the_end
 def test_if_a_process_cannot_start_the_old_ones_accept_again_and_no_session_ends(
     tmp_path: Path, environment: dict[str, str] | None
 ) -> None:
-    proc()  # before there is anything to close
     with upgrading(tmp_path, environment=environment) as halfway:
         daemon = halfway.daemon
         halfway.fail()

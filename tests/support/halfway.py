@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from support.control import CONTROL, ask
 from support.daemon import Daemon, Process, is_alive, until, wait_until_gone
+from support.peers import proc
 from support.supervised import children
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def upgrading(
     environment: dict[str, str] | None = None,
     command: list[str] | None = None,
 ) -> Iterator[Halfway]:
+    proc()  # before there is anything to close
     (folder / "stepwise.py").write_text(STEPWISE)
     options = (*OPTIONS, *CONTROL, "--pid-file", "pid", *options)
     with Daemon(*options, cwd=folder, environment=environment, command=command) as daemon:
