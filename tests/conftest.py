@@ -45,6 +45,7 @@ class DebugLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self.set_debug(True)
+        self.slow_callback_duration = 60  # it logs what takes longer: that depends on the machine
 
 
 def pytest_asyncio_loop_factories(

@@ -38,6 +38,7 @@ class Elsewhere:
         """Return whether another process has a slot; asked when this one is full."""
         if not self._told:
             self._told = True
+            self._free = True  # what the supervisor said before may no longer be so; it answers
             self._line.tell("full", True)
             self._gate.when_room(self._on_free_slot)
         return self._free

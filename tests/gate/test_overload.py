@@ -29,7 +29,6 @@ class Blocks(Discard):
         return "250 mx"
 
 
-@pytest.mark.filterwarnings("ignore:Executing")
 async def test_while_the_loop_is_late_nobody_comes_in_but_exempt_clients(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

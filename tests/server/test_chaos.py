@@ -140,7 +140,6 @@ async def test_after_thousands_of_bad_clients_every_count_is_zero(
 ) -> None:
     chance = random.Random(SEED)
     handler = Jumpy(chance)
-    asyncio.get_running_loop().slow_callback_duration = 60  # debug mode would log, and slowly
     options: dict[str, Any] = {
         "listen": ["127.0.0.1:0", "[::1]:0"],
         "tls_context": certificates.server,

@@ -41,17 +41,19 @@ def locked_by_another_process(path: Path) -> Iterator[None]:
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"locked\n"
-        yield
         assert holder.stdin is not None
-        holder.stdin.close()
+        with holder.stdin:
+            yield
 
 
 @contextmanager
 def with_a_lock_file(path: Path, text: str | None = None) -> Iterator[None]:
     lock = path.with_name(f"{path.name}.lock")
     lock.write_text(f"{os.getpid()}\n" if text is None else text)
-    yield
-    lock.unlink()
+    try:
+        yield
+    finally:
+        lock.unlink()
 
 
 @pytest.mark.parametrize("held", [locked_by_another_process, with_a_lock_file])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_fork.supervisor.elsewhere import FullProcesses
+from smtpd_fork.supervisor.elsewhere import Elsewhere, FullProcesses
 
 
 class Told:
@@ -53,3 +54,21 @@ def test_all_know_whether_a_process_that_accepts_has_a_free_slot(some: list[Any]
         tell()
     expected = any(f and a for f, a in zip(free, accept, strict=True))
     assert {process.words.get("elsewhere", True) for process in processes} == {expected}
+
+
+def test_a_process_that_is_full_again_leaves_clients_until_the_supervisor_has_answered_again() -> (
+    None
+):
+    line, server = Mock(), Mock()
+    elsewhere = Elsewhere(line, server)
+    (slot_elsewhere,) = server.leave_clients.call_args.args
+    for _ in range(2):
+        assert slot_elsewhere()
+        line.tell.assert_called_once_with("full", True)
+        elsewhere.changed(free=False)
+        assert not slot_elsewhere()
+        line.tell.reset_mock()
+        (on_free_slot,) = server.gate.when_room.call_args.args
+        on_free_slot()
+        line.tell.assert_called_once_with("full", False)
+        line.tell.reset_mock()

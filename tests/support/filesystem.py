@@ -22,8 +22,10 @@ def small_file_system(place: Path, size: str) -> Iterator[Path]:
     options = ["-t", "tmpfs", "-o", f"size={size}", "none"]
     if subprocess.run([mount, *options, place], capture_output=True, check=False).returncode:
         cannot("no right to mount")
-    yield place
-    subprocess.run([umount, place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run([umount, place], check=True)
 
 
 def remount(place: Path, mode: str) -> None:
