@@ -131,7 +131,7 @@ class Shared:
     tarpit: Tarpit = field(default_factory=Tarpit)
     deny: Callable[..., object] | None = None  # refuses new clients of a network
     is_exempt: Callable[[Peer], bool] | None = None  # whether a client is one of --exempt
-    share_auth_failure: Callable[..., Any] | None = None  # counts a failed AUTH at all nodes
+    share_auth_attempt: Callable[..., Any] | None = None  # tells all nodes of an AUTH
     trusted: Mapping[str, TrustedHosts] = field(default_factory=dict)  # who may send XCLIENT, ..
 
     def __post_init__(self) -> None:

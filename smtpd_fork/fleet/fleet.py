@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import msgspec
 
-from smtpd_fork.fleet.auth_failures import tell_auth_failure
+from smtpd_fork.fleet.auth_attempts import tell_auth_attempt
 from smtpd_fork.fleet.denials import FleetDenials
 from smtpd_fork.fleet.episodes import Episodes, State
 from smtpd_fork.fleet.figures import Counts
@@ -31,6 +31,7 @@ from smtpd_fork.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from smtpd_fork.fleet.auth_attempts import AuthCount
     from smtpd_fork.fleet.link import Link
     from smtpd_fork.gate import Gate, Ticket
     from smtpd_fork.gate.rules.fleet import FleetCheck
@@ -204,19 +205,19 @@ class Fleet:
         else:
             self._messenger.call(self.node.forget, question)
 
-    async def share_auth_failure(
-        self, client: str, guess: bytes, most: int, seconds: float, key: bytes
+    async def share_auth_attempt(
+        self, count: AuthCount, name: bytes, attempt: bytes, key: bytes
     ) -> tuple[bytes, dict[bytes, float]]:
-        """Tell all nodes that a client has failed to authenticate; see :func:`tell_auth_failure`.
+        """Tell all nodes of an attempt to authenticate; see :func:`tell_auth_attempt`.
 
-        :returns: their key, and its guesses at all nodes; *key*, and none, if the fleet has no
-            answer in time
+        :returns: their key, and the attempts of the name at all nodes; *key*, and none, if the
+            fleet has no answer in time
         """
         # A server in another thread, that shares the gate, counts by itself.
         if self.state is State.UP and self._messenger.is_here:
             with contextlib.suppress(FleetError, TimeoutError):
                 async with asyncio.timeout(self._messenger.patience.timeout):
-                    return await tell_auth_failure(self._link, client, guess, most, seconds, key)
+                    return await tell_auth_attempt(self._link, count, name, attempt, key)
         return key, {}
 
     def _let_in(self) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from smtpd_fork.fleet.auth_failure_ledger import AuthFailureLedger, AuthFailureState
-from smtpd_fork.fleet.auth_failures import AuthFailure
+from smtpd_fork.fleet.auth_attempt_ledger import AuthAttemptLedger, AuthAttemptState
+from smtpd_fork.fleet.auth_attempts import AuthAttempt
 from smtpd_fork.fleet.denial_ledger import DenialLedger, DenialState
 from smtpd_fork.fleet.denial_message import Changes, DenialAnswer
 from smtpd_fork.fleet.sync import Answer
@@ -50,7 +50,7 @@ class _State(msgspec.Struct, array_like=True, frozen=True):
     due: dict[str, int]
     waiting: set[str]
     denials: DenialState
-    failures: AuthFailureState
+    attempts: AuthAttemptState
 
 
 class Ledger:
@@ -66,14 +66,14 @@ class Ledger:
         self._due: dict[str, int] = {}
         self._waiting: set[str] = set()
         self._denials = DenialLedger()
-        self._failures = AuthFailureLedger()
+        self._attempts = AuthAttemptLedger()
         self.hints: list[str] = []
 
     def snapshot(self) -> bytes:
         """Return all that it has, for :meth:`of_snapshot`."""
         state = _State(
             *(self._nodes, self._due, self._waiting),
-            *(self._denials.state(), self._failures.state()),
+            *(self._denials.state(), self._attempts.state()),
         )
         return msgspec.msgpack.encode(state)
 
@@ -84,7 +84,7 @@ class Ledger:
         found = cls()
         found._nodes, found._due, found._waiting = state.nodes, state.due, state.waiting
         found._denials = DenialLedger.of_state(state.denials)
-        found._failures = AuthFailureLedger.of_state(state.failures)
+        found._attempts = AuthAttemptLedger.of_state(state.attempts)
         for node in state.nodes.values():
             for key, count in node.counts.items():
                 found._counts[key] = found._counts.get(key, 0) + count
@@ -153,9 +153,9 @@ class Ledger:
             answer, changed = self._denials.exchange(changes, now // 1000)
             self.hints = ["denials"] if changed else []
             return answer
-        if question == "auth_failures":
-            failure = msgspec.msgpack.decode(message, type=AuthFailure)
-            return self._failures.count(keys, failure, now // 1000)
+        if question == "auth_attempts":
+            attempt = msgspec.msgpack.decode(message, type=AuthAttempt)
+            return self._attempts.count(keys, attempt, now // 1000)
         assert question == "view", question
         after, rates = msgspec.msgpack.decode(message, type=tuple[int, list[bool]])
         return self._view(keys, after, rates, now)

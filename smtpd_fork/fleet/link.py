@@ -38,7 +38,7 @@ class Link(Protocol):
         """Ask beside the call under way, which is not disturbed; return the bytes of the answer.
 
         :param question: ``view`` (see ``view.py``), ``denials`` (see ``denial_message.py``) or
-            ``auth_failures`` (see ``auth_failures.py``)
+            ``auth_attempts`` (see ``auth_attempts.py``)
         :param keys: those that are asked about, without the prefix of the fleet
         :raises FleetError: the answer is an error, or none came within some seconds
         """

@@ -33,7 +33,7 @@ SCRIPT = files("smtpd_fork.fleet").joinpath("sync.lua").read_text()
 
 QUESTIONS = {
     name: files("smtpd_fork.fleet").joinpath(f"{name}.lua").read_text()
-    for name in ("view", "denials", "auth_failures")
+    for name in ("view", "denials", "auth_attempts")
 }
 """The scripts of :meth:`RedisLink.ask`."""
 

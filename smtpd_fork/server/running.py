@@ -140,7 +140,7 @@ class Running:
             options=self._session_options,
             deny=partial(self._gate.denials.add, automatic=True),
             is_exempt=self._gate.is_exempt,
-            share_auth_failure=None if self._fleet is None else self._fleet.share_auth_failure,
+            share_auth_attempt=None if self._fleet is None else self._fleet.share_auth_attempt,
             tarpit=self._tarpit,
             trusted=settings.trusted,
         )

@@ -122,7 +122,7 @@ class SessionFactory:
     :param options: keywords for it, which win over the settings
     :param deny: refuses new clients of a network
     :param is_exempt: whether a client is one of ``--exempt``
-    :param share_auth_failure: counts a failed AUTH at all nodes; None: there is no fleet
+    :param share_auth_attempt: tells all nodes of an AUTH; None: there is no fleet
     :param tarpit: says whose replies are delayed
     :param trusted: who may send XCLIENT and XFORWARD
     """
@@ -141,12 +141,12 @@ class SessionFactory:
         options: Mapping[str, Any],
         deny: Callable[..., object],
         is_exempt: Callable[[Peer], bool],
-        share_auth_failure: Callable[..., Any] | None,
+        share_auth_attempt: Callable[..., Any] | None,
         tarpit: Tarpit,
         trusted: Mapping[str, TrustedHosts],
     ) -> None:
         self._deny, self._is_exempt, self._tarpit = deny, is_exempt, tarpit
-        self._share_auth_failure, self._trusted = share_auth_failure, trusted
+        self._share_auth_attempt, self._trusted = share_auth_attempt, trusted
         self._config = config
         self._chain = chain
         self._tls = tls
@@ -212,7 +212,7 @@ class SessionFactory:
         connection = session.connection
         shared = self._shared[address.scheme] = connection.shared  # the first one's serves all
         shared.deny, shared.is_exempt = self._deny, self._is_exempt
-        shared.tarpit, shared.share_auth_failure = self._tarpit, self._share_auth_failure
+        shared.tarpit, shared.share_auth_attempt = self._tarpit, self._share_auth_attempt
         if self._trusted and not shared.trusted:
             shared.trust(self._trusted)
         if self._class.__init__ is SMTP.__init__:

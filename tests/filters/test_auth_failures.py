@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.server import until
 
-from smtpd_fork.filters.auth import failures
-from smtpd_fork.filters.auth.failures import Failures
+from smtpd_fork.filters.auth import attempts
+from smtpd_fork.filters.auth.attempts import Attempts
+from smtpd_fork.filters.auth.failures import LOGIN_SECONDS, LOGIN_TOLD_SECONDS, Failures
 from smtpd_fork.filters.auth.outcome import (
     TOO_MANY_FAILURES,
     USER_HAS_TOO_MANY,
@@ -20,6 +21,8 @@ from smtpd_fork.filters.auth.outcome import (
 
 if TYPE_CHECKING:
     import pytest
+
+    from smtpd_fork.fleet.auth_attempts import AuthCount
 
 ANY = 1000
 
@@ -48,7 +51,8 @@ def test_a_client_cannot_choose_guesses_that_count_as_one() -> None:
     client, seen = "192.0.2.1", dict[bytes, bytes]()
     for number in range(10_000):
         guess = b"PLAIN\n\0bob\0%d" % number
-        digest = blake2b(client.encode() + b"\n" + guess, digest_size=2).digest()
+        text = b"%d:%b\n%b" % (len(client), client.encode(), guess)
+        digest = blake2b(text, digest_size=2).digest()
         if digest in seen:
             break
         seen[digest] = guess
@@ -57,42 +61,72 @@ def test_a_client_cannot_choose_guesses_that_count_as_one() -> None:
     assert made.failed(client, "bob", guess)
 
 
-async def test_nodes_hash_guesses_with_the_key_of_the_one_that_told_first() -> None:
-    told: list[bytes] = []
+class Fleet:
+    """The counts of other nodes."""
+
     key = bytes(range(16))
 
-    async def share(_: str, guess: bytes, most: int, seconds: float, own: bytes) -> Any:
-        told.append(guess)
-        return (key, {}) if own != key else (key, {guess: seconds, b"xy": seconds})
+    def __init__(self) -> None:
+        self.told: list[tuple[str, bytes, bytes]] = []
 
-    made, there = counts(of_client=3)[0], counts(of_client=3)[0]
+    async def share(self, count: AuthCount, name: bytes, attempt: bytes, key: bytes) -> Any:
+        await asyncio.sleep(0)
+        if key != self.key:
+            return self.key, {}
+        if attempt:
+            self.told.append((count.kind, name, attempt))
+        known = {each[2] for each in self.told if each[:2] == (count.kind, name)}
+        return key, dict.fromkeys(known, count.seconds)
+
+
+async def test_nodes_hash_guesses_and_names_with_the_key_of_the_one_that_told_first() -> None:
+    fleet = Fleet()
+    made, there = counts(2, 4)[0], counts(2, 4)[0]
     for each in (made, there):
         assert not each.failed("192.0.2.1", "bob", b"guess")
-        assert not await each.share("192.0.2.1", b"guess", share)
-    assert len(told) == 4
-    assert told[1] == told[3]
+        assert not await each.share("192.0.2.1", "bob", b"guess", fleet.share)
+    assert sorted(kind for kind, *_ in fleet.told) == ["client", "client", "user", "user"]
+    assert len(set(fleet.told)) == 2
     assert await refused(made) == ""
     assert made.failed("192.0.2.1", "bob", b"another"), "the guess is counted once"
 
 
 async def test_sessions_that_learn_the_key_at_once_have_each_guess_counted() -> None:
-    told: list[bytes] = []
-    key = bytes(range(16))
-
-    async def share(_: str, guess: bytes, most: int, seconds: float, own: bytes) -> Any:
-        await asyncio.sleep(0)
-        if own == key:
-            told.append(guess)
-        return key, dict.fromkeys(told, seconds)
-
+    fleet = Fleet()
     made, _ = counts(of_client=3)
     guesses = [b"1", b"2"]
     for guess in guesses:
-        assert not made.failed("192.0.2.1", "bob", guess)
-    await asyncio.gather(*(made.share("192.0.2.1", guess, share) for guess in guesses))
-    assert len(told) == 2
+        assert not made.failed("192.0.2.1", "", guess)
+    await asyncio.gather(*(made.share("192.0.2.1", "", each, fleet.share) for each in guesses))
+    assert len(fleet.told) == 2
     assert await refused(made) == ""
-    assert made.failed("192.0.2.1", "bob", b"3")
+    assert made.failed("192.0.2.1", "", b"3")
+
+
+async def test_a_user_with_too_many_failures_at_all_nodes_is_refused_to_strangers_alone() -> None:
+    fleet = Fleet()
+    here, there = counts(0, 2)[0], counts(0, 2)[0]
+    await there.succeeded("192.0.2.1", "bob", fleet.share)
+    for number, each in enumerate((there, here)):
+        client, guess = f"198.51.100.{number}", b"%d" % number
+        each.failed(client, "bob", guess)
+        await each.share(client, "bob", guess, fleet.share)
+    for client, reply in {"192.0.2.7": USER_HAS_TOO_MANY, "192.0.2.1": ""}.items():
+        await here.ask_for_login(client, "bob", fleet.share)
+        assert await refused(here, client) == reply
+
+
+async def test_nodes_are_told_of_a_log_in_once_a_day_and_of_none_without_a_limit() -> None:
+    fleet = Fleet()
+    made, clock = counts(0, 2)
+    for _ in range(3):
+        await made.succeeded("192.0.2.1", "bob", fleet.share)
+    assert len(fleet.told) == 1
+    clock.now += LOGIN_TOLD_SECONDS
+    await made.succeeded("192.0.2.1", "bob", fleet.share)
+    assert len(fleet.told) == 2
+    await counts(0, 0)[0].succeeded("192.0.2.1", "bob", fleet.share)
+    assert len(fleet.told) == 2
 
 
 async def test_a_client_is_refused_after_its_failures_and_until_they_are_old() -> None:
@@ -121,7 +155,7 @@ async def test_the_same_credentials_again_are_no_other_guess() -> None:
 
 async def test_a_user_is_refused_to_clients_that_never_were_this_user() -> None:
     made, clock = counts(0, 2)
-    made.succeeded("192.0.2.1", "bob")
+    await made.succeeded("192.0.2.1", "bob", None)
     made.failed("198.51.100.1", "bob", b"1")
     made.failed("198.51.100.2", "bob", b"2")
     assert await refused(made, "192.0.2.7") == USER_HAS_TOO_MANY
@@ -130,6 +164,10 @@ async def test_a_user_is_refused_to_clients_that_never_were_this_user() -> None:
     assert await refused(made, "192.0.2.7", "") == ""
     clock.now += 61
     assert await refused(made, "192.0.2.7") == ""
+    clock.now += LOGIN_SECONDS
+    made.failed("198.51.100.1", "bob", b"1")
+    made.failed("198.51.100.2", "bob", b"2")
+    assert await refused(made, "192.0.2.1") == USER_HAS_TOO_MANY
 
 
 async def test_0_is_no_limit_and_a_client_without_a_key_is_not_counted() -> None:
@@ -212,22 +250,29 @@ async def test_a_turn_that_was_given_to_one_who_left_is_given_to_the_next() -> N
 async def test_memory_is_bounded_and_the_oldest_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(failures, "MOST_COUNTED", 5)
+    monkeypatch.setattr(attempts, "MOST_NAMES", 5)
     made, _ = counts(1, 1)
     for number in range(50):
         made.failed(f"192.0.2.{number}", f"user{number}", b"x")
-        made.succeeded(f"192.0.2.{number}", f"user{number}")
-    assert (len(made._clients), len(made._users), len(made._known)) == (5, 5, 5)
+        await made.succeeded(f"192.0.2.{number}", f"user{number}", None)
+    assert [len(each) for each in kept(made)] == [5, 5, 5]
     assert await refused(made, "192.0.2.0", "") == ""
     assert await refused(made, "192.0.2.49", "") == TOO_MANY_FAILURES
 
 
-def test_of_what_was_guessed_nothing_is_kept() -> None:
-    made, _ = counts(3, 3)
-    made.failed("192.0.2.1", "bob@example.com", b"\0bob@example.com\0open sesame")
-    kept = repr(vars(made))
-    assert "bob" not in kept
-    assert "sesame" not in kept
+def kept(made: Failures) -> list[Attempts]:
+    return [each for each in vars(made).values() if isinstance(each, Attempts)]
+
+
+async def test_neither_names_nor_what_was_guessed_are_kept_or_told() -> None:
+    made, fleet = counts(3, 3)[0], Fleet()
+    client, user, guess = "192.0.2.1", "bob@example.com", b"\0bob@example.com\0open sesame"
+    made.failed(client, user, guess)
+    await made.share(client, user, guess, fleet.share)
+    await made.succeeded(client, user, fleet.share)
+    seen = repr([vars(each) for each in kept(made)]) + repr(fleet.told)
+    for word in (client, "bob", "sesame"):
+        assert word not in seen
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 40)), max_size=60))

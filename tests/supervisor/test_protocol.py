@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import msgspec
 
-from smtpd_fork.fleet.auth_failures import AuthFailure
+from smtpd_fork.fleet.auth_attempts import AuthAttempt
 from smtpd_fork.fleet.denial_message import Changes, DenialAnswer, Found, Told
 from smtpd_fork.fleet.figures import Figures
 from smtpd_fork.fleet.ledger import Ledger
@@ -19,7 +19,7 @@ from smtpd_fork.supervisor.other_supervisor import PROTOCOL
 
 STRUCTURES = (
     Answer,
-    AuthFailure,
+    AuthAttempt,
     Changes,
     DenialAnswer,
     Figures,
@@ -35,7 +35,7 @@ DATACLASSES = (Entry, Snapshot)
 EXCHANGED = {
     1: """\
 Answer: fresh nodes slots sessions waiting denials verdicts
-AuthFailure: guess most period key
+AuthAttempt: attempt most period key
 Changes: after born goes_on add remove
 DenialAnswer: version born whole more last full page
 Figures: state nodes sessions limit slots free round_trip down_since down reason outcomes episodes

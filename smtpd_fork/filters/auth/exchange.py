@@ -16,6 +16,7 @@ from smtpd_fork.smtp.hooks import in_time
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Sequence
 
+    from smtpd_fork.filters.auth.attempts import Share
     from smtpd_fork.filters.auth.failures import Failures
     from smtpd_fork.filters.auth.outcome import Outcome
     from smtpd_fork.hops.peer_status import PeerStatus
@@ -103,8 +104,17 @@ class Exchange:
 
         :raises RefusedError: the client, or the user, has failed too often
         """
-        async with self._failures.attempt(self.client, user_key(self.user), at_once=at_once):
+        user = user_key(self.user)
+        if self._share is not None:
+            await self.in_time(self._failures.ask_for_login(self.client, user, self._share))
+        async with self._failures.attempt(self.client, user, at_once=at_once):
             yield
+
+    @property
+    def _share(self) -> Share | None:
+        """What tells all processes and nodes; None: there are none."""
+        connection = getattr(self.server, "connection", None)  # None under aiosmtpd
+        return None if connection is None else connection.shared.share_auth_attempt
 
     def failed(self) -> None:
         """Count the attempt as a guess, within :meth:`attempt`."""
@@ -114,15 +124,14 @@ class Exchange:
 
     async def share_failure(self) -> None:
         """Have all processes and nodes count the guess, if it was one."""
-        connection = getattr(self.server, "connection", None)  # None under aiosmtpd
-        share = None if connection is None else connection.shared.share_auth_failure
-        if share is not None and self._guess:
-            sharing = self._failures.share(self.client, self._guess, share)
+        if self._share is not None and self._guess:
+            user = user_key(self.user)
+            sharing = self._failures.share(self.client, user, self._guess, self._share)
             self.limit_reached |= await self.in_time(sharing)
 
-    def succeeded(self, user: str) -> None:
+    async def succeeded(self, user: str) -> None:
         """Take note of who has authenticated."""
-        self._failures.succeeded(self.client, user_key(user))
+        await self.in_time(self._failures.succeeded(self.client, user_key(user), self._share))
 
 
 def _guess_of(mechanism: str, responses: Sequence[bytes]) -> bytes:

@@ -3,50 +3,39 @@
 A failure is a guess at a password. The same credentials again are no other guess: a telephone with
 an old password does not shut out all others behind its address. A client is counted by its IPv4
 address or its /64 (IPv6). While an attempt goes on it counts as a failure, so that many sessions at
-once guess no more often than one. The processes and nodes of a fleet count a client together.
+once guess no more often than one.
 
 A user is counted as well, for guesses that come from many clients. Then only clients that have
 authenticated as this user before go on; else a stranger could lock out everybody whose name is
 known. Users who do not exist count alike: which names there are does not show.
+
+The processes and nodes of a fleet count all of this together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import sys
-from collections import OrderedDict, deque
+from collections import deque
 from contextlib import asynccontextmanager
-from hashlib import blake2b
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING
 
+from smtpd_fork.filters.auth.attempts import Attempts
 from smtpd_fork.filters.auth.outcome import TOO_MANY_FAILURES, USER_HAS_TOO_MANY, RefusedError
+from smtpd_fork.fleet.auth_attempts import AuthCount
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable
+
+    from smtpd_fork.filters.auth.attempts import Share
 
 __all__ = ["Failures"]
 
-MOST_COUNTED = 10_000
-"""Clients with failures, users with failures, and pairs of both that are known: each.
+LOGIN_SECONDS = 30 * 86_400.0
+"""For which a client is known that has authenticated as a user."""
 
-Ten failures take about 1 KiB; the one that failed longest ago is forgotten."""
-
-GUESS_BYTES = 2
-"""Of the hash of a client's guess, which other nodes learn: too few to find out a password by. The
-hash has a key that no client knows: it could choose guesses with one hash, which count as one."""
-
-T = TypeVar("T")
-
-Share: TypeAlias = (
-    "Callable[[str, bytes, int, float, bytes], Awaitable[tuple[bytes, Mapping[bytes, float]]]]"
-)
-"""Tells all nodes of a client's guess, the limit, the seconds that it counts, and the key of its
-hash; returns the key of all nodes, and if it is that one, their guesses with the seconds that each
-counts yet."""
-
-Guesses: TypeAlias = dict[bytes, float]
-"""What was guessed, and when last."""
+LOGIN_TOLD_SECONDS = 86_400.0
+"""After which it is counted again, and told to all nodes: not with each session."""
 
 
 class _Turns:
@@ -91,16 +80,12 @@ class Failures:
     def __init__(
         self, of_client: int, of_user: int, seconds: float, clock: Callable[[], float]
     ) -> None:
-        self._of_client = of_client
-        self._of_user = of_user
-        self._seconds = seconds
+        self._limits_clients, self._limits_users = of_client > 0, of_user > 0
         self._clock = clock
-        self._clients: OrderedDict[bytes, Guesses] = OrderedDict()
-        self._users: OrderedDict[bytes, Guesses] = OrderedDict()
-        self._known: OrderedDict[bytes, None] = OrderedDict()
-        self._turns: dict[bytes, _Turns] = {}
-        self._key = secrets.token_bytes(16)
-        self._guess_key = secrets.token_bytes(16)  # that of all nodes, once it is known
+        self._clients = Attempts(AuthCount("client", of_client, seconds), clock)
+        self._users = Attempts(AuthCount("user", of_user, seconds), clock)
+        self._logins = Attempts(AuthCount("login", 1, LOGIN_SECONDS), clock)
+        self._turns: dict[str, _Turns] = {}
 
     @asynccontextmanager
     async def attempt(self, client: str, user: str, *, at_once: int) -> AsyncIterator[None]:
@@ -111,14 +96,14 @@ class Failures:
         :param at_once: attempts of one client that may go on at once
         :raises RefusedError: it has failed too often, or the user has
         """
-        self._check_user(client, user)
+        if self._is_stranger(client, user):
+            raise RefusedError(USER_HAS_TOO_MANY, "too many failures of the user")
         if not client:
             yield
             return
-        key = self._digest(client)
-        turns = self._turns.setdefault(key, _Turns())
+        turns = self._turns.setdefault(client, _Turns())
         try:
-            while turns.running >= min(at_once, self._left(key)):
+            while turns.running >= min(at_once, self._left(client)):
                 await turns.wait()
             turns.running += 1
             try:
@@ -128,26 +113,30 @@ class Failures:
         finally:
             turns.wake()
             if not (turns.running or turns.waiters):
-                self._turns.pop(key, None)
+                self._turns.pop(client, None)
 
-    def _left(self, client: bytes) -> int:
+    def _left(self, client: str) -> int:
         """Return how often the client may fail yet.
 
         :raises RefusedError: never again
         """
-        if not self._of_client:
+        if not self._limits_clients:
             return sys.maxsize
-        left = self._of_client - len(self._guesses(self._clients, client))
+        left = self._clients.left(client.encode())
         if left <= 0:
             raise RefusedError(TOO_MANY_FAILURES, "too many failures of the client")
         return left
 
-    def _check_user(self, client: str, user: str) -> None:
-        if not (self._of_user and user):
-            return
-        failures = len(self._guesses(self._users, self._digest(user)))
-        if failures >= self._of_user and self._digest(client, user) not in self._known:
-            raise RefusedError(USER_HAS_TOO_MANY, "too many failures of the user")
+    def _is_stranger(self, client: str, user: str) -> bool:
+        """Whether the user has failed too often, and the client never was this user."""
+        if not (self._limits_users and user) or self._users.left(_octets(user)) > 0:
+            return False
+        return not self._logins.of(_login(client, user))
+
+    async def ask_for_login(self, client: str, user: str, share: Share) -> None:
+        """Ask all nodes for a log-in of the client, if that decides whether it may go on."""
+        if self._is_stranger(client, user):
+            await self._logins.ask(_login(client, user), share)
 
     def failed(self, client: str, user: str, credentials: bytes) -> bool:
         """Count a guess.
@@ -156,80 +145,38 @@ class Failures:
         :returns: whether the client has reached its limit with it
         """
         if user:
-            guess = self._digest(credentials)
-            self._count(self._users, self._digest(user), guess, self._of_user)
-        return bool(client) and self._count(
-            *(self._clients, self._digest(client)),
-            *(self._guess(client, credentials, self._guess_key), self._of_client),
-        )
+            self._users.add(_octets(user), credentials)
+        return bool(client) and self._clients.add(client.encode(), credentials)
 
-    async def share(self, client: str, credentials: bytes, share: Share) -> bool:
+    async def share(self, client: str, user: str, credentials: bytes, share: Share) -> bool:
         """Have all nodes count a guess that was counted here, and count those at other nodes.
 
         :returns: whether the client has reached its limit with them
         """
-        most = self._of_client
-        if not (client and most):
-            return False
-        own = self._guess_key
-        guess = self._guess(client, credentials, own)
-        ours, found = await share(client, guess, most, self._seconds, own)
-        if ours != own:  # nothing was counted; another session may have learned the key meanwhile
-            self._guess_key = ours
-            again = self._guess(client, credentials, ours)
-            self._rename(client, guess, again)
-            ours, found = await share(client, again, most, self._seconds, ours)
-        guesses = self._guesses(self._clients, key := self._digest(client))
-        before, since = len(guesses), self._clock() - self._seconds
-        for guess, left in found.items():
-            guesses[guess] = max(since + left, guesses.get(guess, since))
-        _put(self._clients, key, guesses)
-        return before < most <= len(guesses)
+        of_client = None
+        async with asyncio.TaskGroup() as group:
+            if client and self._limits_clients:
+                sharing = self._clients.share(client.encode(), credentials, share)
+                of_client = group.create_task(sharing)
+            if user and self._limits_users:
+                group.create_task(self._users.share(_octets(user), credentials, share))
+        return of_client is not None and of_client.result()
 
-    def _rename(self, client: str, guess: bytes, name: bytes) -> None:
-        """Have a guess be counted by another name; nothing if it is not counted."""
-        guesses = self._clients.get(self._digest(client), {})
-        if guess in guesses:
-            guesses[name] = guesses.pop(guess)
-
-    @staticmethod
-    def _guess(client: str, credentials: bytes, key: bytes) -> bytes:
-        """Return what stands for a guess of a client, the same at all nodes."""
-        text = client.encode() + b"\n" + credentials
-        return blake2b(text, key=key, digest_size=GUESS_BYTES).digest()
-
-    def _count(
-        self, table: OrderedDict[bytes, Guesses], key: bytes, guess: bytes, most: int
-    ) -> bool:
-        """Return whether the guess is the last that is allowed."""
-        guesses = self._guesses(table, key)
-        before = len(guesses)
-        if before < most:
-            guesses[guess] = self._clock()
-            _put(table, key, guesses)
-        return before < most == len(guesses)
-
-    def _guesses(self, table: OrderedDict[bytes, Guesses], key: bytes) -> Guesses:
-        """Return the guesses that count now."""
-        since = self._clock() - self._seconds
-        return {guess: at for guess, at in table.get(key, {}).items() if at > since}
-
-    def succeeded(self, client: str, user: str) -> None:
-        """Take note that a client has authenticated as a user."""
-        _put(self._known, self._digest(client, user), None)
-
-    def _digest(self, *parts: str | bytes) -> bytes:
-        """Return what stands for *parts* here: a dump of the memory shows nobody's password."""
-        made = blake2b(key=self._key, digest_size=8)
-        for part in parts:
-            octets = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
-            made.update(b"%d:" % len(octets) + octets)
-        return made.digest()
+    async def succeeded(self, client: str, user: str, share: Share | None) -> None:
+        """Take note that a client has authenticated as a user, here and at all nodes."""
+        login = _login(client, user)
+        last = max(self._logins.of(login).values(), default=None)
+        if last is not None and self._clock() - last < LOGIN_TOLD_SECONDS:
+            return
+        self._logins.add(login, b"")
+        if share is not None and self._limits_users:
+            await self._logins.share(login, b"", share)
 
 
-def _put(table: OrderedDict[bytes, T], key: bytes, value: T) -> None:
-    """Put in a value as the newest, and forget the oldest if there are too many."""
-    table[key] = value
-    table.move_to_end(key)
-    if len(table) > MOST_COUNTED:
-        table.popitem(last=False)
+def _octets(user: str) -> bytes:
+    return user.encode("utf-8", "surrogateescape")
+
+
+def _login(client: str, user: str) -> bytes:
+    """Return the name of a client as a user; no address has a line feed."""
+    return client.encode() + b"\n" + _octets(user)

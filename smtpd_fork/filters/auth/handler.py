@@ -215,7 +215,7 @@ class Auth(Filter):
         if exchange.limit_reached and self._deny:
             self._deny_client(server, client)
         if outcome.user:
-            exchange.succeeded(outcome.user)
+            await exchange.succeeded(outcome.user)
             self._note(exchange, logging.INFO, "authenticated", f"mechanism={exchange.mechanism}")
             data = outcome.user if outcome.data is None else outcome.data
             return AuthResult(success=True, auth_data=data)

@@ -1,4 +1,4 @@
-"""Failed attempts to authenticate are counted over all nodes, for a time."""
+"""Attempts to authenticate are counted over all nodes, for a time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ from support.redis_server import RedisServer
 
 from smtpd_fork.filters import Auth
 from smtpd_fork.fleet import State
-from smtpd_fork.fleet.auth_failure_ledger import MOST_CLIENTS, AuthFailureLedger, AuthFailureState
-from smtpd_fork.fleet.auth_failures import MOST_GUESSES, AuthFailure, tell_auth_failure
+from smtpd_fork.fleet.auth_attempt_ledger import MOST_NAMES, AuthAttemptLedger, AuthAttemptState
+from smtpd_fork.fleet.auth_attempts import (
+    MOST_ATTEMPTS,
+    AuthAttempt,
+    AuthCount,
+    tell_auth_attempt,
+)
 from smtpd_fork.fleet.redis_link import QUESTIONS
 from smtpd_fork.fleet.sync import FleetError, Keys
 
@@ -31,11 +36,13 @@ if TYPE_CHECKING:
 prefixes = count(1)
 
 KEY, ANOTHER = bytes(range(16)), bytes(range(1, 17))
-"""Of the hash of guesses."""
+"""Of the hash of attempts."""
+
+COUNT = AuthCount("client", 3, 60)
 
 
-def failure_of(guess: str, most: int, period: int, key: bytes = KEY) -> AuthFailure:
-    return AuthFailure(guess, most, period, key.hex())
+def attempt_of(guess: str, most: int, period: int, key: bytes = KEY) -> AuthAttempt:
+    return AuthAttempt(guess, most, period, key.hex())
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +112,46 @@ async def test_a_node_without_its_fleet_counts_alone(redis: RedisServer) -> None
         assert await attempt(there, RIGHT) == 235
 
 
+async def test_a_user_has_no_more_attempts_at_all_nodes_than_at_one(redis: RedisServer) -> None:
+    make = limited(max_failures=0, max_user_failures=3)
+    async with nodes(2, f"unix:{redis.path}", handler=make) as (here, there):
+        assert await attempt(there, RIGHT, "127.0.0.9") == 235
+        for number, server in enumerate((here, there, here)):
+            assert await attempt(server, wrong(number), f"127.0.0.{number + 2}") == 535
+        assert await attempt(here, RIGHT) == 454
+        assert await attempt(there, wrong(3)) == 535, "it learns of the others with this one"
+        assert await attempt(there, RIGHT) == 454
+        assert await attempt(here, plain("carol", "guess")) == 535
+        for server in (here, there):
+            assert await attempt(server, RIGHT, "127.0.0.9") == 235, "it was this user at one node"
+
+
+async def test_a_node_without_its_fleet_counts_the_failures_of_a_user_alone(
+    redis: RedisServer,
+) -> None:
+    make = limited(max_failures=0, max_user_failures=2)
+    async with nodes(2, f"unix:{redis.path}", handler=make) as (here, there):
+        assert await attempt(there, wrong(0)) == 535
+        redis.kill()
+        await in_state((here, there), State.DOWN)
+        for number in (1, 2):
+            assert await attempt(here, wrong(number)) == 535
+        assert await attempt(here, RIGHT) == 454
+        assert await attempt(there, RIGHT) == 235
+
+
+async def test_redis_gets_hashes_of_names_alone_and_forgets_them(redis: RedisServer) -> None:
+    async with nodes(1, f"unix:{redis.path}", handler=limited()) as (server,):
+        assert await attempt(server, RIGHT, "127.0.0.8") == 235
+        assert await attempt(server, plain("bob" * 80, "guess"), "127.0.0.9") == 535
+        with redis.client() as client:
+            kept = client.keys("*:a:*")
+            assert len(kept) == 6, "names and keys of hashes: of a client, a user and a log-in"
+            assert all(len(each) < 80 for each in kept)
+            assert not any(word in each for each in kept for word in (b"bob", b"127.0.0"))
+            assert all(client.pttl(each) > 0 for each in kept)
+
+
 class Answers:
     """A link to something that answers whatever it likes."""
 
@@ -131,15 +178,15 @@ class Answers:
 async def test_an_answer_that_makes_no_sense_is_an_error_of_the_fleet(answer: object) -> None:
     link: Any = Answers(answer)
     with pytest.raises(FleetError, match=r"cannot be read|has no key"):
-        await tell_auth_failure(link, "192.0.2.1", b"\0\1", 3, 60, KEY)
+        await tell_auth_attempt(link, COUNT, b"name", b"\0\1", KEY)
 
 
 async def test_a_hostile_answer_is_bounded() -> None:
-    many = [[f"{number:04x}", 1 << 62] for number in range(3 * MOST_GUESSES)]
+    many = [[f"{number:04x}", 1 << 62] for number in range(3 * MOST_ATTEMPTS)]
     hostile = [["ffff", -1], ["fffe", 0], *many]
     link: Any = Answers(msgspec.msgpack.encode([KEY.hex(), hostile]))
-    _, guesses = await tell_auth_failure(link, "192.0.2.1", b"\0\1", 3, 60, KEY)
-    assert len(guesses) == MOST_GUESSES
+    _, guesses = await tell_auth_attempt(link, COUNT, b"name", b"\0\1", KEY)
+    assert len(guesses) == MOST_ATTEMPTS
     assert set(guesses.values()) == {60}
 
 
@@ -155,19 +202,19 @@ class Counts:
     def __init__(self, client: redis_py.Redis) -> None:
         self.client = client
         self.keys = Keys(f"failures{next(prefixes)}")
-        self.ledger = AuthFailureLedger()
+        self.ledger = AuthAttemptLedger()
 
-    def tell(self, host: str, failure: AuthFailure, now: int) -> list[dict[str, int]]:
+    def tell(self, host: str, message: AuthAttempt, now: int) -> list[dict[str, int]]:
         names = [*self.keys.fixed, self.keys.of(host), self.keys.of(OF_HASH)]
-        data = msgspec.msgpack.encode(failure)
-        script = QUESTIONS["auth_failures"]
+        data = msgspec.msgpack.encode(message)
+        script = QUESTIONS["auth_attempts"]
         found = self.client.eval(script, len(names), *names, data, self.keys.channel)
         by_redis = msgspec.msgpack.decode(found, type=tuple[str, list[tuple[str, int]]])
         handed = msgspec.msgpack.encode(self.ledger.state())  # as in an upgrade
-        self.ledger = AuthFailureLedger.of_state(
-            msgspec.msgpack.decode(handed, type=AuthFailureState)
+        self.ledger = AuthAttemptLedger.of_state(
+            msgspec.msgpack.decode(handed, type=AuthAttemptState)
         )
-        by_ledger = self.ledger.count([host, OF_HASH], failure, now)
+        by_ledger = self.ledger.count([host, OF_HASH], message, now)
         assert by_redis[0] == by_ledger[0]
         return [dict(by_redis[1]), dict(by_ledger[1])]
 
@@ -178,7 +225,7 @@ def test_redis_and_the_ledger_count_the_same_failures(
 ) -> None:
     counts = Counts(client)
     for host, guess, most in steps:
-        answers = counts.tell(host, failure_of(f"{guess:04x}", most, 3_600_000), 1000)
+        answers = counts.tell(host, attempt_of(f"{guess:04x}", most, 3_600_000), 1000)
         assert answers[0].keys() == answers[1].keys()
         assert all(3_500_000 < left <= 3_600_000 for each in answers for left in each.values())
         assert 0 < client.pttl(counts.keys.of(host)) <= 3_600_000
@@ -186,11 +233,11 @@ def test_redis_and_the_ledger_count_the_same_failures(
 
 def test_failures_that_are_old_are_forgotten(client: redis_py.Redis) -> None:
     counts, host, hour = Counts(client), CLIENTS[0], 3_600_000
-    counts.tell(host, failure_of("0001", 2, 1), 1000)
-    counts.tell(host, failure_of("0002", 2, hour), 1000)
-    while "0003" not in counts.tell(host, failure_of("0003", 2, hour), 1001)[0]:
+    counts.tell(host, attempt_of("0001", 2, 1), 1000)
+    counts.tell(host, attempt_of("0002", 2, hour), 1000)
+    while "0003" not in counts.tell(host, attempt_of("0003", 2, hour), 1001)[0]:
         pass  # there is no room for it until the first one is old
-    answers = counts.tell(host, failure_of("0004", 2, hour), 1001)
+    answers = counts.tell(host, attempt_of("0004", 2, hour), 1001)
     assert [each.keys() for each in answers] == [{"0002", "0003"}] * 2
     assert set(client.hkeys(counts.keys.of(host))) == {b"0002", b"0003"}
 
@@ -200,24 +247,41 @@ def test_failures_of_a_clock_that_was_set_back_do_not_count_for_ever(
 ) -> None:
     counts, host = Counts(client), CLIENTS[0]
     client.hset(counts.keys.of(host), "0001", 1 << 52)
-    assert counts.tell(host, failure_of("0002", 2, 60_000), 1000)[0].keys() == {"0002"}
+    assert counts.tell(host, attempt_of("0002", 2, 60_000), 1000)[0].keys() == {"0002"}
 
 
 def test_a_guess_with_another_key_is_not_counted_and_the_key_is_told(
     client: redis_py.Redis,
 ) -> None:
     counts, host = Counts(client), CLIENTS[0]
-    counts.tell(host, failure_of("0001", 3, 60_000), 1000)
-    assert counts.tell(host, failure_of("0002", 3, 60_000, ANOTHER), 1000) == [{}, {}]
+    counts.tell(host, attempt_of("0001", 3, 60_000), 1000)
+    assert counts.tell(host, attempt_of("0002", 3, 60_000, ANOTHER), 1000) == [{}, {}]
     assert client.get(counts.keys.of(OF_HASH)) == KEY.hex().encode()
     assert 0 < client.pttl(counts.keys.of(OF_HASH)) <= 60_000
-    assert counts.tell(host, failure_of("0003", 3, 60_000), 1000)[0].keys() == {"0001", "0003"}
+    assert counts.tell(host, attempt_of("0003", 3, 60_000), 1000)[0].keys() == {"0001", "0003"}
 
 
-def test_the_ledger_knows_a_limited_number_of_clients() -> None:
-    ledger = AuthFailureLedger()
-    for number in range(MOST_CLIENTS + 5):
-        ledger.count([f"client {number}", OF_HASH], failure_of("0000", 2, 60_000), 0)
+def test_a_message_that_only_asks_adds_nothing(client: redis_py.Redis) -> None:
+    counts, host = Counts(client), CLIENTS[0]
+    assert counts.tell(host, attempt_of("", 3, 60_000), 1000) == [{}, {}]
+    counts.tell(host, attempt_of("0001", 3, 60_000), 1000)
+    answers = counts.tell(host, attempt_of("", 3, 60_000), 1000)
+    assert [each.keys() for each in answers] == [{"0001"}] * 2
+
+
+def test_an_attempt_that_counts_already_does_so_from_now_on(client: redis_py.Redis) -> None:
+    counts, host = Counts(client), CLIENTS[0]
+    counts.tell(host, attempt_of("0001", 1, 60_000), 1000)
+    answers = counts.tell(host, attempt_of("0001", 1, 3_600_000), 1000)
+    assert all(each["0001"] > 3_500_000 for each in answers)
+
+
+def test_the_ledger_knows_a_limited_number_of_names_of_each_count() -> None:
+    ledger = AuthAttemptLedger()
+    for number in range(MOST_NAMES + 5):
+        ledger.count([f"client {number}", OF_HASH], attempt_of("0000", 2, 60_000), 0)
+        ledger.count(["a user", "another hash"], attempt_of(f"{number:04x}", 2, 60_000), 0)
+    assert len(ledger.count(["a user", "another hash"], attempt_of("", 2, 60_000), 0)[1]) == 2
     for name, known in {"client 0": 1, "client 9": 2}.items():
-        _, guesses = ledger.count([name, OF_HASH], failure_of("0001", 2, 60_000), 0)
+        _, guesses = ledger.count([name, OF_HASH], attempt_of("0001", 2, 60_000), 0)
         assert len(guesses) == known
