@@ -32,8 +32,8 @@ from smtpd_fork.errors import error_origin
 from smtpd_fork.listeners import (
     Address,
     Listener,
-    handed_listeners,
     inherited_listeners,
+    listeners_of_old_process,
     open_listeners,
     wanted_addresses,
 )
@@ -127,7 +127,7 @@ class StartupResources:
         check_overlaps(config)
         if handed:
             bound = [(one.descriptor, one.scheme, one.address) for one in handed]
-            self.listeners, self.dropped = handed_listeners(bound, config, warn)
+            self.listeners, self.dropped = listeners_of_old_process(bound, config, warn)
             self.inherited = [listener for listener in self.listeners if listener.inherited]
         else:
             self.listeners = open_listeners(config, warn)
@@ -264,7 +264,7 @@ class StartupResources:
     def take_over(self) -> None:
         """Own what the old process has let go of; close what the settings do not name any more."""
         for listener in (*self.inherited, *self.dropped):
-            listener.take_over()
+            listener.take_ownership()
         for thing in (self.pid_file, self.cleanup_process, self.dropped_pid_file):
             if thing is not None:
                 thing.foreign = False

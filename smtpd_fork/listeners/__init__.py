@@ -1,7 +1,7 @@
-"""From an address to an accepted socket with a ticket: bind(2), listen(2), accept(2)."""
+"""Listening sockets, accepted clients, and the steps between accept(2) and a session."""
 
 from smtpd_fork.listeners.acceptor import Acceptor
-from smtpd_fork.listeners.address import ANY, Address, parse_address, spread
+from smtpd_fork.listeners.address import ANY, Address, expand_ports, parse_address
 from smtpd_fork.listeners.bind import (
     adopt,
     bind_all,
@@ -10,7 +10,7 @@ from smtpd_fork.listeners.bind import (
     try_to_bind,
     wanted_addresses,
 )
-from smtpd_fork.listeners.inherited import handed_listeners, inherited_listeners
+from smtpd_fork.listeners.inherited import inherited_listeners, listeners_of_old_process
 from smtpd_fork.listeners.listener import Listener
 from smtpd_fork.listeners.preconnect import Preconnect
 from smtpd_fork.listeners.probes import Probes
@@ -27,13 +27,13 @@ __all__ = [
     "Refuser",
     "adopt",
     "bind_all",
-    "handed_listeners",
+    "expand_ports",
     "inherited_listeners",
+    "listeners_of_old_process",
     "open_listeners",
     "parse_address",
     "reopen_listeners",
     "resolver_of",
-    "spread",
     "try_to_bind",
     "wanted_addresses",
 ]

@@ -18,39 +18,39 @@ if TYPE_CHECKING:
 __all__ = ["CLIENT_GONE", "AcceptedClient", "close"]
 
 MAX_DISMISSED = 4096
-"""Clients of one backlog answered at a stop, as more may be arriving: what Linux keeps at most
-(net.core.somaxconn)."""
+"""Clients of one backlog that are answered at a stop. The limit ends the loop if clients keep
+arriving; it is the default maximum of a backlog on Linux (net.core.somaxconn)."""
 
 CLIENT_GONE = frozenset({
     errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.ENOPROTOOPT,
     errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT,
     errno.ECONNRESET,
 })  # fmt: skip
-"""What accept(2) says of one client, pending network errors among them: the next may be well."""
+"""Errors of accept(2) that concern one client only, such as pending network errors."""
 
 
 class AcceptedClient(Struct, eq=False):
-    """A socket that was accepted, without a transport.
+    """An accepted socket that has no transport yet.
 
-    :ivar listener: which one accepted it
-    :ivar sock: the socket; it belongs to the owner of the client
-    :ivar peer: as accept(2) named it, or a PROXY header
+    :ivar listener: the listener that accepted it
+    :ivar sock: the socket; the owner of the client closes it
+    :ivar peer: the address from accept(2), or from a PROXY header
     """
 
     listener: Listener
     sock: socket.socket
     peer: SocketAddress | str
 
-    def dismiss(self, reply: bytes) -> None:
-        """Send *reply*, if the client can read it, and close; never waits."""
-        # A client that speaks TLS first cannot read a reply in plaintext.
+    def reply_and_close(self, reply: bytes) -> None:
+        """Send *reply*, if the client can read it, and close, without blocking."""
+        # Under implicit TLS the client cannot read a reply in plaintext.
         refuse(self.sock, b"" if self.listener.tls else reply)
 
 
 def close(listener: Listener, reply: bytes) -> int:
-    """Close a listener; clients in its backlog get *reply*. Return how many there were."""
+    """Close a listener after sending *reply* to the clients in its backlog; return their number."""
     answered = 0
-    # The backlog of an inherited socket belongs to the process that inherits it next.
+    # Another process accepts the clients in the backlog of an inherited socket.
     for _ in range(0 if listener.inherited else MAX_DISMISSED):
         try:
             client = AcceptedClient(listener, *listener.accept())
@@ -58,7 +58,7 @@ def close(listener: Listener, reply: bytes) -> int:
             if error.errno not in CLIENT_GONE:
                 break
         else:
-            client.dismiss(reply)
+            client.reply_and_close(reply)
             answered += 1
     listener.close()
     return answered

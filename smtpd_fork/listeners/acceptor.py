@@ -1,8 +1,9 @@
 """Acceptor: accept(2) for all listeners of a server, behind one gate.
 
-The listening sockets are watched in :attr:`State.OPEN` only. The gate is asked before accept(2), so
-no client is accepted that would have to be deferred. Only a gate that is shared with another thread
-can fill up in between: that client is the first to be admitted.
+The event loop watches the listening sockets in :attr:`State.OPEN` only. The gate is checked before
+accept(2), so that a client that has to be deferred stays in the backlog. Only a gate that is shared
+with another thread can become full in between: then the accepted client waits in a queue, and is
+admitted before all others.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from smtpd_fork.listeners.accepted_client import CLIENT_GONE, AcceptedClient, cl
 from smtpd_fork.listeners.backlog import State, waiting_in
 from smtpd_fork.listeners.deadline_queue import DeadlineQueue
 from smtpd_fork.listeners.proxy import not_trusted
-from smtpd_fork.listeners.spare import Spare
+from smtpd_fork.listeners.spare_descriptor import SpareDescriptor
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,28 +38,30 @@ __all__ = ["Acceptor"]
 log = logging.getLogger("smtpd_fork.listeners")
 
 BURST = 8
-"""Clients accepted in one wake-up of one listener; then the sessions have their turn."""
+"""Clients accepted in one wake-up of one listener; more would delay the sessions."""
 STARVED_SECONDS = 1.0
-"""How long accept pauses when descriptors ran out."""
+"""How long accepting pauses after file descriptors ran out."""
 DEFERRAL_SECONDS = 5.0
-"""How often, at most, it is logged that clients wait."""
+"""Minimum time between two log lines that say that clients wait in the backlog."""
 
 
 class Acceptor:
-    """Accepts clients, has the gate judge them, and hands those with a ticket to Preconnect.
+    """Accepts clients, calls the gate for each, and passes the admitted ones to Preconnect.
 
-    Made and used in the thread of *loop*; it begins with :meth:`open`.
+    It is created and used in the thread of *loop*. It accepts nothing before :meth:`open`.
 
     :param listeners: bound and listening
     :param gate: admits clients
-    :param config: ``when_full``, and ``backlog``: how many may wait under ``defer:SECONDS``
-    :param proxy_trust: who may send PROXY headers, on listeners where those come first
-    :param xclient_trust: who may send XCLIENT
-    :param preconnect: takes the clients that have a ticket
-    :param refuser: answers the others
-    :param probes: takes the probes of load balancers; all three stop with the acceptor
-    :ivar slot_elsewhere: whether another process on the same sockets has a free slot; asked while
-        the gate is full: then clients are left to it, and :meth:`reopen` ends that
+    :param config: ``when_full``, and ``backlog``: the maximum of clients in the queue
+    :param proxy_trust: hosts that may send PROXY headers, on listeners that expect them
+    :param xclient_trust: hosts that may send XCLIENT
+    :param preconnect: receives the clients that have a ticket
+    :param refuser: answers the other clients
+    :param probes: receives the health checks of load balancers; *preconnect*, *refuser* and
+        *probes* stop with the acceptor
+    :ivar another_process_has_slot: returns whether another process on the same sockets has a free
+        connection slot. It is called while the gate is full; if it returns True, new clients stay
+        in the backlog for that process until :meth:`reopen` is called
     """
 
     def __init__(
@@ -81,11 +84,11 @@ class Acceptor:
         self._refuser = refuser
         self._probes = probes
         self._state = State.CLOSED
-        self._spare = Spare(refuser)
-        self._queue: DeadlineQueue[AcceptedClient] = DeadlineQueue(math.inf, loop, self._overdue)
-        self._deferral_told = -math.inf
-        self._missed = 0
-        self.slot_elsewhere: Callable[[], bool] = lambda: False
+        self._spare = SpareDescriptor(refuser)
+        self._queue: DeadlineQueue[AcceptedClient] = DeadlineQueue(math.inf, loop, self._on_expired)
+        self._deferral_logged = -math.inf
+        self._refused_when_full = 0
+        self.another_process_has_slot: Callable[[], bool] = lambda: False
         self.change(config, proxy_trust, xclient_trust, preconnect)
 
     def change(
@@ -95,33 +98,34 @@ class Acceptor:
         xclient_trust: TrustedHosts,
         preconnect: Preconnect,
     ) -> None:
-        """Have other settings hold from now on, and the probes' own; see the class."""
+        """Apply changed settings, also those of the probes; the class describes the parameters."""
         self._when_full = config.when_full
         self._queue_capacity = max(1, config.backlog)
         self._proxy_trust = proxy_trust
         self._xclient_trust = xclient_trust
         self._preconnect = preconnect
         preconnect.trust(xclient_trust)
-        # Under plain defer the queue is for that one client of a shared gate, and for all that make
-        # way for exempt clients: which they are shows only once they are accepted.
+        # Under plain defer the queue has two uses: the one client that a shared gate could not
+        # admit after all, and the clients without a reserved slot (--reserve): whether a client is
+        # exempt is known only after accept(2).
         wait = config.when_full.wait
-        # What is a probe shows only once it is accepted; the others wait in the queue then.
+        # Whether a client is a probe is known only after accept(2), too: the others are queued.
         probes = self._probes.networks is not None
         self._queue_clients = wait is not None or probes
-        self._arrived = self._answer_or_judge if probes else self._judge
+        self._on_accepted = self._answer_probe_or_judge if probes else self._judge
         self._queue.change(math.inf if wait is None else wait)
 
     # -- life --------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Begin to accept; also again, if it has not withdrawn for good."""
+        """Start or continue to accept clients, unless the acceptor is withdrawn or stopped."""
         if not self.stopped:
             self._state = State.OPEN
             for listener in self._listeners:
                 self._loop.add_reader(listener.sock, self._accept_burst, listener)
 
     def listen_on(self, listeners: Sequence[Listener]) -> None:
-        """Accept on *listeners* from now on; the others are closed, their backlog answered 421."""
+        """Accept on *listeners* only; close the others, and answer 421 to their backlogs."""
         dropped = [listener for listener in self._listeners if listener not in listeners]
         was_open = self._state is State.OPEN
         self._close_as(self._state)
@@ -133,43 +137,43 @@ class Acceptor:
 
     @property
     def stopped(self) -> bool:
-        """Whether it accepts no more, for good."""
+        """Whether it is withdrawn or stopped, and can never accept again."""
         return self._state in {State.WITHDRAWN, State.STOPPED}
 
-    def withdraw(self, *, for_good: bool = True) -> None:
-        """Accept no more: another process does, on the same sockets, and has their backlog.
+    def withdraw(self, *, permanently: bool = True) -> None:
+        """Stop accepting: another process accepts on the same sockets and owns their backlog.
 
-        Clients that were accepted go on as before: they wait for a slot, or are in Preconnect.
+        Accepted clients are not affected: they wait for a slot or are in Preconnect.
 
-        :param for_good: False: until :meth:`open`
+        :param permanently: if False, :meth:`open` continues
         """
-        self._close_as(State.WITHDRAWN if for_good else State.RESTING)
-        if not for_good:
+        self._close_as(State.WITHDRAWN if permanently else State.PAUSED)
+        if not permanently:
             return
         for listener in self._listeners:
-            listener.let_go()
+            listener.hand_over()
             listener.close()
 
     @property
     def held(self) -> int:
-        """How many clients were accepted and have no session yet."""
+        """Number of accepted clients that have no session yet."""
         return len(self._queue) + len(self._preconnect)
 
     def waiting(self) -> int:
-        """Return how many clients wait for a slot, or were refused one since this was last asked.
+        """Return the number of clients that wait for a slot, or were refused since the last call.
 
-        Where the system does not tell how many there are in a backlog, it is taken for one.
+        A backlog whose length the system does not report counts as one client.
         """
-        waiting = len(self._queue) + self._missed
-        self._missed = 0
+        waiting = len(self._queue) + self._refused_when_full
+        self._refused_when_full = 0
         if self._state in {State.CLOSED, State.STARVED}:
             waiting += waiting_in(listener.sock for listener in self._listeners)
         return waiting
 
     def stop(self) -> int:
-        """Stop for good: clients that still wait get 421. The listeners are closed.
+        """Answer 421 to all waiting clients, and close the listeners.
 
-        :returns: how many clients were answered
+        :returns: the number of clients that were answered
         """
         if self._state is State.STOPPED:
             return 0
@@ -179,7 +183,7 @@ class Acceptor:
         reply = shutdown_reply(hostname)
         self._queue.clear()
         for client in waiting:
-            client.dismiss(reply)
+            client.reply_and_close(reply)
         answered = len(waiting) + self._preconnect.stop(hostname)
         self._probes.stop()
         answered += sum(close(listener, reply) for listener in self._listeners)
@@ -190,7 +194,7 @@ class Acceptor:
     # -- the states --------------------------------------------------------------------------
 
     def _close_as(self, state: State) -> None:
-        """Watch the listeners no longer; WITHDRAWN and STOPPED are for good."""
+        """Stop watching the listeners; only STOPPED can follow WITHDRAWN, and nothing STOPPED."""
         if self._state is State.OPEN:
             for listener in self._listeners:
                 self._loop.remove_reader(listener.sock)
@@ -201,13 +205,13 @@ class Acceptor:
         """Leave clients in the backlog until the gate has a free slot."""
         self._close_as(State.CLOSED)
         now = self._loop.time()
-        if now - self._deferral_told >= DEFERRAL_SECONDS:
-            self._deferral_told = now
+        if now - self._deferral_logged >= DEFERRAL_SECONDS:
+            self._deferral_logged = now
             log.info("%s: new clients wait in the backlog", self._gate.slots.full())
         self._gate.when_room(self._on_free_slot, reserved=True)
 
     def _on_free_slot(self) -> None:
-        """Act on a free slot; the gate calls this from any thread."""
+        """Schedule :meth:`reopen`; the gate calls this when a slot is free, from any thread."""
         if self._state is State.STOPPED:
             return
         try:
@@ -219,29 +223,29 @@ class Acceptor:
             self._state = State.STOPPED
 
     def reopen(self) -> None:
-        """Admit clients that waited, and accept again; each time another listener comes first."""
+        """Admit waiting clients, and accept again, first from a different listener each time."""
         if self._state is not State.STOPPED:
             self._admit_queue()
         if self._state is not State.CLOSED:
             return
-        # epoll reports in the order of registration: without turns, and under a constant
-        # surplus of clients, the first listener would take every slot.
+        # epoll reports in the order of registration. Without the rotation the first listener would
+        # get every free slot while there are always more clients than slots.
         self._listeners.rotate(-1)
         if all(self._accept_burst(listener) for listener in list(self._listeners)):
             self._spare.recovered()
             self.open()
 
-    def _starve(self, error: OSError) -> None:
-        """Answer clients with the spare descriptor, and pause."""
+    def _on_descriptors_exhausted(self, error: OSError) -> None:
+        """Answer clients by means of the spare descriptor, and pause."""
         if self.stopped:
-            return  # it was stopped within this burst, and the listener is closed
+            return  # the acceptor was stopped within this burst, and the listener is closed
         self._close_as(State.STARVED)
         self._spare.ran_out(error)
         for listener in self._listeners:
             self._spare.answer(listener, BURST)
-        self._loop.call_later(STARVED_SECONDS, self._try_again)
+        self._loop.call_later(STARVED_SECONDS, self._retry_accept)
 
-    def _try_again(self) -> None:
+    def _retry_accept(self) -> None:
         if self._state is State.STARVED:
             self._state = State.CLOSED
             self.reopen()
@@ -249,7 +253,7 @@ class Acceptor:
     # -- accepting ---------------------------------------------------------------------------
 
     def _accept_burst(self, listener: Listener) -> bool:
-        """Accept up to BURST clients; return False if accepting has to pause."""
+        """Accept up to BURST clients; return False if accepting must pause."""
         short = self._gate.free < BURST
         for _ in range(BURST):
             if (short or self._queue) and not self._may_accept():
@@ -261,16 +265,17 @@ class Acceptor:
                 break
             except OSError as error:
                 if error.errno not in CLIENT_GONE:
-                    self._starve(error)
+                    self._on_descriptors_exhausted(error)
                     return False
             else:
-                self._arrived(AcceptedClient(listener, sock, peer))
+                self._on_accepted(AcceptedClient(listener, sock, peer))
         return True
 
     def _may_accept(self) -> bool:
-        """Whether a client can be answered that arrives while slots are short or clients wait."""
+        """Whether to accept the next client while slots are scarce or clients are queued."""
         gate = self._gate
-        if (self._when_full.refuse or self._queue_clients) and gate.full and self.slot_elsewhere():
+        accepts_when_full = self._when_full.refuse or self._queue_clients
+        if accepts_when_full and gate.full and self.another_process_has_slot():
             return False
         if self._when_full.refuse:
             return True
@@ -284,39 +289,40 @@ class Acceptor:
     def _queue_has_space(self) -> bool:
         return len(self._queue) < self._queue_capacity
 
-    def _answer_or_judge(self, client: AcceptedClient) -> None:
-        """Answer a probe; another client is judged."""
-        if self._probes.expect(client.peer):
+    def _answer_probe_or_judge(self, client: AcceptedClient) -> None:
+        """Answer a client that is a probe; have the gate evaluate any other client."""
+        if self._probes.is_probe(client.peer):
             self._probes.begin(client, self._judge)
         else:
             self._judge(client)
 
     def _judge(self, client: AcceptedClient) -> None:
-        """Have the gate judge a client, and act on the verdict."""
+        """Have the gate evaluate a client, and act on the verdict."""
         if client.listener.proxy and client.peer not in self._proxy_trust:
             self._refuser.refuse(client, not_trusted(client.peer))
             return
         if self._queue and not self._gate.is_exempt(client.peer):
-            self._wait_or_go(client)  # behind those that came before
+            self._queue_or_refuse(client)  # clients that arrived earlier are admitted first
             return
         verdict = self._admit(client)
         if isinstance(verdict, Ticket):
             self._preconnect.enter(client, verdict)
         elif isinstance(verdict, Full) and not self._when_full.refuse:
-            self._wait_or_go(client)
+            self._queue_or_refuse(client)
         else:
-            self._missed += isinstance(verdict, Full)
+            self._refused_when_full += isinstance(verdict, Full)
             self._refuser.refuse(client, verdict)
 
     def _admit(self, client: AcceptedClient) -> Verdict:
         if client.listener.proxy:
-            return self._gate.admit(None)  # it is known later; until then it counts in all alone
+            # The PROXY header names the client later; until then only the total is counted.
+            return self._gate.admit(None)
         if client.peer in self._xclient_trust:
             return self._gate.admit(client.peer, proxy=True)
         return self._gate.admit(client.peer)
 
-    def _wait_or_go(self, client: AcceptedClient) -> None:
-        """Have a client wait; if so many wait that exempt ones would be locked out, refuse it."""
+    def _queue_or_refuse(self, client: AcceptedClient) -> None:
+        """Add a client to the queue, or refuse it if the queue is full."""
         if self._queue_has_space:
             self._queue.add(client)
             self._gate.when_room(self._on_free_slot)
@@ -324,11 +330,11 @@ class Acceptor:
             self._refuser.refuse(client, self._gate.slots.full())
 
     def _admit_queue(self) -> None:
-        """Admit the clients that waited longest, as far as there are slots."""
+        """Admit clients from the queue, the oldest first, while there are free slots."""
         while self._queue and not self._gate.slots.crowded:
             client = next(iter(self._queue))
             verdict = self._admit(client)
-            if isinstance(verdict, Full):  # another thread was faster
+            if isinstance(verdict, Full):  # another thread took the slot
                 break
             del self._queue[client]
             if isinstance(verdict, Ticket):
@@ -338,7 +344,7 @@ class Acceptor:
         if self._queue:
             self._gate.when_room(self._on_free_slot)
 
-    def _overdue(self, clients: Sequence[AcceptedClient]) -> None:
+    def _on_expired(self, clients: Sequence[AcceptedClient]) -> None:
         for client in clients:
             self._refuser.refuse(client, self._gate.slots.full())
         self.reopen()

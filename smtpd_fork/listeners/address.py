@@ -1,4 +1,4 @@
-"""Addresses to listen on, as settings have them.
+"""Addresses to listen on, as they are written in settings.
 
 ::
 
@@ -6,13 +6,13 @@
     [SCHEME:]:PORT           :25   smtp+proxy::2526
     [SCHEME:]unix:PATH       unix:/run/smtpd.sock
 
-An address without a host is every address of the machine, as ``*`` is.
+An address without a host, or with the host ``*``, means all addresses of the machine.
 A scheme is the protocol: ``smtp`` (the default), ``smtps`` (implicit TLS, RFC 8314) or ``lmtp``
-(RFC 2033). Flags may follow it, in any order, as in
+(RFC 2033). Flags may follow the protocol, in any order, as in
 ``smtp+proxy+require-tls:[::]:2526``:
 
-- ``+proxy``: a PROXY header comes first;
-- ``+require-tls``: no mail in plaintext, as ``--require-starttls`` for all;
+- ``+proxy``: each connection begins with a PROXY header;
+- ``+require-tls``: no mail in plaintext, like ``--require-starttls`` for this address only;
 - ``+no-tls``: STARTTLS is not offered.
 
 An address without a port is bound on every port of ``-p``.
@@ -32,14 +32,14 @@ from smtpd_fork.gate.networks import is_local, number_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["ANY", "Address", "parse_address", "scheme_called", "spread"]
+__all__ = ["ANY", "Address", "expand_ports", "parse_address", "scheme_of_name"]
 
 ANY = "*"
 """All interfaces, IPv4 and IPv6."""
 
 PROTOCOLS = ("smtp", "smtps", "lmtp")
 FLAGS = ("proxy", "require-tls", "no-tls")
-"""In the order in which a scheme has them, however it was written."""
+"""The flags of a scheme, in the order of its normal form."""
 
 MAX_PORT = 65535
 MAX_UNIX_PATH = 107
@@ -54,11 +54,11 @@ _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,253}[A-Za-z0-9_.])?")
 class Address:
     """One address to listen on.
 
-    :ivar scheme: ``smtp``, ``smtps`` or ``lmtp``, and the flags behind it, in the order of
+    :ivar scheme: ``smtp``, ``smtps`` or ``lmtp``, followed by the flags in the order of
         :data:`FLAGS`
     :ivar host: a name, an IP address, or ``*``; empty for a unix socket
     :ivar port: None if the address names none
-    :ivar path: of a unix socket, else None
+    :ivar path: the path of a unix socket, else None
     """
 
     scheme: str = "smtp"
@@ -73,32 +73,32 @@ class Address:
 
     @property
     def flags(self) -> frozenset[str]:
-        """What follows the protocol."""
+        """The flags of the scheme."""
         return frozenset(self.scheme.split("+")[1:])
 
     @property
     def tls(self) -> bool:
-        """Whether it is implicit TLS."""
+        """Whether connections use implicit TLS."""
         return self.protocol == "smtps"
 
     @property
     def lmtp(self) -> bool:
-        """Whether it is LMTP."""
+        """Whether the protocol is LMTP."""
         return self.protocol == "lmtp"
 
     @property
     def proxy(self) -> bool:
-        """Whether a PROXY header comes first."""
+        """Whether each connection begins with a PROXY header."""
         return "proxy" in self.flags
 
     @property
     def require_tls(self) -> bool:
-        """Whether mail is accepted with TLS only."""
+        """Whether mail is accepted only over TLS."""
         return "require-tls" in self.flags
 
     @property
     def no_tls(self) -> bool:
-        """Whether STARTTLS is not offered, though there is a certificate."""
+        """Whether STARTTLS is not offered even if a certificate is configured."""
         return "no-tls" in self.flags
 
     @property
@@ -107,7 +107,7 @@ class Address:
         return self.path is not None or self.host == "localhost" or is_local(number_of(self.host))
 
     def overlaps(self, other: Address) -> bool:
-        """Whether the system cannot give both to sockets; names are not resolved."""
+        """Whether two sockets cannot be bound to both addresses; names are not resolved."""
         if self.path is not None or other.path is not None:
             return self.path == other.path
         if self.port != other.port or not self.port:
@@ -115,7 +115,7 @@ class Address:
         hosts = {self.host, other.host}
         if ANY in hosts or len(hosts) == 1:
             return True
-        # [::] next to 0.0.0.0 is of IPv6 alone: see bind.py
+        # [::] is bound for IPv6 only if 0.0.0.0 has the same port: see bind.py
         if "::" in hosts:
             return "0.0.0.0" not in hosts  # noqa: S104 - compared only
         return "0.0.0.0" in hosts and not any(":" in host for host in hosts)  # noqa: S104 - so too
@@ -130,9 +130,9 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Return the address that *text* names; relative paths are made absolute.
+    """Parse an address; make a relative path absolute.
 
-    :raises SettingError: *text* is no address
+    :raises SettingError: *text* is not an address
     """
     scheme, rest = _scheme(text)
     if rest.startswith("unix:"):
@@ -157,10 +157,10 @@ def parse_address(text: str) -> Address:
     return Address(scheme, host, _port(text, port) if colon else None)
 
 
-def scheme_called(name: str) -> str:
-    """Return the scheme that *name* is; any other name is SMTP.
+def scheme_of_name(name: str) -> str:
+    """Return the scheme for the name of an inherited socket; ``smtp`` if *name* is not a scheme.
 
-    :raises SettingError: it begins as a scheme does, and has flags that are none
+    :raises SettingError: *name* begins with a protocol and has unknown flags
     """
     if name.partition("+")[0] not in PROTOCOLS:
         return "smtp"
@@ -168,7 +168,7 @@ def scheme_called(name: str) -> str:
 
 
 def _scheme(text: str) -> tuple[str, str]:
-    """Return the scheme of an address, its flags in their order, and what follows it."""
+    """Split an address into its scheme, with the flags in normal order, and the rest."""
     words, colon, rest = text.partition(":")
     protocol, *flags = words.split("+")
     if not colon or (protocol not in PROTOCOLS and not flags):
@@ -188,10 +188,10 @@ def _scheme(text: str) -> tuple[str, str]:
     return "+".join([protocol, *(flag for flag in FLAGS if flag in flags)]), rest
 
 
-def spread(addresses: Iterable[Address], ports: Sequence[int]) -> list[Address]:
-    """Give each address that names no port every one of *ports*, as qpsmtpd-forkserver does.
+def expand_ports(addresses: Iterable[Address], ports: Sequence[int]) -> list[Address]:
+    """Combine each address that has no port with each of *ports*, as qpsmtpd-forkserver does.
 
-    The same address twice is bound once; port 0 is a free port, so twice is two of them.
+    Duplicates are removed, except with port 0: each of them is bound to a free port of its own.
     """
     result: list[Address] = []
     for address in addresses:
@@ -206,7 +206,7 @@ def spread(addresses: Iterable[Address], ports: Sequence[int]) -> list[Address]:
 
 
 def _check_protocol(text: str, rest: str) -> None:
-    """See that *rest*, which has several colons, does not begin with a word that is no protocol."""
+    """Raise an error if *rest*, which has several colons, begins with an unknown protocol."""
     word = rest.partition(":")[0]
     if word and not _HEXADECIMAL.issuperset(word.lower()):
         raise _no_protocol(text, word)
@@ -225,7 +225,7 @@ def _check_ipv6(text: str, host: str) -> None:
 
 
 def _port(text: str, digits: str) -> int:
-    # Not int() alone: it takes signs, spaces, underscores, and digits of other scripts.
+    # int() alone would accept signs, spaces, underscores, and digits of other scripts.
     if digits.isascii() and digits.isdigit() and len(digits) <= len(str(MAX_PORT)):
         port = int(digits)
         if port <= MAX_PORT:

@@ -1,9 +1,9 @@
-"""Backlog: how many clients wait in the kernel for accept(2), and what becomes of them.
+"""Backlog: the number of clients that wait in the kernel for accept(2), and what happens to them.
 
-For TCP, TCP_INFO of a listening socket has the number and the maximum, in two fields that mean
-something else for a connection (tcp(7), and net/ipv4/tcp.c: ``tcpi_unacked``, ``tcpi_sacked``). For
-unix sockets the kernel is asked by netlink (sock_diag(7)). Where neither is available, the backlog
-is unknown.
+For TCP, TCP_INFO of a listening socket has the number and the maximum, in two fields that have
+another meaning for a connection (tcp(7), and net/ipv4/tcp.c: ``tcpi_unacked``, ``tcpi_sacked``).
+For unix sockets the numbers are queried by netlink (sock_diag(7)). Where neither is available, the
+backlog is unknown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Backlog", "State", "backlog_of", "waiting_in"]
 
 _TCP_INFO_FIELDS = struct.Struct("=8x4x4x4x4xII")
-"""struct tcp_info up to ``tcpi_sacked``: eight bytes, four numbers, and the two."""
+"""struct tcp_info up to ``tcpi_sacked``: eight bytes, four numbers, and the two that are used."""
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -38,10 +38,10 @@ _LENGTHS = struct.Struct("=II")
 
 
 class Backlog(NamedTuple):
-    """The clients in one listening socket's backlog.
+    """The length and the limit of the backlog of one listening socket.
 
-    :ivar waiting: how many there are
-    :ivar limit: the maximum: the argument of listen(2), or less (``somaxconn``)
+    :ivar waiting: clients in the backlog
+    :ivar limit: the argument of listen(2), or less (``somaxconn``)
     """
 
     waiting: int
@@ -49,35 +49,35 @@ class Backlog(NamedTuple):
 
 
 class State(Enum):
-    """What becomes of the clients in the kernel's backlog; the last two are for good."""
+    """States of an acceptor, by what happens to clients in the backlog; the last two are final."""
 
-    CLOSED = "they wait there: not started yet, or no connection slot is free"
-    OPEN = "they are accepted, a bounded burst in one wake-up of a listener"
-    RESTING = "another process accepts them, on the same sockets; this one may have to again"
-    STARVED = "a spare file descriptor answered them 421; after a moment it is tried again"
+    CLOSED = "they wait: the server has not started yet, or no connection slot is free"
+    OPEN = "they are accepted, a limited number in one wake-up of a listener"
+    PAUSED = "another process accepts them, on the same sockets; this one may accept again later"
+    STARVED = "no file descriptor is free: some got 421, and accepting is retried after a pause"
     WITHDRAWN = "another process accepts them, on the same sockets"
-    STOPPED = "they were answered 421, and the sockets are closed"
+    STOPPED = "they got 421, and the sockets are closed"
 
 
 def backlog_of(sock: socket.socket) -> Backlog | None:
-    """Return the queue of a listening socket; None if the system does not tell."""
+    """Return the backlog of a listening socket; None if the system does not report it."""
     try:
         if sock.family == socket.AF_UNIX:
             return _of_unix(os.fstat(sock.fileno()).st_ino)
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_FIELDS.size)
         return Backlog(*_TCP_INFO_FIELDS.unpack(info))
-    except (OSError, AttributeError, struct.error):  # closed, no Linux, or an older kernel
+    except (OSError, AttributeError, struct.error):  # closed, not Linux, or an older kernel
         return None
 
 
 def waiting_in(sockets: Iterable[socket.socket]) -> int:
-    """Return how many clients wait in the backlogs of *sockets*; one for each that is unknown."""
+    """Return the number of clients in the backlogs of *sockets*; an unknown one counts as one."""
     backlogs = map(backlog_of, sockets)
     return sum(1 if backlog is None else backlog.waiting for backlog in backlogs)
 
 
 def _of_unix(inode: int) -> Backlog | None:
-    """Ask the kernel for one unix socket by its inode (sock_diag(7), ``struct unix_diag_req``)."""
+    """Query the kernel for a unix socket by its inode (sock_diag(7), ``struct unix_diag_req``)."""
     request = _REQUEST.pack(
         *(socket.AF_UNIX, 0, 0, _ALL_STATES, inode & 0xFFFFFFFF, _UDIAG_SHOW_RQLEN),
         *(_ANY_COOKIE, _ANY_COOKIE),

@@ -1,8 +1,9 @@
-"""bind(2) and listen(2); each error says what it means.
+"""bind(2) and listen(2), with an explanation for each error.
 
-A name may have addresses that no interface of this host has, or of a family that it does not
-support: ``localhost`` is often ``::1`` as well, and a container's loopback has none. The others are
-bound, and a warning names each that is not. A numeric address is never skipped.
+A host name may resolve to an address that no interface of this host has, or of a family that the
+host does not support: ``localhost`` often resolves to ``::1`` as well, which the loopback of a
+container may not have. Such an address is skipped with a warning if another one of the name can be
+bound. A numeric address is never skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from smtpd_fork.errors import (
     OperatingSystemError,
     SmtpdForkError,
 )
-from smtpd_fork.listeners.address import ANY, Address, parse_address, spread
+from smtpd_fork.listeners.address import ANY, Address, expand_ports, parse_address
 from smtpd_fork.listeners.listener import Listener, closed_on_error
 from smtpd_fork.listeners.unix import bind_unix
 
@@ -48,14 +49,14 @@ __all__ = [
 log = logging.getLogger("smtpd_fork.listeners")
 
 _SKIPPED = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
-"""What bind(2) and socket(2) say of one address of a name, while another may do."""
+"""Errors of bind(2) and socket(2) for which an address of a host name is skipped."""
 
 _MEANING: dict[int, tuple[type[SmtpdForkError], str]] = {
     errno.EACCES: (NotPermittedError, "permission denied; ports below 1024 need privileges"),
     errno.EPERM: (NotPermittedError, "not permitted"),
     errno.EADDRINUSE: (OperatingSystemError, "the address is in use by another program"),
     errno.EADDRNOTAVAIL: (OperatingSystemError, "no interface of this host has that address"),
-    errno.EAFNOSUPPORT: (OperatingSystemError, "this host does not speak that address family"),
+    errno.EAFNOSUPPORT: (OperatingSystemError, "this host does not support that address family"),
     errno.EDESTADDRREQ: (OperatingSystemError, "the socket is not bound to an address"),
     errno.EINVAL: (OperatingSystemError, "the socket is connected or shut down already"),
     errno.ENOTSOCK: (OperatingSystemError, "the descriptor is not a socket"),
@@ -79,10 +80,10 @@ _UNIX_MEANING: dict[int, tuple[type[SmtpdForkError], str]] = {
 
 
 def open_listeners(config: Config, warn: Warn = log.warning) -> list[Listener]:
-    """Bind what *config* names.
+    """Bind all addresses of *config*.
 
-    :param warn: as of :func:`bind_all`
-    :raises SettingError: an address cannot be read
+    :param warn: as for :func:`bind_all`
+    :raises SettingError: an address is invalid
     :raises SmtpdForkError: as :func:`bind_all`
     """
     return bind_all(
@@ -94,11 +95,11 @@ def open_listeners(config: Config, warn: Warn = log.warning) -> list[Listener]:
 
 
 def wanted_addresses(config: Config) -> list[Address]:
-    """Return what the settings ``listen`` and ``port`` name; nothing named is all interfaces.
+    """Return the addresses of the settings ``listen`` and ``port``; all interfaces by default.
 
-    :raises SettingError: an address cannot be read, or overlaps with another
+    :raises SettingError: an address is invalid, or overlaps with another
     """
-    addresses = spread([parse_address(text) for text in config.listen or (ANY,)], config.port)
+    addresses = expand_ports([parse_address(text) for text in config.listen or (ANY,)], config.port)
     for one, other in combinations(addresses, 2):
         if one.overlaps(other):
             raise SettingError("listen", str(other), f"overlaps with {one}: give one of them")
@@ -106,10 +107,10 @@ def wanted_addresses(config: Config) -> list[Address]:
 
 
 def reopen_listeners(now: Sequence[Listener], config: Config) -> list[Listener]:
-    """Bind what *config* names and is not among *now*.
+    """Bind the addresses of *config* that no listener of *now* has.
 
-    :returns: all the listeners that *config* names, in no special order
-    :raises SmtpdForkError: one cannot be bound; none is then
+    :returns: a listener for each address of *config*, old and new ones, in no particular order
+    :raises SmtpdForkError: an address cannot be bound; then no new one stays bound
     """
     wanted = wanted_addresses(config)
     kept = [listener for listener in now if listener.address in wanted]
@@ -131,17 +132,17 @@ def bind_all(
     beside: Sequence[Address] = (),
     warn: Warn = log.warning,
 ) -> list[Listener]:
-    """Bind every address and listen on it: all of them, or none.
+    """Bind and listen on all addresses; after an error none of them stays bound.
 
     :param addresses: each with a port, or a path
-    :param beside: what is bound already, or will be
-    :param backlog: of listen(2); see :func:`listen_backlog`
+    :param beside: other addresses that are or will be bound
+    :param backlog: for listen(2); see :func:`listen_backlog`
     :param socket_mode: file mode of unix sockets
-    :param warn: is called for each address of a name that is skipped
+    :param warn: called with a text for each address of a host name that is skipped
     :raises ConfigError: a host cannot be resolved
     :raises NotPermittedError: a port needs privileges
-    :raises CannotCreateError: the path of a unix socket cannot be made
-    :raises OperatingSystemError: anything else that the system says
+    :raises CannotCreateError: the path of a unix socket cannot be created
+    :raises OperatingSystemError: any other error of the system
     """
     listeners: list[Listener] = []
     with closed_on_error(listeners):
@@ -154,9 +155,9 @@ def bind_all(
 
 
 def try_to_bind(addresses: Sequence[Address], warn: Warn = log.warning) -> None:
-    """See whether every address can be bound; no client can connect meanwhile.
+    """Bind each address without listening, and close it, to check that it can be bound.
 
-    :param warn: as of :func:`bind_all`
+    :param warn: as for :func:`bind_all`
     :raises SmtpdForkError: as :func:`bind_all` does
     """
     for address in addresses:
@@ -165,10 +166,10 @@ def try_to_bind(addresses: Sequence[Address], warn: Warn = log.warning) -> None:
 
 
 def adopt(sock: socket.socket, *, backlog: int, scheme: str = "smtp") -> Listener:
-    """Listen on a socket that another process, or the caller, bound.
+    """Listen on a socket that was bound by another process or by the caller.
 
-    :param scheme: as in front of an address
-    :raises OperatingSystemError: it cannot listen: not bound, connected, shut down, no socket, ...
+    :param scheme: protocol and flags, as in an address
+    :raises OperatingSystemError: it cannot listen: not bound, connected, shut down, not a socket
     """
     try:
         address = _address_of(sock, scheme)
@@ -183,22 +184,22 @@ def adopt(sock: socket.socket, *, backlog: int, scheme: str = "smtp") -> Listene
 def _address_of(sock: socket.socket, scheme: str) -> Address:
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
-        # An abstract name begins with NUL, which people write as @: unix(7).
+        # An abstract name begins with NUL, which is usually written as @: unix(7).
         return Address(scheme, path=Path(os.fsdecode(name).replace("\0", "@")))
     return Address(scheme, host=name[0], port=name[1])
 
 
 def listen_backlog(backlog: int) -> int:
-    """Return *backlog* as listen(2) takes it: below 0 counts as 0, too much as the maximum."""
+    """Limit *backlog* to the range that listen(2) accepts."""
     return max(0, min(backlog, 2**31 - 1))
 
 
 def _bind(
     address: Address, others: Sequence[Address], mode: int, backlog: int | None, warn: Warn
 ) -> list[socket.socket]:
-    """Return a socket for each IP address, or path, that *address* stands for.
+    """Return a socket for each IP address of *address*, or one for its path.
 
-    :param backlog: of listen(2); None: bound only
+    :param backlog: for listen(2); None: bind only
     """
     try:
         if address.path is not None:
@@ -217,7 +218,7 @@ def _bind(
 
 
 def _bind_any(port: int) -> socket.socket:
-    """Return one socket for IPv4 and IPv6, or for IPv4 alone where the host has no IPv6."""
+    """Return one socket for IPv4 and IPv6, or for IPv4 only if the host has no IPv6."""
     try:
         return _bind_one(socket.AF_INET6, ("::", port), v6only=False)
     except OSError as error:
@@ -227,7 +228,7 @@ def _bind_any(port: int) -> socket.socket:
 
 
 def _bind_host(address: Address, others: Sequence[Address], warn: Warn) -> list[socket.socket]:
-    # Both wildcards on one port are two sockets; [::] alone takes IPv4 too, as qpsmtpd's does.
+    # With 0.0.0.0 on the same port, [::] is for IPv6 only; alone it includes IPv4, as in qpsmtpd.
     v6only = any(
         other.host == "0.0.0.0" and other.port == address.port  # noqa: S104 - compared only
         for other in others
@@ -253,13 +254,13 @@ def _bind_host(address: Address, others: Sequence[Address], warn: Warn) -> list[
 
 
 def _resolve(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
-    """Return the families and socket addresses of a host, each once."""
+    """Resolve a host to its families and socket addresses, without duplicates."""
     try:
         found = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except (socket.gaierror, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else "not a host's name"
+        reason = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
         raise ConfigError(f"cannot listen on {address}: {reason}") from None
     return list(dict.fromkeys((family, place) for family, _, _, _, place in found))
 
@@ -267,7 +268,7 @@ def _resolve(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
 def _bind_one(family: int, place: tuple[Any, ...], *, v6only: bool = False) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     with closed_on_error([sock]):
-        # A restart must not wait for the old sessions' TIME_WAIT.
+        # Without it a restart fails while old connections are in TIME_WAIT.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
@@ -276,7 +277,7 @@ def _bind_one(family: int, place: tuple[Any, ...], *, v6only: bool = False) -> s
 
 
 def _explained(address: Address, error: OSError) -> SmtpdForkError:
-    """Turn an error of bind(2) or listen(2) into one of ours."""
+    """Convert an error of bind(2) or listen(2) into a :class:`SmtpdForkError`."""
     meanings = _UNIX_MEANING if address.path is not None else _MEANING
     number = error.errno or 0
     kind, meaning = meanings.get(number, (OperatingSystemError, os.strerror(number)))

@@ -1,7 +1,8 @@
-"""CommonAddressWarning: warns once when one private address holds most of the sessions.
+"""CommonAddressWarning: warns once if one private address has most of the sessions.
 
 Behind address translation (NAT), or a proxy that sends no PROXY header, all clients have the
-address of the gateway, and the limits per client are limits of all. To raise them is no cure.
+address of the gateway, so that per-client limits apply to all of them together. Higher limits do
+not solve that.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ __all__ = ["CommonAddressWarning", "default_gateways"]
 
 log = logging.getLogger("smtpd_fork.gate")
 
-FEWEST = 10
-"""Sessions in all, below which one client may well have most of them."""
+MIN_SESSIONS = 10
+"""Minimum number of sessions in total: with fewer, one client may normally have most of them."""
 
-MOST_OTHERS = 1024
-"""Clients that are remembered: one at a time has most of the sessions."""
+MAX_PUBLIC_CLIENTS = 1024
+"""Maximum of public clients that are remembered."""
 
 ROUTES = Path("/proc/net/route")
 
 
 def default_gateways(routes: Path = ROUTES) -> set[str]:
-    """Return the gateways of the default routes of IPv4 (proc(5)); none where that is not told."""
+    """Return the gateways of the IPv4 default routes (proc(5)); empty if they are unknown."""
     found = set()
     with suppress(OSError, ValueError, IndexError):
         for line in routes.read_text(encoding="ascii").splitlines()[1:]:
@@ -40,44 +41,44 @@ def default_gateways(routes: Path = ROUTES) -> set[str]:
 
 
 class CommonAddressWarning:
-    """Warns once if a client that is refused stands for many.
+    """Warns once if a refused client is probably the gateway of many clients.
 
-    :param gate: whose sessions count
+    :param gate: counts the sessions
     """
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._told = False
-        self._others: set[str] = set()
-        """Clients that hold most of the sessions, and are not private: an attack is looked at
-        once, not at each of its refusals."""
+        self._warned = False
+        self._public_clients: set[str] = set()
+        """Public clients that had most of the sessions: they are checked once, and not again at
+        each refusal during an attack."""
 
     def note(self, refusal: Refusal) -> None:
-        """Take note of a refusal."""
-        if self._told or refusal.rule not in {"max_from_ip", "rate", "fair_share"}:
+        """Log the warning if *refusal* shows that a gateway has most of the sessions."""
+        if self._warned or refusal.rule not in {"max_from_ip", "rate", "fair_share"}:
             return
-        if refusal.key in self._others:
+        if refusal.key in self._public_clients:
             return
         gate = self._gate
-        if gate.count < FEWEST or 2 * gate.count_from(refusal.key) <= gate.count:
+        if gate.count < MIN_SESSIONS or 2 * gate.count_from(refusal.key) <= gate.count:
             return
-        if not _is_of_our_own(refusal.key):
-            if len(self._others) < MOST_OTHERS:
-                self._others.add(refusal.key)
+        if not _is_private_or_gateway(refusal.key):
+            if len(self._public_clients) < MAX_PUBLIC_CLIENTS:
+                self._public_clients.add(refusal.key)
             return
-        self._told = True
+        self._warned = True
         log.warning(
-            "%s holds most of the sessions and is an address of your own network: if it stands "
-            "for many clients (address translation, a proxy), have it send PROXY headers, or "
+            "%s has most of the sessions and is an address of your own network: if many clients "
+            "share it (address translation, a proxy), configure it to send PROXY headers, or "
             "--exempt it",
             refusal.key,
         )
 
 
-def _is_of_our_own(key: str) -> bool:
-    """Whether a client is private, or the default gateway."""
+def _is_private_or_gateway(key: str) -> bool:
+    """Whether a client has a private address, or is the default gateway."""
     try:
-        source = ip_network(key)  # an address, or the /64 of one
+        network = ip_network(key)  # an address, or the /64 of one
     except ValueError:
         return False
-    return not source.is_loopback and (source.is_private or key in default_gateways())
+    return not network.is_loopback and (network.is_private or key in default_gateways())

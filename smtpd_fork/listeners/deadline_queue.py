@@ -1,4 +1,4 @@
-"""DeadlineQueue: clients that wait, first come, first served, all with the same time limit."""
+"""DeadlineQueue: waiting clients in order of arrival, all with the same time limit."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ T = TypeVar("T")
 
 
 class DeadlineQueue(OrderedDict[T, float]):
-    """Since when clients wait, in the order in which they came: that of their deadlines.
+    """Maps waiting clients to the times of their arrival, in order of arrival.
 
-    :param seconds: how long each may wait; ``math.inf`` is for ever
-    :param expired: gets the clients whose time is up, which wait no longer
+    The time limit is the same for all clients, so this is also the order of their deadlines.
+
+    :param seconds: the time limit; ``math.inf`` for none
+    :param expired: called with the clients whose time limit has passed, after their removal
     """
 
     def __init__(
@@ -36,24 +38,24 @@ class DeadlineQueue(OrderedDict[T, float]):
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, client: T) -> None:
-        """Have a client wait from now on, behind all others."""
+        """Add a client at the end; its time begins now."""
         self[client] = self._loop.time()
         if self._timer is None:
             self._set_timer()
 
     def change(self, seconds: float) -> None:
-        """Have another time limit, also for those who wait already."""
+        """Change the time limit, also for clients that already wait."""
         self._seconds = seconds
         self._clear_timer()
         self._set_timer()
 
     def clear(self) -> None:
-        """End all waits."""
+        """Remove all clients without calling *expired*."""
         super().clear()
         self._clear_timer()
 
     def deadline(self, client: T) -> float:
-        """Return when a client's time is up, by the loop's clock."""
+        """Return the deadline of a client, by the clock of the event loop."""
         return self[client] + self._seconds
 
     def _set_timer(self) -> None:

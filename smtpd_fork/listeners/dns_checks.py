@@ -1,4 +1,4 @@
-"""DnsChecks: clients wait while the DNS is asked about them, all questions of a client at once."""
+"""DnsChecks: clients wait for DNS queries about them; a client's queries run concurrently."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ __all__ = ["DnsChecks"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
-LONGEST_BY = 350
-"""Characters of a reply that name zones; a reply line has 512 octets (RFC 5321 4.5.3.1.5)."""
+MAX_ZONES_TEXT = 350
+"""Characters for the names of zones in a reply line of 512 octets (RFC 5321 4.5.3.1.5)."""
 
 
 class DnsChecks(PendingClients):
-    """Holds clients while the DNS is asked about them.
+    """Holds clients until the DNS queries about them are complete.
 
-    :param dns: is asked
-    :param config: ``dnsbl_threshold``, ``rdns``, and ``dns_timeout``: how long it may take in all
+    :param dns: sends the queries
+    :param config: ``dnsbl_threshold``, ``rdns``, and ``dns_timeout``, the time for all queries of
+        a client
     """
 
     phase = "dns"
@@ -46,33 +47,33 @@ class DnsChecks(PendingClients):
         super().__init__(begin, refuse)
         self._dns = dns
         self._threshold = config.dnsbl_threshold
-        self._names = config.rdns
+        self._look_up_names = config.rdns
         self._seconds = config.dns_timeout
         self._check = DnsblHealthCheck(dns)
         self._clients: dict[PendingClient, asyncio.Task[None]] = {}
 
     def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
-        """Hold a client; it is this one's until it has passed or is closed."""
+        """Hold a client, and own it until it passes or is closed."""
         pending = PendingClient(client.listener, client.sock, client.peer, ticket, self)
         task = asyncio.get_running_loop().create_task(self._check_client(pending))
         self._clients[pending] = task
-        task.add_done_callback(partial(self._done, pending))
+        task.add_done_callback(partial(self._on_task_done, pending))
 
-    def _let_go(self, client: PendingClient) -> None:
+    def _remove(self, client: PendingClient) -> None:
         self._clients.pop(client).cancel()
 
     async def _check_client(self, client: PendingClient) -> None:
         refusal = await self.judge(client.ticket, client.peer)
-        del self._clients[client]  # from here on another step owns it
+        del self._clients[client]  # the next step owns it from here on
         if refusal is not None:
             self._refuse(client, refusal)
         else:
             self._begin(client, client.ticket)
 
     async def judge(self, ticket: Ticket, peer: Peer, *, look_up: bool = True) -> Refusal | None:
-        """Ask about a client; return why it is refused.
+        """Query the DNS about a client; return its refusal, or None.
 
-        :param look_up: whether its name is asked for, with ``rdns``
+        :param look_up: whether to query its name, if ``rdns`` is on
         """
         host = host_of(peer) or ""
         name = self._name(host) if look_up else _no_name()
@@ -80,18 +81,18 @@ class DnsChecks(PendingClients):
         score = sum(listing.weight for listing in listed)
         if score >= self._threshold:
             return self._refusal(host, score, listed)
-        ticket.listed_by = _names(listed) if score > 0 else ""
+        ticket.listed_by = _zones_text(listed) if score > 0 else ""
         return None
 
     async def _name(self, host: str) -> str | None:
-        if self._names:
+        if self._look_up_names:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._seconds):  # it is two questions, or more
+                async with asyncio.timeout(self._seconds):  # for two queries or more
                     return await self._dns.name(host)
         return None
 
     def _refusal(self, host: str, score: int, listed: Sequence[Listing]) -> Refusal:
-        by = _names(listed)
+        by = _zones_text(listed)
         return Refusal(
             "dnsbl",
             host,
@@ -104,8 +105,8 @@ class DnsChecks(PendingClients):
             origin=", ".join(f"--dnsbl {entry}" for each in listed for entry in each.entries),
         )
 
-    def _done(self, client: PendingClient, task: asyncio.Task[None]) -> None:
-        """See to a client whose task has ended before it was through."""
+    def _on_task_done(self, client: PendingClient, task: asyncio.Task[None]) -> None:
+        """Close a client whose task ended early, and log the exception of the task."""
         if self._clients.pop(client, None) is not None:
             client.close()
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -115,24 +116,24 @@ class DnsChecks(PendingClients):
 
     @property
     def zones(self) -> Mapping[str, bool]:
-        """The blocklists, and whether clients are looked up in them: IPv4 ones, say."""
+        """Maps each blocklist to whether IPv4 clients are looked up in it."""
         return {zone: (zone, False) not in self._dns.disabled for zone in self._dns.zones}
 
-    def retire(self) -> None:
-        """Get no more clients: the zones need not be checked any more."""
+    def stop_zone_checks(self) -> None:
+        """Stop the health checks of the blocklists: no more clients arrive."""
         self._check.stop()
 
     def stop(self, hostname: str) -> int:
-        """Answer 421 to all; return how many there were."""
-        self.retire()
+        """Answer 421 to all clients, and return their number."""
+        self.stop_zone_checks()
         return super().stop(hostname)
 
 
-def _names(listed: Sequence[Listing]) -> str:
-    """Return the zones that list a client, and the codes."""
+def _zones_text(listed: Sequence[Listing]) -> str:
+    """Return the zones that list a client, with the codes, as text of limited length."""
     by = ", ".join(sorted(map(str, listed)))
-    return f"{by[:LONGEST_BY]}..." if len(by) > LONGEST_BY else by
+    return f"{by[:MAX_ZONES_TEXT]}..." if len(by) > MAX_ZONES_TEXT else by
 
 
 async def _no_name() -> None:
-    """Stand in for a name that is not asked for."""
+    """Return no name, without a query."""

@@ -1,12 +1,12 @@
-"""DNSBL: blocklists in the DNS (RFC 5782), as people name them, and what their answers mean.
+"""DNSBL: parses the setting of DNS blocklists (RFC 5782), and interprets their answers.
 
 ::
 
     ZONE[=CODES][=WEIGHT]    zen.example.org    dul.example.org=2    zen.example.org=127.0.0.[2..11]
 
-CODES are the answers that count, as Postfix's ``postscreen_dnsbl_sites`` has them: four octets,
-each a number, or numbers and ranges in brackets: ``127.0.0.[2;4..7]``. Without CODES every answer
-in 127.0.0.0/8 counts that is not one of the list's own errors. Pure.
+CODES are the answers that count, in the syntax of Postfix's ``postscreen_dnsbl_sites``: four
+octets, each a number, or numbers and ranges in brackets: ``127.0.0.[2;4..7]``. Without CODES every
+answer in 127.0.0.0/8 counts unless it reports an error of the list. No I/O.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 __all__ = ["Codes", "Entry", "Listing", "error_of", "listing_of", "read_entries"]
 
 LONGEST_ZONE = 180
-"""Characters: 64 more for a reversed address of IPv6 make the longest name of all."""
+"""Characters: a reversed IPv6 address needs 64 more of the maximum length of a DNS name."""
 
 CODES_SHOWN = 8
-"""Of one zone, in the log and in the reply: a zone may answer with any number."""
+"""Maximum of one zone's codes in the log and in the reply: a zone may answer with any number."""
 
 LISTED = IPv4Network("127.0.0.0/8")
-"""Where the answers of a blocklist are (RFC 5782 2.1); any other is of a zone that was given up."""
+"""The network of all answers (RFC 5782 2.1); an abandoned zone may answer with other addresses."""
 
 ERRORS = IPv4Network("127.255.255.0/24")
-"""Where lists have their errors, after Spamhaus' example."""
+"""The network of answers that report errors: a convention of Spamhaus that other lists follow."""
 
 _MEANINGS = {
     IPv4Address("127.0.0.1"): "the list refuses this resolver's queries",
     IPv4Address("127.255.255.252"): "the name of the zone is mistyped",
-    IPv4Address("127.255.255.254"): "the list refuses queries by way of a public resolver",
-    IPv4Address("127.255.255.255"): "the list gets too many queries",
+    IPv4Address("127.255.255.254"): "the list refuses queries from a public resolver",
+    IPv4Address("127.255.255.255"): "the list receives too many queries",
 }
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -48,14 +48,14 @@ _CODES = re.compile(rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}")
 _WEIGHT = re.compile(r"-?[0-9]{1,4}")
 
 Codes = tuple[frozenset[int], ...]
-"""The numbers that each octet of an answer may have."""
+"""For each octet of an answer, the numbers that match."""
 
 
 class Entry(NamedTuple):
-    """One ``--dnsbl``.
+    """A blocklist, as a value of ``--dnsbl`` names it.
 
-    :ivar codes: the answers that count; None: all that are no errors
-    :ivar weight: is added for a client that is listed; below 0 for a list of good ones
+    :ivar codes: the answers that count; None: all answers that are not errors
+    :ivar weight: added to the score of a listed client; negative for an allowlist
     :ivar written: the value of the option
     """
 
@@ -68,9 +68,9 @@ class Entry(NamedTuple):
 class Listing(NamedTuple):
     """A zone that lists a client.
 
-    :ivar codes: its answers
-    :ivar weight: of all the zone's entries that they match
-    :ivar entries: those, as they are written
+    :ivar codes: the answers of the zone
+    :ivar weight: sum of the weights of the zone's entries that the answers match
+    :ivar entries: these entries, as values of the option
     """
 
     zone: str
@@ -84,9 +84,9 @@ class Listing(NamedTuple):
 
 
 def read_entries(values: Iterable[str]) -> tuple[Entry, ...]:
-    """Read blocklists, each ``ZONE[=CODES][=WEIGHT]``; of the same zone and codes the last counts.
+    """Parse blocklists, each ``ZONE[=CODES][=WEIGHT]``; the last one of a zone and codes is used.
 
-    :raises SettingError: one cannot be read
+    :raises SettingError: a value is invalid
     """
     entries: dict[tuple[str, Codes | None], Entry] = {}
     for value in values:
@@ -107,7 +107,7 @@ def read_entries(values: Iterable[str]) -> tuple[Entry, ...]:
 
 
 def error_of(code: IPv4Address) -> str | None:
-    """Return what an answer means if it says that the list does not work; None for a listing."""
+    """Return the meaning of an answer that reports an error of the list; None for a listing."""
     if code in _MEANINGS:
         return _MEANINGS[code]
     if code in ERRORS:
@@ -118,9 +118,9 @@ def error_of(code: IPv4Address) -> str | None:
 def listing_of(
     zone: str, answers: Collection[IPv4Address], entries: Iterable[Entry]
 ) -> Listing | None:
-    """Return what *zone* says of a client by its *answers*; None if no entry matches.
+    """Return the listing of a client in *zone*; None if no entry matches *answers*.
 
-    An entry counts once, however many answers match it.
+    An entry counts once even if several answers match it.
     """
     matching = [
         entry
@@ -155,13 +155,13 @@ def _octet(value: str, text: str) -> frozenset[int]:
     for item in text.strip("[]").split(";"):
         ends = [int(end) for end in item.split("..")]
         if len(ends) > 2 or max(ends) > 255 or ends[0] > ends[-1]:  # noqa: PLR2004 - of an octet
-            raise _error(value, f"{item} is no number, or range, from 0 to 255")
+            raise _error(value, f"{item} is not a number or range from 0 to 255")
         numbers.update(range(ends[0], ends[-1] + 1))
     return frozenset(numbers)
 
 
 def _may_match(codes: Codes) -> bool:
-    """Whether some address of 127.0.0.0/8 that is no error has *codes*."""
+    """Whether an address of 127.0.0.0/8 that is not an error can match *codes*."""
     network, second, third, last = codes
     if 127 not in network:  # noqa: PLR2004 - of LISTED
         return False

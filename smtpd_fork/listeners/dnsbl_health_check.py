@@ -1,10 +1,10 @@
-"""DnsblHealthCheck: whether the blocklists work, by their test entries (RFC 5782 5).
+"""DnsblHealthCheck: checks the blocklists by their test entries (RFC 5782 5).
 
-A list has an entry for 127.0.0.2 and none for 127.0.0.1, or for IPv6 ::ffff:7f00:2 and none for
-::ffff:7f00:1. One that was given up may list every address, or none; one that refuses this
-resolver answers with an error. Such a list must not turn mail away, so no client is looked up in
-it until a check succeeds. Lists are checked when the server starts, in the
-background, and once an hour.
+A list must have an entry for 127.0.0.2 and none for 127.0.0.1; for IPv6 an entry for ::ffff:7f00:2
+and none for ::ffff:7f00:1. An abandoned list may list every address, or none; a list that refuses
+this resolver answers with an error. Mail must not be refused because of such a list, so no client
+is looked up in it until a check succeeds. The checks run in the background, when the server starts
+and once an hour.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["DnsblHealthCheck"]
 log = logging.getLogger("smtpd_fork.listeners")
 
 CHECK_SECONDS = 3600.0
-"""Between two checks of a zone."""
+"""Time between two checks of a zone."""
 
 
 class _Family(NamedTuple):
     """The test entries of IPv4 or IPv6.
 
-    :ivar required: whether a list without *listed* does not work; many list no IPv6
+    :ivar required: whether a list must have the entry *listed*; many lists have no IPv6 entries
     """
 
     name: str
@@ -45,9 +45,9 @@ _FAMILIES = (
 
 
 class DnsblHealthCheck:
-    """Checks the zones of a :class:`Resolver`, from now on until it is stopped.
+    """Checks the zones of a :class:`Resolver`, from its creation until :meth:`stop`.
 
-    :param dns: what it does not ask any more is in ``dns.disabled``
+    :param dns: zones that do not work are added to ``dns.disabled``
     """
 
     def __init__(self, dns: Resolver) -> None:
@@ -57,7 +57,7 @@ class DnsblHealthCheck:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def stop(self) -> None:
-        """Check no more."""
+        """Stop the checks."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -71,24 +71,24 @@ class DnsblHealthCheck:
             await asyncio.sleep(CHECK_SECONDS)
 
     async def _check(self, zone: str, family: _Family) -> None:
-        fault = await self._fault(zone, family)
+        problem = await self._find_error(zone, family)
         disabled, key = self._dns.disabled, (zone, family.name == "IPv6")
-        if fault:
-            if disabled.get(key) != fault:
+        if problem:
+            if disabled.get(key) != problem:
                 log.warning(
                     "the blocklist %s %s: it is not used for %s clients until a check succeeds; "
                     "it is checked once an hour",
-                    zone, fault, family.name,
+                    zone, problem, family.name,
                 )  # fmt: skip
-            disabled[key] = fault
-        elif fault is not None and disabled.pop(key, None) is not None:
+            disabled[key] = problem
+        elif problem is not None and disabled.pop(key, None) is not None:
             log.warning(
                 "the blocklist %s works again: it is used for %s clients",
                 zone, family.name,
             )  # fmt: skip
 
-    async def _fault(self, zone: str, family: _Family) -> str | None:
-        """Return what is wrong with *zone*; empty if nothing is, None without an answer."""
+    async def _find_error(self, zone: str, family: _Family) -> str | None:
+        """Return the problem of *zone*; empty if it works, None if it does not answer."""
         listed = await self._dns.answers(family.listed, zone, fresh=True)
         not_listed = await self._dns.answers(family.not_listed, zone, fresh=True)
         if listed is None or not_listed is None:

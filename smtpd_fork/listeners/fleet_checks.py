@@ -1,4 +1,4 @@
-"""FleetChecks: clients wait while the fleet is asked about them, a fraction of a millisecond."""
+"""FleetChecks: clients wait for the fleet's answer about them, usually less than a millisecond."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["FleetChecks"]
 class FleetChecks(PendingClients):
     """Holds clients until the fleet has answered.
 
-    :param fleet: is asked
-    :param gate: has admitted them
+    :param fleet: answers whether the limits of the fleet admit a client
+    :param gate: has admitted the clients, and counts a client back that the fleet refuses
     """
 
     phase = "fleet"
@@ -35,7 +35,7 @@ class FleetChecks(PendingClients):
         self._clients: dict[PendingClient, Question] = {}
 
     def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
-        """Hold a client until the fleet has answered; if it is out of reach, do not."""
+        """Hold a client until the fleet has answered; pass it on if the fleet is unreachable."""
         pending = PendingClient(client.listener, client.sock, client.peer, ticket, self)
         asked = self._fleet.ask(ticket, partial(self._answered, pending))
         if asked is None:
@@ -46,7 +46,7 @@ class FleetChecks(PendingClients):
             self._clients[pending] = asked
 
     async def judge(self, ticket: Ticket) -> Refusal | None:
-        """Ask about the client of a session; return why it is refused."""
+        """Query the fleet about the client of a session; return its refusal, or None."""
         answer: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
         asked = self._fleet.ask(ticket, partial(_answer, answer))
         if asked is None or isinstance(asked, Refusal):
@@ -72,7 +72,7 @@ class FleetChecks(PendingClients):
         self._gate.take_back(client.ticket)
         self._refuse(client, refusal)
 
-    def _let_go(self, client: PendingClient) -> None:
+    def _remove(self, client: PendingClient) -> None:
         self._fleet.forget(self._clients.pop(client))
 
 

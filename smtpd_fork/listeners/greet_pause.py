@@ -1,7 +1,7 @@
-"""GreetPause: clients wait for the greeting; one that talks before it is no mail server.
+"""GreetPause: delays the greeting, and refuses clients that send data before it.
 
-RFC 5321 3.1 and 4.3.1: a client waits for the greeting. What sends spam often does not, and gives
-itself away in a second or two. The client may be denied for a time as well.
+A client must wait for the greeting (RFC 5321 3.1 and 4.3.1). Programs that send spam often do not,
+and send data within a second or two. Such a client may also be denied for a time.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ __all__ = ["GreetPause"]
 RULE = "greet_pause"
 
 STRESS_SHARE = 1 / 3
-"""Of the pause, while connection slots are short, as Postfix has it: 2 s instead of 6 s."""
+"""Share of the pause while few connection slots are free; as in Postfix, 2 s instead of 6 s."""
 
 _COMMAND = re.compile(rb"[A-Za-z]{1,16}")
-"""All that the log has of what a client has sent: arguments may be secrets."""
+"""The part of the received data that is logged: arguments may be secrets."""
 
 
 class GreetPause(WatchedClients):
-    """Holds clients for a few seconds; those that keep silent pass.
+    """Holds clients for a few seconds; a client that sends nothing passes.
 
     :param config: ``greet_pause``, ``greet_pause_deny``, and ``stress_timeout``
-    :param gate: denies clients, and knows whether connection slots are short
+    :param gate: denies clients, and reports whether few connection slots are free
     """
 
     phase = "greet-pause"
@@ -62,8 +62,9 @@ class GreetPause(WatchedClients):
     def concerns(client: AcceptedClient, ticket: Ticket) -> bool:
         """Whether a client has to wait.
 
-        Under TLS it speaks first; LMTP is spoken by one's own programs; without an address, as on a
-        unix socket or at a health check of a proxy, only the limit of all sessions applies.
+        Exceptions are implicit TLS, where the client sends first; LMTP, where clients are local
+        programs; and clients without an IP address, as on a unix socket or for the health check
+        of a proxy, to which only the limit of all sessions applies.
         """
         judged, address = ticket.client, client.listener.address
         return not (judged.exempt or judged.number is None or address.tls or address.lmtp)
@@ -73,24 +74,24 @@ class GreetPause(WatchedClients):
         seconds = self._in_stress if self._gate.slots.stressed else self._seconds
         if seconds != self._now:
             self._now = seconds
-            self._clients.change(seconds)  # also for those that came before
+            self._clients.change(seconds)  # also for clients that already wait
         super().hold(client, ticket)
 
-    def _heard(self, client: PendingClient) -> bool:
+    def _on_readable(self, client: PendingClient) -> bool:
         try:
             data = client.sock.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:
             data = b""
-        self._let_go(client)
+        self._remove(client)
         if data:
             self._refuse(client, self._refusal(client.ticket.client, data))
         else:
             client.close()
         return True
 
-    def _over(self, client: PendingClient) -> None:
+    def _on_timeout(self, client: PendingClient) -> None:
         self._begin(client, client.ticket)
 
     def _refusal(self, client: Client, data: bytes) -> Refusal:
@@ -102,9 +103,9 @@ class GreetPause(WatchedClients):
         return Refusal(RULE, key, 1, 0, code=554, status="5.5.1", text=text, detail=detail)
 
     def _deny(self, client: Client) -> str:
-        """Have the gate refuse a client from now on; return what has become of that, for the log.
+        """Add a client to the denials, if that is possible; return the result for the log.
 
-        A local address may be that of a bridge or a proxy, which stands for many clients.
+        A local address is not denied: it may be a bridge or a proxy that many clients share.
         """
         allow, seconds = self._gate.limits.allow, self._deny_seconds
         if client.local:

@@ -1,8 +1,8 @@
-"""Inherited sockets: bound by the process that started this one, told apart by their names.
+"""Inherited sockets: bound by the process that started this one, and identified by names.
 
-The name that a socket has (``FileDescriptorName=`` in a socket unit, systemd.socket(5)) says what
-is spoken there: ``smtp``, ``smtps``, ``lmtp``, each also with flags, as in front of an address. Any
-other name is SMTP: systemd calls a socket without one after its unit, and others call it
+The name of a socket (``FileDescriptorName=`` in a socket unit, systemd.socket(5)) is its scheme:
+``smtp``, ``smtps`` or ``lmtp``, each also with flags, as in an address. Any other name means SMTP:
+without ``FileDescriptorName=`` the name is that of the socket unit, and other programs use
 ``unknown``.
 """
 
@@ -14,7 +14,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import OperatingSystemError
-from smtpd_fork.listeners.address import scheme_called
+from smtpd_fork.listeners.address import scheme_of_name
 from smtpd_fork.listeners.bind import adopt, bind_all, listen_backlog, wanted_addresses
 from smtpd_fork.listeners.listener import Listener, closed_on_error
 
@@ -23,40 +23,42 @@ if TYPE_CHECKING:
 
     from smtpd_fork.config import Config
 
-__all__ = ["handed_listeners", "inherited_listeners", "listening_socket"]
+__all__ = ["inherited_listeners", "listeners_of_old_process", "listening_socket"]
 
 _FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
 
 def inherited_listeners(passed: Iterable[tuple[int, str]], *, backlog: int) -> list[Listener]:
-    """Return a listener for each descriptor that was passed: for all of them, or for none.
+    """Return a listener for each inherited descriptor; after an error all of them are closed.
 
     :param passed: descriptors, each with its name
-    :param backlog: of listen(2); theirs stays what it is, as they listen already
-    :raises OperatingSystemError: one is no socket, does not listen, or is of a kind that cannot
-    :raises SettingError: a name has flags that are none
+    :param backlog: for listen(2); not applied, as the sockets already listen
+    :raises OperatingSystemError: a descriptor is not a socket, does not listen, or cannot listen
+    :raises SettingError: a name has unknown flags
     """
     listeners: list[Listener] = []
     with closed_on_error(listeners):
         for descriptor, name in passed:
             sock = listening_socket(descriptor)
-            listeners.append(adopt(sock, backlog=backlog, scheme=scheme_called(name)))
+            listeners.append(adopt(sock, backlog=backlog, scheme=scheme_of_name(name)))
     return listeners
 
 
-def handed_listeners(
+def listeners_of_old_process(
     handed: Iterable[tuple[int, str, str]], config: Config, warn: Callable[[str], object]
 ) -> tuple[list[Listener], list[Listener]]:
-    """Go on with the sockets that the old process of an upgrade bound for ``listen`` and ``port``.
+    """Return listeners for the sockets that the new process of an upgrade inherits.
 
-    What *config* names and was not handed over is bound; what was handed over and it no longer
-    names is returned apart. Those that were handed over are still the old process's: see
-    :meth:`~smtpd_fork.listeners.listener.Listener.take_over`.
+    The old process bound them for its settings ``listen`` and ``port``. Addresses of *config* that
+    have no inherited socket are bound; inherited sockets that *config* no longer names are returned
+    separately. The old process owns the inherited sockets until
+    :meth:`~smtpd_fork.listeners.listener.Listener.take_ownership`.
 
-    :param handed: descriptors, each with the scheme and the address that it was bound for
-    :param warn: as of :func:`~smtpd_fork.listeners.bind.bind_all`
-    :returns: what to listen on, and what to close
-    :raises SmtpdForkError: as :func:`~smtpd_fork.listeners.bind.open_listeners`; nothing stays open
+    :param handed: descriptors, each with the scheme and the address for which it was bound
+    :param warn: as for :func:`~smtpd_fork.listeners.bind.bind_all`
+    :returns: the listeners to use, and the listeners to close
+    :raises SmtpdForkError: as :func:`~smtpd_fork.listeners.bind.open_listeners`; then all sockets
+        are closed
     """
     backlog, addresses = config.backlog, wanted_addresses(config)
     known = {str(address): address for address in addresses}
@@ -66,7 +68,7 @@ def handed_listeners(
         for descriptor, scheme, name in handed:
             sock = listening_socket(descriptor)
             if name in known:
-                sock.listen(listen_backlog(backlog))  # it may be another by now
+                sock.listen(listen_backlog(backlog))  # the setting may have changed
                 sock.setblocking(False)
                 listeners.append(Listener(known[name], sock, inherited=True))
             else:
@@ -83,9 +85,9 @@ def handed_listeners(
 
 
 def listening_socket(descriptor: int) -> socket.socket:
-    """Return the socket that *descriptor* is.
+    """Return *descriptor* as a socket.
 
-    :raises OperatingSystemError: it is none that listens
+    :raises OperatingSystemError: it is not a listening socket
     """
     where = f"cannot listen on descriptor {descriptor}"
     try:
@@ -98,7 +100,7 @@ def listening_socket(descriptor: int) -> socket.socket:
     if sock.family not in _FAMILIES or sock.type != socket.SOCK_STREAM:
         reason = "that kind of socket cannot listen"
     elif not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        reason = "it does not listen (a connection, as of Accept=yes in a socket unit?)"
+        reason = "it does not listen (a connection, as with Accept=yes in a socket unit?)"
     else:
         return sock
     sock.close()

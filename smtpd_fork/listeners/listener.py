@@ -1,4 +1,4 @@
-"""Listener: one listening socket, and the address it was asked for."""
+"""Listener: a listening socket, and the configured address for which it was bound."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ __all__ = ["Listener", "closed_on_error"]
 
 
 class AcceptedSocket(socket.socket):
-    """A client's socket, without what makes :class:`socket.socket` cost more than accept(2) does.
+    """A client's socket with less overhead than :class:`socket.socket`.
 
-    There an enum is looked up each time that the loop asks for the family or the type.
+    That class looks up an enum each time that the event loop reads ``family`` or ``type``, and is
+    slower than accept(2) itself.
     """
 
     __slots__ = ()
@@ -33,14 +34,14 @@ class AcceptedSocket(socket.socket):
 
 
 class Listener:
-    """A socket that listens, and the address it was asked for.
+    """A listening socket, and the configured address for which it was bound.
 
-    :ivar address: what was asked for
-    :ivar tls: whether it is implicit TLS
-    :ivar proxy: whether a PROXY header comes first
+    :ivar address: the configured address
+    :ivar tls: whether connections use implicit TLS
+    :ivar proxy: whether each connection begins with a PROXY header
     :ivar sock: the socket; non-blocking, listening
-    :param inherited: another process bound it, so its path is not ours to remove
-    :ivar bound: what it is really bound to: ``(host, port, ...)``, or the path of a unix socket
+    :param inherited: whether another process bound it, so that this one must not remove its path
+    :ivar bound: the result of getsockname(2): ``(host, port, ...)``, or the path of a unix socket
     """
 
     def __init__(self, address: Address, sock: socket.socket, *, inherited: bool = False) -> None:
@@ -53,7 +54,7 @@ class Listener:
         kind = (int(sock.family), int(sock.type), sock.proto)
         self._accepted = partial(AcceptedSocket, *kind)
         if sock.family != socket.AF_UNIX:
-            # Clients' sockets inherit it (tcp(7)). A loop's transport sets it on each.
+            # Accepted sockets inherit it (tcp(7)), so that no system call per client is needed.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._bound_path = None if inherited else _identity(address.path)
 
@@ -62,7 +63,7 @@ class Listener:
 
         :raises OSError: as accept(2)
         """
-        # Not socket.accept(), which makes a socket.socket.
+        # socket.accept() would create a socket.socket.
         descriptor, peer = self.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - see above
         return self._accepted(descriptor), peer
 
@@ -72,21 +73,21 @@ class Listener:
         return self.address.path
 
     def is_ours(self) -> bool:
-        """Whether the path of the unix socket is still the one that was bound here."""
+        """Whether this process owns the unix socket's path, and the path was not replaced."""
         return self._bound_path is not None and _identity(self.address.path) == self._bound_path
 
-    def let_go(self) -> None:
-        """Leave the backlog, and the path, to another process that has the socket too."""
+    def hand_over(self) -> None:
+        """Leave the backlog and the path to another process that has the same socket."""
         self.inherited = True
         self._bound_path = None
 
-    def take_over(self) -> None:
-        """Have the backlog, and the path, from a process that let go of them."""
+    def take_ownership(self) -> None:
+        """Own the backlog and the path, after the old process has called :meth:`hand_over`."""
         self.inherited = False
         self._bound_path = _identity(self.address.path)
 
     def remove(self) -> None:
-        """Remove the path of a process that has ended, if it is still that one's.
+        """Remove the path that an ended process left, unless it was replaced.
 
         :raises OSError: it cannot be removed
         """
@@ -96,17 +97,18 @@ class Listener:
                     self.path.unlink()
 
     def close(self) -> None:
-        """Close the socket; a unix socket's path is removed if it is still this one's."""
+        """Close the socket; remove the path of a unix socket, unless it was replaced."""
         if self.path is not None and self.is_ours():
-            # While it listens no other process takes the path for a dead one's and replaces it.
-            # Without the right to remove it (privileges were dropped) the cleanup process does.
+            # Removed while the socket still listens, as another process replaces the path of a
+            # socket that does not answer. If this process may no longer remove it (privileges were
+            # dropped), the cleanup process does.
             with suppress(OSError):
                 self.path.unlink()
         self.sock.close()
 
     @property
     def described(self) -> str:
-        """The address, and that it is of IPv4 as well, if it is."""
+        """The address as text; it says so if an IPv6 socket accepts IPv4 as well."""
         if self.sock.family != socket.AF_INET6 or self.bound[0] != "::":
             return str(self)
         v6only = self.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -119,7 +121,7 @@ class Listener:
 
 @contextmanager
 def closed_on_error(opened: Collection[Listener | socket.socket]) -> Iterator[None]:
-    """Close all of *opened*, to which more may be added meanwhile, if anything is raised."""
+    """Close all of *opened*, which may grow meanwhile, if the block raises an exception."""
     try:
         yield
     except BaseException:
@@ -129,12 +131,12 @@ def closed_on_error(opened: Collection[Listener | socket.socket]) -> Iterator[No
 
 
 def _identity(path: Path | None) -> tuple[int, int, int] | None:
-    """Return what tells the file at *path* from all others, also from later ones."""
+    """Return an identity of the file at *path* that no other file has, not even a later one."""
     if path is None:
         return None
     try:
         status = path.lstat()
     except OSError:
         return None
-    # A removed file's inode number is soon another's; a socket's mtime is when it was bound.
+    # The inode number of a removed file is soon reused; a socket's mtime is the time of bind(2).
     return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -1,6 +1,6 @@
-"""PendingClients: clients with a ticket and no session yet.
+"""PendingClients: clients that have a ticket and no session yet.
 
-A pending client costs its ticket and a file descriptor: there is no transport yet.
+A pending client uses its ticket and a file descriptor; it has no transport yet.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["Begin", "PendingClient", "PendingClients", "Refuse", "WatchedClients"]
 
 Begin: TypeAlias = "Callable[[AcceptedClient, Ticket], None]"
-"""Takes a client that has passed, which is no longer the caller's."""
+"""Receives a client that has passed, and owns it from then on."""
 
 Refuse: TypeAlias = "Callable[[AcceptedClient, Refusal | Full], None]"
 """Answers a client that has not passed, and closes its socket."""
 
 
 class PendingClient(AcceptedClient, eq=False):
-    """A client that a stage holds, and how the ledger shows it.
+    """A client that a stage holds, with the attributes that the ledger shows.
 
-    :ivar stage: which one
-    :ivar header: what has come of a PROXY header
+    :ivar stage: the stage
+    :ivar header: the part of a PROXY header that was received
     """
 
     ticket: Ticket
@@ -43,22 +43,22 @@ class PendingClient(AcceptedClient, eq=False):
     helo: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        """Be what holds the ticket."""
+        """Register this object as the holder of the ticket."""
         self.ticket.holder = self
         self.ticket.listener = self.listener
 
     @property
     def phase(self) -> str:
-        """What it waits for."""
+        """The name of the stage."""
         return self.stage.phase
 
     def kick(self, reply: bytes) -> None:
-        """End, with *reply* as the last word (see :class:`smtpd_fork.gate.ledger.Holder`)."""
+        """Send *reply* and close (see :class:`smtpd_fork.gate.ledger.Holder`)."""
         self.stage.kick(self, reply)
 
-    def dismiss(self, reply: bytes) -> None:
+    def reply_and_close(self, reply: bytes) -> None:
         """Send *reply*, if the client can read it, close, and release the ticket."""
-        super().dismiss(reply)
+        super().reply_and_close(reply)
         self.ticket.release()
 
     def close(self) -> None:
@@ -68,14 +68,14 @@ class PendingClient(AcceptedClient, eq=False):
 
 
 class PendingClients(ABC):
-    """A stage before the session: holds clients until they pass, or do not.
+    """A stage before the session: holds clients until they pass or are refused.
 
-    :param begin: takes those that pass
-    :param refuse: answers those that do not
+    :param begin: receives the clients that pass
+    :param refuse: answers the clients that are refused
     """
 
     phase: ClassVar[str]
-    """What the ledger calls it."""
+    """Name of the stage in the ledger."""
 
     _clients: Collection[PendingClient]
 
@@ -85,23 +85,23 @@ class PendingClients(ABC):
 
     @abstractmethod
     def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
-        """Hold a client until it passes, or is closed."""
+        """Hold a client until it passes or is closed."""
 
     @abstractmethod
-    def _let_go(self, client: PendingClient) -> None:
-        """Hold a client no longer; it is the caller's."""
+    def _remove(self, client: PendingClient) -> None:
+        """Remove a client; the caller owns it from then on."""
 
     def __len__(self) -> int:
         return len(self._clients)
 
     def kick(self, client: PendingClient, reply: bytes) -> None:
-        """Answer a client with *reply*, and close; nothing if it is held no longer."""
+        """Send *reply* to a client and close, if this stage still holds it."""
         if client in self._clients:
-            self._let_go(client)
-            client.dismiss(reply)
+            self._remove(client)
+            client.reply_and_close(reply)
 
     def stop(self, hostname: str) -> int:
-        """Answer 421 to all; return how many there were."""
+        """Answer 421 to all clients, and return their number."""
         clients = list(self._clients)
         for client in clients:
             self.kick(client, shutdown_reply(hostname))
@@ -109,9 +109,9 @@ class PendingClients(ABC):
 
 
 class WatchedClients(PendingClients):
-    """Holds clients for a limited time, and sees what they send meanwhile.
+    """Holds clients for a limited time, and reacts to data that they send meanwhile.
 
-    :param seconds: how long, the same for all
+    :param seconds: the time limit, the same for all clients
     """
 
     def __init__(
@@ -119,34 +119,34 @@ class WatchedClients(PendingClients):
     ) -> None:
         super().__init__(begin, refuse)
         self._loop = loop
-        self._clients: DeadlineQueue[PendingClient] = DeadlineQueue(seconds, loop, self._expired)
+        self._clients: DeadlineQueue[PendingClient] = DeadlineQueue(seconds, loop, self._on_expired)
 
     def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
-        """Hold a client until it passes, or is closed."""
+        """Hold a client until it passes or is closed."""
         pending = PendingClient(client.listener, client.sock, client.peer, ticket, self)
         self._clients.add(pending)
-        self._loop.add_reader(client.sock, self._heard, pending)
+        self._loop.add_reader(client.sock, self._on_readable, pending)
 
-    def _let_go(self, client: PendingClient) -> None:
-        self._clients.pop(client, None)  # its time may be over
+    def _remove(self, client: PendingClient) -> None:
+        self._clients.pop(client, None)  # the queue removes a client whose time limit has passed
         self._loop.remove_reader(client.sock)
 
-    def _expired(self, clients: list[PendingClient]) -> None:
+    def _on_expired(self, clients: list[PendingClient]) -> None:
         for client in clients:
-            if not self._heard(client):  # what came in this very turn
-                self._let_go(client)
-                self._over(client)
+            if not self._on_readable(client):  # data may have arrived in this iteration of the loop
+                self._remove(client)
+                self._on_timeout(client)
 
     @abstractmethod
-    def _heard(self, client: PendingClient) -> bool:
-        """Act on a client that sends something, or has gone; return whether it was let go."""
+    def _on_readable(self, client: PendingClient) -> bool:
+        """Handle a client that has sent data or closed; return whether it was removed."""
 
     @abstractmethod
-    def _over(self, client: PendingClient) -> None:
-        """Act on a client whose time is over; it was let go."""
+    def _on_timeout(self, client: PendingClient) -> None:
+        """Handle a client whose time limit has passed; it was removed."""
 
     def stop(self, hostname: str) -> int:
-        """Answer 421 to all; return how many there were."""
+        """Answer 421 to all clients, and return their number."""
         answered = super().stop(hostname)
         self._clients.clear()
         return answered

@@ -1,12 +1,13 @@
 """Probes: health checks of load balancers (``--probe-from``).
 
-A probe connects, perhaps reads the greeting, perhaps says EHLO and QUIT, and goes. It takes no
-connection slot, is in no count, is no session, and leaves no line in the log. There are limits of
-probes at once, and of time, and whatever looks like mail is answered 421.
+A probe connects, may read the greeting, may send EHLO and QUIT, and disconnects. It uses no
+connection slot, is not counted, has no session, and is not logged. The number and the duration of
+probes are limited, and any other command is answered 421.
 
-Where a PROXY header comes first, the load balancer may send both from one address. A header that
-speaks for somebody is a client's, and goes the way of all clients, untouched. One that speaks for
-nobody (LOCAL, UNKNOWN) is a probe's, and so is silence.
+On a listener with PROXY headers, probes and clients may come from the same address of the load
+balancer. A header that names a client belongs to a client: nothing of it is read here, and the
+client is treated like all others. A header that names no client (LOCAL, UNKNOWN) belongs to a
+probe, and so does a connection that sends no header.
 """
 
 from __future__ import annotations
@@ -41,38 +42,43 @@ __all__ = ["Probes"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
-MOST = 32
-"""Probes at once: a load balancer has one for each of its own processes, every few seconds."""
+MAX_PROBES = 32
+"""Maximum of concurrent probes: a load balancer sends one per process every few seconds."""
 
-LONGEST_SECONDS = 10.0
-"""How long one may last; haproxy gives its own checks 2 s by default (``inter``)."""
+MAX_SECONDS = 10.0
+"""Maximum duration of a probe; the default timeout of haproxy's checks is 2 s (``inter``)."""
 
 SILENCE_SECONDS = 0.5
-"""A client that has sent no PROXY header by then sends none: it comes with the first packet."""
+"""Time to wait for a PROXY header, which proxies send with the first packet."""
 
-MOST_BYTES = 1024
-"""What one may say in all: EHLO with the longest name, NOOP and QUIT."""
+MAX_BYTES = 1024
+"""Maximum of received bytes in total: EHLO with the longest name, NOOP and QUIT."""
 
 _NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _HELLO = frozenset({b"EHLO", b"HELO", b"LHLO"})
 
 
 class _Probe(AcceptedClient, eq=False):
-    """One probe."""
+    """A connection of a load balancer that checks this server.
 
-    said: bytes = b""
-    size: int = 0
+    :ivar partial_line: received data after the last line end
+    :ivar received: number of received bytes
+    :ivar timer: ends the probe, or the wait for a PROXY header
+    """
+
+    partial_line: bytes = b""
+    received: int = 0
     timer: asyncio.TimerHandle | None = None
 
 
 class Probes:
-    """Answers probes, outside of every count.
+    """Answers probes without counting them.
 
-    :param networks: where they come from; None: there are none
-    :param gate: while it is paused they get 421
-    :param ident: what the greeting says behind the host's name
+    :param networks: client networks of probes; None: there are no probes
+    :param gate: while it is paused, probes get 421
+    :param ident: text of the greeting after the host name
     :ivar networks: may be set at any time
-    :ivar hostname: the same
+    :ivar hostname: may be set at any time
     """
 
     def __init__(
@@ -89,44 +95,44 @@ class Probes:
         self._gate = gate
         self.hostname = hostname
         self._ident = ident
-        self._all: set[_Probe] = set()
+        self._probes: set[_Probe] = set()
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self._probes)
 
-    def expect(self, peer: SocketAddress | str) -> bool:
-        """Whether *peer* is where probes come from."""
+    def is_probe(self, peer: SocketAddress | str) -> bool:
+        """Whether the address *peer* is in the networks of probes."""
         if self.networks is None:
             return False
         host = host_of(peer)
         return host is not None and bool(self.networks.find(number_of(host)))
 
-    def begin(self, client: AcceptedClient, otherwise: Callable[[AcceptedClient], None]) -> None:
-        """Take one that comes from where probes come from; it is no longer the caller's.
+    def begin(self, client: AcceptedClient, not_a_probe: Callable[[AcceptedClient], None]) -> None:
+        """Receive a client whose address is that of probes, and own it from then on.
 
-        :param otherwise: takes what turns out to be a proxy's client: nothing of it has been read
+        :param not_a_probe: receives it if it is the client of a proxy, before anything is read
         """
         proxy = client.listener.proxy
-        if len(self._all) >= MOST:
+        if len(self._probes) >= MAX_PROBES:
             if proxy:
-                otherwise(client)
+                not_a_probe(client)
             else:
-                client.dismiss(self._sorry("Too many probes"))
+                client.reply_and_close(self._temporary_refusal("Too many probes"))
             return
         probe = _Probe(client.listener, client.sock, client.peer)
-        self._all.add(probe)
+        self._probes.add(probe)
         if log.isEnabledFor(logging.DEBUG):
             address = describe(client.peer)
             log.debug("%s: a probe", address, extra={"client": address, "reason": "a probe"})
         if proxy:
             probe.timer = self._loop.call_later(SILENCE_SECONDS, self._greet, probe)
-            self._loop.add_reader(client.sock, self._look, probe, otherwise)
-            self._look(probe, otherwise)  # mostly the header is there
+            self._loop.add_reader(client.sock, self._peek_header, probe, not_a_probe)
+            self._peek_header(probe, not_a_probe)  # the header has usually arrived already
         else:
             self._greet(probe)
 
-    def _look(self, probe: _Probe, otherwise: Callable[[AcceptedClient], None]) -> None:
-        """See whether a PROXY header speaks for somebody, without reading it."""
+    def _peek_header(self, probe: _Probe, not_a_probe: Callable[[AcceptedClient], None]) -> None:
+        """Check without reading it whether a PROXY header names a client."""
         try:
             peeked = probe.sock.recv(LONGEST_V2, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -136,10 +142,10 @@ class Probes:
         if not peeked:
             self._end(probe)
             return
-        length = _header_for_nobody(peeked, probe.peer)
+        length = _length_of_local_header(peeked, probe.peer)
         if length is None:
-            self._forget(probe)
-            otherwise(probe)
+            self._remove(probe)
+            not_a_probe(probe)
             return
         with suppress(OSError):
             if length:
@@ -147,23 +153,24 @@ class Probes:
         self._greet(probe)
 
     def _greet(self, probe: _Probe) -> None:
-        """Tell a probe that all is well, or that it is not."""
+        """Send the greeting, or 421 while the gate is paused."""
         self._loop.remove_reader(probe.sock)
         if probe.timer is not None:
             probe.timer.cancel()
         if self._gate.paused:
-            self._end(probe, self._sorry("Service not available"))
+            self._end(probe, self._temporary_refusal("Service not available"))
             return
-        # Under implicit TLS a greeting in plaintext cannot be read: the connection alone has to do.
-        if not probe.listener.tls and not self._say(
+        # Under implicit TLS the probe could not read a plaintext greeting: only the connection
+        # itself shows that the server is up.
+        if not probe.listener.tls and not self._send(
             probe, f"220 {self.hostname} {self._ident}\r\n".encode("ascii", "replace")
         ):
             return
-        probe.timer = self._loop.call_later(LONGEST_SECONDS, self._end, probe)
-        self._loop.add_reader(probe.sock, self._hear, probe)
+        probe.timer = self._loop.call_later(MAX_SECONDS, self._end, probe)
+        self._loop.add_reader(probe.sock, self._on_readable, probe)
 
-    def _say(self, probe: _Probe, reply: bytes) -> bool:
-        """Send a reply; one that cannot be taken at once ends the probe."""
+    def _send(self, probe: _Probe, reply: bytes) -> bool:
+        """Send a reply; end the probe if the socket does not take all of it at once."""
         try:
             sent = probe.sock.send(reply, _NOW)
         except OSError:
@@ -172,10 +179,10 @@ class Probes:
             self._end(probe)
         return sent == len(reply)
 
-    def _hear(self, probe: _Probe) -> None:
-        """Answer what a probe says."""
+    def _on_readable(self, probe: _Probe) -> None:
+        """Answer the commands of a probe."""
         try:
-            data = probe.sock.recv(MOST_BYTES, _NOW)
+            data = probe.sock.recv(MAX_BYTES, _NOW)
         except BlockingIOError:
             return
         except OSError:
@@ -183,8 +190,8 @@ class Probes:
         if not data or probe.listener.tls:
             self._end(probe)
             return
-        probe.size += len(data)
-        *lines, probe.said = (probe.said + data).split(b"\n")
+        probe.received += len(data)
+        *lines, probe.partial_line = (probe.partial_line + data).split(b"\n")
         replies: list[bytes] = []
         for line in lines:
             word = line.partition(b" ")[0].strip().upper()
@@ -192,40 +199,44 @@ class Probes:
                 self._end(probe, b"".join([*replies, b"221 2.0.0 Bye\r\n"]))
                 return
             if word not in _HELLO and word != b"NOOP":
-                self._end(probe, b"".join([*replies, self._sorry("Probes are not to send mail")]))
+                self._end(
+                    probe,
+                    b"".join([*replies, self._temporary_refusal("Probes must not send mail")]),
+                )
                 return
             name = self.hostname.encode("ascii", "replace")
             replies.append(b"250 2.0.0 OK\r\n" if word == b"NOOP" else b"250 %b\r\n" % name)
-        if probe.size >= MOST_BYTES:
-            replies.append(self._sorry("Probes are not to talk so much"))
+        if probe.received >= MAX_BYTES:
+            replies.append(self._temporary_refusal("Probe sent too much data"))
             self._end(probe, b"".join(replies))
         elif replies:
-            self._say(probe, b"".join(replies))
+            self._send(probe, b"".join(replies))
 
-    def _sorry(self, text: str) -> bytes:
+    def _temporary_refusal(self, text: str) -> bytes:
         return reply_line(421, "4.3.2", self.hostname, f"{text}, try again later")
 
-    def _forget(self, probe: _Probe) -> None:
-        self._all.discard(probe)
+    def _remove(self, probe: _Probe) -> None:
+        self._probes.discard(probe)
         self._loop.remove_reader(probe.sock)
         if probe.timer is not None:
             probe.timer.cancel()
 
     def _end(self, probe: _Probe, reply: bytes = b"") -> None:
-        """Close on a probe, after *reply*."""
-        self._forget(probe)
-        probe.dismiss(reply)
+        """Send *reply* to a probe, and close."""
+        self._remove(probe)
+        probe.reply_and_close(reply)
 
     def stop(self) -> None:
-        """Answer 421 to all of them: the server stops."""
-        for probe in list(self._all):
+        """Answer 421 to all probes, as the server stops."""
+        for probe in list(self._probes):
             self._end(probe, shutdown_reply(self.hostname))
 
 
-def _header_for_nobody(peeked: bytes, peer: SocketAddress | str) -> int | None:
-    """Return how long a PROXY header is that speaks for nobody but *peer*, 0 without a header.
+def _length_of_local_header(peeked: bytes, peer: SocketAddress | str) -> int | None:
+    """Return the length of a PROXY header that names no other client than *peer*; 0 for no header.
 
-    None: it speaks for somebody, is not whole, or malformed; a client's way is the right one then.
+    The result is None if the header names a client, is incomplete, or is malformed: then the
+    connection is treated as that of a client.
     """
     try:
         header = peeked[: missing(b"", peeked)]
@@ -237,5 +248,5 @@ def _header_for_nobody(peeked: bytes, peer: SocketAddress | str) -> int | None:
         behind = true_peer(parse(header))
     except HeaderError:
         return None
-    # v1 has no word for it: haproxy's checks name themselves there.
+    # Version 1 has no LOCAL command: there haproxy's checks name haproxy itself as the client.
     return len(header) if behind is None or host_of(behind) == host_of(peer) else None

@@ -1,7 +1,7 @@
-"""ProxyHeaders: connections of proxies, whose header names the client (proxy-protocol.txt).
+"""ProxyHeaders: connections of proxies that send a PROXY header (proxy-protocol.txt).
 
-The header is read from the raw socket, and not one byte more: what follows it is the client's,
-perhaps a TLS handshake.
+The header is read from the raw socket. No byte after it is read: the client sent it, and it may
+be part of a TLS handshake.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ __all__ = ["ProxyHeaders", "not_trusted"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
-NOT_BY_THE_PROXY = "the client did not come by way of the proxy, or the proxy sends no header"
+TIMEOUT_CAUSES = "the client did not connect through the proxy, or the proxy sends no header"
 
 
 def not_trusted(peer: Peer) -> Refusal:
-    """Return the refusal of a client that may send no PROXY header."""
+    """Return the refusal of a peer that is not allowed to send PROXY headers."""
     text = "Connections are accepted from trusted proxies only"
     return Refusal("proxy_trust", host_of(peer) or "unix", 1, 0, text=text)
 
 
 class ProxyHeaders(WatchedClients):
-    """Holds connections of proxies until their headers have come.
+    """Holds connections of proxies until their headers have arrived.
 
-    :param seconds: how long a header may take
-    :param gate: judges the client that a header names
-    :param reporter: writes lines about clients
-    :ivar trusted: the clients behind a proxy that will name theirs by XCLIENT
+    :param seconds: the time limit for a header
+    :param gate: evaluates the client that a header names
+    :param reporter: writes log lines about clients
+    :ivar trusted: hosts behind a proxy that may name their own clients by XCLIENT
     """
 
     phase = "proxy-header"
@@ -70,23 +70,23 @@ class ProxyHeaders(WatchedClients):
         self._reporter = reporter
         self.trusted = TrustedHosts(None, unix=False)
 
-    def _heard(self, client: PendingClient) -> bool:
+    def _on_readable(self, client: PendingClient) -> bool:
         try:
             if not self._read(client):
                 return False
             data = parse(client.header)
         except (HeaderError, OSError) as error:
-            self._let_go(client)
+            self._remove(client)
             self._close(client, str(error))
         else:
-            self._let_go(client)
+            self._remove(client)
             self._identify(client, data)
         return True
 
     def _read(self, client: PendingClient) -> bool:
-        """Read what has come of a header; return whether it is whole.
+        """Read the received part of a header; return whether it is complete.
 
-        :raises HeaderError: it is none, or the proxy has gone
+        :raises HeaderError: it is not a PROXY header, or the proxy has closed the connection
         """
         while not is_whole(client.header):
             try:
@@ -95,7 +95,7 @@ class ProxyHeaders(WatchedClients):
                 return False
             if not peeked:
                 raise HeaderError("the connection was closed")
-            # Taken from the socket at once: a loop would go on reporting what was only looked at.
+            # Read now: the event loop would report data that was only peeked at again and again.
             client.header += client.sock.recv(missing(client.header, peeked))
         return True
 
@@ -103,7 +103,7 @@ class ProxyHeaders(WatchedClients):
         ticket, peer = client.ticket, true_peer(data)
         ticket.proxy = data
         ticket.sender = client.peer
-        # One that names itself is a health check: v1 has no word for it.
+        # A proxy that names itself as the client sends a health check: version 1 has no LOCAL.
         if peer is not None and host_of(peer) != host_of(client.peer):
             client.peer = peer
             refusal = self._gate.identify(ticket, peer, proxy=peer in self.trusted)
@@ -112,8 +112,8 @@ class ProxyHeaders(WatchedClients):
                 return
         self._begin(client, ticket)
 
-    def _over(self, client: PendingClient) -> None:
-        self._close(client, f"it took too long; {NOT_BY_THE_PROXY}", logging.WARNING)
+    def _on_timeout(self, client: PendingClient) -> None:
+        self._close(client, f"it took too long; {TIMEOUT_CAUSES}", logging.WARNING)
 
     def _close(self, client: PendingClient, reason: str, level: int = logging.INFO) -> None:
         session = client.ticket.id or ""

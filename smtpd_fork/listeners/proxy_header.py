@@ -1,8 +1,8 @@
-"""PROXY header: where it ends and what it says; versions 1 and 2 of haproxy's proxy-protocol.txt.
+"""PROXY header: parser for versions 1 and 2 of haproxy's proxy-protocol.txt, without sockets.
 
-Without sockets. The result is aiosmtpd's :class:`ProxyData`, which handlers know. aiosmtpd's own
-parser is not used: it reads the family before the command, so that a health check (``LOCAL``,
-whose family and addresses a receiver must ignore) can be refused, and it logs what it refuses.
+The result is aiosmtpd's :class:`ProxyData`, which handlers expect. aiosmtpd's own parser is not
+used: it checks the family before the command, so that it may refuse a health check (``LOCAL``,
+whose family and addresses a receiver must ignore), and it logs the headers that it refuses.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ if TYPE_CHECKING:
 __all__ = ["LONGEST_V2", "HeaderError", "is_whole", "missing", "parse", "true_peer"]
 
 LONGEST_V1 = 107
-"""Bytes of a v1 header with its CR LF; the specification's limit."""
+"""Maximum bytes of a v1 header with its CR LF, by the specification."""
 
 V1 = b"PROXY "
 V2_FIXED = 16
 """Bytes of a v2 header before its addresses: signature, version, family, length."""
 
 LONGEST_V2 = V2_FIXED + 0xFFFF
-"""Bytes of a v2 header, with TLVs: its length field has 16 bits. Only trusted proxies send it."""
+"""Maximum bytes of a v2 header with TLVs: the length field has 16 bits. Only trusted proxies may
+send it."""
 
 _ADDRESSES: dict[int, tuple[type[IPv4Address | IPv6Address | bytes], struct.Struct]] = {
     AF.INET: (IPv4Address, struct.Struct("!4s4sHH")),
     AF.INET6: (IPv6Address, struct.Struct("!16s16sHH")),
     AF.UNIX: (bytes, struct.Struct("!108s108s")),
 }
-"""What each address is, and the address block of a v2 header."""
+"""For each family, the type of an address, and the layout of the address block of a v2 header."""
 
 _V1_FAMILIES: dict[bytes, tuple[AF, type[IPv4Address | IPv6Address]]] = {
     b"TCP4": (AF.INET, IPv4Address),
@@ -59,9 +60,9 @@ class HeaderError(ValueError):
 
 
 def missing(header: bytes, peeked: bytes) -> int:
-    """Return how many bytes of *peeked* belong to the header that has begun with *header*.
+    """Return how many bytes of *peeked* belong to the header that begins with *header*.
 
-    :raises HeaderError: it cannot become one, or is too long
+    :raises HeaderError: the bytes are not the beginning of a header, or it is too long
     """
     seen = header + peeked
     for start, fixed in ((V1, len(V1)), (V2_SIGNATURE, V2_FIXED)):
@@ -82,7 +83,7 @@ def missing(header: bytes, peeked: bytes) -> int:
 
 
 def is_whole(header: bytes) -> bool:
-    """Whether *header*, which :func:`missing` has measured, is complete."""
+    """Whether *header*, which was read as far as :func:`missing` said, is complete."""
     if header.startswith(V1):
         return header.endswith(b"\r\n")
     return len(header) >= V2_FIXED and len(header) == V2_FIXED + int.from_bytes(
@@ -91,7 +92,7 @@ def is_whole(header: bytes) -> bool:
 
 
 def parse(header: bytes) -> ProxyData:
-    """Return what a whole header says.
+    """Parse a complete header.
 
     :raises HeaderError: it is malformed
     """
@@ -99,20 +100,20 @@ def parse(header: bytes) -> ProxyData:
 
 
 def true_peer(data: ProxyData) -> SocketAddress | str | None:
-    """Return the client that a header names; None if it names none.
+    """Return the client that a header names, or None.
 
-    That is a health check, ``UNKNOWN``, or a pair of family and transport that SMTP is not spoken
-    over: then the address of the connection counts, as the specification has it.
+    The result is None for a health check, for ``UNKNOWN``, and for a family and transport that SMTP
+    does not use: then the address of the connection is used, as the specification says.
     """
     if data.src_addr is None or data.protocol != PROTO.STREAM:
         return None
     if data.family in {AF.INET, AF.INET6}:
         return (str(data.src_addr), int(data.src_port or 0))
-    return ""  # a unix socket's client
+    return ""  # the client of a unix socket
 
 
 def _data(version: int, header: bytes, **fields: object) -> ProxyData:
-    # By name, as to mypy its attributes are none: attrs makes them.
+    # setattr, as mypy does not see the attributes that attrs creates.
     data = ProxyData(version=version)
     for name, value in {"whole_raw": bytearray(header), **fields}.items():
         setattr(data, name, value)
@@ -121,7 +122,7 @@ def _data(version: int, header: bytes, **fields: object) -> ProxyData:
 
 def _parse_v1(header: bytes) -> ProxyData:
     name, _, rest = header[len(V1) : -2].partition(b" ")
-    if name == b"UNKNOWN":  # whatever follows is to be ignored
+    if name == b"UNKNOWN":  # the receiver must ignore the rest of the line
         ignored = b" " + rest if rest else b""
         return _data(1, header, family=AF.UNSPEC, protocol=PROTO.UNSPEC, rest=ignored)
     if name not in _V1_FAMILIES:
@@ -147,27 +148,28 @@ def _parse_v1(header: bytes) -> ProxyData:
 
 
 def _v1_address(field: bytes) -> str:
-    # Of IPv6Address' forms a header may not have the one with a scope.
+    # IPv6Address would accept a scope as well, which a header must not have.
     if not _V1_ADDRESS.fullmatch(field):
         raise ValueError
     return field.decode("ascii")
 
 
 def _v1_port(field: bytes) -> int:
-    if not _V1_PORT.fullmatch(field) or int(field) > 0xFFFF:  # noqa: PLR2004 - the last port
+    if not _V1_PORT.fullmatch(field) or int(field) > 0xFFFF:  # noqa: PLR2004 - the highest port
         raise HeaderError("v1: malformed port")
     return int(field)
 
 
 def _parse_v2(header: bytes) -> ProxyData:
     version, command = divmod(header[12], 16)
-    if version != 2:  # noqa: PLR2004 - the signature's own
+    if version != 2:  # noqa: PLR2004 - the version of this signature
         raise HeaderError("v2: unknown version")
     if command not in V2_VALID_CMDS:
         raise HeaderError("v2: unknown command")
     family, protocol = divmod(header[13], 16)
     if command == V2_CMD.LOCAL:
-        # From the proxy itself: "discard the protocol block including the family".
+        # A connection of the proxy itself. The specification says: "discard the protocol block
+        # including the family".
         family, protocol = AF.UNSPEC, PROTO.UNSPEC
     if family not in V2_VALID_FAMS:
         raise HeaderError("v2: unknown family")

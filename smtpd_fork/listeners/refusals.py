@@ -1,4 +1,4 @@
-"""Refusals: 421 or 554 on a socket, before there is a transport or TLS."""
+"""Refusals: send 421 or 554 on an accepted socket, before a transport or TLS exists."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ __all__ = ["Refuser", "refuse"]
 
 _NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _EARLY_BYTES = 4096
-"""What an early talker may have sent already; read, as close(2) with unread bytes is a reset."""
+"""Bytes to read from a client that has sent data before the greeting: close(2) with unread data
+would reset the connection, and the client would lose the reply."""
 
 
 def refuse(sock: socket.socket, reply: bytes) -> None:
-    """Send *reply* on an accepted socket without ever waiting, and close it.
+    """Send *reply* on an accepted socket without blocking, and close it.
 
-    A peer that is gone, or cannot take one line, gets none.
+    Errors are ignored: the client may have disconnected.
     """
     with suppress(OSError):
         sock.send(reply, _NOW)
@@ -35,10 +36,10 @@ def refuse(sock: socket.socket, reply: bytes) -> None:
 
 
 class Refuser:
-    """Answers the clients that a gate refuses; used from the thread of a running loop.
+    """Answers the clients that a gate refuses; used in the thread of a running event loop.
 
     :param gate: counts and explains its refusals
-    :ivar hostname: names this host in the replies; may be set
+    :ivar hostname: name of this host in replies; may be set at any time
     """
 
     def __init__(self, gate: Gate, hostname: str) -> None:
@@ -48,25 +49,25 @@ class Refuser:
         self._common_address = CommonAddressWarning(gate)
 
     def refuse(self, client: AcceptedClient, verdict: Refusal | Full) -> None:
-        """Answer a client with *verdict*, and close its socket."""
-        client.dismiss(self.note(verdict, client.peer).reply(self.hostname))
+        """Send the reply of *verdict* to a client, and close its socket."""
+        client.reply_and_close(self.note(verdict, client.peer).reply(self.hostname))
 
     def note(self, verdict: Refusal | Full, peer: Peer, session: str = "") -> Refusal:
-        """Count and log a refusal that another module sends; return it, with its id."""
+        """Count and log a refusal, and return it with its id; the caller sends the reply."""
         refusal = self._gate.refuse(verdict, client=describe(peer), session=session)
         self._reporter.note(refusal)
         self._common_address.note(refusal)
         return refusal
 
     def begin_handshake(self, ticket: Ticket) -> Refusal | None:
-        """Return why a client may not begin a TLS handshake; it has been counted and logged."""
+        """Return None if a client may begin a TLS handshake, else a counted and logged refusal."""
         refusal = self._gate.begin_handshake(ticket)
         return None if refusal is None else self.note(refusal, ticket.peer, ticket.name())
 
     def end_handshake(self, ticket: Ticket) -> None:
-        """Take note that a handshake has succeeded."""
+        """Report a successful handshake to the gate."""
         self._gate.end_handshake(ticket)
 
     def close(self) -> None:
-        """Write what is to be written of the refusals."""
+        """Log the summary of refusals that were not logged yet."""
         self._reporter.close()

@@ -1,7 +1,7 @@
-"""Resolver: asks the DNS which blocklists (RFC 5782) list a client, and for its reverse name.
+"""Resolver: queries the DNS for blocklists (RFC 5782) that list a client, and for its reverse name.
 
-A query that fails counts as not asked: a name server that is down must not stop the mail. dnspython
-asks, and caches answers for their TTL.
+A failed query has the same effect as no query: a name server that is down must not stop the mail.
+dnspython sends the queries, and caches the answers for their TTL.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ __all__ = ["Resolver", "leakless_backend", "parse_nameserver", "resolver_of"]
 log = logging.getLogger("smtpd_fork.listeners")
 
 CACHE_SIZE = 50_000
-"""Answers that are kept."""
+"""Maximum of cached answers."""
 
 DNS_PORT = 53
 
-COMPLAINT_SECONDS = 60.0
-"""Between two warnings about a zone that does not answer, or answers with errors."""
+WARNING_INTERVAL_SECONDS = 60.0
+"""Minimum time between two warnings about a zone that does not answer, or answers with errors."""
 
 _RECORD_TYPES = ("IN.A", "IN.AAAA", "ANY.CNAME", "ANY.OPT", "ANY.PTR", "ANY.SOA", "ANY.TXT")
 
 MAX_ANSWERS = 64
-"""Answers of one zone that are looked at; a list has a handful."""
+"""Maximum of answers of one zone that are evaluated; a list normally returns a few."""
 
 
 def parse_nameserver(text: str | None) -> tuple[str, int] | None:
-    """Read ``ADDRESS`` or ``ADDRESS:PORT``.
+    """Parse ``ADDRESS`` or ``ADDRESS:PORT``.
 
-    :raises SettingError: it is none
+    :raises SettingError: the value is invalid
     """
     if text is None:
         return None
@@ -58,9 +58,9 @@ def parse_nameserver(text: str | None) -> tuple[str, int] | None:
 
 @error_origin("dnsbl", "rdns")
 def resolver_of(config: Config) -> Resolver | None:
-    """Return what asks the DNS as *config* has it; None if nothing is asked.
+    """Return a resolver for the settings of *config*; None if they need no DNS queries.
 
-    :raises SmtpdForkError: it cannot be had
+    :raises SmtpdForkError: a setting is invalid, or the resolver cannot be created
     """
     entries, nameserver = read_entries(config.dnsbl), parse_nameserver(config.dns_server)
     if not entries and not config.rdns:
@@ -69,25 +69,25 @@ def resolver_of(config: Config) -> Resolver | None:
 
 
 class Resolver:
-    """Asks the DNS about clients.
+    """Queries the DNS about clients.
 
     :param entries: the blocklists
-    :param nameserver: whom to ask, and its port; None: the system's
-    :param seconds: how long all the questions of a client may take
-    :ivar zones: the blocklists' names
-    :ivar disabled: zones in which no client is looked up, and whether of IPv6, with the reason; the
-        zone check keeps it
-    :raises ConfigError: dnspython is not installed, or the system names no resolver
+    :param nameserver: address and port of the DNS server; None: the servers of the system
+    :param seconds: the time limit for a query
+    :ivar zones: names of the blocklists
+    :ivar disabled: maps (zone, whether for IPv6 clients) to the reason why no client is looked up
+        there; :class:`~smtpd_fork.listeners.dnsbl_health_check.DnsblHealthCheck` maintains it
+    :raises ConfigError: dnspython is not installed, or the system has no DNS server configured
     """
 
     def __init__(
         self, entries: Sequence[Entry], nameserver: tuple[str, int] | None, seconds: float
     ) -> None:
         try:
-            import dns.asyncresolver  # noqa: PLC0415 - an extra, for those who ask the DNS
+            import dns.asyncresolver  # noqa: PLC0415 - an optional dependency
             import dns.resolver  # noqa: PLC0415 - as above
 
-            # dnspython imports them with the first answer, which is after privileges are dropped.
+            # dnspython would import them at the first answer, after privileges were dropped.
             for record_type in _RECORD_TYPES:
                 import_module(f"dns.rdtypes.{record_type}")
         except ImportError:
@@ -105,10 +105,10 @@ class Resolver:
         self._entries = tuple(entries)
         self.zones = tuple(dict.fromkeys(entry.zone for entry in entries))
         self.disabled: dict[tuple[str, bool], str] = {}
-        self._complained: dict[str, tuple[float, int]] = {}
+        self._warned: dict[str, tuple[float, int]] = {}
 
     async def listed(self, host: str) -> list[Listing]:
-        """Return the zones that list *host*."""
+        """Return a listing for each zone that lists *host*."""
         ipv6 = ":" in host
         zones = [zone for zone in self.zones if (zone, ipv6) not in self.disabled]
         found = await asyncio.gather(*(self._listing(host, zone) for zone in zones))
@@ -118,24 +118,22 @@ class Resolver:
         answers = await self.answers(host, zone) or []
         for answer in answers:
             if (error := error_of(answer)) is not None:
-                self._complain(
-                    f"{zone} answers", f"the blocklist {zone} answers {answer} ({error})"
-                )
+                self._warn(f"{zone} answers", f"the blocklist {zone} answers {answer} ({error})")
                 return None
         return listing_of(zone, answers, self._entries)
 
     async def answers(
         self, host: str, zone: str, *, fresh: bool = False
     ) -> list[IPv4Address] | None:
-        """Return what *zone* answers about *host*; None without an answer.
+        """Return the answers of *zone* about *host*; None if the query fails.
 
-        :param fresh: ask, whatever was answered before
+        :param fresh: whether to ignore a cached answer
         """
         import dns.name  # noqa: PLC0415 - as in the constructor
 
         name = dns.name.from_text(_reversed(host), origin=dns.name.from_text(zone))
         if fresh:
-            for kind in (dns.rdatatype.A, dns.rdatatype.ANY):  # ANY: that there is no such name
+            for kind in (dns.rdatatype.A, dns.rdatatype.ANY):  # NXDOMAIN is cached as ANY
                 self._cache.flush((name, kind, dns.rdataclass.IN))
         records = await self._ask(name, "A", zone)
         if records is None:
@@ -143,7 +141,7 @@ class Resolver:
         return [IPv4Address(record.address) for record in records[:MAX_ANSWERS]]
 
     async def name(self, host: str) -> str | None:
-        """Return the name of *host* that leads back to it (RFC 8601 2.7.3: iprev), or None."""
+        """Return the name of *host* if it resolves to *host* (iprev, RFC 8601 2.7.3), else None."""
         import dns.reversename  # noqa: PLC0415 - as in the constructor
 
         kind = "AAAA" if ":" in host else "A"
@@ -155,7 +153,7 @@ class Resolver:
         return None
 
     async def _ask(self, name: Any, kind: str, what: str) -> list[Any] | None:
-        """Return the records of *name*; none if there are none, None without an answer."""
+        """Return the records of *name*, perhaps an empty list; None if the query fails."""
         import dns.exception  # noqa: PLC0415 - as in the constructor
         import dns.resolver  # noqa: PLC0415 - as above
 
@@ -165,26 +163,27 @@ class Resolver:
             return []
         except (dns.exception.DNSException, OSError) as error:
             reason = str(error).partition("\n")[0][:200] or type(error).__name__
-            self._complain(what, f"{what} does not answer ({reason})")
+            self._warn(what, f"{what} does not answer ({reason})")
             return None
 
-    def _complain(self, what: str, fault: str) -> None:
-        """Log *fault*, once a minute for each *what*, with how often it happened meanwhile."""
+    def _warn(self, what: str, fault: str) -> None:
+        """Log *fault* at most once a minute for each *what*, with the number of skipped lines."""
         now = asyncio.get_running_loop().time()
-        since, count = self._complained.get(what, (-math.inf, 0))
-        if now - since < COMPLAINT_SECONDS:
-            self._complained[what] = since, count + 1
+        since, count = self._warned.get(what, (-math.inf, 0))
+        if now - since < WARNING_INTERVAL_SECONDS:
+            self._warned[what] = since, count + 1
             return
-        self._complained[what] = now, 0
+        self._warned[what] = now, 0
         more = f"; {count} times more before" if count else ""
         log.warning("%s: clients are accepted without it%s", fault, more)
 
 
 def leakless_backend() -> Any:
-    """Return dnspython's way to sockets, without a leak.
+    """Return a socket backend for dnspython that leaks no socket on cancellation.
 
-    asyncio forgets a datagram endpoint whose maker is cancelled while it waits for it, and nothing
-    closes the socket: a client that is refused in that moment would cost a descriptor for good.
+    If the task that waits for a new datagram endpoint is cancelled, asyncio loses the endpoint and
+    does not close its socket. Without this backend, each client that is refused at that moment
+    would leak a file descriptor.
     """
     import dns.asyncbackend  # noqa: PLC0415 - as in the constructor
 
@@ -201,15 +200,15 @@ def leakless_backend() -> Any:
 
 
 def _close(making: asyncio.Future[Any]) -> None:
-    """Close a socket that is no longer needed."""
+    """Close the socket of a cancelled query."""
     if not making.cancelled() and making.exception() is None:
-        closing = making.result().close()  # a coroutine that waits for nothing
+        closing = making.result().close()  # a coroutine that never suspends
         with suppress(StopIteration):
             closing.send(None)
 
 
 def _reversed(host: str) -> str:
-    """Return the name of *host* in a blocklist: octets, or nibbles of IPv6, the last first."""
+    """Return the name of *host* in a blocklist: its octets, or IPv6 nibbles, in reverse order."""
     address = ip_address(host)
     if isinstance(address, IPv6Address):
         return ".".join(reversed(address.packed.hex()))

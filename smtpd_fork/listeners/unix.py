@@ -1,8 +1,8 @@
-"""Unix sockets: a path is replaced only if no process answers there.
+"""Unix sockets: an existing socket is replaced only if no process answers there.
 
-Two processes may start at once. From the probe to listen(2) only one of them is at the path: a
-socket that is bound and does not listen yet looks as a dead one does, and the other would replace
-it.
+A lock covers the time from the check of the existing socket to listen(2), as two processes may
+start at the same time: a socket that is bound and does not listen yet looks like that of a dead
+process, and the other process would replace it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["bind_unix"]
 
 PROBE_SECONDS = 1.0
-"""How long a probe of an existing socket may take; a local one answers at once."""
+"""Timeout for connecting to an existing socket; a local process answers immediately."""
 
 
 def bind_unix(path: Path, mode: int, backlog: int | None) -> socket.socket:
     """Bind a unix socket (unix(7)) at *path* with file mode *mode*, and listen on it.
 
-    :param backlog: of listen(2); None: do not listen
+    :param backlog: for listen(2); None: do not listen
     :raises OSError: as bind(2); EADDRINUSE if a process answers there, EEXIST if the path is not
         a socket
     """
@@ -44,7 +44,8 @@ def bind_unix(path: Path, mode: int, backlog: int | None) -> socket.socket:
 
 
 def _bind(sock: socket.socket, path: Path, mode: int) -> None:
-    # bind(2) makes the path with what the umask leaves; a chmod after it would come too late.
+    # bind(2) applies the umask to the mode of the path. With chmod(2) after it, the path would have
+    # the wrong mode for a moment.
     old_umask = os.umask(0o777 & ~mode)
     try:
         sock.bind(str(path))
@@ -73,5 +74,5 @@ def _clear(path: Path) -> None:
         except PermissionError:
             raise
         except OSError:
-            pass  # a full backlog, a time-out: a process is there
+            pass  # a full backlog or a timeout: a process has the socket
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

@@ -75,7 +75,7 @@ class StatusServer(Service):
     async def handed_over(self, pid: int) -> None:
         """Leave the requests to the new process."""
         for listener in self._listeners:
-            listener.let_go()
+            listener.hand_over()
         await self._cease()
 
     async def _cease(self) -> None:

@@ -106,20 +106,20 @@ class RunTimeChanges(ABC):
         """
         return self.gate.denials.remove(network)
 
-    def leave_clients(self, slot_elsewhere: Callable[[], bool]) -> Callable[[], None]:
+    def leave_clients(self, another_process_has_slot: Callable[[], bool]) -> Callable[[], None]:
         """Leave clients in the backlog to another process while that has a free slot.
 
-        :param slot_elsewhere: whether it has; asked while the gate is full
+        :param another_process_has_slot: whether it has; asked while the gate is full
         :returns: is to be called when it has none any more
         """
         assert self._running is not None, "the server was not started"
-        self._running.acceptor.slot_elsewhere = slot_elsewhere
+        self._running.acceptor.another_process_has_slot = another_process_has_slot
         return self._running.acceptor.reopen
 
     def rest(self) -> None:
         """Accept no more, as after :meth:`withdraw`, but only until the server accepts again."""
         if self._running is not None:
-            self._running.withdraw(for_good=False)
+            self._running.withdraw(permanently=False)
 
     def withdraw(self) -> None:
         """Accept no more: another process does now, on the same listening sockets.
@@ -128,7 +128,7 @@ class RunTimeChanges(ABC):
         :meth:`leave` ends when they have gone.
         """
         if self._running is not None:
-            self._running.withdraw(for_good=True)
+            self._running.withdraw(permanently=True)
 
     async def leave(self) -> None:
         """Wait until the sessions that existed when the server withdrew have ended."""

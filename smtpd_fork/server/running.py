@@ -187,7 +187,7 @@ class Running:
             self._chains.retire(before.chain, self.sessions)
         self._chain = settings.chain
         if not settings.has_same_preconnect(before):
-            self.preconnect.retire()
+            self.preconnect.stop_zone_checks()
             self.former = [each for each in (*self.former, self.preconnect) if each]
             self.preconnect = self._make_preconnect(settings)
         self._change_fleet(before.config, config)
@@ -228,9 +228,9 @@ class Running:
         if self._fleet is not None:
             self._fleet.come_back()
 
-    def withdraw(self, *, for_good: bool) -> None:
+    def withdraw(self, *, permanently: bool) -> None:
         """Accept no more; clients that wait already go on to their sessions."""
-        self.acceptor.withdraw(for_good=for_good)
+        self.acceptor.withdraw(permanently=permanently)
         if self._fleet is not None:
             self._fleet.withdraw()
 

@@ -110,7 +110,7 @@ class Sessions:
         """Begin the session of a client, which owns its socket and its ticket."""
         listener = client.listener
         if listener.tls and (refusal := self._refuser.begin_handshake(ticket)) is not None:
-            client.dismiss(refusal.reply(self._refuser.hostname))
+            client.reply_and_close(refusal.reply(self._refuser.hostname))
             ticket.release()
             return
         try:

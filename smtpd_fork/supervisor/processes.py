@@ -142,7 +142,7 @@ class Processes(ProcessSettings):
         self._end("leave")
         self.upgrades.hand_over()
         for listener in self.listeners:
-            listener.let_go()
+            listener.hand_over()
             listener.close()
 
     async def leave(self) -> None:

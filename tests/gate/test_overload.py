@@ -112,7 +112,7 @@ def test_one_address_that_hides_all_others_is_told_once(
     hosts: list[str], by: str, told: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     watched(hosts, by)
-    assert caplog.text.count("holds most of the sessions") == told
+    assert caplog.text.count("has most of the sessions") == told
     assert caplog.text.count("PROXY") == told
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_fork.config import SettingError
-from smtpd_fork.listeners import Address, parse_address, spread
+from smtpd_fork.listeners import Address, expand_ports, parse_address
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_any_text_is_an_address_or_an_error(text: str) -> None:
 
 def test_an_address_without_a_port_is_bound_on_every_port() -> None:
     addresses = [parse_address(text) for text in ("127.0.0.1", "[::1]:25", "unix:/x")]
-    assert [str(a) for a in spread(addresses, [2525, 2526])] == [
+    assert [str(a) for a in expand_ports(addresses, [2525, 2526])] == [
         "127.0.0.1:2525",
         "127.0.0.1:2526",
         "[::1]:25",
@@ -108,4 +108,4 @@ def test_an_address_without_a_port_is_bound_on_every_port() -> None:
 
 def test_the_same_address_twice_is_bound_once() -> None:
     addresses = [parse_address("127.0.0.1"), parse_address("127.0.0.1:25")]
-    assert len(spread(addresses, [25, 25])) == 1
+    assert len(expand_ports(addresses, [25, 25])) == 1

@@ -107,7 +107,7 @@ NO_FAMILY = (9, "00")  # AF_X25: no system of these days speaks it
 
 @pytest.mark.parametrize(
     ("other", "reason"),
-    [(FOREIGN, "no interface of this host"), (NO_FAMILY, "does not speak that address family")],
+    [(FOREIGN, "no interface of this host"), (NO_FAMILY, "does not support that address family")],
 )
 def test_of_a_name_that_is_bound_which_can_be_and_a_warning_names_the_rest(
     other: tuple[int, str], reason: str, monkeypatch: pytest.MonkeyPatch

@@ -246,9 +246,9 @@ async def test_a_stop_within_a_burst_is_for_good(
 
         def stop(client: AcceptedClient) -> None:
             acceptor.stop()
-            client.dismiss(b"421 4.3.2 stopping\r\n")
+            client.reply_and_close(b"421 4.3.2 stopping\r\n")
 
-        monkeypatch.setattr(acceptor, "_arrived", stop)
+        monkeypatch.setattr(acceptor, "_on_accepted", stop)
         async with await Client.to(server.addresses[0]) as client:
             assert (await client.reply()).code == 421
         acceptor.open()

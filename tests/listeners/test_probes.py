@@ -18,7 +18,7 @@ from support.haproxy import haproxy
 from support.server import running, serve, until
 
 from smtpd_fork.config import WhenFull
-from smtpd_fork.listeners.probes import MOST, MOST_BYTES
+from smtpd_fork.listeners.probes import MAX_BYTES, MAX_PROBES
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
@@ -109,13 +109,13 @@ async def test_a_probe_may_say_so_much_and_no_more() -> None:
     async with probed() as server:
         async with await probe(server) as client:
             await client.reply()
-            client.send("x" * MOST_BYTES)
+            client.send("x" * MAX_BYTES)
             assert (await client.reply()).code == 421
             await ended(client)
 
 
 async def test_a_probe_has_so_much_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_fork.listeners.probes.LONGEST_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.listeners.probes.MAX_SECONDS", 0.05)
     async with probed() as server:
         async with await probe(server) as client:
             assert (await client.reply()).code == 220
@@ -124,7 +124,7 @@ async def test_a_probe_has_so_much_time_and_no_more(monkeypatch: pytest.MonkeyPa
 
 async def test_so_many_probes_at_once_and_no_more() -> None:
     async with probed() as server, AsyncExitStack() as stack:
-        for _ in range(MOST):
+        for _ in range(MAX_PROBES):
             client = await stack.enter_async_context(await probe(server))
             assert (await client.reply()).code == 220
         async with await probe(server) as late:
@@ -260,7 +260,7 @@ async def test_who_talks_mail_without_a_header_is_no_probe() -> None:
 
 async def test_when_there_are_too_many_probes_a_proxys_clients_come_in() -> None:
     async with proxied() as server, AsyncExitStack() as stack:
-        for _ in range(MOST):
+        for _ in range(MAX_PROBES):
             client = await stack.enter_async_context(await probe(server))
             client.send(LOCAL_V2)
             assert (await client.reply()).code == 220

@@ -164,7 +164,7 @@ class Control(Service):
     async def handed_over(self, pid: int) -> None:
         """Leave the requests to the new process."""
         self._cease()
-        self._listener.let_go()
+        self._listener.hand_over()
         self._handed_over = True
 
     def _cease(self) -> None:

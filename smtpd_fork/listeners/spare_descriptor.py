@@ -1,4 +1,4 @@
-"""Spare: a file descriptor in reserve, to answer clients with when there are no others (EMFILE)."""
+"""SpareDescriptor: a reserved file descriptor, to answer clients when no other is free (EMFILE)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ if TYPE_CHECKING:
     from smtpd_fork.listeners.listener import Listener
     from smtpd_fork.listeners.refusals import Refuser
 
-__all__ = ["Spare"]
+__all__ = ["SpareDescriptor"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
 
-class Spare:
-    """The descriptor.
+class SpareDescriptor:
+    """Answers clients with 421 while the process has no free file descriptor.
 
-    Without it a client that the kernel has connected would hang unanswered until there are
-    descriptors again; with it, the client gets 421.
+    Without it, a client that the kernel has connected would wait without a reply until a
+    descriptor is free. The reserved descriptor is closed, the client is accepted and refused, and
+    the descriptor is opened again.
 
     :param refuser: answers the clients
     """
@@ -33,7 +34,7 @@ class Spare:
         self._descriptor = self._open()
 
     def ran_out(self, error: OSError) -> None:
-        """Take note that there are no descriptors; logged once an episode."""
+        """Log that no descriptor is free, once until :meth:`recovered`."""
         if self._answered is None:
             self._answered = 0
             log.error("cannot accept: %s; clients are answered 421", os.strerror(error.errno or 0))
@@ -58,13 +59,13 @@ class Spare:
         self._answered = (self._answered or 0) + count
 
     def recovered(self) -> None:
-        """Take note that clients can be accepted."""
+        """Log that clients can be accepted again, if they could not be."""
         if self._answered is not None:
             log.warning("accepting again; %d clients were answered 421 meanwhile", self._answered)
             self._answered = None
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -74,4 +75,4 @@ class Spare:
         try:
             return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            return None  # somebody else was faster; the next refusal tries again
+            return None  # the descriptor is in use elsewhere; the next answer() tries again
