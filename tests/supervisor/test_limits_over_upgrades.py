@@ -56,6 +56,20 @@ def test_limits_hold_over_old_and_new_processes_as_long_as_there_are_old_ones(
         assert daemon.process.wait(PATIENCE) == 0
 
 
+def test_sessions_of_old_processes_take_no_slots_of_new_ones(tmp_path: Path) -> None:
+    with (
+        Daemon(*TWO, "-c", "4", "--when-full", "refuse", "-m", "0", cwd=tmp_path) as daemon,
+        Successors(daemon) as successors,
+        ExitStack() as clients,
+    ):
+        for sessions in (4, 8):
+            until(lambda: greetings(daemon, 1, clients) == 0, "all slots are in use")
+            assert ask(tmp_path, "status")["sessions"] == sessions
+            successors.upgrade()
+        clients.close()
+        assert daemon.process.wait(PATIENCE) == 0
+
+
 def test_sessions_of_old_processes_are_listed_ended_and_counted(tmp_path: Path) -> None:
     options = (*TWO, "--metrics", "127.0.0.1:0")
     with Daemon(*options, cwd=tmp_path) as daemon, Successors(daemon) as successors:
