@@ -29,8 +29,8 @@ from smtpd_fork.cli.upgrade import Upgrade, old_process_goes_on
 from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError, UnavailableError
 from smtpd_fork.observe.control import DrainOrder
 from smtpd_fork.server import Server
+from smtpd_fork.supervisor.channel import Channel
 from smtpd_fork.supervisor.handed_denials import receive_denials
-from smtpd_fork.supervisor.line import Line
 from smtpd_fork.supervisor.processes import Processes
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Serving:
     def _services_of(self, server: Server | Processes, config: DaemonConfig) -> Iterator[Service]:
         resources = self._resources
         if isinstance(server, Processes):
-            server.upgrades.end_as_well = self._told_by_supervisor
+            server.upgrades.on_end_order = self._told_by_supervisor
             return supervisor_services(server, resources, self._drain, self._reload)
         if (place := resources.supervised) is not None:
             orders = {
@@ -100,7 +100,7 @@ class Serving:
                 "leave": lambda _: self._withdraw(server),
                 "abort": lambda _: self._abort(),
             }
-            line = Line(socket.socket(fileno=place.line))
+            line = Channel(socket.socket(fileno=place.line))
             return supervised_services(
                 server, line, place.of, orders, self._reload, self._reload_handlers, config
             )

@@ -13,7 +13,7 @@ from smtpd_fork.observe import Notifications, Service
 from smtpd_fork.observe.control import Control
 from smtpd_fork.observe.logs import LogReload
 from smtpd_fork.supervisor.administration import AllProcesses
-from smtpd_fork.supervisor.child_line import ChildLine
+from smtpd_fork.supervisor.child_control import ChildControl
 from smtpd_fork.supervisor.shared_limits import LEASE_SECONDS, SupervisorLink
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from smtpd_fork.config import DaemonConfig
     from smtpd_fork.observe.reload_outcome import ReloadOutcome
     from smtpd_fork.server import Server
-    from smtpd_fork.supervisor.line import Line
+    from smtpd_fork.supervisor.channel import Channel
     from smtpd_fork.supervisor.processes import Processes
 
 __all__ = ["Services", "services_of", "supervised_services", "supervisor_services"]
@@ -70,9 +70,9 @@ def supervisor_services(
         yield Control(resources.control, processes, drain, reload, AllProcesses(processes, drain))
     if resources.metrics:
         from smtpd_fork.observe.status_server import StatusServer  # noqa: PLC0415 - of an extra
-        from smtpd_fork.supervisor.figures import MergedFigures  # noqa: PLC0415
+        from smtpd_fork.supervisor.statistics import MergedStatistics  # noqa: PLC0415
 
-        merged = MergedFigures(processes)
+        merged = MergedStatistics(processes)
         yield StatusServer(processes, resources.metrics, merged, merged.values)
     if resources.notifier is not None:
         yield Notifications(resources.notifier, processes)
@@ -80,7 +80,7 @@ def supervisor_services(
 
 def supervised_services(
     server: Server,
-    line: Line,
+    line: Channel,
     processes: int,
     orders: Mapping[str, Callable[[Any], object]],
     reload: Callable[[str], Awaitable[ReloadOutcome]],
@@ -95,9 +95,9 @@ def supervised_services(
     yield LogReload()
     figures = None
     if config.metrics is not None:
-        from smtpd_fork.supervisor.figures import ChildFigures  # noqa: PLC0415 - of an extra
+        from smtpd_fork.supervisor.statistics import ChildStatistics  # noqa: PLC0415 - of an extra
 
-        yield (shown := ChildFigures(server))
+        yield (shown := ChildStatistics(server))
         figures = shown.figures
     link = SupervisorLink(line)
     if server.fleet is None:  # else the processes share limits by that
@@ -110,7 +110,7 @@ def supervised_services(
             lease=lease,
             processes=processes,
         )
-    yield ChildLine(line, link.hinted, server, orders, reload, figures)
+    yield ChildControl(line, link.receive_hint, server, orders, reload, figures)
     if config.reload_handlers:
         yield HandlerWatch(config.handler, reload_handlers)
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from smtpd_fork.daemon.handover import HANDOVER_VARIABLE, NO, TAKE
 from smtpd_fork.errors import SmtpdForkError
 from smtpd_fork.supervisor.handed_denials import HandedDenials
-from smtpd_fork.supervisor.new_process import NotReadyError, until_ready
+from smtpd_fork.supervisor.new_process import NotReadyError, wait_until_ready
 from smtpd_fork.supervisor.processes import Processes
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Upgrade:
             with ExitStack() as stack:
                 supervisor: socket.socket | None = None
                 if self._upgrades is not None:
-                    supervisor = await self._upgrades.expect(self._stepped)
+                    supervisor = await self._upgrades.connect_new(self._stepped)
                     stack.enter_context(supervisor)
                 process = self._process = await self._started(its, denials, supervisor)
             await self._until_ready(line, process)
@@ -206,7 +206,7 @@ class Upgrade:
 
         try:
             async with asyncio.timeout(START_SECONDS) as self._limit:
-                await until_ready(line, lambda: asyncio.to_thread(self._ended, process), began)
+                await wait_until_ready(line, lambda: asyncio.to_thread(self._ended, process), began)
         except TimeoutError:
             if self._replaces:  # it hangs; its processes end with their last sessions
                 os.kill(self._pid or process.pid, signal.SIGKILL)
@@ -267,7 +267,7 @@ class Upgrade:
     @property
     def _replaces(self) -> bool:
         """Whether processes of a new supervisor serve."""
-        return self._upgrades is not None and self._upgrades.replaces
+        return self._upgrades is not None and self._upgrades.new_serves
 
     def _put_down(self, process: subprocess.Popen[bytes]) -> None:
         pid, self._pid = self._pid or process.pid, 0

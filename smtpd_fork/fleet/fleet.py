@@ -18,10 +18,10 @@ import msgspec
 from smtpd_fork.fleet.auth_attempts import tell_auth_attempt
 from smtpd_fork.fleet.denials import FleetDenials
 from smtpd_fork.fleet.episodes import Episodes, State
-from smtpd_fork.fleet.figures import Counts
 from smtpd_fork.fleet.messenger import Messenger
 from smtpd_fork.fleet.node import Node
 from smtpd_fork.fleet.question import Question
+from smtpd_fork.fleet.status import Counts
 from smtpd_fork.fleet.sync import FleetError
 from smtpd_fork.fleet.view import ViewOf, view_of
 from smtpd_fork.gate import FleetShare, Refusal

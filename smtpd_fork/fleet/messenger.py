@@ -21,9 +21,9 @@ from smtpd_fork.fleet.sync import FleetError, decode, encode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_fork.fleet.figures import Counts
     from smtpd_fork.fleet.link import Link
     from smtpd_fork.fleet.node import Message, Node
+    from smtpd_fork.fleet.status import Counts
     from smtpd_fork.gate import FleetShare, Gate
 
 __all__ = ["Messenger"]

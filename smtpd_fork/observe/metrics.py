@@ -25,7 +25,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from smtpd_fork.dialogue.tally import BOUNDS, AnswerCounts, Latency, Tally, by_class
-from smtpd_fork.fleet.figures import STATES
+from smtpd_fork.fleet.status import STATES
 from smtpd_fork.gate.statistics import CURES
 from smtpd_fork.observe.process import Process
 from smtpd_fork.observe.refusal_history import refusals

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING
 
-from smtpd_fork.fleet.figures import figures_of
+from smtpd_fork.fleet.status import fleet_status
 from smtpd_fork.gate.ledger import Entry, entry_of
 from smtpd_fork.listeners.backlog import Backlog, backlog_of
 from smtpd_fork.observe.refusal_history import History
 from smtpd_fork.observe.sink_state import SinkState, filter_states, sink_states
 
 if TYPE_CHECKING:
-    from smtpd_fork.fleet.figures import Figures
+    from smtpd_fork.fleet.status import FleetStatus
     from smtpd_fork.gate import Ticket
     from smtpd_fork.observe.service import Observed
 
@@ -103,7 +103,7 @@ class Snapshot:
     zones: dict[str, bool]
     sinks: Sequence[SinkState]
     filters: Sequence[SinkState]
-    fleet: Figures | None
+    fleet: FleetStatus | None
 
     @property
     def sessions(self) -> int:
@@ -251,5 +251,5 @@ class _Counted:
             zones=dict(server.zones),
             sinks=sink_states(server),
             filters=filter_states(server),
-            fleet=figures_of(server.fleet),
+            fleet=fleet_status(server.fleet),
         )

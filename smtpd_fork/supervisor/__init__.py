@@ -1,1 +1,1 @@
-"""The supervisor of ``--processes``: starts, asks, watches and replaces processes that serve."""
+"""The supervisor of ``--processes``: starts, monitors and replaces the serving processes."""

@@ -1,8 +1,8 @@
 """The requests of the control socket, carried out by all processes.
 
-What changes something is carried out here first, so that its faults show before any process is
-asked, and is remembered for processes that are started later. What is asked is asked of all, and
-the answers are merged.
+A request that changes something is carried out in the supervisor first: an error is found before
+any process gets the request, and a process that starts later gets the change as well. A request
+that reads something is sent to all processes, and their answers are merged.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from smtpd_fork.control_protocol import Fault, RequestError
-from smtpd_fork.fleet.figures import Figures
+from smtpd_fork.fleet.status import FleetStatus
 from smtpd_fork.observe.control.administration import TOP, Administration
 from smtpd_fork.observe.sink_state import SinkState
 from smtpd_fork.supervisor.answers import ANSWER_SECONDS
-from smtpd_fork.supervisor.line import LineClosedError
+from smtpd_fork.supervisor.channel import ChannelClosedError
 from smtpd_fork.supervisor.merged_fleet import merged_fleet
 from smtpd_fork.supervisor.merged_sinks import added, merged_sinks
 
@@ -38,8 +38,8 @@ def _sinks(values: Sequence[Any]) -> list[SinkState]:
     return merged_sinks(msgspec.convert(each, list[SinkState]) for each in values)
 
 
-def _fleet(values: Sequence[Any]) -> Figures | None:
-    return merged_fleet(msgspec.convert(each, Figures | None) for each in values)
+def _fleet(values: Sequence[Any]) -> FleetStatus | None:
+    return merged_fleet(msgspec.convert(each, FleetStatus | None) for each in values)
 
 
 _COUNTED: dict[str, Callable[[Sequence[Any]], Any]] = {
@@ -55,10 +55,10 @@ _COUNTED: dict[str, Callable[[Sequence[Any]], Any]] = {
     "listeners": _first,
     "fleet": _fleet,
 }
-"""How fields of the status are merged that are about the processes of this supervisor."""
+"""How to merge the fields of the status that cover the processes of this supervisor only."""
 
 _PRESENT: dict[str, Callable[[Sequence[Any]], Any]] = {"sessions": sum, "phases": added}
-"""Those that are about all sessions, also the ones of an old program."""
+"""How to merge the fields that also cover the sessions of other supervisors' processes."""
 
 NO_PROCESS = "no process serves at the moment; try again"
 
@@ -78,7 +78,10 @@ class AllProcesses(Administration):
     async def _ask_both(
         self, request: protocol.Request, who: str
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Return these answers and those of other supervisors' processes, if there are any."""
+        """Return the answers of this supervisor's processes, and those of other supervisors'.
+
+        :raises RequestError: no process has answered
+        """
         own, others = await self._ask(request, who), await self._ask_others(request, who)
         if not own:  # at the end of an upgrade, the old processes may have ended
             own, others = others, []
@@ -87,7 +90,7 @@ class AllProcesses(Administration):
         return own, others
 
     async def _ask_others(self, request: protocol.Request, who: str) -> list[dict[str, Any]]:
-        """Return the answers of the processes of other supervisors, in an upgrade and after it."""
+        """Return the answers of other supervisors' processes; there are some during an upgrade."""
         text = msgspec.json.encode(request).decode()
         return list((await self._processes.upgrades.answers("control", (who, text))).values())
 
@@ -129,16 +132,16 @@ class AllProcesses(Administration):
         return own[0]
 
     async def _explain(self, request: protocol.Explain, who: str) -> dict[str, Any]:
-        return (await self._those_that_know(request, who))[0]
+        return (await self._answers_for_id(request, who))[0]
 
     async def _kick(self, request: protocol.Kick, who: str) -> dict[str, Any]:
-        answers = await self._those_that_know(request, who)
+        answers = await self._answers_for_id(request, who)
         return {"kicked": sum(answer["kicked"] for answer in answers)}
 
-    async def _those_that_know(self, request: protocol.Request, who: str) -> list[dict[str, Any]]:
-        """Return the answers of the processes that know the id of *request*.
+    async def _answers_for_id(self, request: protocol.Request, who: str) -> list[dict[str, Any]]:
+        """Return the answers of the processes in which the id in *request* exists.
 
-        :raises RequestError: none does
+        :raises RequestError: no process has this id
         """
         text, unknown = msgspec.json.encode(request).decode(), None
         answers = []
@@ -149,7 +152,7 @@ class AllProcesses(Administration):
                 if error.fault is not Fault.UNKNOWN:
                     raise
                 unknown = error
-            except (LineClosedError, TimeoutError):
+            except (ChannelClosedError, TimeoutError):
                 continue
         answers += await self._ask_others(request, who)
         if not answers:
@@ -159,11 +162,12 @@ class AllProcesses(Administration):
     async def _deny(self, request: protocol.Deny, who: str) -> dict[str, Any]:
         answer = await super()._deny(request, who)
         body = (request.network, request.text, request.seconds, who)
-        untold = await self._processes.ask_all("deny", body)
+        failures = await self._processes.ask_all("deny", body)
         if self._processes.config.fleet:
-            # The fleet keeps it: a process that is started later must not bring it back.
+            # The fleet stores the denial. A copy in the supervisor would be given to a process
+            # that starts later, perhaps after another node has removed the denial.
             self._processes.gate.denials.remove(request.network)
-        return {**answer, "untold": next(filter(None, untold.values()), None)}
+        return {**answer, "untold": next(filter(None, failures.values()), None)}
 
     async def _undeny(self, request: protocol.Undeny, who: str) -> dict[str, Any]:
         try:
@@ -171,8 +175,8 @@ class AllProcesses(Administration):
         except RequestError as error:
             if error.fault is not Fault.UNKNOWN:
                 raise
-            # A handler has denied it, or another node.
-            return (await self._those_that_know(request, who))[0]
+            # The denial was added by a handler in a process, or by another node of the fleet.
+            return (await self._answers_for_id(request, who))[0]
         await self._processes.ask_all("undeny", request.network)
         return answer
 

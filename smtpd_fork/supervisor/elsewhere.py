@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from smtpd_fork.server import Server
-    from smtpd_fork.supervisor.line import Line
+    from smtpd_fork.supervisor.channel import Channel
     from smtpd_fork.supervisor.other_supervisor import OtherSupervisor
     from smtpd_fork.supervisor.serving_process import ServingProcess
 
@@ -27,8 +27,8 @@ class Elsewhere:
     :param server: started
     """
 
-    def __init__(self, line: Line, server: Server) -> None:
-        self._line = line
+    def __init__(self, line: Channel, server: Server) -> None:
+        self._channel = line
         self._gate = server.gate
         self._told = False
         self._free = True
@@ -39,13 +39,13 @@ class Elsewhere:
         if not self._told:
             self._told = True
             self._free = True  # what the supervisor said before may no longer be so; it answers
-            self._line.tell("full", True)
+            self._channel.notify("full", True)
             self._gate.when_room(self._on_free_slot)
         return self._free
 
     def _on_free_slot(self) -> None:
         self._told = False
-        self._line.tell("full", False)
+        self._channel.notify("full", False)
 
     def changed(self, *, free: bool) -> None:
         """Take the supervisor's word."""
@@ -79,14 +79,14 @@ class FullProcesses:
         if own != self._own_free:
             self._own_free = own
             for other in others:
-                other.tell("full", not own)
+                other.notify("full", not own)
         some = own or any(other not in self._full for other in others)
         if some != self._some_free:
             self._some_free = some
             for process in processes:
-                process.tell("elsewhere", some)
+                process.notify("elsewhere", some)
 
     def introduce(self, other: OtherSupervisor) -> None:
         """Tell another supervisor how it is, which is full until it says something else."""
         self._full.add(other)
-        other.tell("full", not self._own_free)
+        other.notify("full", not self._own_free)

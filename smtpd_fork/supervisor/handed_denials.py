@@ -1,8 +1,9 @@
-"""HandedDenials: networks that are denied at run time, handed over in an upgrade.
+"""HandedDenials: the networks denied at run time, handed over to a new process.
 
-They are in memory that both processes share (memfd_create(2)): an environment variable has no room
-for them. The old process writes them before the new one starts, so that they are there if it is
-killed, and again when it lets go, with those that were added or removed meanwhile.
+They are in memory that both processes share (memfd_create(2)), as an environment variable is too
+small for them. The old process writes them before the new one starts, so that they are not lost if
+the old one is killed. It writes them again when it hands over the sockets, to include the changes
+made meanwhile.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ class _Handed(msgspec.Struct, array_like=True):
 
 
 class HandedDenials:
-    """The old process's end; a context manager that closes it.
+    """Writes the denials for a new process. A context manager that closes the descriptor.
 
-    :ivar descriptor: is inherited by the new process
-    :raises OSError: the system has no memory or no descriptor
+    :ivar descriptor: of the shared memory, for the new process to inherit
+    :raises OSError: the system has no free memory or file descriptor
     """
 
     def __init__(self, denials: Denials) -> None:
@@ -45,8 +46,8 @@ class HandedDenials:
         self.write()
 
     def write(self) -> None:
-        """Write the denials as they are now, in place of those before."""
-        # An infinite time is null in JSON.
+        """Replace the content by the current denials."""
+        # JSON has no infinity: msgspec writes null, and reads None.
         handed = [
             _Handed(each.written, each.text, each.by, each.since, left, each.node)
             for each, left in self._denials.page()
@@ -64,9 +65,9 @@ class HandedDenials:
 
 
 def receive_denials(descriptor: int, denials: Denials) -> None:
-    """Add what the old process has written to *denials*, and close *descriptor*.
+    """Add the denials that the old process has written to *denials*, and close *descriptor*.
 
-    What cannot be read is logged: the new process serves all the same.
+    An error is logged only: the new process serves without these denials.
     """
     try:
         data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)

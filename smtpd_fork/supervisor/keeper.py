@@ -1,9 +1,9 @@
 """Keeper: keeps one of the processes of a supervisor running.
 
-A process that ends without an order is replaced: at once, or after a pause that grows while one
-after another ends right after its start. In an upgrade a keeper rests: its process accepts no
-more and ends with its last session. If the upgrade fails, that process accepts again, or another
-one is started.
+A process that ends without an order is restarted. The restart is immediate; if processes keep
+ending soon after their start, it is delayed, each time for longer. In an upgrade the keeper makes
+its process drain: the process stops accepting clients, and ends with its last session. If the
+upgrade fails, this process accepts clients again; if it has ended, another one is started.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from smtpd_fork.errors import SmtpdForkError
-from smtpd_fork.supervisor.serving_process import ServingProcess, described
+from smtpd_fork.supervisor.serving_process import ServingProcess, describe_exit
 
 if TYPE_CHECKING:
     from smtpd_fork.supervisor.serving_process import Start
@@ -22,34 +22,35 @@ __all__ = ["Keeper", "Watcher"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
-FIRST_PAUSE_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 5.0
-"""Before another process is started, if the one before it ended soon after its start."""
+FIRST_DELAY_SECONDS = 0.1
+LONGEST_DELAY_SECONDS = 5.0
+"""Delay before a restart, if the process has ended soon after its start."""
 
 SOON_SECONDS = 10.0
+"""A process that ends within this time after its start has ended soon."""
 
 
 class Watcher(Protocol):
-    """Takes note of what becomes of the processes."""
+    """Is notified of the starts and ends of processes."""
 
-    def begins(self, process: ServingProcess) -> None:
-        """Take note that a process serves in place of another one."""
+    def process_replaced(self, process: ServingProcess) -> None:
+        """Handle the start of a process that replaces one that has ended."""
 
-    def ended(self, process: ServingProcess, status: int) -> bool:
-        """Take note of an end; return whether to replace it, unless the end was ordered."""
+    def process_ended(self, process: ServingProcess, status: int) -> bool:
+        """Handle the end of a process; return whether an unexpected end leads to a restart."""
 
 
 class Keeper:
-    """Keeps process *number*.
+    """Keeps process *number* running.
 
-    :ivar process: that serves, or is ready to; None: there is none at the moment
-    :ivar rests: whether no process is to accept
+    :ivar process: the process that serves, or is ready to serve; None: there is none at the moment
+    :ivar draining: whether the process is to accept no clients
     """
 
     def __init__(self, number: int, start: Start, watcher: Watcher) -> None:
         self.number = number
         self.process: ServingProcess | None = None
-        self.rests = False
+        self.draining = False
         self._start = start
         self._watcher = watcher
         self._task: asyncio.Task[None] | None = None
@@ -57,18 +58,21 @@ class Keeper:
 
     @property
     def accepts(self) -> bool:
-        """Whether its process accepts clients, as far as is known."""
-        return self._task is not None and self.process is not None and not self.rests
+        """Whether the process accepts clients, as far as the supervisor knows."""
+        return self._task is not None and self.process is not None and not self.draining
 
     async def start(self) -> None:
-        """Start the first process, which does not serve yet.
+        """Start the first process. It accepts no clients until :meth:`serve`.
 
-        :raises SmtpdForkError: it cannot start
+        :raises SmtpdForkError: the process cannot start
         """
         self.process = await ServingProcess.start(self.number, self._start)
 
     def serve(self) -> None:
-        """Have the process serve, and keep it; without one, start one. No error if it serves."""
+        """Make the process serve, and keep it running; start one if there is none.
+
+        A second call has no effect.
+        """
         if self._task is not None and not self._task.done():
             return
         if self.process is not None:
@@ -76,36 +80,42 @@ class Keeper:
         self._task = asyncio.ensure_future(self._keep(self.process))
         self._task.add_done_callback(lambda _: self._tried.set())
 
-    def rest(self) -> None:
-        """Accept no more."""
-        self.rests = True
+    def stop_accepting(self) -> None:
+        """Make the process stop accepting clients and end with its last session."""
+        self.draining = True
         if self.process is not None:
-            self.process.tell("rest")
+            self.process.notify("rest")
         elif self._task is not None:
             self._task.cancel()
 
     async def resume(self) -> None:
-        """Accept again; return once it does, or cannot start a process."""
-        if not self.rests:
+        """Revert :meth:`stop_accepting`.
+
+        Returns when the process accepts clients, or another process has started or failed to start.
+        """
+        if not self.draining:
             return
-        self.rests = False
+        self.draining = False
         if self.process is not None:
-            self.process.tell("resume")
+            self.process.notify("resume")
             return
-        await self.done(None)  # it may still be cancelled
+        await self.done(None)  # the cancelled task may not have ended yet
         self._tried.clear()
         self.serve()
         await self._tried.wait()
 
-    def end(self, word: str) -> None:
-        """Tell the process to end; it is not replaced any more."""
+    def end(self, order: str) -> None:
+        """Order the process to end; it is not restarted.
+
+        :param order: see :meth:`ServingProcess.end`
+        """
         if self.process is not None:
-            self.process.end(word)
+            self.process.end(order)
         elif self._task is not None:  # another process is being started
             self._task.cancel()
 
     async def kill(self) -> None:
-        """End the process at once, and wait for that."""
+        """Kill the process, and wait for its end."""
         if self.process is not None:
             self.process.kill()
             await self.process.ended()
@@ -113,47 +123,50 @@ class Keeper:
         self.process = None
 
     async def done(self, seconds: float | None) -> None:
-        """Wait until there is no process, and will be none, for so long at most."""
+        """Wait until the process has ended and is not restarted.
+
+        :param seconds: timeout; None: no timeout
+        """
         if self._task is not None:
             await asyncio.wait([self._task], timeout=seconds)
 
     async def _keep(self, process: ServingProcess | None) -> None:
-        """Replace *process*, and those after it, until they are ordered to end."""
-        pause = 0.0
+        """Restart *process*, and each process after it, until one gets an order to end."""
+        delay = 0.0
         while True:
             if process is None:
-                process = await self._another(pause)
+                process = await self._restart(delay)
             status = await process.ended()
             self.process = None
-            wanted = self._watcher.ended(process, status)
-            if process.leaving or not wanted:
+            restart = self._watcher.process_ended(process, status)
+            if process.leaving or not restart:
                 return
-            if self.rests:
+            if self.draining:
                 if status:
-                    log.error("%s ended %s", process, described(status))
+                    log.error("%s ended %s", process, describe_exit(status))
                 return
-            log.error("%s ended %s: starting another one", process, described(status))
+            log.error("%s ended %s: starting another one", process, describe_exit(status))
             soon = asyncio.get_running_loop().time() - process.began < SOON_SECONDS
-            pause = _longer(pause) if soon else 0.0
+            delay = _next_delay(delay) if soon else 0.0
             process = None
 
-    async def _another(self, pause: float) -> ServingProcess:
+    async def _restart(self, delay: float) -> ServingProcess:
         while True:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(delay)
             try:
                 process = await ServingProcess.start(self.number, self._start)
             except SmtpdForkError as error:
-                pause = _longer(pause)
+                delay = _next_delay(delay)
                 text = "process %d cannot start: %s; trying again in %g s"
-                log.error(text, self.number, error, pause)  # noqa: TRY400 - one line
+                log.error(text, self.number, error, delay)  # noqa: TRY400 - one line
                 self._tried.set()
                 continue
             self.process = process
             process.serve()
-            self._watcher.begins(process)
+            self._watcher.process_replaced(process)
             self._tried.set()
             return process
 
 
-def _longer(pause: float) -> float:
-    return min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+def _next_delay(delay: float) -> float:
+    return min(max(2 * delay, FIRST_DELAY_SECONDS), LONGEST_DELAY_SECONDS)

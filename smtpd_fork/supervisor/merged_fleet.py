@@ -1,4 +1,4 @@
-"""The fleet as all processes see it, each of them a node."""
+"""The status of the fleet, merged from all processes: each of them is a node."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from smtpd_fork.fleet.figures import STATES
+from smtpd_fork.fleet.status import STATES
 from smtpd_fork.supervisor.merged_sinks import added
 
 if TYPE_CHECKING:
-    from smtpd_fork.fleet.figures import Figures
+    from smtpd_fork.fleet.status import FleetStatus
 
 __all__ = ["merged_fleet"]
 
 
-def merged_fleet(parts: Iterable[Figures | None]) -> Figures | None:
-    """Return the worst state of all processes, and the sums of what each has counted."""
+def merged_fleet(parts: Iterable[FleetStatus | None]) -> FleetStatus | None:
+    """Return the worst state of all processes, with the sums of their counts."""
     found = [part for part in parts if part is not None]
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""Sums of what several processes have counted, and their sinks as one list."""
+"""The sums of the counts of several processes, and their sinks merged into one list."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def added(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
 
 
 def merged_sinks(parts: Iterable[Sequence[SinkState]]) -> list[SinkState]:
-    """Return the sinks, or filters, of all processes: those of one name as one."""
+    """Return the sinks or filters of all processes; those of the same name are merged."""
     by_name: dict[str, list[SinkState]] = {}
     for part in parts:
         for sink in part:

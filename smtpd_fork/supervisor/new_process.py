@@ -1,4 +1,4 @@
-"""What a new process says on the line of :mod:`smtpd_fork.daemon.handover`, until it is ready."""
+"""Wait until a new process is ready; :mod:`smtpd_fork.daemon.handover` describes its messages."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
 
-__all__ = ["NotReadyError", "until_ready"]
+__all__ = ["NotReadyError", "wait_until_ready"]
 
-MAX_HEARD = 4096
-"""Bytes that are kept of what a new process says."""
+MAX_BYTES = 4096
+"""Bytes that are kept of the messages of a new process."""
 
 
 class NotReadyError(Exception):
-    """The new process will not serve; says why."""
+    """The new process cannot serve; the text is the reason."""
 
 
-async def until_ready(
-    line: socket.socket,
+async def wait_until_ready(
+    sock: socket.socket,
     ended: Callable[[], Awaitable[int | str]],
     began: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Wait until the new process is ready.
 
-    :param ended: returns the exit status of the process that was started
-    :param began: is called with the process id, if it is another one's
-    :raises NotReadyError: it says that it cannot serve, or has ended
+    :param sock: on which the new process sends its messages
+    :param ended: waits for the end of the process that was started, and returns its exit status
+    :param began: called with the process id that the new process reports, if it has changed
+    :raises NotReadyError: the new process cannot serve, or has ended
     """
     loop = asyncio.get_running_loop()
-    heard, last_words = b"", ""
-    while chunk := await loop.sock_recv(line, MAX_HEARD):
-        *lines, heard = (heard + chunk).split(b"\n")
-        heard = heard[-MAX_HEARD:]
+    received, last_line = b"", ""
+    while chunk := await loop.sock_recv(sock, MAX_BYTES):
+        *lines, received = (received + chunk).split(b"\n")
+        received = received[-MAX_BYTES:]
         for text in (some.decode("utf-8", "replace").strip() for some in lines):
             word, _, rest = text.partition(" ")
             if word == "ready":
@@ -46,6 +47,6 @@ async def until_ready(
             elif word == "reparented":
                 await ended()
             elif text:
-                last_words = text[:MAX_HEARD]  # of a traceback, the last line is the reason
+                last_line = text[:MAX_BYTES]  # the last line of a traceback is the reason
     status = await ended()
-    raise NotReadyError(f"it ended with status {status}{': ' if last_words else ''}{last_words}")
+    raise NotReadyError(f"it ended with status {status}{': ' if last_line else ''}{last_line}")

@@ -1,21 +1,22 @@
-"""OtherSupervisor: the supervisor of the other program in an upgrade, as this one sees it.
+"""OtherSupervisor: the other supervisor of an upgrade, as this one sees it.
 
-The new supervisor starts its processes one by one, and says of each that it serves; the old one
-then has as many of its own rest. If that fails, they accept again, and the new processes end with
-their last sessions. One of the two counts what all processes share (see ``shared_limits.py``): the
-old one, until the new one has everything. The line between them is a socket pair, as the one to a
-process (``line.py``), with these words:
+The new supervisor starts its processes one by one, and reports each that serves; then the old one
+makes as many of its own processes drain. If the upgrade fails, the old processes accept clients
+again, and the new ones end with their last sessions. Only one of the two supervisors keeps the
+ledger of the limits that all processes share (see ``shared_limits.py``): the old one, until all
+new processes serve. The two have a channel, as a supervisor has to each process (``channel.py``),
+with these kinds of requests and notifications:
 
 =================  =======================================================================
-``serves``         new to old: so many processes of so many serve; answered once old ones rest
-``sync, fleet``    what a process tells and asks of the limits that all share
+``serves``         new to old: N of M processes serve; answered once old ones drain
+``sync, fleet``    the message of a process about the shared limits, forwarded
 ``left``           processes that have ended, by their names as nodes
-``hint``           what the processes should know of the others
-``ledger``         old to new: the counts; the new supervisor counts from now on
-``full``           whether no process that accepts has a free slot
-``all``            a question to all processes: status, sessions, kick
-``cancel``         old to new: the upgrade is off
-``stop, abort``    end, as this supervisor does
+``hint``           a hint about the shared limits, for all processes
+``ledger``         old to new: the ledger, which the new supervisor keeps from now on
+``full``           whether all processes that accept clients are full
+``all``            a request to all processes: status, sessions, kick
+``cancel``         old to new: the upgrade is cancelled
+``stop, abort``    from the supervisor that keeps the ledger: end, as this supervisor does
 =================  =======================================================================
 """
 
@@ -26,7 +27,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from smtpd_fork.control_protocol import RequestError
-from smtpd_fork.supervisor.line import Line, LineClosedError
+from smtpd_fork.supervisor.channel import Channel, ChannelClosedError
 
 if TYPE_CHECKING:
     import socket
@@ -35,110 +36,115 @@ if TYPE_CHECKING:
 __all__ = ["PROTOCOL", "OtherSupervisor"]
 
 PROTOCOL = 1
-"""Of the line, and of all that processes answer to a supervisor. With an old program that has
-another one nothing is shared, and the processes are not replaced one by one."""
+"""Version of the messages on a channel, those of processes included. If an old supervisor has
+another version, nothing is shared with it, and its processes are not replaced one by one."""
 
 ALL_SECONDS = 5.0
-"""For the answers of all processes of the other supervisor; they are left out if it hangs."""
+"""Timeout for the answers of the other supervisor's processes; they are left out if it hangs."""
 
 
-class Side(Protocol):
-    """What this supervisor does for the other one."""
+class UpgradeRequests(Protocol):
+    """Carries out the requests of the other supervisor."""
 
-    def make_way(self, served: int, of: int) -> None:
-        """Have old processes rest, as so many new ones serve, of so many."""
+    def replace_processes(self, serving: int, of: int) -> None:
+        """Make old processes drain, in proportion to the new ones: *serving* of *of* serve."""
 
-    def count(self, teller: OtherSupervisor, word: str, body: Any) -> Any:
-        """Answer what a process of the other supervisor tells and asks of shared limits."""
+    def share_limits(self, sender: OtherSupervisor, kind: str, body: Any) -> Any:
+        """Return the answer to a message of the other supervisor's process about shared limits."""
 
-    def forget_nodes(self, teller: OtherSupervisor, nodes: Collection[str]) -> None:
-        """Take note that these nodes have ended."""
+    def remove_nodes(self, sender: OtherSupervisor, nodes: Collection[str]) -> None:
+        """Remove the counts of nodes that have ended."""
 
-    def hint(self, hint: str, but: OtherSupervisor) -> None:
-        """Tell all processes, and all other supervisors but one."""
+    def send_hint(self, hint: str, exclude: OtherSupervisor) -> None:
+        """Send a hint to all processes, and to all other supervisors except one."""
 
     def cancelled(self) -> None:
-        """Take note that the upgrade is off."""
+        """Handle the cancellation of the upgrade by the old supervisor."""
 
-    def take_ledger(self, ledger: bytes) -> None:
-        """Count from now on."""
+    def receive_ledger(self, ledger: bytes) -> None:
+        """Keep the ledger from now on."""
 
-    def note_full(self, who: OtherSupervisor, *, full: bool) -> None:
-        """Take note that it has no free slot, or has one."""
+    def set_full(self, sender: OtherSupervisor, *, full: bool) -> None:
+        """Record whether all processes of the other supervisor are full."""
 
-    async def all_answers(self, asks: OtherSupervisor, word: str, body: Any) -> dict[int, Any]:
-        """Return the answers of all processes but those of the supervisor that asks."""
+    async def answers_except(
+        self, exclude: OtherSupervisor, kind: str, body: Any
+    ) -> dict[int, Any]:
+        """Return the answers of all processes, except those of one supervisor."""
 
-    end_as_well: Callable[[str], object]
-    """Has this supervisor end as the other one does."""
+    on_end_order: Callable[[str], object]
+    """Called with ``stop`` or ``abort`` when the other supervisor orders this one to end."""
 
 
 class OtherSupervisor:
     """The other supervisor.
 
-    :param sock: this end of the line; it is owned
-    :param side: answers it
-    :param stepped: called after each new process that serves
-    :ivar served: how many of its processes serve; while it is the new one
+    :param sock: this end of the channel, which closes it
+    :param requests: carries out the requests of the other supervisor
+    :param on_progress: called after each new process that serves
+    :ivar serving: how many of the other supervisor's processes serve, if it is the new one
     :ivar nodes: its processes, by their names as nodes
     """
 
     def __init__(
-        self, sock: socket.socket, side: Side, stepped: Callable[[], object] = lambda: None
+        self,
+        sock: socket.socket,
+        requests: UpgradeRequests,
+        on_progress: Callable[[], object] = lambda: None,
     ) -> None:
-        self._side = side
-        self.stepped = stepped
-        self.served = 0
+        self._requests = requests
+        self.on_progress = on_progress
+        self.serving = 0
         self.nodes: set[str] = set()
-        self._line = Line(sock)
-        self._line.answer = self._answer
-        self._words: Mapping[str, Callable[[Any], Any]] = {
+        self._channel = Channel(sock)
+        self._channel.answer = self._answer
+        self._functions: Mapping[str, Callable[[Any], Any]] = {
             "serves": self._serves,
-            "left": lambda body: side.forget_nodes(self, body),
-            "hint": lambda body: side.hint(body, self),
-            "ledger": side.take_ledger,
-            "full": lambda body: side.note_full(self, full=body),
-            "cancel": lambda _: side.cancelled(),
-            "all": lambda body: side.all_answers(self, *body),
-            "stop": lambda _: side.end_as_well("stop"),
-            "abort": lambda _: side.end_as_well("abort"),
+            "left": lambda body: requests.remove_nodes(self, body),
+            "hint": lambda body: requests.send_hint(body, self),
+            "ledger": requests.receive_ledger,
+            "full": lambda body: requests.set_full(self, full=body),
+            "cancel": lambda _: requests.cancelled(),
+            "all": lambda body: requests.answers_except(self, *body),
+            "stop": lambda _: requests.on_end_order("stop"),
+            "abort": lambda _: requests.on_end_order("abort"),
         }
 
-    def _answer(self, word: str, body: Any) -> Any:
-        if word in {"sync", "fleet"}:
-            return self._side.count(self, word, body)
-        return self._words[word](body)
+    def _answer(self, kind: str, body: Any) -> Any:
+        if kind in {"sync", "fleet"}:
+            return self._requests.share_limits(self, kind, body)
+        return self._functions[kind](body)
 
     def _serves(self, body: Any) -> None:
-        self.served, of = body
-        self._side.make_way(self.served, of)
-        self.stepped()
+        self.serving, of = body
+        self._requests.replace_processes(self.serving, of)
+        self.on_progress()
 
     async def start(self) -> None:
-        """Begin to read and write, if it has not begun."""
-        await self._line.start()
+        """Start the channel; a second call has no effect."""
+        await self._channel.start()
 
-    async def ask(self, word: str, body: Any = None) -> Any:
-        """Ask it; see :meth:`Line.ask`."""
-        return await self._line.ask(word, body)
+    async def ask(self, kind: str, body: Any = None) -> Any:
+        """Send a request; see :meth:`Channel.ask`."""
+        return await self._channel.ask(kind, body)
 
-    def tell(self, word: str, body: Any = None) -> None:
-        """Tell it; see :meth:`Line.tell`."""
-        self._line.tell(word, body)
+    def notify(self, kind: str, body: Any = None) -> None:
+        """Send a notification; see :meth:`Channel.notify`."""
+        self._channel.notify(kind, body)
 
-    async def answers(self, word: str, body: Any) -> dict[int, Any]:
-        """Return the answers of its processes, by their pids; none if it does not answer."""
+    async def answers(self, kind: str, body: Any) -> dict[int, Any]:
+        """Return the answers of its processes by process id; empty if it does not answer."""
         found: dict[int, Any] = {}
-        with suppress(LineClosedError, TimeoutError, RequestError):
-            found = await self._line.ask("all", (word, body), seconds=ALL_SECONDS)
+        with suppress(ChannelClosedError, TimeoutError, RequestError):
+            found = await self._channel.ask("all", (kind, body), seconds=ALL_SECONDS)
         return found
 
     async def ended(self, seconds: float | None = None) -> None:
-        """Wait for its end, for so long at most."""
+        """Wait until the other supervisor has ended, at most for *seconds*."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._line.ended()
+                await self._channel.ended()
 
     def close(self) -> None:
-        """Close the line."""
-        self._line.close()
+        """Close the channel."""
+        self._channel.close()

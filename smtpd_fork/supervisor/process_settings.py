@@ -1,4 +1,4 @@
-"""ProcessSettings: the settings of all processes, changed by a reload or at run time."""
+"""ProcessSettings: changes the settings of all processes, by a reload or at run time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smtpd_fork.control_protocol import RequestError
 from smtpd_fork.gate import GATE_SETTINGS, limits_of
 from smtpd_fork.server.run_time_changes import RunTimeChanges
 from smtpd_fork.server.setting_changes import change_line
-from smtpd_fork.supervisor.line import LineClosedError
+from smtpd_fork.supervisor.channel import ChannelClosedError
 from smtpd_fork.supervisor.serving_process import ProcessError
 from smtpd_fork.supervisor.shares import DIVIDED, share_of
 
@@ -26,9 +26,9 @@ __all__ = ["ProcessSettings"]
 
 
 class ProcessSettings(RunTimeChanges):
-    """The settings of the processes of a supervisor.
+    """The settings of a supervisor's processes.
 
-    :param config: in force
+    :param config: the settings in force
     """
 
     def __init__(self, config: DaemonConfig) -> None:
@@ -39,7 +39,7 @@ class ProcessSettings(RunTimeChanges):
     @property
     @abstractmethod
     def current(self) -> Sequence[ServingProcess]:
-        """The processes, in the order of their numbers."""
+        """The running processes, in the order of their numbers."""
 
     @property
     def config(self) -> DaemonConfig:
@@ -48,31 +48,32 @@ class ProcessSettings(RunTimeChanges):
 
     @property
     def limits(self) -> Limits:
-        """The limits of all."""
+        """The limits of all processes together."""
         return self.gate.limits
 
-    def tell_changes(self, process: ServingProcess) -> None:
-        """Tell a process that has just started what was changed at run time."""
+    def send_changes(self, process: ServingProcess) -> None:
+        """Send the changes made at run time to a process that has just started."""
         if self.gate.paused:
-            process.tell("pause", True)
+            process.notify("pause", True)
         if self.changed_limits:
-            process.tell("limits", self._shares(process, self.changed_limits))
+            process.notify("limits", self._shares(process, self.changed_limits))
 
     async def reload(self, config: DaemonConfig, by: str) -> list[str]:
-        """Have them read the settings again: the first one alone, and then the others.
+        """Make the processes read the settings again: first one process alone, then the others.
 
         :param config: the settings, as the supervisor has read them
-        :param by: who asked, for the log
-        :returns: a line for each change
-        :raises SmtpdForkError: one cannot use them; if it is the first, nothing has changed
+        :param by: the administrator who has requested it, for the log
+        :returns: one line for each change
+        :raises SmtpdForkError: a process cannot use the settings; if it is the first one, nothing
+            has changed
         """
         limits = await asyncio.to_thread(limits_of, config)
         lines: list[str] = []
         for number, process in enumerate(self.current):
             try:
                 changes = await process.ask("reload", by)
-            except LineClosedError:
-                continue  # the next one reads the new settings
+            except ChannelClosedError:
+                continue  # it has ended; its replacement reads the new settings
             except RequestError as error:
                 where = f"{process}: " if number else ""
                 raise ProcessError(f"{where}{error.text}", error.status or 0) from None
@@ -86,7 +87,7 @@ class ProcessSettings(RunTimeChanges):
         ]
 
     async def set_limits(self, **settings: Unpack[GateSettings]) -> str:
-        """Change limits of all; see :meth:`RunTimeChanges.set_limits`."""
+        """Change limits of all processes together; see :meth:`RunTimeChanges.set_limits`."""
         if "limit_connections" in settings:
             self._check(Config.build({"limit_connections": settings["limit_connections"]}))
         await super().set_limits(**settings)

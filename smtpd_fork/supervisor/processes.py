@@ -1,8 +1,8 @@
 """Processes: the server of ``--processes``: N processes on the same listening sockets.
 
-It has what the daemon asks of a :class:`smtpd_fork.Server`: to start, accept, reload, drain,
-withdraw and stop. Clients in the backlog notice nothing of a process that ends, or that an upgrade
-replaces, as the supervisor holds the sockets.
+The daemon uses it like a :class:`smtpd_fork.Server`: start, accept, reload, drain, withdraw, stop.
+The supervisor keeps the listening sockets open. So a client in the backlog is not affected when a
+process ends, or is replaced in an upgrade.
 """
 
 from __future__ import annotations
@@ -40,21 +40,22 @@ __all__ = ["Processes"]
 log = logging.getLogger("smtpd_fork.daemon")
 
 END_SECONDS = 12.0
-"""Beyond --shutdown-timeout: a process ends by itself within ten; see StopWatchdog."""
+"""Seconds after --shutdown-timeout until a process is killed. By itself it ends within 10 s; see
+StopWatchdog."""
 
 ABORT_SECONDS = 4.0
-"""For processes that were ordered to end at once."""
+"""Seconds until a process is killed that was ordered to end at once."""
 
 
 class Processes(ProcessSettings):
-    """The processes that serve.
+    """The serving processes of a supervisor.
 
-    :param directory: the current directory of each; None: that of the supervisor
-    :param old: the line to the old supervisor, whose processes these replace one by one
-    :ivar gate: the limits of all, and the networks that are denied at run time; no client goes
-        through it
-    :ivar replaced: how many processes were replaced
-    :ivar upgrades: what it shares with other supervisors
+    :param directory: the current directory of each process; None: that of the supervisor
+    :param old: the channel to the old supervisor, whose processes these replace one by one
+    :ivar gate: keeps the limits of all processes together and the networks denied at run time; it
+        admits no clients
+    :ivar replaced: how many processes were restarted
+    :ivar upgrades: the connections to other supervisors
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Processes(ProcessSettings):
         self.listeners = list(listeners)
         self.tally = Tally()
         self.zones: Mapping[str, bool] = {}
-        self.chain = Chain.of(Discard())  # takes no message: each process has its own
+        self.chain = Chain.of(Discard())  # gets no message: each process has its own chain
         self.replaced = 0
         self._keepers: list[Keeper] = []
         self.upgrades = Upgrades(self._keepers, old)
@@ -85,32 +86,32 @@ class Processes(ProcessSettings):
 
     @property
     def current(self) -> list[ServingProcess]:
-        """The processes that there are, in the order of their numbers."""
+        """The running processes, in the order of their numbers."""
         return [keeper.process for keeper in self._keepers if keeper.process is not None]
 
     @property
     def accepting(self) -> int:
-        """How many of them accept clients."""
+        """The number of processes that accept clients."""
         return sum(keeper.accepts for keeper in self._keepers)
 
     @property
     def sessions(self) -> int:
-        """How many sessions there are, as of some seconds ago."""
+        """The number of sessions of all processes, at most some seconds old."""
         return sum(process.sessions for process in self.current)
 
     @property
     def count(self) -> int:
-        """The same, for the service manager."""
+        """The number of sessions, for the service manager."""
         return self.sessions
 
     # -- life ----------------------------------------------------------------------------------
 
     async def start(self, *, accept: bool = True) -> None:
-        """Start them; the first one alone, so that there is one reason if they cannot start.
+        """Start the processes: first one alone, so that an error in all is reported only once.
 
-        In an upgrade it is only the first one: :meth:`Upgrades.replace` starts the others.
+        In an upgrade, start only the first one; :meth:`Upgrades.replace` starts the others.
 
-        :raises SmtpdForkError: one cannot start; none is left
+        :raises SmtpdForkError: a process cannot start; the others were killed
         """
         first, *others = self._keepers
         if await self.upgrades.join():
@@ -125,84 +126,84 @@ class Processes(ProcessSettings):
             self.accept()
 
     def accept(self) -> None:
-        """Have them accept clients, those that do not yet."""
+        """Make all processes accept clients."""
         for listener in self.listeners:
             log.info("listening on %s", listener.described, extra={"address": str(listener)})
         for keeper in self._keepers:
             keeper.serve()
 
     async def drain(self) -> None:
-        """Accept no more, and wait until the last session of all has ended."""
+        """Stop accepting clients, and wait until the last session of all processes has ended."""
         self._end("drain")
         self._close()
         await self.leave()
 
     def withdraw(self) -> None:
-        """Accept no more: the processes of another supervisor do, on the same sockets."""
+        """Stop accepting clients: another supervisor's processes do, on the same sockets."""
         self._end("leave")
-        self.upgrades.hand_over()
+        self.upgrades.hand_over_ledger()
         for listener in self.listeners:
             listener.hand_over()
             listener.close()
 
     async def leave(self) -> None:
-        """Wait until the sessions that there were at that time have ended, here and in others."""
+        """Wait until the last session has ended, also of supervisors that use this ledger."""
         await self._all_ended(None)
-        await self.upgrades.others_ended()
+        await self.upgrades.wait_for_others()
 
     async def stop(self) -> int:
-        """Stop them; return how many had to cut sessions, or were killed."""
+        """Stop all processes; return how many had to cut off sessions, or were killed."""
         await self._end_all("stop", self._config.shutdown_timeout + END_SECONDS)
         return self._cut
 
     async def abort(self) -> None:
-        """Stop them at once."""
+        """Stop all processes at once."""
         await self._end_all("abort", ABORT_SECONDS)
 
-    async def _end_all(self, word: str, seconds: float) -> None:
-        self._end(word)
-        await asyncio.gather(self._all_ended(seconds), self.upgrades.end_others(word, seconds))
+    async def _end_all(self, order: str, seconds: float) -> None:
+        self._end(order)
+        await asyncio.gather(self._all_ended(seconds), self.upgrades.end_others(order, seconds))
         await self._kill()
         self._close()
 
-    def _end(self, word: str) -> None:
-        """Tell all to end; none is replaced any more."""
+    def _end(self, order: str) -> None:
+        """Order all processes to end; none is restarted."""
         for keeper in self._keepers:
-            keeper.end(word)
+            keeper.end(order)
 
     async def _all_ended(self, seconds: float | None) -> None:
         await asyncio.gather(*(keeper.done(seconds) for keeper in self._keepers))
 
     async def _kill(self) -> None:
-        """End those that are left."""
+        """Kill the processes that have not ended."""
         await asyncio.gather(*(keeper.kill() for keeper in self._keepers))
 
     def _close(self) -> None:
-        """Close the listeners; clients in the backlog get 421, unless it is another's."""
+        """Close the listeners; waiting clients get 421, unless the socket was handed over."""
         for listener in self.listeners:
             close(listener, shutdown_reply(self._config.hostname))
 
     # -- one process ---------------------------------------------------------------------------
 
-    def begins(self, process: ServingProcess) -> None:
-        """Take note that a process serves in place of another one."""
+    def process_replaced(self, process: ServingProcess) -> None:
+        """Handle the start of a process that replaces one that has ended (Watcher)."""
         self.replaced += 1
-        self.upgrades.note_accepting()
-        self.tell_changes(process)
+        self.upgrades.announce_free_slots()
+        self.send_changes(process)
 
-    def ended(self, process: ServingProcess, status: int) -> bool:
-        """Take note of an end; return whether to replace it, unless the end was ordered."""
+    def process_ended(self, process: ServingProcess, status: int) -> bool:
+        """Handle the end of a process (Watcher)."""
         self._cut += process.leaving and status != 0
-        return self.upgrades.ended(process, status)
+        return self.upgrades.process_ended(process, status)
 
     async def ask_all(
-        self, word: str, body: Any = None, seconds: float | None = ANSWER_SECONDS
+        self, kind: str, body: Any = None, seconds: float | None = ANSWER_SECONDS
     ) -> dict[ServingProcess, Any]:
-        """Return the answers of all; see :func:`answers_of`.
+        """Send a request to all processes, and return their answers; see :func:`answers_of`.
 
-        :raises RequestError: one cannot carry it out
+        :raises RequestError: a process cannot carry out the request
         """
-        answers = await answers_of(self.current, word, body, seconds)
+        answers = await answers_of(self.current, kind, body, seconds)
         for answer in answers.values():
             if isinstance(answer, RequestError):
                 raise answer

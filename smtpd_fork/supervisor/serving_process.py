@@ -1,7 +1,7 @@
 """ServingProcess: one process of ``--processes``, as its supervisor sees it.
 
 It is started like the new process of an upgrade: it inherits the listening sockets, reports that it
-is ready, and serves after an order. The sockets never become its own.
+is ready, and accepts clients after an order. The supervisor remains the owner of the sockets.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from smtpd_fork.daemon.handover import (
     Supervised,
 )
 from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError
+from smtpd_fork.supervisor.channel import Channel, ChannelClosedError
 from smtpd_fork.supervisor.handed_denials import HandedDenials
-from smtpd_fork.supervisor.line import Line, LineClosedError
-from smtpd_fork.supervisor.new_process import NotReadyError, until_ready
+from smtpd_fork.supervisor.new_process import NotReadyError, wait_until_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,28 +35,28 @@ if TYPE_CHECKING:
     from smtpd_fork.gate import Denials
     from smtpd_fork.listeners import Listener
 
-__all__ = ["ProcessError", "ServingProcess", "Start", "described"]
+__all__ = ["ProcessError", "ServingProcess", "Start", "describe_exit"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
 START_SECONDS = 60.0
-"""How long a process may take to be ready; as for an upgrade."""
+"""How long a process may take until it is ready; the same as for an upgrade."""
 
 END_SECONDS = 5.0
 """How long a process that failed to start may take to end, before it is killed."""
 
 PING_SECONDS = 5.0
-"""Time between two questions of whether a process still answers."""
+"""Interval of the health checks of a process."""
 
 STUCK_SECONDS = 60.0
-"""How long a process may take to answer; then its event loop hangs, and it is killed."""
+"""Timeout of a health check. After it the process is killed: its event loop hangs."""
 
-_OF_THE_SUPERVISOR = ("NOTIFY_SOCKET", "WATCHDOG_USEC")
-"""Variables that are not for the processes."""
+_SUPERVISOR_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC")
+"""Environment variables that the processes do not inherit."""
 
 
 class ProcessError(SmtpdForkError):
-    """A process cannot start, or cannot do what all have to; with its reason and exit status."""
+    """A process cannot start, or cannot carry out a request; with its reason and exit status."""
 
     def __init__(self, reason: str, status: int = ExitStatus.SOFTWARE) -> None:
         super().__init__(reason)
@@ -66,11 +66,11 @@ class ProcessError(SmtpdForkError):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What each process is started with.
+    """The parameters that each process is started with.
 
     :ivar directory: the current directory of the process; None: the supervisor's
-    :ivar of: how many there are
-    :ivar answer: answers what a process asks
+    :ivar of: how many processes there are
+    :ivar answer: carries out the requests of a process
     """
 
     invocation: Invocation
@@ -82,16 +82,16 @@ class Start:
 
 
 class ServingProcess:
-    """A process that is ready to serve; made by :meth:`start`.
+    """A process that is ready to serve; created by :meth:`start`.
 
     :ivar number: from 1
-    :ivar began: time of its start, of the loop's clock
-    :ivar sessions: how many it had when it was asked last
+    :ivar began: time of its start, by the loop's clock
+    :ivar sessions: its number of sessions at the last health check
     :ivar leaving: whether it was ordered to end
-    :ivar nodes: its name among those that share limits, once it has asked
+    :ivar nodes: its name as a node, which shares limits; empty until its first message
     """
 
-    def __init__(self, number: int, process: asyncio.subprocess.Process, line: Line) -> None:
+    def __init__(self, number: int, process: asyncio.subprocess.Process, channel: Channel) -> None:
         self.number = number
         self.pid = process.pid
         self.began = asyncio.get_running_loop().time()
@@ -99,8 +99,8 @@ class ServingProcess:
         self.leaving = False
         self.nodes: set[str] = set()
         self._process = process
-        self._line = line
-        self._waits: tuple[socket.socket, HandedDenials] | None = None
+        self._channel = channel
+        self._before_serving: tuple[socket.socket, HandedDenials] | None = None
         self._watching: asyncio.Task[None] | None = None
 
     def __str__(self) -> str:
@@ -112,82 +112,86 @@ class ServingProcess:
     async def start(cls, number: int, start: Start) -> ServingProcess:
         """Start process *number*; return it when it is ready.
 
-        :raises ProcessError: it will not be
-        :raises OperatingSystemError: there can be no more processes
+        :raises ProcessError: the process has failed to start
+        :raises OperatingSystemError: the system has no resources for a process
         """
         try:
             handed = HandedDenials(start.denials)
-            word, its_word = socket.socketpair()
-            line, its_line = socket.socketpair()
+            handover, its_handover = socket.socketpair()
+            channel, its_channel = socket.socketpair()
         except OSError as error:
             raise OperatingSystemError(f"cannot start a process: {error.strerror}") from None
         try:
-            with its_word, its_line:
-                process = await _spawn(number, start, its_word, its_line, handed.descriptor)
+            with its_handover, its_channel:
+                process = await _spawn(number, start, its_handover, its_channel, handed.descriptor)
             try:
-                found = cls(number, process, Line(line))
-                found._line.answer = partial(start.answer, found)
-                await found._line.start()
-                await _until_ready(word, process)
+                found = cls(number, process, Channel(channel))
+                found._channel.answer = partial(start.answer, found)
+                await found._channel.start()
+                await _until_ready(handover, process)
             except BaseException:
                 with suppress(ProcessLookupError):
-                    process.kill()  # it has nothing to lose
+                    process.kill()  # it has no sessions
                 await asyncio.shield(process.wait())
                 raise
         except BaseException:
-            word.close()
-            line.close()
+            handover.close()
+            channel.close()
             handed.__exit__()
             raise
-        found._waits = word, handed
+        found._before_serving = handover, handed
         return found
 
     def serve(self) -> None:
-        """Have it accept clients."""
-        assert self._waits is not None
-        (word, handed), self._waits = self._waits, None
-        with word, handed, suppress(OSError):  # it died this moment, which shows at once
-            handed.write()  # those that were denied while it started
-            word.send(TAKE)
+        """Make the process accept clients."""
+        assert self._before_serving is not None
+        (handover, handed), self._before_serving = self._before_serving, None
+        # An error means that the process has just ended; ended() returns then.
+        with handover, handed, suppress(OSError):
+            handed.write()  # with the networks that were denied since its start
+            handover.send(TAKE)
         self._watching = asyncio.ensure_future(self._watch())
 
     # -- its life ------------------------------------------------------------------------------
 
-    async def ask(self, word: str, body: Any = None, *, seconds: float | None = None) -> Any:
-        """Ask it; see :meth:`Line.ask`."""
-        return await self._line.ask(word, body, seconds=seconds)
+    async def ask(self, kind: str, body: Any = None, *, seconds: float | None = None) -> Any:
+        """Send a request; see :meth:`Channel.ask`."""
+        return await self._channel.ask(kind, body, seconds=seconds)
 
-    def tell(self, word: str, body: Any = None) -> None:
-        """Tell it; see :meth:`Line.tell`."""
-        self._line.tell(word, body)
+    def notify(self, kind: str, body: Any = None) -> None:
+        """Send a notification; see :meth:`Channel.notify`."""
+        self._channel.notify(kind, body)
 
-    def end(self, word: str, body: Any = None) -> None:
-        """Tell it to end: ``stop``, ``drain``, ``leave``, or ``abort`` at once."""
+    def end(self, order: str, body: Any = None) -> None:
+        """Order the process to end: ``stop``, ``drain``, ``leave``, or ``abort`` (at once)."""
         self.leaving = True
-        self.tell(word, body)
-        if self._waits is not None:  # it does not serve yet, so it has nothing to lose
+        self.notify(order, body)
+        if self._before_serving is not None:  # it has no sessions
             self.kill()
 
     def kill(self) -> None:
-        """End it by SIGKILL."""
+        """Send SIGKILL to the process."""
         with suppress(ProcessLookupError):
             self._process.kill()
 
     async def ended(self) -> int:
-        """Wait for its end; return its exit status, or minus the number of a signal."""
+        """Wait for the end of the process.
+
+        :returns: its exit status, or the negative number of the signal that has ended it
+        """
         status = await self._process.wait()
         if self._watching is not None:
             self._watching.cancel()
-        self._line.close()
-        if self._waits is not None:
-            (word, handed), self._waits = self._waits, None
-            word.close()
+        self._channel.close()
+        if self._before_serving is not None:
+            (handover, handed), self._before_serving = self._before_serving, None
+            handover.close()
             handed.__exit__()
         return status
 
     async def _watch(self) -> None:
-        """Kill it if its event loop hangs."""
-        with suppress(LineClosedError):
+        """Kill the process if its event loop hangs."""
+        with suppress(ChannelClosedError):
             while True:
                 try:
                     self.sessions = await self.ask("ping", seconds=STUCK_SECONDS)
@@ -198,8 +202,8 @@ class ServingProcess:
                 await asyncio.sleep(PING_SECONDS)
 
 
-def described(status: int) -> str:
-    """Return an exit status in words."""
+def describe_exit(status: int) -> str:
+    """Return a text for an exit status: ``with status 1``, ``by SIGKILL``."""
     if status >= 0:
         return f"with status {status}"
     try:
@@ -209,15 +213,15 @@ def described(status: int) -> str:
 
 
 async def _spawn(
-    number: int, start: Start, word: socket.socket, line: socket.socket, denials: int
+    number: int, start: Start, ready: socket.socket, channel: socket.socket, denials: int
 ) -> asyncio.subprocess.Process:
     stderr = os.dup(2)
     listeners = [
-        # As from a service manager: a process neither binds nor removes any.
+        # Marked as inherited from a service manager: the process neither binds nor removes them.
         HandedListener(each.sock.fileno(), each.address.scheme, str(each.address), inherited=True)
         for each in start.listeners
     ]
-    supervised = Supervised(number, start.of, line.fileno())
+    supervised = Supervised(number, start.of, channel.fileno())
     handover = Handover(
         parent=os.getpid(),
         stderr=stderr,
@@ -228,14 +232,14 @@ async def _spawn(
     environment = {
         name: value
         for name, value in start.invocation.environment.items()
-        if name not in _OF_THE_SUPERVISOR
+        if name not in _SUPERVISOR_VARIABLES
     }
     try:
         return await asyncio.create_subprocess_exec(
             *start.invocation.command,
             cwd=start.directory,
             env={**environment, HANDOVER_VARIABLE: handover.text()},
-            stderr=word.fileno(),
+            stderr=ready.fileno(),
             pass_fds=handover.descriptors,
         )
     except OSError as error:
@@ -244,19 +248,19 @@ async def _spawn(
         os.close(stderr)
 
 
-async def _until_ready(word: socket.socket, process: asyncio.subprocess.Process) -> None:
-    word.setblocking(False)
+async def _until_ready(handover: socket.socket, process: asyncio.subprocess.Process) -> None:
+    handover.setblocking(False)
     try:
         async with asyncio.timeout(START_SECONDS):
-            await until_ready(word, process.wait)
+            await wait_until_ready(handover, process.wait)
     except NotReadyError as error:
-        raise ProcessError(str(error), await _put_down(process)) from None
+        raise ProcessError(str(error), await _exit_status(process)) from None
     except TimeoutError:
         raise ProcessError(f"it was not ready in {START_SECONDS:g} s") from None
 
 
-async def _put_down(process: asyncio.subprocess.Process) -> int:
-    """See that a process that failed ends; return its exit status."""
+async def _exit_status(process: asyncio.subprocess.Process) -> int:
+    """Wait for the end of a process that failed to start, or kill it; return its exit status."""
     try:
         async with asyncio.timeout(END_SECONDS):
             return await process.wait()

@@ -1,8 +1,8 @@
-"""SharedLimits: limits of clients, networks and rates over all processes of a supervisor.
+"""SharedLimits: limits per client, per network and rates, over all processes of a supervisor.
 
-A process is a node of a fleet (:mod:`smtpd_fork.fleet`), and the supervisor keeps the ledger. What
-a process holds is free when it ends. In an upgrade one of the two supervisors keeps the ledger for
-the processes of both.
+Each process is a node of a fleet (:mod:`smtpd_fork.fleet`), whose ledger the supervisor keeps. When
+a process ends, its sessions are removed from the counts. In an upgrade, one of the two supervisors
+keeps the ledger for the processes of both.
 """
 
 from __future__ import annotations
@@ -16,67 +16,68 @@ import msgspec
 from smtpd_fork.control_protocol import RequestError
 from smtpd_fork.fleet.ledger import Ledger
 from smtpd_fork.fleet.sync import FleetError, Sync
-from smtpd_fork.supervisor.line import LineClosedError
+from smtpd_fork.supervisor.channel import ChannelClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
-    from smtpd_fork.supervisor.line import Line
+    from smtpd_fork.supervisor.channel import Channel
     from smtpd_fork.supervisor.other_supervisor import OtherSupervisor
 
 __all__ = ["LEASE_SECONDS", "SharedLimits", "SupervisorLink"]
 
 LEASE_SECONDS = 60.0
-"""For which the word of a process counts that is silent; the supervisor sees its end at once."""
+"""Lease of a process: its counts expire if it sends nothing for so long. It may be long, as the
+supervisor notices the end of a process at once."""
 
 ASK_SECONDS = 2.0
-"""For the answer to a question beside the call under way."""
+"""Timeout of :meth:`SupervisorLink.ask`."""
 
 _decoder = msgspec.msgpack.Decoder(Sync)
 _encoder = msgspec.msgpack.Encoder()
 
 
-class Teller(Protocol):
-    """What tells and asks: a process, or another supervisor for its processes.
+class Participant(Protocol):
+    """A process, or another supervisor on behalf of its processes.
 
-    :ivar nodes: their names
+    :ivar nodes: the names of its processes as nodes
     """
 
     nodes: set[str]
 
-    def tell(self, word: str, body: Any) -> None:
-        """Tell it."""
+    def notify(self, kind: str, body: Any) -> None:
+        """Send a notification; see :meth:`Channel.notify`."""
 
 
 class SharedLimits:
-    """The supervisor's end.
+    """Answers the processes' messages about shared limits, in the supervisor.
 
-    :param hint: is called with a hint, and with whom it does not concern
+    :param send_hint: sends a hint to all participants except the given one
     """
 
-    def __init__(self, hint: Callable[[str, Teller], object]) -> None:
+    def __init__(self, send_hint: Callable[[str, Participant], object]) -> None:
         self._ledger = Ledger()
-        self._hint = hint
-        self._counted_by: OtherSupervisor | None = None
+        self._send_hint = send_hint
+        self._ledger_owner: OtherSupervisor | None = None
 
     @property
-    def counted_by(self) -> OtherSupervisor | None:
-        """The other supervisor, if that keeps the ledger."""
-        return self._counted_by
+    def ledger_owner(self) -> OtherSupervisor | None:
+        """The other supervisor, if it keeps the ledger; None: this one keeps it."""
+        return self._ledger_owner
 
-    def answer(self, teller: Teller, word: str, body: Any) -> bytes | Awaitable[bytes]:
+    def answer(self, participant: Participant, kind: str, body: Any) -> bytes | Awaitable[bytes]:
         """Return the answer to the message of a process.
 
-        :param word: ``sync``, or ``fleet`` for another question
+        :param kind: ``sync``, or ``fleet`` for the other questions
         """
-        sync = _decoder.decode(body[1]) if word == "sync" else None
+        sync = _decoder.decode(body[1]) if kind == "sync" else None
         if sync is not None:
-            teller.nodes.add(sync.node)
-        if self._counted_by is not None:
-            return self._forward(self._counted_by, teller, word, body)
-        return self._count(teller, body, sync)
+            participant.nodes.add(sync.node)
+        if self._ledger_owner is not None:
+            return self._forward(self._ledger_owner, participant, kind, body)
+        return self._count(participant, body, sync)
 
-    def _count(self, teller: Teller, body: Any, sync: Sync | None) -> bytes:
+    def _count(self, participant: Participant, body: Any, sync: Sync | None) -> bytes:
         answer: object
         now = time.monotonic_ns() // 1000
         if sync is None:
@@ -86,85 +87,91 @@ class SharedLimits:
             answer = self._ledger.sync(body[0], sync, now)
         data = _encoder.encode(answer)
         for hint in self._ledger.hints:
-            self._hint(hint, teller)
+            self._send_hint(hint, participant)
         return data
 
-    async def _forward(self, to: OtherSupervisor, teller: Teller, word: str, body: Any) -> bytes:
+    async def _forward(
+        self, to: OtherSupervisor, participant: Participant, kind: str, body: Any
+    ) -> bytes:
         try:
-            data: bytes = await to.ask(word, body)
-        except LineClosedError:
-            self.lose(to)
-            return await self._answered(teller, word, body)
+            data: bytes = await to.ask(kind, body)
+        except ChannelClosedError:
+            self.supervisor_ended(to)
+            answer = self.answer(participant, kind, body)
+            return answer if isinstance(answer, bytes) else await answer
         return data
 
-    async def _answered(self, teller: Teller, word: str, body: Any) -> bytes:
-        answer = self.answer(teller, word, body)
-        return answer if isinstance(answer, bytes) else await answer
+    def remove(self, participant: Participant, nodes: Collection[str] | None = None) -> None:
+        """Remove the counts of processes that have ended.
 
-    def leave(self, teller: Teller, nodes: Collection[str] | None = None) -> None:
-        """Forget processes that have ended; None: all of *teller*."""
-        nodes = set(teller.nodes if nodes is None else nodes)
-        teller.nodes -= nodes
-        if self._counted_by is not None:
-            self._counted_by.tell("left", sorted(nodes))
+        :param nodes: the names of the processes; None: all processes of *participant*
+        """
+        nodes = set(participant.nodes if nodes is None else nodes)
+        participant.nodes -= nodes
+        if self._ledger_owner is not None:
+            self._ledger_owner.notify("left", sorted(nodes))
         for node in nodes:
             self._ledger.remove(node)
 
     # -- an upgrade ----------------------------------------------------------------------------
 
-    def let_count(self, other: OtherSupervisor) -> None:
-        """Have the old supervisor keep the ledger."""
-        self._counted_by = other
+    def use_ledger_of(self, other: OtherSupervisor) -> None:
+        """Use the ledger of the old supervisor: forward all messages to it."""
+        self._ledger_owner = other
 
-    def hand_over(self, other: OtherSupervisor) -> None:
-        """Hand the ledger over to the new supervisor."""
-        other.tell("ledger", self._ledger.snapshot())
-        self._counted_by = other
+    def hand_over_ledger(self, other: OtherSupervisor) -> None:
+        """Hand the ledger over to the new supervisor, and forward all messages to it."""
+        other.notify("ledger", self._ledger.snapshot())
+        self._ledger_owner = other
 
-    def take(self, ledger: bytes) -> None:
-        """Keep the ledger from now on."""
+    def receive_ledger(self, ledger: bytes) -> None:
+        """Keep the ledger of the old supervisor from now on."""
         self._ledger = Ledger.of_snapshot(ledger)
-        self._counted_by = None
+        self._ledger_owner = None
 
-    def lose(self, other: OtherSupervisor) -> None:
-        """Take note that the other supervisor has ended, and its processes do not share limits.
+    def supervisor_ended(self, other: OtherSupervisor) -> None:
+        """Handle the end of the other supervisor: its processes do not share limits any more.
 
-        If it kept the ledger, a new one begins: each process then tells all that it has.
+        If it kept the ledger, this supervisor starts a new one, to which each process then sends
+        all its counts.
         """
-        if self._counted_by is other:
-            self._counted_by = None
-        self.leave(other)
+        if self._ledger_owner is other:
+            self._ledger_owner = None
+        self.remove(other)
 
 
 class SupervisorLink:
-    """The link of a process: see :class:`smtpd_fork.fleet.link.Link`."""
+    """The link of a process to its supervisor; see :class:`smtpd_fork.fleet.link.Link`.
+
+    :param channel: to the supervisor
+    """
 
     shown = "the supervisor"
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._hints: asyncio.Queue[str] = asyncio.Queue()
 
     async def open(self) -> None:
-        """Begin to talk, if the process has not begun."""
-        await self._line.start()
+        """Start the channel; a second call has no effect."""
+        await self._channel.start()
 
     async def call(self, keys: list[str], message: bytes) -> object:
-        """Send a message, and return its answer."""
+        """Send a message, and return its answer; see :meth:`smtpd_fork.fleet.link.Link.call`."""
         try:
-            return await self._line.ask("sync", (keys, message))
-        except (LineClosedError, RequestError) as error:
+            return await self._channel.ask("sync", (keys, message))
+        except (ChannelClosedError, RequestError) as error:
             raise FleetError(str(error) or "it has ended") from None
 
     async def ask(self, question: str, keys: list[str], message: bytes) -> object:
-        """Ask beside the call under way."""
+        """Send a question, and return the answer; see :meth:`smtpd_fork.fleet.link.Link.ask`."""
         try:
-            return await self._line.ask("fleet", (question, keys, message), seconds=ASK_SECONDS)
-        except (LineClosedError, RequestError, TimeoutError) as error:
+            return await self._channel.ask("fleet", (question, keys, message), seconds=ASK_SECONDS)
+        except (ChannelClosedError, RequestError, TimeoutError) as error:
             raise FleetError(str(error) or "no answer") from None
 
-    def hinted(self, hint: str) -> None:
-        """Take a hint from the supervisor."""
+    def receive_hint(self, hint: str) -> None:
+        """Receive a hint from the supervisor."""
         self._hints.put_nowait(hint)
 
     async def hint(self) -> str:
@@ -172,4 +179,4 @@ class SupervisorLink:
         return await self._hints.get()
 
     async def close(self) -> None:
-        """Do nothing: the line is used for other things as well."""
+        """Do nothing: the channel has other users as well."""

@@ -1,7 +1,7 @@
-"""Shares: the limits of all, divided over the processes of a supervisor.
+"""The shares of the processes of a supervisor in the limits of all.
 
-The division is exact, as the processes share their listening sockets: one that is full stops
-accepting, and another one accepts the client.
+The division loses no connection slot, as the processes share their listening sockets: a process
+that is full stops accepting clients, and another one accepts them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ DIVIDED = (
     "max_buffered_from_ip",
     "tls_failure_rate",
 )
-"""The settings that are divided."""
+"""The settings that are divided among the processes."""
 
 OFF = "0"
 
 
 def divided(config: DaemonConfig, number: int, of: int) -> DaemonConfig:
-    """Return the settings of process *number* of so many.
+    """Return the settings of one process.
 
-    :param number: from 1
+    :param number: of the process, from 1
+    :param of: how many processes there are
     """
     shares: dict[str, Any] = {
         name: share_of(name, getattr(config, name), number, of) for name in DIVIDED
@@ -42,9 +43,13 @@ def divided(config: DaemonConfig, number: int, of: int) -> DaemonConfig:
 
 
 def share_of(name: str, value: Any, number: int, of: int) -> Any:
-    """Return the share of a setting; the first processes have the remainder.
+    """Return the share of a process in the *value* of a setting.
 
-    A rate is rounded up. 0, which is no limit, is no limit for each.
+    The first processes get one more each while there is a remainder. A rate is rounded up. 0, which
+    means no limit, stays 0.
+
+    :param number: of the process, from 1
+    :param of: how many processes there are
     """
     if not value or value == OFF:
         return value

@@ -1,9 +1,10 @@
-"""Upgrades: a supervisor's part in them, first as the new one, later as the old one.
+"""Upgrades: the part of a supervisor in upgrades, first as the new one, later as the old one.
 
-The processes are replaced one by one: the new supervisor starts one, and when that serves, the old
-one has one of its own rest. When all serve, the new supervisor takes everything over. If one cannot
-start, or ends meanwhile, the old processes accept again, and the new ones end with their last
-sessions. :mod:`smtpd_fork.supervisor.other_supervisor` has the messages.
+The processes are replaced one by one: the new supervisor starts a process, and when it serves, the
+old supervisor makes one of its own drain. When all new processes serve, the new supervisor gets the
+listening sockets and the ledger. If a new process cannot start, or ends during the upgrade, the old
+processes accept clients again, and the new ones end with their last sessions.
+:mod:`smtpd_fork.supervisor.other_supervisor` describes the messages.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.control_protocol import RequestError
 from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
 from smtpd_fork.supervisor.answers import answers_of
+from smtpd_fork.supervisor.channel import ChannelClosedError
 from smtpd_fork.supervisor.elsewhere import FullProcesses
-from smtpd_fork.supervisor.line import LineClosedError
 from smtpd_fork.supervisor.other_supervisor import OtherSupervisor
-from smtpd_fork.supervisor.serving_process import START_SECONDS, ProcessError, described
+from smtpd_fork.supervisor.serving_process import START_SECONDS, ProcessError, describe_exit
 from smtpd_fork.supervisor.shared_limits import SharedLimits
 
 if TYPE_CHECKING:
     from smtpd_fork.supervisor.keeper import Keeper
     from smtpd_fork.supervisor.serving_process import ServingProcess
-    from smtpd_fork.supervisor.shared_limits import Teller
+    from smtpd_fork.supervisor.shared_limits import Participant
 
 __all__ = ["Upgrades"]
 
@@ -34,23 +35,24 @@ log = logging.getLogger("smtpd_fork.daemon")
 
 
 class Upgrades:
-    """The supervisors of upgrades, old and new, and what all their processes share.
+    """The connections to the old and new supervisors of upgrades, and the shared limits.
 
-    :param keepers: of the processes of this one
-    :param old: the line to the old supervisor, if there is one
-    :ivar end_as_well: is called if the old supervisor stops, with ``stop`` or ``abort``
+    :param keepers: of this supervisor's processes
+    :param old: the channel to the old supervisor, if there is one
+    :ivar on_end_order: called with ``stop`` or ``abort`` if the supervisor that keeps the ledger
+        stops
     """
 
     def __init__(self, keepers: Sequence[Keeper], old: socket.socket | None) -> None:
         self._keepers = keepers
-        self._shared = SharedLimits(self.hint)
+        self._limits = SharedLimits(self.send_hint)
         self._full = FullProcesses()
         self._old = None if old is None else OtherSupervisor(old, self)
         self._new: OtherSupervisor | None = None
         self._others: dict[OtherSupervisor, asyncio.Task[None]] = {}
         self._fault: asyncio.Future[ProcessError] | None = None
         self._cancelled = False
-        self.end_as_well: Callable[[str], object] = lambda _: None
+        self.on_end_order: Callable[[str], object] = lambda _: None
 
     @property
     def _processes(self) -> list[ServingProcess]:
@@ -58,7 +60,7 @@ class Upgrades:
 
     # -- other supervisors -----------------------------------------------------------------------
 
-    async def _meet(self, other: OtherSupervisor) -> None:
+    async def _connect(self, other: OtherSupervisor) -> None:
         await other.start()
         self._others[other] = asyncio.ensure_future(self._watch(other))
         self._full.introduce(other)
@@ -67,41 +69,45 @@ class Upgrades:
         await other.ended()
         other.close()
         del self._others[other]
-        self._shared.lose(other)
-        self.note_full(other, full=True)
+        self._limits.supervisor_ended(other)
+        self.set_full(other, full=True)
 
     @property
-    def _following(self) -> list[OtherSupervisor]:
-        """Those whose processes share limits by way of this supervisor."""
-        return [other for other in self._others if other is not self._shared.counted_by]
+    def _dependents(self) -> list[OtherSupervisor]:
+        """The other supervisors that reach the ledger through this one."""
+        return [other for other in self._others if other is not self._limits.ledger_owner]
 
-    async def others_ended(self) -> None:
-        """Wait for the end of those that share limits by way of this one."""
-        for other in self._following:
+    async def wait_for_others(self) -> None:
+        """Wait for the end of the supervisors that reach the ledger through this one."""
+        for other in self._dependents:
             await other.ended()
 
-    async def end_others(self, word: str, seconds: float) -> None:
-        """Have those end, and wait for that."""
-        others = self._following
+    async def end_others(self, order: str, seconds: float) -> None:
+        """Order these supervisors to end, and wait for that.
+
+        :param order: ``stop`` or ``abort``
+        :param seconds: timeout
+        """
+        others = self._dependents
         for other in others:
-            other.tell(word)
+            other.notify(order)
         await asyncio.gather(*(other.ended(seconds) for other in others))
 
     # -- the new supervisor ----------------------------------------------------------------------
 
     async def join(self) -> bool:
-        """Begin to talk to the old supervisor; return whether there is one."""
+        """Connect to the old supervisor; return False if there is none."""
         if self._old is None:
             return False
-        self.note_accepting()
-        self._shared.let_count(self._old)
-        await self._meet(self._old)
+        self.announce_free_slots()
+        self._limits.use_ledger_of(self._old)
+        await self._connect(self._old)
         return True
 
     async def replace(self) -> None:
-        """Have processes serve, one by one, in place of those of the old supervisor.
+        """Replace the processes of the old supervisor one by one.
 
-        :raises SmtpdForkError: one cannot start, or has ended
+        :raises SmtpdForkError: a process cannot start, or has ended
         """
         if self._old is None:
             return
@@ -113,7 +119,7 @@ class Upgrades:
                 if keeper.process is None:
                     await self._unless_one_ends(self._start(keeper))
                 await self._unless_one_ends(self._serve(keeper, self._old))
-        except LineClosedError:
+        except ChannelClosedError:
             log.error("the old supervisor has ended: its processes drain, and these serve")  # noqa: TRY400 - one line
         finally:
             self._fault = None
@@ -132,12 +138,12 @@ class Upgrades:
         keeper.serve()
         try:
             await keeper.process.ask("serves", seconds=START_SECONDS)
-        except LineClosedError:
+        except ChannelClosedError:
             raise await asyncio.shield(self._fault) from None
         except TimeoutError:
             text = f"{keeper.process} did not serve within {START_SECONDS:g} s"
             raise ProcessError(text) from None
-        self.note_accepting()
+        self.announce_free_slots()
         await old.ask("serves", (keeper.number, len(self._keepers)))
 
     async def _unless_one_ends(self, step: Awaitable[Any]) -> None:
@@ -153,7 +159,7 @@ class Upgrades:
             await asyncio.gather(task, return_exceptions=True)
 
     def cancelled(self) -> None:
-        """Take note that the old supervisor has cancelled the upgrade."""
+        """Make :meth:`replace` fail: the old supervisor has cancelled the upgrade."""
         self._cancelled = True
         if self._fault is not None and not self._fault.done():
             self._fault.set_result(ProcessError("the old process has cancelled the upgrade"))
@@ -165,117 +171,123 @@ class Upgrades:
 
     # -- the old supervisor ----------------------------------------------------------------------
 
-    async def expect(self, stepped: Callable[[], object]) -> socket.socket:
-        """Return the end of the line for a new supervisor.
+    async def connect_new(self, on_progress: Callable[[], object]) -> socket.socket:
+        """Create the channel to a new supervisor; return the end to be inherited.
 
-        :param stepped: called for each of its processes that serves
+        :param on_progress: called for each process of the new supervisor that serves
+        :raises OperatingSystemError: the system has no resources for a channel
         """
         try:
             ours, its = socket.socketpair()
         except OSError as error:
             raise OperatingSystemError(f"cannot upgrade: {error.strerror}") from None
-        self._new = OtherSupervisor(ours, self, stepped)
-        await self._meet(self._new)
+        self._new = OtherSupervisor(ours, self, on_progress)
+        await self._connect(self._new)
         return its
 
-    def make_way(self, served: int, of: int) -> None:
-        """Have old processes rest, as so many new ones serve, of so many."""
-        for keeper in self._keepers[: len(self._keepers) * served // of]:
-            keeper.rest()
-        self.note_accepting()
-        left = sum(not keeper.rests for keeper in self._keepers)
+    def replace_processes(self, serving: int, of: int) -> None:
+        """Make old processes drain, in proportion to the new ones: *serving* of *of* serve."""
+        for keeper in self._keepers[: len(self._keepers) * serving // of]:
+            keeper.stop_accepting()
+        self.announce_free_slots()
+        left = sum(not keeper.draining for keeper in self._keepers)
         text = "upgrade: %d of %d new processes serve, and %d of %d old ones"
-        log.info(text, served, of, left, len(self._keepers))
+        log.info(text, serving, of, left, len(self._keepers))
 
     @property
-    def replaces(self) -> bool:
-        """Whether a process of the new supervisor has begun to serve."""
-        return self._new is not None and self._new.served > 0
+    def new_serves(self) -> bool:
+        """Whether a process of the new supervisor serves."""
+        return self._new is not None and self._new.serving > 0
 
     def cancel(self) -> asyncio.Task[None] | None:
-        """Have the new supervisor give up; return a task that ends with it, if it lives."""
+        """Cancel the upgrade; return a task that ends with the new supervisor, if it runs."""
         new, self._new = self._new, None
         if new is None:
             return None
-        new.tell("cancel")
+        new.notify("cancel")
         return self._others.get(new)
 
     async def resume(self) -> None:
-        """Have all processes accept again: the upgrade has failed."""
+        """Make all processes accept clients again, after the upgrade has failed."""
         await asyncio.gather(*(keeper.resume() for keeper in self._keepers))
-        self.note_accepting()
+        self.announce_free_slots()
 
-    def hand_over(self) -> None:
-        """Hand over what all processes share: the new supervisor has everything now."""
+    def hand_over_ledger(self) -> None:
+        """Hand the ledger over to the new supervisor, all of whose processes serve."""
         if self._new is not None:
-            self._shared.hand_over(self._new)
+            self._limits.hand_over_ledger(self._new)
 
-    # -- what they share -------------------------------------------------------------------------
+    # -- requests of processes and of other supervisors ------------------------------------------
 
-    def answer(self, process: ServingProcess, word: str, body: Any) -> Any:
-        """Answer a process: what it tells of the limits that all share, and asks."""
-        if word == "full":
-            return self.note_full(process, full=body)
-        return self._shared.answer(process, word, body)
+    def answer(self, process: ServingProcess, kind: str, body: Any) -> Any:
+        """Return the answer to a message of a process about the shared limits."""
+        if kind == "full":
+            return self.set_full(process, full=body)
+        return self._limits.answer(process, kind, body)
 
-    def ended(self, process: ServingProcess, status: int) -> bool:
-        """Take note of an end; return whether the process is to be replaced by another one."""
-        self._shared.leave(process)
-        self.note_full(process, full=False)
+    def process_ended(self, process: ServingProcess, status: int) -> bool:
+        """Handle the end of a process; return whether to restart it, as Watcher does.
+
+        During an upgrade the end of a new process makes the upgrade fail.
+        """
+        self._limits.remove(process)
+        self.set_full(process, full=False)
         fault = self._fault
         if fault is None or process.leaving:
             return True
         if not fault.done():
-            fault.set_result(ProcessError(f"{process} ended {described(status)}"))
+            fault.set_result(ProcessError(f"{process} ended {describe_exit(status)}"))
         return False
 
-    def count(self, teller: OtherSupervisor, word: str, body: Any) -> Any:
-        """Answer what a process of another supervisor tells and asks of shared limits."""
-        return self._shared.answer(teller, word, body)
+    def share_limits(self, sender: OtherSupervisor, kind: str, body: Any) -> Any:
+        """Return the answer to a message of another supervisor's process about shared limits."""
+        return self._limits.answer(sender, kind, body)
 
-    def forget_nodes(self, teller: OtherSupervisor, nodes: Collection[str]) -> None:
-        """Take note that processes of another supervisor have ended."""
-        self._shared.leave(teller, nodes)
+    def remove_nodes(self, sender: OtherSupervisor, nodes: Collection[str]) -> None:
+        """Remove the counts of another supervisor's processes that have ended."""
+        self._limits.remove(sender, nodes)
 
-    def take_ledger(self, ledger: bytes) -> None:
-        """Count from now on."""
-        self._shared.take(ledger)
+    def receive_ledger(self, ledger: bytes) -> None:
+        """Keep the ledger of the old supervisor from now on."""
+        self._limits.receive_ledger(ledger)
 
-    def hint(self, hint: str, but: Teller) -> None:
-        """Tell all processes of this supervisor and of others, but for one."""
-        concerned: list[Teller] = [*self._processes, *self._others]
-        for each in concerned:
-            if each is not but:
-                each.tell("hint", hint)
+    def send_hint(self, hint: str, exclude: Participant) -> None:
+        """Send a hint to all processes and all other supervisors, except one."""
+        participants: list[Participant] = [*self._processes, *self._others]
+        for each in participants:
+            if each is not exclude:
+                each.notify("hint", hint)
 
-    def note_full(self, who: ServingProcess | OtherSupervisor, *, full: bool) -> None:
-        """Take note that a process, or all of another supervisor, have no free slot."""
-        self._full.note(who, full=full)
-        self.note_accepting()
+    def set_full(self, sender: ServingProcess | OtherSupervisor, *, full: bool) -> None:
+        """Record whether a process, or all processes of another supervisor, are full."""
+        self._full.note(sender, full=full)
+        self.announce_free_slots()
 
-    def note_accepting(self) -> None:
-        """Take note that other processes accept than before."""
+    def announce_free_slots(self) -> None:
+        """Notify the processes and supervisors if free slots have appeared or disappeared."""
         accepting = [each.process for each in self._keepers if each.process and each.accepts]
         self._full.tell(self._processes, accepting, self._others)
 
-    async def answers(self, word: str, body: Any) -> dict[int, Any]:
-        """Return the answers of the processes of other supervisors, by their pids.
+    async def answers(self, kind: str, body: Any) -> dict[int, Any]:
+        """Return the answers of other supervisors' processes, by process id.
 
-        Those that cannot carry it out have none.
+        A process that cannot carry out the request is left out.
         """
-        return await self._answers_behind(None, word, body)
+        return await self._answers_of_others(kind, body, exclude=None)
 
-    async def all_answers(self, asks: OtherSupervisor, word: str, body: Any) -> dict[int, Any]:
-        """Return the answers of all processes but those of the supervisor that asks."""
-        own = await answers_of(self._processes, word, body)
+    async def answers_except(
+        self, exclude: OtherSupervisor, kind: str, body: Any
+    ) -> dict[int, Any]:
+        """Return the answers of all processes, except those of one supervisor."""
+        own = await answers_of(self._processes, kind, body)
         found = {process.pid: answer for process, answer in own.items()}
         given = {pid: each for pid, each in found.items() if not isinstance(each, RequestError)}
-        return given | await self._answers_behind(asks, word, body)
+        return given | await self._answers_of_others(kind, body, exclude=exclude)
 
-    async def _answers_behind(
-        self, but: OtherSupervisor | None, word: str, body: Any
+    async def _answers_of_others(
+        self, kind: str, body: Any, *, exclude: OtherSupervisor | None
     ) -> dict[int, Any]:
         found: dict[int, Any] = {}
-        for other in [each for each in self._others if each is not but]:
-            found |= await other.answers(word, body)
+        for other in [each for each in self._others if each is not exclude]:
+            found |= await other.answers(kind, body)
         return found

@@ -1,4 +1,4 @@
-"""The connections of all processes, and their one control socket."""
+"""--limit-connections and the control socket with several processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.peers
-def test_the_connections_of_all_are_divided_exactly(tmp_path: Path) -> None:
+def test_connection_slots_are_divided_exactly_among_processes(tmp_path: Path) -> None:
     options = (*LOCAL, "--processes", "4", "-m", "0", "-c", "102", *CONTROL)
     with Daemon(*options, cwd=tmp_path) as daemon:
         address = ("127.0.0.1", daemon.port)
@@ -49,7 +49,7 @@ def test_the_connections_of_all_are_divided_exactly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["refuse", "defer:1"])
 @pytest.mark.peers
-def test_no_client_is_refused_while_one_process_has_a_slot(tmp_path: Path, how: str) -> None:
+def test_no_client_is_refused_while_a_process_has_a_free_slot(tmp_path: Path, how: str) -> None:
     options = (*TWO, "-c", "10", "-m", "0", "--when-full", how, *CONTROL)
     with Daemon(*options, cwd=tmp_path) as daemon, ExitStack() as clients:
         address = ("127.0.0.1", daemon.port)
@@ -65,7 +65,7 @@ def test_no_client_is_refused_while_one_process_has_a_slot(tmp_path: Path, how: 
             until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all have gone")
 
 
-def test_one_control_socket_answers_for_all(tmp_path: Path) -> None:
+def test_the_control_socket_answers_for_all_processes(tmp_path: Path) -> None:
     config = tmp_path / "conf.toml"
     config.write_text('hostname = "one.example"\n')
     options = (*TWO, "-c", "11", "--config", str(config), *CONTROL)

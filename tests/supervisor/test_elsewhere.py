@@ -17,7 +17,7 @@ class Told:
     def __init__(self) -> None:
         self.words: dict[str, bool] = {}
 
-    def tell(self, word: str, body: bool) -> None:
+    def notify(self, word: str, body: bool) -> None:
         self.words[word] = body
 
 
@@ -64,11 +64,11 @@ def test_a_process_that_is_full_again_leaves_clients_until_the_supervisor_has_an
     (slot_elsewhere,) = server.leave_clients.call_args.args
     for _ in range(2):
         assert slot_elsewhere()
-        line.tell.assert_called_once_with("full", True)
+        line.notify.assert_called_once_with("full", True)
         elsewhere.changed(free=False)
         assert not slot_elsewhere()
-        line.tell.reset_mock()
+        line.notify.reset_mock()
         (on_free_slot,) = server.gate.when_room.call_args.args
         on_free_slot()
-        line.tell.assert_called_once_with("full", False)
-        line.tell.reset_mock()
+        line.notify.assert_called_once_with("full", False)
+        line.notify.reset_mock()

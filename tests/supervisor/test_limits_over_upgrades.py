@@ -1,4 +1,4 @@
-"""What two supervisors share in an upgrade, and after it: limits, denials, sessions, figures."""
+"""Limits, denials, sessions and metrics that two supervisors share during and after an upgrade."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from support.upgrades import TAKEN, Successors
 if TYPE_CHECKING:
     from pathlib import Path
 
-PATIENT = ("--fleet-timeout", "5s")  # a busy machine is no outage
+PATIENT = ("--fleet-timeout", "5s")  # so that a busy machine does not cause an outage
 
 TWO = (*LOCAL, *PATIENT, "--processes", "2", *CONTROL)
 
 
-def test_limits_hold_over_old_and_new_processes_as_long_as_there_are_old_ones(
+def test_limits_apply_to_old_and_new_processes_together_until_the_old_ones_have_ended(
     tmp_path: Path,
 ) -> None:
     options = (*TWO, "-m", "6", "--rate", "20/h", "--max-from-net", "8/24")
@@ -70,7 +70,7 @@ def test_sessions_of_old_processes_take_no_slots_of_new_ones(tmp_path: Path) -> 
         assert daemon.process.wait(PATIENCE) == 0
 
 
-def test_sessions_of_old_processes_are_listed_ended_and_counted(tmp_path: Path) -> None:
+def test_sessions_of_old_processes_are_listed_kicked_and_counted(tmp_path: Path) -> None:
     options = (*TWO, "--metrics", "127.0.0.1:0")
     with Daemon(*options, cwd=tmp_path) as daemon, Successors(daemon) as successors:
         clients = [daemon.smtp(source=f"127.0.1.{n}") for n in (1, 2, 3)]
@@ -99,7 +99,7 @@ def test_sessions_of_old_processes_are_listed_ended_and_counted(tmp_path: Path) 
 
 
 @pytest.mark.peers
-def test_a_network_that_is_denied_meanwhile_is_denied_by_new_processes(tmp_path: Path) -> None:
+def test_a_network_denied_during_an_upgrade_is_denied_by_new_processes(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     options = ("-l", "127.0.0.1:0", *TWO[4:], "--handler", "slow:Handler")
     with Daemon(*options, cwd=tmp_path) as daemon, Successors(daemon) as successors:
@@ -139,7 +139,7 @@ class Handler:
 
 
 @pytest.mark.peers
-def test_a_program_with_another_protocol_takes_over_at_once_and_shares_nothing(
+def test_a_new_process_with_another_protocol_replaces_all_at_once_and_shares_nothing(
     tmp_path: Path,
 ) -> None:
     script = (

@@ -1,4 +1,4 @@
-"""Several processes under load: reloads, upgrades, kills and a drain lose nothing."""
+"""Several processes under load: reloads, upgrades, kills and a drain lose no message."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ os.write(starts, b"-")
 if pathlib.Path("broken").exists() and os.fstat(starts).st_size % 2 == 0:
     raise ValueError("no moon tonight")
 """
-"""Every second start fails, if it is told to."""
+"""A handler that makes every second start fail, if the test asks for it."""
 
 
 def test_upgrades_that_fail_halfway_lose_no_message_and_refuse_no_connection(
@@ -131,7 +131,7 @@ def test_killed_processes_lose_their_sessions_and_nothing_else(tmp_path: Path) -
         assert accepted <= taken <= accepted + lost
 
 
-def test_a_drain_under_load_ends_all_sessions_in_peace(tmp_path: Path) -> None:
+def test_a_drain_under_load_cuts_off_no_session(tmp_path: Path) -> None:
     with Daemon(*TWO, *CONTROL, cwd=tmp_path) as daemon:
         clients = [daemon.smtp() for _ in range(10)]
         assert "draining" in says(tmp_path, "drain")

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_figures_of_all_are_added_and_never_go_down(tmp_path: Path) -> None:
-    proc()  # the figures of a process
+def test_the_metrics_of_all_processes_are_added_and_counters_never_decrease(tmp_path: Path) -> None:
+    proc()  # skip without /proc
     options = (*LOCAL, "--processes", "2", "-c", "30", "--metrics", "127.0.0.1:0")
     with Daemon(*options, cwd=tmp_path) as daemon:
         clients = [daemon.smtp(source=f"127.0.1.{n % 5 + 1}") for n in range(10)]

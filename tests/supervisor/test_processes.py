@@ -1,4 +1,4 @@
-"""--processes: a supervisor and its processes, seen from outside."""
+"""--processes: the start, the restarts and the end of a supervisor's processes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_supervisor_has_pid_file_and_paths_and_its_processes_serve(
         assert not any(map(is_alive, ours))
 
 
-def test_a_session_that_is_cut_is_the_exit_status(tmp_path: Path) -> None:
+def test_the_exit_status_reports_a_session_that_was_cut_off(tmp_path: Path) -> None:
     with Daemon(*TWO, "--shutdown-timeout", "0", cwd=tmp_path) as daemon:
         client = daemon.smtp()
         client.ehlo()
@@ -63,7 +63,7 @@ def test_a_session_that_is_cut_is_the_exit_status(tmp_path: Path) -> None:
         client.close()
 
 
-def test_a_process_that_cannot_start_is_the_error_of_the_start(tmp_path: Path) -> None:
+def test_the_start_fails_with_the_error_of_a_process_that_cannot_start(tmp_path: Path) -> None:
     options = ("-l", "127.0.0.1:0", "--processes", "2", "--handler", "nowhere:Handler")
     ended = run(*options, cwd=tmp_path)
     assert ended.returncode == ExitStatus.CONFIG
@@ -75,7 +75,7 @@ def test_a_process_that_cannot_start_is_the_error_of_the_start(tmp_path: Path) -
     assert only_line(detached) == only_line(alone)
 
 
-def test_it_detaches_once_all_serve(tmp_path: Path) -> None:
+def test_the_supervisor_detaches_once_all_processes_serve(tmp_path: Path) -> None:
     options = ("-l", "127.0.0.1:0", "--processes", "2", "--handler", "maildir:box")
     with Detached(*options, "--pid-file", "pid", cwd=tmp_path) as daemon:
         until(lambda: len(pids(daemon.text)) == 2, "the log is written")
@@ -89,7 +89,7 @@ def test_it_detaches_once_all_serve(tmp_path: Path) -> None:
         until(lambda: not any(map(is_alive, ours)), "they have ended")
 
 
-def test_all_of_them_drop_privileges(public: Path, command_for_nobody: list[str]) -> None:
+def test_all_processes_drop_privileges(public: Path, command_for_nobody: list[str]) -> None:
     options = (*TWO, "--user", "nobody")
     with Daemon(*options, cwd=public, command=command_for_nobody) as daemon:
         found = [Process(pid).status["Uid"][0] for pid in (*children(daemon), daemon.process.pid)]
@@ -102,7 +102,7 @@ def test_all_of_them_drop_privileges(public: Path, command_for_nobody: list[str]
 # -- replacement -------------------------------------------------------------------------------
 
 
-def test_a_killed_process_is_replaced_and_no_other_client_notices(tmp_path: Path) -> None:
+def test_a_killed_process_is_restarted_and_no_other_client_is_affected(tmp_path: Path) -> None:
     with Daemon(*TWO, "-c", "2", *CONTROL, cwd=tmp_path) as daemon:
         first, second = children(daemon)
         inside = [daemon.smtp(), daemon.smtp()]
@@ -129,7 +129,7 @@ def test_a_killed_process_is_replaced_and_no_other_client_notices(tmp_path: Path
 
 
 @pytest.mark.peers
-def test_one_that_crashes_again_and_again_is_started_at_growing_intervals(tmp_path: Path) -> None:
+def test_a_process_that_keeps_crashing_is_restarted_at_growing_intervals(tmp_path: Path) -> None:
     (tmp_path / "crashing.py").write_text(CRASHING)
     options = ("-l", "127.0.0.1:0", "--processes", "2", "--handler", "crashing:Handler")
     with Daemon(*options, cwd=tmp_path) as daemon:
@@ -155,7 +155,9 @@ class Handler:
 """
 
 
-def test_processes_whose_supervisor_was_killed_end_with_their_last_session(tmp_path: Path) -> None:
+def test_processes_end_with_their_last_session_after_their_supervisor_was_killed(
+    tmp_path: Path,
+) -> None:
     with Daemon(*TWO, "--greet-pause", "1s", *CONTROL, cwd=tmp_path) as daemon:
         ours = children(daemon)
         client = daemon.smtp()
@@ -173,7 +175,7 @@ def test_processes_whose_supervisor_was_killed_end_with_their_last_session(tmp_p
 
 
 @pytest.mark.peers
-def test_a_process_whose_event_loop_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
+def test_a_process_whose_event_loop_hangs_is_killed_and_restarted(tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from smtpd_fork.cli import main\n"
@@ -189,7 +191,7 @@ def test_a_process_whose_event_loop_hangs_is_killed_and_replaced(tmp_path: Path)
         daemon.deliver()
 
 
-def test_a_stop_while_another_process_starts_ends_that_as_well(tmp_path: Path) -> None:
+def test_a_stop_ends_a_process_that_is_being_started(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     options = ("-l", "127.0.0.1:0", "--processes", "2", "--handler", "slow:Handler")
     with Daemon(*options, cwd=tmp_path) as daemon:

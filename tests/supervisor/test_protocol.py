@@ -1,4 +1,4 @@
-"""The protocol of supervisors has another number whenever what they exchange has changed."""
+"""PROTOCOL is raised whenever the messages of supervisors and processes have changed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import msgspec
 
 from smtpd_fork.fleet.auth_attempts import AuthAttempt
 from smtpd_fork.fleet.denial_message import Changes, DenialAnswer, Found, Told
-from smtpd_fork.fleet.figures import Figures
 from smtpd_fork.fleet.ledger import Ledger
+from smtpd_fork.fleet.status import FleetStatus
 from smtpd_fork.fleet.sync import Answer, Sync
 from smtpd_fork.fleet.view import NodeLine, View
 from smtpd_fork.gate import Entry
@@ -22,7 +22,7 @@ STRUCTURES = (
     AuthAttempt,
     Changes,
     DenialAnswer,
-    Figures,
+    FleetStatus,
     Found,
     NodeLine,
     SinkState,
@@ -38,7 +38,8 @@ Answer: fresh nodes slots sessions waiting denials verdicts
 AuthAttempt: attempt most period key
 Changes: after born goes_on add remove
 DenialAnswer: version born whole more last full page
-Figures: state nodes sessions limit slots free round_trip down_since down reason outcomes episodes
+FleetStatus: state nodes sessions limit slots free round_trip down_since down reason \
+outcomes episodes
 Found: network text by node since left
 NodeLine: node lease slots sessions waits about
 SinkState: name replies average connections busy waiting down_since down reason
@@ -51,19 +52,19 @@ clients top queues lag zones sinks filters fleet
 Ledger: ends slots sessions about counts [{}, [], [{}, 0, 0, 0], [{}, {}]]
 """
 }
-"""By protocol: what a process sends to a supervisor that may have another version."""
+"""By protocol: the messages of a process to a supervisor that may have another version."""
 
 
 def ledger() -> str:
-    """Return what a supervisor hands over of a node."""
+    """Return the ledger of one node that a supervisor hands over."""
     some = Ledger()
     some.sync([], Sync("a", 1, 1, 0, 0, 0), 0)
     nodes, *others = msgspec.msgpack.decode(some.snapshot())
     return f"Ledger: {' '.join(nodes['a'])} {others}"
 
 
-def test_the_number_of_the_protocol_stands_for_what_is_exchanged() -> None:
-    """Raise PROTOCOL if this fails, and add what is exchanged from then on."""
+def test_the_messages_are_those_of_the_protocol() -> None:
+    """If this fails, raise PROTOCOL and add the new messages to EXCHANGED."""
     names = [f"{each.__name__}: {' '.join(each.__struct_fields__)}" for each in STRUCTURES]
     names += [f"{e.__name__}: {' '.join(field.name for field in fields(e))}" for e in DATACLASSES]
     assert "\n".join([*names, ledger(), ""]) == EXCHANGED[PROTOCOL]

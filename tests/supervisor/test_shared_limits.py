@@ -1,4 +1,4 @@
-"""Limits of clients, networks and rates over all processes."""
+"""Limits per client, per network and rates over all processes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def clients() -> Iterator[ExitStack]:
         yield stack
 
 
-PATIENT = ("--fleet-timeout", "5s")  # a busy machine is no outage
+PATIENT = ("--fleet-timeout", "5s")  # so that a busy machine does not cause an outage
 
 
 def status(folder: Path) -> list[dict[str, int]]:
-    """Return the processes."""
+    """Return the processes as the command status lists them."""
     found: list[dict[str, int]] = ask(folder, "status")["processes"]
     return found
 
@@ -47,7 +47,7 @@ def refusals(daemon: Daemon) -> list[str]:
 
 
 @on_both_loops
-def test_a_limit_of_one_client_holds_over_all_processes(
+def test_a_limit_per_client_applies_to_all_processes_together(
     tmp_path: Path, loop: str, clients: ExitStack
 ) -> None:
     options = (
@@ -84,7 +84,7 @@ def test_a_limit_of_one_client_holds_over_all_processes(
         assert greetings(daemon, 20, clients, "127.0.0.2") == 7
 
 
-def test_limits_of_networks_shares_of_them_and_rates_hold_over_all(
+def test_limits_and_shares_of_networks_and_rates_apply_to_all_processes_together(
     tmp_path: Path, clients: ExitStack
 ) -> None:
     limits = ("-m", "100", "--max-from-net", "12/24", "--rate", "5/h", "--rate-net", "20/h/16")
@@ -96,7 +96,7 @@ def test_limits_of_networks_shares_of_them_and_rates_hold_over_all(
         assert greetings(daemon, 5, clients, "127.0.3.1") == 3, "the rate of the larger network"
 
 
-def test_processes_are_nodes_of_a_fleet_if_there_is_one(tmp_path: Path, clients: ExitStack) -> None:
+def test_with_a_fleet_each_process_is_a_node_of_it(tmp_path: Path, clients: ExitStack) -> None:
     with RedisServer() as redis:
         options = (*LOCAL, "--processes", "2", "-m", "10", "--fleet", f"unix:{redis.path}")
         with Daemon(*options, *CONTROL, cwd=tmp_path) as daemon:
@@ -106,7 +106,7 @@ def test_processes_are_nodes_of_a_fleet_if_there_is_one(tmp_path: Path, clients:
 
 
 @on_both_loops
-def test_an_early_talker_of_one_process_is_denied_by_all(tmp_path: Path, loop: str) -> None:
+def test_an_early_talker_found_by_one_process_is_denied_by_all(tmp_path: Path, loop: str) -> None:
     options = (
         *("-l", "smtp+proxy:127.0.0.1:0", "--proxy-trust", "127.0.0.1", "--handler", "discard"),
         *("--processes", "3", "--greet-pause", "300ms", "--greet-pause-deny", "1h"),
@@ -130,7 +130,7 @@ def test_an_early_talker_of_one_process_is_denied_by_all(tmp_path: Path, loop: s
         until(lambda: not ask(tmp_path, "status")["sessions"], "all slots are free")
 
 
-def test_a_limit_that_is_local_is_refused(tmp_path: Path) -> None:
+def test_a_local_limit_is_refused(tmp_path: Path) -> None:
     ended = run(*LOCAL, *PATIENT, "--processes", "2", "-m", "local:5", cwd=tmp_path)
     assert ended.returncode == ExitStatus.USAGE
     line = only_line(ended)
@@ -146,7 +146,7 @@ class Trap:
 """
 
 
-def test_a_denial_of_a_handler_is_one_of_all_processes(tmp_path: Path) -> None:
+def test_a_denial_by_a_handler_applies_to_all_processes(tmp_path: Path) -> None:
     (tmp_path / "trap.py").write_text(TRAP)
     options = ("--processes", "2", "-m", "0", *CONTROL, "--handler", "trap:Trap")
     with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon:

@@ -1,4 +1,4 @@
-"""Shares: limits divided over processes."""
+"""Limits divided among processes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def test_the_shares_of_a_number_add_up_to_it(of: int, more: int) -> None:
     assert shares == sorted(shares, reverse=True)
 
 
-def test_no_limit_stays_none_and_a_rate_is_rounded_up() -> None:
+def test_zero_stays_zero_and_a_rate_is_rounded_up() -> None:
     assert share_of("max_buffered", 0, 1, 3) == 0
     assert share_of("max_buffered_from_ip", None, 1, 3) is None
     assert share_of("tls_failure_rate", "300/m", 2, 7) == "43/m"
     assert share_of("tls_failure_rate", "0", 2, 7) == "0"
 
 
-def test_only_the_limits_of_all_are_divided() -> None:
+def test_only_limits_of_all_clients_together_are_divided() -> None:
     config = DaemonConfig.build({"limit_connections": 11, "reserve": 2, "exempt": "192.0.2.1"})
     second = divided(config, 2, 2)
     assert (second.limit_connections, second.reserve) == (5, 1)

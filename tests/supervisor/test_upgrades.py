@@ -1,4 +1,4 @@
-"""Upgrades of a supervisor: its processes are replaced one by one, or nothing changes."""
+"""Upgrades with --processes: the processes are replaced one by one, or an error changes nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FAILED = "ERROR upgrade failed, this process continues: "
 
 
 def main_pids(manager: Manager) -> list[str]:
-    """Return the main processes that the service manager has heard of by now."""
+    """Return the main processes that were reported to the service manager."""
     with suppress(BlockingIOError):
         while data := manager.sock.recv(65536, socket.MSG_DONTWAIT):
             manager.messages.append(dict(line.split("=", 1) for line in data.decode().split("\n")))
@@ -50,7 +50,7 @@ def main_pids(manager: Manager) -> list[str]:
 
 
 @on_both_loops
-def test_processes_are_replaced_one_by_one_and_the_rest_changes_hands_at_the_end(
+def test_processes_are_replaced_one_by_one_and_pid_file_and_sockets_after_the_last(
     tmp_path: Path, loop: str
 ) -> None:
     address = str(tmp_path / "manager")
@@ -93,7 +93,7 @@ def test_processes_are_replaced_one_by_one_and_the_rest_changes_hands_at_the_end
     [None, pytest.param(MANAGED, marks=pytest.mark.peers)],
     ids=["on its own", "managed"],
 )
-def test_if_a_process_cannot_start_the_old_ones_accept_again_and_no_session_ends(
+def test_old_processes_accept_again_and_no_session_ends_if_a_new_process_cannot_start(
     tmp_path: Path, environment: dict[str, str] | None
 ) -> None:
     with upgrading(tmp_path, environment=environment) as halfway:
@@ -116,7 +116,7 @@ def test_if_a_process_cannot_start_the_old_ones_accept_again_and_no_session_ends
 
 
 @pytest.mark.peers
-def test_an_old_process_that_has_ended_meanwhile_is_replaced_when_the_upgrade_fails(
+def test_an_old_process_that_has_ended_is_restarted_when_the_upgrade_fails(
     tmp_path: Path,
 ) -> None:
     with upgrading(tmp_path) as halfway:
@@ -156,7 +156,7 @@ def test_a_new_supervisor_that_hangs_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.peers
-def test_a_new_process_that_is_killed_fails_the_upgrade(tmp_path: Path) -> None:
+def test_the_upgrade_fails_if_a_new_process_is_killed(tmp_path: Path) -> None:
     with upgrading(tmp_path) as halfway:
         pid = halfway.processes[2]
         os.kill(pid, signal.SIGKILL)
@@ -167,7 +167,9 @@ def test_a_new_process_that_is_killed_fails_the_upgrade(tmp_path: Path) -> None:
 
 
 @pytest.mark.peers
-def test_an_old_process_that_is_killed_is_replaced_and_the_upgrade_goes_on(tmp_path: Path) -> None:
+def test_an_old_process_that_is_killed_is_restarted_and_the_upgrade_continues(
+    tmp_path: Path,
+) -> None:
     with upgrading(tmp_path) as halfway:
         os.kill(halfway.processes[1], signal.SIGKILL)
         halfway.daemon.wait_for("ended by SIGKILL: starting another one")
@@ -179,7 +181,7 @@ def test_an_old_process_that_is_killed_is_replaced_and_the_upgrade_goes_on(tmp_p
         wait_until_gone(another)
 
 
-def test_an_old_supervisor_that_is_killed_leaves_all_to_the_new_one(tmp_path: Path) -> None:
+def test_the_new_supervisor_completes_the_upgrade_if_the_old_one_is_killed(tmp_path: Path) -> None:
     with upgrading(tmp_path) as halfway:
         halfway.daemon.process.kill()
         halfway.daemon.wait_for("the supervisor has ended: draining")
@@ -193,7 +195,7 @@ def test_an_old_supervisor_that_is_killed_leaves_all_to_the_new_one(tmp_path: Pa
 
 
 @pytest.mark.peers
-def test_a_new_supervisor_that_is_alone_serves_though_a_process_cannot_start(
+def test_the_new_supervisor_serves_without_the_old_one_even_if_a_process_cannot_start(
     tmp_path: Path,
 ) -> None:
     with upgrading(tmp_path) as halfway:
@@ -206,11 +208,11 @@ def test_a_new_supervisor_that_is_alone_serves_though_a_process_cannot_start(
         halfway.check_sessions()
 
 
-# -- signals and orders meanwhile --------------------------------------------------------------
+# -- signals and orders during an upgrade -------------------------------------------------------
 
 
 @pytest.mark.peers
-def test_a_second_upgrade_meanwhile_is_refused_by_both(tmp_path: Path) -> None:
+def test_both_supervisors_refuse_a_second_upgrade_during_an_upgrade(tmp_path: Path) -> None:
     with upgrading(tmp_path) as halfway:
         os.kill(halfway.old, signal.SIGUSR2)
         halfway.daemon.wait_for("WARNING SIGUSR2: an upgrade is in progress already")
@@ -224,7 +226,9 @@ def test_a_second_upgrade_meanwhile_is_refused_by_both(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "told", ["the old supervisor", pytest.param("all processes", marks=pytest.mark.peers)]
 )
-def test_a_stop_meanwhile_ends_all_once_their_messages_are_in(tmp_path: Path, told: str) -> None:
+def test_a_stop_during_an_upgrade_ends_all_processes_after_messages_in_progress(
+    tmp_path: Path, told: str
+) -> None:
     with upgrading(tmp_path) as halfway:
         for client in halfway.sessions:
             begin_data(client)
@@ -243,7 +247,7 @@ def test_a_stop_meanwhile_ends_all_once_their_messages_are_in(tmp_path: Path, to
 
 
 @pytest.mark.peers
-def test_a_stop_of_the_new_supervisor_alone_fails_the_upgrade(tmp_path: Path) -> None:
+def test_the_upgrade_fails_if_the_new_supervisor_alone_is_stopped(tmp_path: Path) -> None:
     with upgrading(tmp_path) as halfway:
         begin_data(halfway.sessions[2])
         os.kill(halfway.new, signal.SIGTERM)
@@ -256,7 +260,9 @@ def test_a_stop_of_the_new_supervisor_alone_fails_the_upgrade(tmp_path: Path) ->
 
 
 @pytest.mark.peers
-def test_a_drain_meanwhile_ends_all_with_their_last_sessions(tmp_path: Path) -> None:
+def test_after_a_drain_during_an_upgrade_all_processes_end_with_their_last_sessions(
+    tmp_path: Path,
+) -> None:
     with upgrading(tmp_path) as halfway:
         assert ask(tmp_path, "drain")["state"] == "draining"
         halfway.daemon.wait_for("upgrade given up: the old process has cancelled the upgrade")
@@ -274,7 +280,7 @@ def test_a_drain_meanwhile_ends_all_with_their_last_sessions(tmp_path: Path) -> 
 
 
 @pytest.mark.peers
-def test_an_upgrade_changes_the_number_of_processes_and_keeps_what_is_denied(
+def test_an_upgrade_changes_the_number_of_processes_and_keeps_denied_networks(
     tmp_path: Path,
 ) -> None:
     config = tmp_path / "conf.toml"
@@ -298,7 +304,9 @@ def test_an_upgrade_changes_the_number_of_processes_and_keeps_what_is_denied(
 
 
 @pytest.mark.peers
-def test_old_processes_make_way_in_proportion_to_new_ones(tmp_path: Path) -> None:
+def test_old_processes_stop_accepting_in_proportion_to_the_new_ones_that_serve(
+    tmp_path: Path,
+) -> None:
     config = tmp_path / "conf.toml"
     config.write_text("processes = 2\n")
     options = (*LOCAL, "--config", str(config), *CONTROL)
@@ -340,7 +348,7 @@ def test_another_user_replaces_processes_one_by_one(
 
 
 @pytest.mark.peers
-def test_a_reload_meanwhile_waits_and_has_no_effect(tmp_path: Path) -> None:
+def test_a_reload_during_an_upgrade_waits_and_has_no_effect(tmp_path: Path) -> None:
     with upgrading(tmp_path) as halfway:
         halfway.daemon.signal(signal.SIGHUP)
         halfway.daemon.wait_for("SIGHUP: reloading the configuration")

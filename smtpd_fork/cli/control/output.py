@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from smtpd_fork.cli.control.replies import (
         Denial,
         Explanation,
-        Figures,
+        FleetStatus,
         Held,
         Limits,
         Node,
@@ -126,7 +126,7 @@ def _sink_facts(sink: SinkState) -> str:
     return f"{sink.name}{': ' if parts else ''}{'; '.join(parts)}"
 
 
-def fleet_line(fleet: Figures) -> str:
+def fleet_line(fleet: FleetStatus) -> str:
     """Return the fleet, as this node sees it, in one line."""
     if fleet.reason:
         return f"fleet      {fleet.state} for {age(fleet.down)}: {fleet.reason}"

@@ -7,8 +7,23 @@ from typing import Any
 import msgspec
 
 __all__ = [
-    "Denial", "Denials", "Explanation", "Figures", "Fleet", "Held", "Kicked", "Limits", "Node",
-    "Reloaded", "ServingProcess", "Session", "Sessions", "SinkState", "State", "Status", "Top",
+    "Denial",
+    "Denials",
+    "Explanation",
+    "Fleet",
+    "FleetStatus",
+    "Held",
+    "Kicked",
+    "Limits",
+    "Node",
+    "Reloaded",
+    "ServingProcess",
+    "Session",
+    "Sessions",
+    "SinkState",
+    "State",
+    "Status",
+    "Top",
     "Undenied",
 ]  # fmt: skip
 
@@ -44,7 +59,7 @@ class ServingProcess(msgspec.Struct):
     limit: int
 
 
-class Figures(msgspec.Struct):
+class FleetStatus(msgspec.Struct):
     """The fleet, as a node sees it."""
 
     state: str
@@ -82,7 +97,7 @@ class Status(msgspec.Struct):
     sinks: list[SinkState] = []
     filters: list[SinkState] = []
     processes: list[ServingProcess] = []
-    fleet: Figures | None = None
+    fleet: FleetStatus | None = None
 
 
 class Node(msgspec.Struct):
@@ -113,7 +128,7 @@ class Held(msgspec.Struct):
 class Fleet(msgspec.Struct):
     """The fleet and its nodes."""
 
-    fleet: Figures | None
+    fleet: FleetStatus | None
     nodes: list[Node]
     limits: list[Held]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import smtpd_fork.control_protocol as protocol
 from smtpd_fork.config import BOOLEANS, LISTS, SettingError
 from smtpd_fork.control_protocol import Fault, RequestError
-from smtpd_fork.fleet.figures import figures_of
+from smtpd_fork.fleet.status import fleet_status
 from smtpd_fork.gate import GATE_SETTINGS
 from smtpd_fork.gate.client import Client
 from smtpd_fork.gate.networks import Network, NetworkTable, number_of
@@ -114,7 +114,7 @@ class Administration:
             "listeners": [printable(str(each)) for each in server.listeners[:MAX_LISTENERS]],
             "limits_changed": sorted(server.changed_limits),
             "denied": len(gate.denials),
-            "fleet": figures_of(server.fleet),
+            "fleet": fleet_status(server.fleet),
         }
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from smtpd_fork.control_protocol import Fault, RequestError
-from smtpd_fork.fleet.figures import figures_of
+from smtpd_fork.fleet.status import fleet_status
 from smtpd_fork.fleet.sync import FleetError
 from smtpd_fork.gate.client import Client
 from smtpd_fork.gate.networks import Network, Prefix, is_ipv4, number_of
@@ -42,7 +42,7 @@ async def fleet_view(server: Observed, client: str | None) -> dict[str, Any]:
             raise RequestError(Fault.REFUSED, text) from None
         nodes, held = [], []
     return {
-        "fleet": figures_of(fleet),
+        "fleet": fleet_status(fleet),
         "nodes": [_printable(node, own=node.node == fleet.node.name) for node in nodes],
         "limits": [
             {

@@ -1,4 +1,4 @@
-"""Figures: what one node knows of its fleet, for the status and for metrics."""
+"""FleetStatus: what one node knows of its fleet, for the status and for metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from smtpd_fork.fleet.fleet import Fleet
     from smtpd_fork.gate import Refusal
 
-__all__ = ["OUTCOMES", "STATES", "Counts", "Figures", "figures_of"]
+__all__ = ["OUTCOMES", "STATES", "Counts", "FleetStatus", "fleet_status"]
 
 OUTCOMES = ("admitted", "refused", "alone")
 """Of a client that the fleet is to be asked about; ``alone``: it could not be asked."""
@@ -49,7 +49,7 @@ def _ignore(_: float) -> None:
     """Nothing is measured."""
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
+class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The figures.
 
     :ivar state: one of :data:`STATES`
@@ -80,14 +80,14 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     episodes: int
 
 
-def figures_of(fleet: Fleet | None) -> Figures | None:
+def fleet_status(fleet: Fleet | None) -> FleetStatus | None:
     """Return the figures of a fleet; None for none, and for the processes of one supervisor."""
     if fleet is None or fleet.share.processes > 1:
         return None
     share, episodes = fleet.share, fleet.episodes
     slots = share.slots if share.connections else 0
     down = time.monotonic() - episodes.since if episodes.reason else 0.0
-    return Figures(
+    return FleetStatus(
         state=str(fleet.state),
         nodes=fleet.node.nodes,
         sessions=fleet.node.others + fleet.sessions,

@@ -1,4 +1,4 @@
-"""The line between the supervisor and a process."""
+"""The channel between the supervisor and a process."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_fork.control_protocol import Fault, RequestError
-from smtpd_fork.supervisor.line import Line, LineClosedError
+from smtpd_fork.supervisor.channel import Channel, ChannelClosedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
 @asynccontextmanager
-async def two_ends() -> AsyncIterator[tuple[Line, Line]]:
-    ours, its = map(Line, socket.socketpair())
+async def two_ends() -> AsyncIterator[tuple[Channel, Channel]]:
+    ours, its = map(Channel, socket.socketpair())
     await ours.start()
     await its.start()
     try:
@@ -31,7 +31,7 @@ async def two_ends() -> AsyncIterator[tuple[Line, Line]]:
         await asyncio.sleep(0)
 
 
-async def test_each_end_answers_the_other_in_any_order() -> None:
+async def test_each_end_answers_the_requests_of_the_other_in_any_order() -> None:
     slow = asyncio.Event()
 
     async def later(word: str, body: Any) -> Any:
@@ -50,7 +50,7 @@ async def test_each_end_answers_the_other_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_a_fault_is_raised_where_it_was_asked(
+async def test_an_error_is_raised_at_the_end_that_sent_the_request(
     at_once: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(word: str, _: Any) -> None:
@@ -71,7 +71,7 @@ async def test_a_fault_is_raised_where_it_was_asked(
         assert "ZeroDivisionError" in caplog.text
 
 
-async def test_what_was_asked_fails_with_the_end_of_the_other_process() -> None:
+async def test_pending_requests_fail_when_the_other_process_ends() -> None:
     async def never(word: str, body: Any) -> None:
         await asyncio.Event().wait()
 
@@ -80,12 +80,12 @@ async def test_what_was_asked_fails_with_the_end_of_the_other_process() -> None:
         with pytest.raises(TimeoutError):
             await ours.ask("long", seconds=0.01)
         waiting = asyncio.ensure_future(ours.ask("longer"))
-        ours.tell("something")
+        ours.notify("something")
         await asyncio.sleep(0.01)
         its.close()
-        with pytest.raises(LineClosedError):
+        with pytest.raises(ChannelClosedError):
             await waiting
         await ours.ended()
-        ours.tell("nothing")
-        with pytest.raises(LineClosedError):
+        ours.notify("nothing")
+        with pytest.raises(ChannelClosedError):
             await ours.ask("no more")

@@ -1,8 +1,8 @@
-"""Figures: metrics and the status page of all processes, added up.
+"""Metrics and the status page of all processes together.
 
-A process sends the snapshot and the metrics that it would show; the supervisor merges them. Numbers
-are added, but for those in :data:`CHOOSE`. What a process had counted when it was last asked stays
-in the sums after its end, so that no counter goes down.
+Each process sends the snapshot and the metrics that it would show alone; the supervisor merges
+them. Numbers are added, except those in :data:`CHOOSE`. After the end of a process, its last known
+counters stay in the sums, so that no counter decreases.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 
 from smtpd_fork.dialogue.tally import Latency, Tally
-from smtpd_fork.fleet.figures import Figures
+from smtpd_fork.fleet.status import FleetStatus
 from smtpd_fork.gate import Entry
 from smtpd_fork.listeners.backlog import Backlog
 from smtpd_fork.observe.metrics import METRICS, OF_A_FLEET, Metrics
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from smtpd_fork.supervisor.processes import Processes
     from smtpd_fork.supervisor.serving_process import ServingProcess
 
-__all__ = ["ChildFigures", "MergedFigures"]
+__all__ = ["ChildStatistics", "MergedStatistics"]
 
-Figure: TypeAlias = Any
-"""A number, or for a histogram the counts of its buckets and their sum in seconds."""
+Value: TypeAlias = Any
+"""A number; for a histogram, the counts of its buckets and their sum in seconds."""
 
-Packed: TypeAlias = dict[str, list[tuple[list[str], Figure]]]
-"""By the name of a metric: its figures, each with the values of its labels."""
+Packed: TypeAlias = dict[str, list[tuple[list[str], Value]]]
+"""The values of each metric by its name, each value with the values of its labels."""
 
 CHOOSE: dict[str, Callable[[Iterable[float]], float]] = {
     "smtpd_fork_denied_networks": max,  # all have the same
@@ -51,7 +51,7 @@ CHOOSE: dict[str, Callable[[Iterable[float]], float]] = {
     "smtpd_fork_dnsbl_zone_enabled": min,
     "process_start_time_seconds": min,
 }
-"""Metrics that are not added."""
+"""Metrics that are not added, each with the function that chooses one of the values."""
 
 _ROWS = (*METRICS, *OF_A_FLEET)
 
@@ -65,27 +65,27 @@ _LABELLED = {row.name for row in _ROWS if row.label}
 # -- in a process ------------------------------------------------------------------------------
 
 
-class ChildFigures(Service):
-    """The figures of a process."""
+class ChildStatistics(Service):
+    """Collects the metrics and the snapshot of this process for its supervisor."""
 
     def __init__(self, server: Observed) -> None:
         self._snapshots = Snapshots(server, top=None)
         self._metrics = Metrics(server.tally)
 
     async def start(self) -> None:
-        """Begin to count minutes."""
+        """Start the counts per minute."""
         self._snapshots.start()
 
     async def stopping(self) -> None:
-        """Be ready no more."""
+        """Set the state ``stopping``: the process is not ready any more."""
         self._snapshots.state = "stopping"
 
     async def stop(self) -> None:
-        """End."""
+        """Stop the counts per minute."""
         self._snapshots.stop()
 
     async def figures(self) -> Any:
-        """Return the figures."""
+        """Return the snapshot and the values of the metrics, as plain data."""
         snapshot = await self._snapshots.latest()
         return {
             "snapshot": replace(snapshot, oldest=[_plain(each) for each in snapshot.oldest]),
@@ -94,7 +94,7 @@ class ChildFigures(Service):
 
 
 def _plain(entry: Entry) -> Entry:
-    """Return an entry with texts alone."""
+    """Return *entry* with its addresses as text."""
     sender = None if entry.sender is None else describe(entry.sender)
     return replace(
         entry, peer=describe(entry.peer), sender=sender, helo=printable(entry.helo, None)
@@ -104,8 +104,8 @@ def _plain(entry: Entry) -> Entry:
 def _packed(values: Mapping[str, Any]) -> Packed:
     return {
         row.name: [
-            ([labels] if isinstance(labels, str) else list(labels), _figure(figure))
-            for labels, figure in _by_labels(row.name, values[row.name])
+            ([labels] if isinstance(labels, str) else list(labels), _packed_value(value))
+            for labels, value in _by_labels(row.name, values[row.name])
         ]
         for row in _ROWS
         if row.kind != "info" and row.name in values
@@ -118,15 +118,15 @@ def _by_labels(name: str, value: Any) -> Iterable[tuple[str | tuple[str, ...], A
     return some
 
 
-def _figure(value: Any) -> Figure:
+def _packed_value(value: Any) -> Value:
     return (value.counts, value.total) if isinstance(value, Latency) else value
 
 
 # -- in the supervisor -------------------------------------------------------------------------
 
 
-class MergedFigures(Snapshots):
-    """The snapshots of all processes as one, and their metrics."""
+class MergedStatistics(Snapshots):
+    """Merges the snapshots and the metrics of all processes."""
 
     def __init__(self, processes: Processes) -> None:
         super().__init__(processes)
@@ -134,39 +134,39 @@ class MergedFigures(Snapshots):
         self._metrics = Metrics(Tally())
         self._last: dict[ServingProcess, Any] = {}
         self._fleet_down = False
-        self._gone: list[Any] = []
-        """What remains of processes that have ended; at most one, which has all of them."""
+        self._ended: list[Any] = []
+        """The totals of all processes that have ended, merged: at most one item."""
         self._others: list[Any] = []
-        """Of the processes of other supervisors."""
+        """The answers of other supervisors' processes."""
 
     @property
     def now(self) -> str:
-        """The state: ``serving`` as soon, and as long, as one process serves."""
-        if not self._processes.current and not self._processes.upgrades.replaces:
+        """The state: ``serving`` while at least one process serves."""
+        if not self._processes.current and not self._processes.upgrades.new_serves:
             return "starting"
         return FLEET_DOWN if super().now == "serving" and self._fleet_down else super().now
 
     async def readiness(self) -> str:
-        """Return the state, as the processes have it now."""
+        """Return the state, after asking the processes."""
         await self.latest()
         return self.now
 
     async def _take(self) -> Snapshot:
         answers = await self._processes.ask_all("figures")
         for process in self._last.keys() - set(self._processes.current):
-            self._gone = [_remains([*self._gone, self._last.pop(process)])]
+            self._ended = [_totals([*self._ended, self._last.pop(process)])]
         self._last |= answers
         states = [each["snapshot"]["state"] for each in answers.values()]
         self._fleet_down = bool(states) and set(states) == {FLEET_DOWN}
         others = await self._processes.upgrades.answers("figures", None)
-        self._others = [_present(each) for each in others.values()]
+        self._others = [_sessions_only(each) for each in others.values()]
         parts = [_snapshot(each["snapshot"]) for each in self._parts]
         limit = self._processes.limits.limit_connections
         return replace(_merged_snapshot(parts, self._seconds, self.now), limit=limit)
 
     @property
     def _parts(self) -> list[Any]:
-        return [*self._gone, *self._last.values(), *self._others]
+        return [*self._ended, *self._last.values(), *self._others]
 
     async def values(self) -> dict[str, object]:
         """Return the values of the metrics, as :meth:`Metrics.values` does."""
@@ -188,38 +188,38 @@ class MergedFigures(Snapshots):
 def _merged_values(parts: Sequence[Packed]) -> Packed:
     merged: Packed = {}
     for name in dict.fromkeys(name for part in parts for name in part):
-        found: dict[tuple[str, ...], list[Figure]] = {}
+        found: dict[tuple[str, ...], list[Value]] = {}
         for part in parts:
-            for labels, figure in part.get(name, ()):
-                found.setdefault(tuple(labels), []).append(figure)
+            for labels, value in part.get(name, ()):
+                found.setdefault(tuple(labels), []).append(value)
         choose = CHOOSE.get(name, sum)
-        merge = _added if name in _HISTOGRAMS else choose
-        merged[name] = [(list(labels), merge(figures)) for labels, figures in found.items()]
+        merge = _merged_histogram if name in _HISTOGRAMS else choose
+        merged[name] = [(list(labels), merge(values)) for labels, values in found.items()]
     return merged
 
 
-def _added(histograms: Sequence[Figure]) -> Figure:
+def _merged_histogram(histograms: Sequence[Value]) -> Value:
     counts = [sum(column) for column in zip(*(counts for counts, _ in histograms), strict=True)]
     return counts, sum(total for _, total in histograms)
 
 
 def _unpacked(packed: Packed) -> dict[str, object]:
-    values: dict[str, object] = {}
-    for name, figures in packed.items():
+    unpacked: dict[str, object] = {}
+    for name, values in packed.items():
         by_labels = {
-            labels[0] if len(labels) == 1 else tuple(labels): _latency(figure)
+            labels[0] if len(labels) == 1 else tuple(labels): _latency(value)
             if name in _HISTOGRAMS
-            else figure
-            for labels, figure in figures
+            else value
+            for labels, value in values
         }
         single = name not in _LABELLED | _HISTOGRAMS
-        values[name] = by_labels[""] if single else by_labels
-    return values
+        unpacked[name] = by_labels[""] if single else by_labels
+    return unpacked
 
 
-def _latency(figure: Figure) -> Latency:
+def _latency(value: Value) -> Latency:
     latency = Latency()
-    latency.counts, latency.total = list(figure[0]), figure[1]
+    latency.counts, latency.total = list(value[0]), value[1]
     return latency
 
 
@@ -227,8 +227,8 @@ _NOTHING: dict[str, Any] = {"minutes": [], "queues": [], "zones": {}, "sinks": [
 _NOTHING |= {"limit": 0, "denied": 0, "lag": 0.0, "fleet": None}
 
 
-def _remains(parts: Sequence[Any]) -> Any:
-    """Return what stays of processes that have ended: what they have counted."""
+def _totals(parts: Sequence[Any]) -> Any:
+    """Return the counters of processes that have ended, without their sessions and gauges."""
     merged = _merged_values([part["values"] for part in parts])
     snapshots = [part["snapshot"] for part in parts]
     counts = {
@@ -238,12 +238,15 @@ def _remains(parts: Sequence[Any]) -> Any:
     sessions: dict[str, Any] = {"phases": {}, "oldest": [], "top": []}
     return {
         "snapshot": {**snapshots[-1], **_NOTHING, **sessions, **counts},
-        "values": {name: figures for name, figures in merged.items() if name in _GROWING},
+        "values": {name: values for name, values in merged.items() if name in _GROWING},
     }
 
 
-def _present(part: Any) -> Any:
-    """Return the sessions alone: what an old program has counted would come and go with it."""
+def _sessions_only(part: Any) -> Any:
+    """Return the sessions of another supervisor's process, without its counters.
+
+    Such a process ends with the upgrade: the sums would first rise and then fall by its counters.
+    """
     counts: dict[str, Any] = {"stats": {}, "messages": {}, "rejections": {}}
     values = {name: each for name, each in part["values"].items() if name == "smtpd_fork_sessions"}
     return {"snapshot": {**part["snapshot"], **_NOTHING, **counts}, "values": values}
@@ -259,7 +262,7 @@ def _snapshot(raw: dict[str, Any]) -> Snapshot:
             "queues": [(name, queue and Backlog(*queue)) for name, queue in raw["queues"]],
             "sinks": msgspec.convert(raw["sinks"], list[SinkState]),
             "filters": msgspec.convert(raw["filters"], list[SinkState]),
-            "fleet": msgspec.convert(raw["fleet"], Figures | None),
+            "fleet": msgspec.convert(raw["fleet"], FleetStatus | None),
         }
     )
 

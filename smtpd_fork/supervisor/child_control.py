@@ -1,4 +1,4 @@
-"""ChildLine: the service of a process that answers its supervisor."""
+"""ChildControl: the service of a child process that carries out its supervisor's requests."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from smtpd_fork.supervisor.elsewhere import Elsewhere
 if TYPE_CHECKING:
     from smtpd_fork.observe.reload_outcome import ReloadOutcome
     from smtpd_fork.server import Server
-    from smtpd_fork.supervisor.line import Line
+    from smtpd_fork.supervisor.channel import Channel
 
-__all__ = ["ChildLine"]
+__all__ = ["ChildControl"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
-RESTING = "draining"
-"""The state of a process that accepts no more."""
+DRAINING = "draining"
+"""The state of a process that accepts no clients any more."""
 
 
-class ChildLine(Service):
-    """Answers the supervisor, and ends the process when the supervisor is gone.
+class ChildControl(Service):
+    """Carries out the supervisor's requests, and drains the process if the supervisor ends.
 
-    :param line: this end of the line
-    :param hint: is called with what the other processes say of the limits that they share
-    :param orders: what ends the process, by the supervisor's word: ``stop``, ``drain``, ``leave``,
-        ``abort``
-    :param reload: reads the settings again, for the administrator whom it is given
-    :param figures: returns what is merged for metrics and the status page; None without them
+    :param channel: to the supervisor
+    :param hint: called with each hint about the limits that the processes share
+    :param orders: functions that end the process: ``stop``, ``drain``, ``leave``, ``abort``
+    :param reload: reads the settings again; its argument names the administrator, for the log
+    :param figures: returns the values for the metrics and the status page; None without
+        ``--metrics``
     """
 
     def __init__(
         self,
-        line: Line,
+        channel: Channel,
         hint: Callable[[str], object],
         server: Server,
         orders: Mapping[str, Callable[[Any], object]],
@@ -52,12 +52,12 @@ class ChildLine(Service):
         self._orders = orders
         self._reload = reload
         self._get_figures = figures
-        self._line = line
-        line.answer = self._answer
+        self._channel = channel
+        channel.answer = self._answer
         self._hint = hint
         self._running: asyncio.Task[None] | None = None
-        self._serves = asyncio.Event()
-        self._resting: asyncio.Task[None] | None = None
+        self._serving = asyncio.Event()
+        self._draining: asyncio.Task[None] | None = None
         self._administration = Administration(server, orders["drain"], merged=True)
         self._answers: dict[str, Callable[[Any], Awaitable[Any]]] = {
             "control": self._control,
@@ -67,78 +67,79 @@ class ChildLine(Service):
             "pause": self._pause,
             "ping": self._ping,
             "reload": self._reload_now,
-            "rest": self._rest,
+            "rest": self._stop_accepting,
             "resume": self._resume,
-            "serves": self._until_serving,
+            "serves": self._wait_until_serving,
             "undeny": self._undeny,
         }
 
     def __str__(self) -> str:
-        return "the line to the supervisor"
+        return "the channel to the supervisor"
 
     async def start(self) -> None:
-        """Begin to answer."""
-        await self._line.start()
-        self._elsewhere = Elsewhere(self._line, self._server)
+        """Start to answer requests."""
+        await self._channel.start()
+        self._elsewhere = Elsewhere(self._channel, self._server)
         self._running = asyncio.ensure_future(self._watch())
 
     async def _watch(self) -> None:
-        await self._line.ended()
+        await self._channel.ended()
         log.error("the supervisor has ended: draining")
-        self._order("leave", None)  # other processes may accept: clients that wait go on here
+        # Not "drain", which refuses waiting clients: another process may still accept them.
+        self._order("leave", None)
 
     async def serving(self) -> None:
-        """Tell the supervisor, if it has asked."""
-        self._serves.set()
+        """Answer a pending ``serves`` request of the supervisor."""
+        self._serving.set()
 
     async def stopping(self) -> None:
-        """Show the stop in the status."""
+        """Show the state ``stopping`` in the status."""
         self._administration.ending = self._administration.ending or "stopping"
 
     async def stop(self) -> None:
-        """Answer no more."""
-        for task in (self._running, self._resting):
+        """Cancel the tasks and close the channel."""
+        for task in (self._running, self._draining):
             if task is not None:
                 task.cancel()
-        self._line.close()
+        self._channel.close()
 
-    async def _answer(self, word: str, body: Any) -> Any:
-        if word == "hint":
+    async def _answer(self, kind: str, body: Any) -> Any:
+        if kind == "hint":
             self._hint(body)
             return None
-        if word == "elsewhere":
+        if kind == "elsewhere":
             self._elsewhere.changed(free=body)
             return None
-        if word in self._orders:
-            self._order(word, body)
+        if kind in self._orders:
+            self._order(kind, body)
             return None
-        return await self._answers[word](body)
+        return await self._answers[kind](body)
 
-    def _order(self, word: str, body: Any) -> None:
-        if self._resting is not None:
-            self._resting.cancel()
-        if word == "leave":
-            self._administration.ending = self._administration.ending or RESTING
-        self._orders[word](body)
+    def _order(self, name: str, body: Any) -> None:
+        if self._draining is not None:
+            self._draining.cancel()
+        if name == "leave":
+            self._administration.ending = self._administration.ending or DRAINING
+        self._orders[name](body)
 
     async def _control(self, body: Any) -> dict[str, Any]:
-        """Answer a request of the control socket."""
+        """Carry out a request of the control socket."""
         who, request = body
         return await self._administration.answer(protocol.decode(request.encode()), who)
 
     async def _figures(self, _: None) -> Any:
-        if self._get_figures is None:  # of another program in an upgrade, that has --metrics
+        if self._get_figures is None:  # the supervisor of an upgrade may have --metrics
             raise RequestError(Fault.REFUSED, "this process has no --metrics")
         return await self._get_figures()
 
-    async def _until_serving(self, _: None) -> None:
-        await self._serves.wait()
+    async def _wait_until_serving(self, _: None) -> None:
+        await self._serving.wait()
 
     async def _ping(self, _: None) -> int:
         return self._server.gate.count
 
     async def _deny(self, body: Any) -> str:
-        """Deny a network; return why the fleet does not know it, or ""."""
+        """Deny a network; return why the fleet did not get the denial, or ""."""
         network, text, seconds, who = body
         self._server.gate.denials.add(network, text, seconds=seconds, by=who)
         fleet = self._server.fleet
@@ -153,21 +154,27 @@ class ChildLine(Service):
         else:
             self._server.gate.resume()
 
-    async def _rest(self, _: None) -> None:
-        """Accept no more, and end with the last session; until :meth:`_resume`, in an upgrade."""
+    async def _stop_accepting(self, _: None) -> None:
+        """Stop accepting clients, and end with the last session.
+
+        Used in an upgrade. :meth:`_resume` reverts it, if the process has not ended by then.
+        """
         self._server.rest()
-        self._administration.ending = self._administration.ending or RESTING
-        self._resting = asyncio.ensure_future(self._end_with_last_session())
+        self._administration.ending = self._administration.ending or DRAINING
+        self._draining = asyncio.ensure_future(self._end_with_last_session())
 
     async def _end_with_last_session(self) -> None:
         await self._server.leave()
         self._orders["leave"](None)
 
     async def _resume(self, _: None) -> None:
-        """Accept again; the end may have come first, and the supervisor sees that."""
-        if self._resting is not None:
-            self._resting.cancel()
-        if self._administration.ending == RESTING:
+        """Accept clients again.
+
+        The process may be ending already; then the supervisor starts another one.
+        """
+        if self._draining is not None:
+            self._draining.cancel()
+        if self._administration.ending == DRAINING:
             self._administration.ending = ""
             self._server.accept()
 

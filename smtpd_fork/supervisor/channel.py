@@ -1,8 +1,9 @@
-"""Line: the connection between the supervisor and one of its processes.
+"""Channel: the connection between the supervisor and one of its processes.
 
-A socket pair that the process inherits. Each end may ask and tell: a frame has a number, a word and
-a body; the answer has the number, negative. End of file is the end of the other process, however it
-ended.
+It is a socket pair, of which the process inherits one end. Each end may send requests, and
+notifications, which have no answer. A frame has a number, a kind and a body. The number of a
+notification is 0, that of an answer is the negative number of its request. An end of file means
+that the other process has ended.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ import msgspec
 
 from smtpd_fork.control_protocol import Fault, RequestError
 
-__all__ = ["Line", "LineClosedError"]
+__all__ = ["Channel", "ChannelClosedError"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
 _LENGTH = struct.Struct("=I")
-"""Before each frame, which is MessagePack: the number of its bytes."""
+"""The number of bytes of a frame; it precedes the frame, which is MessagePack."""
 
 _OK, _FAULT = "ok", "fault"
 
 Answer: TypeAlias = Callable[[str, Any], Any]
-"""Carries out what the other end asks: a word, with its body; may be a coroutine function, and may
-raise a RequestError."""
+"""A function, or coroutine function, that carries out a request, given its kind and its body, and
+returns the answer. It may raise a RequestError."""
 
 
 class _Frame(msgspec.Struct, array_like=True):
     number: int
-    word: str
+    kind: str
     body: Any = None
 
 
@@ -44,15 +45,15 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Frame)
 
 
-class LineClosedError(ConnectionError):
+class ChannelClosedError(ConnectionError):
     """The other process has ended."""
 
 
-class Line(asyncio.Protocol):
-    """One end of the line.
+class Channel(asyncio.Protocol):
+    """One end of the channel.
 
-    :param sock: the end of the pair; it is owned
-    :ivar answer: what answers the other end; set before it is needed
+    :param sock: one socket of the pair; the channel closes it
+    :ivar answer: carries out the requests of the other end; set it before :meth:`start`
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -67,7 +68,7 @@ class Line(asyncio.Protocol):
         self._received = bytearray()
 
     async def start(self) -> None:
-        """Begin to read and write, if it has not begun."""
+        """Start to read and write; a second call has no effect."""
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._start())
         await self._starting
@@ -77,11 +78,11 @@ class Line(asyncio.Protocol):
         self._transport, _ = await loop.create_unix_connection(lambda: self, sock=self._sock)
 
     async def ended(self) -> None:
-        """Wait for the end of the other process, or of the line."""
+        """Wait until the other process has ended, or the channel is closed."""
         await self._ended.wait()
 
     def close(self) -> None:
-        """Close it; what was asked fails."""
+        """Close the channel; pending requests fail."""
         if self._transport is not None:
             self._transport.abort()
         else:
@@ -89,7 +90,7 @@ class Line(asyncio.Protocol):
         self._end()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End: the other process has (asyncio.BaseProtocol)."""
+        """Handle the end of the other process (asyncio.BaseProtocol)."""
         self._end()
 
     def _end(self) -> None:
@@ -97,43 +98,43 @@ class Line(asyncio.Protocol):
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
-                future.set_exception(LineClosedError())
+                future.set_exception(ChannelClosedError())
         for task in self._tasks:
             task.cancel()
 
     # -- frames --------------------------------------------------------------------------------
 
-    async def ask(self, word: str, body: Any = None, *, seconds: float | None = None) -> Any:
-        """Ask the other process; return the answer.
+    async def ask(self, kind: str, body: Any = None, *, seconds: float | None = None) -> Any:
+        """Send a request to the other process, and return the answer.
 
-        :param seconds: the longest wait; None: until that process ends
-        :raises RequestError: it cannot carry that out
-        :raises LineClosedError: it has ended
+        :param seconds: timeout; None: wait until the other process ends
+        :raises RequestError: the other process cannot carry out the request
+        :raises ChannelClosedError: the other process has ended
         :raises TimeoutError: it has not answered in time
         """
         self._count += 1
         number, future = self._count, asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            self._send(_Frame(number, word, body))
+            self._send(_Frame(number, kind, body))
             async with asyncio.timeout(seconds):
                 return await future
         finally:
             self._waiting.pop(number, None)
 
-    def tell(self, word: str, body: Any = None) -> None:
-        """Tell the other process, which does not answer; nothing happens if it has ended."""
-        with suppress(LineClosedError):
-            self._send(_Frame(0, word, body))
+    def notify(self, kind: str, body: Any = None) -> None:
+        """Send a notification to the other process; no error if that process has ended."""
+        with suppress(ChannelClosedError):
+            self._send(_Frame(0, kind, body))
 
     def _send(self, frame: _Frame) -> None:
         if self._transport is None or self._transport.is_closing():
-            raise LineClosedError
+            raise ChannelClosedError
         data = _encoder.encode(frame)
         self._transport.write(_LENGTH.pack(len(data)) + data)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes (asyncio.Protocol)."""
+        """Receive bytes (asyncio.Protocol)."""
         received, at = self._received, 0
         received += data
         while len(received) - at >= _LENGTH.size:
@@ -152,18 +153,18 @@ class Line(asyncio.Protocol):
         future = self._waiting.get(-frame.number)
         if future is None or future.done():
             return
-        if frame.word == _OK:
+        if frame.kind == _OK:
             future.set_result(frame.body)
         else:
             fault, text, status = frame.body
             future.set_exception(RequestError(Fault(fault), text, status))
 
     def _carry_out(self, frame: _Frame) -> None:
-        """Answer at once, or in a task if that takes a while."""
+        """Carry out a request: at once, or in a task if the function is a coroutine function."""
         assert self.answer is not None
         try:
-            answer = self.answer(frame.word, frame.body)
-        except Exception as error:  # noqa: BLE001 - it is logged, and the other end has its text
+            answer = self.answer(frame.kind, frame.body)
+        except Exception as error:  # noqa: BLE001 - it is logged, and its text is sent as the answer
             self._reply(frame, _fault(error))
             return
         if not inspect.iscoroutine(answer):
@@ -183,7 +184,7 @@ class Line(asyncio.Protocol):
     def _reply(self, frame: _Frame, reply: _Frame) -> None:
         if frame.number:
             reply.number = -frame.number
-            with suppress(LineClosedError):
+            with suppress(ChannelClosedError):
                 self._send(reply)
 
 
