@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.filters import Filter
 
-PATIENCE = 60.0
+PATIENCE = 150.0
 
 CONF = """
 .include "$CONFDIR/common.conf"

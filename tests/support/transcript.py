@@ -20,6 +20,7 @@ _LOOKS = re.compile(
 _LOOSE = (
     (re.escape(sys.prefix), ".venv"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?", "TIME"),
+    (r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}", "TIME"),
     (r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d", "TIME"),
     (r"[A-Z][a-z]{2}, [ \d]?\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d [+-]\d{4}", "DATE"),
     (r"\b(?:[0-9a-f]+-)+[0-9a-f]+\b", "ID"),
