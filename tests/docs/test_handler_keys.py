@@ -14,7 +14,10 @@ PAGES = {
     "accept": "accept", "auth": "auth", "milter": "filters", "policy": "policy",
     "rspamd": "rspamd",
 }  # fmt: skip
-HEADINGS = {"accept": "Settings", "lmtp": "lmtp and relay", "relay": "lmtp and relay"}
+HEADINGS = {
+    "accept": "Settings", "auth": "Settings",
+    "lmtp": "lmtp and relay", "relay": "lmtp and relay",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN.keys() - {"debug", "discard"}))
