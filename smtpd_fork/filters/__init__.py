@@ -1,6 +1,6 @@
-"""Filters: handlers that answer only to refuse, and leave all else to the handlers behind them.
+"""Filters: handlers that either refuse a command or leave it to the handlers behind them.
 
-A class that needs a library of an extra, or much of the package, is imported when it is needed.
+A class that needs an optional library, or many modules of the package, is imported on first use.
 """
 
 from importlib import import_module
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a built-in filter (PEP 562)."""
+    """Import a built-in filter on first use (PEP 562)."""
     if name not in {"Auth", "Policy", "Rspamd"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module(f"{__name__}.{name.lower()}"), name)

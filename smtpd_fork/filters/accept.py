@@ -1,8 +1,8 @@
-"""accept: relay control, and the recipients that there are.
+"""accept: relay control and recipient verification.
 
-A client may send to recipients of the domains. Which of these there are, and which are other
-addresses, a map says (:mod:`~smtpd_fork.filters.maps`). Clients of ``relay_from``, and those that
-have authenticated, may send to any recipient.
+Any client may send to recipients in the configured domains. A map
+(:mod:`~smtpd_fork.filters.maps`) lists the recipients that exist and the aliases of other
+addresses. Clients in ``relay_from`` and authenticated clients may send to any recipient.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ log = logging.getLogger("smtpd_fork.accept")
 REDIRECTED = "250 2.1.5 OK"
 
 _HAS_ALIASES = "has_aliases"
-"""Attribute of an envelope some recipient of which became others."""
+"""Attribute of an envelope in which an alias has added recipients."""
 
 LONGEST_SHOWN = 100
-"""Characters of an address in the log."""
+"""Maximum characters of an address in the log."""
 
 
-class _InForce(NamedTuple):
-    """What was read of the files, and the signatures of these."""
+class _Loaded(NamedTuple):
+    """The content of the files, with their signatures at the time of reading."""
 
     rules: Rules
     relay_from: NetworkTable[bool]
     signatures: dict[str, tuple[int, ...]]
 
-    def changes_since(self, before: _InForce) -> str:
-        """Return the files that have changed, and how many values and rules there are now."""
+    def changes_since(self, before: _Loaded) -> str:
+        """Return a log text: the files that have changed, and the old and new numbers of rules."""
         changed = [n for n, each in self.signatures.items() if before.signatures.get(n) != each]
         sizes = zip(before._sizes(), self._sizes(), strict=True)
         numbers = [f"{old} -> {new} {what}" for (_, old), (what, new) in sizes if old != new]
@@ -70,15 +70,15 @@ class _InForce(NamedTuple):
 
 
 class Accept(Filter):
-    """Refuses recipients that are not here, and relays for nobody who may not.
+    """Refuses unknown recipients, and refuses to relay for clients that may not.
 
-    :param domains: whose mail is accepted: ``example.com``, ``*.example.com`` for all domains below
-        it, ``[192.0.2.1]`` for an address literal, or a file of them, one a line; a value with a
-        slash is a file
-    :param recipients: a file of rules: recipients that are accepted, refused, or become other
+    :param domains: domains whose mail is accepted: ``example.com``, ``*.example.com`` for all its
+        subdomains, ``[192.0.2.1]`` for an address literal, or a file with one domain per line; a
+        value with a slash is a file
+    :param recipients: a file of rules that accept a recipient, refuse it, or replace it by other
         addresses; default: all recipients of the domains are accepted
     :param relay_from: networks whose clients may send to any recipient, or a file of them
-    :param relay_authenticated: whether clients that have authenticated may
+    :param relay_authenticated: whether authenticated clients may send to any recipient
     """
 
     controls_relaying = True
@@ -99,45 +99,45 @@ class Accept(Filter):
             raise SettingError("domains", list(domains), "at least one domain is required")
         self._recipients = None if recipients is None else RuleFile(recipients)
         self._relay_authenticated = relay_authenticated
-        self._in_force: _InForce | None = None
+        self._loaded: _Loaded | None = None
         self._reporter = client_reporter()
 
     @property
     def named_domains(self) -> Sequence[str]:
-        """The domains that are named one by one, in the setting itself."""
+        """The single domains in the setting itself: neither ``*.`` patterns nor those of files."""
         return [domain for domain, below in self._domains.values if not below]
 
     # -- files ---------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """See whether the files can be read.
+        """Check that the files can be read and have no errors.
 
-        :raises HandlerError: one of them cannot, or has an error
+        :raises HandlerError: a file cannot be read, or has an error
         """
         self._read()
 
     def prepare(self) -> None:
-        """Read the files, if they were not read before.
+        """Read the files, unless they have been read before.
 
-        :raises HandlerError: one of them cannot be read, or has an error
+        :raises HandlerError: a file cannot be read, or has an error
         """
-        if self._in_force is None:
-            self._in_force = self._read()
-            log.info("accept: %s", self._in_force)
+        if self._loaded is None:
+            self._loaded = self._read()
+            log.info("accept: %s", self._loaded)
 
     def on_reload(self) -> Callable[[], str] | None:
         """Read the files again if one of them has changed; see the base class.
 
-        :raises HandlerError: one of them cannot be read, or has an error
+        :raises HandlerError: a file cannot be read, or has an error
         """
-        before = self._in_force
+        before = self._loaded
         if before is None or before.signatures == self._signatures():
             return None
         return partial(self._use, before, self._read())
 
-    def _use(self, before: _InForce, now: _InForce) -> str:
-        """Put in force what was read; sessions that are open go by it from now on."""
-        self._in_force = now
+    def _use(self, before: _Loaded, now: _Loaded) -> str:
+        """Apply the new content, to open sessions as well; return the log line."""
+        self._loaded = now
         return now.changes_since(before)
 
     def _files(self) -> list[RuleFile]:
@@ -147,15 +147,15 @@ class Accept(Filter):
     def _signatures(self) -> dict[str, tuple[int, ...]]:
         return {file.name: file.signature for file in self._files()}
 
-    def _read(self) -> _InForce:
-        # Before the files: one that changes meanwhile is read at the next reload.
+    def _read(self) -> _Loaded:
+        # Taken before reading, so that the next reload reads a file that changes meanwhile.
         signatures = self._signatures()
         recipients = None if self._recipients is None else RecipientMap.read(self._recipients)
         rules = Rules(Domains(self._domains.read()), recipients)
         networks = NetworkTable((network, True) for network in self._relay_from.read())
-        for line in rules.doubts():
+        for line in rules.warnings():
             log.warning("%s: %s", self._recipients.name if self._recipients else "", line)
-        return _InForce(rules, networks, signatures)
+        return _Loaded(rules, networks, signatures)
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -167,11 +167,11 @@ class Accept(Filter):
         address: str,
         options: list[str],
     ) -> Any:
-        """Refuse a recipient, have others take its place, or leave it to the next handler."""
-        if self._in_force is None:
-            self.prepare()  # under aiosmtpd, which prepares nothing
-        assert self._in_force is not None
-        rules, relay_from, _ = self._in_force
+        """Refuse a recipient, replace it by other addresses, or leave it to the next handler."""
+        if self._loaded is None:
+            self.prepare()  # aiosmtpd does not call it
+        assert self._loaded is not None
+        rules, relay_from, _ = self._loaded
         client = number_of(host_of(session.peer) or "")
         trusted = self._relay_authenticated and session.authenticated
         may_relay = bool(trusted or relay_from.find(client))
@@ -179,7 +179,7 @@ class Accept(Filter):
         if not isinstance(verdict, str):
             return self._redirect(verdict, session, envelope, address, options)
         if verdict == OK:
-            return REDIRECTED if _is_named_twice(envelope, address) else MISSING
+            return REDIRECTED if _is_added_by_alias(envelope, address) else MISSING
         return verdict
 
     def _redirect(
@@ -190,7 +190,7 @@ class Accept(Filter):
         address: str,
         options: list[str],
     ) -> str:
-        """Have the addresses of rules take the place of a recipient."""
+        """Replace a recipient by the addresses of its rules; return the reply."""
         if expansion.fault:
             self._report(session, f"<{printable(address, LONGEST_SHOWN)}>: {expansion.fault}")
         if expansion.refused or not expansion.addresses:
@@ -207,13 +207,13 @@ class Accept(Filter):
         self._reporter.note(line)
 
     async def close(self) -> None:
-        """Write what was gathered for the log."""
+        """Write the pending log lines."""
         self._reporter.close()
 
     def __repr__(self) -> str:
         return " ".join(["<Accept", *(file.name for file in self._files())]) + ">"
 
 
-def _is_named_twice(envelope: Envelope, address: str) -> bool:
-    """Whether a recipient is one already by way of an alias: it gets the message once."""
+def _is_added_by_alias(envelope: Envelope, address: str) -> bool:
+    """Return whether an alias has already added a recipient: it gets the message only once."""
     return getattr(envelope, _HAS_ALIASES, False) and address in envelope.rcpt_tos

@@ -1,12 +1,11 @@
-"""Actions: the right side of a rule for recipients.
+"""Actions: the right-hand side of a rule for recipients.
 
-An action is a text, not an object: a map may have a million rules, and objects in it would be
-visited by each run of the garbage collector, while all sessions wait. It is one of
+An action is a string, because a map may have a million rules: the garbage collector would visit
+each object of another type in every run, while all sessions wait. An action is one of
 
 - :data:`OK`;
-- a reply, ``550 5.1.1 text``;
-- addresses with a space between them: the recipients instead; ``@example.com`` keeps the local
-  part.
+- a reply: ``550 5.1.1 text``;
+- addresses separated by spaces, which replace the recipient; ``@example.com`` keeps the local part.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ OK = "OK"
 
 _WORD = re.compile(r"(REJECT|DEFER)(?:[ \t]+(.*))?", re.IGNORECASE)
 _CODE = re.compile(r"[45][0-9][0-9](?: |-(?!\S*@)|$)")
-"""Not the address ``400-a@example.com``."""
+"""The code of a reply; does not match the address ``400-a@example.com``."""
 
 _ENHANCED = re.compile(r"([45])\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)")
 _INSERTS = re.compile(r"\$[0-9{(]")
@@ -33,14 +32,14 @@ REJECTED_CLIENT = ("550", "5.7.1", "Not accepted from your network")
 DEFERRED = ("450", "4.7.1", "Not accepted now, try again later")
 
 LONGEST_SHOWN = 60
-"""Characters of an address in an error."""
+"""Maximum characters of an address in an error message."""
 
 MOST_ADDRESSES = 1000
-"""Addresses that one recipient may become; Postfix's virtual_alias_expansion_limit."""
+"""Maximum addresses that replace one recipient; as Postfix's virtual_alias_expansion_limit."""
 
 
 def is_reply(action: str) -> bool:
-    """Whether an action refuses."""
+    """Return whether an action is a reply that refuses the recipient."""
     return action[3:4] == " " and action[:3].isdigit()
 
 
@@ -48,7 +47,7 @@ def addresses_of(action: str, local: str, extension: str = "") -> list[str]:
     """Return the addresses of an action.
 
     :param local: the local part of the recipient, with its quotes
-    :param extension: that goes on to addresses which do not keep the local part
+    :param extension: appended to the local parts that the action names
     """
     addresses = action.split(" ")
     if extension:
@@ -65,10 +64,10 @@ def _extended(address: str, extension: str) -> str:
 
 
 def parse_action(text: str, *, client: bool = False) -> str:
-    """Read the right side of a rule; none at all is OK.
+    """Return the action that the right-hand side of a rule means; an empty one means OK.
 
-    :param client: whether it is about clients: those do not become other recipients
-    :raises ValueError: *text* is none
+    :param client: whether the rule is for a network of clients, where addresses are an error
+    :raises ValueError: *text* is not an action
     """
     if text.upper() in {"", OK}:
         return OK
@@ -84,7 +83,11 @@ def parse_action(text: str, *, client: bool = False) -> str:
 
 
 def _reply(text: str, usual: tuple[str, str, str]) -> str:
-    """Return the reply of REJECT or DEFER, which may have a code of its own."""
+    """Return the reply of REJECT or DEFER.
+
+    :param text: the text behind the word; it may begin with a code or an enhanced status code
+    :param usual: code, enhanced status code and text to use where *text* has none
+    """
     code, status, words = usual
     if _CODE.match(text):
         if text[0] != code[0]:
@@ -102,7 +105,7 @@ def _checked(text: str) -> str:
     if "\r\n" in reply:
         raise ValueError("the text is too long for one line of a reply")
     if len(reply) < len("550 x"):
-        raise ValueError("a reply needs a text behind its code")
+        raise ValueError("a reply needs a text after its code")
     return str(reply)
 
 
@@ -114,7 +117,7 @@ def _addresses(text: str) -> str:
             reason = "neither OK, REJECT, DEFER nor an address"
             raise ValueError(f"{address[:LONGEST_SHOWN]!r} is {reason}")
         if _INSERTS.search(address):
-            raise ValueError(f"{address[:LONGEST_SHOWN]!r}: a part of a match cannot be inserted")
+            raise ValueError(f"{address[:LONGEST_SHOWN]!r}: groups of a match cannot be inserted")
     if len(addresses) > MOST_ADDRESSES:
         raise ValueError(f"more than {MOST_ADDRESSES} addresses")
     return " ".join(addresses)

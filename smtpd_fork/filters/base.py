@@ -1,4 +1,4 @@
-"""Filter: a handler that answers only to refuse."""
+"""Filter: the base class of handlers that only refuse."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["Filter"]
 
 
 class Filter:
-    """A handler whose hooks refuse with 4yz or 5yz, or return MISSING: the next one is asked.
+    """A handler whose hooks refuse with 4yz or 5yz, or return MISSING to call the next handler.
 
-    It runs under aiosmtpd as well, as any handler does.
+    It also runs under aiosmtpd, like any handler.
 
-    :cvar controls_relaying: whether it refuses recipients that a client may not send to, so that a
-        relay behind it is no open relay; a handler of any class may declare it
-    :cvar quarantines: whether a chain without a sink that has ``quarantine = true`` is a mistake; a
-        handler of any class may declare it
-    :cvar redirects: whether a 2yz of its ``handle_RCPT`` means that it has put other addresses
-        into ``envelope.rcpt_tos``, about each of which the handlers behind it are asked
-    :cvar gives_marks: whether it may give scores or tags, for ``smtpd-fork check``
+    :cvar controls_relaying: whether the filter refuses recipients that a client may not send to, so
+        that a relay behind it is not an open relay; a handler of any class may set it
+    :cvar quarantines: whether the chain needs a sink with ``quarantine = true``, so that a chain
+        without one is an error; a handler of any class may set it
+    :cvar redirects: whether a 2yz reply of ``handle_RCPT`` means that the filter has added other
+        addresses to ``envelope.rcpt_tos``; the handlers behind it are then called for each of these
+    :cvar gives_marks: whether the filter may add scores or tags; ``smtpd-fork check`` uses it
     """
 
     controls_relaying = False
@@ -33,31 +33,31 @@ class Filter:
 
     @property
     def status(self) -> PeerStatus | None:
-        """The state of the program that the filter asks; None if it asks none.
+        """The state of the external program that the filter uses; None if it uses none.
 
-        A filter that has one is in ``status`` and in the metrics, with its replies.
+        ``smtpd-fork status`` and the metrics show a filter with a state, and count its replies.
         """
         return None
 
     def check(self) -> None:
-        """See whether :meth:`prepare` would succeed; nothing is made.
+        """Check whether :meth:`prepare` would succeed, without creating anything.
 
-        :raises SmtpdForkError: it would not
+        :raises SmtpdForkError: it would fail
         """
 
     def prepare(self) -> None:
-        """Read what the filter needs; called before the first session, after privileges fell.
+        """Read the files of the filter; called before the first session, with dropped privileges.
 
-        :raises SmtpdForkError: it cannot be read
+        :raises SmtpdForkError: a file cannot be read
         """
 
     def on_reload(self) -> Callable[[], str] | None:
         """Read the files of the filter again; called in a thread, at each reload.
 
-        :returns: None if none of them has changed; else a function that puts the new content in
-            force, and returns a log line about it. It is called in the event loop, once all else
-            of the reload has succeeded
-        :raises SmtpdForkError: the reload fails; nothing changes
+        :returns: None if no file has changed; otherwise a function that applies the new content and
+            returns a log line about it. The function is called in the event loop, after all other
+            steps of the reload have succeeded
+        :raises SmtpdForkError: a file cannot be read; the reload fails and nothing changes
         """
         return None
 

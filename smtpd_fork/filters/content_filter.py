@@ -1,4 +1,4 @@
-"""ContentFilter: a filter whose answers about messages come from a program of others."""
+"""ContentFilter: the base class of filters that have an external program check messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiosmtpd.smtp import Session as AnySession
 
 from smtpd_fork.filters.base import Filter
 from smtpd_fork.filters.milter_changes import change_envelope
-from smtpd_fork.filters.when_quarantined import WhenQuarantined, put_aside
+from smtpd_fork.filters.when_quarantined import WhenQuarantined, quarantine_by
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.hops.peer_status import Outage
 from smtpd_fork.message import Mail
@@ -31,7 +31,7 @@ HEADER_TOO_LARGE = "552 5.3.4 The header of the message is too large"
 TOO_LARGE = "552 5.3.4 The message is too large with the changes of a filter"
 
 WhenDown: TypeAlias = Literal["defer", "accept", "refuse"]
-"""The key ``when-down`` of filters."""
+"""Values of the key ``when-down``."""
 
 _WHEN_DOWN = {
     "defer": "451 4.7.1 Service unavailable, try again later",
@@ -39,25 +39,26 @@ _WHEN_DOWN = {
 }
 
 CHANGES_BESIDES = 1 << 20
-"""Bytes of changes beyond the largest message."""
+"""Bytes by which a changed message may exceed the maximum size of a message."""
 
 THREAD_BYTES = 1 << 18
-"""A larger message is put together in a thread."""
+"""Bytes of a message above which changes are made in a thread."""
 
 
 class ContentFilter(Filter):
-    """A filter whose answers about messages come from a program of others.
+    """A filter that has an external program check messages.
 
-    :param program: its name for the log, without a password
-    :param when_down: what happens to messages when it is out of reach, too slow or broken
-    :param when_quarantined: what happens to messages that it wants put aside
-    :cvar log: of the filter
-    :ivar outage: since when the program is out of reach
+    :param program: the program's name for the log, without a password
+    :param when_down: what happens to messages when the program is unreachable, too slow or broken
+    :param when_quarantined: what happens to messages that the program quarantines
+    :cvar log: the logger of the filter
+    :ivar outage: the time and the reason since when the program is unreachable
     """
 
     supports_dsn = True
     supports_binarymime = True
-    """Messages go on to the sinks, which decide about both; all octets stay but what is changed."""
+    """The filter keeps all octets that the program does not change; the sinks decide about both
+    extensions."""
 
     log: ClassVar[logging.Logger]
 
@@ -75,12 +76,12 @@ class ContentFilter(Filter):
         return f"<{type(self).__name__} {self.program.partition(' ')[2]}>"
 
     async def close(self) -> None:
-        """Write what was gathered for the log."""
+        """Write the pending log lines."""
         self._reporter.close()
 
     @staticmethod
     def mail_of(server: Any, session: AnySession, envelope: Envelope) -> Mail:
-        """Return the message, without its trace; its id is that of the sinks as well."""
+        """Return the message without trace fields, with the queue ID that the sinks use as well."""
         if getattr(envelope, "queue_id", None) is None:
             envelope.queue_id = new_queue_id(session)  # type: ignore[attr-defined] # of ours
         return Mail.of(server, session, envelope, with_trace=False)
@@ -89,7 +90,10 @@ class ContentFilter(Filter):
         self, server: Any, envelope: Envelope, mail: Mail, parts: Parts, edits: Sequence[Edit],
         removed: Mapping[bytes, Collection[int]] | None = None, *, leading_space: bool = False,
     ) -> str:  # fmt: skip
-        """Change a message and its envelope; return the refusal if it is too large then."""
+        """Change a message and its envelope.
+
+        :returns: an empty string, or the reply that refuses a message that has become too large
+        """
 
         def edited() -> bytes:
             return parts.edited(
@@ -107,24 +111,26 @@ class ContentFilter(Filter):
         return ""
 
     def pass_on(self, envelope: Envelope, mail: Mail, quarantine: str | None) -> Any:
-        """Return MISSING: a message goes on; or a reply, if it is withheld or has no recipient.
+        """Return MISSING to pass a message to the next handler, or a reply that ends it here.
 
-        :param quarantine: why it is to be put aside; None: it is not
+        A message ends here if it has no recipient left, or if a quarantined message is withheld.
+
+        :param quarantine: the reason to quarantine the message; None: it is not quarantined
         """
         if not envelope.rcpt_tos:
             return self.discard(mail, "no recipient is left")
         if quarantine is None:
             return MISSING
         self.note(mail, "a message is quarantined", quarantine)
-        return put_aside(envelope, quarantine, self._when_quarantined)
+        return quarantine_by(envelope, quarantine, self._when_quarantined)
 
     def discard(self, mail: Mail, why: str) -> str:
-        """Return the reply to a message that is forgotten."""
+        """Log that a message is discarded, and return its reply."""
         self.note(mail, "message discarded", why)
         return DISCARDED
 
     def answer_down(self, session: AnySession, reason: str) -> str:
-        """Return the reply while the program is down; empty if messages are accepted."""
+        """Log a failure of the program; return the reply, or an empty string to accept."""
         self.outage.begin(reason)
         line = ClientLine.of(
             self.log, logging.WARNING, session.peer, f"{self.program} has failed",
@@ -134,7 +140,11 @@ class ContentFilter(Filter):
         return _WHEN_DOWN.get(self._when_down, "")
 
     def note(self, mail: Mail, what: str, why: str) -> None:
-        """Log what the program does to a message."""
+        """Log an event of a message.
+
+        :param what: the event
+        :param why: its reason
+        """
         line = ClientLine.of(
             self.log, logging.WARNING, mail.client.peer, f"{self.program}: {what}",
             printable(why), session=mail.id.rpartition("-")[0], queue_id=mail.id,

@@ -1,11 +1,12 @@
-"""Expansion: the addresses that a recipient becomes by the rules of a map.
+"""Expansion: replace a recipient by the addresses that the rules of a map give it.
 
-The addresses of a rule are looked up in turn, until there is none that another rule replaces. An
-address that its own rule names is final: ``bob@example.com bob@example.com, archive@example.com``
-keeps a copy. An address is looked up once, so there is no end to fear but that of a large alias.
+Each address of a rule is looked up in turn, until no rule replaces any of them. An address that its
+own rule contains is final, so that ``bob@example.com bob@example.com, archive@example.com`` sends a
+copy to the archive. Each address is looked up only once, so the work is bounded by MOST_ADDRESSES.
 
-The extension of a recipient goes on to the addresses of the rule for the address without it, as in
-Postfix (propagate_unmatched_extensions): ``info+news`` becomes ``bob+news``.
+If the rule is found only without the recipient's extension, the extension is appended to the
+addresses of the rule, as in Postfix (propagate_unmatched_extensions): ``info+news`` becomes
+``bob+news``.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ __all__ = ["Expansion", "expand"]
 
 
 class Expansion(NamedTuple):
-    """What a recipient has become.
+    """The result of expanding a recipient.
 
-    :ivar addresses: in the order of the rules, each once
-    :ivar refused: the reply of a rule that refuses one of them; else empty
-    :ivar fault: why a part of the rules was left out; else empty
+    :ivar addresses: the addresses in the order of the rules, each once
+    :ivar refused: the reply of a rule that refuses one of the addresses, or an empty string
+    :ivar fault: why an address was left out, or an empty string
     """
 
     addresses: tuple[str, ...] = ()
@@ -37,39 +38,42 @@ class Expansion(NamedTuple):
 class _Step(NamedTuple):
     """An address to look up.
 
-    :ivar mailbox: the address, as it is compared
-    :ivar behind: the step of the address whose rule named it; None for the recipient
+    :ivar mailbox: the address in the form that is compared
+    :ivar parent: the step whose rule contains the address; None for the recipient itself
     """
 
     address: str
     mailbox: Mailbox
-    behind: _Step | None
+    parent: _Step | None
 
-    def is_behind(self, mailbox: Mailbox) -> bool:
-        """Whether *mailbox* was looked up on the way to this step."""
+    def comes_from(self, mailbox: Mailbox) -> bool:
+        """Return whether *mailbox* is the address of this step or of one of its ancestors."""
         step: _Step | None = self
         while step is not None:
             if step.mailbox == mailbox:
                 return True
-            step = step.behind
+            step = step.parent
         return False
 
 
 def expand(rules: RecipientMap, address: str, action: str) -> Expansion:
-    """Return the addresses that *address* becomes by *action*, the addresses of a rule."""
+    """Return the expansion of *address*.
+
+    :param action: the action of its rule, which has to be a list of addresses
+    """
     root = _Step(address, mailbox_of(address), None)
     found: dict[Mailbox, str] = {}
     seen, fault = {root.mailbox}, ""
     steps = _steps(rules, action, root)
     while steps:
         step = steps.pop()
-        mailbox, behind = step.mailbox, step.behind
-        assert behind is not None
-        if _is_final(rules, mailbox, behind.mailbox):
+        mailbox, parent = step.mailbox, step.parent
+        assert parent is not None
+        if _is_final(rules, mailbox, parent.mailbox):
             found.setdefault(mailbox, step.address)
             continue
         if mailbox in seen:
-            if behind.is_behind(mailbox):
+            if parent.comes_from(mailbox):
                 fault = f"<{step.address}> leads to itself"
             continue
         if len(seen) > MOST_ADDRESSES:
@@ -85,19 +89,19 @@ def expand(rules: RecipientMap, address: str, action: str) -> Expansion:
     return Expansion(tuple(found.values()), fault=fault)
 
 
-def _is_final(rules: RecipientMap, mailbox: Mailbox, behind: Mailbox) -> bool:
-    """Whether a rule names its own address, perhaps with an extension that has no rule."""
-    if mailbox == behind:
+def _is_final(rules: RecipientMap, mailbox: Mailbox, parent: Mailbox) -> bool:
+    """Return whether a rule contains its own address, possibly with an extension without a rule."""
+    if mailbox == parent:
         return True
-    same = (mailbox.user, mailbox.domain) == (behind.user, behind.domain)
+    same = (mailbox.user, mailbox.domain) == (parent.user, parent.domain)
     return same and rules.drops_extension(mailbox)
 
 
-def _steps(rules: RecipientMap, action: str, behind: _Step) -> list[_Step]:
-    """Return a step for each address of a rule, the first one last."""
-    local = behind.address.rpartition("@")[0] or behind.address
+def _steps(rules: RecipientMap, action: str, parent: _Step) -> list[_Step]:
+    """Return a step for each address of a rule, in reverse order: they are put on a stack."""
+    local = parent.address.rpartition("@")[0] or parent.address
     extension = ""
-    if local[0] != '"' and rules.drops_extension(behind.mailbox):
+    if local[0] != '"' and rules.drops_extension(parent.mailbox):
         extension = local[local.index(DELIMITER) :]
     addresses = addresses_of(action, local, extension)
-    return [_Step(each, mailbox_of(each), behind) for each in reversed(addresses)]
+    return [_Step(each, mailbox_of(each), parent) for each in reversed(addresses)]

@@ -1,4 +1,4 @@
-"""Greylist: messages that are to be sent again, some time after they came first."""
+"""Greylist: delay messages until the client has sent them again after some time."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections import OrderedDict
 __all__ = ["Greylist"]
 
 DELAY_SECONDS = 300.0
-"""As postgrey and rspamd have it."""
+"""Seconds until a message is accepted; the default of postgrey and rspamd."""
 
 SECONDS = 86_400.0
-"""How long a message is remembered; clients send it again within hours."""
+"""Seconds that a message is remembered; clients send a message again within hours."""
 
 MESSAGES = 100_000
-"""Messages that are remembered, 150 bytes each; the oldest is forgotten first."""
+"""Maximum messages that are remembered, 150 bytes each; the oldest is removed first."""
 
 
 class Greylist:
-    """Remembers messages by a hash; in memory, so a restart forgets."""
+    """Remembers hashes of messages in memory; they are lost at a restart."""
 
     def __init__(self) -> None:
         self._first_seen: OrderedDict[str, float] = OrderedDict()
 
     def delays(self, key: str, now: float) -> bool:
-        """Whether a message has to be sent again, later.
+        """Return whether a message is delayed; remember it if it is new.
 
-        :param key: the same for the same message
-        :param now: seconds of a clock that never goes back
+        :param key: the hash of the message
+        :param now: seconds of a monotonic clock
         """
         seen = self._first_seen
         while seen and (now - next(iter(seen.values())) > SECONDS or len(seen) >= MESSAGES):

@@ -1,4 +1,4 @@
-"""ListSetting: a setting of several values, some of which may be files of more."""
+"""ListSetting: a setting with several values, which may be read from files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 class ListSetting(Generic[T]):
-    """Values, and files of values, one a line.
+    """Values, and files with one value per line.
 
-    A text with a slash that is no value is a file.
+    A string that is not a valid value, but has a slash, is the name of a file.
 
-    :param name: of the setting
-    :param parse: reads a value; raises ValueError
-    :ivar files: those that are named
-    :raises SettingError: a value is neither
+    :param name: the name of the setting
+    :param parse: a function that parses a value, and raises ValueError
+    :ivar files: the files that the setting names
+    :raises SettingError: a string is neither a valid value nor the name of a file
     """
 
     def __init__(self, name: str, values: Sequence[str] | str, parse: Callable[[str], T]) -> None:
@@ -41,13 +41,13 @@ class ListSetting(Generic[T]):
 
     @property
     def values(self) -> Sequence[T]:
-        """The values that are no files."""
+        """The values in the setting itself, without those of the files."""
         return self._values
 
     def read(self) -> Iterator[T]:
-        """Yield all values, those of the files as they are now. Blocks.
+        """Yield all values; read the files again. Blocks.
 
-        :raises HandlerError: a file cannot be read, or has a line that is no value
+        :raises HandlerError: a file cannot be read, or has a line that is not a valid value
         """
         yield from self._values
         for file in self.files:

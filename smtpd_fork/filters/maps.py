@@ -1,25 +1,29 @@
 r"""Maps: rules for recipients, and for the clients that send to them.
 
-A rule is a line: a left side, blanks, and an action (:mod:`~smtpd_fork.filters.actions`). A line
-that begins with a blank continues the one before; one that begins with ``#`` is a comment::
+A rule is a line: a left-hand side, blanks, and an action (:mod:`~smtpd_fork.filters.actions`). A
+line that begins with a blank continues the previous line; a line that begins with ``#`` is a
+comment::
 
     bob@example.com                          a mailbox; the same as "bob@example.com OK"
     info@example.com     bob@example.com, carol@example.org
     /^(spam|junk)[0-9]*@/i   REJECT No such mailbox
-    @example.net         @example.com        all of a domain: the same users of another one
+    @example.net         @example.com        a whole domain: the same users in another domain
     192.0.2.0/24         REJECT Not from this network
 
-Of several rules for one recipient the first of these counts. Postfix has this order for a table of
-addresses before one of patterns (virtual(5)), but that it searches patterns before it drops an
-extension: then a pattern for all of a domain would beat the rule for a mailbox:
+If several rules match a recipient, the first of this list is used:
 
 1. the whole address;
 2. the address without its extension: ``bob@example.com`` for ``bob+news@example.com``;
 3. a regular expression, in the order of the file;
 4. the domain.
 
-A pattern is searched for in the address in lower case and without quotes. Its time has no limit but
-the length of an address, which the length of a command bounds; the patterns are an administrator's.
+Postfix with a table of addresses before a table of patterns has the same order (virtual(5)), except
+that it searches patterns before it drops an extension: a pattern for a whole domain then has
+precedence over the rule for a mailbox.
+
+A pattern is searched for in the address in lower case and without quotes. The time of a search is
+limited only by the length of an address, that is, of a command line: the administrator writes the
+patterns, and is trusted.
 """
 
 from __future__ import annotations
@@ -43,22 +47,23 @@ _DOMAIN = r"(?=[A-Za-z0-9.-]{1,63}+(?![A-Za-z0-9.-]))[A-Za-z0-9]++(?:[.-][A-Za-z
 _FREQUENT = re.compile(
     rf"({_ATOMS}@({_DOMAIN}))(?:[ \t]++(?:[Oo][Kk]|({_ATOMS}@{_DOMAIN})))?+[ \t\r]*+"
 ).fullmatch
-"""Match a rule of one address, or of none: another grammar would read the same out of it."""
+"""Match the most frequent rules: an address, and OK or one other address. A fast path: the slow
+path reads the same from such a line."""
 
 _PATTERN = re.compile(r"/((?:[^/\\]|\\.)*)/(\w*)(?:[ \t]+|$)")
 _LEFT = re.compile(r'("(?:[^"\\]|\\.)*"[^ \t]*|[^ \t]+)(?:[ \t]+|$)')
 POSTMASTER = "postmaster"
 
-_NOT_LEFT = "the left side is an address, @domain, /regular expression/ or a network"
+_NOT_LEFT = "the left side has to be an address, @domain, /regular expression/ or a network"
 
 Key = TypeVar("Key")
 
 
 class RecipientMap:
-    """Rules, as they are looked up.
+    """The rules of a file, ready for look-ups.
 
-    :ivar accepting: the domains of which some rule accepts a recipient: others of them are unknown
-    :ivar any_domain: whether a pattern accepts recipients: it may be of any domain
+    :ivar accepting: domains in which a rule accepts a recipient: all others in them are unknown
+    :ivar any_domain: whether a pattern accepts recipients, which may be in any domain
     """
 
     def __init__(self) -> None:
@@ -75,7 +80,7 @@ class RecipientMap:
     def read(cls, file: RuleFile) -> RecipientMap:
         """Read a file of rules.
 
-        :raises HandlerError: it cannot be read, or has a line that is no rule
+        :raises HandlerError: the file cannot be read, or has a line that is not a rule
         """
         read = cls()
         for number, rule in file.rules():
@@ -98,7 +103,7 @@ class RecipientMap:
     # -- look-up -------------------------------------------------------------------------------
 
     def of_client(self, number: int | None) -> str | None:
-        """Return the action for a client: that of the smallest network around it."""
+        """Return the action for a client: that of the smallest network that contains it."""
         return None if self._of_clients is None else self._of_clients.find(number)
 
     def find(self, mailbox: Mailbox) -> str | None:
@@ -112,15 +117,15 @@ class RecipientMap:
         )
 
     def exact(self, mailbox: Mailbox) -> str | None:
-        """Return the action for an address, if it is in the map as it is."""
+        """Return the action of the rule for exactly this address; None if there is no such rule."""
         return self._addresses.get(mailbox.key)
 
     def drops_extension(self, mailbox: Mailbox) -> bool:
-        """Whether the action for a recipient is that of the address without its extension."""
+        """Return whether the rule of a recipient is that of the address without the extension."""
         return self.exact(mailbox) is None and self._of_user(mailbox) is not None
 
     def knows_all_of(self, domain: str) -> bool:
-        """Whether a recipient of *domain* without a rule is unknown."""
+        """Return whether a recipient in *domain* without a rule is unknown."""
         return self.any_domain or domain in self.accepting
 
     def _of_user(self, mailbox: Mailbox) -> str | None:
@@ -137,7 +142,7 @@ class RecipientMap:
         known = self._addresses.setdefault(key, action)
         if known is not action and known != action:
             raise ValueError(_contradicts(key, known))
-        # The domain as it is written: most rules have that of the rule before.
+        # Compared as written, to save the conversion: most rules have the domain of the previous.
         if domain != self._last_domain and not is_reply(action):
             self._last_domain = domain
             self.accepting.add(domain_key(domain))

@@ -1,8 +1,9 @@
-"""milter: asks a milter about each message, such as OpenDKIM, ClamAV's or rspamd.
+"""milter: have a milter check each message, for example OpenDKIM, clamav-milter or rspamd.
 
-It learns all at the end of the message: an idle session costs no connection. With ``stages`` it
-learns of the client, its greeting, the sender and each recipient as they come, and can refuse them
-then. What it changes, the handlers behind see, other milters among them.
+By default the milter gets all events at the end of the message, so that an idle session needs no
+connection to it. With ``stages`` it gets the client, its greeting, the sender and each recipient as
+they arrive, and can refuse them immediately. The handlers behind the filter, including other
+milters, get the message with the milter's changes.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from smtpd_fork.filters.content_filter import (
     WhenDown,
 )
 from smtpd_fork.filters.milter_address import parse_milter_address
+from smtpd_fork.filters.milter_session import MilterSession, MilterTarget
 from smtpd_fork.filters.milter_sessions import MilterSessions
-from smtpd_fork.filters.milter_talk import MilterTarget, Talk
 from smtpd_fork.filters.when_quarantined import WhenQuarantined  # noqa: TC001 - for the settings
-from smtpd_fork.hops.look import LOOK_SECONDS, look_in_thread
 from smtpd_fork.hops.milter.connection import MilterDownError
 from smtpd_fork.hops.milter.edited import HeaderTooLargeError, Parts
 from smtpd_fork.hops.milter.verdict import Kind
 from smtpd_fork.hops.peer_status import PeerStatus
+from smtpd_fork.hops.probe import PROBE_SECONDS, probe_in_thread
 from smtpd_fork.message import Mail, Recipient
 from smtpd_fork.sanitizer import printable
 from smtpd_fork.setting_types import Seconds, SettingError, Text
@@ -43,26 +44,26 @@ __all__ = ["Milter"]
 log = logging.getLogger("smtpd_fork.milter")
 
 MOST_CHANGED = 33_554_432
-"""Bytes that a milter may change, if messages have no limit: aiosmtpd's limit of a message."""
+"""Bytes that a milter may change if messages have no maximum size; aiosmtpd's default limit."""
 
 
 class Milter(ContentFilter):
-    """Asks a milter about each message.
+    """Has a milter check each message.
 
     :param address: ``unix:PATH``, ``HOST:PORT`` or ``inet:PORT@HOST``
-    :param stages: when it is asked: ``data``, at the end of the message, always; ``connect``,
-        ``helo``, ``mail`` and ``rcpt`` as well, as the client connects and at these commands
-    :param when_down: what happens to messages when the milter is out of reach, too slow or
-        broken: ``defer`` (451), ``refuse`` (554) or ``accept``
-    :param when_quarantined: what happens to messages that the milter wants put aside: ``sink``,
-        those with ``quarantine = true`` take them, with a field X-Quarantine; ``defer`` (451),
-        ``refuse`` (550), or ``mark``: they go on, with this field; default: ``sink`` if there is
-        one, else ``defer``
-    :param connect_timeout: seconds for the connection
-    :param timeout: seconds for an answer; a milter that says that it is at work has more
-    :param total_timeout: seconds for all its answers to a command or a message
-    :param daemon_name: the macro ``{daemon_name}``, by which some milters tell servers apart, and
-        which rspamd takes for the name in Authentication-Results; default: that of this server
+    :param stages: when the milter is asked: always at the end of the message (``data``); also when
+        a client connects (``connect``), and at its commands (``helo``, ``mail``, ``rcpt``)
+    :param when_down: what happens to messages when the milter is unreachable, too slow or broken:
+        ``defer`` (451), ``refuse`` (554) or ``accept``
+    :param when_quarantined: what happens to messages that the milter quarantines: ``sink`` delivers
+        them to the sinks with ``quarantine = true``, with a field X-Quarantine; ``mark`` passes
+        them on with this field; ``defer`` (451), ``refuse`` (550); default: ``sink`` if there is
+        such a sink, otherwise ``defer``
+    :param connect_timeout: timeout of connecting, in seconds
+    :param timeout: timeout of an answer, in seconds; each progress message of the milter extends it
+    :param total_timeout: timeout of all answers to a command or a message together, in seconds
+    :param daemon_name: the macro ``{daemon_name}``, by which some milters distinguish servers, and
+        which rspamd uses as the name in Authentication-Results; default: the name of this server
     """
 
     log = logging.getLogger("smtpd_fork.milter")
@@ -83,7 +84,7 @@ class Milter(ContentFilter):
         self._target = MilterTarget(parse_milter_address(address), daemon_name, *times)
         super().__init__(f"milter {self._target.address}", when_down, when_quarantined)
         asked = self._hooks_of(stages)
-        self._sessions = MilterSessions(self._talk, live=bool(asked))
+        self._sessions = MilterSessions(self._new_session, live=bool(asked))
         for name, hook in asked.items():
             setattr(self, name, hook)
 
@@ -107,39 +108,39 @@ class Milter(ContentFilter):
 
     @property
     def status(self) -> PeerStatus:
-        """What is known of the milter."""
+        """The state of the milter and of the connections to it."""
         sessions, outage = self._sessions, self.outage
         busy = sessions.connections - sessions.waiting
         return PeerStatus(sessions.connections, busy, 0, outage.since, outage.reason)
 
     def check(self) -> None:
-        """Warn if the milter is out of reach, or speaks no milter protocol; blocks."""
-        reason = f"no answer in {LOOK_SECONDS:g} s"
+        """Log a warning if the milter is unreachable or breaks the protocol; blocks."""
+        reason = f"no answer within {PROBE_SECONDS:g} s"
         try:
-            look_in_thread(self._look)
+            probe_in_thread(self._probe)
         except MilterDownError as error:
             reason = str(error)
         except TimeoutError:
             pass
         else:
             return
-        text = "%s cannot be asked: %s; when-down=%s until it can"
+        text = "%s is not available: %s; when-down=%s until it is"
         self.log.warning(text, self.program, printable(reason), self._when_down)
 
-    async def _look(self) -> None:
-        await Talk(self._target, 0, lambda: None).look()
+    async def _probe(self) -> None:
+        await MilterSession(self._target, 0, lambda: None).probe()
 
     async def close(self) -> None:
-        """End the connections, and write what was gathered for the log."""
+        """Close the connections, and write the pending log lines."""
         self._sessions.close()
         await super().close()
 
-    # -- as the client speaks, with stages ---------------------------------------------------------
+    # -- the stages before the message -------------------------------------------------------------
 
     async def _at_connect(self, server: Any, session: AnySession) -> Any:
-        talk = self._sessions.of(server, session)
-        await talk.client(server, session)
-        refusal = self._refusal(session, talk)
+        milter_session = self._sessions.of(server, session)
+        await milter_session.client(server, session)
+        refusal = self._refusal(session, milter_session)
         return _as_greeting(refusal) if refusal else MISSING
 
     async def _at_helo(self, server: Any, session: AnySession, _: Envelope, name: str) -> Any:
@@ -155,59 +156,63 @@ class Milter(ContentFilter):
         return responses
 
     async def _at_greeting(self, server: Any, session: AnySession, name: str) -> str:
-        talk = self._sessions.of(server, session)
-        await talk.hello(server, session, name)
-        return self._refusal(session, talk)
+        milter_session = self._sessions.of(server, session)
+        await milter_session.hello(server, session, name)
+        return self._refusal(session, milter_session)
 
     async def _at_sender(
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
-        talk = self._sessions.of(server, session)
-        talk.begin(envelope)
+        milter_session = self._sessions.of(server, session)
+        milter_session.begin(envelope)
         mail = replace(Mail.of(server, session, envelope), sender=address.removeprefix("<>"))
-        await talk.sender(server, session, mail)
-        refusal = self._refusal(session, talk)
+        await milter_session.sender(server, session, mail)
+        refusal = self._refusal(session, milter_session)
         if refusal:
-            talk.begin(None)
+            milter_session.begin(None)
         return refusal or MISSING
 
     async def _at_recipient(
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
-        talk = self._talk_of(server, session, envelope)
+        milter_session = self._session_of(server, session, envelope)
         mail = self.mail_of(server, session, envelope)
         words = [option.partition("=") for option in options]
         parameters = {name: value if equals else True for name, equals, value in words}
-        await talk.recipient(server, session, mail, Recipient(address, parameters))
-        return self._refusal(session, talk) or talk.refused or MISSING
+        await milter_session.recipient(server, session, mail, Recipient(address, parameters))
+        return self._refusal(session, milter_session) or milter_session.refused or MISSING
 
     async def _at_reset(self, _: Any, session: AnySession, __: Envelope) -> Any:
-        talk = self._sessions.find(session)
-        if talk is not None:
-            talk.begin(None)
+        milter_session = self._sessions.find(session)
+        if milter_session is not None:
+            milter_session.begin(None)
         return MISSING
 
     async def _at_end(self, _: Any, session: AnySession) -> None:
         self._sessions.end(session)
 
-    def _refusal(self, session: AnySession, talk: Talk) -> str:
-        """Return why a command is refused; empty if it is not."""
-        if talk.down:
-            return self.answer_down(session, talk.down)
+    def _refusal(self, session: AnySession, milter_session: MilterSession) -> str:
+        """Return the reply that refuses a command, or an empty string."""
+        if milter_session.down:
+            return self.answer_down(session, milter_session.down)
         self.outage.end()
-        verdict = talk.verdict
+        verdict = milter_session.verdict
         return verdict.reply if verdict is not None and verdict.kind is Kind.REFUSE else ""
 
     # -- at the end of the message -----------------------------------------------------------------
 
     async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> Any:
-        """Refuse a message, change it, or leave it as it is to the next handler."""
-        talk = self._talk_of(server, session, envelope)
+        """Refuse a message, change it, or pass it to the next handler unchanged."""
+        milter_session = self._session_of(server, session, envelope)
         try:
             mail = self.mail_of(server, session, envelope)
             parts = Parts(mail.content)
-            await talk.message(server, session, mail, parts)
-            verdict, down, leading_space = talk.verdict, talk.down, talk.leading_space
+            await milter_session.message(server, session, mail, parts)
+            verdict, down, leading_space = (
+                milter_session.verdict,
+                milter_session.down,
+                milter_session.leading_space,
+            )
         except HeaderTooLargeError:
             return HEADER_TOO_LARGE
         finally:
@@ -218,7 +223,7 @@ class Milter(ContentFilter):
         if verdict.kind is Kind.REFUSE:
             return verdict.reply
         if verdict.kind is Kind.DISCARD:
-            return self.discard(mail, "the milter discards it")
+            return self.discard(mail, "by the milter")
         if verdict.edits:
             refusal = await self.change(
                 *(server, envelope, mail, parts, verdict.edits), leading_space=leading_space
@@ -227,19 +232,19 @@ class Milter(ContentFilter):
                 return refusal
         return self.pass_on(envelope, mail, verdict.quarantine)
 
-    def _talk_of(self, server: Any, session: AnySession, envelope: Envelope) -> Talk:
-        """Return the talk of a session, about this transaction."""
-        talk = self._sessions.of(server, session)
-        if talk.envelope is not envelope:
-            talk.begin(envelope)
-        return talk
+    def _session_of(self, server: Any, session: AnySession, envelope: Envelope) -> MilterSession:
+        """Return the milter session of a client's session, with this transaction begun."""
+        milter_session = self._sessions.of(server, session)
+        if milter_session.envelope is not envelope:
+            milter_session.begin(envelope)
+        return milter_session
 
-    def _talk(self, server: Any, lost: Callable[[], object]) -> Talk:
+    def _new_session(self, server: Any, lost: Callable[[], object]) -> MilterSession:
         room = (getattr(server, "data_size_limit", None) or MOST_CHANGED) + CHANGES_BESIDES
-        return Talk(self._target, room, lost)
+        return MilterSession(self._target, room, lost)
 
 
 def _as_greeting(refusal: str) -> str:
-    """Return a refusal as it may stand in place of a greeting: 554 or 421 (RFC 5321 4.3.2)."""
+    """Return a refusal with a code that may replace the greeting: 554 or 421 (RFC 5321 4.3.2)."""
     code = "421" if refusal[0] == "4" else "554"
     return f"{code}{refusal[3:]}"

@@ -1,4 +1,4 @@
-"""The address of a milter, as this project's settings, libmilter's and Postfix's have it."""
+"""Parse the address of a milter, as settings of this project, libmilter and Postfix write it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ _LIBMILTER = re.compile(r"inet6?:([0-9]+)@\[?([^\]@]+)\]?")
 
 
 def parse_milter_address(text: str) -> HopAddress:
-    """Return the address that *text* names.
+    """Return the address of a milter.
 
-    That is ``unix:PATH`` or ``HOST:PORT``; also ``local:PATH``, ``inet:PORT@HOST`` and
-    ``inet6:PORT@HOST`` of libmilter, and ``inet:HOST:PORT`` of Postfix.
-
-    :raises SettingError: *text* is no address
+    :param text: ``unix:PATH`` or ``HOST:PORT``; or libmilter's ``local:PATH``, ``inet:PORT@HOST``
+        and ``inet6:PORT@HOST``; or Postfix's ``inet:HOST:PORT``
+    :raises SettingError: *text* is not an address
     """
     plain = text
     if match := _LIBMILTER.fullmatch(text):

@@ -1,4 +1,4 @@
-"""What a milter changes of an envelope: the sender and the recipients."""
+"""Apply a filter's changes to an envelope: to the sender and the recipients."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["change_envelope"]
 
 _OF_SENDER = frozenset({"RET", "ENVID"})
 _OF_RECIPIENT = frozenset({"NOTIFY", "ORCPT"})
-"""Parameters that mean something to a sink (RFC 3461); what a milter says of others is left."""
+"""Parameters that sinks use (RFC 3461); the values of others are ignored."""
 
 
 def change_envelope(envelope: Envelope, edits: Iterable[Edit]) -> None:
-    """Change sender and recipients, in order."""
+    """Apply changes of sender and recipients, in order."""
     for edit in edits:
         if edit.command == b"e":
             envelope.mail_from = edit.address or NULL
@@ -40,7 +40,7 @@ def _known(edit: Edit, names: frozenset[str]) -> dict[str, str | bool]:
 
 
 def _params_of(envelope: Envelope) -> list[Any]:
-    """Return the parameters of the recipients, one entry each."""
+    """Return the list of the recipients' parameters, extended to one entry per recipient."""
     params: list[Any] = getattr(envelope, "rcpt_params", [])
     params += [{} for _ in range(len(envelope.rcpt_tos) - len(params))]
     return params

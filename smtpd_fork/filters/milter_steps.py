@@ -1,4 +1,4 @@
-"""What a milter learns of a session and a message, with the values of its macros."""
+"""Make the events that describe a session and a message to a milter, with their macros."""
 
 from __future__ import annotations
 
@@ -42,11 +42,12 @@ __all__ = ["client_step", "hello_step", "message_steps", "recipient_step", "send
 _DATA, _END_OF_HEADER, _END = Step(DATA), Step(END_OF_HEADER), Step(END)
 
 _TRANSPORT = "esmtp"
-"""The mailer of addresses, which milters ask for; "error" would be a refused one."""
+"""The value of the macros ``{mail_mailer}`` and ``{rcpt_mailer}``; "error" would mean a refused
+address."""
 
 
 def client_step(server: Any, session: AnySession, daemon_name: str) -> Step:
-    """Return what tells of a client."""
+    """Return the event of a client's connection."""
     peer: Peer = session.peer
     address = host_of(peer)
     port = peer[1] if isinstance(peer, tuple) else 0
@@ -59,17 +60,17 @@ def client_step(server: Any, session: AnySession, daemon_name: str) -> Step:
 
 
 def hello_step(session: AnySession, name: str) -> Step:
-    """Return what tells of the client's greeting."""
+    """Return the event of EHLO or HELO."""
     return Step(HELO, text_of(name), _of_tls(session))
 
 
 def sender_step(session: AnySession, mail: Mail) -> Step:
-    """Return what tells of the sender."""
+    """Return the event of a message's sender."""
     return path_step(MAIL, mail.sender, mail.parameters, _of_sender(session, mail))
 
 
 def recipient_step(recipient: Recipient) -> Step:
-    """Return what tells of a recipient."""
+    """Return the event of a recipient."""
     macros = {
         "{rcpt_addr}": recipient.address,
         "{rcpt_host}": recipient.domain,
@@ -79,7 +80,7 @@ def recipient_step(recipient: Recipient) -> Step:
 
 
 def message_steps(mail: Mail, parts: Parts, conversation: Conversation) -> Iterator[Step]:
-    """Yield the message: each field, the body in pieces, the end."""
+    """Yield the events of a message: the header fields, the body in chunks, the end."""
     yield _DATA
     if conversation.wants(HEADER):
         yield header_step(parts.names_and_values, leading_space=conversation.leading_space)
@@ -137,7 +138,7 @@ def _of_sender(session: AnySession, mail: Mail) -> dict[str, str]:
         "{mail_mailer}": _TRANSPORT,
     }
     if session.authenticated:
-        # Milters ask for the mechanism to see whether there was an AUTH at all.
+        # Milters test whether there is a mechanism to see whether the client has authenticated.
         macros["{auth_type}"] = getattr(session, "auth_mechanism", "") or "PLAIN"
         macros["{auth_authen}"] = mail.client.user or "unknown"
     return macros
@@ -145,5 +146,5 @@ def _of_sender(session: AnySession, mail: Mail) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _date(received: datetime) -> str:
-    """Return a time as mail has it; it is the same for all messages of one second."""
+    """Return a time in the format of RFC 5322; cached, as it has a resolution of one second."""
     return format_datetime(received)

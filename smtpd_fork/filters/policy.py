@@ -1,7 +1,8 @@
-"""policy: asks a policy server of Postfix's, such as postgrey, policyd-spf or postfwd.
+"""policy: ask a policy server (Postfix's policy delegation), such as postgrey or policyd-spf.
 
-The server is asked about each recipient, or at other stages, over connections that requests share:
-an idle session costs none. It answers with an action of access(5).
+The server is asked about each recipient, or at other stages. All sessions share a pool of
+connections, so that an idle session needs no connection. The server answers with an action of
+Postfix's access(5).
 """
 
 from __future__ import annotations
@@ -33,30 +34,31 @@ if TYPE_CHECKING:
 __all__ = ["Policy"]
 
 CONNECTIONS = 100
-"""Postfix's default_process_limit; twice the sessions of a client (--max-from-ip), so that one
-client whose requests take long does not have all of them."""
+"""Postfix's default_process_limit, and twice the default of --max-from-ip: a single client whose
+requests take long cannot occupy all connections."""
 
 Stage: TypeAlias = Literal["connect", "helo", "mail", "rcpt", "data", "end-of-message"]
 
 _AT_THE_END = {"data": "DATA", "end-of-message": "END-OF-MESSAGE"}
-"""The stages at which the message has come; what the server learns of each."""
+"""The stages after the message was received, with the protocol_state of their requests."""
 
 
 class Policy(ContentFilter):
     """Asks a policy server.
 
-    :param address: ``unix:PATH`` or ``HOST:PORT``; several with spaces between them, which are
-        tried in order
-    :param stages: when it is asked: ``connect``, ``helo`` (EHLO as well), ``mail``, ``rcpt``,
-        ``data`` or ``end-of-message``; the last two once the message has come
-    :param when_down: what happens when the server is out of reach, too slow or broken: ``defer``
+    :param address: ``unix:PATH`` or ``HOST:PORT``; several are separated by spaces, and tried in
+        order
+    :param stages: when the server is asked: ``connect``, ``helo`` (also at EHLO), ``mail``,
+        ``rcpt``, ``data`` or ``end-of-message``; the last two after the message was received
+    :param when_down: what happens when the server is unreachable, too slow or broken: ``defer``
         (451), ``refuse`` (554) or ``accept``
-    :param when_quarantined: what happens to messages that the server holds (HOLD): ``sink``, those
-        with ``quarantine = true`` take them; ``defer`` (451), ``refuse`` (550), or ``mark``: they
-        go on, with a field X-Quarantine; default: ``sink`` if there is one, else ``defer``
-    :param connections: to the server at once; further requests wait
-    :param timeout: seconds that an answer may take, with the wait for a connection
-    :param policy_context: the attribute ``policy_context``, by which a server tells filters apart
+    :param when_quarantined: what happens to messages that the server holds (HOLD): ``sink``
+        delivers them to the sinks with ``quarantine = true``; ``mark`` passes them on with a field
+        X-Quarantine; ``defer`` (451), ``refuse`` (550); default: ``sink`` if there is such a sink,
+        otherwise ``defer``
+    :param connections: maximum connections to the server; further requests wait
+    :param timeout: timeout of an answer in seconds, including the wait for a connection
+    :param policy_context: the attribute ``policy_context``, by which a server distinguishes filters
     """
 
     log = logging.getLogger("smtpd_fork.policy")
@@ -91,20 +93,20 @@ class Policy(ContentFilter):
             if stage not in known:
                 raise SettingError("stages", stage, f"the stages are {', '.join(known)}")
             vars(self).update(known[stage])
-        if self._stages & {"connect", "helo", "mail"}:  # their deferrals are of recipients
+        if self._stages & {"connect", "helo", "mail"}:  # their deferrals are sent at RCPT
             vars(self).update(known["rcpt"])
 
     @property
     def status(self) -> PeerStatus:
-        """What is known of the server."""
+        """The state of the server and of the connections to it."""
         return self._server.status(self.outage)
 
     def check(self) -> None:
-        """Warn if the server cannot be reached; it may be started later."""
-        self._server.look()
+        """Log a warning if the server is unreachable; it may be started later."""
+        self._server.probe()
 
     async def close(self) -> None:
-        """End the connections, and write what was gathered for the log."""
+        """Close the connections, and write the pending log lines."""
         await super().close()
         await self._server.close()
 
@@ -143,7 +145,7 @@ class Policy(ContentFilter):
 
     @may_end_at_once
     async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> Any:
-        """Refuse a message, or do with it what the server has said before."""
+        """Refuse a message, or apply the server's earlier actions to it."""
         self._deferrals.forget(session, envelope, "DATA")
         for stage, state in _AT_THE_END.items():
             if stage in self._stages:
@@ -151,17 +153,17 @@ class Policy(ContentFilter):
                 refusal = await self._refusal(server, session, envelope, state)
                 if refusal := refusal or self._deferrals.of_message(envelope):
                     return refusal
-        said = self._effects.of(envelope)
-        if said is None:
+        effects = self._effects.take(envelope)
+        if effects is None:
             return MISSING
         mail = self.mail_of(server, session, envelope)
-        if said.discarded is not None:
-            return self.discard(mail, said.discarded)
-        said.change(envelope)
-        return self.pass_on(envelope, mail, said.held)
+        if effects.discarded is not None:
+            return self.discard(mail, effects.discarded)
+        effects.apply(envelope)
+        return self.pass_on(envelope, mail, effects.held)
 
     def take_provisional(self, asked: Asked) -> Provisional | None:
-        """Return what the server said with DEFER_IF_PERMIT or DEFER_IF_REJECT; see the base."""
+        """Return and remove the answer of DEFER_IF_PERMIT or DEFER_IF_REJECT; see the base."""
         return self._deferrals.take(asked)
 
     # -- the server --------------------------------------------------------------------------------
@@ -174,16 +176,16 @@ class Policy(ContentFilter):
         state: str,
         **more: str,
     ) -> str:
-        """Ask the server; return the reply that refuses, or nothing."""
+        """Ask the server; return the reply that refuses, or an empty string."""
         self._deferrals.forget(session, envelope, state)
-        told = attributes(server, session, envelope, state, context=self._context, **more)
+        sent = attributes(server, session, envelope, state, context=self._context, **more)
         try:
-            text = await self._server.ask(request(told))
+            text = await self._server.ask(request(sent))
         except HopError as error:
             return self.answer_down(session, error.reason.removeprefix(f"{self._server}: "))
         action = parse_action(text)
         if action is None:
-            return self.answer_down(session, f"an answer has no action: {text[:80]!r}")
+            return self.answer_down(session, f"an answer without a valid action: {text[:80]!r}")
         self.outage.end()
         self._effects.note(action, session, envelope, state)
         if action.name not in DEFERRING:

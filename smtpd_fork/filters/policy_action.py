@@ -1,4 +1,4 @@
-"""What a policy server answers: an action of Postfix's access(5)."""
+"""Parse the answer of a policy server: an action of Postfix's access(5)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from smtpd_fork.hops.replies import HopReply
 __all__ = ["DEFERRING", "Action", "parse_action"]
 
 DEFERRING = frozenset({"DEFER_IF_PERMIT", "DEFER_IF_REJECT"})
-"""Actions that depend on what comes later."""
+"""Actions whose result depends on later answers."""
 
 _REPLIES = {
     "REJECT": (554, "5.7.1", "Access denied"),
     "DEFER": (450, "4.7.1", "Not accepted now, try again later"),
 }
 _REPLIES |= dict.fromkeys(DEFERRING, _REPLIES["DEFER"])
-"""Codes and texts of actions that refuse, where the server gives none: Postfix's codes."""
+"""Default codes and texts of actions that refuse; the codes are Postfix's."""
 
 _CODE = re.compile(r"([45][0-9][0-9])(?:[ \t]+(.*))?")
 _ENHANCED = re.compile(r"([45])\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)")
@@ -28,9 +28,10 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 class Action(NamedTuple):
     """An action.
 
-    :ivar name: ``OK`` also stands for DUNNO and PERMIT, ``REJECT`` for all that refuses at once
-    :ivar text: behind the name
-    :ivar reply: of an action that refuses; empty of all others
+    :ivar name: the name; ``OK`` for DUNNO and PERMIT as well, ``REJECT`` for all actions that
+        refuse immediately
+    :ivar text: the text after the name
+    :ivar reply: the reply of an action that refuses, otherwise empty
     """
 
     name: str
@@ -39,7 +40,7 @@ class Action(NamedTuple):
 
 
 def parse_action(text: str) -> Action | None:
-    """Return the action that a policy server answers; None: it is none."""
+    """Return the action in a policy server's answer; None if it is not an action."""
     if match := _CODE.fullmatch(text):
         return Action("REJECT", match[2] or "", _reply(int(match[1]), match[2] or ""))
     word, _, rest = text.replace("\t", " ").partition(" ")
@@ -62,7 +63,7 @@ def _reply(code: int, text: str, name: str = "") -> str:
         text = f"{kind}.7.1 {text[match.end() :] if match else text}".rstrip()
     if len(text.split(" ", 1)) == 1:
         text = f"{text} {usual[2]}"
-    # A policy server that answers 421 wants the connection to be closed; passed_on() does not.
+    # passed_on() turns 421 into 451, but a policy server's 421 is to close the connection.
     closing = code == CLOSING
     reply = passed_on(HopReply(450 if closing else code, (text,)))
     return f"{CLOSING}{reply[3:]}" if closing else reply

@@ -1,8 +1,8 @@
-"""Deferrals: what a policy server answers with DEFER_IF_PERMIT and DEFER_IF_REJECT.
+"""Deferrals: the actions DEFER_IF_PERMIT and DEFER_IF_REJECT of a policy server.
 
-As in Postfix: a client or a sender that is deferred "if permitted" is not refused at once, but each
-recipient is, unless something else refuses it for good; the reason is that of the first such
-answer. The end of a message has an answer of its own.
+As in Postfix, DEFER_IF_PERMIT for a client or a sender does not refuse it immediately. Instead each
+recipient is deferred, unless it is refused permanently for another reason; the reply is that of the
+first such action. The action at the end of a message applies to the message.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 __all__ = ["Deferrals"]
 
 _OF_CLIENT = {"CONNECT": "CONNECT", "EHLO": "HELO", "HELO": "HELO"}
-"""States before MAIL, and what a later question takes the place of."""
+"""Protocol states before MAIL, with the key of their answers: a later one replaces an earlier."""
 
 
 class Deferrals:
     """The deferrals of one server.
 
-    Those of a client are a note of its session, which TLS does not end; the others end with the
-    transaction.
+    Deferrals of a client are stored as a note of its session, because they outlast STARTTLS; others
+    end with the transaction.
 
-    :param name: of that note
+    :param name: the name of the note
     """
 
     def __init__(self, name: str) -> None:
@@ -41,7 +41,7 @@ class Deferrals:
         self._provisional: WeakKeyDictionary[Asked, Provisional] = WeakKeyDictionary()
 
     def forget(self, session: AnySession, envelope: Envelope | None, state: str) -> None:
-        """Forget the answer to an earlier question like the one that is asked now."""
+        """Remove the answer to an earlier request of the same kind."""
         if state in _OF_CLIENT:
             self._of_client(session).pop(_OF_CLIENT[state], None)
             self._provisional.pop(session, None)
@@ -49,13 +49,13 @@ class Deferrals:
         assert envelope is not None
         if state == "MAIL":
             self._of_sender.pop(envelope, None)
-        if state != "END-OF-MESSAGE":  # which is one question, with DATA
+        if state != "END-OF-MESSAGE":  # keep the answer at DATA: both are about the message
             self._provisional.pop(envelope, None)
 
     def note(
         self, action: Action, session: AnySession, envelope: Envelope | None, state: str
     ) -> None:
-        """Take note of a deferral."""
+        """Store a deferral."""
         asked = session if envelope is None or state in _OF_CLIENT else envelope
         if action.name == "DEFER_IF_REJECT":
             self._add(asked, Provisional(if_refused=action.reply))
@@ -68,19 +68,19 @@ class Deferrals:
             self._add(asked, Provisional(action.reply))
 
     def of_recipient(self, session: AnySession, envelope: Envelope) -> str:
-        """Return the reply to a recipient that nothing else refuses for good; empty: none."""
+        """Return the 4yz reply to a recipient that no one else refuses, or an empty string."""
         earlier = [*self._of_client(session).values(), self._of_sender.get(envelope, "")]
         if first := next(filter(None, earlier), ""):
-            said = self._provisional.get(envelope, Provisional())
-            self._provisional[envelope] = said._replace(if_permitted=first)
+            known = self._provisional.get(envelope, Provisional())
+            self._provisional[envelope] = known._replace(if_permitted=first)
         return self.of_message(envelope)
 
     def of_message(self, envelope: Envelope) -> str:
-        """Return the reply to a message that nothing else refuses for good; empty: none."""
+        """Return the 4yz reply to a message that no handler refuses, or an empty string."""
         return self._provisional.get(envelope, Provisional()).if_permitted
 
     def take(self, asked: Asked) -> Provisional | None:
-        """Return the provisional answer to what was asked last, once."""
+        """Return and remove the provisional answer for *asked*."""
         return self._provisional.pop(asked, None)
 
     def _add(self, asked: Asked, provisional: Provisional) -> None:

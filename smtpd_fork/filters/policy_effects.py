@@ -1,4 +1,4 @@
-"""PolicyEffects: what actions of a policy server do besides refusing."""
+"""PolicyEffects: the actions of a policy server that do not refuse."""
 
 from __future__ import annotations
 
@@ -25,22 +25,25 @@ if TYPE_CHECKING:
     from smtpd_fork.filters.policy_action import Action
     from smtpd_fork.gate import Reporter
 
-__all__ = ["PolicyEffects", "Said"]
+__all__ = ["MessageEffects", "PolicyEffects"]
 
 log = logging.getLogger("smtpd_fork.policy")
 
 MOST_FIELDS = 100
-"""Fields that a server may add to one message; each recipient may bring one."""
+"""Maximum header fields that a server may add to one message; it may add one per recipient."""
 
 _FIELD = re.compile(r"([!-9;-~]{1,255}):[ ]*(.*)")
 
 
 @dataclass(slots=True)
-class Said:
-    """What actions have said of a message that has not come yet.
+class MessageEffects:
+    """The actions for a message, which are applied after it was received.
 
-    :ivar discarded: why it is not to be delivered; None: it is
-    :ivar held: why it is to be put aside; None: it is not
+    :ivar fields: header fields to prepend
+    :ivar copies: recipients to add
+    :ivar redirected: the recipient that replaces all others, or an empty string
+    :ivar discarded: the reason to discard the message; None: it is delivered
+    :ivar held: the reason to quarantine the message; None: it is not quarantined
     """
 
     fields: list[tuple[str, str]] = field(default_factory=list)
@@ -49,91 +52,91 @@ class Said:
     discarded: str | None = None
     held: str | None = None
 
-    def change(self, envelope: Envelope) -> None:
-        """Change the message, and its recipients."""
+    def apply(self, envelope: Envelope) -> None:
+        """Change the message and its recipients."""
         if self.fields:
             prepend_all(envelope, self.fields)
         change_envelope(envelope, _edits(envelope, self))
 
 
 class PolicyEffects:
-    """What the actions of one server do.
+    """Stores the actions of one server until their messages are received.
 
-    :param server: for the log
-    :param reporter: writes lines about clients
+    :param server: the name of the server for the log
+    :param reporter: writes log lines about clients
     """
 
     def __init__(self, server: str, reporter: Reporter) -> None:
         self._server = server
         self._reporter = reporter
-        self._messages: WeakKeyDictionary[Envelope, Said] = WeakKeyDictionary()
+        self._messages: WeakKeyDictionary[Envelope, MessageEffects] = WeakKeyDictionary()
         self._unknown: set[str] = set()
 
     def note(
         self, action: Action, session: AnySession, envelope: Envelope | None, state: str
     ) -> None:
-        """Take note of an action; one that is not possible here counts as DUNNO."""
+        """Store or carry out an action; an action that is not possible here counts as DUNNO."""
         if envelope is not None and state == "MAIL":
-            self._messages.pop(envelope, None)  # an earlier MAIL was refused, perhaps
+            self._messages.pop(envelope, None)  # of an earlier MAIL that was refused
         if action.name in {"OK", "REJECT", *DEFERRING}:
             return
         if action.name in {"WARN", "INFO"}:
             level = logging.WARNING if action.name == "WARN" else logging.INFO
-            self._tell(level, session, f"{state} {action.name.lower()}", action.text)
+            self._log(level, session, f"{state} {action.name.lower()}", action.text)
             return
         if action.name == "SLEEP" and action.text.isdecimal():
             session.tarpit = float(action.text[:9])  # type: ignore[attr-defined] # of ours
             return
-        take = self._takers.get(action.name)
-        if take is None or envelope is None or state in {"EHLO", "HELO"}:
-            self._cannot(action.name, state)
-        elif not take(self, self._messages.setdefault(envelope, Said()), action):
-            self._tell(logging.WARNING, session, f"{action.name} is not possible", action.text)
+        store = self._actions.get(action.name)
+        if store is None or envelope is None or state in {"EHLO", "HELO"}:
+            self._warn_unsupported(action.name, state)
+        elif not store(self, self._messages.setdefault(envelope, MessageEffects()), action):
+            self._log(logging.WARNING, session, f"{action.name} is not possible", action.text)
 
-    def _cannot(self, name: str, state: str) -> None:
-        """Say once that an action has no effect."""
+    def _warn_unsupported(self, name: str, state: str) -> None:
+        """Log once for each name that an action has no effect."""
         if name not in self._unknown and len(self._unknown) < MOST_FIELDS:
             self._unknown.add(name)
-            text = "%s: the action %s is not supported at %s, and taken as DUNNO"
+            text = "%s: the action %s is not supported at %s, and treated as DUNNO"
             log.warning(text, self._server, printable(name, 40), state)
 
-    def of(self, envelope: Envelope) -> Said | None:
-        """Return what was said of a message that has come, once."""
+    def take(self, envelope: Envelope) -> MessageEffects | None:
+        """Return and remove the actions for a message; None if there are none."""
         return self._messages.pop(envelope, None)
 
-    # -- what each of them says of a message; whether that is possible -----------------------------
+    # -- one method for each action; it returns False if the action is not valid -------------------
 
-    def _prepend(self, message: Said, action: Action) -> bool:
+    def _prepend(self, message: MessageEffects, action: Action) -> bool:
         match = _FIELD.fullmatch(action.text)
         if match is None or len(message.fields) >= MOST_FIELDS:
             return False
         name, value = match.groups()
         new = name, printable(value, None)
-        # The server knows the recipients of one message by its instance, and answers the others
-        # with DUNNO; several processes of it, each with a connection, do not know of each other.
+        # A server adds a field once per message, which it recognizes by the attribute `instance`,
+        # but the processes of one server, each with a connection, do so independently.
         if new not in message.fields:
             message.fields.append(new)
         return True
 
-    def _discard(self, message: Said, action: Action) -> bool:
+    def _discard(self, message: MessageEffects, action: Action) -> bool:
         message.discarded = action.text
         return True
 
-    def _hold(self, message: Said, action: Action) -> bool:
+    def _hold(self, message: MessageEffects, action: Action) -> bool:
         message.held = action.text
         return True
 
-    def _redirect(self, message: Said, action: Action) -> bool:
+    def _redirect(self, message: MessageEffects, action: Action) -> bool:
         message.redirected = _address(action.text)
         return bool(message.redirected)
 
-    def _copy(self, message: Said, action: Action) -> bool:
+    def _copy(self, message: MessageEffects, action: Action) -> bool:
         address = _address(action.text)
         if address and address not in message.copies and len(message.copies) < MOST_FIELDS:
             message.copies.append(address)
         return bool(address)
 
-    _takers: Mapping[str, Callable[[Any, Said, Action], bool]] = {
+    _actions: Mapping[str, Callable[[Any, MessageEffects, Action], bool]] = {
         "BCC": _copy,
         "DISCARD": _discard,
         "HOLD": _hold,
@@ -141,7 +144,7 @@ class PolicyEffects:
         "REDIRECT": _redirect,
     }
 
-    def _tell(self, level: int, session: AnySession, what: str, why: str) -> None:
+    def _log(self, level: int, session: AnySession, what: str, why: str) -> None:
         line = ClientLine.of(
             log, level, session.peer, f"{self._server}: {what}",
             printable(why), session=getattr(session, "id", ""),
@@ -150,13 +153,13 @@ class PolicyEffects:
 
 
 def _address(text: str) -> str:
-    """Return an address, without angle brackets; empty: it is none that a client could send."""
+    """Return an address without angle brackets; empty if it would not be valid in RCPT."""
     parsed = parse_path(text if text.startswith("<") else f"<{text}>", strict=True)
     return "" if parsed is None or parsed[1] or parsed[0] == "<>" else parsed[0]
 
 
-def _edits(envelope: Envelope, message: Said) -> list[Edit]:
-    """Return the changes of the recipients."""
+def _edits(envelope: Envelope, message: MessageEffects) -> list[Edit]:
+    """Return the changes to the recipients."""
     edits = []
     if message.redirected:
         edits = [Edit(b"-", address=each) for each in envelope.rcpt_tos]

@@ -1,4 +1,4 @@
-"""What a policy server learns of a session: the attributes of Postfix's requests."""
+"""Make the attributes of a request to a policy server, as Postfix's SMTP server does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMPATIBILITY_LEVEL = "3.8"
 """The version of Postfix whose requests have the same attributes."""
 
 _NOT_XTEXT = re.compile(r"[^!-*,-<>-~]")
-"""RFC 3461 4: what is written ``+XX``."""
+"""Characters that xtext writes as ``+XX`` (RFC 3461 4)."""
 
 
 def attributes(
@@ -41,17 +41,17 @@ def attributes(
     :param envelope: None before the first command
     :param state: the command: ``CONNECT``, ``EHLO``, ``HELO``, ``MAIL``, ``RCPT``, ``DATA``, or
         ``END-OF-MESSAGE``
-    :param context: of the filter's settings
-    :param helo: of EHLO and HELO, which the session does not have yet
-    :param sender: of MAIL, which the envelope does not have yet
-    :param recipient: of RCPT
+    :param context: the setting ``policy-context`` of the filter
+    :param helo: the name of EHLO or HELO, which the session does not have yet
+    :param sender: the sender of MAIL, which the envelope does not have yet
+    :param recipient: the recipient of RCPT
     """
     return {
         "request": "smtpd_access_policy",
         "protocol_state": state,
         **_of_client(server, session, helo),
         **_of_message(session, envelope, state, sender, recipient),
-        "stress": "yes" if getattr(server, "stressed", False) else "",  # not aiosmtpd's
+        "stress": "yes" if getattr(server, "stressed", False) else "",  # aiosmtpd has no such state
         **_of_login(session, envelope),
         **_of_tls(session),
         "policy_context": context,
@@ -63,7 +63,7 @@ def attributes(
 def _of_client(server: Any, session: AnySession, helo: str | None) -> dict[str, str]:
     peer: Any = session.peer
     address = host_of(peer)
-    is_local = is_on_unix_socket(session)  # Postfix describes such a client so
+    is_local = is_on_unix_socket(session)  # to Postfix such a client is localhost, 127.0.0.1
     name = "localhost" if is_local else getattr(session, "host_name_dns", None) or "unknown"
     local = getattr(session, "local", None)
     if local is None and getattr(server, "transport", None) is not None:  # aiosmtpd's
@@ -137,9 +137,9 @@ def _of_tls(session: AnySession) -> dict[str, str]:
 
 
 def _name(name: Any, *keys: str) -> str:
-    """Return a part of a certificate's subject or issuer, as xtext (RFC 3461 4).
+    """Return an attribute of a certificate's subject or issuer as xtext (RFC 3461 4).
 
-    :param keys: the first of these that it has
+    :param keys: the names of attributes; the first one that exists is used
     """
     parts = {key: value for part in name for key, value in part}
     octets = next((parts[key] for key in keys if key in parts), "").encode().decode("latin-1")
@@ -149,7 +149,7 @@ def _name(name: Any, *keys: str) -> str:
 @lru_cache(maxsize=100)
 def _fingerprints(der: bytes) -> tuple[str, str]:
     """Return the SHA-256 of a certificate and of its public key, as Postfix writes them."""
-    # Imported when it is asked for: a server without TLS does not need it.
+    # Imported on first use: a server without TLS does not need it.
     from cryptography import x509  # noqa: PLC0415 - see above
     from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415 - see above
         Encoding,

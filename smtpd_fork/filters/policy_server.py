@@ -1,4 +1,4 @@
-"""PolicyServer: the server that a filter ``policy`` asks, over connections that requests share."""
+"""PolicyServer: the policy server of a filter ``policy``, with a pool of connections to it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.filters.milter_address import parse_milter_address
 from smtpd_fork.hops.errors import HopError
-from smtpd_fork.hops.look import LOOK_SECONDS
 from smtpd_fork.hops.peer_status import PeerStatus
 from smtpd_fork.hops.policy import PolicyTarget, Question
 from smtpd_fork.hops.pool import Pool
+from smtpd_fork.hops.probe import PROBE_SECONDS
 from smtpd_fork.setting_types import SettingError
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ log = logging.getLogger("smtpd_fork.policy")
 
 
 class PolicyServer:
-    """A policy server, at one address or several, which are tried in order.
+    """A policy server with one or several addresses, which are tried in order.
 
-    :param address: ``unix:PATH`` or ``HOST:PORT``; several with spaces between them
-    :param when_down: what happens while it is down, for the log
-    :param connections: to it at once
-    :param seconds: that an answer may take, with the wait for a connection
-    :raises SettingError: *address* is none
+    :param address: ``unix:PATH`` or ``HOST:PORT``; several are separated by spaces
+    :param when_down: what happens while the server is down, for the log
+    :param connections: maximum connections to the server
+    :param seconds: timeout of an answer, including the wait for a connection
+    :raises SettingError: *address* is empty or not valid
     """
 
     def __init__(self, address: str, *, when_down: str, connections: int, seconds: float) -> None:
@@ -48,9 +48,9 @@ class PolicyServer:
         return str(self._target)
 
     def status(self, outage: Outage) -> PeerStatus:
-        """Return what is known of the server.
+        """Return the state of the server and of the connections to it.
 
-        :param outage: since when it does not answer
+        :param outage: the server's current outage, if any
         """
         pool, since, reason = self._pool, outage.since, outage.reason
         if pool is None:
@@ -58,9 +58,9 @@ class PolicyServer:
         return PeerStatus(pool.connections, pool.busy, pool.waiting, since, reason)
 
     async def ask(self, request: bytes) -> str:
-        """Return the action that the server answers.
+        """Send a request, and return the action of the answer.
 
-        :raises HopError: it is down, too slow, or breaks the protocol; the text says which
+        :raises HopError: the server is down, too slow, or breaks the protocol
         """
         question = Question(request)
 
@@ -83,28 +83,28 @@ class PolicyServer:
             pool = self._pool = Pool(self._target, self._connections, self._seconds, name="")
         return pool
 
-    def look(self) -> None:
-        """Warn if no address of the server can be connected to; blocks."""
-        faults = [_fault_of(address) for address in self._target.addresses]
-        if all(faults):
-            text = "the policy server %s cannot be reached: %s; %s until it can"
-            log.warning(text, self, faults[0], f"when-down={self._target.when_down}")
+    def probe(self) -> None:
+        """Log a warning if no address of the server accepts a connection; blocks."""
+        errors = [_connection_error(address) for address in self._target.addresses]
+        if all(errors):
+            text = "the policy server %s is not available: %s; %s until it is"
+            log.warning(text, self, errors[0], f"when-down={self._target.when_down}")
 
     async def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         pool, self._pool = self._pool, None
         if pool is not None and pool.usable:
             await pool.close()
 
 
-def _fault_of(address: HopAddress) -> str:
-    """Return why a server cannot be connected to; empty if it can."""
+def _connection_error(address: HopAddress) -> str:
+    """Connect to a server; return the text of the error, or an empty string."""
     try:
         if not address.path:
-            socket.create_connection((address.host, address.port), LOOK_SECONDS).close()
+            socket.create_connection((address.host, address.port), PROBE_SECONDS).close()
             return ""
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(LOOK_SECONDS)
+            sock.settimeout(PROBE_SECONDS)
             sock.connect(address.path)
     except OSError as error:
         return error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""Provisional: an answer of a filter that depends on what the handlers behind it say."""
+"""Provisional: an answer of a filter that depends on the answers of the handlers behind it."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from aiosmtpd.smtp import MISSING, Envelope, Session
 __all__ = ["AnswersProvisionally", "Asked", "Provisional"]
 
 Asked: TypeAlias = Session | Envelope
-"""What a filter is asked about: before MAIL the session, from then on the envelope."""
+"""The subject of a filter's answer: the session before MAIL, the envelope from MAIL on."""
 
 
 class Provisional(NamedTuple):
-    """An answer of a filter that depends on what the handlers behind it say.
+    """An answer of a filter that depends on the answers of the handlers behind it.
 
-    :ivar if_permitted: 4yz, which stands unless one of them refuses permanently (Postfix's
-        DEFER_IF_PERMIT); empty: there is none
-    :ivar if_refused: 4yz, which takes the place of such a refusal (DEFER_IF_REJECT); so too
+    :ivar if_permitted: the 4yz reply to send unless a handler refuses permanently (Postfix's
+        DEFER_IF_PERMIT), or an empty string
+    :ivar if_refused: the 4yz reply to send instead of a permanent refusal (DEFER_IF_REJECT), or an
+        empty string
     """
 
     if_permitted: str = ""
     if_refused: str = ""
 
     def answer(self, status: Any) -> Any:
-        """Return what the client gets.
+        """Return the final answer to the client.
 
-        :param status: of the handlers behind; MISSING: they have no opinion
+        :param status: the answer of the handlers behind; MISSING if none of them has answered
         """
         if status is not MISSING and status[:1] in {"5", b"5"}:
             return self.if_refused or status
         return self.if_permitted or status
 
     def joined(self, later: Provisional) -> Provisional:
-        """Return this answer, and what a later one has beside it."""
+        """Return this answer, with each empty reply taken from a later answer."""
         return Provisional(
             self.if_permitted or later.if_permitted, self.if_refused or later.if_refused
         )
@@ -41,7 +42,7 @@ class Provisional(NamedTuple):
 
 @runtime_checkable
 class AnswersProvisionally(Protocol):
-    """A filter some of whose answers are provisional."""
+    """A filter with provisional answers."""
 
     def take_provisional(self, asked: Asked) -> Provisional | None:
-        """Return the provisional answer to what the filter was asked about last, once."""
+        """Return and remove the provisional answer of the last hook for *asked*."""

@@ -1,7 +1,7 @@
-"""rspamd: asks rspamd about each message, over HTTP.
+"""rspamd: have rspamd check each message, over HTTP.
 
-rspamd answers with an action and with changes of the header. A client that has authenticated, or is
-one of ``--exempt``, is not asked about unless the settings say so.
+rspamd answers with an action and with changes to the header. Messages of authenticated clients and
+of clients in ``--exempt`` are not checked by default.
 """
 
 from __future__ import annotations
@@ -46,34 +46,34 @@ __all__ = ["Rspamd"]
 
 _ENHANCED = re.compile(r"[45]\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)")
 
-_TAKES = frozenset({"no action", REWRITE_SUBJECT, ADD_HEADER})
-"""Actions of messages that go on."""
+_ACCEPTED = frozenset({"no action", REWRITE_SUBJECT, ADD_HEADER})
+"""Actions of messages that are passed on."""
 
-_MARKED = frozenset({"greylist", REWRITE_SUBJECT, ADD_HEADER, "quarantine", "reject"})
-"""Actions that a message has as a tag."""
+_TAGGED = frozenset({"greylist", REWRITE_SUBJECT, ADD_HEADER, "quarantine", "reject"})
+"""Actions that are added to a message as a tag."""
 
 MOST_UNKNOWN = 100
-"""Actions of another name that are remembered: each gets one line in the log."""
+"""Maximum unknown actions that are remembered, so that each is logged only once."""
 
 
 class Rspamd(ContentFilter):
-    """Asks rspamd about each message.
+    """Has rspamd check each message.
 
-    :param url: of a worker of rspamd that answers ``/checkv2``, ``http://HOST:PORT`` or
-        ``unix:PATH``; several are asked in order, if those before are down
-    :param password: of the worker
-    :param timeout: seconds for the answer of a server
-    :param connections: to each server at once
-    :param ca_file: certificates of the CAs that a server's certificate is verified with; default:
-        the system's
+    :param url: URL of an rspamd worker that serves ``/checkv2``: ``http://HOST:PORT`` or
+        ``unix:PATH``; several are tried in order
+    :param password: the password of the worker
+    :param timeout: timeout of a server's answer, in seconds
+    :param connections: maximum connections to each server
+    :param ca_file: file of the CA certificates to verify a server's certificate with; default: the
+        system's
     :param when_down: what happens to messages when no server answers: ``defer`` (451), ``refuse``
         (554) or ``accept``
     :param reject: what happens to messages that rspamd rejects: ``refuse`` (554), ``discard``, or
         ``quarantine``
-    :param when_quarantined: what happens to messages that are to be put aside; see
+    :param when_quarantined: what happens to quarantined messages; see
         :class:`~smtpd_fork.filters.Milter`
-    :param skip_authenticated: clients that have authenticated are not asked about
-    :param skip_exempt: clients of ``--exempt`` are not asked about
+    :param skip_authenticated: whether messages of authenticated clients are not checked
+    :param skip_exempt: whether messages of clients in ``--exempt`` are not checked
     """
 
     log = logging.getLogger("smtpd_fork.rspamd")
@@ -106,20 +106,20 @@ class Rspamd(ContentFilter):
         self._unknown: set[str] = set()
 
     def check(self) -> None:
-        """See whether the servers answer, and take the password; one that is down is no error.
+        """Check that the servers answer and accept the password; log those that are down.
 
-        :raises CannotCreateError: the CAs' certificates cannot be read
+        :raises CannotCreateError: the CA certificates cannot be read
         :raises HandlerError: a server refuses the password
         """
         self._servers.check()
 
     def prepare(self) -> None:
-        """See whether the servers answer, as :meth:`check`; once is enough."""
+        """Check the servers, unless :meth:`check` has done so."""
         self._servers.prepare()
 
     @property
     def status(self) -> PeerStatus:
-        """What is known of the servers; they are down if none of them answers."""
+        """The state of the servers; they are down if none of them answers."""
         busy = self._servers.busy
         return PeerStatus(busy, busy, 0, self.outage.since, self.outage.reason)
 
@@ -129,7 +129,7 @@ class Rspamd(ContentFilter):
         await self._servers.close()
 
     async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> Any:
-        """Refuse a message, change it, or leave it as it is to the next handler."""
+        """Refuse a message, change it, or pass it to the next handler unchanged."""
         if self._skip_authenticated and session.authenticated:
             return MISSING
         if self._skip_exempt and getattr(server, "exempt", False):
@@ -146,9 +146,9 @@ class Rspamd(ContentFilter):
             return self.answer_down(session, str(error)) or MISSING
 
     async def _carry_out(self, server: Any, envelope: Envelope, mail: Mail, answer: Answer) -> Any:
-        """Do what rspamd wants."""
+        """Apply rspamd's answer to a message; return the answer of the hook."""
         action = "no action" if answer.block.no_action else answer.action
-        _mark(envelope, answer, action)
+        _note_result(envelope, answer, action)
         refusal = await self._refusal(action, mail, answer)
         if not refusal and (
             answer.milter or answer.signatures or action in {REWRITE_SUBJECT, ADD_HEADER}
@@ -163,13 +163,13 @@ class Rspamd(ContentFilter):
         if refusal:
             return refusal
         is_quarantined = action in {"quarantine", "reject"}
-        if not is_quarantined and action not in _TAKES:
+        if not is_quarantined and action not in _ACCEPTED:
             self._note_unknown(action)
         reason = (answer.smtp_message or action) if is_quarantined else None
         return self.pass_on(envelope, mail, reason)
 
     async def _refusal(self, action: str, mail: Mail, answer: Answer) -> str:
-        """Return the reply to a message that goes no further; empty if it does."""
+        """Return the reply to a message that is not passed on, or an empty string."""
         reject = answer.block.reject or self._reject
         if action == "discard" or (action == "reject" and reject == "discard"):
             return self.discard(mail, f"action {answer.action}")
@@ -180,9 +180,10 @@ class Rspamd(ContentFilter):
         return ""
 
     async def _is_delayed(self, mail: Mail) -> bool:
-        """Whether a message is to be greylisted here.
+        """Return whether a message is delayed by greylisting in this process.
 
-        rspamd's own greylisting answers "soft reject"; "greylist" is its advice where it does none.
+        rspamd's own greylisting module answers "soft reject"; without the module, the action
+        "greylist" leaves it to the mail server.
         """
         large = len(mail.content) > THREAD_BYTES
         key = await asyncio.to_thread(getattr, mail, "key") if large else mail.key
@@ -193,17 +194,17 @@ class Rspamd(ContentFilter):
             return
         self._unknown.add(action)
         self.log.warning(
-            "%s: the action %s is not known, such messages are accepted",
+            "%s: the action %s is not known; messages with it are accepted",
             *(self.program, printable(action, 80)),
         )
 
 
-def _mark(envelope: Envelope, answer: Answer, action: str) -> None:
-    """Note score, action and symbols, for the handlers behind this one."""
+def _note_result(envelope: Envelope, answer: Answer, action: str) -> None:
+    """Store score, action and symbols for the handlers behind the filter."""
     if answer.score:
         add_score(envelope, answer.score)
-    if action in _MARKED:
-        with suppress(ValueError):  # it has a hundred of them
+    if action in _TAGGED:
+        with suppress(ValueError):  # the message has the maximum of tags
             add_tag(envelope, action.replace(" ", "-"))
     notes_of(envelope)["rspamd"] = {
         "action": answer.action, "score": answer.score, "symbols": answer.symbol_names,
@@ -211,7 +212,7 @@ def _mark(envelope: Envelope, answer: Answer, action: str) -> None:
 
 
 def _reply(code: int, text: str) -> str:
-    """Return a reply with a text of rspamd, checked, cut and on one line."""
+    """Return a reply with a text of rspamd, which is cleaned, cut and put on one line."""
     if not _ENHANCED.match(text):
         text = f"{str(code)[0]}.7.1 {text}"
     return passed_on(HopReply(code, tuple(text.splitlines())))

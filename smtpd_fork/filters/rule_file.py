@@ -1,7 +1,8 @@
-"""RuleFile: a text file that an administrator writes, read in pieces.
+"""RuleFile: a text file written by the administrator, read in blocks.
 
-A reload reads files in a thread while sessions go on. Python runs one thread at a time, and does
-not interrupt a function in C: so a file of 100 MB is never split or decoded as a whole.
+A reload reads files in a thread while sessions continue. Python runs one thread at a time and does
+not interrupt a function in C, so splitting or decoding a file of 100 MB in one call would block the
+event loop.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from smtpd_fork.errors import HandlerError
 __all__ = ["RuleFile"]
 
 PIECE = 1 << 18
-"""Bytes that are read at once: about 1 ms of a function in C."""
+"""Bytes of a block; a function in C handles one in about 1 ms."""
 
 LONGEST_LINE = 1 << 20
-"""Bytes of a rule with all the lines that continue it: an alias of 30,000 addresses."""
+"""Maximum bytes of a rule with its continuation lines: an alias of 30,000 addresses."""
 
 LONGEST_SHOWN = 60
-"""Characters of a line in an error."""
+"""Maximum characters of a line in an error message."""
 
 _BLANKS = (" ", "\t")
 
@@ -31,17 +32,17 @@ _BLANKS = (" ", "\t")
 class RuleFile:
     """A file of rules.
 
-    :param name: its path; a relative one is of the current directory
+    :param name: the path, absolute or relative to the current directory
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        # Absolute at once: a daemon's working directory becomes / later.
+        # Made absolute now, because a daemon changes its working directory to / later.
         self.path = Path(name).expanduser().absolute()
 
     @property
     def signature(self) -> tuple[int, ...]:
-        """What changes when the file does; empty if it is not there."""
+        """Device, inode, size and time of change, to detect changes; empty if there is no file."""
         try:
             found = self.path.stat()
         except OSError:
@@ -49,10 +50,10 @@ class RuleFile:
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
     def rules(self) -> Iterator[tuple[int, str]]:
-        """Yield all rules, each with the number of its first line; blanks may follow it.
+        """Yield each rule with the number of its first line; a rule may end with blanks.
 
-        :raises HandlerError: the file cannot be read, is not UTF-8, has too long a line, or one
-            that continues no rule
+        :raises HandlerError: the file cannot be read, is not UTF-8, has a line that is too long, or
+            a continuation line without a rule
         """
         for first, text in self._pieces():
             lines = text.split("\n")
@@ -64,7 +65,7 @@ class RuleFile:
                         yield number, line
 
     def lines(self) -> Iterator[tuple[int, str]]:
-        """Yield all lines with their numbers, where none continues another.
+        """Yield all lines with their numbers, in a file without continuation lines.
 
         :raises HandlerError: the file cannot be read, or is not UTF-8
         """
@@ -72,7 +73,7 @@ class RuleFile:
             yield from enumerate(text.split("\n"), first)
 
     def _joined(self, first: int, lines: list[str]) -> Iterator[tuple[int, str]]:
-        """Yield rules, where a line that begins with a blank continues the one before."""
+        """Yield rules; join each line that begins with a blank to the previous line."""
         number, rule = 0, ""
         for at, line in enumerate(lines, first):
             text = line.strip(" \t\r")
@@ -83,12 +84,12 @@ class RuleFile:
                 yield number, rule
             number, rule = at, "" if text.startswith("#") else text
             if rule and line[0] in _BLANKS:
-                raise self.error(at, text, "it begins with a blank, and continues no rule")
+                raise self.error(at, text, "the line begins with a blank, but continues no rule")
         if rule:
             yield number, rule
 
     def _pieces(self) -> Iterator[tuple[int, str]]:
-        """Yield the text in pieces that begin with a rule, each with the number of its line."""
+        """Yield the text in blocks of complete rules, each with the number of its first line."""
         first, rest = 1, b""
         for data in self._read():
             rest += data
@@ -98,7 +99,7 @@ class RuleFile:
                 first += rest.count(b"\n", 0, end)
                 rest = rest[end:]
             elif len(rest) > LONGEST_LINE:
-                raise self.error(first, "", f"it is longer than {LONGEST_LINE} bytes")
+                raise self.error(first, "", f"the line is longer than {LONGEST_LINE} bytes")
         yield first, self._decoded(rest, first)
 
     def error(self, line: int, text: str, reason: object) -> HandlerError:
@@ -111,7 +112,7 @@ class RuleFile:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - of a descriptor
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    # A pipe would be read for ever.
+                    # Reading a pipe would never end.
                     raise HandlerError(f"{self.name} is not a regular file")
                 while data := file.read(PIECE):
                     yield data
@@ -120,15 +121,17 @@ class RuleFile:
 
     def _decoded(self, data: bytes, first: int) -> str:
         try:
-            # Not "utf-8-sig", a module, which USER may not be able to read.
+            # Not with "utf-8-sig": Python imports that codec, and may not be able to read its file
+            # after dropping privileges.
             return (data.removeprefix(BOM_UTF8) if first == 1 else data).decode()
         except UnicodeDecodeError as error:
             line = first + data.count(b"\n", 0, error.start)
-            raise self.error(line, "", f"it is not UTF-8 (byte {data[error.start]:#04x})") from None
+            reason = f"the line is not UTF-8 (byte {data[error.start]:#04x})"
+            raise self.error(line, "", reason) from None
 
 
 def _end_of_rules(data: bytes) -> int:
-    """Return where the last line begins that continues no other; 0 if there is none."""
+    """Return the position of the last line that is not a continuation line; 0 if there is none."""
     end = data.rfind(b"\n", 0, len(data) - 1)
     while end >= 0 and data[end + 1] in b" \t":
         end = data.rfind(b"\n", 0, end)

@@ -1,6 +1,6 @@
-"""Rules: which recipients are accepted, of whom, without a file and without a session.
+"""Rules: decide which recipients are accepted from which clients, without I/O.
 
-No recipient outside of the domains is ever accepted from a client that is neither in relay-from nor
+A recipient outside of the domains is never accepted from a client that is neither in relay-from nor
 authenticated.
 """
 
@@ -27,7 +27,7 @@ UNKNOWN = "550 5.1.1 No such mailbox"
 BROKEN = "451 4.3.5 The alias cannot be resolved, try again later"
 
 _ROUTES = ("%", "!", "@")
-"""Characters by which older servers behind this one would find another destination in a local part:
+"""Characters in a local part that older servers take for a route to another destination:
 ``user%example.net@example.com``, ``example.net!user@example.com``."""
 
 
@@ -35,7 +35,7 @@ _ROUTES = ("%", "!", "@")
 class Rules:
     """Decides about recipients.
 
-    :ivar domains: whose mail is accepted
+    :ivar domains: the domains whose mail is accepted
     :ivar recipients: the map; None: all recipients of the domains are accepted
     """
 
@@ -43,11 +43,11 @@ class Rules:
     recipients: RecipientMap | None = field(default=None, repr=False)
 
     def judge(self, address: str, client: int | None, *, may_relay: bool) -> str | Expansion:
-        """Return what becomes of a recipient.
+        """Return the decision about a recipient.
 
         :param client: the client's address as a number; None if it has none
         :param may_relay: whether the client may send to recipients outside of the domains
-        :returns: OK, a reply that refuses it, or the addresses that take it instead
+        :returns: OK, a reply that refuses the recipient, or the addresses that replace it
         """
         mailbox = mailbox_of(address)
         if not mailbox.local:
@@ -64,27 +64,27 @@ class Rules:
             return action
         return expand(self.recipients, address, action)
 
-    def doubts(self) -> Iterator[str]:
-        """Yield what is valid, and likely not meant."""
+    def warnings(self) -> Iterator[str]:
+        """Yield warnings about rules that are valid, but probably a mistake."""
         rules = self.recipients
         if rules is None:
             return
         others = sorted(each for each in rules.accepting if each not in self.domains)
         if others:
             yield (
-                f"rules for {_some(others)} are for clients that may relay only: "
-                "domains does not name it"
+                f"rules for {_first_of(others)} (not in domains) only concern clients that may "
+                "relay"
             )
         if rules.any_domain:
             return
         if open_domains := sorted(self.domains.names - rules.accepting):
             yield (
-                f"every recipient of {_some(open_domains)} is accepted: "
+                f"every recipient of {_first_of(open_domains)} is accepted: "
                 "no rule accepts one of its addresses"
             )
 
     def _is_ours(self, mailbox: Mailbox) -> bool:
-        """Whether the mailbox is here; postmaster without a domain is (RFC 5321 4.5.1)."""
+        """Return whether a mailbox is in the domains; so is a bare postmaster (RFC 5321 4.5.1)."""
         if not mailbox.domain:
             return mailbox.key == POSTMASTER
         return mailbox.domain in self.domains
@@ -98,7 +98,7 @@ class Rules:
             return of_client
         action = exact
         if action is None and mailbox.local == POSTMASTER:
-            return OK  # whatever a pattern or its domain says
+            return OK  # a pattern or the rule of a domain cannot refuse it (RFC 5321 4.5.1)
         action = action or rules.find(mailbox)
         if action is None:
             action = UNKNOWN if self._is_unknown(rules, mailbox) else OK
@@ -108,7 +108,7 @@ class Rules:
         return mailbox.domain in self.domains and rules.knows_all_of(mailbox.domain)
 
 
-def _some(names: Sequence[str]) -> str:
-    """Return the first of several names, and the number of the others."""
+def _first_of(names: Sequence[str]) -> str:
+    """Return the first of several names, with the number of the others."""
     more = len(names) - 1
     return f"{names[0]} and {more} more" if more else names[0]

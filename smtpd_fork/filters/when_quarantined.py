@@ -1,4 +1,4 @@
-"""What a filter does with a message that the program behind it wants put aside."""
+"""The key ``when-quarantined``: what happens to a message that a filter quarantines."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from smtpd_fork.message.quarantine_mark import WITHHELD, add_quarantine_field, q
 if TYPE_CHECKING:
     from aiosmtpd.smtp import Envelope
 
-__all__ = ["WhenQuarantined", "put_aside"]
+__all__ = ["WhenQuarantined", "quarantine_by"]
 
 WhenQuarantined: TypeAlias = Literal["sink", "defer", "refuse", "mark"]
-"""The key ``when-quarantined`` of filters; None is ``sink`` if there is one, else ``defer``."""
+"""Values of the key; the default (None) is ``sink`` if there is such a sink, else ``defer``."""
 
 _REPLIES = {"defer": WITHHELD, "refuse": "550 5.7.1 The message is withheld"}
 
 
-def put_aside(envelope: Envelope, reason: str, how: WhenQuarantined | None) -> Any:
-    """Return the reply to a message, or MISSING: it goes on, marked or to another sink."""
+def quarantine_by(envelope: Envelope, reason: str, how: WhenQuarantined | None) -> Any:
+    """Quarantine a message as the setting says.
+
+    :returns: the reply to a message that is withheld; MISSING for a message that is passed on, with
+        a header field or to a sink with ``quarantine = true``
+    """
     if how in _REPLIES:
         return _REPLIES[how]
     (add_quarantine_field if how == "mark" else quarantine)(envelope, reason)

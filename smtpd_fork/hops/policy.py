@@ -123,4 +123,4 @@ class PolicyClient(HopClient):
                 self.state = State.READY
                 return
         shown = printable(answer[:80].decode("utf-8", "replace"))
-        self.lose(f"an answer has no action: {shown!r}")
+        self.lose(f"an answer without a valid action: {shown!r}")

@@ -41,7 +41,7 @@ limit of messages would cost servers that start a process for each connection, a
 RESET_SECONDS = 10.0
 """How long RSET may take; until then the connection is lent to nobody."""
 
-PROBE_SECONDS = 0.5
+RETRY_SECONDS = 0.5
 """Between two attempts to reach a hop that is down, while there are messages for it."""
 
 CLOSE_SECONDS = QUIT_SECONDS + 1.0
@@ -263,7 +263,7 @@ class Pool:
 
     def _is_down(self, error: HopError) -> None:
         """Note that no connection can be made: the hop is down, unless there are others."""
-        self._dial_at = self._loop.time() + PROBE_SECONDS
+        self._dial_at = self._loop.time() + RETRY_SECONDS
         if self._others:
             return
         if self._error is None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote, urlsplit
 
 from smtpd_fork.errors import CannotCreateError, MissingLibraryError
-from smtpd_fork.hops.look import LOOK_SECONDS
+from smtpd_fork.hops.probe import PROBE_SECONDS
 from smtpd_fork.hops.server_certificates import absolute
 from smtpd_fork.message import Mail
 from smtpd_fork.peer_address import host_of
@@ -214,7 +214,7 @@ def look_from_stdin() -> None:
     """Look at a bucket, as a process of its own: see :meth:`S3.check`."""
     settings = json.load(sys.stdin)
     try:
-        store = open_store(settings, timeout=LOOK_SECONDS)
+        store = open_store(settings, timeout=PROBE_SECONDS)
     except ERRORS as error:
         _end(NOT_FOUND, reason_of(error))
     try:

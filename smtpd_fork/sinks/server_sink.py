@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from smtpd_fork.errors import CannotCreateError
 from smtpd_fork.gate import ClientLine, client_reporter
-from smtpd_fork.hops.look import LOOK_SECONDS, look_in_thread
 from smtpd_fork.hops.peer_status import Outage, PeerStatus
+from smtpd_fork.hops.probe import PROBE_SECONDS, probe_in_thread
 from smtpd_fork.message import Mail, Replies
 from smtpd_fork.peer_address import describe
 from smtpd_fork.sinks.base import Sink
@@ -28,7 +28,7 @@ TOO_MANY = "452 4.5.3 Too many recipients for one message, send it to the others
 """RFC 5321 4.5.3.1.10: the client sends the message to the others in another transaction."""
 NOT_TAKEN = "451 4.3.0 The destination did not take the message, try again later"
 
-PROBE_SECONDS = 0.5
+RETRY_SECONDS = 0.5
 """Time between two attempts while the server is down: it is used again within a second."""
 
 MARGIN_SECONDS = 1.0
@@ -98,9 +98,9 @@ class ServerSink(Sink):
 
         :raises CannotCreateError: it is not
         """
-        reason: object = f"no answer in {LOOK_SECONDS:g} s"
+        reason: object = f"no answer within {PROBE_SECONDS:g} s"
         try:
-            look_in_thread(self.look)
+            probe_in_thread(self.look)
         except ServerDownError as error:
             reason = error
         except TimeoutError:
@@ -184,7 +184,7 @@ class ServerSink(Sink):
             return
         if time.monotonic() < self._next_attempt:
             raise ServerDownError(self._outage.reason)
-        self._next_attempt = time.monotonic() + PROBE_SECONDS
+        self._next_attempt = time.monotonic() + RETRY_SECONDS
 
     async def _attempt(self, mail: Mail) -> str:
         limit = asyncio.timeout(self.timeout)
@@ -200,7 +200,7 @@ class ServerSink(Sink):
         except TimeoutError:
             if not limit.expired():
                 raise
-            reason = f"no answer in {self.timeout:g} s"
+            reason = f"no answer within {self.timeout:g} s"
             self._is_down(reason)
             raise ServerDownError(reason) from None
         except asyncio.CancelledError:
@@ -214,7 +214,7 @@ class ServerSink(Sink):
         return reply
 
     def _is_down(self, reason: str) -> None:
-        self._next_attempt = time.monotonic() + PROBE_SECONDS
+        self._next_attempt = time.monotonic() + RETRY_SECONDS
         self.distrust()
         if self._outage.begin(reason):
             self.log.warning("%s is down: %s; messages get 451", self.server, reason)

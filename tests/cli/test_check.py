@@ -146,6 +146,6 @@ def test_a_warning_of_a_handler_is_a_line_like_the_other_warnings(tmp_path: Path
     ended = run("check", "-l", "127.0.0.1:0", *options, cwd=tmp_path)
     *warnings, last = ended.stdout.splitlines()
     assert [line.partition(": ")[0] for line in warnings] == ["warning"] * 3
-    assert "any user of the system may read it" in warnings[0]
-    assert warnings[2].startswith("warning: milter unix:/nowhere cannot be asked: ")
+    assert "all users of the system may read it" in warnings[0]
+    assert warnings[2].startswith("warning: milter unix:/nowhere is not available: ")
     assert (last, ended.stderr) == ("configuration OK", "")

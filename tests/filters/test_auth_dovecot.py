@@ -15,7 +15,7 @@ from support.scripted_server import listening
 from support.server import serve, until
 
 from smtpd_fork.filters import Auth
-from smtpd_fork.filters.auth import by_dovecot
+from smtpd_fork.filters.auth import dovecot_backend
 from smtpd_fork.hops.dovecot import connection as dovecot_connection
 from smtpd_fork.hops.dovecot import service as dovecot_service
 from smtpd_fork.setting_types import SettingError
@@ -46,7 +46,7 @@ async def door(
         chain = [auth, Collect()]
         async with connected("starttls", certificates, chain, authenticator=None) as client:
             yield client
-        assert auth._failures._turns == {}
+        assert auth._failures._running == {}
 
 
 @pytest.mark.parametrize("tcp", [False, True])
@@ -156,7 +156,7 @@ async def test_what_does_not_begin_as_the_service_is_454(
 async def test_ehlo_does_not_wait_long_for_a_service_that_does_not_begin(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(by_dovecot, "OFFER_SECONDS", 0.05)
+    monkeypatch.setattr(dovecot_backend, "OFFER_SECONDS", 0.05)
     service = AuthService(opening="")
     async with door(service, certificates, connect_timeout=1000.0) as client:
         assert await hello(client) == ["PLAIN", "LOGIN"]

@@ -12,7 +12,7 @@ from support.server import until
 
 from smtpd_fork.filters.auth import attempts
 from smtpd_fork.filters.auth.attempts import Attempts
-from smtpd_fork.filters.auth.failures import LOGIN_SECONDS, LOGIN_TOLD_SECONDS, Failures
+from smtpd_fork.filters.auth.failures import LOGIN_REFRESH_SECONDS, LOGIN_SECONDS, Failures
 from smtpd_fork.filters.auth.outcome import (
     TOO_MANY_FAILURES,
     USER_HAS_TOO_MANY,
@@ -122,7 +122,7 @@ async def test_nodes_are_told_of_a_log_in_once_a_day_and_of_none_without_a_limit
     for _ in range(3):
         await made.succeeded("192.0.2.1", "bob", fleet.share)
     assert len(fleet.told) == 1
-    clock.now += LOGIN_TOLD_SECONDS
+    clock.now += LOGIN_REFRESH_SECONDS
     await made.succeeded("192.0.2.1", "bob", fleet.share)
     assert len(fleet.told) == 2
     await counts(0, 0)[0].succeeded("192.0.2.1", "bob", fleet.share)
@@ -203,7 +203,7 @@ async def test_attempts_that_go_on_count_so_that_many_at_once_guess_no_more_ofte
     assert asked == 3
     assert replies.count("") == 3
     assert replies.count(TOO_MANY_FAILURES) == 17
-    assert made._turns == {}
+    assert made._running == {}
 
 
 async def test_attempts_of_one_client_wait_for_each_other_and_those_of_another_do_not() -> None:
@@ -223,7 +223,7 @@ async def test_attempts_of_one_client_wait_for_each_other_and_those_of_another_d
     go.set()
     await asyncio.wait(tasks)
     assert sorted(order) == ["a", "c", "other"]
-    assert made._turns == {}
+    assert made._running == {}
 
 
 async def test_a_turn_that_was_given_to_one_who_left_is_given_to_the_next() -> None:
@@ -237,14 +237,14 @@ async def test_a_turn_that_was_given_to_one_who_left_is_given_to_the_next() -> N
             done.append(name)
 
     tasks = [asyncio.create_task(one(name)) for name in "abc"]
-    await until(lambda: made._turns and len(next(iter(made._turns.values())).waiters) == 2)
+    await until(lambda: made._running and len(next(iter(made._running.values())).waiters) == 2)
     go.set()
     await asyncio.wait(tasks[:1])
     tasks[1].cancel()  # it has been woken, perhaps, and has not run yet
     await asyncio.wait(tasks)
     assert done[0] == "a"
     assert done[-1] == "c"
-    assert made._turns == {}
+    assert made._running == {}
 
 
 async def test_memory_is_bounded_and_the_oldest_is_forgotten(

@@ -70,7 +70,7 @@ async def test_an_authenticator_that_raises_or_hangs_is_451(certificates: Certif
             reply = await client.say(RIGHT)
             assert (reply.code, "secret" in reply.text) == (451, False)
             assert (await client.say("MAIL FROM:<a@example.com>")).code == 250
-        assert auth._failures._turns == {}
+        assert auth._failures._running == {}
 
 
 def test_an_authenticator_is_named_on_a_command_line(

@@ -135,7 +135,7 @@ def test_a_hash_may_take_a_gibibyte(text: str) -> None:
     ],
 )
 def test_a_hash_that_takes_more_is_none(text: str) -> None:
-    with pytest.raises(ValueError, match="takes more than 1024 MiB"):
+    with pytest.raises(ValueError, match="needs more than 1024 MiB"):
         PasswordHash(text)
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_fork.dialogue.auth_offer import with_mechanisms
-from smtpd_fork.filters.auth.by_dovecot import ByDovecot
 from smtpd_fork.filters.auth.claimed_user import LONGEST_USER, claimed_user, plain_parts
+from smtpd_fork.filters.auth.dovecot_backend import DovecotBackend
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_commas_and_equals_signs_of_a_name_are_written_otherwise() -> None:
     assert claimed_user("OAUTHBEARER", b"n,a=a=2Cb,\x01auth=x\x01\x01") == "a,b"
 
 
-@given(st.sampled_from([*ByDovecot.known, "X-NEW"]), st.binary(max_size=400))
+@given(st.sampled_from([*DovecotBackend.known, "X-NEW"]), st.binary(max_size=400))
 def test_any_response_names_somebody_or_nobody(mechanism: str, response: bytes) -> None:
     assert len(claimed_user(mechanism, response)) <= LONGEST_USER + 1
     plain_parts(response)

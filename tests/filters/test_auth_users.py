@@ -107,14 +107,14 @@ def test_a_line_that_is_wrong_is_reported_without_its_secret_and_the_rest_holds(
 
 def test_a_user_who_is_there_twice_has_the_first_hash(file: Path) -> None:
     users = read(file, f"bob:{BCRYPT}\nBOB:*\n")
-    assert users.faults == [f"{file}, line 2: user 'BOB' is there twice: the first line holds"]
+    assert users.faults == [f"{file}, line 2: user 'BOB' is defined twice: the first line is used"]
     assert len(users) == 1
 
 
 def test_of_many_wrong_lines_some_are_reported(file: Path) -> None:
     users = read(file, "x\n" * 100)
     assert len(users.faults) == MOST_REPORTED + 1
-    assert users.faults[-1] == f"{file}: 80 more lines are wrong"
+    assert users.faults[-1] == f"{file}: 80 more lines have errors"
 
 
 @pytest.mark.parametrize("hashed", ["*", "!", "", "x", "!" + BCRYPT, "*" + BCRYPT])
@@ -129,7 +129,7 @@ def test_a_file_that_others_may_read_is_a_warning_and_one_that_they_may_write_an
 ) -> None:
     assert read(file, f"bob:{BCRYPT}\n", 0o640).faults == []
     (warning,) = read(file, f"bob:{BCRYPT}\n", 0o644).faults
-    assert warning == f"{file}: any user of the system may read it: chmod o-r"
+    assert warning == f"{file}: all users of the system may read it: chmod o-r"
     with pytest.raises(HandlerError, match="may write to it"):
         read(file, f"bob:{BCRYPT}\n", 0o646)
 

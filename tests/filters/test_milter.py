@@ -202,7 +202,7 @@ async def test_a_message_that_is_discarded_gets_250_and_a_line(
         assert await send(client) == (250, "2.0.0")
     assert kept.messages == []
     (record,) = [each for each in caplog.records if each.name == "smtpd_fork.milter"]
-    assert "message discarded: the milter discards it" in record.getMessage()
+    assert "message discarded: by the milter" in record.getMessage()
     assert record.__dict__["queue_id"]
 
 

@@ -161,7 +161,7 @@ async def test_the_state_of_a_milter_is_in_the_status_of_the_server() -> None:
 
 LOOKS: dict[str, tuple[TestMilter, str]] = {
     "it answers": (TestMilter(), ""),
-    "its version is another": (TestMilter(version=7), "it has version 7 of the protocol"),
+    "its version is another": (TestMilter(version=7), "it speaks version 7 of the protocol"),
     "it is no milter": (TestMilter(says=b"220 mx.example.com ESMTP\r\n"), "it sends a frame of"),
 }
 
@@ -177,4 +177,4 @@ async def test_check_warns_of_a_milter_that_cannot_be_asked(
         assert (reason in caplog.text) if reason else (caplog.text == "")
         address = milter.address
     await asyncio.to_thread(judge.check)
-    assert f"milter {address} cannot be asked: Connection refused; when-down=accept" in caplog.text
+    assert f"milter {address} is not available: Connection refused; when-down=accept" in caplog.text

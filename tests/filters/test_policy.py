@@ -268,7 +268,7 @@ async def test_what_is_not_supported_is_said_once(caplog: pytest.LogCaptureFixtu
     assert len(kept.messages) == 2
     lines = [each.getMessage() for each in caplog.records if each.name == "smtpd_fork.policy"]
     assert [line.partition(": ")[2] for line in lines] == [
-        "the action FILTER is not supported at RCPT, and taken as DUNNO"
+        "the action FILTER is not supported at RCPT, and treated as DUNNO"
     ]
 
 

@@ -203,7 +203,11 @@ async def test_its_state_is_known() -> None:
                     await recipient(client)
                     states.append(asks.status)
     assert [each.down_since is None for each in states] == [True, False, True]
-    assert [each.reason for each in states] == ["", "an answer has no action: 'nonsense'", ""]
+    assert [each.reason for each in states] == [
+        "",
+        "an answer without a valid action: 'nonsense'",
+        "",
+    ]
     assert [(each.connections, each.busy) for each in states] == [(1, 0), (0, 0), (1, 0)]
 
 
@@ -218,5 +222,5 @@ async def test_check_finds_a_server_that_cannot_be_reached(
         await until(lambda: policy.connections and not policy.open)
         assert caplog.text == ""
     Policy(f"unix:{tmp_path}/none").check()
-    text = f"the policy server unix:{tmp_path}/none cannot be reached: No such file or directory"
+    text = f"the policy server unix:{tmp_path}/none is not available: No such file or directory"
     assert text in caplog.text

@@ -61,7 +61,7 @@ def test_a_map_is_read_again_and_holds_for_sessions_that_are_open(tmp_path: Path
             "handler accept: recipients.map read again (2 -> 4 rules)\n"
         )
         assert code_for(client, "dave@example.com") == 250
-        daemon.wait_for("WARNING recipients.map: rules for example.net are for clients that may")
+        daemon.wait_for("WARNING recipients.map: rules for example.net .not in domains. only")
         (tmp_path / "domains").write_text("example.com\nexample.net\n")
         (tmp_path / "relays").write_text("127.0.0.2\n")
         daemon.signal(signal.SIGHUP)
@@ -78,7 +78,7 @@ def test_a_map_with_an_error_fails_the_reload_and_the_one_before_stays(tmp_path:
         client.ehlo()
         (tmp_path / "recipients.map").write_text("dave@example.com\n\nbob\n")
         ended = command(tmp_path, "reload")
-        reason = "recipients.map, line 3: 'bob': the left side is an address, @domain, "
+        reason = "recipients.map, line 3: 'bob': the left side has to be an address, @domain, "
         assert ended.returncode == 78
         assert reason in ended.stderr
         daemon.wait_for(re.escape(FAILED) + ".*" + re.escape(reason))
@@ -99,7 +99,9 @@ def test_a_map_with_an_error_is_an_error_of_check_and_of_the_start(
     (tmp_path / "recipients.map").write_text("bob\n")
     ended = run(*(["check"] if what == "check" else []), *OPTIONS, cwd=tmp_path)
     assert ended.returncode == 78
-    assert ended.stderr.startswith("smtpd-fork: recipients.map, line 1: 'bob': the left side is")
+    assert ended.stderr.startswith(
+        "smtpd-fork: recipients.map, line 1: 'bob': the left side has to be"
+    )
     assert ended.stderr.endswith(" (from --handler)\n")
 
 

@@ -136,7 +136,10 @@ async def test_an_unknown_action_is_logged_once(caplog: pytest.LogCaptureFixture
     assert len(kept.messages) == 2
     lines = [each for each in caplog.messages if "not known" in each]
     assert lines == [
-        f"rspamd {rspamd.url}: the action some\\x1b thing is not known, such messages are accepted"
+        (
+            f"rspamd {rspamd.url}: the action some\\x1b thing is not known; "
+            "messages with it are accepted"
+        )
     ]
 
 
@@ -272,7 +275,7 @@ async def test_check_says_which_server_is_down_and_is_content(
         await asyncio.to_thread(Rspamd([rspamd.url, down]).check)
     (line,) = caplog.messages
     assert line.startswith(f"rspamd {down}: ")
-    assert line.endswith("; it is left out until it answers")
+    assert line.endswith("; it is skipped until it answers")
     assert rspamd.paths == ["/ping"]
 
 

@@ -34,7 +34,7 @@ REPLIES = {
 @pytest.fixture(autouse=True)
 def _short_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the start wait for no server that is silent."""
-    monkeypatch.setattr("smtpd_fork.hops.look.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("smtpd_fork.hops.probe.PROBE_SECONDS", 0.1)
 
 
 async def through(urls: list[str], **keys: Any) -> str:

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 from fuzz.client import BrokenError
 from fuzz.plays import Plays
-from smtpd_fork.filters.auth.by_dovecot import outcome_of
+from smtpd_fork.filters.auth.dovecot_backend import outcome_of
 from smtpd_fork.hops.dovecot.conversation import (
     LONGEST_CHALLENGE,
     LONGEST_LINE,

@@ -84,7 +84,7 @@ def _steps(conversation: Conversation, parts: Parts) -> Iterator[Step]:
 def go(play: Play, cuts: Sequence[int]) -> object:
     """Return all that matters of a conversation."""
     conversation, sent = Conversation(ROOM), b""
-    conversation.tell(_steps(conversation, Parts(MESSAGE)), each_recipient=True)
+    conversation.send(_steps(conversation, Parts(MESSAGE)), each_recipient=True)
     verdicts = []
     for said in play.turns:
         while data := conversation.take():
@@ -96,7 +96,7 @@ def go(play: Play, cuts: Sequence[int]) -> object:
         if conversation.verdict is not None and conversation.reusable:
             verdicts.append(_made_of(conversation))
             conversation.begin()
-            conversation.tell(_steps(conversation, Parts(MESSAGE)))
+            conversation.send(_steps(conversation, Parts(MESSAGE)))
     return conversation.state, verdicts, _made_of(conversation), conversation.fault, sent
 
 

@@ -22,7 +22,7 @@ from smtpd_fork.hops.dovecot.conversation import (
     Mechanism,
     begin,
     cancel,
-    go_on,
+    respond,
 )
 
 WORDS = st.sampled_from(
@@ -100,7 +100,7 @@ def test_answers_are_understood(line: bytes, answer: Answer) -> None:
 )
 def test_the_kind_of_a_failure_is_a_word_or_a_code(parameters: dict[str, str], word: str) -> None:
     answer = Answer(Kind.FAIL, b"", parameters)
-    assert [each for each in ("temp", "authz", "user_disabled") if answer.says(each)] == [word]
+    assert [each for each in ("temp", "authz", "user_disabled") if answer.has_code(each)] == [word]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +147,6 @@ def test_no_word_of_a_client_can_end_a_line_or_begin_another_word(
 
 def test_a_response_is_the_last_word_also_if_it_is_empty() -> None:
     assert begin(1, "PLAIN", {}, b"").endswith(b"\tresp=\n")
-    assert go_on(1, b"") == b"CONT\t1\t\n"
-    assert go_on(1, b"abc") == b"CONT\t1\tYWJj\n"
+    assert respond(1, b"") == b"CONT\t1\t\n"
+    assert respond(1, b"abc") == b"CONT\t1\tYWJj\n"
     assert cancel(1) == b"CANCEL\t1\n"

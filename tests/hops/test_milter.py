@@ -142,7 +142,7 @@ def test_a_binary_body_is_replaced_as_it_is() -> None:
 ANSWERS = st.sampled_from([b"c", b"c", b"c", b"p", b"a", b"r", b"t", b"d", b"s", b"yx", b"h", b"Z"])
 
 
-def _told(conversation: Conversation) -> Iterator[Step]:
+def _events(conversation: Conversation) -> Iterator[Step]:
     yield Step(CONNECT, b"x\0U", {"j": "x"})
     yield Step(MAIL, b"<a@x>\0", {"i": "1"})
     yield Step(RCPT, b"<b@x>\0")
@@ -158,7 +158,7 @@ def _options(protocol: int) -> bytes:
 def _said_by(answers: Sequence[bytes], protocol: int, cuts: Sequence[int]) -> tuple[Any, ...]:
     """Return what becomes of a conversation whose milter says *answers*, cut in pieces."""
     conversation = Conversation(1000)
-    conversation.tell(_told(conversation))
+    conversation.send(_events(conversation))
     conversation.receive(_options(protocol))
     sent = conversation.take()
     stream = b"".join(frame(each[:1], each[1:]) for each in answers)
@@ -193,7 +193,7 @@ def _running(protocol: int = 0) -> Conversation:
 
 def test_events_are_told_in_one_go_and_answered_in_order() -> None:
     conversation = _running()
-    conversation.tell(_told(conversation))
+    conversation.send(_events(conversation))
     sent = conversation.take()
     assert [command for command, _ in FrameReader().feed(sent) if command != b"D"] == [
         *(bytes([each]) for each in b"CMRLBBE")
@@ -208,7 +208,7 @@ def test_events_are_told_in_one_go_and_answered_in_order() -> None:
 
 def test_a_milter_that_may_skip_is_asked_after_each_piece_of_the_body() -> None:
     conversation = _running(0x400)
-    conversation.tell(_told(conversation))
+    conversation.send(_events(conversation))
     conversation.take()
     conversation.receive(frame(b"c") * 4)
     assert conversation.take() == b""
@@ -218,7 +218,7 @@ def test_a_milter_that_may_skip_is_asked_after_each_piece_of_the_body() -> None:
 
 def test_what_is_under_way_when_a_milter_decides_ends_the_connection_with_the_transaction() -> None:
     conversation = _running()
-    conversation.tell(_told(conversation))
+    conversation.send(_events(conversation))
     conversation.take()
     conversation.receive(frame(b"c") + frame(b"r"))
     assert conversation.verdict is not None
@@ -231,12 +231,12 @@ def test_what_is_under_way_when_a_milter_decides_ends_the_connection_with_the_tr
 
 def test_a_transaction_that_has_not_come_to_its_end_is_aborted_before_the_next() -> None:
     conversation = _running()
-    conversation.tell([Step(CONNECT, b"x\0U", {"j": "x"}), Step(MAIL, b"<a@x>\0", {"i": "1"})])
+    conversation.send([Step(CONNECT, b"x\0U", {"j": "x"}), Step(MAIL, b"<a@x>\0", {"i": "1"})])
     conversation.take()
     conversation.receive(frame(b"c") * 2)
     conversation.begin()
     assert conversation.take() == frame(b"A")
-    conversation.tell([Step(MAIL, b"<a@x>\0", {"i": "2"}), Step(END)])
+    conversation.send([Step(MAIL, b"<a@x>\0", {"i": "2"}), Step(END)])
     assert conversation.take().startswith(frame(b"D", b"Mi\0002\0"))
     conversation.receive(frame(b"c") * 2)
     conversation.begin()
@@ -245,9 +245,9 @@ def test_a_transaction_that_has_not_come_to_its_end_is_aborted_before_the_next()
 
 def test_macros_of_a_transaction_end_with_it_and_those_of_the_session_do_not() -> None:
     conversation = _running()
-    conversation.tell([Step(CONNECT, b"x\0U", {"client_addr": "::1"})])
+    conversation.send([Step(CONNECT, b"x\0U", {"client_addr": "::1"})])
     conversation.take()
-    conversation.tell([Step(MAIL, b"<a@x>\0", {"auth_authen": "bob"}), Step(END)])
+    conversation.send([Step(MAIL, b"<a@x>\0", {"auth_authen": "bob"}), Step(END)])
     conversation.take()
     conversation.receive(frame(b"c") * 3)
     conversation.begin()
@@ -256,11 +256,11 @@ def test_macros_of_a_transaction_end_with_it_and_those_of_the_session_do_not() -
 
 def test_a_recipient_may_be_refused_alone() -> None:
     conversation = _running()
-    conversation.tell([Step(RCPT, b"<b@x>\0")], each_recipient=True)
+    conversation.send([Step(RCPT, b"<b@x>\0")], each_recipient=True)
     conversation.take()
     conversation.receive(frame(b"y", b"550 5.1.1 no\0"))
     assert (conversation.refused, conversation.verdict) == ("550 5.1.1 no", None)
-    conversation.tell([Step(RCPT, b"<c@x>\0")])
+    conversation.send([Step(RCPT, b"<c@x>\0")])
     conversation.take()
     conversation.receive(frame(b"r"))
     assert conversation.refused == ""

@@ -64,9 +64,9 @@ def test_the_action_is_one_of_the_lines(answer: bytes, action: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (b"\n", "an answer has no action: ''"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "an answer has no action: 'HTTP/1.1 400"),
-        (b"x=y\n\n", "an answer has no action: 'x=y'"),
+        (b"\n", "an answer without a valid action: ''"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "an answer without a valid action: 'HTTP/1.1 400"),
+        (b"x=y\n\n", "an answer without a valid action: 'x=y'"),
         (b"x" * 9000, "an answer has more than 8192 octets"),
         (b"action=" + b"x" * 9000 + b"\n\n", "an answer has more than 8192 octets"),
         (b"\r" * 9000, "an answer has more than 8192 octets"),

@@ -195,7 +195,7 @@ def test_empty_lists_in_place_of_empty_objects_are_as_good() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_answer_is_an_error(body: bytes) -> None:
-    with pytest.raises(RspamdGarbageError, match="its answer cannot be read"):
+    with pytest.raises(RspamdGarbageError, match="its answer is not valid"):
         parse_answer(body)
 
 

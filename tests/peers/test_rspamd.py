@@ -80,7 +80,7 @@ async def test_a_password_is_right_or_wrong(rspamd: Peer, caplog: Any) -> None:
     wrong = Rspamd([rspamd.controller], password="wrong")
     with pytest.raises(HandlerError, match="refuses the password"):
         await asyncio.to_thread(wrong.check)
-    wrong._servers._looked = True
+    wrong._servers._checked = True
     assert (await through(wrong, letter()))[0].startswith("451 4.7.1")
     assert "it answers 401, as of a wrong password" in caplog.text
 

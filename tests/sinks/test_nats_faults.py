@@ -96,7 +96,7 @@ async def test_a_full_stream_takes_no_message_and_loses_none(nats_server: NatsSe
 async def test_a_stream_that_is_gone_is_used_again_when_it_is_back(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.sinks.server_sink.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.01)
     await nats_server.new_stream()
     async with closing(Nats(nats_server.url)) as sink:
         assert await sink.deliver(mail(b"1")) == DELIVERED
@@ -167,7 +167,7 @@ async def test_a_server_that_does_not_speak_nats_is_down(behaviour: Behaviour) -
 
 @peers
 async def test_nats_is_used_again_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_fork.sinks.server_sink.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.05)
     with NatsServer() as server:
         await server.add_stream()
         async with closing(Nats(server.url)) as sink:
@@ -186,7 +186,7 @@ async def test_nats_is_used_again_when_it_is_back(monkeypatch: pytest.MonkeyPatc
 async def test_a_nats_that_is_killed_has_each_message_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.sinks.server_sink.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.01)
     with NatsServer() as server:
         await server.add_stream()
         async with closing(Nats(server.url)) as sink:
@@ -199,7 +199,7 @@ async def test_a_nats_that_is_killed_has_each_message_once(
 async def test_a_server_that_hangs_answers_for_no_message_and_is_used_when_it_goes_on(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.sinks.server_sink.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.05)
     await nats_server.new_stream()
     async with closing(Nats(nats_server.url, timeout=0.3)) as sink:
         assert await sink.deliver(mail(b"1")) == DELIVERED
@@ -208,7 +208,7 @@ async def test_a_server_that_hangs_answers_for_no_message_and_is_used_when_it_go
         await until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
         try:
             assert await sink.deliver(mail(b"2")) == DOWN
-            assert sink.status.reason == "no answer in 0.3 s"
+            assert sink.status.reason == "no answer within 0.3 s"
         finally:
             nats_server.process.send_signal(SIGCONT)
         await _until_delivered(sink)

@@ -42,7 +42,7 @@ FAULTS: dict[str, Answer] = {
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try a hop that is down again at once."""
-    monkeypatch.setattr("smtpd_fork.hops.pool.PROBE_SECONDS", 0.0)
+    monkeypatch.setattr("smtpd_fork.hops.pool.RETRY_SECONDS", 0.0)
 
 
 async def give_up(sink: NextHop, hop: Hop, step: str) -> str:
@@ -219,7 +219,7 @@ async def test_those_who_wait_make_a_connection_when_one_ends() -> None:
 async def test_while_a_hop_is_down_one_message_tries_it_and_the_others_are_answered_at_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.hops.pool.PROBE_SECONDS", 60.0)
+    monkeypatch.setattr("smtpd_fork.hops.pool.RETRY_SECONDS", 60.0)
     caplog.set_level(logging.INFO, "smtpd_fork")
     hop = Hop()
     await hop.start()
@@ -250,7 +250,7 @@ async def test_while_a_hop_is_down_one_message_tries_it_and_the_others_are_answe
 
 
 async def test_a_hop_that_limits_connections_is_not_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_fork.hops.pool.PROBE_SECONDS", 60.0)
+    monkeypatch.setattr("smtpd_fork.hops.pool.RETRY_SECONDS", 60.0)
     async with a_hop() as hop, closing(Relay(hop.address, connections=5)) as relay:
         hop.answers["GREETING"] = ["220 hop", *["421 4.7.0 Too many connections"] * 100]
         replies = await asyncio.gather(*(deliver(relay) for _ in range(20)))

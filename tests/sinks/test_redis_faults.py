@@ -44,7 +44,7 @@ async def test_without_memory_the_client_gets_452_and_later_250() -> None:
 
 @peers
 async def test_a_replica_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_fork.sinks.server_sink.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.01)
     with RedisServer() as server:
         async with closing(Redis(server.url)) as sink:
             with server.client() as client:
@@ -173,7 +173,7 @@ async def test_a_server_that_does_not_speak_redis_is_down(behaviour: Behaviour) 
 
 @peers
 async def test_redis_is_used_again_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_fork.sinks.server_sink.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.05)
     with RedisServer(*DURABLE) as server:
         async with closing(Redis(server.url)) as sink:
             assert await sink.deliver(mail(b"1")) == DELIVERED
@@ -193,7 +193,7 @@ async def test_redis_is_used_again_when_it_is_back(monkeypatch: pytest.MonkeyPat
 async def test_a_redis_that_is_killed_has_each_message_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.sinks.server_sink.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.01)
     with RedisServer(*DURABLE) as server:
         async with closing(Redis(server.url, require="fsync")) as sink:
             contents = await kill_server_under_load(sink, server)

@@ -109,7 +109,7 @@ async def test_the_certificate_is_verified(certificates: Certificates) -> None:
 
 
 async def test_the_store_is_used_again_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_fork.sinks.server_sink.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.05)
     port = free_port("127.0.0.1")
     async with closing(sink_at(f"http://127.0.0.1:{port}")) as sink:
         assert await sink.deliver(mail()) == DOWN

@@ -122,7 +122,7 @@ async def test_an_answer_without_its_end_is_none(behaviour: Behaviour) -> None:
     async with raw_server(behaviour) as port:
         async with closing(Webhook(f"http://127.0.0.1:{port}/", timeout=0.2)) as sink:
             assert await sink.deliver(mail()) == DOWN
-            assert sink.status.reason == "no answer in 0.2 s"
+            assert sink.status.reason == "no answer within 0.2 s"
 
 
 async def test_endless_bodies_are_cut() -> None:
@@ -138,7 +138,7 @@ async def test_endless_bodies_are_cut() -> None:
 async def test_while_the_application_is_down_messages_get_451_at_once_and_its_return_is_seen(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.sinks.server_sink.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.05)
     port = free_port("127.0.0.1")
     async with closing(Webhook(f"http://127.0.0.1:{port}/in")) as sink:
         assert await sink.deliver(mail()) == DOWN

@@ -1,4 +1,4 @@
-"""auth: clients authenticate themselves, by a file of users, by Dovecot, or by a program's own."""
+"""auth: authenticate clients by a file of users, by Dovecot, or by a Python function."""
 
 from smtpd_fork.filters.auth.handler import Auth
 

@@ -1,8 +1,8 @@
-"""Attempts: attempts to authenticate by the name that they are counted under, each for a time.
+"""Attempts: count attempts to authenticate under a name, each for a limited time.
 
-Neither a name nor an attempt is kept, but hashes. They have a key that no client knows: it could
-choose guesses with one hash, which count as one. All nodes of a fleet have the same key, so that
-their attempts can be compared.
+Only hashes of names and attempts are stored. The hashes have a secret key: a client that knew it
+could choose guesses with the same hash, which would count as one. All nodes of a fleet use the same
+key, so that their attempts can be compared.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ if TYPE_CHECKING:
 __all__ = ["Attempts", "Share"]
 
 MOST_NAMES = 10_000
-"""Of which attempts are known: ten take about 1 KiB. That of the oldest attempt is forgotten."""
+"""Maximum names with attempts; ten attempts take about 1 KiB. The name with the oldest last attempt
+is removed."""
 
 ATTEMPT_BYTES = 2
-"""Of the hash of an attempt, which other nodes learn: too few to find out a password by."""
+"""Bytes of the hash of an attempt, which other nodes get: too few to find the password."""
 
 NAME_BYTES = 8
-"""Of the hash of a name."""
+"""Bytes of the hash of a name."""
 
 Share: TypeAlias = (
     "Callable[[AuthCount, bytes, bytes, bytes], Awaitable[tuple[bytes, Mapping[bytes, float]]]]"
 )
-"""Tells all nodes of an attempt: what they count, the hashes of its name and of itself, and the key
-of these; without an attempt it asks alone. It returns the key of all nodes, and if it is that one,
-their attempts under the name with the seconds that each counts yet."""
+"""A function that shares an attempt with all nodes. Its arguments are the kind of count, the hashes
+of the name and of the attempt, and the key of the hashes; with an empty attempt it only asks. It
+returns the key that all nodes use, and, if it is the same key, their attempts under the name with
+the seconds that each of them still counts."""
 
 
 class Attempts:
     """The attempts under each name.
 
-    :param count: what is counted; of 0 attempts nothing is
-    :param clock: tells the time
+    :param count: the kind of count, with its limit; with a limit of 0 nothing is counted
+    :param clock: returns the time in seconds
     """
 
     def __init__(self, count: AuthCount, clock: Callable[[], float]) -> None:
@@ -48,25 +50,25 @@ class Attempts:
         self._clock = clock
         self._table: OrderedDict[bytes, dict[bytes, float]] = OrderedDict()
         self._name_key = secrets.token_bytes(16)
-        self._key = secrets.token_bytes(16)  # that of all nodes, once it is known
+        self._key = secrets.token_bytes(16)  # replaced by the key of all nodes when known
 
     def __len__(self) -> int:
         return len(self._table)
 
     def of(self, name: bytes) -> dict[bytes, float]:
-        """Return the attempts under a name that count now, and when each was made last."""
+        """Return the attempts under a name that still count, with the time when each was made."""
         since = self._clock() - self._count.seconds
         found = self._table.get(_hash(name, self._name_key, NAME_BYTES), {})
         return {attempt: at for attempt, at in found.items() if at > since}
 
     def left(self, name: bytes) -> int:
-        """Return how many attempts there may be yet; at most 0: none."""
+        """Return the number of attempts that are left; 0 or less: none."""
         return self._count.most - len(self.of(name))
 
     def add(self, name: bytes, attempt: bytes) -> bool:
-        """Count an attempt; one that counts already does so from now on.
+        """Count an attempt; renew the time of an attempt that counts already.
 
-        :returns: whether it is the last that is allowed
+        :returns: whether it is the last one that is allowed
         """
         attempts, most = self.of(name), self._count.most
         before, hashed = len(attempts), self._hash(name, attempt)
@@ -76,15 +78,15 @@ class Attempts:
         return before < most == len(attempts)
 
     async def share(self, name: bytes, attempt: bytes, share: Share) -> bool:
-        """Have all nodes count an attempt that was added here, and count those of other nodes.
+        """Share an attempt that was added here with all nodes, and count their attempts here.
 
-        :returns: whether the name has reached its limit with them
+        :returns: whether the name has now reached its limit
         """
         found = await self._shared(name, lambda: self._hash(name, attempt), share)
         return self._learn(name, found)
 
     async def ask(self, name: bytes, share: Share) -> None:
-        """Count the attempts of other nodes under a name."""
+        """Get the attempts of other nodes under a name, and count them here."""
         self._learn(name, await self._shared(name, lambda: b"", share))
 
     async def _shared(
@@ -94,7 +96,8 @@ class Attempts:
         ours, found = await share(self._count, self._shared_name(name), hashed, own)
         if ours == own:
             return found
-        self._key = ours  # nothing was counted; another session may have learned it meanwhile
+        # With another key the nodes have counted nothing: send the attempt again.
+        self._key = ours
         self._rename(name, hashed, again := attempt())
         _, found = await share(self._count, self._shared_name(name), again, ours)
         return found
@@ -109,7 +112,7 @@ class Attempts:
         return before < most <= len(attempts)
 
     def _rename(self, name: bytes, attempt: bytes, again: bytes) -> None:
-        """Have an attempt be counted by another hash; nothing if it is not counted."""
+        """Replace the hash of a counted attempt; do nothing if it is not counted."""
         attempts = self._table.get(_hash(name, self._name_key, NAME_BYTES), {})
         if attempt in attempts:
             attempts[again] = attempts.pop(attempt)
@@ -121,7 +124,7 @@ class Attempts:
         return _hash(b"%d:%b\n%b" % (len(name), name, attempt), self._key, ATTEMPT_BYTES)
 
     def _put(self, name: bytes, attempts: dict[bytes, float]) -> None:
-        """Put in the attempts of a name as the newest, and forget the oldest if too many."""
+        """Store attempts of a name as the newest, and remove the oldest if the table is full."""
         key = _hash(name, self._name_key, NAME_BYTES)
         self._table[key] = attempts
         self._table.move_to_end(key)

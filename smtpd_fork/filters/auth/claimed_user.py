@@ -1,6 +1,6 @@
-"""claimed_user: whom a client claims to be, read from what it says to a mechanism.
+"""claimed_user: read the user name that a client claims from its response to a mechanism.
 
-It is for limits and for the log alone: whether the claim holds is decided elsewhere.
+The name is not verified; it is used only for limits and for the log.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 __all__ = ["LONGEST_USER", "claimed_user", "plain_parts", "user_key"]
 
 LONGEST_USER = 255
-"""Characters of a name; a longer one is nobody's (an address has 254, RFC 5321 4.5.3.1.3)."""
+"""Maximum characters of a user name; an address has at most 254 (RFC 5321 4.5.3.1.3)."""
 
 _PARTS_OF_PLAIN = 3
 _BEARER = re.compile(rb"(?:^|[\x01,])(?:user|a)=([^\x01,]*)")
@@ -19,7 +19,10 @@ _SCRAM = re.compile(rb"(?:^|,)n=([^,]*)")
 
 
 def plain_parts(response: bytes) -> tuple[str, str, bytes] | None:
-    """Return authorization id, user and password of a response to PLAIN (RFC 4616); None: none."""
+    """Return authorization identity, user and password of a PLAIN response (RFC 4616).
+
+    None means that the response is malformed.
+    """
     parts = response.split(b"\0")
     if len(parts) != _PARTS_OF_PLAIN:
         return None
@@ -56,7 +59,7 @@ _READERS: Mapping[str, Callable[[bytes], bytes]] = {
 
 
 def claimed_user(mechanism: str, response: bytes) -> str:
-    """Return whom the first response to a mechanism is about; empty if it does not say."""
+    """Return the user name in the first response to a mechanism; empty if there is none."""
     reader = _READERS.get(mechanism)
     if reader is None:
         return ""
@@ -64,5 +67,5 @@ def claimed_user(mechanism: str, response: bytes) -> str:
 
 
 def user_key(user: str) -> str:
-    """Return the name in the form that names are compared in."""
+    """Return a user name in the form in which names are compared."""
     return user.lower()

@@ -1,4 +1,4 @@
-"""Exchange: one AUTH of a client: its responses, and whom it claims to be."""
+"""Exchange: one AUTH command, with its challenges and responses."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ __all__ = ["Backend", "Exchange", "credentials"]
 T = TypeVar("T")
 
 USER_NAME, PASSWORD = b"Username:", b"Password:"
-"""What LOGIN asks for, as other servers write it."""
+"""The challenges of LOGIN, in the spelling of other servers."""
 
 
 class Exchange:
-    """One AUTH. Make it with :meth:`begin`.
+    """One AUTH command. Use :meth:`begin` to make it.
 
-    :ivar server: the session, as handlers know it
-    :ivar session: aiosmtpd's
-    :ivar mechanism: in capitals
-    :ivar initial: the response that came with the command; None: none did
-    :ivar client: what the client is counted by; empty: it is not counted
-    :ivar network: that the client is in; empty if it is not counted, or has no address
-    :ivar user: whom it claims to be; empty as long as it has not said so
-    :ivar limit_reached: whether the client may not fail again
+    :ivar server: the argument ``server`` of hooks
+    :ivar session: aiosmtpd's session
+    :ivar mechanism: the mechanism in upper case
+    :ivar initial: the initial response; None if the client sent none
+    :ivar client: the key by which failures of the client are counted; empty: they are not counted
+    :ivar network: the network of the client; empty if it is not counted, or has no address
+    :ivar user: the user name that the client claims; empty if it has not sent one yet
+    :ivar limit_reached: whether the client has reached its limit of failures
     """
 
     def __init__(
@@ -57,19 +57,19 @@ class Exchange:
         self._guess = b""
         self._responses: list[bytes] = []
         if initial:
-            self._heard(initial)
+            self._record(initial)
 
     @classmethod
     def begin(cls, server: Any, args: Sequence[str], failures: Failures, client: str) -> Exchange:
-        """Return the exchange that a command begins.
+        """Return the exchange of a command.
 
-        :param args: of AUTH
-        :raises RefusedError: the response with it is not base64
+        :param args: the arguments of AUTH
+        :raises RefusedError: the initial response is not base64
         """
         initial: bytes | None = None
         if len(args) > 1:
             try:
-                # RFC 4954 4: an equals sign is an empty response
+                # An equals sign is an empty response (RFC 4954 4).
                 initial = b"" if args[1] == "=" else b64decode(args[1].encode(), validate=True)
             except (Base64Error, UnicodeEncodeError):
                 raise RefusedError(NOT_BASE64) from None
@@ -78,21 +78,21 @@ class Exchange:
     async def ask(self, challenge: bytes) -> bytes:
         """Send a challenge, and return the response.
 
-        :raises RefusedError: the client has given up, and has its reply
+        :raises RefusedError: the client has cancelled the exchange; its reply was sent
         """
         response = await self.server.challenge_auth(challenge)
         if response is MISSING:
             raise RefusedError("")
-        self._heard(response)
+        self._record(response)
         return bytes(response)
 
-    def _heard(self, response: bytes) -> None:
+    def _record(self, response: bytes) -> None:
         self._responses.append(response)
         if not self.user:
             self.user = claimed_user(self.mechanism, response)
 
     async def in_time(self, awaitable: Awaitable[T]) -> T:
-        """Await what is no matter of the client: its own time does not pass meanwhile."""
+        """Await the work of a backend; the deadline of the client is suspended meanwhile."""
         connection = getattr(self.server, "connection", None)
         if connection is None:  # under aiosmtpd
             return await awaitable
@@ -100,9 +100,9 @@ class Exchange:
 
     @asynccontextmanager
     async def attempt(self, *, at_once: int) -> AsyncIterator[None]:
-        """Wait until the client may make an attempt, and count it as long as it goes on.
+        """Wait until the client may make an attempt, and count it while it is in progress.
 
-        :raises RefusedError: the client, or the user, has failed too often
+        :raises RefusedError: the client or the user has too many failures
         """
         user = user_key(self.user)
         if self._share is not None:
@@ -112,32 +112,32 @@ class Exchange:
 
     @property
     def _share(self) -> Share | None:
-        """What tells all processes and nodes; None: there are none."""
+        """The function that shares attempts with all processes and nodes; None: there are none."""
         connection = getattr(self.server, "connection", None)  # None under aiosmtpd
         return None if connection is None else connection.shared.share_auth_attempt
 
     def failed(self) -> None:
-        """Count the attempt as a guess, within :meth:`attempt`."""
+        """Count the attempt as a failure; call it within :meth:`attempt`."""
         self._guess = _guess_of(self.mechanism, self._responses)
         user = user_key(self.user)
         self.limit_reached = self._failures.failed(self.client, user, self._guess)
 
     async def share_failure(self) -> None:
-        """Have all processes and nodes count the guess, if it was one."""
+        """Count the failure, if the attempt was one, in all processes and nodes."""
         if self._share is not None and self._guess:
             user = user_key(self.user)
             sharing = self._failures.share(self.client, user, self._guess, self._share)
             self.limit_reached |= await self.in_time(sharing)
 
     async def succeeded(self, user: str) -> None:
-        """Take note of who has authenticated."""
+        """Remember that the client has authenticated as *user*."""
         await self.in_time(self._failures.succeeded(self.client, user_key(user), self._share))
 
 
 def _guess_of(mechanism: str, responses: Sequence[bytes]) -> bytes:
-    """Return what a client has guessed; it is the same by PLAIN and by LOGIN.
+    """Return the credentials of an attempt; those of PLAIN and LOGIN are comparable.
 
-    A mail program that has an old password tries one after the other.
+    A mail program with an old password tries both mechanisms, which is to count as one failure.
     """
     login = list(responses)
     if mechanism == "PLAIN" and len(login) == 1:
@@ -148,36 +148,36 @@ def _guess_of(mechanism: str, responses: Sequence[bytes]) -> bytes:
 
 
 class Backend(Protocol):
-    """Decides who a client is."""
+    """Verifies credentials."""
 
     @property
     def known(self) -> Sequence[str]:
-        """The names of the mechanisms that it may have."""
+        """The names of all mechanisms that the backend may offer."""
 
     @property
     def status(self) -> PeerStatus | None:
-        """The state of the program that it asks; None if it asks none."""
+        """The state of the external program that the backend uses; None if it uses none."""
 
     async def offered(self, *, plaintext: bool) -> Sequence[str]:
-        """Return the mechanisms that are on offer, in order.
+        """Return the mechanisms to offer, in order.
 
-        :param plaintext: those that show a password or a token among them
+        :param plaintext: whether to include mechanisms that reveal a password or a token
         """
 
     async def authenticate(self, exchange: Exchange) -> Outcome:
         """Carry out an exchange.
 
-        :raises RefusedError: it ended early
+        :raises RefusedError: it ended before the credentials were verified
         """
 
     async def close(self) -> None:
-        """Finish."""
+        """Release all resources."""
 
 
 async def credentials(exchange: Exchange) -> tuple[str, bytes]:
-    """Return the user and the password that a client gives by PLAIN or LOGIN.
+    """Return the user and the password that a client sends by PLAIN or LOGIN.
 
-    :raises RefusedError: it gives none, or wants to be somebody else than who it is
+    :raises RefusedError: the response is malformed, or asks for another authorization identity
     """
     first = exchange.initial
     if exchange.mechanism == "LOGIN":
@@ -189,8 +189,8 @@ async def credentials(exchange: Exchange) -> tuple[str, bytes]:
             raise RefusedError(WRONG, "the name is not UTF-8") from None
     parts = plain_parts(await exchange.ask(b"") if first is None else first)
     if parts is None:
-        raise RefusedError(WRONG, "the response is not of PLAIN")
+        raise RefusedError(WRONG, "the response is not valid for PLAIN")
     authorization, user, password = parts
     if authorization and user_key(authorization) != user_key(user):
-        raise RefusedError(WRONG, "another identity is asked for")
+        raise RefusedError(WRONG, "the authorization identity is another user")
     return user, password

@@ -1,15 +1,16 @@
-"""Failures: limits of failed attempts to authenticate, across all sessions.
+"""Failures: limit failed attempts to authenticate, across all sessions.
 
-A failure is a guess at a password. The same credentials again are no other guess: a telephone with
-an old password does not shut out all others behind its address. A client is counted by its IPv4
-address or its /64 (IPv6). While an attempt goes on it counts as a failure, so that many sessions at
-once guess no more often than one.
+A failure is an attempt with wrong credentials. The same credentials count only once, so that a
+phone with an old password does not block all clients behind its address. Failures are counted per
+client (IPv4 address or IPv6 /64). An attempt in progress counts as a failure, so that many
+concurrent sessions cannot make more attempts than one.
 
-A user is counted as well, for guesses that come from many clients. Then only clients that have
-authenticated as this user before go on; else a stranger could lock out everybody whose name is
-known. Users who do not exist count alike: which names there are does not show.
+Failures are also counted per user, against guesses from many clients. When a user has reached the
+limit, only clients that have authenticated as this user before may try: otherwise an attacker could
+lock out every user whose name is known. Unknown users are counted in the same way, so that a client
+cannot find out which users exist.
 
-The processes and nodes of a fleet count all of this together.
+All processes and nodes of a fleet share these counts.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ if TYPE_CHECKING:
 __all__ = ["Failures"]
 
 LOGIN_SECONDS = 30 * 86_400.0
-"""For which a client is known that has authenticated as a user."""
+"""Seconds for which a log-in (a client that has authenticated as a user) is remembered."""
 
-LOGIN_TOLD_SECONDS = 86_400.0
-"""After which it is counted again, and told to all nodes: not with each session."""
+LOGIN_REFRESH_SECONDS = 86_400.0
+"""Seconds after which a log-in is recorded and shared with all nodes again, instead of at each
+session."""
 
 
-class _Turns:
-    """The attempts of one client that go on, and those that wait for one of them to end."""
+class _InProgress:
+    """The attempts of one client that are in progress, and those that wait for their end."""
 
     __slots__ = ("running", "waiters")
 
@@ -55,11 +57,11 @@ class _Turns:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self.wake()  # its turn is another's
+                self.wake()  # wake another waiter instead of this one
             raise
 
     def wake(self) -> None:
-        """Have the next one who waits look again."""
+        """Wake the next waiter, which checks the limit again."""
         while self.waiters:
             waiter = self.waiters.popleft()
             if not waiter.done():
@@ -68,13 +70,13 @@ class _Turns:
 
 
 class Failures:
-    """The failed attempts of a time.
+    """Counts failed attempts.
 
-    :param of_client: failures of one client, after which it is refused; 0 is no limit
-    :param of_user: failures of one user, after which other clients than the user's own are refused;
-        0 is no limit
-    :param seconds: how long a failure counts
-    :param clock: tells the time
+    :param of_client: failures of one client before it is refused; 0 is no limit
+    :param of_user: failures of one user before clients that have not authenticated as this user are
+        refused; 0 is no limit
+    :param seconds: seconds that a failure counts
+    :param clock: returns the time in seconds
     """
 
     def __init__(
@@ -85,40 +87,40 @@ class Failures:
         self._clients = Attempts(AuthCount("client", of_client, seconds), clock)
         self._users = Attempts(AuthCount("user", of_user, seconds), clock)
         self._logins = Attempts(AuthCount("login", 1, LOGIN_SECONDS), clock)
-        self._turns: dict[str, _Turns] = {}
+        self._running: dict[str, _InProgress] = {}
 
     @asynccontextmanager
     async def attempt(self, client: str, user: str, *, at_once: int) -> AsyncIterator[None]:
-        """Wait until the client may make an attempt, and count it as long as it goes on.
+        """Wait until the client may make an attempt, and count it while it is in progress.
 
-        :param client: what it is counted by; empty: it is not
-        :param user: whom it claims to be; empty: that is not known
-        :param at_once: attempts of one client that may go on at once
-        :raises RefusedError: it has failed too often, or the user has
+        :param client: the key of the client; empty: it is not counted
+        :param user: the user name that the client claims; empty: not known
+        :param at_once: maximum concurrent attempts of one client
+        :raises RefusedError: the client or the user has too many failures
         """
         if self._is_stranger(client, user):
             raise RefusedError(USER_HAS_TOO_MANY, "too many failures of the user")
         if not client:
             yield
             return
-        turns = self._turns.setdefault(client, _Turns())
+        in_progress = self._running.setdefault(client, _InProgress())
         try:
-            while turns.running >= min(at_once, self._left(client)):
-                await turns.wait()
-            turns.running += 1
+            while in_progress.running >= min(at_once, self._left(client)):
+                await in_progress.wait()
+            in_progress.running += 1
             try:
                 yield
             finally:
-                turns.running -= 1
+                in_progress.running -= 1
         finally:
-            turns.wake()
-            if not (turns.running or turns.waiters):
-                self._turns.pop(client, None)
+            in_progress.wake()
+            if not (in_progress.running or in_progress.waiters):
+                self._running.pop(client, None)
 
     def _left(self, client: str) -> int:
-        """Return how often the client may fail yet.
+        """Return the number of failures that the client has left.
 
-        :raises RefusedError: never again
+        :raises RefusedError: none are left
         """
         if not self._limits_clients:
             return sys.maxsize
@@ -128,30 +130,30 @@ class Failures:
         return left
 
     def _is_stranger(self, client: str, user: str) -> bool:
-        """Whether the user has failed too often, and the client never was this user."""
+        """Return whether the user is at its limit, and the client has never been this user."""
         if not (self._limits_users and user) or self._users.left(_octets(user)) > 0:
             return False
         return not self._logins.of(_login(client, user))
 
     async def ask_for_login(self, client: str, user: str, share: Share) -> None:
-        """Ask all nodes for a log-in of the client, if that decides whether it may go on."""
+        """Ask all nodes for a log-in of the client, if only that would let it try."""
         if self._is_stranger(client, user):
             await self._logins.ask(_login(client, user), share)
 
     def failed(self, client: str, user: str, credentials: bytes) -> bool:
-        """Count a guess.
+        """Count a failure.
 
-        :param credentials: what was guessed; it is not kept
-        :returns: whether the client has reached its limit with it
+        :param credentials: the wrong credentials; only a hash of them is stored
+        :returns: whether the client has now reached its limit
         """
         if user:
             self._users.add(_octets(user), credentials)
         return bool(client) and self._clients.add(client.encode(), credentials)
 
     async def share(self, client: str, user: str, credentials: bytes, share: Share) -> bool:
-        """Have all nodes count a guess that was counted here, and count those at other nodes.
+        """Share a failure with all nodes, and count their failures here.
 
-        :returns: whether the client has reached its limit with them
+        :returns: whether the client has now reached its limit
         """
         of_client = None
         async with asyncio.TaskGroup() as group:
@@ -163,10 +165,10 @@ class Failures:
         return of_client is not None and of_client.result()
 
     async def succeeded(self, client: str, user: str, share: Share | None) -> None:
-        """Take note that a client has authenticated as a user, here and at all nodes."""
+        """Remember on all nodes that a client has authenticated as a user."""
         login = _login(client, user)
         last = max(self._logins.of(login).values(), default=None)
-        if last is not None and self._clock() - last < LOGIN_TOLD_SECONDS:
+        if last is not None and self._clock() - last < LOGIN_REFRESH_SECONDS:
             return
         self._logins.add(login, b"")
         if share is not None and self._limits_users:
@@ -178,5 +180,5 @@ def _octets(user: str) -> bytes:
 
 
 def _login(client: str, user: str) -> bytes:
-    """Return the name of a client as a user; no address has a line feed."""
+    """Return the key of a pair of client and user; an address contains no line feed."""
     return client.encode() + b"\n" + _octets(user)

@@ -1,7 +1,7 @@
-"""auth: clients authenticate themselves (AUTH, RFC 4954).
+"""auth: authenticate clients (AUTH, RFC 4954).
 
-Who is a user is decided by a file of users, by Dovecot, or by a function of a program's own. The
-limits of failed attempts are the same for all three.
+A backend verifies the credentials: a file of users, Dovecot, or a Python function. All three have
+the same limits of failed attempts.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from aiosmtpd.smtp import Session as AnySession
 from smtpd_fork.config import IPV6_PREFIX
 from smtpd_fork.dialogue.auth_offer import with_mechanisms
 from smtpd_fork.errors import HandlerError
-from smtpd_fork.filters.auth.by_authenticator import ByAuthenticator, function_named
-from smtpd_fork.filters.auth.by_dovecot import ByDovecot
-from smtpd_fork.filters.auth.by_users import ByUsers
+from smtpd_fork.filters.auth.authenticator_backend import AuthenticatorBackend, function_named
+from smtpd_fork.filters.auth.dovecot_backend import DovecotBackend
 from smtpd_fork.filters.auth.exchange import Backend, Exchange
 from smtpd_fork.filters.auth.failures import Failures
 from smtpd_fork.filters.auth.outcome import (
@@ -32,6 +31,7 @@ from smtpd_fork.filters.auth.outcome import (
 )
 from smtpd_fork.filters.auth.password_hash import check_libraries
 from smtpd_fork.filters.auth.users_file import Users, UsersFile
+from smtpd_fork.filters.auth.users_file_backend import UsersFileBackend
 from smtpd_fork.filters.base import Filter
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.gate.client import Client
@@ -56,30 +56,31 @@ __all__ = ["Auth"]
 log = logging.getLogger("smtpd_fork.auth")
 
 LONGEST_SHOWN = 100
-"""Characters of a user's name in the log."""
+"""Maximum characters of a user name in the log."""
 
 _IPV4_NETWORK, _IPV6_NETWORK = Prefix.parse("24"), Prefix.parse("48")
-"""What one customer of a provider may have at hand."""
+"""Networks of a size that a provider assigns to one customer."""
 
 DENIED_FOR = "Too many failed attempts to authenticate"
 
 
 class Auth(Filter):
-    """Authenticates clients, by one of the first three parameters.
+    """Authenticates clients by one of *users*, *dovecot* and *authenticator*.
 
     :param users: a file of users and hashes of their passwords
     :param dovecot: Dovecot's authentication service: ``unix:PATH`` or ``HOST:PORT``
-    :param authenticator: a function as aiosmtpd's ``authenticator``, or its name ``module:attr``
-    :param required: whether clients that have not authenticated may not send
-    :param require_tls: which mechanisms are for encrypted connections alone: ``always``: all of
-        them; ``plaintext``: those that show the password; ``never``: none
-    :param max_failures: of one client in the time *failure_period*; more get 421. 0 is no limit
-    :param max_user_failures: of one user; more get 454, but from clients that have authenticated as
-        this user before. 0 is no limit
+    :param authenticator: a function like aiosmtpd's ``authenticator``, or its name ``module:attr``
+    :param required: whether MAIL is refused before the client has authenticated
+    :param require_tls: mechanisms that need an encrypted connection: ``always``: all of them;
+        ``plaintext``: those that reveal the password; ``never``: none
+    :param max_failures: failures of one client within *failure_period*; more get 421. 0 is no limit
+    :param max_user_failures: failures of one user within *failure_period*; more get 454, except
+        from clients that have authenticated as this user before. 0 is no limit
     :param failure_period: seconds that a failure counts
-    :param deny: seconds for which a client with too many failures is denied; 0: it is not
-    :param connect_timeout: seconds for the connection to Dovecot
-    :param timeout: seconds for an answer of Dovecot
+    :param deny: seconds for which the gate refuses a client that has reached *max_failures*; 0:
+        it is not refused
+    :param connect_timeout: timeout of connecting to Dovecot, in seconds
+    :param timeout: timeout of an answer of Dovecot, in seconds
     """
 
     supports_dsn = True
@@ -107,19 +108,19 @@ class Auth(Filter):
         self._backend: Backend
         if users is not None:
             check_libraries()
-            self._file, self._backend = UsersFile(users), ByUsers()
+            self._file, self._backend = UsersFile(users), UsersFileBackend()
         elif dovecot is not None:
-            self._backend = ByDovecot(_service(dovecot, connect_timeout, timeout))
+            self._backend = DovecotBackend(_service(dovecot, connect_timeout, timeout))
             self.handle_EHLO = self._offer
         else:
             assert authenticator is not None
             if isinstance(authenticator, str):
                 authenticator = function_named(authenticator)
-            self._backend = ByAuthenticator(authenticator)
+            self._backend = AuthenticatorBackend(authenticator)
         for name in self._backend.known:
             setattr(self, f"auth_{name.replace('-', '__')}", self._authenticate)
         if required:
-            self.handle_MAIL = self._refuse_strangers
+            self.handle_MAIL = self._require_authentication
         self.controls_relaying = required
         self.offers_auth_without_tls = require_tls != "always"
         self._require_tls = require_tls
@@ -139,14 +140,14 @@ class Auth(Filter):
     # -- the file of users -------------------------------------------------------------------------
 
     def check(self) -> None:
-        """See whether the file can be read.
+        """Check that the file of users can be read.
 
-        :raises HandlerError: it cannot
+        :raises HandlerError: it cannot be read
         """
         self._read()
 
     def prepare(self) -> None:
-        """Read the file, if it was not read before.
+        """Read the file, unless it has been read before.
 
         :raises HandlerError: it cannot be read
         """
@@ -165,16 +166,17 @@ class Auth(Filter):
     def _read(self) -> tuple[tuple[int, ...], Users | None]:
         if self._file is None:
             return (), None
-        signature = self._file.signature  # before it is read: it may change meanwhile
+        # Taken before reading, so that the next reload reads a file that changes meanwhile.
+        signature = self._file.signature
         users = self._file.read_users()
         for fault in users.faults:
             log.warning("%s", fault)
         return signature, users
 
     def _use(self, signature: tuple[int, ...], users: Users | None) -> str:
-        """Put in force what was read."""
+        """Apply the content of the file; return the log line."""
         assert self._file is not None
-        assert isinstance(self._backend, ByUsers)
+        assert isinstance(self._backend, UsersFileBackend)
         assert users is not None
         self._signature, self._backend.users = signature, users
         return f"{self._file.name} read: users={len(users)}"
@@ -184,7 +186,7 @@ class Auth(Filter):
     async def _offer(
         self, server: Any, session: AnySession, _: Envelope, hostname: str, responses: list[str]
     ) -> list[str]:
-        """Have EHLO offer what Dovecot has now."""
+        """Add the mechanisms that Dovecot offers now to the reply to EHLO."""
         session.host_name = hostname
         offered = await self._backend.offered(plaintext=self._may_be_plaintext(session))
         return with_mechanisms(responses, set(self._backend.known), offered)
@@ -192,15 +194,15 @@ class Auth(Filter):
     def _may_be_plaintext(self, session: AnySession) -> bool:
         return self._require_tls == "never" or session.ssl is not None
 
-    async def _refuse_strangers(
+    async def _require_authentication(
         self, _: Any, session: AnySession, __: Envelope, address: str, options: list[str]
     ) -> Any:
         return MISSING if session.authenticated else NEEDS_AUTH
 
     async def _authenticate(self, server: Any, args: Sequence[str]) -> AuthResult:
-        """Carry out AUTH, by any of the mechanisms."""
+        """Carry out AUTH with any mechanism."""
         session = server.session
-        self.prepare()  # under aiosmtpd, which prepares nothing
+        self.prepare()  # aiosmtpd does not call it
         client = Client(session.peer, IPV6_PREFIX)
         try:
             await self._check_offered(session, args[0].upper())
@@ -221,13 +223,13 @@ class Auth(Filter):
             return AuthResult(success=True, auth_data=data)
         if outcome.reason:
             self._note(exchange, logging.WARNING, "not authenticated", outcome.reason)
-        # Without a reply the client has its own already.
+        # Without a text the reply was already sent.
         return AuthResult(success=False, handled=not outcome.reply, message=outcome.reply or None)
 
     async def _check_offered(self, session: AnySession, mechanism: str) -> None:
-        """Refuse a mechanism that is not on offer to this client.
+        """Check that a mechanism is offered to this client.
 
-        :raises RefusedError: it is not
+        :raises RefusedError: the mechanism is unknown, or needs TLS
         """
         plaintext = self._may_be_plaintext(session)
         if mechanism in await self._backend.offered(plaintext=plaintext):
@@ -242,16 +244,16 @@ class Auth(Filter):
             return Outcome(reply=refused.reply, reason=refused.reason)
 
     def _deny_client(self, server: Any, client: Client) -> None:
-        """Have the gate refuse the client from now on."""
+        """Have the gate refuse new connections of the client."""
         deny = getattr(server, "deny", None)
         if deny is None or not client.key or client.number is None:
             return
         if getattr(server, "speaks_for_others", False):
-            log.warning("auth: %s is not denied: it names its clients by XCLIENT", client.key)
+            log.warning("auth: %s is not denied: it sends for other clients (XCLIENT)", client.key)
             return
         try:
             deny(client.key, DENIED_FOR, seconds=self._deny, by="auth")
-        except (RuntimeError, ValueError) as error:  # no Server's session; too many denials
+        except (RuntimeError, ValueError) as error:  # not a session of Server; too many denials
             log.warning("auth: %s is not denied: %s", client.key, error)
 
     # -- the log -----------------------------------------------------------------------------------
@@ -266,22 +268,22 @@ class Auth(Filter):
         self._reporter.note(line)
 
     async def close(self) -> None:
-        """End threads and connections, and write what was gathered for the log."""
+        """Stop the threads, close the connections, and write the pending log lines."""
         await self._backend.close()
         self._reporter.close()
 
 
 def _network_of(client: Client) -> str:
-    """Return the /24 or /48 that a client is in; empty if it has no address."""
+    """Return the /24 or /48 network of a client; empty if it has no address."""
     if client.number is None:
         return ""
     return (_IPV6_NETWORK if client.ipv6 else _IPV4_NETWORK).around(client.number)
 
 
 def _service(address: str, connect: float, answer: float) -> DovecotService:
-    """Return Dovecot's service at an address.
+    """Return Dovecot's authentication service at an address.
 
-    :raises SettingError: it is none
+    :raises SettingError: the address is not valid
     """
     try:
         parsed = parse_hop_address(address, default_port=None)

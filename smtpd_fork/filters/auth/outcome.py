@@ -1,4 +1,4 @@
-"""Outcome: what came of an attempt to authenticate, and the replies for it."""
+"""Outcome: the result of an attempt to authenticate, and the replies to AUTH."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = [
 ]  # fmt: skip
 
 WRONG = "535 5.7.8 Authentication credentials invalid"
-"""Of a user who is not there as well."""
+"""For unknown users as well, so that a client cannot find out which users exist."""
 
 DENIED = "535 5.7.1 Not authorized"
 DISABLED = "535 5.7.1 The account is disabled"
@@ -27,12 +27,12 @@ USER_HAS_TOO_MANY = "454 4.7.0 Too many failed attempts to authenticate, try aga
 
 
 class Outcome(NamedTuple):
-    """What came of an attempt.
+    """The result of an attempt.
 
-    :ivar user: who has authenticated; empty if nobody has
-    :ivar data: for ``session.auth_data``, if that is not *user*
-    :ivar reply: to a client that has not authenticated
-    :ivar reason: why not, for the log
+    :ivar user: the authenticated user; empty after a failure
+    :ivar data: the value of ``session.auth_data``; None: *user*
+    :ivar reply: the reply after a failure
+    :ivar reason: the reason of a failure, for the log
     """
 
     user: str = ""
@@ -42,10 +42,10 @@ class Outcome(NamedTuple):
 
 
 class RefusedError(Exception):
-    """An attempt ends before anybody was asked about it.
+    """An attempt ends before the credentials are verified.
 
-    :param reply: to the client; empty: it has its reply
-    :param reason: for the log; empty: there is nothing to say
+    :param reply: the reply to the client; empty if it was already sent
+    :param reason: the reason for the log; empty: nothing is logged
     """
 
     def __init__(self, reply: str, reason: str = "") -> None:

@@ -1,7 +1,7 @@
-"""PasswordHash: a hash of a password, as Dovecot and htpasswd write it, and whether a word is it.
+"""PasswordHash: verify passwords with hashes in the format of Dovecot and htpasswd.
 
-libpass knows the hashes; argon2-cffi and bcrypt compute theirs, libcrypt those of crypt(3), which
-libpass computes where there is no libcrypt.
+libpass parses the hashes. argon2-cffi and bcrypt compute their own kinds, libcrypt those of
+crypt(3); without libcrypt, libpass computes the latter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from smtpd_fork.filters.auth import libcrypt
 
 try:
     import passlib.hash  # type: ignore[import-untyped]  # libpass has no types
-except ImportError:  # check_libraries() says so
+except ImportError:  # check_libraries() reports it
     passlib = None
 
 __all__ = ["PasswordHash", "check_libraries"]
@@ -35,7 +35,8 @@ _SCHEMES: Mapping[str, tuple[str, str]] = {
     "$1$": ("md5_crypt", "MD5-CRYPT"),
     "$apr1$": ("apr_md5_crypt", ""),
 }
-"""By beginning: libpass's name or crypt(5)'s, and Dovecot's. All are slow, and have a salt."""
+"""The kinds of hashes by prefix: the name in libpass or crypt(5), and Dovecot's scheme. All of them
+are slow to compute and have a salt."""
 
 _WEAK = {"md5_crypt", "apr_md5_crypt"}
 
@@ -62,16 +63,17 @@ _BY_LIBCRYPT_ALONE: Mapping[str, tuple[re.Pattern[str], Callable[..., int]]] = {
     "gost-yescrypt": (_YESCRYPT, _octets_of_yescrypt),
     "scrypt": (_SCRYPT, _octets_of_scrypt),
 }
-"""By name: how it is written, as crypt_gensalt(3) does, and the octets that it goes through."""
+"""Kinds that only libcrypt computes: the format of crypt_gensalt(3), and a function that returns
+the octets of memory that a hash needs."""
 
 _BY_LIBCRYPT = {*_BY_LIBCRYPT_ALONE, "sha512_crypt", "sha256_crypt", "md5_crypt"}
 
 LONGEST_HASH = 512
 LONGEST_PASSWORD = 1024
-"""Octets; a hash of more takes an attacker's time, and ours."""
+"""Octets; hashing a long password would take much time."""
 
 LONGEST_BCRYPT = 72
-"""Octets of a password that bcrypt takes; all programs drop the rest."""
+"""Octets of a password that bcrypt uses; all programs ignore the rest."""
 
 _MOST: Mapping[str, Mapping[str, int]] = {
     "argon2": {"memory_cost": 1 << 20, "rounds": 64, "parallelism": 64},
@@ -79,16 +81,16 @@ _MOST: Mapping[str, Mapping[str, int]] = {
     "sha512_crypt": {"rounds": 5_000_000},
     "sha256_crypt": {"rounds": 5_000_000},
 }
-"""The costs of a hash that takes some seconds, or 1 GiB; more is a typing error, or an attack."""
+"""Maximum costs: a hash takes some seconds, or 1 GiB. More is a typing error, or an attack."""
 
 _MOST_OCTETS = 1 << 30
-"""The same for yescrypt and scrypt."""
+"""Maximum octets of memory of a hash of yescrypt or scrypt."""
 
 
 def check_libraries() -> None:
-    """See that there is what verifies hashes, and import all of it.
+    """Import the libraries that verify hashes.
 
-    :raises MissingLibraryError: it is not there
+    :raises MissingLibraryError: a library is not installed
     """
     libraries = ["libpass", "argon2-cffi", "bcrypt"]
     if passlib is None:
@@ -107,11 +109,11 @@ def _handler(name: str) -> Any:
 
 
 class PasswordHash:
-    """A hash that can be verified.
+    """A hash that passwords are verified with.
 
-    :param text: it, perhaps with Dovecot's ``{SCHEME}`` in front of it
-    :raises ValueError: it is none, or of no safe kind
-    :ivar weak: whether its password is found quickly by one who has the hash
+    :param text: the hash, with or without Dovecot's prefix ``{SCHEME}``
+    :raises ValueError: the text is not a hash, or of a kind that is not supported
+    :ivar weak: whether an attacker finds the password of the hash quickly
     """
 
     __slots__ = ("_by_libcrypt", "_name", "_text", "weak")
@@ -123,7 +125,7 @@ class PasswordHash:
         self._text = bare
         self.weak = self._name in _WEAK
         if len(bare) > LONGEST_HASH or not bare.isascii():
-            raise ValueError("it is no hash")
+            raise ValueError("not a password hash")
         self._by_libcrypt = self._name in _BY_LIBCRYPT and libcrypt.computes(bare)
         if self._name in _BY_LIBCRYPT_ALONE:
             _check_memory(self._name, bare)
@@ -133,14 +135,14 @@ class PasswordHash:
             _check_costs(self._name, bare)
 
     def verify(self, password: bytes) -> bool:
-        """Whether it is the hash of *password*. It takes as long as the hash is made to take.
+        """Return whether it is the hash of *password*. Blocks for up to some seconds.
 
-        :raises HashError: it cannot be computed, as memory is short
+        :raises HashError: the hash cannot be computed because memory is short
         """
         longest = libcrypt.LONGEST_PASSWORD if self._by_libcrypt else LONGEST_PASSWORD
         fits = 0 < len(password) <= longest and b"\0" not in password
         if not fits:
-            password = b"x"  # it takes the same time
+            password = b"x"  # compute a hash anyway: the duration is not to reveal anything
         if self._by_libcrypt:
             return compare_digest(libcrypt.hash_of(password, self._text), self._text) and fits
         if self._name == "bcrypt":
@@ -152,19 +154,22 @@ class PasswordHash:
 
 
 def _name_of(bare: str, scheme: str) -> str:
-    """Return the name of a hash."""
+    """Return the name of the kind of a hash.
+
+    :raises ValueError: the kind is not supported, or does not match the scheme
+    """
     found = _BEGINNING.match(bare)
     name, dovecots = _SCHEMES.get(found[0], ("", "")) if found else ("", "")
     if scheme not in {"CRYPT", dovecots} or not name:
         kind = scheme if scheme != "CRYPT" else found[0] if found else "this"
-        raise ValueError(f"{kind} is no kind of hash that is taken; {_NOT_SUPPORTED}")
+        raise ValueError(f"{kind} is not a supported kind of hash; {_NOT_SUPPORTED}")
     return name
 
 
 def _check_costs(name: str, bare: str) -> None:
-    """Check a hash that libpass knows.
+    """Check the costs of a hash of a kind that libpass knows.
 
-    :raises ValueError: it is none, or takes too much
+    :raises ValueError: the hash is malformed, or its costs are too high
     """
     try:
         parsed = _handler(name).from_string(bare)
@@ -178,20 +183,20 @@ def _check_costs(name: str, bare: str) -> None:
 
 
 def _check_memory(name: str, bare: str) -> None:
-    """Check a hash of crypt(5) that libpass does not know.
+    """Check the memory that a hash needs, for kinds that only libcrypt computes.
 
-    :raises ValueError: it is none, or takes too much
+    :raises ValueError: the hash is malformed, or needs too much memory
     """
     pattern, octets = _BY_LIBCRYPT_ALONE[name]
     found = pattern.fullmatch(bare)
     if found is None:
         raise ValueError(f"no {name} hash")
     if octets(*map(_number, found.groups())) > _MOST_OCTETS:
-        raise ValueError(f"the {name} hash takes more than {_MOST_OCTETS >> 20} MiB")
+        raise ValueError(f"the {name} hash needs more than {_MOST_OCTETS >> 20} MiB")
 
 
 def _number(digits: str) -> int:
-    """Return the number that digits of crypt(5) are; the first one is the lowest."""
+    """Return the value of a number in the digits of crypt(5), least significant digit first."""
     return sum(_DIGITS.index(digit) << 6 * place for place, digit in enumerate(digits))
 
 

@@ -1,6 +1,6 @@
-"""PasswordThreads: threads of their own for hashes, which take tenths of a second each.
+"""PasswordThreads: separate threads for password hashes, which take tenths of a second each.
 
-Those of asyncio are for all that blocks: a flood of AUTH does not take them from other handlers.
+A flood of AUTH commands thus cannot occupy asyncio's default threads, which other handlers need.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["PasswordThreads", "ThreadsBusyError"]
 
 THREADS = 2
-"""Hashes at once. A hash of Argon2 takes 64 MiB and about 0.1 s of a core."""
+"""Concurrent hashes. A hash of Argon2 takes 64 MiB and about 0.1 s of CPU time."""
 
 MOST_WAITING = 64
-"""Attempts that wait for a thread, one of a client: about 4 s."""
+"""Maximum attempts that wait for a thread, one per client: about 4 s of work."""
 
 MOST_OF_NETWORK = 16
-"""Attempts at once of one network, a quarter of them: no /24 and no /48 shuts the others out."""
+"""Maximum attempts of one network, about a quarter of all: no /24 or /48 can occupy all threads."""
 
 T = TypeVar("T")
 
 
 class ThreadsBusyError(Exception):
-    """Too many attempts wait."""
+    """Too many attempts wait for a thread."""
 
 
 class PasswordThreads:
@@ -42,25 +42,27 @@ class PasswordThreads:
         self._of_network: dict[str, int] = {}
 
     async def run(self, network: str, function: Callable[..., T], *args: object) -> T:
-        """Return what *function* returns.
+        """Call *function* in a thread, and return its result.
 
-        One that has begun goes on when this is cancelled, and takes its thread as long.
+        A call that has begun is not interrupted by a cancellation; it occupies its thread until it
+        returns.
 
-        :param network: of the client; empty: it is not counted by it
-        :raises ThreadsBusyError: too many wait already
+        :param network: the network of the client; empty: only the total is limited
+        :raises ThreadsBusyError: too many calls wait already
         """
-        self._take(network)
+        self._acquire(network)
         if self._executor is None:
             self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="passwords")
         try:
             future: Future[T] = self._executor.submit(function, *args)
         except BaseException:
-            self._give_back(network)
+            self._release(network)
             raise
-        future.add_done_callback(lambda _: self._give_back(network))  # in a thread, perhaps
+        # The callback may run in the thread.
+        future.add_done_callback(lambda _: self._release(network))
         return await asyncio.wrap_future(future)
 
-    def _take(self, network: str) -> None:
+    def _acquire(self, network: str) -> None:
         with self._lock:
             count = self._of_network.get(network, 0)
             if not self._free or (network and count >= MOST_OF_NETWORK):
@@ -68,7 +70,7 @@ class PasswordThreads:
             self._free -= 1
             self._of_network[network] = count + 1
 
-    def _give_back(self, network: str) -> None:
+    def _release(self, network: str) -> None:
         with self._lock:
             self._free += 1
             self._of_network[network] -= 1
@@ -76,7 +78,7 @@ class PasswordThreads:
                 del self._of_network[network]
 
     def close(self) -> None:
-        """End the threads, as soon as they have done what they do; later attempts have others."""
+        """Stop the threads when their current calls return; later calls get new threads."""
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None

@@ -1,8 +1,9 @@
-"""UsersFile: users and the hashes of their passwords, as Dovecot and htpasswd write them.
+"""UsersFile: a file of users and password hashes, in the format of Dovecot and htpasswd.
 
-A line is ``USER:HASH``. What follows behind another colon is of Dovecot's passwd-file (uid, home,
-...) and is skipped, but for fields that restrict a user or let him in without a password: such a
-line is no user here. A line that is wrong is reported, and the others hold.
+A line is ``USER:HASH``. The fields after another colon are those of Dovecot's passwd-file (uid,
+home, ...), and are ignored. But a line with an extra field that restricts a user, or allows access
+without a password, is an error. Lines with errors are reported and skipped; the other lines are
+used.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ __all__ = ["Users", "UsersFile"]
 log = logging.getLogger("smtpd_fork.auth")
 
 EXTRA_FIELD = 7
-"""Where Dovecot's passwd-file has fields of its own, behind those of passwd(5)."""
+"""The index of the extra fields of Dovecot's passwd-file, after the seven fields of passwd(5)."""
 
 MOST_REPORTED = 20
-"""Lines that are wrong, of one file; the others are counted."""
+"""Maximum errors of one file that are reported one by one; the others are only counted."""
 
 _LOCKED = ("!", "*")
-"""In front of the hash of a user who cannot authenticate, or in place of it (passwd(5))."""
+"""Prefixes of the hash of a locked user, who cannot authenticate (passwd(5))."""
 
 
 class Users:
-    """The users of a file, as it was read.
+    """The users of a file.
 
-    :ivar faults: what is wrong with it, a line each
+    :ivar faults: warnings about the file, for the log
     """
 
     def __init__(self, hashes: Mapping[str, PasswordHash], faults: Sequence[str]) -> None:
         self._hashes = hashes
-        self._any = list(hashes.values()) or [PasswordHash(_FOR_NOBODY)]
+        self._any = list(hashes.values()) or [PasswordHash(_DUMMY_HASH)]
         self._key = secrets.token_bytes(16)
         self.faults = faults
 
@@ -52,34 +53,34 @@ class Users:
         return len(self._hashes)
 
     def verify(self, user: str, password: bytes) -> bool:
-        """Whether it is the user's password.
+        """Return whether *password* is the password of *user*.
 
-        Of a user who is not there another one's hash takes the time: always the same one's, so
-        that asking twice does not tell.
+        For an unknown user the hash of another user is computed, so that the duration does not
+        reveal which users exist. It is always the same hash for the same name.
         """
         key = user_key(user)
         found = self._hashes.get(key)
         if found is None:
-            self._instead_of(key).verify(password)
+            self._substitute_for(key).verify(password)
             return False
         return found.verify(password)
 
-    def _instead_of(self, key: str) -> PasswordHash:
+    def _substitute_for(self, key: str) -> PasswordHash:
         digest = blake2b(key.encode("utf-8", "surrogateescape"), key=self._key, digest_size=8)
         return self._any[int.from_bytes(digest.digest()) % len(self._any)]
 
 
-_FOR_NOBODY = "$2b$10$ETDUocx0ueSpjUlVvjDLg.U3CbLA62wxGaCOlOp6oLvzHOsk5zoRi"
-"""Takes the time of a look-up in a file without users."""
+_DUMMY_HASH = "$2b$10$ETDUocx0ueSpjUlVvjDLg.U3CbLA62wxGaCOlOp6oLvzHOsk5zoRi"
+"""The hash that is computed if the file has no users."""
 
 
 class UsersFile(RuleFile):
     """A file of users."""
 
     def read_users(self) -> Users:
-        """Read it. Blocks.
+        """Read the file. Blocks.
 
-        :raises HandlerError: it cannot be read, or any user of the system may write to it
+        :raises HandlerError: the file cannot be read, or all users of the system may write to it
         """
         hashes: dict[str, PasswordHash | None] = {}
         faults, wrong = self._mode_faults(), []
@@ -93,12 +94,12 @@ class UsersFile(RuleFile):
                 wrong.append(self.error(number, "", error))
         faults += [str(error) for error in wrong[:MOST_REPORTED]]
         if len(wrong) > MOST_REPORTED:
-            faults.append(f"{self.name}: {len(wrong) - MOST_REPORTED} more lines are wrong")
+            faults.append(f"{self.name}: {len(wrong) - MOST_REPORTED} more lines have errors")
         valid = {user: each for user, each in hashes.items() if each is not None}
         if weak := sum(each.weak for each in valid.values()):
             faults.append(
-                f"{self.name}: {weak} hashes are of MD5 ($1$, $apr1$), which is broken quickly by "
-                "one who has the file"
+                f"{self.name}: {weak} hashes use MD5 ($1$, $apr1$); their passwords are found "
+                "quickly if the file leaks"
             )
         return Users(valid, faults)
 
@@ -106,27 +107,27 @@ class UsersFile(RuleFile):
         try:
             mode = self.path.stat().st_mode
         except OSError:
-            return []  # reading it says why
+            return []  # reading the file reports the error
         if mode & stat.S_IWOTH:
-            raise HandlerError(f"{self.name}: any user of the system may write to it: chmod o-w")
+            raise HandlerError(f"{self.name}: all users of the system may write to it: chmod o-w")
         if mode & stat.S_IROTH:
-            return [f"{self.name}: any user of the system may read it: chmod o-r"]
+            return [f"{self.name}: all users of the system may read it: chmod o-r"]
         return []
 
 
 def _add(hashes: dict[str, PasswordHash | None], text: str) -> None:
-    """Add the user of a line; None in place of the hash: the user cannot authenticate.
+    """Add the user of a line to *hashes*; the hash of a locked user is None.
 
-    :raises ValueError: it is no line of a user; the text has nothing of a hash
+    :raises ValueError: the line has an error; the text never contains a part of the hash
     """
     user, colon, rest = text.partition(":")
     if not colon:
         raise ValueError("expected USER:HASH")
     if not user or len(user) > LONGEST_USER or not user.isprintable() or user != user.strip():
-        raise ValueError(f"{printable(user, 60)!r} is no name of a user")
+        raise ValueError(f"{printable(user, 60)!r} is not a valid user name")
     key = user_key(user)
     if key in hashes:
-        raise ValueError(f"user {user!r} is there twice: the first line holds")
+        raise ValueError(f"user {user!r} is defined twice: the first line is used")
     fields = rest.split(":", EXTRA_FIELD - 1)
     extra = fields[EXTRA_FIELD - 1].split() if len(fields) == EXTRA_FIELD else []
     for field in extra:

@@ -1,1 +1,1 @@
-"""Dovecot's authentication protocol, the client's side: lines, a conversation, a connection."""
+"""The client's side of Dovecot's authentication protocol: conversation, connection, service."""

@@ -1,4 +1,4 @@
-"""DovecotConnection: a :class:`Conversation` on a connection, with limits of time."""
+"""DovecotConnection: a :class:`Conversation` on a connection, with timeouts."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 __all__ = ["DovecotBusyError", "DovecotConnection", "DovecotDownError", "DovecotLostError"]
 
 MOST_REQUESTS = 1000
-"""Requests without an answer on one connection; Dovecot itself has no such limit."""
+"""Maximum requests without an answer on one connection; Dovecot itself has no such limit."""
 
 MOST_UNSENT = 1 << 20
-"""Bytes that wait for a service that does not read."""
+"""Maximum bytes in the write buffer, for a service that does not read."""
 
 LAST_NUMBER = (1 << 31) - 1
 
 
 class DovecotDownError(Exception):
-    """Dovecot cannot be reached, breaks the protocol, or takes too long; the text says which."""
+    """Dovecot cannot be reached, violates the protocol, or exceeds a timeout."""
 
 
 class DovecotLostError(DovecotDownError):
-    """The connection was lost before an answer came."""
+    """The connection was lost before an answer was received."""
 
 
 class DovecotBusyError(DovecotDownError):
@@ -43,21 +43,21 @@ class DovecotBusyError(DovecotDownError):
 
 
 class DovecotConnection(asyncio.Protocol):
-    """A connection to Dovecot's authentication service. Make it with :meth:`to`.
+    """A connection to Dovecot's authentication service. Use :meth:`to` to make it.
 
-    :ivar loop: in which it is
-    :ivar down: why nothing can be asked on it any more; empty while it can
-    :ivar retired: whether no request may begin on it: it is down, or old
+    :ivar loop: the event loop of the connection
+    :ivar down: why the connection has ended; empty while it is open
+    :ivar retired: whether no new request may begin: the connection has ended, or is old
     """
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.down = ""
         self.retired = False
-        # Dovecot wants a process id that is unique. In containers that of each of them is 1.
+        # Dovecot requires a unique process ID, but in each container the process ID is 1.
         self.conversation = Conversation(random.randrange(1, LAST_NUMBER))  # noqa: S311 - no secret
         self._opened: asyncio.Future[None] = self.loop.create_future()
-        self._open: set[int] = set()  # requests that have begun and not ended
+        self._open: set[int] = set()  # requests in progress
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._numbers = itertools.cycle(range(1, LAST_NUMBER))
         self._heard = 0
@@ -67,8 +67,8 @@ class DovecotConnection(asyncio.Protocol):
     async def to(cls, address: HopAddress, seconds: float) -> Self:
         """Connect, and wait for the list of mechanisms.
 
-        :param seconds: that all of this may take
-        :raises DovecotDownError: the service cannot be reached, or is none
+        :param seconds: timeout of both together
+        :raises DovecotDownError: the service cannot be reached, or violates the protocol
         """
         made = cls()
         try:
@@ -76,7 +76,7 @@ class DovecotConnection(asyncio.Protocol):
                 await made._connect(address)
                 await made._opened
         except TimeoutError:
-            made.fail(f"it did not begin within {seconds:g} s")
+            made.fail(f"no list of mechanisms within {seconds:g} s")
         except OSError as error:
             made.fail(os.strerror(error.errno) if error.errno and error.errno > 0 else str(error))
         except BaseException:
@@ -98,11 +98,11 @@ class DovecotConnection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether some request on it has not ended."""
+        """Whether a request is in progress."""
         return bool(self._open)
 
     def retire(self) -> None:
-        """Close the connection, as soon as the requests on it have ended."""
+        """Close the connection when all its requests have ended."""
         self.retired = True
         if not self._open:
             self.fail("retired")
@@ -110,8 +110,8 @@ class DovecotConnection(asyncio.Protocol):
     async def ask(self, number: int, line: bytes, seconds: float) -> Answer:
         """Send a line of a request, and return the answer.
 
-        :param seconds: that the answer may take
-        :raises DovecotDownError: there is none
+        :param seconds: timeout of the answer
+        :raises DovecotDownError: no answer was received
         """
         if self.down:
             raise DovecotLostError(self.down)
@@ -127,7 +127,7 @@ class DovecotConnection(asyncio.Protocol):
                 answer: Answer = await waiter
         except TimeoutError:
             reason = f"no answer within {seconds:g} s"
-            if self._heard == heard:  # nor to any other request: the service hangs
+            if self._heard == heard:  # no answer to any other request either: the service hangs
                 self.fail(reason)
             else:
                 self.cancel(number)
@@ -142,7 +142,7 @@ class DovecotConnection(asyncio.Protocol):
         return answer
 
     def cancel(self, number: int) -> None:
-        """Have the service forget a request, if it has not ended."""
+        """Cancel a request if it is in progress."""
         if not self.down and number in self._open:
             self._transport.write(cancel(number))
         self._end(number)
@@ -152,15 +152,15 @@ class DovecotConnection(asyncio.Protocol):
         if self.retired and not self._open:
             self.fail("retired")
 
-    # -- asyncio's calls ---------------------------------------------------------------------------
+    # -- callbacks of asyncio ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say what is spoken."""
+        """Send the version of the protocol and the process ID."""
         self._transport = transport
         self._transport.write(self.conversation.greeting)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the service says."""
+        """Pass each answer to the waiting request."""
         self._heard += 1
         try:
             for number, answer in self.conversation.receive(data):
@@ -173,11 +173,11 @@ class DovecotConnection(asyncio.Protocol):
             self._opened.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Take note of the end."""
+        """Fail all requests in progress."""
         self.fail("it closed the connection")
 
     def fail(self, reason: str) -> None:
-        """End the connection; who waits for an answer learns that there will be none."""
+        """Close the connection; raise DovecotLostError in all tasks that wait for an answer."""
         if self.down:
             return
         self.down, self.retired = reason, True

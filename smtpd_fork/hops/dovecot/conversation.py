@@ -1,9 +1,9 @@
-"""Conversation: what is said to Dovecot's authentication service. Sans-io: no socket, no clock.
+"""Conversation: Dovecot's authentication protocol on one connection. Sans-io: no socket, no clock.
 
-The protocol is Dovecot's "Authentication Protocol v1.2": lines of words with tabs between them. The
-service begins with its mechanisms and ends that with DONE. Then any number of requests goes on at
-once, each with a number; an answer has the number of its request. Lines of unknown commands are
-skipped, as the protocol wants it.
+The protocol is Dovecot's "Authentication Protocol v1.2": lines of words separated by tabs. The
+service first sends its mechanisms, and DONE after them. Then any number of requests may be in
+progress, each with a number; an answer has the number of its request. Lines with unknown commands
+are ignored, as the protocol requires.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ __all__ = ["LONGEST_REQUEST", "Answer", "Conversation", "DovecotGarbageError", "
 VERSION = b"VERSION\t1\t2\n"
 
 LONGEST_REQUEST = 8191
-"""Octets of a line: Dovecot 2.3 ends the connection, which others use as well, at a longer one."""
+"""Maximum octets of a line to Dovecot: after a longer line Dovecot 2.3 closes the connection, which
+other sessions use as well."""
 
 LONGEST_LINE = 1 << 16
-"""Octets of a line of Dovecot's. A challenge for a client has 12 KiB at most."""
+"""Maximum octets of a line from Dovecot; a challenge for a client has at most 12 KiB."""
 
 LONGEST_CHALLENGE = 12288 * 3 // 4
-"""Octets of a challenge before its base64, as long as a line of AUTH may be (RFC 4954 4)."""
+"""Maximum octets of a challenge before base64: the limit of a line of AUTH (RFC 4954 4)."""
 
 MOST_LINES = 1000
-"""Lines before DONE, and lines that say nothing between two answers."""
+"""Maximum lines before DONE, and maximum ignored lines between two answers."""
 
 MOST_MECHANISMS = 50
 
@@ -44,13 +45,13 @@ _ESCAPE_OF = {octet: b"\1" + letter for letter, octet in _ESCAPES.items()}
 
 
 class DovecotGarbageError(ValueError):
-    """Dovecot, or what listens in its place, says what is not the protocol."""
+    """Dovecot, or another program at its address, has violated the protocol."""
 
 
 class Mechanism(NamedTuple):
-    """A mechanism on offer.
+    """A mechanism that Dovecot offers.
 
-    :ivar plaintext: whether a listener learns enough to authenticate: the password, or a token
+    :ivar plaintext: whether an eavesdropper would learn the password or a token
     """
 
     name: str
@@ -58,7 +59,7 @@ class Mechanism(NamedTuple):
 
 
 class Kind(Enum):
-    """What an answer means."""
+    """The kind of an answer."""
 
     OK = b"OK"
     FAIL = b"FAIL"
@@ -69,7 +70,7 @@ class Answer(NamedTuple):
     """An answer to a request.
 
     :ivar data: the challenge, of CONTINUE
-    :ivar parameters: of OK and FAIL, as text; one without a value has the value ""
+    :ivar parameters: the parameters of OK and FAIL; the value is "" if there is none
     """
 
     kind: Kind
@@ -78,21 +79,21 @@ class Answer(NamedTuple):
 
     @property
     def user(self) -> str:
-        """The user, as Dovecot names it; empty if it does not."""
+        """The user name in the answer; empty if there is none."""
         return self.parameters.get("user", "")
 
-    def says(self, word: str) -> bool:
-        """Whether a failure is of that kind: ``temp``, ``authz``, ``user_disabled``, ..."""
+    def has_code(self, word: str) -> bool:
+        """Return whether a failure has a code: ``temp``, ``authz``, ``user_disabled``, ..."""
         code = self.parameters.get("code", "")
         return word in self.parameters or code in {word, f"{word}_fail"}
 
 
 class Conversation:
-    """What is said on one connection.
+    """The authentication protocol on one connection.
 
-    :param client: a number that no other client of the service has
-    :ivar ready: whether the service has said all about itself
-    :ivar mechanisms: those on offer, in the order of Dovecot's configuration
+    :param client: a number that no other client of the service uses
+    :ivar ready: whether the service has sent DONE
+    :ivar mechanisms: the mechanisms in the order of Dovecot's configuration
     """
 
     def __init__(self, client: int) -> None:
@@ -105,15 +106,15 @@ class Conversation:
 
     @property
     def held(self) -> int:
-        """Octets that came and are no whole line."""
+        """The number of octets of an incomplete line."""
         return len(self._held)
 
     def receive(self, data: bytes) -> Iterator[tuple[int, Answer]]:
         """Yield the answers that are complete with *data*, each with the number of its request.
 
-        Any split of a stream gives the same ones.
+        The result does not depend on how the stream is split.
 
-        :raises DovecotGarbageError: it is not the protocol
+        :raises DovecotGarbageError: the data violates the protocol
         """
         self._held += data
         start = 0
@@ -139,13 +140,13 @@ class Conversation:
             self._idle_lines = 0
             return _answer(Kind(command), words)
         if self._idle_lines > MOST_LINES:
-            raise DovecotGarbageError(f"it sends more than {MOST_LINES} lines that say nothing")
+            raise DovecotGarbageError(f"it sends more than {MOST_LINES} lines without an answer")
         return None
 
     def _opening(self, command: bytes, words: list[bytes]) -> None:
         if not self._version:
             if command != b"VERSION" or not words or words[0] != b"1":
-                raise DovecotGarbageError("it is no authentication service of version 1")
+                raise DovecotGarbageError("it is not an authentication service of version 1")
             self._version = True
         elif command == b"MECH" and words and _NAME.fullmatch(words[0]):
             if len(self.mechanisms) >= MOST_MECHANISMS:
@@ -157,14 +158,14 @@ class Conversation:
 
 def _answer(kind: Kind, words: list[bytes]) -> tuple[int, Answer]:
     if not words or not _NUMBER.fullmatch(words[0]):
-        raise DovecotGarbageError("an answer of it has no number")
+        raise DovecotGarbageError("it sends an answer without a number")
     number = int(words[0])
     if kind is not Kind.CONTINUE:
         return number, Answer(kind, parameters=dict(map(_parameter, words[1:])))
     try:
         data = b64decode(words[1] if len(words) > 1 else b"", validate=True)
     except Base64Error:
-        raise DovecotGarbageError("a challenge of it is not base64") from None
+        raise DovecotGarbageError("it sends a challenge that is not base64") from None
     if len(data) > LONGEST_CHALLENGE:
         raise DovecotGarbageError(f"it sends a challenge of {len(data)} bytes")
     return number, Answer(kind, data)
@@ -192,22 +193,22 @@ def begin(
 ) -> bytes:
     """Return the line that begins a request.
 
-    :param parameters: by name; one without a value has the value ""
-    :param response: the client's initial response; None: it gave none
+    :param parameters: parameters by name; "" means no value
+    :param response: the client's initial response; None if it sent none
     """
     words = [b"AUTH", b"%d" % number, mechanism.encode()]
     for name, value in parameters.items():
         words.append(name.encode() + (b"=" + _escaped(value) if value else b""))
-    if response is not None:  # it has to be the last one
+    if response is not None:  # has to be the last parameter
         words.append(b"resp=" + b64encode(response))
     return b"\t".join(words) + b"\n"
 
 
-def go_on(number: int, response: bytes) -> bytes:
+def respond(number: int, response: bytes) -> bytes:
     """Return the line with the client's response to a challenge."""
     return b"CONT\t%d\t%s\n" % (number, b64encode(response))
 
 
 def cancel(number: int) -> bytes:
-    """Return the line that ends a request which the client has given up."""
+    """Return the line that cancels a request."""
     return b"CANCEL\t%d\n" % number

@@ -1,8 +1,8 @@
-"""DovecotService: Dovecot's authentication service, on one connection for all sessions.
+"""DovecotService: Dovecot's authentication service, with one connection for all sessions.
 
-It is made when it is needed. A service that was out of reach a moment ago is not tried for each
-client. After a reload of Dovecot its old process goes on with the old settings as long as there is
-a connection, so none is kept for long.
+The connection is made on demand. After a failure the service is not tried again for each client.
+After a reload of Dovecot its old process serves existing connections with the old settings, so a
+connection is replaced after a minute.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from smtpd_fork.hops.dovecot.connection import (
     DovecotDownError,
     DovecotLostError,
 )
-from smtpd_fork.hops.dovecot.conversation import LONGEST_REQUEST, begin, go_on
+from smtpd_fork.hops.dovecot.conversation import LONGEST_REQUEST, begin, respond
 from smtpd_fork.hops.peer_status import Outage, PeerStatus
 
 if TYPE_CHECKING:
@@ -31,21 +31,20 @@ __all__ = ["DovecotRequest", "DovecotService", "RequestTooLongError"]
 log = logging.getLogger("smtpd_fork.auth")
 
 RETRY_SECONDS = 1.0
-"""Between two attempts to connect."""
-
+"""Seconds between two attempts to connect."""
 
 FRESH_SECONDS = 60.0
-"""How long requests begin on one connection."""
+"""Seconds during which new requests use the same connection."""
 
 
 class RequestTooLongError(ValueError):
-    """The response of a client is longer than what Dovecot takes."""
+    """The response of a client is longer than Dovecot's limit."""
 
 
 class DovecotRequest:
-    """One request: a client that authenticates itself.
+    """A request to authenticate a client.
 
-    :ivar answer: the last one
+    :ivar answer: the last answer of the service
     """
 
     def __init__(self, connection: DovecotConnection, service: DovecotService) -> None:
@@ -57,16 +56,16 @@ class DovecotRequest:
     async def begin(
         self, mechanism: str, parameters: Mapping[str, str], response: bytes | None
     ) -> None:
-        """Begin; the parameters are those of :meth:`DovecotService.begin`."""
+        """Begin the request; for the parameters see :meth:`DovecotService.begin`."""
         await self._ask(begin(self._number, mechanism, parameters, response))
 
-    async def go_on(self, response: bytes) -> None:
-        """Answer the challenge.
+    async def respond(self, response: bytes) -> None:
+        """Send the client's response to the challenge, and wait for the answer.
 
         :raises RequestTooLongError: *response* is too long
-        :raises DovecotDownError: there is no answer
+        :raises DovecotDownError: no answer was received
         """
-        await self._ask(go_on(self._number, response))
+        await self._ask(respond(self._number, response))
 
     async def _ask(self, line: bytes) -> None:
         if len(line) > LONGEST_REQUEST:
@@ -77,23 +76,23 @@ class DovecotRequest:
                 self._number, line, self._service.answer_seconds
             )
         except (DovecotBusyError, DovecotLostError):
-            raise  # of these the next connection shows whether the service is down
+            raise  # the service may be up: the next connection will show it
         except DovecotDownError as error:
             self._service.note_down(str(error))
             raise
         self._service.note_up()
 
     def cancel(self) -> None:
-        """Have Dovecot forget it: the client has given up."""
+        """Cancel the request."""
         self._connection.cancel(self._number)
 
 
 class DovecotService:
-    """The service at an address.
+    """The authentication service at an address.
 
-    :param connect_seconds: for the connection, and the list of mechanisms
-    :param answer_seconds: for an answer
-    :ivar mechanisms: those that the service had last; empty if it was never reached
+    :param connect_seconds: timeout of connecting and of receiving the list of mechanisms
+    :param answer_seconds: timeout of an answer
+    :ivar mechanisms: the last known mechanisms of the service; empty if it was never reached
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class DovecotService:
         self._outage = Outage()
         self._connection: DovecotConnection | None = None
         self._connecting: asyncio.Task[DovecotConnection] | None = None
-        self._fresh: asyncio.TimerHandle | None = None  # until the connection is retired
+        self._fresh: asyncio.TimerHandle | None = None  # retires the connection
         self._retry_at = 0.0
 
     @property
@@ -123,14 +122,14 @@ class DovecotService:
             log.warning("Dovecot %s is down: %s", self.address, reason)
 
     def note_up(self) -> None:
-        """Note that it answers."""
+        """Note that the service answers."""
         if (seconds := self._outage.end()) is not None:
             log.warning("Dovecot %s is up again, after %.0f s", self.address, seconds)
 
     async def connection(self) -> DovecotConnection:
-        """Return the connection; if there is none, one attempt is made for all who want it.
+        """Return the connection; concurrent callers share one attempt to make it.
 
-        :raises DovecotDownError: it cannot be made
+        :raises DovecotDownError: the service cannot be reached
         """
         connection, loop = self._connection, asyncio.get_running_loop()
         if connection is not None and connection.loop is loop and not connection.retired:
@@ -155,7 +154,7 @@ class DovecotService:
             self._retry_at = task.get_loop().time() + RETRY_SECONDS
         else:
             self._connection = task.result()
-            self._stop_clock()
+            self._cancel_timer()
             self._fresh = task.get_loop().call_later(FRESH_SECONDS, self._connection.retire)
             self.mechanisms = tuple(self._connection.conversation.mechanisms)
             self._retry_at = 0.0
@@ -164,17 +163,18 @@ class DovecotService:
     async def begin(
         self, mechanism: str, parameters: Mapping[str, str], response: bytes | None
     ) -> DovecotRequest | None:
-        """Begin a request; None: the service does not have the mechanism (any more).
+        """Begin a request; return None if the service does not offer the mechanism (any more).
 
-        :param parameters: of Dovecot's AUTH, by name
-        :param response: the client's initial response; None: it gave none
+        :param parameters: the parameters of Dovecot's AUTH, by name
+        :param response: the client's initial response; None if it sent none
         :raises RequestTooLongError: *response* is too long
-        :raises DovecotDownError: there is no answer
+        :raises DovecotDownError: no answer was received
         """
         try:
             return await self._begin(mechanism, parameters, response)
         except DovecotLostError:
-            pass  # Dovecot was restarted, perhaps; it has not answered, so nothing has happened
+            # Dovecot was probably restarted. It has not answered, so the request can be repeated.
+            pass
         try:
             return await self._begin(mechanism, parameters, response)
         except DovecotLostError as error:
@@ -186,21 +186,21 @@ class DovecotService:
     ) -> DovecotRequest | None:
         connection = await self.connection()
         names = {each.name for each in connection.conversation.mechanisms}
-        if mechanism not in names:  # Dovecot would end the connection
+        if mechanism not in names:  # Dovecot would close the connection
             return None
         request = DovecotRequest(connection, self)
         await request.begin(mechanism, parameters, response)
         return request
 
     async def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
-        self._stop_clock()
+        self._cancel_timer()
         if self._connection is not None:
             self._connection.fail("closed")
 
-    def _stop_clock(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._fresh is not None:
             self._fresh.cancel()

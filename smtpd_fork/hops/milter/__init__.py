@@ -1,1 +1,1 @@
-"""The milter protocol, the MTA's side: frames, a conversation, what a milter changes."""
+"""The MTA's side of the milter protocol: frames, conversations, connections, changes."""

@@ -1,7 +1,7 @@
 """Frames of the milter protocol. Sans-io.
 
-A frame is a length (32 bits, network order), a command of one octet, and data; the length counts
-command and data. Text in the data ends with NUL.
+A frame is a length (32 bits, network byte order), a command of one octet, and data; the length
+includes command and data. Texts in the data end with NUL.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = [
 ]
 
 LONGEST_FRAME = 64 << 20
-"""Bytes of a milter's frame: more than any body that it may replace in one."""
+"""Maximum bytes of a frame of a milter; more than any body that it may replace in one frame."""
 
 LENGTH = struct.Struct(">I")
-"""Of command and data, before them."""
+"""The length at the beginning of a frame."""
 
 
 class MilterGarbageError(ValueError):
-    """What a milter sent is not of the protocol; the text says what."""
+    """A milter has violated the protocol."""
 
 
 def frame(command: bytes, data: bytes | memoryview = b"") -> bytes:
@@ -39,28 +39,28 @@ def frame(command: bytes, data: bytes | memoryview = b"") -> bytes:
 
 
 def texts(data: bytes, least: int, most: int) -> list[bytes]:
-    """Return the texts of a frame, of which each ends with NUL.
+    """Return the texts in the data of a frame.
 
-    :raises MilterGarbageError: there are fewer or more of them
+    :raises MilterGarbageError: the number of texts is not between *least* and *most*
     """
     parts = data.split(b"\0", most + 1)
     if parts[-1] == b"":
         parts.pop()
     if not least <= len(parts) <= most:
-        raise MilterGarbageError(f"a frame of it has {len(parts)} texts instead of {least}")
+        raise MilterGarbageError(f"it sends a frame of {len(parts)} texts instead of {least}")
     return parts
 
 
 def text_of(data: str) -> bytes:
-    """Return a text for a frame: up to its first NUL, with one."""
+    """Return the octets of a text, cut at its first NUL, with a final NUL."""
     octets = data.encode("utf-8", "surrogateescape")
     return (octets.partition(b"\0")[0] if b"\0" in octets else octets) + b"\0"
 
 
 class FrameReader:
-    """Cuts a stream into frames; any split of it gives the same ones.
+    """Splits a stream into frames, independently of how it is received.
 
-    :param longest: bytes of a frame
+    :param longest: maximum bytes of a frame
     """
 
     __slots__ = ("_held", "_longest")
@@ -91,5 +91,5 @@ class FrameReader:
 
     @property
     def held(self) -> int:
-        """Bytes that came and are no whole frame."""
+        """The number of bytes of an incomplete frame."""
         return len(self._held)

@@ -1,4 +1,4 @@
-"""MilterConnection: a :class:`Conversation` on a connection, with limits of time."""
+"""MilterConnection: a :class:`Conversation` on a connection, with timeouts."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ if TYPE_CHECKING:
 
 __all__ = ["MilterConnection", "MilterDownError"]
 
-_QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # of Linux
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # only on Linux
 
 BUSY_SECONDS = 0.01
-"""Before a unix socket whose backlog is full is tried again: it tells nobody when it is not."""
+"""Pause between attempts to connect to a unix socket with a full backlog: no event reports that the
+backlog has space again."""
 
 
 class MilterDownError(Exception):
-    """A milter cannot be reached, breaks the protocol, or takes too long; the text says which."""
+    """A milter cannot be reached, violates the protocol, or exceeds a timeout."""
 
 
 class MilterConnection(asyncio.Protocol):
-    """A connection to a milter. Make it with :meth:`to`.
+    """A connection to a milter. Use :meth:`to` to make it.
 
-    :ivar conversation: what is said on it
-    :ivar lost: the milter has closed it, or the network has
+    :ivar conversation: the state of the protocol
+    :ivar lost: whether the milter or the network has closed the connection
     """
 
     def __init__(
@@ -43,10 +44,10 @@ class MilterConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._paused = False
         self._settled: asyncio.Future[None] | None = None
-        self._until = 0.0  # the loop's time until when it is waited for
-        self._seen = 0  # of its progress
+        self._until = 0.0  # the deadline of all answers, in the time of the loop
+        self._seen = 0  # the progress when the timer was set
         self._transport: Any = None
-        self._socket: Any = None  # of TCP
+        self._socket: Any = None  # if it is a TCP socket
 
     @classmethod
     async def to(
@@ -55,9 +56,9 @@ class MilterConnection(asyncio.Protocol):
     ) -> Self:  # fmt: skip
         """Connect.
 
-        :param ended: is called once the connection, if it was made, is lost or closed
-        :param connect: seconds that it may take
-        :param answer: seconds that each answer may take
+        :param ended: called after an established connection is lost or closed
+        :param connect: timeout of connecting, in seconds
+        :param answer: timeout of each answer, in seconds
         :raises MilterDownError: the milter cannot be reached
         """
         made = cls(conversation, answer, ended)
@@ -69,16 +70,16 @@ class MilterConnection(asyncio.Protocol):
             raise MilterDownError(_reason(error)) from None
         return made
 
-    async def tell(
+    async def send(
         self, steps: Iterable[Step], until: float, *, each_recipient: bool = False
     ) -> None:
-        """Tell events, and wait until the milter has answered them.
+        """Send events, and wait until the milter has answered them.
 
-        :param until: the time of the loop until when it may take
-        :raises MilterDownError: it has not
+        :param until: the deadline, in the time of the loop
+        :raises MilterDownError: the milter has not answered
         """
         conversation = self.conversation
-        conversation.tell(steps, each_recipient=each_recipient)
+        conversation.send(steps, each_recipient=each_recipient)
         self._pump()
         if not conversation.settled:
             await self._until_settled(until)
@@ -86,10 +87,10 @@ class MilterConnection(asyncio.Protocol):
             raise MilterDownError(conversation.fault)
 
     async def _until_settled(self, until: float) -> None:
-        """Wait; ``asyncio.timeout()`` for each answer would cost several times as much."""
+        """Wait for the answers; an ``asyncio.timeout()`` for each would be several times slower."""
         settled = self._settled = self._loop.create_future()
         self._until = until
-        self._watch()
+        self._set_timer()
         try:
             await settled
         except BaseException:
@@ -99,22 +100,22 @@ class MilterConnection(asyncio.Protocol):
             self._settled = None
             self._timer.cancel()
 
-    def _watch(self) -> None:
+    def _set_timer(self) -> None:
         self._seen = self.conversation.progress
         at = min(self._loop.time() + self._seconds, self._until)
-        self._timer = self._loop.call_at(at, self._look)
+        self._timer = self._loop.call_at(at, self._check_timeouts)
 
-    def _look(self) -> None:
-        """Give up a milter that takes too long."""
+    def _check_timeouts(self) -> None:
+        """Close the connection if a timeout has expired, otherwise set the timer again."""
         if self._loop.time() >= self._until:
             self._give_up("no verdict within total-timeout")
         elif self.conversation.progress == self._seen:
             self._give_up(f"no answer within {self._seconds:g} s")
         else:
-            self._watch()
+            self._set_timer()
 
     def begin(self) -> None:
-        """Begin a transaction; one that has not come to its end is aborted."""
+        """Begin a transaction; an unfinished one is aborted."""
         if self.conversation.begin():
             self._pump()
 
@@ -123,10 +124,10 @@ class MilterConnection(asyncio.Protocol):
         self._transport.abort()
         self._notice()
 
-    # -- asyncio's calls ---------------------------------------------------------------------------
+    # -- callbacks of asyncio ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Begin the negotiation."""
         self._transport = transport
         sock = transport.get_extra_info("socket")
         if _QUICKACK is not None and sock is not None and sock.family != socket.AF_UNIX:
@@ -134,12 +135,12 @@ class MilterConnection(asyncio.Protocol):
         self._pump()
 
     def data_received(self, data: bytes) -> None:
-        """Take what the milter said."""
+        """Handle the milter's answers."""
         self.conversation.receive(data)
         self._pump()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Take note of the end."""
+        """Record the end of the connection, and wake the waiting task."""
         self._socket = None
         self.lost = not self.conversation.fault
         reason = "it closed the connection"
@@ -150,11 +151,11 @@ class MilterConnection(asyncio.Protocol):
         self._ended()
 
     def pause_writing(self) -> None:
-        """Send no further events: the milter is slow to read."""
+        """Stop sending: the milter reads slowly."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Go on sending."""
+        """Continue sending."""
         self._paused = False
         self.conversation.progress += 1
         self._pump()
@@ -164,7 +165,7 @@ class MilterConnection(asyncio.Protocol):
         if not self._paused and (data := conversation.take()):
             self._transport.write(data)
             self._acknowledge()
-            if conversation.has_more:  # others have their turn
+            if conversation.has_more:  # yield to other callbacks of the loop
                 self._loop.call_soon(self._pump)
                 return
         if conversation.fault and not self._transport.is_closing():
@@ -173,10 +174,10 @@ class MilterConnection(asyncio.Protocol):
             self._notice()
 
     def _acknowledge(self) -> None:
-        """Have the next segments acknowledged at once; writing ends that.
+        """Have the next segments acknowledged immediately; each write resets this.
 
-        A milter's library writes an answer in pieces, and Nagle's algorithm holds the second of
-        them until the first one is acknowledged: that is 40 ms later, unless it is asked for.
+        A milter's library writes an answer in several pieces. Nagle's algorithm delays the second
+        piece until the first is acknowledged, and the kernel delays that by 40 ms otherwise.
         """
         if self._socket is not None:
             self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
@@ -187,7 +188,7 @@ class MilterConnection(asyncio.Protocol):
             waiting.set_result(None)
 
     def close(self) -> None:
-        """End; a milter that has nothing under way gets QUIT."""
+        """Close the connection; send QUIT first if no event is unanswered."""
         if self._transport is None:
             return
         if not self.conversation.reusable or self._transport.get_write_buffer_size():
@@ -214,11 +215,12 @@ async def _connect(address: HopAddress, made: MilterConnection, seconds: float) 
 
 
 def _connected(path: str) -> socket.socket | None:
-    """Return a unix socket that is connected, at once as always; None: the backlog is full.
+    """Return a connected unix socket; None if the backlog of the milter is full.
 
-    asyncio's loop takes that for a connection that is under way.
+    Connecting a unix socket never blocks. With a full backlog it fails with EAGAIN, which asyncio
+    would take for a connection in progress.
 
-    :raises OSError: there is no such milter
+    :raises OSError: the milter cannot be reached
     """
     sock = socket.socket(socket.AF_UNIX)
     try:
@@ -234,7 +236,7 @@ def _connected(path: str) -> socket.socket | None:
 
 
 def _reason(error: OSError) -> str:
-    """Return why, without the address: the log has it already."""
-    if error.errno is not None and error.errno > 0:  # those of getaddrinfo(3) are below 0
+    """Return the text of an error without the address, which is in the log line already."""
+    if error.errno is not None and error.errno > 0:  # errors of getaddrinfo(3) are negative
         return os.strerror(error.errno)
     return error.strerror or str(error)

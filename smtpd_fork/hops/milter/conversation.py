@@ -1,10 +1,10 @@
-"""Conversation: what is said to a milter on one connection. Sans-io: no socket, no clock.
+"""Conversation: the milter protocol on one connection. Sans-io: no socket, no clock.
 
-It begins with the options. Then events are sent, in transactions, of which each ends with a
-verdict. A milter answers each event, but for those whose answers it has declared to leave out; the
-answers come in the order of the events, so that several events may be sent in one go. Which answers
-may come is in :attr:`Conversation.answers`; any other ends it with a fault, and the milter counts
-as down.
+A conversation begins with the negotiation of options. Then events are sent, in transactions; each
+transaction ends with a verdict. A milter answers each event, except kinds of events that it has
+negotiated not to answer. Answers arrive in the order of the events, so that several events may be
+sent together. :attr:`Conversation.answers` has the valid answers; any other answer is a protocol
+error, which ends the conversation, and the milter counts as down.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 __all__ = ["MOST_EDITS", "Conversation", "State"]
 
 MOST_EDITS = 1000
-"""Changes of one message, pieces of the body not counted: those of real milters are some tens."""
+"""Maximum changes of one message, without chunks of the body; real milters make some tens."""
 
 EDIT_BYTES = 200
-"""Memory that a change takes besides its text."""
+"""Bytes of memory that a change takes in addition to its text."""
 
 WRITE_BYTES = 1 << 18
-"""Frames that are sent in one go."""
+"""Bytes after which no further event is added to a write."""
 
 ABORT = frame(b"A")
 QUIT = frame(b"Q")
@@ -49,30 +49,30 @@ _REPLIES = {b"r": REJECTED}
 _OF_A_RECIPIENT = frozenset({b"r", b"t", b"y"})
 
 _AT_THE_END = frozenset({b"h", b"i", b"m", b"b", b"+", b"-", b"2", b"e", b"q"})
-"""Changes: they may come after the end of the message, before the last answer."""
+"""Changes: valid after the end of the message, before the final answer."""
 
 
 class State(Enum):
-    """Where a conversation is."""
+    """The state of a conversation."""
 
     OPTIONS = auto()
-    """The answer to our options has not come."""
+    """Waiting for the answer to our options."""
     OPEN = auto()
     """Events may be sent."""
     ENDED = auto()
-    """There is a fault, or we have said so."""
+    """After an error, or after QUIT."""
 
 
 class Conversation:
-    """What is said on one connection.
+    """The milter protocol on one connection.
 
-    :param room: bytes that a milter may change of a message at most
-    :ivar verdict: what the milter has decided in this transaction, or None
-    :ivar decided_at: the event that it has decided at, or None
-    :ivar fault: why the milter is down; empty while it is not
-    :ivar options: what was negotiated, or None
-    :ivar progress: how many frames of the milter have come
-    :ivar refused: the reply to the recipient that was sent last; empty if it was accepted
+    :param room: maximum bytes of the milter's changes to a message
+    :ivar verdict: the milter's verdict in this transaction, or None
+    :ivar decided_at: the event that the milter has answered with the verdict, or None
+    :ivar fault: why the milter counts as down, or an empty string
+    :ivar options: the negotiated options, or None
+    :ivar progress: number of frames received from the milter
+    :ivar refused: the reply that refuses the last recipient, or an empty string
     """
 
     def __init__(self, room: int) -> None:
@@ -87,39 +87,39 @@ class Conversation:
         self._reader = FrameReader(room + WRITE_BYTES)
         self._most = self._room = room
         self._steps: Iterator[Step] | None = None
-        self._waiting: deque[Event] = deque()  # whose answers have not come
-        self._pausing = False  # until all is answered
+        self._waiting: deque[Event] = deque()  # events without an answer
+        self._pausing = False  # send nothing until all events are answered
         self._each_recipient = False
         self._in_transaction = False
-        self._begun = True  # and nothing was sent in it
-        self._skipped: set[bytes] = set()  # in this transaction
+        self._begun = True  # a transaction has begun, and nothing was sent in it
+        self._skipped: set[bytes] = set()  # commands that the milter skips in this transaction
         self._macros = Macros()
         self._edits: list[Edit] = []
         self._quarantine: str | None = None
 
     @property
     def settled(self) -> bool:
-        """Whether the milter has answered all that it was sent."""
+        """Whether the milter has answered all events, has decided, or is down."""
         return self.verdict is not None or self.state is State.ENDED or self.reusable
 
     @property
     def reusable(self) -> bool:
-        """Whether another transaction may begin: nothing is under way."""
+        """Whether another transaction may begin: no event is unsent or unanswered."""
         return self.state is State.OPEN and self._steps is None and not self._waiting
 
     @property
     def leading_space(self) -> bool:
-        """Whether the values of fields keep the space behind the colon."""
+        """Whether values of fields include the space after the colon."""
         return self.options is not None and self.options.leading_space
 
     def wants(self, event: Event) -> bool:
-        """Whether the milter is to get such events; before its options came it is True."""
+        """Return whether the milter wants such events; True before the options are negotiated."""
         if event.command in self._skipped:
             return False
         return self.options is None or event.command not in self.options.unwanted
 
     def begin(self) -> bool:
-        """Begin a transaction; return whether the one before it is aborted: see :meth:`take`."""
+        """Begin a transaction; return whether the last one is aborted, with a frame to send."""
         if self._begun:
             return False
         aborts, self._in_transaction = self._in_transaction, False
@@ -135,10 +135,10 @@ class Conversation:
         self._begun = True
         return aborts
 
-    def tell(self, steps: Iterable[Step], *, each_recipient: bool = False) -> None:
-        """Tell events; those before have to be settled, or none was sent.
+    def send(self, steps: Iterable[Step], *, each_recipient: bool = False) -> None:
+        """Queue events; :meth:`take` returns their frames. Earlier events have to be settled.
 
-        :param each_recipient: the refusal of a recipient is for it alone: see :attr:`refused`
+        :param each_recipient: a refusal of a recipient is not a verdict: see :attr:`refused`
         """
         assert self._steps is None
         self._begun = False
@@ -148,14 +148,14 @@ class Conversation:
             self._steps = iter(steps)
 
     def quit(self) -> None:
-        """Say that nothing more will be said; what has not come to its end is void."""
+        """End the conversation with QUIT; an unfinished transaction is dropped."""
         if self.state is not State.ENDED:
             self.state = State.ENDED
             self._forget()
             self._output = QUIT
 
     def take(self) -> bytes:
-        """Return what is to be sent now; empty: nothing until the milter has answered."""
+        """Return the bytes to send now; empty: nothing until the milter has answered."""
         output, self._output = self._output, b""
         if not self.has_more:
             return output
@@ -171,16 +171,16 @@ class Conversation:
 
     @property
     def has_more(self) -> bool:
-        """Whether there is more to send now, beyond what was taken.
+        """Whether more events can be sent now.
 
-        A milter that may skip pieces of the body says so after each.
+        If the milter may skip chunks of the body, each chunk has to be answered before the next.
         """
         if self._steps is None or self.state is not State.OPEN:
             return False
         return not (self._pausing and self._waiting)
 
     def _put(self, step: Step, parts: list[bytes | memoryview]) -> bool:
-        """Put an event into what is sent; return whether the next one may follow at once."""
+        """Append the frames of an event; return whether the next event may follow immediately."""
         event, data, macros, several = step
         command, options = event.command, self.options
         assert options is not None
@@ -205,22 +205,22 @@ class Conversation:
         self._pausing = event is BODY and options.skips
         return not self._pausing
 
-    # -- what the milter says ----------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Take bytes of the milter; then see :attr:`settled`, and :meth:`take`."""
+        """Handle bytes of the milter; check :attr:`settled` and :meth:`take` afterwards."""
         if self.state is State.ENDED:
             return
         try:
-            if data := self._gone_on(data):
+            if data := self._without_continues(data):
                 for command, content in self._reader.feed(data):
                     self.progress += 1
                     self._answered(command, content)
         except MilterGarbageError as error:
             self.fail(str(error))
 
-    def _gone_on(self, data: bytes) -> bytes:
-        """Take the answers that are "continue", as most are, in one go; return the rest."""
+    def _without_continues(self, data: bytes) -> bytes:
+        """Handle all leading answers "continue"; return the rest. A fast path: most are so."""
         if self._reader.held:
             return data
         waiting, event, position = self._waiting, None, 0
@@ -233,7 +233,7 @@ class Conversation:
         return data[position:]
 
     def fail(self, reason: str) -> None:
-        """End; the milter is down, unless it has decided already."""
+        """End the conversation; the milter counts as down, unless there is a verdict."""
         if self.state is not State.ENDED:
             self.state = State.ENDED
             self.fault = reason
@@ -247,14 +247,14 @@ class Conversation:
         self._output = b""
 
     def _answered(self, command: bytes, data: bytes) -> None:
-        """Take a frame."""
+        """Handle a frame."""
         if command == b"p":
-            return  # it is at work: see progress
+            return  # SMFIR_PROGRESS; the frame was counted in progress
         if self.state is State.OPTIONS:
             self._negotiated(command, data)
             return
         if not self._waiting:
-            raise MilterGarbageError(f"it answers {command!r}, and was asked nothing")
+            raise MilterGarbageError(f"it answers {command!r} without an event")
         event = self._waiting[0]
         answer = self.answers.get(command)
         if answer is None or (command in _AT_THE_END and event is not END):
@@ -274,7 +274,7 @@ class Conversation:
         else:
             raise MilterGarbageError(f"it answers {command!r} to our options")
 
-    def _go_on(self, event: Event, _: bytes, __: bytes) -> None:
+    def _continue(self, event: Event, _: bytes, __: bytes) -> None:
         if event is END:
             self._accept(event, b"", b"")
 
@@ -304,7 +304,7 @@ class Conversation:
             raise MilterGarbageError("it changes too much")
         self._edits.append(parse_edit(command, data))
 
-    def _put_aside(self, _: Event, __: bytes, data: bytes) -> None:
+    def _set_quarantine(self, _: Event, __: bytes, data: bytes) -> None:
         self._quarantine = data.partition(b"\0")[0].decode("utf-8", "replace")
 
     def _decide(self, event: Event, verdict: Verdict) -> None:
@@ -316,15 +316,15 @@ class Conversation:
         self._edits = []
 
     answers: ClassVar[Mapping[bytes, Callable[[Any, Event, bytes, bytes], None]]] = {
-        b"c": _go_on,
+        b"c": _continue,
         b"s": _skip,
         b"a": _accept,
         b"d": _discard,
         b"r": _refuse,
         b"t": _refuse,
         b"y": _refuse,
-        b"4": _refuse,  # "shutdown" and "connection failed": for us it is 451
+        b"4": _refuse,  # SMFIR_SHUTDOWN; this and SMFIR_CONN_FAIL below become 451
         b"f": _refuse,
         **dict.fromkeys(_AT_THE_END, _edit),
-        b"q": _put_aside,
+        b"q": _set_quarantine,
     }

@@ -1,6 +1,6 @@
-"""Parts: a message as a milter gets it, and with what the milter changes; bytes alone.
+"""Parts: split a message for a milter, and apply the milter's changes.
 
-Whatever is not changed stays as it came, byte for byte, because signatures cover it.
+All bytes that are not changed stay as they are, because signatures cover them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["MOST_FIELDS", "MOST_HEADER_BYTES", "HeaderTooLargeError", "Parts"]
 
 MOST_HEADER_BYTES = 1 << 20
 MOST_FIELDS = 10_000
-"""Of a header that milters get. It is looked at in 20 ms, in the event loop. Sendmail takes
-32 KiB (MaxHeadersLength), Postfix 100 KiB a field."""
+"""Maximum bytes and fields of a header for milters. Such a header is parsed in 20 ms, in the event
+loop. Sendmail's limit is 32 KiB (MaxHeadersLength), Postfix's is 100 KiB per field."""
 
 
 class HeaderTooLargeError(ValueError):
@@ -32,9 +32,10 @@ class HeaderTooLargeError(ValueError):
 
 @dataclass(eq=False, slots=True)
 class _Field:
-    """A field, with its last line end.
+    """A header field.
 
-    :ivar name: in lower case
+    :ivar name: the name in lower case
+    :ivar octets: the whole field, including its final line end
     """
 
     name: bytes
@@ -44,14 +45,14 @@ class _Field:
 class Parts:
     """The parts of a message.
 
-    :raises HeaderTooLargeError: its header is too large
-    :ivar body: where the body begins
+    :raises HeaderTooLargeError: the header is too large
+    :ivar body: the index of the body
     """
 
     def __init__(self, content: bytes) -> None:
         self._content = content
-        self._fields: list[_Field] = []  # as they are changed
-        self._above = 0  # how many of them are above our Received
+        self._fields: list[_Field] = []  # with the changes so far
+        self._above = 0  # number of fields that were inserted above our Received
         self._front = end_of_mbox_lines(content)
         limit = self._front + MOST_HEADER_BYTES
         self._found = list(islice(fields(content, self._front, limit=limit), MOST_FIELDS + 1))
@@ -63,7 +64,7 @@ class Parts:
 
     @property
     def names_and_values(self) -> list[tuple[bytes, bytes]]:
-        """The fields of the header, as they came."""
+        """The fields of the header without changes."""
         return [(each.name, each.value) for each in self._found]
 
     def edited(
@@ -74,18 +75,18 @@ class Parts:
         binary: bool = False,
         removed: Mapping[bytes, Collection[int]] | None = None,
     ) -> bytes:
-        """Return the message with changes of its header and body, in order.
+        """Return the message with changes to its header and body, in order.
 
-        :param leading_space: values begin with the space behind the colon, or with none
-        :param binary: the body is not made of lines
-        :param removed: fields that are removed before: by their name in lower case, their numbers
-            among those of that name, from 1
+        :param leading_space: whether the values of *edits* include the space after the colon
+        :param binary: whether the body is BINARYMIME, so that line ends are not normalized
+        :param removed: fields to remove first: for each name in lower case, their numbers among the
+            fields of that name, from 1
         """
         content = self._content
         self._above = 0
         self._fields = [_Field(e.name.lower(), content[e.start : e.end]) for e in self._found]
         if self._fields and not self._fields[-1].octets.endswith(b"\n"):
-            self._fields[-1].octets += b"\r\n"  # it is the whole message
+            self._fields[-1].octets += b"\r\n"  # the message ends within its header
         body: list[bytes] | None = None
         changed = bool(removed) and self._remove(removed or {})
         for edit in edits:
@@ -100,7 +101,7 @@ class Parts:
         return self._joined(None if body is None else _lines(b"".join(body), binary=binary))
 
     def _remove(self, removed: Mapping[bytes, Collection[int]]) -> bool:
-        """Remove fields; return whether there were any."""
+        """Remove fields; return whether any were found."""
         counts = Counter[bytes]()
         kept = []
         for each in self._fields:
@@ -111,11 +112,11 @@ class Parts:
         return len(kept) < before
 
     def _edit(self, edit: Edit, *, leading_space: bool) -> None:
-        """Change the header.
+        """Apply a change to the header.
 
-        Fields of one name are counted from 1; one that is not there is added. The place of an
-        inserted one is counted from 0, our ``Received`` included, which a milter does not see and
-        Sendmail and Postfix have on top by then: 1 is below that.
+        Fields of one name are numbered from 1; a change of a missing field adds it. The index of an
+        inserted field counts from 0 and includes our ``Received``, which the milter does not get,
+        because Sendmail and Postfix have it on top at that time: index 1 is below it.
         """
         found = self._find(edit.name.lower(), edit.number) if edit.command == b"m" else None
         if edit.command == b"m" and not edit.value:
@@ -138,7 +139,7 @@ class Parts:
         for each in self._fields:
             if each.name == name:
                 number -= 1
-                if number <= 0:  # 0 is the first one, as 1 is
+                if number <= 0:  # the numbers 0 and 1 both mean the first field
                     return each
         return None
 
@@ -149,16 +150,16 @@ class Parts:
         if body is None:
             rest = [memoryview(content)[self.body :]]
         if not between and (body or (body is None and len(content) > self.body)):
-            between = b"\r\n"  # text without a header
+            between = b"\r\n"  # the message had a body without a header
         head = [content[: self._front], *[each.octets for each in self._fields]]
         return b"".join([*head, between, *rest])
 
 
 def _octets(name: bytes, value: bytes, *, leading_space: bool) -> bytes:
-    """Return a field; whatever a value holds, it is one field, whose lines end in CR LF.
+    """Return a field whose lines end in CR LF, with any value.
 
-    A bare CR becomes a space, an empty line is dropped, and a line that does not begin with a
-    blank gets a tab, so that no value ends the header or begins another field.
+    A bare CR becomes a space, an empty line is removed, and a line that does not begin with a blank
+    gets a tab, so that a value can neither end the header nor begin another field.
     """
     if b"\n" not in value and b"\r" not in value:
         lines = [value]
@@ -171,7 +172,7 @@ def _octets(name: bytes, value: bytes, *, leading_space: bool) -> bytes:
 
 
 def _lines(body: bytes, *, binary: bool) -> bytes:
-    """Return a new body, whose lines end in CR LF: a bare CR or LF can smuggle a message."""
+    """Return a body whose lines end in CR LF: a bare CR or LF would allow SMTP smuggling."""
     if binary:
         return body
     if b"\r\n" in body:

@@ -1,4 +1,4 @@
-"""Events: what a milter learns of a session and a message, and the macros that go with each."""
+"""Events of the milter protocol, with the macros that are sent before each of them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = [
 ]  # fmt: skip
 
 CHUNK = 65_535
-"""Bytes of a piece of the body (``MILTER_CHUNK_SIZE``)."""
+"""Bytes of a chunk of the body (``MILTER_CHUNK_SIZE``)."""
 
 
 class Protocol(IntFlag):
-    """What a milter does not want to hear, or will not answer (``SMFIP_*``).
+    """Events that a milter does not want or does not answer (``SMFIP_*``).
 
     The numbers are those of libmilter's ``mfdef.h``.
     """
@@ -46,21 +46,21 @@ class Protocol(IntFlag):
     SILENT_END_OF_HEADER = 0x40000
     SILENT_BODY = 0x80000
     LEADING_SPACE = 0x100000
-    """Values of header fields keep the space behind the colon, in both directions."""
+    """Values of header fields include the space after the colon, in both directions."""
 
 
 class Event(NamedTuple):
     """A kind of event.
 
-    :ivar name: for the log
-    :ivar command: its octet
-    :ivar unwanted: the option with which a milter does not want it
-    :ivar silent: the option with which it does not answer it
-    :ivar since: the version of the protocol that has it
-    :ivar stage: its number in a milter's lists of macros; below 0: no macros go with it
-    :ivar symbols: the macros that go with it if there is no such list: Postfix sends these; the
-        names are written as in Sendmail's manual, with braces unless they have one letter
-    :ivar repeats: a milter may skip those that follow (``SMFIR_SKIP``)
+    :ivar name: the name for the log
+    :ivar command: the octet of the command
+    :ivar unwanted: the option of milters that do not want the event
+    :ivar silent: the option of milters that do not answer the event
+    :ivar since: the first version of the protocol with the event
+    :ivar stage: the number of the event in a milter's lists of macros; below 0: it has no macros
+    :ivar symbols: the macros to send if the milter has sent no list for the event; those of
+        Postfix. Names are written as in Sendmail's manual: with braces unless they are one letter
+    :ivar repeats: whether a milter may skip further events of this kind (``SMFIR_SKIP``)
     """
 
     name: str
@@ -104,10 +104,11 @@ EVENTS = (CONNECT, HELO, MAIL, RCPT, DATA, HEADER, END_OF_HEADER, BODY, END)
 
 
 class Step(NamedTuple):
-    """One event, or several of one kind.
+    """One event, or several events of one kind.
 
-    :ivar macros: that are known from now on
-    :ivar several: how many events they are; *data* has their frames then. 0: it is one
+    :ivar data: the data of the event, or the frames of several events
+    :ivar macros: macros whose values are known from this event on
+    :ivar several: the number of events whose frames *data* contains; 0: *data* is of one event
     """
 
     event: Event
@@ -117,14 +118,14 @@ class Step(NamedTuple):
 
 
 PAUSE = Step(Event("pause", b"", Protocol(0), Protocol(0)))
-"""In place of an event: what follows is sent once all before is answered."""
+"""Not an event: the following events are sent after all previous events were answered."""
 
 
 def connect_step(host: str, address: str | None, port: int, macros: Mapping[str, str]) -> Step:
-    """Return the event that a client has connected.
+    """Return the event of a client's connection.
 
-    :param host: its name, or its address in brackets
-    :param address: IPv4 or IPv6; None: it is one of a unix socket
+    :param host: the name of the client, or its address in brackets
+    :param address: IPv4 or IPv6 address; None: the client uses a unix socket
     """
     if address is None:
         return Step(CONNECT, text_of(host) + b"L\0\0" + text_of("local"), macros)
@@ -134,7 +135,7 @@ def connect_step(host: str, address: str | None, port: int, macros: Mapping[str,
 
 
 def unknown_client_step(host: str, macros: Mapping[str, str]) -> Step:
-    """Return the event that a client has connected whose address is not known."""
+    """Return the event of a connection of a client whose address is not known."""
     return Step(CONNECT, text_of(host) + b"U", macros)
 
 
@@ -144,20 +145,20 @@ def path_step(
     parameters: Mapping[str, str | bool],
     macros: Mapping[str, str],
 ) -> Step:
-    """Return MAIL or RCPT."""
+    """Return the event of MAIL or RCPT."""
     words = [name if value is True else f"{name}={value}" for name, value in parameters.items()]
     return Step(event, text_of(f"<{address}>") + b"".join(map(text_of, words)), macros)
 
 
 def header_step(fields: Iterable[tuple[bytes, bytes]], *, leading_space: bool) -> Step:
-    """Return the fields of a header; folded lines end in LF, as milters get them.
+    """Return the events of header fields; folded lines end in LF, as the protocol requires.
 
-    Without *leading_space* one space is taken off, and no tab, as Sendmail and Postfix do: a milter
-    that writes the value back puts one before it. A NUL, which would end the value, becomes a
-    space: what is behind it is to be seen.
+    Without *leading_space* one space is removed, but not a tab, as Sendmail and Postfix do: a space
+    is added to values that the milter writes back. A NUL becomes a space, because it would end the
+    value and so hide the rest of it from the milter.
 
-    :param fields: names and values, as they came
-    :param leading_space: values keep the space behind the colon
+    :param fields: names and values in their original form
+    :param leading_space: whether values include the space after the colon
     """
     frames = []
     for name, value in fields:
@@ -172,9 +173,9 @@ def header_step(fields: Iterable[tuple[bytes, bytes]], *, leading_space: bool) -
 
 
 def body_steps(content: bytes, start: int) -> Iterator[Step]:
-    """Yield the body in pieces, none of them copied before it is sent.
+    """Yield the body in chunks, without copying it.
 
-    :param start: where it begins in *content*
+    :param start: the index of the body in *content*
     """
     view = memoryview(content)
     for position in range(start, len(content), CHUNK):

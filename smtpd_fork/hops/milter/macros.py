@@ -1,4 +1,4 @@
-"""Macros: what a milter learns of a session by name, besides the events. Sans-io."""
+"""Macros: named values about a session that a milter gets before its events. Sans-io."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ NUL = "\0"
 class Macros:
     """The macros of a conversation.
 
-    :ivar values: those of this transaction and of the session, by name
+    :ivar values: the values of this transaction and of the session, by name
     """
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self._of_session: dict[str, str] = {}
         self._listed: dict[int, Sequence[str]] = {}
-        self._sent: dict[Sequence[str], bytes] = {}  # as they are sent, by their names
+        self._sent: dict[Sequence[str], bytes] = {}  # the encoded macros, by their names
 
     def list(self, symbols: Mapping[int, Sequence[str]]) -> None:
-        """Send these names, by the number of the stage, instead of the usual ones."""
+        """Set the names that the milter wants, by the number of the stage."""
         self._listed.update(symbols)
 
     def begin(self) -> None:
-        """Forget the values of the transaction before."""
+        """Remove the values of the last transaction."""
         self.values = dict(self._of_session)
         self._sent.clear()
 
     def learn(self, event: Event, values: Mapping[str, str]) -> None:
-        """Take the values that are known from an event on."""
+        """Store values that are known from *event* on."""
         self.values |= values
         self._sent.clear()
         if event is CONNECT or event is HELO:
             self._of_session |= values
 
     def before(self, event: Event) -> bytes:
-        """Return what is sent before an event; empty if nothing is known.
+        """Return the encoded macros to send before an event; empty if none has a value.
 
-        That of several events is the same: it is made once.
+        The result is cached, because several events have the same macros.
         """
         names = self._listed.get(event.stage, event.symbols)
         found = self._sent.get(names)
@@ -56,7 +56,7 @@ class Macros:
         return found
 
     def _texts(self, names: Sequence[str]) -> bytes:
-        """Return names and values, each of which ends with NUL, its first one."""
+        """Return names and values, each ended by NUL; a value is cut at its first NUL."""
         texts: list[str] = []
         for name in names:
             if value := self.values.get(name):

@@ -1,4 +1,4 @@
-"""Options: what is negotiated when a connection to a milter begins. Sans-io."""
+"""Options: the negotiation at the beginning of a connection to a milter. Sans-io."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 __all__ = ["Options", "offer", "parse_options", "parse_symbols"]
 
 VERSION = 6
-"""What is offered: that of Sendmail 8.14 and later."""
+"""The version that is offered; that of Sendmail 8.14 and later."""
 
 OLDEST_VERSION = 2
-"""What is accepted: that of Sendmail 8.11 to 8.13."""
+"""The oldest version that is accepted; that of Sendmail 8.11 to 8.13."""
 
 ALL_ACTIONS = 0x1FF
-"""Of ``SMFIF_*``: to change header, body, sender and recipients, to quarantine, to list macros."""
+"""All ``SMFIF_*``: change header, body, sender and recipients; quarantine; list macros."""
 
 ALL_PROTOCOL = 0x1FF7FF
-"""Not ``SMFIP_RCPT_REJ``: recipients that were refused are not kept."""
+"""All ``SMFIP_*`` except ``SMFIP_RCPT_REJ``: refused recipients are not stored."""
 
 MOST_SYMBOLS = 256
-"""Macros that a milter may ask for at one stage; the manuals name about 60."""
+"""Maximum macros that a milter may request for one stage; the manuals list about 60."""
 
 _OPTIONS = struct.Struct(">III")
 
 
 class Options(NamedTuple):
-    """What was negotiated.
+    """The negotiated options.
 
-    :ivar version: of the protocol, 2 to 6
-    :ivar unwanted: commands of the events that the milter does not get
-    :ivar silent: of those that it does not answer
-    :ivar skips: it may have the rest of the body left out
-    :ivar leading_space: values of fields keep the space behind the colon
-    :ivar symbols: the macros that it wants, by the number of the stage
+    :ivar version: the version of the protocol, 2 to 6
+    :ivar unwanted: commands of the events that the milter does not want
+    :ivar silent: commands of the events that the milter does not answer
+    :ivar skips: whether the milter may skip the rest of the body
+    :ivar leading_space: whether values of fields include the space after the colon
+    :ivar symbols: the macros that the milter wants, by the number of the stage
     """
 
     version: int
@@ -52,14 +52,14 @@ class Options(NamedTuple):
 
 
 def offer() -> bytes:
-    """Return the frame that begins a conversation: all that is known here."""
+    """Return the frame that begins a conversation and offers all options that we support."""
     return frame(b"O", _OPTIONS.pack(VERSION, ALL_ACTIONS, ALL_PROTOCOL))
 
 
 def parse_options(data: bytes) -> Options:
-    """Return what a milter answers to :func:`offer`.
+    """Parse a milter's answer to :func:`offer`.
 
-    :raises MilterGarbageError: it is no answer to that
+    :raises MilterGarbageError: it is not a valid answer
     """
     if len(data) < _OPTIONS.size:
         raise MilterGarbageError("its options are too short")
@@ -69,10 +69,10 @@ def parse_options(data: bytes) -> Options:
     return options
 
 
-@lru_cache(maxsize=16)  # a milter answers the same on each connection
+@lru_cache(maxsize=16)  # a milter sends the same answer on each connection
 def _negotiated(version: int, actions: int, protocol: int) -> Options:
     if not OLDEST_VERSION <= version <= VERSION:
-        raise MilterGarbageError(f"it has version {version} of the protocol, not 2 to {VERSION}")
+        raise MilterGarbageError(f"it speaks version {version} of the protocol, not 2 to {VERSION}")
     strange = (actions & ~ALL_ACTIONS, protocol & ~ALL_PROTOCOL)
     if any(strange):
         asked = ", ".join(f"{flags:#x}" for flags in strange if flags)
@@ -91,7 +91,7 @@ def _negotiated(version: int, actions: int, protocol: int) -> Options:
 def parse_symbols(data: bytes) -> dict[int, tuple[str, ...]]:
     """Return the macros that a milter wants, by stage.
 
-    :raises MilterGarbageError: it is no list of them
+    :raises MilterGarbageError: the list is malformed, or too long
     """
     wanted: dict[int, tuple[str, ...]] = {}
     while data:

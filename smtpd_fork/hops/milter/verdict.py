@@ -1,4 +1,4 @@
-"""Verdict: what a milter answers in the end, and what it changes."""
+"""Verdict: a milter's decision about a message, and its changes to the message."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ __all__ = [
 
 REJECTED = "550 5.7.1 Command rejected"
 TRY_AGAIN = "451 4.7.1 Service unavailable, try again later"
-"""As Sendmail and Postfix have it."""
+"""The replies of Sendmail and Postfix."""
 
 _LINE = re.compile(rb"([45][0-9][0-9])(?:[ -]([^\r\n]*))?(?:\r?\n|\r|\Z)")
 
 _NAME = re.compile(rb"[!-9;-~]{1,255}")
-"""The name of a field (RFC 5322 3.6.8); a line of 998 octets has to have room for a value."""
+"""The name of a field (RFC 5322 3.6.8), short enough to leave space for a value on the line."""
 
 _PARAMETER = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?:=[!-<>-~]+)?")
 """RFC 5321 4.1.2, esmtp-param."""
 
 
 LONGEST_REPLY = 1 << 15
-"""Octets of a reply that are looked at: libmilter takes 32 lines of 980 (``smfi_setmlreply``)."""
+"""Octets of a reply that are parsed; libmilter allows 32 lines of 980 (``smfi_setmlreply``)."""
 
 
 class Kind(Enum):
-    """What becomes of the message."""
+    """The decision about a message."""
 
     ACCEPT = auto()
     REFUSE = auto()
@@ -42,14 +42,14 @@ class Kind(Enum):
 
 
 class Edit(NamedTuple):
-    """One change, in the order in which the milter asked for it.
+    """A change to a message.
 
-    :ivar command: its octet, as in :data:`EDITS`
-    :ivar number: of a field
-    :ivar name: of a field
-    :ivar value: of a field, or a piece of the body
-    :ivar address: of a sender or a recipient; "" is the null sender
-    :ivar parameters: of it
+    :ivar command: the octet of the command
+    :ivar number: number or index of a field
+    :ivar name: name of a field
+    :ivar value: value of a field, or a chunk of the body
+    :ivar address: address of a sender or a recipient; "" is the null sender
+    :ivar parameters: ESMTP parameters of the address
     """
 
     command: bytes
@@ -62,11 +62,11 @@ class Edit(NamedTuple):
 
 @dataclass(slots=True)
 class Verdict:
-    """What a milter has decided.
+    """A milter's decision.
 
-    :ivar reply: of REFUSE: for the client
-    :ivar edits: of ACCEPT: what it changes
-    :ivar quarantine: why the message is to be put aside; None: it is not
+    :ivar reply: the reply to the client, of REFUSE
+    :ivar edits: the changes in order, of ACCEPT
+    :ivar quarantine: the reason to quarantine the message; None: it is not quarantined
     """
 
     kind: Kind
@@ -76,9 +76,10 @@ class Verdict:
 
 
 def reply_of(data: bytes) -> str:
-    """Return a milter's own reply, checked, cut and on one line.
+    """Return the reply in a milter's answer, cleaned, cut and on one line.
 
-    A reply without a code is 451 (RFC 5321 4.2.1). ``%%`` is a percent sign, as Sendmail has it.
+    Without a valid code the reply is 451 (RFC 5321 4.2.1). ``%%`` is a percent sign, as in
+    Sendmail.
     """
     data = data[:LONGEST_REPLY].partition(b"\0")[0]
     code, lines, position = 0, [], 0
@@ -94,9 +95,9 @@ def reply_of(data: bytes) -> str:
 
 
 def parse_edit(command: bytes, data: bytes) -> Edit:
-    """Return the change that a frame asks for.
+    """Return the change that a frame requests.
 
-    :raises MilterGarbageError: it cannot be made out, or is not possible
+    :raises MilterGarbageError: the frame is malformed, or the change is not possible
     """
     if command == b"b":
         return Edit(command, value=data)
@@ -112,7 +113,7 @@ def parse_edit(command: bytes, data: bytes) -> Edit:
 def edit_of_address(command: bytes, address: bytes, parameters: bytes = b"") -> Edit:
     """Return a change of the sender or of a recipient.
 
-    :raises MilterGarbageError: no client could have sent it
+    :raises MilterGarbageError: the address or the parameters are not valid in MAIL or RCPT
     """
     words = parameters.decode("ascii", "replace").split()
     if not all(map(_PARAMETER.fullmatch, words)):
@@ -125,7 +126,7 @@ def _number(data: bytes) -> int:
 
 
 def _address(data: bytes, *, null: bool) -> str:
-    """Return an address, without angle brackets; what no client could send is refused."""
+    """Return an address without angle brackets; raise an error if it is not valid in SMTP."""
     text = data.decode("utf-8", "replace")
     if null and text in {"", "<>"}:
         return ""

@@ -1,1 +1,1 @@
-"""rspamd's HTTP protocol: what it is asked, what it answers, and which server is asked."""
+"""rspamd's HTTP protocol: requests, answers, and the choice of a server."""

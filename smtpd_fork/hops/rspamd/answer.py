@@ -1,7 +1,7 @@
-"""Answer: what rspamd says of a message. Sans-io.
+"""Answer: rspamd's answer about a message. Sans-io.
 
-Of its JSON only what is needed here is read; a value of another type than it should have is an
-error, and so is JSON that is nested too deeply.
+Only the necessary parts of the JSON are read. A value of the wrong type is an error, and so is JSON
+that is nested too deeply.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__ = [
 
 
 class RspamdGarbageError(ValueError):
-    """What rspamd sent is no answer; the text says why."""
+    """rspamd's answer is not valid."""
 
 
 class AddedField(msgspec.Struct):
-    """A header field with a place.
+    """A header field with a position.
 
-    :ivar order: the number of the field that it is put before; below 0 from the end
-    :ivar index: another name of that
+    :ivar order: the number of the field before which it is inserted; negative: from the end
+    :ivar index: another name of *order*
     """
 
     value: str | int | float
@@ -35,15 +35,15 @@ Value = str | int | float | AddedField
 
 
 class MilterBlock(msgspec.Struct):
-    """What modules of rspamd want to be changed, as they have it for milters.
+    """The changes that modules of rspamd request, in the format for milters.
 
-    :ivar remove_headers: by name: which of the fields of that name, from 1, below 0 from the end; 0
-        is all of them
-    :ivar add_headers: by name: values
+    :ivar remove_headers: for each name, the numbers of the fields to remove, from 1; negative: from
+        the end; 0: all of them
+    :ivar add_headers: for each name, the values of fields to add
     :ivar change_from: a new sender
-    :ivar reject: ``discard`` or ``quarantine``, in place of a refusal
-    :ivar no_action: the action is not taken, only shown
-    :ivar spam_header: what marks spam instead of ``X-Spam: Yes``
+    :ivar reject: ``discard`` or ``quarantine``, instead of a refusal
+    :ivar no_action: whether the action is only shown in a header field
+    :ivar spam_header: the field that marks spam instead of ``X-Spam: Yes``
     """
 
     remove_headers: dict[str, float | list[float]] | list[Any] = {}
@@ -57,13 +57,13 @@ class MilterBlock(msgspec.Struct):
 
 
 class Answer(msgspec.Struct, rename={"signatures": "dkim-signature"}):
-    """What rspamd answers to ``/checkv2``.
+    """An answer to ``/checkv2``.
 
-    :ivar action: in lower case
-    :ivar messages: texts, among them ``smtp_message``
-    :ivar subject: for the action "rewrite subject"
+    :ivar action: the action in lower case
+    :ivar messages: texts by name, for example ``smtp_message``
+    :ivar subject: the new subject for the action "rewrite subject"
     :ivar signatures: values of fields DKIM-Signature
-    :ivar symbols: by name
+    :ivar symbols: symbols by name
     """
 
     action: str
@@ -96,11 +96,11 @@ _decoder = msgspec.json.Decoder(Answer)
 
 
 def parse_answer(body: bytes) -> Answer:
-    """Return an answer.
+    """Parse the body of an answer.
 
-    An octet that is no UTF-8, which is of the message perhaps, makes no answer illegible.
+    Octets that are not UTF-8, which may come from the message, are replaced.
 
-    :raises RspamdGarbageError: it is none
+    :raises RspamdGarbageError: the answer is not valid
     """
     try:
         try:
@@ -112,6 +112,6 @@ def parse_answer(body: bytes) -> Answer:
             answer = _decoder.decode(legible)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         text = str(error) or type(error).__name__
-        raise RspamdGarbageError(f"its answer cannot be read: {text}") from None
+        raise RspamdGarbageError(f"its answer is not valid: {text}") from None
     answer.action = answer.action.lower()
     return answer

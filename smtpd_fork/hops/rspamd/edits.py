@@ -1,7 +1,7 @@
-"""Changes that an answer of rspamd makes to a message. Sans-io.
+"""Changes: turn an answer of rspamd into changes to a message. Sans-io.
 
 The order is that of rspamd's own milter: fields are removed before others are added; signatures and
-what marks spam come last.
+the fields that mark spam are last.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _NAME = re.compile(r"[!-9;-~]{1,255}")
 
 
 class Changes(NamedTuple):
-    """What is changed.
+    """Changes to a message.
 
-    :ivar removed: fields that are removed first: by their name in lower case, their numbers among
-        those of that name, from 1
+    :ivar removed: fields to remove first: for each name in lower case, their numbers among the
+        fields of that name, from 1
     :ivar edits: the other changes, in order
     """
 
@@ -46,10 +46,10 @@ class Changes(NamedTuple):
 
 
 def changes_of(answer: Answer, names: Iterable[bytes], *, utf8: bool) -> Changes:
-    """Return what an answer changes.
+    """Return the changes that an answer requests.
 
-    :param names: of the fields of the message, in order
-    :param utf8: whether a field may hold more than ASCII (RFC 6532)
+    :param names: the names of the message's fields, in order
+    :param utf8: whether fields may contain UTF-8 (RFC 6532)
     :raises RspamdGarbageError: a change is not possible, or there are too many
     """
     block = answer.block
@@ -70,7 +70,7 @@ def changes_of(answer: Answer, names: Iterable[bytes], *, utf8: bool) -> Changes
 
 
 def _marks(answer: Answer, block: MilterBlock) -> Iterator[tuple[str, str]]:
-    """Yield the fields by which an action shows; they take the place of others of their name."""
+    """Yield the fields that show the action; they replace existing fields of the same name."""
     if block.no_action:
         yield "X-Rspamd-Action", answer.action
     elif answer.action == REWRITE_SUBJECT and answer.subject is not None:
@@ -94,11 +94,11 @@ def _removed(
 
 
 def _added(block: MilterBlock, count: int, *, utf8: bool) -> Iterator[Edit]:
-    """Yield the fields that are added.
+    """Yield the fields to add.
 
-    A place counts from 0, the field ``Received`` of this server included, as it does for a milter.
+    Positions count from 0 and include the field ``Received`` of this server, as for a milter.
 
-    :param count: of the fields that there are
+    :param count: the number of fields in the header
     """
     if not isinstance(block.add_headers, dict):
         return
@@ -117,7 +117,7 @@ def _value(value: Value) -> str | int | float:
 
 
 def _place(value: Value, count: int) -> int | None:
-    """Return the place of a field that is added; None: behind all others."""
+    """Return the position of an added field; None: at the end of the header."""
     place = None
     if isinstance(value, AddedField):
         place = value.index if value.order is None else value.order
@@ -155,9 +155,9 @@ def _edit(command: bytes, number: int, name: str, value: str | float, *, utf8: b
 
 
 def _octets(name: str, value: str, *, utf8: bool) -> bytes:
-    """Return a value as it is put into a header, without the space behind the colon.
+    """Return the octets of a value, without the space after the colon.
 
-    It is as it came, or encoded if the header has to be ASCII, or folded if a line is too long.
+    The value is encoded if the header has to be ASCII, and folded if a line is too long.
     """
     value = value.replace("\r\n", "\n").replace("\r", " ").replace("\0", " ").strip(" \t\n")
     longest = max(map(len, f"{name}: {value}".split("\n")))

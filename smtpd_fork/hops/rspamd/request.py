@@ -1,4 +1,4 @@
-"""The header of a request to rspamd: the client and the envelope of a message."""
+"""Make the header of a request to rspamd, which describes the client and the envelope."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ if TYPE_CHECKING:
 __all__ = ["request_fields"]
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""What ends a line of a header, or cannot be in one."""
+"""Characters that would end a header line, or are not allowed in one."""
 
 LONGEST_VALUE = 1000
-"""Characters; an address or a name that is longer is none."""
+"""Maximum characters of a value; valid addresses and names are shorter."""
 
 MOST_RECIPIENT_BYTES = 48_000
-"""Of the recipients: rspamd refuses a request whose header is larger than 80 KiB."""
+"""Maximum bytes of all recipients: rspamd refuses requests with a header of more than 80 KiB."""
 
 
 def request_fields(mail: Mail, session: Any, hostname: str) -> Iterator[tuple[str, str]]:
-    """Yield the fields that tell rspamd of a message, those whose value is known.
+    """Yield the header fields of a request, those whose value is known.
 
-    Values are as rspamd reads them: nothing is coded. A character that could end a line is a
+    rspamd expects values without any encoding. A character that could end a line is replaced by a
     question mark.
 
-    :param hostname: of this server, which becomes the authserv-id of Authentication-Results
+    :param hostname: the name of this server; rspamd uses it as the authserv-id in
+        Authentication-Results
     """
     client = mail.client
     yield "From", _safe(mail.sender) or "<>"
@@ -58,7 +59,7 @@ def request_fields(mail: Mail, session: Any, hostname: str) -> Iterator[tuple[st
 
 
 def _safe(text: str) -> str:
-    """Return a stranger's text as one line."""
+    """Return an untrusted text as one line."""
     if len(text) > LONGEST_VALUE:
         text = text[:LONGEST_VALUE]
     return text if text.isascii() and text.isprintable() else _UNSAFE.sub("?", text)

@@ -1,8 +1,8 @@
-"""Servers: rspamd on several machines, of which the first that answers is asked.
+"""Servers: several rspamd servers, which are tried in order.
 
-One that is down is left out for a time that doubles; then one message tries it. A server counts as
-down only if it has answered nothing since a request to it began: a message that it cannot deal with
-does not take it away from the others.
+A server that is down is skipped for a time that doubles with each failure; then one message tries
+it again. A server counts as down only if it has answered no request since the failed request began:
+a single message that makes a request fail does not disable the server for other messages.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from smtpd_fork.errors import HandlerError
 from smtpd_fork.hops.address import parse_hop_address
 from smtpd_fork.hops.http import WebServer, read_url
 from smtpd_fork.hops.http_connection import AnswerTooLongError, ConnectionEndedError, HttpError
-from smtpd_fork.hops.look import LOOK_SECONDS, look_in_thread
 from smtpd_fork.hops.peer_status import Outage
+from smtpd_fork.hops.probe import PROBE_SECONDS, probe_in_thread
 from smtpd_fork.hops.server_certificates import absolute
 from smtpd_fork.sanitizer import HIDDEN
 from smtpd_fork.setting_types import SettingError
@@ -31,11 +31,11 @@ __all__ = ["LONGEST_ANSWER", "RspamdDownError", "Servers"]
 log = logging.getLogger("smtpd_fork.rspamd")
 
 LONGEST_ANSWER = 1 << 20
-"""Bytes of an answer; one with all symbols of a message has some ten thousand."""
+"""Maximum bytes of an answer; an answer with all symbols has some ten thousand."""
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
-"""Seconds for which a server is left out."""
+"""First and maximum number of seconds for which a server that is down is skipped."""
 
 UNIX = "unix:"
 OK = 200
@@ -43,15 +43,15 @@ _FORBIDDEN = {401, 403}
 
 
 class RspamdDownError(Exception):
-    """No server gives an answer; the text says why."""
+    """No server answers."""
 
 
 class Server:
-    """One server.
+    """A server.
 
-    :param name: for the log
-    :param web: where it is asked about messages
-    :ivar busy: messages that it is asked about
+    :param name: the name for the log
+    :param web: the HTTP client for the URL that checks messages
+    :ivar busy: number of requests in progress
     """
 
     def __init__(self, name: str, web: WebServer) -> None:
@@ -67,9 +67,9 @@ class Server:
     async def ask(
         self, fields: Sequence[tuple[str, str]], body: bytes, seconds: float
     ) -> tuple[int, bytes]:
-        """Return status and body of the answer.
+        """Send a request; return status and body of the answer.
 
-        :raises RspamdDownError: there is none, or the server is left out now
+        :raises RspamdDownError: the server does not answer, or is skipped now
         """
         tries = self._outage.since is not None
         if tries:
@@ -82,7 +82,7 @@ class Server:
             async with asyncio.timeout(seconds):
                 try:
                     answer = await self.web.ask(fields, body, LONGEST_ANSWER)
-                except ConnectionEndedError:  # it was idle, and the server has just closed it
+                except ConnectionEndedError:  # the server has just closed an idle connection
                     answer = await self.web.ask(fields, body, LONGEST_ANSWER)
         except TimeoutError:
             raise self._failed(f"no answer within {seconds:g} s", begun) from None
@@ -114,12 +114,12 @@ class Server:
 class Servers:
     """Servers in order.
 
-    :param urls: of workers that answer ``/checkv2``; ``unix:PATH`` is one too
-    :param password: of the workers
-    :param seconds: for one answer
-    :param connections: to each of them at once
-    :param ca_file: certificates of CAs; None: the system's
-    :raises SettingError: one of the URLs is none
+    :param urls: URLs of workers that serve ``/checkv2``, or ``unix:PATH``
+    :param password: the password of the workers
+    :param seconds: timeout of an answer
+    :param connections: maximum connections to each server
+    :param ca_file: file of CA certificates; None: the system's
+    :raises SettingError: a URL is not valid
     :raises MissingLibraryError: httptools is not installed
     """
 
@@ -135,7 +135,7 @@ class Servers:
         self._connections = connections
         self._ca_file = absolute(ca_file)
         self._servers = [Server(base, self._web(base, "checkv2")) for base in bases]
-        self._looked = False
+        self._checked = False
 
     def _web(self, base: str, path: str) -> WebServer:
         socket = base.removeprefix(UNIX) if base.startswith(UNIX) else ""
@@ -149,16 +149,16 @@ class Servers:
 
     @property
     def busy(self) -> int:
-        """Messages that they are asked about."""
+        """The number of requests in progress."""
         return sum(server.busy for server in self._servers)
 
     def __str__(self) -> str:
         return ", ".join(server.name for server in self._servers)
 
     async def ask(self, fields: Iterable[tuple[str, str]], body: bytes) -> bytes:
-        """Return the first answer of a server about a message.
+        """Return the answer of the first server that answers.
 
-        :raises RspamdDownError: there is none
+        :raises RspamdDownError: no server answers
         """
         fields = [*fields, *self._secrets]
         reasons = []
@@ -178,44 +178,45 @@ class Servers:
     # -- before the first message ------------------------------------------------------------------
 
     def check(self) -> None:
-        """See whether the servers answer and take the password; log which are down.
+        """Check that the servers answer and accept the password; log those that are down.
 
-        :raises CannotCreateError: the CAs' certificates cannot be read
+        :raises CannotCreateError: the CA certificates cannot be read
         :raises HandlerError: a server refuses the password
         """
         for server in self._servers:
             server.web.read_certificates()
-        reasons = {server.name: f"no answer in {LOOK_SECONDS:g} s" for server in self._servers}
+        reason = f"no answer within {PROBE_SECONDS:g} s"
+        reasons = {server.name: reason for server in self._servers}
 
-        async def look(base: str) -> None:
+        async def probe(base: str) -> None:
             try:
-                await self._look(base)
+                await self._probe(base)
             except HttpError as error:
                 reasons[base] = str(error)
             else:
                 del reasons[base]
 
-        async def look_at_all() -> None:
-            await asyncio.gather(*map(look, list(reasons)))
+        async def probe_all() -> None:
+            await asyncio.gather(*map(probe, list(reasons)))
 
         with suppress(TimeoutError):
-            look_in_thread(look_at_all)
+            probe_in_thread(probe_all)
         for base, reason in reasons.items():
-            log.warning("rspamd %s: %s; it is left out until it answers", base, reason)
+            log.warning("rspamd %s: %s; it is skipped until it answers", base, reason)
 
     def prepare(self) -> None:
-        """As :meth:`check`; once is enough."""
-        if not self._looked:
+        """Call :meth:`check` the first time; do nothing later."""
+        if not self._checked:
             self.check()
-            self._looked = True
+            self._checked = True
 
-    async def _look(self, base: str) -> None:
+    async def _probe(self, base: str) -> None:
         ping, login = self._web(base, "ping"), self._web(base, "auth")
         try:
             answer = await ping.ask([], b"", LONGEST_ANSWER, method="GET")
             if answer.status != OK:
                 raise HttpError(f"it answers {answer.status}")
-            if self._secrets:  # a controller knows; other workers have no such page
+            if self._secrets:  # only a controller worker has this page, others answer 404
                 answer = await login.ask(self._secrets, b"", LONGEST_ANSWER, method="GET")
                 if answer.status in _FORBIDDEN:
                     raise HandlerError(f"rspamd {base} refuses the password")
@@ -230,9 +231,9 @@ class Servers:
 
 
 def _base(url: str) -> str:
-    """Return the URL of a worker without the path of a question, or ``unix:PATH``.
+    """Return the URL of a worker without the path of requests, or ``unix:PATH``.
 
-    :raises SettingError: it is neither
+    :raises SettingError: the URL is not valid
     """
     if url.startswith(UNIX):
         try:

@@ -1,4 +1,4 @@
-"""ByDovecot: all that Dovecot's authentication service decides, by the mechanisms that it has."""
+"""DovecotBackend: have Dovecot's authentication service verify credentials."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from smtpd_fork.hops.dovecot.service import DovecotRequest, DovecotService
     from smtpd_fork.hops.peer_status import PeerStatus
 
-__all__ = ["ByDovecot", "outcome_of"]
+__all__ = ["DovecotBackend", "outcome_of"]
 
 _BEFORE_DOVECOT_WAS_SEEN = (Mechanism("PLAIN", plaintext=True), Mechanism("LOGIN", plaintext=True))
-"""Offered as long as Dovecot was never reached. AUTH is answered 454 then, and a client tries
-again; without an offer it would take the account for wrong."""
+"""Mechanisms to offer until Dovecot was reached for the first time. AUTH gets 454 then, and clients
+try again; without AUTH in the reply to EHLO they would report a wrong account."""
 
 OFFER_SECONDS = 1.0
-"""How long EHLO waits for a connection, which tells the mechanisms of now: not every client that
-says EHLO wants to authenticate."""
+"""Seconds that EHLO waits for a connection to learn the current mechanisms. Short, because not
+every client that sends EHLO wants to authenticate."""
 
 _FAILURES = {
     "temp": TEMPORARY,
@@ -50,17 +50,18 @@ _FAILURES = {
     "user_disabled": DISABLED,
     "pass_expired": EXPIRED,
 }
-"""Dovecot's words for a failure that is no wrong guess."""
+"""Dovecot's codes of failures that are not wrong credentials."""
 
 
-class ByDovecot:
-    """Passes on what clients say, and what Dovecot answers."""
+class DovecotBackend:
+    """Passes responses of clients to Dovecot, and its challenges and results to clients."""
 
     known: Sequence[str] = (
         *("PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256"),
         *("OAUTHBEARER", "XOAUTH2", "GSSAPI", "GSS-SPNEGO", "NTLM", "OTP"),
     )
-    """Not ANONYMOUS, by which anybody could relay, nor EXTERNAL, which is about certificates."""
+    """Without ANONYMOUS, by which every client could relay, and EXTERNAL, which needs client
+    certificates."""
 
     def __init__(self, service: DovecotService) -> None:
         self._service = service
@@ -71,8 +72,8 @@ class ByDovecot:
         return self._service.status
 
     async def offered(self, *, plaintext: bool) -> Sequence[str]:
-        """Return what Dovecot has, in its order; what it had last, while it is out of reach."""
-        with suppress(DovecotDownError, TimeoutError):  # AUTH says so
+        """Return Dovecot's mechanisms in its order; the last known ones while it is unreachable."""
+        with suppress(DovecotDownError, TimeoutError):  # AUTH will report it
             async with asyncio.timeout(OFFER_SECONDS):
                 await self._service.connection()
         return [
@@ -82,14 +83,14 @@ class ByDovecot:
         ]
 
     async def authenticate(self, exchange: Exchange) -> Outcome:
-        """Pass on an exchange."""
+        """Carry out an exchange with Dovecot."""
         request: DovecotRequest | None = None
         try:
             request = await self._begun(exchange)
             while (answer := request.answer).kind is Kind.CONTINUE:
                 response = await exchange.ask(answer.data)
                 async with exchange.attempt(at_once=sys.maxsize):
-                    await exchange.in_time(request.go_on(response))
+                    await exchange.in_time(request.respond(response))
                     _count(exchange, request.answer)
         except RequestTooLongError:
             return Outcome(reply=TOO_LONG)
@@ -113,12 +114,12 @@ class ByDovecot:
         return request
 
     async def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         await self._service.close()
 
 
 def _count(exchange: Exchange, answer: Answer) -> None:
-    """Count a wrong guess."""
+    """Count an answer that says that the credentials are wrong."""
     if answer.kind is not Kind.FAIL:
         return
     exchange.user = exchange.user or answer.user[:LONGEST_USER]
@@ -127,28 +128,30 @@ def _count(exchange: Exchange, answer: Answer) -> None:
 
 
 def outcome_of(answer: Answer) -> Outcome:
-    """Return what Dovecot's last word means."""
+    """Return the outcome that Dovecot's final answer means."""
     if answer.kind is Kind.OK:
         user = answer.user
         if user and len(user) <= LONGEST_USER and user.isprintable():
             return Outcome(user)
-        return Outcome(reply=TEMPORARY, reason=f"Dovecot names the user {printable(user, 60)!r}")
-    word = next((word for word in _FAILURES if answer.says(word)), "")
+        reason = f"Dovecot answers with the invalid user name {printable(user, 60)!r}"
+        return Outcome(reply=TEMPORARY, reason=reason)
+    word = next((word for word in _FAILURES if answer.has_code(word)), "")
     reason = ", ".join(each for each in (word, answer.parameters.get("reason", "")) if each)
     return Outcome(reply=_FAILURES.get(word, WRONG), reason=printable(reason))
 
 
 def _parameters(session: Any) -> dict[str, str]:
-    """Return what Dovecot learns about a client."""
+    """Return the parameters of a request that describe the client."""
     parameters = {"service": "smtp", "nologin": ""}
     if identifier := getattr(session, "id", ""):
         parameters["session"] = identifier
     for name, address in (("l", getattr(session, "local", None)), ("r", session.peer)):
         host = host_of(address)
-        if host is not None and number_of(host) is not None:  # Dovecot takes nothing else
+        if host is not None and number_of(host) is not None:  # Dovecot accepts only IP addresses
             parameters[f"{name}ip"] = host
     if "rip" not in parameters:
-        parameters["no-penalty"] = ""  # else one for all clients without an address
+        # Otherwise all clients without an address share one penalty.
+        parameters["no-penalty"] = ""
     if session.ssl is not None:
         parameters["secured"] = "tls"
         if getattr(session, "peer_certificate", None):

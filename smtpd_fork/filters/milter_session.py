@@ -1,4 +1,4 @@
-"""Talk: what one milter learns of one session, and what it decides."""
+"""MilterSession: pass the events of one client session to a milter, and get its verdicts."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from smtpd_fork.hops.milter.verdict import Verdict
     from smtpd_fork.message import Mail, Recipient
 
-__all__ = ["MilterTarget", "Talk"]
+__all__ = ["MilterSession", "MilterTarget"]
 
 
 @dataclass(frozen=True, slots=True)
 class MilterTarget:
-    """A milter, and how long it may take.
+    """The address of a milter, and its timeouts.
 
-    :ivar daemon_name: for the macro ``{daemon_name}``; None: the name of the server
-    :ivar connect: seconds for the connection
-    :ivar answer: seconds for each answer; those of progress extend it
-    :ivar total: seconds for all that one hook waits for
+    :ivar daemon_name: the macro ``{daemon_name}``; None: the name of the server
+    :ivar connect: timeout of connecting, in seconds
+    :ivar answer: timeout of an answer, in seconds; each progress message extends it
+    :ivar total: timeout of all answers that one hook waits for, in seconds
     """
 
     address: HopAddress
@@ -50,21 +50,20 @@ class MilterTarget:
     total: float
 
 
-class Talk:
-    """What one milter learns of one session.
+class MilterSession:
+    """Passes the events of one client session to a milter.
 
-    One connection serves all messages of a session, as with Sendmail and Postfix; a lost one is
-    made anew, and what the milter has to know is sent again. It does not serve the next session:
-    version 6 has a command for that (SMFIC_QUIT_NC), but libmilter ignores it, and all behind it,
-    after a message that was accepted or refused; and OpenDKIM forgets by it what was negotiated,
-    and makes wrong signatures.
+    One connection is used for all messages of a session, as in Sendmail and Postfix. If it is lost,
+    a new one is opened, and the events that the milter needs are sent again. A connection is not
+    reused for another session: version 6 of the protocol has a command for that (SMFIC_QUIT_NC),
+    but libmilter ignores it and everything after it once a message was accepted or refused, and
+    OpenDKIM loses the negotiated options with it and makes wrong signatures.
 
-    :param room: bytes that a milter may change of a message
-    :param ended: is called once a connection is lost or closed
-    :ivar loop: of the session
-    :ivar envelope: of the transaction that the milter has learned of, or None
-    :ivar down: why the milter has failed in this transaction; empty if it has not
-    :ivar connections: how many are open, one at most
+    :param room: maximum bytes of the milter's changes to a message
+    :param ended: called after a connection is lost or closed
+    :ivar loop: the event loop of the session
+    :ivar envelope: the envelope of the current transaction, or None
+    :ivar down: why the milter has failed in this transaction, or an empty string
     """
 
     def __init__(self, target: MilterTarget, room: int, ended: Callable[[], object]) -> None:
@@ -75,35 +74,36 @@ class Talk:
         self._room = room
         self._ended = ended
         self._connection: MilterConnection | None = None
-        self._hello: object = None  # what was sent of the client's greeting
-        self._told_client = False
-        self._told_sender = False
-        self._recipients_told = 0
+        # The events that were sent on this connection.
+        self._greeting_sent: object = None
+        self._client_sent = False
+        self._sender_sent = False
+        self._recipients_sent = 0
         self._accepted: Verdict | None = None  # for the whole session
         self._until = 0.0
 
-    # -- what came of it ---------------------------------------------------------------------------
+    # -- results -----------------------------------------------------------------------------------
 
     @property
     def verdict(self) -> Verdict | None:
-        """What the milter has decided about the transaction so far."""
+        """The milter's verdict about the transaction, or None."""
         if self._accepted is not None or self._connection is None:
             return self._accepted
         return self._connection.conversation.verdict
 
     @property
     def refused(self) -> str:
-        """The reply to the recipient that was sent last; empty if it was accepted."""
+        """The reply that refuses the last recipient, or an empty string."""
         return "" if self._connection is None else self._connection.conversation.refused
 
     @property
     def leading_space(self) -> bool:
-        """Whether the values of fields keep the space behind the colon."""
+        """Whether values of fields include the space after the colon."""
         return self._connection is not None and self._connection.conversation.leading_space
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection."""
+        """Whether there is a usable connection."""
         return self._connection is not None and not self._connection.conversation.fault
 
     @property
@@ -111,56 +111,56 @@ class Talk:
         """Whether the milter has accepted all messages of the session."""
         return self._accepted is not None
 
-    async def look(self) -> None:
-        """See that the milter can be reached, and speaks the protocol.
+    async def probe(self) -> None:
+        """Check that the milter can be reached, and speaks the protocol.
 
-        :raises MilterDownError: it cannot, or does not
+        :raises MilterDownError: it is unreachable, or breaks the protocol
         """
         self._until = self.loop.time() + self._target.total
         try:
-            await self._tell([])
+            await self._send([])
         finally:
             self.close()
 
-    # -- what is sent ------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------
 
     async def client(self, server: Any, session: AnySession) -> None:
-        """Tell of the client."""
+        """Send the client's connection."""
         self.begin(None)
-        await self._try(lambda: self._tell(self._client(server, session)))
+        await self._try(lambda: self._send(self._client(server, session)))
 
     async def hello(self, server: Any, session: AnySession, name: str) -> None:
-        """Tell of the client's greeting, and of what comes before."""
+        """Send the client's greeting, and the events before it that were not sent yet."""
         self.begin(None)
-        await self._try(lambda: self._tell(self._greeting(server, session, name)))
+        await self._try(lambda: self._send(self._greeting(server, session, name)))
 
     async def sender(self, server: Any, session: AnySession, mail: Mail) -> None:
-        """Tell of the sender, and of what comes before."""
-        await self._try(lambda: self._tell(self._before(server, session, mail)))
+        """Send the sender, and the events before it that were not sent yet."""
+        await self._try(lambda: self._send(self._before(server, session, mail)))
 
     async def recipient(
         self, server: Any, session: AnySession, mail: Mail, recipient: Recipient
     ) -> None:
-        """Tell of a recipient, and of what comes before; see :attr:`refused`."""
+        """Send a recipient, and the events before it; :attr:`refused` has the answer."""
 
-        async def tell() -> None:
-            await self._tell(self._before(server, session, mail))
-            if not self._recipients_told and mail.recipients:  # on another connection
-                await self._tell(map(recipient_step, mail.recipients))
-            await self._tell([recipient_step(recipient)], each_recipient=True)
+        async def send() -> None:
+            await self._send(self._before(server, session, mail))
+            if not self._recipients_sent and mail.recipients:  # the connection is a new one
+                await self._send(map(recipient_step, mail.recipients))
+            await self._send([recipient_step(recipient)], each_recipient=True)
 
-        await self._try(tell)
-        self._recipients_told += 1
+        await self._try(send)
+        self._recipients_sent += 1
 
     async def message(self, server: Any, session: AnySession, mail: Mail, parts: Parts) -> None:
-        """Tell of the message, and of what comes before; there is a verdict, or it is down."""
-        await self._try(lambda: self._tell(self._message(server, session, mail, parts)))
+        """Send the message, and the events before it; sets :attr:`verdict` or :attr:`down`."""
+        await self._try(lambda: self._send(self._message(server, session, mail, parts)))
 
     def begin(self, envelope: Envelope | None) -> None:
-        """Begin a transaction, or none; one that has not come to its end is aborted."""
+        """Begin a transaction (None: only end the last one); an unfinished one is aborted."""
         self.envelope = envelope
         self.down = ""
-        self._told_sender, self._recipients_told = False, 0
+        self._sender_sent, self._recipients_sent = False, 0
         connection = self._connection
         if connection is None:
             return
@@ -169,26 +169,26 @@ class Talk:
         else:
             self.close()
 
-    # -- steps: each is sent once on a connection --------------------------------------------------
+    # -- events: each is sent once on a connection -------------------------------------------------
 
     def _client(self, server: Any, session: AnySession) -> list[Step]:
-        if self._told_client:
+        if self._client_sent:
             return []
-        self._told_client = True
+        self._client_sent = True
         return [client_step(server, session, self._target.daemon_name or server.hostname)]
 
     def _greeting(self, server: Any, session: AnySession, name: str) -> list[Step]:
         steps, hello = self._client(server, session), (name, session.ssl is not None)
-        if self._hello != hello:
-            self._hello = hello
+        if self._greeting_sent != hello:
+            self._greeting_sent = hello
             steps.append(hello_step(session, name))
         return steps
 
     def _before(self, server: Any, session: AnySession, mail: Mail) -> list[Step]:
-        """Return what comes before the recipients."""
+        """Return the events before the recipients that were not sent yet."""
         steps = self._greeting(server, session, mail.client.helo)
-        if not self._told_sender:
-            self._told_sender = True
+        if not self._sender_sent:
+            self._sender_sent = True
             steps.append(sender_step(session, mail))
         return steps
 
@@ -196,29 +196,29 @@ class Talk:
         self, server: Any, session: AnySession, mail: Mail, parts: Parts
     ) -> Iterator[Step]:
         yield from self._before(server, session, mail)
-        if not self._recipients_told:
+        if not self._recipients_sent:
             yield from map(recipient_step, mail.recipients)
-        yield PAUSE  # a milter that decides by the envelope is not sent the message
+        yield PAUSE  # wait: a milter that decides by the envelope does not get the message
         assert self._connection is not None
         yield from message_steps(mail, parts, self._connection.conversation)
 
     # -- the connection ----------------------------------------------------------------------------
 
-    async def _try(self, tell: Callable[[], Any]) -> None:
-        """Tell something; once more if a connection that was there before is found to be lost."""
+    async def _try(self, send: Callable[[], Any]) -> None:
+        """Call *send*; call it once more if the milter had closed a kept connection before."""
         if self._accepted is not None or self.down:
             return
         self._until = self.loop.time() + self._target.total
         kept = self._connection
-        said = 0 if kept is None else kept.conversation.progress
+        progress = 0 if kept is None else kept.conversation.progress
         try:
             try:
-                await tell()
+                await send()
             except MilterDownError:
-                if kept is None or not kept.lost or kept.conversation.progress != said:
+                if kept is None or not kept.lost or kept.conversation.progress != progress:
                     raise
                 self.close()
-                await tell()
+                await send()
         except MilterDownError as error:
             self.down = str(error)
             self.close()
@@ -227,7 +227,7 @@ class Talk:
             raise
         self._note_acceptance()
 
-    async def _tell(self, steps: Iterable[Step], *, each_recipient: bool = False) -> None:
+    async def _send(self, steps: Iterable[Step], *, each_recipient: bool = False) -> None:
         if self.verdict is not None:
             return
         if self._connection is None:
@@ -237,10 +237,10 @@ class Talk:
                 connect=target.connect,
                 answer=target.answer,
             )
-        await self._connection.tell(steps, self._until, each_recipient=each_recipient)
+        await self._connection.send(steps, self._until, each_recipient=each_recipient)
 
     def _note_acceptance(self) -> None:
-        """Ask nothing more in this session once the milter has accepted the client."""
+        """Send nothing more in this session once the milter has accepted the client."""
         connection, verdict = self._connection, self.verdict
         if connection is None or verdict is None or verdict.kind is not Kind.ACCEPT:
             return
@@ -250,9 +250,9 @@ class Talk:
             self.close()
 
     def close(self) -> None:
-        """End the connection; what is sent next begins anew."""
+        """Close the connection; the next events are sent on a new one."""
         connection, self._connection = self._connection, None
-        self._told_client = self._told_sender = False
-        self._hello, self._recipients_told = None, 0
+        self._client_sent = self._sender_sent = False
+        self._greeting_sent, self._recipients_sent = None, 0
         if connection is not None:
             connection.close()

@@ -1,4 +1,4 @@
-"""ByUsers: PLAIN and LOGIN, decided by a file of users."""
+"""UsersFileBackend: verify credentials of PLAIN and LOGIN with a file of users."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from smtpd_fork.filters.auth.exchange import Exchange
     from smtpd_fork.filters.auth.users_file import Users
 
-__all__ = ["ByUsers"]
+__all__ = ["UsersFileBackend"]
 
 
-class ByUsers:
-    """Looks users up.
+class UsersFileBackend:
+    """Verifies credentials with a file of users.
 
-    :ivar users: the file, as it was read last; None: it was not read yet
+    :ivar users: the content of the file; None before it was read
     """
 
     known: Sequence[str] = ("PLAIN", "LOGIN")
@@ -33,11 +33,11 @@ class ByUsers:
         self._threads = PasswordThreads()
 
     async def offered(self, *, plaintext: bool) -> Sequence[str]:
-        """Return both: both show the password."""
+        """Return both mechanisms, or none without *plaintext*: both reveal the password."""
         return self.known if plaintext else ()
 
     async def authenticate(self, exchange: Exchange) -> Outcome:
-        """Verify the password in a thread; of one client one after the other."""
+        """Verify the password in a thread; one attempt at a time for each client."""
         user, password = await credentials(exchange)
         assert self.users is not None
         try:
@@ -53,5 +53,5 @@ class ByUsers:
         return Outcome(user_key(user)) if right else Outcome(reply=WRONG)
 
     async def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._threads.close()

@@ -1,4 +1,4 @@
-"""ByAuthenticator: PLAIN and LOGIN, decided by an authenticator of a program's own."""
+"""AuthenticatorBackend: verify credentials of PLAIN and LOGIN with a Python function."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
     from smtpd_fork.filters.auth.exchange import Exchange
 
-__all__ = ["ByAuthenticator", "function_named"]
+__all__ = ["AuthenticatorBackend", "function_named"]
 
 
 def function_named(name: str) -> Callable[..., Any]:
     """Return the function that ``module:attr`` names.
 
-    :raises SettingError: there is none, or it is no authenticator
+    :raises SettingError: it cannot be imported, or has other parameters
     """
     module, _, attr = name.partition(":")
     try:
         found: Any = attrgetter(attr)(import_here(module))
-    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+    except (Exception, SystemExit) as error:  # importing a module can raise anything
         reason = f"cannot be imported: {type(error).__name__}: {error}"
         raise SettingError("authenticator", name, " ".join(reason.split())) from error
     try:
@@ -39,14 +39,14 @@ def function_named(name: str) -> Callable[..., Any]:
     except (TypeError, ValueError):
         reason = f"expected a function with the parameters {', '.join(_PARAMETERS)}"
         raise SettingError("authenticator", name, reason) from None
-    return found  # type: ignore[no-any-return]  # it can be called: asked for above
+    return found  # type: ignore[no-any-return]  # signature() has shown that it is callable
 
 
 _PARAMETERS = ("server", "session", "envelope", "mechanism", "auth_data")
 
 
-class ByAuthenticator:
-    """Asks a function.
+class AuthenticatorBackend:
+    """Verifies credentials by calling a function.
 
     :param function: ``authenticator(server, session, envelope, mechanism, auth_data)``, which
         returns an AuthResult; it may be a coroutine function
@@ -59,11 +59,11 @@ class ByAuthenticator:
         self._function = function
 
     async def offered(self, *, plaintext: bool) -> Sequence[str]:
-        """Return both: both show the password."""
+        """Return both mechanisms, or none without *plaintext*: both reveal the password."""
         return self.known if plaintext else ()
 
     async def authenticate(self, exchange: Exchange) -> Outcome:
-        """Ask the function."""
+        """Call the function with the credentials."""
         user, password = await credentials(exchange)
         data = LoginPassword(user.encode(), password)
         server, session = exchange.server, exchange.session
@@ -77,13 +77,13 @@ class ByAuthenticator:
         return outcome
 
     async def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing: there are no resources."""
 
 
 def _outcome(user: str, result: Any) -> Outcome:
-    """Return what a function's result means.
+    """Return the outcome that the result of the function means.
 
-    :raises ValueError: it says both that the client is who it says it is, and that it is not
+    :raises ValueError: the result is a failure with a positive reply
     """
     if not isinstance(result, AuthResult):
         accepted = result is not None and result is not MISSING and result is not False
