@@ -30,6 +30,10 @@ WATCHDOG_SECONDS = 3
 
 PATIENCE_SECONDS = 60.0
 HELD_SESSIONS = 20
+SENDING_CLIENTS = 4
+
+MAILS = Path("/var/lib/smtpd-fork/Maildir/new")
+"""Where the drop-in's handlers put messages."""
 
 
 def systemctl(*words: str) -> str:
@@ -83,7 +87,7 @@ def send(client: smtplib.SMTP | None = None) -> None:
 
 @contextmanager
 def sending(*accepted: str) -> Iterator[list[str]]:
-    """Deliver one message after another meanwhile; all have to be accepted.
+    """Deliver messages by several clients meanwhile; all have to be accepted.
 
     :param accepted: words that are as good: part of an error
     :yields: a word for each message: ``ok``, or what failed
@@ -100,13 +104,15 @@ def sending(*accepted: str) -> Iterator[list[str]]:
                 good = any(word in repr(error) for word in accepted)
                 results.append("ok" if good else repr(error))
 
-    thread = threading.Thread(target=deliver)
-    thread.start()
+    threads = [threading.Thread(target=deliver) for _ in range(SENDING_CLIENTS)]
+    for thread in threads:
+        thread.start()
     try:
         yield results
     finally:
         stop.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
     assert set(results) == {"ok"}, results
 
 
@@ -144,8 +150,12 @@ def blocked() -> None:
 
 
 def upgrade() -> None:
-    """SIGUSR2 moves MainPID to a new process; the unit stays active and no message is refused."""
+    """SIGUSR2 moves MainPID to a new process; the unit stays active.
+
+    No connection is refused, and every message that was accepted is in the Maildir.
+    """
     old, (restarts,) = main_pid(), shown("NRestarts")
+    mails = len(os.listdir(MAILS))
     begun = session()
     states = set()
 
@@ -165,8 +175,12 @@ def upgrade() -> None:
         until(lambda: not Path(f"/proc/{old}").exists(), "the end of the old process")
         count = len(results)
         until(lambda: len(results) > count + 2, "messages after the end of the old process")
+    assert len(os.listdir(MAILS)) - mails == len(results) + 1, "a message is lost"
     assert states == {"active"}, states
     new = main_pid()
+    status = systemctl("status", "--lines=0", UNIT)
+    assert "Active: active (running)" in status, status
+    assert f"Main PID: {new} " in status, status
     assert shown("ActiveState", "SubState", "NRestarts") == ["active", "running", restarts]
     assert Path(f"/proc/{new}").owner() == "smtpd-fork"
     (entry,) = journal(f"_PID={old}", "--grep", "upgrade complete")
