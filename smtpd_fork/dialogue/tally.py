@@ -75,11 +75,11 @@ class Latency:
 
 
 class AnswerCounts:
-    """What one sink or filter has answered.
+    """What one sink, or the program of one filter, has answered.
 
     :ivar replies: by the first octet of the reply, ``ord("2")`` to ``ord("5")``: one for each
-        message, or for each of its recipients where the sink answers so; of a filter that has no
-        objection it is ``ord("2")``
+        message, or for each of its recipients where the sink answers so; of a filter one for each
+        request, ``ord("2")`` if there is no objection
     :ivar latency: how long each answer took
     """
 
@@ -175,16 +175,15 @@ class Tally:
         """Return the counts of a sink."""
         return self.sinks.setdefault(name, AnswerCounts())
 
-    def counted(
-        self, counts: dict[str, AnswerCounts], name: str, hook: Callable[..., Any]
-    ) -> Callable[..., Any]:
-        """Return a hook of a sink or filter that is measured and counted, if that is wanted.
+    def filter(self, name: str) -> AnswerCounts:
+        """Return the counts of a filter that asks a program."""
+        return self.filters.setdefault(name, AnswerCounts())
 
-        :param counts: :attr:`sinks` or :attr:`filters`
-        """
+    def counted_sink(self, name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a hook of a sink that is measured and counted, if that is wanted."""
         if not self.timing:
             return hook
-        own = counts.setdefault(name, AnswerCounts())
+        own = self.sink(name)
 
         @functools.wraps(hook)
         async def counted(*args: Any) -> Any:

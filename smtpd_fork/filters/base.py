@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smtpd_fork.filters.request import Request
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smtpd_fork.dialogue.tally import AnswerCounts
     from smtpd_fork.hops.peer_status import PeerStatus
 
 __all__ = ["Filter"]
@@ -30,14 +33,23 @@ class Filter:
     quarantines = False
     redirects = False
     gives_marks = True
+    _request_counts: AnswerCounts | None = None
 
     @property
     def status(self) -> PeerStatus | None:
         """The state of the external program that the filter uses; None if it uses none.
 
-        ``smtpd-fork status`` and the metrics show a filter with a state, and count its replies.
+        ``smtpd-fork status`` and the metrics show a filter with a state, and count its requests.
         """
         return None
+
+    def request(self) -> Request:
+        """Return a context manager for a request to the program, which measures and counts it."""
+        return Request(self._request_counts)
+
+    def count_with(self, counts: AnswerCounts) -> None:
+        """Have requests be counted; of servers that share the filter, by the one that is last."""
+        self._request_counts = counts
 
     def check(self) -> None:
         """Check whether :meth:`prepare` would succeed, without creating anything.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,8 +37,9 @@ from smtpd_fork.sanitizer import printable
 from smtpd_fork.setting_types import Seconds, SettingError, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from smtpd_fork.filters.request import Request
 
 __all__ = ["Milter"]
 
@@ -139,8 +141,8 @@ class Milter(ContentFilter):
 
     async def _at_connect(self, server: Any, session: AnySession) -> Any:
         milter_session = self._sessions.of(server, session)
-        await milter_session.client(server, session)
-        refusal = self._refusal(session, milter_session)
+        sending = milter_session.client(server, session)
+        refusal = await self._refusal(session, milter_session, sending)
         return _as_greeting(refusal) if refusal else MISSING
 
     async def _at_helo(self, server: Any, session: AnySession, _: Envelope, name: str) -> Any:
@@ -157,8 +159,8 @@ class Milter(ContentFilter):
 
     async def _at_greeting(self, server: Any, session: AnySession, name: str) -> str:
         milter_session = self._sessions.of(server, session)
-        await milter_session.hello(server, session, name)
-        return self._refusal(session, milter_session)
+        sending = milter_session.hello(server, session, name)
+        return await self._refusal(session, milter_session, sending)
 
     async def _at_sender(
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
@@ -166,8 +168,8 @@ class Milter(ContentFilter):
         milter_session = self._sessions.of(server, session)
         milter_session.begin(envelope)
         mail = replace(Mail.of(server, session, envelope), sender=address.removeprefix("<>"))
-        await milter_session.sender(server, session, mail)
-        refusal = self._refusal(session, milter_session)
+        sending = milter_session.sender(server, session, mail)
+        refusal = await self._refusal(session, milter_session, sending)
         if refusal:
             milter_session.begin(None)
         return refusal or MISSING
@@ -179,8 +181,8 @@ class Milter(ContentFilter):
         mail = self.mail_of(server, session, envelope)
         words = [option.partition("=") for option in options]
         parameters = {name: value if equals else True for name, equals, value in words}
-        await milter_session.recipient(server, session, mail, Recipient(address, parameters))
-        return self._refusal(session, milter_session) or milter_session.refused or MISSING
+        sending = milter_session.recipient(server, session, mail, Recipient(address, parameters))
+        return await self._refusal(session, milter_session, sending) or MISSING
 
     async def _at_reset(self, _: Any, session: AnySession, __: Envelope) -> Any:
         milter_session = self._sessions.find(session)
@@ -191,19 +193,54 @@ class Milter(ContentFilter):
     async def _at_end(self, _: Any, session: AnySession) -> None:
         self._sessions.end(session)
 
-    def _refusal(self, session: AnySession, milter_session: MilterSession) -> str:
-        """Return the reply that refuses a command, or an empty string."""
+    async def _refusal(
+        self, session: AnySession, milter_session: MilterSession, sending: Awaitable[None]
+    ) -> str:
+        """Send events to the milter; return the reply that refuses a command, or an empty string.
+
+        :param sending: sends them
+        """
+        with self._request(milter_session) as request:
+            await sending
+            request.answer = self._answer_to_command(session, milter_session)
+        return str(request.answer)
+
+    def _answer_to_command(self, session: AnySession, milter_session: MilterSession) -> str:
         if milter_session.down:
             return self.answer_down(session, milter_session.down)
         self.outage.end()
         verdict = milter_session.verdict
-        return verdict.reply if verdict is not None and verdict.kind is Kind.REFUSE else ""
+        if verdict is not None and verdict.kind is Kind.REFUSE:
+            return verdict.reply
+        return milter_session.refused
+
+    @contextmanager
+    def _request(self, milter_session: MilterSession) -> Iterator[Request]:
+        """Count a request if anything is sent to the milter."""
+        milter_session.asked = False
+        with self.request() as request:
+            try:
+                yield request
+            finally:
+                request.sent = milter_session.asked
 
     # -- at the end of the message -----------------------------------------------------------------
 
     async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> Any:
         """Refuse a message, change it, or pass it to the next handler unchanged."""
         milter_session = self._session_of(server, session, envelope)
+        with self._request(milter_session) as request:
+            request.answer = await self._answer(server, session, envelope, milter_session)
+        return request.answer
+
+    async def _answer(
+        self,
+        server: Any,
+        session: AnySession,
+        envelope: Envelope,
+        milter_session: MilterSession,
+    ) -> Any:
+        """Send a message to the milter, and do what it answers."""
         try:
             mail = self.mail_of(server, session, envelope)
             parts = Parts(mail.content)

@@ -64,12 +64,14 @@ class MilterSession:
     :ivar loop: the event loop of the session
     :ivar envelope: the envelope of the current transaction, or None
     :ivar down: why the milter has failed in this transaction, or an empty string
+    :ivar asked: whether events were sent, or a connection was opened for them, since it was False
     """
 
     def __init__(self, target: MilterTarget, room: int, ended: Callable[[], object]) -> None:
         self.loop = asyncio.get_running_loop()
         self.envelope: Envelope | None = None
         self.down = ""
+        self.asked = False
         self._target = target
         self._room = room
         self._ended = ended
@@ -231,13 +233,18 @@ class MilterSession:
         if self.verdict is not None:
             return
         if self._connection is None:
+            self.asked = True
             target = self._target
             self._connection = await MilterConnection.to(
                 *(target.address, Conversation(self._room), self._ended),
                 connect=target.connect,
                 answer=target.answer,
             )
-        await self._connection.send(steps, self._until, each_recipient=each_recipient)
+        connection, sent = self._connection, self._connection.sent
+        try:
+            await connection.send(steps, self._until, each_recipient=each_recipient)
+        finally:
+            self.asked |= connection.sent > sent
 
     def _note_acceptance(self) -> None:
         """Send nothing more in this session once the milter has accepted the client."""

@@ -17,7 +17,7 @@ from aiosmtpd.smtp import Session as AnySession
 
 from smtpd_fork.dialogue.waiting import may_end_at_once
 from smtpd_fork.filters.content_filter import ContentFilter, WhenDown
-from smtpd_fork.filters.policy_action import DEFERRING, parse_action
+from smtpd_fork.filters.policy_action import DEFERRING, Action, parse_action
 from smtpd_fork.filters.policy_deferrals import Deferrals
 from smtpd_fork.filters.policy_effects import PolicyEffects
 from smtpd_fork.filters.policy_request import attributes
@@ -179,16 +179,28 @@ class Policy(ContentFilter):
         """Ask the server; return the reply that refuses, or an empty string."""
         self._deferrals.forget(session, envelope, state)
         sent = attributes(server, session, envelope, state, context=self._context, **more)
-        try:
-            text = await self._server.ask(request(sent))
-        except HopError as error:
-            return self.answer_down(session, error.reason.removeprefix(f"{self._server}: "))
-        action = parse_action(text)
-        if action is None:
-            return self.answer_down(session, f"an answer without a valid action: {text[:80]!r}")
+        with self.request() as asked:
+            try:
+                action = await self._action(request(sent))
+            except HopError as error:
+                reason = error.reason.removeprefix(f"{self._server}: ")
+                refusal = asked.answer = self.answer_down(session, reason)
+                return refusal
+            asked.answer = action.reply
         self.outage.end()
         self._effects.note(action, session, envelope, state)
         if action.name not in DEFERRING:
             return action.reply
         self._deferrals.note(action, session, envelope, state)
         return ""
+
+    async def _action(self, question: bytes) -> Action:
+        """Return the answer of the server.
+
+        :raises HopError: there is none
+        """
+        text = await self._server.ask(question)
+        action = parse_action(text)
+        if action is None:
+            raise HopError(f"an answer without a valid action: {text[:80]!r}")
+        return action

@@ -134,6 +134,12 @@ class Rspamd(ContentFilter):
             return MISSING
         if self._skip_exempt and getattr(server, "exempt", False):
             return MISSING
+        with self.request() as request:
+            request.answer = await self._answer(server, session, envelope)
+        return request.answer
+
+    async def _answer(self, server: Any, session: AnySession, envelope: Envelope) -> Any:
+        """Ask about a message, and do what the answer is."""
         mail = self.mail_of(server, session, envelope)
         fields = list(request_fields(mail, session, server.hostname))
         try:

@@ -54,9 +54,6 @@ log = logging.getLogger("smtpd_fork.handlers")
 _OF_DELIVERY = {"handle_DATA", "handle_RCPT"}
 """Hooks that several sinks have together."""
 
-_COUNTED = ("handle_CONNECT", "handle_HELO", "handle_MAIL", "handle_RCPT", "handle_DATA")
-"""Hooks of a filter whose answers are counted."""
-
 MARGIN_SECONDS = 5.0
 """Between a sink's limit and that of its hook."""
 
@@ -155,22 +152,19 @@ class Chain:
                 return
 
     def measure(self, tally: Tally) -> None:
-        """Have the answers of sinks, and of filters that ask a program, be counted and measured."""
+        """Have the answers of sinks, and the requests of filters, be counted and measured."""
         self._forged_results.count_with(tally)
         if self._delivery is not None:
             self._delivery.count_with(tally.sink)
-        asking = self.filters
-
-        def counted(name: str, route: Route, hook: Hook) -> Hook:
-            if route.name in asking:
-                return tally.counted(tally.filters, route.name, hook)
-            if route.is_sink and self._delivery is None and name == "handle_DATA":
-                return tally.counted(tally.sinks, route.name, hook)
-            return hook
-
-        for name in _COUNTED:
-            if hasattr(self, name):
-                self._join(name, [counted(name, *each) for each in self._hooks(name)])
+        if tally.timing:
+            for name, each in self.filters.items():
+                each.count_with(tally.filter(name))
+        if self._delivery is None and hasattr(self, "handle_DATA"):
+            hooks = [
+                tally.counted_sink(route.name, hook) if route.is_sink else hook
+                for route, hook in self._hooks("handle_DATA")
+            ]
+            self._join("handle_DATA", hooks)
 
     @property
     def _reachable(self) -> Sequence[Any]:

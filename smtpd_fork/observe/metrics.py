@@ -143,10 +143,11 @@ METRICS = (
         "0 while it answers.",
         lambda s, _: {each.name: each.down_since or 0.0 for each in _with_server(s)}),
     Row("smtpd_fork_filter_seconds", "histogram", "filter",
-        "Time in seconds that a filter took which asks a program.",
+        "Time in seconds of a request of a filter to its program.",
         lambda _, tally: _latencies(tally.filters)),
     Row("smtpd_fork_filter_replies_total", "counter", "filter,class",
-        "Replies of filters that ask a program, by filter and class (2xx, no objection; 4xx, 5xx).",
+        "Answers to requests of filters to their programs, by filter and class (2xx, no "
+        "objection; 4xx, 5xx).",
         lambda _, tally: by_class(tally.filters)),
     Row("smtpd_fork_filter_connections", "gauge", "filter",
         "Connections of a filter to its program.",

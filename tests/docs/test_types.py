@@ -141,6 +141,9 @@ class NoExe(Filter):
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> Answer:
         prepend(envelope, "X-Checked", "yes")
+        with self.request() as request:
+            assert_type(request.sent, bool)
+            request.answer = MISSING
         assert_type(add_score(envelope, 2), float)
         add_tag(session, "checked")
         assert_type(marks_of(session, envelope), Marks)

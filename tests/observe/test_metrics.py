@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiosmtpd.smtp import MISSING
 from prometheus_client import ProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as text_format
@@ -51,15 +52,17 @@ class Judge(Filter):
     async def handle_RCPT(
         self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
     ) -> str:
-        await asyncio.sleep(0)
+        with self.request() as request:
+            await asyncio.sleep(0)
+            request.answer = MISSING
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 Ok"
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> Any:
-        from aiosmtpd.smtp import MISSING
-
         answers = {"bad@example.com": "550 5.7.1 No", "early@example.com": "451 4.7.1 Later"}
-        return answers.get(envelope.rcpt_tos[0], MISSING)
+        with self.request() as request:
+            request.answer = answers.get(envelope.rcpt_tos[0], MISSING)
+        return request.answer
 
 
 class Remote(Maildir):

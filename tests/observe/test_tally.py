@@ -223,7 +223,7 @@ async def test_a_measured_hook_that_never_waits_needs_no_task_still() -> None:
     tally = Tally(timing=True)
     hook = Discard().handle_DATA
     assert never_waits(hook)
-    assert never_waits(tally.timed_hook("DATA", tally.counted(tally.sinks, "discard", hook)))
+    assert never_waits(tally.timed_hook("DATA", tally.counted_sink("discard", hook)))
     assert not never_waits(tally.timed_hook("DATA", Waits().handle_DATA))
 
 

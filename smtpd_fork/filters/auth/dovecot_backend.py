@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.filters.auth.claimed_user import LONGEST_USER
@@ -27,9 +27,10 @@ from smtpd_fork.peer_address import host_of
 from smtpd_fork.sanitizer import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from smtpd_fork.filters.auth.exchange import Exchange
+    from smtpd_fork.filters.request import Request
     from smtpd_fork.hops.dovecot.conversation import Answer
     from smtpd_fork.hops.dovecot.service import DovecotRequest, DovecotService
     from smtpd_fork.hops.peer_status import PeerStatus
@@ -54,7 +55,10 @@ _FAILURES = {
 
 
 class DovecotBackend:
-    """Passes responses of clients to Dovecot, and its challenges and results to clients."""
+    """Passes responses of clients to Dovecot, and its challenges and results to clients.
+
+    :param request: counts a request: see :meth:`smtpd_fork.filters.Filter.request`
+    """
 
     known: Sequence[str] = (
         *("PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256"),
@@ -63,8 +67,9 @@ class DovecotBackend:
     """Without ANONYMOUS, by which every client could relay, and EXTERNAL, which needs client
     certificates."""
 
-    def __init__(self, service: DovecotService) -> None:
+    def __init__(self, service: DovecotService, request: Callable[[], Request]) -> None:
         self._service = service
+        self._request = request
 
     @property
     def status(self) -> PeerStatus | None:
@@ -90,7 +95,9 @@ class DovecotBackend:
             while (answer := request.answer).kind is Kind.CONTINUE:
                 response = await exchange.ask(answer.data)
                 async with exchange.attempt(at_once=sys.maxsize):
-                    await exchange.in_time(request.respond(response))
+                    with self._counted() as counted:
+                        await exchange.in_time(request.respond(response))
+                        _note(counted, request.answer)
                     _count(exchange, request.answer)
         except RequestTooLongError:
             return Outcome(reply=TOO_LONG)
@@ -105,17 +112,34 @@ class DovecotBackend:
     async def _begun(self, exchange: Exchange) -> DovecotRequest:
         parameters = _parameters(exchange.session)
         async with exchange.attempt(at_once=sys.maxsize):
-            request = await exchange.in_time(
-                self._service.begin(exchange.mechanism, parameters, exchange.initial)
-            )
-            if request is None:
-                raise RefusedError(UNKNOWN_MECHANISM)
+            beginning = self._service.begin(exchange.mechanism, parameters, exchange.initial)
+            with self._counted() as counted:
+                request = await exchange.in_time(beginning)
+                if request is None:
+                    raise RefusedError(UNKNOWN_MECHANISM)
+                _note(counted, request.answer)
             _count(exchange, request.answer)
         return request
+
+    @contextmanager
+    def _counted(self) -> Iterator[Request]:
+        """Count a request, unless Dovecot is not sent it."""
+        with self._request() as request:
+            try:
+                yield request
+            except (RequestTooLongError, RefusedError):
+                request.sent = False
+                raise
 
     async def close(self) -> None:
         """Close the connection."""
         await self._service.close()
+
+
+def _note(request: Request, answer: Answer) -> None:
+    """Note the last answer to a request, with the time that it took; others are challenges."""
+    request.sent = answer.kind is not Kind.CONTINUE
+    request.answer = outcome_of(answer).reply if request.sent else ""
 
 
 def _count(exchange: Exchange, answer: Answer) -> None:

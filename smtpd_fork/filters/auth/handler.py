@@ -110,7 +110,8 @@ class Auth(Filter):
             check_libraries()
             self._file, self._backend = UsersFile(users), UsersFileBackend()
         elif dovecot is not None:
-            self._backend = DovecotBackend(_service(dovecot, connect_timeout, timeout))
+            service = _service(dovecot, connect_timeout, timeout)
+            self._backend = DovecotBackend(service, self.request)
             self.handle_EHLO = self._offer
         else:
             assert authenticator is not None

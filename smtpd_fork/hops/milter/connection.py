@@ -32,6 +32,7 @@ class MilterConnection(asyncio.Protocol):
 
     :ivar conversation: the state of the protocol
     :ivar lost: whether the milter or the network has closed the connection
+    :ivar sent: number of writes
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class MilterConnection(asyncio.Protocol):
     ) -> None:
         self.conversation = conversation
         self.lost = False
+        self.sent = 0
         self._seconds = seconds
         self._ended = ended
         self._loop = asyncio.get_running_loop()
@@ -164,6 +166,7 @@ class MilterConnection(asyncio.Protocol):
         conversation = self.conversation
         if not self._paused and (data := conversation.take()):
             self._transport.write(data)
+            self.sent += 1
             self._acknowledge()
             if conversation.has_more:  # yield to other callbacks of the loop
                 self._loop.call_soon(self._pump)
