@@ -27,7 +27,7 @@ from smtpd_fork.cli.start import (
     user_faults,
 )
 from smtpd_fork.cli.startup_resources import check_overlaps
-from smtpd_fork.daemon import Account, PidFile, ask_as, held_sockets, look_up_user
+from smtpd_fork.daemon import Account, PidFile, listening_sockets, look_up_user, run_as
 from smtpd_fork.errors import (
     CannotCreateError,
     ExitStatus,
@@ -98,7 +98,7 @@ class _Running:
         self.pid = _pid_by_file(config) or _pid_by_control(config)
         self._held: set[int | str] | None = None
         with suppress(OSError):  # another user's process, or no /proc: nothing is known of it
-            self._held = held_sockets(self.pid) if self.pid is not None else set()
+            self._held = listening_sockets(self.pid) if self.pid is not None else set()
 
     def may_hold(self, address: Address) -> bool:
         """Whether *address* is the daemon's, or may be, as the system does not tell."""
@@ -170,9 +170,9 @@ def _look_as_user(
     config: DaemonConfig, findings: _Findings, account: Account | None, chain: Chain
 ) -> None:
     """See what the daemon could do once privileges are dropped."""
-    if warning := ask_as(account, lambda: user_faults(config)):
+    if warning := run_as(account, lambda: user_faults(config)):
         findings.warnings.append(warning)
-    if fault := ask_as(account, lambda: _text_of(chain.check)):
+    if fault := run_as(account, lambda: _text_of(chain.check)):
         raise CannotCreateError(fault)
 
 

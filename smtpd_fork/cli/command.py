@@ -18,7 +18,7 @@ from smtpd_fork.cli.show_config import config
 from smtpd_fork.cli.start import start
 from smtpd_fork.cli.startup_resources import StartupResources
 from smtpd_fork.cli.try_transaction import try_command
-from smtpd_fork.daemon import Invocation, Successor, become_init_if_first
+from smtpd_fork.daemon import Invocation, Successor, become_init_if_pid_1
 from smtpd_fork.errors import ExitStatus, SmtpdForkError
 from smtpd_fork.version import __version__
 
@@ -87,8 +87,8 @@ def run_daemon(words: Sequence[str]) -> int:
         return fail(None, _no_such_command(words[0]), ExitStatus.USAGE)
     resources = StartupResources(Invocation.current())
     try:
-        resources.under_init = become_init_if_first()
-        resources.successor = Successor.of_environment(os.environ)
+        resources.under_init = become_init_if_pid_1()
+        resources.successor = Successor.from_environment(os.environ)
     except SmtpdForkError as error:
         return fail(resources, str(error), error.exit_status)
     return run(command, PROGRAM, words, resources)

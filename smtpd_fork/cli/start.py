@@ -24,7 +24,7 @@ from smtpd_fork.daemon import (
     Account,
     Invocation,
     Notifier,
-    Word,
+    StartupReport,
     detach,
     drop_privileges,
     look_up_user,
@@ -68,27 +68,30 @@ def start(sources: SettingSources, resources: StartupResources | None = None) ->
         server = _set_up(config, resources, sources.directory)
         if place is None:
             resources.warnings += sources.unknown_variables()
-        word = detach() if config.detach and place is None else None
+        report = detach() if config.detach and place is None else None
         if config.detach and place is not None:
             os.chdir("/")  # the supervisor has detached
         if resources.successor is not None:
-            resources.successor.began()
+            resources.successor.send_pid()
         try:
-            return _serve(sources, config, resources, server, word)
+            return _serve(sources, config, resources, server, report)
         except SmtpdForkError as error:
-            if word is None:
+            if report is None:
                 raise
-            _fail(sources, resources, word, error)
+            _fail(sources, resources, report, error)
         except Exception as error:
             log.critical("internal error", exc_info=True)
             fault = _fault(config, error)
-            if word is None:
+            if report is None:
                 raise fault from error
-            _fail(sources, resources, word, fault)
+            _fail(sources, resources, report, fault)
 
 
 def _fail(
-    sources: SettingSources, resources: StartupResources, word: Word, error: SmtpdForkError
+    sources: SettingSources,
+    resources: StartupResources,
+    report: StartupReport,
+    error: SmtpdForkError,
 ) -> NoReturn:
     """End a detached process with *error*, which the old process and the parent get as well."""
     reason, status = sources.explain(error), sources.status(error)
@@ -97,7 +100,7 @@ def _fail(
     log.error("%s", reason)
     # Cleaned up first, reported afterwards: the caller finds nothing left.
     resources.at_exit.close()
-    word.failed(status, f"smtpd-fork: {reason}")
+    report.failed(status, f"smtpd-fork: {reason}")
     os._exit(status)
 
 
@@ -116,7 +119,7 @@ def _serve(
     config: DaemonConfig,
     resources: StartupResources,
     server: Server | Processes,
-    word: Word | None,
+    report: StartupReport | None,
 ) -> ExitStatus:
     if resources.pid_file is not None and resources.successor is None:  # else it is another's still
         with error_origin("pid_file"):
@@ -130,8 +133,8 @@ def _serve(
     def ready() -> None:
         if isinstance(server, Processes):
             _say(server, resources)
-        if word is not None:
-            word.serving(mute)
+        if report is not None:
+            report.serving(mute)
 
     # It begins a thread, so after the last fork as well.
     more = END_SECONDS if isinstance(server, Processes) else 0.0
@@ -161,7 +164,7 @@ def _set_up(
     check_current_directory()
     # Before any file is opened: the descriptors that were passed are those that are open now.
     passed = passed_sockets(os.environ)
-    resources.notifier = Notifier.of_environment(os.environ)
+    resources.notifier = Notifier.from_environment(os.environ)
     account = _account(config, resources)
     _open_log(config, resources, account)
     descriptors = raise_descriptor_limit(_wanted_descriptors(config))
@@ -226,7 +229,7 @@ def _open_log(config: DaemonConfig, resources: StartupResources, account: Accoun
 def _account(config: DaemonConfig, resources: StartupResources) -> Account | None:
     if config.user is None:
         return None
-    return look_up_user(config.user, may_be_it=resources.successor is not None)
+    return look_up_user(config.user, allow_current=resources.successor is not None)
 
 
 def _checked_limits(config: DaemonConfig) -> Limits:

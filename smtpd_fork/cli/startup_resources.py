@@ -19,8 +19,8 @@ from smtpd_fork.config import PORT, DaemonConfig, SettingError
 from smtpd_fork.daemon import (
     Account,
     CleanupProcess,
-    HandedListener,
     Handover,
+    HandoverListener,
     Invocation,
     Notifier,
     PassedSocket,
@@ -122,7 +122,7 @@ class StartupResources:
         self.at_exit.callback(_close_all, [*self.listeners, *self.dropped])
 
     @error_origin("listen", "port")
-    def _bind(self, config: DaemonConfig, handed: Sequence[HandedListener]) -> None:
+    def _bind(self, config: DaemonConfig, handed: Sequence[HandoverListener]) -> None:
         warn = self.warnings.append
         check_overlaps(config)
         if handed:
@@ -184,7 +184,7 @@ class StartupResources:
         elif account is not None and os.geteuid() == 0:
             self.cleanup_process = self._hired(account)
         if self.cleanup_process is not None:
-            self.at_exit.callback(self.cleanup_process.dismiss)
+            self.at_exit.callback(self.cleanup_process.finish)
 
     def _hired(self, account: Account) -> CleanupProcess:
         """Give the unix sockets to *account*; return what removes them and the pid-file."""
@@ -310,9 +310,9 @@ def _check_named_nowhere_else(config: DaemonConfig) -> None:
         raise SettingError("port", config.port[0], reason)
 
 
-def _handed_over(listener: Listener) -> HandedListener:
+def _handed_over(listener: Listener) -> HandoverListener:
     address, descriptor = listener.address, listener.sock.fileno()
-    return HandedListener(descriptor, address.scheme, str(address), listener.inherited)
+    return HandoverListener(descriptor, address.scheme, str(address), listener.inherited)
 
 
 def _close_all(listeners: Sequence[Listener]) -> None:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from smtpd_fork.daemon.handover import HANDOVER_VARIABLE, NO, TAKE
+from smtpd_fork.daemon.handover import HANDOVER_VARIABLE, NO, YOURS
 from smtpd_fork.errors import SmtpdForkError
 from smtpd_fork.supervisor.handed_denials import HandedDenials
 from smtpd_fork.supervisor.new_process import NotReadyError, wait_until_ready
@@ -237,7 +237,7 @@ class Upgrade:
         except OSError as error:
             log.error("cannot pass the networks denied at run time to the new process: %s", error)  # noqa: TRY400
         with suppress(OSError):  # it died this moment; its supervisor will find out
-            line.send(TAKE)
+            line.send(YOURS)
         log.info("upgrade complete: process %d has inherited the sockets", self._pid)
         self._done()
 
@@ -286,7 +286,7 @@ async def old_process_goes_on(successor: Successor) -> bool:
     """Wait for the old process's word; return whether it goes on, so that this one must not."""
     successor.line.setblocking(False)
     try:
-        answer = await asyncio.get_running_loop().sock_recv(successor.line, len(TAKE))
+        answer = await asyncio.get_running_loop().sock_recv(successor.line, len(YOURS))
     except OSError:
         answer = b""  # it was killed: this process must serve
     successor.line.close()

@@ -1,4 +1,4 @@
-"""File descriptors: their limit, and the three standard ones."""
+"""File descriptors: their limit, and the descriptors 0, 1 and 2."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def raise_descriptor_limit(wanted: int) -> int:
 
 
 def null_standard_descriptors() -> None:
-    """Make /dev/null of 0, 1 and 2."""
+    """Redirect descriptors 0, 1 and 2 to /dev/null."""
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
@@ -32,10 +32,10 @@ def null_standard_descriptors() -> None:
 
 
 def fill_standard_descriptors() -> None:
-    """Open /dev/null as 0, 1 and 2 where they are closed.
+    """Open /dev/null as each of the descriptors 0, 1 and 2 that is closed.
 
-    A program started with ``<&-`` would otherwise get a listening socket as its standard input,
-    and lose it on detaching.
+    If the program was started with ``<&-``, a listening socket would otherwise become descriptor
+    0, and would be lost on detaching.
     """
     while True:
         descriptor = os.open(os.devnull, os.O_RDWR)

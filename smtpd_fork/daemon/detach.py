@@ -1,7 +1,7 @@
-"""Detaching from the terminal (daemon(7)), with a parent that waits for the result of the start.
+"""Detaching from the terminal (daemon(7)); the parent process waits for the result of the start.
 
-The parent exits with 0 once the daemon serves. Otherwise it prints the daemon's error, one line,
-and exits with its status, as without a fork.
+The parent exits with status 0 as soon as the daemon serves. Otherwise it prints the daemon's error
+in one line, and exits with the status of that error, as if nothing had been forked.
 """
 
 from __future__ import annotations
@@ -15,72 +15,75 @@ from typing import NoReturn
 from smtpd_fork.daemon.descriptors import null_standard_descriptors
 from smtpd_fork.errors import ExitStatus, OperatingSystemError
 
-__all__ = ["Word", "detach", "fork_with_pipe"]
+__all__ = ["StartupReport", "detach", "fork_with_pipe"]
 
 UMASK = 0o022
 
-MAX_WORD = 4096
-"""Bytes of a message; at most PIPE_BUF, so that it is written at once."""
+MAX_REPORT_BYTES = 4096
+"""Maximum size of a report; at most PIPE_BUF, so that write(2) is atomic."""
 
 
-_NO_WORD = b"smtpd-fork: the daemon exited during startup (status 70): it was killed, or crashed"
-"""Printed for a daemon that has ended and told nothing."""
+_NO_REPORT = b"smtpd-fork: the daemon exited during startup (status 70): it was killed, or crashed"
+"""Printed if the daemon has ended without a report."""
 
 
-class Word:
-    """The one message of the daemon to its parent."""
+class StartupReport:
+    """Reports the result of the start to the parent process, once."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe: int | None = pipe
 
     def serving(self, warning: str = "") -> None:
-        """Tell the parent that the daemon serves.
+        """Report that the daemon serves.
 
         :param warning: printed by the parent; empty for none
         """
-        self._say(b"%d\n%s" % (ExitStatus.OK, warning.encode("utf-8", "replace")))
+        self._send(b"%d\n%s" % (ExitStatus.OK, warning.encode("utf-8", "replace")))
 
     def failed(self, status: int, reason: str) -> None:
-        """Tell the parent why the daemon does not serve."""
-        self._say(b"%d\n%s" % (status, reason.encode("utf-8", "replace")))
+        """Report why the daemon cannot serve.
 
-    def _say(self, word: bytes) -> None:
+        :param status: exit status of the parent
+        """
+        self._send(b"%d\n%s" % (status, reason.encode("utf-8", "replace")))
+
+    def _send(self, report: bytes) -> None:
         if self._pipe is None:
             return
         pipe, self._pipe = self._pipe, None
-        with suppress(OSError):  # the parent may be gone
-            os.write(pipe, word[:MAX_WORD])
+        with suppress(OSError):  # the parent may have ended
+            os.write(pipe, report[:MAX_REPORT_BYTES])
         os.close(pipe)
 
 
-def detach() -> Word:
-    """Return in the daemon: a process without a terminal, in / and with stdio on /dev/null.
+def detach() -> StartupReport:
+    """Fork, and return in the daemon: without a terminal, in / and with stdio on /dev/null.
 
-    The calling process does not return: it waits for the message, and exits.
+    The calling process does not return: it waits for the report, and exits.
 
-    :raises OperatingSystemError: there can be no more processes or descriptors
+    :raises OperatingSystemError: no more processes or descriptors are available
     """
-    word = Word(fork_with_pipe(_wait_for_word, "cannot detach"))
+    report = StartupReport(fork_with_pipe(_wait_for_report, "cannot detach"))
     os.setsid()
-    # The leader of a session can get a terminal by opening one; its child cannot.
+    # A session leader could acquire a controlling terminal by opening one; its child cannot.
     try:
         if os.fork():
             os._exit(ExitStatus.OK)
     except OSError as error:
-        word.failed(ExitStatus.OS_ERROR, f"smtpd-fork: cannot detach: {error.strerror}")
+        report.failed(ExitStatus.OS_ERROR, f"smtpd-fork: cannot detach: {error.strerror}")
         os._exit(ExitStatus.OS_ERROR)
     os.chdir("/")
     os.umask(UMASK)
     null_standard_descriptors()
-    return word
+    return report
 
 
 def fork_with_pipe(wait: Callable[[int, int], NoReturn], failure: str) -> int:
-    """Return in a child process the end of a pipe that it writes to.
+    """Fork, and return in the child process the write end of a pipe to this process.
 
-    :param wait: is called in this process, with the child's id and the end that is read
-    :param failure: begins the error
-    :raises OperatingSystemError: there can be no more processes or descriptors
+    :param wait: called in this process, with the child's process id and the read end of the pipe
+    :param failure: beginning of the error message
+    :raises OperatingSystemError: no more processes or descriptors are available
     """
     try:
         read, write = os.pipe()
@@ -94,16 +97,16 @@ def fork_with_pipe(wait: Callable[[int, int], NoReturn], failure: str) -> int:
     return write
 
 
-def _wait_for_word(child: int, read: int) -> NoReturn:
+def _wait_for_report(child: int, read: int) -> NoReturn:
     os.waitpid(child, 0)
-    heard = b""
-    while chunk := os.read(read, MAX_WORD):
-        heard += chunk
-    status, _, reason = heard.partition(b"\n")
+    received = b""
+    while chunk := os.read(read, MAX_REPORT_BYTES):
+        received += chunk
+    status, _, reason = received.partition(b"\n")
     if not status.isdigit():
-        status, reason = b"%d" % ExitStatus.SOFTWARE, _NO_WORD
+        status, reason = b"%d" % ExitStatus.SOFTWARE, _NO_REPORT
     if reason:
         sys.stderr.write(reason.decode("utf-8", "replace") + "\n")
         sys.stderr.flush()
-    # Not sys.exit(): what is open here belongs to the daemon, which cleans it up.
+    # sys.exit() would run cleanup code for files and sockets that belong to the daemon.
     os._exit(int(status))

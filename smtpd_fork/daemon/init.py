@@ -1,10 +1,11 @@
-"""Init: the duties of process 1 in a container, which the daemon cannot do itself.
+"""Init: the tasks of process 1 in a container, which the daemon cannot do itself.
 
-Orphans become children of process 1, which has to wait for them; otherwise they stay as zombies
-until no more processes are possible. A program that has children of its own cannot do that: waiting
-for any child takes exit statuses away from asyncio, uvloop and subprocess, and nothing tells a
-child from an orphan. So process 1 forks once, passes signals on and waits for all processes, and
-its child is the daemon. Memory is shared until it is written to, so this costs little.
+Orphaned processes become children of process 1, which must wait for them; otherwise they remain as
+zombies until no more processes can be created. A program with children of its own cannot do that:
+waiting for any child would take exit statuses from asyncio, uvloop and subprocess, and a child
+cannot be distinguished from an orphan. Therefore process 1 forks once; it forwards signals and
+waits for all processes, and its child is the daemon. The two share their memory until they write to
+it, so the cost is low.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NoReturn
 
 from smtpd_fork.errors import ExitStatus, OperatingSystemError
 
-__all__ = ["become_init_if_first"]
+__all__ = ["become_init_if_pid_1"]
 
 INIT = 1
 
@@ -24,50 +25,54 @@ _PASSED_ON = {
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
     signal.SIGWINCH, signal.SIGALRM, signal.SIGCONT,
 }  # fmt: skip
-"""Signals that are passed on to the daemon."""
+"""Signals that are forwarded to the daemon."""
 
 
-def become_init_if_first() -> bool:
-    """Do nothing, unless this is process 1; then return in a child of it.
+def become_init_if_pid_1() -> bool:
+    """Fork if this is process 1, and return in the child; otherwise do nothing.
 
-    Process 1 ends when that child does, with its exit status, or 128 and the number of the signal.
+    Process 1 ends when the child ends, with the child's exit status, or 128 plus the number of the
+    signal that ended it.
 
-    :returns: whether this process is such a child
-    :raises OperatingSystemError: there can be no more processes
+    :returns: whether this process is the child
+    :raises OperatingSystemError: no more processes are available
     """
     if os.getpid() != INIT:
         return False
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, there would be nothing to wait for
-    heard = {*_PASSED_ON, signal.SIGCHLD}
-    # Blocked before there is a child, so that none is lost; read one by one, by sigwait().
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+    # While SIGCHLD is ignored, the kernel discards the exit statuses of children.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    awaited = {*_PASSED_ON, signal.SIGCHLD}
+    # Blocked before the fork, so that no signal is lost; sigwait() reads them one by one.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     try:
         child = os.fork()
     except OSError as error:
         raise OperatingSystemError(f"cannot start the daemon: {error.strerror}") from None
     if child:
-        _look_after(child, heard)
-    # In a group of its own: a terminal signals the whole group, and process 1 passes that on.
+        _run_as_init(child, awaited)
+    # A process group of its own: a terminal signals the whole group, and process 1 forwards the
+    # signal, so that the daemon would get it twice.
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return True
 
 
-def _look_after(child: int, heard: set[signal.Signals]) -> NoReturn:
+def _run_as_init(child: int, awaited: set[signal.Signals]) -> NoReturn:
     while True:
-        number = signal.sigwait(heard)
+        number = signal.sigwait(awaited)
         if number != signal.SIGCHLD:
             with suppress(ProcessLookupError):
                 os.kill(child, number)
             continue
         status = _reap(child)
         if status is not None:
-            # Not sys.exit(): what is open here is the daemon's. The rest ends with process 1.
+            # sys.exit() would run cleanup code for files that belong to the daemon. The kernel
+            # ends all other processes of the container.
             os._exit(status)
 
 
 def _reap(child: int) -> int | None:
-    """Wait for all processes that have ended; return the exit status if *child* is among them."""
+    """Wait for all ended processes; return the exit status of *child* if it is one of them."""
     result = None
     while True:
         try:

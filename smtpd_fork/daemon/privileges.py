@@ -1,4 +1,4 @@
-"""Dropping privileges for good, with proof that root is gone."""
+"""Dropping privileges permanently, with a check that the process cannot become root again."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from pathlib import Path
 
 from smtpd_fork.errors import NotPermittedError, UnknownUserError
 
-__all__ = ["Account", "ask_as", "drop_privileges", "look_up_user", "unreadable_library"]
+__all__ = ["Account", "drop_privileges", "look_up_user", "run_as", "unreadable_library"]
 
 
-_LONGEST_ANSWER = 4096
-"""Bytes; at most PIPE_BUF, so that it is written at once."""
+_MAX_RESULT_BYTES = 4096
+"""Maximum size of a result; at most PIPE_BUF, so that write(2) is atomic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user of the system, as passwd(5) has it."""
+    """A user of the system, from passwd(5)."""
 
     name: str
     uid: int
     gid: int
 
 
-def look_up_user(name: str, *, may_be_it: bool = False) -> Account:
-    """Return the account of *name*, which is the name of a user, or a uid in digits.
+def look_up_user(name: str, *, allow_current: bool = False) -> Account:
+    """Return the account with the name or numeric uid *name*.
 
-    :param may_be_it: the process may be that user already, and need not be root then
-    :raises UnknownUserError: there is no such user
+    :param allow_current: accept a process that already runs as this user, without being root
+    :raises UnknownUserError: the user does not exist
     :raises NotPermittedError: the process is not root, or the user is root
     """
     try:
         entry = pwd.getpwuid(int(name)) if name.isascii() and name.isdigit() else pwd.getpwnam(name)
     except (KeyError, OverflowError, ValueError):
         raise UnknownUserError(f"unknown user {name!r}") from None
-    if os.geteuid() != 0 and not (may_be_it and os.geteuid() == entry.pw_uid):
+    if os.geteuid() != 0 and not (allow_current and os.geteuid() == entry.pw_uid):
         raise NotPermittedError(f"cannot drop privileges to user {name!r}: only root can")
     if entry.pw_uid == 0:
         raise NotPermittedError(f"user {name!r} is root; name another user")
@@ -46,14 +46,14 @@ def look_up_user(name: str, *, may_be_it: bool = False) -> Account:
 
 
 def drop_privileges(account: Account) -> None:
-    """Become *account* by initgroups(3), setgid(2) and setuid(2), and check that root is gone.
+    """Change to *account* by initgroups(3), setresgid(2) and setresuid(2), and check the result.
 
-    :raises NotPermittedError: the system refused, or root is not gone
+    :raises NotPermittedError: a call failed, or the process can become root again
     """
-    if os.getresuid() == (account.uid,) * 3 and not _root_comes_back():
-        return  # the old process of an upgrade has done it
+    if os.getresuid() == (account.uid,) * 3 and not _can_become_root():
+        return  # inherited from the old process of an upgrade
     try:
-        # In this order: without root, groups can no longer be changed.
+        # The user last: only root can change the groups.
         os.initgroups(account.name, account.gid)
         os.setresgid(account.gid, account.gid, account.gid)
         os.setresuid(account.uid, account.uid, account.uid)
@@ -61,44 +61,44 @@ def drop_privileges(account: Account) -> None:
         raise NotPermittedError(
             f"cannot drop privileges to user {account.name!r}: {error.strerror}"
         ) from None
-    if _root_comes_back() or os.getresuid() != (account.uid,) * 3:
+    if _can_become_root() or os.getresuid() != (account.uid,) * 3:
         raise NotPermittedError(
             f"dropped privileges to user {account.name!r}, but can become root again"
         )
 
 
-def ask_as(account: Account | None, question: Callable[[], str]) -> str:
-    """Return what *question* returns in a child process that is *account*.
+def run_as(account: Account | None, function: Callable[[], str]) -> str:
+    """Call *function* in a child process that runs as *account*, and return its result.
 
-    For a process without threads. What the question raises is the answer as well, as a text.
+    An exception of the function becomes the result, as text. This process must not have threads.
 
-    :param account: None: the user that this process is
+    :param account: None: the current user, without a child process
     """
     if account is None:
-        return question()
+        return function()
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        answer = ""
+        result = ""
         try:
             drop_privileges(account)
-            answer = question()
-        except BaseException as error:  # noqa: BLE001 - nothing of a child goes on here
-            answer = str(error)
+            result = function()
+        except BaseException as error:  # noqa: BLE001 - the child must not continue here
+            result = str(error)
         finally:
-            os.write(write, answer.encode("utf-8", "replace")[:_LONGEST_ANSWER])
+            os.write(write, result.encode("utf-8", "replace")[:_MAX_RESULT_BYTES])
             os._exit(0)
     os.close(write)
     with os.fdopen(read, encoding="utf-8", errors="replace") as pipe:
-        answer = pipe.read()
+        result = pipe.read()
     os.waitpid(child, 0)
-    return answer
+    return result
 
 
 def unreadable_library() -> str:
-    """Return the first file of the modules in use that this user cannot read; empty if none.
+    """Return the first file of Python or an imported module that this user cannot read, or "".
 
-    Modules that are imported later could not be, and an upgrade could not start Python.
+    If there is one, later imports would fail as well, and an upgrade could not start Python.
     """
     files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     for path in (sys.executable, *files):
@@ -107,8 +107,8 @@ def unreadable_library() -> str:
     return ""
 
 
-def _root_comes_back() -> bool:
-    """Try all ways to become root again."""
+def _can_become_root() -> bool:
+    """Try all system calls that could make the process root again; return whether one succeeds."""
     for attempt in (os.setuid, os.seteuid, os.setgid, os.setegid):
         try:
             attempt(0)

@@ -1,8 +1,8 @@
-"""The client of sd_notify(3) and sd_watchdog_enabled(3).
+"""A client for sd_notify(3) and sd_watchdog_enabled(3).
 
-A message is lines of ``NAME=VALUE`` in one datagram to the socket that ``NOTIFY_SOCKET`` names. It
-is sent without waiting: a manager that does not read must not hold up mail. The libraries for it
-have to be compiled, or are not maintained, and block; a datagram is all there is to it.
+A message consists of lines ``NAME=VALUE`` in one datagram to the socket that ``NOTIFY_SOCKET``
+names. It is sent without blocking: a service manager that does not read must not delay mail. The
+existing libraries need a compiler or are not maintained, and block, while the protocol is simple.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_ADDRESS = 107
 """Bytes in sockaddr_un.sun_path, without its final NUL: unix(7)."""
 
 MAX_WATCHDOG_USEC = 10**18
-"""Thirty thousand years; longer numbers are not parsed."""
+"""About 30,000 years; larger numbers are refused before they are parsed."""
 
 _USEC = 1_000_000
 
@@ -29,7 +29,7 @@ _USEC = 1_000_000
 class Notifier:
     """Sends messages to the service manager.
 
-    :ivar watchdog: seconds without ``WATCHDOG=1`` after which the manager takes the daemon for
+    :ivar watchdog: seconds without ``WATCHDOG=1`` after which the manager considers the daemon
         hung; None without a watchdog
     """
 
@@ -39,12 +39,13 @@ class Notifier:
         self.watchdog = watchdog
 
     @classmethod
-    def of_environment(cls, environment: MutableMapping[str, str]) -> Self | None:
-        """Return a notifier as *environment* describes it; None without a service manager.
+    def from_environment(cls, environment: MutableMapping[str, str]) -> Self | None:
+        """Return a notifier for the variables in *environment*; None without a service manager.
 
-        The variables are removed: programs that a handler starts send no messages for the daemon.
+        The variables are removed, so that programs that a handler starts cannot send messages as
+        if they were the daemon.
 
-        :raises UsageError: a variable cannot be read
+        :raises UsageError: a variable is invalid
         """
         address = environment.pop("NOTIFY_SOCKET", None)
         seconds = _watchdog(
@@ -52,7 +53,7 @@ class Notifier:
         )
         if not address:
             return None
-        if address[0] not in "/@" or len(address) < 2:  # noqa: PLR2004 - a mark, and a name
+        if address[0] not in "/@" or len(address) < 2:  # noqa: PLR2004 - / or @, and a name
             raise UsageError(f"NOTIFY_SOCKET {address!r}: expected an absolute path, or @NAME")
         if len(os.fsencode(address)) > MAX_ADDRESS or "\0" in address:
             raise UsageError(f"NOTIFY_SOCKET {address!r}: too long for a unix socket")
@@ -60,16 +61,16 @@ class Notifier:
 
     @property
     def main_pid(self) -> Mapping[str, object]:
-        """``MAINPID``, if the daemon has detached from the process that was started."""
+        """The field ``MAINPID``, if this process is not the one that was started (it detached)."""
         pid = os.getpid()
         return {} if pid == self._main else {"MAINPID": pid}
 
     def send(self, fields: Mapping[str, object]) -> None:
         """Send one message.
 
-        :param fields: names and values; a value is one line
+        :param fields: names and values; line ends in a value become spaces
         :raises BlockingIOError: the manager has not read earlier messages
-        :raises OSError: there is no manager
+        :raises OSError: the manager does not listen
         """
         lines = [f"{name}={' '.join(str(value).split())}" for name, value in fields.items()]
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
@@ -91,5 +92,5 @@ def _watchdog(usec: str | None, pid: str | None) -> float | None:
     if not 0 < int(usec) <= MAX_WATCHDOG_USEC:
         raise UsageError(f"WATCHDOG_USEC {usec!r}: expected a time of more than 0")
     if pid is not None and int(pid) != os.getpid():
-        return None  # another process is watched: sd_watchdog_enabled(3)
+        return None  # the watchdog is for another process: sd_watchdog_enabled(3)
     return int(usec) / _USEC

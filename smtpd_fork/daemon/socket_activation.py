@@ -1,8 +1,8 @@
 """Socket activation: the descriptors that a service manager passes, sd_listen_fds(3).
 
-``LISTEN_FDS`` is their number, counted from 3 on; ``LISTEN_FDNAMES`` has their names;
-``LISTEN_PID`` the process that they are for. The variables are removed from the environment:
-programs that a handler starts must not take the sockets for theirs.
+``LISTEN_FDS`` is the number of descriptors, of which the first is 3; ``LISTEN_FDNAMES`` has their
+names; ``LISTEN_PID`` is the id of the process that is to use them. The variables are removed from
+the environment, so that programs that a handler starts do not use the sockets.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["UNNAMED", "PassedSocket", "passed_sockets"]
 FIRST = 3
 """SD_LISTEN_FDS_START."""
 
-MOST = 1024
-"""Sockets of one service at most; the usual soft limit of RLIMIT_NOFILE."""
+MAX_SOCKETS = 1024
+"""Maximum of passed sockets; it is the usual soft limit of RLIMIT_NOFILE."""
 
 UNNAMED = "unknown"
-"""What sd_listen_fds_with_names(3) calls a socket without a name."""
+"""The name that sd_listen_fds_with_names(3) gives to a socket without a name."""
 
 
 class PassedSocket(NamedTuple):
@@ -35,13 +35,13 @@ class PassedSocket(NamedTuple):
 def passed_sockets(environment: MutableMapping[str, str]) -> list[PassedSocket]:
     """Return the passed sockets, in order, and remove the variables from *environment*.
 
-    Sockets for another process are an error, which sd_listen_fds(3) ignores: a daemon that binds
-    its default address instead would seem to work.
+    Sockets for another process are an error here, while sd_listen_fds(3) ignores them: a daemon
+    that then binds its default address would seem to work.
 
-    :raises UsageError: the variables cannot be read, or a descriptor is not open
+    :raises UsageError: a variable is invalid, or a descriptor is not open
     """
     count, pid, names = [environment.pop(name, None) for name in _VARIABLES]
-    number = 0 if count is None else _number("LISTEN_FDS", count, MOST)
+    number = 0 if count is None else _number("LISTEN_FDS", count, MAX_SOCKETS)
     if not number:
         return []
     if pid is None:
@@ -69,8 +69,8 @@ def _names(text: str | None, number: int) -> list[str]:
 _VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
-def _number(name: str, text: str, most: int) -> int:
-    # Not int() alone: it takes signs, spaces, underscores, and digits of other scripts.
-    if text.isascii() and text.isdigit() and len(text) <= len(str(most)) and int(text) <= most:
+def _number(name: str, text: str, limit: int) -> int:
+    # int() alone would accept signs, spaces, underscores, and digits of other scripts.
+    if text.isascii() and text.isdigit() and len(text) <= len(str(limit)) and int(text) <= limit:
         return int(text)
-    raise UsageError(f"{name} {text!r}: expected a whole number from 0 to {most}")
+    raise UsageError(f"{name} {text!r}: expected a whole number from 0 to {limit}")

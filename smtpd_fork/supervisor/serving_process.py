@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.daemon.handover import (
     HANDOVER_VARIABLE,
-    TAKE,
-    HandedListener,
+    YOURS,
     Handover,
+    HandoverListener,
     Supervised,
 )
 from smtpd_fork.errors import ExitStatus, OperatingSystemError, SmtpdForkError
@@ -149,7 +149,7 @@ class ServingProcess:
         # An error means that the process has just ended; ended() returns then.
         with handover, handed, suppress(OSError):
             handed.write()  # with the networks that were denied since its start
-            handover.send(TAKE)
+            handover.send(YOURS)
         self._watching = asyncio.ensure_future(self._watch())
 
     # -- its life ------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ async def _spawn(
     stderr = os.dup(2)
     listeners = [
         # Marked as inherited from a service manager: the process neither binds nor removes them.
-        HandedListener(each.sock.fileno(), each.address.scheme, str(each.address), inherited=True)
+        HandoverListener(each.sock.fileno(), each.address.scheme, str(each.address), inherited=True)
         for each in start.listeners
     ]
     supervised = Supervised(number, start.of, channel.fileno())

@@ -13,7 +13,7 @@ from support.place import MARK, Place, only_line
 from smtpd_fork.cli import start as start_module
 from smtpd_fork.cli.setting_sources import SettingSources
 from smtpd_fork.config import DaemonConfig
-from smtpd_fork.daemon import PidFile, Word
+from smtpd_fork.daemon import PidFile, StartupReport
 from smtpd_fork.errors import CannotCreateError, OperatingSystemError
 from smtpd_fork.observe.logs import setup
 
@@ -129,12 +129,12 @@ def test_the_word_of_a_failure_comes_when_nothing_is_left(
 ) -> None:
     """Else who waits for the parent finds the daemon's pid-file, now and then."""
     read, write = os.pipe()
-    word = Word(write)
+    report = StartupReport(write)
     heard: list[bytes] = []
 
     def failed(status: int, reason: str) -> None:
         place.assert_nothing_left()
-        Word.failed(word, status, reason)
+        StartupReport.failed(report, status, reason)
         heard.append(os.read(read, 1000))
 
     def full(pid_file: PidFile, _pid: int) -> None:
@@ -143,7 +143,7 @@ def test_the_word_of_a_failure_comes_when_nothing_is_left(
     def end(status: int) -> None:
         raise SystemExit(status)
 
-    stand_in = Word(write)
+    stand_in = StartupReport(write)
     monkeypatch.setattr(stand_in, "failed", failed)
     monkeypatch.setattr(start_module, "detach", lambda: stand_in)
     monkeypatch.setattr(start_module, "set_up_logging", lambda _config, _owner: None)

@@ -140,7 +140,7 @@ def test_variables_that_cannot_be_read_are_one_line(
     tmp_path: Path, environment: dict[str, str], says: str
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(says)):
-        Notifier.of_environment(dict(environment))
+        Notifier.from_environment(dict(environment))
     ended = run(*LOCAL, cwd=tmp_path, environment=environment)
     assert ended.returncode == ExitStatus.USAGE
     assert says in only_line(ended)
@@ -148,13 +148,13 @@ def test_variables_that_cannot_be_read_are_one_line(
 
 def test_the_watchdog_of_another_process_is_left_to_it() -> None:
     environment = {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}
-    notifier = Notifier.of_environment(environment)
+    notifier = Notifier.from_environment(environment)
     assert notifier is not None
     assert notifier.watchdog is None
     assert environment == {}
     environment = {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1500000"}
     environment["WATCHDOG_PID"] = str(os.getpid())
-    mine = Notifier.of_environment(environment)
+    mine = Notifier.from_environment(environment)
     assert mine is not None
     assert mine.watchdog == 1.5
 

@@ -81,7 +81,7 @@ def test_a_file_that_nobody_has_locked_never_blocks(path: Path, content: str) ->
 def test_a_file_that_is_too_large_for_a_pid_is_refused_and_left_as_it_is(path: Path) -> None:
     path.write_text("-----BEGIN PRIVATE KEY-----\n" * 4)
     before = path.read_text()
-    with pytest.raises(CannotCreateError, match=r"it has 112 bytes, so it is no pid file$"):
+    with pytest.raises(CannotCreateError, match=r"it has 112 bytes, so it is not a pid file$"):
         PidFile.acquire(path)
     assert path.read_text() == before
 

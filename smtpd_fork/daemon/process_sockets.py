@@ -1,11 +1,11 @@
-"""The sockets that another process listens on, as proc(5) has them."""
+"""The listening sockets of another process, from proc(5)."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["held_sockets"]
+__all__ = ["listening_sockets"]
 
 _LISTENS = "0A"
 """TCP_LISTEN in /proc/net/tcp."""
@@ -14,13 +14,13 @@ _INODE = 9
 """Column of the inode in /proc/net/tcp."""
 
 _UNIX_PATH = 7
-"""Column of the path in /proc/net/unix; the inode is the one before."""
+"""Column of the path in /proc/net/unix; the column before it is the inode."""
 
 
-def held_sockets(pid: int) -> set[int | str]:
-    """Return the TCP ports and the paths of unix sockets that process *pid* listens on.
+def listening_sockets(pid: int) -> set[int | str]:
+    """Return the TCP ports and the paths of unix sockets on which process *pid* listens.
 
-    :raises PermissionError: the process is another user's
+    :raises PermissionError: the process belongs to another user
     """
     inodes = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -38,7 +38,7 @@ def held_sockets(pid: int) -> set[int | str]:
 
 
 def _table(pid: int, name: str) -> list[list[str]]:
-    """Return the rows of a table of sockets, without the head; none where there is no table."""
+    """Return the rows of a table of sockets without its heading; empty if it does not exist."""
     try:
         text = Path(f"/proc/{pid}/net/{name}").read_text("utf-8", "replace")
     except FileNotFoundError:
