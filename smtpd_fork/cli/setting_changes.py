@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from smtpd_fork.cli.show_config import toml
 from smtpd_fork.config import Config, DaemonConfig
 from smtpd_fork.sanitizer import printable, shown_handler
-from smtpd_fork.server.setting_changes import LONGEST_VALUE, NEED_RESTART, change_line
+from smtpd_fork.server.setting_changes import MAX_VALUE_LENGTH, NEED_RESTART, change_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ def _handler_changes(
             yield from _key_changes(f"handler {number} ({old['use']})", old, new)  # type: ignore[index, arg-type] # tables
         return
     old_text, new_text = (
-        printable(" ".join(map(_shown, each)), LONGEST_VALUE) for each in (before, after)
+        printable(" ".join(map(_shown, each)), MAX_VALUE_LENGTH) for each in (before, after)
     )
     changed = old_text != new_text
     yield f"handler {old_text} -> {new_text}" if changed else "handler arguments changed"
@@ -61,7 +61,7 @@ def _key_changes(name: str, old: dict[str, Any], new: dict[str, Any]) -> Iterato
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             values = [toml(each[key]) if key in each else "none" for each in (shown_old, shown_new)]
-            texts = [printable(value, LONGEST_VALUE) for value in values]
+            texts = [printable(value, MAX_VALUE_LENGTH) for value in values]
             change = f" {texts[0]} -> {texts[1]}" if texts[0] != texts[1] else " has changed"
             yield f"{name}: {key}{change}"
 

@@ -1,4 +1,4 @@
-"""The server: listeners, gate, sessions and handlers, started and stopped together."""
+"""The server: starts, reloads and stops listeners, gate, sessions and handlers."""
 
 from smtpd_fork.server.server import Server
 from smtpd_fork.server.threaded import ThreadedServer

@@ -1,4 +1,4 @@
-"""The arguments of Server: the type of each, and those that exclude each other."""
+"""The arguments of Server: checks of their types, and of arguments that exclude each other."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _TYPES = {
     "tally": Tally,
 }
 
-_MADE_BY = {"config": "Config.build({...})", "gate": "Gate(...)", "limits": "Limits(...)"}
-"""How to make one of settings by name."""
+_CONSTRUCTORS = {"config": "Config.build({...})", "gate": "Gate(...)", "limits": "Limits(...)"}
+"""For error messages: the expression that creates such an object from settings by name."""
 
 
 def check_arguments(options: Mapping[str, Any], **arguments: object) -> None:
-    """See that each argument has its type, and that they go together.
+    """Check the type of each argument, and that no two arguments exclude each other.
 
     :param options: settings by name
-    :param arguments: the others, by name; None is the default of each
-    :raises TypeError: one has another type, or two exclude each other
+    :param arguments: the other arguments by name; the default of each is None
+    :raises TypeError: an argument has another type, or two exclude each other
     """
     for name, value in arguments.items():
         if value is not None and not isinstance(value, _TYPES[name]):
-            hint = f"; {_MADE_BY[name]} makes one of settings" if name in _MADE_BY else ""
+            hint = f"; use {_CONSTRUCTORS[name]}" if name in _CONSTRUCTORS else ""
             wanted = _TYPES[name].__name__
             raise TypeError(f"{name} must be a {wanted}, not {type(value).__name__}{hint}")
     if arguments.get("config") is not None and options:
@@ -43,10 +43,10 @@ def check_arguments(options: Mapping[str, Any], **arguments: object) -> None:
 
 
 def grace_period(timeout: float | None, default: float) -> float:
-    """Return the seconds that a stop may take.
+    """Return the time limit of a stop, in seconds.
 
     :param timeout: the argument of ``stop()``
-    :raises TypeError: it is no number
+    :raises TypeError: it is not a number
     """
     if timeout is None:
         return default

@@ -1,4 +1,4 @@
-"""EffectiveSettings: the settings in force, with what they name read, checked and opened."""
+"""EffectiveSettings: the settings in force, with the files and sockets that they name."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _PRECONNECT_SETTINGS = (
     *("greet_pause", "greet_pause_deny", "stress_timeout", "proxy_timeout"),
     *("dnsbl", "dnsbl_threshold", "rdns", "dns_timeout", "dns_server"),
 )
-"""The settings of what clients go through before they have a session."""
+"""The settings of the stages before a session (see :mod:`smtpd_fork.listeners.preconnect`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class EffectiveSettings:
-    """What a server goes by, from its start or from one reload to the next.
+    """The settings of a server and the objects made from them, until the next reload.
 
     :ivar config: the settings
     :ivar chain: the handlers
-    :ivar limits: of the gate
-    :ivar proxy_trust: who may send PROXY headers
-    :ivar xclient_trust: who may send XCLIENT
-    :ivar xforward_trust: who may send XFORWARD
-    :ivar probe_from: where probes come from
-    :ivar resolver: asks the DNS about clients, or None
-    :ivar listeners: what to listen on
+    :ivar limits: the limits of the gate
+    :ivar proxy_trust: hosts that may send PROXY headers
+    :ivar xclient_trust: hosts that may send XCLIENT
+    :ivar xforward_trust: hosts that may send XFORWARD
+    :ivar probe_from: networks of health checks
+    :ivar resolver: queries the DNS about clients, or None
+    :ivar listeners: the listening sockets
     """
 
     config: Config
@@ -63,10 +63,10 @@ class EffectiveSettings:
         limits: Limits | None = None,
         listeners: Iterable[Listener] = (),
     ) -> Self:
-        """Read the files that *config* names; nothing is bound.
+        """Read the files that *config* names, without binding sockets.
 
-        :param limits: of the gate, if they are known already
-        :raises SmtpdForkError: something cannot be had
+        :param limits: the limits of the gate, if they are known already
+        :raises SmtpdForkError: a file cannot be read, or a value is invalid
         """
         return cls(
             config,
@@ -82,12 +82,12 @@ class EffectiveSettings:
 
     @property
     def trusted(self) -> dict[str, TrustedHosts]:
-        """Who may send the commands that name another client, by command."""
+        """The hosts that may send XCLIENT or XFORWARD, by command."""
         hosts = {"XCLIENT": self.xclient_trust, "XFORWARD": self.xforward_trust}
         return {name: each for name, each in hosts.items() if each}
 
     def bind(self, sockets: Sequence[socket.socket] | None = None) -> Self:
-        """Listen on *sockets*, or on what the settings name.
+        """Listen on *sockets*, or on the addresses of the settings.
 
         :raises SmtpdForkError: as :func:`smtpd_fork.listeners.open_listeners`
         """
@@ -98,25 +98,25 @@ class EffectiveSettings:
             listeners = open_listeners(config)
         return replace(self, listeners=tuple(listeners))
 
-    def follow(self, config: Config, chain: Chain) -> Self:
-        """Return what follows these settings: read the files and open the sockets of *config*.
+    def prepare_reload(self, config: Config, chain: Chain) -> Self:
+        """Read the files and open the sockets of *config*, to replace these settings; blocks.
 
-        Listeners that *config* names as well stay as they are; so do those that were inherited,
-        whatever it names. Blocks.
+        Listeners that *config* names as well are kept. Inherited listeners are always kept.
 
-        :raises SmtpdForkError: something cannot be had; nothing is left behind
+        :raises SmtpdForkError: a file cannot be read, or an address cannot be bound; then no new
+            socket stays open
         """
         settings = type(self).read(config, chain, listeners=self.listeners)
         with error_origin("handler"):
             chain.prepare()
         if any(listener.inherited for listener in self.listeners):
             return settings
-        # Last, as sockets are what is left behind if anything fails.
+        # Last, as a later error would leave the new sockets open.
         with error_origin("listen", "port"):
             return replace(settings, listeners=tuple(reopen_listeners(self.listeners, config)))
 
     def has_same_preconnect(self, other: Self) -> bool:
-        """Whether clients go through the same before they have a session."""
+        """Whether *other* has the same settings for the stages before a session."""
         return all(
             getattr(self.config, name) == getattr(other.config, name)
             for name in _PRECONNECT_SETTINGS

@@ -1,4 +1,4 @@
-"""GateTarpit: the tarpit of a server: whom the gate suspects, and how many may wait."""
+"""GateTarpit: the tarpit of a server: which clients are slowed down, and how many at a time."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ if TYPE_CHECKING:
 __all__ = ["GateTarpit"]
 
 SHARE = 0.1
-"""Of the connection slots, for clients whose replies wait: a tarpit that takes them all would shut
-other clients out."""
+"""Maximum share of the connection slots for clients that are slowed down; without it, a tarpit
+could use all slots."""
 
 NEAR_LIMIT = 0.75
-"""Share of a client's connections from which on it is slowed down, as with stress."""
+"""A client with more than this share of its maximum of connections is slowed down; the same share
+of slots starts stress."""
 
 
 class GateTarpit(Tarpit):
-    """The tarpit of a server.
-
-    While slots are short nobody waits: each of them is of use to another client.
+    """The tarpit of a server; while few slots are free, no client is slowed down.
 
     :param gate: counts sessions
     :param seconds: the setting ``tarpit``
@@ -37,22 +36,22 @@ class GateTarpit(Tarpit):
         self._gate = gate
 
     def room(self) -> int:
-        """Return how many sessions may wait at the same time."""
+        """Return the maximum number of sessions that may be delayed at the same time."""
         gate = self._gate
         return 0 if gate.slots.stressed else int(gate.limits.limit_connections * SHARE)
 
     def excuses(self, peer: Peer) -> bool:
-        """Whether a client is not slowed down for its errors."""
+        """Whether a client is exempt from delays after errors."""
         return self._gate.is_exempt(peer)
 
     def mark(self, connection: Connection, ticket: Ticket) -> None:
-        """Slow down the client of a session that begins, if the gate suspects it."""
+        """Slow down the client of a new session if it is listed, or near its limit of sessions."""
         suspected = self.seconds and not ticket.client.exempt
         if suspected and (reason := self._suspicion(ticket)):
             slow_down(connection.dialogue, self.seconds, reason)
 
     def _suspicion(self, ticket: Ticket) -> str:
-        """Return why a client is slowed down; empty: it is not."""
+        """Return the reason to slow a client down; empty if there is none."""
         if ticket.listed_by:
             return f"listed by {ticket.listed_by}"
         most = self._gate.limits.max_from_ip

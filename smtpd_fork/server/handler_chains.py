@@ -1,4 +1,4 @@
-"""HandlerChains: the chains of handlers that older sessions still have."""
+"""HandlerChains: closes the chains of handlers that a reload has replaced."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ["HandlerChains"]
 log = logging.getLogger("smtpd_fork.server")
 
 CLOSE_SECONDS = 5.0
-"""How long handlers may take to close, when the last message has ended or was cut."""
+"""Time limit for closing the handlers, after the last message has ended or was cut."""
 
 CANCEL_SECONDS = 1.0
-"""How long a task may take to end that was cancelled."""
+"""Time limit for a cancelled task to end."""
 
 
 class HandlerChains:
-    """The chains that new sessions do not get any more."""
+    """The chains of handlers that new sessions do not use any more."""
 
     def __init__(self) -> None:
-        self._retired: dict[Chain, asyncio.Task[None]] = {}  # that have sessions
-        self._closing: set[asyncio.Task[None]] = set()  # that have none any more
+        self._retired: dict[Chain, asyncio.Task[None]] = {}  # still used by sessions
+        self._closing: set[asyncio.Task[None]] = set()  # not used any more
 
     def retire(self, chain: Chain, sessions: Sessions) -> None:
-        """Close *chain* when none of *sessions* has it any more."""
+        """Close *chain* when none of *sessions* uses it any more."""
         self._retired[chain] = asyncio.ensure_future(self._retire(chain, sessions))
 
     async def _retire(self, chain: Chain, sessions: Sessions) -> None:
-        await sessions.outlived(chain)
+        await sessions.wait_until_unused(chain)
         task = self._retired.pop(chain)
         self._closing.add(task)
         try:
@@ -42,9 +42,9 @@ class HandlerChains:
             self._closing.discard(task)
 
     async def close(self, current: Chain) -> None:
-        """Close all of them, and *current*: there are no sessions any more.
+        """Close all chains, and *current*, after the last session has ended.
 
-        One whose thread hangs does not hold up the stop.
+        A handler that hangs does not block the stop.
         """
         for task in self._retired.values():
             task.cancel()

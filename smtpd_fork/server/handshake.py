@@ -16,7 +16,10 @@ __all__ = ["Handshake"]
 
 
 class Handshake:
-    """A TLS handshake, after which a session begins."""
+    """A TLS handshake, after which a session begins.
+
+    :ivar begun: whether the event loop owns the socket
+    """
 
     __slots__ = ("begun", "connection", "sock")
 
@@ -26,6 +29,6 @@ class Handshake:
         self.begun = False
 
     def begin(self) -> asyncio.BufferedProtocol:
-        """Return what the loop is to talk to; from here on the socket is the loop's."""
+        """Return the protocol for the event loop, which owns the socket from then on."""
         self.begun = True
         return ProtocolAdapter(self.connection.protocol)

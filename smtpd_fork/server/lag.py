@@ -17,15 +17,15 @@ __all__ = ["LagMonitor"]
 log = logging.getLogger("smtpd_fork.server")
 
 INTERVAL_SECONDS = 0.1
-FADING = 0.5
-"""What is left of a lag at the next look: a single hiccup is over in half a second."""
+DECAY = 0.5
+"""Factor for the previous lag at each measurement: a single delay fades within half a second."""
 
 
 class LagMonitor:
-    """Measures the event-loop lag, and writes it where the gate reads it.
+    """Measures the event-loop lag for the gate.
 
-    :param load: where it is written
-    :param limit: seconds; exceeding it is logged once an episode
+    :param load: receives the lag; the gate reads it there
+    :param limit: seconds; it is logged when the lag exceeds the limit, and when it no longer does
     :param latency: counts every measurement
     """
 
@@ -36,30 +36,30 @@ class LagMonitor:
         self._load = load
         self._limit = limit
         self._latency = latency
-        self._over = False
+        self._exceeded = False
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin to measure."""
+        """Start to measure."""
         self._due = time.monotonic() + INTERVAL_SECONDS
-        self._timer = self._loop.call_later(INTERVAL_SECONDS, self._look)
+        self._timer = self._loop.call_later(INTERVAL_SECONDS, self._measure)
 
     def stop(self) -> None:
-        """Measure no more."""
+        """Stop measuring, and reset the lag to 0."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._load.lag = 0.0
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         late = max(0.0, time.monotonic() - self._due)
         self._latency.observe(late)
-        self._load.lag = max(late, self._load.lag * FADING)
-        over = self._load.lag > self._limit
-        if over and not self._over:
+        self._load.lag = max(late, self._load.lag * DECAY)
+        exceeded = self._load.lag > self._limit
+        if exceeded and not self._exceeded:
             log.warning("event-loop lag %.0f ms: new clients are refused", late * 1000)
-        elif self._over and not over:
-            log.warning("event-loop lag is over: clients are accepted again")
-        self._over = over
+        elif self._exceeded and not exceeded:
+            log.warning("event-loop lag is exceeded: clients are accepted again")
+        self._exceeded = exceeded
         self.start()

@@ -1,4 +1,4 @@
-"""RunTimeChanges: what a server changes while it runs: limits, denials, sessions that end."""
+"""RunTimeChanges: changes of a running server: limits, denials, ending sessions, withdrawal."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ if TYPE_CHECKING:
 __all__ = ["RunTimeChanges"]
 
 READ_SECONDS = 10.0
-"""Time for reading the files of networks that a change names."""
+"""Time limit for reading the files of networks that a change names."""
 
 SETTABLE = sorted(GATE_SETTINGS - {"max_loop_lag", "deny"})
-"""Settings that can be changed; event-loop lag is measured from the start or not at all, and a new
-value of ``deny`` would drop the lists."""
+"""Settings that can be changed at run time. Not among them are ``max_loop_lag``, as the lag is
+measured from the start or not at all, and ``deny``, as a new value would replace the lists."""
 
 
 class RunTimeChanges(ABC):
-    """Changes limits and denials, ends sessions, and leaves clients to another process."""
+    """The methods of :class:`smtpd_fork.Server` that change it at run time.
+
+    They change limits and denials, end sessions, and leave clients to another process.
+    """
 
     gate: Gate
     _running: Running | None
-    _set_limits: Limits | None = None  # those that were put in force here
+    _set_limits: Limits | None = None  # the limits of the last set_limits()
     _changed_limits: Mapping[str, Any] = {}
 
     @property
@@ -43,7 +46,7 @@ class RunTimeChanges(ABC):
 
     @property
     def changed_limits(self) -> Mapping[str, Any]:
-        """The settings that :meth:`set_limits` has changed, and that are in force."""
+        """The settings that :meth:`set_limits` has changed and that are still in force."""
         return self._changed_limits if self._set_limits is self.gate.limits else {}
 
     async def set_limits(self, **settings: Unpack[GateSettings]) -> str:
@@ -53,7 +56,7 @@ class RunTimeChanges(ABC):
         rate=30/m``. Lists are replaced; :meth:`deny` adds to them.
 
         :returns: a warning, such as a lack of file descriptors; empty if there is none
-        :raises SettingError: a setting cannot be changed at run time, or its value cannot be read
+        :raises SettingError: a setting cannot be changed at run time, or its value is invalid
         """
         before, config = self.gate.limits, self.config
         for name, value in settings.items():
@@ -61,7 +64,7 @@ class RunTimeChanges(ABC):
                 reason = "this would replace all lists of deny; `smtpd-fork deny NET`, or deny() of"
                 raise SettingError(name, value, f"{reason} a Server, adds to them")
             if name not in SETTABLE:
-                reason = "no limit that can be changed at run time; those are"
+                reason = "not a limit that can be changed at run time; these are"
                 raise SettingError(name, value, f"{reason} {', '.join(SETTABLE)}")
         in_force = {name: getattr(config, name) for name in GATE_SETTINGS}
         wanted = Config.build({**in_force, **self.changed_limits, **settings})
@@ -72,7 +75,7 @@ class RunTimeChanges(ABC):
         except TimeoutError:
             raise SettingError("limits", list(values), "the lists take too long to read") from None
         if self.gate.limits is not before or self.config is not config:
-            reason = "another change of the limits came first; check the limits and try again"
+            reason = "the limits were changed meanwhile; check them and try again"
             raise SettingError("limits", list(values), reason)
         changes = {**self.changed_limits, **values}
         self.gate.limits = self._set_limits = limits
@@ -84,16 +87,17 @@ class RunTimeChanges(ABC):
     ) -> Denial:
         """Refuse new clients of *network* with 554, in addition to the lists of ``deny``.
 
-        May be called in any thread. The smallest network around an address decides, among these,
-        ``deny`` and ``allow``. A reload changes nothing about it. Sessions that exist go on;
-        :meth:`kick` ends them. A second denial of the same network replaces text and time.
+        May be called in any thread. Among these denials, ``deny`` and ``allow``, the smallest
+        network that contains an address applies to it. A reload does not change the denials.
+        Existing sessions continue; :meth:`kick` ends them. A second denial of the same network
+        replaces its text and time.
 
         :param network: ``192.0.2.0/24``, ``2001:db8::/32``, or an address
-        :param text: of the reply, at most 200 characters; default: ``Access denied``
-        :param seconds: how long, at most 366 days; None: until :meth:`undeny`, or the end
-        :param by: who denies it, for the explanation of a refusal
-        :raises SettingError: *network* is none, text or time is out of its range, or 10,000
-            networks are denied already
+        :param text: text of the reply, at most 200 characters; default: ``Access denied``
+        :param seconds: duration, at most 366 days; None: until :meth:`undeny`, or the server ends
+        :param by: origin of the denial, for the explanation of a refusal
+        :raises SettingError: *network* is not a network, text or time is out of its range, or
+            10,000 networks are denied already
         """
         return self.gate.denials.add(network, text, seconds=seconds, by=by)
 
@@ -102,47 +106,48 @@ class RunTimeChanges(ABC):
 
         May be called in any thread.
 
-        :raises SettingError: *network* is none
+        :raises SettingError: *network* is not a network
         """
         return self.gate.denials.remove(network)
 
     def leave_clients(self, another_process_has_slot: Callable[[], bool]) -> Callable[[], None]:
-        """Leave clients in the backlog to another process while that has a free slot.
+        """Leave clients in the backlog to another process while that process has a free slot.
 
-        :param another_process_has_slot: whether it has; asked while the gate is full
-        :returns: is to be called when it has none any more
+        :param another_process_has_slot: returns whether it has; called while the gate is full
+        :returns: a function to call when the other process has no free slot any more
         """
         assert self._running is not None, "the server was not started"
         self._running.acceptor.another_process_has_slot = another_process_has_slot
         return self._running.acceptor.reopen
 
     def rest(self) -> None:
-        """Accept no more, as after :meth:`withdraw`, but only until the server accepts again."""
+        """Stop accepting clients, as :meth:`withdraw` does, until :meth:`accept` is called."""
         if self._running is not None:
             self._running.withdraw(permanently=False)
 
     def withdraw(self) -> None:
-        """Accept no more: another process does now, on the same listening sockets.
+        """Stop accepting clients: another process accepts them on the same listening sockets.
 
-        No client notices: sessions go on, and so do clients that wait for a slot.
-        :meth:`leave` ends when they have gone.
+        Clients are not affected: sessions continue, and clients that wait for a slot still get
+        one. :meth:`leave` waits for their end.
         """
         if self._running is not None:
             self._running.withdraw(permanently=True)
 
     async def leave(self) -> None:
-        """Wait until the sessions that existed when the server withdrew have ended."""
+        """Wait until all sessions, and clients that will still have one, have ended."""
         if self._running is not None:
             await self._running.leave()
 
     async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
-        """End the sessions of this server that are *chosen*, also those that have not begun.
+        """End the sessions of this server whose ticket is *chosen*, also before the greeting.
 
-        A client that is idle, or in the middle of a message, gets 421 and is closed; one that a
-        handler works for gets its answer first; one that still waits for the greeting gets 421 as
-        well. One in a TLS handshake, or that would have to begin with one, gets no reply.
+        A client that is idle, sends a message, or waits for the greeting gets 421, and its
+        connection is closed. While a handler works for the client, its reply is sent first. A
+        client in a TLS handshake, or before a handshake of implicit TLS, gets no reply.
 
-        :returns: how many there were
+        :param chosen: returns whether to end the session with a ticket
+        :returns: number of sessions
         """
         return 0 if self._running is None else await self._running.kick(chosen)
 

@@ -1,4 +1,4 @@
-"""Running: what a server has between its start and its end, and only then."""
+"""Running: the objects that a server has between its start and its end."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ __all__ = ["Running"]
 
 log = logging.getLogger("smtpd_fork.server")
 
-KICKED_A_TURN = 64
-"""Sessions that are ended before the others have their turn: a few milliseconds."""
+KICKS_PER_ITERATION = 64
+"""Sessions that are ended in one iteration of the event loop: that takes a few milliseconds."""
 
-LEAVE_SECONDS = 0.5
-"""How often a server that was replaced looks for clients that have no session yet."""
+LEAVE_CHECK_SECONDS = 0.5
+"""Interval at which a withdrawn server checks for clients that have no session yet."""
 
 
 class Running:
-    """Acceptor, stages before the session, sessions, and what watches them.
+    """A running server: acceptor, stages before the session, sessions, and their monitoring.
 
-    Made in a loop that runs; the acceptor is still to be opened.
+    It must be created in a running event loop. Clients are accepted after :meth:`accept`.
 
-    :param settings: in force from now on
-    :param gate: of the server
-    :param tls: of new handshakes; stopped with it
-    :param fleet: of the gate, which was started; stopped with it; None: the gate is in none
-    :param budget: how much all sessions may hold of messages
-    :param tally: counts what the sessions do, and the event-loop lag
-    :param session_class: of the sessions
-    :param session_options: keywords for it
-    :raises TypeError: no session can be made
+    :param settings: the settings in force
+    :param gate: the gate of the server
+    :param tls: certificates for new handshakes; :meth:`stop` stops it
+    :param fleet: the started fleet of the gate, or None; :meth:`stop` stops it
+    :param budget: memory limit for the messages of all sessions
+    :param tally: counts the events of sessions, and the event-loop lag
+    :param session_class: class of the sessions
+    :param session_options: keywords for the class
+    :raises TypeError: no session can be created
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Running:
         self._reporter = client_reporter()
         self._chain = settings.chain
         self._chains = HandlerChains()
-        self._listeners = list(settings.listeners)  # also closed ones that have sessions still
+        self._listeners = list(settings.listeners)  # also closed ones that still have sessions
         self._sweep = Sweep(loop)
         self._tarpit = GateTarpit(gate, config.tarpit)
         factory = self._factory(settings)
-        factory.try_out(settings.listeners)
+        factory.create_test_sessions(settings.listeners)
         self._sweep.look_for(shortest_limit(config))
         self._refuser = Refuser(gate, config.hostname)
         self._stress = Stress(gate, self._refuser, config.stress_timeout)
@@ -102,8 +102,8 @@ class Running:
         )
         self.preconnect = self._make_preconnect(settings)
         self.sessions.judge = self.preconnect.judge
-        self.former: list[Preconnect] = []
-        """Those of before a reload, which hold clients still, and get no new ones."""
+        self.former_preconnects: list[Preconnect] = []
+        """Replaced by a reload, but still holding clients; they get no new ones."""
         self.probes = Probes(settings.probe_from, loop, gate, hostname=config.hostname, ident=IDENT)
         self.acceptor = Acceptor(
             settings.listeners,
@@ -116,9 +116,9 @@ class Running:
             refuser=self._refuser,
             probes=self.probes,
         )
-        self._sweep.then = self._look_after_stress
+        self._sweep.then = self._check_stress
         self._lag: LagMonitor | None = None
-        self._watch_lag(settings)
+        self._restart_lag_monitor(settings)
 
     def _factory(self, settings: EffectiveSettings) -> SessionFactory:
         config = settings.config
@@ -157,13 +157,13 @@ class Running:
             fleet=self._fleet,
         )
 
-    def _look_after_stress(self, now: float) -> None:
-        self._stress.look(now, self.sessions, self.acceptor)
-        if self._tarpit.waiting and not self._tarpit.room():  # slots have become short
+    def _check_stress(self, now: float) -> None:
+        self._stress.check(now, self.sessions, self.acceptor)
+        if self._tarpit.waiting and not self._tarpit.room():  # few slots are free now
             for connection, _ in self.sessions.all():
                 connection.end_delay()
 
-    def _watch_lag(self, settings: EffectiveSettings) -> None:
+    def _restart_lag_monitor(self, settings: EffectiveSettings) -> None:
         if self._lag is not None:
             self._lag.stop()
             self._lag = None
@@ -175,7 +175,7 @@ class Running:
     # -- a reload ------------------------------------------------------------------------------
 
     def change(self, before: EffectiveSettings, settings: EffectiveSettings) -> None:
-        """Apply *settings* in place of those *before*; nothing in here waits or fails."""
+        """Replace the settings *before* by *settings*; this must neither wait nor fail."""
         config = settings.config
         self._budget.limit, self._budget.share = config.max_buffered, buffered_share(config)
         self._sweep.look_for(shortest_limit(config))
@@ -188,14 +188,15 @@ class Running:
         self._chain = settings.chain
         if not settings.has_same_preconnect(before):
             self.preconnect.stop_zone_checks()
-            self.former = [each for each in (*self.former, self.preconnect) if each]
+            former = (*self.former_preconnects, self.preconnect)
+            self.former_preconnects = [each for each in former if each]
             self.preconnect = self._make_preconnect(settings)
         self._change_fleet(before.config, config)
         self._refuser.hostname = config.hostname
         self.probes.networks, self.probes.hostname = settings.probe_from, config.hostname
         self.acceptor.change(config, settings.proxy_trust, settings.xclient_trust, self.preconnect)
         self.sessions.judge = self.preconnect.judge
-        self._watch_lag(settings)
+        self._restart_lag_monitor(settings)
         self._listen_on(before, settings)
 
     def _change_fleet(self, before: Config, config: Config) -> None:
@@ -223,53 +224,53 @@ class Running:
     # -- the end -------------------------------------------------------------------------------
 
     def accept(self) -> None:
-        """Accept clients."""
+        """Accept clients, also again after ``withdraw(permanently=False)``."""
         self.acceptor.open()
         if self._fleet is not None:
             self._fleet.come_back()
 
     def withdraw(self, *, permanently: bool) -> None:
-        """Accept no more; clients that wait already go on to their sessions."""
+        """Stop accepting clients; clients that already wait still get a session."""
         self.acceptor.withdraw(permanently=permanently)
         if self._fleet is not None:
             self._fleet.withdraw()
 
-    def _accept_no_more(self) -> int:
-        """Answer 421 to all clients without a session; return how many there were."""
+    def _stop_accepting(self) -> int:
+        """Stop accepting; answer 421 to all clients without a session, and return their number."""
         if self._fleet is not None:
             self._fleet.withdraw()
         hostname = self._refuser.hostname
-        return self.acceptor.stop() + sum(each.stop(hostname) for each in self.former)
+        return self.acceptor.stop() + sum(each.stop(hostname) for each in self.former_preconnects)
 
     async def drain(self) -> None:
-        """Accept no more, for good, and wait until the last session has ended by itself."""
-        answered = self._accept_no_more()
-        log.info("draining: %s", _left(len(self.sessions), answered))
+        """Stop accepting permanently, and wait until all sessions have ended by themselves."""
+        answered = self._stop_accepting()
+        log.info("draining: %s", _counts_text(len(self.sessions), answered))
         await self.sessions.drained()
 
     @property
     def _held(self) -> int:
-        """Clients that were accepted and have no session yet."""
-        return self.acceptor.held + sum(map(len, self.former))
+        """Number of accepted clients that have no session yet."""
+        return self.acceptor.held + sum(map(len, self.former_preconnects))
 
     async def leave(self) -> None:
-        """Wait until the sessions that existed when the acceptor withdrew have ended."""
+        """Wait until all sessions, and clients that will still have one, have ended."""
         while len(self.sessions) or self._held:
             await self.sessions.drained()
             if self._held:
-                # The end of a stage is not signalled; here nothing else is left to do.
-                await asyncio.sleep(LEAVE_SECONDS)
+                # There is no event for the end of a stage before the session, so poll.
+                await asyncio.sleep(LEAVE_CHECK_SECONDS)
 
     async def stop(self, seconds: float) -> int:
-        """Accept no more, let messages in flight finish, and close, handlers included.
+        """Stop accepting, wait for messages in progress, and close all, including the handlers.
 
-        :param seconds: for the messages
-        :returns: how many sessions had to be cut
+        :param seconds: time limit for the messages
+        :returns: number of sessions that were cut
         """
-        answered = self._accept_no_more()
+        answered = self._stop_accepting()
         if self._lag is not None:
             self._lag.stop()
-        log.info("stopping: %s", _left(len(self.sessions), answered))
+        log.info("stopping: %s", _counts_text(len(self.sessions), answered))
         cut = await self.sessions.drain(seconds)
         if cut:
             log.warning("%s closed early", counted(cut, "session"))
@@ -282,12 +283,12 @@ class Running:
         return cut
 
     async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
-        """End those who are *chosen*; see :meth:`smtpd_fork.Server.kick`."""
+        """End the sessions that are *chosen*; see :meth:`smtpd_fork.Server.kick`."""
         sessions = self.sessions
-        doomed = (t for t in self._gate.tickets() if t.listener in self._listeners and chosen(t))
+        tickets = (t for t in self._gate.tickets() if t.listener in self._listeners and chosen(t))
         count = 0
-        while some := list(islice(doomed, KICKED_A_TURN)):
-            holders = {ticket.holder for ticket in some if not ticket.released}
+        while batch := list(islice(tickets, KICKS_PER_ITERATION)):
+            holders = {ticket.holder for ticket in batch if not ticket.released}
             sessions.kick(holders, reply := kick_reply(self._refuser.hostname))
             for holder in holders:
                 if holder is not None and holder not in sessions:
@@ -296,19 +297,19 @@ class Running:
             await asyncio.sleep(0)
         return count
 
-    # -- what is -------------------------------------------------------------------------------
+    # -- consistency ---------------------------------------------------------------------------
 
     def audit(self) -> list[str]:
-        """Compare the gate's ledger with the live connections; return what is wrong."""
+        """Compare the gate's ledger with the live connections; return the differences."""
         held = self._gate.tickets()
         wrong = self.sessions.audit(held)
-        known = len(self.sessions) + sum(map(len, (self.preconnect, *self.former)))
+        known = len(self.sessions) + sum(map(len, (self.preconnect, *self.former_preconnects)))
         ours = sum(ticket.listener in self._listeners for ticket in held)
         if ours != known:
-            wrong.append(f"{ours} places are held here by the ledger, and {known} in fact")
+            wrong.append(f"the ledger has {ours} connection slots of this server, not {known}")
         return wrong
 
 
-def _left(sessions: int, refused: int) -> str:
-    """Return how many sessions are open, and how many clients that waited got 421."""
+def _counts_text(sessions: int, refused: int) -> str:
+    """Return the numbers of open sessions and of refused waiting clients, as text."""
     return f"{counted(sessions, 'session')} open, {counted(refused, 'waiting client')} refused"

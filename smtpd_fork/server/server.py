@@ -53,19 +53,19 @@ class Server(RunTimeChanges):
     configuration, and cancels only its own tasks.
 
     :param handler: an aiosmtpd handler, or several, in order: the first answer is used
-    :param gate: shared with other servers; default: one of its own, by the settings
-    :param limits: of its own gate, if the caller has read them already
+    :param gate: a gate shared with other servers; default: a gate of its own, from the settings
+    :param limits: limits of its own gate, if the caller has read them already
     :param config: the settings, as one object instead of *options*
     :param sockets: bound sockets to listen on, instead of ``listen`` and ``port``
     :param listeners: the same, opened by :func:`smtpd_fork.listeners.open_listeners`
-    :param tls_context: instead of all settings of TLS; the caller renews it
+    :param tls_context: used instead of all TLS settings; the caller renews its certificate
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
-    :param session_options: keywords for it, as aiosmtpd documents them (``authenticator``, ...)
-    :param tally: counters of sessions; default: one of its own, without times
+    :param session_options: keywords for the session class, as in aiosmtpd (``authenticator``, ...)
+    :param tally: counters of sessions; default: its own counters, without measuring times
     :param options: the settings by name, see :class:`smtpd_fork.Config`
     :raises SettingError: a setting is unknown or out of its range
-    :raises HandlerError: the handler is a class, has no hook, or one that cannot be called
-    :raises TypeError: an argument has another type, the session class cannot work here, or a
+    :raises HandlerError: the handler is a class, has no hook, or has a hook that is not callable
+    :raises TypeError: an argument has another type, the session class does not work here, or a
         session option is unknown
     :raises ConfigError: the TLS files cannot be used
     """
@@ -98,7 +98,7 @@ class Server(RunTimeChanges):
         self.gate = gate or Gate(limits=self._settings.limits)
         self.fleet = fleet_of(config, self.gate)
         self._tls = ServerTls(tls_context)
-        self._tls.use(self._tls.plan(config, listeners))
+        self._tls.use(self._tls.load(config, listeners))
         self._session_class = session_class
         self._budget = Budget(config.max_buffered, buffered_share(config), self.gate.counted_as)
         self.tally = tally or Tally()
@@ -113,10 +113,10 @@ class Server(RunTimeChanges):
     # -- life ----------------------------------------------------------------------------------
 
     def bind(self) -> None:
-        """Bind the sockets and listen: clients may queue from now on.
+        """Bind the sockets and listen; clients wait in the backlog from then on.
 
-        :meth:`start` calls it if necessary. A daemon calls it before it drops privileges. Errors:
-        see :func:`smtpd_fork.listeners.open_listeners`.
+        :meth:`start` calls it if necessary. A daemon calls it before it drops privileges. The
+        errors are those of :func:`smtpd_fork.listeners.open_listeners`.
         """
         if self.listeners:
             return
@@ -127,9 +127,9 @@ class Server(RunTimeChanges):
     async def start(self, *, accept: bool = True) -> None:
         """Bind the sockets, if :meth:`bind` was not called, and accept clients.
 
-        :param accept: False: clients wait until :meth:`accept` is called
-        :raises SmtpdForkError: an address cannot be bound, or a sink cannot be made
-        :raises RuntimeError: it was started before, or is stopped meanwhile
+        :param accept: if False, clients wait in the backlog until :meth:`accept` is called
+        :raises SmtpdForkError: an address cannot be bound, or a sink cannot be created
+        :raises RuntimeError: the server was started before, or is stopped meanwhile
         """
         if self._starting or self._running is not None:
             raise RuntimeError("this Server was started before: create a new Server to serve again")
@@ -143,7 +143,7 @@ class Server(RunTimeChanges):
             )
         except BaseException:
             await self._tls.stop()
-            if self.fleet is not None and self._in_fleet:  # others may share it
+            if self.fleet is not None and self._in_fleet:  # other servers may share the fleet
                 await self.fleet.stop()
             self.close()
             raise
@@ -153,7 +153,7 @@ class Server(RunTimeChanges):
             self.accept()
 
     async def _prepare(self) -> None:
-        """Do all that takes a while."""
+        """Do the steps of a start that take time."""
         if not self.listeners:
             await asyncio.to_thread(self.bind)
         await asyncio.to_thread(self.chain.prepare)
@@ -168,7 +168,7 @@ class Server(RunTimeChanges):
     def accept(self) -> None:
         """Accept clients after ``start(accept=False)`` or :meth:`rest`.
 
-        :raises RuntimeError: it was not started
+        :raises RuntimeError: the server was not started
         """
         if self._running is None:
             raise RuntimeError("this Server was not started")
@@ -182,20 +182,21 @@ class Server(RunTimeChanges):
         *,
         handler: Handler | Sequence[Handler] | None = None,
     ) -> list[str]:
-        """Apply other settings, or the same ones with their files as they are now.
+        """Apply other settings, or read the files of the current settings again.
 
-        Sessions go on with what they began with. Listeners that stay are not touched; new ones
-        are opened, the others closed, their backlog answered 421. Inherited sockets stay, whatever
-        the settings say, and so do the limits of a gate that was given to the server. Handlers with
-        ``on_reload`` read their files again; a chain that was replaced is closed when its last
-        session has ended. TLS files that have changed and cannot be used are logged, and the
-        certificates stay: a key that only root can read must not prevent a reload.
+        Existing sessions keep their settings. Listeners that the settings still name are kept; new
+        ones are opened, the others are closed, and the clients in their backlog get 421. Inherited
+        sockets are always kept, and so are the limits of a gate that was given to the server.
+        Handlers with ``on_reload`` read their files again; a replaced handler is closed when its
+        last session has ended. If TLS files have changed and cannot be used, that is logged, and
+        the certificates are kept: a key that only root can read must not prevent a reload.
 
-        :param config: the settings; default: those in force
-        :param handler: instead of the handler, or the handlers, that new sessions have
+        :param config: the settings; default: the current ones
+        :param handler: replaces the handler or handlers for new sessions
         :returns: a line for each change: ``max_from_ip 2 -> 3``, ``deny +3 -1 networks``
-        :raises SmtpdForkError: something cannot be read or opened; nothing has changed then
-        :raises TypeError: *config* is no :class:`smtpd_fork.Config`, such as a dict of settings
+        :raises SmtpdForkError: a file cannot be read, or an address cannot be bound; then nothing
+            has changed
+        :raises TypeError: *config* is not a :class:`smtpd_fork.Config`
         """
         check_arguments({}, config=config)
         async with self._reloading:
@@ -203,10 +204,10 @@ class Server(RunTimeChanges):
             inherited = [listener for listener in self.listeners if listener.inherited]
             chain = self.chain if handler is None else Chain.of(handler, self._session_class)
             try:
-                rotation = await asyncio.to_thread(self._tls.plan, config, inherited)
-                # A new chain has nothing to read again.
+                rotation = await asyncio.to_thread(self._tls.load, config, inherited)
+                # A new chain has just read its files.
                 read = await asyncio.to_thread(chain.on_reload) if chain is self.chain else []
-                settings = await asyncio.to_thread(self._settings.follow, config, chain)
+                settings = await asyncio.to_thread(self._settings.prepare_reload, config, chain)
                 running = self._still_running(settings)
             except BaseException:
                 if chain is not self.chain:
@@ -220,8 +221,8 @@ class Server(RunTimeChanges):
             running.change(before, settings)
             lines = [line for each in read if (line := each())]
             new = self._snapshot()
-            await self._tls.follow(replaced)
-            await asyncio.to_thread(read.clear)  # it takes a while to free a large map
+            await self._tls.reload_or_watch(replaced)
+            await asyncio.to_thread(read.clear)  # freeing a large map takes time
             return lines + await asyncio.to_thread(changes_between, old, new)
 
     def _snapshot(self) -> Snapshot:
@@ -235,27 +236,28 @@ class Server(RunTimeChanges):
         return self._running
 
     async def drain(self) -> None:
-        """Accept no more, for good, and wait until the last session has ended by itself.
+        """Stop accepting permanently, and wait until all sessions have ended by themselves.
 
-        Clients in the backlog, and those that have no session yet, are answered 421. Follow it
-        with :meth:`stop`, which may also come before this has ended.
+        Clients in the backlog, and clients without a session, get 421. Call :meth:`stop`
+        afterwards; it may also be called before this method returns.
         """
         if self._running is not None:
             await self._running.drain()
 
     async def stop(self, timeout: float | None = None) -> int:  # noqa: ASYNC109 - a grace period
-        """Stop: accept no more, let messages in flight finish, and close.
+        """Stop accepting, wait for messages in progress, and close.
 
-        Clients in the backlog and idle sessions are answered 421. May be called more than once;
-        all calls end when the stop does. A server that was stopped cannot be started again. One
-        that has not been started yet can, unless it was given listeners: those are closed.
+        Clients in the backlog and idle sessions get 421. The method may be called more than once;
+        all calls return when the stop is complete. A stopped server cannot be started again. A
+        server that was never started can still be started, unless it was given listeners, which
+        are closed.
 
-        :param timeout: seconds for the messages in flight; default: ``shutdown_timeout``
+        :param timeout: seconds for the messages in progress; default: ``shutdown_timeout``
         :returns: the number of sessions that were closed before they ended
         """
         running = self._running
         if running is None:
-            self._stop_wanted = True  # of a start that is under way; a later one is another matter
+            self._stop_wanted = True  # for a start in progress; a later start resets it
             self.close()
             return 0
         if self._stopping is None:
@@ -264,17 +266,17 @@ class Server(RunTimeChanges):
         try:
             return await asyncio.shield(self._stopping)
         except asyncio.CancelledError:
-            running.sessions.hurry()  # the caller has no time left, so the sessions have none
+            running.sessions.end_grace_period()  # the caller's time limit has passed
             raise
 
     async def abort(self) -> None:
-        """Stop at once: all sessions are closed."""
+        """Stop immediately: cut all sessions."""
         if self._running is not None:
-            self._running.sessions.hurry()
+            self._running.sessions.end_grace_period()
         await self.stop(0)
 
     def close(self) -> None:
-        """Close the sockets of a server that was bound and never started."""
+        """Close the sockets of a server that was bound but not started."""
         if self._running is None:
             for listener in self.listeners:
                 listener.close()
@@ -290,7 +292,7 @@ class Server(RunTimeChanges):
     def audit(self) -> list[str]:
         """Compare the gate's ledger with the live connections; return the differences.
 
-        It should be empty at any time; tests call it after everything that is bad for sessions.
+        The list should always be empty; tests check it after failures of all kinds.
         """
         return [] if self._running is None else self._running.audit()
 
@@ -301,7 +303,7 @@ class Server(RunTimeChanges):
 
     @property
     def chain(self) -> Chain:
-        """The handlers of new sessions, as one."""
+        """The handlers of new sessions, as one chain."""
         return self._settings.chain
 
     @property
@@ -313,7 +315,7 @@ class Server(RunTimeChanges):
     def port(self) -> int:
         """The port of the first address that has one.
 
-        :raises LookupError: nothing is bound, or unix sockets alone
+        :raises LookupError: nothing is bound, or only unix sockets
         """
         for address in self.addresses:
             if isinstance(address, tuple):
@@ -327,20 +329,20 @@ class Server(RunTimeChanges):
 
     @property
     def sessions(self) -> int:
-        """How many sessions this server has now (the gate may count others' as well)."""
+        """Number of current sessions of this server (a shared gate counts those of all servers)."""
         return 0 if self._running is None else len(self._running.sessions)
 
     @property
     def zones(self) -> Mapping[str, bool]:
-        """The blocklists of ``dnsbl``, and whether clients are looked up in them.
+        """Maps each blocklist of ``dnsbl`` to whether clients are looked up in it.
 
-        They are not in one whose test entries (RFC 5782) show that it does not work.
+        A list whose test entries (RFC 5782) show that it does not work is not used.
         """
         return {} if self._running is None else self._running.preconnect.zones
 
     @property
     def certificates(self) -> Sequence[Certificate]:
-        """The certificates of new handshakes, in the order of ``tls_cert``; none with a context."""
+        """The certificates for new handshakes, as in ``tls_cert``; empty with ``tls_context``."""
         return self._tls.certificates
 
     def __repr__(self) -> str:

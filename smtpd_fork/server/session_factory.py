@@ -1,4 +1,4 @@
-"""SessionFactory: what the sessions of a server are made of, from one reload to the next."""
+"""SessionFactory: creates the sessions of a server; a reload replaces the factory."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 __all__ = ["IDENT", "SessionFactory", "buffered_share", "check_session_class", "shortest_limit"]
 
 IDENT = "ESMTP smtpd-fork"
-"""What the greeting says behind the host's name; no version, which only an attacker needs."""
+"""Text of the greeting after the host name; without a version, which would only help attackers."""
 
-SHARES = 8
-"""One client may hold an eighth of ``max_buffered`` by default: two of the largest messages."""
+CLIENTS_PER_BUDGET = 8
+"""By default one client may use an eighth of ``max_buffered``: two messages of the largest size."""
 
-_OURS = {
+_SERVER_KEYWORDS = {
     "lmtp": "listen=['lmtp:...']",
     "loop": "the loop that runs",
     "on_close": "handle_DISCONNECT",
@@ -42,9 +42,9 @@ _OURS = {
     "sweep": "nothing: it is internal",
     "tls_context": "Server(tls_context=...)",
 }
-"""Keywords of sessions that the server gives, and what to use instead."""
+"""Keywords of sessions that only the server may set, and what to use instead."""
 
-_NEVER_CALLED = {
+_METHODS_NEVER_CALLED = {
     "push": "replies are sent in batches, not one by one",
     "check_helo_needed": "set session.host_name in handle_HELO or handle_EHLO",
     "check_auth_needed": "refuse in handle_MAIL",
@@ -62,21 +62,25 @@ _NEVER_CALLED = {
 
 
 def check_session_class(cls: Any, options: Mapping[str, Any]) -> None:
-    """See that sessions of a class, with keywords for it, work here as they do with aiosmtpd.
+    """Check that sessions of the class *cls*, with *options*, work here as with aiosmtpd.
 
-    :raises TypeError: they would not
+    :param options: keywords for the class
+    :raises TypeError: the class overrides a method that is never called, or does not accept the
+        keywords
     """
     if not (isinstance(cls, type) and issubclass(cls, SMTP)):
         raise TypeError(f"session_class {cls!r} is not a subclass of smtpd_fork.SMTP")
-    for name, instead in _NEVER_CALLED.items():
+    for name, instead in _METHODS_NEVER_CALLED.items():
         definer = next(base for base in cls.__mro__ if name in vars(base))
-        if not _is_ours(definer):
+        if not _is_library_class(definer):
             text = f"session_class {cls.__name__} overrides {name}, which is never called here"
             raise TypeError(f"{text}: {instead}")
     known, takes_more = _keywords_of(cls)
     for name in options:
-        if name in _OURS:
-            raise TypeError(f"session_options: {name} is set by the server; use {_OURS[name]}")
+        if name in _SERVER_KEYWORDS:
+            raise TypeError(
+                f"session_options: {name} is set by the server; use {_SERVER_KEYWORDS[name]}"
+            )
         alike = get_close_matches(name, known, n=1)
         if name not in known and (alike or not takes_more):
             hint = f"; did you mean {alike[0]}?" if alike else ""
@@ -84,19 +88,19 @@ def check_session_class(cls: Any, options: Mapping[str, Any]) -> None:
     for name in ("hostname", "ident"):
         if not str(options.get(name) or "").isprintable():
             raise TypeError(f"session_options: {name} {options[name]!r} has control characters")
-    if not takes_more and not _OURS.keys() <= known:
+    if not takes_more and not _SERVER_KEYWORDS.keys() <= known:
         raise TypeError(
-            f"session_class {cls.__name__}: its constructor has to take **kwargs, and to hand "
+            f"session_class {cls.__name__}: its constructor has to accept **kwargs, and to pass "
             "them to super().__init__()"
         )
 
 
-def _is_ours(cls: type) -> bool:
+def _is_library_class(cls: type) -> bool:
     return cls is aiosmtpd.smtp.SMTP or cls.__module__.startswith("smtpd_fork.smtp.")
 
 
 def _keywords_of(cls: type) -> tuple[set[str], bool]:
-    """Return the keywords of a class's constructor, and whether a user's takes any other."""
+    """Return the known keywords of a constructor, and whether a user's class accepts any other."""
     names: set[str] = set()
     for base in cls.__mro__:
         if "__init__" not in vars(base):
@@ -109,22 +113,22 @@ def _keywords_of(cls: type) -> tuple[set[str], bool]:
 
 
 class SessionFactory:
-    """Makes sessions, each as the one before it.
+    """Creates sessions with the same settings.
 
     :param config: the settings
     :param chain: the handlers
     :param tls: for STARTTLS; None: it is not offered
-    :param budget: how much all sessions may hold of messages
-    :param tally: counts what sessions do
-    :param reporter: writes lines about clients
-    :param sweep: ends sessions whose time is over
+    :param budget: memory limit for the messages of all sessions
+    :param tally: counts the events of sessions
+    :param reporter: writes log lines about clients
+    :param sweep: ends sessions whose deadline has passed
     :param session_class: a subclass of :class:`smtpd_fork.smtp.SMTP`
-    :param options: keywords for it, which win over the settings
+    :param options: keywords for the class, which override the settings
     :param deny: refuses new clients of a network
-    :param is_exempt: whether a client is one of ``--exempt``
-    :param share_auth_attempt: tells all nodes of an AUTH; None: there is no fleet
-    :param tarpit: says whose replies are delayed
-    :param trusted: who may send XCLIENT and XFORWARD
+    :param is_exempt: returns whether a client is exempt (``--exempt``)
+    :param share_auth_attempt: reports an AUTH to the other nodes; None without a fleet
+    :param tarpit: decides which replies are delayed
+    :param trusted: hosts that may send XCLIENT and XFORWARD, by command
     """
 
     def __init__(
@@ -168,25 +172,25 @@ class SessionFactory:
             **options,
         }
         self._shared: dict[str, Shared] = {}
-        self._another: dict[str, Callable[..., Connection]] = {}
+        self._connection_makers: dict[str, Callable[..., Connection]] = {}
 
     def session(
         self, listener: Listener, peer: Peer, on_close: Callable[[Connection], None] | None
     ) -> Connection:
-        """Return the connection of a client's session.
+        """Return the connection of a new session.
 
-        :param on_close: called once, when it is closed
+        :param on_close: called once, when the connection is closed
         """
-        another = self._another.get(listener.address.scheme)
-        if another is None:
+        make = self._connection_makers.get(listener.address.scheme)
+        if make is None:
             return self._new(listener, peer, on_close)
-        return another(peer=peer, on_close=on_close)
+        return make(peer=peer, on_close=on_close)
 
-    def try_out(self, listeners: Sequence[Listener]) -> None:
-        """Make a session for each of *listeners*, as aiosmtpd's Controller does at its start.
+    def create_test_sessions(self, listeners: Sequence[Listener]) -> None:
+        """Create a session for each scheme of *listeners*, to find invalid values of keywords.
 
-        What is wrong with a keyword's value is raised now, not for each client. A user's
-        constructor is called for clients only: it may count them.
+        aiosmtpd's Controller does the same at its start. Otherwise each client would fail. The
+        constructor of a user's class is not called, as it may count clients.
         """
         if self._class.__init__ is not SMTP.__init__:
             return
@@ -210,31 +214,31 @@ class SessionFactory:
             **self._options,
         )
         connection = session.connection
-        shared = self._shared[address.scheme] = connection.shared  # the first one's serves all
+        shared = self._shared[address.scheme] = connection.shared  # all later sessions use it
         shared.deny, shared.is_exempt = self._deny, self._is_exempt
         shared.tarpit, shared.share_auth_attempt = self._tarpit, self._share_auth_attempt
         if self._trusted and not shared.trusted:
             shared.trust(self._trusted)
         if self._class.__init__ is SMTP.__init__:
             observed = self._class is not SMTP
-            self._another[address.scheme] = partial(
+            self._connection_makers[address.scheme] = partial(
                 Connection.of, shared, self._sweep.loop, self._sweep, observed=observed
             )
         return connection
 
 
 def shortest_limit(config: Config) -> float:
-    """Return the shortest of the time limits that sessions have, in seconds."""
+    """Return the shortest time limit of sessions, in seconds."""
     stress = config.stress_timeout or config.timeout
     limits = (config.timeout, config.data_timeout, config.handler_timeout, config.session_timeout)
     return min(stress, *limits)
 
 
 def buffered_share(config: Config) -> int:
-    """Return the bytes that one client's sessions may hold beyond their allowances; 0: any.
+    """Return the memory limit for one client's messages beyond their allowances; 0: no limit.
 
-    By default a message of the largest size and its envelope are always in it. A client that may
-    have any number of sessions has no share, and none has one where all sessions have no limit.
+    The default is always enough for a message of the largest size and its envelope. There is no
+    limit if the sessions of a client, or the memory of all sessions, are not limited.
     """
     if config.max_buffered_from_ip is not None:
         return config.max_buffered_from_ip
@@ -242,7 +246,7 @@ def buffered_share(config: Config) -> int:
         return 0
     if not config.max_buffered or not config.max_message_size:
         return config.max_buffered // 2
-    return max(config.max_buffered // SHARES, config.max_message_size * 9 // 8)
+    return max(config.max_buffered // CLIENTS_PER_BUDGET, config.max_message_size * 9 // 8)
 
 
 def _limits(config: Config) -> Limits:

@@ -1,11 +1,11 @@
-"""Sessions: every connection from ticket to close, and the one place where tickets go back.
+"""Sessions: all connections of a server from the session's begin to its end.
 
-A connection is counted here from the moment the acceptor hands it over. It ends in
-:meth:`Sessions._ended`, and only there:
+A session is counted here from :meth:`Sessions.begin` on. It ends in :meth:`Sessions._ended`, the
+only method that releases the ticket of a session. The connection calls it by its ``on_close``:
 
-- the session says so, by its ``on_close`` (a connection that was made is always lost once);
-- the loop could not make a session of it: a TLS handshake failed, or its task was cancelled,
-  perhaps before it ever ran.
+- when the connection is closed (for each ``connection_made`` there is one ``connection_lost``);
+- when the event loop could not begin a session: a TLS handshake failed, or its task was cancelled,
+  perhaps before it ran.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ if TYPE_CHECKING:
 __all__ = ["Sessions"]
 
 log = logging.getLogger("smtpd_fork.server")
-listeners_log = logging.getLogger("smtpd_fork.listeners")  # of clients that have no session yet
+listeners_log = logging.getLogger("smtpd_fork.listeners")  # for clients that have no session yet
 
 CUT_SECONDS = 1.0
-"""How long connections that were cut may take to say that they are closed."""
+"""Time limit for connections that were cut to call ``on_close``."""
 
 
 class Sessions:
     """The live connections of one server.
 
-    :param make: makes the session of a client: listener, peer, what to call at its end
+    :param make: creates a session; its arguments are the listener, the peer, and ``on_close``
     :param tls: for listeners with implicit TLS
-    :param handshake_seconds: for their handshakes
-    :param loop: the sessions' own
-    :param refuser: knows whose handshakes fail too often
-    :param reporter: writes lines about clients
-    :param mark: is called with each session that begins; it may slow the client down
-    :ivar stress: knows whether slots are short
-    :ivar judge: judges a client that XCLIENT names; set before the first session
+    :param handshake_seconds: time limit for a handshake of implicit TLS
+    :param loop: the event loop of the sessions
+    :param refuser: refuses clients whose handshakes fail too often
+    :param reporter: writes log lines about clients
+    :param mark: called with each new session; it may slow the client down
+    :ivar stress: shortens time limits while few slots are free
+    :ivar judge: evaluates a client that XCLIENT names; must be set before the first session
     """
 
     judge: Callable[..., Awaitable[Refusal | None]]
@@ -79,13 +79,13 @@ class Sessions:
         self._refuser = refuser
         self._reporter = reporter
         self.stress = stress
-        self._mark_if_suspected = mark
+        self._mark = mark
         self.change(make, tls, handshake_seconds)
         self._tickets: dict[Connection, Ticket] = {}
         self._handshakes: dict[asyncio.Task[object], Handshake] = {}
         self._finishing: dict[asyncio.Task[None], Connection] = {}
         self._changed = asyncio.Event()
-        self._hurried = False
+        self._grace_ended = False
         self._poll: SocketPoll | None = None
 
     def __contains__(self, holder: object) -> bool:
@@ -95,11 +95,11 @@ class Sessions:
         return len(self._tickets)
 
     def all(self) -> list[tuple[Connection, Ticket]]:
-        """Return the sessions, and their tickets."""
+        """Return all sessions with their tickets."""
         return list(self._tickets.items())
 
     def change(self, make: MakeSession, tls: CurrentTls | None, handshake_seconds: float) -> None:
-        """Make the next sessions otherwise; see the class."""
+        """Change the settings of new sessions; the class describes the parameters."""
         self._make = make
         self._tls = tls
         self._handshake_seconds = handshake_seconds
@@ -107,7 +107,7 @@ class Sessions:
     # -- beginning -----------------------------------------------------------------------------
 
     def begin(self, client: AcceptedClient, ticket: Ticket) -> None:
-        """Begin the session of a client, which owns its socket and its ticket."""
+        """Begin the session of a client, and own its socket and its ticket from then on."""
         listener = client.listener
         if listener.tls and (refusal := self._refuser.begin_handshake(ticket)) is not None:
             client.reply_and_close(refusal.reply(self._refuser.hostname))
@@ -122,7 +122,7 @@ class Sessions:
                 raise
             self._not_begun(client, error)
             return
-        if ticket.holder is not None:  # a stage, which may have learned of the client
+        if ticket.holder is not None:  # a stage before the session may have added data
             connection.proxied, connection.host_name_dns = ticket.proxy, ticket.host_name_dns
         if ticket.id is None:
             ticket.id = connection.id
@@ -134,7 +134,7 @@ class Sessions:
         self.mark(connection)
         connection.owner = self
         if listener.tls:
-            self._shake_hands(Handshake(connection, client.sock))
+            self._start_handshake(Handshake(connection, client.sock))
         else:
             self._connect(connection, client.sock)
 
@@ -144,36 +144,39 @@ class Sessions:
         self._reporter.note(line, error=error)
 
     def begin_handshake(self, connection: Connection) -> Refusal | None:
-        """Return why a session is not to begin a TLS handshake; it has been noted."""
+        """Return None if a session may begin a TLS handshake, else a counted and logged refusal."""
         ticket = self._tickets.get(connection)
         return None if ticket is None else self._refuser.begin_handshake(ticket)
 
     def end_handshake(self, connection: Connection) -> None:
-        """Take note that a session's handshake has succeeded."""
+        """Report a successful TLS handshake of a session to the gate."""
         ticket = self._tickets.get(connection)
         if ticket is not None:
             self._refuser.end_handshake(ticket)
 
     def mark(self, connection: Connection) -> None:
-        """Slow down the client of a session, if the gate suspects it."""
+        """Slow down the client of a session if the tarpit applies to it."""
         ticket = self._tickets.get(connection)
         if ticket is not None:
-            self._mark_if_suspected(connection, ticket)
+            self._mark(connection, ticket)
 
     async def identify(
         self, connection: Connection, peer: Peer, *, look_up: bool
     ) -> Refusal | None:
-        """Have *peer* take the place of a session's client; return why it may not, once noted."""
+        """Replace the client of a session by *peer*; return None, or a counted and logged refusal.
+
+        :param look_up: whether to query the name of *peer*, if that is configured
+        """
         ticket = self._tickets.get(connection)
         if ticket is None:
-            return None  # it has ended
+            return None  # the session has ended
         ticket.sender = ticket.sender or connection.peer
         refusal = await self.judge(ticket, peer, look_up=look_up)
         connection.host_name_dns = ticket.host_name_dns
         return refusal and self._refuser.note(refusal, peer, ticket.name())
 
     def _connect(self, connection: Connection, sock: socket.socket) -> None:
-        """Begin a session on a plain socket."""
+        """Begin a session without TLS on a socket."""
         try:
             poll = self._poll = self._poll or SocketPoll.of(self._loop)
         except OSError as error:  # no descriptor is free
@@ -182,8 +185,8 @@ class Sessions:
         else:
             SocketTransport(poll, sock).begin(connection.protocol)
 
-    def _shake_hands(self, handshake: Handshake) -> None:
-        """Have the loop speak TLS on a socket, and then begin the session."""
+    def _start_handshake(self, handshake: Handshake) -> None:
+        """Start the TLS handshake on a socket; the session begins when it has succeeded."""
         task = self._loop.create_task(
             self._loop.connect_accepted_socket(
                 handshake.begin,
@@ -193,10 +196,10 @@ class Sessions:
             )
         )
         self._handshakes[task] = handshake
-        task.add_done_callback(self._shook_hands)
+        task.add_done_callback(self._on_handshake_done)
 
-    def _shook_hands(self, task: asyncio.Task[object]) -> None:
-        """See what became of a handshake; not in a `finally`: the task may never have run."""
+    def _on_handshake_done(self, task: asyncio.Task[object]) -> None:
+        """Handle the end of a handshake; a ``finally`` would not run in a task that never began."""
         handshake = self._handshakes.pop(task)
         if task.cancelled():
             reason = "kicked" if handshake.connection.kicked else "the server stops"
@@ -208,61 +211,61 @@ class Sessions:
 
     def _failed(self, handshake: Handshake, reason: BaseException | str) -> None:
         if not handshake.begun:
-            handshake.sock.close()  # else it is the loop's, which closes it
+            handshake.sock.close()  # otherwise the event loop owns the socket, and closes it
         self._not_connected(handshake.connection, reason, what="TLS handshake failed")
 
     def _not_connected(
         self, connection: Connection, reason: BaseException | str, *, what: str = "no session"
     ) -> None:
         if connection.began:
-            connection.abort()  # and its on_close comes
+            connection.abort()  # this calls on_close
         else:
             text, kind = describe_error(reason), type(reason).__name__
             connection.dialogue.report(logging.INFO, what, text, kind=kind)
-            connection.connection_lost(None)  # and its on_close comes
+            connection.connection_lost(None)  # this calls on_close
 
     def _ended(self, connection: Connection) -> None:
-        """Take a session out of the count."""
+        """Remove a session, and release its ticket."""
         ticket = self._tickets.pop(connection, None)
         if ticket is None:
             return
         ticket.release()
         if connection.work is not None:
-            self._await_task(connection)
+            self._track_task(connection)
         self._changed.set()
 
-    def _await_task(self, connection: Connection) -> None:
-        """Know of what still runs: a handler with a message in hand, or handle_DISCONNECT."""
+    def _track_task(self, connection: Connection) -> None:
+        """Keep track of a running task: the handler of a message, or handle_DISCONNECT."""
         task = connection.task
         if task is not None:
             self._finishing[task] = connection
-            task.add_done_callback(partial(self._finished, connection))
+            task.add_done_callback(partial(self._on_task_done, connection))
 
-    def _finished(self, connection: Connection, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._finishing.pop(task, None)
-        if connection.task is not task:  # it is, if it was cancelled before it began
-            self._await_task(connection)  # the one may be followed by the other
+        if connection.task is not task:  # the same task if it was cancelled before it ran
+            self._track_task(connection)  # handle_DISCONNECT may follow the handler of a message
         self._changed.set()
 
     def audit(self, held: Collection[Ticket]) -> list[str]:
-        """Return what is wrong between tickets, sessions and transports; it should be nothing."""
+        """Return inconsistencies of tickets, sessions and transports; there should be none."""
         wrong = []
         for connection, ticket in self._tickets.items():
             transport = connection.transport
             if ticket.released or ticket not in held:
-                wrong.append(f"{connection} is here, and its ticket is released")
+                wrong.append(f"{connection} is a session, but its ticket is released")
             elif connection.began and transport is None:
-                wrong.append(f"{connection} has no connection any more, and a ticket")
+                wrong.append(f"{connection} is closed, but still has a ticket")
             elif ticket.holder is not connection:
-                wrong.append(f"{connection} has somebody else's ticket")
+                wrong.append(f"{connection} is not the holder of its ticket")
         return wrong
 
     # -- ending --------------------------------------------------------------------------------
 
     def kick(self, holders: Collection[object], reply: bytes) -> None:
-        """End those of the sessions that are among *holders*, with *reply* as the last word.
+        """End the sessions that are in *holders*, after sending *reply*.
 
-        A client in the middle of its handshake gets no reply.
+        A client in a TLS handshake gets no reply.
         """
         for task, handshake in list(self._handshakes.items()):
             if handshake.connection in holders:
@@ -273,14 +276,14 @@ class Sessions:
                 connection.kick(reply)
 
     async def drained(self) -> None:
-        """Wait until the last session has ended, by itself."""
+        """Wait until all sessions have ended by themselves."""
         while self._tickets or self._finishing:
-            await self._change()
+            await self._wait_for_change()
 
     async def drain(self, seconds: float) -> int:
-        """End every session in order; after *seconds*, or :meth:`hurry`, cut those that are left.
+        """End all sessions; after *seconds* or :meth:`end_grace_period`, cut the remaining ones.
 
-        :returns: how many were cut
+        :returns: number of sessions that were cut
         """
         cut = 0
         try:
@@ -296,48 +299,48 @@ class Sessions:
             await self._cut()
         return cut
 
-    async def outlived(self, handler: object) -> None:
-        """Wait until no session has *handler*, which new ones do not get any more."""
+    async def wait_until_unused(self, handler: object) -> None:
+        """Wait until no session uses *handler*; new sessions must not use it any more."""
         left = {connection for connection in self._tickets if connection.shared.handler is handler}
         while left:
             connection = next(iter(left))
             if connection in self._tickets:
-                await self._change()
+                await self._wait_for_change()
             else:
                 left.discard(connection)
         while any(connection.shared.handler is handler for connection in self._finishing.values()):
-            await self._change()
+            await self._wait_for_change()
 
-    async def _change(self) -> None:
-        """Wait until a session has ended, or what it left behind."""
+    async def _wait_for_change(self) -> None:
+        """Wait until a session, or the task of an ended session, has ended."""
         self._changed.clear()
         await self._changed.wait()
 
-    def hurry(self) -> None:
-        """Have :meth:`drain` wait no longer."""
-        self._hurried = True
+    def end_grace_period(self) -> None:
+        """Make :meth:`drain` cut the remaining sessions now."""
+        self._grace_ended = True
         self._changed.set()
 
     async def _wait_until_ended(self) -> None:
-        while (self._tickets or self._finishing) and not self._hurried:
-            await self._change()
+        while (self._tickets or self._finishing) and not self._grace_ended:
+            await self._wait_for_change()
 
     async def _cut(self) -> None:
-        """Close what is open, cancel what runs, and see it end."""
+        """Close all connections, cancel all tasks, and wait for their end for a limited time."""
         for task in list(self._handshakes):
             task.cancel()
         for connection in list(self._tickets):
             connection.cut()
         for finishing in list(self._finishing):
             finishing.cancel()
-        self._hurried = False
+        self._grace_ended = False
         with suppress(TimeoutError):
             async with asyncio.timeout(CUT_SECONDS):
                 await self._wait_until_ended()
-        self.abandon()
+        self.release_all()
 
-    def abandon(self) -> None:
-        """Release the tickets that are left: the loop is ending, nobody else will."""
+    def release_all(self) -> None:
+        """Release the remaining tickets, as the event loop ends."""
         for connection in list(self._tickets):
             what = "the session did not end, its connection slot is released"
             connection.dialogue.report(logging.ERROR, what)

@@ -1,4 +1,4 @@
-"""Setting changes: what a reload has changed, one line a setting."""
+"""Setting changes: describes the changes of a reload, one line per setting."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 __all__ = ["NEED_RESTART", "Snapshot", "change_line", "changes_between", "shown_value"]
 
-MAX_NAMED = 3
-"""Entries of a list that are named; of more the number is given."""
+MAX_ENTRIES_SHOWN = 3
+"""Maximum number of changed entries of a list that are shown; of more, only their number."""
 
-LONGEST_VALUE = 100
-"""Characters of a value."""
+MAX_VALUE_LENGTH = 100
+"""Maximum characters of a value that are shown."""
 
 
 NEED_RESTART = frozenset({"fleet", "fleet_secret", "fleet_tls_ca", "fleet_prefix", "fleet_node"})
-"""Settings that a reload does not change: a node stays in its fleet, under its name."""
+"""Settings that a reload does not change: a node keeps its fleet and its name."""
 
 
 class Snapshot(NamedTuple):
-    """What was in force at one time.
+    """The settings in force at one time.
 
     :ivar settings: the settings, with the networks of their files
-    :ivar limits: of the gate, which may have been changed at run time
-    :ivar certificates: those of new handshakes
+    :ivar limits: limits of the gate, which may have been changed at run time
+    :ivar certificates: certificates for new handshakes
     """
 
     settings: EffectiveSettings
@@ -42,7 +42,7 @@ class Snapshot(NamedTuple):
     certificates: Sequence[Certificate]
 
     def networks(self, name: str) -> NetworkList | None:
-        """Return the networks of a setting, if it has some."""
+        """Return the networks of the setting *name*; None if it has none."""
         if name == "probe_from":
             return self.settings.probe_from
         if name in {"proxy_trust", "xclient_trust", "xforward_trust"}:
@@ -52,28 +52,28 @@ class Snapshot(NamedTuple):
 
 
 def changes_between(before: Snapshot, after: Snapshot) -> list[str]:
-    """Return a line for each setting that has changed. Blocks while there are many networks."""
+    """Return a line for each changed setting; blocks, for a while if there are many networks."""
     lines: list[str] = []
     for name in (each for each in Config.__struct_fields__ if each not in NEED_RESTART):
         lines += _changes(name, before, after)
     same_files = before.settings.config.tls_cert == after.settings.config.tls_cert
-    if same_files and _dates(before) != _dates(after):
+    if same_files and _validity(before) != _validity(after):
         lines.append("tls_cert: certificates renewed")
     return lines
 
 
 def change_line(name: str, old: Any, new: Any) -> str:
-    """Return the line of a changed setting: ``max_from_ip 2 -> 3``, ``deny +192.0.2.1``."""
+    """Return the line for a changed setting: ``max_from_ip 2 -> 3``, ``deny +192.0.2.1``."""
     if isinstance(new, tuple):
         return f"{name} {_entries(old, new)}"
     return f"{name} {shown_value(name, old)} -> {shown_value(name, new)}"
 
 
 def _changes(name: str, before: Snapshot, after: Snapshot) -> Iterator[str]:
-    """Yield the line of the setting *name*, if it has changed."""
+    """Yield the line for the setting *name*, if it has changed."""
     old, new = (getattr(each.settings.config, name) for each in (before, after))
     if name in GATE_SETTINGS and not isinstance(old, tuple) and name != "tls_failure_rate":
-        old = getattr(before.limits, name)  # changed at run time, perhaps
+        old = getattr(before.limits, name)  # it may have been changed at run time
     if old != new:
         yield change_line(name, old, new)
     elif (tables := [each.networks(name) for each in (before, after)]) != [None, None]:
@@ -88,7 +88,7 @@ def _written(table: NetworkList | None) -> set[tuple[str, str]]:
     return set() if table is None else {(each.written, each.text) for each in table.values()}
 
 
-def _dates(of: Snapshot) -> list[tuple[str, Any, Any]]:
+def _validity(of: Snapshot) -> list[tuple[str, Any, Any]]:
     return [(str(each.path), each.not_before, each.not_after) for each in of.certificates]
 
 
@@ -98,14 +98,14 @@ def _entries(old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
     removed = [each for each in old if each not in new]
     if not added and not removed:
         return "order changed"
-    if len(added) + len(removed) > MAX_NAMED:
+    if len(added) + len(removed) > MAX_ENTRIES_SHOWN:
         return f"{len(added)} added, {len(removed)} removed"
     named = [f"+{_cut(hidden(str(each)))}" for each in added]
     return " ".join(named + [f"-{_cut(hidden(str(each)))}" for each in removed])
 
 
 def shown_value(name: str, value: Any) -> str:
-    """Return a setting's value as the line of its change shows it."""
+    """Return the value of a setting as text, without secrets and of limited length."""
     if value is None or value in {(), ""}:
         return "none"
     if isinstance(value, bool):
@@ -118,4 +118,4 @@ def shown_value(name: str, value: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    return printable(text, LONGEST_VALUE)
+    return printable(text, MAX_VALUE_LENGTH)

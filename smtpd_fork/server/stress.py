@@ -1,11 +1,12 @@
-"""Stress: while connection slots are short, clients that do nothing with theirs are ended.
+"""Stress: while few connection slots are free, ends the sessions of clients that do not use them.
 
-From three quarters of the slots on, a client may be idle for a few seconds only, as in Postfix
-(STRESS_README). When no slot is left and clients wait for one, a client has as long to get further:
-to say NOOP, or to begin again and again, is no progress. The client that is stuck longest is ended
-first, and one for each client that waits.
+When three quarters of the slots are in use, a client may be idle only for a few seconds, as in
+Postfix (STRESS_README). When no slot is free and clients wait for one, the same time limit applies
+to clients without progress: NOOP, or starting a transaction again and again, is no progress. One
+session is ended for each waiting client, first the one that has been without progress for the
+longest time.
 
-A client is not ended while its message comes, or while a handler works.
+A session is not ended while a message is received, or while a handler works.
 """
 
 from __future__ import annotations
@@ -27,66 +28,66 @@ __all__ = ["Stress"]
 
 log = logging.getLogger("smtpd_fork.server")
 
-A_LOOK = 0.1
-"""Share of the slots that are cleared at one look: a few milliseconds of work."""
+SHARE_PER_CHECK = 0.1
+"""Maximum share of the slots that one check frees: that takes a few milliseconds."""
 
 TEXT = "Too long without progress while others wait, try again later"
 
 
 class Stress:
-    """Ends clients of one server; its sweep calls :meth:`look`.
+    """Ends idle sessions of one server under stress; the server's sweep calls :meth:`check`.
 
-    :param gate: says whether slots are short
-    :param refuser: takes note of those that are ended
-    :ivar seconds: how long a client may do nothing while they are; 0: as long as ever
+    :param gate: reports whether few slots are free
+    :param refuser: counts and logs the clients whose sessions are ended
+    :ivar seconds: time limit for idle clients under stress; 0: no special limit
     """
 
     def __init__(self, gate: Gate, refuser: Refuser, seconds: float) -> None:
         self._gate = gate
         self._refuser = refuser
         self.seconds = seconds
-        self._told = False
+        self._active = False
 
     @property
     def on(self) -> bool:
-        """Whether slots are short, and that makes a difference."""
+        """Whether few slots are free, and a time limit for that case is configured."""
         return self.seconds > 0 and self._gate.slots.stressed
 
     def shorten(self, seconds: float) -> float:
-        """Return a time limit as it is now."""
+        """Return the time limit *seconds*, shortened under stress."""
         return min(seconds, self.seconds) if self.on else seconds
 
-    def look(self, now: float, sessions: Sessions, acceptor: Acceptor) -> None:
-        """End the clients whose time is over by *now*.
+    def check(self, now: float, sessions: Sessions, acceptor: Acceptor) -> None:
+        """Under stress, end the sessions whose time limit has passed by *now*.
 
-        :param acceptor: says how many clients wait
+        :param acceptor: reports the number of waiting clients
         """
-        waiting = acceptor.waiting()  # asked in any case: it counts since the last time
-        if self.on is not self._told:
-            self._tell()
-        if not self._told:
+        waiting = acceptor.waiting()  # called in any case, as each call resets the count
+        if self.on is not self._active:
+            self._change_state()
+        if not self._active:
             return
-        stuck, closing = self._look_at(sessions, now)
+        stuck, closing = self._check_sessions(sessions, now)
         if not self._gate.slots.crowded or self._gate.paused:
             return
-        most = max(1, math.ceil(self._gate.limits.limit_connections * A_LOOK))
+        most = max(1, math.ceil(self._gate.limits.limit_connections * SHARE_PER_CHECK))
         wanted = min(most, waiting - closing)
         for seconds, _, connection, ticket in heapq.nlargest(wanted, stuck):
             self._end(connection, ticket, seconds)
 
-    def _tell(self) -> None:
-        self._told = not self._told
+    def _change_state(self) -> None:
+        self._active = not self._active
         gate = self._gate
-        if self._told:
+        if self._active:
             text = "stress: %d of %d slots are in use, idle clients are ended after %g s"
             log.warning(text, gate.count, gate.limits.limit_connections, self.seconds)
         else:
             log.warning("stress is over: %d slots are in use", gate.count)
 
-    def _look_at(
+    def _check_sessions(
         self, sessions: Sessions, now: float
     ) -> tuple[list[tuple[float, str, Connection, Ticket]], int]:
-        """End the sessions that are idle; return those that are stuck, and how many close."""
+        """End idle sessions; return sessions without progress, and the number that are closing."""
         stuck: list[tuple[float, str, Connection, Ticket]] = []
         closing = 0
         for connection, ticket in sessions.all():

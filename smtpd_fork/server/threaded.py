@@ -1,4 +1,4 @@
-"""ThreadedServer: a Server in a thread with a loop of its own, for programs that have no loop."""
+"""ThreadedServer: a Server in a thread with its own event loop, for programs that have none."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ log = logging.getLogger("smtpd_fork.server")
 T = TypeVar("T")
 
 CUT_SECONDS = 2.0
-"""After the grace period: for sessions that are cut, and the handlers' close."""
+"""Time after the grace period for cutting sessions and closing handlers."""
 
-LEFT_SECONDS = 1.0
-"""For tasks, and then for threads, that handlers have left running."""
+LEFTOVER_SECONDS = 1.0
+"""Time limit for tasks, and then for threads, that handlers have left running."""
 
 
 class ServerOptions(Settings, total=False):
@@ -57,19 +57,19 @@ class ServerOptions(Settings, total=False):
 
 
 class ThreadedServer:
-    """A :class:`smtpd_fork.Server` in a thread, for tests and for programs without a loop.
+    """A :class:`smtpd_fork.Server` in a thread, for tests and for programs without an event loop.
 
     ::
 
         with ThreadedServer(handler, listen="127.0.0.1:0") as server:
             smtplib.SMTP("127.0.0.1", server.port)
 
-    The handler's hooks run in that thread. Every method and attribute here is for the other
+    The handler's hooks run in that thread. The methods and attributes of this class are for other
     threads.
 
-    :param handler: as of :class:`smtpd_fork.Server`
-    :param loop_factory: makes the event loop, such as ``uvloop.new_event_loop``
-    :param options: the keywords of :class:`smtpd_fork.Server`; the errors are its errors
+    :param handler: as for :class:`smtpd_fork.Server`
+    :param loop_factory: creates the event loop, such as ``uvloop.new_event_loop``
+    :param options: the keywords of :class:`smtpd_fork.Server`, which raises the same errors
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class ThreadedServer:
     def start(self) -> None:
         """Start the thread, and return when the server accepts clients.
 
-        :raises SmtpdForkError: an address cannot be bound, or a sink cannot be made
-        :raises RuntimeError: it was started before
+        :raises SmtpdForkError: an address cannot be bound, or a sink cannot be created
+        :raises RuntimeError: the server was started before
         """
         if self._thread is not None:
             raise RuntimeError(
@@ -109,18 +109,19 @@ class ThreadedServer:
         try:
             self._started.result()
         except BaseException:
-            self._end(0)
+            self._stop_thread(0)
             raise
 
     def stop(self, timeout: float | None = None) -> int:
         """Stop as :meth:`smtpd_fork.Server.stop` does, and wait until the thread has ended.
 
-        A handler that hangs is cut when *timeout* is over. If the wait is interrupted
-        (KeyboardInterrupt), all sessions are cut at once. May be called more than once.
+        A handler that hangs is cancelled after *timeout*. If the wait is interrupted
+        (KeyboardInterrupt), all sessions are cut immediately. The method may be called more than
+        once.
 
         :param timeout: seconds for the messages in progress; default: ``shutdown_timeout``
-        :returns: how many sessions had to be cut
-        :raises TimeoutError: a handler blocks the thread, which cannot be ended
+        :returns: number of sessions that were cut
+        :raises TimeoutError: a handler blocks the thread, so that it cannot be ended
         :raises RuntimeError: a handler called it, or ended the event loop
         """
         if self._thread is None:
@@ -130,9 +131,9 @@ class ThreadedServer:
             raise RuntimeError("a handler called stop(), which waits for the handler's own thread")
         seconds = grace_period(timeout, self._server.config.shutdown_timeout)
         try:
-            return self._end(seconds)
+            return self._stop_thread(seconds)
         except KeyboardInterrupt:
-            self._end(0)
+            self._stop_thread(0)
             raise
 
     def __enter__(self) -> Self:
@@ -145,13 +146,13 @@ class ThreadedServer:
         except (RuntimeError, TimeoutError) as error:
             if kind is None:
                 raise
-            log.error("%s", error)  # noqa: TRY400 - what the block raised is what matters
+            log.error("%s", error)  # noqa: TRY400 - the exception of the block is raised
 
     @property
     def port(self) -> int:
         """The port of the first address that has one.
 
-        :raises LookupError: nothing is bound, or unix sockets alone
+        :raises LookupError: nothing is bound, or only unix sockets
         """
         return self._server.port
 
@@ -162,7 +163,7 @@ class ThreadedServer:
 
     @property
     def sessions(self) -> int:
-        """The number of sessions."""
+        """Number of current sessions."""
         return self._server.sessions
 
     @property
@@ -172,7 +173,7 @@ class ThreadedServer:
 
     @property
     def limits(self) -> Limits:
-        """The limits of the gate; others may be set at any time, and hold for new clients."""
+        """The limits of the gate; may be set at any time, and apply to new clients."""
         return self._server.gate.limits
 
     @limits.setter
@@ -188,19 +189,20 @@ class ThreadedServer:
         """Apply other settings, or read files again, as :meth:`smtpd_fork.Server.reload` does.
 
         :returns: a line for each setting that has changed
-        :raises SmtpdForkError: something cannot be read or opened; nothing has changed then
-        :raises RuntimeError: it does not run, or a handler called it
+        :raises SmtpdForkError: a file cannot be read, or an address cannot be bound; then nothing
+            has changed
+        :raises RuntimeError: the server does not run, or a handler called this method
         """
-        return self._do(self._server.reload(config, handler=handler))
+        return self._run_in_thread(self._server.reload(config, handler=handler))
 
     def set_limits(self, **settings: Unpack[GateSettings]) -> str:
         """Change limits until the next reload, as :meth:`smtpd_fork.Server.set_limits` does.
 
         :returns: a warning; empty if there is none
-        :raises SettingError: a setting cannot be changed at run time, or its value cannot be read
-        :raises RuntimeError: it does not run, or a handler called it
+        :raises SettingError: a setting cannot be changed at run time, or its value is invalid
+        :raises RuntimeError: the server does not run, or a handler called this method
         """
-        return self._do(self._server.set_limits(**settings))
+        return self._run_in_thread(self._server.set_limits(**settings))
 
     def deny(self, network: str, text: str = "", *, seconds: float | None = None) -> None:
         """Refuse new clients of *network*, as :meth:`smtpd_fork.Server.deny` does."""
@@ -213,34 +215,37 @@ class ThreadedServer:
     def __repr__(self) -> str:
         return repr(self._server).replace("<", "<Threaded", 1)
 
-    def _do(self, doing: Coroutine[Any, Any, T]) -> T:
-        """Have the thread do something, and wait for it."""
+    def _run_in_thread(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the server's thread, and return its result."""
         if self._loop is None or self._ended.done():
-            doing.close()
+            coroutine.close()
             raise RuntimeError("this ThreadedServer does not run")
         if threading.current_thread() is self._thread:
-            doing.close()
+            coroutine.close()
             raise RuntimeError("a handler called this, which waits for the handler's own thread")
-        done = asyncio.run_coroutine_threadsafe(doing, self._loop)
+        done = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         ends: set[Future[Any]] = {done, self._ended}
         wait(ends, return_when=FIRST_COMPLETED)
         if not done.done() or done.cancelled():
             raise RuntimeError("this ThreadedServer has stopped meanwhile")
         return done.result()
 
-    def _end(self, seconds: float) -> int:
-        """Have the thread end, and wait for it: *seconds*, and those of the constants."""
+    def _stop_thread(self, seconds: float) -> int:
+        """Stop the server, and wait for the end of the thread.
+
+        The wait is limited to *seconds* plus the times of the constants above.
+        """
         assert self._loop is not None
         assert self._thread is not None
-        with suppress(RuntimeError):  # the loop is closed: the thread ends by itself
-            self._loop.call_soon_threadsafe(self._ask_to_stop, seconds)
+        with suppress(RuntimeError):  # the loop is closed, so the thread is ending
+            self._loop.call_soon_threadsafe(self._request_stop, seconds)
         try:
-            cut = self._ended.result(seconds + 2 * CUT_SECONDS + 3 * LEFT_SECONDS)
+            cut = self._ended.result(seconds + 2 * CUT_SECONDS + 3 * LEFTOVER_SECONDS)
         except TimeoutError:
             if self._ended.done():
                 raise
             raise TimeoutError(
-                f"the thread of {self!r} does not end: {_position(self._thread)}"
+                f"the thread of {self!r} does not end: {_blocking_function(self._thread)}"
             ) from None
         self._thread.join()
         return cut
@@ -258,7 +263,7 @@ class ThreadedServer:
             error = raised
             if not serving.done():
                 error = RuntimeError(f"a task of a handler ended the event loop: {raised!r}")
-                self._ask_to_stop(0)
+                self._request_stop(0)
                 with suppress(BaseException):
                     loop.run_until_complete(serving)
         _join_threads(executor)
@@ -285,7 +290,7 @@ class ThreadedServer:
             await _end_tasks()
 
     async def _stop(self) -> int:
-        for _ in range(2):  # the second time: it was interrupted, or took too long
+        for _ in range(2):  # a second time if the first stop was interrupted, or took too long
             grace = self._grace
             self._grace = 0
             self._stopping = asyncio.create_task(self._server.stop(grace))
@@ -294,36 +299,36 @@ class ThreadedServer:
                 return self._stopping.result()
         raise TimeoutError("the server did not stop: a handler's close() hangs")
 
-    def _ask_to_stop(self, seconds: float) -> None:
+    def _request_stop(self, seconds: float) -> None:
         self._grace = min(self._grace, seconds)
         if not self._stop_wanted.done():
             self._stop_wanted.set_result(None)
         elif not seconds and self._stopping is not None:
-            self._stopping.cancel()  # the sessions are cut then
+            self._stopping.cancel()  # Server.stop() cuts the sessions then
 
 
 async def _end_tasks() -> None:
-    """Cancel what handlers have left running."""
+    """Cancel the tasks that handlers have left running."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
     if tasks:
-        await asyncio.wait(tasks, timeout=LEFT_SECONDS)
+        await asyncio.wait(tasks, timeout=LEFTOVER_SECONDS)
     with suppress(TimeoutError):
-        async with asyncio.timeout(LEFT_SECONDS):
+        async with asyncio.timeout(LEFTOVER_SECONDS):
             await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 def _join_threads(executor: ThreadPoolExecutor) -> None:
-    """Wait for the threads of an executor, and not for one that hangs."""
+    """Wait for the threads of an executor, for a limited time as one may hang."""
     executor.shutdown(wait=False, cancel_futures=True)
     waiter = threading.Thread(target=executor.shutdown, daemon=True)
     waiter.start()
-    waiter.join(LEFT_SECONDS)
+    waiter.join(LEFTOVER_SECONDS)
 
 
-def _position(thread: threading.Thread) -> str:
-    """Say which function of a handler blocks a thread."""
+def _blocking_function(thread: threading.Thread) -> str:
+    """Return the function of a handler that blocks *thread*, for an error message."""
     frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - it is documented
     last = None
     while frame is not None:

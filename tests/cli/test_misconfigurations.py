@@ -31,7 +31,7 @@ ERRORS = {
     "--config quotes.toml": (os.EX_CONFIG, "line 1: listen-address: put the value in quotes"),
     "--config number.toml": (os.EX_CONFIG, "line 2: max-from-ip: expects a number, e.g. 5"),
     "--tls-cert {cert} --tls-key {other}": (os.EX_CONFIG, "{other} is not the key of {cert}"),
-    "--tls-cert {cert}": (os.EX_CONFIG, "{cert} holds no private key; give --tls-key"),
+    "--tls-cert {cert}": (os.EX_CONFIG, "{cert} has no private key; give --tls-key"),
     "--tls-key {key}": (os.EX_USAGE, "smtpd-fork: --tls-key needs --tls-cert\n"),
     "--tls-client-ca {cert}": (os.EX_USAGE, "smtpd-fork: --tls-client-ca needs --tls-cert\n"),
     "--require-starttls": (os.EX_USAGE, "smtpd-fork: --require-starttls needs --tls-cert\n"),
@@ -83,7 +83,7 @@ ERRORS = {
         os.EX_USAGE, "--reserve 5: must be less than -c/--limit-connections, which is 5"
     ),
     "--tls-cert {cert} --tls-key {key} --tls-client-ca {key}": (
-        os.EX_CONFIG, "{key} holds no PEM certificate"
+        os.EX_CONFIG, "{key} has no PEM certificate"
     ),
     "--fleet http://127.0.0.1": (
         os.EX_USAGE, "--fleet 'http://127.0.0.1': write redis://HOST[:PORT], rediss://HOST, unix:"

@@ -273,7 +273,7 @@ async def test_a_handler_may_kick_its_own_session() -> None:
 
 
 async def test_many_are_kicked_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_fork.server.running.KICKED_A_TURN", 3)
+    monkeypatch.setattr("smtpd_fork.server.running.KICKS_PER_ITERATION", 3)
     async with serve(Discard(), max_from_ip=0) as server:
         clients = [await Client.to(server.addresses[0]) for _ in range(20)]
         for client in clients:

@@ -145,7 +145,7 @@ async def test_clients_in_the_greet_pause_are_seen_through_by_the_old_one() -> N
         await server.reload(config_of(server))
         async with await Client.to(server.addresses[0]) as third:
             assert (await third.reply()).code == 220
-        assert len(running(server).former) == 1
+        assert len(running(server).former_preconnects) == 1
         await first.close()
     assert (await second.reply()).code == 421
     await second.close()
@@ -210,6 +210,8 @@ async def test_settings_that_are_no_config_are_a_type_error_that_says_how_to_mak
     settings: Any,
 ) -> None:
     async with serve(Discard()) as server:
-        with pytest.raises(TypeError, match=r"config must be a Config, not (dict|str); Config.bui"):
+        with pytest.raises(
+            TypeError, match=r"config must be a Config, not (dict|str); use Config.bui"
+        ):
             await server.reload(settings)
         assert await server.reload() == []

@@ -200,14 +200,14 @@ async def test_what_cannot_be_used_leaves_the_old_certificate_and_is_said_once(
     with caplog.at_level(logging.INFO, "smtpd_fork"):
         async with serve(Discard(), **options) as server:
             assert server._tls._rotation is not None
-            look = server._tls._rotation.look
+            check_files = server._tls._rotation.check_files
 
             async def counted() -> None:
                 nonlocal looks
-                await look()
+                await check_files()
                 looks += 1
 
-            server._tls._rotation.look = counted  # type: ignore[method-assign]
+            server._tls._rotation.check_files = counted  # type: ignore[method-assign]
             spoil(old, new)
             await until(said)
             enough = looks + 10
@@ -234,12 +234,12 @@ async def test_a_half_written_file_is_let_be_until_it_is_whole(
             assert server._tls._rotation is not None
             old.key.write_bytes(new.key.read_bytes())
             for end in (0, 100, len(whole) // 2, len(whole) - 1, len(whole)):
-                await server._tls._rotation.look()
+                await server._tls._rotation.check_files()
                 assert await serials(server, authority) == {was}
                 old.cert.write_bytes(whole[:end])
-            await server._tls._rotation.look()
+            await server._tls._rotation.check_files()
             assert await serials(server, authority) == {was}
-            await server._tls._rotation.look()  # for the second time as it is
+            await server._tls._rotation.check_files()  # for the second time as it is
             assert await serials(server, authority) == {new.serial}
     assert KEPT not in caplog.text
     assert caplog.text.count(RENEWED) == 1
@@ -252,9 +252,11 @@ async def test_what_a_reload_has_read_is_not_read_again_by_the_watch(
         async with serve(Discard(), **settings(old)) as server:
             assert server._tls._rotation is not None
             copy(new, old)
-            await asyncio.gather(server.reload(), server._tls._rotation.look(), server.reload())
+            await asyncio.gather(
+                server.reload(), server._tls._rotation.check_files(), server.reload()
+            )
             for _ in range(3):
-                await server._tls._rotation.look()
+                await server._tls._rotation.check_files()
     assert caplog.text.count(RENEWED) == 1
 
 
@@ -287,11 +289,11 @@ async def test_a_certificate_that_runs_out_is_warned_of_every_day(
     async with serve(Discard(), **settings(soon)) as server:
         assert server._tls._rotation is not None
         caplog.clear()
-        await server._tls._rotation.look()
+        await server._tls._rotation.check_files()
         assert caplog.messages == []
         server._tls._rotation._reminded -= rotation.REMINDER
-        await server._tls._rotation.look()
-        await server._tls._rotation.look()
+        await server._tls._rotation.check_files()
+        await server._tls._rotation.check_files()
     assert len([text for text in caplog.messages if "expires in 2 days" in text]) == 1
 
 

@@ -65,9 +65,9 @@ async def test_limits_that_were_set_hold_until_a_reload_and_the_others_keep_thei
     ("settings", "says"),
     [
         ({"deny": "192.0.2.1"}, r"or deny\(\) of a Server, adds to them"),
-        ({"max_loop_lag": 5}, "no limit that can be changed at run time; those are allow, "),
-        ({"timeout": 5}, "no limit that can be changed at run time"),
-        ({"rates": "5/m"}, "no limit that can be changed at run time"),
+        ({"max_loop_lag": 5}, "not a limit that can be changed at run time; these are allow, "),
+        ({"timeout": 5}, "not a limit that can be changed at run time"),
+        ({"rates": "5/m"}, "not a limit that can be changed at run time"),
         ({"max_from_ip": 9, "rate": "x"}, "rate 'x': write N/PERIOD"),
         ({"max_from_ip": 9, "reserve": 9}, "needs --exempt"),
     ],

@@ -183,7 +183,7 @@ def test_a_client_that_waits_gets_in_when_the_limits_are_raised(loop_factory: An
 def test_its_thread_ends_whatever_a_handler_awaits(
     kind: type[Hangs], loop_factory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threaded, "LEFT_SECONDS", 0.05)
+    monkeypatch.setattr(threaded, "LEFTOVER_SECONDS", 0.05)
     handler = kind()
     options: Any = {"listen": LOCAL, "loop_factory": loop_factory}
     with ThreadedServer(handler, **options) as server, message_in_progress(server, handler):
@@ -198,7 +198,7 @@ def test_a_handler_that_blocks_the_thread_is_named(
     loop_factory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threaded, "CUT_SECONDS", 0.05)
-    monkeypatch.setattr(threaded, "LEFT_SECONDS", 0.05)
+    monkeypatch.setattr(threaded, "LEFTOVER_SECONDS", 0.05)
     handler = BlocksTheLoop()
     with pytest.raises(TimeoutError, match=r"Hangs\.handle_DATA blocks it, .*:\d+"):
         with ThreadedServer(
@@ -248,7 +248,7 @@ def test_what_a_block_raised_is_not_hidden_by_a_handler_that_blocks(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(threaded, "CUT_SECONDS", 0.05)
-    monkeypatch.setattr(threaded, "LEFT_SECONDS", 0.05)
+    monkeypatch.setattr(threaded, "LEFTOVER_SECONDS", 0.05)
     handler = BlocksTheLoop()
     with pytest.raises(KeyboardInterrupt):
         with ThreadedServer(handler, listen=LOCAL, shutdown_timeout=0.01) as server:

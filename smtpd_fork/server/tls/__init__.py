@@ -1,4 +1,4 @@
-"""TLS of a server: certificates from files, chosen by name, and read again when they change."""
+"""TLS of a server: certificates from files, selected by SNI, and reloaded when the files change."""
 
 from smtpd_fork.server.tls.certificate import Certificate
 from smtpd_fork.server.tls.files import TlsFiles, file_signature

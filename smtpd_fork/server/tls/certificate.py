@@ -1,4 +1,4 @@
-"""Certificate: what has to be known of one, besides what OpenSSL knows."""
+"""Certificate: names and dates of a certificate, which Python's ssl module does not provide."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ if TYPE_CHECKING:
 __all__ = ["EXPIRY_NOTICE", "Certificate", "read_certificate"]
 
 EXPIRY_NOTICE = timedelta(days=14)
-"""ACME clients renew 30 days before; two weeks later something is wrong there."""
+"""When to warn before a certificate expires. ACME clients renew 30 days before; if that has not
+happened two weeks later, the renewal has probably failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """One certificate that clients are shown.
+    """A certificate of the server.
 
     :ivar path: its file
-    :ivar names: of its subjectAltName, in small letters, perhaps with ``*.`` in front
-    :ivar not_before: from when on it is valid
-    :ivar not_after: when it expires
+    :ivar names: names of its subjectAltName, in lower case; a wildcard begins with ``*.``
+    :ivar not_before: begin of its validity
+    :ivar not_after: end of its validity
     """
 
     path: Path
@@ -33,7 +34,7 @@ class Certificate:
     not_after: datetime
 
     def warning(self, now: datetime) -> str | None:
-        """Return what is wrong with its time, or will be soon; None if nothing is."""
+        """Return a warning if the certificate is not valid now, or expires soon; else None."""
         if now > self.not_after:
             return f"the certificate in {self.path} has expired: {_day(self.not_after)}"
         if now < self.not_before:
@@ -49,11 +50,11 @@ def _day(moment: datetime) -> str:
 
 
 def read_certificate(path: Path, pem: bytes) -> Certificate:
-    """Return what *pem*, the content of *path*, says of its first certificate.
+    """Return the first certificate in *pem*, the content of *path*.
 
-    :raises ConfigError: there is none, or it cannot be read
+    :raises ConfigError: there is no certificate, or it is malformed
     """
-    from cryptography import x509  # noqa: PLC0415 - it takes a while to load
+    from cryptography import x509  # noqa: PLC0415 - the import is slow
 
     try:
         found = x509.load_pem_x509_certificate(pem)
@@ -68,6 +69,6 @@ def read_certificate(path: Path, pem: bytes) -> Certificate:
             found.not_valid_before_utc,
             found.not_valid_after_utc,
         )
-    except ValueError as error:  # whatever is malformed in there
+    except ValueError as error:  # any part of it may be malformed
         reason = " ".join(str(error).split())
         raise ConfigError(f"cannot use the TLS file {path}: {reason}") from None

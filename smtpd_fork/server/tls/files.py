@@ -1,4 +1,4 @@
-"""TlsFiles: the files of the TLS settings, and the context that is made of them."""
+"""TlsFiles: the files of the TLS settings, and the SSL context that is created from them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["LoadedTls", "Signature", "TlsFiles", "file_signature"]
 
 MAX_FILE_SIZE = 1 << 20
-"""Bytes; a chain has some thousands, all CA certificates of a browser a quarter of this."""
+"""Maximum bytes of a file. A certificate chain has a few thousand; all CA certificates of a browser
+have a quarter of this limit."""
 
 ATTEMPTS = 3
-"""How often files are read that change meanwhile; a renewal is over in a moment."""
+"""Maximum number of attempts to read files that change meanwhile; a renewal takes a moment."""
 
 _CERTIFICATE = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
 _KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
@@ -35,17 +36,17 @@ _KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 Signature = tuple[tuple[int, ...], ...]
-"""What tells the files, as they are, from what they were: see :meth:`TlsFiles.signature`."""
+"""State of the files, to detect changes: see :meth:`TlsFiles.signature`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedTls:
-    """What was made of the files.
+    """The objects that were created from the files.
 
-    :ivar context: for handshakes; by name it changes to others that it knows
+    :ivar context: context for handshakes; it selects the context of another certificate by SNI
     :ivar certificates: in the order of the settings
-    :ivar warnings: what can be, and is likely not meant
-    :ivar signature: of the files that were read
+    :ivar warnings: texts about settings that are valid, but probably not intended
+    :ivar signature: state of the files when they were read
     """
 
     context: ssl.SSLContext
@@ -56,14 +57,15 @@ class LoadedTls:
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """The files of the TLS settings, and what is wanted of them.
+    """The files of the TLS settings, and the settings of the context.
 
-    The paths are absolute: a detached daemon is in another directory when it reads them again.
+    The paths are absolute, as a detached daemon has another current directory when it reads the
+    files again.
 
-    :ivar pairs: of each certificate its file, and its key's; None if that is in the same one
-    :ivar client_ca: CA certificates that client certificates are verified against
-    :ivar client_verify: whether clients must have one
-    :ivar min_version: the oldest TLS that is spoken
+    :ivar pairs: for each certificate, its file and the file of its key; None: the same file
+    :ivar client_ca: file of the CA certificates for verifying client certificates
+    :ivar client_verify: whether clients must have a certificate
+    :ivar min_version: minimum TLS version
     """
 
     pairs: tuple[tuple[Path, Path | None], ...]
@@ -94,18 +96,18 @@ class TlsFiles:
         return [path for path in [*named, self.client_ca] if path is not None]
 
     def signature(self) -> Signature:
-        """Return what changes with the files: by stat(2), which follows symbolic links.
+        """Return the state of the files by stat(2), which changes when the files change.
 
-        So a link that is put in place of another is a change, however deep in the path it is:
-        certbot renews that way, and Kubernetes.
+        stat(2) follows symbolic links, so a replaced link anywhere in a path is detected as well:
+        certbot and Kubernetes renew certificates in that way.
         """
         return tuple(file_signature(path) for path in self.paths)
 
     def load(self) -> LoadedTls:
-        """Read the files, all of one time: what changes meanwhile is read anew.
+        """Read the files in a consistent state: read them again if one changes meanwhile.
 
-        :raises ConfigError: one cannot be read, holds no such thing, or key and certificate do not
-            match
+        :raises ConfigError: a file cannot be read or has no certificate or key, or a key does not
+            belong to its certificate
         """
         for _ in range(ATTEMPTS):
             before = self.signature()
@@ -132,37 +134,37 @@ class TlsFiles:
         return contexts[0], tuple(certificates), warnings
 
     def _context(self, cert: Path, key: Path | None) -> ssl.SSLContext:
-        # Python's defaults for servers: no compression, no old ciphers.
+        # Python's defaults for servers disable compression and old ciphers.
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        # A client could have the server do the dear part of a handshake again and again.
+        # With renegotiation, a client could repeat the expensive part of a handshake without limit.
         context.options |= ssl.OP_NO_RENEGOTIATION
         context.minimum_version = self.min_version
-        context.num_tickets = 1  # OpenSSL sends two; each resumption brings a new one
+        context.num_tickets = 1  # OpenSSL's default is 2; each resumption provides a new ticket
         files = f"{cert}" if key is None else f"{cert}, {key}"
         try:
             # Without a callback OpenSSL would ask for an encrypted key's password on the terminal.
             context.load_cert_chain(cert, key, password=_no_password)
         except (OSError, ValueError) as error:  # SSLError is an OSError
-            raise _unusable(files, error, _mismatch(cert, key, error)) from None
+            raise _unusable(files, error, _explain_mismatch(cert, key, error)) from None
         if self.client_ca is not None:
             _read(self.client_ca)
             try:
                 context.load_verify_locations(self.client_ca)
             except (OSError, ValueError) as error:
-                reason = f"{self.client_ca} holds no PEM certificate"
+                reason = f"{self.client_ca} has no PEM certificate"
                 raise _unusable(f"{self.client_ca}", error, reason) from None
             context.verify_mode = ssl.CERT_REQUIRED if self.client_verify else ssl.CERT_OPTIONAL
             restrict_resumption(context)
         return context
 
     def unreadable(self) -> list[str]:
-        """Return why files could not be read again, as the user that this process is now."""
+        """Return the reasons why the current user of the process cannot read the files again."""
         reasons = []
         for path in dict.fromkeys(self.paths):
             try:
                 os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
             except OSError as error:
-                reasons.append(_why(path, error))
+                reasons.append(_reason(path, error))
         return reasons
 
     def __str__(self) -> str:
@@ -170,7 +172,10 @@ class TlsFiles:
 
 
 def file_signature(path: Path) -> tuple[int, ...]:
-    """Return what changes with a file, by stat(2); without one, the reason."""
+    """Return the state of a file by stat(2), which changes when the file changes.
+
+    If stat(2) fails, the state is the error number.
+    """
     try:
         status = path.stat()
     except OSError as error:
@@ -182,12 +187,12 @@ def file_signature(path: Path) -> tuple[int, ...]:
 
 
 def _read(path: Path) -> bytes:
-    """Return what is in a file that a certificate or key can be in.
+    """Return the content of a certificate or key file.
 
-    :raises ConfigError: it cannot be read, is no file, or too large
+    :raises ConfigError: it cannot be read, is not a regular file, or is too large
     """
     try:
-        # Not blocking: a named pipe would have the server wait for who writes into it.
+        # O_NONBLOCK, as open(2) of a named pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -197,15 +202,15 @@ def _read(path: Path) -> bytes:
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot use the TLS files: {_why(path, error)}") from None
+        raise ConfigError(f"cannot use the TLS files: {_reason(path, error)}") from None
     if len(content) > MAX_FILE_SIZE:
         reason = f"it has more than {MAX_FILE_SIZE} bytes"
         raise ConfigError(f"cannot use the TLS file {path}: {reason}")
     return content
 
 
-def _why(path: Path, error: OSError | ValueError) -> str:
-    """Return why a file cannot be read; of a want of rights, whose."""
+def _reason(path: Path, error: OSError | ValueError) -> str:
+    """Return why a file cannot be read, with the user's name if permissions are missing."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     if isinstance(error, PermissionError):
         return f"{path}: {reason} (for the user {user_name()})"
@@ -222,15 +227,15 @@ def _unusable(files: str, error: OSError | ValueError, otherwise: str) -> Config
     return ConfigError(f"cannot use the TLS files {files}: {reason}")
 
 
-def _mismatch(cert: Path, key: Path | None, error: OSError | ValueError) -> str:
-    """Return why certificate and key do not make a pair, where OpenSSL has no words for it."""
+def _explain_mismatch(cert: Path, key: Path | None, error: OSError | ValueError) -> str:
+    """Return why certificate and key do not match, as OpenSSL's messages are not helpful."""
     if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
         return f"{key or cert} is not the key of {cert}"
     if not _CERTIFICATE.search(_read(cert)):
-        return f"{cert} holds no PEM certificate"
+        return f"{cert} has no PEM certificate"
     if not _KEY.search(_read(key or cert)):
-        return f"{key or cert} holds no private key" + ("" if key else "; give --tls-key")
-    return "no PEM certificate and key in there"
+        return f"{key or cert} has no private key" + ("" if key else "; give --tls-key")
+    return "there is no valid PEM certificate and key"
 
 
 def _no_password() -> str:

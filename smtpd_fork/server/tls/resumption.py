@@ -1,13 +1,14 @@
-"""Resumption of TLS sessions where the certificates of clients are verified.
+"""Resumption of TLS sessions when client certificates are verified.
 
 OpenSSL resumes sessions by default: in TLS 1.3 by a ticket (RFC 8446 2.2), in TLS 1.2 by a ticket
-(RFC 5077) or by the id of a session. The key of the tickets and the cache of ids belong to one
-SSLContext. A reload makes a new context, so no session outlives a change of a certificate or a CA.
+(RFC 5077) or by a session id. The key of the tickets and the cache of ids belong to one SSLContext.
+A reload creates a new context, so that no session can be resumed after a change of a certificate or
+a CA certificate.
 
-A resumed session keeps the client's certificate, and OpenSSL does not verify it again. In TLS 1.3
-each resumption brings a ticket for two more hours, without end: tickets are switched off. Python's
-ssl cannot switch off the resumption of TLS 1.2, which ends two hours after the full handshake; here
-the date of the certificate is checked each time.
+A resumed session keeps the client certificate, and OpenSSL does not verify it again. In TLS 1.3
+each resumption provides a ticket for two more hours, without an end, so tickets are disabled.
+Python's ssl module cannot disable the resumption of TLS 1.2, which is possible for two hours after
+the full handshake: there the expiry date of the client certificate is checked each time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["restrict_resumption"]
 
 
 def restrict_resumption(context: ssl.SSLContext) -> None:
-    """Resume no session whose client certificate would fail a full handshake."""
+    """Prevent that a session is resumed whose client certificate has expired."""
     context.num_tickets = 0
     context.sslobject_class = _DatedSession
 

@@ -1,4 +1,4 @@
-"""Rotation: certificates that are renewed while the server runs."""
+"""Rotation: reloads certificates that are renewed while the server runs."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ __all__ = ["Rotation"]
 log = logging.getLogger("smtpd_fork.server")
 
 WATCH_SECONDS = 2.0
-"""Between two looks at the files, which cost a stat(2) each, in a thread."""
+"""Interval for checking the files, with a stat(2) for each file in a thread."""
 
 REMINDER = timedelta(days=1)
-"""How often it is said that a certificate is running out."""
+"""Interval for repeating the warning that a certificate expires soon."""
 
 
 class Rotation:
-    """The certificates of a server: read at its start, on a reload, and when they change.
+    """The certificates of a server, which are loaded at its start, on reload, and on changes.
 
-    The files are looked at by stat(2), every few seconds. Once they have changed, and look the
-    same twice, they are read: so neither a half-written file nor a certificate without its key is
-    ever used, unless the program that writes them pauses in the midst. What cannot be used leaves
-    all as it was, and one line in the log.
+    The files are checked every few seconds by stat(2). They are read when they have changed, and
+    two successive checks have the same result. Therefore an incomplete file, or a certificate
+    without its key, is not used, unless the program that writes them pauses in between. If the new
+    files cannot be used, the previous certificates stay in use, and an error is logged.
 
-    :ivar current: has the context for new handshakes
-    :ivar certificates: that are shown now, in the order of the settings
-    :ivar files: to be read now, and again
-    :raises ConfigError: they cannot be used
+    :ivar current: the context for new handshakes
+    :ivar certificates: the certificates in use, in the order of the settings
+    :ivar files: the files
+    :raises ConfigError: the files cannot be used
     """
 
     def __init__(self, files: TlsFiles) -> None:
@@ -51,25 +51,26 @@ class Rotation:
         self.certificates: tuple[Certificate, ...] = loaded.certificates
 
     async def start(self) -> None:
-        """Say what is wrong with the certificates, and watch them from now on."""
+        """Log warnings about the certificates, and start to watch the files."""
         unreadable = await asyncio.to_thread(self.files.unreadable)
         if unreadable:
             log.warning(
                 "a renewed certificate will need a restart: cannot read %s", "; ".join(unreadable)
             )
-            # What this user cannot see is no change: it was read by another.
+            # The files were read as another user. If stat(2) fails for this user, that must not
+            # count as a change.
             self._seen = await asyncio.to_thread(self.files.signature)
         self._warn()
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching the files."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
 
     async def reload(self) -> None:
-        """Read the files again, if they have changed; what cannot be used is logged, no more."""
+        """Read the files again if they have changed; log an error if they cannot be used."""
         async with self._lock:
             if await asyncio.to_thread(self.files.signature) != self._seen:
                 await self._read()
@@ -80,12 +81,12 @@ class Rotation:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                await self.look()
+                await self.check_files()
             except Exception:
-                log.exception("cannot check the TLS files for changes")  # the next time, perhaps
+                log.exception("cannot check the TLS files for changes")  # try again later
 
-    async def look(self) -> None:
-        """Look at the files; read them if they have changed, and are at rest."""
+    async def check_files(self) -> None:
+        """Check the files; read them if they have changed, but not since the previous check."""
         last, now = self._last, await asyncio.to_thread(self.files.signature)
         self._last = now
         if now not in (last, self._seen):
@@ -96,8 +97,8 @@ class Rotation:
             self._warn()
 
     async def _read(self) -> None:
-        """Have what the files hold now, from the next handshake on."""
-        # First, so that what changes during a failure is looked at again.
+        """Read the files, and use their certificates from the next handshake on."""
+        # Before the attempt, so that a change during a failed attempt is detected.
         self._seen = await asyncio.to_thread(self.files.signature)
         try:
             loaded = await asyncio.to_thread(self.files.load)

@@ -1,4 +1,4 @@
-"""ServerTls: the TLS of a server: a context of the caller, or files that are reloaded."""
+"""ServerTls: the certificates of a server: a context of the caller, or files that are reloaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["ServerTls"]
 class ServerTls:
     """Keeps the certificates of a server.
 
-    :param context: instead of all settings of TLS
+    :param context: used instead of all TLS settings
     """
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
@@ -35,21 +35,21 @@ class ServerTls:
 
     @property
     def current(self) -> CurrentTls | None:
-        """The TLS of new handshakes; None without TLS."""
+        """The TLS context for new handshakes; None without TLS."""
         return self._rotation.current if self._rotation is not None else self._context
 
     @property
     def certificates(self) -> Sequence[Certificate]:
-        """The certificates in use, in the order of the settings; none with a context."""
+        """The certificates in use, in the order of the settings; empty with a caller's context."""
         return self._rotation.certificates if self._rotation is not None else ()
 
     @error_origin("tls_cert", "tls_key", "tls_client_ca")
-    def plan(self, config: Config, inherited: Sequence[Listener]) -> Rotation | None:
-        """Return the certificates that *config* names: those that are there, or new ones.
+    def load(self, config: Config, inherited: Sequence[Listener]) -> Rotation | None:
+        """Return the certificates that *config* names: the current ones if it names the same files.
 
         :param inherited: listeners that the settings do not name
-        :raises ConfigError: files cannot be used, or a listener has to have some
-        :raises SettingError: the settings want TLS, and name no certificate
+        :raises ConfigError: the files cannot be used, or an inherited listener needs a certificate
+        :raises SettingError: the settings require TLS, and name no certificate
         """
         files = TlsFiles.of(config) if self._context is None else None
         if files is not None:
@@ -57,21 +57,21 @@ class ServerTls:
                 return self._rotation
             return Rotation(files)
         if self._context is None:
-            _check_that_none_is_wanted(config, inherited)
+            _check_tls_is_not_required(config, inherited)
         return None
 
     def use(self, rotation: Rotation | None) -> Rotation | None:
-        """Have what was planned from now on; return what was before."""
+        """Use the certificates that :meth:`load` returned; return the previous ones."""
         before, self._rotation = self._rotation, rotation
         return before
 
     async def start(self) -> None:
-        """Begin to watch the files."""
+        """Start to watch the files."""
         if self._rotation is not None:
             await self._rotation.start()
 
-    async def follow(self, before: Rotation | None) -> None:
-        """Have the files read again if they are those of *before*, or others watched."""
+    async def reload_or_watch(self, before: Rotation | None) -> None:
+        """Read the files again if they are those of *before*; otherwise watch the new files."""
         rotation = self._rotation
         if rotation is not None and rotation is before:
             await rotation.reload()
@@ -81,14 +81,14 @@ class ServerTls:
         await self.start()
 
     async def stop(self) -> None:
-        """Watch the files no longer."""
+        """Stop watching the files."""
         if self._rotation is not None:
             await self._rotation.stop()
 
 
-def _check_that_none_is_wanted(config: Config, inherited: Sequence[Listener]) -> None:
+def _check_tls_is_not_required(config: Config, inherited: Sequence[Listener]) -> None:
     if config.require_starttls:
-        reason = "there is no certificate to offer TLS with"
+        reason = "TLS needs a certificate, and none is configured"
         raise SettingError("require_starttls", True, reason)
     for text in config.listen:
         if (address := parse_address(text)).tls or address.require_tls:

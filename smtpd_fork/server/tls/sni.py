@@ -1,4 +1,4 @@
-"""Which certificate a client gets, by the name that it asks for (SNI, RFC 6066 3)."""
+"""Selection of a certificate by the server name that the client sends (SNI, RFC 6066 3)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _WILD = "*."
 def choose_by_name(
     contexts: Sequence[ssl.SSLContext], certificates: Sequence[Certificate]
 ) -> tuple[str, ...]:
-    """Have the first of *contexts* give way to the one whose certificate has a client's name.
+    """Make the first of *contexts* select the context whose certificate has the client's name.
 
-    A name that stands in a certificate goes before one with ``*.``, which is for one label (RFC
-    9525 6.3), and an earlier certificate before a later one. A client that asks for no name, or for
-    one that no certificate has, gets the first.
+    An exact name has precedence over a wildcard, which matches one label (RFC 9525 6.3), and an
+    earlier certificate over a later one. The first certificate is used if the client sends no name,
+    or a name that no certificate has.
 
-    :param contexts: of the certificates, in the same order, alike in all else
+    :param contexts: one for each certificate, in the same order, with the same other settings
     :returns: warnings about certificates that no client would get
     """
     if len(contexts) == 1:
-        return ()  # there is no choice, and no callback for each handshake
+        return ()  # without a callback for each handshake
     exact: dict[str, ssl.SSLContext | None] = {}
     wild: dict[str, ssl.SSLContext | None] = {}
     warnings = []
@@ -36,7 +36,7 @@ def choose_by_name(
         before = len(exact) + len(wild)
         for name in certificate.names:
             names, key = (wild, name[2:]) if name.startswith(_WILD) else (exact, name)
-            # None for the first: it is the one that asks, and would hold itself.
+            # None for the first context: it keeps this table, so a reference would be a cycle.
             names.setdefault(key, context if index else None)
         if index and len(exact) + len(wild) == before:
             reason = "are in other certificates too" if certificate.names else "are missing"
