@@ -254,7 +254,7 @@ class SimulatedNode:
         if not isinstance(ticket, Ticket):
             simulation.outcome.refused += 1
             if not isinstance(ticket, Refusal):
-                self._share.refused(simulation.now)
+                self._share.client_refused(simulation.now)
             return
         checks = ticket.client.fleet_checks
         if not self._up or not checks:
@@ -295,7 +295,7 @@ class SimulatedNode:
 
     def _wake(self) -> None:
         self._asleep = False
-        if not self._under_way and self._node.has_news():
+        if not self._under_way and self._node.has_unsent():
             self._exchange()
 
     def _heartbeat(self, generation: int) -> None:
@@ -329,10 +329,10 @@ class SimulatedNode:
         self._under_way = False
         with self.gate.lock:
             decided = self._node.answer(answer)  # type: ignore[arg-type]  # of sync()
-            self._share.alone = None
+            self._share.local_slots = None
         for question, refusal in decided:
             question.answered(refusal)
-        if self._node.has_news():
+        if self._node.has_unsent():
             self._woken(urgent=True)
         self._simulation.at(LEASE / 3, lambda: self._heartbeat(generation))
 
@@ -343,7 +343,7 @@ class SimulatedNode:
         self._up = self._under_way = False
         self._generation += 1
         nodes = self._node.nodes
-        self._share.alone = max(self.gate.count, -(-self._share.connections // nodes))
+        self._share.local_slots = max(self.gate.count, -(-self._share.connections // nodes))
         for question in self._node.give_up():
             question.answered(None)
         self._node.lost()

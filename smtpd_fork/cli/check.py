@@ -35,7 +35,7 @@ from smtpd_fork.errors import (
     SmtpdForkError,
     error_origin,
 )
-from smtpd_fork.fleet.examine import examine
+from smtpd_fork.fleet.probe import probe
 from smtpd_fork.gate import TrustedHosts, limits_of, networks_of
 from smtpd_fork.handlers import Chain, load_handlers
 from smtpd_fork.listeners import Address, resolver_of, try_to_bind, wanted_addresses
@@ -145,7 +145,7 @@ def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
     _look_at_places(config, findings, running=running)
     if config.fleet is not None:
         with findings.of("fleet"):
-            fleet = examine(config)
+            fleet = probe(config)
             findings.warnings += fleet.warnings
             findings.told += [fleet.found] if fleet.found else []
     with findings.of("handler"):

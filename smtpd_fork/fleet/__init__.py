@@ -1,7 +1,8 @@
-"""A fleet: nodes that share limits, each of them one process of this program.
+"""A fleet: nodes that share limits. Each node is one process of this program.
 
-A node tells the others its state and asks about new clients, in one message: ``sync.py`` has its
-fields. ``sync.lua`` is what Redis or Valkey does with it, ``ledger.py`` the same in Python.
+A node sends its counts, and its questions about new clients, in one message; ``sync.py`` describes
+the fields. Redis or Valkey answers it by the script ``sync.lua``; ``ledger.py`` does the same in
+Python.
 """
 
 from smtpd_fork.fleet.fleet import Fleet, State

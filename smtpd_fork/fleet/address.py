@@ -1,4 +1,4 @@
-"""FleetAddress: where the Redis of a fleet is."""
+"""FleetAddress: the address of a fleet's Redis."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PORT, SENTINEL_PORT = 6379, 26379
 
 @dataclass(frozen=True, slots=True)
 class FleetAddress:
-    """Where the Redis of a fleet is.
+    """The address of a fleet's Redis.
 
-    :ivar url: as redis-py has it; empty for Sentinel
-    :ivar user: of the ACL; None: Redis's default user
+    :ivar url: the URL for redis-py; empty for Sentinel
+    :ivar user: the user of the ACL; None: Redis's default user
     :ivar tls: whether TLS is used
-    :ivar sentinels: host and port of each
-    :ivar name: of the primary that Sentinel watches
-    :ivar written: the address, without a password
+    :ivar sentinels: host and port of each Sentinel
+    :ivar name: the name of the primary that Sentinel monitors
+    :ivar written: the address as it is written in the settings; it has no password
     """
 
     url: str
@@ -41,7 +41,7 @@ class FleetAddress:
     def parse(cls, text: str) -> Self:
         """Read ``redis://[USER@]HOST[:PORT][/DB]``, ``rediss://``, ``unix:PATH`` or ``sentinel://``.
 
-        :raises SettingError: *text* is none of them, or has a password
+        :raises SettingError: *text* has another form, or contains a password
         """
         try:
             scheme, _, rest = text.partition(":")
@@ -49,7 +49,7 @@ class FleetAddress:
                 return cls(f"unix://{rest}", text)
             return cls._of_parts(text, urlsplit(text))
         except ValueError as error:
-            # Python's own texts name a part of the address: it may be of a password.
+            # Python's own error text quotes a part of the address, perhaps of a password.
             reason = USE_FILE if str(error) == USE_FILE else USAGE
             shown = re.sub(r"(://[^:@]*):.*@", rf"\g<1>:{HIDDEN}@", hidden(text))
             raise SettingError("fleet", shown, reason) from None

@@ -1,6 +1,6 @@
-"""AuthAttemptLedger: attempts to authenticate, in the memory of one process.
+"""AuthAttemptLedger: counts attempts to authenticate, in the memory of one process.
 
-It does what ``auth_attempts.lua`` does in Redis; a test compares the two.
+It does the same as ``auth_attempts.lua`` does in Redis; a test compares the two.
 """
 
 from __future__ import annotations
@@ -15,32 +15,37 @@ if TYPE_CHECKING:
 __all__ = ["AuthAttemptLedger", "AuthAttemptState"]
 
 MOST_NAMES = 10_000
-"""Of one count that are known, so that invented names of users push out no client; the one of the
-oldest attempt is forgotten. In Redis, time forgets them."""
+"""Maximum number of names of one count; above it, the name with the oldest attempt is removed. Each
+count has a maximum of its own, so that invented user names do not displace clients. Redis removes
+names only when their time is over."""
 
 
 class AuthAttemptState(NamedTuple):
-    """All that a ledger has; names and keys of hashes are by the key of the hash's key."""
+    """The content of a ledger, for an upgrade.
+
+    :ivar names: the attempts by name, in groups by the key under which the hash key is stored
+    :ivar hash_keys: the hash keys, by the same keys
+    """
 
     names: dict[str, dict[str, dict[str, int]]]
     hash_keys: dict[str, str]
 
 
 class AuthAttemptLedger:
-    """The attempts of all nodes."""
+    """Counts the attempts of all nodes."""
 
     def __init__(self) -> None:
-        # Of one count the latest to attempt is the last.
+        # The names of one count are in the order of their latest attempts.
         self._names: dict[str, dict[str, dict[str, int]]] = {}
         self._hash_keys: dict[str, str] = {}
 
     def state(self) -> AuthAttemptState:
-        """Return all that it has."""
+        """Return the content."""
         return AuthAttemptState(self._names, self._hash_keys)
 
     @classmethod
     def of_state(cls, state: AuthAttemptState) -> Self:
-        """Return the ledger that was handed over."""
+        """Return a ledger with the content of another one."""
         found = cls()
         found._names, found._hash_keys = state
         return found
@@ -48,12 +53,12 @@ class AuthAttemptLedger:
     def count(
         self, keys: Sequence[str], message: AuthAttempt, now: int
     ) -> tuple[str, list[tuple[str, int]]]:
-        """Add an attempt; return all of the name, and the milliseconds for which they count yet.
+        """Add an attempt, and return all attempts of this name.
 
-        Before them is the key of the hash; an attempt that has another one is not counted.
-
-        :param keys: of the name, and of the key of the hash
-        :param now: milliseconds of a clock that never goes back
+        :param keys: of the name, and of the hash key
+        :param now: milliseconds of a monotonic clock
+        :returns: the hash key, and the attempts with the milliseconds for which they still count.
+            An attempt hashed with another key is not added
         """
         name, of_hash = keys
         known = self._hash_keys.setdefault(of_hash, message.key)

@@ -1,10 +1,10 @@
--- An attempt to authenticate is added to those of all nodes under its name, which are returned. See
--- auth_attempts.py, which has the fields; auth_attempt_ledger.py is the same in Python.
+-- Adds an attempt to authenticate to its name, and returns all attempts of this name by all nodes.
+-- auth_attempts.py describes the fields; auth_attempt_ledger.py does the same in Python.
 --
--- KEYS: layout, nodes, slots, waiting, about, denials, then those of the name and of the hash's key
+-- KEYS: layout, nodes, slots, waiting, about, denials, then those of the name and of the hash key
 -- ARGV: the message (MessagePack)
 --
--- A name is a HASH: for each attempt the time at which it counts no longer.
+-- A name is a HASH: attempt -> time until which it counts.
 
 local LAYOUT = '1'
 
@@ -31,7 +31,7 @@ local attempts, count, old = {}, 0, {}
 local stored = redis.call('HGETALL', name)
 for i = 1, #stored, 2 do
   local ends = tonumber(stored[i + 1])
-  -- Later than it can be: the clock was set back.
+  -- Later than possible: the clock was set back.
   if ends <= now or ends > now + period then
     old[#old + 1] = stored[i]
   else

@@ -1,10 +1,10 @@
-"""AuthAttempt: an attempt to authenticate that a node and its fleet tell each other of.
+"""AuthAttempt: the message of a node about an attempt to authenticate.
 
-All nodes count attempts together, each for a time: the failures of a client, the failures of a
-user, and the clients that have authenticated as a user. An attempt is two bytes of a hash: that is
-enough to tell a few apart, and too little to find out a password that is nearly right. Names are
-hashes too: clients choose what they claim to be. The key of the hash is that of the node which has
-told first; the others learn it, and no client does.
+All nodes count attempts together, each for a limited time: the failures of a client, the failures
+of a user, and the clients that have authenticated as a user. An attempt is sent as two bytes of a
+hash: enough to distinguish a few attempts, and too little to find a password that is nearly right.
+Names are sent as hashes too, as clients can choose any. All nodes use the hash key of the node that
+has sent the first attempt; clients do not know it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from smtpd_fork.fleet.sync import FleetError
 if TYPE_CHECKING:
     from smtpd_fork.fleet.link import Link
 
-__all__ = ["AuthAttempt", "AuthCount", "key_of", "tell_auth_attempt"]
+__all__ = ["AuthAttempt", "AuthCount", "key_of", "send_auth_attempt"]
 
 MOST_ATTEMPTS = 1000
-"""Of one name that are counted together; an answer may have 64 KiB."""
+"""Maximum number of attempts counted for one name; an answer may have 64 KiB."""
 
 
 class AuthCount(NamedTuple):
-    """What nodes count together; those whose limits differ have counts of their own.
+    """A count that nodes share. Nodes with different limits have separate counts.
 
     :ivar kind: failures of a ``client``, of a ``user``, or a ``login`` of a client as a user
-    :ivar most: attempts of a name that are counted
-    :ivar seconds: for which an attempt counts
+    :ivar most: maximum number of attempts counted for one name
+    :ivar seconds: how long an attempt counts
     """
 
     kind: Literal["client", "user", "login"]
@@ -38,12 +38,12 @@ class AuthCount(NamedTuple):
 
 
 class AuthAttempt(msgspec.Struct, array_like=True, frozen=True):
-    """A message.
+    """The message.
 
-    :ivar attempt: its hash, in hexadecimal; empty: none, the message only asks
-    :ivar most: attempts of the name that are kept
-    :ivar period: milliseconds for which an attempt counts
-    :ivar key: of the hash, in hexadecimal
+    :ivar attempt: the hash of the attempt, in hexadecimal; empty: the message only reads
+    :ivar most: maximum number of attempts kept for the name
+    :ivar period: how long an attempt counts, in milliseconds
+    :ivar key: the node's hash key, in hexadecimal
     """
 
     attempt: str
@@ -57,24 +57,24 @@ _decoder = msgspec.msgpack.Decoder(tuple[str, list[tuple[str, int]]])
 
 
 def key_of(count: AuthCount, name: bytes) -> str:
-    """Return the key of a name.
+    """Return the fleet's key for a name.
 
-    :param name: empty: for the key of the hash
+    :param name: hash of the name; empty: return the key under which the hash key is stored
     """
     return f"a:{count.kind}:{count.most}/{count.seconds:g}:{name.hex()}"
 
 
-async def tell_auth_attempt(
+async def send_auth_attempt(
     link: Link, count: AuthCount, name: bytes, attempt: bytes, key: bytes
 ) -> tuple[bytes, dict[bytes, float]]:
-    """Tell the fleet of an attempt; return all of the name, and the seconds they count yet.
+    """Send an attempt to the fleet, and read all attempts of this name.
 
-    Before them is the key of the fleet; if it is another one, nothing was counted.
-
-    :param name: its hash
-    :param attempt: its hash; empty: there is none, and the others are asked for
-    :param key: of the hash
-    :raises FleetError: the fleet has no answer, or one that makes no sense
+    :param name: hash of the name
+    :param attempt: hash of the attempt; empty: only read
+    :param key: the hash key of this node
+    :returns: the hash key of the fleet, and the attempts with the seconds for which they still
+        count. If the hash key is not *key*, the attempt was not counted
+    :raises FleetError: the fleet does not answer, or the answer is invalid
     """
     most, period = min(count.most, MOST_ATTEMPTS), round(count.seconds * 1000)
     message = AuthAttempt(attempt.hex(), most, period, key.hex())

@@ -1,7 +1,7 @@
--- Returns which of some commands the ACL refuses; none of them is run.
+-- Returns those of the given commands that the ACL refuses. It executes none of them.
 --
--- KEYS: one of the fleet's
--- ARGV: the channel of hints, then commands
+-- KEYS: one key of the fleet
+-- ARGV: the channel of hints, then the commands
 
 local refused = {}
 for i = 2, #ARGV do

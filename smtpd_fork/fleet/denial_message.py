@@ -1,4 +1,4 @@
-"""What a node and its fleet tell each other of the networks that are denied at run time."""
+"""The messages between a node and its fleet about networks denied at run time."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import msgspec
 from smtpd_fork.fleet.sync import FleetError
 
 __all__ = [
-    "DENIAL_KEYS", "MOST_DENIALS", "PAGE", "Changes", "DenialAnswer", "Found", "Told",
-    "decode_denials", "encode_denials",
+    "DENIAL_KEYS", "MOST_DENIALS", "PAGE", "Changes", "DenialAnswer", "ReceivedDenial",
+    "SentDenial", "decode_denials", "encode_denials",
 ]  # fmt: skip
 
 DENIAL_KEYS = ["denials:order", "denials:ends"]
-"""The keys that go with a message, besides those of each."""
+"""The keys of this message, in addition to the keys of every message."""
 
 MOST_DENIALS = 10_000
-"""Networks of a fleet."""
+"""Maximum number of networks that a fleet denies."""
 
 PAGE = 100
-"""Networks of one answer, which may have 64 KiB."""
+"""Maximum number of networks in one answer, which may have 64 KiB."""
 
 
-class Told(msgspec.Struct, array_like=True, frozen=True):
-    """A network that a node denies.
+class SentDenial(msgspec.Struct, array_like=True, frozen=True):
+    """A network that a node denies, in a message to the fleet.
 
-    :ivar since: milliseconds of the epoch, by the node's clock
-    :ivar age: milliseconds since it was denied; by this the fleet has its own time of that
-    :ivar left: milliseconds; 0: it has no end
-    :ivar only_new: whether one that the fleet has already stays as it is
+    :ivar since: when it was denied, in milliseconds since the epoch, by the node's clock
+    :ivar age: milliseconds since it was denied; the fleet subtracts it from its own clock
+    :ivar left: remaining time in milliseconds; 0: no end
+    :ivar only_new: whether to keep the fleet's own denial of this network, if there is one
     """
 
     network: str
@@ -41,25 +41,25 @@ class Told(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Changes(msgspec.Struct, array_like=True, frozen=True):
-    """A message.
+    """The message of a node.
 
-    :ivar after: version up to which the node knows the denials
-    :ivar born: when the list of the fleet was made, as the node knows it; 0: it knows of none
-    :ivar goes_on: whether this asks for the next page of the answer before
+    :ivar after: the node knows the denials up to this version
+    :ivar created: when the list that the node knows was created; 0: it knows none
+    :ivar next_page: whether this requests the next page of the previous answer
     """
 
     after: int
-    born: int
-    goes_on: bool = False
-    add: list[Told] = []
+    created: int
+    next_page: bool = False
+    add: list[SentDenial] = []
     remove: list[str] = []
 
 
-class Found(msgspec.Struct, array_like=True, frozen=True):
-    """A network that the fleet denies.
+class ReceivedDenial(msgspec.Struct, array_like=True, frozen=True):
+    """A network that the fleet denies, in an answer.
 
-    :ivar since: milliseconds of the epoch
-    :ivar left: milliseconds; 0: it has no end
+    :ivar since: when it was denied, in milliseconds since the epoch
+    :ivar left: remaining time in milliseconds; 0: no end
     """
 
     network: str
@@ -71,23 +71,24 @@ class Found(msgspec.Struct, array_like=True, frozen=True):
 
 
 class DenialAnswer(msgspec.Struct, array_like=True, frozen=True):
-    """An answer.
+    """The answer of the fleet.
 
     :ivar version: of the last change; 0: the fleet has no list
-    :ivar born: when the list was made
-    :ivar whole: whether this begins with the first of all, as one was removed or nothing was known
+    :ivar created: when the list was created
+    :ivar complete: whether this is the whole list, and not only the changes: a denial was removed,
+        or the node knows another list or none
     :ivar more: whether there is another page
-    :ivar last: version of the last one on this page
-    :ivar full: how many were not added, as the fleet has :data:`MOST_DENIALS`
+    :ivar last: version of the last denial on this page
+    :ivar full: how many networks were not added because the fleet has :data:`MOST_DENIALS`
     """
 
     version: int
-    born: int
-    whole: bool
+    created: int
+    complete: bool
     more: bool
     last: int
     full: int
-    page: list[Found]
+    page: list[ReceivedDenial]
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -95,14 +96,14 @@ _decoder = msgspec.msgpack.Decoder(DenialAnswer)
 
 
 def encode_denials(message: Changes) -> bytes:
-    """Return a message as bytes."""
+    """Encode a message."""
     return _encoder.encode(message)
 
 
 def decode_denials(data: object) -> DenialAnswer:
-    """Return the answer in *data*.
+    """Decode an answer.
 
-    :raises FleetError: it is none
+    :raises FleetError: *data* is not a valid answer
     """
     try:
         return _decoder.decode(data)  # type: ignore[arg-type]  # what is no bytes is an error

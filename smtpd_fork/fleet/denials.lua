@@ -1,12 +1,12 @@
--- The networks that a fleet denies at run time: some are added and removed, and those that have
--- changed are returned. See denials.py, which has the fields; denial_ledger.py does the same in
--- Python.
+-- Adds and removes networks that a fleet denies at run time, and returns those that have changed.
+-- denial_message.py describes the fields; denial_ledger.py does the same in Python.
 --
 -- KEYS: layout, nodes, slots, waiting, about, denials, denials:order, denials:ends
 -- ARGV: the message (MessagePack), the channel of hints
 --
--- denials: HASH, a field for each network; version: of the last change; cut: of the last removal;
--- born: when the hash was made. A version is a time, so that none comes again after a flush.
+-- denials: HASH with a field for each network, and with version: of the last change; cut: of the
+-- last removal; born: when the hash was created. A version is a time, so that a version is not used
+-- again after Redis was flushed.
 
 local LAYOUT = '1'
 local MOST = 10000

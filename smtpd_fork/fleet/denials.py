@@ -1,8 +1,8 @@
-"""FleetDenials: networks that are denied at run time on one node are denied on all.
+"""FleetDenials: makes all nodes deny the networks that one node denies at run time.
 
-The gate's table has those of the fleet as well. A denial of this node is sent to the fleet; one
-that could not be sent is kept, and sent when the fleet is back. A fleet that has lost its memory
-gets all of them again.
+A denial of this node is sent to the fleet, and the denials of the fleet are added to the gate's
+table. Denials that could not be sent are kept until the fleet can be reached again. If the fleet
+has lost its data, all denials are sent again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from smtpd_fork.fleet.denial_message import (
     DENIAL_KEYS,
     MOST_DENIALS,
     Changes,
-    Found,
-    Told,
+    ReceivedDenial,
+    SentDenial,
     decode_denials,
     encode_denials,
 )
@@ -39,38 +39,38 @@ __all__ = ["FleetDenials"]
 
 log = logging.getLogger("smtpd_fork.fleet")
 
-MOST_TOLD = 50
-"""Networks in one message."""
+MOST_SENT = 50
+"""Maximum number of networks in one message."""
 
-TOLD_SECONDS = 2.5
-"""How long an administrator waits until the fleet has a denial."""
+SEND_SECONDS = 2.5
+"""How long the command of an administrator waits until the fleet has the denial."""
 
-MOST_TURNS = MOST_DENIALS // MOST_TOLD + 10
-"""Messages of one exchange, and pages of one answer; a fleet that sends more is none."""
+MOST_TURNS = MOST_DENIALS // MOST_SENT + 10
+"""Maximum number of messages of one exchange, and of pages of one answer; more are an error."""
 
-BACK_AFTER = 2
-"""Answers with an older version than before, one after another. The first may be late; after two,
-Redis has gone back to an older state."""
+OLDER_ANSWERS = 2
+"""So many consecutive answers with an older version mean that Redis has an older state again. A
+single one may only be late."""
 
 LATEST = 1 << 42
-"""Milliseconds of the epoch: the year 2109."""
+"""The latest time that is accepted, in milliseconds since the epoch: the year 2109."""
 
 PAUSE_SECONDS = 1.0
-"""After a failure."""
+"""Delay after an error."""
 
-MOST_UNTOLD = 2 * MOST_DENIALS
-"""Changes that wait for the fleet; past it denials that have ended meanwhile are forgotten."""
+MOST_UNSENT = 2 * MOST_DENIALS
+"""Number of unsent changes above which denials that have expired are dropped."""
 
 LONGEST_NODE = 64
-"""Characters of the name of a node."""
+"""Maximum length of the name of a node, in characters."""
 
 
 class _Change(NamedTuple):
-    """A change that the fleet does not have yet.
+    """A change that was not sent yet.
 
-    :ivar denial: None: it is denied no longer
-    :ivar at: when it was denied, or denied no longer, in seconds
-    :ivar only_new: whether the fleet's own stays
+    :ivar denial: the new denial; None: the denial was removed
+    :ivar at: when it was added or removed, in seconds of the monotonic clock
+    :ivar only_new: whether to keep the fleet's own denial of this network, if there is one
     """
 
     denial: Denial | None
@@ -79,10 +79,11 @@ class _Change(NamedTuple):
 
 
 class FleetDenials:
-    """The denials of one node.
+    """Exchanges the denials of one node with the fleet.
 
-    :param table: of the gate
-    :param node: name of this node
+    :param table: the denials of the gate
+    :param link: to the fleet
+    :param node: the name of this node
     """
 
     def __init__(self, table: Denials, link: Link, node: str) -> None:
@@ -90,46 +91,47 @@ class FleetDenials:
         self._link = link
         self._node = node[:LONGEST_NODE]
         self._lock = threading.Lock()
-        self._untold: dict[Network, _Change] = {}
-        self._version = self._born = self._behind = 0
+        self._unsent: dict[Network, _Change] = {}
+        self._version = self._created = self._behind = 0
         self._task: asyncio.Task[None] | None = None
         self._waiting: list[asyncio.Future[str]] = []
         self._failure, self._failure_logged = "", False
 
     def start(self) -> None:
-        """Begin, in the loop that runs."""
+        """Start the exchange of denials, in the running loop."""
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        self._table.told = self._changed
+        self._table.on_change = self._changed
         self._not_before = self._loop.time()
         self._queue_all()
         self._task = self._loop.create_task(self._run())
 
     async def stop(self) -> None:
-        """End."""
+        """Stop the exchange of denials."""
         task, self._task = self._task, None
         if task is not None:
-            self._table.told = None
-            task.cancel()  # may be lost in a call of redis-py: the task looks for itself
+            self._table.on_change = None
+            task.cancel()  # redis-py may swallow it; then the task sees that self._task is None
             await asyncio.wait([task])
             self._answer_all("the node has left the fleet")
 
-    # -- what happens ----------------------------------------------------------------------------
+    # -- changes ---------------------------------------------------------------------------------
 
-    def seen(self, version: int) -> None:
-        """Take note of the version that the fleet has; after each of its answers."""
+    def check_version(self, version: int) -> None:
+        """Start an exchange if the fleet has another version; called after each of its answers."""
         self._behind = self._behind + 1 if version < self._version else 0
-        news = version > self._version or self._behind >= BACK_AFTER or self._untold
+        news = version > self._version or self._behind >= OLDER_ANSWERS or self._unsent
         if news and self._loop.time() >= self._not_before:
-            if self._failure and not self._failure_logged:  # though the fleet is in reach
+            # The fleet answers other messages, or this method would not be called.
+            if self._failure and not self._failure_logged:
                 self._failure_logged = True
                 text = "the fleet cannot be asked about networks denied at run time: %s"
                 log.warning(text, self._failure)
             self._wake.set()
 
-    async def told(self) -> str:
-        """Wait until the fleet knows all that was denied here; return why it does not, or ""."""
-        if not self._untold or self._task is None:
+    async def wait_until_sent(self) -> str:
+        """Wait until all changes were sent to the fleet; return why that failed, or ""."""
+        if not self._unsent or self._task is None:
             return ""
         return await self.read()
 
@@ -139,29 +141,30 @@ class FleetDenials:
         self._waiting.append(future)
         self._wake.set()
         try:
-            async with asyncio.timeout(TOLD_SECONDS):
+            async with asyncio.timeout(SEND_SECONDS):
                 return await future
         except TimeoutError:
-            return f"no answer within {TOLD_SECONDS:g} s"
+            return f"no answer within {SEND_SECONDS:g} s"
 
     def _changed(self, network: Network, denial: Denial | None, known: bool) -> None:
-        """Take note that *network* is denied here, or no longer; the table calls it, in any thread.
+        """Queue a change of the table; the table calls it, in any thread.
 
-        :param known: whether an older process of this node has denied it
+        :param denial: None: the denial was removed
+        :param known: whether an earlier process of this node has denied the network
         """
         with self._lock:
-            self._untold[network] = _Change(denial, time.monotonic(), known)
-            if len(self._untold) > MOST_UNTOLD:
+            self._unsent[network] = _Change(denial, time.monotonic(), known)
+            if len(self._unsent) > MOST_UNSENT:
                 self._forget_ended()
-        with contextlib.suppress(RuntimeError):  # the loop is closed
+        with contextlib.suppress(RuntimeError):  # the loop may be closed
             self._loop.call_soon_threadsafe(self._wake.set)
 
     def _forget_ended(self) -> None:
-        """Forget denials that have ended: clients may cause many short ones in a long outage."""
+        """Drop denials that have expired: clients may cause many short ones in a long outage."""
         now = self._table.end(0.0)
-        self._untold = {
+        self._unsent = {
             network: change
-            for network, change in self._untold.items()
+            for network, change in self._unsent.items()
             if change.denial is None or change.denial.until > now
         }
 
@@ -174,14 +177,14 @@ class FleetDenials:
             try:
                 self._answer_all(await self._exchange())
             except FleetError as error:
-                self._failed(str(error))
+                self._on_failure(str(error))
             except Exception as error:
                 log.exception("internal error")
-                self._failed(f"{type(error).__name__}: {error}")
+                self._on_failure(f"{type(error).__name__}: {error}")
             else:
                 self._failure, self._failure_logged = "", False
 
-    def _failed(self, reason: str) -> None:
+    def _on_failure(self, reason: str) -> None:
         self._not_before = self._loop.time() + PAUSE_SECONDS
         self._failure = reason
         self._answer_all(reason)
@@ -193,32 +196,32 @@ class FleetDenials:
                 future.set_result(reason)
 
     async def _exchange(self) -> str:
-        """Send the changes that the fleet does not have, and read its own.
+        """Send the unsent changes, and read the changes of the fleet.
 
-        :returns: why not all could be sent; empty if all were
-        :raises FleetError: the fleet is out of reach
+        :returns: why some denials were not accepted; empty if all were
+        :raises FleetError: the fleet does not answer
         """
         full = 0
-        again = self._behind >= BACK_AFTER
+        again = self._behind >= OLDER_ANSWERS
         if again:
-            self._tell_all_again()
+            self._resend_all()
         for turn in range(MOST_TURNS):
-            some = self._some_untold()
+            some = self._next_unsent()
             answer = await self._send(self._message(some))
             full += answer.full
-            if self._born and answer.born != self._born and not turn and not again:
-                self._tell_all_again()
-            version, whole = answer.version, answer.whole
+            if self._created and answer.created != self._created and not turn and not again:
+                self._resend_all()
+            version, complete = answer.version, answer.complete
             found = self._read(answer)
             for _ in range(MOST_TURNS):
                 if not answer.more or len(found) >= MOST_DENIALS:
                     break
-                answer = await self._send(Changes(answer.last, answer.born, goes_on=True))
+                answer = await self._send(Changes(answer.last, answer.created, next_page=True))
                 found |= self._read(answer)
-            self._told(some)
-            self._merge(found, whole=whole)
-            self._version, self._born, self._behind = version, answer.born, 0
-            if not self._untold:
+            self._mark_sent(some)
+            self._merge(found, complete=complete)
+            self._version, self._created, self._behind = version, answer.created, 0
+            if not self._unsent:
                 break
         if not full:
             return ""
@@ -229,18 +232,18 @@ class FleetDenials:
         data = await self._link.ask("denials", DENIAL_KEYS, encode_denials(message))
         return decode_denials(data)
 
-    def _some_untold(self) -> dict[Network, _Change]:
+    def _next_unsent(self) -> dict[Network, _Change]:
         with self._lock:
-            return dict(list(self._untold.items())[:MOST_TOLD])
+            return dict(list(self._unsent.items())[:MOST_SENT])
 
     def _message(self, some: dict[Network, _Change]) -> Changes:
         add = [self._entry(each.denial, each) for each in some.values() if each.denial is not None]
         remove = [str(network) for network, each in some.items() if each.denial is None]
-        return Changes(self._version, self._born, add=add, remove=remove)
+        return Changes(self._version, self._created, add=add, remove=remove)
 
-    def _entry(self, denial: Denial, change: _Change) -> Told:
+    def _entry(self, denial: Denial, change: _Change) -> SentDenial:
         left = self._table.left(denial)
-        return Told(
+        return SentDenial(
             network=str(denial.network),
             text=denial.text,
             by=denial.by,
@@ -251,44 +254,47 @@ class FleetDenials:
             only_new=change.only_new,
         )
 
-    def _told(self, some: dict[Network, _Change]) -> None:
+    def _mark_sent(self, some: dict[Network, _Change]) -> None:
         with self._lock:
             for network, change in some.items():
-                if self._untold.get(network) is change:
-                    del self._untold[network]
+                if self._unsent.get(network) is change:
+                    del self._unsent[network]
 
-    def _tell_all_again(self) -> None:
-        """Send all that is known here: the fleet has lost its memory."""
+    def _resend_all(self) -> None:
+        """Queue all denials of this node, as the fleet has lost its data."""
         if count := self._queue_all():
             networks = counted(count, "network")
             log.warning("the fleet has lost its denials: sending %s again", networks)
 
     def _queue_all(self) -> int:
-        """Queue what the fleet may not have; return how many there are."""
+        """Queue all denials of the table; return their number."""
         known = [denial for denial, _ in self._table.page()]
         with self._lock:
             for denial in known:
                 change = _Change(denial, time.monotonic(), only_new=True)
-                self._untold.setdefault(denial.network, change)
+                self._unsent.setdefault(denial.network, change)
         return len(known)
 
     def _read(self, answer: DenialAnswer) -> dict[Network, Denial]:
         read = map(self._denial, answer.page)
         return {denial.network: denial for denial in read if denial is not None}
 
-    def _merge(self, found: dict[Network, Denial], *, whole: bool) -> None:
-        """Have the table as the fleet has it, except for changes that are not sent yet."""
+    def _merge(self, found: dict[Network, Denial], *, complete: bool) -> None:
+        """Apply the denials of the fleet to the table, except where a change was not sent yet.
+
+        :param complete: whether *found* is the complete list of the fleet
+        """
         with self._lock:
-            kept = self._untold.keys()
+            kept = self._unsent.keys()
             add = [denial for network, denial in found.items() if network not in kept]
             gone: list[Network] = []
-            if whole:
+            if complete:
                 here = [denial.network for denial, _ in self._table.page()]
                 gone = [each for each in here if each not in found and each not in kept]
         if add or gone:
             self._table.merge(add, gone)
 
-    def _denial(self, found: Found) -> Denial | None:
+    def _denial(self, found: ReceivedDenial) -> Denial | None:
         try:
             network = Network.parse(found.network)
         except ValueError:

@@ -1,6 +1,6 @@
-"""Fleet: a gate's node in a fleet. It joins, asks about clients, and leaves.
+"""Fleet: makes a gate a node of a fleet: it joins, asks about clients, and leaves.
 
-While there is no answer in time the limits of the node alone apply, and nothing is queued.
+While the fleet does not answer in time, only the limits of the node apply, and no client waits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import msgspec
 
-from smtpd_fork.fleet.auth_attempts import tell_auth_attempt
+from smtpd_fork.fleet.auth_attempts import send_auth_attempt
 from smtpd_fork.fleet.denials import FleetDenials
 from smtpd_fork.fleet.episodes import Episodes, State
 from smtpd_fork.fleet.messenger import Messenger
@@ -23,7 +23,7 @@ from smtpd_fork.fleet.node import Node
 from smtpd_fork.fleet.question import Question
 from smtpd_fork.fleet.status import Counts
 from smtpd_fork.fleet.sync import FleetError
-from smtpd_fork.fleet.view import ViewOf, view_of
+from smtpd_fork.fleet.view import FleetView, read_view
 from smtpd_fork.gate import FleetShare, Refusal
 from smtpd_fork.units import counted
 from smtpd_fork.version import __version__
@@ -41,26 +41,26 @@ __all__ = ["Fleet", "State"]
 log = logging.getLogger("smtpd_fork.fleet")
 
 JOIN_SECONDS = 1.0
-"""How long a start waits for the first answer."""
+"""How long :meth:`Fleet.start` waits for the first answer."""
 
 DOWN_TEXT = "Service not available, try again later"
 
 
 class Fleet:
-    """A gate's node in a fleet. A context manager, in a running loop.
+    """The node of a gate in a fleet. An asynchronous context manager.
 
-    :param gate: whose limits hold over all nodes
+    :param gate: the gate whose limits apply to all nodes together
     :param link: to the fleet
-    :param node: name of this one, for people
-    :param connections: sessions of the fleet at once; 0: no limit
-    :param timeout: seconds, at most, that a client waits for the fleet
-    :param lease: seconds after which the sessions of a node that is silent are not counted
-    :param processes: of this host, between which the connections of the gate are divided
-    :param when_down: ``refuse``: no client is admitted while the fleet is out of reach
-    :ivar state: whether clients are asked about
-    :ivar episodes: of trouble
-    :ivar counts: of clients and answers
-    :ivar denials: networks that are denied at run time
+    :param node: name of this node, for administrators
+    :param connections: maximum sessions of all nodes together; 0: no limit
+    :param timeout: maximum seconds that a client waits for the fleet
+    :param lease: seconds after which the sessions of a node that sends nothing are not counted
+    :param processes: number of processes of this host that share the gate's connection slots
+    :param when_down: ``refuse``: admit no client while the fleet is out of reach
+    :ivar state: the state of the fleet
+    :ivar episodes: the times during which the fleet was out of reach
+    :ivar counts: of the questions about clients
+    :ivar denials: exchanges the networks that are denied at run time
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class Fleet:
             self.node,
             link,
             self.counts,
-            about=self._about,
+            describe=self._describe,
             timeout=timeout,
             lease=lease,
-            trouble=self._trouble,
-            in_reach=self._in_reach,
+            on_failure=self._on_failure,
+            on_answer=self._on_answer,
         )
         self.denials = FleetDenials(gate.denials, link, node)
         self._since = time.time()
@@ -105,15 +105,14 @@ class Fleet:
     # -- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Join the fleet; if it is out of reach, go on trying, and go by the own limits.
+        """Join the fleet. If it is out of reach, keep trying; until then the node's limits apply.
 
-        Servers that share a gate share its fleet: it joins at the first start, and leaves at the
-        last stop.
+        Servers that share a gate share its fleet: the first start joins, and the last stop leaves.
         """
         self._users += 1
         if self._users > 1:
             return
-        if self._gate.slots.share is not self.share:  # it has left before
+        if self._gate.slots.share is not self.share:  # it was stopped, and is started again
             self._gate.join(self.share)
         self.share.closing = False
         self.denials.start()
@@ -128,34 +127,34 @@ class Fleet:
             await self.stop()
             raise
         if self.state is not State.UP and not self.episodes.reason:
-            self._trouble(State.DOWN, "no answer yet")
+            self._on_failure(State.DOWN, "no answer yet")
 
     def withdraw(self) -> None:
-        """Give up the free slots of the fleet: no client is admitted here any more."""
+        """Give the free slots back to the fleet: this node admits no more clients."""
         if self._users == 1:
             self.share.closing = True
             self.share.wake(True)
 
-    def come_back(self) -> None:
-        """Admit clients again after :meth:`withdraw`; no error if there was none."""
+    def resume(self) -> None:
+        """Admit clients again after :meth:`withdraw`; no error without one."""
         if self.share.closing:
             self.share.closing = False
             self.share.wake(True)
 
     async def stop(self) -> None:
-        """Leave the fleet: what this node holds is free at once, if the fleet is in reach.
+        """Leave the fleet. If it can be reached, the slots of this node are free at once.
 
-        No error if it was not started, or has left.
+        No error if the node was not started, or has left.
         """
         self._users = max(0, self._users - 1)
-        if self._users or not self._messenger.runs:
+        if self._users or not self._messenger.running:
             return
         try:
             await self.denials.stop()
             await self._messenger.stop()
         finally:
             self.state = State.DOWN
-            self._let_in()
+            self._answer_all_locally()
             self._gate.join(None)
 
     async def __aenter__(self) -> Self:
@@ -170,21 +169,21 @@ class Fleet:
     def ask(
         self, ticket: Ticket, answered: Callable[[Refusal | None], None]
     ) -> Question | Refusal | None:
-        """Ask about a client that the gate has admitted.
+        """Ask the fleet about a client that the gate has admitted.
 
-        :param answered: called once, with a refusal or None, within the time limit
-        :returns: the question, for :meth:`forget`. Else nothing is asked: the client is refused, or
-            (None) admitted
+        :param answered: called once, with a refusal or None, within the timeout
+        :returns: the question, for :meth:`cancel`. If no question is sent: a refusal, or None if
+            the client is admitted
         """
         if self.state is not State.UP:
-            return self._verdict_alone(exempt=ticket.client.exempt)
+            return self._local_verdict(exempt=ticket.client.exempt)
         checks = ticket.client.fleet_checks
         if not checks:
             return None
-        if self._messenger.is_here:
+        if self._messenger.in_own_thread:
             question = Question(checks, answered, time.monotonic())
             self._ask(question)
-        else:  # a server in another thread, that shares the gate
+        else:  # a server in another thread shares the gate
             loop = asyncio.get_running_loop()
             question = Question(checks, answered, time.monotonic(), loop)
             self._messenger.call(self._ask, question)
@@ -195,38 +194,38 @@ class Fleet:
             self.node.ask(question)
             self._messenger.ask()
         else:
-            question.answer(self._verdict_alone())
+            question.answer(self._local_verdict())
 
-    def forget(self, question: Question) -> None:
-        """Wait for an answer no longer."""
-        question.forgotten = True
-        if self._messenger.is_here:
-            self.node.forget(question)
+    def cancel(self, question: Question) -> None:
+        """Cancel a question: its callback is not called."""
+        question.cancelled = True
+        if self._messenger.in_own_thread:
+            self.node.cancel(question)
         else:
-            self._messenger.call(self.node.forget, question)
+            self._messenger.call(self.node.cancel, question)
 
     async def share_auth_attempt(
         self, count: AuthCount, name: bytes, attempt: bytes, key: bytes
     ) -> tuple[bytes, dict[bytes, float]]:
-        """Tell all nodes of an attempt to authenticate; see :func:`tell_auth_attempt`.
+        """Share an attempt to authenticate with all nodes; see :func:`send_auth_attempt`.
 
         :returns: their key, and the attempts of the name at all nodes; *key*, and none, if the
             fleet has no answer in time
         """
         # A server in another thread, that shares the gate, counts by itself.
-        if self.state is State.UP and self._messenger.is_here:
+        if self.state is State.UP and self._messenger.in_own_thread:
             with contextlib.suppress(FleetError, TimeoutError):
-                async with asyncio.timeout(self._messenger.patience.timeout):
-                    return await tell_auth_attempt(self._link, count, name, attempt, key)
+                async with asyncio.timeout(self._messenger.answer_timeout.timeout):
+                    return await send_auth_attempt(self._link, count, name, attempt, key)
         return key, {}
 
-    def _let_in(self) -> None:
-        """End all questions: no client waits for an answer any longer."""
+    def _answer_all_locally(self) -> None:
+        """Answer all questions without the fleet, so that no client waits any longer."""
         for question in self.node.give_up():
-            question.answer(self._verdict_alone())
+            question.answer(self._local_verdict())
 
-    def _verdict_alone(self, *, exempt: bool = False) -> Refusal | None:
-        """Return the verdict on a client that the limits of this node alone apply to."""
+    def _local_verdict(self, *, exempt: bool = False) -> Refusal | None:
+        """Return the refusal, or None, for a client while the fleet is out of reach."""
         if self.episodes.when_down == "refuse" and not exempt:
             return Refusal("when_fleet_down", "", 0, 0, status="4.3.2", text=DOWN_TEXT)
         self.episodes.admitted()
@@ -241,55 +240,55 @@ class Fleet:
         lease: float,
         when_down: Literal["local", "refuse"],
     ) -> None:
-        """Go by other settings from now on."""
+        """Apply changed settings."""
         self.episodes.when_down = when_down
-        patience = self._messenger.patience
-        patience.timeout, patience.lease = timeout, lease
+        answer_timeout = self._messenger.answer_timeout
+        answer_timeout.timeout, answer_timeout.lease = timeout, lease
         with self._gate.lock:
             self.node.lease = lease
             self.share.connections = connections
         if self.state is not State.UP:
-            self._go_alone()
+            self._use_local_slots()
         self.share.wake(True)
         self._gate.tell_waiters()
 
-    # -- what is ---------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------
 
     @property
     def admits(self) -> bool:
-        """Whether clients are admitted at all: they may not be while the fleet is out of reach."""
+        """Whether clients can be admitted; False if the fleet is out of reach, with ``refuse``."""
         return self.state is State.UP or self.episodes.when_down == "local"
 
     @property
     def sessions(self) -> int:
-        """Sessions of this node."""
+        """The number of sessions of this node."""
         return self._gate.count
 
-    async def view(self, checks: Sequence[FleetCheck] = ()) -> ViewOf:
-        """Return the nodes, and what the fleet counts for *checks*.
+    async def view(self, checks: Sequence[FleetCheck] = ()) -> FleetView:
+        """Return the nodes, and the counts of the fleet for *checks*.
 
-        :raises FleetError: it cannot be asked
+        :raises FleetError: the fleet does not answer
         """
-        return await view_of(self._link, checks)
+        return await read_view(self._link, checks)
 
-    # -- what the messenger reports --------------------------------------------------------------
+    # -- callbacks of the messenger --------------------------------------------------------------
 
-    def _trouble(self, state: State, reason: str) -> None:
-        """Go by the limits of this node alone."""
+    def _on_failure(self, state: State, reason: str) -> None:
+        """Use the limits of this node only, until the next answer in time."""
         self.state = state
         self.episodes.begin(reason, time.monotonic())
-        self._go_alone()
-        self._let_in()
+        self._use_local_slots()
+        self._answer_all_locally()
         self._gate.tell_waiters()
 
-    def _go_alone(self) -> None:
-        """Take this node's part of the connections of the fleet."""
+    def _use_local_slots(self) -> None:
+        """Set the slots for the time without the fleet: an equal share for each node."""
         share = self.share
         if share.connections:
-            share.alone = max(self._gate.count, -(-share.connections // self.node.nodes))
+            share.local_slots = max(self._gate.count, -(-share.connections // self.node.nodes))
 
-    def _in_reach(self) -> None:
-        self.denials.seen(self.node.denials)
+    def _on_answer(self) -> None:
+        self.denials.check_version(self.node.denials)
         if self.state is State.UP:
             return
         self.state = State.UP
@@ -298,8 +297,8 @@ class Fleet:
         else:
             log.info("joined the fleet: %s", counted(self.node.nodes, "node"))
 
-    def _about(self) -> str:
-        """Return what this node says of itself."""
+    def _describe(self) -> str:
+        """Return the description of this node, as JSON."""
         about = {
             "name": self._name,
             "host": os.uname().nodename,

@@ -1,7 +1,7 @@
-"""Ledger: what a fleet counts, in the memory of one process. No I/O; the time is an argument.
+"""Ledger: the counts of a fleet, in the memory of one process. No I/O; the time is an argument.
 
-It does what ``sync.lua`` does in Redis, key for key; a test compares the two. Processes of one host
-share their limits by it, and so does the simulation of a large fleet.
+It does the same as ``sync.lua`` does in Redis; a test compares the two. The processes of one
+supervisor share their limits by it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from smtpd_fork.fleet.auth_attempts import AuthAttempt
 from smtpd_fork.fleet.denial_ledger import DenialLedger, DenialState
 from smtpd_fork.fleet.denial_message import Changes, DenialAnswer
 from smtpd_fork.fleet.sync import Answer
-from smtpd_fork.fleet.view import MOST_NODES, NodeLine, View
+from smtpd_fork.fleet.view import MOST_NODES, NodeEntry, View
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["Ledger"]
 
 FORGOTTEN_A_RATE = 2
-"""Rates that are looked at for each new one, and forgotten if they mean nothing any more."""
+"""For each new rate entry, so many of the oldest entries are checked, and removed if they have
+expired."""
 
 
 @dataclass(slots=True)
 class _Node:
     """One node.
 
-    :ivar ends: the time at which its word counts no longer, in microseconds
-    :ivar slots: that it holds
+    :ivar ends: the end of its lease, in microseconds
+    :ivar slots: the slots that it holds
     :ivar counts: its sessions by key
     """
 
@@ -56,8 +57,8 @@ class _State(msgspec.Struct, array_like=True, frozen=True):
 class Ledger:
     """The counts of a fleet.
 
-    :ivar hints: after a message, what the other nodes should know: ``empty``, ``waiting``,
-        ``room`` or ``denials``
+    :ivar hints: for the other nodes, after a message: ``empty``, ``waiting``, ``room`` or
+        ``denials``
     """
 
     def __init__(self) -> None:
@@ -70,7 +71,7 @@ class Ledger:
         self.hints: list[str] = []
 
     def snapshot(self) -> bytes:
-        """Return all that it has, for :meth:`of_snapshot`."""
+        """Return the content, for :meth:`of_snapshot`."""
         state = _State(
             *(self._nodes, self._due, self._waiting),
             *(self._denials.state(), self._attempts.state()),
@@ -79,7 +80,10 @@ class Ledger:
 
     @classmethod
     def of_snapshot(cls, data: bytes) -> Self:
-        """Return the ledger of another process on this host, whose clock is the same."""
+        """Return a ledger with the content of another process's one.
+
+        Both processes are on the same host, and so have the same monotonic clock.
+        """
         state = msgspec.msgpack.decode(data, type=_State)
         found = cls()
         found._nodes, found._due, found._waiting = state.nodes, state.due, state.waiting
@@ -94,14 +98,14 @@ class Ledger:
         return len(self._counts) + len(self._due)
 
     def count(self, key: str) -> int:
-        """Return the sessions of *key*, over all nodes."""
+        """Return the sessions of *key* of all nodes together."""
         return self._counts.get(key, 0)
 
     def sync(self, keys: Sequence[str], message: Sync, now: int) -> Answer:
-        """Take a message, and answer it.
+        """Apply a message of a node, and return the answer.
 
-        :param keys: of the message
-        :param now: microseconds of a clock that never goes back
+        :param keys: the keys to which the message refers
+        :param now: microseconds of a monotonic clock
         """
         self.hints = []
         name = message.node
@@ -133,7 +137,7 @@ class Ledger:
         return Answer(fresh, nodes, node.slots, sessions, waiting, self._denials.version, verdicts)
 
     def _grant(self, node: _Node, message: Sync) -> int:
-        """Give a node its slots; return the sessions of all nodes, or -1 if nobody asked."""
+        """Grant slots to a node; return the sessions of all nodes, or -1 if not added up."""
         sessions, granted = -1, message.want
         node.sessions = message.sessions
         if message.survey or (message.limit and message.want > node.slots):
@@ -163,7 +167,7 @@ class Ledger:
     def _view(self, keys: Sequence[str], after: int, rates: Sequence[bool], now: int) -> View:
         living = [(name, node) for name, node in self._nodes.items() if node.ends > now]
         lines = [
-            NodeLine(
+            NodeEntry(
                 *(name, (node.ends - now) // 1000, node.slots, node.sessions),
                 *(name in self._waiting, node.about),
             )
@@ -177,7 +181,7 @@ class Ledger:
         return View(len(living), lines, held, ahead)
 
     def remove(self, name: str) -> None:
-        """Forget a node, and its sessions."""
+        """Remove a node and its counts."""
         self._waiting.discard(name)
         node = self._nodes.pop(name, None)
         if node is not None:
@@ -213,7 +217,7 @@ class Ledger:
             if interval:
                 if key not in self._due:
                     self._forget_some(now)
-                # Touched last, so last in the table: the first ones are those to look at.
+                # In the order of changes: the oldest entries are the first.
                 self._due[key] = max(self._due.pop(key, now), now) + interval
             else:
                 self._tell(node, key, node.counts.get(key, 0) + 1)
@@ -224,4 +228,4 @@ class Ledger:
             key = next(iter(self._due))
             due = self._due.pop(key)
             if due > now:
-                self._due[key] = due  # looked at again when the others have been
+                self._due[key] = due  # to the end: it is checked again after all others

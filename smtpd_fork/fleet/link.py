@@ -1,4 +1,8 @@
-"""Link: what a node reaches its fleet by. Redis is one (``redis_link.py``)."""
+"""Link: the interface by which a node reaches its fleet.
+
+``redis_link.py`` implements it for Redis, ``smtpd_fork/supervisor/shared_limits.py`` for the
+processes of one supervisor.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +12,44 @@ __all__ = ["Link"]
 
 
 class Link(Protocol):
-    """A way to the fleet. One call is under way at a time, and none is cancelled without a close.
+    """A connection to the fleet.
 
-    :ivar shown: names it in the log, without a password
+    There is at most one :meth:`call` at a time. After one was cancelled, the link must be closed.
+
+    :ivar description: describes the link in the log, without a password
     """
 
-    shown: str
+    description: str
 
     async def open(self) -> None:
-        """Reach the fleet.
+        """Connect to the fleet.
 
-        :raises FleetError: it cannot be reached, or refuses
+        :raises FleetError: the fleet cannot be reached, or refuses the connection
         """
 
     async def call(self, keys: list[str], message: bytes) -> object:
         """Send a message, and return the bytes of its answer.
 
-        :param keys: of the message, without the prefix of the fleet
-        :raises FleetError: the answer is an error, or none came
+        :param keys: the keys of the message, without the prefix of the fleet
+        :raises FleetError: the answer is an error, or there is none
         """
 
     async def hint(self) -> str:
-        """Return the next hint: ``empty``, ``waiting``, ``room`` or ``denials``; one may get lost.
+        """Return the next hint: ``empty``, ``waiting``, ``room`` or ``denials``.
 
-        :raises FleetError: none will come any more
+        Hints may get lost.
+
+        :raises FleetError: no more hints can be received
         """
 
     async def ask(self, question: str, keys: list[str], message: bytes) -> object:
-        """Ask beside the call under way, which is not disturbed; return the bytes of the answer.
+        """Send a question, and return the bytes of the answer; possible during a :meth:`call`.
 
         :param question: ``view`` (see ``view.py``), ``denials`` (see ``denial_message.py``) or
             ``auth_attempts`` (see ``auth_attempts.py``)
-        :param keys: those that are asked about, without the prefix of the fleet
-        :raises FleetError: the answer is an error, or none came within some seconds
+        :param keys: the keys that the question is about, without the prefix of the fleet
+        :raises FleetError: the answer is an error, or there is none within some seconds
         """
 
     async def close(self) -> None:
-        """Let go of the fleet; a call under way has no answer any more."""
+        """Close the connection; a pending :meth:`call` fails."""

@@ -1,7 +1,7 @@
-"""Messenger: sends the messages of a node to its fleet, one at a time, and takes the answers.
+"""Messenger: sends the messages of a node to its fleet, one at a time, and handles the answers.
 
-One task owns the link and has one message under way; all clients that come meanwhile go into the
-next. A wake-up during a message leads to one more; none is lost.
+One task owns the link. While a message is in flight, new questions are collected for the next
+message. A wake-up during a message causes another message afterwards, so no wake-up is lost.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
+from smtpd_fork.fleet.answer_timeout import AnswerTimeout
 from smtpd_fork.fleet.episodes import State
-from smtpd_fork.fleet.patience import Patience
 from smtpd_fork.fleet.sync import FleetError, decode, encode
 
 if TYPE_CHECKING:
@@ -32,42 +32,44 @@ T = TypeVar("T")
 
 log = logging.getLogger("smtpd_fork.fleet")
 
-TELL_SECONDS = 0.02
-"""How long counts wait to be sent, so that several go into one message."""
+SEND_SECONDS = 0.02
+"""Delay of changed counts, so that one message contains several."""
 
 PROBE_SECONDS = 0.25
-"""How often a fleet that answers late is asked whether it is faster again."""
+"""Interval of messages while the fleet answers late."""
 
 ABOUT_SECONDS = 30.0
-"""How often a node describes itself: the description is kept for 90 s."""
+"""Interval at which a node sends its description, which the fleet keeps for 90 s."""
 
 BACKOFF_SECONDS = (0.1, 5.0)
-"""The shortest and the longest wait between two attempts to reach the fleet; the real one is
-random below it, so that nodes do not come back all at once."""
+"""First and longest upper bound of the delay between two attempts to reach the fleet. The delay
+itself is random, so that nodes do not reconnect all at once."""
 
 OPEN_SECONDS = 5.0
-"""How long an attempt to reach the fleet may take."""
+"""Timeout of an attempt to reach the fleet."""
 
 CLOSE_SECONDS = 1.0
-"""How long the end of a link may take: the other side may not read any more."""
+"""Timeout for closing a link: the other side may not read any more."""
 
 HINTS_SECONDS = (0.5, 2.0)
-"""How soon hints are asked for again after their connection was lost."""
+"""Bounds of the random delay until hints are subscribed to again after a lost connection."""
 
 
 class Messenger:
-    """Owns the link of a node.
+    """Sends the messages of a node over its link.
 
     :param gate: of the node
-    :param share: its part in the fleet
-    :param node: builds the messages, and reads the answers
+    :param share: the gate's share of the fleet
+    :param node: builds the messages, and evaluates the answers
+    :param link: to the fleet
     :param counts: of clients and answers
-    :param about: returns what the node says of itself
-    :ivar timeout: seconds in which an answer is in time
-    :ivar lease: seconds after which an answer is not waited for any more
-    :param trouble: called with the state, and the reason, whenever no client can be asked about
-    :param in_reach: called after each answer in time
-    :ivar tried: set as soon as the fleet has answered, or could not be reached
+    :param describe: returns the description of the node, as JSON
+    :param timeout: seconds within which an answer is in time
+    :param lease: seconds after which a message without an answer has failed
+    :param on_failure: called with the state and the reason whenever the fleet cannot be asked
+    :param on_answer: called after each answer in time
+    :ivar answer_timeout: monitors the time of messages and questions
+    :ivar tried: set as soon as the fleet has answered, or an attempt to reach it has failed
     """
 
     def __init__(
@@ -78,39 +80,41 @@ class Messenger:
         link: Link,
         counts: Counts,
         *,
-        about: Callable[[], str],
+        describe: Callable[[], str],
         timeout: float,
         lease: float,
-        trouble: Callable[[State, str], None],
-        in_reach: Callable[[], None],
+        on_failure: Callable[[State, str], None],
+        on_answer: Callable[[], None],
     ) -> None:
         self._gate = gate
         self._share = share
         self._node = node
         self._link = link
         self._counts = counts
-        self._about = about
-        self._about_told = 0.0
-        self.patience = Patience(node.oldest, self._late, self._over, timeout, lease)
-        self._trouble = trouble
-        self._in_reach = in_reach
+        self._describe = describe
+        self._about_sent = 0.0
+        self.answer_timeout = AnswerTimeout(
+            node.waiting_since, self._on_late, self._on_expired, timeout, lease
+        )
+        self._on_failure = on_failure
+        self._on_answer = on_answer
         self._task: asyncio.Task[None] | None = None
-        self._telling: asyncio.TimerHandle | None = None
-        self._limit: asyncio.Timeout | None = None  # of the message under way
-        self._reached = False  # the fleet has answered in time since the link was opened
-        self._talks = False
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._limit: asyncio.Timeout | None = None  # of the message in flight
+        self._reached = False  # whether the fleet has answered in time since the link was opened
+        self._sends = False
         self._urgent = False
-        self._waits_in_vain = False  # the last message said that clients wait, and they wait still
+        self._still_waiting = False  # clients waited at the last message, and wait still
 
     # -- life ------------------------------------------------------------------------------------
 
     @property
-    def runs(self) -> bool:
-        """Whether it was started, and not stopped."""
+    def running(self) -> bool:
+        """Whether the messenger was started and not stopped."""
         return self._task is not None
 
     def start(self) -> None:
-        """Begin to send messages, in the loop that runs."""
+        """Start to send messages, in the running loop."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._wake, self._ending, self.tried = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -118,19 +122,19 @@ class Messenger:
         self._task = self._loop.create_task(self._run())
 
     async def stop(self) -> None:
-        """Send a last message, if there is an answer in time, and close the link."""
+        """Send a last message, wait for its answer at most for the timeout, and close the link."""
         task, self._task = self._task, None
         assert task is not None
         self._ending.set()
         self._wake.set()
         try:
-            await asyncio.wait([task], timeout=self.patience.timeout)
+            await asyncio.wait([task], timeout=self.answer_timeout.timeout)
         finally:
             task.cancel()
-            self.patience.end()
-            if self._telling is not None:
-                self._telling.cancel()
-                self._telling = None
+            self.answer_timeout.end()
+            if self._send_timer is not None:
+                self._send_timer.cancel()
+                self._send_timer = None
         await asyncio.wait([task])
 
     async def _run(self) -> None:
@@ -140,9 +144,9 @@ class Messenger:
             self._reached = False
             try:
                 await self._open()
-                await self._talk()
+                await self._send_messages()
             except FleetError as error:
-                self._report(f"{self._link.shown}: {error}")
+                self._report(f"{self._link.description}: {error}")
             except Exception as error:
                 log.exception("internal error")
                 self._report(f"{type(error).__name__}: {error}")
@@ -154,8 +158,8 @@ class Messenger:
 
     def _report(self, reason: str) -> None:
         if not self._ending.is_set():
-            self._trouble(State.DOWN, reason)
-            self._node.lost()  # after its clients were let in
+            self._on_failure(State.DOWN, reason)
+            self._node.lost()  # after _on_failure(), which has answered the questions
 
     async def _open(self) -> None:
         try:
@@ -171,71 +175,71 @@ class Messenger:
                 await self._link.close()
 
     async def _pause(self, seconds: float) -> None:
-        """Wait; not when the end has come."""
+        """Wait for *seconds*, or until :meth:`stop`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._ending.wait()
 
     # -- messages --------------------------------------------------------------------------------
 
-    async def _talk(self) -> None:
-        """Send messages until the end, or until one fails.
+    async def _send_messages(self) -> None:
+        """Send messages until :meth:`stop`, or until one fails.
 
-        :raises FleetError: the fleet is out of reach
+        :raises FleetError: a message has failed
         """
-        self._talks = True
+        self._sends = True
         listening = self._loop.create_task(self._listen())
-        self._about_told = -ABOUT_SECONDS
+        self._about_sent = -ABOUT_SECONDS
         try:
             while True:
                 leaves = self._ending.is_set()
                 await self._exchange(leaves=leaves)
                 if leaves:
                     return
-                await self._news()
+                await self._wait_for_work()
         finally:
-            self._talks = False
-            listening.cancel()  # may be lost in a call of redis-py: the task looks for itself
+            self._sends = False
+            listening.cancel()  # redis-py may swallow it; then the task sees self._sends
             await asyncio.wait([listening], timeout=CLOSE_SECONDS)
 
     async def _exchange(self, *, leaves: bool) -> None:
-        """Send one message, and take its answer.
+        """Send one message, and handle its answer.
 
-        :raises FleetError: none came, or an error
+        :raises FleetError: there is no answer, or the answer is an error
         """
-        self._wake.clear()  # before the message: what happens from now on is for the next
+        self._wake.clear()  # before the message is built: later changes go into the next one
         message = self._message(leaves=leaves)
-        self.patience.overdue = False
-        self.patience.watch()
+        self.answer_timeout.overdue = False
+        self.answer_timeout.watch()
         try:
             async with asyncio.timeout(None) as self._limit:
                 data = await self._link.call(message.keys, encode(message.sync))
         except TimeoutError:
-            raise FleetError(f"no answer within {self.patience.lease:g} s") from None
+            raise FleetError(f"no answer within {self.answer_timeout.lease:g} s") from None
         finally:
             self._limit = None
-        answer, in_time = decode(data, len(message.questions)), not self.patience.overdue
+        answer, in_time = decode(data, len(message.questions)), not self.answer_timeout.overdue
         with self._gate.lock:
             decided = self._node.answer(answer)
             self._share.stressed = (
                 4 * (self._node.others + self._gate.count) >= 3 * self._share.connections > 0
             )
             if in_time:
-                self._share.alone = None
+                self._share.local_slots = None
         self._counts.answered(time.monotonic() - message.sent, [each for _, each in decided])
         for question, refusal in decided:
             question.answer(refusal)
         if in_time and not leaves:
             self._reached = True
-            self._in_reach()
+            self._on_answer()
             self.tried.set()
         self._gate.tell_waiters()
-        self._waits_in_vain = message.sync.waits and self._gate.full
+        self._still_waiting = message.sync.waits and self._gate.full
 
     def _message(self, *, leaves: bool) -> Message:
         now, about = time.monotonic(), ""
-        if now - self._about_told >= ABOUT_SECONDS:
-            about, self._about_told = self._about(), now
+        if now - self._about_sent >= ABOUT_SECONDS:
+            about, self._about_sent = self._describe(), now
         gate = self._gate
         with gate.lock:
             limits = gate.limits
@@ -249,20 +253,20 @@ class Messenger:
                 leaves=leaves,
             )
 
-    async def _news(self) -> None:
-        """Wait until there is something to tell or to ask, or the lease has to be renewed."""
-        if self.patience.overdue:
+    async def _wait_for_work(self) -> None:
+        """Wait until there are questions or changed counts, or the lease must be renewed."""
+        if self.answer_timeout.overdue:
             await self._pause(PROBE_SECONDS)
         elif not self._node.has_questions():
-            if self._node.has_news():
-                self._tell_soon(urgent=False)
+            if self._node.has_unsent():
+                self._send_soon(urgent=False)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.patience.lease / 3):
+                async with asyncio.timeout(self.answer_timeout.lease / 3):
                     await self._wake.wait()
 
     async def _listen(self) -> None:
-        """Act on hints: each is acted on by one more message."""
-        while self._talks:
+        """Receive hints; each causes another message."""
+        while self._sends:
             try:
                 hint = await self._link.hint()
             except FleetError as error:
@@ -270,56 +274,59 @@ class Messenger:
                 await asyncio.sleep(random.uniform(*HINTS_SECONDS))  # noqa: S311 - no secret
                 continue
             if hint == "waiting":
-                self._share.others_wait = True  # a spare slot is given up in this message
+                self._share.others_wait = True  # the next message gives up spare slots
             self._wake.set()
 
     # -- time ------------------------------------------------------------------------------------
 
-    def _late(self) -> None:
-        self.patience.overdue = True
-        self._trouble(State.LATE, f"no answer within {self.patience.seconds * 1000:g} ms")
+    def _on_late(self) -> None:
+        self.answer_timeout.overdue = True
+        self._on_failure(State.LATE, f"no answer within {self.answer_timeout.seconds * 1000:g} ms")
         if self._limit is not None:
-            self.patience.watch()
+            self.answer_timeout.watch()
 
-    def _over(self) -> None:
+    def _on_expired(self) -> None:
         if self._limit is not None:
             self._limit.reschedule(self._loop.time())
 
     # -- wake-ups --------------------------------------------------------------------------------
 
     def ask(self) -> None:
-        """Send the questions of the node."""
-        self.patience.watch()
+        """Send the questions of the node, in the next message."""
+        self.answer_timeout.watch()
         self._wake.set()
 
     def wake(self, urgent: bool) -> None:
-        """Take note that there is something to tell; the gate calls it, from any thread."""
-        if self.is_here:
-            self._tell_soon(urgent)
+        """Send changed counts soon; the gate calls it, from any thread.
+
+        :param urgent: whether a client waits for a slot
+        """
+        if self.in_own_thread:
+            self._send_soon(urgent)
         else:
-            self.call(self._tell_soon, urgent)
+            self.call(self._send_soon, urgent)
 
     @property
-    def is_here(self) -> bool:
-        """Whether this is the thread of the messenger."""
+    def in_own_thread(self) -> bool:
+        """Whether the caller runs in the thread of the messenger's loop."""
         return threading.get_ident() == self._thread
 
     def call(self, callback: Callable[[T], None], argument: T) -> None:
-        """Call *callback* in the thread of the messenger, soon; not if its loop is closed."""
+        """Schedule a call in the thread of the messenger; no error if its loop is closed."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(callback, argument)
 
-    def _tell_soon(self, urgent: bool) -> None:
-        if urgent and not self._waits_in_vain:
-            # Not at once: a client that waits here takes a slot in this turn of the loop.
+    def _send_soon(self, urgent: bool) -> None:
+        if urgent and not self._still_waiting:
+            # In the next iteration: in this one, a client that waits here may get a slot.
             self._loop.call_soon(self._wake.set)
             return
         self._urgent = self._urgent or urgent
-        if self._telling is None and not self._ending.is_set():
-            self._telling = self._loop.call_later(TELL_SECONDS, self._tell)
+        if self._send_timer is None and not self._ending.is_set():
+            self._send_timer = self._loop.call_later(SEND_SECONDS, self._send_changes)
 
-    def _tell(self) -> None:
-        self._telling = None
-        if self._urgent or self._node.has_news():
+    def _send_changes(self) -> None:
+        self._send_timer = None
+        if self._urgent or self._node.has_unsent():
             self._urgent = False
             self._wake.set()

@@ -1,7 +1,8 @@
 """Node: the counts that a process has sent to its fleet, and its questions. No I/O, no clock.
 
-Every question ends exactly once: by an answer, by :meth:`Node.give_up`, or because its asker
-forgets it. The gate counts a session from its ticket on; the fleet gets those that were decided.
+Every question ends exactly once: by an answer, by :meth:`Node.give_up` or by :meth:`Node.cancel`.
+The gate counts a session as soon as it has a ticket; the fleet gets the sessions without those
+whose question has no answer yet.
 """
 
 from __future__ import annotations
@@ -21,27 +22,28 @@ if TYPE_CHECKING:
 __all__ = ["KEEP_SECONDS", "Message", "Node"]
 
 KEEP_SECONDS = 90.0
-"""How long a count is kept that is not sent again. It is sent three times in that time."""
+"""How long the fleet keeps a count that is not sent again. A node sends it again after a third of
+this time."""
 
 MAX_CLIENTS = 128
-"""Asked about in one message; more have to wait for the next."""
+"""Maximum number of clients in one message; more have to wait for the next one."""
 
 MAX_COUNTS = 256
-"""Told in one message, besides those of the clients."""
+"""Maximum number of counts in one message, without those of its clients."""
 
 MAX_SPARE = 64
-"""Slots that a node holds and does not use."""
+"""Maximum number of free slots that a node holds in reserve."""
 
 UNKNOWN = -1
-"""A count that the fleet may have, or not."""
+"""Stands for a count of which it is not known whether the fleet has received it."""
 
 
 class Message(NamedTuple):
-    """A message under way.
+    """A message in flight.
 
     :ivar keys: its keys, without the prefix
     :ivar questions: in the order of its clients
-    :ivar sent: when, in seconds
+    :ivar sent: when it was sent, in seconds
     """
 
     sync: Sync
@@ -51,14 +53,14 @@ class Message(NamedTuple):
 
 
 class Node:
-    """What one process holds of a fleet.
+    """The state of one process as a node of a fleet.
 
-    :param name: of the node, unique
-    :param share: the gate's part in the fleet
-    :ivar lease: seconds for which the word of this node counts
-    :ivar nodes: that live
-    :ivar others: sessions of the other nodes, a moment ago
-    :ivar denials: version of the denials of the fleet
+    :param name: unique id of the node
+    :param share: the gate's share of the fleet
+    :ivar lease: seconds after which the fleet removes this node if it sends nothing
+    :ivar nodes: number of live nodes
+    :ivar others: sessions of the other nodes, at the last survey
+    :ivar denials: version of the fleet's denials
     """
 
     def __init__(self, name: str, share: FleetShare, lease: float) -> None:
@@ -71,19 +73,19 @@ class Node:
         self._queue: deque[Question] = deque()
         self._message: Message | None = None
         self._undecided: dict[str, int] = {}
-        self._told: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._sent: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     # -- questions -------------------------------------------------------------------------------
 
     def ask(self, question: Question) -> None:
-        """Ask about a client, whose session the gate counts already."""
+        """Queue a question about a client, whose session the gate counts already."""
         self._queue.append(question)
         for check in question.checks:
             if not check.interval:
                 self._undecided[check.key] = self._undecided.get(check.key, 0) + 1
 
-    def forget(self, question: Question) -> None:
-        """Wait for the answer no longer; no error if it has come."""
+    def cancel(self, question: Question) -> None:
+        """End a question; no error if it has ended."""
         if question.ended:
             return
         question.ended = True
@@ -96,8 +98,8 @@ class Node:
                     del self._undecided[check.key]
                 self._share.changed[check.key] = None
 
-    def oldest(self) -> float | None:
-        """Return since when a client, or a message, waits for an answer; None: none does."""
+    def waiting_since(self) -> float | None:
+        """Return since when the oldest question or message waits for an answer; None: none."""
         questions: list[Question] = list(self._queue)
         since = []
         if self._message is not None:
@@ -107,31 +109,31 @@ class Node:
         return min(since, default=None)
 
     def give_up(self) -> list[Question]:
-        """Forget all questions, and return them: their clients go by the limits of the node."""
+        """End all questions, and return them; the caller decides without the fleet."""
         in_flight = [] if self._message is None else self._message.questions
         questions = [each for each in (*in_flight, *self._queue) if not each.ended]
         self._queue.clear()
         for question in questions:
-            self.forget(question)
+            self.cancel(question)
         return questions
 
     # -- messages --------------------------------------------------------------------------------
 
     def has_questions(self) -> bool:
-        """Whether there is a client to ask about, or so much to tell that it takes messages."""
+        """Whether there are questions, or more changed counts than one message can contain."""
         return bool(self._queue) or len(self._share.changed) > MAX_COUNTS
 
-    def has_news(self) -> bool:
-        """Whether there is a client to ask about, or a count to tell. Takes the gate's lock."""
+    def has_unsent(self) -> bool:
+        """Whether there are questions or counts to send. Acquires the gate's lock."""
         if self._queue:
             return True
         with self._share.lock:
             changed = self._share.changed
-            if self._message is not None:  # what the fleet has is known with its answer
+            if self._message is not None:  # the answer will show which counts the fleet has
                 return bool(changed)
             while changed:
                 key = next(iter(changed))
-                if self._is_news(key):
+                if self._is_unsent(key):
                     return True
                 del changed[key]
         return False
@@ -146,13 +148,13 @@ class Node:
         waits: bool = False,
         leaves: bool = False,
     ) -> Message:
-        """Return the next message; the one before was answered, or lost.
+        """Build the next message; the previous one was answered, or has failed.
 
         The caller holds the gate's lock.
 
-        :param sessions: of the gate, in all
-        :param reserve: slots for exempt clients alone
-        :param about: and the others: see :class:`Sync`
+        :param sessions: all sessions of the gate
+        :param reserve: slots reserved for exempt clients
+        :param about: this and the other parameters: see :class:`Sync`
         """
         share = self._share
         questions = self._next_questions()
@@ -169,7 +171,7 @@ class Node:
                         counts += number, self._decided(check.key)
                 numbers += number, check.limit.limit, check.interval, check.most
             clients.append(numbers)
-        for key in self._news(now):
+        for key in self._unsent_keys(now):
             if key not in keys:
                 number = keys[key] = len(keys) + 1
                 counts += number, self._decided(key)
@@ -179,7 +181,7 @@ class Node:
             keep=round(KEEP_SECONDS * 1000),
             limit=share.connections,
             sessions=sessions,
-            want=self._wanted(sessions, reserve, waits),
+            want=self._slots_wanted(sessions, reserve, waits),
             survey=now - self._surveyed >= self.lease / 3,
             waits=waits and not share.closing,
             leaves=leaves,
@@ -189,13 +191,13 @@ class Node:
         )
         if sync.survey:
             self._surveyed = now
-        # Given up here first: once the fleet knows, they are another node's.
+        # Stop to use them before the fleet knows: then another node may get them.
         share.slots = min(share.slots, sync.want)
         self._message = Message(sync, list(keys), questions, now)
         return self._message
 
     def answer(self, answer: Answer) -> list[tuple[Question, Refusal | None]]:
-        """Take the answer of the message under way; return the questions that it decides.
+        """Apply the answer to the message in flight; return the questions that it decides.
 
         The caller holds the gate's lock.
         """
@@ -212,14 +214,14 @@ class Node:
                     if key in counts:
                         counts[key] += 1
             if not question.ended:
-                self.forget(question)
+                self.cancel(question)
                 if refusal is not None:
-                    self._will_leave(question)
+                    self._mark_refused(question)
                 decided.append((question, refusal))
         for number, count in counts.items():
-            self._note(keys[number - 1], count, sent)
+            self._record_sent(keys[number - 1], count, sent)
         if answer.fresh:
-            self.tell_all()
+            self.resend_all()
         self._share.slots, self._share.until = answer.slots, sent + self.lease
         self.nodes = answer.nodes
         if answer.sessions >= 0:
@@ -229,18 +231,18 @@ class Node:
         return decided
 
     def lost(self) -> None:
-        """Take note that the message under way may have arrived, or not."""
+        """Handle the loss of the connection: the message in flight may have arrived or not."""
         if self._message is not None:
             for number in self._message.sync.counts[::2]:
                 key = self._message.keys[number - 1]
-                self._told[key] = (UNKNOWN, 0.0)
+                self._sent[key] = (UNKNOWN, 0.0)
             self._message = None
-        self.tell_all()
+        self.resend_all()
 
-    def tell_all(self) -> None:
-        """Have all counts told again, in the next messages."""
-        self._share.changed.update(dict.fromkeys((*self._told, *self._share.held)))
-        self._told = OrderedDict((key, (UNKNOWN, 0.0)) for key in self._told)
+    def resend_all(self) -> None:
+        """Make the next messages contain all counts again."""
+        self._share.changed.update(dict.fromkeys((*self._sent, *self._share.held)))
+        self._sent = OrderedDict((key, (UNKNOWN, 0.0)) for key in self._sent)
 
     def _next_questions(self) -> list[Question]:
         questions: list[Question] = []
@@ -254,54 +256,55 @@ class Node:
         if not 0 < which <= len(question.checks):
             return None
         check = question.checks[which - 1]
-        self._share.know(check.key, count, now)
+        self._share.mark_over(check.key, count, now)
         return check.refusal(count)
 
-    def _will_leave(self, question: Question) -> None:
+    def _mark_refused(self, question: Question) -> None:
         for check in question.checks:
             if not check.interval:
-                self._share.will_leave(check.key)
+                self._share.mark_refused(check.key)
 
     # -- counts ----------------------------------------------------------------------------------
 
     def _decided(self, key: str) -> int:
-        """Return the sessions of *key* that the fleet is not being asked about."""
+        """Return the sessions of *key* without those whose question has no answer yet."""
         return max(0, self._share.held.get(key, 0) - self._undecided.get(key, 0))
 
-    def _note(self, key: str, count: int, now: float) -> None:
-        """Take note that the fleet has *count* of *key*."""
+    def _record_sent(self, key: str, count: int, now: float) -> None:
+        """Record that the fleet has the count *count* for *key*."""
         if count:
-            self._told[key] = (count, now)
-            self._told.move_to_end(key)
+            self._sent[key] = (count, now)
+            self._sent.move_to_end(key)
         else:
-            self._told.pop(key, None)
+            self._sent.pop(key, None)
 
-    def _is_news(self, key: str) -> bool:
-        return self._told.get(key, (0, 0.0))[0] != self._decided(key)
+    def _is_unsent(self, key: str) -> bool:
+        return self._sent.get(key, (0, 0.0))[0] != self._decided(key)
 
-    def _news(self, now: float) -> list[str]:
-        """Return the keys whose counts have to be sent; they count as sent then."""
-        news: list[str] = []
+    def _unsent_keys(self, now: float) -> list[str]:
+        """Return the keys whose counts must be sent: changed ones, and those sent long ago."""
+        keys: list[str] = []
         changed = self._share.changed
-        while changed and len(news) < MAX_COUNTS:
+        while changed and len(keys) < MAX_COUNTS:
             key = next(iter(changed))
             del changed[key]
-            if self._is_news(key):
-                news.append(key)
-        room = MAX_COUNTS - len(news)
-        for key, (_, told) in islice(self._told.items(), room):
-            if now - told < KEEP_SECONDS / 3:
+            if self._is_unsent(key):
+                keys.append(key)
+        left = MAX_COUNTS - len(keys)
+        for key, (_, sent) in islice(self._sent.items(), left):
+            if now - sent < KEEP_SECONDS / 3:
                 break
-            news.append(key)
-        return news
+            keys.append(key)
+        return keys
 
     # -- slots -----------------------------------------------------------------------------------
 
-    def _wanted(self, sessions: int, reserve: int, waits: bool) -> int:
-        """Return how many slots of the fleet this node wants to hold.
+    def _slots_wanted(self, sessions: int, reserve: int, waits: bool) -> int:
+        """Return how many of the fleet's slots this node wants to hold.
 
-        Those in use and a few to spare, unless another node waits; a node that waits wants one.
-        A change of a few is not worth the question whether there are as many.
+        That is the slots in use and some in reserve. While another node waits, it is those in use,
+        and one more if a client waits here. A small change of the reserve is not requested, as each
+        request makes the fleet add up the slots of all nodes.
         """
         share = self._share
         if share.closing:

@@ -1,4 +1,4 @@
-"""Question: a client that a fleet is asked about, and that waits for the answer."""
+"""Question: a question to the fleet about a client, which waits for the answer."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ log = logging.getLogger("smtpd_fork.fleet")
 
 
 class Question:
-    """A client that the fleet is asked about.
+    """A question about one client.
 
-    :param checks: the limits that it must not exceed
+    :param checks: the limits that the client must not exceed
     :param answered: called with the refusal, or None
-    :param since: when it was asked, in seconds
-    :param loop: of the asker, if that is not the fleet's: it runs in another thread
+    :param since: the time of the question, in seconds of the monotonic clock
+    :param loop: in which *answered* is called; None: the fleet's. It may run in another thread
     """
 
-    __slots__ = ("answered", "checks", "ended", "forgotten", "loop", "since")
+    __slots__ = ("answered", "cancelled", "checks", "ended", "loop", "since")
 
     def __init__(
         self,
@@ -38,21 +38,21 @@ class Question:
     ) -> None:
         self.checks = checks
         self.loop = loop
-        self.forgotten = False  # by an asker in another thread
+        self.cancelled = False  # may be set in another thread
         self.answered = answered
         self.since = since
         self.ended = False
 
     def answer(self, refusal: Refusal | None) -> None:
-        """Tell the asker; an error of one does not reach the others."""
+        """Call the callback; an error in it is logged, so that it does not affect other clients."""
         if self.loop is not None:
-            with suppress(RuntimeError):  # it is closed
+            with suppress(RuntimeError):  # the loop may be closed
                 self.loop.call_soon_threadsafe(self._answer, refusal)
         else:
             self._answer(refusal)
 
     def _answer(self, refusal: Refusal | None) -> None:
-        if self.forgotten:
+        if self.cancelled:
             return
         try:
             self.answered(refusal)

@@ -1,7 +1,7 @@
-"""RedisLink: reaches a fleet by Redis or Valkey, plain, by TLS, by a unix socket or by Sentinel.
+"""RedisLink: connects to Redis or Valkey by TCP, TLS, a unix socket or Sentinel.
 
-A script does all the work (``sync.lua``), so a message is one step for all nodes. It is called by
-its hash: nodes of two versions, each with a script of its own, share one Redis.
+The script ``sync.lua`` processes a message, so each message is one atomic step. It is called by its
+hash: nodes of two versions, each with its own script, can share one Redis.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["SCRIPT", "RedisLink"]
 
 SCRIPT = files("smtpd_fork.fleet").joinpath("sync.lua").read_text()
-"""Read once: a daemon that has dropped its privileges may not be able to."""
+"""Read at import: a daemon that has dropped its privileges may not be able to read files."""
 
 QUESTIONS = {
     name: files("smtpd_fork.fleet").joinpath(f"{name}.lua").read_text()
@@ -42,26 +42,26 @@ CHECK = files("smtpd_fork.fleet").joinpath("check.lua").read_text()
 COMMANDS = sorted(
     {name for text in (SCRIPT, *QUESTIONS.values()) for name in re.findall(r"call\('(\w+)'", text)}
 )
-"""Of Redis, which the scripts use."""
+"""The Redis commands that the scripts use."""
 
 REFUSED_IN_SCRIPT = ("can't run this command", "ACL failure in script")
-"""Of the error of Redis 7.0, and of Valkey, when the ACL refuses a command of a script."""
+"""Texts in the errors of Redis 7.0 and of Valkey when the ACL refuses a command of a script."""
 
 CONNECTIONS = 4
-"""One for messages, one for hints, one for an administrator's questions, one to spare."""
+"""One for messages, one for hints, one for questions of an administrator, one in reserve."""
 
 CONNECT_SECONDS = 5.0
 
 ASK_SECONDS = 2.0
-"""For the answer to a question beside the call under way."""
+"""Timeout of :meth:`RedisLink.ask`."""
 
 
 class RedisServer(NamedTuple):
-    """What is known of a Redis.
+    """Properties of a Redis server.
 
-    :ivar version: empty if it may not be read
-    :ivar policy: ``maxmemory-policy``; empty if it may not be read
-    :ivar refused: the commands that are needed, and refused by its ACL
+    :ivar version: empty if the user may not read it
+    :ivar policy: ``maxmemory-policy``; empty if the user may not read it
+    :ivar refused: the necessary commands that the ACL refuses
     """
 
     version: str
@@ -70,13 +70,12 @@ class RedisServer(NamedTuple):
 
 
 class RedisLink:
-    """A link by Redis.
+    """A link to the fleet by Redis; see :class:`smtpd_fork.fleet.link.Link`.
 
     :param address: of Redis
     :param keys: of the fleet
-    :param password: for Redis; None: it wants none
-    :param ca_file: CA certificates that its certificate is verified with; None: the system's
-    :ivar shown: names it in the log
+    :param password: for Redis; None: without a password
+    :param ca_file: CA certificates to verify the certificate of Redis; None: the system's
     """
 
     def __init__(
@@ -89,8 +88,8 @@ class RedisLink:
     ) -> None:
         self._address = address
         self._keys = keys
-        self.shown = str(address)
-        # The fleet has a time limit for each answer; another in redis-py would cost as much again.
+        self.description = str(address)
+        # The fleet has a timeout for each answer; another timer in redis-py would only cost time.
         self._options: dict[str, Any] = {
             "socket_connect_timeout": CONNECT_SECONDS,
             "socket_timeout": None,
@@ -108,13 +107,13 @@ class RedisLink:
         self._hash = ""
 
     async def open(self) -> None:
-        """Connect, load the script, and ask for hints; see the protocol."""
+        """Connect, load the script, and subscribe to hints; see :class:`Link`."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 self._client = self._connect()
                 pool = self._client.connection_pool
                 self._connection = pool.make_connection()  # type: ignore[no-untyped-call]  # as above
-                await self._connection.connect()  # by Sentinel, if there is one: not when it sends
+                await self._connection.connect()  # now: it asks Sentinel, if there is one
                 self._hash = await self._client.script_load(SCRIPT)
                 await self._subscribe()
         except TimeoutError:
@@ -126,7 +125,7 @@ class RedisLink:
         assert self._client is not None
         self._hints = self._client.pubsub(ignore_subscribe_messages=True)
         await self._hints.subscribe(self._keys.channel)
-        await self._hints.get_message(timeout=None)  # that it is subscribed, or an error
+        await self._hints.get_message(timeout=None)  # the confirmation, or an error
         return self._hints
 
     def _connect(self) -> Redis:
@@ -141,12 +140,12 @@ class RedisLink:
         return primary
 
     async def call(self, keys: list[str], message: bytes) -> object:
-        """Send a message, and return its answer; see the protocol."""
+        """Send a message, and return its answer; see :class:`Link`."""
         names = [*self._keys.fixed, *map(self._keys.of, keys)]
         try:
             try:
                 return await self._evaluate(names, message)
-            except NoScriptError:  # nothing has run
+            except NoScriptError:  # no script has run, so the message can be sent again
                 assert self._client is not None
                 self._hash = await self._client.script_load(SCRIPT)
                 return await self._evaluate(names, message)
@@ -154,7 +153,7 @@ class RedisLink:
             raise FleetError(_reason(error)) from None
 
     async def _evaluate(self, names: list[str], message: bytes) -> object:
-        # A connection of its own, and no client: that takes 100 us more for each message.
+        # A connection without redis-py's client, which takes 100 us more for each message.
         connection = self._connection
         assert connection is not None
         words = ("EVALSHA", self._hash, str(len(names)), *names)
@@ -163,7 +162,7 @@ class RedisLink:
         return await connection.read_response()
 
     async def ask(self, question: str, keys: list[str], message: bytes) -> object:
-        """Ask on a connection of its own; see the protocol."""
+        """Send a question on another connection; see :class:`Link`."""
         client, script = self._client, QUESTIONS[question]
         if client is None:
             raise FleetError("there is no connection")
@@ -182,9 +181,9 @@ class RedisLink:
             raise FleetError(_reason(error)) from None
 
     async def server(self) -> RedisServer:
-        """Return what is known of the Redis.
+        """Return the version, the eviction policy and the refused commands of the server.
 
-        :raises FleetError: it cannot be asked
+        :raises FleetError: the server does not answer
         """
         client = self._client
         assert client is not None
@@ -202,7 +201,7 @@ class RedisLink:
         return RedisServer(version, policy, [str(each, "ascii") for each in refused])
 
     async def hint(self) -> str:
-        """Return the next hint; see the protocol."""
+        """Return the next hint; see :class:`Link`."""
         try:
             hints = self._hints or await self._subscribe()
             while True:
@@ -215,7 +214,7 @@ class RedisLink:
             raise FleetError(_reason(error)) from None
 
     async def close(self) -> None:
-        """Close the connections; see the protocol."""
+        """Close the connections; see :class:`Link`."""
         ends = (self._hints, self._client, *self._sentinels)
         connection, self._connection = self._connection, None
         self._client, self._hints, self._sentinels = None, None, []
@@ -227,18 +226,18 @@ class RedisLink:
 
 
 def _command(*words: bytes) -> bytes:
-    """Return a command as the protocol of Redis has it."""
+    """Encode a command in the protocol of Redis (RESP)."""
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in words)
 
 
 async def _close(each: Redis | PubSub | None) -> None:
     if each is not None:
-        with suppress(*ERRORS):  # it was lost already
+        with suppress(*ERRORS):  # the connection may be lost already
             await each.aclose()
 
 
 def _command_in(text: str) -> str:
-    """Return the command of the script that an error is about, by its line; empty if unknown."""
+    """Return the command in the line of the script that an error names; empty if unknown."""
     line = re.search(r"@user_script:(\d+)", text)
     lines = SCRIPT.splitlines()[int(line[1]) - 1 : int(line[1])] if line else []
     command = re.search(r"redis\.call\('(\w+)'", lines[0]) if lines else None
@@ -246,7 +245,7 @@ def _command_in(text: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Return why Redis cannot be used, for an administrator."""
+    """Return a text for an administrator: why Redis cannot be used."""
     text = reason_of(error)
     if isinstance(error, NoPermissionError):
         return f"the ACL of Redis refuses: {text}"

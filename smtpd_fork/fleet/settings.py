@@ -1,4 +1,4 @@
-"""The fleet that the settings describe."""
+"""Create the fleet that the settings describe."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["fleet_of", "link_of"]
 
 LONGEST_SECRET = 4096
-"""Bytes of a file with a password."""
+"""Maximum size of a file with a password, in bytes."""
 
 
 def fleet_of(config: Config, gate: Gate) -> Fleet | None:
-    """Return the fleet of *config* for *gate*, or that which the gate has joined; None for none.
+    """Return the fleet that *gate* has joined, or else the fleet of *config*; None without one.
 
-    :raises SettingError: the address cannot be read, or the file with the password
+    :raises SettingError: the address, the password or the CA certificates cannot be read
     :raises MissingLibraryError: redis-py is not installed
     """
     share = gate.slots.share

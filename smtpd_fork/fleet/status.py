@@ -1,4 +1,4 @@
-"""FleetStatus: what one node knows of its fleet, for the status and for metrics."""
+"""FleetStatus: the state of a fleet as one node sees it, for the status and the metrics."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["OUTCOMES", "STATES", "Counts", "FleetStatus", "fleet_status"]
 
 OUTCOMES = ("admitted", "refused", "alone")
-"""Of a client that the fleet is to be asked about; ``alone``: it could not be asked."""
+"""The outcomes of questions about clients; ``alone``: decided without the fleet."""
 
 STATES = ("up", "late", "down")
 
 
 class Counts:
-    """What a node counts of its questions, and how fast they are answered.
+    """Counts the outcomes of a node's questions, and measures the time of the answers.
 
     :ivar outcomes: clients by outcome (:data:`OUTCOMES`)
     :ivar round_trip: seconds that the last answer took
-    :ivar measure: called with each of these
+    :ivar measure: called with the round trip of each answer
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Counts:
         self.measure: Callable[[float], None] = _ignore
 
     def answered(self, seconds: float, refusals: Sequence[Refusal | None]) -> None:
-        """Count an answer that has decided about clients."""
+        """Count an answer; *refusals* has an item for each client."""
         self.round_trip = seconds
         self.measure(seconds)
         refused = len(refusals) - refusals.count(None)
@@ -46,20 +46,20 @@ class Counts:
 
 
 def _ignore(_: float) -> None:
-    """Nothing is measured."""
+    """Do nothing."""
 
 
 class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures.
+    """The state of a fleet as one node sees it.
 
     :ivar state: one of :data:`STATES`
-    :ivar nodes: that live, with this one, as of the last answer
-    :ivar sessions: of all nodes, as of the last answer
-    :ivar limit: sessions of all nodes at once; 0: no limit
-    :ivar slots: of the fleet that this node holds
-    :ivar free: those of them that are not in use
+    :ivar nodes: number of live nodes, including this one, in the last answer
+    :ivar sessions: of all nodes, in the last answer
+    :ivar limit: maximum sessions of all nodes together; 0: no limit
+    :ivar slots: the fleet's slots that this node holds
+    :ivar free: how many of these slots are free
     :ivar round_trip: seconds that the last answer took
-    :ivar down_since: seconds since the epoch; None while the fleet is in reach
+    :ivar down_since: when the fleet went out of reach, in seconds since the epoch; None: it is not
     :ivar down: seconds since then
     :ivar reason: why it is out of reach
     :ivar outcomes: clients by outcome (:data:`OUTCOMES`)
@@ -81,7 +81,10 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fleet_status(fleet: Fleet | None) -> FleetStatus | None:
-    """Return the figures of a fleet; None for none, and for the processes of one supervisor."""
+    """Return the status of a fleet; None without a fleet.
+
+    Also None if the nodes are only the processes of one supervisor.
+    """
     if fleet is None or fleet.share.processes > 1:
         return None
     share, episodes = fleet.share, fleet.episodes

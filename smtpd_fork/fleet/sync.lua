@@ -1,6 +1,6 @@
--- One message of a node to its fleet: what it holds, and whom it asks about. See sync.py, which has
--- the fields; ledger.py does the same in Python. Everything is read and judged before anything is
--- written: a client that is refused has used up nothing, and an error leaves all as it was.
+-- Processes one message of a node: its counts, and its questions about clients. sync.py describes
+-- the fields; ledger.py does the same in Python. All reads and decisions precede all writes: so a
+-- refused client uses up nothing, and an error changes nothing.
 --
 -- KEYS: layout, nodes, slots, waiting, about, denials, then those of the message
 -- ARGV: the message (MessagePack), the channel of hints
@@ -14,7 +14,7 @@ local node, lease, keep, limit, sessions, want, survey, waits, leaves, about, co
 local layout, nodes, slots, waiting, abouts, denials = unpack(KEYS, 1, 6)
 local FIRST = 6
 
--- What is.
+-- Read.
 
 local time = redis.call('TIME')
 local us = time[1] * 1000000 + time[2]
@@ -25,7 +25,7 @@ if found and found ~= LAYOUT then
   return redis.error_reply('LAYOUT the fleet has layout ' .. found .. ', this node has ' .. LAYOUT)
 end
 
--- Nothing here looks at every node, but a survey: a fleet may have hundreds.
+-- Only a survey reads all nodes, as a fleet may have hundreds.
 local known = {[node] = false}
 local function alive(name)
   if known[name] == nil then
@@ -39,7 +39,7 @@ local mine_ends = redis.call('ZSCORE', nodes, node)
 local fresh = not mine_ends or tonumber(mine_ends) <= now
 local living = redis.call('ZCOUNT', nodes, '(' .. now, '+inf') + (fresh and 1 or 0)
 local dead = redis.call('ZRANGEBYSCORE', nodes, '-inf', now, 'LIMIT', 0, A_FEW)
--- A lease in the far future: the clock was set back.
+-- A lease that ends too late: the clock was set back.
 local wrong = redis.call('ZRANGEBYSCORE', nodes, '(' .. now + LONGEST_LEASE, '+inf', 'LIMIT', 0, A_FEW)
 
 local before = tonumber(string.match(redis.call('HGET', slots, node) or '0', '^%d+'))
@@ -62,7 +62,7 @@ local waited = redis.call('ZSCORE', waiting, node)
 local others_wait = redis.call('ZCARD', waiting) - (waited and 1 or 0)
 
 local version = tonumber(redis.call('HGET', denials, 'version') or 0)
-redis.call('HEXISTS', abouts, node) -- an error now if it is something else
+redis.call('HEXISTS', abouts, node) -- fails here, before any write, if the key has another type
 
 local mine, others, gone = {}, {}, {}
 for i = 1, #counts, 2 do
@@ -81,7 +81,7 @@ for index in pairs(mine) do
   others[index], gone[index] = sum, stale
 end
 
--- Who comes in. A client is a list of four numbers a limit: key, limit, interval, most.
+-- Decide about the clients. A client has four numbers for each limit: key, limit, interval, most.
 
 local due, verdicts = {}, {}
 for c = 1, #clients do
@@ -95,7 +95,7 @@ for c = 1, #clients do
     else
       if not due[index] then
         due[index] = tonumber(redis.call('GET', KEYS[FIRST + index]) or us)
-        -- Later than it can be: the clock was set back.
+        -- Later than possible: the clock was set back.
         due[index] = math.min(due[index], us + checks[i + 2] + checks[i + 3])
       end
       local ahead = due[index] - us
@@ -119,7 +119,7 @@ for c = 1, #clients do
   end
 end
 
--- What is written.
+-- Write.
 
 local function forget(name)
   redis.call('ZREM', nodes, name)
@@ -155,7 +155,8 @@ for index, at in pairs(due) do
     redis.call('SET', KEYS[FIRST + index], string.format('%.0f', at), 'PX', math.ceil((at - us) / 1000))
   end
 end
--- The first node, or that of a fleet that has lost its memory: the others tell theirs at once.
+-- This node is the only one, perhaps as Redis has lost its data: then the other nodes must send
+-- their counts at once.
 if fresh and living == 1 then redis.call('PUBLISH', ARGV[2], 'empty') end
 if waits and not waited then redis.call('PUBLISH', ARGV[2], 'waiting') end
 if others_wait > 0 and (granted < before or leaves or #dead > 0) then

@@ -1,7 +1,7 @@
-"""Sync: the one message of a node to its fleet, and the answer. Plain data, as MessagePack.
+"""Sync: the message of a node to its fleet, and the answer. Plain data, encoded as MessagePack.
 
-A node tells its state, never a change of it: a message that is lost, or comes twice, leaves no
-count wrong. Only rates are counted by arrivals, so a client is never asked about twice.
+A node sends its counts, never their changes: so a message that is lost, or arrives twice, makes no
+count wrong. Only rates count arrivals, so a node never asks about a client twice.
 """
 
 from __future__ import annotations
@@ -13,32 +13,33 @@ import msgspec
 __all__ = ["LAYOUT", "Answer", "FleetError", "Keys", "Sync", "decode", "encode"]
 
 LAYOUT = "1"
-"""Of the keys and the message; nodes of different layouts share nothing."""
+"""Version of the keys and of the message; nodes of different layouts share nothing."""
 
 LONGEST_ANSWER = 1 << 16
-"""Bytes; an answer has four for each client."""
+"""Maximum size of an answer in bytes; it has four bytes for each client."""
 
 
 class FleetError(Exception):
-    """The fleet cannot be asked; the text says why, for an administrator."""
+    """The fleet cannot be asked; the text is the reason, for an administrator."""
 
 
 class Sync(msgspec.Struct, array_like=True, frozen=True):
-    """What a node tells and asks. A key is the number of one of the keys that go with it, from 1.
+    """The message of a node. The message has a list of keys; a key is given by its number, from 1.
 
-    :ivar node: names the process; random in part
-    :ivar lease: milliseconds for which its word counts
-    :ivar keep: milliseconds for which a count is kept that is not sent again
-    :ivar limit: sessions of the fleet at once; 0: no limit
-    :ivar sessions: all that the node has
-    :ivar want: slots of the fleet that it wants to hold
-    :ivar survey: whether the sessions of all nodes are to be added up
-    :ivar waits: whether its clients wait for one
-    :ivar leaves: whether this is its last message
-    :ivar about: what it says of itself, as JSON; empty: nothing new
-    :ivar counts: its sessions by key: key, sessions, key, sessions, and so on
-    :ivar clients: whom it asks about; four numbers for each limit: key, limit, and of a rate
-        microseconds from one session to the next and by how many it may be ahead
+    :ivar node: id of the process; in part random
+    :ivar lease: milliseconds after which the node is removed if it sends nothing
+    :ivar keep: milliseconds after which a count is removed if it is not sent again
+    :ivar limit: maximum sessions of all nodes together; 0: no limit
+    :ivar sessions: all sessions of the node
+    :ivar want: how many of the fleet's slots the node wants to hold
+    :ivar survey: whether the answer must contain the sessions of all nodes
+    :ivar waits: whether clients of the node wait for a slot
+    :ivar leaves: whether this is the last message of the node
+    :ivar about: description of the node, as JSON; empty: unchanged
+    :ivar counts: the node's sessions by key, as a flat list: key, sessions, key, sessions, ...
+    :ivar clients: the clients to decide about, each with four numbers for each limit: key, limit,
+        and for a rate: the microseconds from one session to the next, and by how many microseconds
+        the sessions may be ahead
     """
 
     node: str
@@ -56,20 +57,20 @@ class Sync(msgspec.Struct, array_like=True, frozen=True):
 
 
 Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-"""Lua has no larger ones."""
+"""Lua has no larger integers."""
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True):
-    """What a node is answered.
+    """The answer to a message.
 
-    :ivar fresh: whether nothing was known of it: it has to tell all its counts again
-    :ivar nodes: that live, with this one
-    :ivar slots: of the fleet that it holds now
+    :ivar fresh: whether the fleet did not know the node, which must send all its counts again
+    :ivar nodes: number of live nodes, including this one
+    :ivar slots: how many of the fleet's slots the node holds now
     :ivar sessions: of all nodes, if they were added up; else -1
-    :ivar waiting: other nodes whose clients wait for a slot
-    :ivar denials: version of the denials of the fleet
+    :ivar waiting: number of other nodes whose clients wait for a slot
+    :ivar denials: version of the fleet's denials
     :ivar verdicts: two numbers for each client: which of its limits refuses it (from 1; 0: none),
-        and the count with it
+        and the count including this client
     """
 
     fresh: bool
@@ -82,15 +83,15 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Keys:
-    """The names of what a fleet keeps.
+    """The names of a fleet's keys in Redis.
 
-    :param prefix: one fleet, one prefix
-    :ivar fixed: the keys of each message
-    :ivar channel: where hints are sent
+    :param prefix: of all keys; different fleets need different prefixes
+    :ivar fixed: the keys that every message uses
+    :ivar channel: the channel of the hints
     """
 
     def __init__(self, prefix: str) -> None:
-        # In braces: all keys are on one node of a Redis Cluster, so one script may use all.
+        # In braces, so that all keys are on one node of a Redis Cluster, as a script requires.
         self._front = f"{{{prefix}}}:{LAYOUT}:"
         names = ("nodes", "slots", "waiting", "about", "denials")
         self.fixed = (f"{{{prefix}}}:layout", *map(self.of, names))
@@ -106,14 +107,14 @@ _decoder = msgspec.msgpack.Decoder(Answer)
 
 
 def encode(message: Sync) -> bytes:
-    """Return a message as bytes."""
+    """Encode a message."""
     return _encoder.encode(message)
 
 
 def decode(data: object, clients: int) -> Answer:
-    """Return the answer in *data* to a message about so many clients.
+    """Decode the answer to a message about *clients* clients.
 
-    :raises FleetError: it is none
+    :raises FleetError: *data* is not a valid answer
     """
     if isinstance(data, bytes) and len(data) <= LONGEST_ANSWER:
         try:

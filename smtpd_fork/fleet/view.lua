@@ -1,7 +1,7 @@
--- What a fleet counts, for people. See view.py, which has the fields; ledger.py does the same in
--- Python. It writes nothing.
+-- Returns the nodes and the counts of a fleet. view.py describes the fields; ledger.py does the same
+-- in Python. It writes nothing.
 --
--- KEYS: layout, nodes, slots, waiting, about, denials, then those that are asked about
+-- KEYS: layout, nodes, slots, waiting, about, denials, then the keys to read
 -- ARGV: the question (MessagePack)
 
 local MOST_NODES = 100

@@ -1,4 +1,4 @@
-"""View: the nodes of a fleet and what it counts, for an administrator. It changes nothing."""
+"""View: reads the nodes and the counts of a fleet, for an administrator. It changes nothing."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from smtpd_fork.fleet.link import Link
     from smtpd_fork.gate.rules.fleet import FleetCheck
 
-__all__ = ["MOST_NODES", "Held", "NodeLine", "NodeView", "View", "ViewOf", "view_of"]
+__all__ = ["MOST_NODES", "FleetView", "LimitCount", "NodeEntry", "NodeView", "View", "read_view"]
 
 MOST_NODES = 100
-"""Nodes of one answer, which may have 64 KiB."""
+"""Maximum number of nodes in one answer, which may have 64 KiB."""
 
 ALL_NODES = 1000
-"""Nodes that are shown."""
+"""Maximum number of nodes that are read."""
 
 
 LATEST = 1 << 32
-"""Seconds of the epoch: the year 2106."""
+"""The latest time that is accepted, in seconds since the epoch: the year 2106."""
 
 
-class NodeLine(msgspec.Struct, array_like=True):
-    """A node, as the fleet has it.
+class NodeEntry(msgspec.Struct, array_like=True):
+    """A node in an answer.
 
-    :ivar lease: milliseconds left
-    :ivar about: what it says of itself, as JSON
+    :ivar lease: milliseconds until the lease ends
+    :ivar about: its description of itself, as JSON
     """
 
     node: str
@@ -46,14 +46,14 @@ class NodeLine(msgspec.Struct, array_like=True):
 class View(msgspec.Struct, array_like=True):
     """An answer.
 
-    :ivar living: number of all nodes
-    :ivar nodes: some of them
-    :ivar held: for each key, its sessions by node
-    :ivar ahead: for each key that is a rate, microseconds by which it is ahead
+    :ivar living: number of live nodes
+    :ivar nodes: one page of these nodes
+    :ivar held: for each key its sessions by node; empty for a rate
+    :ivar ahead: for each key, if it is a rate, the microseconds by which its sessions are ahead
     """
 
     living: int
-    nodes: list[NodeLine]
+    nodes: list[NodeEntry]
     held: list[list[tuple[str, int]]]
     ahead: list[int]
 
@@ -61,11 +61,11 @@ class View(msgspec.Struct, array_like=True):
 class NodeView(msgspec.Struct):
     """A node.
 
-    :ivar node: its id, which names the process
-    :ivar name: as it is configured
-    :ivar since: when it began, in seconds of the epoch
-    :ivar slots: of the fleet, that it holds
-    :ivar lease: seconds left
+    :ivar node: the id of the process
+    :ivar name: the configured name
+    :ivar since: when it was started, in seconds since the epoch
+    :ivar slots: how many of the fleet's slots it holds
+    :ivar lease: seconds until its lease ends
     :ivar waits: whether its clients wait for a slot of the fleet
     """
 
@@ -81,14 +81,14 @@ class NodeView(msgspec.Struct):
     waits: bool = False
 
 
-class Held(msgspec.Struct):
-    """What is counted for one limit of a client.
+class LimitCount(msgspec.Struct):
+    """The count of the fleet for one limit of a client.
 
-    :ivar rule: name of its option
+    :ivar rule: name of the option
     :ivar key: the client or the network
-    :ivar limit: sessions at once; of a rate, in its time
-    :ivar sessions: those that count now
-    :ivar nodes: sessions by name of the node; of a rate it is not known
+    :ivar limit: maximum of concurrent sessions; for a rate, of new sessions in its period
+    :ivar sessions: the sessions that are counted now
+    :ivar nodes: sessions by name of the node; empty for a rate
     """
 
     rule: str
@@ -98,21 +98,21 @@ class Held(msgspec.Struct):
     nodes: dict[str, int] = {}
 
 
-class ViewOf(NamedTuple):
-    """The nodes, and what is counted for the checks that were asked about, in their order."""
+class FleetView(NamedTuple):
+    """The nodes of a fleet, and the counts for the checks, in their order."""
 
     nodes: list[NodeView]
-    held: list[Held]
+    held: list[LimitCount]
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(View)
 
 
-async def view_of(link: Link, checks: Sequence[FleetCheck] = ()) -> ViewOf:
-    """Return all nodes, and what the fleet counts for *checks*.
+async def read_view(link: Link, checks: Sequence[FleetCheck] = ()) -> FleetView:
+    """Return all nodes, and the counts of the fleet for *checks*.
 
-    :raises FleetError: the fleet cannot be asked
+    :raises FleetError: the fleet does not answer, or the answer is invalid
     """
     keys = [check.key for check in checks]
     rates = [bool(check.interval) for check in checks]
@@ -126,7 +126,7 @@ async def view_of(link: Link, checks: Sequence[FleetCheck] = ()) -> ViewOf:
             break
         nodes += map(_node, more)
     counted = zip(checks, view.held, view.ahead, strict=True)
-    return ViewOf(nodes, [_held(*each) for each in counted])
+    return FleetView(nodes, [_limit_count(*each) for each in counted])
 
 
 async def _ask(link: Link, keys: list[str], rates: list[bool], after: int) -> View:
@@ -137,7 +137,7 @@ async def _ask(link: Link, keys: list[str], rates: list[bool], after: int) -> Vi
         raise FleetError("the answer cannot be read") from None
 
 
-def _node(line: NodeLine) -> NodeView:
+def _node(line: NodeEntry) -> NodeView:
     try:
         node = msgspec.json.decode(line.about, type=_About)
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -168,12 +168,12 @@ def _name(node: str) -> str:
     return node.rpartition("-")[0] or node
 
 
-def _held(check: FleetCheck, by_node: list[tuple[str, int]], ahead: int) -> Held:
+def _limit_count(check: FleetCheck, by_node: list[tuple[str, int]], ahead: int) -> LimitCount:
     limit = check.limit
     if check.interval:
-        return Held(limit.rule, check.name, limit.limit, -(-ahead // check.interval))
+        return LimitCount(limit.rule, check.name, limit.limit, -(-ahead // check.interval))
     nodes: Counter[str] = Counter()
     for node, count in by_node:
         nodes[_name(node)] += count
     ordered = sorted(nodes.items(), key=lambda each: (-each[1], each[0]))
-    return Held(limit.rule, check.name, limit.limit, nodes.total(), dict(ordered))
+    return LimitCount(limit.rule, check.name, limit.limit, nodes.total(), dict(ordered))

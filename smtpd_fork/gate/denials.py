@@ -74,8 +74,8 @@ class Denials:
 
     :param lock: of the gate; :attr:`version` and :meth:`find` are for its holder
     :param clock: returns seconds, never backwards
-    :ivar told: called for each network that is denied here, or (with None) denied no longer, in any
-        thread; and with True if a process before this one has denied it
+    :ivar on_change: called in any thread for each change made here: with the network, the denial
+        (None: it was removed), and whether an earlier process has denied the network
     """
 
     def __init__(self, lock: Lock, clock: Callable[[], float]) -> None:
@@ -86,7 +86,7 @@ class Denials:
         self._version = 0
         self._ends: list[tuple[float, int, Network]] = []  # a heap; some are there no longer
         self._numbers = count(1)
-        self.told: Callable[[Network, Denial | None, bool], None] | None = None
+        self.on_change: Callable[[Network, Denial | None, bool], None] | None = None
 
     def add(
         self,
@@ -135,8 +135,8 @@ class Denials:
                 *(next(self._numbers), node),
             )
             self._put(denial)
-        if self.told is not None:
-            self.told(parsed, denial, since is not None)
+        if self.on_change is not None:
+            self.on_change(parsed, denial, since is not None)
         return denial
 
     def remove(self, network: str) -> bool:
@@ -148,12 +148,12 @@ class Denials:
         with self._lock:
             self._expire()
             removed = self._remove(parsed)
-        if removed and self.told is not None:
-            self.told(parsed, None, False)
+        if removed and self.on_change is not None:
+            self.on_change(parsed, None, False)
         return removed
 
     def merge(self, denials: Iterable[Denial], gone: Iterable[Network]) -> None:
-        """Add what a fleet denies, and remove what it denies no longer; ``told`` is not called."""
+        """Apply changes of the fleet: add *denials*, remove *gone*; ``on_change`` is not called."""
         with self._lock:
             for network in gone:
                 self._remove(network)

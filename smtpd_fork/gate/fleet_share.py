@@ -60,7 +60,7 @@ class FleetShare:
     :ivar held: sessions by key, also those that the fleet is being asked about
     :ivar changed: keys that may have another count than the fleet has
     :ivar over: keys that were over their limits a moment ago
-    :ivar refused_in: sessions by key that the fleet has refused, and that will leave
+    :ivar refused_sessions: sessions by key that the fleet has refused, and that will leave
     :ivar owner: the object that talks to the fleet
     :ivar wake: called when there is something to tell; with True if a client waits for it
     :ivar ask: called with a ticket, and a callback for the verdict of the fleet on its client, in a
@@ -74,7 +74,7 @@ class FleetShare:
         self.processes = processes
         self.slots = 0
         self.until = -math.inf
-        self.alone: int | None = None
+        self.local_slots: int | None = None
         self.stressed = False
         self.waits_until = -math.inf
         self.others_wait = False
@@ -82,17 +82,17 @@ class FleetShare:
         self.held: dict[str, int] = {}
         self.changed: dict[str, None] = {}  # in the order of the changes
         self.over: dict[str, OverLimit] = {}
-        self.refused_in: dict[str, int] = {}
+        self.refused_sessions: dict[str, int] = {}
         self.owner: object = None
         self.wake: Callable[[bool], None] = _nobody
         self.ask: Ask = _nobody_asks
 
-    def refused(self, now: float) -> None:
+    def client_refused(self, now: float) -> None:
         """Take note that a client was refused for want of a slot."""
         self.waits_until = now + WAIT_SECONDS
         self.wake(True)
 
-    def released(self) -> None:
+    def slot_released(self) -> None:
         """Take note that a slot is free."""
         if self.others_wait:
             self.wake(True)
@@ -107,9 +107,9 @@ class FleetShare:
             return own
         if now < self.until:
             return min(own, self.slots)
-        return 0 if self.alone is None else min(own, self.alone)
+        return 0 if self.local_slots is None else min(own, self.local_slots)
 
-    def is_over(self, key: str, now: float) -> OverLimit | None:
+    def over_limit(self, key: str, now: float) -> OverLimit | None:
         """Return what is known of a key over its limit; None if nothing is."""
         known = self.over.get(key)
         if known is not None and known.until <= now:
@@ -117,7 +117,7 @@ class FleetShare:
             return None
         return known
 
-    def know(self, key: str, count: int, now: float) -> None:
+    def mark_over(self, key: str, count: int, now: float) -> None:
         """Remember for a moment that *key* is over its limit."""
         if len(self.over) >= MAX_KNOWN:
             self.over.clear()
@@ -130,7 +130,7 @@ class FleetShare:
 
     def leave(self, key: str) -> None:
         """Count a session of *key* no longer."""
-        if key in self.refused_in:  # the fleet refused it: no slot becomes free
+        if key in self.refused_sessions:  # the fleet refused it: no slot becomes free
             self._end_refused(key)
         else:
             self.over.pop(key, None)
@@ -141,18 +141,18 @@ class FleetShare:
             del self.held[key]
         self._change(key)
 
-    def will_leave(self, key: str) -> None:
+    def mark_refused(self, key: str) -> None:
         """Take note that the fleet has refused a session of *key*, if it has not left already."""
-        refused = self.refused_in.get(key, 0)
+        refused = self.refused_sessions.get(key, 0)
         if refused < self.held.get(key, 0):
-            self.refused_in[key] = refused + 1
+            self.refused_sessions[key] = refused + 1
 
     def _end_refused(self, key: str) -> None:
-        left = self.refused_in[key] - 1
+        left = self.refused_sessions[key] - 1
         if left:
-            self.refused_in[key] = left
+            self.refused_sessions[key] = left
         else:
-            del self.refused_in[key]
+            del self.refused_sessions[key]
 
     def _change(self, key: str) -> None:
         if not self.changed:
@@ -164,7 +164,7 @@ class FleetShare:
         self.changed.update(dict.fromkeys(self.held))
         self.held.clear()
         self.over.clear()
-        self.refused_in.clear()
+        self.refused_sessions.clear()
         self.wake(False)
 
 

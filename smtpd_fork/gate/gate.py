@@ -178,7 +178,7 @@ class Gate:
         if self._waiters:
             self.tell_waiters()
         if (share := self.slots.share) is not None:
-            share.released()  # clients that wait here come before those of other nodes
+            share.slot_released()  # clients that wait here come before those of other nodes
 
     # -- refusals, explained -----------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class Gate:
         share = self.slots.share
         with self.lock:
             if share is not None and isinstance(verdict, Full):
-                share.refused(self._clock())
+                share.client_refused(self._clock())
             self._statistics.note(refusal)
         return refusal
 

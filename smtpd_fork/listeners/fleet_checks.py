@@ -55,7 +55,7 @@ class FleetChecks(PendingClients):
             try:
                 refusal = await answer
             except asyncio.CancelledError:
-                self._fleet.forget(asked)
+                self._fleet.cancel(asked)
                 raise
         if refusal is not None:
             self._gate.take_back(ticket)
@@ -73,7 +73,7 @@ class FleetChecks(PendingClients):
         self._refuse(client, refusal)
 
     def _remove(self, client: PendingClient) -> None:
-        self._fleet.forget(self._clients.pop(client))
+        self._fleet.cancel(self._clients.pop(client))
 
 
 def _answer(future: asyncio.Future[Refusal | None], refusal: Refusal | None) -> None:

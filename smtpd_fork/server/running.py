@@ -227,7 +227,7 @@ class Running:
         """Accept clients, also again after ``withdraw(permanently=False)``."""
         self.acceptor.open()
         if self._fleet is not None:
-            self._fleet.come_back()
+            self._fleet.resume()
 
     def withdraw(self, *, permanently: bool) -> None:
         """Stop accepting clients; clients that already wait still get a session."""

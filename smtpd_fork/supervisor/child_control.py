@@ -143,7 +143,7 @@ class ChildControl(Service):
         network, text, seconds, who = body
         self._server.gate.denials.add(network, text, seconds=seconds, by=who)
         fleet = self._server.fleet
-        return "" if fleet is None else await fleet.denials.told()
+        return "" if fleet is None else await fleet.denials.wait_until_sent()
 
     async def _undeny(self, body: Any) -> None:
         self._server.gate.denials.remove(body)

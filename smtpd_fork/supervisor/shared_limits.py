@@ -146,7 +146,7 @@ class SupervisorLink:
     :param channel: to the supervisor
     """
 
-    shown = "the supervisor"
+    description = "the supervisor"
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel

@@ -17,6 +17,6 @@ def redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have nodes try soon again."""
+    """Make nodes reconnect soon."""
     monkeypatch.setattr("smtpd_fork.fleet.messenger.BACKOFF_SECONDS", (0.02, 0.1))
     monkeypatch.setattr("smtpd_fork.fleet.messenger.PROBE_SECONDS", 0.05)

@@ -1,4 +1,4 @@
-"""Attempts to authenticate are counted over all nodes, for a time."""
+"""Attempts to authenticate are counted on all nodes together, for a limited time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from smtpd_fork.fleet.auth_attempts import (
     MOST_ATTEMPTS,
     AuthAttempt,
     AuthCount,
-    tell_auth_attempt,
+    send_auth_attempt,
 )
 from smtpd_fork.fleet.redis_link import QUESTIONS
 from smtpd_fork.fleet.sync import FleetError, Keys
@@ -52,7 +52,7 @@ def client() -> Iterator[redis_py.Redis]:
 
 
 def limited(**options: Any) -> Callable[[], list[Any]]:
-    """Return what makes the handlers of a node, as each process has counts of its own."""
+    """Return a factory of a node's handlers: each process has counts of its own."""
     return lambda: [Auth(authenticator=check, require_tls="never", **options), Taker()]
 
 
@@ -70,7 +70,9 @@ def wrong(number: int) -> str:
     return plain("bob", f"guess {number}")
 
 
-async def test_a_client_has_no_more_attempts_at_all_nodes_than_at_one(redis: RedisServer) -> None:
+async def test_a_client_has_as_many_attempts_on_all_nodes_together_as_on_one(
+    redis: RedisServer,
+) -> None:
     make = limited(max_failures=3)
     async with nodes(2, f"unix:{redis.path}", handler=make) as (here, there):
         for number, server in enumerate((here, there, here)):
@@ -81,7 +83,7 @@ async def test_a_client_has_no_more_attempts_at_all_nodes_than_at_one(redis: Red
         assert await attempt(there, RIGHT, "127.0.0.2") == 235
 
 
-async def test_an_old_password_is_one_failure_at_all_nodes(redis: RedisServer) -> None:
+async def test_a_repeated_password_is_one_failure_on_all_nodes(redis: RedisServer) -> None:
     make = limited(max_failures=2)
     async with nodes(2, f"unix:{redis.path}", handler=make) as servers:
         for server in (*servers, *servers):
@@ -112,7 +114,9 @@ async def test_a_node_without_its_fleet_counts_alone(redis: RedisServer) -> None
         assert await attempt(there, RIGHT) == 235
 
 
-async def test_a_user_has_no_more_attempts_at_all_nodes_than_at_one(redis: RedisServer) -> None:
+async def test_a_user_has_as_many_attempts_on_all_nodes_together_as_on_one(
+    redis: RedisServer,
+) -> None:
     make = limited(max_failures=0, max_user_failures=3)
     async with nodes(2, f"unix:{redis.path}", handler=make) as (here, there):
         assert await attempt(there, RIGHT, "127.0.0.9") == 235
@@ -140,7 +144,7 @@ async def test_a_node_without_its_fleet_counts_the_failures_of_a_user_alone(
         assert await attempt(there, RIGHT) == 235
 
 
-async def test_redis_gets_hashes_of_names_alone_and_forgets_them(redis: RedisServer) -> None:
+async def test_redis_gets_only_hashes_of_names_and_they_expire(redis: RedisServer) -> None:
     async with nodes(1, f"unix:{redis.path}", handler=limited()) as (server,):
         assert await attempt(server, RIGHT, "127.0.0.8") == 235
         assert await attempt(server, plain("bob" * 80, "guess"), "127.0.0.9") == 535
@@ -153,9 +157,9 @@ async def test_redis_gets_hashes_of_names_alone_and_forgets_them(redis: RedisSer
 
 
 class Answers:
-    """A link to something that answers whatever it likes."""
+    """A link whose answers are arbitrary."""
 
-    shown = "hostile"
+    description = "hostile"
 
     def __init__(self, answer: object) -> None:
         self.answer = answer
@@ -175,17 +179,17 @@ class Answers:
         msgspec.msgpack.encode([["00", 1]]),
     ],
 )
-async def test_an_answer_that_makes_no_sense_is_an_error_of_the_fleet(answer: object) -> None:
+async def test_an_invalid_answer_is_a_fleet_error(answer: object) -> None:
     link: Any = Answers(answer)
     with pytest.raises(FleetError, match=r"cannot be read|has no key"):
-        await tell_auth_attempt(link, COUNT, b"name", b"\0\1", KEY)
+        await send_auth_attempt(link, COUNT, b"name", b"\0\1", KEY)
 
 
 async def test_a_hostile_answer_is_bounded() -> None:
     many = [[f"{number:04x}", 1 << 62] for number in range(3 * MOST_ATTEMPTS)]
     hostile = [["ffff", -1], ["fffe", 0], *many]
     link: Any = Answers(msgspec.msgpack.encode([KEY.hex(), hostile]))
-    _, guesses = await tell_auth_attempt(link, COUNT, b"name", b"\0\1", KEY)
+    _, guesses = await send_auth_attempt(link, COUNT, b"name", b"\0\1", KEY)
     assert len(guesses) == MOST_ATTEMPTS
     assert set(guesses.values()) == {60}
 
@@ -231,7 +235,7 @@ def test_redis_and_the_ledger_count_the_same_failures(
         assert 0 < client.pttl(counts.keys.of(host)) <= 3_600_000
 
 
-def test_failures_that_are_old_are_forgotten(client: redis_py.Redis) -> None:
+def test_expired_failures_are_removed(client: redis_py.Redis) -> None:
     counts, host, hour = Counts(client), CLIENTS[0], 3_600_000
     counts.tell(host, attempt_of("0001", 2, 1), 1000)
     counts.tell(host, attempt_of("0002", 2, hour), 1000)
@@ -242,7 +246,7 @@ def test_failures_that_are_old_are_forgotten(client: redis_py.Redis) -> None:
     assert set(client.hkeys(counts.keys.of(host))) == {b"0002", b"0003"}
 
 
-def test_failures_of_a_clock_that_was_set_back_do_not_count_for_ever(
+def test_failures_expire_although_the_clock_was_set_back(
     client: redis_py.Redis,
 ) -> None:
     counts, host = Counts(client), CLIENTS[0]
@@ -250,7 +254,7 @@ def test_failures_of_a_clock_that_was_set_back_do_not_count_for_ever(
     assert counts.tell(host, attempt_of("0002", 2, 60_000), 1000)[0].keys() == {"0002"}
 
 
-def test_a_guess_with_another_key_is_not_counted_and_the_key_is_told(
+def test_an_attempt_with_another_hash_key_is_not_counted_and_the_answer_has_the_key(
     client: redis_py.Redis,
 ) -> None:
     counts, host = Counts(client), CLIENTS[0]
@@ -261,7 +265,7 @@ def test_a_guess_with_another_key_is_not_counted_and_the_key_is_told(
     assert counts.tell(host, attempt_of("0003", 3, 60_000), 1000)[0].keys() == {"0001", "0003"}
 
 
-def test_a_message_that_only_asks_adds_nothing(client: redis_py.Redis) -> None:
+def test_a_message_that_only_reads_adds_nothing(client: redis_py.Redis) -> None:
     counts, host = Counts(client), CLIENTS[0]
     assert counts.tell(host, attempt_of("", 3, 60_000), 1000) == [{}, {}]
     counts.tell(host, attempt_of("0001", 3, 60_000), 1000)
@@ -269,14 +273,14 @@ def test_a_message_that_only_asks_adds_nothing(client: redis_py.Redis) -> None:
     assert [each.keys() for each in answers] == [{"0001"}] * 2
 
 
-def test_an_attempt_that_counts_already_does_so_from_now_on(client: redis_py.Redis) -> None:
+def test_a_repeated_attempt_counts_from_its_last_time(client: redis_py.Redis) -> None:
     counts, host = Counts(client), CLIENTS[0]
     counts.tell(host, attempt_of("0001", 1, 60_000), 1000)
     answers = counts.tell(host, attempt_of("0001", 1, 3_600_000), 1000)
     assert all(each["0001"] > 3_500_000 for each in answers)
 
 
-def test_the_ledger_knows_a_limited_number_of_names_of_each_count() -> None:
+def test_the_ledger_keeps_a_limited_number_of_names_for_each_count() -> None:
     ledger = AuthAttemptLedger()
     for number in range(MOST_NAMES + 5):
         ledger.count([f"client {number}", OF_HASH], attempt_of("0000", 2, 60_000), 0)

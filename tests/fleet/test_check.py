@@ -1,4 +1,4 @@
-"""``smtpd-fork check`` and the Redis of a fleet; the ACL of the manual is all that a node needs."""
+"""``smtpd-fork check`` with the Redis of a fleet, and the ACL in the manual."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.redis_server import RedisServer
 
 from smtpd_fork.config import Config
 from smtpd_fork.errors import MissingLibraryError
-from smtpd_fork.fleet.examine import examine
+from smtpd_fork.fleet.probe import probe
 from smtpd_fork.fleet.redis_link import COMMANDS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def redis() -> Iterator[RedisServer]:
 
 
 def checked(folder: Path, *options: str) -> list[str]:
-    """Return what check says; it has to succeed."""
+    """Return the output of check, which must succeed."""
     ended = run("check", *LOCAL, *options, cwd=folder)
     assert (ended.returncode, ended.stderr) == (0, ""), ended
     return ended.stdout.splitlines()
@@ -48,7 +48,7 @@ def make_user(redis: RedisServer, words: list[str]) -> None:
         client.execute_command("ACL", "SETUSER", "smtpd-fork", "reset", *words)
 
 
-def test_check_tells_what_it_found_and_leaves_nothing_behind(
+def test_check_describes_the_fleet_and_leaves_nothing_in_redis(
     redis: RedisServer, tmp_path: Path
 ) -> None:
     with redis.client() as client:
@@ -61,7 +61,7 @@ def test_check_tells_what_it_found_and_leaves_nothing_behind(
         assert client.pttl(layout) > 0
 
 
-def test_what_redis_says_is_a_warning_as_the_daemon_starts_all_the_same(
+def test_an_error_of_redis_is_only_a_warning_as_the_daemon_starts_nevertheless(
     redis: RedisServer, tmp_path: Path
 ) -> None:
     url = f"unix:{redis.path}"
@@ -80,7 +80,7 @@ def test_what_redis_says_is_a_warning_as_the_daemon_starts_all_the_same(
     (warning, _) = checked(tmp_path, "--fleet", url, "--fleet-prefix", "b")
     assert "a key of the fleet is used by something else" in warning
     (_, warning, _) = checked(tmp_path, "--fleet", url)
-    assert "maxmemory-policy allkeys-lru Redis may evict what the nodes count" in warning
+    assert "maxmemory-policy allkeys-lru Redis may evict the counts of the nodes" in warning
     with redis.client() as client:
         client.config_set("maxmemory-policy", "noeviction")
     (_, warning, _) = checked(tmp_path, "--fleet", url, "-m", "local:5", "--max-from-net", "9%/24")
@@ -102,13 +102,13 @@ def test_check_names_the_commands_that_the_acl_refuses(redis: RedisServer, tmp_p
     assert "AuthenticationError: invalid username-password pair" in warning
 
 
-def test_the_acl_of_the_manual_allows_no_more_than_is_used() -> None:
+def test_the_acl_in_the_manual_allows_only_commands_that_are_used() -> None:
     commands = {word[1:] for word in acl() if word.startswith("+")}
     beside = {"evalsha", "script|load", "subscribe"}
     assert commands == {command.lower() for command in COMMANDS} | beside
 
 
-async def test_a_fleet_works_with_the_acl_of_the_manual(redis: RedisServer, tmp_path: Path) -> None:
+async def test_a_fleet_works_with_the_acl_in_the_manual(redis: RedisServer, tmp_path: Path) -> None:
     make_user(redis, acl())
     (tmp_path / "secret").write_text("SECRET\n")
     url = f"redis://smtpd-fork@127.0.0.1:{redis.port}"
@@ -131,10 +131,10 @@ async def test_a_fleet_works_with_the_acl_of_the_manual(redis: RedisServer, tmp_
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "smtpd_fork.fleet.redis_link", None)
     with pytest.raises(MissingLibraryError, match=r"redis.*smtpd-fork\[fleet\]"):
-        examine(Config(fleet="unix:/x"))
+        probe(Config(fleet="unix:/x"))
 
 
-def test_the_start_says_the_same_as_check(tmp_path: Path) -> None:
+def test_the_daemon_logs_the_same_text_as_check(tmp_path: Path) -> None:
     with Daemon(*LOCAL, *CONTROL, "--fleet", "unix:/nosuch", cwd=tmp_path) as daemon:
         daemon.wait_for("fleet out of reach, the limits of this node apply: unix:/nosuch: Connect")
         assert re.search(r"^fleet +down for ", says(tmp_path, "status"), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Networks that are denied at run time on one node are denied on all of them."""
+"""Networks that are denied at run time on one node are denied on all nodes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from smtpd_fork.fleet.denial_message import (
     PAGE,
     Changes,
     DenialAnswer,
-    Found,
-    Told,
+    ReceivedDenial,
+    SentDenial,
     decode_denials,
     encode_denials,
 )
@@ -71,7 +71,7 @@ async def asked(server: Server, request: protocol.Request) -> dict[str, Any]:
     return await Administration(server, lambda _: None).answer(request, "uid 0")
 
 
-async def test_a_denial_reaches_all_nodes_and_any_of_them_removes_it(redis: RedisServer) -> None:
+async def test_a_denial_reaches_all_nodes_and_any_node_can_remove_it(redis: RedisServer) -> None:
     async with nodes(3, f"unix:{redis.path}") as servers:
         here, there, third = servers
         reply = await asked(here, protocol.Deny(v=1, network=NET, text="Spam", seconds=3600))
@@ -91,14 +91,14 @@ async def test_a_denial_reaches_all_nodes_and_any_of_them_removes_it(redis: Redi
         await close_all(admitted)
 
 
-async def test_short_denials_do_not_gather_while_the_fleet_is_out_of_reach(
+async def test_short_denials_do_not_accumulate_while_the_fleet_is_out_of_reach(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Down:
         async def ask(self, question: str, keys: list[str], message: bytes) -> object:
             raise FleetError("it is down")
 
-    monkeypatch.setattr(denials, "MOST_UNTOLD", 10)
+    monkeypatch.setattr(denials, "MOST_UNSENT", 10)
     now = 1000.0
     gate = Gate(clock=lambda: now)
     link: Any = Down()
@@ -108,12 +108,12 @@ async def test_short_denials_do_not_gather_while_the_fleet_is_out_of_reach(
     for number in range(100):
         gate.denials.add(f"192.0.2.{number}", seconds=1.0, automatic=True)
         now += 1.0
-    assert len(here._untold) <= 10
-    assert "198.51.100.7" in map(str, here._untold)
+    assert len(here._unsent) <= 10
+    assert "198.51.100.7" in map(str, here._unsent)
     await here.stop()
 
 
-async def test_a_program_denies_on_all_nodes_and_the_denial_ends_on_all(redis: RedisServer) -> None:
+async def test_a_denial_by_a_program_begins_and_ends_on_all_nodes(redis: RedisServer) -> None:
     async with nodes(2, f"unix:{redis.path}") as (here, there):
         here.deny("192.0.2.1", seconds=1.0)
         there.deny("192.0.2.1", seconds=0.5)  # the later one counts, if it is later at the fleet
@@ -131,7 +131,7 @@ class Trap(Taker):
         return "550 5.1.1 No such user"
 
 
-async def test_a_handler_denies_on_all_nodes(redis: RedisServer) -> None:
+async def test_a_denial_by_a_handler_applies_on_all_nodes(redis: RedisServer) -> None:
     async with nodes(2, f"unix:{redis.path}", handler=Trap()) as (here, there):
         client = await Client.to(here.addresses[0], source="127.0.0.2")
         await client.greet()
@@ -166,7 +166,7 @@ async def test_denials_survive_a_restart_of_all_nodes_and_of_redis(redis: RedisS
         assert fleet is not None
         for network in many:
             server.deny(network, "No")
-        assert await fleet.denials.told() == ""
+        assert await fleet.denials.wait_until_sent() == ""
     redis.stop()
     redis.start()
     async with nodes(1, f"unix:{redis.path}") as (server,):
@@ -175,7 +175,7 @@ async def test_denials_survive_a_restart_of_all_nodes_and_of_redis(redis: RedisS
 
 
 @pytest.mark.peers
-async def test_what_is_denied_without_the_fleet_is_told_when_it_is_back(redis: RedisServer) -> None:
+async def test_denials_made_during_an_outage_are_sent_after_it(redis: RedisServer) -> None:
     async with nodes(2, f"unix:{redis.path}") as servers:
         here, there = servers
         here.deny("198.51.100.1")
@@ -190,7 +190,7 @@ async def test_what_is_denied_without_the_fleet_is_told_when_it_is_back(redis: R
         await until(lambda: networks(here) == networks(there) == {NET})
 
 
-async def test_a_redis_that_has_lost_its_memory_is_told_the_denials_again(
+async def test_a_redis_that_has_lost_its_data_gets_the_denials_again(
     redis: RedisServer,
 ) -> None:
     async with nodes(2, f"unix:{redis.path}") as (here, there):
@@ -212,7 +212,7 @@ async def test_a_redis_that_was_flushed_gets_the_denials_again_with_one_line_of_
     async with nodes(1, f"unix:{redis.path}", fleet_lease=2) as (server,):
         server.deny(NET)
         assert server.fleet is not None
-        assert await server.fleet.denials.told() == ""
+        assert await server.fleet.denials.wait_until_sent() == ""
         with redis.client() as client:
             client.flushall()
             await until(lambda: client.keys("*:1:denials"))
@@ -221,13 +221,13 @@ async def test_a_redis_that_was_flushed_gets_the_denials_again_with_one_line_of_
         assert lines == ["the fleet has lost its denials: sending 1 network again"]
 
 
-async def test_a_redis_that_has_gone_back_in_time_is_told_what_it_forgot(
+async def test_a_redis_restored_to_an_older_state_gets_the_missing_denials(
     redis: RedisServer,
 ) -> None:
     async with nodes(1, f"unix:{redis.path}", fleet_lease=2) as (server,):
         server.deny(NET)
         assert server.fleet is not None
-        assert await server.fleet.denials.told() == ""
+        assert await server.fleet.denials.wait_until_sent() == ""
         with redis.client() as client:
             (name,) = client.keys("*:1:denials")
             client.hdel(name, NET)
@@ -238,9 +238,9 @@ async def test_a_redis_that_has_gone_back_in_time_is_told_what_it_forgot(
 
 
 class Hostile:
-    """A link to something that answers whatever it likes."""
+    """A link whose answers are arbitrary."""
 
-    shown = "hostile"
+    description = "hostile"
 
     def __init__(self, *answers: DenialAnswer) -> None:
         self.answers = cycle(answers)
@@ -259,12 +259,17 @@ class Hostile:
         [
             DenialAnswer(
                 *(1, 1, True, True, 1, 0),
-                [Found("x" * 99, "\n", "\x1b", "", 1 << 62, -(1 << 62)), Found("::/0", *EMPTY)],
+                [
+                    ReceivedDenial("x" * 99, "\n", "\x1b", "", 1 << 62, -(1 << 62)),
+                    ReceivedDenial("::/0", *EMPTY),
+                ],
             )
         ],
     ],
 )
-async def test_answers_that_make_no_sense_end_and_do_no_harm(answers: list[DenialAnswer]) -> None:
+async def test_an_exchange_with_nonsensical_answers_ends_and_does_no_harm(
+    answers: list[DenialAnswer],
+) -> None:
     gate = Gate()
     gate.denials.add("192.0.2.1", seconds=60)
     link: Any = Hostile(*answers)
@@ -290,10 +295,14 @@ class Lists:
         self.now = 1_000_000
         self.known = [[0, 0], [0, 0]]
 
-    def exchange(self, add: list[Told], remove: list[str]) -> tuple[DenialAnswer, DenialAnswer]:
+    def exchange(
+        self, add: list[SentDenial], remove: list[str]
+    ) -> tuple[DenialAnswer, DenialAnswer]:
         names = [*self.keys.fixed, *map(self.keys.of, DENIAL_KEYS)]
         self.now += 1
-        messages = [Changes(version, born, add=add, remove=remove) for version, born in self.known]
+        messages = [
+            Changes(version, created, add=add, remove=remove) for version, created in self.known
+        ]
         data = encode_denials(messages[0])
         by_redis = decode_denials(
             self.client.eval(QUESTIONS["denials"], len(names), *names, data, self.keys.channel)
@@ -305,38 +314,40 @@ class Lists:
 def plain(answer: DenialAnswer) -> tuple[Any, ...]:
     """Return an answer without its times."""
     page = [(each.network, each.text, each.left > 0) for each in answer.page]
-    return answer.version > 0, answer.born > 0, answer.whole, answer.more, answer.full, page
+    return answer.version > 0, answer.created > 0, answer.complete, answer.more, answer.full, page
 
 
 NETWORKS = [f"192.0.2.{number}" for number in range(4)]
-told = st.builds(
-    Told,
+denials_to_send = st.builds(
+    SentDenial,
     *(st.sampled_from(NETWORKS), st.sampled_from(["", "No"]), st.just("x"), st.just("mx")),
     *(st.just(1), st.just(0), st.sampled_from([0, 3_600_000]), st.booleans()),
 )
 steps = st.tuples(
-    st.lists(told, max_size=3), st.lists(st.sampled_from(NETWORKS), max_size=2), st.booleans()
+    st.lists(denials_to_send, max_size=3),
+    st.lists(st.sampled_from(NETWORKS), max_size=2),
+    st.booleans(),
 )
 
 
 @given(st.lists(steps, max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_redis_and_the_ledger_have_the_same_denials(
-    client: redis_py.Redis, some: list[tuple[list[Told], list[str], bool]]
+    client: redis_py.Redis, some: list[tuple[list[SentDenial], list[str], bool]]
 ) -> None:
     lists = Lists(client)
     for add, remove, notes in some:
         answers = lists.exchange(add, remove)
         assert plain(answers[0]) == plain(answers[1])
         if notes:
-            lists.known = [[answer.version, answer.born] for answer in answers]
+            lists.known = [[answer.version, answer.created] for answer in answers]
             handed = msgspec.msgpack.encode(lists.ledger.state())
             lists.ledger = DenialLedger.of_state(msgspec.msgpack.decode(handed, type=DenialState))
 
 
 def test_an_expired_denial_leaves_nothing_behind(client: redis_py.Redis) -> None:
     lists = Lists(client)
-    lists.exchange([Told("192.0.2.1", "", "x", "mx", 1, 0, 1, only_new=False)], [])
+    lists.exchange([SentDenial("192.0.2.1", "", "x", "mx", 1, 0, 1, only_new=False)], [])
     while lists.exchange([], [])[0].page:
         pass
     lists.exchange([], [])
@@ -345,21 +356,21 @@ def test_an_expired_denial_leaves_nothing_behind(client: redis_py.Redis) -> None
     assert client.exists(*names[1:]) == 0
 
 
-def test_a_full_list_takes_no_more(client: redis_py.Redis) -> None:
+def test_a_full_list_accepts_no_more_denials(client: redis_py.Redis) -> None:
     lists = Lists(client)
-    lists.exchange([Told("192.0.2.1", "", "x", "mx", 1, 0, 0, only_new=False)], [])
+    lists.exchange([SentDenial("192.0.2.1", "", "x", "mx", 1, 0, 0, only_new=False)], [])
     client.zadd(lists.keys.of("denials:order"), {f"x{n}": n for n in range(10_000)})
-    add = [Told(f"192.0.2.{n}", "", "x", "mx", 1, 0, 0, only_new=False) for n in (1, 2)]
+    add = [SentDenial(f"192.0.2.{n}", "", "x", "mx", 1, 0, 0, only_new=False) for n in (1, 2)]
     assert lists.exchange(add, [])[0].full == 1
     client.delete(lists.keys.of("denials:order"))
 
 
-def test_the_largest_answer_fits_into_what_is_read(client: redis_py.Redis) -> None:
+def test_the_largest_answer_is_within_the_limit(client: redis_py.Redis) -> None:
     lists = Lists(client)
     longest = "2001:db8:ffff:ffff:ffff:ffff:ffff:{:x}/128"
     for first in range(0, PAGE, 50):
         add = [
-            Told(longest.format(n), "t" * 200, "b" * 100, "n" * 64, 1, 0, 0, only_new=False)
+            SentDenial(longest.format(n), "t" * 200, "b" * 100, "n" * 64, 1, 0, 0, only_new=False)
             for n in range(first, first + 50)
         ]
         answer, _ = lists.exchange(add, [])

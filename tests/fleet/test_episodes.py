@@ -1,4 +1,4 @@
-"""One line when the fleet goes out of reach and one when it is back, however often that is."""
+"""The log lines of episodes: one at the beginning, one at the end, and a limited number in all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+def outage_lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     def news() -> list[str]:
         lines = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
         caplog.clear()
@@ -22,8 +22,8 @@ def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return news
 
 
-def test_an_episode_is_one_line_at_its_begin_and_one_at_its_end(
-    told: Callable[[], list[str]],
+def test_an_episode_is_logged_at_its_beginning_and_at_its_end(
+    outage_lines: Callable[[], list[str]],
 ) -> None:
     episodes = Episodes()
     for second in range(3):
@@ -31,67 +31,71 @@ def test_an_episode_is_one_line_at_its_begin_and_one_at_its_end(
     episodes.admitted()
     episodes.admitted()
     episodes.end(1004.2, 4)
-    assert told() == [
+    assert outage_lines() == [
         "ERROR fleet out of reach, the limits of this node apply: it is late",
         "WARNING fleet in reach again after 4.2 s: 4 nodes, 2 clients admitted meanwhile",
     ]
     assert (episodes.count, episodes.reason) == (1, "")
 
 
-def test_the_line_says_that_clients_are_refused_meanwhile(told: Callable[[], list[str]]) -> None:
+def test_the_line_says_that_clients_are_refused_meanwhile(
+    outage_lines: Callable[[], list[str]],
+) -> None:
     episodes = Episodes("refuse")
     episodes.begin("it is late", 1000.0)
-    assert told() == [
+    assert outage_lines() == [
         "ERROR fleet out of reach, new clients get 421 (--when-fleet-down refuse): it is late"
     ]
 
 
-def test_an_end_without_a_begin_is_nothing(told: Callable[[], list[str]]) -> None:
+def test_an_end_without_a_beginning_has_no_effect(outage_lines: Callable[[], list[str]]) -> None:
     episodes = Episodes()
     episodes.end(1.0, 1)
-    assert (told(), episodes.count) == ([], 0)
+    assert (outage_lines(), episodes.count) == ([], 0)
 
 
-def test_episodes_that_follow_within_a_minute_are_told_with_the_next(
-    told: Callable[[], list[str]],
+def test_episodes_within_a_minute_are_counted_in_the_next_line(
+    outage_lines: Callable[[], list[str]],
 ) -> None:
     episodes = Episodes()
     for second in range(1000, 1030, 10):
         episodes.begin("late", second)
         episodes.end(second + 1, 2)
-    assert len(told()) == 2
+    assert len(outage_lines()) == 2
     episodes.begin("late", 1070)
     episodes.end(1071, 2)
-    begin, end = told()
+    begin, end = outage_lines()
     assert begin.startswith("ERROR fleet out of reach")
     assert end.startswith("WARNING fleet in reach again after 1.0 s, the last of 3 times: 2 nodes")
     assert episodes.count == 4
 
 
-def test_an_episode_soon_after_another_is_told_once_it_lasts(
-    told: Callable[[], list[str]],
+def test_an_episode_soon_after_another_is_logged_only_if_it_lasts(
+    outage_lines: Callable[[], list[str]],
 ) -> None:
     episodes = Episodes()
     episodes.begin("killed", 1000)
     episodes.end(1001, 2)
-    assert len(told()) == 2
+    assert len(outage_lines()) == 2
     episodes.begin("killed for good", 1010)
     episodes.begin("killed for good", 1060)
-    assert told() == []
+    assert outage_lines() == []
     episodes.begin("killed for good", 1061)
     episodes.begin("killed for good", 1200)
-    assert told() == ["ERROR fleet out of reach, the limits of this node apply: killed for good"]
+    assert outage_lines() == [
+        "ERROR fleet out of reach, the limits of this node apply: killed for good"
+    ]
     episodes.end(1300, 2)
-    assert told()[0].startswith("WARNING fleet in reach again after 290.0 s: 2 nodes")
+    assert outage_lines()[0].startswith("WARNING fleet in reach again after 290.0 s: 2 nodes")
 
 
-def test_another_reason_is_told_after_a_minute(told: Callable[[], list[str]]) -> None:
+def test_another_reason_is_logged_after_a_minute(outage_lines: Callable[[], list[str]]) -> None:
     episodes = Episodes()
     episodes.begin("refused", 1000)
     episodes.begin("no password", 1030)
     episodes.begin("no password", 1060)
     episodes.begin("no password", 1130)
-    assert told() == [
+    assert outage_lines() == [
         "ERROR fleet out of reach, the limits of this node apply: refused",
         "ERROR fleet still out of reach, the limits of this node apply: no password",
     ]

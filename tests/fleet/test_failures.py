@@ -1,4 +1,4 @@
-"""The Redis of a fleet is away, late, empty, or refuses: one line, and no client is lost."""
+"""The Redis of a fleet is down, late, empty, or refuses: one log line, and no client is lost."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.client import Client
 from support.fleet import (
-    all_told,
     arrivals,
     close_all,
     fleet,
     in_state,
     nodes,
+    outage_lines,
     sessions_in,
-    told,
     until,
+    wait_until_all_sent,
 )
 from support.link_proxy import LinkProxy
 from support.redis_server import RedisServer
@@ -57,7 +57,7 @@ async def greeted_in(server: Server) -> float:
     return took
 
 
-async def test_a_redis_that_is_down_at_the_start_is_joined_when_it_comes(
+async def test_nodes_join_the_fleet_when_a_redis_that_was_down_at_their_start_is_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = RedisServer()
@@ -65,23 +65,26 @@ async def test_a_redis_that_is_down_at_the_start_is_joined_when_it_comes(
         async with nodes(2, f"redis://127.0.0.1:{server.port}", **OPTIONS) as servers:
             admitted, refused = await arrivals(servers, 12)
             assert (len(admitted), len(refused)) == (10, 2), "each node has its own limit"
-            lines = told(caplog)
+            lines = outage_lines(caplog)
             assert len(lines) == 2
             assert all("fleet out of reach, the limits of this node apply" in x for x in lines)
             assert all(f"redis://127.0.0.1:{server.port}: " in line for line in lines)
             server.start()
             await in_state(servers, State.UP)
-            await all_told(servers)
+            await wait_until_all_sent(servers)
             with server.client() as client:
-                assert sessions_in(client, ONE) == 10, "what was held is told"
+                assert sessions_in(client, ONE) == 10, "sessions of the outage are sent"
             assert (await arrivals(servers, 4))[0] == []
-            assert [" in reach again after " in line for line in told(caplog)[2:]] == [True, True]
+            assert [" in reach again after " in line for line in outage_lines(caplog)[2:]] == [
+                True,
+                True,
+            ]
             await close_all(admitted)
     finally:
         server.stop()
 
 
-async def test_a_redis_that_is_killed_under_load_costs_no_client_more_than_the_time_limit(
+async def test_no_client_waits_longer_than_the_timeout_when_redis_is_killed_under_load(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = {**OPTIONS, "max_from_ip": 1000}
@@ -98,13 +101,15 @@ async def test_a_redis_that_is_killed_under_load_costs_no_client_more_than_the_t
         times = await asyncio.gather(*map(load, servers * 8))
         await killing
         assert max(map(max, times)) < TIMEOUT + SLACK
-        assert [line.split(",")[0] for line in told(caplog)] == ["ERROR fleet out of reach"] * 2
+        assert [line.split(",")[0] for line in outage_lines(caplog)] == [
+            "ERROR fleet out of reach"
+        ] * 2
         redis.start()
         await in_state(servers, State.UP)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 2.5], ids=["shorter than a lease", "longer"])
-async def test_a_redis_that_hangs_delays_only_those_who_have_asked_and_writes_one_line(
+async def test_a_redis_that_hangs_delays_only_pending_questions_and_causes_one_log_line(
     redis: RedisServer, caplog: pytest.LogCaptureFixture, seconds: float
 ) -> None:
     async with nodes(1, f"redis://127.0.0.1:{redis.port}", **OPTIONS) as servers:
@@ -119,12 +124,12 @@ async def test_a_redis_that_hangs_delays_only_those_who_have_asked_and_writes_on
         finally:
             os.kill(redis.process.pid, SIGCONT)
         await in_state(servers, State.UP)
-        error, warning = told(caplog)
+        error, warning = outage_lines(caplog)
         assert error.endswith("apply: no answer within 200 ms")
         assert "WARNING fleet in reach again after" in warning
 
 
-async def test_a_time_limit_longer_than_half_of_a_lease_is_half_of_it(redis: RedisServer) -> None:
+async def test_a_timeout_longer_than_half_of_the_lease_is_half_of_it(redis: RedisServer) -> None:
     options = {**OPTIONS, "fleet_timeout": 10, "fleet_connections": 10}
     async with nodes(1, f"unix:{redis.path}", **options) as servers:
         os.kill(redis.process.pid, SIGSTOP)
@@ -147,16 +152,16 @@ async def test_a_redis_that_is_slow_is_asked_again_once_an_answer_is_in_time(
         assert (len(admitted), len(refused)) == (10, 2)
         proxy.delay = 0
         await in_state(servers, State.UP)
-        await all_told(servers)
+        await wait_until_all_sent(servers)
         assert (await arrivals(servers, 4))[0] == [], "both know what both hold"
-        assert sorted(line.split()[0] for line in told(caplog)) == [
+        assert sorted(line.split()[0] for line in outage_lines(caplog)) == [
             *["ERROR"] * 2,
             *["WARNING"] * 2,
         ]
         await close_all(admitted)
 
 
-async def test_a_redis_that_was_flushed_is_told_everything_again(
+async def test_a_flushed_redis_gets_all_counts_again(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with nodes(2, f"unix:{redis.path}", **OPTIONS, fleet_connections=20) as servers:
@@ -165,11 +170,11 @@ async def test_a_redis_that_was_flushed_is_told_everything_again(
             client.flushall()
             await until(lambda: sessions_in(client, ONE) == 5)
         assert (await arrivals(servers, 3))[0] == []
-        assert told(caplog) == []
+        assert outage_lines(caplog) == []
         await close_all(admitted)
 
 
-async def test_a_node_that_finds_the_fleet_empty_has_the_others_tell_at_once(
+async def test_a_node_that_finds_the_fleet_empty_makes_the_others_send_their_counts_at_once(
     redis: RedisServer,
 ) -> None:
     options = {**OPTIONS, "fleet_lease": 60}  # the next message is due after 20 s
@@ -184,7 +189,7 @@ async def test_a_node_that_finds_the_fleet_empty_has_the_others_tell_at_once(
         await close_all([*admitted, *more])
 
 
-async def test_a_redis_that_is_replaced_by_an_empty_one_is_told_everything_again(
+async def test_an_empty_redis_that_replaces_another_gets_all_counts_again(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with nodes(4, f"unix:{redis.path}", **OPTIONS, fleet_connections=20) as servers:
@@ -195,7 +200,7 @@ async def test_a_redis_that_is_replaced_by_an_empty_one_is_told_everything_again
             await until(lambda: sessions_in(client, ONE) == 5)
         await in_state(servers, State.UP)
         assert (await arrivals(servers, 8))[0] == []
-        assert len(told(caplog)) <= 8
+        assert len(outage_lines(caplog)) <= 8
         await close_all(admitted)
 
 
@@ -241,7 +246,7 @@ REFUSALS: dict[str, tuple[Change, Change, str]] = {
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-async def test_a_redis_that_refuses_is_one_clear_line_and_used_again_when_it_is_mended(
+async def test_a_redis_that_refuses_causes_one_clear_line_and_is_used_again_once_it_accepts(
     redis: RedisServer, caplog: pytest.LogCaptureFixture, refusal: str
 ) -> None:
     breaks, mends, reason = REFUSALS[refusal]
@@ -250,19 +255,19 @@ async def test_a_redis_that_refuses_is_one_clear_line_and_used_again_when_it_is_
             breaks(client)
             admitted, refused = await arrivals(servers, 7)
             assert (len(admitted), len(refused)) == (5, 2), "the node's own limit holds"
-            await until(lambda: told(caplog))
+            await until(lambda: outage_lines(caplog))
             mends(client)
             await in_state(servers, State.UP)
-            await all_told(servers)
+            await wait_until_all_sent(servers)
             assert sessions_in(client, ONE) == 5
-        error, warning = told(caplog)
+        error, warning = outage_lines(caplog)
         assert error.startswith("ERROR fleet out of reach, the limits of this node apply: unix:")
         assert pytest.raises(AssertionError, match=reason).matches(AssertionError(error)), error
         assert warning.startswith("WARNING fleet in reach again")
         await close_all(admitted)
 
 
-async def test_no_client_notices_that_the_scripts_of_redis_were_forgotten(
+async def test_no_client_is_affected_when_redis_has_lost_its_scripts(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with nodes(2, f"unix:{redis.path}", **{**OPTIONS, "max_from_ip": 20}) as servers:
@@ -273,7 +278,7 @@ async def test_no_client_notices_that_the_scripts_of_redis_were_forgotten(
                 more, _ = await arrivals(servers, 6)
                 admitted += more
         assert len(admitted) == 20
-        assert told(caplog) == []
+        assert outage_lines(caplog) == []
         await close_all(admitted)
 
 
@@ -290,7 +295,7 @@ async def test_nodes_with_two_versions_of_the_script_share_their_limits(
 
 
 @pytest.mark.peers
-async def test_a_partition_frees_what_the_lost_node_held_and_it_goes_by_its_own_limits(
+async def test_after_a_partition_the_lost_nodes_slots_are_free_and_its_own_limits_apply_to_it(
     redis: RedisServer,
 ) -> None:
     options = {**OPTIONS, "max_from_ip": 0, "fleet_connections": 12, "limit_connections": 100}
@@ -331,7 +336,9 @@ async def test_a_hanging_redis_does_not_delay_the_stop_of_a_node(redis: RedisSer
             os.kill(redis.process.pid, SIGCONT)
 
 
-async def test_nodes_that_are_full_and_wait_do_not_ask_again_and_again(redis: RedisServer) -> None:
+async def test_full_nodes_with_waiting_clients_do_not_send_messages_all_the_time(
+    redis: RedisServer,
+) -> None:
     options = {**OPTIONS, "max_from_ip": 0, "fleet_connections": 4, "limit_connections": 100}
     async with nodes(2, f"unix:{redis.path}", **options) as servers:
         admitted = [await Client.to(servers[each % 2].addresses[0]) for each in range(4)]

@@ -1,4 +1,4 @@
-"""``smtpd-fork fleet``, and what status, explain and the status page tell of a fleet."""
+"""``smtpd-fork fleet``, and the fleet in status, explain and the status page."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.control import CONTROL, says
 from support.daemon import LOCAL, Daemon
-from support.fleet import Taker, all_told, arrivals, close_all, nodes, until
+from support.fleet import Taker, arrivals, close_all, nodes, until, wait_until_all_sent
 from support.redis_server import RedisServer
 from support.server import serve
 
 import smtpd_fork.control_protocol as protocol
 from smtpd_fork.control_protocol import RequestError
-from smtpd_fork.fleet.view import MOST_NODES, view_of
+from smtpd_fork.fleet.view import MOST_NODES, read_view
 from smtpd_fork.observe.control import Administration
 
 if TYPE_CHECKING:
@@ -35,12 +35,14 @@ async def asked(server: Server, request: protocol.Request) -> dict[str, Any]:
     return await Administration(server, lambda _: None).answer(request, "a test")
 
 
-async def test_a_client_is_shown_by_node_with_its_rates_and_networks(redis: RedisServer) -> None:
+async def test_the_counts_of_a_client_are_shown_by_node_with_its_rates_and_networks(
+    redis: RedisServer,
+) -> None:
     limits = {"max_from_ip": 5, "max_from_net": ["9/24"], "rate": ["30/h"]}
     async with nodes(2, f"unix:{redis.path}", **limits) as servers:
         admitted, refused = await arrivals(servers, 6)
         assert (len(admitted), len(refused)) == (5, 1)
-        await all_told(servers)
+        await wait_until_all_sent(servers)
         reply = await asked(servers[0], protocol.Fleet(v=1, client="127.0.0.1"))
         client, network, rate = reply["limits"]
         assert (client["rule"], client["key"], client["sessions"]) == (
@@ -69,10 +71,10 @@ async def test_a_client_is_shown_by_node_with_its_rates_and_networks(redis: Redi
         await close_all(admitted)
 
 
-async def test_the_nodes_are_listed_also_those_of_a_large_fleet(redis: RedisServer) -> None:
+async def test_all_nodes_are_listed_even_in_a_large_fleet(redis: RedisServer) -> None:
     async with nodes(2, f"unix:{redis.path}", fleet_connections=20) as servers:
         admitted, _ = await arrivals(servers, 1)
-        await all_told(servers)
+        await wait_until_all_sent(servers)
         reply = await asked(servers[0], protocol.Fleet(v=1))
         assert {(each["name"], each["own"]) for each in reply["nodes"]} == {
             *(("mx0", True), ("mx1", False)),
@@ -85,14 +87,14 @@ async def test_the_nodes_are_listed_also_those_of_a_large_fleet(redis: RedisServ
             (name,) = client.keys("*:1:nodes")
             more = {f"x{n}-abc": 9e15 for n in range(2 * MOST_NODES)}
             client.zadd(name, more)
-        found = (await view_of(fleet._link)).nodes
+        found = (await read_view(fleet._link)).nodes
         assert len({each.node for each in found}) == 2 * MOST_NODES + 2
         with redis.client() as client:
             client.zrem(name, *more)
         await close_all(admitted)
 
 
-async def test_a_fleet_that_is_out_of_reach_is_shown_as_such(redis: RedisServer) -> None:
+async def test_a_fleet_that_is_out_of_reach_is_reported_as_down(redis: RedisServer) -> None:
     async with nodes(1, f"unix:{redis.path}", when_fleet_down="refuse") as (server,):
         fleet = server.fleet
         assert fleet is not None
@@ -106,7 +108,7 @@ async def test_a_fleet_that_is_out_of_reach_is_shown_as_such(redis: RedisServer)
         redis.start()
 
 
-async def test_a_server_in_no_fleet_says_so() -> None:
+async def test_the_answer_of_a_server_without_a_fleet_says_so() -> None:
     async with serve(Taker()) as server:
         with pytest.raises(RequestError, match="without --fleet"):
             await asked(server, protocol.Fleet(v=1))

@@ -1,4 +1,4 @@
-"""No Redis, or a bad one, in place of the fleet's: it costs a bounded time and memory."""
+"""A hostile server, or none, instead of the fleet's Redis costs a bounded time and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from support.fleet import arrivals, close_all, fleet, in_state, nodes, told, until
+from support.fleet import arrivals, close_all, fleet, in_state, nodes, outage_lines, until
 from support.raw_server import close, raw_server, says, silence
 
 from smtpd_fork.fleet import State
@@ -37,7 +37,7 @@ GOOD = answer(False, 1, 0, 0, 0, 0, [])
 
 
 def redis_that_answers(text: bytes, first: bytes = GOOD) -> Behaviour:
-    """Behave as Redis does; but all messages after the first have *text* as the answer."""
+    """Behave like Redis, but answer all messages after the first with *text*."""
     messages = 0
 
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,7 +88,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_an_answer_that_is_none_is_one_clear_line_and_the_node_goes_by_its_own_limits(
+async def test_an_invalid_answer_causes_one_clear_line_and_the_nodes_own_limits_apply(
     caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     text, reason = ANSWERS[name]
@@ -99,15 +99,15 @@ async def test_an_answer_that_is_none_is_one_clear_line_and_the_node_goes_by_its
             admitted, refused = await arrivals(servers, 7)
             assert time.monotonic() - began < 5
             assert (len(admitted), len(refused)) == (5, 2)
-            await until(lambda: told(caplog))
-            (line,) = told(caplog)
+            await until(lambda: outage_lines(caplog))
+            (line,) = outage_lines(caplog)
             assert re.search(reason, line), line
             assert line.isprintable()
             await close_all(admitted)
 
 
 @pytest.mark.parametrize("behaviour", [silence, close], ids=["says nothing", "closes"])
-async def test_a_redis_that_accepts_and_does_nothing_more_delays_a_start_by_a_second_at_most(
+async def test_a_redis_that_accepts_and_never_answers_delays_a_start_by_a_second_at_most(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour
 ) -> None:
     monkeypatch.setattr("smtpd_fork.fleet.messenger.OPEN_SECONDS", 1.5)
@@ -117,24 +117,24 @@ async def test_a_redis_that_accepts_and_does_nothing_more_delays_a_start_by_a_se
             assert time.monotonic() - began < 3
             admitted, _ = await arrivals(servers, 7)
             assert len(admitted) == 5
-            assert len(told(caplog)) == 1
+            assert len(outage_lines(caplog)) == 1
             await close_all(admitted)
 
 
-async def test_an_endless_answer_is_cut_at_its_limit(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_endless_answer_is_cut_off_at_the_limit(caplog: pytest.LogCaptureFixture) -> None:
     endless = says(b"$40\r\n", endless=b"x" * 65536)
     async with raw_server(endless) as port:
         tracemalloc.start()
         try:
             async with nodes(1, f"redis://127.0.0.1:{port}", **OPTIONS):
-                await until(lambda: told(caplog))
+                await until(lambda: outage_lines(caplog))
                 _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
         assert peak < 30_000_000
 
 
-async def test_endless_hints_do_not_hold_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+async def test_endless_hints_do_not_block_the_loop(caplog: pytest.LogCaptureFixture) -> None:
     subscribed = asyncio.Event()
     hint = b"*3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$7\r\nwaiting\r\n" * 100
 
@@ -158,7 +158,7 @@ async def test_endless_hints_do_not_hold_the_loop(caplog: pytest.LogCaptureFixtu
             await close_all(admitted)
 
 
-async def test_hints_that_were_cut_off_are_asked_for_again(
+async def test_a_node_subscribes_to_hints_again_after_their_connection_was_lost(
     redis: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.fleet.messenger.HINTS_SECONDS", (0.01, 0.05))
@@ -167,4 +167,4 @@ async def test_hints_that_were_cut_off_are_asked_for_again(
             client.execute_command("CLIENT", "KILL", "TYPE", "PUBSUB")
             await until(lambda: client.pubsub_numsub("{smtpd-fork}:1:hints")[0][1] == 2)
         await in_state(servers, State.UP)
-        assert told(caplog) == []
+        assert outage_lines(caplog) == []

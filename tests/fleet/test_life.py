@@ -1,4 +1,4 @@
-"""The life of a node: it starts and stops in any order, changes its limits, and leaves nothing."""
+"""The life cycle of a node: starts and stops in any order, and changed limits, leave nothing."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from support.client import Client
 from support.fleet import (
     Taker,
-    all_told,
     arrivals,
     close_all,
     fleet,
     in_state,
     nodes,
+    outage_lines,
     own_fleet,
     sessions_in,
-    told,
     until,
+    wait_until_all_sent,
 )
 from support.gates import gate
 from support.link_proxy import LinkProxy
@@ -64,7 +64,7 @@ async def test_a_fleet_that_is_started_twice_leaves_at_the_second_stop(redis: Re
     assert str(node.state) == "down"
 
 
-async def test_a_stop_while_redis_is_away_ends_at_once_and_leaves_no_task() -> None:
+async def test_a_stop_while_redis_is_down_ends_at_once_and_leaves_no_task() -> None:
     node = own_fleet("redis://127.0.0.1:1")
     await node.start()
     before = asyncio.all_tasks()
@@ -90,7 +90,7 @@ async def test_two_servers_that_share_a_gate_are_one_node(redis: RedisServer) ->
         await until(lambda: shared.count == 0)
 
 
-async def test_a_server_that_does_not_start_leaves_the_fleet_to_those_that_share_it(
+async def test_a_server_that_fails_to_start_does_not_end_the_fleet_of_others_that_share_it(
     redis: RedisServer, taken: int
 ) -> None:
     shared = gate(max_from_ip=5)
@@ -101,7 +101,7 @@ async def test_a_server_that_does_not_start_leaves_the_fleet_to_those_that_share
         assert node.state is State.UP
 
 
-async def test_a_reload_that_changes_limits_while_questions_are_under_way_keeps_the_counts(
+async def test_a_reload_that_changes_limits_while_questions_are_pending_keeps_the_counts(
     redis: RedisServer,
 ) -> None:
     options = {**OPTIONS, "fleet_timeout": 5}
@@ -120,24 +120,26 @@ async def test_a_reload_that_changes_limits_while_questions_are_under_way_keeps_
         for limits in changes:
             proxy.delay = 0.3
             clients = [await Client.to(server.addresses[0]) for _ in range(3)]
-            await until(lambda: fleet(server).node.oldest() is not None and server.gate.count == 3)
+            await until(
+                lambda: fleet(server).node.waiting_since() is not None and server.gate.count == 3
+            )
             await server.reload(Config.build({**common, **limits}))
             proxy.delay = 0
             for client in clients:
                 assert (await client.reply()).code == 220
-            await all_told(servers)
+            await wait_until_all_sent(servers)
             with redis.client() as client_of_redis:
                 count = 3 if limits["max_from_ip"] else 0
                 assert sessions_in(client_of_redis, ONE) == count
             await close_all(clients)
             await until(lambda: server.gate.count == 0)
-            await all_told(servers)
+            await wait_until_all_sent(servers)
         assert fleet(server).share.held == {}
         with redis.client() as client_of_redis:
             assert sessions_in(client_of_redis, ONE) == 0
 
 
-async def test_a_client_that_is_kicked_while_the_fleet_is_asked_is_counted_out(
+async def test_a_client_that_is_kicked_while_its_question_is_pending_is_not_counted(
     redis: RedisServer,
 ) -> None:
     options = {**OPTIONS, "fleet_timeout": 5}
@@ -154,7 +156,7 @@ async def test_a_client_that_is_kicked_while_the_fleet_is_asked_is_counted_out(
         assert (await client.reply()).code == 421
         await client.close()
         proxy.delay = 0
-        await all_told(servers)
+        await wait_until_all_sent(servers)
         with redis.client() as client_of_redis:
             await until(lambda: sessions_in(client_of_redis, ONE) == 0)
 
@@ -181,7 +183,7 @@ async def test_clients_behind_a_proxy_are_counted_by_their_own_addresses(
         await close_all(clients)
 
 
-async def test_no_client_but_exempt_ones_is_admitted_without_the_fleet_if_that_is_wanted(
+async def test_without_the_fleet_refuse_admits_only_exempt_clients(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = {**OPTIONS, "when_fleet_down": "refuse", "exempt": ["127.0.9.0/24"]}
@@ -198,10 +200,10 @@ async def test_no_client_but_exempt_ones_is_admitted_without_the_fleet_if_that_i
         more, _ = await arrivals(servers, 7)
         assert len(more) == 5
         await close_all([*admitted, *more])
-        assert "WARNING fleet in reach again" in told(caplog)[1]
+        assert "WARNING fleet in reach again" in outage_lines(caplog)[1]
 
 
-async def test_two_nodes_of_one_name_are_two(redis: RedisServer) -> None:
+async def test_two_nodes_with_the_same_name_are_counted_as_two(redis: RedisServer) -> None:
     url, options = f"unix:{redis.path}", {**OPTIONS, "fleet_connections": 8}
     async with nodes(1, url, **options) as one, nodes(1, url, **options) as two:
         assert fleet(one[0]).node.name != fleet(two[0]).node.name
@@ -210,7 +212,7 @@ async def test_two_nodes_of_one_name_are_two(redis: RedisServer) -> None:
         await close_all(admitted)
 
 
-async def test_the_count_of_a_session_of_hours_is_told_again_before_it_would_expire(
+async def test_the_count_of_a_session_of_hours_is_sent_again_before_it_expires(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.fleet.node.KEEP_SECONDS", 2.0)

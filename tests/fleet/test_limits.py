@@ -1,17 +1,17 @@
-"""Limits that hold over all nodes of a fleet, by a real Redis."""
+"""Limits that apply to all nodes of a fleet together, with a real Redis."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from support.client import Client
-from support.fleet import all_told, arrivals, close_all, nodes, until
+from support.fleet import arrivals, close_all, nodes, until, wait_until_all_sent
 
 if TYPE_CHECKING:
     from support.redis_server import RedisServer
 
 
-async def test_one_client_has_its_limit_once_over_four_nodes(redis: RedisServer) -> None:
+async def test_a_limit_per_client_applies_to_four_nodes_together(redis: RedisServer) -> None:
     async with nodes(4, f"unix:{redis.path}", max_from_ip=50) as servers:
         admitted, refused = await arrivals(servers, 200)
         assert len(admitted) == 50
@@ -20,13 +20,13 @@ async def test_one_client_has_its_limit_once_over_four_nodes(redis: RedisServer)
         await close_all(admitted)
         for server in servers:
             await until(lambda server=server: server.gate.count == 0)  # type: ignore[misc]  # default
-        await all_told(servers)
+        await wait_until_all_sent(servers)
         admitted, _ = await arrivals(servers, 60)
         assert len(admitted) == 50
         await close_all(admitted)
 
 
-async def test_a_rate_holds_once_over_four_nodes(redis: RedisServer) -> None:
+async def test_a_rate_applies_to_four_nodes_together(redis: RedisServer) -> None:
     async with nodes(4, f"unix:{redis.path}", max_from_ip=0, rate=["30/h"]) as servers:
         admitted, refused = await arrivals(servers, 80)
         assert len(admitted) == 30
@@ -34,7 +34,7 @@ async def test_a_rate_holds_once_over_four_nodes(redis: RedisServer) -> None:
         await close_all(admitted)
 
 
-async def test_a_network_has_its_limit_once_over_all_nodes(redis: RedisServer) -> None:
+async def test_a_limit_per_network_applies_to_all_nodes_together(redis: RedisServer) -> None:
     options = {"max_from_ip": 0, "max_from_net": ["5/24"]}
     async with nodes(2, f"unix:{redis.path}", **options) as servers:
         admitted = []
@@ -47,7 +47,7 @@ async def test_a_network_has_its_limit_once_over_all_nodes(redis: RedisServer) -
         await close_all([*admitted, *other])
 
 
-async def test_a_limit_with_local_in_front_holds_for_each_node(redis: RedisServer) -> None:
+async def test_a_limit_with_the_prefix_local_applies_to_each_node_alone(redis: RedisServer) -> None:
     async with nodes(2, f"unix:{redis.path}", max_from_ip="local:3", rate="local:4/h") as servers:
         admitted, _ = await arrivals(servers, 12)
         assert len(admitted) == 6
@@ -55,14 +55,16 @@ async def test_a_limit_with_local_in_front_holds_for_each_node(redis: RedisServe
         await close_all(admitted)
 
 
-async def test_exempt_clients_are_in_no_count(redis: RedisServer) -> None:
+async def test_exempt_clients_are_not_counted(redis: RedisServer) -> None:
     async with nodes(2, f"unix:{redis.path}", max_from_ip=1, exempt=["127.0.0.1"]) as servers:
         admitted, refused = await arrivals(servers, 10)
         assert (len(admitted), refused) == (10, [])
         await close_all(admitted)
 
 
-async def test_all_nodes_have_the_connections_of_the_fleet_and_no_more(redis: RedisServer) -> None:
+async def test_all_nodes_together_admit_exactly_fleet_connections_sessions(
+    redis: RedisServer,
+) -> None:
     options = {"max_from_ip": 0, "fleet_connections": 20, "limit_connections": 100}
     async with nodes(4, f"unix:{redis.path}", when_full="refuse", **options) as servers:
         admitted: list[Client] = []
@@ -75,7 +77,7 @@ async def test_all_nodes_have_the_connections_of_the_fleet_and_no_more(redis: Re
         await close_all(admitted)
 
 
-async def test_a_slot_that_is_free_on_one_node_goes_to_a_client_that_waits_at_another(
+async def test_a_free_slot_of_one_node_goes_to_a_client_that_waits_at_another(
     redis: RedisServer,
 ) -> None:
     options = {"max_from_ip": 0, "fleet_connections": 10}

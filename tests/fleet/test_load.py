@@ -1,4 +1,4 @@
-"""Many clients, one that hammers, clocks that step: limits hold, and tables are bounded."""
+"""Many clients, an aggressive client, clocks that step: limits apply, and tables are bounded."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 from support.client import PATIENCE, Client
 from support.fleet import (
-    all_told,
     arrivals,
     close_all,
     fleet,
     in_state,
     nodes,
+    outage_lines,
     sessions_in,
-    told,
     until,
+    wait_until_all_sent,
 )
 from support.gates import gate
 
@@ -41,7 +41,7 @@ ONE = "c:127.0.0.1"
 
 
 class Watch:
-    """Watches the sessions of all nodes; a context manager."""
+    """Records the maximum of sessions of all nodes; a context manager."""
 
     def __init__(self, servers: list[Server]) -> None:
         self._servers = servers
@@ -62,7 +62,7 @@ class Watch:
 
 
 @pytest.mark.parametrize("crowd", ["even", "nine in ten to one node"])
-async def test_of_a_thousand_clients_at_once_all_slots_are_used_and_never_more(
+async def test_a_thousand_clients_at_once_use_all_slots_and_never_more(
     redis: RedisServer, crowd: str
 ) -> None:
     options = {**OPTIONS, "fleet_connections": 200, "stress_timeout": 0, "limit_connections": 900}
@@ -87,7 +87,7 @@ async def test_of_a_thousand_clients_at_once_all_slots_are_used_and_never_more(
         assert watch.most == 200
 
 
-async def test_of_a_thousand_clients_at_once_the_others_are_refused_if_that_is_wanted(
+async def test_of_a_thousand_clients_at_once_those_without_a_slot_are_refused_with_refuse(
     redis: RedisServer,
 ) -> None:
     options = {**OPTIONS, "fleet_connections": 200, "limit_connections": 900}
@@ -106,7 +106,7 @@ async def test_of_a_thousand_clients_at_once_the_others_are_refused_if_that_is_w
         await close_all(admitted)
 
 
-async def test_a_client_that_hammers_four_nodes_gets_its_limit_and_hardly_reaches_redis(
+async def test_a_client_that_reconnects_constantly_gets_its_limit_and_rarely_reaches_redis(
     redis: RedisServer,
 ) -> None:
     options = {**OPTIONS, "max_from_ip": 50, "rate": ["60/h"]}
@@ -125,9 +125,9 @@ async def test_a_client_that_hammers_four_nodes_gets_its_limit_and_hardly_reache
             assert refusals == 950
             assert asked["refused"] < refusals / 2, "most were known to be over their limit"
             await close_all(admitted)
-            await all_told(servers)
+            await wait_until_all_sent(servers)
             await until(lambda: sum(server.gate.count for server in servers) == 0)
-            await all_told(servers)
+            await wait_until_all_sent(servers)
             await until(lambda: sessions_in(client, ONE) == 0)
         again: list[Client] = []
         for _ in range(3):
@@ -164,23 +164,23 @@ async def test_twenty_thousand_clients_leave_nothing_in_a_node_and_little_in_red
                 for ticket in tickets:
                     ticket.release()
                 tickets.clear()
-                await until(lambda: not share.changed and not node.node.has_news())
+                await until(lambda: not share.changed and not node.node.has_unsent())
             assert answers == {True: number * pieces}
-            await until(lambda: node.node.oldest() is None)
-            assert (share.held, share.over, share.refused_in) == ({}, {}, {})
-            assert not node.node._told
+            await until(lambda: node.node.waiting_since() is None)
+            assert (share.held, share.over, share.refused_sessions) == ({}, {}, {})
+            assert not node.node._sent
             each = (held - empty) / number / pieces
             assert each < 2 * 400, "bytes of a client with a session and a rate"
             assert client.keys("*:c:*") == []
             some = [key for key, _ in zip(client.scan_iter("*:r:*"), range(100), strict=False)]
             assert all(0 < client.pttl(key) <= 36_000 for key in some), "an hour by a hundred"
             for each_over in range(2 * MAX_KNOWN):
-                share.know(f"c:{each_over}", 3, 1e9)
+                share.mark_over(f"c:{each_over}", 3, 1e9)
             assert len(share.over) <= MAX_KNOWN
 
 
 @pytest.mark.parametrize("step", [3_600_000, -3_600_000], ids=["back", "forth"])
-async def test_a_step_of_the_clock_of_redis_frees_what_is_dead_and_keeps_what_lives(
+async def test_a_step_of_the_clock_of_redis_removes_dead_nodes_and_keeps_live_ones(
     redis: RedisServer, caplog: pytest.LogCaptureFixture, step: int
 ) -> None:
     options = {**OPTIONS, "max_from_ip": 5, "fleet_connections": 20}
@@ -197,5 +197,5 @@ async def test_a_step_of_the_clock_of_redis_frees_what_is_dead_and_keeps_what_li
             await until(lambda: sessions_in(client, ONE) == 5)
             assert (await arrivals(servers, 4))[0] == []
         await in_state(servers, State.UP)
-        assert told(caplog) == []
+        assert outage_lines(caplog) == []
         await close_all(admitted)

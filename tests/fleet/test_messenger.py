@@ -1,4 +1,4 @@
-"""The messenger of a node: its link, its waits and its answers, when Redis or the loop is slow."""
+"""The messenger of a node: connections, delays and answers, when Redis or the loop is slow."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 from support.fleet import (
+    outage_lines,
     own_fleet,
-    told,
     until,
 )
 from support.gates import gate
@@ -40,7 +40,7 @@ async def test_a_start_that_is_cancelled_leaves_no_task() -> None:
         assert not [task for task in new if "Messenger" in repr(task)]
 
 
-async def test_waits_between_attempts_are_random_and_bounded(
+async def test_delays_between_attempts_are_random_and_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.undo()
@@ -57,7 +57,7 @@ async def test_waits_between_attempts_are_random_and_bounded(
     assert ceilings[:7] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
-async def test_an_error_of_one_answer_does_not_reach_the_other_clients(
+async def test_an_error_in_the_callback_of_one_client_does_not_affect_the_others(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with own_fleet(f"unix:{redis.path}") as node:
@@ -77,13 +77,13 @@ async def test_an_error_of_one_answer_does_not_reach_the_other_clients(
             ticket.release()  # type: ignore[union-attr]
 
 
-async def test_a_link_that_cannot_be_closed_does_not_hold_a_stop(
+async def test_a_link_that_cannot_be_closed_does_not_block_the_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("smtpd_fork.fleet.messenger.CLOSE_SECONDS", 0.1)
 
     class Stuck:
-        shown = "stuck"
+        description = "stuck"
 
         async def open(self) -> None:
             raise FleetError("not today")
@@ -107,7 +107,7 @@ async def test_a_link_that_cannot_be_closed_does_not_hold_a_stop(
 
 
 @pytest.mark.peers
-async def test_a_loop_that_was_held_up_reads_the_answer_before_it_calls_the_fleet_late(
+async def test_a_blocked_loop_reads_the_answer_before_the_fleet_is_late(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with own_fleet(f"unix:{redis.path}") as node:
@@ -124,14 +124,14 @@ async def test_a_loop_that_was_held_up_reads_the_answer_before_it_calls_the_flee
             verdict.release()
         assert answers == [None] * 8
         assert node.state is State.UP
-        assert told(caplog) == []
+        assert outage_lines(caplog) == []
 
 
-async def test_a_wake_up_while_a_message_is_under_way_leads_to_another_at_once() -> None:
+async def test_a_wake_up_during_a_message_causes_another_message_at_once() -> None:
     class Steered:
-        """A link whose answers come when the test wants them."""
+        """A link that answers when the test releases the answer."""
 
-        shown = "steered"
+        description = "steered"
 
         def __init__(self) -> None:
             self.calls: asyncio.Queue[asyncio.Future[bytes]] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""The metrics of a fleet, its part of the status page, and readiness while it is out of reach."""
+"""The metrics of a fleet, its section of the status page, and readiness during an outage."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ nodes = st.integers(0, NODES - 1)
 
 @dataclass(eq=False)
 class Asked:
-    """A client that has a ticket, and the answers to its question."""
+    """A client with a ticket, and the answers to its question."""
 
     ticket: Ticket
     question: Question | None = None
@@ -40,7 +40,7 @@ class Asked:
 
 
 class Machine:
-    """One node, as its gate and what talks to the fleet."""
+    """One node: its gate, and the messages to the fleet."""
 
     def __init__(self, name: str, clock: Clock, ledger: Ledger) -> None:
         self.clock, self.ledger = clock, ledger
@@ -78,11 +78,11 @@ class Machine:
         self.node.lost()
 
     def settle(self) -> None:
-        """Exchange messages until there is no news."""
+        """Exchange messages until there is nothing to send."""
         if self.sent:
             self.receive()
         for _ in range(20):
-            if not self.node.has_news():
+            if not self.node.has_unsent():
                 return
             self.send(arrives=True)
             self.receive()
@@ -90,7 +90,7 @@ class Machine:
 
 
 class Fleet(RuleBasedStateMachine):
-    """Two nodes, whose messages and answers get lost."""
+    """Two nodes, some of whose messages and answers are lost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Fleet(RuleBasedStateMachine):
         if which < len(machine.inside):
             asked = machine.inside.pop(which)
             if asked.question is not None and not asked.answers:
-                machine.node.forget(asked.question)
+                machine.node.cancel(asked.question)
                 self.everybody.remove(asked)
             asked.ticket.release()
 
@@ -167,7 +167,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(number=nodes, client=clients, then=st.sampled_from(["lose", "give_up", "receive"]))
     def ask(self, number: int, client: str, then: str) -> None:
-        """Ask about a client, in the common order of things up to the end of the question."""
+        """Ask about a client, in the usual order up to the end of the question."""
         machine = self.machines[number]
         if machine.sent:
             machine.receive()
@@ -196,18 +196,18 @@ class Fleet(RuleBasedStateMachine):
         assert len(self.ledger) == 0
 
     def _check(self) -> None:
-        """Every client is answered, and what was told is what the gates count."""
+        """Check that every client has an answer, and that the gates' counts were sent."""
         assert all(len(asked.answers) == 1 for asked in self.everybody)
-        told: dict[str, int] = {}
+        sent: dict[str, int] = {}
         for machine in self.machines:
             assert machine.share.held == {
                 f"c:{client}": count for client, count in machine.gate.clients.items()
             }
             for key, count in machine.share.held.items():
-                told[key] = told.get(key, 0) + count
-            assert not machine.node.has_news()
+                sent[key] = sent.get(key, 0) + count
+            assert not machine.node.has_unsent()
         assert {f"c:{each}": self.ledger.count(f"c:{each}") for each in CLIENTS} == {
-            f"c:{each}": told.get(f"c:{each}", 0) for each in CLIENTS
+            f"c:{each}": sent.get(f"c:{each}", 0) for each in CLIENTS
         }
 
 

@@ -64,7 +64,7 @@ class Node(Daemon):
         return False
 
     def leave(self, number: int) -> None:
-        """Have clients go."""
+        """Disconnect clients."""
         for _ in range(number):
             self.clients.pop().close()
 
@@ -81,7 +81,7 @@ def slots_in(redis: RedisServer) -> list[tuple[int, int]]:
 
 
 @on_loops
-def test_what_a_killed_node_held_is_free_once_its_lease_is_over(
+def test_the_slots_of_a_killed_node_are_free_after_its_lease(
     redis: RedisServer, tmp_path: Path, stack: ExitStack, loop: str
 ) -> None:
     options = ("-m", "6", "--fleet-connections", "8", "--loop", loop)
@@ -133,7 +133,7 @@ def stopped_and_resumed(
     assert "out of reach" not in here.log + there.log
 
 
-def test_a_node_that_was_stopped_for_longer_than_its_lease_believes_no_slot_when_it_wakes(
+def test_a_node_suspended_for_longer_than_its_lease_uses_no_slot_before_an_answer(
     redis: RedisServer, tmp_path: Path, stack: ExitStack
 ) -> None:
     stopped_and_resumed(redis, tmp_path, stack, LEASE + 0.5)
@@ -141,7 +141,7 @@ def test_a_node_that_was_stopped_for_longer_than_its_lease_believes_no_slot_when
 
 @pytest.mark.peers
 @pytest.mark.timeout(120)
-def test_a_node_that_was_stopped_for_half_a_minute_believes_no_slot_when_it_wakes(
+def test_a_node_suspended_for_half_a_minute_uses_no_slot_before_an_answer(
     redis: RedisServer, tmp_path: Path, stack: ExitStack
 ) -> None:
     stopped_and_resumed(redis, tmp_path, stack, 30)
@@ -172,7 +172,7 @@ def test_an_upgrade_under_load_in_a_fleet_loses_no_message_and_leaves_no_count(
 
 
 @pytest.mark.parametrize("how", ["stop", "drain"])
-def test_an_end_under_load_in_a_fleet_loses_no_message_and_leaves_no_count(
+def test_a_stop_under_load_in_a_fleet_loses_no_message_and_leaves_no_count(
     redis: RedisServer, tmp_path: Path, stack: ExitStack, how: str
 ) -> None:
     options = ("-m", "10", "--fleet-connections", "20", *CONTROL)
@@ -201,7 +201,7 @@ def test_an_end_under_load_in_a_fleet_loses_no_message_and_leaves_no_count(
 
 
 @pytest.mark.peers
-def test_four_nodes_under_smtp_source_take_every_message_and_end_with_no_count(
+def test_four_nodes_loaded_by_smtp_source_accept_every_message_and_leave_no_count(
     redis: RedisServer, tmp_path: Path, stack: ExitStack
 ) -> None:
     options = ("-m", "100", "--fleet-connections", "100", "--rate", "100000/h")

@@ -1,4 +1,4 @@
-"""A reload changes the settings of a fleet that a node can change where it is."""
+"""A reload changes the settings of a fleet that can change without leaving it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def redis() -> Iterator[RedisServer]:
 
 
 @pytest.mark.peers
-async def test_connections_times_and_what_holds_without_the_fleet_are_changed(
+async def test_a_reload_changes_connections_timeouts_and_when_fleet_down(
     redis: RedisServer,
 ) -> None:
     options = {"fleet_connections": 2, "when_full": "refuse", "max_from_ip": 0}
@@ -59,7 +59,7 @@ async def test_connections_times_and_what_holds_without_the_fleet_are_changed(
         redis.start()
 
 
-async def test_a_node_stays_in_its_fleet_under_its_name(redis: RedisServer) -> None:
+async def test_a_reload_keeps_the_node_in_its_fleet_under_its_name(redis: RedisServer) -> None:
     async with nodes(1, f"unix:{redis.path}") as (server,):
         changed = msgspec.structs.replace(server.config, fleet="unix:/x", fleet_node="other")
         assert await server.reload(changed) == []

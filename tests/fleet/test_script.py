@@ -1,4 +1,4 @@
-"""The script in a real Redis and the ledger in Python answer the same messages in the same way."""
+"""The script in a real Redis and the ledger in Python answer the same messages alike."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def server() -> Iterator[redis.Redis]:
 
 
 class Fleet:
-    """A fleet in Redis and one in a ledger, with the same messages."""
+    """A fleet in Redis and one in a ledger, which get the same messages."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
@@ -100,7 +100,7 @@ def messages(draw: st.DrawFn) -> Sync:
 
 @given(st.lists(st.tuples(messages(), st.booleans()), max_size=12))
 @settings(max_examples=100, deadline=None)
-def test_redis_and_the_ledger_answer_alike_also_one_that_was_handed_over(
+def test_redis_a_ledger_and_one_that_was_handed_over_give_the_same_answers(
     server: redis.Redis, sent: list[tuple[Sync, bool]]
 ) -> None:
     fleet = Fleet(server)
@@ -113,7 +113,7 @@ def test_redis_and_the_ledger_answer_alike_also_one_that_was_handed_over(
     assert in_redis == in_ledger
 
 
-def test_a_key_that_is_used_by_something_else_is_an_error_and_nothing_is_written(
+def test_a_key_of_another_type_is_an_error_and_nothing_is_written(
     server: redis.Redis,
 ) -> None:
     fleet = Fleet(server)
@@ -124,7 +124,7 @@ def test_a_key_that_is_used_by_something_else_is_an_error_and_nothing_is_written
     assert server.keys(f"*{fleet.keys.of('')}*") == [fleet.keys.of(KEYS[1]).encode()]
 
 
-def test_a_fleet_of_another_layout_is_left_alone(server: redis.Redis) -> None:
+def test_a_fleet_of_another_layout_is_not_changed(server: redis.Redis) -> None:
     fleet = Fleet(server)
     server.set(fleet.keys.fixed[0], "2")
     with pytest.raises(ResponseError, match="the fleet has layout 2, this node has 1"):
@@ -132,7 +132,7 @@ def test_a_fleet_of_another_layout_is_left_alone(server: redis.Redis) -> None:
     assert not server.exists(*fleet.keys.fixed[1:])
 
 
-def test_everything_that_a_node_writes_has_an_end(server: redis.Redis) -> None:
+def test_every_key_that_a_node_writes_expires(server: redis.Redis) -> None:
     fleet = Fleet(server)
     rate = [2, 3, HOUR // 3, HOUR - HOUR // 3]
     clients = [[1, 3, 0, 0, *rate]]
@@ -143,7 +143,7 @@ def test_everything_that_a_node_writes_has_an_end(server: redis.Redis) -> None:
     assert all(0 < server.pttl(name) <= HOUR // 1000 for name in written)
 
 
-def test_a_lease_in_the_far_future_is_shortened_as_the_clock_was_set_back(
+def test_a_lease_that_ends_too_late_is_shortened_after_the_clock_was_set_back(
     server: redis.Redis,
 ) -> None:
     fleet = Fleet(server)
@@ -155,7 +155,7 @@ def test_a_lease_in_the_far_future_is_shortened_as_the_clock_was_set_back(
     assert dead == alive
 
 
-def test_a_rate_is_due_no_later_than_it_can_be_as_the_clock_was_set_back(
+def test_a_rate_is_due_no_later_than_possible_after_the_clock_was_set_back(
     server: redis.Redis,
 ) -> None:
     fleet = Fleet(server)

@@ -1,4 +1,4 @@
-"""Passwords, users, TLS, sockets and Sentinel: what reaches the fleet, and what must not."""
+"""Access to the fleet's Redis: passwords, users, TLS, unix sockets and Sentinel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 import redis as redis_py
 from support.daemon import LOCAL, Daemon
-from support.fleet import all_told, arrivals, close_all, fleet, nodes, told, until
+from support.fleet import (
+    arrivals,
+    close_all,
+    fleet,
+    nodes,
+    outage_lines,
+    until,
+    wait_until_all_sent,
+)
 from support.redis_server import RedisServer
 from support.tls import Certificates
 
@@ -27,7 +35,7 @@ OPTIONS: dict[str, Any] = {"max_from_ip": 5, "fleet_timeout": 1, "fleet_lease": 
 SECRET = "correct horse battery"
 PAGE = Path(__file__).parents[2] / "docs" / "fleet.md"
 RIGHTS = re.findall(r"^user smtpd-fork on >SECRET (.*)$", PAGE.read_text(), re.MULTILINE)
-"""What a node needs and no more, as the page has it."""
+"""The minimal rights of a node, as on the page."""
 
 
 @pytest.fixture
@@ -38,7 +46,7 @@ def secret(tmp_path: Path) -> str:
 
 
 async def one_limit_holds(url: str, **options: Any) -> None:
-    """Two nodes share a limit."""
+    """Check that two nodes share a limit."""
     async with nodes(2, url, **{**OPTIONS, **options}) as servers:
         assert {fleet(server).state for server in servers} == {State.UP}
         admitted, refused = await arrivals(servers, 12)
@@ -47,19 +55,19 @@ async def one_limit_holds(url: str, **options: Any) -> None:
 
 
 async def trouble(caplog: pytest.LogCaptureFixture, url: str, **options: Any) -> str:
-    """Return the line of a node that does not reach its fleet; it serves all the same."""
+    """Return the log line of a node that cannot reach its fleet, and serves nevertheless."""
     async with nodes(1, url, **{**OPTIONS, **options}) as servers:
         admitted, refused = await arrivals(servers, 7)
         assert (len(admitted), len(refused)) == (5, 2)
-        await until(lambda: told(caplog))
+        await until(lambda: outage_lines(caplog))
         await close_all(admitted)
-    lines = told(caplog)
+    lines = outage_lines(caplog)
     assert len(lines) == 1, lines
     assert SECRET not in caplog.text
     return lines[0]
 
 
-async def test_a_password_is_read_from_its_file_and_a_wrong_one_is_a_clear_line(
+async def test_the_password_is_read_from_a_file_and_a_wrong_one_causes_a_clear_line(
     caplog: pytest.LogCaptureFixture, secret: str
 ) -> None:
     with RedisServer("--requirepass", SECRET) as redis:
@@ -71,7 +79,7 @@ async def test_a_password_is_read_from_its_file_and_a_wrong_one_is_a_clear_line(
         assert re.search("invalid username-password pair|WRONGPASS", line)
 
 
-async def test_a_user_with_the_minimal_rights_is_enough_and_less_is_a_clear_line(
+async def test_a_user_with_the_minimal_rights_suffices_and_fewer_cause_a_clear_line(
     caplog: pytest.LogCaptureFixture, secret: str
 ) -> None:
     Path(secret).write_text(SECRET.replace(" ", "-"))
@@ -89,7 +97,7 @@ async def test_a_user_with_the_minimal_rights_is_enough_and_less_is_a_clear_line
                 client.acl_setuser("node", enabled=True, commands=[f"+{denied}"])
 
 
-async def test_tls_is_verified_with_the_ca_that_is_given(
+async def test_the_certificate_is_verified_with_the_configured_ca(
     caplog: pytest.LogCaptureFixture, certificates: Certificates, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
@@ -147,7 +155,7 @@ def test_a_password_in_the_address_is_refused_and_not_repeated(url: str) -> None
 
 @pytest.fixture
 def sentinel(tmp_path: Path) -> Any:
-    """A primary, a replica, and a Sentinel that watches them."""
+    """A primary, a replica, and a Sentinel that monitors them."""
     with ExitStack() as stack:
         primary = stack.enter_context(RedisServer())
         follows = ("--replicaof", f"127.0.0.1 {primary.port}")
@@ -190,14 +198,14 @@ async def test_after_a_failover_sentinel_names_the_next_primary_and_no_client_wa
             admitted, _ = await arrivals(servers, 12)
             assert len(admitted) == 5
             os.kill(primary.process.pid, signal.SIGKILL)
-            while not is_primary(follower):  # nobody waits for longer than the time limit
+            while not is_primary(follower):  # no client waits for longer than the timeout
                 began = time.monotonic()
                 more, _ = await arrivals(servers, 2, source="127.0.0.9")
                 assert len(more) == 2
                 assert time.monotonic() - began < OPTIONS["fleet_timeout"] + 2
                 await close_all(more)
-            await until(lambda: sum("in reach again" in line for line in told(caplog)) == 2)
-            await all_told(servers)
+            await until(lambda: sum("in reach again" in line for line in outage_lines(caplog)) == 2)
+            await wait_until_all_sent(servers)
             assert (await arrivals(servers, 6))[0] == []
-            assert [line.split()[0] for line in told(caplog)].count("ERROR") <= 2
+            assert [line.split()[0] for line in outage_lines(caplog)].count("ERROR") <= 2
             await close_all(admitted)

@@ -1,4 +1,4 @@
-"""A fleet and what is in other threads: a stock Controller behind Gate.wrap, and a server."""
+"""A fleet with other threads: a stock Controller behind Gate.wrap, and a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.controller import Controller
 from support.client import Client
-from support.fleet import Taker, all_told, arrivals, close_all, fleet, nodes, sessions_in, until
+from support.fleet import (
+    Taker,
+    arrivals,
+    close_all,
+    fleet,
+    nodes,
+    sessions_in,
+    until,
+    wait_until_all_sent,
+)
 from support.gates import gate
 from support.ports import free_port
 from support.server import serve
@@ -33,7 +42,7 @@ def fleet_of(shared: Gate, redis: RedisServer) -> Fleet:
 
 
 class Gated(Controller):
-    """aiosmtpd's server, in a thread and a loop of its own, behind a gate."""
+    """aiosmtpd's server behind a gate, in a thread and a loop of its own."""
 
     def __init__(self, shared: Gate) -> None:
         port = free_port("127.0.0.1")
@@ -44,7 +53,7 @@ class Gated(Controller):
         return self._gate.wrap(super().factory)()
 
 
-async def test_sessions_of_a_stock_controller_are_in_the_counts_of_the_fleet(
+async def test_sessions_of_a_stock_controller_are_counted_in_the_fleet(
     redis: RedisServer,
 ) -> None:
     shared = gate(max_from_ip=5)
@@ -74,7 +83,7 @@ async def test_sessions_of_a_stock_controller_are_in_the_counts_of_the_fleet(
             await asyncio.to_thread(controller.stop)
 
 
-async def test_a_server_in_another_thread_asks_the_fleet_of_the_gate_that_it_shares(
+async def test_a_server_in_another_thread_asks_the_fleet_of_its_shared_gate(
     redis: RedisServer,
 ) -> None:
     shared = gate(max_from_ip=5)
@@ -97,7 +106,7 @@ async def test_a_server_in_another_thread_asks_the_fleet_of_the_gate_that_it_sha
             assert (len(admitted), len(refused)) == (5, 9)
             await close_all(admitted)
             await until(lambda: shared.count == 0)
-            await all_told(other)
+            await wait_until_all_sent(other)
             with redis.client() as client:
                 await until(lambda: sessions_in(client, ONE) == 0)
             assert fleet(other[0]).share.held == node.share.held == {}

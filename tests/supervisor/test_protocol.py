@@ -7,11 +7,11 @@ from dataclasses import fields
 import msgspec
 
 from smtpd_fork.fleet.auth_attempts import AuthAttempt
-from smtpd_fork.fleet.denial_message import Changes, DenialAnswer, Found, Told
+from smtpd_fork.fleet.denial_message import Changes, DenialAnswer, ReceivedDenial, SentDenial
 from smtpd_fork.fleet.ledger import Ledger
 from smtpd_fork.fleet.status import FleetStatus
 from smtpd_fork.fleet.sync import Answer, Sync
-from smtpd_fork.fleet.view import NodeLine, View
+from smtpd_fork.fleet.view import NodeEntry, View
 from smtpd_fork.gate import Entry
 from smtpd_fork.observe.sink_state import SinkState
 from smtpd_fork.observe.snapshot import Snapshot
@@ -23,11 +23,11 @@ STRUCTURES = (
     Changes,
     DenialAnswer,
     FleetStatus,
-    Found,
-    NodeLine,
+    ReceivedDenial,
+    NodeEntry,
     SinkState,
     Sync,
-    Told,
+    SentDenial,
     View,
 )
 DATACLASSES = (Entry, Snapshot)
@@ -36,15 +36,15 @@ EXCHANGED = {
     1: """\
 Answer: fresh nodes slots sessions waiting denials verdicts
 AuthAttempt: attempt most period key
-Changes: after born goes_on add remove
-DenialAnswer: version born whole more last full page
+Changes: after created next_page add remove
+DenialAnswer: version created complete more last full page
 FleetStatus: state nodes sessions limit slots free round_trip down_since down reason \
 outcomes episodes
-Found: network text by node since left
-NodeLine: node lease slots sessions waits about
+ReceivedDenial: network text by node since left
+NodeEntry: node lease slots sessions waits about
 SinkState: name replies average connections busy waiting down_since down reason
 Sync: node lease keep limit sessions want survey waits leaves about counts clients
-Told: network text by node since age left only_new
+SentDenial: network text by node since age left only_new
 View: living nodes held ahead
 Entry: id since peer sender key exempt seconds listener phase tls messages helo
 Snapshot: at uptime state limit phases stats messages rejections denied minutes oldest \

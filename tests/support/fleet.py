@@ -81,8 +81,8 @@ async def arrivals(
     return admitted, refused
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what the fleet has logged of trouble, and of its end."""
+def outage_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the log lines at the beginning and the end of outages of the fleet."""
     return [
         f"{record.levelname} {record.getMessage()}"
         for record in caplog.records
@@ -113,21 +113,21 @@ async def close_all(clients: Iterable[Client]) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for what no event tells."""
+    """Wait for a condition that has no event."""
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-def _has_told(server: Server) -> bool:
+def _has_sent_all(server: Server) -> bool:
     node = fleet(server).node
-    return node.oldest() is None and not node.has_news()
+    return node.waiting_since() is None and not node.has_unsent()
 
 
-async def all_told(servers: list[Server]) -> None:
-    """Wait until each node has told the others what it holds."""
+async def wait_until_all_sent(servers: list[Server]) -> None:
+    """Wait until each node has sent all its counts."""
     for server in servers:
-        await until(partial(_has_told, server))
+        await until(partial(_has_sent_all, server))
 
 
 def own_fleet(url: str, shared: Gate | None = None, **options: Any) -> Fleet:

@@ -119,7 +119,7 @@ class FleetRule(Rule):
         if not share.over:
             return None
         for check in self.checks(client):
-            known = share.is_over(check.key, now)
+            known = share.over_limit(check.key, now)
             if known is not None:
                 return check.refusal(known.sessions)
         return None

@@ -230,7 +230,7 @@ class Administration:
     async def _untold(self) -> str | None:
         """Return why the fleet does not have a change yet, which it gets later."""
         fleet = self._server.fleet
-        reason = "" if fleet is None else await fleet.denials.told()
+        reason = "" if fleet is None else await fleet.denials.wait_until_sent()
         return printable(fleet.episodes.reason or reason, 1000) if fleet and reason else None
 
     async def _list_denials(self, request: protocol.Denials, _: str) -> dict[str, Any]:

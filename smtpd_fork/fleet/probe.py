@@ -1,4 +1,4 @@
-"""Examine: sees whether a node could share its limits by the Redis of the settings, without one."""
+"""Probe: checks whether a node can share its limits by the Redis in the settings."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from smtpd_fork.fleet.episodes import WITHOUT_FLEET
 from smtpd_fork.fleet.node import KEEP_SECONDS
 from smtpd_fork.fleet.settings import link_of
 from smtpd_fork.fleet.sync import FleetError, Sync, decode, encode
-from smtpd_fork.fleet.view import view_of
+from smtpd_fork.fleet.view import read_view
 from smtpd_fork.units import counted
 
 if TYPE_CHECKING:
     from smtpd_fork.config import Config
     from smtpd_fork.fleet.redis_link import RedisLink
 
-__all__ = ["Examined", "examine"]
+__all__ = ["ProbeResult", "probe"]
 
 SECONDS = 10.0
-"""For all of it."""
+"""Timeout of the probe."""
 
 KEEPS_ALL = "noeviction"
 
 
-class Examined(NamedTuple):
-    """What was found.
+class ProbeResult(NamedTuple):
+    """The result of a probe.
 
-    :ivar found: one line; empty if there is nothing to say
-    :ivar warnings: what is wrong; a daemon starts all the same, and its own limits apply
+    :ivar found: one line about the fleet; empty if it could not be reached
+    :ivar warnings: the errors; a daemon starts nevertheless, and its own limits apply
     """
 
     found: str
     warnings: list[str]
 
 
-def examine(config: Config) -> Examined:
-    """Ask Redis as a node would, one that leaves at once; nothing stays behind. Blocks.
+def probe(config: Config) -> ProbeResult:
+    """Send Redis the message of a node that joins and leaves at once. Nothing remains in Redis.
+
+    This function blocks.
 
     :raises SettingError: the address, the password or the CA certificates cannot be read
     :raises MissingLibraryError: redis-py is not installed
@@ -48,7 +50,7 @@ def examine(config: Config) -> Examined:
     return asyncio.run(_examine(link, config))
 
 
-async def _examine(link: RedisLink, config: Config) -> Examined:
+async def _examine(link: RedisLink, config: Config) -> ProbeResult:
     try:
         async with asyncio.timeout(SECONDS):
             try:
@@ -61,33 +63,35 @@ async def _examine(link: RedisLink, config: Config) -> Examined:
     except FleetError as error:
         reason = str(error)
     meanwhile = WITHOUT_FLEET[config.when_fleet_down]
-    return Examined("", [f"fleet out of reach, {meanwhile}: {link.shown}: {reason}"])
+    return ProbeResult("", [f"fleet out of reach, {meanwhile}: {link.description}: {reason}"])
 
 
-async def _ask(link: RedisLink, config: Config) -> Examined:
+async def _ask(link: RedisLink, config: Config) -> ProbeResult:
     server = await link.server()
     warnings = []
     if server.refused:
         commands = ", ".join(server.refused)
-        warnings.append(f"{link.shown}: the ACL of Redis refuses what a node needs: {commands}")
-        return Examined("", warnings)
+        warnings.append(
+            f"{link.description}: the ACL of Redis refuses what a node needs: {commands}"
+        )
+        return ProbeResult("", warnings)
     node = f"check-{secrets.token_hex(3)}"
     lease, keep = round(config.fleet_lease * 1000), round(KEEP_SECONDS * 1000)
     message = encode(Sync(node, lease, keep, 0, 0, 0, leaves=True))
     began = time.monotonic()
     decode(await link.call([], message), 0)
     seconds = time.monotonic() - began
-    nodes = len((await view_of(link)).nodes)
+    nodes = len((await read_view(link)).nodes)
     if seconds > config.fleet_timeout:
         warnings.append(
-            f"{link.shown} answered after {seconds * 1000:.0f} ms, which is longer than "
+            f"{link.description} answered after {seconds * 1000:.0f} ms, which is longer than "
             f"--fleet-timeout ({config.fleet_timeout * 1000:g} ms)"
         )
     if server.policy not in {"", KEEPS_ALL}:
         warnings.append(
-            f"{link.shown}: with maxmemory-policy {server.policy} Redis may evict what the nodes "
-            f"count; {KEEPS_ALL} is safe"
+            f"{link.description}: with maxmemory-policy {server.policy} Redis may evict the counts "
+            f"of the nodes; use {KEEPS_ALL}"
         )
     version = re.sub("^(?=.)", " ", server.version)
-    found = f"fleet: {link.shown}: Redis{version}, {counted(nodes, 'node')}"
-    return Examined(f"{found}, round trip {seconds * 1000:.1f} ms", warnings)
+    found = f"fleet: {link.description}: Redis{version}, {counted(nodes, 'node')}"
+    return ProbeResult(f"{found}, round trip {seconds * 1000:.1f} ms", warnings)
