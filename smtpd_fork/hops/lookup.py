@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smtpd_fork.errors import ConfigError, MissingLibraryError
+from smtpd_fork.dns_client import DnsClient, DnsError, import_dnspython
 from smtpd_fork.hops.errors import HopError
-from smtpd_fork.listeners.resolver import leakless_backend
 
 if TYPE_CHECKING:
     from smtpd_fork.hops.address import HopAddress
@@ -20,8 +18,6 @@ DNS_SECONDS = 10.0
 """How long a name server may take; the message can wait for as long, and the client too."""
 
 CACHE_SIZE = 1000
-
-_RECORD_TYPES = ("ANY.CNAME", "ANY.MX", "ANY.OPT", "ANY.SOA", "IN.A", "IN.AAAA")
 
 MOST_SERVERS = 10
 """Servers of a domain, and addresses of a server, that are tried at most; as Postfix has it
@@ -63,11 +59,9 @@ class Lookup:
 
     def __init__(self, target: Target) -> None:
         self._addresses = target.addresses
-        self._resolver: Any = None
         import_libraries(target)
         if any(address.mx for address in target.addresses):
-            self._resolver = _resolver(target.nameserver)
-            self._backend = leakless_backend()
+            self._dns = DnsClient(target.nameserver, seconds=DNS_SECONDS, cache_size=CACHE_SIZE)
 
     async def endpoints(self) -> list[Endpoint]:
         """Return the servers, in the order in which they are tried.
@@ -120,16 +114,10 @@ class Lookup:
 
     async def _ask(self, name: str, kind: str) -> list[Any]:
         """Return the records of a name; none if there are none."""
-        import dns.exception  # noqa: PLC0415 - an extra
-        import dns.resolver  # noqa: PLC0415 - as above
-
         try:
-            return list(await self._resolver.resolve(name, kind, backend=self._backend))
-        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
-            return []
-        except (dns.exception.DNSException, OSError) as error:
-            reason = str(error).partition("\n")[0][:200] or type(error).__name__
-            raise HopError(f"DNS of {name}: {reason}", NO_ANSWER) from None
+            return await self._dns.query(name, kind)
+        except DnsError as error:
+            raise HopError(f"DNS of {name}: {error}", NO_ANSWER) from None
 
 
 def import_libraries(target: Target) -> None:
@@ -137,29 +125,5 @@ def import_libraries(target: Target) -> None:
 
     :raises MissingLibraryError: the target has ``mx:``, and dnspython is not installed
     """
-    if not any(address.mx for address in target.addresses):
-        return
-    try:
-        import_module("dns.asyncresolver")
-        import_module("dns._asyncio_backend")
-        # dnspython imports them with the first answer.
-        for record_type in _RECORD_TYPES:
-            import_module(f"dns.rdtypes.{record_type}")
-    except ImportError:
-        raise MissingLibraryError("mx:", ["dnspython"], "dns") from None
-
-
-def _resolver(nameserver: tuple[str, int] | None) -> Any:
-    import dns.asyncresolver  # noqa: PLC0415 - an extra, for those who ask the DNS
-    import dns.resolver  # noqa: PLC0415 - as above
-
-    try:
-        resolver = dns.asyncresolver.Resolver(configure=nameserver is None)
-    except dns.resolver.NoResolverConfiguration as error:
-        raise ConfigError(f"the system has no DNS server configured: {error}") from None
-    if nameserver is not None:
-        resolver.nameservers = [nameserver[0]]
-        resolver.port = nameserver[1]
-    resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
-    resolver.lifetime = DNS_SECONDS
-    return resolver
+    if any(address.mx for address in target.addresses):
+        import_dnspython("mx:", ["ANY.MX"])

@@ -1,7 +1,6 @@
 """Resolver: queries the DNS for blocklists (RFC 5782) that list a client, and for its reverse name.
 
 A failed query has the same effect as no query: a name server that is down must not stop the mail.
-dnspython sends the queries, and caches the answers for their TTL.
 """
 
 from __future__ import annotations
@@ -9,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from contextlib import suppress
-from importlib import import_module
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.config import SettingError
-from smtpd_fork.errors import ConfigError, MissingLibraryError, error_origin
+from smtpd_fork.dns_client import DnsClient, DnsError, import_dnspython
+from smtpd_fork.errors import error_origin
 from smtpd_fork.listeners.address import parse_address
 from smtpd_fork.listeners.dnsbl import Entry, Listing, error_of, listing_of, read_entries
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.config import Config
 
-__all__ = ["Resolver", "leakless_backend", "parse_nameserver", "resolver_of"]
+__all__ = ["Resolver", "parse_nameserver", "resolver_of"]
 
 log = logging.getLogger("smtpd_fork.listeners")
 
@@ -35,8 +33,6 @@ DNS_PORT = 53
 
 WARNING_INTERVAL_SECONDS = 60.0
 """Minimum time between two warnings about a zone that does not answer, or answers with errors."""
-
-_RECORD_TYPES = ("IN.A", "IN.AAAA", "ANY.CNAME", "ANY.OPT", "ANY.PTR", "ANY.SOA", "ANY.TXT")
 
 MAX_ANSWERS = 64
 """Maximum of answers of one zone that are evaluated; a list normally returns a few."""
@@ -83,25 +79,8 @@ class Resolver:
     def __init__(
         self, entries: Sequence[Entry], nameserver: tuple[str, int] | None, seconds: float
     ) -> None:
-        try:
-            import dns.asyncresolver  # noqa: PLC0415 - an optional dependency
-            import dns.resolver  # noqa: PLC0415 - as above
-
-            # dnspython would import them at the first answer, after privileges were dropped.
-            for record_type in _RECORD_TYPES:
-                import_module(f"dns.rdtypes.{record_type}")
-        except ImportError:
-            raise MissingLibraryError("the DNS", ["dnspython"], "dns") from None
-        try:
-            self._resolver = dns.asyncresolver.Resolver(configure=nameserver is None)
-        except dns.resolver.NoResolverConfiguration as error:
-            raise ConfigError(f"the system has no DNS server configured: {error}") from None
-        if nameserver is not None:
-            self._resolver.nameservers = [nameserver[0]]
-            self._resolver.port = nameserver[1]
-        self._cache = self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
-        self._resolver.lifetime = seconds
-        self._backend = leakless_backend()
+        import_dnspython("the DNS", ["ANY.PTR", "ANY.TXT"])
+        self._dns = DnsClient(nameserver, seconds=seconds, cache_size=CACHE_SIZE)
         self._entries = tuple(entries)
         self.zones = tuple(dict.fromkeys(entry.zone for entry in entries))
         self.disabled: dict[tuple[str, bool], str] = {}
@@ -129,12 +108,11 @@ class Resolver:
 
         :param fresh: whether to ignore a cached answer
         """
-        import dns.name  # noqa: PLC0415 - as in the constructor
+        import dns.name  # noqa: PLC0415 - an optional dependency
 
         name = dns.name.from_text(_reversed(host), origin=dns.name.from_text(zone))
         if fresh:
-            for kind in (dns.rdatatype.A, dns.rdatatype.ANY):  # NXDOMAIN is cached as ANY
-                self._cache.flush((name, kind, dns.rdataclass.IN))
+            self._dns.forget(name, "A")
         records = await self._ask(name, "A", zone)
         if records is None:
             return None
@@ -142,7 +120,7 @@ class Resolver:
 
     async def name(self, host: str) -> str | None:
         """Return the name of *host* if it resolves to *host* (iprev, RFC 8601 2.7.3), else None."""
-        import dns.reversename  # noqa: PLC0415 - as in the constructor
+        import dns.reversename  # noqa: PLC0415 - an optional dependency
 
         kind = "AAAA" if ":" in host else "A"
         pointers = await self._ask(dns.reversename.from_address(host), "PTR", "rDNS") or []
@@ -154,16 +132,10 @@ class Resolver:
 
     async def _ask(self, name: Any, kind: str, what: str) -> list[Any] | None:
         """Return the records of *name*, perhaps an empty list; None if the query fails."""
-        import dns.exception  # noqa: PLC0415 - as in the constructor
-        import dns.resolver  # noqa: PLC0415 - as above
-
         try:
-            return list(await self._resolver.resolve(name, kind, backend=self._backend))
-        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
-            return []
-        except (dns.exception.DNSException, OSError) as error:
-            reason = str(error).partition("\n")[0][:200] or type(error).__name__
-            self._warn(what, f"{what} does not answer ({reason})")
+            return await self._dns.query(name, kind)
+        except DnsError as error:
+            self._warn(what, f"{what} does not answer ({error})")
             return None
 
     def _warn(self, what: str, fault: str) -> None:
@@ -176,35 +148,6 @@ class Resolver:
         self._warned[what] = now, 0
         more = f"; {count} times more before" if count else ""
         log.warning("%s: clients are accepted without it%s", fault, more)
-
-
-def leakless_backend() -> Any:
-    """Return a socket backend for dnspython that leaks no socket on cancellation.
-
-    If the task that waits for a new datagram endpoint is cancelled, asyncio loses the endpoint and
-    does not close its socket. Without this backend, each client that is refused at that moment
-    would leak a file descriptor.
-    """
-    import dns.asyncbackend  # noqa: PLC0415 - as in the constructor
-
-    class Backend(type(dns.asyncbackend.get_backend("asyncio"))):  # type: ignore[misc]  # as it says
-        async def make_socket(self, *args: Any, **keywords: Any) -> Any:
-            making = asyncio.ensure_future(super().make_socket(*args, **keywords))
-            try:
-                return await asyncio.shield(making)
-            except asyncio.CancelledError:
-                making.add_done_callback(_close)
-                raise
-
-    return Backend()
-
-
-def _close(making: asyncio.Future[Any]) -> None:
-    """Close the socket of a cancelled query."""
-    if not making.cancelled() and making.exception() is None:
-        closing = making.result().close()  # a coroutine that never suspends
-        with suppress(StopIteration):
-            closing.send(None)
 
 
 def _reversed(host: str) -> str:
