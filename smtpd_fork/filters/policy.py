@@ -24,7 +24,7 @@ from smtpd_fork.filters.policy_request import attributes
 from smtpd_fork.filters.policy_server import PolicyServer
 from smtpd_fork.filters.when_quarantined import WhenQuarantined  # noqa: TC001 - for the settings
 from smtpd_fork.hops.errors import HopError
-from smtpd_fork.hops.policy import request
+from smtpd_fork.hops.policy import encode_request
 from smtpd_fork.setting_types import Count, Seconds, SettingError, Text
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Policy(ContentFilter):
         sent = attributes(server, session, envelope, state, context=self._context, **more)
         with self.request() as asked:
             try:
-                action = await self._action(request(sent))
+                action = await self._action(encode_request(sent))
             except HopError as error:
                 reason = error.reason.removeprefix(f"{self._server}: ")
                 refusal = asked.answer = self.answer_down(session, reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from smtpd_fork.hops.passed_on import CLOSING, passed_on
+from smtpd_fork.hops.client_reply import CLOSING, client_reply
 from smtpd_fork.hops.replies import HopReply
 
 __all__ = ["DEFERRING", "Action", "parse_action"]
@@ -63,7 +63,7 @@ def _reply(code: int, text: str, name: str = "") -> str:
         text = f"{kind}.7.1 {text[match.end() :] if match else text}".rstrip()
     if len(text.split(" ", 1)) == 1:
         text = f"{text} {usual[2]}"
-    # passed_on() turns 421 into 451, but a policy server's 421 is to close the connection.
+    # client_reply() turns 421 into 451, but a policy server's 421 is to close the connection.
     closing = code == CLOSING
-    reply = passed_on(HopReply(450 if closing else code, (text,)))
+    reply = client_reply(HopReply(450 if closing else code, (text,)))
     return f"{CLOSING}{reply[3:]}" if closing else reply

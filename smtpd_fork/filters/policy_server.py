@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from smtpd_fork.filters.milter_address import parse_milter_address
 from smtpd_fork.hops.errors import HopError
 from smtpd_fork.hops.peer_status import PeerStatus
-from smtpd_fork.hops.policy import PolicyTarget, Question
+from smtpd_fork.hops.policy import PolicyRequest, PolicyTarget
 from smtpd_fork.hops.pool import Pool
 from smtpd_fork.hops.probe import PROBE_SECONDS
 from smtpd_fork.setting_types import SettingError
@@ -62,10 +62,10 @@ class PolicyServer:
 
         :raises HopError: the server is down, too slow, or breaks the protocol
         """
-        question = Question(request)
+        pending = PolicyRequest(request)
 
-        def order_for(_: HopConnection) -> Question:
-            return question
+        def order_for(_: HopConnection) -> PolicyRequest:
+            return pending
 
         limit = asyncio.timeout(self._seconds)
         try:
@@ -73,9 +73,9 @@ class PolicyServer:
                 await self._usable_pool().carry_out(order_for)
         except TimeoutError:
             raise HopError(f"no answer within {self._seconds:g} s") from None
-        if question.action is None:
-            raise question.fault or HopError("no answer")
-        return question.action
+        if pending.action is None:
+            raise pending.fault or HopError("no answer")
+        return pending.action
 
     def _usable_pool(self) -> Pool:
         pool = self._pool

@@ -27,8 +27,8 @@ from smtpd_fork.filters.content_filter import (
 )
 from smtpd_fork.filters.greylist import Greylist
 from smtpd_fork.filters.when_quarantined import WhenQuarantined  # noqa: TC001 - for the settings
+from smtpd_fork.hops.client_reply import client_reply
 from smtpd_fork.hops.milter.edited import HeaderTooLargeError, Parts
-from smtpd_fork.hops.passed_on import passed_on
 from smtpd_fork.hops.peer_status import PeerStatus
 from smtpd_fork.hops.replies import HopReply
 from smtpd_fork.hops.rspamd.answer import RspamdGarbageError, parse_answer
@@ -221,4 +221,4 @@ def _reply(code: int, text: str) -> str:
     """Return a reply with a text of rspamd, which is cleaned, cut and put on one line."""
     if not _ENHANCED.match(text):
         text = f"{str(code)[0]}.7.1 {text}"
-    return passed_on(HopReply(code, tuple(text.splitlines())))
+    return client_reply(HopReply(code, tuple(text.splitlines())))

@@ -1,1 +1,1 @@
-"""The next hop: connections to other mail servers, by SMTP and LMTP."""
+"""Clients of other servers: SMTP, LMTP, milter, policy delegation, Dovecot, HTTP and rspamd."""

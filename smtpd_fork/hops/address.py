@@ -1,12 +1,12 @@
-"""Addresses of a next hop, as a handler's settings have them.
+"""Parse addresses of a next hop, in the syntax of handlers' settings.
 
 ::
 
     HOST[:PORT]       mx.internal:25   192.0.2.1   [2001:db8::1]:24
     unix:PATH         unix:/run/dovecot/lmtp
-    mx:DOMAIN[:PORT]  mx:example.com: the mail servers of a domain, by the DNS
+    mx:DOMAIN[:PORT]  mx:example.com: the mail servers of a domain in the DNS
 
-Several are tried in order; a text may hold them with spaces between them.
+Several addresses are tried in order; one string may contain several, separated by spaces.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _DOMAIN = re.compile(r"mx:([A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?)(:
 
 @dataclass(frozen=True, slots=True)
 class HopAddress:
-    """One address of a next hop.
+    """An address of a next hop.
 
-    :ivar host: a name or an IP address, or the domain of ``mx:``; empty for a unix socket
-    :ivar port: 0 for a unix socket
-    :ivar path: of a unix socket
-    :ivar mx: whether *host* is a domain, whose mail servers are looked up
+    :ivar host: a host name, an IP address, or the domain of ``mx:``; empty for a unix socket
+    :ivar port: the port; 0 for a unix socket
+    :ivar path: the path of a unix socket, or an empty string
+    :ivar mx: whether *host* is a domain whose mail servers are looked up
     """
 
     host: str = ""
@@ -50,10 +50,10 @@ class HopAddress:
 def parse_hop_addresses(
     texts: str | list[str], *, default_port: int | None
 ) -> tuple[HopAddress, ...]:
-    """Return the addresses that *texts* name, in order.
+    """Return the addresses in *texts*, in order.
 
-    :param default_port: of an address without one; None: it has to have one
-    :raises SettingError: one of them is no address, or there is none
+    :param default_port: the port of addresses without one; None: a port is required
+    :raises SettingError: an address is not valid, or there is none
     """
     words = [
         word for text in ([texts] if isinstance(texts, str) else texts) for word in text.split()
@@ -64,15 +64,15 @@ def parse_hop_addresses(
 
 
 def parse_hop_address(text: str, *, default_port: int | None) -> HopAddress:
-    """Return the address that *text* names; a relative path is made absolute.
+    """Return the address in *text*; a relative path is made absolute.
 
-    :param default_port: of an address without one; None: it has to have one
-    :raises SettingError: *text* is no address
+    :param default_port: the port of an address without one; None: a port is required
+    :raises SettingError: *text* is not a valid address
     """
     if "{" in text:
-        raise SettingError("address", text, "{user} and the like are not possible here")
+        raise SettingError("address", text, "placeholders such as {user} are not possible here")
     if "@" in text and "/" not in text:
-        raise SettingError("address", HIDDEN, "user and password are keys of their own")
+        raise SettingError("address", HIDDEN, "write user and password as separate keys")
     if text.startswith("mx:"):
         return _domain(text, default_port)
     try:
@@ -85,14 +85,14 @@ def parse_hop_address(text: str, *, default_port: int | None) -> HopAddress:
         raise SettingError("address", text, "write HOST:PORT, unix:PATH or mx:DOMAIN")
     port = default_port if address.port is None else address.port
     if not port:
-        raise SettingError("address", text, "it needs a port, as in HOST:24, or write unix:PATH")
+        raise SettingError("address", text, "a port is required, as in HOST:24, or write unix:PATH")
     return HopAddress(address.host, port)
 
 
 def _domain(text: str, default_port: int | None) -> HopAddress:
     match = _DOMAIN.fullmatch(text)
     if match is None or default_port is None:
-        reason = "not for LMTP" if match else "write mx:DOMAIN, as in mx:example.com"
+        reason = "not possible for LMTP" if match else "write mx:DOMAIN, as in mx:example.com"
         raise SettingError("address", text, reason)
     port = int(match[2][1:]) if match[2] else default_port
     if not 0 < port < 1 << 16:

@@ -1,4 +1,4 @@
-"""Authentication: what a client says after AUTH, PLAIN or LOGIN (RFC 4954, RFC 4616)."""
+"""Authentication: the lines that a client sends for AUTH PLAIN or LOGIN (RFC 4954, RFC 4616)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["Authentication"]
 
 
 class Authentication:
-    """The lines of one AUTH, in order.
+    """The lines of an AUTH command, in order.
 
-    :param lines: without their CR LF
-    :param secrets: what no log may show, also where the hop repeats it
+    :param lines: the lines without CR LF
+    :param secrets: strings that must not be logged, even if a server repeats them in a reply
     """
 
     def __init__(self, lines: list[bytes], secrets: list[str]) -> None:
@@ -21,7 +21,7 @@ class Authentication:
 
     @classmethod
     def of(cls, offered: str, user: str, password: str) -> Self | None:
-        """Return what to say to a hop that offers these mechanisms; None if none is known."""
+        """Return the lines for a server's mechanisms; None if it offers neither PLAIN nor LOGIN."""
         plain = b64encode(f"\0{user}\0{password}".encode())
         name, word = b64encode(user.encode()), b64encode(password.encode())
         secrets = [password, plain.decode(), word.decode()]
@@ -34,7 +34,7 @@ class Authentication:
 
     @property
     def has_more(self) -> bool:
-        """Whether the hop may ask for more."""
+        """Whether there are more lines to send."""
         return bool(self._lines)
 
     def next(self) -> bytes:
@@ -42,7 +42,7 @@ class Authentication:
         return self._lines.pop(0) + b"\r\n"
 
     def without_secrets(self, text: str) -> str:
-        """Return *text* with each secret replaced."""
+        """Return *text* with each secret replaced by asterisks."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text

@@ -1,8 +1,7 @@
 """Client: the client's side of SMTP and LMTP (RFC 5321, RFC 2033). Sans-io: no socket, no clock.
 
-It opens as :mod:`smtpd_fork.hops.opening` has it; then a transaction at a time is given to
-:meth:`Client.begin`, and its replies are in the :class:`Order` when :attr:`Client.state` is READY,
-RESET or BROKEN.
+:mod:`smtpd_fork.hops.opening` opens the session. Then :meth:`Client.begin` gets one transaction at
+a time; its replies are in the :class:`Order` when :attr:`Client.state` is READY, RESET or BROKEN.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from smtpd_fork.hops.opening import NONSENSE, Opening, State, Terms
-from smtpd_fork.hops.passed_on import CLOSING
+from smtpd_fork.hops.client_reply import CLOSING
+from smtpd_fork.hops.opening import BAD_REPLY, Opening, State, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,16 +26,16 @@ GO_AHEAD = 354
 RESET = b"RSET\r\n"
 
 MOST_USUAL = 20
-"""Recipients of a message whose replies are looked at together."""
+"""Maximum recipients of a message whose replies are matched with one regular expression."""
 
 
 @lru_cache(maxsize=MOST_USUAL + 3)
 def _all_accepted(recipients: int) -> re.Pattern[bytes]:
-    """Return what matches the replies to MAIL, RCPT and DATA where all were accepted.
+    """Return a pattern for the replies to MAIL, RCPT and DATA if all commands are accepted.
 
-    XFORWARD counts as a recipient.
+    This is the usual case, and much faster than parsing each reply.
 
-    That is the usual case, and costs a fraction of a look at each reply.
+    :param recipients: the number of recipients and of commands XFORWARD
     """
     line = rb"[0-9]{2} [ -~]{0,500}\r\n"
     return re.compile(rb"(?:2%b){%d}354 [ -~]{0,500}\r\n" % (line, recipients + 1))
@@ -44,17 +43,16 @@ def _all_accepted(recipients: int) -> re.Pattern[bytes]:
 
 @dataclass(slots=True)
 class Order:
-    """A transaction: the commands, the content, and in the end the replies.
+    """A transaction: the commands, the content, and finally the replies.
 
     :ivar sender: the command MAIL
     :ivar recipients: the commands RCPT
-    :ivar pieces: the content as it is sent; None to ask about the recipients alone
-    :ivar chunked: the pieces begin with BDAT: DATA is not sent
-    :ivar origin: commands before MAIL that say where the message came from (XFORWARD); the hop may
-        refuse them
-    :ivar replies: of each recipient, once it is known
-    :ivar sender_refused: they are the reply to MAIL
-    :ivar fault: why the connection ended before the hop had answered everything
+    :ivar pieces: the content as it is sent; None: only verify the recipients
+    :ivar chunked: whether the pieces begin with BDAT, so that DATA is not sent
+    :ivar origin: commands XFORWARD to send before MAIL; the server may refuse them
+    :ivar replies: the reply for each recipient; None until it is known
+    :ivar sender_refused: whether the replies are the reply to MAIL
+    :ivar fault: why the connection ended before the server had answered everything
     """
 
     sender: bytes
@@ -68,27 +66,27 @@ class Order:
 
 
 class Client(Opening):
-    """One connection to a hop, without the connection.
+    """The state of an SMTP or LMTP session with a server.
 
-    :param terms: what is asked of the hop
-    :param encrypted: whether it is implicit TLS
-    :ivar order: the transaction in hand, or the last one; None before the first
+    :param terms: what the session requires of the server
+    :param encrypted: whether the connection uses implicit TLS
+    :ivar order: the current or last transaction; None before the first
     """
 
     def __init__(self, terms: Terms, *, encrypted: bool = False) -> None:
         super().__init__(terms, encrypted=encrypted)
         self.order: Order | None = None
-        self._commands: list[bytes] = []  # of the transaction, that have not been sent
-        self._usual: re.Pattern[bytes] | None = None  # the whole of what may come next
+        self._commands: list[bytes] = []  # unsent commands of the transaction
+        self._usual: re.Pattern[bytes] | None = None  # matches the next data if all is accepted
         self._answered = 0
-        self._reset_sent = False  # with the commands
-        self._waiting: list[int] = []  # recipients whose last reply has not come, in order
+        self._reset_sent = False  # RSET was sent with the commands
+        self._waiting: list[int] = []  # recipients without a final reply, in order
 
     def begin(self, order: Order) -> None:
         """Begin a transaction; the state has to be READY."""
         assert self.state is State.READY
         self.order = order
-        self.heard = False
+        self.has_answered = False
         self._answered = -len(order.origin)
         self.state = State.ENVELOPE
         order.replies = [None] * len(order.recipients)
@@ -107,42 +105,42 @@ class Client(Opening):
             self._output.append(self._commands.pop(0))
 
     def receive(self, data: bytes) -> None:
-        """Take bytes of the hop; then see :attr:`state`, and :meth:`take`."""
+        """Handle bytes of the server; check :attr:`state` and :meth:`take` afterwards."""
         usual, self._usual = self._usual, None
         if usual is None or self._output or self.fault or not usual.fullmatch(data):
             super().receive(data)
             return
         assert self.order is not None
-        self.heard = True
+        self.has_answered = True
         self._answered = len(self.order.recipients) + 2
         self._send(self.order)
 
     def _envelope(self, reply: HopReply) -> None:
-        """Take the reply to MAIL, RCPT or DATA."""
+        """Handle the reply to XFORWARD, MAIL, RCPT or DATA."""
         order = self.order
         assert order is not None
         position, count = self._answered, len(order.recipients)
         self._answered += 1
         if reply.code == CLOSING and position <= 0:
-            self._refused("MAIL", reply)  # nothing was heard: another connection may do
+            self._refused("MAIL", reply)  # has_answered is False: another connection is tried
             return
         if position < 0:
             if self._commands:
                 self._output.append(self._commands.pop(0))
             return
-        self.heard = True
+        self.has_answered = True
         if reply.code == CLOSING:
             self._close(reply)
         elif position > count:
             self._may_send(order, reply)
         elif reply.code < 400 and not reply.positive:  # noqa: PLR2004 - RFC 5321 4.2.1
-            self._refused("MAIL" if position == 0 else "RCPT", reply, NONSENSE)
+            self._refused("MAIL" if position == 0 else "RCPT", reply, BAD_REPLY)
         else:
-            self._judge(order, position, reply)
-            self._go_on(order, position)
+            self._record(order, position, reply)
+            self._send_next(order, position)
 
-    def _judge(self, order: Order, position: int, reply: HopReply) -> None:
-        """Note what a reply to MAIL or RCPT says of the recipients."""
+    def _record(self, order: Order, position: int, reply: HopReply) -> None:
+        """Store a reply to MAIL or RCPT for the recipients that it concerns."""
         if position == 0:
             if not reply.positive:
                 order.sender_refused = True
@@ -150,12 +148,12 @@ class Client(Opening):
         elif order.replies[position - 1] is None and (not reply.positive or order.pieces is None):
             order.replies[position - 1] = reply
 
-    def _go_on(self, order: Order, position: int) -> None:
-        """Send the next command, unless all were sent at once or there is nothing left to ask."""
+    def _send_next(self, order: Order, position: int) -> None:
+        """Send the next command, unless all were pipelined, or no recipient is left."""
         last = position == len(order.recipients)
         if self._commands:
             if (position == 0 or last) and None not in order.replies:
-                self._reset()  # there is nobody left to send it to
+                self._reset()  # no recipient is left
             else:
                 self._output.append(self._commands.pop(0))
         elif last and order.pieces is None:
@@ -164,11 +162,11 @@ class Client(Opening):
             self._send(order)
 
     def _may_send(self, order: Order, reply: HopReply) -> None:
-        """Take the reply to DATA."""
+        """Handle the reply to DATA."""
         if reply.code == GO_AHEAD:
             self._send(order)
         elif reply.code < 400:  # noqa: PLR2004 - RFC 5321 4.2.1
-            self._refused("DATA", reply, NONSENSE)
+            self._refused("DATA", reply, BAD_REPLY)
         else:
             self._fill(order, reply)
             self._reset()
@@ -183,21 +181,21 @@ class Client(Opening):
         elif order.chunked:
             self._reset()
         else:
-            # Without recipients there is no content; and how the hop would count its replies to
-            # none is not known. It drops what has not ended.
-            self.lose("the hop takes a message for nobody")
+            # The hop has accepted DATA without a recipient. Closing the connection makes it drop
+            # the message; it is not defined which replies LMTP would have without recipients.
+            self.fail("the hop accepts DATA without a recipient")
 
     def _content(self, reply: HopReply) -> None:
-        """Take a reply to the content: one, or in LMTP one for each recipient."""
+        """Handle a reply to the content; LMTP has one for each accepted recipient."""
         order = self.order
         assert order is not None
         early, self._early = self._early or self._pieces is not None, False
         if early and reply.code < 400:  # noqa: PLR2004 - RFC 5321 4.2.1
-            self.lose("the hop took a message before its end", NONSENSE)
+            self.fail("the hop accepted a message before its end", BAD_REPLY)
         elif reply.code == CLOSING:
             self._close(reply)
         elif reply.code < 400 and not reply.positive:  # noqa: PLR2004 - so too
-            self._refused("the message", reply, NONSENSE)
+            self._refused("the message", reply, BAD_REPLY)
         elif not self._terms.lmtp:
             self._fill(order, reply)
             self._finish()
@@ -213,18 +211,18 @@ class Client(Opening):
         self._close(None)
 
     def _close(self, reply: HopReply | None) -> None:
-        """End with a connection that the hop closes, or that is in the middle of a content."""
+        """Fail because the hop closes the connection, or has refused before the content's end."""
         if reply is not None and self.order is not None:
             self._fill(self.order, reply)
-        said = "" if reply is None else f": {self._shown(reply)}"
-        self.lose(f"the hop closes the connection{said}")
+        text = "" if reply is None else f": {self._shown(reply)}"
+        self.fail(f"the hop closes the connection{text}")
 
     def _fill(self, order: Order, reply: HopReply) -> None:
-        """Give a reply to all recipients that have none."""
+        """Store a reply for all recipients without one."""
         order.replies = [reply if known is None else known for known in order.replies]
 
     def _reset(self) -> None:
-        """End a transaction that was not completed; the connection is of use if the hop agrees."""
+        """End an unfinished transaction with RSET; the connection is usable after a 250."""
         self._commands = []
         if not self._reset_sent:
             self._output.append(RESET)

@@ -1,4 +1,4 @@
-"""HopConnection: one connection to a next hop: a :class:`HopClient` on a transport."""
+"""HopConnection: a connection to a next hop: a :class:`HopClient` on a transport."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["QUIT_SECONDS", "HopConnection", "Phase"]
 
 _SETTLED = frozenset({State.READY, State.HANDSHAKE, State.RESET, State.BROKEN})
-"""The hop has answered all that somebody waits for."""
+"""States in which no task has to wait for the server."""
 
 QUIT_SECONDS = 2.0
-"""How long a connection may take to end after QUIT."""
+"""Seconds after QUIT until a connection is closed without waiting further."""
 
 
 class Phase(Enum):
-    """Where a connection is in its life; READY is the only one that is lent."""
+    """The phase of a connection in a pool; only a READY one is lent."""
 
     OPENING = auto()
     LENT = auto()
     RESETTING = auto()
-    """It came back in the middle of a transaction, and RSET has not been answered."""
+    """Given back after an unfinished transaction; RSET has not been answered yet."""
     READY = auto()
     CLOSED = auto()
 
@@ -37,12 +37,12 @@ class Phase(Enum):
 class HopConnection(asyncio.Protocol):
     """A connection to a next hop, which carries out one order at a time.
 
-    :param client: speaks the protocol
-    :param server: which one it is, for the log
-    :param changed: called when a connection that nobody waits for is ready, or has ended
-    :ivar phase: where it is in its life; the pool changes it
-    :ivar orders: that it carried out
-    :ivar made_at: the loop's time when it was made
+    :param client: the state of the protocol
+    :param server: the name of the server for the log
+    :param changed: called when RSET of a returned connection is answered, or a connection has ended
+    :ivar phase: the phase of the connection; the pool changes it
+    :ivar orders: number of orders that were begun
+    :ivar made_at: when the connection was made, in the time of the loop
     """
 
     def __init__(
@@ -60,46 +60,46 @@ class HopConnection(asyncio.Protocol):
         self._lost = self._loop.create_future()
         self._transport: Any = None
 
-    # -- asyncio's calls ---------------------------------------------------------------------------
+    # -- callbacks of asyncio ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Store the transport."""
         self._transport = transport
-        if self.phase is Phase.CLOSED:  # given up while it was made
+        if self.phase is Phase.CLOSED:  # aborted while it was connecting
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take what the hop said."""
+        """Handle the server's replies."""
         self.client.receive(data)
         self._pump()
         self._notice()
 
     def eof_received(self) -> None:
-        """Take note of the end; the transport closes."""
+        """Fail the client; the transport closes afterwards."""
         self._end(f"{self.client.server} closed the connection")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Take note that nothing is left."""
+        """Fail the client, and wake the tasks in :meth:`lost`."""
         closed = f"{self.client.server} closed the connection"
         self._end(closed if exc is None else f"connection lost: {exc}")
         if not self._lost.done():
             self._lost.set_result(None)
 
     def pause_writing(self) -> None:
-        """Send no further pieces: the hop is slow to read."""
+        """Stop sending: the server reads slowly."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Go on sending."""
+        """Continue sending."""
         self._paused = False
         self._pump()
 
-    # -- what it does ------------------------------------------------------------------------------
+    # -- operations --------------------------------------------------------------------------------
 
     async def opened(self) -> None:
-        """Wait until a transaction may begin, or TLS.
+        """Wait until a transaction or the TLS handshake may begin.
 
-        :raises HopError: the hop refuses, or the connection ended
+        :raises HopError: the server refuses, or the connection ended
         """
         self._pump()
         await self._wait()
@@ -107,9 +107,9 @@ class HopConnection(asyncio.Protocol):
             raise self.client.fault
 
     async def start_tls(self, context: Any, name: str, seconds: float) -> None:
-        """Begin TLS; then it opens anew.
+        """Do the TLS handshake, and begin the session again.
 
-        :raises OSError: the handshake failed (``SSLError`` is one)
+        :raises OSError: the handshake failed (also as ``SSLError``)
         """
         self._transport = await self._loop.start_tls(
             self._transport,
@@ -122,10 +122,10 @@ class HopConnection(asyncio.Protocol):
         self._pump()
 
     async def carry_out(self, order: Any) -> None:
-        """Carry out an order, until its result is in it, or the fault.
+        """Carry out an order; afterwards it has the result, or the attribute ``fault``.
 
-        :param order: such as :class:`smtpd_fork.hops.client.Order`
-        :raises HopError: the hop answered nothing
+        :param order: for example a :class:`smtpd_fork.hops.client.Order`
+        :raises HopError: the connection failed before the server answered anything
         """
         client = self.client
         self.orders += 1
@@ -133,7 +133,7 @@ class HopConnection(asyncio.Protocol):
         self._pump()
         await self._wait()
         if client.fault is not None:
-            if not client.heard:
+            if not client.has_answered:
                 raise client.fault
             order.fault = client.fault
 
@@ -150,16 +150,16 @@ class HopConnection(asyncio.Protocol):
             self._settled = None
 
     def _pump(self) -> None:
-        """Send what is to be sent, as far as the hop reads."""
+        """Write the client's output until the transport pauses writing."""
         take, transport = self.client.take, self._transport
         while not self._paused and (piece := take()):
             transport.write(piece)
             if len(piece) >= PIECE:
-                self._loop.call_soon(self._pump)  # others have their turn
+                self._loop.call_soon(self._pump)  # yield to other callbacks of the loop
                 return
 
     def _notice(self) -> None:
-        """Tell those who wait, if all was answered."""
+        """Wake the waiting task if the client has settled; drop a broken connection."""
         if self.client.state not in _SETTLED:
             return
         if self._settled is not None:
@@ -170,14 +170,14 @@ class HopConnection(asyncio.Protocol):
         if self.client.state is State.BROKEN:
             self._drop()
 
-    # -- the end -----------------------------------------------------------------------------------
+    # -- closing -----------------------------------------------------------------------------------
 
     def _end(self, reason: str) -> None:
-        self.client.lose(reason)
+        self.client.fail(reason)
         self._notice()
 
     def abort(self, reason: str) -> None:
-        """End at once."""
+        """Close the connection immediately."""
         self._end(reason)
 
     def _drop(self) -> None:
@@ -188,13 +188,13 @@ class HopConnection(asyncio.Protocol):
             self._changed(self)
 
     def quit(self) -> None:
-        """End as the protocol has it, without waiting for the answer."""
+        """Send QUIT and close the connection, without waiting for the reply."""
         if self.client.state is State.READY:
-            self.client.lose("ended")
+            self.client.fail("ended")
             if self.client.farewell:
                 self._transport.write(self.client.farewell)
             self._transport.close()
-            # With TLS it waits for the hop's close_notify, by default half a minute.
+            # With TLS, close() waits for the server's close_notify, by default 30 seconds.
             self._loop.call_later(QUIT_SECONDS, self._transport.abort)
             self.phase = Phase.CLOSED
             self._changed(self)
@@ -202,11 +202,11 @@ class HopConnection(asyncio.Protocol):
             self.abort("ended")
 
     def cut(self) -> None:
-        """End at once what :meth:`quit` could not end: the hop does not read."""
+        """Abort the transport, if :meth:`quit` did not end it: the server does not read."""
         if self._transport is not None:
             self._transport.abort()
 
     async def lost(self) -> None:
-        """Wait until nothing is left of the connection."""
+        """Wait until the transport is closed."""
         if self._transport is not None:
             await asyncio.shield(self._lost)

@@ -1,4 +1,4 @@
-"""Dialler: makes connections to a next hop, by the first of its servers that takes one."""
+"""Dialler: connect to the first available server of a next hop."""
 
 from __future__ import annotations
 
@@ -24,30 +24,31 @@ if TYPE_CHECKING:
 __all__ = ["Dialler"]
 
 CONNECT_SECONDS = 10.0
-"""TCP's handshake with a server: two SYNs are sent again in that time; the next server may answer
-sooner than this one."""
+"""Timeout of the TCP handshake: enough for two retransmissions of SYN. After that the next server
+is likely to answer sooner."""
 
 OPENING_SECONDS = 30.0
-"""Greeting, EHLO, TLS and AUTH: servers delay their greeting by some seconds. RFC 5321 4.5.3.2
-allows five minutes, but our own client waits meanwhile."""
+"""Timeout of greeting, EHLO, TLS and AUTH together: some servers delay their greeting by some
+seconds. RFC 5321 4.5.3.2 recommends five minutes, but our client waits meanwhile."""
 
 SWITCH_SECONDS = 10.0
-"""The same of a server that is not the last one: the next has to be reached while RCPT waits."""
+"""The same timeout for all servers but the last: another server has to be reached while our client
+waits for the reply to RCPT."""
 
 AVOID_SECONDS = 10.0
-"""How long a server that did not answer is tried after the others."""
+"""Seconds during which a server that has failed is tried after all others."""
 
 
 class _TlsFailedError(HopError):
-    """The handshake failed; plaintext may do."""
+    """The TLS handshake failed; opportunistic TLS continues in plaintext."""
 
 
 class Dialler:
     """Makes connections to a target.
 
-    :param name: ours, for EHLO
+    :param name: our host name for EHLO
     :param changed: see :class:`HopConnection`
-    :raises ConfigError: the DNS or TLS cannot be used as the target has it
+    :raises ConfigError: no DNS resolver is available for the target
     """
 
     def __init__(self, target: Target, name: str, changed: Callable[[HopConnection], None]) -> None:
@@ -60,7 +61,7 @@ class Dialler:
     async def dial(self) -> HopConnection:
         """Return a connection on which a transaction can begin.
 
-        :raises HopError: no server takes one; its text names all of them
+        :raises HopError: no server is available; the text has the error of each server
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -94,9 +95,10 @@ class Dialler:
             return await self._opened(endpoint, seconds, with_tls=False)
 
     async def _opened(self, endpoint: Endpoint, seconds: float, *, with_tls: bool) -> HopConnection:
-        """Return a connection to one server, which has so many seconds for its opening.
+        """Return a connection to one server.
 
-        :raises HopError: it does not take one
+        :param seconds: timeout of the opening
+        :raises HopError: the server is not available
         """
         client = self._target.client(self._name, with_tls=with_tls)
         connection = HopConnection(client, str(endpoint), self._changed)
@@ -149,17 +151,17 @@ class Dialler:
             await connection.opened()
 
     async def _context(self) -> ssl.SSLContext:
-        """Return the context of TLS; a thread reads the CA certificates, unless that was done."""
+        """Return the TLS context; the first call reads the CA certificates in a thread."""
         if "tls_context" in vars(self._target):
             return self._target.tls_context
         return await asyncio.to_thread(getattr, self._target, "tls_context")
 
 
 def _reason(error: OSError) -> str:
-    """Return why, without the addresses: they are in the log already."""
+    """Return the text of an error without the address, which the log line has already."""
     if isinstance(error, ssl.SSLError):
         if error.reason == "WRONG_VERSION_NUMBER":
-            return "no implicit TLS on this port (WRONG_VERSION_NUMBER): tls=starttls, perhaps"
+            return "no implicit TLS on this port (WRONG_VERSION_NUMBER): try tls=starttls"
         return getattr(error, "verify_message", "") or str(error.reason or error)
     if isinstance(error, socket.gaierror):
         return error.strerror or str(error)

@@ -1,6 +1,6 @@
-"""How a message can go to a hop that does not offer all that our client asked for.
+"""Decide how to send a message to a next hop that lacks extensions which our client has used.
 
-Nothing is encoded anew, as that breaks signatures: a message goes as it is, or not at all.
+A message is sent unchanged or refused. It is never re-encoded, because that breaks signatures.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _UNSAFE = re.compile("[\x00-\x20\x7f<>\ud800-\udfff]")
 
 
 class Form(NamedTuple):
-    """How a message is sent to a hop.
+    """The commands by which a message is sent.
 
     :ivar sender: the command MAIL
-    :ivar recipients: the commands RCPT, for those that are not refused already
-    :ivar refusals: of each recipient, the reply; None for one that the hop is asked about
-    :ivar chunked: by BDAT instead of DATA
+    :ivar recipients: the commands RCPT, for the recipients without a refusal
+    :ivar refusals: for each recipient the reply that refuses it here; None: RCPT is sent for it
+    :ivar chunked: whether BDAT is used instead of DATA
     """
 
     sender: bytes
@@ -49,12 +49,12 @@ class Form(NamedTuple):
 def form_of(
     mail: Mail, head: bytes, facts: Facts, offered: Mapping[str, str], *, lmtp: bool
 ) -> Form | str:
-    """Return how *mail* can be sent, or the reply if it cannot be.
+    """Return the commands for *mail*, or the reply if it cannot be sent.
 
-    :param head: what goes before ``mail.content``
-    :param facts: of ``mail.content``
-    :param offered: the hop's extensions
-    :param lmtp: it is the final delivery: headers with UTF-8 are its own matter
+    :param head: fields to send before ``mail.content``
+    :param facts: properties of ``mail.content``
+    :param offered: extensions of the hop
+    :param lmtp: whether this is the final delivery, which accepts UTF-8 headers in any case
     """
     refusal = None
     if facts is not PLAIN or mail.utf8 or mail.binary:
@@ -111,11 +111,11 @@ def _with_recipients(mail: Mail, sender: bytes, offered: Mapping[str, str], *, u
 def _body_refusal(
     mail: Mail, head: bytes, facts: Facts, offered: Mapping[str, str], *, lmtp: bool
 ) -> str | None:
-    """Return why the content cannot go to a hop that offers so much."""
+    """Return the reply if the content needs an extension that the hop lacks; None otherwise."""
     if mail.binary and not _goes_as_lines(mail, facts):
         return None if {"BINARYMIME", "CHUNKING"} <= offered.keys() else BINARY
     if facts.bare or facts.nul:
-        # By DATA it would be another message to those who take a bare LF for a line's end.
+        # With DATA a server that treats a bare LF as a line end would see another message.
         return BARE if facts.bare else NUL
     if not facts.ascii and "8BITMIME" not in offered:
         return EIGHT_BIT
@@ -128,12 +128,12 @@ def _body_refusal(
 
 
 def _goes_as_lines(mail: Mail, facts: Facts) -> bool:
-    """Whether binary content happens to be lines, which every hop takes."""
+    """Return whether binary content consists of valid lines, so that BINARYMIME is not needed."""
     return not (facts.bare or facts.nul or has_long_lines(mail.content))
 
 
 def _parameters(given: Mapping[str, str | bool], names: Sequence[str]) -> list[str]:
-    """Return those parameters of DSN that can be sent as they are: xtext is ASCII (RFC 3461)."""
+    """Return the parameters of DSN that can be sent unchanged: xtext is ASCII (RFC 3461)."""
     found = [(name, given.get(name)) for name in names]
     return [
         f"{name}={value}"
@@ -143,7 +143,7 @@ def _parameters(given: Mapping[str, str | bool], names: Sequence[str]) -> list[s
 
 
 def _wants_notification(recipients: Sequence[Recipient]) -> bool:
-    """Whether a notification of success was asked for: who takes that has to send one."""
+    """Return whether a recipient has NOTIFY=SUCCESS: accepting that requires to send a DSN."""
     return any(
         "SUCCESS" in str(each.parameters.get("NOTIFY", "")).upper().split(",")
         for each in recipients
@@ -169,7 +169,7 @@ def recipient_command(address: str, parameters: Sequence[str] = (), *, utf8: boo
 
 def _command(verb: str, address: str, parameters: Sequence[str], *, utf8: bool) -> bytes:
     if _UNSAFE.search(address) is not None and parse_path(f"<{address}>") != (address, ""):
-        raise ValueError(MALFORMED)  # it is a handler's, no client could send it
+        raise ValueError(MALFORMED)  # set by a handler: a client could not send it
     if not utf8 and not address.isascii():
         raise ValueError(UTF8_ADDRESS)
     end = " ".join(["", *parameters]) if parameters else ""

@@ -1,10 +1,10 @@
-"""HopError: why a message did not get to the next hop; it knows the reply for our client.
+"""HopError: the reason why a message was not passed to the next hop, with the reply to our client.
 
 ::
 
-    HopError                 the hop cannot be reached, refuses us, or breaks the protocol
-    ├── HopDownError         it is known to be down, and somebody else is trying
-    └── ConnectionLostError  a connection ended in the middle of a transaction
+    HopError                 the hop is unreachable, refuses us, or violates the protocol
+    ├── HopDownError         the hop is known to be down, and is not tried for this message
+    └── ConnectionLostError  the connection ended in the middle of a transaction
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ NOT_AVAILABLE = "451 4.4.1 The next mail server is not available, try again late
 
 
 class HopError(Exception):
-    """The next hop did not take a message, for a reason that is not the message's.
+    """The next hop did not accept a message, for a reason other than the message itself.
 
-    :param reason: for the log, with the hop's address
-    :ivar reply: for our client
+    :param reason: the reason for the log, with the address of the hop
+    :ivar reply: the reply to our client
     """
 
     def __init__(self, reason: str, reply: str = NOT_AVAILABLE) -> None:
@@ -32,11 +32,11 @@ class HopDownError(HopError):
 
 
 class ConnectionLostError(HopError):
-    """A connection ended, or broke the protocol, before the hop's last reply.
+    """A connection ended, or the hop violated the protocol, before the last reply.
 
-    :param heard: whether the hop had answered anything of this transaction
+    :param has_answered: whether the hop had answered a command of the transaction
     """
 
-    def __init__(self, reason: str, reply: str = NOT_AVAILABLE, *, heard: bool) -> None:
+    def __init__(self, reason: str, reply: str = NOT_AVAILABLE, *, has_answered: bool) -> None:
         super().__init__(reason, reply)
-        self.heard = heard
+        self.has_answered = has_answered

@@ -1,8 +1,8 @@
-"""HopClient: what a connection to a server has to know of the client's side of a protocol. Sans-io.
+"""HopClient: the interface between a connection and the client's side of a protocol. Sans-io.
 
-Bytes of the server are fed to :meth:`HopClient.receive`, and :meth:`HopClient.take` gives what is
-to be sent. SMTP, LMTP (:mod:`smtpd_fork.hops.client`) and the policy delegation protocol
-(:mod:`smtpd_fork.hops.policy`) are such protocols.
+:meth:`HopClient.receive` gets bytes of the server, and :meth:`HopClient.take` returns bytes to
+send. Implementations are SMTP and LMTP (:mod:`smtpd_fork.hops.client`), and the policy delegation
+protocol (:mod:`smtpd_fork.hops.policy`).
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ __all__ = ["HopClient", "State"]
 
 
 class State(IntEnum):
-    """What a client waits for."""
+    """The state of a client, named after the reply that it waits for."""
 
     GREETING = auto()
     EHLO = auto()
     HELO = auto()
     STARTTLS = auto()
     HANDSHAKE = auto()
-    """Not for a reply: TLS begins, and ends with :meth:`HopClient.encrypted`."""
+    """The TLS handshake, until :meth:`HopClient.encrypted` is called."""
     AUTH = auto()
     CLIENT = auto()
-    """For the reply to XCLIENT: the hop judges the client."""
+    """The reply to XCLIENT, which accepts or refuses the client."""
     READY = auto()
-    """For nothing: a transaction may begin."""
+    """Idle: a transaction may begin."""
     ENVELOPE = auto()
-    """For the replies to MAIL, RCPT and DATA."""
+    """The replies to MAIL, RCPT and DATA."""
     CONTENT = auto()
-    """For the replies to the message, which is being sent."""
+    """The replies to the content, which is being sent."""
     ANSWER = auto()
-    """For the answer of a policy server."""
+    """The answer of a policy server."""
     RESET = auto()
     BROKEN = auto()
-    """The connection is of no use any more; :attr:`HopClient.fault` says why."""
+    """The connection cannot be used any more; :attr:`HopClient.fault` has the reason."""
 
 
 class HopClient(ABC):
-    """The client's side of one connection, without the connection.
+    """The client's side of a protocol on one connection.
 
-    :param state: what is waited for first
-    :cvar server: what it is, for the log
-    :cvar farewell: what is sent before the connection is closed
-    :ivar state: what is waited for
-    :ivar secure: whether there is TLS
-    :ivar offered: the server's extensions: parameters by name
-    :ivar heard: whether the server has answered anything of the order in hand
-    :ivar fault: why the connection broke
+    :param state: the first state
+    :cvar server: the kind of server for the log
+    :cvar farewell: bytes to send before closing the connection
+    :ivar state: the current state
+    :ivar secure: whether the connection is encrypted
+    :ivar offered: extensions of the server: parameters by name
+    :ivar has_answered: whether the server has answered a command of the current order
+    :ivar fault: why the connection has failed, or None
     """
 
     server: ClassVar[str] = "the hop"
@@ -64,30 +64,30 @@ class HopClient(ABC):
         self.state = state
         self.secure = False
         self.offered: dict[str, str] = {}
-        self.heard = False
+        self.has_answered = False
         self.fault: HopError | None = None
         self._output: list[bytes] = []
 
     @abstractmethod
     def begin(self, order: Any) -> None:
-        """Begin an order; the state has to be READY. Its result will be in *order*."""
+        """Begin an order; the state has to be READY. *order* will contain the result."""
 
     @abstractmethod
     def receive(self, data: bytes) -> None:
-        """Take bytes of the server; then see :attr:`state`, and :meth:`take`."""
+        """Handle bytes of the server; check :attr:`state` and :meth:`take` afterwards."""
 
     def take(self) -> bytes:
-        """Return what is to be sent next; nothing if it is the server's turn."""
+        """Return the bytes to send next; empty while the client waits for the server."""
         output = self._output[0] if len(self._output) == 1 else b"".join(self._output)
         self._output.clear()
         return output
 
     def encrypted(self) -> None:  # noqa: B027 - only some protocols have TLS within
-        """Go on after the TLS handshake."""
+        """Continue after the TLS handshake."""
 
-    def lose(self, reason: str, reply: str = NOT_AVAILABLE) -> None:
-        """Break the connection, which has ended or whose time is over."""
+    def fail(self, reason: str, reply: str = NOT_AVAILABLE) -> None:
+        """Mark the connection as broken, because it has ended or an error has occurred."""
         if self.state is not State.BROKEN:
             self.state = State.BROKEN
             self._output.clear()
-            self.fault = ConnectionLostError(reason, reply, heard=self.heard)
+            self.fault = ConnectionLostError(reason, reply, has_answered=self.has_answered)

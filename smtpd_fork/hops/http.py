@@ -1,4 +1,4 @@
-"""WebServer: requests to an HTTP server, over connections that are kept."""
+"""WebServer: send requests to an HTTP server over persistent connections."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ __all__ = ["WebServer", "read_url"]
 CONNECT_SECONDS = 10.0
 
 IDLE_SECONDS = 15.0
-"""How long a connection is kept for the next request: servers close theirs after some seconds."""
+"""Seconds that an idle connection is kept; servers close theirs after some seconds or minutes."""
 
 _HEADERS = ("User-Agent: smtpd-fork", "Accept: */*", "Accept-Encoding: identity")
-"""A compressed answer could be small, and grow without limit."""
+"""Headers of all requests. No compression: a small compressed answer could expand without limit."""
 
 _UNQUOTED = "%!$&'()*+,;=:@/?~"
-"""What a path and a query may hold (RFC 3986 3.3), and what is quoted already."""
+"""Characters that are allowed in a path and a query (RFC 3986 3.3); ``%`` is quoted already."""
 
 
 class WebServer:
-    """A server, and the connections to it.
+    """An HTTP server, and the connections to it.
 
-    :param url: without user name and password
-    :param connections: requests at once
-    :param ca_file: certificates of CAs that the server's certificate is verified with; None: the
+    :param url: the URL without user name and password
+    :param connections: maximum concurrent requests
+    :param ca_file: file of CA certificates to verify the server's certificate with; None: the
         system's
-    :param extra: of this package, for one who has not installed httptools
-    :param path: of a unix socket, which is connected to instead of the host in *url*
+    :param extra: the extra of this package that installs httptools, for the error message
+    :param path: the path of a unix socket to connect to instead of the host in *url*
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class WebServer:
 
     @property
     def shown(self) -> str:
-        """The URL, without its query, which may hold a secret."""
+        """The URL for the log, without its query, which may contain a secret."""
         return self.url.partition("?")[0]
 
     def read_certificates(self) -> None:
-        """Read the CAs' certificates, if there is TLS. Blocks.
+        """Read the CA certificates if the URL is https. Blocks.
 
         :raises CannotCreateError: they cannot be read
         """
@@ -82,14 +82,14 @@ class WebServer:
     async def ask(
         self, headers: Iterable[tuple[str, str]], body: Body, longest: int, *, method: str = "POST"
     ) -> HttpAnswer:
-        """Send a request, and read the answer to its end. Redirects are not followed.
+        """Send a request, and return the whole answer. Redirects are not followed.
 
-        :param headers: with Content-Length, unless the body is bytes
-        :param body: bytes, or pieces of them
-        :param longest: bytes of the answer
-        :raises HttpError: there is no answer, or none that is HTTP
-        :raises CannotCreateError: the CAs' certificates cannot be read
-        :raises ValueError: a header field has a line end
+        :param headers: header fields; they include Content-Length unless the body is bytes
+        :param body: the body, as bytes or in pieces
+        :param longest: maximum bytes of the answer's body
+        :raises HttpError: no answer was received, or it is not HTTP
+        :raises CannotCreateError: the CA certificates cannot be read
+        :raises ValueError: a header field contains a line end or a NUL
         """
         head = self._head(method, headers, len(body) if isinstance(body, bytes) else None)
         if isinstance(body, bytes) and len(body) > LARGE:
@@ -100,7 +100,7 @@ class WebServer:
             try:
                 return await connection.ask(head, body, longest)
             except ConnectionEndedError:
-                self._idle.end_all()  # it may have ended the others as well
+                self._idle.end_all()  # the server has probably closed the others as well
                 raise
             finally:
                 if connection.usable:
@@ -119,7 +119,7 @@ class WebServer:
     # -- connections -------------------------------------------------------------------------------
 
     def _take_idle(self) -> HttpConnection | None:
-        """Return the connection that was used last."""
+        """Return the usable idle connection that was used last, or None."""
         while (connection := self._idle.take()) is not None:
             if connection.usable:
                 return connection
@@ -128,7 +128,7 @@ class WebServer:
     async def _connect(self) -> HttpConnection:
         """Return a new connection.
 
-        :raises HttpError: the server does not take it
+        :raises HttpError: the server cannot be reached
         """
         if self._tls is None and self.url.startswith("https:"):
             await asyncio.to_thread(self.read_certificates)
@@ -162,7 +162,7 @@ class WebServer:
 
 
 def _request_target(url: str) -> str:
-    """Return the rest of the first line of a request, and the fields that all requests have."""
+    """Return the request line after the method, with the header fields of all requests."""
     parts = urlsplit(url)
     path = quote(parts.path or "/", safe=_UNQUOTED)
     query = f"?{quote(parts.query, safe=_UNQUOTED)}" if parts.query else ""
@@ -171,16 +171,16 @@ def _request_target(url: str) -> str:
 
 
 def _reason(error: OSError) -> str:
-    """Return why there is no connection, without the address, which the log has already."""
+    """Return the text of an error without the address, which the log line has already."""
     if error.errno is not None and error.errno > 0 and not isinstance(error, ssl.SSLError):
         return os.strerror(error.errno)
     return printable(f"{type(error).__name__}: {error}".strip(" :").replace("\n", " "))
 
 
 def read_url(url: str) -> tuple[str, str | None]:
-    """Return a URL without user name and password, and these as ``Authorization`` (RFC 7617).
+    """Split a URL into the URL without credentials, and the value of ``Authorization`` (RFC 7617).
 
-    :raises SettingError: it is none of HTTP
+    :raises SettingError: it is not a valid http or https URL
     """
     try:
         parts = urlsplit(url)

@@ -1,7 +1,7 @@
-"""HttpConnection: a connection to an HTTP server, on which one request follows the other.
+"""HttpConnection: a persistent connection to an HTTP server, for one request at a time.
 
-The parser of Node.js (llhttp, by httptools) reads the answers. The client of aiohttp took 60 us of
-processor time a message more: as much as all else that a message costs here.
+The parser of Node.js (llhttp, through httptools) reads the answers. The client of aiohttp took 60
+us more CPU time per message, as much as all other work for a message.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 try:
     import httptools
-except ImportError:  # WebServer says so
+except ImportError:  # WebServer reports it
     INSTALLED = False
 else:
     INSTALLED = True
@@ -27,35 +27,35 @@ __all__ = [
 ]  # fmt: skip
 
 LARGE = 1 << 18
-"""Bytes that are sent at once: a fraction of a millisecond."""
+"""Bytes that are sent at a time: a fraction of a millisecond."""
 
 MOST_HEAD_BYTES = 1 << 16
-"""Of the header of an answer; servers take 8 KiB to 80 KiB of a request's."""
+"""Maximum bytes of an answer's header; servers accept 8 KiB to 80 KiB in a request."""
 
 CHUNK_BYTES = 16
-"""Of an answer besides its body, for each byte of that: a chunk of one byte takes five more. What
-is behind the last chunk, or is an extension of one, could be as large as a server likes."""
+"""Maximum bytes of chunk framing for each byte of the body; a chunk of one byte needs five. Without
+a limit a server could send trailers and chunk extensions of any size."""
 
 OK = 200
 
 _LENGTHS = {b"content-length", b"transfer-encoding"}
-"""Fields without which the end of the connection is that of the answer (RFC 9112 6.3)."""
+"""Without these fields the answer ends with the connection (RFC 9112 6.3)."""
 
 
 class HttpError(Exception):
-    """There is no answer, or none that is HTTP; the text says why, and shows no secret."""
+    """No answer was received, or it is not HTTP. The text contains no secret."""
 
 
 class AnswerTooLongError(HttpError):
-    """The answer is longer than it may be."""
+    """The answer exceeds the maximum size."""
 
 
 class ConnectionEndedError(HttpError):
-    """The server has ended the connection before it answered: an idle one, perhaps."""
+    """The server has closed the connection, possibly an idle one, before it answered."""
 
 
 class HttpAnswer(NamedTuple):
-    """An answer, read to its end."""
+    """A complete answer."""
 
     status: int
     body: bytes
@@ -64,7 +64,7 @@ class HttpAnswer(NamedTuple):
 class HttpConnection(asyncio.Protocol):
     """A connection to an HTTP server.
 
-    :param ended: is called once it is lost or closed
+    :param ended: called after the connection is lost or closed
     :ivar usable: whether another request may be sent
     """
 
@@ -79,23 +79,23 @@ class HttpConnection(asyncio.Protocol):
         self._answer: asyncio.Future[HttpAnswer] | None = None
         self._pieces: list[bytes] = []
         self._longest = self._room = 0
-        self._besides = 0  # bytes that were no body
+        self._overhead = 0  # bytes that are not of the body
         self._in_body = self._heard = False
         self._has_length = False
 
     async def ask(self, head: bytes, body: Body, longest: int) -> HttpAnswer:
-        """Send a request, and return the answer, read to its end.
+        """Send a request, and return the complete answer.
 
-        :param body: bytes, or pieces of them
-        :param longest: bytes of the answer's body
-        :raises HttpError: there is none, or none that is HTTP
+        :param body: the body, as bytes or in pieces
+        :param longest: maximum bytes of the answer's body
+        :raises HttpError: no answer was received, or it is not HTTP
         """
-        if not self.usable:  # it has ended before anything was sent
-            raise ConnectionEndedError("the server ended the connection")
+        if not self.usable:  # it was closed before anything was sent
+            raise ConnectionEndedError("the server closed the connection")
         answer: asyncio.Future[HttpAnswer] = self._loop.create_future()
         self._answer = answer
         self._longest = self._room = longest
-        self._besides = 0
+        self._overhead = 0
         self._heard = False
         self._begin()
         try:
@@ -115,7 +115,7 @@ class HttpConnection(asyncio.Protocol):
     async def _send(
         self, head: bytes, body: Iterable[bytes | memoryview], answer: asyncio.Future[Any]
     ) -> None:
-        """Send a body in pieces, as the server reads them, unless it answers before the end."""
+        """Send a body in pieces, with flow control; stop if the server answers before its end."""
         self._transport.write(head)
         for piece in body:
             await self._may_write.wait()
@@ -124,17 +124,17 @@ class HttpConnection(asyncio.Protocol):
                 return
             self._transport.write(piece)
             if len(piece) >= LARGE:
-                # To a server that reads as fast as we send, nothing else would wait.
+                # Yield to the loop: with a server that reads fast, write() never pauses.
                 await asyncio.sleep(0)
 
     def close(self) -> None:
-        """End it at once."""
+        """Close the connection immediately."""
         self.usable = False
         if self._transport is not None:
             self._transport.abort()
 
     def _begin(self) -> None:
-        """Begin to read an answer."""
+        """Reset the state before an answer."""
         self._pieces = []
         self._in_body = self._has_length = False
 
@@ -144,35 +144,35 @@ class HttpConnection(asyncio.Protocol):
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
 
-    # -- asyncio's calls ---------------------------------------------------------------------------
+    # -- callbacks of asyncio ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Store the transport."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Take a part of the answer; what nobody asked for ends the connection."""
+        """Parse a part of the answer; close the connection on data without a request."""
         if self._answer is None or self._answer.done():
             self.close()
             return
         self._heard = True
-        self._besides += len(data)
+        self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(HttpError(f"{type(error).__name__}: the answer is not HTTP"))
-        if self._besides > MOST_HEAD_BYTES + CHUNK_BYTES * (self._longest - self._room):
-            what = "answer has, besides its body," if self._in_body else "answer's header has"
+        if self._overhead > MOST_HEAD_BYTES + CHUNK_BYTES * (self._longest - self._room):
+            what = "answer's chunk framing has" if self._in_body else "answer's header has"
             self._fail(HttpError(f"the {what} more than {MOST_HEAD_BYTES} bytes"))
 
     def eof_received(self) -> None:
-        """Take note of the end; the transport closes."""
+        """Complete or fail the answer; the transport closes afterwards."""
         self._end("the answer was cut off")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Take note of the end."""
+        """Complete or fail the answer, and call the callback."""
         self._end(f"the answer was cut off: {exc}" if exc else "the answer was cut off")
-        self._parser = None  # it has this object
+        self._parser = None  # break the reference cycle
         self._ended(self)
 
     def _end(self, reason: str) -> None:
@@ -182,43 +182,43 @@ class HttpConnection(asyncio.Protocol):
         if self._heard:
             self._fail(HttpError(reason))
         else:
-            self._fail(ConnectionEndedError("the server ended the connection"))
+            self._fail(ConnectionEndedError("the server closed the connection"))
 
     def pause_writing(self) -> None:
-        """Send nothing more of the body: the server is slow to read."""
+        """Stop sending the body: the server reads slowly."""
         self._may_write.clear()
 
     def resume_writing(self) -> None:
-        """Go on sending."""
+        """Continue sending."""
         self._may_write.set()
 
-    # -- httptools's calls -------------------------------------------------------------------------
+    # -- callbacks of httptools --------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """See that it is the answer to a request."""
+        """Mark the connection as unusable if there is no request to answer."""
         if self._answer is None or self._answer.done():
             self.usable = False
 
     def on_header(self, name: bytes, _: bytes) -> None:
-        """See whether the header says where the answer ends."""
+        """Note whether the header declares the length of the answer."""
         if name.lower() in _LENGTHS:
             self._has_length = True
 
     def on_headers_complete(self) -> None:
-        """Take note that the body begins; there is none of a provisional answer."""
+        """Note that the body begins, unless the answer is an interim one (1xx)."""
         self._in_body = self._parser.get_status_code() >= OK
 
     def on_body(self, piece: bytes) -> None:
-        """Keep a piece of the body."""
+        """Store a piece of the body."""
         self._room -= len(piece)
-        self._besides -= len(piece)
+        self._overhead -= len(piece)
         if self._room < 0:
             self._fail(AnswerTooLongError(f"the answer has more than {self._longest} bytes"))
         else:
             self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
-        """Return the answer; a provisional one is forgotten (RFC 9110 15.2)."""
+        """Set the result; ignore an interim answer (RFC 9110 15.2)."""
         if not self._in_body or self._answer is None or self._answer.done():
             self._begin()
             return

@@ -1,4 +1,4 @@
-"""Lookup: the servers of a next hop, in the order in which they are tried (RFC 5321 5.1)."""
+"""Lookup: find the servers of a next hop, in the order in which they are tried (RFC 5321 5.1)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["Endpoint", "Lookup", "import_libraries"]
 
 DNS_SECONDS = 10.0
-"""How long a name server may take; the message can wait for as long, and the client too."""
+"""Timeout of a DNS query; our client waits for the reply to RCPT meanwhile."""
 
 CACHE_SIZE = 1000
 
 MOST_SERVERS = 10
-"""Servers of a domain, and addresses of a server, that are tried at most; as Postfix has it
-(smtp_mx_address_limit is 5)."""
+"""Maximum servers of a domain, and maximum addresses of a server, that are tried; Postfix has a
+similar limit (smtp_mx_address_limit is 5)."""
 
 NO_MAIL = "556 5.1.10 The domain of the next mail server takes no mail"
 NO_ANSWER = "451 4.4.3 The next mail server cannot be looked up, try again later"
@@ -29,12 +29,12 @@ NO_SERVER = "451 4.4.4 The next mail server cannot be looked up, try again later
 
 
 class Endpoint(NamedTuple):
-    """One server.
+    """The address of a server.
 
-    :ivar host: a name or an IP address; empty for a unix socket
-    :ivar port: 0 for a unix socket
-    :ivar path: of a unix socket
-    :ivar name: which its certificate has to have
+    :ivar host: a host name or an IP address; empty for a unix socket
+    :ivar port: the port; 0 for a unix socket
+    :ivar path: the path of a unix socket, or an empty string
+    :ivar name: the host name that its certificate has to contain
     """
 
     host: str
@@ -54,7 +54,7 @@ class Lookup:
     """Finds the servers of a target.
 
     :raises MissingLibraryError: the target has ``mx:``, and dnspython is not installed
-    :raises ConfigError: so too, and the system names no resolver
+    :raises ConfigError: the target has ``mx:``, and the system has no DNS server configured
     """
 
     def __init__(self, target: Target) -> None:
@@ -66,7 +66,7 @@ class Lookup:
     async def endpoints(self) -> list[Endpoint]:
         """Return the servers, in the order in which they are tried.
 
-        :raises HopError: none is known: the DNS did not answer, or says that there is none
+        :raises HopError: there are none: the DNS did not answer, or has no mail server
         """
         found: list[Endpoint] = []
         error: HopError | None = None
@@ -89,8 +89,8 @@ class Lookup:
             (record.preference, record.exchange.to_text(omit_final_dot=True)) for record in records
         ]
         if len(names) == 1 and names[0][1] in {"", "."}:
-            raise HopError(f"{address.host} takes no mail (null MX, RFC 7505)", NO_MAIL)
-        random.shuffle(names)  # servers of one preference share the load
+            raise HopError(f"{address.host} accepts no mail (null MX, RFC 7505)", NO_MAIL)
+        random.shuffle(names)  # distribute the load among servers of the same preference
         names.sort(key=lambda each: each[0])
         found: list[Endpoint] = []
         failed: HopError | None = None
@@ -113,7 +113,7 @@ class Lookup:
         return hosts[:MOST_SERVERS]
 
     async def _ask(self, name: str, kind: str) -> list[Any]:
-        """Return the records of a name; none if there are none."""
+        """Return the records of a name; an empty list if there are none."""
         try:
             return await self._dns.query(name, kind)
         except DnsError as error:
@@ -121,7 +121,7 @@ class Lookup:
 
 
 def import_libraries(target: Target) -> None:
-    """Import what a lookup needs; once privileges are dropped, USER may not be able to read it.
+    """Import the DNS modules: after dropping privileges their files may not be readable.
 
     :raises MissingLibraryError: the target has ``mx:``, and dnspython is not installed
     """

@@ -1,9 +1,9 @@
-"""Opening: from a hop's greeting to the first message: EHLO, STARTTLS, AUTH. Sans-io.
+"""Opening: an SMTP or LMTP session from the greeting to the first message. Sans-io.
 
-Replies are fed to :meth:`Opening.receive`, and :meth:`Opening.take` gives what is to be sent. The
-law of it: a hop speaks only when it was asked. A reply to what has not been sent, or to nothing,
-breaks the connection for good, because each later reply would be taken for that of another command.
-Any split of the hop's bytes into packets gives the same.
+The steps are EHLO, STARTTLS, AUTH and XCLIENT. :meth:`Opening.receive` gets bytes of the server,
+and :meth:`Opening.take` returns bytes to send. A server may send only replies to commands that were
+sent. Any other reply breaks the connection, because all later replies would be attributed to the
+wrong commands. The result does not depend on how the server's bytes are split into packets.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smtpd_fork.hops.authentication import Authentication
+from smtpd_fork.hops.client_reply import CLOSING, client_reply, printable
 from smtpd_fork.hops.errors import NOT_AVAILABLE, HopError
 from smtpd_fork.hops.hop_client import HopClient, State
-from smtpd_fork.hops.passed_client import hello_name, xclient_command
-from smtpd_fork.hops.passed_on import CLOSING, passed_on, printable
+from smtpd_fork.hops.passed_client import ehlo_name, xclient_command
 from smtpd_fork.hops.replies import GarbageError, HopReply, ReplyReader
 
 if TYPE_CHECKING:
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 
     from smtpd_fork.message import MailClient
 
-__all__ = ["NONSENSE", "UNTRUSTED", "Opening", "State", "Terms"]
+__all__ = ["BAD_REPLY", "UNTRUSTED", "Opening", "State", "Terms"]
 
 UNTRUSTED = "451 4.7.0 The next mail server is not available, try again later"
 ACCESS_DENIED = 554
-"""What a client gets in place of the greeting (RFC 5321 3.1), and so in place of XCLIENT's."""
+"""Refuses a client instead of the greeting (RFC 5321 3.1), also instead of that after XCLIENT."""
 
-NONSENSE = "451 4.5.0 The next mail server gave a wrong reply, try again later"
+BAD_REPLY = "451 4.5.0 The next mail server gave a wrong reply, try again later"
 
 
 _SILENT = frozenset({State.READY, State.HANDSHAKE})
-"""The hop has nothing to say."""
+"""States in which no reply is expected."""
 
 _OF_CLIENT = frozenset({State.CLIENT, State.EHLO, State.HELO})
-"""What it says then is about the client, if XCLIENT has named one."""
+"""States in which a refusal concerns the client that XCLIENT has named."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What is asked of a hop before the first message.
+    """The requirements of a session.
 
-    :ivar name: our own, for EHLO
-    :ivar lmtp: the protocol is LMTP
-    :ivar starttls: ``no``, ``offered``: if the hop offers it, or ``required``
-    :ivar user: for AUTH; None without it
-    :ivar password: so too
-    :ivar xclient: the hop has to offer XCLIENT
+    :ivar name: our host name for EHLO
+    :ivar lmtp: whether the protocol is LMTP
+    :ivar starttls: ``no``, ``required``, or ``offered``: use STARTTLS if the server offers it
+    :ivar user: the user name for AUTH; None: no AUTH
+    :ivar password: the password for AUTH; None: no AUTH
+    :ivar xclient: whether the server has to offer XCLIENT
     """
 
     name: str
@@ -60,10 +60,10 @@ class Terms:
 
 
 class Opening(HopClient):
-    """A connection to a hop, without the connection, up to its first message.
+    """The state of a session with a server up to the first message.
 
-    :param terms: what is asked of the hop
-    :param encrypted: whether it is implicit TLS
+    :param terms: the requirements of the session
+    :param encrypted: whether the connection uses implicit TLS
     """
 
     farewell = b"QUIT\r\n"
@@ -73,16 +73,16 @@ class Opening(HopClient):
         self._terms = terms
         self._reader = ReplyReader()
         self._pieces: Iterator[bytes] | None = None
-        self._early = False  # the next reply had begun before the end of the message was taken
+        self._early = False  # the next reply began before the end of the message was sent
         self._authentication: Authentication | None = None
         self.secure = encrypted
-        self._hello = terms.name  # what EHLO says
-        self._named: bytes | None = None  # the XCLIENT of the client whose session it is
+        self._ehlo_name = terms.name
+        self._xclient: bytes | None = None  # the last command XCLIENT
 
-    # -- what is sent ------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------
 
     def take(self) -> bytes:
-        """Return what is to be sent next; nothing if it is the hop's turn."""
+        """Return the bytes to send next; empty while the client waits for the server."""
         if self._output:
             return super().take()
         if self._pieces is not None:
@@ -93,43 +93,43 @@ class Opening(HopClient):
         return b""
 
     def encrypted(self) -> None:
-        """Go on after the TLS handshake; what was said before it does not count (RFC 3207 4.2)."""
+        """Continue after the TLS handshake; earlier replies are forgotten (RFC 3207 4.2)."""
         self.secure = True
         self.offered = {}
-        self._say_hello()
+        self._send_ehlo()
 
-    def become(self, client: MailClient) -> None:
-        """Have the session be that of a client, unless it is already; the state has to be READY."""
+    def set_client(self, client: MailClient) -> None:
+        """Send XCLIENT for a client, unless it was sent already; the state has to be READY."""
         assert self.state is State.READY
         command = xclient_command(client, self.offered.get("XCLIENT", ""))
-        name = hello_name(client, self._terms.name)
-        if command == self._named and name == self._hello:
+        name = ehlo_name(client, self._terms.name)
+        if command == self._xclient and name == self._ehlo_name:
             return
-        self.heard = False
+        self.has_answered = False
         if "XCLIENT" not in self.offered:
-            self.lose("the hop takes no other client on this connection")
+            self.fail("the hop accepts no other client on this connection")
             return
-        self._named, self._hello = command, name
+        self._xclient, self._ehlo_name = command, name
         self._output.append(command)
         self.state = State.CLIENT
 
-    def _became(self, reply: HopReply) -> None:
-        """Begin anew, as the client."""
+    def _client_set(self, reply: HopReply) -> None:
+        """Begin the session again after XCLIENT."""
         if reply.positive:
             self.offered = {}
-            self._say_hello()
+            self._send_ehlo()
         else:
             self._refused("XCLIENT", reply)
 
-    def lose(self, reason: str, reply: str = NOT_AVAILABLE) -> None:
-        """Break the connection, which has ended or whose time is over."""
-        super().lose(reason, reply)
+    def fail(self, reason: str, reply: str = NOT_AVAILABLE) -> None:
+        """Mark the connection as broken, because it has ended or an error has occurred."""
+        super().fail(reason, reply)
         self._pieces = None
 
-    # -- what is received --------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Take bytes of the hop; then see :attr:`state`, and :meth:`take`."""
+        """Handle bytes of the server; check :attr:`state` and :meth:`take` afterwards."""
         if self.state is State.BROKEN:
             return
         try:
@@ -138,22 +138,22 @@ class Opening(HopClient):
                 if self.fault is not None:
                     return
         except GarbageError as error:
-            # Behind AUTH it may be an echo of the password, cut anywhere.
+            # After AUTH the text may contain a part of the password, if the server has echoed it.
             shown = str(error) if self._authentication is None else str(error).partition(":")[0]
-            self.lose(shown, NONSENSE)
+            self.fail(shown, BAD_REPLY)
             return
         if self.state in _SILENT and self._reader.pending:
-            # Behind the reply to STARTTLS it would pass for the first words under TLS.
-            self._unasked()
+            # Data after the reply to STARTTLS would be taken for data that was sent under TLS.
+            self._unexpected()
 
-    def _unasked(self) -> None:
-        # The words are not shown: they may have come in part.
-        self.lose("the hop said something that it was not asked for", NONSENSE)
+    def _unexpected(self) -> None:
+        # Without the text, because only a part of it may have been received.
+        self.fail("the hop sent an unexpected reply", BAD_REPLY)
 
     def _answer(self, reply: HopReply) -> None:
         answer = None if self._output else self.answers.get(self.state)
         if answer is None:
-            self._unasked()
+            self._unexpected()
         else:
             answer(self, reply)
 
@@ -161,15 +161,16 @@ class Opening(HopClient):
 
     def _refused(self, step: str, reply: HopReply, answer: str = NOT_AVAILABLE) -> None:
         reason = f"{step} was answered {self._shown(reply)}"
-        of_client = self._named is not None and self.state in _OF_CLIENT
-        self.lose(reason, passed_on(reply) if of_client else answer)
+        of_client = self._xclient is not None and self.state in _OF_CLIENT
+        self.fail(reason, client_reply(reply) if of_client else answer)
         if of_client and reply.code != CLOSING:
-            # Another connection would do no good. Any other 5yz to XCLIENT is about the command.
+            # Not a ConnectionLostError: another connection would be refused as well. A 5yz to
+            # XCLIENT other than 554 refuses the command and not the client.
             ours = step == "XCLIENT" and reply.code >= 500 and reply.code != ACCESS_DENIED  # noqa: PLR2004 - RFC 5321 4.2.1
-            self.fault = HopError(reason, UNTRUSTED if ours else passed_on(reply))
+            self.fault = HopError(reason, UNTRUSTED if ours else client_reply(reply))
 
     def _shown(self, reply: HopReply) -> str:
-        """Return a reply for the log: what a hop repeats of AUTH may come at any time after it."""
+        """Return a reply for the log, without secrets: a server may repeat them in any reply."""
         text = str(reply)
         if self._authentication is not None:
             text = self._authentication.without_secrets(text)
@@ -177,20 +178,20 @@ class Opening(HopClient):
 
     def _greeted(self, reply: HopReply) -> None:
         if reply.positive:
-            self._say_hello()
+            self._send_ehlo()
         else:
             self._refused("the connection", reply)
 
-    def _say_hello(self) -> None:
+    def _send_ehlo(self) -> None:
         word = "LHLO" if self._terms.lmtp else "EHLO"
-        self._output.append(f"{word} {self._hello}\r\n".encode())
+        self._output.append(f"{word} {self._ehlo_name}\r\n".encode())
         self.state = State.EHLO
 
     def _extensions(self, reply: HopReply) -> None:
-        """Read the answer to EHLO (RFC 5321 4.1.1.1)."""
+        """Handle the reply to EHLO (RFC 5321 4.1.1.1)."""
         if not reply.positive:
             if reply.code >= 500 and not self._terms.lmtp:  # noqa: PLR2004 - RFC 5321 4.2.1
-                self._output.append(f"HELO {self._hello}\r\n".encode())
+                self._output.append(f"HELO {self._ehlo_name}\r\n".encode())
                 self.state = State.HELO
             else:
                 self._refused("LHLO" if self._terms.lmtp else "EHLO", reply)
@@ -198,17 +199,17 @@ class Opening(HopClient):
         for line in reply.lines[1:]:
             name, _, parameters = line.partition(" ")
             self.offered[name.upper()] = parameters.upper()
-        self._introduced()
+        self._after_ehlo()
 
-    def _plain_hello(self, reply: HopReply) -> None:
+    def _helo_answered(self, reply: HopReply) -> None:
         if reply.positive:
-            self._introduced()
+            self._after_ehlo()
         else:
             self._refused("HELO", reply)
 
-    def _introduced(self) -> None:
-        """Go on with TLS, AUTH, or the first message."""
-        if self._named is not None:  # all that is behind it
+    def _after_ehlo(self) -> None:
+        """Continue with TLS, AUTH, or the first message."""
+        if self._xclient is not None:  # TLS and AUTH are done
             self.state = State.READY
             return
         wanted = "no" if self.secure else self._terms.starttls
@@ -216,7 +217,7 @@ class Opening(HopClient):
             self._output.append(b"STARTTLS\r\n")
             self.state = State.STARTTLS
         elif wanted == "required":
-            self.lose("the hop does not offer STARTTLS", UNTRUSTED)
+            self.fail("the hop does not offer STARTTLS", UNTRUSTED)
         else:
             self._authenticate()
 
@@ -231,14 +232,14 @@ class Opening(HopClient):
     def _authenticate(self) -> None:
         user, password = self._terms.user, self._terms.password
         if self._terms.xclient and "XCLIENT" not in self.offered:
-            self.lose("the hop does not offer XCLIENT to this host", UNTRUSTED)
+            self.fail("the hop does not offer XCLIENT to this host", UNTRUSTED)
             return
         if user is None or password is None:
             self.state = State.READY
             return
         self._authentication = Authentication.of(self.offered.get("AUTH", ""), user, password)
         if self._authentication is None:
-            self.lose("the hop offers neither AUTH PLAIN nor AUTH LOGIN", UNTRUSTED)
+            self.fail("the hop offers neither AUTH PLAIN nor AUTH LOGIN", UNTRUSTED)
             return
         self.state = State.AUTH
         self._output.append(self._authentication.next())
@@ -255,9 +256,9 @@ class Opening(HopClient):
     answers: ClassVar[Mapping[State, Callable[[Any, HopReply], None]]] = {
         State.GREETING: _greeted,
         State.EHLO: _extensions,
-        State.HELO: _plain_hello,
+        State.HELO: _helo_answered,
         State.STARTTLS: _may_start_tls,
         State.AUTH: _authenticated,
-        State.CLIENT: _became,
+        State.CLIENT: _client_set,
     }
-    """What takes the reply in each state; in the others a reply is a fault."""
+    """The method that handles a reply in each state; in other states a reply is an error."""

@@ -1,7 +1,7 @@
-"""What a next hop learns of the client: XCLIENT and XFORWARD (Postfix's READMEs of these names).
+"""Describe our client to the next hop: XCLIENT and XFORWARD (Postfix's READMEs of these names).
 
-XCLIENT has the hop take the client for its own, and judge it; XFORWARD is for its log. Each command
-has those attributes alone that the hop has offered.
+After XCLIENT the hop applies its access rules to the client; XFORWARD is only for its log. The
+commands contain only attributes that the hop has offered.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from smtpd_fork.message import Mail, MailClient
     from smtpd_fork.peer_address import Peer
 
-__all__ = ["hello_name", "xclient_command", "xforward_commands"]
+__all__ = ["ehlo_name", "xclient_command", "xforward_commands"]
 
 _WORD = re.compile(r"[!-~]{1,255}")
 
 _FIRST = ("NAME", "ADDR", "PORT")
-"""Attributes of the first XFORWARD: each command has less than 512 octets if values are usual."""
+"""Attributes of the first XFORWARD; two commands, so that each usually has less than 512 octets."""
 
 
 def xclient_command(client: MailClient, offered: str) -> bytes:
-    """Return the command that makes a session that of *client*.
+    """Return the command XCLIENT for *client*.
 
-    :param offered: names of attributes, separated by spaces
+    :param offered: names of attributes that the hop offers, separated by spaces
     """
     names_host = client.name is not None and HOST_NAME.fullmatch(client.name)
     values = {
@@ -45,9 +45,9 @@ def xclient_command(client: MailClient, offered: str) -> bytes:
 
 
 def xforward_commands(mail: Mail, offered: str) -> list[bytes]:
-    """Return the commands that say where a message came from.
+    """Return the commands XFORWARD that describe the origin of a message.
 
-    That is what a trusted host has said of it, or else the client.
+    The origin is the XFORWARD of a trusted host, or otherwise our client.
     """
     client = mail.client
     values: dict[str, str | None] = dict(mail.xforward)
@@ -67,10 +67,10 @@ def xforward_commands(mail: Mail, offered: str) -> list[bytes]:
     return [command for command in both if b"=" in command]
 
 
-def hello_name(client: MailClient, own: str) -> str:
-    """Return what is said in EHLO for *client*: its own word, or its address.
+def ehlo_name(client: MailClient, own: str) -> str:
+    """Return the argument of EHLO for *client*: its own argument, or its address literal.
 
-    :param own: the name of this server, for a client that has neither
+    :param own: the name of this server, for a client without both
     """
     if _WORD.fullmatch(client.helo):
         return client.helo
@@ -90,7 +90,7 @@ def _of_peer(client: MailClient) -> dict[str, str | None]:
 
 
 def _address(peer: Peer) -> str | None:
-    """Return an address as it is sent; None for a unix socket: its path says nothing elsewhere."""
+    """Return an address in the syntax of XCLIENT; None for a unix socket."""
     host = host_of(peer)
     return None if host is None or number_of(host) is None else to_address(host)
 

@@ -1,4 +1,4 @@
-"""The state of a program that a sink or a filter talks to: connections, and whether it answers."""
+"""The state of an external program that a sink or a filter uses: connections and outages."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["Outage", "PeerStatus"]
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """What a sink or a filter that talks to a server knows of it, for ``status`` and metrics.
+    """The state of a server that a sink or a filter uses, for ``status`` and metrics.
 
-    :ivar connections: that are open
-    :ivar busy: of these, with a message
-    :ivar waiting: messages that wait for a connection
+    :ivar connections: number of open connections
+    :ivar busy: number of these that carry a message
+    :ivar waiting: number of messages that wait for a connection
     :ivar down_since: seconds since the epoch; None while the server answers
-    :ivar reason: why it is down; empty while it answers
+    :ivar reason: why the server is down; empty while it answers
     """
 
     connections: int = 0
@@ -27,10 +27,10 @@ class PeerStatus:
 
 
 class Outage:
-    """Since when a server does not answer, and why.
+    """The current outage of a server, if any.
 
-    :ivar since: seconds since the epoch; None while it answers
-    :ivar reason: empty while it answers
+    :ivar since: seconds since the epoch; None while the server answers
+    :ivar reason: why the server does not answer; empty while it answers
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Outage:
         self.reason = ""
 
     def begin(self, reason: str) -> bool:
-        """Note that it does not answer; return whether it did before."""
+        """Record that the server does not answer; return whether it answered before."""
         self.reason = reason
         if self.since is not None:
             return False
@@ -46,7 +46,7 @@ class Outage:
         return True
 
     def end(self) -> float | None:
-        """Note that it answers; return for how many seconds it did not, if it did not."""
+        """Record that the server answers; return the seconds of the outage, if any, or None."""
         if self.since is None:
             return None
         seconds = max(0.0, time.time() - self.since)

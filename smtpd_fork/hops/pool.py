@@ -1,9 +1,9 @@
-"""Pool: the connections to one next hop, which messages share.
+"""Pool: the connections to one next hop, which all messages share.
 
-A connection is lent to one message at a time, and only in the phase READY. One that is in doubt is
-closed: its RSET was not answered 250, the hop said something unasked, or it ended. While the hop
-is down, one message in half a second tries it and all others are answered at once; the first
-connection that opens ends that.
+A connection is lent to one message at a time, and only in the phase READY. A connection is closed
+if its RSET was not answered with 250, or if the hop has sent an unexpected reply. While the hop is
+down, one message every half second tries it, and all others fail immediately, until a connection
+succeeds.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ Order = TypeVar("Order")
 log = logging.getLogger("smtpd_fork.hops")
 
 IDLE_SECONDS = 60.0
-"""How long a connection is kept that nobody needs; servers close theirs after minutes."""
+"""Seconds that an unused connection is kept; servers close theirs after some minutes."""
 
 REUSE_SECONDS = 300.0
-"""How long a connection is used; then a new one is made, perhaps to another server of the hop. A
-limit of messages would cost servers that start a process for each connection, as Dovecot does."""
+"""Seconds after which a connection is replaced, possibly by one to another server of the hop. Not a
+limit of messages, because new connections are expensive for servers that start a process for each,
+such as Dovecot."""
 
 RESET_SECONDS = 10.0
-"""How long RSET may take; until then the connection is lent to nobody."""
+"""Timeout of RSET; the connection is not lent before it is answered."""
 
 RETRY_SECONDS = 0.5
-"""Between two attempts to reach a hop that is down, while there are messages for it."""
+"""Seconds between two attempts to reach a hop that is down, while there are messages for it."""
 
 CLOSE_SECONDS = QUIT_SECONDS + 1.0
-"""How long close() waits for connections to end."""
+"""Seconds that close() waits for connections to end."""
 
 BUSY = "451 4.3.2 The next mail server is busy, try again later"
 
@@ -54,11 +55,11 @@ class Pool:
     """The connections to a next hop.
 
     :param target: the hop
-    :param limit: connections at once
-    :param wait: seconds that a message waits for one of them
-    :param name: ours, for EHLO
+    :param limit: maximum connections
+    :param wait: maximum seconds that a message waits for a connection
+    :param name: our host name for EHLO
     :ivar down_since: seconds since the epoch; None while the hop answers
-    :raises ConfigError: the DNS or TLS cannot be used as the target has it
+    :raises ConfigError: no DNS resolver is available for the target
     """
 
     def __init__(self, target: Target, limit: int, wait: float, *, name: str) -> None:
@@ -71,29 +72,29 @@ class Pool:
         self._ready = Idle(IDLE_SECONDS, HopConnection.quit)
         self._waiting = WaitingMessages(self._take_unused)
         self._dialling = 0
-        self._dial_at = 0.0  # the loop's time before which no further connection is tried
+        self._dial_at = 0.0  # no further connection is tried before this time of the loop
         self._closed = False
         self._error: HopError | None = None  # why it is down
         self.down_since: float | None = None
 
     @property
     def usable(self) -> bool:
-        """Whether the loop that it was made in still runs."""
+        """Whether the event loop of the pool is still open."""
         return not self._loop.is_closed()
 
     @property
     def connections(self) -> int:
-        """Connections that are open."""
+        """The number of open connections."""
         return len(self._open)
 
     @property
     def busy(self) -> int:
-        """Connections with a message."""
+        """The number of connections that carry a message."""
         return sum(each.phase is Phase.LENT for each in self._open)
 
     @property
     def waiting(self) -> int:
-        """Messages that wait for a connection."""
+        """The number of messages that wait for a connection."""
         return len(self._waiting)
 
     @property
@@ -108,10 +109,10 @@ class Pool:
         order_for: Callable[[HopConnection], Order | None],
         prepare: Callable[[HopConnection], Awaitable[None]] | None = None,
     ) -> Order | None:
-        """Carry out an order; if its connection ended before the hop said anything, on another.
+        """Carry out an order; try again if a reused connection ends before the first reply.
 
-        :param order_for: returns it for a connection; None: there is nothing to ask the hop
-        :param prepare: prepares a connection for the order, and has the errors of its own
+        :param order_for: returns the order for a connection; None: nothing has to be sent
+        :param prepare: prepares a connection for the order
         :raises HopError: there is no connection, or the hop answered nothing
         """
         fresh = False
@@ -138,15 +139,15 @@ class Pool:
     async def lend(self, *, fresh: bool = False) -> HopConnection:
         """Return a connection that is ready for a transaction; give it back in any case.
 
-        :param fresh: not one that was used before, as long as there may be another one
-        :raises HopError: there is none: its text says why
+        :param fresh: prefer a new connection to one that was used before
+        :raises HopError: no connection is available
         """
         until = self._loop.time() + self._wait_seconds
         while True:
             if not fresh and (connection := self.take_ready()) is not None:
                 return connection
             if fresh:
-                self._ready.end_all()  # one has ended unnoticed, and the others may have
+                self._ready.end_all()  # one was dead without notice, so others may be
             if self._may_dial():
                 try:
                     return await self._dial()
@@ -155,19 +156,19 @@ class Pool:
                 except HopError:
                     if not self._others:
                         raise
-                    continue  # the others have to do
+                    continue  # wait for one of the other connections
             got = await self._wait(until)
             if got is not None and got.phase is Phase.LENT:
                 return got
-            # There is room for another connection, or this one has just ended.
+            # Another connection may be made now, or this one has just ended: try again.
 
     @property
     def _others(self) -> bool:
-        """Whether there are connections, or somebody makes one."""
+        """Whether there are open connections, or attempts to connect."""
         return bool(self._open or self._dialling)
 
     def take_ready(self) -> HopConnection | None:
-        """Return a connection that is ready now; give it back in any case."""
+        """Return a connection that is ready now, or None; give it back in any case."""
         while (connection := self._ready.take()) is not None:
             if connection.phase is Phase.READY:
                 connection.phase = Phase.LENT
@@ -175,15 +176,15 @@ class Pool:
         return None
 
     def _may_dial(self) -> bool:
-        """Whether another connection may be made now.
+        """Return whether another connection may be made now.
 
-        :raises HopDownError: the hop is down, and somebody else tries it, or has just tried it
+        :raises HopDownError: the hop is down, and another task tries it or has just tried it
         """
         now = self._loop.time()
         if self._error is not None and (self._dialling or now < self._dial_at):
             raise HopDownError(self._error.reason, self._error.reply)
-        room = len(self._open) + self._dialling < self._limit
-        return room and (now >= self._dial_at or not self._others)
+        below_limit = len(self._open) + self._dialling < self._limit
+        return below_limit and (now >= self._dial_at or not self._others)
 
     async def _dial(self) -> HopConnection:
         self._dialling += 1
@@ -191,11 +192,11 @@ class Pool:
             connection = await self._dialler.dial()
         except HopError as error:
             self._dialling -= 1
-            self._is_down(error)
+            self._note_failure(error)
             raise
         except BaseException:
             self._dialling -= 1
-            self._waiting.serve(None)  # there is room for another connection
+            self._waiting.serve(None)  # another connection may be made
             raise
         self._dialling -= 1
         if self._closed:
@@ -203,11 +204,11 @@ class Pool:
             raise HopError("the handler is closed")
         self._open.add(connection)
         connection.phase = Phase.LENT
-        self._is_up()
+        self._note_success()
         return connection
 
     async def _wait(self, until: float) -> HopConnection | None:
-        """Wait for a connection that somebody gives back; None: another one may be made."""
+        """Wait for a connection that is given back; None: another one may be made."""
         try:
             return await self._waiting.wait(until)
         except TimeoutError:
@@ -215,16 +216,16 @@ class Pool:
             raise HopError(f"{reason} for {self._wait_seconds:g} seconds", BUSY) from None
 
     def _take_unused(self, connection: HopConnection | None) -> None:
-        """Take what came for a message in the moment in which it gave up: it is for others."""
+        """Pass on what a cancelled message was given at the moment of its cancellation."""
         if connection is None:
             self._waiting.serve(None)
         else:
             self.give_back(connection)
 
-    # -- coming back -------------------------------------------------------------------------------
+    # -- giving back -------------------------------------------------------------------------------
 
     def give_back(self, connection: HopConnection) -> None:
-        """Take a connection back: it is lent again, or closed if anything is doubtful."""
+        """Take a connection back, to lend it again or to close it."""
         if connection.phase is Phase.CLOSED:
             return
         state = connection.client.state
@@ -243,7 +244,7 @@ class Pool:
             connection.abort("RSET was not answered")
 
     def _rest(self, connection: HopConnection) -> None:
-        """Lend a connection to the next who waits, or keep it."""
+        """Lend a connection to the next waiting message, or keep it as an idle one."""
         connection.phase = Phase.LENT
         if self._waiting.serve(connection):
             return
@@ -251,18 +252,18 @@ class Pool:
         self._ready.add(connection)
 
     def _changed(self, connection: HopConnection) -> None:
-        """Act on a connection that was reset, or has ended."""
+        """Handle a connection whose RSET was answered, or which has ended."""
         if connection.phase is Phase.RESETTING:
             self._rest(connection)
         elif connection in self._open:
             self._open.remove(connection)
             self._ready.discard(connection)
-            self._waiting.serve(None)  # there is room for another connection
+            self._waiting.serve(None)  # another connection may be made
 
-    # -- down, and back ----------------------------------------------------------------------------
+    # -- outages -----------------------------------------------------------------------------------
 
-    def _is_down(self, error: HopError) -> None:
-        """Note that no connection can be made: the hop is down, unless there are others."""
+    def _note_failure(self, error: HopError) -> None:
+        """Record a failed attempt to connect: the hop is down unless there are connections."""
         self._dial_at = self._loop.time() + RETRY_SECONDS
         if self._others:
             return
@@ -276,8 +277,8 @@ class Pool:
         self._error = error
         self._waiting.fail(error)
 
-    def _is_up(self) -> None:
-        """Note that the hop takes connections."""
+    def _note_success(self) -> None:
+        """Record that the hop accepts connections."""
         self._dial_at = 0.0
         if self.down_since is not None:
             seconds = max(0.0, time.time() - self.down_since)
@@ -285,10 +286,10 @@ class Pool:
             what = self._target.kind, self._target
             log.warning("the %s %s is up again, after %.0f s", *what, seconds)
 
-    # -- the end -----------------------------------------------------------------------------------
+    # -- closing -----------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """End all connections; those with a message are cut off."""
+        """Close all connections; those that carry a message are aborted."""
         self._closed = True
         connections = list(self._open)
         self._ready.end_all()

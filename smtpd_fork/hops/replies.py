@@ -1,4 +1,4 @@
-"""HopReply, and the reader that cuts a next hop's bytes into them; with limits on all of it."""
+"""HopReply, and ReplyReader, which splits a stream into replies of limited size."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 __all__ = ["GarbageError", "HopReply", "ReplyReader"]
 
 LONGEST_LINE = 2048
-"""Octets of a line with its end: four times what RFC 5321 4.5.3.1.5 has, and Postfix's limit."""
+"""Maximum octets of a line with its end: Postfix's limit, four times that of RFC 5321 4.5.3.1.5."""
 
 MOST_LINES = 128
-"""Lines of a reply; an EHLO's has twenty or so."""
+"""Maximum lines of a reply; a reply to EHLO has about twenty."""
 
 LONGEST_REPLY = 32 * 1024
-"""Octets of a reply with all its lines."""
+"""Maximum octets of a reply with all its lines."""
 
 _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n]*))?\r?\n")
 
 
 class GarbageError(ValueError):
-    """What came is no reply, or too much of one; the text says which."""
+    """The data is not an SMTP reply, or a reply exceeds a limit."""
 
 
 class HopReply(NamedTuple):
@@ -43,7 +43,7 @@ class HopReply(NamedTuple):
 
     @property
     def text(self) -> str:
-        """All lines as one."""
+        """The texts of all lines, joined by spaces."""
         return " ".join(line for line in self.lines if line)
 
     def __str__(self) -> str:
@@ -51,10 +51,7 @@ class HopReply(NamedTuple):
 
 
 class ReplyReader:
-    """Cuts a stream into replies; any split of it gives the same ones.
-
-    :ivar pending: octets that came and have not become a reply, as replies are taken
-    """
+    """Splits a stream into replies, independently of how it is received."""
 
     __slots__ = ("_code", "_lines", "_octets", "_rest")
 
@@ -66,13 +63,13 @@ class ReplyReader:
 
     @property
     def pending(self) -> bool:
-        """Whether more came than whole replies."""
+        """Whether an incomplete reply was received."""
         return bool(self._rest or self._lines)
 
     def feed(self, data: bytes) -> Iterator[HopReply]:
         """Yield the replies that are complete with *data*.
 
-        :raises GarbageError: what came is no reply
+        :raises GarbageError: the data is not a reply, or a reply exceeds a limit
         """
         if self._rest:
             data = self._rest + data
@@ -91,7 +88,7 @@ class ReplyReader:
             raise GarbageError(f"a reply has a line of more than {LONGEST_LINE} octets")
 
     def _line(self, match: re.Match[bytes], length: int) -> HopReply | None:
-        """Take a line; return the reply that ends with it."""
+        """Handle a line; return the reply that ends with it, or None."""
         code, more, text = match.groups()
         words = text.decode("utf-8", "replace") if text else ""
         if more != b"-" and not self._lines and length <= LONGEST_LINE:

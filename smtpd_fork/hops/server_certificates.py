@@ -1,4 +1,4 @@
-"""What the certificate of a server is verified with."""
+"""TLS contexts that verify the certificates of servers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["absolute", "tls_context"]
 
 
 def tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """Return what verifies a server. Blocks: certificates are read.
+    """Return a context that verifies a server's certificate. Blocks: it reads the CA certificates.
 
-    :param ca_file: certificates of CAs; None: the system's
+    :param ca_file: file of CA certificates; None: the system's
     :raises CannotCreateError: the file cannot be read
     """
     try:
@@ -23,5 +23,5 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
 
 
 def absolute(path: str | None) -> str | None:
-    """Return a path as it is now: a daemon's working directory becomes / later."""
+    """Return an absolute path, because a daemon changes its working directory to / later."""
     return None if path is None else str(Path(path).expanduser().absolute())

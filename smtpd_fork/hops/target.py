@@ -1,4 +1,4 @@
-"""Target: all that makes one next hop: where it is, and on which terms a connection is made."""
+"""Target: the settings of a next hop: its addresses, TLS and credentials."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Tls: TypeAlias = Literal["no", "opportunistic", "starttls", "implicit"]
 as implicit TLS (RFC 8314)."""
 
 PassClient: TypeAlias = Literal["no", "xclient", "xforward"]
-"""How a hop learns of the client (:mod:`smtpd_fork.hops.passed_client`)."""
+"""The command that describes our client to the hop (:mod:`smtpd_fork.hops.passed_client`)."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,255}|\[[A-Za-z0-9:.]+\]")
 
@@ -34,18 +34,18 @@ _STARTTLS = {"no": "no", "opportunistic": "offered", "starttls": "required", "im
 
 @dataclass(frozen=True)
 class Target:
-    """A next hop. Connections are used again for an equal target only.
+    """A next hop. Connections are shared only by equal targets.
 
-    :cvar kind: what it is, for the log
-    :ivar addresses: in the order in which they are tried
-    :ivar name: our own, for EHLO; empty: the server's, or the host's
-    :ivar lmtp: the protocol is LMTP
+    :cvar kind: the kind of server, for the log
+    :ivar addresses: the addresses in the order in which they are tried
+    :ivar name: our host name for EHLO; empty: that of the server or the host
+    :ivar lmtp: whether the protocol is LMTP
     :ivar tls: see :data:`Tls`
-    :ivar ca_file: CA certificates that are trusted; None: the system's
-    :ivar user: for AUTH; None without it
-    :ivar password: so too
-    :ivar nameserver: whom to ask about ``mx:``, and its port; None: the system's
-    :ivar client_by: how the hop learns of the client
+    :ivar ca_file: file of trusted CA certificates; None: the system's
+    :ivar user: the user name for AUTH; None: no AUTH
+    :ivar password: the password for AUTH; None: no AUTH
+    :ivar nameserver: address and port of the DNS server for ``mx:``; None: the system's
+    :ivar client_by: the command that describes our client to the hop
     """
 
     kind: ClassVar[str] = "next hop"
@@ -61,27 +61,27 @@ class Target:
     client_by: PassClient = "no"
 
     def terms(self, name: str, *, with_tls: bool = True) -> Terms:
-        """Return what is asked of the hop.
+        """Return the requirements of a session with the hop.
 
-        :param name: ours, for EHLO
-        :param with_tls: False: leave out what is merely opportunistic
+        :param name: our host name for EHLO
+        :param with_tls: False: without STARTTLS, after an opportunistic handshake has failed
         """
         starttls = _STARTTLS[self.tls] if with_tls else "no"
         xclient = self.client_by == "xclient"
         return Terms(name, self.lmtp, starttls, self.user, self.password, xclient)
 
     def client(self, name: str, *, with_tls: bool = True) -> HopClient:
-        """Return what speaks the protocol on a new connection; see :meth:`terms`."""
+        """Return the state of the protocol for a new connection; see :meth:`terms`."""
         return Client(self.terms(name, with_tls=with_tls), encrypted=self.tls == "implicit")
 
     def while_down(self, error: HopError) -> str:
-        """Return what happens while it cannot be reached, for the log."""
+        """Return what happens to messages while the hop is down, for the log."""
         return f"messages get {error.reply[:3]}"
 
     def validate(self) -> None:
-        """See that the settings do not contradict each other.
+        """Check that the settings do not contradict each other.
 
-        :raises SettingError: they do
+        :raises SettingError: they contradict each other
         """
         if self.name and not _NAME.fullmatch(self.name):
             raise SettingError("helo", self.name, "not the name of a host")
@@ -92,9 +92,9 @@ class Target:
             reason = f"has no effect with tls={self.tls}: write tls=starttls or tls=implicit"
             raise SettingError("ca-file", self.ca_file, reason)
         if (self.user is None) != (self.password is None):
-            raise SettingError("user", self.user or "", "user and password need each other")
+            raise SettingError("user", self.user or "", "user requires password, and vice versa")
         if self.user is not None and self.client_by == "xclient":
-            reason = "with user the clients would be authenticated: the hop has to trust this host"
+            reason = "not with user: the hop would take all clients for authenticated ones"
             raise SettingError("pass-client", self.client_by, reason)
         if self.user is not None and not verified and not all(map(_is_local, self.addresses)):
             reason = "a password needs tls=starttls or tls=implicit"
@@ -102,7 +102,7 @@ class Target:
 
     @cached_property
     def tls_context(self) -> ssl.SSLContext:
-        """What TLS is made with.
+        """The TLS context of connections.
 
         :raises ConfigError: the file of CA certificates cannot be used
         """
@@ -122,5 +122,5 @@ class Target:
 
 
 def _is_local(address: HopAddress) -> bool:
-    """Whether nobody can listen between this host and the address."""
+    """Return whether traffic to the address does not leave this host."""
     return bool(address.path) or address.host.startswith("127.") or address.host == "::1"

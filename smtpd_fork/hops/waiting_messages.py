@@ -1,4 +1,4 @@
-"""WaitingMessages: those that wait for a connection to a next hop, the first one first."""
+"""WaitingMessages: a queue of messages that wait for a connection to a next hop."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["WaitingMessages"]
 
 
 class WaitingMessages:
-    """Messages that wait for a connection.
+    """A queue of messages that wait for a connection.
 
-    :param unused: takes what came for a message in the moment in which it gave up
+    :param unused: called with the result of a waiter that was cancelled after it got its result
     """
 
     def __init__(self, unused: Callable[[HopConnection | None], None]) -> None:
@@ -32,10 +32,10 @@ class WaitingMessages:
         return len(self._waiting)
 
     async def wait(self, until: float) -> HopConnection | None:
-        """Wait for what :meth:`serve` gives.
+        """Wait for a call of :meth:`serve`, and return its argument.
 
-        :param until: the loop's time
-        :raises TimeoutError: nothing has come by then
+        :param until: the deadline, in the time of the loop
+        :raises TimeoutError: the deadline has passed
         :raises HopDownError: the hop is down
         """
         loop = asyncio.get_running_loop()
@@ -55,9 +55,9 @@ class WaitingMessages:
             self._unused(waiter.result())
 
     def serve(self, connection: HopConnection | None) -> bool:
-        """Give the first message a connection; return whether there was one that waits.
+        """Give a connection to the first waiting message; return whether a message was waiting.
 
-        :param connection: None: there is room for another one, which it is to make
+        :param connection: None: the message may make another connection
         """
         while self._waiting:
             waiter = self._waiting.popleft()
@@ -67,13 +67,13 @@ class WaitingMessages:
         return False
 
     def fail(self, error: HopError) -> None:
-        """End the wait of all: the hop is down."""
+        """Raise HopDownError in all waiters."""
         waiting, self._waiting = self._waiting, deque()
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_exception(HopDownError(error.reason, error.reply))
 
     def cancel(self) -> None:
-        """End the wait of all by their cancellation."""
+        """Cancel all waiters."""
         for waiter in self._waiting:
             waiter.cancel()

@@ -17,16 +17,16 @@ from aiosmtpd.smtp import MISSING
 from smtpd_fork.dialogue.waiting import may_end_at_once
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.hops.client import Order
-from smtpd_fork.hops.content import PIECE, dotted, facts_at_once, facts_of, plain
+from smtpd_fork.hops.client_reply import client_reply
+from smtpd_fork.hops.content import PIECE, bdat_pieces, data_pieces, facts_of, facts_of_part
 from smtpd_fork.hops.downgrade import form_of, recipient_command, sender_command
 from smtpd_fork.hops.errors import NOT_AVAILABLE, HopError
-from smtpd_fork.hops.known_answers import KnownAnswers
 from smtpd_fork.hops.lookup import Lookup, import_libraries
 from smtpd_fork.hops.opening import Opening
 from smtpd_fork.hops.passed_client import xforward_commands
-from smtpd_fork.hops.passed_on import passed_on
 from smtpd_fork.hops.peer_status import PeerStatus
 from smtpd_fork.hops.pool import Pool
+from smtpd_fork.hops.recipient_cache import RecipientCache
 from smtpd_fork.message import Mail, MailClient, Replies
 from smtpd_fork.peer_address import Peer, describe, host_of
 from smtpd_fork.sinks.base import Sink
@@ -75,7 +75,7 @@ class NextHop(Sink):
         self._names_clients = target.client_by == "xclient"
         self._told = False  # of a hop that does not offer XFORWARD
         self._pool: Pool | None = None
-        self._known = KnownAnswers()
+        self._known = RecipientCache()
         self._reporter = client_reporter()
 
     @property
@@ -119,7 +119,7 @@ class NextHop(Sink):
     async def deliver(self, mail: Mail) -> Replies:
         """Pass a message on; answer what the hop answers, for each recipient."""
         small = len(mail.content) <= PIECE
-        facts = facts_at_once(mail.content) if small else await facts_of(mail.content)
+        facts = facts_of_part(mail.content) if small else await facts_of(mail.content)
         delivery = _Delivery(mail, facts, self.target)
         try:
             client = mail.client if self._names_clients else None
@@ -223,7 +223,7 @@ async def _become(client: MailClient, connection: HopConnection) -> None:
     """
     hop = connection.client
     assert isinstance(hop, Opening)
-    hop.become(client)
+    hop.set_client(client)
     await connection.opened()
 
 
@@ -252,7 +252,7 @@ def _verified(order: Order | None) -> str | None:
     if reply is None:
         assert order.fault is not None
         raise HopError(order.fault.reason, order.fault.reply)
-    return None if order.sender_refused else passed_on(reply)
+    return None if order.sender_refused else client_reply(reply)
 
 
 class _Delivery:
@@ -287,7 +287,7 @@ class _Delivery:
         self._refusals = form.refusals
         if not form.recipients:
             return None
-        pieces = plain(head, content) if form.chunked else dotted(head, content)
+        pieces = bdat_pieces(head, content) if form.chunked else data_pieces(head, content)
         origin: Sequence[bytes] = ()
         if self._target.client_by == "xforward":
             self.lacks_xforward = "XFORWARD" not in offered
@@ -307,7 +307,7 @@ class _Delivery:
     def _answer(self, reply: HopReply | None, fault: HopError | None) -> str:
         """Return the reply for a recipient that the hop was asked about."""
         if reply is not None:
-            return passed_on(reply)
+            return client_reply(reply)
         if fault is None:
             return NOT_AVAILABLE
         self.reason = f"{self.server}: {fault.reason}"

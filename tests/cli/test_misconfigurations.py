@@ -67,7 +67,7 @@ ERRORS = {
     ),
     "--handler lmtp:unix:/x,adress=y": (os.EX_CONFIG, "adress 'y': unknown key; is address meant?"),
     "--handler lmtp:unix:/run/{{user}}": (
-        os.EX_CONFIG, "{{user}} and the like are not possible here"
+        os.EX_CONFIG, "placeholders such as {{user}} are not possible here"
     ),
     "--handler lmtp": (os.EX_CONFIG, "handler 'lmtp': needs address"),
     "--rate 30/minute": (os.EX_USAGE, "write 30/m, 30/h, 30/d or 30/10s"),

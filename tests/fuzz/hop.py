@@ -115,7 +115,7 @@ class _Run:
             self._speak()
         fault = self._client.fault
         replies = [order.replies for order, _ in self._orders]
-        again = isinstance(fault, ConnectionLostError) and not fault.heard  # on another connection
+        again = isinstance(fault, ConnectionLostError) and not fault.has_answered
         return self._client.state, again, bytes(self._sent), replies
 
     def _speak(self) -> None:
@@ -134,7 +134,7 @@ class _Run:
         """Whether a transaction may begin; its client is to be named first."""
         client = self._client
         if client.state is State.READY and self._play.terms.xclient:
-            client.become(CLIENTS[len(self._orders) % 2])
+            client.set_client(CLIENTS[len(self._orders) % 2])
             self._take()
         return client.state is State.READY
 

@@ -21,7 +21,7 @@ from fuzz.plays import Plays
 from smtpd_fork.dialogue.reply import is_plain
 from smtpd_fork.filters.policy_action import parse_action
 from smtpd_fork.hops.hop_client import State
-from smtpd_fork.hops.policy import LONGEST_ANSWER, PolicyClient, Question
+from smtpd_fork.hops.policy import LONGEST_ANSWER, PolicyClient, PolicyRequest
 
 if TYPE_CHECKING:
     import random
@@ -64,7 +64,7 @@ def go(play: Play, cuts: Sequence[int]) -> object:
     client, questions = PolicyClient(), []
     for answer in play.answers:
         if client.state is State.READY:
-            questions.append(Question(b"request=x\n\n"))
+            questions.append(PolicyRequest(b"request=x\n\n"))
             client.begin(questions[-1])
             if client.take() != b"request=x\n\n":
                 raise BrokenError("the request was not sent")
@@ -82,8 +82,8 @@ def go(play: Play, cuts: Sequence[int]) -> object:
 
 
 def _see(client: PolicyClient, packet: int) -> None:
-    if len(client._came) > 2 * LONGEST_ANSWER + packet:  # line ends may be CR LF
-        raise BrokenError(f"{len(client._came)} bytes are held")
+    if len(client._received) > 2 * LONGEST_ANSWER + packet:  # line ends may be CR LF
+        raise BrokenError(f"{len(client._received)} bytes are held")
     if (client.state is State.BROKEN) != (client.fault is not None):
         raise BrokenError(f"{client.state} with the reason {client.fault}")
 

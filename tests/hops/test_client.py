@@ -145,7 +145,7 @@ def test_421_to_mail_counts_as_nothing_heard() -> None:
     wire.take()
     wire.say("421 Idle for too long")
     assert wire.client.state is State.BROKEN
-    assert not wire.client.heard
+    assert not wire.client.has_answered
 
 
 def test_an_early_refusal_of_the_content_is_taken_and_the_connection_left() -> None:
@@ -209,7 +209,7 @@ def test_any_split_of_any_replies_gives_the_same(
         for replies, cuts in turns:
             wire.say(*replies, cuts=tuple(cuts) if split else ())
         client = wire.client
-        return wire.sent, client.state, client.heard, wire.codes(), repr(client.fault)
+        return wire.sent, client.state, client.has_answered, wire.codes(), repr(client.fault)
 
     assert result(split=True) == result(split=False)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_fork.hops import content
-from smtpd_fork.hops.content import Facts, dotted, facts_of, has_long_lines, plain
+from smtpd_fork.hops.content import Facts, bdat_pieces, data_pieces, facts_of, has_long_lines
 
 TEXTS = st.lists(st.sampled_from([b"\r\n", b".", b"a", b"\n", b"\r", b"\0", b"\xff"])).map(b"".join)
 
@@ -31,7 +31,7 @@ def test_a_server_gets_what_was_sent_however_it_is_cut(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(content, "PIECE", piece)
         patch.setattr(content, "SMALL", small)
-        sent = b"".join(dotted(head, text))
+        sent = b"".join(data_pieces(head, text))
     assert undotted(sent) == whole + (b"" if whole.endswith(b"\r\n") or not whole else b"\r\n")
 
 
@@ -39,7 +39,7 @@ def test_a_server_gets_what_was_sent_however_it_is_cut(
 def test_bdat_sends_every_octet(head: bytes, text: bytes, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(content, "PIECE", piece)
-        sent = b"".join(plain(head, text))
+        sent = b"".join(bdat_pieces(head, text))
     command, _, rest = sent.partition(b"\r\n")
     assert command == b"BDAT %d LAST" % len(rest)
     assert rest == head + text

@@ -14,10 +14,10 @@ async def test_each_is_ended_when_its_time_is_over_and_one_that_is_used_again_is
     idle.discard("a")
     idle.add("a")
     idle._since["b"] -= 61
-    idle._look()
+    idle._end_expired()
     assert (ended, len(idle)) == (["b"], 1)
     idle._since["a"] -= 61
-    idle._look()
+    idle._end_expired()
     assert (ended, len(idle)) == (["b", "a"], 0)
     assert idle._timer is None
     assert idle.take() is None

@@ -84,7 +84,7 @@ def test_a_reply_of_a_milter_is_a_refusal_on_one_line(data: bytes) -> None:
 def test_of_a_reply_of_a_milter_no_more_is_read_than_it_may_have() -> None:
     lines = b"550-5.7.1 x\r\n" * (LONGEST_REPLY // 10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdict, "passed_on", lambda reply: str(len(reply.lines)))
+        patch.setattr(verdict, "client_reply", lambda reply: str(len(reply.lines)))
         assert reply_of(lines) == str(LONGEST_REPLY // 13 + 1)
 
 

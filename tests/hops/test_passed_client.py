@@ -10,7 +10,7 @@ from support.mail import a_mail
 
 from smtpd_fork.dialogue.client_attributes import XCLIENT, XFORWARD, parse_attributes
 from smtpd_fork.hops.client import Order, State
-from smtpd_fork.hops.passed_client import hello_name, xclient_command, xforward_commands
+from smtpd_fork.hops.passed_client import ehlo_name, xclient_command, xforward_commands
 from smtpd_fork.message import MailClient
 
 ALL = "NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT"
@@ -77,22 +77,22 @@ def test_no_word_of_a_client_is_more_than_one_value(helo: str, name: str, login:
         assert len(text) < 2048
         if (helo + name + login).isprintable():  # else a server refuses the value
             assert parse_attributes(text.partition(" ")[2], known)
-    assert " " not in hello_name(client, "me.example")
-    assert hello_name(client, "me.example").isascii()
+    assert " " not in ehlo_name(client, "me.example")
+    assert ehlo_name(client, "me.example").isascii()
 
 
 def test_ehlo_has_the_word_of_the_client_or_its_address() -> None:
-    assert hello_name(CLIENT, "me.example") == "mail.example"
-    assert hello_name(MailClient(("192.0.2.7", 1), "two words"), "me.example") == "[192.0.2.7]"
-    assert hello_name(MailClient(("2001:db8::7", 1)), "me.example") == "[IPv6:2001:db8::7]"
-    assert hello_name(MailClient(), "me.example") == "me.example"
+    assert ehlo_name(CLIENT, "me.example") == "mail.example"
+    assert ehlo_name(MailClient(("192.0.2.7", 1), "two words"), "me.example") == "[192.0.2.7]"
+    assert ehlo_name(MailClient(("2001:db8::7", 1)), "me.example") == "[IPv6:2001:db8::7]"
+    assert ehlo_name(MailClient(), "me.example") == "me.example"
 
 
 # -- the session -------------------------------------------------------------------------------
 
 
 def named(wire: Wire, client: MailClient = CLIENT, ehlo: str = HOP) -> Wire:
-    wire.client.become(client)
+    wire.client.set_client(client)
     wire.take()
     wire.say("220 hop")
     wire.say(ehlo)
@@ -101,7 +101,7 @@ def named(wire: Wire, client: MailClient = CLIENT, ehlo: str = HOP) -> Wire:
 
 def test_xclient_and_ehlo_come_before_the_transaction() -> None:
     wire = Wire(xclient=True).ready(HOP)
-    wire.client.become(CLIENT)
+    wire.client.set_client(CLIENT)
     assert wire.take() == COMMAND
     assert wire.say("220 hop") == b"EHLO mail.example\r\n"
     assert wire.say("250 hop") == b""
@@ -112,9 +112,9 @@ def test_xclient_and_ehlo_come_before_the_transaction() -> None:
 
 def test_a_second_message_of_the_client_needs_no_xclient_and_one_of_another_does() -> None:
     wire = named(Wire(xclient=True).ready(HOP))
-    wire.client.become(CLIENT)
+    wire.client.set_client(CLIENT)
     assert (wire.take(), wire.client.state) == (b"", State.READY)
-    wire.client.become(MailClient(("192.0.2.8", 1), "mail.example"))
+    wire.client.set_client(MailClient(("192.0.2.8", 1), "mail.example"))
     assert b" ADDR=192.0.2.8 " in wire.take()
     wire.say("220 hop")
     wire.say(HOP)
@@ -131,9 +131,9 @@ def test_a_hop_that_offers_no_xclient_is_of_no_use() -> None:
 
 def test_a_connection_that_takes_no_further_client_is_left() -> None:
     wire = named(Wire(xclient=True).ready(HOP), ehlo="250 hop")
-    wire.client.become(MailClient(("192.0.2.8", 1)))
+    wire.client.set_client(MailClient(("192.0.2.8", 1)))
     assert (wire.take(), wire.client.state) == (b"", State.BROKEN)
-    assert not wire.client.heard
+    assert not wire.client.has_answered
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_connection_that_takes_no_further_client_is_left() -> None:
 )
 def test_a_refusal_of_the_client_is_the_answer_to_it(replies: list[str], answer: str) -> None:
     wire = Wire(xclient=True).ready(HOP)
-    wire.client.become(CLIENT)
+    wire.client.set_client(CLIENT)
     wire.take()
     for reply in replies:
         wire.say(reply)
@@ -205,4 +205,4 @@ def test_a_hop_that_closes_at_xforward_has_heard_nothing_of_the_message() -> Non
     wire.take()
     wire.say("421 4.3.2 Closing")
     assert wire.client.state is State.BROKEN
-    assert not wire.client.heard
+    assert not wire.client.has_answered

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from smtpd_fork.filters.policy_action import parse_action
 from smtpd_fork.hops.errors import ConnectionLostError
 from smtpd_fork.hops.hop_client import State
-from smtpd_fork.hops.policy import LONGEST_ANSWER, PolicyClient, Question, request
+from smtpd_fork.hops.policy import LONGEST_ANSWER, PolicyClient, PolicyRequest, encode_request
 
 WORDS = [b"action=DUNNO", b"action=", b"x=y", b"\n", b"\n\n", b"\r\n", b"\r", b"action=550 no\n\n"]
 ANSWERS = st.lists(st.sampled_from(WORDS) | st.binary(max_size=8), max_size=8).map(b"".join)
 
 
-def asked() -> tuple[PolicyClient, Question]:
-    client, question = PolicyClient(), Question(b"request=x\n\n")
+def asked() -> tuple[PolicyClient, PolicyRequest]:
+    client, question = PolicyClient(), PolicyRequest(b"request=x\n\n")
     client.begin(question)
     assert client.take() == b"request=x\n\n"
     assert client.take() == b""
@@ -31,7 +31,7 @@ def told(answer: bytes, cuts: list[int]) -> tuple[State, str | None, str]:
     edges = sorted({0, len(answer), *(cut % (len(answer) + 1) for cut in cuts)})
     for start, end in itertools.pairwise(edges):
         client.receive(answer[start:end])
-        assert len(client._came) <= LONGEST_ANSWER + 100
+        assert len(client._received) <= LONGEST_ANSWER + 100
     assert (client.state is State.BROKEN) == (client.fault is not None)
     return client.state, question.action, client.fault.reason if client.fault else ""
 
@@ -104,14 +104,14 @@ def test_a_server_that_hangs_up_has_answered_nothing_or_half() -> None:
         client, _ = asked()
         if half:
             client.receive(half)
-        client.lose("the policy server closed the connection")
+        client.fail("the policy server closed the connection")
         assert isinstance(client.fault, ConnectionLostError)
-        assert client.fault.heard is heard
+        assert client.fault.has_answered is heard
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), st.text(), max_size=5))
 def test_no_value_ends_its_line_or_the_request(values: dict[str, str]) -> None:
-    lines = request(values).split(b"\n")
+    lines = encode_request(values).split(b"\n")
     assert lines[-2:] == [b"", b""]
     names = [line.partition(b"=")[0].decode() for line in lines[:-2]]
     assert names == list(values)

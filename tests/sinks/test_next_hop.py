@@ -206,7 +206,7 @@ async def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
         ({"address": "smtps:mx.example.com:465"}, "write HOST:PORT"),
         ({"address": "mx:"}, "write mx:DOMAIN"),
         ({"address": "mx.example.com", "helo": "a b"}, "not the name of a host"),
-        ({"address": "mx.example.com", "user": "u"}, "need each other"),
+        ({"address": "mx.example.com", "user": "u"}, "user requires password"),
         ({"address": "mx.example.com", "user": "u", "password": "hush"}, "a password needs tls"),
         ({"address": "unix:x", "tls": "implicit"}, "needs no TLS"),
         ({"address": "mx.example.com", "ca_file": "x"}, "has no effect"),

@@ -8,8 +8,8 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from smtpd_fork.dialogue.path import parse_path
+from smtpd_fork.hops.client_reply import client_reply
 from smtpd_fork.hops.milter.codec import MilterGarbageError, texts
-from smtpd_fork.hops.passed_on import passed_on
 from smtpd_fork.hops.replies import HopReply
 
 __all__ = [
@@ -91,7 +91,7 @@ def reply_of(data: bytes) -> str:
         position = match.end()
         if position >= len(data):
             break
-    return passed_on(HopReply(code, tuple(lines))) if code else TRY_AGAIN
+    return client_reply(HopReply(code, tuple(lines))) if code else TRY_AGAIN
 
 
 def parse_edit(command: bytes, data: bytes) -> Edit:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_fork.dialogue.reply import is_plain
-from smtpd_fork.hops.known_answers import KnownAnswers
-from smtpd_fork.hops.passed_on import passed_on
+from smtpd_fork.hops.client_reply import client_reply
+from smtpd_fork.hops.recipient_cache import RecipientCache
 from smtpd_fork.hops.replies import HopReply
 
 
@@ -34,12 +34,12 @@ from smtpd_fork.hops.replies import HopReply
     ],
 )
 def test_a_reply_is_passed_on_checked_and_cut(code: int, lines: list[str], ours: str) -> None:
-    assert passed_on(HopReply(code, tuple(lines))) == ours
+    assert client_reply(HopReply(code, tuple(lines))) == ours
 
 
 @given(st.integers(200, 599), st.lists(st.text(max_size=600), min_size=1, max_size=5))
 def test_any_reply_becomes_one_line_that_can_be_sent(code: int, lines: list[str]) -> None:
-    ours = passed_on(HopReply(code, tuple(lines)))
+    ours = client_reply(HopReply(code, tuple(lines)))
     assert is_plain(ours)
     assert ours[0] == ours[4]
     assert (ours[0] == "2") == (code < 300)
@@ -47,7 +47,7 @@ def test_any_reply_becomes_one_line_that_can_be_sent(code: int, lines: list[str]
 
 
 def test_answers_are_believed_for_a_time_that_their_class_has() -> None:
-    known = KnownAnswers()
+    known = RecipientCache()
     for address, reply in [("a", "250 Yes"), ("b", "550 No"), ("c", "450 Later")]:
         known.put(address, reply, 0.0)
     for now, expected in [(9.9, "abc"), (10.1, "ab"), (60.1, "a"), (600.1, "")]:
@@ -55,7 +55,7 @@ def test_answers_are_believed_for_a_time_that_their_class_has() -> None:
 
 
 def test_the_oldest_answer_is_forgotten_first() -> None:
-    known = KnownAnswers(2)
+    known = RecipientCache(2)
     for address in "abac":
         known.put(address, "250 Yes", 0.0)
     assert [known.get(each, 1.0) is not None for each in "abc"] == [True, False, True]
@@ -66,8 +66,8 @@ def test_the_oldest_answer_is_forgotten_first() -> None:
 def test_the_longest_addresses_and_replies_do_not_take_more_memory(
     letter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.hops.known_answers.MOST_BYTES", 1_000_000)
-    known = KnownAnswers()
+    monkeypatch.setattr("smtpd_fork.hops.recipient_cache.MOST_BYTES", 1_000_000)
+    known = RecipientCache()
     tracemalloc.start()
     try:
         for number in range(5000):

@@ -1,29 +1,29 @@
-"""KnownAnswers: what a next hop said of recipients, for as long as that can be believed."""
+"""RecipientCache: a cache of the next hop's replies to RCPT."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from sys import getsizeof
 
-__all__ = ["KnownAnswers"]
+__all__ = ["RecipientCache"]
 
 MOST_ANSWERS = 100_000
-"""Recipients that are remembered."""
+"""Maximum recipients in the cache."""
 
 MOST_BYTES = 40_000_000
-"""Of memory: enough for usual addresses and replies. A client could have the longest remembered."""
+"""Maximum bytes of memory, enough for usual addresses and replies; clients may send long ones."""
 
 ENTRY_BYTES = 250
-"""Of an answer, besides the two texts."""
+"""Bytes of memory of an entry, in addition to the two strings."""
 
 SECONDS = {"2": 600.0, "4": 10.0, "5": 60.0}
-"""How long an answer counts, by its class. A mailbox that is made exists a minute later at most."""
+"""Seconds that a reply is cached, by its first digit. A new mailbox is found after a minute."""
 
 
-class KnownAnswers:
-    """Answers by recipient; the oldest is forgotten first.
+class RecipientCache:
+    """Replies by recipient; the oldest entry is removed first.
 
-    :param most: recipients that are remembered
+    :param most: maximum recipients in the cache
     """
 
     def __init__(self, most: int = MOST_ANSWERS) -> None:
@@ -32,14 +32,14 @@ class KnownAnswers:
         self._answers: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
     def get(self, address: str, now: float) -> str | None:
-        """Return the reply to a recipient; None if it is not known, or not any more."""
+        """Return the cached reply to a recipient; None if there is none, or it has expired."""
         until, reply = self._answers.get(address, (0.0, ""))
         return reply if now < until else None
 
     def put(self, address: str, reply: str, now: float) -> None:
-        """Remember the reply to a recipient.
+        """Store the reply to a recipient.
 
-        :param now: seconds of a clock that never goes back
+        :param now: seconds of a monotonic clock
         """
         before = self._answers.pop(address, None)
         if before is not None:
