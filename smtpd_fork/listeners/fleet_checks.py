@@ -35,7 +35,7 @@ class FleetChecks(PendingClients):
         self._clients: dict[PendingClient, Question] = {}
 
     def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
-        """Hold a client until the fleet has answered; pass it on if the fleet is unreachable."""
+        """Hold a client until the fleet has answered; pass it on if the fleet is out of reach."""
         pending = PendingClient(client.listener, client.sock, client.peer, ticket, self)
         asked = self._fleet.ask(ticket, partial(self._answered, pending))
         if asked is None:

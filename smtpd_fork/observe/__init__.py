@@ -1,4 +1,4 @@
-"""Observation and control of a daemon that runs: logs, metrics, status, control socket."""
+"""Observation and control of a running daemon: logs, metrics, status page, control socket."""
 
 from smtpd_fork.observe.notifications import Notifications
 from smtpd_fork.observe.service import Service

@@ -1,9 +1,10 @@
-"""An HTTP server for a few pages and a few clients, in the event loop that serves mail.
+"""HttpServer: serves a few pages to a few clients, in the event loop that serves mail.
 
-aiohttp reads and writes HTTP. What it does not limit is limited here, so that no client holds up
-mail: connections at once, new ones a second (the rest wait in the kernel's backlog), and the bytes
-and seconds of each. A connection gets one answer. Clients that are slow to send a request, or to
-read the answer, do not hold up others: a new one gets the slot of the one that is idle longest.
+aiohttp reads and writes HTTP. This module adds limits, so that HTTP clients cannot delay mail: the
+number of connections, of new connections per second (others wait in the kernel's backlog), and the
+bytes and the time of each connection. A connection gets one answer. Clients that send a request
+slowly, or read the answer slowly, do not block others: when all connections are in use, a new one
+replaces the one that has been idle for the longest time.
 """
 
 from __future__ import annotations
@@ -30,30 +31,31 @@ __all__ = ["Answer", "HttpServer"]
 
 log = logging.getLogger("smtpd_fork.observe")
 
-MOST = 16
-"""Connections at once: a Prometheus or two, a load balancer, a few people."""
+MAX_CONNECTIONS = 16
+"""Maximum concurrent connections: for one or two Prometheus servers, a load balancer, and a few
+browsers."""
 
-MOST_OF_ONE = 8
-"""Connections of one client that may be idle: half of all."""
+MAX_IDLE_PER_CLIENT = 8
+"""Maximum idle connections of one client: half of all connections."""
 
 IDLE_SECONDS = 0.25
-"""A connection is idle once it has waited for its client that long; then it may be ended for a new
-one."""
+"""A connection is idle when it has waited for its client for that time; then it may be ended for a
+new one."""
 
-MOST_A_SECOND = 50
-"""Connections that are accepted in a second: one costs about a millisecond."""
+MAX_ACCEPTED_PER_SECOND = 50
+"""Maximum connections accepted per second: each takes about a millisecond."""
 
 REQUEST_SECONDS = 2.0
-"""Time for a request: Prometheus and browsers send it in their first packet."""
+"""Time limit for receiving a request: Prometheus and browsers send it in their first packet."""
 
-LONGEST_SECONDS = 10.0
-"""Time for a connection; the scrape_timeout of Prometheus is 10 s."""
+MAX_SECONDS = 10.0
+"""Time limit for a connection; the default scrape_timeout of Prometheus is 10 s."""
 
-MOST_BYTES = 16 * 1024
-"""Bytes of a client in all; a browser's request has one or two KiB."""
+MAX_BYTES = 16 * 1024
+"""Maximum bytes received on a connection; a browser's request has one or two KiB."""
 
 CLOSING_SECONDS = 0.1
-"""Time for answers in progress at the end; to aiohttp 0 means no limit."""
+"""Time limit for answers in progress at a stop; for aiohttp 0 would mean no limit."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -61,14 +63,14 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Server": "smtpd-fork",
 }
-"""Of every answer."""
+"""Header fields of every answer."""
 
 NO_SCRIPT = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 """The Content-Security-Policy of answers that are not HTML."""
 
 
 class Answer(NamedTuple):
-    """An answer.
+    """An HTTP response.
 
     :ivar policy: its Content-Security-Policy
     """
@@ -83,48 +85,52 @@ class _Connection(web.RequestHandler):
     """A connection with limits of bytes and time.
 
     :param client: the client's address; empty on a unix socket
-    :param closed: called once, at the end
-    :ivar waits_since: since when it waits for the client; infinite while an answer is made
+    :param on_closed: called once, when the connection is closed
+    :ivar waiting_since: time since which it waits for the client; infinite while a page is created
     """
 
     def __init__(
-        self, server: web.Server, client: str, closed: Callable[[_Connection], None], **options: Any
+        self,
+        server: web.Server,
+        client: str,
+        on_closed: Callable[[_Connection], None],
+        **options: Any,
     ) -> None:
         super().__init__(server, **options)
         self.client = client
-        self.waits_since = self._loop.time()
-        self._closed = closed
-        self._left = MOST_BYTES
+        self.waiting_since = self._loop.time()
+        self._on_closed = on_closed
+        self._bytes_left = MAX_BYTES
         self._began = 0.0
         self._cut: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin (asyncio.BaseProtocol)."""
+        """Start the time limits (asyncio.BaseProtocol)."""
         self._began = self._loop.time()
-        self._cut = self._loop.call_later(min(REQUEST_SECONDS, LONGEST_SECONDS), self.end)
+        self._cut = self._loop.call_later(min(REQUEST_SECONDS, MAX_SECONDS), self.end)
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes up to the limit (asyncio.Protocol)."""
-        self._left -= len(data)
-        if self._left < 0:
+        """Receive bytes up to the limit (asyncio.Protocol)."""
+        self._bytes_left -= len(data)
+        if self._bytes_left < 0:
             self.end()
         else:
             super().data_received(data)
 
     def answering(self) -> None:
-        """Start the time of the answer: the request is complete."""
-        self.waits_since = math.inf
+        """Replace the time limit of the request, which is complete, by that of the connection."""
+        self.waiting_since = math.inf
         if self._cut is not None:
             self._cut.cancel()
-            self._cut = self._loop.call_at(self._began + LONGEST_SECONDS, self.end)
+            self._cut = self._loop.call_at(self._began + MAX_SECONDS, self.end)
 
     def answered(self) -> None:
-        """Wait for the client again, to read the answer."""
-        self.waits_since = self._loop.time()
+        """Wait for the client to read the answer."""
+        self.waiting_since = self._loop.time()
 
     def end(self) -> None:
-        """Close at once."""
+        """Close the connection immediately."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -135,24 +141,24 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer a malformed request; aiohttp would log a traceback for each."""
-        log.debug("no HTTP: %r", exc)
-        return _response(Answer(b"This is no request.\n", status=status))
+        """Answer a malformed request, without the traceback that aiohttp would log."""
+        log.debug("invalid HTTP request: %r", exc)
+        return _response(Answer(b"This is not a valid HTTP request.\n", status=status))
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """End (asyncio.BaseProtocol)."""
+        """Handle the end of the connection (asyncio.BaseProtocol)."""
         if self._cut is not None:
             self._cut.cancel()
             self._cut = None
-        self._closed(self)
+        self._on_closed(self)
         super().connection_lost(exc)
 
 
 class HttpServer:
-    """Answers HTTP in the running loop, from its construction on.
+    """Answers HTTP requests in the running event loop, from its creation until :meth:`stop`.
 
-    :param listeners: bound and listening; closed at the end
-    :param pages: the functions that answer, by path
+    :param listeners: bound and listening; :meth:`stop` closes them
+    :param pages: the function for each path
     """
 
     def __init__(self, listeners: Sequence[Listener], pages: Mapping[str, Page]) -> None:
@@ -161,20 +167,20 @@ class HttpServer:
         self._listeners = listeners
         self._pages = pages
         self._open: dict[_Connection, None] = {}
-        """In the order of their arrival."""
+        """The open connections in the order of their arrival."""
         self._accepted = 0
-        self._watching = False
+        self._accepting = False
         self._stopped = False
-        self._second: asyncio.TimerHandle | None = None
+        self._second_timer: asyncio.TimerHandle | None = None
         self._connecting: set[asyncio.Task[None]] = set()
-        self._watch()
+        self._start_accepting()
 
     async def stop(self) -> None:
         """Close the listeners and all connections."""
         self._stopped = True
-        self._unwatch()
-        if self._second is not None:
-            self._second.cancel()
+        self._pause_accepting()
+        if self._second_timer is not None:
+            self._second_timer.cancel()
         for listener in self._listeners:
             listener.close()
         await asyncio.gather(*self._connecting)
@@ -182,77 +188,81 @@ class HttpServer:
 
     # -- accepting -----------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        if self._may_accept and not self._watching and not self._stopped:
-            self._watching = True
+    def _start_accepting(self) -> None:
+        if self._may_accept and not self._accepting and not self._stopped:
+            self._accepting = True
             for listener in self._listeners:
                 self._loop.add_reader(listener.sock, self._accept, listener)
 
-    def _unwatch(self) -> None:
-        if self._watching:
-            self._watching = False
+    def _pause_accepting(self) -> None:
+        if self._accepting:
+            self._accepting = False
             for listener in self._listeners:
                 self._loop.remove_reader(listener.sock)
 
     @property
     def _may_accept(self) -> bool:
-        return (len(self._open) < MOST or bool(self._idle())) and self._accepted < MOST_A_SECOND
+        return (
+            len(self._open) < MAX_CONNECTIONS or bool(self._idle())
+        ) and self._accepted < MAX_ACCEPTED_PER_SECOND
 
     def _idle(self) -> list[_Connection]:
-        """Return the connections that are idle, the one that has been so longest first."""
+        """Return the idle connections, first the one that has been idle for the longest time."""
         latest = self._loop.time() - IDLE_SECONDS
-        idle = [each for each in self._open if each.waits_since <= latest]
-        return sorted(idle, key=attrgetter("waits_since"))
+        idle = [each for each in self._open if each.waiting_since <= latest]
+        return sorted(idle, key=attrgetter("waiting_since"))
 
     def _accept(self, listener: Listener) -> None:
-        """Accept one connection; beyond the limits the others wait in the kernel."""
+        """Accept one connection; while a limit is reached, others wait in the kernel's backlog."""
         try:
             sock, peer = listener.accept()
         except BlockingIOError:
             return
         except OSError as error:
-            # No more until the next second: if descriptors are short, mail comes first.
+            # Pause until the next second: if few descriptors are free, sessions need them.
             log.debug("cannot accept for HTTP: %s", error)
-            self._accepted = MOST_A_SECOND
+            self._accepted = MAX_ACCEPTED_PER_SECOND
         else:
             self._accepted += 1
             self._begin(sock, host_of(peer) or "")
-        if self._second is None:
-            self._second = self._loop.call_later(1.0, self._next_second)
+        if self._second_timer is None:
+            self._second_timer = self._loop.call_later(1.0, self._next_second)
         if not self._may_accept:
-            self._unwatch()
-            self._loop.call_later(IDLE_SECONDS, self._watch)  # one may be idle by then
+            self._pause_accepting()
+            # A connection may be idle by then.
+            self._loop.call_later(IDLE_SECONDS, self._start_accepting)
 
     def _begin(self, sock: socket.socket, client: str) -> None:
-        self._make_room(client)
+        self._end_idle_connections(client)
         connection = _Connection(
             self._server,
             client,
-            self._closed,
+            self._on_closed,
             loop=self._loop,
             access_log=None,
-            keepalive_timeout=LONGEST_SECONDS,
+            keepalive_timeout=MAX_SECONDS,
             lingering_time=0.0,
-            max_line_size=MOST_BYTES,
-            max_field_size=MOST_BYTES,
+            max_line_size=MAX_BYTES,
+            max_field_size=MAX_BYTES,
         )
         self._open[connection] = None
         task = self._loop.create_task(self._connect(connection, sock))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
-    def _make_room(self, client: str) -> None:
-        """End the connection that is idle longest, if *client* or all clients have too many."""
+    def _end_idle_connections(self, client: str) -> None:
+        """End idle connections, if *client* or all clients together have too many."""
         idle = self._idle()
         of_client = [each for each in idle if each.client == client]
-        for connection in of_client[: max(0, len(of_client) + 1 - MOST_OF_ONE)]:
+        for connection in of_client[: max(0, len(of_client) + 1 - MAX_IDLE_PER_CLIENT)]:
             self._end(connection)
-        if len(self._open) >= MOST and idle:
+        if len(self._open) >= MAX_CONNECTIONS and idle:
             count = Counter(each.client for each in idle)
-            self._end(max(idle, key=lambda each: count[each.client]))  # the first of those
+            # Of the client with the most idle connections, the one that is idle longest.
+            self._end(max(idle, key=lambda each: count[each.client]))
 
     def _end(self, connection: _Connection) -> None:
-        self._open.pop(connection, None)  # now: connection_lost comes in the loop's next turn
+        self._open.pop(connection, None)  # connection_lost() is called later, by the event loop
         connection.end()
 
     async def _connect(self, connection: _Connection, sock: socket.socket) -> None:
@@ -260,21 +270,21 @@ class HttpServer:
         try:
             await self._loop.connect_accepted_socket(lambda: connection, sock)
         except OSError as error:
-            log.debug("no HTTP: %s", error)
+            log.debug("cannot begin an HTTP connection: %s", error)
             sock.close()
-            self._closed(connection)
+            self._on_closed(connection)
         if connection not in self._open:
-            connection.end()  # it was to end before it had a transport
+            connection.end()  # it was ended before it had a transport
 
-    def _closed(self, connection: _Connection) -> None:
-        """Forget a connection that has ended."""
+    def _on_closed(self, connection: _Connection) -> None:
+        """Remove a closed connection, and accept another one if accepting was paused."""
         self._open.pop(connection, None)
-        self._watch()
+        self._start_accepting()
 
     def _next_second(self) -> None:
-        self._second = None
+        self._second_timer = None
         self._accepted = 0
-        self._watch()
+        self._start_accepting()
 
     # -- answering -----------------------------------------------------------------------------
 
@@ -283,16 +293,16 @@ class HttpServer:
         assert isinstance(connection, _Connection)
         connection.answering()
         try:
-            return _response(await self._find(request))
+            return _response(await self._call_page(request))
         finally:
             connection.answered()
 
-    async def _find(self, request: web.BaseRequest) -> Answer:
+    async def _call_page(self, request: web.BaseRequest) -> Answer:
         page = self._pages.get(request.path)
         if page is None:
             return Answer(b"There is no such page.\n", status=404)
         if request.method not in {"GET", "HEAD"}:
-            return Answer(b"GET and HEAD are all that there is.\n", status=405)
+            return Answer(b"Only GET and HEAD are supported.\n", status=405)
         try:
             return await page(request)
         except Exception:
@@ -310,7 +320,7 @@ def _response(answer: Answer) -> web.Response:
             "Content-Security-Policy": answer.policy,
         },
     )
-    if answer.status == 405:  # noqa: PLR2004 - RFC 9110 15.5.6 wants it there
+    if answer.status == 405:  # noqa: PLR2004 - RFC 9110 15.5.6 requires the field
         response.headers["Allow"] = "GET, HEAD"
     response.force_close()
     return response

@@ -1,4 +1,4 @@
-"""Metrics of a server, for Prometheus.
+"""Metrics: the metrics of a server, for Prometheus.
 
 Each metric is a row of :data:`METRICS`; docs/monitoring.md has the same rows. The values of labels
 come from this program and its configuration, never from a client or a handler.
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from smtpd_fork.observe.service import Observed
     from smtpd_fork.observe.sink_state import SinkState
 
-__all__ = ["METRICS", "OF_A_FLEET", "OF_SEVERAL", "Metrics", "Row", "ServerMetrics"]
+__all__ = ["FLEET_METRICS", "METRICS", "SUPERVISOR_METRICS", "Metrics", "Row", "ServerMetrics"]
 
 OTHER = "other"
-"""The label of rules that an embedder has added to the gate."""
+"""The label for rules that an embedding program has added to the gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,10 @@ class Row:
     """One metric.
 
     :ivar kind: ``counter``, ``gauge``, ``histogram`` or ``info``
-    :ivar label: its label; empty for none
-    :ivar value: returns the value, or the values by label, or None if there is none here; None for
-        a metric of the process
+    :ivar label: names of its labels, separated by commas; empty for none
+    :ivar text: its help text
+    :ivar value: returns the value, or the values by label, or None if the server does not have the
+        metric; None for a metric of the process
     """
 
     name: str
@@ -61,7 +62,7 @@ class Row:
 
 
 def _by_rule(refused: Mapping[str, int]) -> dict[str, int]:
-    """Return the refusals of all rules, zeros included."""
+    """Return the refusals of all rules, including zeros."""
     counts = dict.fromkeys([*CURES, OTHER], 0)
     for rule, count in refused.items():
         counts[rule if rule in counts else OTHER] += count
@@ -123,7 +124,7 @@ METRICS = (
     Row("smtpd_fork_message_bytes_total", "counter", "", "Bytes of accepted messages.",
         lambda _, tally: tally.content),
     Row("smtpd_fork_authentication_results_removed_total", "counter", "",
-        "Messages that came with Authentication-Results in the name of this server, removed.",
+        "Messages from which Authentication-Results in the name of this server were removed.",
         lambda _, tally: tally.forged_results),
     Row("smtpd_fork_handler_seconds", "histogram", "hook", "Run time of handler hooks in seconds.",
         lambda _, tally: tally.hooks),
@@ -178,9 +179,9 @@ METRICS = (
     Row("process_open_fds", "gauge", "", "Number of open file descriptors."),
     Row("process_max_fds", "gauge", "", "Maximum number of open file descriptors."),
 )  # fmt: skip
-"""The metrics of a daemon; the last six have the names that all exporters use."""
+"""The metrics of a daemon; the last six have the names that exporters usually use."""
 
-OF_A_FLEET = (
+FLEET_METRICS = (
     Row("smtpd_fork_fleet_state", "gauge", "state",
         "1 for the state of the fleet as this node sees it; only with --fleet.",
         lambda s, _: s.fleet and {state: int(state == s.fleet.state) for state in STATES}),
@@ -189,7 +190,8 @@ OF_A_FLEET = (
     Row("smtpd_fork_fleet_slots", "gauge", "",
         "Connection slots of the fleet (--fleet-connections) that this node holds.",
         lambda s, _: s.fleet and s.fleet.slots),
-    Row("smtpd_fork_fleet_slots_free", "gauge", "", "Those of them that are not in use.",
+    Row("smtpd_fork_fleet_slots_free", "gauge", "",
+        "Connection slots of the fleet that this node holds and does not use.",
         lambda s, _: s.fleet and s.fleet.free),
     Row("smtpd_fork_fleet_questions_total", "counter", "outcome",
         "Clients that the fleet was asked about, by outcome; alone: it was out of reach.",
@@ -201,34 +203,34 @@ OF_A_FLEET = (
         "Times that the fleet was out of reach.",
         lambda s, _: s.fleet and s.fleet.episodes),
 )  # fmt: skip
-"""Those that only a node of a fleet has as well."""
+"""Additional metrics of a node of a fleet."""
 
-OF_SEVERAL = (
+SUPERVISOR_METRICS = (
     Row("smtpd_fork_processes", "gauge", "",
         "Processes that accept clients; only with --processes."),
     Row("smtpd_fork_processes_replaced_total", "counter", "",
         "Processes that ended and were replaced; only with --processes."),
 )  # fmt: skip
-"""Those that only the supervisor of ``--processes`` has as well."""
+"""Additional metrics of the supervisor of ``--processes``."""
 
 
 def _values(snapshot: Snapshot, tally: Tally) -> Iterator[tuple[Row, object]]:
-    for row in (*METRICS, *OF_A_FLEET):
+    for row in (*METRICS, *FLEET_METRICS):
         value = None if row.value is None else row.value(snapshot, tally)
         if value is not None:
             yield row, value
 
 
 class Metrics:
-    """Turns snapshots and the tally of all sessions into the text that Prometheus reads."""
+    """Converts snapshots and the tally of all sessions into the text that Prometheus reads."""
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
         self._process = Process()
 
     def values(self, snapshot: Snapshot) -> dict[str, object]:
-        """Return the value of each metric, or its values by label, by its name."""
-        values: dict[str, object] = dict(self._process.figures())
+        """Return by name the value of each metric, or its values by label."""
+        values: dict[str, object] = dict(self._process.values())
         values |= {row.name: value for row, value in _values(snapshot, self._tally)}
         return values
 
@@ -236,16 +238,16 @@ class Metrics:
     def page(values: Mapping[str, object], accept: str) -> tuple[bytes, str]:
         """Return the metrics and their content type.
 
-        :param accept: the header of the request; OpenMetrics if it asks for that, else
-            Prometheus' text format
+        :param accept: the Accept field of the request, which selects OpenMetrics or Prometheus'
+            text format
         """
         families = [
             _family(row, values[row.name])
-            for row in (*METRICS, *OF_A_FLEET, *OF_SEVERAL)
+            for row in (*METRICS, *FLEET_METRICS, *SUPERVISOR_METRICS)
             if row.name in values
         ]
         encode, content_type = choose_encoder(accept)
-        registry: Any = SimpleNamespace(collect=lambda: families)  # the encoder asks no more of it
+        registry: Any = SimpleNamespace(collect=lambda: families)  # all that the encoder uses
         return encode(registry), content_type
 
 
@@ -257,10 +259,10 @@ class ServerMetrics(Collector):
         server = Server(handler, listen=["127.0.0.1:0"])
         prometheus_client.REGISTRY.register(ServerMetrics(server))
 
-    They are those of ``--metrics`` without those of the process. Create it before the server
-    starts: then hooks, sinks, the event-loop lag and the received bytes are measured as well. Two
-    servers need two registries, as the names are the same. :meth:`collect` may be called in any
-    thread.
+    They are the metrics of ``--metrics`` without those of the process. Create this object before
+    the server starts, so that hooks, sinks, the event-loop lag and the received bytes are measured
+    as well. Two servers need two registries, as the names are the same. :meth:`collect` may be
+    called in any thread.
 
     :param server: the server
     """
@@ -270,14 +272,14 @@ class ServerMetrics(Collector):
         server.tally.timing = True
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics as they are now (prometheus_client.registry.Collector)."""
+        """Yield the current metrics (prometheus_client.registry.Collector)."""
         snapshot, tally = snapshot_of(self._server), self._server.tally
         for row, value in _values(snapshot, tally):
             yield _family(row, value)
 
     def describe(self) -> Iterator[Metric]:
-        """Yield the metrics without values: the registry asks before there is a server to ask."""
-        for row in (*METRICS, *OF_A_FLEET):
+        """Yield the metrics without values; the registry calls it before the server may run."""
+        for row in (*METRICS, *FLEET_METRICS):
             if row.value is not None:
                 yield Metric(
                     row.name.removesuffix("_total").removesuffix("_info"), row.text, row.kind
@@ -296,12 +298,12 @@ def _family(row: Row, value: Any) -> Metric:
         return histogram
     make: Callable[..., Any] = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
     family: CounterMetricFamily | GaugeMetricFamily = make(row.name, row.text, labels=labels)
-    for label, figure in value.items() if labels else [((), value)]:
-        family.add_metric([label] if isinstance(label, str) else label, figure)
+    for label, number in value.items() if labels else [((), value)]:
+        family.add_metric([label] if isinstance(label, str) else label, number)
     return family
 
 
 def _buckets(latency: Latency) -> list[tuple[str, float]]:
-    """Return the buckets of a histogram; each includes the smaller ones, as Prometheus wants it."""
+    """Return the buckets of a histogram; each includes the smaller ones, as Prometheus expects."""
     bounds = [*map(str, BOUNDS), "+Inf"]
     return list(zip(bounds, map(float, accumulate(latency.counts)), strict=True))

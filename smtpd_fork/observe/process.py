@@ -1,8 +1,8 @@
-"""Process: CPU time, memory and descriptors, under the names that all exporters use.
+"""Process: CPU time, memory and descriptors of this process, with the usual names of metrics.
 
 The ProcessCollector of prometheus-client has the same metrics, but lists /proc/self/fd to count
-descriptors: with 10,000 sessions that stops all Python threads for 20 ms. Linux 6.2 and newer tell
-the number; only older kernels are asked for the list.
+descriptors: with 10,000 sessions that stops all Python threads for 20 ms. Linux 6.2 and newer
+report the number; only on older kernels the directory is listed.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ _PAGE = resource.getpagesize()
 
 
 class Process:
-    """The current process; values that the system does not provide are left out.
+    """Metrics of this process, without the values that the system does not provide.
 
-    Constructed while few files are open: the start time of the process is looked up once.
+    Create it while few files are open: it uses the ProcessCollector once, for the start time.
     """
 
     def __init__(self) -> None:
-        self._begun = {
+        self._start_time = {
             sample.name: sample.value
             for metric in ProcessCollector(registry=None).collect()
             for sample in metric.samples
             if metric.name == "process_start_time_seconds"
         }
 
-    def figures(self) -> dict[str, float]:
-        """Return the values, by the name of the metric."""
+    def values(self) -> dict[str, float]:
+        """Return the values by name of the metric."""
         used = resource.getrusage(resource.RUSAGE_SELF)
-        figures: dict[str, float] = dict(self._begun)
-        figures["process_cpu_seconds_total"] = used.ru_utime + used.ru_stime
+        values: dict[str, float] = dict(self._start_time)
+        values["process_cpu_seconds_total"] = used.ru_utime + used.ru_stime
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        figures["process_max_fds"] = soft if soft != resource.RLIM_INFINITY else float("inf")
+        values["process_max_fds"] = soft if soft != resource.RLIM_INFINITY else float("inf")
         with suppress(OSError):
-            figures["process_open_fds"] = open_descriptors()
+            values["process_open_fds"] = open_descriptors()
         with suppress(OSError, ValueError):
             mapped, resident = _MEMORY.read_text().split()[:2]
-            figures["process_virtual_memory_bytes"] = int(mapped) * _PAGE
-            figures["process_resident_memory_bytes"] = int(resident) * _PAGE
-        return figures
+            values["process_virtual_memory_bytes"] = int(mapped) * _PAGE
+            values["process_resident_memory_bytes"] = int(resident) * _PAGE
+        return values
 
 
 def open_descriptors() -> int:
     """Return the number of open file descriptors.
 
-    :raises OSError: there is no /proc
+    :raises OSError: /proc is not available
     """
-    return os.stat(_DESCRIPTORS).st_size or len(os.listdir(_DESCRIPTORS))  # noqa: PTH116, PTH208 - a number is wanted, not 10,000 paths
+    return os.stat(_DESCRIPTORS).st_size or len(os.listdir(_DESCRIPTORS))  # noqa: PTH116, PTH208 - only the number is needed, not 10,000 paths

@@ -1,7 +1,7 @@
 """Chart: refusals over time as bars in SVG.
 
-A plotting library would be larger than the daemon, and write scripts or images that the policy of
-the page does not allow.
+A plotting library would be larger than the daemon, and would produce scripts or images, which the
+Content-Security-Policy of the page does not allow.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from html import escape
 __all__ = ["COLOURS", "bars", "leading"]
 
 COLOURS = 6
-"""CSS classes ``c0`` to ``c5``, a rule each; further rules share the last."""
+"""Number of CSS classes, ``c0`` to ``c5``: one for each rule; all further rules share the last."""
 
 STEP, BAR = 12, 10
 HEIGHT, TOP, BOTTOM = 120, 14, 16
 
 
 def leading(minutes: Sequence[Mapping[str, int]]) -> list[tuple[str, int]]:
-    """Return the rules that refused, with their counts, the highest first."""
+    """Return the rules that refused clients, with their counts, the highest first."""
     total: Counter[str] = Counter()
     for minute in minutes:
         total.update(minute)
@@ -28,7 +28,7 @@ def leading(minutes: Sequence[Mapping[str, int]]) -> list[tuple[str, int]]:
 
 
 def bars(minutes: Sequence[Mapping[str, int]]) -> str:
-    """Return a bar for each minute, the last one at the right, with a part for each rule."""
+    """Return the chart: a bar for each minute, the last one at the right, with a part per rule."""
     order = [rule for rule, _ in leading(minutes)]
     highest = max((sum(minute.values()) for minute in minutes), default=0)
     width = STEP * len(minutes)

@@ -1,4 +1,4 @@
-"""ReloadOutcome: what a reload has changed, or why it failed."""
+"""ReloadOutcome: the changes of a reload, or the reason for its failure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["ReloadOutcome"]
 class ReloadOutcome(NamedTuple):
     """The outcome of a reload.
 
-    :ivar changes: a line for each setting that was changed: ``max_from_ip 2 -> 3``
-    :ivar restart: a line for each setting that was changed and needs a restart
-    :ivar reason: why the reload failed; empty if it did not
-    :ivar status: the exit status of that error
+    :ivar changes: a line for each changed setting: ``max_from_ip 2 -> 3``
+    :ivar restart: a line for each changed setting that needs a restart
+    :ivar reason: why the reload failed; empty after success
+    :ivar status: the exit status for that error
     """
 
     changes: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""Service: a background service of the daemon, and what it sees of the server that it observes."""
+"""Service: the interfaces of a background service of the daemon, and of the observed server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Observed", "Service", "metrics_name"]
 
 
 class Observed(Protocol):
-    """A :class:`smtpd_fork.Server`, as far as services observe and administer it."""
+    """The attributes of a :class:`smtpd_fork.Server` that services use."""
 
     gate: Gate
     tally: Tally
@@ -39,58 +39,59 @@ class Observed(Protocol):
 
     @property
     def zones(self) -> Mapping[str, bool]:
-        """The DNS blocklists, and whether each is in use."""
+        """Maps each DNS blocklist to whether it is in use."""
 
     @property
     def changed_limits(self) -> Mapping[str, Any]:
-        """The limits that were changed at run time, and are in force."""
+        """The limits that were changed at run time and are still in force."""
 
     async def set_limits(self, **settings: Unpack[GateSettings]) -> str:
-        """Change limits until the next reload; return a warning, or an empty text."""
+        """Change limits until the next reload; return a warning, or an empty string."""
 
     async def kick(self, chosen: Callable[[Ticket], bool]) -> int:
-        """End the chosen sessions; return how many there were."""
+        """End the chosen sessions, and return their number."""
 
 
 class Service:
-    """A background service: metrics, the control socket, notifications of systemd.
+    """A background service: metrics, the control socket, notifications of the service manager.
 
-    The daemon calls these methods in this order, each at most once but for :meth:`reloading` and
-    :meth:`reloaded`. An error in any but :meth:`start` is logged, and has no other effect.
+    The daemon calls these methods in this order, each at most once except :meth:`reloading` and
+    :meth:`reloaded`. An exception of :meth:`start` makes the start of the daemon fail; an exception
+    of another method is only logged.
     """
 
     async def start(self) -> None:
-        """Begin; the server serves.
+        """Start the service; the server is running.
 
-        :raises SmtpdForkError: it cannot begin; the start of the daemon fails
+        :raises SmtpdForkError: the service cannot start
         """
 
     async def serving(self) -> None:
-        """Take note that the start has succeeded."""
+        """Handle the end of a successful start."""
 
     def sockets(self) -> Mapping[str, socket.socket]:
-        """Return the sockets that an upgrade hands over, each by a name of its own."""
+        """Return the sockets that an upgrade hands over, by unique names."""
         return {}
 
     async def handed_over(self, pid: int) -> None:
-        """Take note that process *pid* serves from now on, also on those sockets.
+        """Handle an upgrade: process *pid* serves from now on, also on these sockets.
 
-        Sessions go on until they end. Only :meth:`stop` is called after this.
+        Sessions of this process continue until they end. Only :meth:`stop` is called after this.
         """
 
     async def reloading(self) -> None:
-        """Take note that a reload has begun."""
+        """Handle the begin of a reload."""
 
     async def reloaded(self, config: DaemonConfig) -> None:
-        """Take note that *config* is in force; after a reload that failed, the old one."""
+        """Handle the end of a reload; *config* is in force, after a failure the previous one."""
 
     async def stopping(self) -> None:
-        """Take note that the stop has begun: sessions go on, and new clients are not admitted."""
+        """Handle the begin of a stop: sessions continue, and new clients are not admitted."""
 
     async def stop(self) -> None:
-        """End; the server has stopped."""
+        """Stop the service; the server has stopped."""
 
 
 def metrics_name(address: Address, number: int) -> str:
-    """Return the name by which an upgrade hands over a socket for metrics."""
+    """Return the name under which an upgrade hands over a socket for metrics."""
     return f"metrics {address} {number}"

@@ -1,4 +1,4 @@
-"""SinkState: a sink or filter of a server at one time: its replies, and the server behind it."""
+"""SinkState: state of a sink or filter: its replies, and the connections to its server."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ __all__ = ["SinkState", "filter_states", "sink_states"]
 
 
 class SinkState(msgspec.Struct, frozen=True, kw_only=True):
-    """A sink, or a filter that asks a program.
+    """The state of a sink, or of a filter that queries another program.
 
     :ivar name: as in the log and in metrics
     :ivar replies: number of replies by class: ``2xx``, ``4xx``, ``5xx``; empty if they are not
-        counted: of a single sink, without metrics, they are the messages of the server
-    :ivar average: seconds that a message took on the average
-    :ivar connections: to the server behind it; None if it has no server
+        counted, as for a single sink without metrics, where they equal the messages of the server
+    :ivar average: average time for a message in seconds
+    :ivar connections: number of connections to its server; None if it has no server
     :ivar busy: connections that transfer a message
     :ivar waiting: messages that wait for a connection
-    :ivar down_since: seconds since the epoch; None while the server answers
+    :ivar down_since: time since which its server does not answer, in seconds since the epoch; None
+        while it answers
     :ivar down: seconds since then
-    :ivar reason: why it is down
+    :ivar reason: why the server is down
     """
 
     name: str
@@ -45,13 +46,13 @@ class SinkState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sink_states(server: Observed) -> Sequence[SinkState]:
-    """Return the sinks of a server, in order; in its event loop."""
+    """Return the states of the sinks of *server*, in order; call it in the server's event loop."""
     counts, sinks = server.tally.sinks, server.chain.sinks
     return [_state(name, counts.get(name), each.status) for name, each in sinks.items()]
 
 
 def filter_states(server: Observed) -> Sequence[SinkState]:
-    """Return the filters of a server that ask a program, in order; in its event loop."""
+    """Return the states of the filters that query other programs; like :func:`sink_states`."""
     counts, filters = server.tally.filters, server.chain.filters
     return [_state(name, counts.get(name), each.status) for name, each in filters.items()]
 

@@ -1,8 +1,8 @@
-"""Snapshot: the state of a server at one time, taken without holding up its event loop.
+"""Snapshot: the state of a server at one time, taken without blocking its event loop.
 
-Sessions are counted in slices, and the loop runs other things between two slices. A snapshot is
-good for a second, for all that ask in it, so a client that asks all the time costs no more than one
-that asks once a second.
+Sessions are counted in slices, and the event loop runs other tasks between two slices. A snapshot
+is shared by all requests within a second, so that frequent requests cost no more than one request
+per second.
 """
 
 from __future__ import annotations
@@ -42,22 +42,23 @@ PHASES = (
     *("arriving", "proxy-header", "fleet", "dns", "greet-pause", "handshake"),
     *("command", "data", "handler", "tarpit", "closing"),
 )
-"""What a session can be doing: see :class:`smtpd_fork.gate.Entry`."""
+"""The phases of a session: see :class:`smtpd_fork.gate.Entry`."""
 
 SLICE = 500
-"""Sessions counted in one turn of the loop: under a millisecond."""
+"""Sessions that are counted in one iteration of the event loop, in less than a millisecond."""
 
 LISTED = 100
-"""Sessions that are listed, the oldest."""
+"""Maximum number of listed sessions, the oldest ones."""
 
 TOP_CLIENTS = 10
-"""Clients that are listed, those with the most sessions."""
+"""Maximum number of listed clients, those with the most sessions."""
 
 FLEET_DOWN = "fleet-down"
-"""The state while the fleet is out of reach, and clients are refused for that."""
+"""The state while the fleet is out of reach, and clients are refused for that reason."""
 
 FRESH_SECONDS = 1.0
-"""How long a snapshot is good; Prometheus asks every 15 s or more, people every few seconds."""
+"""How long a snapshot is valid; Prometheus requests it every 15 s or less often, people every few
+seconds."""
 
 MINUTE_SECONDS = 60.0
 
@@ -70,19 +71,21 @@ class Snapshot:
     :ivar uptime: seconds since the server began to serve
     :ivar state: ``starting``, ``serving``, ``paused``, ``fleet-down`` or ``stopping``
     :ivar phases: number of sessions by phase, for all of :data:`PHASES`
+    :ivar limit: maximum number of sessions
     :ivar stats: the counts of the gate
     :ivar messages: number of messages by outcome (see :class:`smtpd_fork.dialogue.tally.Tally`)
     :ivar rejections: commands and messages rejected inside sessions, by reason
     :ivar denied: number of networks that are denied at run time
     :ivar minutes: refusals by rule in each of the last sixty minutes, the oldest first
+    :ivar oldest: the oldest sessions
     :ivar clients: number of clients that have a session
-    :ivar top: the clients with most sessions, and how many
-    :ivar queues: each listener, and its backlog if the system tells
+    :ivar top: the clients with the most sessions, and the number of their sessions
+    :ivar queues: each listener, and its backlog; None if the system does not report it
     :ivar lag: event-loop lag, in seconds
-    :ivar zones: the DNS blocklists, and whether each is in use
+    :ivar zones: maps each DNS blocklist to whether it is in use
     :ivar sinks: the sinks, in order
-    :ivar filters: the filters that ask a program, in order
-    :ivar fleet: its figures; None: the server is in none
+    :ivar filters: the filters that query other programs, in order
+    :ivar fleet: the state of the fleet; None without a fleet
     """
 
     at: float
@@ -107,33 +110,33 @@ class Snapshot:
 
     @property
     def sessions(self) -> int:
-        """Sessions at once."""
+        """Number of current sessions."""
         return sum(self.phases.values())
 
 
 class Snapshots:
     """Takes snapshots of a server.
 
-    :ivar state: ``starting``, ``serving`` or ``stopping``; its owner sets it
-    :param top: how many clients are listed; None: all
+    :ivar state: ``starting``, ``serving`` or ``stopping``; the owner sets it
+    :param top: maximum number of listed clients; None: all
     """
 
     def __init__(self, server: Observed, top: int | None = TOP_CLIENTS) -> None:
         self.server = server
         self._top = top
         self.state = "starting"
-        self._begun = time.monotonic()
+        self._started_at = time.monotonic()
         self._history = History(server.gate.stats())
         self._minute: asyncio.TimerHandle | None = None
         self._taking: asyncio.Task[Snapshot] | None = None
         self._latest: Snapshot | None = None
-        self._good_until = 0.0
+        self._valid_until = 0.0
 
     def start(self) -> None:
-        """Begin: the server serves, and minutes are counted from now on."""
-        self._begun = time.monotonic()
+        """Start to count uptime and minutes; the server serves."""
+        self._started_at = time.monotonic()
         self.state = "serving"
-        self._await_minute()
+        self._start_minute()
 
     def stop(self) -> None:
         """Stop counting minutes."""
@@ -141,61 +144,61 @@ class Snapshots:
             if each is not None:
                 each.cancel()
 
-    def _await_minute(self) -> None:
-        self._minute = asyncio.get_running_loop().call_later(MINUTE_SECONDS, self._turn)
+    def _start_minute(self) -> None:
+        self._minute = asyncio.get_running_loop().call_later(MINUTE_SECONDS, self._end_minute)
 
-    def _turn(self) -> None:
-        self._history.turn(self.server.gate.stats())
-        self._await_minute()
+    def _end_minute(self) -> None:
+        self._history.end_minute(self.server.gate.stats())
+        self._start_minute()
 
     @property
     def now(self) -> str:
-        """The state; ``paused`` and ``fleet-down`` as well."""
+        """The current state, which may also be ``paused`` or ``fleet-down``."""
         if self.state != "serving":
             return self.state
         return _state_of(self.server)
 
     async def readiness(self) -> str:
-        """Return the state; ``serving`` if new clients are admitted."""
+        """Return the current state; it is ``serving`` if new clients are admitted."""
         return self.now
 
     @property
-    def _seconds(self) -> float:
-        """How long the server has served."""
-        return time.monotonic() - self._begun
+    def _uptime(self) -> float:
+        """Seconds since the server began to serve."""
+        return time.monotonic() - self._started_at
 
     async def latest(self) -> Snapshot:
-        """Return a snapshot of the last second; calls at the same time share one."""
-        if self._latest is not None and time.monotonic() < self._good_until:
+        """Return a snapshot of the last second; concurrent calls share one."""
+        if self._latest is not None and time.monotonic() < self._valid_until:
             return replace(self._latest, state=self.now)
         if self._taking is None:
             self._taking = asyncio.get_running_loop().create_task(self._take())
-            self._taking.add_done_callback(self._taken)
+            self._taking.add_done_callback(self._on_taken)
         return await asyncio.shield(self._taking)
 
-    def _taken(self, task: asyncio.Task[Snapshot]) -> None:
+    def _on_taken(self, task: asyncio.Task[Snapshot]) -> None:
         self._taking = None
         if not task.cancelled() and task.exception() is None:
             self._latest = task.result()
-            self._good_until = time.monotonic() + FRESH_SECONDS
+            self._valid_until = time.monotonic() + FRESH_SECONDS
 
     async def _take(self) -> Snapshot:
-        counted = _Counted(self._top)
+        counts = _SessionCounts(self._top)
         tickets = list(self.server.gate.tickets())
         for begin in range(0, len(tickets), SLICE):
-            counted.add(tickets[begin : begin + SLICE])
+            counts.add(tickets[begin : begin + SLICE])
             await asyncio.sleep(0)
         stats = self.server.gate.stats()
         minutes = self._history.minutes(stats)
-        return counted.snapshot(self.server, self.now, stats, self._seconds, minutes)
+        return counts.snapshot(self.server, self.now, stats, self._uptime, minutes)
 
 
 def snapshot_of(server: Observed) -> Snapshot:
-    """Return a snapshot without the last hour, taken at once; in any thread."""
-    counted = _Counted()
-    counted.add(list(server.gate.tickets()))
+    """Take a snapshot immediately, without the history; may be called in any thread."""
+    counts = _SessionCounts()
+    counts.add(list(server.gate.tickets()))
     state = _state_of(server) if server.listeners else "starting"
-    return counted.snapshot(server, state, server.gate.stats(), 0.0, [])
+    return counts.snapshot(server, state, server.gate.stats(), 0.0, [])
 
 
 def _state_of(server: Observed) -> str:
@@ -204,8 +207,8 @@ def _state_of(server: Observed) -> str:
     return "serving" if server.fleet is None or server.fleet.admits else FLEET_DOWN
 
 
-class _Counted:
-    """Sessions by phase and by client, and the oldest ones."""
+class _SessionCounts:
+    """Counts sessions by phase and by client, and finds the oldest ones."""
 
     def __init__(self, top: int | None = TOP_CLIENTS) -> None:
         self._top = top

@@ -1,8 +1,9 @@
-"""The status page: a snapshot as HTML for people, and as JSON for programs.
+"""Status page: a snapshot as HTML for people, and as JSON for programs.
 
-``status_page.html`` is the page, a :class:`string.Template`; a template engine would be one more
-dependency for one page. It reloads itself, has no script, and loads nothing; its policy allows
-nothing else. Whatever a client can choose (addresses, the name in HELO) is escaped.
+The page ``status_page.html`` is a :class:`string.Template`; a template engine would be another
+dependency for one page. It reloads itself, has no script, and loads no other files; its
+Content-Security-Policy allows nothing else. All text that clients can choose (addresses, the name
+in HELO) is escaped.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["POLICY", "STYLE", "as_json", "render"]
 
 LONGEST_NAME = 80
-"""Characters of a HELO name that are shown."""
+"""Maximum characters of a HELO name that are shown."""
 
 _PAGE = files("smtpd_fork.observe").joinpath("status_page.html").read_text("utf-8")
 
@@ -43,11 +44,11 @@ POLICY = (
     f"default-src 'none'; style-src 'sha256-{_HASH}'; img-src data:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'none'"
 )
-"""The Content-Security-Policy: this one style, and the empty icon."""
+"""The Content-Security-Policy: it allows only the style of the page, and an empty icon."""
 
 
 class _Markup(str):
-    """HTML; a table escapes everything else."""
+    """HTML that a table must not escape; all other strings are escaped."""
 
     __slots__ = ()
 
@@ -89,7 +90,7 @@ def render(snapshot: Snapshot, hostname: str) -> bytes:
 
 
 def _rules(snapshot: Snapshot) -> str:
-    """Return the rules that refused, in the last hour and ever; this is the key to the chart."""
+    """Return the refusals by rule in the last hour and in total, with the colours of the chart."""
     ever = refusals(snapshot.stats)
     recent = dict(leading(snapshot.minutes))
     rows: list[tuple[str, int, int]] = []
@@ -160,7 +161,7 @@ def _short(name: str) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> str:
-    """Return a table; the cells below a head that begins with ``#`` are numbers."""
+    """Return a table; the columns whose head begins with ``#`` are numbers."""
     numbers = [head.startswith("#") for head in heads]
     body = [_row("td", row, numbers) for row in rows]
     if not body:
@@ -237,5 +238,5 @@ def _session(entry: Entry) -> dict[str, object]:
 
 
 def _text(text: str) -> str:
-    """Return a client's text without surrogates, which UTF-8 has no bytes for."""
+    """Return a client's text without surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")

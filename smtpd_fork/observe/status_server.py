@@ -1,4 +1,4 @@
-"""The HTTP server of ``--metrics``: metrics, health checks and the status page."""
+"""StatusServer: the HTTP service of ``--metrics``: metrics, health checks and the status page."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ log = logging.getLogger("smtpd_fork.observe")
 class StatusServer(Service):
     """Serves ``/metrics``, ``/healthz``, ``/readyz``, ``/status.json`` and the page at ``/``.
 
-    :param listeners: where; closed at the end
-    :param snapshots: what is shown; default: those of *server*
+    :param listeners: the listening sockets; :meth:`stop` closes them
+    :param snapshots: provides the state to show; default: that of *server*
     :param values: returns the values of the metrics; default: those of *server*
     """
 
@@ -47,19 +47,19 @@ class StatusServer(Service):
         self._pages = {
             "/": self._page,
             "/status.json": self._json,
-            "/metrics": self._figures,
+            "/metrics": self._metrics_page,
             "/healthz": self._health,
             "/readyz": self._readiness,
         }
 
     async def start(self) -> None:
-        """Begin; the server serves."""
+        """Start; answer requests, unless the old process of an upgrade still does."""
         self._snapshots.start()
         if not any(listener.inherited for listener in self._listeners):
-            await self.serving()  # else the old process answers until it lets go
+            await self.serving()
 
     async def serving(self) -> None:
-        """Answer, also the requests that came for the old process."""
+        """Answer requests, also those that arrived while the old process answered."""
         if self._http is None:
             self._http = HttpServer(self._listeners, self._pages)
             for listener in self._listeners:
@@ -73,24 +73,24 @@ class StatusServer(Service):
         }
 
     async def handed_over(self, pid: int) -> None:
-        """Leave the requests to the new process."""
+        """Leave further requests to the new process."""
         for listener in self._listeners:
             listener.hand_over()
-        await self._cease()
+        await self._stop_answering()
 
-    async def _cease(self) -> None:
+    async def _stop_answering(self) -> None:
         http, self._http = self._http, None
         if http is not None:
             await http.stop()
 
     async def stopping(self) -> None:
-        """Be ready no more; the other pages are answered until the end."""
+        """Answer 503 for ``/readyz`` from now on; the other pages stay available until the end."""
         self._snapshots.state = "stopping"
 
     async def stop(self) -> None:
-        """End."""
+        """Close the listeners and all connections."""
         self._snapshots.stop()
-        await self._cease()
+        await self._stop_answering()
 
     async def _page(self, _: web.BaseRequest) -> Answer:
         body = render(await self._snapshots.latest(), self._hostname)
@@ -100,7 +100,7 @@ class StatusServer(Service):
         body = as_json(await self._snapshots.latest(), self._hostname)
         return Answer(body, "application/json")
 
-    async def _figures(self, request: web.BaseRequest) -> Answer:
+    async def _metrics_page(self, request: web.BaseRequest) -> Answer:
         values = await self._values()
         return Answer(*self._metrics.page(values, request.headers.get("Accept", "")))
 
@@ -108,7 +108,7 @@ class StatusServer(Service):
         return self._metrics.values(await self._snapshots.latest())
 
     async def _health(self, _: web.BaseRequest) -> Answer:
-        return Answer(b"ok\n")  # the answer itself shows that the loop lives
+        return Answer(b"ok\n")  # any answer shows that the event loop runs
 
     async def _readiness(self, _: web.BaseRequest) -> Answer:
         now = await self._snapshots.readiness()

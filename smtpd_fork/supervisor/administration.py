@@ -14,7 +14,7 @@ import msgspec
 
 from smtpd_fork.control_protocol import Fault, RequestError
 from smtpd_fork.fleet.status import FleetStatus
-from smtpd_fork.observe.control.administration import TOP, Administration
+from smtpd_fork.observe.control.administration import TOP_CLIENTS, Administration
 from smtpd_fork.observe.sink_state import SinkState
 from smtpd_fork.supervisor.answers import ANSWER_SECONDS
 from smtpd_fork.supervisor.channel import ChannelClosedError
@@ -103,10 +103,12 @@ class AllProcesses(Administration):
             **{name: merge([a[name] for a in answers]) for name, merge in _PRESENT.items()},
             "limit": self._processes.limits.limit_connections,
             "pid": os.getpid(),
-            "state": self._state_word(),
-            "seconds": self._seconds,
+            "state": self._state(),
+            "seconds": self._uptime,
             "clients": len(clients),
-            "top": [{"client": client, "sessions": n} for client, n in clients.most_common(TOP)],
+            "top": [
+                {"client": client, "sessions": n} for client, n in clients.most_common(TOP_CLIENTS)
+            ],
             "limits_changed": sorted(self._processes.changed_limits),
             "denied": max(answer["denied"] for answer in own),
             "processes": [

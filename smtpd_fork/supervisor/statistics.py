@@ -18,7 +18,7 @@ from smtpd_fork.dialogue.tally import Latency, Tally
 from smtpd_fork.fleet.status import FleetStatus
 from smtpd_fork.gate import Entry
 from smtpd_fork.listeners.backlog import Backlog
-from smtpd_fork.observe.metrics import METRICS, OF_A_FLEET, Metrics
+from smtpd_fork.observe.metrics import FLEET_METRICS, METRICS, Metrics
 from smtpd_fork.observe.service import Observed, Service
 from smtpd_fork.observe.sink_state import SinkState
 from smtpd_fork.observe.snapshot import FLEET_DOWN, LISTED, PHASES, TOP_CLIENTS, Snapshot, Snapshots
@@ -53,7 +53,7 @@ CHOOSE: dict[str, Callable[[Iterable[float]], float]] = {
 }
 """Metrics that are not added, each with the function that chooses one of the values."""
 
-_ROWS = (*METRICS, *OF_A_FLEET)
+_ROWS = (*METRICS, *FLEET_METRICS)
 
 _GROWING = {row.name for row in _ROWS if row.kind in {"counter", "histogram"}}
 
@@ -162,7 +162,7 @@ class MergedStatistics(Snapshots):
         self._others = [_sessions_only(each) for each in others.values()]
         parts = [_snapshot(each["snapshot"]) for each in self._parts]
         limit = self._processes.limits.limit_connections
-        return replace(_merged_snapshot(parts, self._seconds, self.now), limit=limit)
+        return replace(_merged_snapshot(parts, self._uptime, self.now), limit=limit)
 
     @property
     def _parts(self) -> list[Any]:

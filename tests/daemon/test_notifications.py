@@ -218,7 +218,7 @@ async def test_after_an_upgrade_nothing_is_told_but_whose_turn_it_is(manager: Ma
     await service.serving()
     await service.handed_over(4711)
     assert manager.wait_for_field("MAINPID")["MAINPID"] == "4711"
-    assert service._timer is None
+    assert service._watchdog_timer is None
     assert service._status_timer is None
 
 

@@ -49,7 +49,7 @@ async def test_clients_round_trips_and_episodes_are_counted_and_readiness_ends(
         await until(lambda: not fleet.admits)
         ready = await page.get("/readyz")
         assert (ready.status, ready.body) == (503, "fleet-down\n")
-        await until(lambda: page.status._snapshots._good_until < time.monotonic())
+        await until(lambda: page.status._snapshots._valid_until < time.monotonic())
         text = (await page.get("/metrics")).body
         assert 'smtpd_fork_fleet_state{state="down"} 1.0' in text
         assert "smtpd_fork_fleet_episodes_total 1.0" in text

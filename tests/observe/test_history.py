@@ -17,9 +17,9 @@ def test_the_minute_that_is_under_way_is_the_last() -> None:
 
 def test_a_minute_has_what_was_refused_in_it() -> None:
     history = History(stats())
-    history.turn(stats(deny=2))
-    history.turn(stats(deny=2))
-    history.turn(stats(deny=3, rate=4))
+    history.end_minute(stats(deny=2))
+    history.end_minute(stats(deny=2))
+    history.end_minute(stats(deny=3, rate=4))
     assert history.minutes(stats(deny=3, rate=5))[-4:] == [
         {"deny": 2},
         {},
@@ -31,6 +31,6 @@ def test_a_minute_has_what_was_refused_in_it() -> None:
 def test_what_is_older_than_an_hour_is_forgotten() -> None:
     history = History(stats())
     for minute in range(1, 3 * MINUTES):
-        history.turn(stats(deny=minute))
+        history.end_minute(stats(deny=minute))
     minutes = history.minutes(stats(deny=3 * MINUTES - 1))
     assert minutes == [*[{"deny": 1}] * (MINUTES - 1), {}]

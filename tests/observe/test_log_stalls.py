@@ -53,7 +53,7 @@ class Pipe:
             except BlockingIOError:
                 return (
                     log_queue._put_bytes == log_queue._taken_bytes
-                    and log_queue._told == log_queue._dropped + log_queue._failed
+                    and log_queue._reported == log_queue._dropped + log_queue._failed
                 )
             return False
 
@@ -151,7 +151,7 @@ def test_a_disk_that_is_full_loses_entries_and_tears_no_line(
         room[0] = 1000
         log_queue.begin()
         log_queue.handle(entry("room again"))
-        until(lambda: log_queue._told == 3, "the report")
+        until(lambda: log_queue._reported == 3, "the report")
     told = "WARNING 3 entries of the log were lost: it could not be written"
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines == ["INFO number 0", "INFO number", "INFO room again", told]

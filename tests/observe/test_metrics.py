@@ -30,7 +30,7 @@ from smtpd_fork.filters import Filter
 from smtpd_fork.gate.statistics import CURES
 from smtpd_fork.handlers import Route
 from smtpd_fork.observe import process
-from smtpd_fork.observe.metrics import METRICS, OF_A_FLEET, OF_SEVERAL
+from smtpd_fork.observe.metrics import FLEET_METRICS, METRICS, SUPERVISOR_METRICS
 from smtpd_fork.observe.snapshot import LISTED, PHASES, SLICE
 from smtpd_fork.sinks import Maildir, PeerStatus
 
@@ -73,7 +73,7 @@ class Remote(Maildir):
 
 async def figures(watched: Watched) -> dict[tuple[str, str], float]:
     """Return every sample by its name and its label's value."""
-    watched.status._snapshots._good_until = 0
+    watched.status._snapshots._valid_until = 0
     page = await watched.get("/metrics")
     assert (page.status, page.headers["content-type"]) == (
         200,
@@ -200,7 +200,7 @@ def test_the_table_of_the_docs_is_the_collectors() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| `?([\w,]*)`? \| (.+) \|$", read(PAGE), re.MULTILINE)
     assert rows == [
         (row.name, row.kind, row.label, row.text.rstrip("."))
-        for row in (*METRICS, *OF_A_FLEET, *OF_SEVERAL)
+        for row in (*METRICS, *FLEET_METRICS, *SUPERVISOR_METRICS)
     ]
 
 
@@ -281,7 +281,7 @@ async def test_the_process_is_told_as_prometheus_client_tells_it() -> None:
     proc()
     samples = [metric.samples[0] for metric in ProcessCollector(registry=None).collect()]
     theirs = {sample.name: sample.value for sample in samples}
-    ours = process.Process().figures()
+    ours = process.Process().values()
     assert ours.keys() == theirs.keys()
     for name in ("process_max_fds", "process_start_time_seconds"):
         assert ours[name] == theirs[name]

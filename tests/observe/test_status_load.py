@@ -28,7 +28,7 @@ async def mail_goes_through(server: Any) -> None:
 async def test_so_many_are_answered_at_once_and_the_others_wait_in_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http_server, "MOST", 3)
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 3)
     async with watched(Discard()) as seen:
         front = seen.http
         go_on = asyncio.Event()
@@ -63,7 +63,7 @@ async def test_slow_clients_do_not_hold_up_metrics(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sixty of them, from one address or many, that come again at once when they are ended."""
-    monkeypatch.setattr(http_server, "LONGEST_SECONDS", PATIENCE)
+    monkeypatch.setattr(http_server, "MAX_SECONDS", PATIENCE)
     monkeypatch.setattr(http_server, "REQUEST_SECONDS", PATIENCE)
 
     async def large(_: Any) -> http_server.Answer:
@@ -88,7 +88,7 @@ async def test_slow_clients_do_not_hold_up_metrics(
     async with watched(Discard()) as seen:
         seen.http._pages = {**seen.http._pages, "/large": large}
         slow = [asyncio.create_task(slow_client(n)) for n in range(60)]
-        await until(lambda: len(seen.http._open) == http_server.MOST)
+        await until(lambda: len(seen.http._open) == http_server.MAX_CONNECTIONS)
         async with asyncio.timeout(5):
             assert (await seen.get("/metrics")).status == 200
         for task in slow:
@@ -99,17 +99,17 @@ async def test_slow_clients_do_not_hold_up_metrics(
 async def test_one_client_keeps_half_of_the_slots_idle_at_most() -> None:
     async with watched(Discard()) as seen, AsyncExitStack() as stack:
         front = seen.http
-        count = http_server.MOST_OF_ONE + 4
+        count = http_server.MAX_IDLE_PER_CLIENT + 4
         for _ in range(count):
             _, writer = await asyncio.open_connection(*seen.address[:2])
             stack.callback(writer.close)
         await until(lambda: len(front._idle()) == count)
         assert (await seen.get("/healthz")).status == 200
-        await until(lambda: len(front._open) < http_server.MOST_OF_ONE)
+        await until(lambda: len(front._open) < http_server.MAX_IDLE_PER_CLIENT)
 
 
 async def test_so_many_are_accepted_in_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "MOST_A_SECOND", 5)
+    monkeypatch.setattr(http_server, "MAX_ACCEPTED_PER_SECOND", 5)
     async with watched(Discard()) as seen:
         front = seen.http
         asking = [asyncio.create_task(seen.get("/healthz")) for _ in range(12)]
@@ -127,7 +127,7 @@ async def test_so_many_are_accepted_in_a_second(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_slow_client_has_its_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "LONGEST_SECONDS", 0.05)
+    monkeypatch.setattr(http_server, "MAX_SECONDS", 0.05)
     async with watched(Discard()) as seen:
         for begun in (b"", b"GET /metr", b"GET / HTTP/1.1\r\nHost: x\r\n"):
             page = await ask(seen.address, begun)
@@ -136,7 +136,7 @@ async def test_a_slow_client_has_its_time_and_no_more(monkeypatch: pytest.Monkey
 
 
 async def test_a_client_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "LONGEST_SECONDS", 0.2)
+    monkeypatch.setattr(http_server, "MAX_SECONDS", 0.2)
     async with watched(Discard()) as seen:
 
         async def large(_: Any) -> http_server.Answer:
@@ -169,7 +169,7 @@ async def test_a_client_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatc
 async def test_garbage_is_answered_or_cut_and_nobody_hears_of_it(
     request_: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_server, "LONGEST_SECONDS", 0.5)
+    monkeypatch.setattr(http_server, "MAX_SECONDS", 0.5)
     caplog.set_level(logging.INFO)
     async with watched(Discard()) as seen:
         before = len(caplog.records)
@@ -233,7 +233,7 @@ async def test_at_the_stop_whoever_is_connected_is_closed(
 
 
 async def test_without_descriptors_mail_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "MOST_A_SECOND", 5)
+    monkeypatch.setattr(http_server, "MAX_ACCEPTED_PER_SECOND", 5)
     async with watched(Discard()) as seen:
         (listener,) = seen.http._listeners
         accept = listener.accept

@@ -14,7 +14,7 @@ from support.daemon import LOCAL, Daemon, until
 from support.peers import proc
 from support.supervised import figures, page
 
-from smtpd_fork.observe.metrics import METRICS, OF_SEVERAL
+from smtpd_fork.observe.metrics import METRICS, SUPERVISOR_METRICS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ def test_the_metrics_of_all_processes_are_added_and_counters_never_decrease(tmp_
         assert seen[("smtpd_fork_processes",)] == 2
         assert seen[("process_open_fds",)] > 20
         names = set(re.findall(r"^# HELP (\S+)", page(daemon, "metrics"), re.MULTILINE))
-        assert names == {row.name for row in (*METRICS, *OF_SEVERAL)}
+        assert names == {row.name for row in (*METRICS, *SUPERVISOR_METRICS)}
 
         shown = json.loads(page(daemon, "status.json"))
         assert (shown["sessions"], shown["clients"], shown["limit"]) == (10, 5, 30)

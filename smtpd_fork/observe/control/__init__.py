@@ -1,4 +1,4 @@
-"""The control socket: an administrator's say in a daemon that runs. See docs/control.md."""
+"""The control socket: requests of an administrator to a running daemon. See docs/control.md."""
 
 from smtpd_fork.observe.control.administration import Administration
 from smtpd_fork.observe.control.control import Control, DrainOrder, open_control

@@ -1,4 +1,4 @@
-"""Administration: carries out the requests of the control socket. No socket, no JSON."""
+"""Administration: carries out the requests of the control socket, without sockets and JSON."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ __all__ = ["Administration"]
 
 log = logging.getLogger("smtpd_fork.control")
 
-TOP = 10
-"""Clients with the most sessions that the status names."""
+TOP_CLIENTS = 10
+"""Maximum number of clients in the status, those with the most sessions."""
 
 MAX_LISTENERS = 100
-"""Listeners that the status names."""
+"""Maximum number of listeners in the status."""
 
-UNTIL = "the next reload or restart"
+LIMITS_UNTIL = "the next reload or restart"
 
 
 class Administration:
-    """Carries out requests.
+    """Carries out requests for one server.
 
-    :param drain: ends the daemon with its last session, or after so many seconds
-    :param merged: whether answers are merged with those of other processes: all clients are named,
-        and the age of a session by the clock that they share
+    :param drain: ends the daemon with its last session, or after the given number of seconds
+    :param merged: whether replies are merged with those of other processes: then the status has
+        all clients, and a session has its start by the clock that the processes share
     :ivar ending: ``draining`` or ``stopping``; empty while the daemon serves
     """
 
@@ -57,10 +57,10 @@ class Administration:
     ) -> None:
         self._server = server
         self._merged = merged
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         self.ending = ""
         self._drain_daemon = drain
-        self._answers: dict[type, Callable[[Any, str], Awaitable[dict[str, Any]]]] = {
+        self._methods: dict[type, Callable[[Any, str], Awaitable[dict[str, Any]]]] = {
             protocol.Status: self._status,
             protocol.Sessions: self._sessions,
             protocol.Kick: self._kick,
@@ -76,14 +76,14 @@ class Administration:
         }
 
     async def answer(self, request: protocol.Request, who: str) -> dict[str, Any]:
-        """Carry out *request*; return the reply.
+        """Carry out *request*, and return the reply.
 
-        :param who: the client, for the log
-        :raises RequestError: it cannot be carried out
+        :param who: the administrator, for the log
+        :raises RequestError: the request cannot be carried out
         """
-        return await self._answers[type(request)](request, who)
+        return await self._methods[type(request)](request, who)
 
-    # -- seeing --------------------------------------------------------------------------------
+    # -- requests that change nothing ----------------------------------------------------------
 
     async def _status(self, _: protocol.Status, __: str) -> dict[str, Any]:
         server, gate = self._server, self._server.gate
@@ -91,14 +91,14 @@ class Administration:
         clients = gate.clients
         holders = [ticket.holder for ticket in gate.tickets()]
         phases = Counter("arriving" if h is None else h.phase for h in holders)
-        most = len(clients) if self._merged else TOP
+        most = len(clients) if self._merged else TOP_CLIENTS
         top = heapq.nlargest(most, clients.items(), key=lambda each: each[1])
         return {
             "version": __version__,
             "pid": os.getpid(),
             "hostname": server.config.hostname,
-            "state": self._state_word(),
-            "seconds": self._seconds,
+            "state": self._state(),
+            "seconds": self._uptime,
             "sessions": gate.count,
             "limit": gate.limits.limit_connections,
             "phases": dict(sorted(phases.items())),
@@ -118,11 +118,11 @@ class Administration:
         }
 
     @property
-    def _seconds(self) -> float:
-        """How long the daemon has served."""
-        return round(time.monotonic() - self._began, 3)
+    def _uptime(self) -> float:
+        """Seconds since the daemon began to serve."""
+        return round(time.monotonic() - self._started_at, 3)
 
-    def _state_word(self) -> str:
+    def _state(self) -> str:
         return self.ending or ("paused" if self._server.gate.paused else "serving")
 
     async def _sessions(self, request: protocol.Sessions, _: str) -> dict[str, Any]:
@@ -167,14 +167,14 @@ class Administration:
             "text": printable(str(explanation), 1000),
         }
 
-    # -- changing ------------------------------------------------------------------------------
+    # -- requests that change the daemon -------------------------------------------------------
 
     async def _kick(self, request: protocol.Kick, who: str) -> dict[str, Any]:
         if (request.id is None) == (request.client is None):
             raise RequestError(Fault.REQUEST, "name either an id or a client")
         if request.client is not None:
             what = f"all of {printable(request.client)}"
-            kicked = await self._server.kick(_of(request.client, self._server))
+            kicked = await self._server.kick(_tickets_of(request.client, self._server))
         else:
             what = printable(str(request.id))
             kicked = await self._server.kick(lambda ticket: ticket.id == request.id)
@@ -200,7 +200,7 @@ class Administration:
         return {
             "limits": {**in_force, **server.changed_limits},
             "changed": changed,
-            "until": UNTIL if changed else None,
+            "until": LIMITS_UNTIL if changed else None,
             "warning": warning or None,
         }
 
@@ -213,7 +213,7 @@ class Administration:
         time = "" if seconds is None else f" for {seconds:g} s"
         text = denial.text and f": {denial.text}"
         log.info("control: %s: deny %s%s%s", who, denial.written, time, text)
-        return {**_denial(denial, seconds), "untold": await self._untold()}
+        return {**_denial(denial, seconds), "untold": await self._unshared_reason()}
 
     async def _undeny(self, request: protocol.Undeny, who: str) -> dict[str, Any]:
         shown = printable(request.network)
@@ -225,10 +225,13 @@ class Administration:
             text = f"{shown} was not denied at run time; the lists of --deny are changed in files"
             raise RequestError(Fault.UNKNOWN, text)
         log.info("control: %s: undeny %s", who, shown)
-        return {"network": shown, "untold": await self._untold()}
+        return {"network": shown, "untold": await self._unshared_reason()}
 
-    async def _untold(self) -> str | None:
-        """Return why the fleet does not have a change yet, which it gets later."""
+    async def _unshared_reason(self) -> str | None:
+        """Return why a change could not be sent to the fleet yet; None if it was sent.
+
+        It is sent later in any case.
+        """
         fleet = self._server.fleet
         reason = "" if fleet is None else await fleet.denials.wait_until_sent()
         return printable(fleet.episodes.reason or reason, 1000) if fleet and reason else None
@@ -243,25 +246,25 @@ class Administration:
     async def _pause(self, _: protocol.Pause, who: str) -> dict[str, Any]:
         log.info("control: %s: pause", who)
         self._server.gate.pause()
-        return {"state": self._state_word()}
+        return {"state": self._state()}
 
     async def _resume(self, _: protocol.Resume, who: str) -> dict[str, Any]:
         log.info("control: %s: resume", who)
         self._server.gate.resume()
-        return {"state": self._state_word()}
+        return {"state": self._state()}
 
     async def _drain(self, request: protocol.Drain, who: str) -> dict[str, Any]:
         if not self.ending:
             log.info("control: %s: drain", who)
             self.ending = "draining"
             self._drain_daemon(request.seconds)
-        return {"state": self._state_word(), "sessions": self._server.gate.count}
+        return {"state": self._state(), "sessions": self._server.gate.count}
 
 
 def _value(name: str, words: Sequence[str]) -> bool | str | Sequence[str]:
-    """Return the value of a limit as its option would have it."""
+    """Return the value of a limit in the type that its option has."""
     if name not in GATE_SETTINGS or name == "deny":
-        return " ".join(words)  # it is only named, in the error
+        return " ".join(words)  # set_limits() shows it in its error
     if name in LISTS:
         return words
     if len(words) != 1:
@@ -304,9 +307,10 @@ def _session(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _of(client: str, server: Observed) -> Callable[[Ticket], bool]:
-    """Return a function that chooses the tickets of an address or a network.
+def _tickets_of(client: str, server: Observed) -> Callable[[Ticket], bool]:
+    """Return a function that returns whether a ticket is that of *client*.
 
+    :param client: an address or a network
     :raises RequestError: *client* is neither
     """
     if "/" in client:

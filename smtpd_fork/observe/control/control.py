@@ -1,9 +1,9 @@
-"""Control: the service that answers on the control socket.
+"""Control: the service that answers requests on the control socket.
 
-A client here can end the daemon, so the socket is a unix socket of mode 0600, and the credentials
-of the peer are checked as well. Clients can hold up neither the mail nor each other for long: they
-are few, requests and replies are bounded, one request is carried out at a time, and after it the
-service rests four times as long as it took.
+A client of the control socket can end the daemon. Therefore it is a unix socket of mode 0600, and
+the credentials of the peer are checked as well. To limit how long clients can delay mail and each
+other, the number of clients and the size of requests and replies are limited, one request is
+carried out at a time, and after it the service pauses for four times the time that it took.
 """
 
 from __future__ import annotations
@@ -38,25 +38,26 @@ MODE = 0o600
 BACKLOG = 16
 
 MAX_CLIENTS = 8
-"""At once: an administrator, a few ``status --watch``, and a script."""
+"""Maximum concurrent clients: an administrator, a few ``status --watch``, and a script."""
 
 IDLE_SECONDS = 10.0
-"""Time for a client's next request, until its last byte."""
+"""Time limit for receiving a complete request."""
 
 REPLY_SECONDS = 10.0
-"""Time for a client to read a reply."""
+"""Time limit for sending a reply."""
 
-REST = 4
-"""Seconds of rest for each second that a request took: a fifth of the loop's time at most."""
+PAUSE_FACTOR = 4
+"""Length of the pause after a request, relative to its duration: requests use at most a fifth of
+the time of the event loop."""
 
-LONGEST_REST = 0.5
-"""Seconds; a request that waits for the disk takes none of the loop's time."""
+MAX_PAUSE_SECONDS = 0.5
+"""Maximum pause in seconds; a request that waits for the disk does not use the event loop."""
 
 STARVED_SECONDS = 1.0
-"""Pause before the next accept when descriptors ran out."""
+"""Pause before the next accept(2) when file descriptors ran out."""
 
-COMPLAINT_SECONDS = 5.0
-"""At most one log line about refused clients in this time."""
+WARNING_INTERVAL_SECONDS = 5.0
+"""Minimum time between two log lines about refused clients."""
 
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred of unix(7): pid, uid, gid."""
@@ -65,7 +66,7 @@ _CREDENTIALS = struct.Struct("3i")
 class DrainOrder(NamedTuple):
     """The order to end the daemon with its last session.
 
-    :ivar seconds: how long to wait for that; None: for as long as it takes
+    :ivar seconds: time limit for the sessions; None: no limit
     """
 
     seconds: float | None
@@ -80,13 +81,13 @@ class _Peer(NamedTuple):
     def of(cls, sock: socket.socket) -> _Peer:
         """Return the process that connected *sock* (SO_PEERCRED, unix(7)).
 
-        :raises OSError: the kernel does not know
+        :raises OSError: the kernel does not report it
         """
         packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         return cls(*_CREDENTIALS.unpack(packed))
 
     @property
-    def may_speak(self) -> bool:
+    def is_permitted(self) -> bool:
         return self.uid in {0, os.geteuid()}
 
     def __str__(self) -> str:
@@ -112,9 +113,9 @@ class Control(Service):
     """Answers administrators.
 
     :param listener: opened by :func:`open_control`
-    :param drain: ends the daemon with its last session, or after so many seconds
-    :param reload: reads the settings again, for the administrator whom it is given
-    :param administration: carries out the requests; default: one of *server*
+    :param drain: ends the daemon with its last session, or after the given number of seconds
+    :param reload: reads the settings again; its argument is the administrator, for the log
+    :param administration: carries out the requests; default: an administration of *server*
     """
 
     def __init__(
@@ -129,12 +130,12 @@ class Control(Service):
         self._administration = administration or Administration(server, drain)
         self._reload = reload
         self._clients: set[asyncio.Task[None]] = set()
-        self._turn = asyncio.Lock()
-        self._rests_until = 0.0
-        self._starved: asyncio.TimerHandle | None = None
-        self._answers = False
+        self._one_request = asyncio.Lock()
+        self._paused_until = 0.0
+        self._pause_timer: asyncio.TimerHandle | None = None
+        self._answering = False
         self._handed_over = False
-        self._complained = -COMPLAINT_SECONDS
+        self._warned_at = -WARNING_INTERVAL_SECONDS
 
     def __str__(self) -> str:
         return f"the control socket {self._listener.path}"
@@ -146,14 +147,14 @@ class Control(Service):
     # -- life ----------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Begin to answer."""
-        if not self._listener.inherited:  # else the old process answers until it lets go
+        """Answer requests, unless the old process of an upgrade still does."""
+        if not self._listener.inherited:
             await self.serving()
 
     async def serving(self) -> None:
-        """Answer, also the requests that came for the old process."""
-        if not self._answers:
-            self._answers = True
+        """Answer requests, also those that arrived while the old process answered."""
+        if not self._answering:
+            self._answering = True
             self._loop.add_reader(self._listener.sock, self._accept)
             log.info("control socket %s", self._listener.path)
 
@@ -162,27 +163,27 @@ class Control(Service):
         return {"control": self._listener.sock}
 
     async def handed_over(self, pid: int) -> None:
-        """Leave the requests to the new process."""
-        self._cease()
+        """Leave further requests to the new process."""
+        self._stop_answering()
         self._listener.hand_over()
         self._handed_over = True
 
-    def _cease(self) -> None:
-        """Accept no more clients."""
-        if self._answers:
-            self._answers = False
+    def _stop_answering(self) -> None:
+        """Stop accepting clients."""
+        if self._answering:
+            self._answering = False
             self._loop.remove_reader(self._listener.sock)
-        if self._starved is not None:
-            self._starved.cancel()
-            self._starved = None
+        if self._pause_timer is not None:
+            self._pause_timer.cancel()
+            self._pause_timer = None
 
     async def stopping(self) -> None:
-        """Show the stop in the status; requests are answered until it is over."""
+        """Show the stop in the status; requests are answered until its end."""
         self._administration.ending = self._administration.ending or "stopping"
 
     async def stop(self) -> None:
         """Close all connections, and remove the path."""
-        self._cease()
+        self._stop_answering()
         self._listener.close()
         for task in self._clients:
             task.cancel()
@@ -192,13 +193,13 @@ class Control(Service):
     # -- clients -------------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        """Accept one client; for the next one the loop calls again, after the sessions."""
+        """Accept one client; the event loop calls this again, after the events of sessions."""
         try:
             sock, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
             return
         except OSError as error:
-            self._starve(error)
+            self._pause_accepting(error)
             return
         sock.setblocking(False)
         try:
@@ -209,46 +210,46 @@ class Control(Service):
             self._admit(sock, peer)
 
     def _admit(self, sock: socket.socket, peer: _Peer) -> None:
-        if not peer.may_speak:
+        if not peer.is_permitted:
             text = f"uid {peer.uid} has no permission: only root and the daemon's user have"
-            self._turn_away(sock, peer, RequestError(Fault.PERMISSION, text))
+            self._refuse(sock, peer, RequestError(Fault.PERMISSION, text))
         elif len(self._clients) >= MAX_CLIENTS:
             text = f"there are {MAX_CLIENTS} clients already; try again"
-            self._turn_away(sock, peer, RequestError(Fault.BUSY, text))
+            self._refuse(sock, peer, RequestError(Fault.BUSY, text))
         else:
             task = self._loop.create_task(self._serve(sock, peer))
             self._clients.add(task)
             task.add_done_callback(self._clients.discard)
-            task.add_done_callback(lambda _: sock.close())  # it may never have begun
+            task.add_done_callback(lambda _: sock.close())  # also if the task never ran
 
-    def _starve(self, error: OSError) -> None:
-        """Stop accepting for a while: the system is short of descriptors or memory."""
+    def _pause_accepting(self, error: OSError) -> None:
+        """Stop accepting for a while, as the system has no free descriptors or memory."""
         log.error("control: cannot accept: %s", error.strerror)
         self._loop.remove_reader(self._listener.sock)
-        self._starved = self._loop.call_later(
+        self._pause_timer = self._loop.call_later(
             STARVED_SECONDS, self._loop.add_reader, self._listener.sock, self._accept
         )
 
-    def _turn_away(self, sock: socket.socket, peer: _Peer, fault: RequestError) -> None:
+    def _refuse(self, sock: socket.socket, peer: _Peer, fault: RequestError) -> None:
         refuse(sock, protocol.encode_fault(fault))
         now = self._loop.time()
-        if now - self._complained >= COMPLAINT_SECONDS:
-            self._complained = now
+        if now - self._warned_at >= WARNING_INTERVAL_SECONDS:
+            self._warned_at = now
             log.warning("control: %s was refused: %s", peer, fault.fault)
 
     async def _serve(self, sock: socket.socket, peer: _Peer) -> None:
-        """Answer one client until it closes, breaks the protocol, or takes too long."""
+        """Answer one client until it closes, violates the protocol, or exceeds a time limit."""
         limit = protocol.MAX_REQUEST
         reader, writer = await asyncio.open_unix_connection(sock=sock, limit=limit)
         writer.transport.set_write_buffer_limits(high=0)  # drain() waits until all is sent
         try:
-            await self._converse(reader, writer, peer)
-        except OSError as error:  # a time-out is one
+            await self._answer_requests(reader, writer, peer)
+        except OSError as error:  # TimeoutError is a subclass
             log.debug("control: %s disconnected, or does not read: %s", peer, error)
         finally:
-            writer.transport.abort()  # not close(), which waits for a reply that nobody reads
+            writer.transport.abort()  # close() would wait until the client reads the reply
 
-    async def _converse(
+    async def _answer_requests(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: _Peer
     ) -> None:
         while True:
@@ -265,25 +266,25 @@ class Control(Service):
 
     async def _send(self, writer: asyncio.StreamWriter, line: bytes) -> None:
         if writer.transport.is_closing():
-            raise ConnectionResetError  # uvloop raises a RuntimeError, as for many other things
+            raise ConnectionResetError  # uvloop's write() would raise a RuntimeError
         writer.write(line)
         async with asyncio.timeout(REPLY_SECONDS):
             await writer.drain()
 
-    def _check_that_this_process_serves(self) -> None:
-        """Refuse what would change this process, and be lost with it.
+    def _check_not_handed_over(self) -> None:
+        """Refuse requests after an upgrade, as this process ends, and their effect with it.
 
         :raises RequestError: a new process serves
         """
         if self._handed_over:
-            raise RequestError(Fault.BUSY, "a new process serves now; ask again")
+            raise RequestError(Fault.BUSY, "a new process serves now; try again")
 
     async def _answer(self, line: bytes, peer: _Peer) -> bytes:
         """Return the reply to a request."""
         try:
             reply = await self._carry_out(line, peer)
             if reply is None:
-                reply = protocol.encode({"ok": True, **await self._have_reloaded(peer)})
+                reply = protocol.encode({"ok": True, **await self._reload_settings(peer)})
         except RequestError as error:
             return protocol.encode_fault(error)
         except Exception:
@@ -294,26 +295,26 @@ class Control(Service):
             return reply
 
     async def _carry_out(self, line: bytes, peer: _Peer) -> bytes | None:
-        """Return the reply to a request; one request at a time, with a rest after it.
+        """Return the reply to a request; one request at a time, with a pause after it.
 
-        :returns: None for a reload, for which other requests need not wait
+        :returns: None for a reload, which must not block other requests
         """
-        async with self._turn:
-            await asyncio.sleep(self._rests_until - self._loop.time())
+        async with self._one_request:
+            await asyncio.sleep(self._paused_until - self._loop.time())
             began = self._loop.time()
             try:
                 request = protocol.decode(line)
-                self._check_that_this_process_serves()
+                self._check_not_handed_over()
                 if isinstance(request, protocol.Reload):
                     return None
                 answer = await self._administration.answer(request, str(peer))
                 return protocol.encode({"ok": True, **answer})
             finally:
                 now = self._loop.time()
-                self._rests_until = now + min(LONGEST_REST, REST * (now - began))
+                self._paused_until = now + min(MAX_PAUSE_SECONDS, PAUSE_FACTOR * (now - began))
 
-    async def _have_reloaded(self, peer: _Peer) -> dict[str, Any]:
-        """Reload; it goes on without its client."""
+    async def _reload_settings(self, peer: _Peer) -> dict[str, Any]:
+        """Reload the settings; the reload continues if the client disconnects."""
         outcome = await asyncio.shield(asyncio.ensure_future(self._reload(f"control: {peer}")))
         if outcome.reason:
             raise RequestError(Fault.REFUSED, printable(str(outcome), 1000), outcome.status)

@@ -1,4 +1,4 @@
-"""What the control socket tells of the fleet: its nodes, and where a client has its sessions."""
+"""Fleet view: the nodes of the fleet, and a client's sessions on them, for the control socket."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["fleet_view", "sessions_by_node"]
 
 
 async def fleet_view(server: Observed, client: str | None) -> dict[str, Any]:
-    """Return the nodes of the fleet, and what it counts for *client*.
+    """Return the nodes of the fleet, and its counts for *client*.
 
     :param client: an address or a network; None: only the nodes
     :raises RequestError: there is no fleet, it is out of reach, or it does not count *client*
@@ -56,7 +56,7 @@ async def fleet_view(server: Observed, client: str | None) -> dict[str, Any]:
 
 
 async def sessions_by_node(fleet: Fleet | None, gate: Gate, refusal: Refusal) -> dict[str, int]:
-    """Return the sessions of what was refused by the fleet, by name of the node; empty: unknown."""
+    """Return the sessions that led to a refusal by the fleet, by node; empty if unknown."""
     if fleet is None or not refusal.scope or fleet.share.processes > 1:
         return {}
     checks = [
@@ -68,7 +68,7 @@ async def sessions_by_node(fleet: Fleet | None, gate: Gate, refusal: Refusal) ->
         nodes, held = await fleet.view(checks)
     except FleetError:
         return {}
-    if not refusal.key:  # the limit of all
+    if not refusal.key:  # the limit of all sessions of the fleet
         return {printable(node.name): node.sessions for node in nodes}
     return {printable(name): count for each in held for name, count in each.nodes.items()}
 
@@ -88,7 +88,7 @@ def _checks(gate: Gate, host: str) -> list[FleetCheck]:
 
 
 def _checks_of(client: str, gate: Gate) -> list[FleetCheck]:
-    """Return what the fleet counts of an address, or of a network.
+    """Return the checks by which the fleet counts an address or a network.
 
     :raises RequestError: *client* is neither, or no limit of the fleet counts it
     """

@@ -1,7 +1,7 @@
-"""The fields of a log entry. Their names are a contract, and do not change.
+"""The fields of a log entry. Their names are part of the public interface, and must not change.
 
-A field comes from ``extra=`` of the call that logs. Text from a client is a value only: names are
-ours, and values are plain, bounded and without surrogates.
+A field comes from ``extra=`` of the logging call. Text from a client is only used as a value, never
+as a name. Values have simple types, a limited length, and no surrogates.
 """
 
 from __future__ import annotations
@@ -52,44 +52,45 @@ FIELDS = {
     "traceback": "error: Python's traceback",
     "extra": "fields that a handler gave with `extra=`, an object",
 }
-"""All fields, with their meanings; docs/operation.md has the same table."""
+"""All fields with their meanings; docs/operation.md has the same table."""
 
 MAX_TEXT = 8192
-"""Characters of a value or a message; more is cut off. Our own lines are less than half as long."""
+"""Maximum characters of a value or a message; the rest is cut off. smtpd-fork's own lines are less
+than half as long."""
 
 MAX_TRACEBACK = 16384
-"""Characters of a traceback, counted from its end, where the error is."""
+"""Maximum characters of a traceback; the end is kept, as it has the error."""
 
 MAX_EXTRA = 32
-"""Fields of a handler's own."""
+"""Maximum number of fields that a handler adds."""
 
 MAX_EXTRA_TEXT = 1024
-"""Characters of each of them."""
+"""Maximum characters of each of them."""
 
-_GIVEN = (
+_EXTRA_FIELDS = (
     *("session", "client", "address", "more", "seconds", "queue_id"),
     *("from", "to", "size", "reason", "lost", "command", "reply", "recipient", "helo"),
     *("score", "tags", "orig_client", "orig_queue_id", "user"),
 )
-"""Fields that ``extra=`` gives under their own names."""
+"""Fields that come from ``extra=`` under their own names."""
 
-_OTHERS = {
+_STANDARD_ATTRIBUTES = {
     *logging.makeLogRecord({}).__dict__,
     *("asctime", "message", "taskName", "refusal"),
-    *_GIVEN,
+    *_EXTRA_FIELDS,
 }
-"""Attributes of a record that are no fields of a handler."""
+"""Attributes of a record that are not fields of a handler."""
 
 
 def add_session(record: logging.LogRecord) -> bool:
-    """Add the session's id to a record that has none, as a filter that drops none."""
+    """Add the session's id to a record that has none; a logging filter that accepts all records."""
     if "session" not in record.__dict__ and (session := current_session.get()) is not None:
         record.session = session
     return True
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """Return the message of *record*, also if its arguments do not fit."""
+    """Return the message of *record*; if it cannot be formatted, the format string."""
     try:
         text = record.getMessage()
     except Exception:  # noqa: BLE001 - a handler may log with a wrong format
@@ -110,7 +111,7 @@ def traceback_of(record: logging.LogRecord) -> str:
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """Return the fields of *record*, in the order of :data:`FIELDS`, those it has."""
+    """Return the fields that *record* has, in the order of :data:`FIELDS`."""
     given = record.__dict__
     created = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
     found: dict[str, Any] = {
@@ -118,14 +119,14 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
         "level": record.levelname.lower(),
         "logger": record.name,
         "pid": os.getpid(),
-        "message": plain(message_of(record), 2 * MAX_TEXT),  # it is cut already
+        "message": plain(message_of(record), 2 * MAX_TEXT),  # message_of() has cut it
         **_of_refusal(given.get("refusal")),
-        **{name: plain(given[name]) for name in _GIVEN if name in given},
+        **{name: plain(given[name]) for name in _EXTRA_FIELDS if name in given},
     }
     if text := traceback_of(record):
         found["traceback"] = plain(text, MAX_TRACEBACK)
-    if not given.keys() <= _OTHERS:
-        extra = [name for name in given if name not in _OTHERS][:MAX_EXTRA]
+    if not given.keys() <= _STANDARD_ATTRIBUTES:
+        extra = [name for name in given if name not in _STANDARD_ATTRIBUTES][:MAX_EXTRA]
         found["extra"] = {
             plain(name, MAX_EXTRA_TEXT): plain(given[name], MAX_EXTRA_TEXT) for name in extra
         }
@@ -143,7 +144,7 @@ def _of_refusal(refusal: object) -> dict[str, Any]:
 
 
 def plain(value: Any, limit: int = MAX_TEXT) -> Any:
-    """Return *value* as JSON has it: a number, a boolean, null, or text that any parser takes."""
+    """Return *value* as a number, a boolean, None, or text that any JSON parser accepts."""
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
@@ -152,7 +153,7 @@ def plain(value: Any, limit: int = MAX_TEXT) -> Any:
         text = str(value)
     except Exception:  # noqa: BLE001 - __str__ of a handler's object may raise anything
         text = f"<{type(value).__name__}>"
-    # Surrogates are escaped: RFC 8259 8.2 leaves open what a parser does with them.
+    # Surrogates are escaped, as parsers treat them differently (RFC 8259 8.2).
     return _cut(text, limit).encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,8 +1,7 @@
 """The formats of log entries: text, JSON, syslog and systemd's journal.
 
-Whatever a client has sent, an entry is one entry: no byte from a client ends a line, begins one, or
-acts on a terminal. Fields are plain when they get here, so :func:`json.dumps` is enough for JSON; a
-library of JSON formatters would add nothing.
+No byte from a client can end or begin a line, or control a terminal, so that an entry is always one
+entry. The values of fields have simple types, so :func:`json.dumps` is sufficient for JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from smtpd_fork.sanitizer import printable
 __all__ = ["Encode", "JsonFormat", "TextFormat", "for_journald", "for_stream", "for_syslog"]
 
 Encode: TypeAlias = Callable[[logging.LogRecord], list[bytes]]
-"""Returns an entry as its target takes it: the bytes of a line, or datagrams."""
+"""Returns a record in the format of the target: the bytes of a line, or datagrams."""
 
 IDENTIFIER = "smtpd-fork"
 """Name of the program in syslog and in the journal."""
@@ -34,17 +33,17 @@ _SEVERITIES = (
     (logging.WARNING, SysLogHandler.LOG_WARNING),
     (logging.INFO, SysLogHandler.LOG_INFO),
 )
-"""Of syslog(3), by the lowest level; a level of a handler's own may be between two of Python's."""
+"""Severities of syslog(3) with the lowest level of each; a handler may use levels in between."""
 
 _INDENT = "  "
-"""Before each line of a traceback, so that it does not look like the first line of an entry."""
+"""Text before each line of a traceback, so that it does not look like the begin of an entry."""
 
-_IN_JOURNAL = {"time", "level", "pid", "message", "traceback"}
-"""Fields that journald has anyway, or that are in MESSAGE."""
+_NOT_PREFIXED = {"time", "level", "pid", "message", "traceback"}
+"""Fields that journald records itself, or that are in MESSAGE."""
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Return the message on one line, with the session's id in it."""
+    """Return the message on one line, with the session's id."""
     text = printable(message_of(record), None)
     session = record.__dict__.get("session")
     if session is None or f"[{session}" in text or f" {session} " in text:
@@ -53,15 +52,15 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _traceback(record: logging.LogRecord) -> list[str]:
-    """Return the lines of the traceback."""
+    """Return the indented lines of the traceback; empty without a traceback."""
     text = traceback_of(record)
     return [_INDENT + printable(line, None) for line in text.split("\n")] if text else []
 
 
 class TextFormat(logging.Formatter):
-    """One line, as the format has it, and the traceback below it, indented."""
+    """Formats an entry as one line, followed by the indented traceback."""
 
-    _second = (-1, "")  # the last one, and how it is shown: many entries come in one second
+    _second = (-1, "")  # cache of the last second as text: many entries have the same
 
     def format(self, record: logging.LogRecord) -> str:
         """Return *record* as text."""
@@ -70,7 +69,7 @@ class TextFormat(logging.Formatter):
         return "\n".join([self.formatMessage(record), *_traceback(record)])
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        """Return the local time, as logging has it by default."""
+        """Return the local time in the default format of :mod:`logging`."""
         second = int(record.created)
         if second != self._second[0]:
             self._second = (second, time.strftime(self.default_time_format, time.localtime(second)))
@@ -78,7 +77,7 @@ class TextFormat(logging.Formatter):
 
 
 class JsonFormat(logging.Formatter):
-    """One object a line, of :data:`~smtpd_fork.observe.logs.FIELDS`, in ASCII."""
+    """Formats an entry as a JSON object on one line in ASCII (see :data:`FIELDS`)."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return *record* as JSON (RFC 8259), on one line."""
@@ -102,10 +101,10 @@ def _severity(record: logging.LogRecord) -> int:
 def for_syslog(formatter: logging.Formatter | None) -> Encode:
     """Return an encoder for /dev/log (RFC 3164, in its local form).
 
-    Each line of a traceback is a datagram with the session's id: syslog has no second lines, and
-    lines of other programs may come between.
+    Each line of a traceback is a datagram of its own with the session's id: syslog does not support
+    several lines, and lines of other programs may be in between.
 
-    :param formatter: of the text; None: level, message and traceback
+    :param formatter: formats the text; None: level, message and traceback
     """
 
     def encode(record: logging.LogRecord) -> list[bytes]:
@@ -123,7 +122,7 @@ def for_syslog(formatter: logging.Formatter | None) -> Encode:
 
 
 def _packed(name: str, text: str) -> bytes:
-    """Return one field of the native protocol: a line, or, of several lines, with its length."""
+    """Return a field in the native protocol: one line, or the length and several lines."""
     value = text.encode("utf-8", "backslashreplace")
     if b"\n" not in value:
         return b"%s=%s\n" % (name.encode(), value)
@@ -133,10 +132,10 @@ def _packed(name: str, text: str) -> bytes:
 def for_journald(formatter: logging.Formatter | None) -> Encode:
     """Return an encoder for systemd's Native Journal Protocol.
 
-    Our fields are there as ``SMTPD_FORK_SESSION`` and so on: ``journalctl SMTPD_FORK_SESSION=ID``
-    finds all of a session.
+    The fields have names such as ``SMTPD_FORK_SESSION``, so that ``journalctl
+    SMTPD_FORK_SESSION=ID`` finds all entries of a session.
 
-    :param formatter: of ``MESSAGE``; None: the message with the traceback below it
+    :param formatter: formats ``MESSAGE``; None: the message, followed by the traceback
     """
 
     def encode(record: logging.LogRecord) -> list[bytes]:
@@ -152,7 +151,7 @@ def for_journald(formatter: logging.Formatter | None) -> Encode:
             "SYSLOG_PID": record.process,
         }
         for name, value in fields_of(record).items():
-            if name not in _IN_JOURNAL:
+            if name not in _NOT_PREFIXED:
                 shown = json.dumps(value) if name == "extra" else value
                 pairs[f"SMTPD_FORK_{name.upper()}"] = shown
         return [b"".join(_packed(name, str(value)) for name, value in pairs.items())]

@@ -1,14 +1,15 @@
-"""LogQueue: log entries, queued for a thread that writes them. Mail never waits for the log.
+"""LogQueue: queues log entries for a thread that writes them, so that mail never waits for the log.
 
-An entry is formatted where it is logged and queued. The queue is bounded in bytes; beyond that,
-entries are dropped and counted, and the count is logged once the target takes entries again.
+An entry is formatted by the caller, and then queued. The size of the queue is limited in bytes;
+entries that do not fit are dropped and counted, and the count is logged when the target accepts
+entries again.
 
-Until :meth:`LogQueue.begin` entries are written at once: a thread would not survive the fork of a
-daemon that detaches. After :meth:`LogQueue.end` they are written at once as well.
+Before :meth:`LogQueue.begin` and after :meth:`LogQueue.end`, entries are written immediately and
+without the thread: a thread would not survive the fork of a daemon that detaches.
 
-Not :class:`logging.handlers.QueueHandler` and ``QueueListener``: their queue is bounded in entries,
-what does not fit is not counted, and each entry is written by itself; ``stop()`` waits for as long
-as the target hangs, and a child of fork(2) has the queue without the thread.
+:class:`logging.handlers.QueueHandler` and ``QueueListener`` are not used: their queue is limited in
+entries, dropped entries are not counted, and each entry is written separately; ``stop()`` waits
+while the target hangs, and a child process has the queue without the thread.
 """
 
 from __future__ import annotations
@@ -31,23 +32,24 @@ if TYPE_CHECKING:
 __all__ = ["LogQueue"]
 
 QUEUE_BYTES = 4 << 20
-"""4 MiB, some 40,000 entries: seconds of the worst flood."""
+"""Maximum size of the queue: 4 MiB or about 40,000 entries, which is enough for several seconds of
+the highest load."""
 
 ENTRY_BYTES = 100
-"""Memory of an entry besides its bytes."""
+"""Memory overhead of an entry."""
 
 BATCH_BYTES = 1 << 16
-"""Written at once; a pipe of Linux holds as much."""
+"""Maximum bytes of one write, unless an entry is larger; it is the capacity of a pipe on Linux."""
 
-LINGER_SECONDS = 0.02
-"""Between two batches: waking the thread for each entry, and handing it the interpreter, would cost
-the event loop several times what the entry itself does."""
+BATCH_INTERVAL_SECONDS = 0.02
+"""Minimum time between two batches: waking the thread for each entry, with a switch of the
+interpreter lock, would cost the event loop several times as much as the entry itself."""
 
 FLUSH_SECONDS = 2.0
-"""How long the end waits for what is queued; a fifth of the time that docker(1) gives a stop."""
+"""Time limit for writing the queued entries at the end; a fifth of docker(1)'s time for a stop."""
 
-GRACE_SECONDS = 1.0
-"""And then for the thread, which a disk that hangs keeps from noticing the end."""
+JOIN_SECONDS = 1.0
+"""Additional time limit for the end of the thread, which may be blocked by a disk that hangs."""
 
 _WAKE = b""
 
@@ -57,7 +59,9 @@ _queues: WeakSet[LogQueue] = WeakSet()
 class LogQueue(logging.Handler):
     """The handler of the root logger.
 
-    :param encode: returns the entries of a record, as the target takes them
+    :param target: receives the entries
+    :param encode: returns a record as entries in the format of the target
+    :param queue_bytes: maximum size of the queue
     """
 
     def __init__(
@@ -73,16 +77,17 @@ class LogQueue(logging.Handler):
         _queues.add(self)
 
     def _reset(self) -> None:
-        # SimpleQueue, and no counter that both sides write: the garbage collector may interrupt
-        # put(), its finalizers log as well, and a lock of ours would then be held already.
+        # SimpleQueue, as its put() is reentrant: the garbage collector may interrupt it, and a
+        # finalizer may log. For the same reason there is no lock, and each counter is written
+        # either by callers or by the thread.
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
-        self._put_bytes = 0  # written by callers, under the handler's lock
-        self._dropped = 0  # as above
+        self._put_bytes = 0  # written by callers, with the lock of logging.Handler
+        self._dropped = 0  # the same
         self._taken_bytes = 0  # written by the thread
-        self._failed = 0  # as above
-        self._told = 0  # as above
+        self._failed = 0  # the same
+        self._reported = 0  # the same
         self._reopening = False
-        self._mute = self._closed
+        self._muted = self._closed
         self._deadline = math.inf
         self._thread: Thread | None = None
 
@@ -90,47 +95,47 @@ class LogQueue(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue *record*, or count it as lost."""
-        if self._mute or self._put_bytes - self._taken_bytes >= self._queue_bytes:
+        if self._muted or self._put_bytes - self._taken_bytes >= self._queue_bytes:
             self._dropped += 1
             return
         try:
             entries = self._encode(record)
-        except Exception:  # noqa: BLE001 - a fault of the log must not become one of the mail
+        except Exception:  # noqa: BLE001 - an error of the log must not affect mail
             self._dropped += 1
             return
         if self._thread is None:
             deadline = time.monotonic() + FLUSH_SECONDS
             if not self._write(entries, deadline) and time.monotonic() >= deadline:
-                self._mute = True  # wait once, not once an entry
+                self._muted = True  # do not wait again for each further entry
             return
         for entry in entries:
             self._put_bytes += len(entry) + ENTRY_BYTES
             self._queue.put(entry)
 
     def begin(self) -> None:
-        """Start the thread; after the last fork of a start."""
-        self._mute = False
-        self._thread = Thread(target=self._work, name="log", daemon=True)
+        """Start the thread; call this after the last fork of the start."""
+        self._muted = False
+        self._thread = Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def end(self, seconds: float = FLUSH_SECONDS) -> None:
-        """Write what is queued, if it takes no longer than *seconds*, and end the thread."""
+        """Write the queued entries within *seconds*, and end the thread."""
         thread = self._thread
         if thread is None:
             return
         self._deadline = time.monotonic() + seconds
         self._queue.put(None)
-        thread.join(seconds + GRACE_SECONDS)
+        thread.join(seconds + JOIN_SECONDS)
         assert self.lock is not None
         with self.lock:
             self._thread = None
             if thread.is_alive():
-                self._mute = True  # the target belongs to the thread, for good
-            elif not self._mute:
+                self._muted = True  # the thread may still use the target
+            elif not self._muted:
                 self._queue.put(None)
-                going_on = True
-                while going_on:  # what came meanwhile
-                    batch, going_on = self._gather()
+                more = True
+                while more:  # entries that were queued meanwhile
+                    batch, more = self._next_batch()
                     self._write(batch, self._deadline)
 
     def reopen(self) -> None:
@@ -144,35 +149,35 @@ class LogQueue(logging.Handler):
     def close(self) -> None:
         """End the thread, and close the target."""
         self.end()
-        if not self._closed and not self._mute:
-            self._target.close()  # else the thread may be using it
-        self._closed = self._mute = True
+        if not self._closed and not self._muted:
+            self._target.close()  # while muted, the thread may still use it
+        self._closed = self._muted = True
         super().close()
 
     # -- the thread ------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        """Write what is queued, until the end comes."""
-        going_on = True
-        begun = -math.inf  # the last batch
-        while going_on:
-            batch, going_on = self._gather(begun + LINGER_SECONDS)
+    def _run(self) -> None:
+        """Write queued entries until :meth:`end` is called."""
+        more = True
+        begun = -math.inf  # start of the last batch
+        while more:
+            batch, more = self._next_batch(begun + BATCH_INTERVAL_SECONDS)
             begun = time.monotonic()
             held = sum(map(len, batch)) + ENTRY_BYTES * len(batch)
-            fine = self._write(batch)
+            written = self._write(batch)
             self._taken_bytes += held
             if self._reopening:
                 self._reopen()
-            if fine:
-                self._tell_of_losses()
+            if written:
+                self._report_losses()
             if time.monotonic() >= self._deadline:
-                self._mute = True
+                self._muted = True
                 return
 
-    def _gather(self, earliest: float = -math.inf) -> tuple[list[bytes], bool]:
-        """Wait for entries; return a batch of them, and whether more may come.
+    def _next_batch(self, earliest: float = -math.inf) -> tuple[list[bytes], bool]:
+        """Wait for entries, and return a batch of them, and whether more may follow.
 
-        :param earliest: until then, more entries are waited for
+        :param earliest: collect entries at least until this time
         """
         batch: list[bytes] = []
         size = 0
@@ -184,7 +189,7 @@ class LogQueue(logging.Handler):
                 batch.append(entry)
                 size += len(entry)
             if not entry or size >= BATCH_BYTES:
-                return batch, True  # what comes after a reopen() is for the new target
+                return batch, True  # entries after a reopen() are for the new target
             try:
                 entry = self._queue.get_nowait()
             except Empty:
@@ -192,9 +197,9 @@ class LogQueue(logging.Handler):
         return batch, False
 
     def _write(self, entries: list[bytes], deadline: float | None = None) -> bool:
-        """Write *entries*, however long it takes; return whether all of them were written.
+        """Write *entries*; return whether all of them were written.
 
-        :param deadline: when to give up; default: the deadline of the end
+        :param deadline: time limit; default: that of :meth:`end`, so none before :meth:`end`
         """
 
         def late() -> bool:
@@ -207,36 +212,36 @@ class LogQueue(logging.Handler):
     def _reopen(self, deadline: float | None = None) -> None:
         self._reopening = False
         try:
-            news = self._target.reopen()
+            message = self._target.reopen()
             level = logging.INFO
         except OSError as error:
-            news = f"cannot reopen the log, logging continues here: {error.strerror or error}"
+            message = f"cannot reopen the log, logging continues here: {error.strerror or error}"
             level = logging.ERROR
-        if news is not None and logging.root.isEnabledFor(level):
-            self._write(self._encode(_record(level, news)), deadline)
+        if message is not None and logging.root.isEnabledFor(level):
+            self._write(self._encode(_record(level, message)), deadline)
 
-    def _tell_of_losses(self) -> None:
-        lost = self._dropped + self._failed - self._told
+    def _report_losses(self) -> None:
+        lost = self._dropped + self._failed - self._reported
         if not lost:
             return
         failed = self._failed
         text = f"{lost} entries of the log were lost: it could not be written"
         if self._write(self._encode(_record(logging.WARNING, text, lost=lost))):
-            self._told += lost
+            self._reported += lost
         else:
-            self._failed = failed  # the report is no loss
+            self._failed = failed  # do not count the report itself as lost
 
 
-def _record(level: int, text: str, **more: object) -> logging.LogRecord:
-    """Return a record of the log itself, which passes no logger."""
+def _record(level: int, text: str, **fields: object) -> logging.LogRecord:
+    """Return a record about the log itself, which is written without a logger."""
     about = {"name": "smtpd_fork.log", "levelno": level, "levelname": logging.getLevelName(level)}
-    return logging.makeLogRecord({**about, "msg": text, **more})
+    return logging.makeLogRecord({**about, "msg": text, **fields})
 
 
-def _forked() -> None:
-    """Let a child process write its entries at once: thread and queue are those of its parent."""
+def _reset_after_fork() -> None:
+    """Reset all queues in a child process: it has no thread, and its parent writes the entries."""
     for log_queue in list(_queues):
         log_queue._reset()  # noqa: SLF001 - of this file
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_reset_after_fork)

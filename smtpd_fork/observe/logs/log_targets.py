@@ -1,9 +1,9 @@
-"""Log targets: what a log is written to. A write takes a moment at most, also if nobody reads.
+"""Log targets: files, streams, syslog and journald. Each write has a time limit.
 
-The handlers of :mod:`logging` have no time limit: ``StreamHandler`` waits for a full pipe, and
-``SysLogHandler``, before Python 3.14, for a syslogd that hangs. ``WatchedFileHandler`` opens a file
-of any owner (see :func:`smtpd_fork.safe_open.safe_open`). Libraries for journald have
-to be compiled, or have no types, and have no time limit either.
+The handlers of :mod:`logging` have no time limit: ``StreamHandler`` waits while a pipe is full, and
+``SysLogHandler``, before Python 3.14, waits for a syslogd that hangs. ``WatchedFileHandler`` opens
+files of any owner (see :func:`smtpd_fork.safe_open.safe_open`). Libraries for journald need a
+compiler or have no type hints, and have no time limit either.
 """
 
 from __future__ import annotations
@@ -27,43 +27,43 @@ from smtpd_fork.safe_open import safe_open
 
 __all__ = ["FILE_FLAGS", "FileTarget", "JournalTarget", "LogTarget", "StreamTarget", "SyslogTarget"]
 
-MOMENT_SECONDS = 0.2
-"""How long one write waits for the reader; then the caller decides."""
+WRITE_TIMEOUT_SECONDS = 0.2
+"""Time limit of one write; then the caller decides whether to try again."""
 
 FILE_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK
-"""Of open(2); with O_NONBLOCK a FIFO without a reader is an error and does not block the start."""
+"""Flags of open(2); with O_NONBLOCK a FIFO without a reader is an error, and does not block."""
 
 FILE_MODE = 0o640
-"""Of a new log file, less the umask: addresses of senders and recipients are nobody else's."""
+"""Mode of a new log file before the umask: other users must not see senders and recipients."""
 
-_NEW_CONNECTION = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE}
-"""Errors of a socket whose other end was closed: syslogd was restarted."""
+_DISCONNECTED = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE}
+"""Errors of a socket that the other end has closed: syslogd was restarted."""
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-"""journald takes a file in memory only if nobody can change it any more."""
+"""Seals of a file in memory: journald requires that it cannot be changed any more."""
 
 
 class LogTarget(ABC):
     """A target of log entries."""
 
     def write(self, entries: Sequence[bytes], late: Callable[[], bool]) -> int:
-        """Write *entries* one by one: one that cannot be written does not stop the next.
+        """Write *entries* one by one; continue after an entry that cannot be written.
 
-        :param late: whether to give up
-        :returns: how many were written
+        :param late: returns whether the time limit has passed
+        :returns: number of entries that were written
         """
         written = 0
         for entry in entries:
-            if self._push(entry, late) == len(entry):
+            if self._write_all(entry, late) == len(entry):
                 written += 1
             elif late():
                 break
         return written
 
-    def _push(self, data: bytes, late: Callable[[], bool]) -> int:
-        """Write *data*; return how many bytes were written."""
+    def _write_all(self, data: bytes, late: Callable[[], bool]) -> int:
+        """Write *data*; return the number of bytes that were written."""
         rest = memoryview(data)
-        with suppress(Exception):  # OSError mostly; the next write may succeed
+        with suppress(Exception):  # usually an OSError; the next write may succeed
             while rest:
                 sent = self._send(rest)
                 rest = rest[sent:]
@@ -73,15 +73,16 @@ class LogTarget(ABC):
 
     @abstractmethod
     def _send(self, data: memoryview) -> int:
-        """Write what can be written of *data* in a moment; return how many bytes: perhaps 0.
+        """Write as much of *data* as possible within the time limit of one write.
 
-        :raises OSError: it cannot be written, now or at all
+        :returns: number of bytes that were written, perhaps 0
+        :raises OSError: *data* cannot be written
         """
 
     def reopen(self) -> str | None:
-        """Open the target by its name again; return a message for the log, if there is one.
+        """Open the target again by its name; return a message for the log, or None.
 
-        :raises OSError: it cannot be opened; the old one is kept
+        :raises OSError: it cannot be opened; the old target is kept
         """
         return None
 
@@ -93,48 +94,48 @@ class LogTarget(ABC):
 class StreamTarget(LogTarget):
     """A descriptor that other processes may share: a terminal, a pipe, a socket.
 
-    :param descriptor: its flags are left alone: O_NONBLOCK would hold for all that share it
+    :param descriptor: its flags are not changed, as O_NONBLOCK would affect the other processes
     """
 
     def __init__(self, descriptor: int) -> None:
-        self._torn = False
-        self._use(descriptor)
+        self._line_incomplete = False
+        self._set_descriptor(descriptor)
 
-    def _use(self, descriptor: int) -> None:
+    def _set_descriptor(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
-        # A pipe that is ready for writing takes so much without blocking (pipe(7)).
+        # A pipe that is ready for writing accepts PIPE_BUF bytes without blocking (pipe(7)).
         is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        self._most = None if is_file else select.PIPE_BUF
+        self._max_bytes = None if is_file else select.PIPE_BUF
 
     def write(self, entries: Sequence[bytes], late: Callable[[], bool]) -> int:
-        """Write *entries* as one."""
-        # After half an entry comes a line end, or the next would look like its second half.
-        start = b"\n" if self._torn else b""
-        written = self._push(start + b"".join(entries), late) - len(start)
+        """Write all *entries* together."""
+        # A line end after an incomplete entry, or the next entry would look like the rest of it.
+        start = b"\n" if self._line_incomplete else b""
+        written = self._write_all(start + b"".join(entries), late) - len(start)
         ends = list(accumulate(map(len, entries)))
         if written >= 0:
-            self._torn = written not in {0, *ends}
+            self._line_incomplete = written not in {0, *ends}
         return bisect_right(ends, written)
 
     def _send(self, data: memoryview) -> int:
-        if self._most is not None and not self._poll.poll(MOMENT_SECONDS * 1000):
+        if self._max_bytes is not None and not self._poll.poll(WRITE_TIMEOUT_SECONDS * 1000):
             return 0
         try:
-            return os.write(self._descriptor, data[: self._most])
-        except BlockingIOError:  # another process has made it non-blocking
+            return os.write(self._descriptor, data[: self._max_bytes])
+        except BlockingIOError:  # another process has set O_NONBLOCK
             return 0
 
     def close(self) -> None:
-        """Do nothing: it belongs to others as well."""
+        """Do nothing, as other processes may share the descriptor."""
 
 
 class FileTarget(StreamTarget):
-    """A file that is appended to; it may also be a FIFO with a reader, or a device.
+    """A file to which entries are appended; it may also be a FIFO with a reader, or a device.
 
-    :param path: absolute, as the directory becomes / later
-    :param owner: uid and gid of a new file: those of the user who will open it again
+    :param path: absolute path, as a detached daemon changes its directory
+    :param owner: uid and gid for a new file: those of the user that will open it again
     :raises CannotCreateError: it cannot be opened
     """
 
@@ -156,12 +157,12 @@ class FileTarget(StreamTarget):
         return descriptor
 
     def reopen(self) -> str | None:
-        """Open the path again: it may be another file by now (logrotate(8))."""
+        """Open the path again, as logrotate(8) may have replaced the file."""
         new, old = self._open(), self._descriptor
         if os.path.sameopenfile(new, old):
             os.close(new)
             return None
-        self._use(new)
+        self._set_descriptor(new)
         os.close(old)
         return f"log file reopened: {self.path}"
 
@@ -174,7 +175,7 @@ class FileTarget(StreamTarget):
 class _SocketTarget(LogTarget):
     """A unix socket of a log daemon, which may be restarted at any time.
 
-    :raises OperatingSystemError: there is none
+    :raises OperatingSystemError: the socket does not exist
     """
 
     name: str
@@ -186,18 +187,19 @@ class _SocketTarget(LogTarget):
 
     @staticmethod
     def _new(kind: socket.SocketKind) -> socket.socket:
-        """Return a socket on which a send waits for a moment at most.
+        """Return a socket whose send(2) has a time limit.
 
-        ``settimeout`` polls, and a datagram socket is always ready, whatever its receiver is.
+        ``settimeout`` would not work: it uses poll(2), and a datagram socket is always reported as
+        ready, also if its receiver does not read.
         """
         sock = socket.socket(socket.AF_UNIX, kind)
-        wait = struct.pack("@ll", 0, int(MOMENT_SECONDS * 1_000_000))
+        wait = struct.pack("@ll", 0, int(WRITE_TIMEOUT_SECONDS * 1_000_000))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
         return sock
 
 
 class SyslogTarget(_SocketTarget):
-    """The system's syslog: datagrams, or a stream where syslogd is an old one."""
+    """The syslog of the system, by datagrams, or by a stream for an old syslogd."""
 
     name = "syslog"
     _socket: socket.socket | None = None
@@ -225,7 +227,7 @@ class SyslogTarget(_SocketTarget):
         try:
             return self._send_once(data)
         except OSError as error:
-            if error.errno not in _NEW_CONNECTION:
+            if error.errno not in _DISCONNECTED:
                 raise
         self.close()
         return self._send_once(data)
@@ -235,13 +237,13 @@ class SyslogTarget(_SocketTarget):
         try:
             if sock.type == socket.SOCK_DGRAM:
                 return sock.send(data)
-            sock.sendall(bytes(data) + b"\0")  # as syslog(3) frames on a stream
+            sock.sendall(bytes(data) + b"\0")  # the framing of syslog(3) on a stream
         except BlockingIOError:
             return 0
         return len(data)
 
     def reopen(self) -> str | None:
-        """Connect again with the next entry."""
+        """Close the connection; the next entry opens a new one."""
         self.close()
         return None
 

@@ -1,4 +1,4 @@
-"""The set-up of the log, as ``--log-to``, ``--log-format`` and ``--log-level`` have it."""
+"""Setup of the log by ``--log-to``, ``--log-format`` and ``--log-level``."""
 
 from __future__ import annotations
 
@@ -33,27 +33,28 @@ if TYPE_CHECKING:
 __all__ = ["JOURNALD", "SYSLOG", "LogReload", "check_log", "set_up_logging"]
 
 SYSLOG = "/dev/log"
-"""Where syslog(3) sends to."""
+"""The socket of syslog(3)."""
 
 JOURNALD = "/run/systemd/journal/socket"
-"""Of systemd's Native Journal Protocol."""
+"""The socket of systemd's Native Journal Protocol."""
 
 _DESCRIPTORS = {"stdout": 1, "stderr": 2}
 
 _LINE = "%(asctime)s %(levelname)s %(message)s"
 
-_LINE_OF_SEVERAL = "%(asctime)s smtpd-fork[%(process)d]: %(levelname)s %(message)s"
-"""With --processes; as syslog has it."""
+_LINE_WITH_PID = "%(asctime)s smtpd-fork[%(process)d]: %(levelname)s %(message)s"
+"""The format with --processes, with program and process id as in syslog."""
 
 
 def set_up_logging(config: DaemonConfig, owner: tuple[int, int] | None = None) -> LogQueue | None:
-    """Log to where *config* says; return the queue, or None if the log goes nowhere.
+    """Set up the log as in *config*; return the queue, or None if there is no target.
 
-    A file is opened now: before privileges are dropped, and before the directory becomes /.
+    A file is opened now, before privileges are dropped, and before a detached daemon changes its
+    directory.
 
-    :param owner: uid and gid of a log file that is made
+    :param owner: uid and gid for a new log file
     :raises CannotCreateError: the file cannot be written
-    :raises OperatingSystemError: there is no syslog, or no journald
+    :raises OperatingSystemError: syslog or journald is not available
     :raises ConfigError: a detached daemon has no terminal to log to
     """
     log_queue = log_queue_of(config, owner)
@@ -61,22 +62,22 @@ def set_up_logging(config: DaemonConfig, owner: tuple[int, int] | None = None) -
     logging.basicConfig(handlers=[handler], force=True)
     set_level(config.log_level)
     logging.captureWarnings(capture=True)
-    logging.raiseExceptions = False  # a line that cannot be written is lost, and nothing else
+    logging.raiseExceptions = False  # an error of the log must not write to standard error
     return log_queue
 
 
 def set_level(name: str) -> None:
-    """Set the level, as ``--log-level`` has it."""
+    """Set the level to *name*, a value of ``--log-level``."""
     logging.getLogger().setLevel(name.upper())
-    # aiosmtpd logs every command at INFO, credentials included, and unknown ones at WARNING, of any
-    # length and as often as the client sends them.
+    # aiosmtpd logs every command at INFO, including credentials, and unknown commands at WARNING,
+    # of any length and as often as the client sends them.
     logging.getLogger("mail.log").setLevel(logging.ERROR)
 
 
 def check_log(config: DaemonConfig) -> None:
-    """Check whether the log can go to where *config* says; nothing is created.
+    """Check that the log target of *config* can be opened, without creating anything.
 
-    :raises SmtpdForkError: it cannot
+    :raises SmtpdForkError: it cannot be opened
     """
     where = config.log_to
     if where is None or where in {*_DESCRIPTORS, "syslog", "journald"}:
@@ -98,7 +99,7 @@ def check_log(config: DaemonConfig) -> None:
 def log_queue_of(config: DaemonConfig, owner: tuple[int, int] | None = None) -> LogQueue | None:
     """Return the queue of the log that *config* describes; None if there is no target."""
     where = config.log_to or default_target(detach=config.detach)
-    line = _LINE if config.processes == 1 else _LINE_OF_SEVERAL
+    line = _LINE if config.processes == 1 else _LINE_WITH_PID
     json = JsonFormat() if config.log_format == "json" else None
     if where in _DESCRIPTORS:
         if config.detach:
@@ -108,7 +109,7 @@ def log_queue_of(config: DaemonConfig, owner: tuple[int, int] | None = None) -> 
         return LogQueue(JournalTarget(JOURNALD), for_journald(json))
     elif where == "syslog":
         if config.log_to is None and not Path(SYSLOG).is_socket():
-            return None  # as in a container: the daemon serves without a log
+            return None  # a detached daemon in a container: it serves without a log
         return LogQueue(SyslogTarget(SYSLOG), for_syslog(json))
     else:
         target = FileTarget(Path(where).absolute(), owner)
@@ -116,10 +117,10 @@ def log_queue_of(config: DaemonConfig, owner: tuple[int, int] | None = None) -> 
 
 
 def default_target(*, detach: bool) -> str:
-    """Return the value of ``log_to`` that is its default here.
+    """Return the default value of ``log_to`` in the current environment.
 
-    Where systemd has connected standard error to the journal, JOURNAL_STREAM has its device and
-    inode (systemd.exec(5)), and an entry keeps its severity and fields if it goes there directly.
+    If systemd has connected standard error to the journal, JOURNAL_STREAM has its device and inode
+    (systemd.exec(5)). Then entries are sent to journald directly, to keep severity and fields.
     """
     if detach:
         return "syslog"
@@ -129,14 +130,14 @@ def default_target(*, detach: bool) -> str:
 
 
 class LogReload(Service):
-    """Opens the log again and sets its level when the daemon reloads."""
+    """Opens the log again and sets its level on a reload of the daemon."""
 
     async def reloading(self) -> None:
-        """Open the file again: logrotate(8) has moved it away and sent SIGHUP."""
+        """Open the file again, as logrotate(8) renames it and sends SIGHUP."""
         for handler in logging.getLogger().handlers:
             if isinstance(handler, LogQueue):
                 handler.reopen()
 
     async def reloaded(self, config: DaemonConfig) -> None:
-        """Set the level; a session keeps the one that it began with."""
+        """Set the level for new sessions; existing sessions keep theirs."""
         set_level(config.log_level)
