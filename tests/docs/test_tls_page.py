@@ -75,7 +75,7 @@ def test_a_client_works_as_the_page_says(folder: Path, words: list[str]) -> None
 
 def test_the_lines_of_the_log_are_those_of_the_code() -> None:
     """Each line's fixed words; other tests see that they are logged."""
-    table = PAGE.partition("| line of the log |")[2]
+    table = PAGE.partition("| log line |")[2]
     code = " ".join(path.read_text() for path in sorted((ROOT / "smtpd_fork").rglob("*.py")))
     code = re.sub(r'"\s*\n\s*f?"', "", code)
     lines = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
