@@ -82,8 +82,8 @@ def recipient_step(recipient: Recipient) -> Step:
 def message_steps(mail: Mail, parts: Parts, conversation: Conversation) -> Iterator[Step]:
     """Yield the events of a message: the header fields, the body in chunks, the end."""
     yield _DATA
-    if conversation.wants(HEADER):
-        yield header_step(parts.names_and_values, leading_space=conversation.leading_space)
+    if conversation.wants(HEADER) and (fields := parts.names_and_values):
+        yield header_step(fields, leading_space=conversation.leading_space)
     yield _END_OF_HEADER
     yield from body_steps(mail.content, parts.body)
     yield _END

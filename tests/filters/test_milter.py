@@ -91,6 +91,19 @@ async def test_a_milter_of_version_2_gets_no_data_and_values_without_their_space
     assert kept.messages == [HEADER + b"\r\nX-A: one\r\n two\r\n\r\n" + BODY]
 
 
+@pytest.mark.parametrize(
+    ("text", "events"),
+    [("", b"NE"), ("\r\n", b"NE"), ("text alone\r\n", b"NBE"), ("\r\ntext\r\n", b"NBE")],
+)
+async def test_of_a_message_without_a_header_a_milter_gets_no_field(
+    text: str, events: bytes
+) -> None:
+    milter = TestMilter()
+    async with door(milter) as (client, _):
+        assert await send(client, text=text) == (250, "2.0.0")
+    assert milter.commands.removesuffix(b"Q") == b"CHMRT" + events
+
+
 async def test_what_a_milter_does_not_want_it_is_not_told() -> None:
     milter = TestMilter(protocol=0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x200)
     async with door(milter) as (client, _):

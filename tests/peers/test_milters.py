@@ -58,6 +58,16 @@ async def test_what_opendkim_signs_it_verifies_behind_it(folder: Path, stages: l
 
 
 @pytest.mark.parametrize("stages", STAGES)
+async def test_a_message_without_a_header_is_checked_as_well(
+    folder: Path, stages: list[str]
+) -> None:
+    letters = [b"", b"text alone\r\n", b"\r\ntext\r\n"]
+    with opendkim(folder, "v", f"unix:{folder}/v") as address:
+        replies, _ = await through([address], *letters, stages=stages)
+    assert [code for code, _ in replies] == [250] * 3
+
+
+@pytest.mark.parametrize("stages", STAGES)
 async def test_clamav_milter_refuses_a_virus(folder: Path, stages: list[str]) -> None:
     with clamav(folder, f"unix:{folder}/m") as address:
         letters = HAM, f"{HAM}{EICAR}\r\n", HAM
