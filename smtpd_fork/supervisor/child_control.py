@@ -161,7 +161,8 @@ class ChildControl(Service):
         """
         self._server.rest()
         self._administration.ending = self._administration.ending or DRAINING
-        self._draining = asyncio.ensure_future(self._end_with_last_session())
+        if self._draining is None:  # the order comes again with each new process that serves
+            self._draining = asyncio.ensure_future(self._end_with_last_session())
 
     async def _end_with_last_session(self) -> None:
         await self._server.leave()
@@ -174,6 +175,7 @@ class ChildControl(Service):
         """
         if self._draining is not None:
             self._draining.cancel()
+            self._draining = None
         if self._administration.ending == DRAINING:
             self._administration.ending = ""
             self._server.accept()

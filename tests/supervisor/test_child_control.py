@@ -1,0 +1,44 @@
+"""A process and the requests of its supervisor, in whatever order they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from unittest.mock import AsyncMock, Mock
+
+from smtpd_fork.supervisor.child_control import ChildControl
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@asynccontextmanager
+async def process() -> AsyncIterator[tuple[ChildControl, Mock, Mock, Mock]]:
+    """Yield the control of a process, its channel, its server and its orders."""
+    channel, server, orders = Mock(), Mock(), Mock()
+    channel.start, channel.ended = AsyncMock(), AsyncMock(side_effect=asyncio.Event().wait)
+    by_name = {name: getattr(orders, name) for name in ("stop", "drain", "leave", "abort")}
+    control = ChildControl(channel, Mock(), server, by_name, AsyncMock(), None)
+    await control.start()
+    yield control, channel, server, orders
+    await control.stop()
+
+
+async def test_a_process_that_was_to_drain_twice_goes_on_after_its_last_session() -> None:
+    async with process() as (_, channel, server, orders):
+        last_session = asyncio.Event()
+        server.leave = last_session.wait
+        for _ in range(2):
+            await channel.answer("rest", None)
+            await asyncio.sleep(0)
+        await channel.answer("resume", None)
+        last_session.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        server.accept.assert_called_once_with()
+        assert not orders.leave.called
+        await channel.answer("rest", None)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        orders.leave.assert_called_once_with(None)
