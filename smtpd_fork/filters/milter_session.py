@@ -16,7 +16,6 @@ from smtpd_fork.filters.milter_steps import (
 from smtpd_fork.hops.milter.connection import MilterConnection, MilterDownError
 from smtpd_fork.hops.milter.conversation import Conversation
 from smtpd_fork.hops.milter.events import CONNECT, HELO, PAUSE
-from smtpd_fork.hops.milter.verdict import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -81,7 +80,7 @@ class MilterSession:
         self._client_sent = False
         self._sender_sent = False
         self._recipients_sent = 0
-        self._accepted: Verdict | None = None  # for the whole session
+        self._of_client: Verdict | None = None  # for the whole session
         self._until = 0.0
 
     # -- results -----------------------------------------------------------------------------------
@@ -89,8 +88,8 @@ class MilterSession:
     @property
     def verdict(self) -> Verdict | None:
         """The milter's verdict about the transaction, or None."""
-        if self._accepted is not None or self._connection is None:
-            return self._accepted
+        if self._of_client is not None or self._connection is None:
+            return self._of_client
         return self._connection.conversation.verdict
 
     @property
@@ -110,8 +109,8 @@ class MilterSession:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the milter has accepted all messages of the session."""
-        return self._accepted is not None
+        """Whether the milter has accepted or refused all messages of the session."""
+        return self._of_client is not None
 
     async def probe(self) -> None:
         """Check that the milter can be reached, and speaks the protocol.
@@ -208,7 +207,7 @@ class MilterSession:
 
     async def _try(self, send: Callable[[], Any]) -> None:
         """Call *send*; call it once more if the milter had closed a kept connection before."""
-        if self._accepted is not None or self.down:
+        if self._of_client is not None or self.down:
             return
         self._until = self.loop.time() + self._target.total
         kept = self._connection
@@ -227,7 +226,7 @@ class MilterSession:
         except BaseException:
             self.close()
             raise
-        self._note_acceptance()
+        self._note_decision()
 
     async def _send(self, steps: Iterable[Step], *, each_recipient: bool = False) -> None:
         if self.verdict is not None:
@@ -246,14 +245,18 @@ class MilterSession:
         finally:
             self.asked |= connection.sent > sent
 
-    def _note_acceptance(self) -> None:
-        """Send nothing more in this session once the milter has accepted the client."""
+    def _note_decision(self) -> None:
+        """Send nothing more in this session once the milter has decided about the client.
+
+        As for Sendmail and Postfix, a refusal at connect or helo is one of the whole session: a
+        client cannot evade it with another message, or another greeting.
+        """
         connection, verdict = self._connection, self.verdict
-        if connection is None or verdict is None or verdict.kind is not Kind.ACCEPT:
+        if connection is None or verdict is None:
             return
         decided_at = connection.conversation.decided_at
         if decided_at is CONNECT or decided_at is HELO:
-            self._accepted = verdict
+            self._of_client = verdict
             self.close()
 
     def close(self) -> None:

@@ -104,9 +104,10 @@ async def test_a_greeting_that_is_refused_is_none(command: str) -> None:
         assert code_and_enhanced(await client.say(f"{command} spam.example")) == (550, "5.7.1")
         assert (await client.say("MAIL FROM:<a@example.org>")).code == 503
         milter.answers = {}
-        assert (await client.say(f"{command} me.example")).code == 250
-        assert (await client.say("MAIL FROM:<a@example.org>")).code == 250
-        assert milter.commands == b"CHHM"
+        for name in ("spam.example", "me.example"):  # it is the client that is refused
+            again = await client.say(f"{command} {name}")
+            assert code_and_enhanced(again) == (550, "5.7.1")
+        assert milter.commands.removesuffix(b"Q") == b"CH"
 
 
 async def test_a_refused_ehlo_is_refused_behind_other_handlers_as_well() -> None:
@@ -119,8 +120,26 @@ async def test_a_refused_ehlo_is_refused_behind_other_handlers_as_well() -> None
     async with live(milter, Changes()) as (address, _), await Client.to(address) as client:
         await client.reply()
         assert (await client.say("EHLO me")).code == 550
-        milter.answers = {}
-        assert "X-FOO" in (await client.say("EHLO me")).text
+        assert (await client.say("MAIL FROM:<a@example.org>")).code == 503
+
+
+@pytest.mark.parametrize("at", [b"C", b"H"])
+@pytest.mark.parametrize("stages", [["data"], ["rcpt"]])
+async def test_a_client_that_is_refused_is_refused_with_each_of_its_messages(
+    at: bytes, stages: list[str]
+) -> None:
+    milter = TestMilter(answers={at: frame(b"r")})
+    async with live(milter, stages=stages) as (address, kept), await Client.to(address) as client:
+        await client.greet()
+        for _ in range(3):
+            await client.say("RSET", "EHLO another.example", "MAIL FROM:<a@example.org>")
+            reply = await client.say("RCPT TO:<b@example.com>")
+            if stages == ["data"]:
+                assert await send_rest(client) == (550, "5.7.1")
+            else:
+                assert code_and_enhanced(reply) == (550, "5.7.1")
+        await until(lambda: not milter.open)
+    assert kept.messages == []
 
 
 @pytest.mark.parametrize("at", [b"C", b"H"])
