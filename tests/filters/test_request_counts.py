@@ -73,6 +73,12 @@ async def test_a_filter_is_not_counted_for_clients_that_its_conditions_leave_out
     assert seen(counts) == {}
 
 
+def test_a_request_without_an_answer_counts_as_4xx(counts: AnswerCounts) -> None:
+    with pytest.raises(TimeoutError), Filter().request():
+        raise TimeoutError
+    assert seen(counts) == {"4xx": 1}
+
+
 @pytest.mark.parametrize("skip", [True, False])
 async def test_rspamd_is_not_counted_for_clients_that_are_skipped(
     counts: AnswerCounts, skip: bool

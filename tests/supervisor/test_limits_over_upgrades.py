@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.control import CONTROL, ask
 from support.daemon import LOCAL, PATIENCE, Daemon, until
-from support.supervised import children, figures, greetings
+from support.supervised import attempt_auth, children, figures, greetings, limit_failures
 from support.upgrades import TAKEN, Successors
 
 if TYPE_CHECKING:
@@ -53,6 +53,27 @@ def test_limits_apply_to_old_and_new_processes_together_until_the_old_ones_have_
         until(lambda: have_come() >= 20, "all that the rate allows")
         until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all have gone")
         assert have_come() == 20, "the rate counts those of before"
+        assert daemon.process.wait(PATIENCE) == 0
+
+
+def test_failed_attempts_and_log_ins_of_a_user_count_after_an_upgrade(tmp_path: Path) -> None:
+    limits = limit_failures(tmp_path, "max-failures = 0\nmax-user-failures = 4")
+    with (
+        Daemon(*limits, *PATIENT, "--processes", "2", cwd=tmp_path) as daemon,
+        Successors(daemon) as successors,
+    ):
+
+        def attempt(password: str, source: str = "127.0.0.1") -> int:
+            with daemon.smtp(source=source) as client:
+                return attempt_auth(client, password)
+
+        assert attempt("right", "127.0.0.9") == 235
+        assert [attempt(f"guess {number}") for number in range(3)] == [535] * 3
+        successors.upgrade()
+        codes = [attempt(f"guess {number}") for number in range(3, 15)]
+        assert set(codes) == {535, 454}
+        assert codes.count(535) <= 2, "one, and one more at the process that has not heard of it"
+        assert {attempt("right", "127.0.0.9") for _ in range(6)} == {235}
         assert daemon.process.wait(PATIENCE) == 0
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-from base64 import b64encode
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from support.daemon import LOCAL, PATIENCE, Daemon, on_both_loops, run, until
 from support.place import only_line
 from support.proxy import V1
 from support.redis_server import RedisServer
-from support.supervised import greetings
+from support.supervised import attempt_auth, greetings, limit_failures
 
 from smtpd_fork.errors import ExitStatus
 
@@ -170,27 +169,14 @@ def test_a_denial_by_a_handler_applies_to_all_processes(tmp_path: Path) -> None:
 def test_failed_attempts_to_authenticate_count_over_all_processes(
     tmp_path: Path, clients: ExitStack, limit: str, code: int
 ) -> None:
-    (tmp_path / "backend.py").write_text(
-        "from aiosmtpd.smtp import AuthResult\n\n"
-        "def check(server, session, envelope, mechanism, data):\n"
-        "    return AuthResult(success=False, handled=False)\n"
-    )
-    (tmp_path / "auth.toml").write_text(
-        '[[handler]]\nuse = "auth"\nauthenticator = "backend:check"\nrequire-tls = "never"\n'
-        f'{limit}\n\n[[handler]]\nuse = "discard"\n'
-    )
-    options = ("-l", "127.0.0.1:0", *PATIENT, "--config", "auth.toml", "--processes", "2")
+    options = (*limit_failures(tmp_path, limit), *PATIENT, "--processes", "2")
     with Daemon(*options, *CONTROL, cwd=tmp_path) as daemon:
         sessions: list[SMTP] = []
         while len(sessions) < 40 and min(each["sessions"] for each in status(tmp_path)) < 6:
             sessions.append(daemon.smtp())
             clients.callback(sessions[-1].close)
         assert min(each["sessions"] for each in status(tmp_path)) >= 6
-        codes = []
-        for number, session in enumerate(sessions):
-            session.ehlo()
-            word = b64encode(f"\0bob\0guess {number}".encode()).decode()
-            codes.append(session.docmd("AUTH PLAIN", word)[0])
+        codes = [attempt_auth(each, f"guess {number}") for number, each in enumerate(sessions)]
         assert codes[:4] == [535] * 4
         assert set(codes[4:]) <= {535, code}
         assert codes.count(535) <= 5, "one more at the process that has not heard of the others"

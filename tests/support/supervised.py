@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import urllib.request
+from base64 import b64encode
 from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -13,8 +14,13 @@ from support.daemon import LOCAL, PATIENCE, Daemon, until
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
+    from pathlib import Path
+    from smtplib import SMTP
 
-__all__ = ["COUNTING", "TWO", "children", "figures", "greetings", "page", "pids"]
+__all__ = [
+    "COUNTING", "TWO", "attempt_auth", "children", "figures", "greetings", "limit_failures", "page",
+    "pids",
+]  # fmt: skip
 
 TWO = (*LOCAL, "--processes", "2")
 
@@ -58,6 +64,31 @@ def greetings(
     replies = [clients.enter_context(sock).recv(200)[:4] for sock in socks]
     assert set(replies) <= {b"220 ", refused}
     return replies.count(b"220 ")
+
+
+BACKEND = """
+from aiosmtpd.smtp import AuthResult
+
+
+def check(server, session, envelope, mechanism, data):
+    return AuthResult(success=data.password == b"right", handled=False, auth_data=data.login)
+"""
+
+
+def limit_failures(folder: Path, limits: str) -> tuple[str, ...]:
+    """Return the options of a daemon with the handler auth; its only password is ``right``."""
+    (folder / "backend.py").write_text(BACKEND)
+    (folder / "auth.toml").write_text(
+        '[[handler]]\nuse = "auth"\nauthenticator = "backend:check"\nrequire-tls = "never"\n'
+        f'{limits}\n\n[[handler]]\nuse = "discard"\n'
+    )
+    return ("-l", "127.0.0.1:0", "--config", "auth.toml")
+
+
+def attempt_auth(client: SMTP, password: str) -> int:
+    """Return the code of the reply to an attempt of bob."""
+    client.ehlo()
+    return client.docmd("AUTH PLAIN", b64encode(f"\0bob\0{password}".encode()).decode())[0]
 
 
 def page(daemon: Daemon, name: str) -> str:
