@@ -1,4 +1,4 @@
-"""The gate: admits or refuses clients. Pure and synchronous; the time is an argument."""
+"""The gate: admits or refuses clients. It is synchronous and does no I/O; time is an argument."""
 
 from smtpd_fork.gate.client_log_line import ClientLine
 from smtpd_fork.gate.denials import Denial, Denials

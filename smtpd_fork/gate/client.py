@@ -1,4 +1,4 @@
-"""Client: what the gate knows of a host that connects."""
+"""Client: the properties of a host that connects, as the gate's rules use them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from smtpd_fork.gate.networks import Prefix, is_ipv4, is_local, number_of
 from smtpd_fork.peer_address import host_of
 
 if TYPE_CHECKING:
-    from smtpd_fork.gate.rule_book import Page
+    from smtpd_fork.gate.rule_book import RuleSet
     from smtpd_fork.gate.rules.fleet import FleetCheck
     from smtpd_fork.peer_address import Peer
 
@@ -16,21 +16,21 @@ __all__ = ["Client"]
 
 
 class Client:
-    """A host that connects. Its connections share one, as long as the limits do not change.
+    """A host that connects. Its connections share one object until the limits change.
 
-    :param peer: as accept(2) named it, or a PROXY header; its port does not matter
-    :param ipv6_prefix: bits of the network by which an IPv6 client is counted: a host with one
-        address of a /64 has all of them
+    :param peer: from accept(2) or a PROXY header; the port does not matter
+    :param ipv6_prefix: length of the prefix by which an IPv6 client is counted: a host with one
+        address of a /64 can use all of them
     :ivar number: its address (see :mod:`smtpd_fork.gate.networks`); None if it has none
-    :ivar ipv6: whether that is of IPv6; None if it has none
-    :ivar key: what it is counted by: an IPv4 address, or a network of IPv6; an embedder's own
-        name for a peer as it is; None for a unix socket's
-    :ivar local: whether the address is of this host, or private
+    :ivar ipv6: whether the address is an IPv6 address; None if it has none
+    :ivar key: the text by which it is counted: an IPv4 address or an IPv6 network; another text
+        that an embedding program uses for a peer, unchanged; None for a client of a unix socket
+    :ivar local: whether the address belongs to this host, or is private
     :ivar exempt: whether the limits per client do not apply to it
-    :ivar proxy: whether it is one that is to name its clients by XCLIENT: until then it is exempt
-    :ivar limit: sessions of all clients up to which it is admitted; the gate sets it
-    :ivar rules: those that apply to it; the gate sets it
-    :ivar fleet_checks: what a fleet is asked about it; None: that was not worked out yet
+    :ivar proxy: whether it is a proxy that names its clients by XCLIENT; until then it is exempt
+    :ivar limit: it is admitted while there are fewer sessions in all; the gate sets it
+    :ivar rules: the rules that apply to it; the gate sets it
+    :ivar fleet_checks: the limits that a fleet is asked about; None: not determined yet
     """
 
     __slots__ = (
@@ -39,7 +39,7 @@ class Client:
     )  # fmt: skip
 
     limit: int
-    rules: Page
+    rules: RuleSet
     fleet_checks: tuple[FleetCheck, ...] | None
 
     def __init__(self, peer: Peer, ipv6_prefix: int) -> None:

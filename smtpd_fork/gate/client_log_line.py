@@ -1,4 +1,4 @@
-"""ClientLine: a line of the log about one client, which may be one of very many like it."""
+"""ClientLine: a log line about one client, of a kind that a client can cause many times."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["ClientLine"]
 
 
 class ClientLine(NamedTuple):
-    """One line about a client. Make it with :meth:`of`.
+    """A log line about a client, created by :meth:`of`.
 
-    :ivar key: of the client (an IPv6 client by its /64) and the kind of line: lines of one key are
-        gathered
+    :ivar key: identifies the client (an IPv6 client by its /64) and the kind of line; lines with
+        the same key are summarised
     :ivar text: the line
-    :ivar logger: writes it
-    :ivar level: logging's
-    :ivar extra: the fields of the entry
+    :ivar logger: the logger that writes it
+    :ivar level: of :mod:`logging`
+    :ivar extra: the fields of the log entry
     """
 
     key: str
@@ -48,10 +48,10 @@ class ClientLine(NamedTuple):
     ) -> Self:
         """Return the line ``[SESSION] CLIENT: WHAT: REASON``; without a session, without its id.
 
-        :param what: what happened; constant, as lines are gathered by it
-        :param reason: why; may be anything
-        :param kind: lines with the same *what* that are gathered apart
-        :param fields: more fields of the entry, ``session`` among them
+        :param what: the event; a constant text, as it is a part of the key
+        :param reason: the cause; any text
+        :param kind: distinguishes lines with the same *what* that are summarised separately
+        :param fields: more fields of the log entry, such as ``session``
         """
         client = describe(peer)
         fields = {name: value for name, value in fields.items() if value}
@@ -64,7 +64,7 @@ class ClientLine(NamedTuple):
 
     @staticmethod
     def key_of(peer: Peer, what: str, kind: str) -> str:
-        """Return the key of a client's line; the parameters are those of :meth:`of`."""
+        """Return the key of a line; see :meth:`of` for the parameters."""
         return f"{Client(peer, IPV6_PREFIX).key} {what} {kind}"
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
-"""Denials: networks that an administrator, or a program, denies at run time.
+"""Denials: networks that an administrator or a program denies at run time.
 
-They are added to the lists of ``deny`` and outlive a reload. There is one table for each size of
-network that is denied, so that an addition costs the same with 1 entry or 10,000.
+They apply in addition to the lists of ``deny``, and a reload keeps them. There is one table for
+each prefix length, so that an addition costs the same with 1 entry or 10,000.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["LONGEST_DENIAL", "MAX_AUTOMATIC", "MAX_DENIALS", "Denial", "Denials"]
 
 MAX_DENIALS = 10_000
-"""Networks at once: a few megabytes. More belong into a file of ``--deny``."""
+"""Maximum number of networks, which need a few megabytes. Put more into a file of ``--deny``."""
 
 MAX_AUTOMATIC = 9_000
-"""Networks at once from which on rules and handlers add none: clients cause those denials, and an
-administrator is to have room for others."""
+"""Number of networks above which rules and handlers can add none. Clients cause such denials; the
+rest is for administrators."""
 
 LONGEST_DENIAL = 366 * 86400.0
-"""Seconds; a denial without a time has no end."""
+"""Maximum duration of a denial in seconds; a denial without a duration has no end."""
 
 LONGEST_AUTHOR = 100
-"""Characters of the name of an administrator or a program."""
+"""Maximum length of the name of an administrator or a program, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ class Denial:
     :ivar written: the network as it was written
     :ivar text: of the reply; may be empty
     :ivar by: the administrator or the program that denied it
-    :ivar since: seconds of the epoch
-    :ivar until: seconds of the gate's clock; infinite without an end
-    :ivar number: in the order of the additions
-    :ivar node: of the fleet, on which it was denied; empty: this one
+    :ivar since: when it was denied, in seconds since the epoch
+    :ivar until: when it ends, in seconds of the gate's clock; infinite without an end
+    :ivar number: serial number of the addition
+    :ivar node: the node of the fleet on which it was denied; empty: this one
     """
 
     network: Network
@@ -63,7 +63,7 @@ class Denial:
 
     @property
     def origin(self) -> str:
-        """The words of an explanation."""
+        """A text for an explanation: the author and the time of the denial."""
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
         where = f" on {self.node}" if self.node else ""
         return f"denied at run time by {self.by}{where} at {when}"
@@ -72,8 +72,8 @@ class Denial:
 class Denials:
     """The networks that are denied at run time. Its methods may be called from any thread.
 
-    :param lock: of the gate; :attr:`version` and :meth:`find` are for its holder
-    :param clock: returns seconds, never backwards
+    :param lock: of the gate; the callers of :attr:`version` and :meth:`find` must hold it
+    :param clock: a monotonic clock, which returns seconds
     :ivar on_change: called in any thread for each change made here: with the network, the denial
         (None: it was removed), and whether an earlier process has denied the network
     """
@@ -84,7 +84,7 @@ class Denials:
         self._all: dict[Network, Denial] = {}
         self._by_prefix: dict[int, dict[int, Denial]] = {}
         self._version = 0
-        self._ends: list[tuple[float, int, Network]] = []  # a heap; some are there no longer
+        self._ends: list[tuple[float, int, Network]] = []  # a heap; may contain removed denials
         self._numbers = count(1)
         self.on_change: Callable[[Network, Denial | None, bool], None] | None = None
 
@@ -99,17 +99,18 @@ class Denials:
         node: str = "",
         automatic: bool = False,
     ) -> Denial:
-        """Deny *network*; if it is denied already, text and time are replaced.
+        """Deny *network*. If it is denied already, its text and its end are replaced.
 
-        :param text: of the reply; what is not printable ASCII becomes ``?``
-        :param seconds: how long; None: until it is removed, or the process ends
-        :param by: who denied it, for explanations
-        :param since: seconds of the epoch, if a process before this one has denied it; default: now
-        :param node: of the fleet, on which it was denied; empty: this one
-        :param automatic: whether a client has caused it: then :data:`MAX_AUTOMATIC` holds, and a
-            denial that lasts longer stays as it is
-        :raises SettingError: *network* is none, the text is too long, the time is out of its range,
-            or too many networks are denied already
+        :param text: of the reply; characters that are not printable ASCII become ``?``
+        :param seconds: duration; None: until it is removed, or the process ends
+        :param by: the administrator or the program that denies it, for explanations
+        :param since: when it was denied, in seconds since the epoch, if an earlier process has
+            denied it; default: now
+        :param node: the node of the fleet on which it was denied; empty: this one
+        :param automatic: whether a client has caused it: then :data:`MAX_AUTOMATIC` applies, and an
+            existing denial that lasts longer is not changed
+        :raises SettingError: *network* is not a network, the text is too long, the duration is out
+            of range, or too many networks are denied already
         """
         parsed = _network("deny", network)
         text = printable_text(text)
@@ -140,9 +141,9 @@ class Denials:
         return denial
 
     def remove(self, network: str) -> bool:
-        """Deny *network* no longer; return whether it was denied at run time.
+        """Remove the denial of *network*; return False if it was not denied at run time.
 
-        :raises SettingError: it is no network
+        :raises SettingError: *network* is not a network
         """
         parsed = _network("undeny", network)
         with self._lock:
@@ -162,18 +163,18 @@ class Denials:
                 self._put(replace(denial, number=next(self._numbers)))
 
     def end(self, seconds: float | None) -> float:
-        """Return when a denial ends that has so many seconds left; None: never."""
+        """Return the time, by the gate's clock, in *seconds* from now; infinite for None."""
         return math.inf if seconds is None else self._clock() + seconds
 
     def left(self, denial: Denial) -> float | None:
-        """Return the seconds that a denial has left; None: it has no end."""
+        """Return the seconds until a denial ends; None: it has no end."""
         return None if denial.until == math.inf else denial.until - self._clock()
 
     def page(self, *, limit: int | None = None, after: int = 0) -> list[tuple[Denial, float]]:
-        """Return denials and the seconds that each has left, in the order of the additions.
+        """Return denials, in the order of the additions, each with the seconds until it ends.
 
-        :param limit: at most so many
-        :param after: the number of the last one of the page before
+        :param limit: maximum number of denials; None: all
+        :param after: the number of the last denial on the previous page
         """
         with self._lock:
             self._expire()
@@ -186,20 +187,20 @@ class Denials:
             self._expire()
             return len(self._all)
 
-    # -- for the holder of the lock --------------------------------------------------------------
+    # -- the caller holds the lock ---------------------------------------------------------------
 
     @property
     def version(self) -> int:
-        """Changes whenever :meth:`find` may have another answer."""
+        """A number that changes whenever the result of :meth:`find` may change."""
         if self._ends:
             self._expire()
         return self._version
 
     def find(self, number: int | None) -> Denial | None:
-        """Return the smallest denied network around an address; None if there is none."""
+        """Return the smallest denied network that contains an address, or None."""
         if number is None or not self._by_prefix:
             return None
-        # ::/0 is all of IPv6, and nothing of IPv4, as in a NetworkTable.
+        # A network of IPv6, such as ::/0, contains no address of IPv4, as in a NetworkTable.
         least = BITS - V4_BITS if is_ipv4(number) else 0
         for prefix in sorted(self._by_prefix, reverse=True):
             shift = BITS - prefix
@@ -223,7 +224,8 @@ class Denials:
         self._version += 1
         if denial.until < math.inf:
             heappush(self._ends, (denial.until, denial.number, network))
-        if len(self._ends) > 2 * MAX_DENIALS + len(self._all):  # as one is denied again and again
+        # The heap grows when a network is denied repeatedly: remove its old entries.
+        if len(self._ends) > 2 * MAX_DENIALS + len(self._all):
             there = (each for each in self._all.values() if each.until < math.inf)
             self._ends = [(each.until, each.number, each.network) for each in there]
             heapify(self._ends)

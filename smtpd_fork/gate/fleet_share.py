@@ -1,7 +1,7 @@
-"""FleetShare: what a fleet allows a gate, and the counts of the gate for the fleet. Plain data.
+"""FleetShare: the data that a gate and its node of a fleet exchange. Plain data.
 
-The gate does no I/O. :mod:`smtpd_fork.fleet` writes here the answers of the fleet, and reads here
-the counts for it; the gate reads the one and writes the other.
+The gate does no I/O. :mod:`smtpd_fork.fleet` writes the answers of the fleet here, and the gate
+reads them; the gate writes its counts here, and :mod:`smtpd_fork.fleet` sends them to the fleet.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ KNOWN_SECONDS = 0.25
 """How long a key that was over its limit is refused without asking the fleet again."""
 
 WAIT_SECONDS = 1.0
-"""How long a slot is wanted for a client that was refused: it will come again."""
+"""How long a slot is requested for a client that was refused, as it will connect again."""
 
 MAX_KNOWN = 4096
-"""Keys over their limits that are known at once."""
+"""Maximum number of keys that are remembered as over their limits."""
 
 
 Answered: TypeAlias = "Callable[[Refusal | None], None]"
@@ -33,10 +33,10 @@ Ask: TypeAlias = "Callable[[Ticket, Answered], object]"
 
 
 class OverLimit(NamedTuple):
-    """A key that the fleet found over its limit.
+    """The count of a key that is over its limit in the fleet.
 
-    :ivar until: seconds of the gate's clock
-    :ivar sessions: with the client that was refused
+    :ivar until: when to ask the fleet again, in seconds of the gate's clock
+    :ivar sessions: the count, including the client that was refused
     """
 
     until: float
@@ -44,28 +44,30 @@ class OverLimit(NamedTuple):
 
 
 class FleetShare:
-    """The part of a gate in a fleet. The gate's lock guards it.
+    """The share of a gate in a fleet. The gate's lock guards it.
 
-    :param connections: sessions of the fleet at once; 0: no limit
-    :param processes: between which the connections are divided that ``max_from_net`` has shares of;
-        with more than one, the fleet is asked about these shares as well
-    :ivar slots: how many of these the gate may use
-    :ivar until: seconds of the gate's clock; then the slots belong to others
-    :ivar alone: slots that hold instead while the fleet is out of reach; None: it is not
+    :param lock: of the gate
+    :param connections: maximum sessions of all nodes together; 0: no limit
+    :param processes: number of processes that divide the connection slots. With more than one, the
+        fleet also checks the limits of ``max_from_net`` that are shares of all slots
+    :ivar slots: how many of the fleet's slots the gate may use
+    :ivar until: end of the lease of these slots, in seconds of the gate's clock
+    :ivar local_slots: how many slots the gate may use while the fleet is out of reach; None: it is
+        not
     :ivar stressed: whether three quarters of *connections* are in use
-    :ivar waits_until: seconds of the gate's clock, up to which this gate wants a slot for clients
-        that it has refused
-    :ivar others_wait: whether clients of other nodes do
-    :ivar closing: whether the gate admits no more, so that its free slots are for others
-    :ivar held: sessions by key, also those that the fleet is being asked about
-    :ivar changed: keys that may have another count than the fleet has
+    :ivar waits_until: until when this gate wants a slot for clients that it has refused, in seconds
+        of its clock
+    :ivar others_wait: whether clients of other nodes wait for a slot
+    :ivar closing: whether the gate admits no more clients, so that other nodes get its free slots
+    :ivar held: sessions by key, including those with a pending question
+    :ivar changed: keys whose count may differ from the fleet's
     :ivar over: keys that were over their limits a moment ago
-    :ivar refused_sessions: sessions by key that the fleet has refused, and that will leave
-    :ivar owner: the object that talks to the fleet
-    :ivar wake: called when there is something to tell; with True if a client waits for it
+    :ivar refused_sessions: by key, the number of sessions that the fleet has refused, and that
+        have not ended yet
+    :ivar owner: the object that communicates with the fleet
+    :ivar wake: called when there are counts to send; with True if a client waits for a slot
     :ivar ask: called with a ticket, and a callback for the verdict of the fleet on its client, in a
-        thread with a running loop; returns a refusal if the client is refused without being asked
-        about
+        thread with a running loop. It returns a refusal if the client is refused without a question
     """
 
     def __init__(self, lock: Lock, connections: int = 0, processes: int = 1) -> None:
@@ -84,24 +86,24 @@ class FleetShare:
         self.over: dict[str, OverLimit] = {}
         self.refused_sessions: dict[str, int] = {}
         self.owner: object = None
-        self.wake: Callable[[bool], None] = _nobody
-        self.ask: Ask = _nobody_asks
+        self.wake: Callable[[bool], None] = _ignore_wake
+        self.ask: Ask = _ignore_question
 
     def client_refused(self, now: float) -> None:
-        """Take note that a client was refused for want of a slot."""
+        """Request a slot, as a client was refused without one."""
         self.waits_until = now + WAIT_SECONDS
         self.wake(True)
 
     def slot_released(self) -> None:
-        """Take note that a slot is free."""
+        """Give a free slot back to the fleet if another node waits for one."""
         if self.others_wait:
             self.wake(True)
 
     def limit(self, own: int, now: float) -> int:
-        """Return how many sessions may exist, of the *own* limit of the gate.
+        """Return the maximum of sessions, at most *own*, the limit of the gate.
 
-        A process that was stopped for a while believes nothing until the fleet has answered: its
-        slots may be in use elsewhere.
+        After the end of the lease it is 0 until the fleet answers, for example in a process that
+        was suspended: other nodes may use the slots by now.
         """
         if not self.connections:
             return own
@@ -110,7 +112,7 @@ class FleetShare:
         return 0 if self.local_slots is None else min(own, self.local_slots)
 
     def over_limit(self, key: str, now: float) -> OverLimit | None:
-        """Return what is known of a key over its limit; None if nothing is."""
+        """Return the count of a key that was over its limit a moment ago, or None."""
         known = self.over.get(key)
         if known is not None and known.until <= now:
             del self.over[key]
@@ -118,7 +120,7 @@ class FleetShare:
         return known
 
     def mark_over(self, key: str, count: int, now: float) -> None:
-        """Remember for a moment that *key* is over its limit."""
+        """Remember for :data:`KNOWN_SECONDS` that *key* is over its limit."""
         if len(self.over) >= MAX_KNOWN:
             self.over.clear()
         self.over[key] = OverLimit(now + KNOWN_SECONDS, count)
@@ -129,8 +131,8 @@ class FleetShare:
         self._change(key)
 
     def leave(self, key: str) -> None:
-        """Count a session of *key* no longer."""
-        if key in self.refused_sessions:  # the fleet refused it: no slot becomes free
+        """Uncount a session of *key*."""
+        if key in self.refused_sessions:  # the fleet has not counted it, so no slot becomes free
             self._end_refused(key)
         else:
             self.over.pop(key, None)
@@ -142,7 +144,7 @@ class FleetShare:
         self._change(key)
 
     def mark_refused(self, key: str) -> None:
-        """Take note that the fleet has refused a session of *key*, if it has not left already."""
+        """Record that the fleet has refused a session of *key*, unless it has ended already."""
         refused = self.refused_sessions.get(key, 0)
         if refused < self.held.get(key, 0):
             self.refused_sessions[key] = refused + 1
@@ -160,7 +162,7 @@ class FleetShare:
         self.changed[key] = None
 
     def recount(self) -> None:
-        """Forget the counts: the sessions that exist are counted again, by other keys perhaps."""
+        """Clear the counts: the gate counts its sessions again, perhaps by other keys."""
         self.changed.update(dict.fromkeys(self.held))
         self.held.clear()
         self.over.clear()
@@ -168,9 +170,9 @@ class FleetShare:
         self.wake(False)
 
 
-def _nobody(urgent: bool) -> None:
+def _ignore_wake(urgent: bool) -> None:
     """Do nothing: there is no fleet."""
 
 
-def _nobody_asks(ticket: Ticket, answered: Answered) -> None:
+def _ignore_question(ticket: Ticket, answered: Answered) -> None:
     """Do nothing: there is no fleet."""

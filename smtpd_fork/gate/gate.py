@@ -1,8 +1,8 @@
 """Gate: counts the sessions, in all and by client, and admits or refuses new ones.
 
-The counts go up in :meth:`Gate.admit` and down in :meth:`Gate._give_back`, and nowhere else.
-Everything is synchronous and does no I/O. A lock makes one gate safe to share between servers in
-several threads (aiosmtpd's Controller has its own); it is never held while other code runs.
+Only :meth:`Gate.admit` increases the number of sessions, and only :meth:`Gate._release_slot`
+decreases it. The gate is synchronous and does no I/O. Its lock allows servers in several threads to
+share it (aiosmtpd's Controller has its own thread); no callback runs while the lock is held.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Gate:
     """Counts sessions, and admits clients within the limits.
 
     :param limits: the limits, instead of *settings*
-    :param clock: returns seconds, never backwards
+    :param clock: a monotonic clock, which returns seconds
     :param settings: the limits by name, see :class:`Limits`: ``Gate(max_from_ip=3, rate="30/m")``
-    :ivar denials: networks that were denied at run time
+    :ivar denials: the networks that are denied at run time
     :ivar slots: the connection slots
-    :ivar load: the event-loop lag, set by what measures it
-    :ivar lock: guards the counts, and the part of the gate in a fleet
+    :ivar load: the event-loop lag; the code that measures it sets it
+    :ivar lock: guards the counts, and the gate's share in a fleet
     :raises SettingError: a setting is unknown, cannot be read, or is out of its range
     :raises TypeError: *limits* has another type, or there are settings as well
 
@@ -63,17 +63,17 @@ class Gate:
         self._clock = clock
         self.lock = Lock()
         self.slots = Slots(clock)
-        self._inside = self.slots.inside
+        self._tickets = self.slots.tickets
         self._statistics = Statistics()
         self.load = Load()
         self.denials = Denials(self.lock, clock)
         self._set_up(Limits(**settings) if limits is None else limits)
         self._waiters = Waiters(self.lock)
         self.refusals = RefusalLog(clock=clock)
-        """The refusals' log: each client's first at once, the rest in summaries."""
+        """Decides which refusals are logged: the first of each client; summaries of the others."""
 
     def _set_up(self, limits: Limits, before: RuleBook | None = None) -> None:
-        """Apply *limits*; the sessions that exist are counted again by them."""
+        """Apply *limits*, and count the open sessions again by them."""
         if not isinstance(limits, Limits):
             raise TypeError(f"limits must be a Limits, not {type(limits).__name__}")
         self._limits = limits
@@ -81,8 +81,8 @@ class Gate:
         if (share := self.slots.share) is not None:
             share.recount()
         self._rules = RuleBook(limits, self.load, self.denials, share, before)
-        self._counts = Counts(self._inside)
-        for ticket in self._inside:
+        self._counts = Counts(self._tickets)
+        for ticket in self._tickets:
             ticket.client = self._rules.client(ticket.peer, proxy=ticket.client.proxy)
             self._counts.enter(ticket.client)
 
@@ -91,7 +91,8 @@ class Gate:
     def admit(self, peer: Peer, *, proxy: bool = False) -> Verdict:
         """Admit *peer* and count it, or refuse it.
 
-        :param proxy: it will name its clients (:meth:`identify`), and has no limits itself
+        :param proxy: whether *peer* is a proxy that will name its clients (:meth:`identify`); no
+            limits per client apply to it
         :returns: a :class:`Ticket`, to be released when the session ends; a :class:`Refusal` if
             a rule refuses this client; :class:`Full` if no connection slot is free
         """
@@ -105,21 +106,22 @@ class Gate:
             self._counts.enter(client)
             for rule in client.rules.timed:
                 rule.arrived(client, now)
-            ticket = Ticket(client, peer, now, self._give_back)
-            self._inside.add(ticket)
+            ticket = Ticket(client, peer, now, self._release_slot)
+            self._tickets.add(ticket)
             self._statistics.admitted += 1
         return ticket
 
     def identify(self, ticket: Ticket, peer: Peer, *, proxy: bool = False) -> Refusal | None:
         """Apply the rules to the client that a PROXY header or XCLIENT names.
 
-        The ticket was given to the connection of the proxy: before a PROXY header as to a client
-        without an address (``admit(None)``), in the count of all and in no other. XCLIENT may name
-        several, one after the other: each replaces the one before.
+        The ticket belongs to the connection of the proxy. Before a PROXY header, the connection is
+        admitted without an address (``admit(None)``) and counted in the total only. XCLIENT may
+        name several clients, one after the other: each replaces the previous one.
 
-        :param proxy: as of :meth:`admit`: *peer* is behind a proxy, and will name its clients
-        :returns: a :class:`Refusal` if a rule keeps *peer* out; the ticket is then still held, and
-            as it was. None: it is *peer*'s from now on
+        :param proxy: as in :meth:`admit`: *peer* is a proxy behind this one, and will name its
+            clients
+        :returns: a :class:`Refusal` if a rule refuses *peer*; the ticket is then unchanged, and
+            must still be released. None: the ticket is counted for *peer* from now on
         """
         with self.lock:
             if ticket.released:
@@ -140,10 +142,10 @@ class Gate:
         return None
 
     def begin_handshake(self, ticket: Ticket) -> Refusal | None:
-        """Count a TLS handshake as failed, until :meth:`end_handshake`; or refuse it.
+        """Count a TLS handshake as failed until :meth:`end_handshake`, or refuse it.
 
-        :returns: a :class:`Refusal` if too many of this client, or its network, have failed lately
-            or are under way
+        :returns: a :class:`Refusal` if too many handshakes of this client, or of its network, have
+            failed recently or are in progress
         """
         with self.lock:
             client, now = ticket.client, self._clock()
@@ -161,29 +163,29 @@ class Gate:
                 rule.take_back(ticket.client)
 
     def take_back(self, ticket: Ticket) -> None:
-        """Uncount an arrival: a client that is refused after all uses up nothing of a rate."""
+        """Uncount a new session in the rates, as its client is refused after it was admitted."""
         with self.lock:
             for rule in ticket.client.rules.timed:
                 rule.take_back(ticket.client)
 
-    def _give_back(self, ticket: Ticket) -> None:
-        """Count a ticket out, once; called by the ticket."""
+    def _release_slot(self, ticket: Ticket) -> None:
+        """Release the slot of a ticket, once; the ticket calls it."""
         with self.lock:
             if ticket.released:
                 return
             ticket.released = True
-            ticket.holder = None  # which may refer to its ticket
-            self._inside.remove(ticket)
+            ticket.holder = None  # it may refer to the ticket: break the cycle
+            self._tickets.remove(ticket)
             self._counts.leave(ticket.client)
         if self._waiters:
             self.tell_waiters()
         if (share := self.slots.share) is not None:
-            share.slot_released()  # clients that wait here come before those of other nodes
+            share.slot_released()  # after the clients that wait here had their chance
 
-    # -- refusals, explained -----------------------------------------------------------------
+    # -- refusals and reports ----------------------------------------------------------------
 
     def refuse(self, verdict: Refusal | Full, *, client: str = "", session: str = "") -> Refusal:
-        """Count a refusal and set its id; call it when the reply is sent."""
+        """Count a refusal, and set its id; to be called when the reply is sent."""
         refusal = verdict if isinstance(verdict, Refusal) else verdict.refusal()
         refusal.client, refusal.session = client, session
         share = self.slots.share
@@ -194,7 +196,7 @@ class Gate:
         return refusal
 
     def explain(self, name: str) -> Explanation | None:
-        """Return one of the last thousand refusals by its id, or None."""
+        """Return one of the last thousand refusals by its id, with advice; None: unknown id."""
         with self.lock:
             return self._statistics.explain(name)
 
@@ -203,39 +205,39 @@ class Gate:
     ) -> list[Entry]:
         """Return the connection slots in use, the oldest first.
 
-        :param limit: at most so many; None is all
-        :param after: ``(since, id)`` of the last entry of the page before this one. A client
-            that stays from the first page to the last is on exactly one of them
+        :param limit: maximum number of entries; None: all
+        :param after: ``(since, id)`` of the last entry on the previous page. A session that exists
+            while all pages are read is on exactly one of them
         """
         return entries(self.tickets(), self._clock(), limit, after)
 
     def tickets(self) -> set[Ticket]:
         """Return the tickets in use."""
         with self.lock:
-            return set(self._inside)
+            return set(self._tickets)
 
     def stats(self) -> dict[str, int]:
         """Return the numbers of admitted clients, and of refused ones by rule, since the start."""
         with self.lock:
             return self._statistics.counters()
 
-    # -- waiting for room --------------------------------------------------------------------
+    # -- waiting for a slot ------------------------------------------------------------------
 
     def when_room(self, callback: Callable[[], None], *, reserved: bool = False) -> None:
         """Call *callback* once, as soon as a connection slot is free (at once if one is).
 
-        It is called in the thread that gave the room, must not block, and may find the room taken
-        again. A callback that waits already is not added twice.
+        It is called in the thread that has released the slot, must not block, and may find that the
+        slot is in use again. A callback that waits already is not added twice.
 
-        :param reserved: a slot that is reserved for exempt clients will do
+        :param reserved: whether a slot that is reserved for exempt clients suffices
         """
         self._waiters.add(callback, reserved)
         self.tell_waiters()
         if self._waiters:
-            self.slots.full()  # the fleet, if there is one, has to know
+            self.slots.full()  # requests a slot of the fleet, if there is one
 
     def forget(self, callback: Callable[[], None]) -> None:
-        """Cancel :meth:`when_room`; no error if there is nothing to cancel."""
+        """Cancel :meth:`when_room`; no error if *callback* does not wait."""
         self._waiters.remove(callback)
 
     @property
@@ -244,15 +246,15 @@ class Gate:
         return bool(self._waiters)
 
     def tell_waiters(self) -> None:
-        """Call the callbacks that wait, if a slot is free."""
+        """Call the waiting callbacks if a slot is free."""
         if not self.full:
             self._waiters.call(for_all=not self.slots.crowded)
 
-    # -- what is, and what may be ------------------------------------------------------------
+    # -- counts and limits -------------------------------------------------------------------
 
     @property
     def free(self) -> int:
-        """Slots that are free, reserved ones among them; below 0 after a limit was lowered."""
+        """The number of free slots, including reserved ones; negative after a limit was lowered."""
         return self.slots.free
 
     @property
@@ -261,14 +263,17 @@ class Gate:
         return self.free <= 0
 
     def is_exempt(self, peer: Peer) -> bool:
-        """Whether the limits per client do not apply to *peer*, and slots are reserved for it."""
+        """Whether *peer* is exempt: no limits per client apply, and it may use reserved slots."""
         if self._limits.exempt is None:
             return False
         with self.lock:
             return self._rules.client(peer).exempt
 
     def counted_as(self, peer: Peer) -> str | None:
-        """Return the address or network that *peer* is counted by; None if it is exempt or unix."""
+        """Return the address or network by which *peer* is counted.
+
+        None if it is exempt, or a client of a unix socket.
+        """
         with self.lock:
             client = self._rules.client(peer)
         return None if client.exempt else client.key
@@ -276,7 +281,7 @@ class Gate:
     @property
     def count(self) -> int:
         """The number of sessions."""
-        return len(self._inside)
+        return len(self._tickets)
 
     def count_from(self, peer: Peer) -> int:
         """Return the number of sessions of the client *peer*."""
@@ -286,15 +291,15 @@ class Gate:
 
     @property
     def clients(self) -> dict[str, int]:
-        """The number of sessions of each client that has one, by its address or /64; a copy."""
+        """The number of sessions by client (IPv4 address or IPv6 network); a copy."""
         with self.lock:
             return dict(self._counts.by_client)
 
     @property
     def limits(self) -> Limits:
-        """The limits in force. May be set at any time.
+        """The limits in force. They may be set at any time.
 
-        Sessions that are in stay in: :attr:`count` can be above a limit that was lowered.
+        Open sessions continue, so :attr:`count` may exceed a limit that was lowered.
         """
         return self._limits
 
@@ -310,7 +315,7 @@ class Gate:
         return self.slots.paused
 
     def join(self, share: FleetShare | None) -> None:
-        """Have the limits hold over a fleet, of which *share* is this gate's part; None: leave."""
+        """Join a fleet, whose nodes share the limits; *share* is this gate's share. None: leave."""
         with self.lock:
             self.slots.share = share
             self._set_up(self._limits, self._rules)
@@ -330,11 +335,12 @@ class Gate:
     ) -> Callable[[], asyncio.BaseProtocol]:
         """Return a protocol factory with this gate in front of *factory*.
 
-        For ``loop.create_server()`` and aiosmtpd's Controller. A connection that does not fit is
-        answered 421 and closed; it cannot be deferred, as the loop has accepted it already.
+        It is for ``loop.create_server()`` and aiosmtpd's Controller. A client that is refused gets
+        421, and its connection is closed. It cannot be deferred, as the loop has accepted it
+        already.
 
         :param factory: returns a protocol for one connection
-        :param hostname: names this host in the refusals; default: the system's name
+        :param hostname: the name of this host in refusals; default: the system's host name
         """
         return gated(factory, gate=self, hostname=hostname)
 

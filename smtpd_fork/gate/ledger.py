@@ -1,4 +1,4 @@
-"""Ledger: the connection slots in use, and by what."""
+"""The list of the connection slots in use, with the session or the client of each."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ __all__ = ["Entry", "Holder", "entries", "entry_of"]
 
 
 class Holder(Protocol):
-    """What holds a ticket, and can say what it does."""
+    """The interface of the object that holds a ticket, such as a session."""
 
     @property
     def phase(self) -> str:
-        """What it does now."""
+        """The current phase; see :class:`Entry`."""
 
     @property
     def tls(self) -> bool:
-        """Whether TLS is spoken."""
+        """Whether TLS is in use."""
 
     @property
     def messages(self) -> int:
-        """Messages that were accepted so far."""
+        """The number of messages accepted so far."""
 
     @property
     def helo(self) -> str:
-        """The name that the client gave itself; empty if it gave none."""
+        """The client's HELO name; empty before HELO."""
 
     def kick(self, reply: bytes) -> None:
-        """End, with *reply* as the last word where the protocol allows one."""
+        """End the session, with *reply* as the last reply if the protocol allows one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ class Entry:
     """One connection slot in use.
 
     :ivar id: the session's id, as in the log; also before the session begins
-    :ivar since: when it was taken, by the gate's clock
+    :ivar since: when the client was admitted, by the gate's clock
     :ivar peer: the client as accept(2) named it, or behind a proxy its true address
     :ivar sender: the proxy, as accept(2) named it; None without one
     :ivar key: the address or network that it is counted by, or None
     :ivar exempt: whether the limits per client do not apply
-    :ivar seconds: how long it has been held
+    :ivar seconds: how long the slot has been in use
     :ivar listener: where the client connected; empty if that is not known
     :ivar phase: ``arriving``, ``proxy-header``, ``dns``, ``greet-pause``, ``handshake``,
         ``command``, ``data``, ``handler``, ``tarpit`` or ``closing``

@@ -1,4 +1,4 @@
-"""Limits of a gate, as plain data."""
+"""Limits: the limits of a gate, as plain data."""
 
 from __future__ import annotations
 
@@ -35,28 +35,29 @@ __all__ = ["GATE_SETTINGS", "Limits", "limits_of"]
 
 @dataclass(frozen=True, slots=True, init=False)
 class Limits:
-    """The limits of a gate. All but the first two are off by default.
+    """The limits of a gate. Only the first two are on by default.
 
     Names and values are those of the options: ``Limits(rate="30/m", deny=["./bad.list"])``. Files
     are read at once.
 
-    :param limit_connections: sessions in all, at least 1
-    :param max_from_ip: sessions from one client; 0 is no limit. Does not override the former.
-    :param ipv6_prefix: bits of the network by which an IPv6 client is counted
-    :param max_from_net: sessions from one network, for networks of several sizes. A share is at
-        least ``max_from_ip``, if that is not the default; without a limit there, shares are off
-    :param rate: new sessions per period, from one client
-    :param rate_net: new sessions per period, from one network
+    :param limit_connections: maximum sessions in all, at least 1
+    :param max_from_ip: maximum sessions from one client; 0: only ``limit_connections`` applies
+    :param ipv6_prefix: length of the prefix by which an IPv6 client is counted
+    :param max_from_net: maximum sessions from one network, for networks of several sizes. A share
+        is at least ``max_from_ip``, if that is not the default; with ``max_from_ip=0``, shares are
+        off
+    :param rate: new sessions per period from one client
+    :param rate_net: new sessions per period from one network
     :param tls_failure_rate: failed and unfinished TLS handshakes of one client per period; four
         times as many of one /24 or /48
-    :param allow: networks, or files of them, that are not denied
-    :param deny: networks, or files of them, that are denied
-    :param exempt: networks, or files of them, to which the limits per client do not apply
+    :param allow: networks, or files of networks, that are not denied
+    :param deny: networks, or files of networks, that are denied
+    :param exempt: networks, or files of networks, to which the limits per client do not apply
     :param reserve: connection slots for exempt clients only
-    :param fair_share: whether a client with more than its share is refused while slots are short
-    :param refuse_first: number of first clients that are refused, for testing
-    :param refuse_every: after those, each Nth client is refused, for testing
-    :param max_loop_lag: seconds of event-loop lag above which clients are refused; 0: never
+    :param fair_share: whether to refuse a client with more than its share while slots are short
+    :param refuse_first: how many of the first clients are refused, for testing
+    :param refuse_every: refuse each Nth client after those, for testing
+    :param max_loop_lag: event-loop lag in seconds above which clients are refused; 0: no limit
     :raises SettingError: a setting is unknown, cannot be read, or is out of its range
     """
 
@@ -124,13 +125,13 @@ class Limits:
             yield FleetRule(tuple(self.fleet_limits(processes)), share)
 
     def _share_of(self, limit: NetworkLimit, processes: int) -> int:
-        """Return how many sessions a share is, of the connections of all processes."""
-        # An -m that was raised, for a relay perhaps, is meant: a share does not take it back.
+        """Return the number of sessions of a share, of the connection slots of all processes."""
+        # A share is not below an -m that was set explicitly, perhaps for a relay.
         own = 0 if self.max_from_ip == MAX_FROM_IP else self.max_from_ip
         return max(limit.of(self.limit_connections * processes), own)
 
     def fleet_limits(self, processes: int = 1) -> Iterator[FleetLimit]:
-        """Return the limits that hold over all nodes of a fleet.
+        """Return the limits that apply to all nodes of a fleet together.
 
         :param processes: see :class:`FleetShare`
         """
@@ -148,7 +149,7 @@ class Limits:
                 yield FleetLimit(name, rate.sessions, rate.prefix, rate)
 
     def handshake_rules(self) -> Iterator[Rule]:
-        """Return the rules that are asked before a TLS handshake."""
+        """Return the rules that are evaluated before a TLS handshake."""
         if self.tls_failure_rate is not None:
             yield from handshake_rules(self.tls_failure_rate)
 
@@ -156,14 +157,14 @@ class Limits:
 _DEFAULTS = {each.name: each.default for each in fields(Limits)}
 
 GATE_SETTINGS = frozenset(_DEFAULTS)
-"""The settings that are limits of a gate."""
+"""The names of the settings that are limits of a gate."""
 
 
 def limits_of(config: Config) -> Limits:
-    """Return the limits that *config* describes; files are read.
+    """Return the limits that *config* describes, after reading the files that it names.
 
-    :raises SettingError: a network, a rate or a line of a file cannot be read; it names setting,
-        value, file and line
+    :raises SettingError: a network, a rate or a line of a file cannot be read; the text names
+        setting, value, file and line
     """
     settings: Any = {name: getattr(config, name) for name in GATE_SETTINGS}
     return Limits(**settings)

@@ -1,7 +1,8 @@
-"""RefusalLog: a client's first refusal gets a line at once, the rest a count every few seconds.
+"""RefusalLog: limits the log lines about refusals and other events that a client can repeat.
 
-A flood of refusals must not become a flood of log lines; nor must anything else that a client can
-cause again and again (:class:`~smtpd_fork.gate.client_log_line.ClientLine`). Pure:
+The first refusal of a client is logged at once; the others are counted in a summary every few
+seconds. So a flood of refusals does not cause a flood of log lines. The same applies to each
+:class:`~smtpd_fork.gate.client_log_line.ClientLine`. This class does no I/O:
 :meth:`RefusalLog.note` and :meth:`RefusalLog.flush` return the lines that are due, and the caller
 writes them.
 """
@@ -18,53 +19,54 @@ if TYPE_CHECKING:
     from smtpd_fork.gate.client_log_line import ClientLine
     from smtpd_fork.gate.verdict import Full, Refusal
 
-    Noted = Refusal | Full | ClientLine
-    """What has a ``key`` by which it is gathered, and is a line as a text; ``Full`` has no key."""
+    LogEvent = Refusal | Full | ClientLine
+    """An event whose ``str()`` is its log line, and whose ``key`` selects its summary; events
+    without a key (``Full``) share one summary."""
 
 __all__ = ["RefusalLog", "Summary"]
 
 SUMMARY_SECONDS = 5.0
-"""How long a client's refusals are gathered before a summary."""
+"""Interval of the summaries of a client."""
 
 MAX_CLIENTS = 1024
-"""Clients that are counted apart at once; further ones share a count, so memory is bounded."""
+"""Number of clients with summaries of their own. All others share one, so memory is bounded."""
 
 OTHERS = "other clients"
 
 
-class _Gathered:
-    """A client's refusals since its last line."""
+class _Pending:
+    """The events of a client since its last line."""
 
     __slots__ = ("count", "last", "since")
 
     def __init__(self, since: float) -> None:
         self.since = since
         self.count = 0
-        self.last: Noted | None = None
+        self.last: LogEvent | None = None
 
 
 class Summary(NamedTuple):
-    """The summary of a client's refusals since its last line.
+    """The summary of the events of a client since its last line.
 
     :ivar text: the line
-    :ivar last: the last one; None if it is several clients'
-    :ivar more: how many
-    :ivar seconds: in which time
+    :ivar last: the last event; None in the summary of several clients
+    :ivar more: the number of events
+    :ivar seconds: the time in which they happened
     """
 
     text: str
-    last: Noted | None
+    last: LogEvent | None
     more: int
     seconds: int
 
 
 class RefusalLog:
-    """Decides which refusals get a line of their own.
+    """Decides which events get a log line of their own, and summarises the others.
 
-    :param clock: returns seconds, never backwards
-    :param seconds: how long refusals of one client are gathered
-    :param max_clients: how many clients are counted apart
-    :param others: how the summary of all further clients begins
+    :param clock: a monotonic clock, which returns seconds
+    :param seconds: interval of the summaries of a client
+    :param max_clients: number of clients with summaries of their own
+    :param others: beginning of the summary of all other clients
     """
 
     def __init__(
@@ -80,46 +82,46 @@ class RefusalLog:
         self._clock = clock
         self._max_clients = max_clients
         self._lock = Lock()
-        self._clients: dict[str, _Gathered] = {}
+        self._clients: dict[str, _Pending] = {}
 
-    def note(self, refusal: Noted) -> str | None:
-        """Take *refusal* down; return its line if it is the first of its client, else None."""
+    def note(self, refusal: LogEvent) -> str | None:
+        """Record an event; return its line if it is the first one of its client, else None."""
         now = self._clock()
         key = getattr(refusal, "key", "")
         with self._lock:
-            gathered = self._clients.get(key)
-            if gathered is None and len(self._clients) >= self._max_clients:
+            pending = self._clients.get(key)
+            if pending is None and len(self._clients) >= self._max_clients:
                 key = OTHERS
-                gathered = self._clients.get(key)
-            if gathered is None:
-                self._clients[key] = _Gathered(now)
+                pending = self._clients.get(key)
+            if pending is None:
+                self._clients[key] = _Pending(now)
                 return str(refusal)
-            gathered.count += 1
-            # Kept as it is: a text is made once a summary, not once a refusal.
-            gathered.last = None if key == OTHERS else refusal
+            pending.count += 1
+            # The event and not its text, which is formatted only once for each summary.
+            pending.last = None if key == OTHERS else refusal
         return None
 
     def flush(self, *, everything: bool = False) -> list[Summary]:
-        """Return the summaries that are due, and forget the clients that have gone quiet.
+        """Return the summaries that are due, and remove clients without new events.
 
-        :param everything: all that was gathered, due or not (for the end)
+        :param everything: return all summaries, due or not, before the process ends
         """
         now = self._clock()
         lines = []
         with self._lock:
-            for key, gathered in list(self._clients.items()):
-                if not everything and now - gathered.since < self.seconds:
+            for key, pending in list(self._clients.items()):
+                if not everything and now - pending.since < self.seconds:
                     continue
-                if not gathered.count:
+                if not pending.count:
                     del self._clients[key]
                     continue
-                more, seconds = gathered.count, round(now - gathered.since)
-                text = f"{gathered.last or self._others}; {more} more in {seconds} s"
-                lines.append(Summary(text, gathered.last, more, seconds))
-                gathered.since, gathered.count = now, 0
+                more, seconds = pending.count, round(now - pending.since)
+                text = f"{pending.last or self._others}; {more} more in {seconds} s"
+                lines.append(Summary(text, pending.last, more, seconds))
+                pending.since, pending.count = now, 0
         return lines
 
     @property
     def pending(self) -> bool:
-        """Whether a later :meth:`flush` has something to tell or to forget."""
+        """Whether :meth:`flush` must be called again."""
         return bool(self._clients)

@@ -1,4 +1,4 @@
-"""Reporter: writes refusals to the log, as the refusals' log decides, and in its time."""
+"""Reporter: writes the log lines and the summaries of a RefusalLog."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smtpd_fork.gate.client_log_line import ClientLine
 from smtpd_fork.gate.refusal_log import RefusalLog
 
 if TYPE_CHECKING:
-    from smtpd_fork.gate.refusal_log import Noted, Summary
+    from smtpd_fork.gate.refusal_log import LogEvent, Summary
 
 __all__ = ["Reporter", "client_reporter"]
 
@@ -18,12 +18,12 @@ log = logging.getLogger("smtpd_fork.gate")
 
 
 def client_reporter() -> Reporter:
-    """Return what writes lines about clients, for all sessions of a server."""
+    """Return a reporter of lines about clients, for all sessions of a server."""
     return Reporter(RefusalLog(others="lines about other clients"))
 
 
 class Reporter:
-    """Writes a gate's refusals, or other lines about clients; used from the thread of a loop.
+    """Writes a gate's refusals, or other lines about clients, in the thread of a loop.
 
     :param refusals: decides which of them get a line of their own
     """
@@ -32,10 +32,10 @@ class Reporter:
         self._refusals = refusals
         self._timer: asyncio.TimerHandle | None = None
 
-    def note(self, noted: Noted, *, error: BaseException | None = None) -> None:
-        """Write *noted* down, now or in the next summary.
+    def note(self, noted: LogEvent, *, error: BaseException | None = None) -> None:
+        """Log *noted*, now or in the next summary.
 
-        :param error: the line gets its traceback; a summary has none
+        :param error: its traceback is added to the line; a summary has no traceback
         """
         line = self._refusals.note(noted)
         if line is not None:
@@ -47,7 +47,7 @@ class Reporter:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            return  # a dialogue without one: close() writes what was gathered
+            return  # without a loop, close() writes the summaries
         self._timer = loop.call_later(self._refusals.seconds, self._summarise)
 
     def _summarise(self) -> None:
@@ -57,7 +57,7 @@ class Reporter:
             self._await_summary()
 
     def close(self) -> None:
-        """Write what was gathered, due or not."""
+        """Write all summaries, due or not."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -70,7 +70,7 @@ def _write_all(summaries: list[Summary]) -> None:
 
 
 def _write(
-    text: str, noted: Noted | None, *, error: BaseException | None = None, **fields: Any
+    text: str, noted: LogEvent | None, *, error: BaseException | None = None, **fields: Any
 ) -> None:
     if isinstance(noted, ClientLine):
         extra = {**noted.extra, **fields}

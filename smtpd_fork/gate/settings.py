@@ -1,4 +1,4 @@
-"""Settings: from what people write to what a gate needs, with a fault that names what is wrong."""
+"""Convert the text of settings to the values that a gate uses; errors name the wrong part."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 __all__ = ["READERS", "is_read", "networks_of"]
 
 OFF = "0"
-"""The word for no limit."""
+"""The value that means no limit."""
 
 T = TypeVar("T")
 
 
 def networks_of(setting: str, values: Iterable[str]) -> NetworkList | None:
-    """Return the networks of a setting, with those of the files that it names; None for none.
+    """Return the networks of a setting, including those in files that it names; None if empty.
 
-    :raises SettingError: a network, or a line of a file, cannot be read; it names setting, value,
-        file and line
+    :raises SettingError: a network, or a line of a file, cannot be read; the text names setting,
+        value, file and line
     """
-    entries = chain.from_iterable(_each(setting, values, _networks))
+    entries = chain.from_iterable(_read_all(setting, values, _networks))
     return NetworkTable((entry.network, entry) for entry in entries) if values else None
 
 
 def _numbers(read: Callable[[str], T]) -> Callable[[str, Iterable[str]], tuple[T, ...]]:
-    return lambda setting, values: tuple(_each(setting, (v for v in values if v != OFF), read))
+    return lambda setting, values: tuple(_read_all(setting, (v for v in values if v != OFF), read))
 
 
 def _one_rate(setting: str, value: str) -> Rate | None:
@@ -49,17 +49,17 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     "tls_failure_rate": _one_rate,
     **dict.fromkeys(("allow", "deny", "exempt"), networks_of),
 }
-"""Functions that read the settings of a gate that are text, or several texts."""
+"""For each setting of a gate that is one or several texts, the function that converts it."""
 
 
 def is_read(value: Any) -> bool:
-    """Whether *value* is what :data:`READERS` return, and not a text."""
+    """Whether *value* was converted by :data:`READERS` already."""
     if isinstance(value, tuple):
         return bool(value) and all(isinstance(each, (Rate, NetworkLimit)) for each in value)
     return value is None or isinstance(value, (Rate, NetworkTable))
 
 
-def _each(setting: str, values: Iterable[str], read: Callable[[str], T]) -> list[T]:
+def _read_all(setting: str, values: Iterable[str], read: Callable[[str], T]) -> list[T]:
     result = []
     for value in values:
         try:

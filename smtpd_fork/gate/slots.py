@@ -1,4 +1,4 @@
-"""Slots: the connection slots of a gate, those in use and those that there may be."""
+"""Slots: the connection slots of a gate."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ __all__ = ["Slots"]
 
 
 class Slots:
-    """The slots of one gate, whose lock guards them.
+    """The connection slots of a gate. The gate's lock guards them.
 
     :param clock: of the gate
-    :ivar inside: tickets, one for each slot in use
+    :ivar tickets: one ticket for each slot in use
     :ivar paused: whether no client is admitted
-    :ivar share: the part of the gate in a fleet; None: it is in none
+    :ivar share: the gate's share in a fleet; None: it is in no fleet
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.inside: set[Ticket] = set()
+        self.tickets: set[Ticket] = set()
         self.paused = False
         self.share: FleetShare | None = None
         self._limit = self._open_to_all = 0
 
     def change(self, limits: Limits) -> None:
-        """Have as many slots as *limits* say; those in use stay in use."""
+        """Apply the number of slots in *limits*; slots in use are not affected."""
         self._limit, self._open_to_all = limits.limit_connections, limits.open_to_all
 
     def _missing(self) -> int:
@@ -45,34 +45,34 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """Slots that are free, reserved ones among them; below 0 after a limit was lowered."""
-        return 0 if self.paused else self._limit - self._missing() - len(self.inside)
+        """The number of free slots, including reserved ones; negative after a limit was lowered."""
+        return 0 if self.paused else self._limit - self._missing() - len(self.tickets)
 
     @property
     def crowded(self) -> bool:
-        """Whether only slots that are reserved for exempt clients are left, or none."""
-        return self.paused or len(self.inside) >= self._open_to_all - self._missing()
+        """Whether no slot is free, or only slots that are reserved for exempt clients."""
+        return self.paused or len(self.tickets) >= self._open_to_all - self._missing()
 
     @property
     def stressed(self) -> bool:
-        """Whether slots are short: three quarters of them, or more, are in use."""
+        """Whether slots are short: at least three quarters of them are in use."""
         if self.share is not None and self.share.stressed:
             return True
-        return 4 * len(self.inside) >= 3 * self._open_to_all
+        return 4 * len(self.tickets) >= 3 * self._open_to_all
 
     def full_for(self, client: Client) -> Full | None:
-        """Return the verdict on a client for whom there is no slot; None if there is one."""
-        if not self.paused and len(self.inside) < client.limit - self._missing():
+        """Return the verdict on a client if there is no free slot for it, else None."""
+        if not self.paused and len(self.tickets) < client.limit - self._missing():
             return None
         return self.full(client.limit)
 
     def full(self, limit: int | None = None) -> Full:
-        """Return the verdict on a client that gets no slot; the fleet learns that clients wait.
+        """Return the verdict on a client without a slot, and request a slot of the fleet.
 
-        :param limit: of the gate for this client; default: that for exempt ones
+        :param limit: the limit for this client; default: the limit for exempt clients
         """
         limit, share = limit or self._limit, self.share
-        if share is None or self.paused or len(self.inside) >= limit:
-            return Full(len(self.inside) + 1, limit, self.paused)
+        if share is None or self.paused or len(self.tickets) >= limit:
+            return Full(len(self.tickets) + 1, limit, self.paused)
         share.wake(True)
         return Full(share.connections + 1, share.connections, scope="fleet")

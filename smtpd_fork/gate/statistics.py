@@ -1,4 +1,4 @@
-"""Statistics: clients admitted, clients refused by each rule, and the last refusals by id."""
+"""Statistics: numbers of admitted and refused clients, and the last refusals by id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["CURES", "Explanation", "Statistics"]
 
 REMEMBERED = 1000
-"""Refusals that can be explained."""
+"""Number of refusals that can be explained."""
 
 CURES = {
     "limit_connections": "raise --limit-connections, or look at the open sessions",
@@ -45,7 +45,7 @@ class Explanation:
     """A refusal, with advice.
 
     :ivar refusal: rule, key, count, limit and reply
-    :ivar cure: which option to change, in words
+    :ivar cure: the advice: which option to change
     """
 
     refusal: Refusal
@@ -57,16 +57,16 @@ class Explanation:
 
 
 class Statistics:
-    """Counts of one gate. Its user holds the gate's lock.
+    """The statistics of one gate. The caller of each method holds the gate's lock.
 
-    :ivar admitted: clients that were admitted
+    :ivar admitted: number of clients that were admitted
     """
 
     def __init__(self) -> None:
         self.admitted = 0
         self._refused: Counter[str] = Counter()
         self._last: deque[Refusal] = deque(maxlen=REMEMBERED)
-        # Short, as people read it to each other; the front tells one process from the next.
+        # Short, so that people can read it out; the prefix distinguishes processes.
         self._front = secrets.token_hex(2)
         self._numbers = itertools.count(1)
 
@@ -84,6 +84,6 @@ class Statistics:
         return None
 
     def counters(self) -> dict[str, int]:
-        """Return ``admitted``, ``refused``, and ``refused_RULE`` for each rule that has."""
+        """Return ``admitted``, ``refused``, and ``refused_RULE`` for each rule with refusals."""
         by_rule = {f"refused_{rule}": count for rule, count in sorted(self._refused.items())}
         return {"admitted": self.admitted, "refused": self._refused.total(), **by_rule}

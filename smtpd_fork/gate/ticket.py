@@ -1,4 +1,4 @@
-"""Ticket: the right to one session, from accept(2) to close."""
+"""Ticket: a connection slot, which a client holds from accept(2) until its session ends."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ _numbers = itertools.count(1)
 
 
 def new_session_id() -> str:
-    """Return an id that is unique to this process, and most likely among processes."""
+    """Return an id that is unique in this process, and almost certainly among processes."""
     return f"{_process}-{next(_numbers):x}"
 
 
 class Ticket(Struct, eq=False, weakref=True):
-    """One connection slot. Its owner returns it with :meth:`release`.
+    """One connection slot. Its owner must :meth:`release` it.
 
-    A ticket is also a context manager that releases itself. Only ``Gate.admit()`` creates it.
+    A ticket is also a context manager that releases itself. Only ``Gate.admit()`` creates tickets.
 
-    :ivar client: the client, as the gate's rules see it
+    :ivar client: the client, as the gate's rules use it
     :ivar peer: its address, from accept(2) or a PROXY header
     :ivar since: the time of admission, by the gate's clock, in seconds
-    :ivar id: of the session; None until there is one, or until :meth:`name` is called
-    :ivar holder: the connection, for the ledger (see :mod:`smtpd_fork.gate.ledger`)
-    :ivar listener: where the client connected, for the ledger
-    :ivar listed_by: the blocklists that the client is on, with too little weight to be refused
-    :ivar host_name_dns: the client's reverse DNS name, if it was looked up and resolves back
+    :ivar id: of the session; None until there is a session, or until :meth:`name` is called
+    :ivar holder: the connection, for ``Gate.ledger()`` (see :mod:`smtpd_fork.gate.ledger`)
+    :ivar listener: the listener that accepted the client, for ``Gate.ledger()``
+    :ivar listed_by: the blocklists that list the client, if their weight is too small to refuse it
+    :ivar host_name_dns: the client's reverse DNS name, if it was looked up and is confirmed by a
+        forward lookup
     :ivar proxy: the PROXY header (aiosmtpd's ProxyData), or None
     :ivar sender: the address of the proxy, from accept(2), or None
-    :ivar released: whether the slot has been released; the gate sets it, under its lock
+    :ivar released: whether the slot was released; the gate sets it under its lock
     """
 
     client: Client
     peer: Peer
     since: float
-    _give_back: Callable[[Ticket], None]
+    _release_slot: Callable[[Ticket], None]
     id: str | None = None
     holder: Holder | None = None
     listener: object = None
@@ -61,14 +62,14 @@ class Ticket(Struct, eq=False, weakref=True):
         return self.client.key
 
     def name(self) -> str:
-        """Return the id of the session, also before the session begins."""
+        """Return the id of the session; also possible before the session begins."""
         if self.id is None:
             self.id = new_session_id()
         return self.id
 
     def release(self) -> None:
         """Release the slot; a second call, from any thread, has no effect."""
-        self._give_back(self)
+        self._release_slot(self)
 
     def __enter__(self) -> Self:
         return self

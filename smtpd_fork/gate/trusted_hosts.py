@@ -1,4 +1,4 @@
-"""TrustedHosts: those that may name the client for which they speak: PROXY, XCLIENT, XFORWARD."""
+"""TrustedHosts: the hosts that may name their clients by PROXY, XCLIENT or XFORWARD."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ UNIX = "unix"
 
 
 class TrustedHosts:
-    """Networks whose hosts are trusted, and perhaps the clients of unix sockets.
+    """The trusted networks, and whether clients of unix sockets are trusted.
 
-    :ivar networks: with those of files; None for none
+    :ivar networks: including those read from files; None: no network is trusted
     """
 
     def __init__(self, networks: NetworkList | None, *, unix: bool) -> None:
@@ -32,7 +32,7 @@ class TrustedHosts:
 
     @classmethod
     def of(cls, setting: str, values: Collection[str], *, unix: bool = False) -> Self:
-        """Return the hosts of a setting.
+        """Return the trusted hosts of a setting.
 
         :param unix: whether the clients of unix sockets are trusted in any case
         :raises SettingError: as :func:`networks_of`
@@ -41,7 +41,7 @@ class TrustedHosts:
         return cls(networks_of(setting, networks), unix=unix or UNIX in values)
 
     def __bool__(self) -> bool:
-        """Whether there is one."""
+        """Whether any host is trusted."""
         return self._unix or self.networks is not None
 
     def __contains__(self, peer: Peer) -> bool:

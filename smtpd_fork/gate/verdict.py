@@ -1,4 +1,4 @@
-"""Refusal and Full, the gate's answers besides a ticket, and their SMTP replies."""
+"""Refusal and Full: the verdicts of the gate without a ticket, and their SMTP replies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST_LINE = 510
 def reply_line(code: int, status: str, hostname: str, text: str) -> bytes:
     """Return one reply line: code, enhanced status code (RFC 3463), host and text, with CRLF.
 
-    It is one line of at most 512 octets (RFC 5321 4.5.3.1.5), whatever the text is.
+    It is one line of at most 512 octets (RFC 5321 4.5.3.1.5) for any text: a longer text is cut.
     """
     line = f"{code} {status} {hostname} {text}"
     if not line.isprintable():
@@ -37,23 +37,23 @@ def kick_reply(hostname: str) -> bytes:
 
 @dataclass(slots=True)
 class Refusal:
-    """This client is refused, however long it waits.
+    """The verdict that a rule refuses the client; it cannot be deferred.
 
     :param rule: the name of the option
-    :param key: the client or network that was counted; for a list, the network that it names
-    :param count: the count with this client
+    :param key: the client or network that was counted; for a list, the network in the list
+    :param count: the count including this client
     :param limit: the maximum
     :param code: of the reply: 421 is temporary, 554 permanent (RFC 5321 3.1 and 3.8)
-    :param status: its enhanced status code (RFC 3463)
+    :param status: the enhanced status code of the reply (RFC 3463)
     :param text: of the reply; ``{key}`` stands for the key
-    :param detail: more for the log; may be empty
-    :param scope: ``fleet``: the count is that of all nodes; empty: of this one
+    :param detail: additional text for the log; may be empty
+    :param scope: ``fleet``: the count is that of all nodes; empty: that of this node
     :param origin: of a denial or a listing: file and line, option, or administrator; may be empty
-    :param cure: instead of the rule's own, see :class:`smtpd_fork.gate.Explanation`
-    :ivar client: the address and port of the client; empty where no client was named
-    :ivar session: the id of the client's session, if there was one already
-    :ivar id: names this refusal in the reply and in the log; the gate gives it when the client is
-        refused (see :meth:`smtpd_fork.Gate.refuse`)
+    :param cure: advice instead of the rule's own, see :class:`smtpd_fork.gate.Explanation`
+    :ivar client: the address and port of the client; empty if it is not known
+    :ivar session: the id of the client's session, if it exists already
+    :ivar id: identifies this refusal in the reply and in the log; the gate sets it (see
+        :meth:`smtpd_fork.Gate.refuse`)
     """
 
     rule: str
@@ -83,7 +83,7 @@ class Refusal:
 
     @property
     def reason(self) -> str:
-        """The rule that fired, with its count and limit, and the detail."""
+        """The rule, with its count and limit, and the detail."""
         reason = self.rule
         if self.rule == "paused":
             reason = "the gate is paused"
@@ -110,12 +110,12 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """There is no connection slot: the caller defers or refuses, as configured.
+    """The verdict that no connection slot is free: the caller defers or refuses the client.
 
-    :param count: the number of sessions with this client
+    :param count: the number of sessions including this client
     :param limit: the maximum
-    :param paused: True if the gate is paused, whatever the count
-    :param scope: ``fleet`` if this node could have more, and its fleet has no slot left
+    :param paused: whether the reason is that the gate is paused
+    :param scope: ``fleet`` if the limit of the fleet is reached, and not that of this node
     """
 
     count: int

@@ -1,4 +1,4 @@
-"""Waiters: callbacks to be called when a gate has a free connection slot."""
+"""Waiters: callbacks that are called when a gate has a free connection slot."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ log = logging.getLogger("smtpd_fork.gate")
 
 
 class Waiters:
-    """Callbacks that wait for a slot, each once.
+    """The callbacks that wait for a slot; each is called once.
 
-    :param lock: of the gate; no callback is called under it
+    :param lock: of the gate; it is not held during a callback
     """
 
     def __init__(self, lock: Lock) -> None:
@@ -28,22 +28,22 @@ class Waiters:
         return bool(self._all)
 
     def add(self, callback: Callable[[], None], reserved: bool) -> None:
-        """Have a callback wait; see :meth:`smtpd_fork.Gate.when_room`."""
+        """Add a callback; see :meth:`smtpd_fork.Gate.when_room`."""
         with self._lock:
             if (callback, reserved) not in self._all:
                 self._all.append((callback, reserved))
 
     def remove(self, callback: Callable[[], None]) -> None:
-        """Have a callback wait no longer; no error if it does not."""
+        """Remove a callback; no error if it does not wait."""
         with self._lock:
             self._all = [each for each in self._all if each[0] != callback]
 
     def call(self, *, for_all: bool) -> None:
-        """Call those for whom there is a slot.
+        """Call the callbacks that can use a free slot.
 
-        All of them, not one per slot: the one that is called may have no client in its backlog.
+        All of them are called, not one per slot, as a listener may have no client in its backlog.
 
-        :param for_all: whether one is free that is not reserved for exempt clients
+        :param for_all: whether a slot is free that is not reserved for exempt clients
         """
         with self._lock:
             waiters = [callback for callback, reserved in self._all if reserved or for_all]
@@ -52,5 +52,5 @@ class Waiters:
             try:
                 waiter()
             except Exception:
-                # A waiter whose loop is closed must not spoil the release of a ticket.
+                # A callback that fails, as its loop is closed, must not make the release fail.
                 log.exception("a callback of when_room failed")

@@ -1,15 +1,14 @@
-"""Any asyncio protocol factory behind a gate, stock aiosmtpd's for one.
+"""Put any asyncio protocol factory behind a gate, such as stock aiosmtpd's.
 
-A thin first protocol asks the gate when the connection is made. A client with a ticket gets the
+A first protocol asks the gate when a connection is made. If the client gets a ticket, it gets the
 real protocol on the same transport, and the ticket is released when ``connection_lost`` of that
-protocol is called. Two things can keep that call from coming, so the ticket does not depend on it
-alone:
+protocol is called. In two cases the loop does not call it:
 
-- stock aiosmtpd's STARTTLS puts the loop's TLS layer between transport and protocol, and a
-  handshake that is cut by the command timeout ends without ``connection_lost``;
-- a protocol that raises in ``connection_made`` is left on an open transport by the loop.
-
-The second is caught where it happens; for the first, a sweep a second asks the transports.
+- Stock aiosmtpd's STARTTLS puts the loop's TLS layer between transport and protocol. A handshake
+  that is cut off by the command timeout ends without ``connection_lost``. Therefore the transports
+  are checked every second.
+- If a protocol raises an exception in ``connection_made``, the loop leaves the transport open.
+  Therefore that exception is caught, and the transport is aborted.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["gated"]
 
 SWEEP_SECONDS = 1.0
-"""How often transports that closed without telling their protocol are looked for."""
+"""Interval of the check for transports that were closed without ``connection_lost``."""
 
 
 def gated(
@@ -41,13 +40,13 @@ def gated(
     gate: Gate,
     hostname: str | None,
 ) -> Callable[[], asyncio.BaseProtocol]:
-    """Return a factory of protocols that ask *gate* before they hand over to *factory*'s."""
+    """Return a factory of protocols that ask *gate*, and are replaced by those of *factory*."""
     shared = _Shared(factory, gate, hostname or socket.gethostname())
     return lambda: _GateProtocol(shared)
 
 
 class _Shared:
-    """What the connections of one wrapped factory share."""
+    """The state that the connections of one wrapped factory share."""
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class _Shared:
         gone = [
             ticket
             for ticket, transport in self._inside.items()
-            # A closing transport that has bytes to send still is a connection.
+            # A closing transport that still has bytes to send is an open connection.
             if transport.is_closing() and not transport.get_write_buffer_size()
         ]
         for ticket in gone:
@@ -95,9 +94,9 @@ class _Shared:
     def ask_fleet(
         self, ticket: Ticket, transport: asyncio.Transport, protocol: asyncio.BaseProtocol
     ) -> None:
-        """Ask the fleet of the gate, if it is in one; a client that it refuses is cut off.
+        """Ask the fleet, if the gate is in one; a client that it refuses is disconnected.
 
-        The client was greeted already: the protocol cannot wait.
+        The client is greeted before the answer, as the protocol cannot be delayed.
         """
         share = self._gate.slots.share
         if share is None:
@@ -108,7 +107,7 @@ class _Shared:
                 return
             if transport.get_protocol() is protocol:
                 self.refuse(transport, refusal)
-            else:  # under TLS by now: nothing can be said in between
+            else:  # TLS has begun on this transport: no plaintext reply is possible
                 transport.abort()
 
         refusal = share.ask(ticket, answered)
@@ -124,13 +123,13 @@ class _Shared:
 
 
 class _GateProtocol(asyncio.Protocol):
-    """The first protocol of a connection: asks the gate, then steps aside."""
+    """The first protocol of a connection: asks the gate, then sets the real protocol."""
 
     def __init__(self, shared: _Shared) -> None:
         self._shared = shared
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        stream = cast("asyncio.Transport", transport)  # uvloop's class is not a subclass of it
         shared = self._shared
         verdict = shared.admit(transport.get_extra_info("peername"))
         if not isinstance(verdict, Ticket):
@@ -150,22 +149,22 @@ class _GateProtocol(asyncio.Protocol):
 
 
 def _call_after_loss(protocol: asyncio.BaseProtocol, then: Callable[[], None]) -> None:
-    """Have *then* called after the protocol's own ``connection_lost``, even if that raises."""
+    """Make ``connection_lost`` of *protocol* call *then* at its end, even after an exception."""
     own_connection_lost = protocol.connection_lost
 
     def connection_lost(error: Exception | None) -> None:
         try:
             own_connection_lost(error)
         finally:
-            # This function refers to the protocol: without it the two would be garbage to collect.
+            # Break the reference cycle of this function and the protocol.
             getattr(protocol, "__dict__", {}).pop("connection_lost", None)
             then()
 
     try:
-        # The instance's own goes before its class's; mypy knows only methods.
+        # An instance attribute hides the method of the class; mypy knows only methods.
         protocol.connection_lost = connection_lost  # type: ignore[assignment, method-assign]  # meant
     except AttributeError:
-        # The class has __slots__: give this one instance a class of its own, of the same layout.
+        # The class has __slots__: replace the class of this instance by a subclass.
         cls = type(protocol)
         body = {"__slots__": (), "connection_lost": staticmethod(connection_lost)}
         protocol.__class__ = type(cls.__name__, (cls,), body)

@@ -1,4 +1,4 @@
-"""Lists of networks that may come in, or may not: what they say, and files of them."""
+"""allow and deny: the lists of networks, their texts, and their files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_smallest_network_decides_and_the_lists_text_is_told(tmp_path: Path) -> None:
+def test_the_smallest_network_decides_and_the_reply_has_the_text_of_the_list(
+    tmp_path: Path,
+) -> None:
     listed = tmp_path / "deny.list"
     listed.write_text("# bad ones\n192.0.2.0/24 Go away, {key}  # whole\n\n2001:db8::/32\n")
     door = gate(deny=[str(listed), "198.51.100.7"], allow="192.0.2.128/25")
@@ -31,14 +33,14 @@ def test_the_smallest_network_decides_and_the_lists_text_is_told(tmp_path: Path)
     assert isinstance(door.admit(""), Ticket)
 
 
-def test_a_line_of_a_file_is_named_with_its_number(tmp_path: Path) -> None:
+def test_an_error_names_the_line_of_a_file_with_its_number(tmp_path: Path) -> None:
     listed = tmp_path / "deny.list"
     listed.write_text("192.0.2.0/24 fine\n\n192.0.2.0/33 not so\n")
     with pytest.raises(SmtpdForkError, match=r"deny .*deny\.list, line 3: .*192\.0\.2\.0/33"):
         limits_of(Config.build({"deny": str(listed)}))
 
 
-def test_a_list_that_is_no_file_is_not_read_for_ever(tmp_path: Path) -> None:
+def test_a_list_that_is_not_a_regular_file_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):
         with pytest.raises(SmtpdForkError, match=r"deny .* is not a regular file"):

@@ -1,4 +1,4 @@
-"""Admission: who comes in, who waits, who is refused, and who is next."""
+"""Admission: clients that are admitted, deferred and refused, and their order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-async def test_defer_leaves_a_client_waiting_until_a_place_is_free() -> None:
+async def test_defer_makes_a_client_wait_until_a_slot_is_free() -> None:
     async with serve(Discard(), limit_connections=1) as server:
         first = await Client.to(server.addresses[0])
         await first.greet()
@@ -37,7 +37,7 @@ async def test_defer_leaves_a_client_waiting_until_a_place_is_free() -> None:
         await third.close()
 
 
-async def test_refuse_answers_at_once() -> None:
+async def test_refuse_replies_at_once() -> None:
     async with serve(Discard(), limit_connections=1, when_full="refuse") as server:
         async with await Client.to(server.addresses[0]) as first:
             await first.greet()
@@ -53,7 +53,7 @@ async def test_refuse_answers_at_once() -> None:
         assert server.gate.count <= 1
 
 
-async def test_defer_with_a_time_refuses_when_it_is_up() -> None:
+async def test_defer_with_a_time_refuses_when_the_time_is_over() -> None:
     async with (
         serve(Discard(), limit_connections=1, when_full="defer:200ms") as server,
         await Client.to(server.addresses[0]) as first,
@@ -69,7 +69,7 @@ async def test_defer_with_a_time_refuses_when_it_is_up() -> None:
         assert server.gate.count == 1
 
 
-async def test_defer_with_a_time_lets_in_who_has_waited_longest() -> None:
+async def test_defer_with_a_time_admits_the_client_that_has_waited_longest() -> None:
     async with serve(Discard(), limit_connections=1, when_full="defer:60") as server:
         first = await Client.to(server.addresses[0])
         await first.greet()
@@ -80,7 +80,9 @@ async def test_defer_with_a_time_lets_in_who_has_waited_longest() -> None:
         await clients[-1].close()
 
 
-async def test_the_waiting_room_is_bounded_and_the_rest_stays_in_the_backlog() -> None:
+async def test_the_number_of_deferred_clients_is_bounded_and_the_others_stay_in_the_backlog() -> (
+    None
+):
     options = {"limit_connections": 1, "when_full": "defer:300ms", "backlog": 2}
     async with serve(Discard(), **options) as server:
         first = await Client.to(server.addresses[0])
@@ -92,7 +94,7 @@ async def test_the_waiting_room_is_bounded_and_the_rest_stays_in_the_backlog() -
         await first.close()
 
 
-async def test_a_source_over_its_limit_is_refused_with_its_address(
+async def test_a_client_over_its_limit_is_refused_with_its_address(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with serve(Discard(), max_from_ip=1) as server:
@@ -129,7 +131,7 @@ async def test_an_early_talker_gets_its_refusal_and_no_reset() -> None:
                 assert (await loop.sock_recv(talker, 4096)).startswith(b"421 4.7.0 ")
 
 
-async def test_a_full_tls_port_closes_without_a_line_that_no_tls_client_could_read(
+async def test_a_full_implicit_tls_port_closes_without_a_plaintext_reply(
     certificates: Certificates,
 ) -> None:
     options = {
@@ -144,8 +146,8 @@ async def test_a_full_tls_port_closes_without_a_line_that_no_tls_client_could_re
                 assert await second.reader.read() == b""
 
 
-async def test_every_listener_has_its_turn_when_places_are_short() -> None:
-    """With one place and a surplus everywhere, no listener takes them all."""
+async def test_every_listener_gets_slots_when_slots_are_short() -> None:
+    """With one slot and waiting clients at all listeners, no listener gets all turns."""
     served: list[int] = []
 
     class Count(Discard):
@@ -165,7 +167,7 @@ async def test_every_listener_has_its_turn_when_places_are_short() -> None:
         assert {first_round.count(listener.bound[1]) for listener in server.listeners} == {2}
 
 
-async def test_a_pause_of_the_gate_defers_and_its_end_serves() -> None:
+async def test_a_paused_gate_defers_clients_and_serves_them_after_resume() -> None:
     async with serve(Discard()) as server:
         server.gate.pause()
         client = await Client.to(server.addresses[0])
@@ -175,7 +177,7 @@ async def test_a_pause_of_the_gate_defers_and_its_end_serves() -> None:
         await client.close()
 
 
-async def test_a_raised_limit_lets_in_who_waits() -> None:
+async def test_a_raised_limit_admits_deferred_clients() -> None:
     async with serve(Discard(), limit_connections=1) as server:
         first = await Client.to(server.addresses[0])
         await first.greet()
@@ -186,7 +188,7 @@ async def test_a_raised_limit_lets_in_who_waits() -> None:
         await second.close()
 
 
-async def test_two_servers_with_one_gate_share_its_places() -> None:
+async def test_two_servers_with_one_gate_share_its_slots() -> None:
     gate = Gate(limit_connections=1)
     async with serve(Discard(), gate=gate) as one, serve(Discard(), gate=gate) as other:
         first = await Client.to(one.addresses[0])

@@ -1,4 +1,4 @@
-"""Every stage of the gate at once, and bad clients of every kind: nothing is left of them."""
+"""Hostile clients of every kind at every stage of the gate: no count and no task remains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLIENTS = 400
 
 
 def header(host: str) -> bytes:
-    """Return a PROXY header (v2) that speaks for *host*."""
+    """Return a PROXY header (v2) that names *host*."""
     family, bits = (socket.AF_INET6, 0x21) if ":" in host else (socket.AF_INET, 0x11)
     address = socket.inet_pton(family, host)
     body = address + address + struct.pack("!HH", 4711, 25)
@@ -29,7 +29,7 @@ def header(host: str) -> bytes:
 
 
 async def bad_client(address: Any, packets: list[bytes], *, pause: float, end: str) -> None:
-    """Connect, say something, perhaps listen, and go."""
+    """Connect, send something, perhaps read, and disconnect."""
     loop = asyncio.get_running_loop()
     with socket.socket() as sock, suppress(OSError, TimeoutError):
         sock.setblocking(False)
@@ -44,7 +44,7 @@ async def bad_client(address: Any, packets: list[bytes], *, pause: float, end: s
                 await loop.sock_recv(sock, 1000)
 
 
-async def test_many_sources_of_ipv6_are_counted_by_their_networks() -> None:
+async def test_ipv6_clients_are_counted_by_their_networks() -> None:
     options: dict[str, Any] = {
         "listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1", "max_from_ip": 2,
         "max_from_net": "30/48", "limit_connections": 500, "backlog": 500,
@@ -68,7 +68,7 @@ async def test_many_sources_of_ipv6_are_counted_by_their_networks() -> None:
         await until(lambda: not server.gate.count)
 
 
-async def test_what_follows_a_header_may_be_garbage_and_ends_the_session() -> None:
+async def test_garbage_after_a_proxy_header_ends_the_session() -> None:
     options = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1", "max_errors": 5}
     async with serve(Discard(), **options) as server:
         chance = random.Random(1)

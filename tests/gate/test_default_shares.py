@@ -1,4 +1,4 @@
-"""What one client, one /24 and one /48 can hold by default: docs/security.md, measured."""
+"""The slots and times of one client, one /24 and one /48 by default, as in docs/security.md."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ HOSTS: dict[str, list[str]] = {
     "one /24": [f"198.51.100.{n}" for n in range(1, 255)],
     "one /48": [f"2001:db8:0:{n:x}::1" for n in range(100)],
 }
-"""Where clients of one kind come from, in turns."""
+"""For each kind of clients, their addresses."""
 
 
 def table(mark: str) -> dict[str, list[str]]:
-    """Return the rows of a table of the page, by the first cell."""
+    """Return the rows of a table of the page, by their first cell."""
     lines = PAGE.split(f"<!-- {mark}:")[1].split("\n\n")[0].splitlines()[1:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {first: rest for first, *rest in [cells[0], *cells[2:]]}
@@ -93,7 +93,7 @@ def test_tls_handshakes(kind: str) -> None:
     assert handshakes(door, hosts) == later
 
 
-def test_it_takes_four_networks_to_hold_every_slot() -> None:
+def test_four_networks_are_necessary_to_hold_every_slot() -> None:
     door = Gate(limits=limits_of(Config.build({"limit_connections": 1000})))
     networks = clients = 0
     while not door.full:
@@ -121,7 +121,7 @@ WAYS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_time(way: str) -> None:
-    """The deadline of a real session at the default settings, which no byte moves."""
+    """The deadline of a real session at the default settings, which bytes do not extend."""
     more, said, phase = WAYS[way]
     options: dict[str, Any] = {"authenticator": check, "auth_require_tls": False}
     async with (
@@ -145,7 +145,7 @@ async def test_time(way: str) -> None:
 
 
 async def client_has_said(client: Client, said: str) -> None:
-    """Wait until all of it has come: each whole line is answered, and what follows is with it."""
+    """Wait until the server has received everything: it answers each complete line."""
     for _ in range(1 + said.count("\r\n") if said else 0):
         await client.reply()
 
@@ -169,7 +169,7 @@ async def test_time_for_a_handshake(
 
 
 class _Loop:
-    """A loop that notes how long a handshake may take."""
+    """A loop that records the timeouts of handshakes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: list[float]) -> None:
         self._loop = loop
@@ -184,7 +184,7 @@ class _Loop:
 
 
 def test_time_under_stress_is_that_of_the_option() -> None:
-    """tests/gate/test_stress.py sees that it is kept, with a shorter one."""
+    """tests/gate/test_stress.py checks that it is applied, with a shorter one."""
     stressed = {row: cells[1] for row, cells in table("times").items()}
     del stressed["state of a session"], stressed["PROXY header awaited"]
     seconds = f"{Config.build({}).stress_timeout:g} s"

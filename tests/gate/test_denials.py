@@ -1,4 +1,4 @@
-"""Networks that are denied at run time: what is refused, explained, forgotten, and how many."""
+"""Networks that are denied at run time: refusals, explanations, ends, and the maximum."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def explanation(door: Gate, host: str) -> str:
     return str(door.explain(door.refuse(verdict).id))
 
 
-def test_a_denial_is_added_to_the_lists_and_taken_back() -> None:
+def test_a_denial_applies_in_addition_to_the_lists_until_it_is_removed() -> None:
     door = gate(deny="198.51.100.7")
     assert not is_denied(door, "192.0.2.1")
     door.denials.add("192.0.2.0/24", "Go away")
@@ -48,7 +48,7 @@ def test_a_denial_is_added_to_the_lists_and_taken_back() -> None:
     assert not is_denied(door, "192.0.2.1")
 
 
-def test_the_smallest_network_decides_also_among_lists_and_denials() -> None:
+def test_the_smallest_network_of_lists_and_denials_decides() -> None:
     door = gate(allow=["192.0.2.128/25", "198.51.100.7"])
     door.denials.add("192.0.2.0/24")
     door.denials.add("198.51.100.7")
@@ -104,7 +104,7 @@ def test_a_second_denial_of_a_network_replaces_text_and_time() -> None:
     assert is_denied(door, "192.0.2.1")
 
 
-def test_denials_outlive_other_limits_and_leave_the_sessions_that_exist() -> None:
+def test_denials_survive_a_change_of_limits_and_do_not_end_open_sessions() -> None:
     door = gate()
     ticket = door.admit("192.0.2.1")
     assert isinstance(ticket, Ticket)
@@ -116,7 +116,7 @@ def test_denials_outlive_other_limits_and_leave_the_sessions_that_exist() -> Non
     assert door.clients == {}
 
 
-def test_the_explanation_says_who_denied_it_when_and_what_to_do() -> None:
+def test_the_explanation_names_the_author_the_time_and_the_command_that_removes_it() -> None:
     door = gate()
     door.denials.add("192.0.2.0/24", by="uid 0, pid 7", since=0)
     text = explanation(door, "192.0.2.1")
@@ -153,7 +153,7 @@ def test_the_text_is_one_line_of_printable_ascii() -> None:
         (None, "", None, "None: expected a network or an address as a string, not NoneType"),
     ],
 )
-def test_what_cannot_be_denied_changes_nothing(
+def test_an_invalid_denial_is_an_error_and_changes_nothing(
     network: Any, text: str, seconds: Any, reason: str
 ) -> None:
     door = gate()
@@ -184,7 +184,7 @@ def test_ten_thousand_networks_can_be_denied_and_no_more() -> None:
     ]
 
 
-def test_an_administrator_has_room_when_clients_have_caused_all_denials_that_they_may() -> None:
+def test_an_administrator_can_add_denials_when_automatic_ones_have_reached_their_maximum() -> None:
     door = gate()
     for number in range(MAX_AUTOMATIC):
         door.denials.add(f"10.0.{number >> 8}.{number & 255}", seconds=60, automatic=True)
@@ -195,7 +195,7 @@ def test_an_administrator_has_room_when_clients_have_caused_all_denials_that_the
     assert is_denied(door, "192.0.2.1")
 
 
-def test_a_denial_that_a_client_causes_replaces_none_that_lasts_longer() -> None:
+def test_an_automatic_denial_does_not_replace_one_that_lasts_longer() -> None:
     door = gate(Clock())
     for network, seconds in (("192.0.2.1", 3600), ("192.0.2.2", None), ("192.0.2.3", 10)):
         door.denials.add(network, "Spam", seconds=seconds)
@@ -229,7 +229,7 @@ def test_a_network_is_denied_until_its_last_denial_ends(
         assert is_denied(door, network) == (network in ends)
 
 
-def test_one_network_that_is_denied_again_and_again_takes_no_more_memory() -> None:
+def test_memory_is_bounded_when_one_network_is_denied_repeatedly() -> None:
     door = gate()
     for _ in range(3 * MAX_DENIALS):
         door.denials.add("192.0.2.1", seconds=3600)

@@ -1,4 +1,4 @@
-"""The gate, without a socket and with a clock of its own."""
+"""The gate, without sockets and with a simulated clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def admitted(gate: Gate, peer: str) -> Ticket:
     return verdict
 
 
-def test_the_gate_is_full_at_its_limit_and_open_again_after_a_release() -> None:
+def test_the_gate_is_full_at_its_limit_and_admits_again_after_a_release() -> None:
     gate = Gate(limit_connections=2, max_from_ip=0)
     first, _ = admitted(gate, "192.0.2.1"), admitted(gate, "192.0.2.2")
     assert gate.full
@@ -28,7 +28,7 @@ def test_the_gate_is_full_at_its_limit_and_open_again_after_a_release() -> None:
     assert isinstance(gate.admit("192.0.2.3"), Ticket)
 
 
-def test_one_source_over_its_limit_is_refused_and_others_come_in() -> None:
+def test_a_client_over_its_limit_is_refused_and_others_are_admitted() -> None:
     gate = Gate(limit_connections=10, max_from_ip=5)
     for _ in range(5):
         admitted(gate, "192.0.2.1")
@@ -38,7 +38,7 @@ def test_one_source_over_its_limit_is_refused_and_others_come_in() -> None:
     assert isinstance(gate.admit("192.0.2.2"), Ticket)
 
 
-def test_the_limit_of_a_source_does_not_override_the_limit_of_all() -> None:
+def test_the_limit_per_client_does_not_override_the_total_limit() -> None:
     gate = Gate(limit_connections=3, max_from_ip=50)
     for _ in range(3):
         admitted(gate, "192.0.2.1")
@@ -46,7 +46,7 @@ def test_the_limit_of_a_source_does_not_override_the_limit_of_all() -> None:
     assert gate.count == 3
 
 
-def test_no_limit_of_a_source_is_zero() -> None:
+def test_zero_means_no_limit_per_client() -> None:
     gate = Gate(limit_connections=1000, max_from_ip=0)
     for _ in range(1000):
         admitted(gate, "192.0.2.1")
@@ -70,7 +70,7 @@ def test_a_ticket_is_a_context_manager() -> None:
     assert gate.count == 0
 
 
-def test_a_ticket_knows_whom_and_when() -> None:
+def test_a_ticket_has_the_client_and_the_time_of_admission() -> None:
     gate = Gate(clock=lambda: 12.5)
     ticket = gate.admit(("::ffff:192.0.2.1", 4025, 0, 0))
     assert isinstance(ticket, Ticket)
@@ -78,7 +78,7 @@ def test_a_ticket_knows_whom_and_when() -> None:
     assert ticket.peer == ("::ffff:192.0.2.1", 4025, 0, 0)
 
 
-def test_mapped_addresses_are_counted_as_the_ipv4_addresses_they_are() -> None:
+def test_mapped_addresses_are_counted_as_ipv4_addresses() -> None:
     gate = Gate(max_from_ip=2)
     admitted(gate, "192.0.2.1")
     gate.admit(("::ffff:192.0.2.1", 1, 0, 0))
@@ -86,7 +86,7 @@ def test_mapped_addresses_are_counted_as_the_ipv4_addresses_they_are() -> None:
     assert gate.clients == {"192.0.2.1": 2}
 
 
-def test_clients_of_a_unix_socket_have_no_source_and_count_in_all() -> None:
+def test_clients_of_a_unix_socket_have_no_key_and_are_counted_in_the_total() -> None:
     gate = Gate(limit_connections=3, max_from_ip=1)
     for _ in range(3):
         assert isinstance(gate.admit(""), Ticket)
@@ -94,25 +94,25 @@ def test_clients_of_a_unix_socket_have_no_source_and_count_in_all() -> None:
     assert gate.clients == {}
 
 
-def test_sources_without_a_session_are_forgotten() -> None:
+def test_clients_without_a_session_are_removed_from_the_counts() -> None:
     gate = Gate()
     admitted(gate, "192.0.2.1").release()
     assert gate.clients == {}
     assert gate._counts.by_client == {}
 
 
-def test_limits_can_change_while_it_runs() -> None:
+def test_limits_can_change_at_run_time() -> None:
     gate = Gate(limit_connections=1, max_from_ip=1)
     held = admitted(gate, "192.0.2.1")
     gate.limits = Limits(limit_connections=2, max_from_ip=2)
     admitted(gate, "192.0.2.1")
     gate.limits = Limits(limit_connections=1, max_from_ip=1)
-    assert gate.count == 2  # who is in stays in
+    assert gate.count == 2  # open sessions continue
     held.release()
     assert gate.full
 
 
-def test_a_paused_gate_lets_nobody_in_and_resumes() -> None:
+def test_a_paused_gate_admits_no_client_until_it_resumes() -> None:
     gate = Gate()
     gate.pause()
     assert gate.full
@@ -132,7 +132,7 @@ def test_limits_out_of_range_are_an_error(connections: int, per_ip: int) -> None
 # -- waiting -----------------------------------------------------------------------------------
 
 
-def test_who_waits_is_told_once_as_soon_as_there_is_room() -> None:
+def test_a_callback_is_called_once_as_soon_as_a_slot_is_free() -> None:
     gate = Gate(limit_connections=1)
     told: list[str] = []
     ticket = admitted(gate, "192.0.2.1")
@@ -145,14 +145,14 @@ def test_who_waits_is_told_once_as_soon_as_there_is_room() -> None:
     assert told == ["room"]
 
 
-def test_who_asks_while_there_is_room_is_told_at_once() -> None:
+def test_a_callback_is_called_at_once_if_a_slot_is_free() -> None:
     told: list[str] = []
     Gate().when_room(lambda: told.append("room"))
     assert told == ["room"]
 
 
 @pytest.mark.parametrize("change", ["limits", "resume"])
-def test_who_waits_is_told_of_room_that_no_release_made(change: str) -> None:
+def test_a_callback_is_called_when_a_change_of_the_gate_makes_a_slot_free(change: str) -> None:
     gate = Gate(limit_connections=1)
     admitted(gate, "192.0.2.1")
     told: list[str] = []
@@ -168,7 +168,7 @@ def test_who_waits_is_told_of_room_that_no_release_made(change: str) -> None:
     assert told == ["room"]
 
 
-def test_who_no_longer_waits_is_not_told() -> None:
+def test_a_cancelled_callback_is_not_called() -> None:
     gate = Gate(limit_connections=1)
     ticket = admitted(gate, "192.0.2.1")
     told: list[str] = []
@@ -179,7 +179,9 @@ def test_who_no_longer_waits_is_not_told() -> None:
     assert told == []
 
 
-def test_a_waiter_that_fails_does_not_spoil_the_release(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_that_fails_does_not_make_the_release_fail(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     gate = Gate(limit_connections=1)
     ticket = admitted(gate, "192.0.2.1")
     told: list[str] = []
@@ -195,7 +197,7 @@ def test_a_waiter_that_fails_does_not_spoil_the_release(caplog: pytest.LogCaptur
     assert "a callback of when_room failed" in caplog.text
 
 
-def test_threads_that_share_a_gate_never_pass_a_limit_and_leave_it_at_zero() -> None:
+def test_threads_that_share_a_gate_never_exceed_a_limit_and_leave_no_count() -> None:
     gate = Gate(limit_connections=7, max_from_ip=3)
     seen: list[int] = []
     start = threading.Barrier(8)
@@ -218,11 +220,11 @@ def test_threads_that_share_a_gate_never_pass_a_limit_and_leave_it_at_zero() -> 
     assert gate.clients == {}
 
 
-# -- any order of things -----------------------------------------------------------------------
+# -- any order of calls ------------------------------------------------------------------------
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Counts are what a list of the tickets says, under no limit, and 0 in the end."""
+    """The counts agree with a list of the tickets, never exceed a limit, and are 0 at the end."""
 
     tickets = Bundle("tickets")
 
@@ -316,7 +318,7 @@ def test_a_key_is_stable(address: object) -> None:
     assert host_of(key) == key
 
 
-def test_a_peer_is_told_as_people_write_it() -> None:
+def test_a_peer_is_described_in_the_usual_notation() -> None:
     assert describe(("::ffff:192.0.2.1", 25, 0, 0)) == "192.0.2.1:25"
     assert describe(("2001:db8::1", 25, 0, 0)) == "[2001:db8::1]:25"
     assert describe("") == "unix"

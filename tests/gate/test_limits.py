@@ -1,4 +1,4 @@
-"""A thousand clients at once: never over a limit, back to zero, nobody deferred forgotten."""
+"""A thousand clients at once: limits are not exceeded, and each deferred client is served."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMIT, PER_IP = 100, 10
 
 
 class Watched(Gate):
-    """A gate that remembers its highest counts."""
+    """A gate that records its highest counts."""
 
     def __init__(self, **limits: Any) -> None:
         super().__init__(**limits)
@@ -36,7 +36,7 @@ class Watched(Gate):
 
 
 async def one_client(address: Any, source: str, gate: Gate) -> Reply:
-    """Come, be served if one is let in, and go."""
+    """Connect, have a session if admitted, and disconnect."""
     async with await Client.to(address, source=source) as client:
         banner = await client.reply()
         if banner.code != 220:
@@ -49,7 +49,7 @@ async def one_client(address: Any, source: str, gate: Gate) -> Reply:
 
 
 @pytest.mark.parametrize("listeners", [1, 3])
-async def test_deferred_clients_are_all_served_and_no_limit_is_passed(listeners: int) -> None:
+async def test_all_deferred_clients_are_served_and_no_limit_is_exceeded(listeners: int) -> None:
     gate = Watched(limit_connections=LIMIT, max_from_ip=0)
     options = {"gate": gate, "listen": ["127.0.0.1:0"] * listeners, "backlog": 4096}
     async with serve(Discard(), **options) as server:
@@ -64,7 +64,7 @@ async def test_deferred_clients_are_all_served_and_no_limit_is_passed(listeners:
 
 
 @pytest.mark.parametrize("when_full", ["defer", "refuse", "defer:60"])
-async def test_neither_limit_is_passed_by_a_thousand_clients_of_ten_addresses(
+async def test_a_thousand_clients_of_ten_addresses_exceed_neither_limit(
     when_full: str,
 ) -> None:
     gate = Watched(limit_connections=LIMIT, max_from_ip=PER_IP)
@@ -84,10 +84,10 @@ async def test_neither_limit_is_passed_by_a_thousand_clients_of_ten_addresses(
     assert max(gate.highest_from.values()) <= PER_IP
     refused = {reply.text[:5] for reply in replies if reply.code == 421}
     if when_full != "refuse":
-        assert refused <= {"4.7.0"}  # the gate was full, and said so to nobody
+        assert refused <= {"4.7.0"}  # no client was refused because the gate was full
 
 
-async def test_a_client_refused_for_its_address_is_served_when_it_comes_back() -> None:
+async def test_a_client_refused_by_the_limit_of_its_address_is_served_later() -> None:
     gate = Watched(limit_connections=LIMIT, max_from_ip=PER_IP)
 
     async def stubborn(address: Any, source: str) -> int:

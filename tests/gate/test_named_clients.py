@@ -1,4 +1,4 @@
-"""Clients that a proxy names: each takes the place of the one before, in every count."""
+"""Clients that a proxy names: each replaces the previous one in every count."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def proxy(door: Any) -> Ticket:
     return ticket
 
 
-def test_a_refused_client_leaves_all_counts_as_they_were() -> None:
+def test_a_refused_client_does_not_change_any_count() -> None:
     door = gate(max_from_ip=1)
     inside, waiting = proxy(door), proxy(door)
     assert door.identify(inside, "198.51.100.7") is None
@@ -41,14 +41,14 @@ def test_a_proxy_uses_up_no_rate_of_its_network_once_it_has_named_a_client() -> 
     assert [isinstance(each, Ticket) for each in verdicts] == [True, True, True, False]
 
 
-def test_each_client_that_is_named_counts_for_its_rate() -> None:
+def test_each_named_client_is_counted_in_its_rate() -> None:
     door = gate(rate="2/h")
     ticket = proxy(door)
     named = [door.identify(ticket, "198.51.100.7") for _ in range(3)]
     assert [each is None for each in named] == [True, True, False]
 
 
-def test_a_ticket_that_was_released_is_nobodys() -> None:
+def test_naming_a_client_for_a_released_ticket_has_no_effect() -> None:
     door = gate(max_from_ip=1)
     ticket = proxy(door)
     ticket.release()
@@ -60,7 +60,7 @@ HOSTS = st.sampled_from(["198.51.100.7", "198.51.100.8", "2001:db8::7", "2001:db
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), HOSTS, st.booleans()), max_size=40))
-def test_counts_are_those_of_the_tickets_whatever_is_named(steps: Any) -> None:
+def test_counts_agree_with_the_tickets_for_any_named_clients(steps: Any) -> None:
     door = gate(max_from_ip=2, max_from_net=["3/24"], exempt=["198.51.100.8"])
     tickets = [proxy(door) for _ in range(4)]
     for index, host, change in steps:

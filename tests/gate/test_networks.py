@@ -1,4 +1,4 @@
-"""Networks: CIDR as people write it, prefixes, and the table that addresses are found in."""
+"""Networks: CIDR notation, prefixes, and the table that finds the network of an address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smtpd_fork.gate.networks import Network, NetworkTable, Prefix, number_of
 
 
 def unmapped(network: Any) -> Any:
-    """Return a network of IPv4 for one of mapped addresses (RFC 4291 2.5.5.2)."""
+    """Return the IPv4 network of a network of mapped addresses (RFC 4291 2.5.5.2)."""
     first = int(network.network_address)
     if network.version == 6 and network.prefixlen >= 96 and first >> 32 == 0xFFFF:
         return IPv4Network((first & 0xFFFFFFFF, network.prefixlen - 96))
@@ -50,7 +50,7 @@ def test_the_smallest_network_around_an_address_is_found(nets: list[str], hosts:
 
 
 @given(st.ip_addresses(), st.integers(0, 128))
-def test_a_network_is_told_as_people_write_it(address: Any, bits: int) -> None:
+def test_the_text_of_a_network_is_its_usual_notation(address: Any, bits: int) -> None:
     bits = max(bits, 96) if address.version == 4 else bits
     number = number_of(str(address))
     assert number is not None

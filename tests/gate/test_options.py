@@ -1,4 +1,4 @@
-"""The gate's rules, as a process and a server on real sockets have them."""
+"""The gate's rules in a process and in a server, on real sockets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RELAY, OTHER = "127.0.0.9", "127.0.0.1"
 
 
-def test_deny_tells_554_with_the_lists_own_text(tmp_path: Path) -> None:
+def test_a_denied_client_gets_554_with_the_text_of_the_list(tmp_path: Path) -> None:
     listed = tmp_path / "bad.list"
     listed.write_text("127.0.0.0/30 No mail from here\n")
     options = ("--deny", str(listed), "--allow", "127.0.0.2", "--hostname", "mx.example.com")
@@ -37,7 +37,7 @@ def test_deny_tells_554_with_the_lists_own_text(tmp_path: Path) -> None:
             assert allowed.noop()[0] == other.noop()[0] == 250
 
 
-def test_max_from_net_counts_a_network_as_one(tmp_path: Path) -> None:
+def test_max_from_net_limits_the_clients_of_a_network_together(tmp_path: Path) -> None:
     options = ("--max-from-net", "2/29", "--max-from-net", "4/24")
     with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon, ExitStack() as stack:
         for host in ("127.0.0.1", "127.0.0.2", "127.0.0.9", "127.0.0.10"):
@@ -47,7 +47,7 @@ def test_max_from_net_counts_a_network_as_one(tmp_path: Path) -> None:
         assert "from 127.0.0.0/29," in refused
 
 
-def test_rate_counts_new_sessions_also_when_the_old_ones_have_ended(tmp_path: Path) -> None:
+def test_rate_counts_new_sessions_even_if_earlier_ones_have_ended(tmp_path: Path) -> None:
     with Daemon(*LOCAL, "--rate", "3/h", cwd=tmp_path) as daemon:
         for _ in range(3):
             daemon.smtp().quit()
@@ -64,7 +64,7 @@ def test_refuse_every_is_repeatable(tmp_path: Path) -> None:
         assert codes[1:] in (["220", "421", "220", "421", "220"], ["421", "220"] * 2 + ["421"])
 
 
-async def test_sources_of_ipv6_are_one_by_their_64() -> None:
+async def test_ipv6_clients_of_one_64_are_one_client() -> None:
     async with serve(Discard(), listen=["[::1]:0"], max_from_ip=1) as server:
         async with await Client.to(server.addresses[0]) as first:
             await first.greet()
@@ -74,7 +74,7 @@ async def test_sources_of_ipv6_are_one_by_their_64() -> None:
 
 @pytest.mark.parametrize("when_full", ["defer", "defer:60", "refuse"])
 async def test_a_flood_cannot_lock_exempt_clients_out(when_full: str) -> None:
-    """Also where clients are deferred, and more of them wait than may."""
+    """Also with deferred clients, even if more of them wait than allowed."""
     options = {"limit_connections": 4, "reserve": 2, "exempt": RELAY, "backlog": 3}
     async with serve(Discard(), when_full=when_full, max_from_ip=0, **options) as server:
         address = server.addresses[0]
@@ -92,14 +92,14 @@ async def test_a_flood_cannot_lock_exempt_clients_out(when_full: str) -> None:
         for client in (*inside, relays[0]):
             await client.close()
         if when_full != "refuse":
-            assert (await flood[0].greet()).code == 250  # who waited longest comes in
+            assert (await flood[0].greet()).code == 250  # the client that has waited longest
         async with await Client.to(address, source=RELAY) as third:
             assert (await third.greet()).code == 250
         for client in (*flood, relays[1]):
             await client.close()
 
 
-async def test_who_waits_for_a_place_that_is_reserved_costs_no_turns_of_the_loop(
+async def test_waiting_for_a_slot_while_only_reserved_ones_are_free_does_not_keep_the_loop_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {"limit_connections": 2, "reserve": 1, "exempt": RELAY}
@@ -125,7 +125,7 @@ async def test_who_waits_for_a_place_that_is_reserved_costs_no_turns_of_the_loop
         await waiting.close()
 
 
-async def test_the_ledger_tells_who_holds_each_place_and_what_they_do(
+async def test_the_ledger_lists_the_client_and_the_phase_of_each_slot(
     certificates: Certificates,
 ) -> None:
     entered, leave = asyncio.Event(), asyncio.Event()
@@ -203,7 +203,7 @@ def test_sighup_reads_the_lists_again_and_a_bad_one_changes_nothing(tmp_path: Pa
             assert (code("127.0.0.2"), code("127.0.0.3")) == ("554", "220")
             reload("127.0.0.3 New\n", "configuration reloaded")
             assert (code("127.0.0.2"), code("127.0.0.3")) == ("220", "554")
-            assert inside.noop()[0] == 250  # who is in stays in
+            assert inside.noop()[0] == 250  # open sessions continue
             reload("127.0.0.3\nnonsense\n", r"stay in force: .*bad\.list, line 2: 'nonsense'")
             assert (code("127.0.0.2"), code("127.0.0.3")) == ("220", "554")
             listed.unlink()
@@ -211,4 +211,4 @@ def test_sighup_reads_the_lists_again_and_a_bad_one_changes_nothing(tmp_path: Pa
             daemon.signal(signal.SIGHUP)
             daemon.wait_for(reload_without)
             assert code("127.0.0.3") == "554"
-        assert [code("127.0.0.2") for _ in range(3)] == ["220", "220", "421"]  # the rate goes on
+        assert [code("127.0.0.2") for _ in range(3)] == ["220", "220", "421"]  # the rate is kept

@@ -1,4 +1,4 @@
-"""The gate in any order of things: the counts are true, and zero in the end."""
+"""The gate with any order of calls: the counts are correct, and zero at the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMITS = [
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Counts are true, under no limit when somebody comes in, and 0 in the end."""
+    """The counts are correct, exceed no limit after an admission, and are 0 at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 10), host=st.sampled_from(HOSTS))
     def identify(self, index: int, host: str) -> None:
-        """A PROXY header tells who somebody is that came in without an address."""
+        """A PROXY header names a client that was admitted without an address."""
         unknown = [ticket for ticket in self.held if ticket.key is None]
         if unknown:
             ticket = unknown[index % len(unknown)]

@@ -1,4 +1,4 @@
-"""Overload: the gate refuses before the process drowns; and one address that hides all others."""
+"""Overload: refusals while the loop lags; and an address that hides those of all clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RELAY = "127.0.0.9"
 
 
 class Blocks(Discard):
-    """Holds the loop for as long as it is told."""
+    """Blocks the loop for a given time."""
 
     async def handle_HELO(self, server: Any, session: Any, envelope: Any, name: str) -> str:
         time.sleep(float(name))
@@ -29,7 +29,7 @@ class Blocks(Discard):
         return "250 mx"
 
 
-async def test_while_the_loop_is_late_nobody_comes_in_but_exempt_clients(
+async def test_only_exempt_clients_are_admitted_while_the_loop_lags(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     options: dict[str, Any] = {"max_loop_lag": 0.2, "exempt": RELAY}
@@ -53,7 +53,7 @@ async def test_while_the_loop_is_late_nobody_comes_in_but_exempt_clients(
     assert caplog.text.count(" ms: new clients are refused") == 1
 
 
-async def test_while_messages_hold_all_memory_ordinary_mail_is_taken_all_the_same() -> None:
+async def test_ordinary_mail_is_accepted_while_large_messages_use_all_memory() -> None:
     leave = asyncio.Event()
 
     class Slow(Discard):
@@ -69,7 +69,7 @@ async def test_while_messages_hold_all_memory_ordinary_mail_is_taken_all_the_sam
             await client.greet()
             await client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
             client.send(large + ".\r\n")
-        # 64 KiB of each session are not charged.
+        # 64 KiB of each session are not counted.
         await until(lambda: server._budget.used >= 2 * (600_000 - 65_536))
         async with await Client.to(server.addresses[0]) as other:
             await other.greet()
@@ -102,13 +102,13 @@ def watched(hosts: list[str], by: str) -> CommonAddressWarning:
         (["172.17.0.1"] * 12, "rate", 1),
         (["fd00::5"] * 12, "max_from_ip", 1),
         (["10.0.0.5"] * 8 + ["192.0.2.1"] * 8, "max_from_ip", 0),  # not most of them
-        (["10.0.0.5"] * 5, "max_from_ip", 0),  # not enough to tell
-        (["1.2.3.4"] * 12, "max_from_ip", 0),  # somebody else's network: an attack
-        (["127.0.0.1"] * 12, "max_from_ip", 0),  # this machine
+        (["10.0.0.5"] * 5, "max_from_ip", 0),  # too few sessions to decide
+        (["1.2.3.4"] * 12, "max_from_ip", 0),  # a public address: an attack
+        (["127.0.0.1"] * 12, "max_from_ip", 0),  # this host
         (["10.0.0.5"] * 12, "deny", 0),
     ],
 )
-def test_one_address_that_hides_all_others_is_told_once(
+def test_an_address_that_hides_all_others_is_logged_once(
     hosts: list[str], by: str, told: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     watched(hosts, by)
@@ -116,8 +116,8 @@ def test_one_address_that_hides_all_others_is_told_once(
     assert caplog.text.count("PROXY") == told
 
 
-def test_an_attack_from_one_address_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not at each of its refusals, which come by the thousand."""
+def test_an_attack_from_one_address_is_examined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at each of its refusals, of which there may be thousands."""
     reads: list[None] = []
 
     def gateways() -> set[str]:

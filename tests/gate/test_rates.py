@@ -1,4 +1,4 @@
-"""Rates, without a socket and with a clock of their own."""
+"""Rates, without sockets and with a simulated clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from smtpd_fork.gate.client import Client
 from smtpd_fork.gate.rules import Counts, Rate, RateRule
 
 
-def test_a_rate_allows_a_burst_and_then_one_after_another() -> None:
+def test_a_rate_allows_a_burst_and_then_single_sessions() -> None:
     clock = Clock()
     door = gate(clock, rate="3/m")
     for _ in range(3):
@@ -30,7 +30,7 @@ def test_a_rate_allows_a_burst_and_then_one_after_another() -> None:
     assert [isinstance(door.admit("192.0.2.1"), Ticket) for _ in range(4)] == [True] * 3 + [False]
 
 
-def test_who_is_refused_for_another_reason_does_not_use_up_its_rate() -> None:
+def test_a_client_refused_for_another_reason_does_not_use_up_its_rate() -> None:
     clock = Clock()
     door = gate(clock, rate="3/m", max_from_ip=1)
     ticket = door.admit("192.0.2.1")
@@ -41,7 +41,7 @@ def test_who_is_refused_for_another_reason_does_not_use_up_its_rate() -> None:
     assert isinstance(door.admit("192.0.2.1"), Ticket)
 
 
-def test_a_rate_of_a_network_is_one_for_all_in_it() -> None:
+def test_a_rate_per_network_is_shared_by_its_clients() -> None:
     door = gate(Clock(), rate_net=["2/m/24", "1/m/48"])
     assert isinstance(door.admit("192.0.2.1"), Ticket)
     assert isinstance(door.admit("192.0.2.2"), Ticket)
@@ -51,12 +51,12 @@ def test_a_rate_of_a_network_is_one_for_all_in_it() -> None:
     assert refusal(door.admit("2001:db8:0:1::1")) == ("rate_net", "2001:db8::/48", 2, 1)
 
 
-def test_a_million_sources_cost_bounded_memory_and_are_forgotten_without_a_sweep() -> None:
+def test_a_million_clients_need_bounded_memory_and_expire_without_a_scan() -> None:
     known = RateRule(Rate(5, 60.0), max_known=1000)
     for n in range(5000):
         known.arrived(Client(f"10.0.{n >> 8}.{n & 255}", 64), 0.0)
         assert len(known) <= 1000
-    for n in range(1000):  # a minute later, each new one has two forgotten
+    for n in range(1000):  # a minute later, each new one removes two
         known.arrived(Client(f"192.0.{n >> 8}.{n & 255}", 64), 100.0 + n)
     assert len(known) <= 14  # one is remembered for 12 seconds
 
@@ -66,10 +66,10 @@ def test_a_million_sources_cost_bounded_memory_and_are_forgotten_without_a_sweep
     st.floats(0.5, 100),
     st.lists(st.floats(0, 30), min_size=1, max_size=80),
 )
-def test_no_time_of_the_period_sees_more_than_twice_the_rate(
+def test_no_interval_of_one_period_has_more_than_twice_the_rate(
     sessions: int, seconds: float, pauses: list[float]
 ) -> None:
-    """A burst of all of them, and what has been saved up: never more in any window."""
+    """A burst of N, and those that become due meanwhile: never more in any interval."""
     limited = RateRule(Rate(sessions, seconds))
     client, counts, now = Client("192.0.2.1", 64), Counts(), 0.0
     let_in: list[float] = []

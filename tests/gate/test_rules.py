@@ -1,4 +1,4 @@
-"""The gate's rules, without a socket and with a clock of their own."""
+"""The gate's rules, without sockets and with a simulated clock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def test_ipv6_is_counted_by_its_64_unless_told_otherwise() -> None:
+def test_an_ipv6_client_is_counted_by_its_64_by_default() -> None:
     door = gate(max_from_ip=1)
     assert isinstance(door.admit("2001:db8::1"), Ticket)
     assert refusal(door.admit("2001:db8::ffff:2")) == ("max_from_ip", "2001:db8::/64", 2, 1)
@@ -29,7 +29,7 @@ def test_ipv6_is_counted_by_its_64_unless_told_otherwise() -> None:
     assert refusal(each.admit("2001:db8::2"))[1] == "2001:db8::2"
 
 
-def test_a_ladder_of_networks_has_a_limit_on_each_rung() -> None:
+def test_networks_of_several_sizes_have_limits_of_their_own() -> None:
     door = gate(max_from_net=["2/24", "3/16", "1/48", "2/6:32"])
     for host in ("192.0.2.1", "192.0.2.2", "192.0.3.1"):
         assert isinstance(door.admit(host), Ticket)
@@ -40,11 +40,11 @@ def test_a_ladder_of_networks_has_a_limit_on_each_rung() -> None:
     assert refusal(door.admit("2001:db8:1:9::1")) == ("max_from_net", "2001:db8:1::/48", 2, 1)
     assert isinstance(door.admit("2001:db8:2::1"), Ticket)
     assert refusal(door.admit("2001:db8:3::1")) == ("max_from_net", "2001:db8::/32", 3, 2)
-    assert isinstance(door.admit(""), Ticket)  # a unix socket's client is of no network
+    assert isinstance(door.admit(""), Ticket)  # a client of a unix socket has no network
 
 
 def fill(door: Gate, hosts: Iterable[str]) -> int:
-    """Have *hosts* come until the first is refused; return how many got in."""
+    """Admit *hosts* until the first is refused; return how many were admitted."""
     count = 0
     for host in hosts:
         if not isinstance(door.admit(host), Ticket):
@@ -54,7 +54,7 @@ def fill(door: Gate, hosts: Iterable[str]) -> int:
 
 
 def default_gate(**options: Any) -> Gate:
-    """A gate as the daemon has it without any setting, but for *options*."""
+    """Return a gate with the daemon's default settings and *options*."""
     return Gate(limits=limits_of(Config.build({"limit_connections": 1000, **options})))
 
 
@@ -67,7 +67,7 @@ def default_gate(**options: Any) -> Gate:
         ([f"::ffff:192.0.2.{n}" for n in range(256)], "192.0.2.0/24"),
     ],
 )
-def test_at_default_settings_no_network_of_a_customer_has_more_than_a_quarter(
+def test_by_default_no_network_of_a_customer_gets_more_than_a_quarter(
     attackers: list[str], network: str
 ) -> None:
     door = default_gate()
@@ -80,7 +80,7 @@ def test_at_default_settings_no_network_of_a_customer_has_more_than_a_quarter(
 @pytest.mark.parametrize(
     ("total", "share"), [(1, 1), (2, 1), (4, 1), (5, 2), (10, 3), (100, 25), (9999, 2500)]
 )
-def test_a_share_is_of_the_limit_of_all_rounded_up(total: int, share: int) -> None:
+def test_a_share_of_the_total_limit_is_rounded_up(total: int, share: int) -> None:
     door = default_gate(limit_connections=total)
     assert fill(door, [f"192.0.2.{n % 256}" for n in range(total + 1)]) == share
 
@@ -98,13 +98,13 @@ def test_a_share_is_of_the_limit_of_all_rounded_up(total: int, share: int) -> No
         "100.64.1.1",
     ],
 )
-def test_a_share_leaves_local_networks_alone(host: str) -> None:
-    """A bridge's gateway, or a proxy, has all clients' connections; -m is for its address."""
+def test_a_share_does_not_apply_to_local_networks(host: str) -> None:
+    """A bridge's gateway or a proxy has the connections of all clients; -m applies to it."""
     assert fill(default_gate(max_from_ip=1000), [host] * 1001) == 1000
     assert fill(default_gate(), [host] * 1001) == 50
 
 
-def test_a_limit_in_figures_holds_for_local_networks_too() -> None:
+def test_a_numeric_limit_applies_to_local_networks_too() -> None:
     assert fill(default_gate(max_from_net="7/24", max_from_ip=0), ["127.0.0.1"] * 1000) == 7
 
 
@@ -121,14 +121,12 @@ def test_a_limit_in_figures_holds_for_local_networks_too() -> None:
         ({"max_from_ip": 0}, 1000),
     ],
 )
-def test_settings_of_ones_own_come_before_the_default_shares(
-    options: dict[str, Any], most: int
-) -> None:
+def test_explicit_settings_override_the_default_shares(options: dict[str, Any], most: int) -> None:
     door = default_gate(**options)
     assert fill(door, [f"192.0.2.{n % 256}" for n in range(1001)]) == min(most, 1000)
 
 
-def test_a_share_follows_the_limit_of_all() -> None:
+def test_a_share_changes_with_the_total_limit() -> None:
     door = default_gate()
     hosts = [f"192.0.2.{n % 256}" for n in range(1000)]
     assert fill(door, hosts) == 250
@@ -137,7 +135,7 @@ def test_a_share_follows_the_limit_of_all() -> None:
     assert refusal(door.admit("192.0.2.1"))[2:] == (501, 500)
 
 
-def test_a_network_is_forgotten_when_its_last_session_has_ended() -> None:
+def test_a_network_is_removed_when_its_last_session_has_ended() -> None:
     door = gate(max_from_net="5/24")
     tickets = [door.admit(f"192.0.{n}.1") for n in range(100)]
     (network_rule,) = (each for each in door._rules.rules if isinstance(each, NetworkLimitRule))
@@ -148,7 +146,7 @@ def test_a_network_is_forgotten_when_its_last_session_has_ended() -> None:
     assert network_rule._counts == {}
 
 
-def test_exempt_clients_skip_what_is_about_sources_and_nothing_else() -> None:
+def test_exempt_clients_skip_the_limits_per_client_and_nothing_else() -> None:
     door = gate(
         Clock(), max_from_ip=1, max_from_net="1/24", rate="1/m", fair_share=True,
         exempt="192.0.2.0/24", deny="192.0.2.66", limit_connections=5,
@@ -159,7 +157,7 @@ def test_exempt_clients_skip_what_is_about_sources_and_nothing_else() -> None:
     assert isinstance(door.admit("192.0.2.1"), Full)
 
 
-def test_the_last_places_are_for_exempt_clients_alone() -> None:
+def test_the_last_slots_are_for_exempt_clients_only() -> None:
     door = gate(limit_connections=5, reserve=2, exempt="192.0.2.0/24")
     tickets = [door.admit("198.51.100.1") for _ in range(3)]
     told: list[str] = []
@@ -178,7 +176,7 @@ def test_the_last_places_are_for_exempt_clients_alone() -> None:
     assert told == ["reserved", "anybody"]
 
 
-def test_a_fair_share_is_kept_only_while_room_is_short() -> None:
+def test_the_fair_share_applies_only_while_slots_are_short() -> None:
     door = gate(limit_connections=20, fair_share=True)
     for _ in range(15):
         assert isinstance(door.admit("192.0.2.1"), Ticket)
@@ -188,7 +186,7 @@ def test_a_fair_share_is_kept_only_while_room_is_short() -> None:
     assert isinstance(door.admit("192.0.2.3"), Full)
 
 
-def test_the_first_clients_and_each_nth_are_refused_for_testing() -> None:
+def test_refuse_first_and_refuse_every_refuse_the_first_clients_and_each_nth() -> None:
     door = gate(refuse_first=2, refuse_every=3)
     assert [isinstance(door.admit("192.0.2.1"), Ticket) for _ in range(9)] == [
         *(False, False, True, True, False, True, True, False, True)
@@ -196,7 +194,7 @@ def test_the_first_clients_and_each_nth_are_refused_for_testing() -> None:
 
 
 def test_a_reload_keeps_the_counts_of_refuse_first_and_of_rates() -> None:
-    """A reload does not admit a client that a rate limit refuses, nor begin refuse_first again."""
+    """A reload neither admits a client that a rate refuses nor restarts refuse_first."""
     options = {"refuse_first": 2, "rate": "1/m", "max_from_ip": 0}
     door = gate(Clock(), **options)
     assert isinstance(door.admit("192.0.2.1"), Refusal)
@@ -209,7 +207,7 @@ def test_a_reload_keeps_the_counts_of_refuse_first_and_of_rates() -> None:
     assert isinstance(door.admit("192.0.2.1"), Ticket)
 
 
-def test_what_is_known_of_a_host_is_looked_up_again_after_a_reload() -> None:
+def test_a_reload_clears_the_cache_of_clients() -> None:
     door = gate(max_from_ip=1)
     assert isinstance(door.admit("192.0.2.1"), Ticket)
     assert isinstance(door.admit("192.0.2.1"), Refusal)
@@ -220,7 +218,7 @@ def test_what_is_known_of_a_host_is_looked_up_again_after_a_reload() -> None:
     assert door.clients == {"192.0.2.1": 2}
 
 
-def test_no_more_hosts_are_known_at_once_than_there_is_room_for() -> None:
+def test_the_cache_of_clients_is_bounded() -> None:
     door = gate(deny="10.0.0.5")
     for n in range(3 * MAX_CLIENTS):
         door.admit(("10.1.0.0", 25) if n % 2 else (f"10.0.{n >> 8}.{n & 255}", n))

@@ -1,4 +1,4 @@
-"""The gate's settings: what cannot be read is named."""
+"""The gate's settings: errors name the value and the reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     ("reserve", 5, "needs --exempt"), ("reserve", 5000, "less than"),
     ("ipv6_prefix", 0, ">= 1"), ("ipv6_prefix", 129, "<= 128"), ("refuse_first", -1, ">= 0"),
 ])  # fmt: skip
-def test_what_cannot_be_read_is_named_with_its_reason(
+def test_the_error_names_a_wrong_value_and_the_reason(
     setting: str, value: object, reason: str
 ) -> None:
     with pytest.raises(SmtpdForkError, match=setting) as caught:
@@ -42,12 +42,12 @@ def test_what_cannot_be_read_is_named_with_its_reason(
 
 @settings(max_examples=300)
 @given(st.text(max_size=12))
-def test_whatever_is_written_is_a_setting_or_a_named_fault(text: str) -> None:
+def test_any_text_is_a_setting_or_an_error_that_names_the_setting(text: str) -> None:
     for setting in ("max_from_net", "rate", "rate_net", "allow", "exempt"):
         try:
             limits_of(Config.build({setting: text}))
         except SmtpdForkError as error:
-            assert setting in str(error)  # noqa: PT017 - it need not be raised
+            assert setting in str(error)  # noqa: PT017 - there may be no error
 
 
 OF_A_GATE: dict[str, Any] = {
@@ -72,7 +72,7 @@ def test_a_gate_reads_its_limits_as_a_server_does(make: Callable[..., Limits]) -
     assert make() == Limits()
 
 
-def test_limits_are_copied_with_changes_and_files_are_not_read_again(tmp_path: Path) -> None:
+def test_a_changed_copy_of_limits_does_not_read_files_again(tmp_path: Path) -> None:
     listed = tmp_path / "bad.list"
     listed.write_text("192.0.2.1\n")
     limits = Limits(deny=str(listed), rate=["5/m", "9/h"])
@@ -104,7 +104,9 @@ def test_limits_are_copied_with_changes_and_files_are_not_read_again(tmp_path: P
         ({"deny": "./no/such.list"}, "deny './no/such.list': cannot read the file"),
     ],
 )
-def test_a_wrong_limit_is_named_with_the_right_one(settings: dict[str, Any], says: str) -> None:
+def test_the_error_of_an_unknown_limit_names_the_right_one(
+    settings: dict[str, Any], says: str
+) -> None:
     for make in (Gate, Limits):
         with pytest.raises(SettingError) as caught:
             make(**settings)
@@ -113,7 +115,7 @@ def test_a_wrong_limit_is_named_with_the_right_one(settings: dict[str, Any], say
         Gate(limits=Limits(), **settings)
 
 
-def test_limits_of_another_type_are_a_type_error_and_those_in_force_stay() -> None:
+def test_limits_of_another_type_are_a_type_error_and_change_nothing() -> None:
     settings: Any = {"max_from_ip": 3}
     with pytest.raises(TypeError, match="limits must be a Limits, not dict"):
         Gate(limits=settings)

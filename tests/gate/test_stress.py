@@ -1,4 +1,4 @@
-"""Stress: clients that hold the connection slots and do nothing do not shut others out."""
+"""Stress: idle clients in the connection slots do not exclude others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SLOTS = 12
 SHORT = 0.3
-"""The --stress-timeout of these tests; all other times are minutes."""
+"""The --stress-timeout of these tests; all other timeouts are minutes."""
 
 TRANSACTION = f"EHLO x\r\n{MAIL}\r\n{RCPT}\r\n"
 
@@ -42,11 +42,11 @@ WAYS: dict[str, tuple[str, str]] = {
     "stop in a chunk": (f"{TRANSACTION}BDAT 1000\r\nhello", ""),
     "stop between chunks": (f"{TRANSACTION}BDAT 5\r\nhello", "NOOP\r\n"),
 }
-"""Ways to hold a slot: what is sent at first, and then again and again."""
+"""Ways to hold a slot: the bytes sent first, and those sent repeatedly."""
 
 
 async def attack(server: Server, number: int, way: str) -> None:
-    """Hold a slot for as long as one may, and come again."""
+    """Hold a slot until the session is ended, and connect again."""
     while True:
         with suppress(OSError):
             client = await Client.to(server.addresses[0], source=f"127.0.{number}.1")
@@ -54,7 +54,7 @@ async def attack(server: Server, number: int, way: str) -> None:
                 await hold(client, way)
             finally:
                 client.reset()
-        await asyncio.sleep(0.05)  # as the client that is to get in: of a flood each gets a share
+        await asyncio.sleep(0.05)  # as often as the other client: of a flood each gets a share
 
 
 async def hold(client: Client, way: str) -> None:
@@ -71,7 +71,7 @@ async def hold(client: Client, way: str) -> None:
 
 @asynccontextmanager
 async def attacked(way: str, **options: Any) -> AsyncIterator[Server]:
-    """Serve, with all slots held by attackers, and as many more who wait."""
+    """Serve, with attackers in all slots, and as many waiting."""
     options = {"stress_timeout": SHORT, "limit_connections": SLOTS, "max_errors": 10_000, **options}
     options.setdefault("session_options", {"authenticator": check, "auth_require_tls": False})
     async with serve(Collect(), **options) as server:
@@ -86,7 +86,7 @@ async def attacked(way: str, **options: Any) -> AsyncIterator[Server]:
 
 
 async def delivers(server: Server, *, tls: Any = None) -> None:
-    """Come, again if one is refused, and deliver a message."""
+    """Connect, repeatedly if refused, and deliver a message."""
     while True:
         async with await Client.to(server.addresses[0], source="127.0.200.1", tls=tls) as client:
             if (await client.reply()).code == 220:
@@ -97,7 +97,7 @@ async def delivers(server: Server, *, tls: Any = None) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_attackers_that_hold_every_slot_do_not_shut_out_a_client(
+async def test_attackers_in_every_slot_do_not_exclude_a_client(
     way: str, certificates: Certificates
 ) -> None:
     tls = certificates.server
@@ -106,18 +106,18 @@ async def test_attackers_that_hold_every_slot_do_not_shut_out_a_client(
 
 
 @pytest.mark.parametrize("when_full", ["refuse", "defer:5"])
-async def test_nor_do_they_where_clients_are_refused(when_full: str) -> None:
+async def test_attackers_do_not_exclude_a_client_if_clients_are_refused(when_full: str) -> None:
     async with attacked("say NOOP", when_full=when_full) as server, asyncio.timeout(10):
         await delivers(server)
 
 
-async def test_nor_where_exempt_clients_have_slots_of_their_own() -> None:
+async def test_attackers_do_not_exclude_a_client_if_slots_are_reserved() -> None:
     options = {"exempt": "127.0.99.0/24", "reserve": 2}
     async with attacked("say NOOP", **options) as server, asyncio.timeout(10):
         await delivers(server)
 
 
-async def test_half_open_handshakes_have_less_time_under_stress(
+async def test_incomplete_handshakes_have_less_time_under_stress(
     certificates: Certificates,
 ) -> None:
     options = {"tls_context": certificates.server, "listen": ["smtps:127.0.0.1:0"]}
@@ -128,7 +128,7 @@ async def test_half_open_handshakes_have_less_time_under_stress(
 
 @asynccontextmanager
 async def full(handler: Any, **options: Any) -> AsyncIterator[tuple[Server, list[Client]]]:
-    """Serve, with four slots that are held by clients that have said EHLO."""
+    """Serve, with four slots in use by clients that have sent EHLO."""
     options = {"stress_timeout": SHORT, "limit_connections": 4, **options}
     async with serve(handler, **options) as server, AsyncExitStack() as stack:
         clients = []
@@ -146,7 +146,7 @@ async def keep_sending(clients: list[Client]) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_no_message_on_its_way_is_ended() -> None:
+async def test_no_session_with_a_message_in_progress_is_ended() -> None:
     finish = asyncio.Event()
 
     class Slow(Discard):
@@ -172,7 +172,7 @@ async def test_no_message_on_its_way_is_ended() -> None:
             assert (await waiting.reply()).code == 220
 
 
-async def test_clients_that_deliver_are_not_ended_however_long_others_wait() -> None:
+async def test_sessions_that_deliver_are_not_ended_while_others_wait() -> None:
     async with full(Discard(), stress_timeout=1.0) as (server, clients):
 
         async def deliver(client: Client) -> int:
@@ -190,14 +190,14 @@ async def test_clients_that_deliver_are_not_ended_however_long_others_wait() -> 
             assert (await waiting.reply()).code == 220
 
 
-async def test_the_client_that_is_stuck_longest_is_ended_first_and_one_for_each_that_waits(
+async def test_the_longest_idle_session_is_ended_first_and_one_for_each_waiting_client(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
     async with full(Discard(), max_errors=10_000, stress_timeout=1) as (server, clients):
         busy = asyncio.create_task(keep_sending(clients))
         await asyncio.sleep(0.3)
-        clients[0].send(f"{MAIL}\r\n")  # it was the first, and has got further since
+        clients[0].send(f"{MAIL}\r\n")  # the oldest session is not idle any more
         async with await Client.to(server.addresses[0], source="127.0.0.9") as waiting:
             assert (await waiting.reply()).code == 220
             assert server.gate.stats()["refused_stress"] == 1
@@ -209,7 +209,7 @@ async def test_the_client_that_is_stuck_longest_is_ended_first_and_one_for_each_
     assert any(line.endswith(" s without progress") for line in caplog.messages)
 
 
-async def test_an_ended_client_is_told_why_and_that_can_be_explained() -> None:
+async def test_an_ended_client_gets_a_reason_with_an_id_that_can_be_explained() -> None:
     async with full(Discard(), max_errors=10_000, stress_timeout=1) as (server, clients):
         for client in clients:
             client.send("NOOP\r\n" * 20)
@@ -227,7 +227,7 @@ async def test_an_ended_client_is_told_why_and_that_can_be_explained() -> None:
 
 
 async def is_told(client: Client, name: str) -> bool:
-    """Read all that a client was told; return whether that ends with the refusal *name*."""
+    """Read all replies to a client; return whether the last one is the refusal *name*."""
     with suppress(TimeoutError):
         async with asyncio.timeout(1):
             while (reply := await client.reply()).code:
@@ -236,7 +236,7 @@ async def is_told(client: Client, name: str) -> bool:
     return False
 
 
-async def test_below_three_quarters_clients_have_all_their_time() -> None:
+async def test_below_three_quarters_of_the_slots_timeouts_are_not_shortened() -> None:
     async with serve(Discard(), limit_connections=8, stress_timeout=0.1) as server:
         clients = [await Client.to(server.addresses[0]) for _ in range(5)]
         for client in clients:
@@ -252,7 +252,7 @@ async def test_below_three_quarters_clients_have_all_their_time() -> None:
 
 
 @pytest.mark.parametrize("options", [{"stress_timeout": 0}, {"exempt": "127.0.0.0/8"}])
-async def test_it_can_be_turned_off_and_leaves_exempt_clients_alone(
+async def test_stress_timeout_can_be_disabled_and_does_not_apply_to_exempt_clients(
     options: dict[str, Any],
 ) -> None:
     async with full(Discard(), **options) as (server, clients):
@@ -264,7 +264,7 @@ async def test_it_can_be_turned_off_and_leaves_exempt_clients_alone(
             assert (await waiting.reply()).code == 220
 
 
-async def test_a_reload_changes_it() -> None:
+async def test_a_reload_changes_the_stress_timeout() -> None:
     async with full(Discard(), stress_timeout=0) as (server, clients):
         config = Config.build(
             {
@@ -281,7 +281,7 @@ async def test_a_reload_changes_it() -> None:
     ("slots", "reserve", "first"), [(1, 0, 1), (2, 0, 2), (4, 0, 3), (1000, 0, 750), (12, 4, 6)]
 )
 def test_slots_are_short_from_three_quarters_on(slots: int, reserve: int, first: int) -> None:
-    """Of those that are for everybody."""
+    """Of the slots that are not reserved."""
     door = gate(limit_connections=slots, reserve=reserve, exempt="203.0.113.0/24")
     for count in range(1, first + 1):
         assert not door.slots.stressed

@@ -1,4 +1,4 @@
-"""Other people's protocols behind a gate: what gate.wrap makes of them."""
+"""gate.wrap: the protocols of other libraries behind a gate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Gated(Controller):
     def factory(self) -> Any:
         return self.gated()
 
-    def _trigger_server(self) -> None:  # aiosmtpd asks for the port that was configured, 0
+    def _trigger_server(self) -> None:  # aiosmtpd connects to the configured port, which is 0
         assert self.server is not None
         self.port = self.server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
         super()._trigger_server()  # type: ignore[no-untyped-call]
@@ -50,7 +50,7 @@ def wait_until_empty(gate: Gate) -> None:
 
 @contextmanager
 def running(gate: Gate, **options: Any) -> Iterator[Controller]:
-    """Run a stock controller behind *gate*; its own first connection is over."""
+    """Run a stock controller behind *gate*, and wait for the end of its own first connection."""
     controller = Gated(Discard(), gate, **options)
     controller.start()
     try:
@@ -60,7 +60,7 @@ def running(gate: Gate, **options: Any) -> Iterator[Controller]:
         controller.stop()
 
 
-def test_a_stock_controller_behind_a_gate_has_its_limits() -> None:
+def test_the_limits_of_a_gate_apply_to_a_stock_controller() -> None:
     gate = Gate(max_from_ip=2)
     with running(gate) as controller:
         with smtp(controller.port) as one, smtp(controller.port):
@@ -74,10 +74,10 @@ def test_a_stock_controller_behind_a_gate_has_its_limits() -> None:
     assert gate.clients == {}
 
 
-def test_stock_starttls_that_stalls_past_its_timeout_gives_the_place_back(
+def test_stock_starttls_that_exceeds_its_timeout_releases_the_slot(
     certificates: Certificates,
 ) -> None:
-    """aiosmtpd never calls connection_lost then; the sweep finds it."""
+    """aiosmtpd does not call connection_lost then; the check of the transports finds it."""
     gate = Gate()
     with running(gate, tls_context=certificates.server, timeout=0.3) as controller:
         client = smtp(controller.port)
@@ -142,7 +142,7 @@ async def test_any_protocol_can_be_behind_a_gate(protocol: type[asyncio.BaseProt
     await server.wait_closed()
 
 
-async def test_a_protocol_that_fails_to_begin_gives_its_place_back() -> None:
+async def test_a_protocol_that_fails_in_connection_made_releases_its_slot() -> None:
     def fail() -> asyncio.Protocol:
         raise RuntimeError("no protocol today")
 

@@ -1,4 +1,4 @@
-"""The gate's rules: each is one reason to refuse a client, all of one shape."""
+"""The rules of the gate: each has one reason to refuse a client."""
 
 from smtpd_fork.gate.rules.access import AccessRule, NetworkList
 from smtpd_fork.gate.rules.base import Counts, Rule

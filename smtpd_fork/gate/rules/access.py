@@ -23,7 +23,7 @@ __all__ = [
 _UNPRINTABLE = re.compile(r"[^ -~]")
 
 LONGEST_TEXT = 200
-"""Characters of a list's own text that a reply has room for."""
+"""Maximum length of the text of a list in a reply, in characters."""
 
 
 class ListEntry(NamedTuple):
@@ -32,8 +32,8 @@ class ListEntry(NamedTuple):
     :ivar network: its addresses
     :ivar written: the network as it was written
     :ivar text: of the reply; may be empty
-    :ivar file: that it is a line of; empty for a value of the option
-    :ivar line: its number in the file
+    :ivar file: the file that contains it; empty for a value of the option
+    :ivar line: the number of its line in the file
     """
 
     network: Network
@@ -47,11 +47,11 @@ NetworkList: TypeAlias = NetworkTable[ListEntry]
 
 
 def read_networks(entries: Iterable[str]) -> Iterator[ListEntry]:
-    """Read networks, and files of them: ``CIDR [text]`` a line, ``#`` begins a comment.
+    """Read networks, and files with one ``CIDR [text]`` per line, where ``#`` begins a comment.
 
-    What is no network is the path of a file.
+    An entry that is not a network is the path of a file.
 
-    :raises ValueError: a line is no network; names file, line and value
+    :raises ValueError: a line is not a network; the text names file, line and value
     :raises OSError: a file cannot be read
     """
     for entry in entries:
@@ -78,7 +78,7 @@ def _is_file_name(entry: str) -> bool:
 
 def _read_file(name: str) -> Iterator[ListEntry]:
     if Path(name).exists() and not Path(name).is_file():
-        raise ValueError(f"{name} is not a regular file")  # a pipe would be read for ever
+        raise ValueError(f"{name} is not a regular file")  # a pipe may have no end
     with Path(name).open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             written, _, text = line.partition("#")[0].strip().partition(" ")
@@ -92,23 +92,24 @@ def _read_file(name: str) -> Iterator[ListEntry]:
 
 
 def printable_text(text: str) -> str:
-    """Return the text of a reply, on one line, in printable ASCII."""
+    """Return *text* as one line of printable ASCII, for a reply."""
     return _UNPRINTABLE.sub("?", text.strip())
 
 
 class AccessRule(Rule):
-    """Refuses denied clients, for good.
+    """Refuses denied clients permanently (554).
 
-    The smallest network around an address decides; where all have the same one, it is denied.
+    The smallest listed network that contains the address decides. If the same network is allowed
+    and denied, it is denied.
 
-    :param allow: the allowlist; None without any
-    :param deny: the denylist; None without any
-    :param denials: networks that were denied at run time
+    :param allow: the allowlist; None: empty
+    :param deny: the denylist; None: empty
+    :param denials: the networks that are denied at run time
     """
 
     name = "deny"
-    about_clients = False  # to be exempt from limits is not to be allowed
-    about_address = True
+    skips_exempt = False  # a client that is exempt from limits may still be denied
+    address_only = True
 
     def __init__(
         self, allow: NetworkList | None, deny: NetworkList | None, denials: Denials
@@ -142,5 +143,5 @@ class AccessRule(Rule):
 
 
 def _prefix(entry: ListEntry | None) -> int:
-    """Return the bits of a network's prefix; less than any if there is none."""
+    """Return the length of a network's prefix; -1, which is less than any, without a network."""
     return -1 if entry is None else entry.network.prefix

@@ -1,4 +1,4 @@
-"""Rule: what every rule of the gate is like."""
+"""Rule: the base class of the gate's rules."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Counts", "Rule"]
 
 
 class Counts:
-    """The sessions that exist.
+    """The counts of open sessions.
 
-    :param tickets: those that are held
-    :ivar by_client: sessions by client; a client without a session is not in it
+    :param tickets: the tickets in use
+    :ivar by_client: number of sessions by client; without clients that have no session
     """
 
     __slots__ = ("_tickets", "by_client")
@@ -29,19 +29,19 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """Sessions in all."""
+        """The number of all sessions."""
         return len(self._tickets)
 
     def enter(self, client: Client) -> None:
-        """Count a session in, for its client and its networks."""
+        """Count a session for its client, and in the rules."""
         key = client.key
         if key is not None:
             self.by_client[key] = self.by_client.get(key, 0) + 1
-        for rule in client.rules.told:
+        for rule in client.rules.counting:
             rule.enter(client)
 
     def leave(self, client: Client) -> None:
-        """Count a session out."""
+        """Uncount a session."""
         key = client.key
         if key is not None:
             left = self.by_client[key] - 1
@@ -49,54 +49,57 @@ class Counts:
                 self.by_client[key] = left
             else:
                 del self.by_client[key]
-        for rule in client.rules.told:
+        for rule in client.rules.counting:
             rule.leave(client)
 
 
 class Rule(ABC):
     """One reason to refuse a client.
 
-    A rule is asked with :meth:`judge`, which changes nothing. If all rules and the limit of all
-    admit a client, :meth:`enter` and :meth:`arrived` of each are called, and :meth:`leave` when the
-    session has ended. After a reload the sessions that exist :meth:`enter` the new rules.
-    The gate calls them under its lock: they do no I/O, and take a bounded time.
+    :meth:`judge` decides and changes nothing. If no rule refuses a client and a slot is free, the
+    gate calls :meth:`enter` and :meth:`arrived` of each rule, and :meth:`leave` when the session
+    has ended. After a reload it calls :meth:`enter` of the new rules for the open sessions. The
+    gate calls these methods while it holds its lock: they do no I/O, and take a bounded time.
     """
 
     name: str
-    """The option that sets it, as it is in refusals, counters and the log."""
+    """The name of the setting, for refusals, counters and the log."""
 
-    about_clients: ClassVar[bool] = True
-    """Whether exempt clients skip it."""
+    skips_exempt: ClassVar[bool] = True
+    """Whether the rule does not apply to exempt clients."""
 
-    about_arrival: ClassVar[bool] = False
-    """Whether it is asked when a connection arrives, and not again after a PROXY header."""
+    arrival_only: ClassVar[bool] = False
+    """Whether the rule is evaluated only when a connection arrives, not after a PROXY header."""
 
-    about_address: ClassVar[bool] = False
-    """Whether the address alone decides: it is asked once per client, and the answer kept."""
+    address_only: ClassVar[bool] = False
+    """Whether the verdict depends on the address alone: then it is cached for each client."""
 
     def concerns(self, client: Client) -> bool:
-        """Whether it applies to clients of this family, local or not, exempt or not."""
+        """Whether the rule applies to this kind of client: its family, local or not, exempt or not.
+
+        The result must depend on nothing else, as it is cached.
+        """
         return True
 
     @abstractmethod
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Return why *client* is refused, or None."""
+        """Return the refusal of *client*, or None."""
 
     def enter(self, client: Client) -> None:  # noqa: B027 - most rules keep no counts
         """Count a session of *client*."""
 
     def leave(self, client: Client) -> None:  # noqa: B027 - as above
-        """Count a session of *client* no longer."""
+        """Uncount a session of *client*."""
 
-    def arrived(self, client: Client, now: float) -> None:  # noqa: B027 - most do not care when
-        """Count that *client* was admitted at *now*."""
+    def arrived(self, client: Client, now: float) -> None:  # noqa: B027 - most rules have no rate
+        """Count a new session of *client* at *now*."""
 
     def take_back(self, client: Client) -> None:  # noqa: B027 - as above
-        """Undo one :meth:`arrived` of *client*."""
+        """Revert one :meth:`arrived` of *client*."""
 
-    def goes_on_as(self, other: Rule) -> bool:
-        """Whether *other*, of the limits before a reload, stays in place of this one.
+    def is_same_as(self, other: Rule) -> bool:
+        """Whether a reload keeps *other*, a rule of the limits before, instead of this one.
 
-        What it remembers of the past stays with it; counts of sessions are made again.
+        A rule that is kept keeps its history, such as rates; open sessions are counted again.
         """
         return False

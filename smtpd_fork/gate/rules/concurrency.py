@@ -1,4 +1,4 @@
-"""max_from_ip, max_from_net, fair_share: sessions at once from one client or network."""
+"""max_from_ip, max_from_net, fair_share: concurrent sessions of one client or network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ClientLimitRule", "FairShareRule", "NetworkLimit", "NetworkLimitRule
 
 
 class ClientLimitRule(Rule):
-    """A limit of sessions from one client: an IPv4 address, or an IPv6 network.
+    """Limits the concurrent sessions of a client: an IPv4 address or an IPv6 network.
 
     :param limit: sessions, at least 1
     """
@@ -29,7 +29,7 @@ class ClientLimitRule(Rule):
         self._limit = limit
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse a client that has as many as it may; one without an address has none."""
+        """Refuse a client that has reached the limit."""
         key = client.key or ""
         mine = counts.by_client.get(key, 0) + 1
         if mine <= self._limit:
@@ -39,13 +39,13 @@ class ClientLimitRule(Rule):
 
 @dataclass(frozen=True, slots=True)
 class NetworkLimit:
-    """How many sessions one network may have.
+    """A limit of concurrent sessions for each network of one size.
 
-    :ivar sessions: at once, at least 1; a percentage if it is a share
-    :ivar prefix: how large the network is
-    :ivar share: whether it is a share of all sessions, which does not apply to local networks: one
-        address there (a bridge, a proxy, a relay) may stand for many clients
-    :ivar local: whether it is not shared with a fleet
+    :ivar sessions: maximum sessions, at least 1; for a share, a percentage
+    :ivar prefix: the size of the networks
+    :ivar share: whether it is a share of all slots. A share does not apply to local networks, as
+        one address there (a bridge, a proxy, a relay) may be used by many clients
+    :ivar local: whether the nodes of a fleet do not share the limit
     """
 
     sessions: int
@@ -57,7 +57,7 @@ class NetworkLimit:
     def parse(cls, text: str) -> Self:
         """Read ``N/PREFIX`` or ``N%/PREFIX``, as in ``100/24``, ``500/6:32`` or ``25%/48``.
 
-        :raises ValueError: *text* is not that
+        :raises ValueError: *text* has another form
         """
         usage = "write N/PREFIX or N%/PREFIX, as in 100/24 or 25%/48"
         text, local = without_local(text)
@@ -72,15 +72,15 @@ class NetworkLimit:
         return cls(sessions, Prefix.parse(prefix), share, local)
 
     def of(self, total: int) -> int:
-        """Return how many sessions that is, of *total*; at least 1."""
+        """Return the maximum of sessions, if there are *total* slots; at least 1."""
         return -(-total * self.sessions // 100) if self.share else self.sessions
 
 
 class NetworkLimitRule(Rule):
-    """A limit of sessions from one network.
+    """Limits the concurrent sessions of each network.
 
-    :param limit: how many, and how large the network is
-    :param sessions: how many that is, where it is a share
+    :param limit: the limit
+    :param sessions: the maximum of sessions; for a share, calculated from all slots
     """
 
     name = "max_from_net"
@@ -94,12 +94,12 @@ class NetworkLimitRule(Rule):
         self._counts: dict[int, int] = {}
 
     def concerns(self, client: Client) -> bool:
-        """Whether it is about this family; a share does not apply to local networks."""
+        """Whether the client has this address family; a share excludes local networks."""
         return client.ipv6 is self._ipv6 and not (self._share and client.local)
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse a network that has as many as it may."""
-        assert client.number is not None  # or it would be of no family
+        """Refuse a client whose network has reached the limit."""
+        assert client.number is not None  # concerns() excludes clients without an address
         count = self._counts.get(client.number >> self._shift, 0) + 1
         if count <= self._sessions:
             return None
@@ -113,7 +113,7 @@ class NetworkLimitRule(Rule):
         self._counts[network] = self._counts.get(network, 0) + 1
 
     def leave(self, client: Client) -> None:
-        """Count a session of the client's network no longer."""
+        """Uncount a session of the client's network."""
         assert client.number is not None
         network = client.number >> self._shift
         left = self._counts[network] - 1
@@ -124,11 +124,11 @@ class NetworkLimitRule(Rule):
 
 
 class FairShareRule(Rule):
-    """Over three quarters full, no client holds more than all slots / (clients + 1).
+    """Limits each client to all slots / (clients + 1) while three quarters of them are in use.
 
-    The one more is for the next client: there is always a share left for it.
+    The 1 is added for the next client, so that its share is always free.
 
-    :param total: connection slots in all
+    :param total: number of connection slots
     """
 
     name = "fair_share"
@@ -137,7 +137,7 @@ class FairShareRule(Rule):
         self._total = total
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse a client that has its share, while slots are short."""
+        """Refuse a client that has reached its share, while slots are short."""
         if client.key is None or 4 * counts.total < 3 * self._total:
             return None
         mine = counts.by_client.get(client.key, 0) + 1

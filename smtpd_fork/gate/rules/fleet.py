@@ -1,7 +1,8 @@
 """FleetRule: max_from_ip, max_from_net, rate and rate_net over all nodes of a fleet.
 
-The rule refuses clients that were over a limit of the fleet a moment ago, and keeps the counts for
-the fleet. The fleet is asked about other clients before their greeting (:mod:`smtpd_fork.fleet`).
+The rule refuses clients that were over a limit of the fleet a moment ago, and counts sessions for
+the fleet. About all other clients, the fleet is asked before their greeting
+(:mod:`smtpd_fork.fleet`).
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ SCOPE = "fleet"
 
 
 class FleetLimit(NamedTuple):
-    """A limit that holds over all nodes.
+    """A limit that applies to all nodes together.
 
-    :ivar rule: name of its option
-    :ivar limit: sessions at once, or in a time
-    :ivar prefix: how large the network is; None: it is about one client
-    :ivar rate: the rate, if it is one
-    :ivar share: whether it does not apply to local networks, as :class:`NetworkLimit` has it
+    :ivar rule: name of the option
+    :ivar limit: maximum of concurrent sessions, or of new sessions per period
+    :ivar prefix: the size of the networks; None: it is a limit per client
+    :ivar rate: the rate; None: it is a limit of concurrent sessions
+    :ivar share: whether it excludes local networks, as a share of :class:`NetworkLimit` does
     """
 
     rule: str
@@ -45,7 +46,7 @@ class FleetLimit(NamedTuple):
         return self.share and client.local
 
     def check(self, client: Client) -> FleetCheck | None:
-        """Return what the fleet is asked about *client*; None if it is not about it."""
+        """Return the check of *client* by the fleet; None if the limit does not apply to it."""
         prefix, rate = self.prefix, self.rate
         if prefix is None:
             name = client.key
@@ -65,13 +66,14 @@ class FleetLimit(NamedTuple):
 
 
 class FleetCheck(NamedTuple):
-    """One limit, for one client.
+    """The check of one limit for one client.
 
-    :ivar key: what is counted, without the prefix of the fleet
+    :ivar key: the key of the count, without the prefix of the fleet
     :ivar limit: the limit
-    :ivar name: of the client or network, for the reply and the log
-    :ivar interval: microseconds from one session to the next, of a rate; 0: sessions at once
-    :ivar most: microseconds by which a rate may be ahead
+    :ivar name: the client or network, for the reply and the log
+    :ivar interval: for a rate, microseconds from one session to the next; 0: the limit is of
+        concurrent sessions
+    :ivar most: for a rate, microseconds by which its sessions may be ahead
     """
 
     key: str
@@ -81,7 +83,7 @@ class FleetCheck(NamedTuple):
     most: int = 0
 
     def refusal(self, count: int) -> Refusal:
-        """Return the refusal of a client that would be the *count*-th."""
+        """Return the refusal of a client that would increase the count to *count*."""
         limit = self.limit
         refusal = Refusal(limit.rule, self.name, count, limit.limit, scope=SCOPE)
         if limit.rate is not None:
@@ -90,10 +92,10 @@ class FleetCheck(NamedTuple):
 
 
 class FleetRule(Rule):
-    """Refuses clients that are over a limit of the fleet, and counts for the fleet.
+    """Refuses clients that are over a limit of the fleet, and counts sessions for the fleet.
 
-    :param limits: those that hold over all nodes
-    :param share: where the counts are, and what is known
+    :param limits: the limits that apply to all nodes together
+    :param share: the data that the gate and the fleet exchange
     """
 
     name = SCOPE
@@ -103,14 +105,14 @@ class FleetRule(Rule):
         self._share = share
 
     def checks(self, client: Client) -> tuple[FleetCheck, ...]:
-        """Return what the fleet is asked about *client*."""
+        """Return the checks of *client* by the fleet."""
         if client.fleet_checks is None:
             found = (limit.check(client) for limit in self._limits)
             client.fleet_checks = tuple(check for check in found if check is not None)
         return client.fleet_checks
 
     def concerns(self, client: Client) -> bool:
-        """Whether the client has an address of its own, and has limits."""
+        """Whether the client has a key by which it is counted, and is not exempt."""
         return client.key is not None and not client.exempt
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
@@ -131,7 +133,7 @@ class FleetRule(Rule):
                 self._share.enter(check.key)
 
     def leave(self, client: Client) -> None:
-        """Count a session no longer."""
+        """Uncount a session."""
         for check in self.checks(client):
             if not check.interval:
                 self._share.leave(check.key)

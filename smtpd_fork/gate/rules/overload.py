@@ -28,7 +28,7 @@ class Load:
 
 
 class OverloadRule(Rule):
-    """Refuses clients while the event loop lags; exempt ones are still admitted.
+    """Refuses clients, except exempt ones, while the event loop lags.
 
     :param load: the event-loop lag
     :param max_lag: seconds; 0 is no limit

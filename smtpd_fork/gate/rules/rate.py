@@ -1,14 +1,14 @@
-"""rate, rate_net, tls_failure_rate: so many in a time, by client or network.
+"""rate, rate_net, tls_failure_rate: number of events per period, by client or network.
 
-The generic cell rate algorithm (ITU-T I.371): for each client one number, the time at which it
-would be due if its sessions had come evenly. It allows a burst of all N, and then one each
-PERIOD / N. The numbers lie in the order in which they were last touched; each new client has a few
-of the oldest forgotten that mean nothing any more, so nothing ever has to be swept, and the table
-is bounded.
+They use the generic cell rate algorithm (ITU-T I.371). It needs one number for each client: the
+time at which its next session would be due if its sessions were evenly distributed. It allows a
+burst of N sessions, and then one session each PERIOD / N. The table is in the order of the last
+changes. Each new client removes a few of the oldest entries that have expired, so that the table is
+bounded and never has to be scanned.
 
-Half a TLS handshake costs the client a packet and the server a signature. So each handshake is
-counted when it begins, and taken back when it succeeds: what remains are those that failed or are
-under way. A client that uses TLS as it is meant to be used is never refused.
+An incomplete TLS handshake costs the client a packet and the server a signature. So each handshake
+is counted when it begins, and uncounted when it succeeds; the handshakes that failed or are in
+progress remain. A client whose handshakes succeed is never refused.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ if TYPE_CHECKING:
 __all__ = ["MAX_KNOWN", "Rate", "RateRule", "handshake_rules"]
 
 MAX_KNOWN = 1 << 17
-"""Clients that are known at once. Past it the one that was silent longest is forgotten, which gives
-it a fresh start: 23 MB are worth more than that."""
+"""Maximum number of clients in the table, which then needs 23 MB. Above it, the client that was
+inactive for the longest time is removed, and so may use its whole rate again."""
 
 HANDSHAKE_NETWORKS = ("24", "48")
-"""Networks that are counted as well: those that have a share of the sessions by default."""
+"""Sizes of the networks whose handshakes are counted as well: those with a share of the connection
+slots by default."""
 
 HANDSHAKE_NETWORK_FACTOR = 4
-"""How many times the failures of a client a network may have: then four clients do not shut out the
-others in it, and 65,536 of them, as a /48 has, do not come to more than that."""
+"""The limit of a network is the limit of a client multiplied by this: high enough that fewer than
+four clients cannot exclude the others in it, and independent of the 65,536 clients of a /48."""
 
-_FORGOTTEN_A_SOURCE = 2
+_EXPIRED_PER_CLIENT = 2
+"""For each new client, so many of the oldest entries are checked, and removed if expired."""
 
 _LONGEST_PERIOD = 24 * 3600.0
 
@@ -50,12 +52,12 @@ _PERIOD_WORDS = {"s": "1s", "m": "1m", "h": "1h", "d": "24h", "": ""}
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How many new sessions may come in a time.
+    """A maximum of new sessions per period.
 
-    :ivar sessions: so many
-    :ivar seconds: in so long
-    :ivar prefix: how large the network is that they come from; None: they come from one client
-    :ivar local: whether it is not shared with a fleet
+    :ivar sessions: maximum of new sessions
+    :ivar seconds: the period
+    :ivar prefix: the size of the networks; None: it is a rate per client
+    :ivar local: whether the nodes of a fleet do not share the limit
     """
 
     sessions: int
@@ -67,7 +69,7 @@ class Rate:
     def parse(cls, text: str) -> Self:
         """Read ``N/PERIOD``, as in ``30/m``, ``5/10s`` or ``100/h``.
 
-        :raises ValueError: *text* is not that
+        :raises ValueError: *text* has another form
         """
         text, local = without_local(text)
         count, slash, period = text.partition("/")
@@ -91,7 +93,7 @@ class Rate:
     def parse_of_network(cls, text: str) -> Self:
         """Read ``N/PERIOD/PREFIX``, as in ``100/m/24`` or ``100/m/48``.
 
-        :raises ValueError: *text* is not that
+        :raises ValueError: *text* has another form
         """
         rate, slash, prefix = text.rpartition("/")
         if not slash or "/" not in rate:
@@ -101,10 +103,10 @@ class Rate:
 
 
 class RateRule(Rule):
-    """A limit of new sessions in a time, from one client or network.
+    """Limits the new sessions per period of each client or network.
 
-    :param rate: how many, in how long, and how large the network is
-    :param max_known: how many clients or networks are known at once
+    :param rate: the limit
+    :param max_known: maximum number of clients or networks in the table
     """
 
     name = "rate"
@@ -114,7 +116,7 @@ class RateRule(Rule):
     def __init__(self, rate: Rate, max_known: int = MAX_KNOWN) -> None:
         self.rate = rate
         self._interval = rate.seconds / rate.sessions
-        # A hair of tolerance, as sums of fractions are not exact.
+        # A small tolerance, as sums of floating-point numbers are not exact.
         self._most = rate.seconds * (1 + 1e-9) - self._interval
         self._max_known = max_known
         self._shift = 0
@@ -127,7 +129,7 @@ class RateRule(Rule):
         return len(self._due)
 
     def concerns(self, client: Client) -> bool:
-        """Whether it is about this family, and can tell the client from others."""
+        """Whether the client has a key, or an address of this family."""
         prefix = self.rate.prefix
         return client.key is not None if prefix is None else client.ipv6 is prefix.ipv6
 
@@ -137,7 +139,7 @@ class RateRule(Rule):
         return client.number >> self._shift
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse a client that has come more often than that."""
+        """Refuse a client that exceeds the rate."""
         due = self._due.get(self._key(client))
         if due is None or due - now <= self._most:
             return None
@@ -159,38 +161,38 @@ class RateRule(Rule):
         self._due.move_to_end(key)
 
     def take_back(self, client: Client) -> None:
-        """Undo one :meth:`arrived` of a client: it does not count."""
+        """Revert one :meth:`arrived` of a client."""
         key = self._key(client)
         if key in self._due:
             self._due[key] -= self._interval
 
     def _forget_some(self, now: float) -> None:
-        """Make room for one more client."""
+        """Remove expired entries, or the oldest entry if the table is full."""
         due = self._due
-        for _ in range(min(_FORGOTTEN_A_SOURCE, len(due))):
+        for _ in range(min(_EXPIRED_PER_CLIENT, len(due))):
             oldest = next(iter(due))
             if due[oldest] > now and len(due) < self._max_known:
                 break
             del due[oldest]
 
-    def goes_on_as(self, other: Rule) -> bool:
-        """Keep the table of a rate that did not change: a reload gives no client a fresh start."""
+    def is_same_as(self, other: Rule) -> bool:
+        """Whether the rate is the same; then a reload keeps the table."""
         return type(other) is type(self) and other.rate == self.rate
 
 
 class HandshakeRule(RateRule):
-    """A limit of failed TLS handshakes in a time, from one client or network."""
+    """Limits the failed TLS handshakes per period of each client or network."""
 
     name = network_name = "tls_failure_rate"
     text = "Too many failed TLS handshakes from {key}, try again later"
 
     def concerns(self, client: Client) -> bool:
-        """Whether it is about this family; one local address may stand for many clients."""
+        """As RateRule, but not for local networks: many clients may use one address there."""
         return super().concerns(client) and not (self.rate.prefix and client.local)
 
 
 def handshake_rules(rate: Rate) -> Iterator[HandshakeRule]:
-    """Return the rules that hold *rate* for clients, and a multiple of it for networks."""
+    """Return the rules that apply *rate* to clients, and a multiple of it to networks."""
     yield HandshakeRule(rate)
     for prefix in HANDSHAKE_NETWORKS:
         sessions = HANDSHAKE_NETWORK_FACTOR * rate.sessions

@@ -1,4 +1,4 @@
-"""refuse_first, refuse_every: refusals on demand, to test what clients do when they get 421."""
+"""refuse_first, refuse_every: refusals to test how clients behave after a 421."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["RefuseEveryRule"]
 
 
 class RefuseEveryRule(Rule):
-    """Refuses the first N clients, and then each Nth.
+    """Refuses the first N clients, and then each Nth client.
 
-    :param first: how many of the first; 0 is none
-    :param every: of those after them each Nth; 0 is none
+    :param first: how many of the first clients to refuse
+    :param every: after those, refuse each Nth client; 0: none
     """
 
     name = "refuse_every"
-    about_clients = False
-    about_arrival = True
+    skips_exempt = False
+    arrival_only = True
 
     def __init__(self, first: int, every: int) -> None:
         self.first = first
@@ -30,7 +30,7 @@ class RefuseEveryRule(Rule):
         self._asked = 0
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:
-        """Refuse a client whose turn it is; each question counts, unlike with other rules."""
+        """Refuse a client by its number; unlike other rules, it counts each call."""
         self._asked += 1
         key = client.key or "unix"
         text = "Refused for testing, try again later"
@@ -40,8 +40,8 @@ class RefuseEveryRule(Rule):
             return Refusal(self.name, key, self._asked, self.every, text=text)
         return None
 
-    def goes_on_as(self, other: Rule) -> bool:
-        """Go on counting after a reload, so that a test runs to its end."""
+    def is_same_as(self, other: Rule) -> bool:
+        """Whether the numbers are the same; then a reload keeps the count."""
         return isinstance(other, RefuseEveryRule) and (other.first, other.every) == (
             self.first,
             self.every,
