@@ -60,6 +60,6 @@ class LagMonitor:
         if exceeded and not self._exceeded:
             log.warning("event-loop lag %.0f ms: new clients are refused", late * 1000)
         elif self._exceeded and not exceeded:
-            log.warning("event-loop lag is exceeded: clients are accepted again")
+            log.warning("event-loop lag is over: clients are accepted again")
         self._exceeded = exceeded
         self.start()
