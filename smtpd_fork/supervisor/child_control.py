@@ -89,7 +89,10 @@ class ChildControl(Service):
         self._order("leave", None)
 
     async def serving(self) -> None:
-        """Answer a pending ``serves`` request of the supervisor."""
+        """Answer pending requests of the supervisor that wait until this process serves.
+
+        Until then the process may not have read the networks that were denied before.
+        """
         self._serving.set()
 
     async def stopping(self) -> None:
@@ -124,6 +127,7 @@ class ChildControl(Service):
 
     async def _control(self, body: Any) -> dict[str, Any]:
         """Carry out a request of the control socket."""
+        await self._serving.wait()
         who, request = body
         return await self._administration.answer(protocol.decode(request.encode()), who)
 
@@ -140,12 +144,14 @@ class ChildControl(Service):
 
     async def _deny(self, body: Any) -> str:
         """Deny a network; return why the fleet did not get the denial, or ""."""
+        await self._serving.wait()
         network, text, seconds, who = body
         self._server.gate.denials.add(network, text, seconds=seconds, by=who)
         fleet = self._server.fleet
         return "" if fleet is None else await fleet.denials.wait_until_sent()
 
     async def _undeny(self, body: Any) -> None:
+        await self._serving.wait()
         self._server.gate.denials.remove(body)
 
     async def _pause(self, body: Any) -> None:

@@ -7,6 +7,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from unittest.mock import AsyncMock, Mock
 
+import msgspec
+
+from smtpd_fork.control_protocol import VERSION, Undeny
 from smtpd_fork.supervisor.child_control import ChildControl
 
 if TYPE_CHECKING:
@@ -42,3 +45,23 @@ async def test_a_process_that_was_to_drain_twice_goes_on_after_its_last_session(
         for _ in range(5):
             await asyncio.sleep(0)
         orders.leave.assert_called_once_with(None)
+
+
+async def test_denials_change_once_the_networks_denied_before_have_been_read() -> None:
+    async with process() as (control, channel, server, _):
+        denials = server.gate.denials
+        server.fleet = None
+        undeny = msgspec.json.encode(Undeny(v=VERSION, network="192.0.2.0/24")).decode()
+        tasks = [
+            asyncio.ensure_future(channel.answer(kind, body))
+            for kind, body in [
+                ("undeny", "192.0.2.0/24"),
+                ("deny", ("192.0.2.0/24", "Spam", None, "root")),
+                ("control", ("root", undeny)),
+            ]
+        ]
+        await asyncio.wait(tasks, timeout=0.01)
+        assert not denials.mock_calls
+        await control.serving()
+        await asyncio.gather(*tasks)
+        assert [name for name, *_ in denials.mock_calls][:3] == ["remove", "add", "remove"]
