@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -11,11 +12,11 @@ from weakref import WeakKeyDictionary
 from aiosmtpd.smtp import Envelope
 from aiosmtpd.smtp import Session as AnySession
 
-from smtpd_fork.dialogue.path import parse_path
 from smtpd_fork.filters.milter_changes import change_envelope
 from smtpd_fork.filters.policy_action import DEFERRING
 from smtpd_fork.gate import ClientLine
-from smtpd_fork.hops.milter.verdict import Edit
+from smtpd_fork.hops.milter.codec import MilterGarbageError
+from smtpd_fork.hops.milter.verdict import Edit, edit_of_address
 from smtpd_fork.message.fields import prepend_all
 from smtpd_fork.sanitizer import printable
 
@@ -154,8 +155,9 @@ class PolicyEffects:
 
 def _address(text: str) -> str:
     """Return an address without angle brackets; empty if it would not be valid in RCPT."""
-    parsed = parse_path(text if text.startswith("<") else f"<{text}>", strict=True)
-    return "" if parsed is None or parsed[1] or parsed[0] == "<>" else parsed[0]
+    with suppress(MilterGarbageError):
+        return edit_of_address(b"+", text.encode("utf-8", "replace")).address
+    return ""
 
 
 def _edits(envelope: Envelope, message: MessageEffects) -> list[Edit]:

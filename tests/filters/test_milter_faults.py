@@ -43,6 +43,8 @@ BROKEN: dict[str, TestMilter] = {
     "a change without a number": TestMilter(edits=[frame(b"m", b"X")]),
     "a recipient with a line end": TestMilter(edits=[frame(b"+", b"<b@x>\r\nDATA\0")]),
     "a recipient that is none": TestMilter(edits=[frame(b"+", b"<>\0")]),
+    "a recipient that is not UTF-8": TestMilter(edits=[frame(b"+", b"<b\xff@x>\0")]),
+    "a sender without a domain": TestMilter(edits=[frame(b"e", b"<postmaster>\0")]),
     "a sender with a space": TestMilter(edits=[frame(b"e", b"<a b@x>\0")]),
     "parameters with a control character": TestMilter(edits=[frame(b"2", b"<b@x>\0A=\x01\0")]),
     "too many changes": TestMilter(edits=[frame(b"h", b"X\0y\0")] * 1001),

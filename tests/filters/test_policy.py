@@ -250,15 +250,15 @@ async def test_a_message_that_is_held_is_not_delivered_unmarked(
 
 
 async def test_recipients_become_another_or_get_company() -> None:
-    actions = iter(["REDIRECT c@example.net", "OK", "BCC d@example.net", "BCC <no>", "REDIRECT @"])
+    wrong = ["BCC <no>", "REDIRECT @", "BCC <d\ufffd@example.net>"]
+    actions = iter(["REDIRECT c@example.net", "OK", "BCC d@example.net", *wrong])
     async with door(TestPolicy(lambda _: next(actions))) as (client, kept):
         await send(client, "a@example.com", "b@example.com")
-        await send(client)
-        await send(client)
-        await send(client)
+        for _ in range(4):
+            await send(client)
     recipients = [each.rcpt_tos for each in kept.envelopes]
     one = ["b@example.com"]
-    assert recipients == [["c@example.net"], [*one, "d@example.net"], one, one]
+    assert recipients == [["c@example.net"], [*one, "d@example.net"], one, one, one]
 
 
 async def test_what_is_not_supported_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -29,6 +29,9 @@ _PARAMETER = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?:=[!-<>-~]+)?")
 """RFC 5321 4.1.2, esmtp-param."""
 
 
+REPLACEMENT = "\ufffd"
+"""The character in place of octets that are not UTF-8: the address would be another one."""
+
 LONGEST_REPLY = 1 << 15
 """Octets of a reply that are parsed; libmilter allows 32 lines of 980 (``smfi_setmlreply``)."""
 
@@ -131,7 +134,7 @@ def _address(data: bytes, *, null: bool) -> str:
     if null and text in {"", "<>"}:
         return ""
     path = text if text.startswith("<") else f"<{text}>"
-    parsed = parse_path(path, strict=True)
-    if parsed is None or parsed[1] or parsed[0] == "<>":
+    parsed = parse_path(path, strict=True, postmaster=not null)
+    if parsed is None or parsed[1] or parsed[0] == "<>" or REPLACEMENT in text:
         raise MilterGarbageError(f"it names an address {text[:80]!r}")
     return parsed[0]
