@@ -27,7 +27,7 @@ from smtpd_fork.handlers.delivered_parts import DeliveredParts
 from smtpd_fork.message import Mail, Recipient
 from smtpd_fork.message.quarantine_mark import WITHHELD
 from smtpd_fork.message.results import per_recipient
-from smtpd_fork.sinks.base import FAILED, answer, in_time, key_of
+from smtpd_fork.sinks.base import FAILED, answer, deliver_in_time, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,7 +183,7 @@ class Delivery:
         own = mail.to(part.recipients)
         begun = time.perf_counter()
         try:
-            replies = await in_time(route.handler, own)
+            replies = await deliver_in_time(route.handler, own)
             part.replies = per_recipient(replies, len(own.recipients))
         except Exception as error:  # noqa: BLE001 - a sink of others: it is logged
             self._report(mail, route.name, " failed", error)

@@ -1,6 +1,6 @@
-"""Sinks: where accepted mail goes. A sink answers 250 only once the message is safe.
+"""Sinks: handlers that deliver or store messages. A sink answers 250 only when the message is safe.
 
-A class is imported when it is first used, as some need much, and libraries that are extras.
+A class is imported on first use, because some need optional libraries or many modules.
 """
 
 from importlib import import_module
@@ -41,7 +41,7 @@ _LATER = ("Debug", "Lmtp", "Maildir", "Mbox", "Nats", "Pipe", "Redis", "Relay", 
 
 
 def __getattr__(name: str) -> object:
-    """Import a built-in sink (PEP 562)."""
+    """Import a built-in sink on first use (PEP 562)."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module(f"{__name__}.{name.lower()}"), name)

@@ -1,4 +1,4 @@
-"""Sink: a handler that takes every message it is given, or says why not; and the simplest one."""
+"""Sink: the base class of handlers that deliver messages; Discard, the simplest sink."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smtpd_fork.peer_address import describe
 if TYPE_CHECKING:
     from smtpd_fork.hops.peer_status import PeerStatus
 
-__all__ = ["FAILED", "Discard", "Sink", "answer", "in_time", "key_of"]
+__all__ = ["FAILED", "Discard", "Sink", "answer", "deliver_in_time", "key_of"]
 
 FAILED = "451 4.3.0 The message could not be delivered, try again later"
 TOO_SLOW = "451 4.3.0 The message could not be delivered in time, try again later"
@@ -27,46 +27,47 @@ log = logging.getLogger("smtpd_fork.sinks")
 DISCARDED = "250 2.0.0 Ok: discarded"
 
 THREAD_BYTES = 1 << 18
-"""A hash of so many takes a fraction of a millisecond: less would not pay for a thread."""
+"""Bytes of a message above which its hash is computed in a thread; below, it takes a fraction of a
+millisecond."""
 
 
 class Sink:
-    """A handler at the end of a chain: it has :meth:`deliver`, and all else is optional.
+    """A handler at the end of a chain. Subclasses implement :meth:`deliver`; all else is optional.
 
-    It runs under aiosmtpd as well, as a handler with ``handle_DATA``.
+    It also runs under aiosmtpd, as a handler with ``handle_DATA``.
 
-    :cvar supports_dsn: whether it passes on what a client asks for by DSN (RFC 3461: RET, ENVID,
-        NOTIFY, ORCPT), or sends the notifications itself; else DSN is not offered
-    :cvar supports_binarymime: whether it keeps every octet of a message with BODY=BINARYMIME
-        (RFC 3030), which is not made of lines; else BINARYMIME is not offered
-    :cvar relays: whether it passes messages on to any destination: then a filter before it has to
-        refuse recipients that a client may not send to
+    :cvar supports_dsn: whether the sink passes on the parameters of DSN (RFC 3461: RET, ENVID,
+        NOTIFY, ORCPT), or sends the notifications itself; otherwise DSN is not offered
+    :cvar supports_binarymime: whether the sink keeps every octet of a message with BODY=BINARYMIME
+        (RFC 3030), which does not consist of lines; otherwise BINARYMIME is not offered
+    :cvar relays: whether the sink passes messages on to any destination, so that a filter before it
+        has to refuse recipients that a client may not send to
     """
 
     supports_dsn = False
     supports_binarymime = False
     relays = False
     hostname = ""
-    """The name of this server (``--hostname``); it is set before the first message."""
+    """The name of this server (``--hostname``); set before the first message."""
     time_limit = 295.0
-    """Seconds that :meth:`deliver` may take; then it is cancelled, and the client gets 451. The
-    server makes it 5 s less than ``--handler-timeout`` if it is longer than that."""
+    """Seconds after which :meth:`deliver` is cancelled and the client gets 451. The server reduces
+    it to 5 s less than ``--handler-timeout`` if it is longer."""
 
     @property
     def destination(self) -> str:
-        """Where messages go, for the log."""
+        """The destination of messages, for the log."""
         return type(self).__name__
 
     def check(self) -> None:
-        """See whether :meth:`prepare` would succeed; nothing is made.
+        """Check whether :meth:`prepare` would succeed, without creating anything.
 
-        :raises CannotCreateError: it would not
+        :raises CannotCreateError: it would fail
         """
 
     def prepare(self) -> None:
-        """Make what the sink needs; called before the first message, and after privileges fell.
+        """Create what the sink needs; called before the first message, with dropped privileges.
 
-        :raises CannotCreateError: it cannot be made
+        :raises CannotCreateError: it cannot be created
         """
 
     async def close(self) -> None:
@@ -78,29 +79,29 @@ class Sink:
         return None
 
     async def deliver(self, mail: Mail) -> Replies:
-        """Take a message.
+        """Deliver a message.
 
-        :returns: 2yz once it is safe, else 4yz or 5yz: one reply for all recipients, or one for
-            each of ``mail.recipients``, in order
+        :returns: 2yz when the message is safe, otherwise 4yz or 5yz: one reply for all recipients,
+            or a list with one reply for each of ``mail.recipients``, in order
         """
         raise NotImplementedError
 
     async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> Any:
-        """Deliver the message that aiosmtpd, or this server, has received."""
+        """Deliver a message that this server or aiosmtpd has received."""
         mail = Mail.of(server, session, envelope)
         try:
-            return answer(await in_time(self, mail), mail, server, session)
+            return answer(await deliver_in_time(self, mail), mail, server, session)
         except Exception:
             if hasattr(session, "lmtp"):
-                raise  # this server logs it, and answers 451
+                raise  # this server logs the error, and answers 451
             log.exception("[%s] %s failed, the client gets 451", mail.id, type(self).__name__)
             return answer([FAILED] * len(mail.recipients), mail, server, session)
 
 
-async def in_time(sink: Sink, mail: Mail) -> Replies:
-    """Deliver a message within the sink's limit.
+async def deliver_in_time(sink: Sink, mail: Mail) -> Replies:
+    """Deliver a message within the time limit of the sink.
 
-    :raises TypeError: the sink returned something else than replies; the text names its class
+    :raises TypeError: the sink did not return replies; the text contains its class
     """
     time_limit = _TimeLimit(sink.time_limit)
     try:
@@ -108,7 +109,7 @@ async def in_time(sink: Sink, mail: Mail) -> Replies:
             replies = await _deliver(sink, mail)
     except TimeoutError:
         if not time_limit.expired:
-            raise  # a fault of the sink's own
+            raise  # raised by the sink itself
         client = describe(mail.client.peer)
         log.warning(
             "[%s] %s took longer than %g s, the client gets 451; client=%s",
@@ -124,9 +125,9 @@ async def in_time(sink: Sink, mail: Mail) -> Replies:
 
 
 class _TimeLimit:
-    """As ``asyncio.timeout()``, which costs several times as much, and is around every message.
+    """A faster ``asyncio.timeout()``, because it is used for every message.
 
-    :ivar expired: whether the task was cancelled because its time was over
+    :ivar expired: whether the task was cancelled because the time limit has expired
     """
 
     __slots__ = ("_cancelling", "_seconds", "_task", "_timer", "expired")
@@ -150,14 +151,14 @@ class _TimeLimit:
         self._timer.cancel()
         if not self.expired:
             return
-        # Who has cancelled it as well, from outside, is to have it cancelled.
+        # If another task has cancelled this one as well, the CancelledError must be kept.
         only_here = self._task.uncancel() <= self._cancelling
         if only_here and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise TimeoutError from None
 
 
 async def _deliver(sink: Sink, mail: Mail) -> Replies:
-    """Call ``deliver()``; whatever it raises is an Exception, but for an end from outside."""
+    """Call ``deliver()``; turn a CancelledError or SystemExit of its own into a RuntimeError."""
     name = f"{type(sink).__name__}.deliver()"
     delivery = sink.deliver(mail)
     if not inspect.isawaitable(delivery):
@@ -172,36 +173,36 @@ async def _deliver(sink: Sink, mail: Mail) -> Replies:
 
 
 def answer(replies: Replies, mail: Mail, server: Any, session: AnySession) -> Any:
-    """Return what a hook ``handle_DATA`` returns: in LMTP all replies, in SMTP one.
+    """Return the result of the hook ``handle_DATA``: all replies in LMTP, one in SMTP.
 
-    :param replies: as :func:`in_time` returns them
+    :param replies: the result of :func:`deliver_in_time`
     """
     if isinstance(replies, str):
         return replies
     if getattr(session, "lmtp", False):
         return replies
     if not hasattr(session, "lmtp") and hasattr(server, "smtp_LHLO"):
-        return "\r\n".join(replies)  # aiosmtpd's LMTP sends the text as it is
+        return "\r\n".join(replies)  # aiosmtpd's LMTP sends the text unchanged
     return combined(replies, mail.recipients)
 
 
 async def key_of(mail: Mail) -> str:
-    """Return the idempotency key of a message; that of a large one is computed in a thread."""
+    """Return the idempotency key of a message; for a large one it is computed in a thread."""
     if len(mail.content) > THREAD_BYTES:
         return await asyncio.to_thread(getattr, mail, "key")
     return mail.key
 
 
 class Discard(Sink):
-    """Takes every message and keeps none, for tests and measurements."""
+    """Accepts and discards every message, for tests and measurements."""
 
     supports_binarymime = True
     destination = "nowhere: every message is discarded"
 
     async def deliver(self, mail: Mail) -> Replies:
-        """Forget a message."""
+        """Discard a message."""
         return DISCARDED
 
     async def handle_DATA(self, server: Any, session: AnySession, envelope: Envelope) -> str:
-        """Forget a message, without a look at it."""
+        """Discard a message without parsing it."""
         return DISCARDED

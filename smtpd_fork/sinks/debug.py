@@ -1,4 +1,4 @@
-"""Debug: prints every message to standard output, for those who write or try handlers."""
+"""Debug: print every message to standard output, to develop and test handlers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Debug"]
 
 
 class Debug(Sink):
-    """Prints envelope and message, and keeps nothing.
+    """Prints envelope and message, and discards the message.
 
-    :param stream: where to; default: standard output, as it is when the message comes
+    :param stream: the stream to print to; default: ``sys.stdout`` at the time of each message
     """
 
     supports_binarymime = True
@@ -38,12 +38,12 @@ class Debug(Sink):
         ]
         text = "\n".join(lines) + "\n"
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        # A character that standard output does not know is no reason to refuse a message.
+        # Escape characters that the encoding of the stream lacks, instead of refusing the message.
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
         return "250 2.0.0 Ok: printed"
 
 
 def _printable(line: str) -> str:
-    """Return *line* without what would steer a terminal: it comes from a stranger."""
+    """Return *line* without control characters, by which a client could control the terminal."""
     return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in line)

@@ -1,8 +1,9 @@
-"""Directories of mailboxes: opened, and made, without following what their owner may have planted.
+"""Open and create directories of mailboxes without following symbolic links.
 
-Components that hold a word of an address, and all below them, may belong to the mailbox's owner,
-who could put a symbolic link there that leads to another's files. They are opened one by one,
-each below the one before (openat(2)), and a symbolic link is an error: ELOOP or ENOTDIR.
+A component of a path that contains a part of an address, and everything below it, may belong to the
+owner of the mailbox, who could create a symbolic link there to the files of another user. Therefore
+components are opened one by one, each relative to the previous one (openat(2)), and a symbolic link
+is an error: ELOOP or ENOTDIR.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 @contextmanager
 def open_directory(path: str | os.PathLike[str]) -> Iterator[int]:
-    """Open a directory, to sync it, for a block."""
+    """Open a directory for the duration of a block, for example to sync it."""
     descriptor = os.open(path, _FLAGS)
     try:
         yield descriptor
@@ -30,10 +31,10 @@ def open_directory(path: str | os.PathLike[str]) -> Iterator[int]:
 
 @contextmanager
 def open_below(root: str | os.PathLike[str] | int, names: Sequence[str]) -> Iterator[int]:
-    """Open a directory, for a block, without following symbolic links below *root*.
+    """Open a directory for the duration of a block; do not follow symbolic links below *root*.
 
-    :param root: a path, or a directory that is open
-    :param names: the components below it
+    :param root: a path, or the descriptor of a directory
+    :param names: the components below *root*
     :raises OSError: as open(2); ELOOP or ENOTDIR if a component is a symbolic link
     """
     path, above = (".", root) if isinstance(root, int) else (root, None)
@@ -49,11 +50,11 @@ def open_below(root: str | os.PathLike[str] | int, names: Sequence[str]) -> Iter
 
 
 def make_below(directory: int, names: Sequence[str]) -> None:
-    """Make the directories that are not there, and have each of them on the disk.
+    """Create missing directories, and sync all of them to disk.
 
-    Those that are there are synced as well: another thread may have made them a moment ago.
+    Existing ones are synced as well, because another thread may have just created them.
 
-    :param directory: is open
+    :param directory: the descriptor of the directory that contains the first one
     :raises OSError: as mkdir(2) and open(2)
     """
     for depth, name in enumerate(names):
@@ -62,7 +63,7 @@ def make_below(directory: int, names: Sequence[str]) -> None:
 
 
 def make_directory(above: int, name: str) -> None:
-    """Make a directory, unless it is there, and have it on the disk."""
+    """Create a directory unless it exists, and sync it to disk."""
     with suppress(FileExistsError):
         os.mkdir(name, DIRECTORY_MODE, dir_fd=above)
     os.fsync(above)

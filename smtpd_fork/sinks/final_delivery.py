@@ -1,8 +1,9 @@
-"""Final delivery: what the sinks for mailboxes of this machine have in common.
+"""FinalSink: the base class of sinks that deliver to mailboxes on this machine.
 
-They add ``Delivered-To`` (RFC 5321 4.4 leaves it to the delivering system). A message that has it
-already for the same recipient goes round in a loop. Where the mailboxes of a message's recipients
-differ, each recipient gets an answer: a quota that is used up is one recipient's matter.
+These sinks add ``Delivered-To`` (RFC 5321 4.4 leaves such fields to the delivering system). A
+message that already has this field for the same recipient is in a mail loop. If the recipients of a
+message have different mailboxes, each recipient gets its own reply: an exceeded quota concerns only
+one of them.
 """
 
 from __future__ import annotations
@@ -26,8 +27,15 @@ if TYPE_CHECKING:
     from smtpd_fork.sinks.mailbox_path import MailboxPath
 
 __all__ = [
-    "NO_MAILBOX", "FinalSink", "copies", "in_parallel", "loggable", "note_stored",
-    "storage_reply", "stored_reply", "to_each_mailbox",
+    "NO_MAILBOX",
+    "FinalSink",
+    "copies",
+    "in_parallel",
+    "log_stored",
+    "loggable",
+    "storage_reply",
+    "stored_reply",
+    "to_each_mailbox",
 ]  # fmt: skip
 
 LOOP = "554 5.4.6 Mail loop: the message has been delivered to this mailbox before"
@@ -35,21 +43,20 @@ LOOP = "554 5.4.6 Mail loop: the message has been delivered to this mailbox befo
 NO_MAILBOX = "550 5.1.1 No such mailbox"
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""The disk, the user's quota, or the largest file allowed."""
+"""The disk is full, or the quota or the maximum size of a file is exceeded."""
 
 LONGEST_LOGGED = 200
-"""Characters of a stranger's word, or of a command's output, in a line of the log."""
-
+"""Maximum characters of a command's output in a log line."""
 
 Store: TypeAlias = Callable[[tuple[str, ...], bytes, bytes, Mail, int], Coroutine[Any, Any, str]]
-"""Delivers to one mailbox: the names of its path, head and content, the message, and how many
-recipients it is for."""
+"""A function that delivers to one mailbox and returns the reply. Its arguments are the components
+of the path, the head and the content to store, the message, and the number of its recipients."""
 
 
 class FinalSink(Sink):
-    """A sink that delivers to mailboxes of this machine.
+    """A sink that delivers to mailboxes on this machine.
 
-    :ivar log: where its lines go
+    :cvar log: the logger of the sink
     """
 
     log = logging.getLogger("smtpd_fork.sinks")
@@ -58,7 +65,7 @@ class FinalSink(Sink):
         self._reporter = client_reporter()
 
     async def deliver(self, mail: Mail) -> Replies:
-        """Deliver a message, except to recipients whose mailbox it was in before."""
+        """Deliver a message, except to recipients to whom it was delivered before."""
         looping = await _looping(mail)
         if not looping:
             return await self.deliver_here(mail)
@@ -70,14 +77,14 @@ class FinalSink(Sink):
         return [LOOP if each.address in looping else next(replies) for each in mail.recipients]
 
     async def deliver_here(self, mail: Mail) -> Replies:
-        """Deliver a message that is in no loop; as :meth:`deliver`."""
+        """Deliver a message that is not in a mail loop; otherwise as :meth:`deliver`."""
         raise NotImplementedError
 
     def report(self, mail: Mail, what: str, reason: str, *, kind: str = "") -> None:
         """Log why a message was not delivered.
 
-        :param what: happened; constant, as lines of a client are gathered by it
-        :param kind: lines with the same *what* that are gathered apart
+        :param what: the event, a constant text: repeated lines with the same event are counted
+        :param kind: distinguishes lines with the same *what* that are counted separately
         """
         line = ClientLine.of(
             self.log, logging.ERROR, mail.client.peer, what, reason, kind=kind, **_fields(mail)
@@ -85,12 +92,12 @@ class FinalSink(Sink):
         self._reporter.note(line)
 
     async def close(self) -> None:
-        """Write the lines of the log that were gathered."""
+        """Write the pending log lines."""
         self._reporter.close()
 
 
 async def _looping(mail: Mail) -> Sequence[str]:
-    """Return the recipients whose mailbox the message was in before."""
+    """Return the recipients to whom the message was delivered before."""
     if has_long_header(mail.content):
         before = await asyncio.to_thread(earlier_mailboxes, mail.content)
     else:
@@ -102,7 +109,7 @@ async def _looping(mail: Mail) -> Sequence[str]:
 
 
 def copies(mail: Mail, groups: Sequence[Sequence[str]]) -> tuple[list[bytes], bytes]:
-    """Return the message for several mailboxes: a head for each, and the content below it.
+    """Return the message for several mailboxes: a head for each mailbox, and the common content.
 
     :param groups: the recipients of each mailbox
     """
@@ -111,11 +118,12 @@ def copies(mail: Mail, groups: Sequence[Sequence[str]]) -> tuple[list[bytes], by
 
 
 async def in_parallel(deliveries: Sequence[Coroutine[Any, Any, str]]) -> list[str]:
-    """Run deliveries of one message at the same time; return their replies.
+    """Run the deliveries of a message concurrently; return their replies.
 
-    :raises asyncio.CancelledError: it was cancelled, and no delivery was finished before. If some
-        were, their replies stay, and the others are 451: their recipients alone have the message
-        twice, if the client sends it again.
+    If it is cancelled after some deliveries have finished, their replies are returned, with 451 for
+    the others. So the client does not send the message to the finished recipients again.
+
+    :raises asyncio.CancelledError: it was cancelled before any delivery has finished
     """
     if len(deliveries) == 1:
         return [await deliveries[0]]
@@ -135,10 +143,10 @@ async def in_parallel(deliveries: Sequence[Coroutine[Any, Any, str]]) -> list[st
 
 
 async def to_each_mailbox(mail: Mail, location: MailboxPath, store: Store) -> Replies:
-    """Deliver a message to the mailbox of each recipient, once to each mailbox.
+    """Deliver a message to the mailboxes of all recipients, once to each mailbox.
 
-    :param location: the mailboxes
-    :param store: delivers to one of them, and returns the reply
+    :param location: the path of the mailboxes
+    :param store: a function that delivers to one mailbox
     """
     if not location.varies:
         return await store((), *mail.delivered(), mail, len(mail.recipients))
@@ -164,24 +172,24 @@ async def to_each_mailbox(mail: Mail, location: MailboxPath, store: Store) -> Re
 
 
 def storage_reply(error: OSError) -> str:
-    """Return the reply to a message that a file system did not take."""
+    """Return the reply to a message that could not be written."""
     if error.errno in _NO_SPACE:
         return "452 4.3.1 Insufficient system storage, try again later"
     return "451 4.3.0 The message could not be stored, try again later"
 
 
 def stored_reply(mail: Mail) -> str:
-    """Return the reply to a message that is on the disk."""
+    """Return the reply to a message that is stored on disk."""
     return f"250 2.0.0 Ok: queued as {mail.id}"
 
 
-def note_stored(
+def log_stored(
     log: logging.Logger, mail: Mail, size: int, recipients: int, how: str = "queued"
 ) -> None:
-    """Log a message that is safe.
+    """Log that a message was stored or delivered.
 
-    :param size: in bytes
-    :param recipients: of the file, or of the run of a command
+    :param size: size in bytes
+    :param recipients: number of recipients of the file, or of the run of a command
     """
     if not log.isEnabledFor(logging.INFO):
         return
@@ -201,5 +209,5 @@ def _fields(mail: Mail) -> dict[str, str]:
 
 
 def loggable(text: str) -> str:
-    """Return a stranger's word as one log line can hold it."""
+    """Return an untrusted text in printable ASCII for a log line."""
     return ascii(text)[1:-1]

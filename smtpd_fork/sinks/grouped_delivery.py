@@ -1,8 +1,8 @@
-"""GroupedDelivery: a message that a thread stores in a group with others, decided once.
+"""GroupedDelivery: a message that a thread stores in a group with others.
 
-A thread stores the message while the event loop waits for it. Either can be first: the thread with
-the message on the disk, or the loop with a time limit that has passed. The first one decides: the
-message is stored and answered 250, or it is given up, and then nothing of it stays.
+A thread stores the message while a session in the event loop waits. The message is either on disk
+first, or the time limit of the session expires first. The first of both decides: the message is
+stored and answered with 250, or it is given up and removed completely.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["GroupedDelivery", "Waiting", "tell"]
+__all__ = ["GroupedDelivery", "Waiting", "notify"]
 
 
 class GroupedDelivery:
-    """What decides whether a message is stored.
+    """A message whose result, stored or given up, is decided exactly once.
 
-    :param content_size: bytes of the message
-    :ivar error: why it could not be stored
+    :param content_size: size of the message in bytes
+    :ivar error: why the message could not be stored, or None
     """
 
     def __init__(self, content_size: int) -> None:
@@ -33,7 +33,7 @@ class GroupedDelivery:
 
     @property
     def stored(self) -> bool:
-        """Whether the message is on the disk, and stays there."""
+        """Whether the message is stored."""
         return self._stored is True
 
     @property
@@ -42,11 +42,11 @@ class GroupedDelivery:
         return self._stored is False
 
     def give_up(self) -> bool:
-        """Have the message not be stored; return whether that is so, or it is stored already."""
+        """Give the message up; return False if it is stored already."""
         return not self.decide(stored=False)
 
     def decide(self, *, stored: bool) -> bool:
-        """Return whether the message is stored: *stored*, unless that was decided before."""
+        """Set the result unless it was set before; return whether the message is stored."""
         with self._lock:
             if self._stored is None:
                 self._stored = stored
@@ -59,8 +59,8 @@ D = TypeVar("D", bound=GroupedDelivery)
 class Waiting(NamedTuple, Generic[D]):
     """A message that waits to be written, or is being written.
 
-    :ivar loop: that waits for it
-    :ivar stored: done once it is stored; else it has the error
+    :ivar loop: the event loop of the waiting session
+    :ivar stored: the future that gets the result, or the error
     """
 
     delivery: D
@@ -68,11 +68,11 @@ class Waiting(NamedTuple, Generic[D]):
     stored: asyncio.Future[None]
 
 
-def tell(group: Sequence[Waiting[D]]) -> None:
-    """Tell the sessions that wait, in their loop, what became of their messages."""
+def notify(group: Sequence[Waiting[D]]) -> None:
+    """Set the results of messages, in the event loop of their sessions."""
     for delivery, _, stored in group:
         if stored.done():
-            continue  # the session gave it up
+            continue  # the session was cancelled
         if delivery.stored:
             stored.set_result(None)
         else:

@@ -1,4 +1,4 @@
-"""Lmtp: messages to a server that puts them into mailboxes, as Dovecot (RFC 2033)."""
+"""Lmtp: deliver messages to a server with mailboxes, such as Dovecot (RFC 2033)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["Lmtp"]
 
 
 class Lmtp(NextHop):
-    """Passes messages on by LMTP; each recipient has a reply of its own.
+    """Delivers messages by LMTP; each recipient gets its own reply.
 
     :param address: ``unix:PATH`` or ``HOST:PORT``; several are tried in order
-    :param connections: to the server at once
-    :param wait: how long a message waits for one of them; then it is answered 451
-    :param timeout: how long a message may take
+    :param connections: maximum connections to the server
+    :param wait: seconds that a message waits for a connection before it gets 451
+    :param timeout: maximum seconds for a message
     :param verify: ask the server about each recipient at RCPT, and refuse those that it refuses
     :param tls: ``no``, ``opportunistic``, ``starttls`` or ``implicit``
-    :param ca_file: CA certificates that are trusted; default: the system's
-    :param binarymime: offer BINARYMIME to clients, because the server does
+    :param ca_file: file of trusted CA certificates; default: the system's
+    :param binarymime: offer BINARYMIME to clients, if the server does
     :param helo: the name for LHLO; default: that of this server
-    :param pass_client: tell the server who the client is: by ``xclient``, so that it judges the
-        client as its own, or by ``xforward``, for its log
+    :param pass_client: describe the client to the server: by ``xclient``, so that the server
+        applies its access rules to it, or by ``xforward``, for the server's log
     :raises SettingError: a value cannot be used
     """
 

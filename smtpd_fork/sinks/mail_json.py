@@ -1,4 +1,4 @@
-"""The envelope of a message as JSON, for programs: one schema for webhook, Redis and NATS.
+"""Encode the envelope of a message as JSON, in one schema for webhook, Redis and NATS.
 
 Version 1 is an object with these members; a later version may have more.
 
@@ -7,18 +7,18 @@ Version 1 is an object with these members; a later version may have more.
 ``id``, ``key``
     The queue id, and the idempotency key: a message that the client sends again has the same key.
 ``received``
-    The time, as RFC 3339 has it.
+    The time in the format of RFC 3339.
 ``sender``, ``recipients``
     The addresses of MAIL and RCPT, a string and a list; the null sender is "".
 ``body``, ``utf8``
-    ``7BIT``, ``8BITMIME`` or ``BINARYMIME``; whether the client gave SMTPUTF8.
+    ``7BIT``, ``8BITMIME`` or ``BINARYMIME``; whether the client has used SMTPUTF8.
 ``client``
-    ``address`` (of a unix socket null), ``helo``, ``name`` (verified reverse DNS, or null),
-    ``login`` (of AUTH, or null) and ``tls``.
+    ``address`` (null for a unix socket), ``helo``, ``name`` (verified reverse DNS, or null),
+    ``login`` (user of AUTH, or null) and ``tls``.
 ``origin``
-    The client that this client, a trusted host, names by XFORWARD; null without it. ``address``,
-    ``port``, ``helo``, ``name``, ``protocol``, ``queue_id`` (its own) and ``source`` (``LOCAL`` or
-    ``REMOTE``); each may be null.
+    The original client, which a trusted host has sent by XFORWARD; null without XFORWARD. Members:
+    ``address``, ``port``, ``helo``, ``name``, ``protocol``, ``queue_id`` (of that host) and
+    ``source`` (``LOCAL`` or ``REMOTE``); each may be null.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ __all__ = ["delivery_key", "envelope_fits", "envelope_json", "header_list", "pie
 VERSION = 1
 
 HEADER_BYTES = 1 << 16
-"""Of a header that is also given as a list; the fields behind these are in the message alone."""
+"""Bytes of a header whose fields are also listed; later fields are only in the message."""
 
 MOST_FIELDS = 1000
-"""Fields of that list; messages have a hundred. There might be 16,000, of four bytes each, which
-would take 40 ms."""
+"""Maximum fields of that list; usual messages have a hundred. Without a limit there might be 16,000
+of four bytes each, which would take 40 ms."""
 
 PIECE_BYTES = 768 << 10
-"""A piece of a message: encoded, hashed or sent in about a millisecond. A multiple of 3, so that
-the Base64 of pieces is that of the whole."""
+"""Bytes of a piece of a message, which is encoded, hashed or sent in about a millisecond. It is a
+multiple of 3, so that the Base64 of the pieces can be concatenated."""
 
 
 async def delivery_key(mail: Mail) -> str:
     """Return the idempotency key of this delivery.
 
-    It is the message's, or, of a sink that gets only some of the recipients, one of its own.
+    It is the key of the message, or a key of its own if the sink gets only some of the recipients.
     """
     key = await key_of(mail)
     if len(mail.all_recipients) in {0, len(mail.recipients)}:
@@ -69,7 +69,7 @@ def envelope_json(mail: Mail, key: str, **more: Any) -> bytes:
     """Return the envelope as JSON, in ASCII and on one line.
 
     :param key: see :func:`delivery_key`
-    :param more: more members
+    :param more: additional members
     """
     client = mail.client
     envelope = {
@@ -110,12 +110,12 @@ def _origin(xforward: Mapping[str, str]) -> dict[str, str | int | None] | None:
 
 
 def envelope_fits(addresses: Iterable[str], longest: int) -> bool:
-    """Whether recipients have at most *longest* bytes as JSON."""
+    """Return whether recipients need at most *longest* bytes as JSON."""
     return sum(len(json.dumps(unicode(each))) + 1 for each in addresses) <= longest
 
 
 def header_list(content: bytes) -> list[list[str]]:
-    """Return the names and values of a header's fields: unfolded, and nothing decoded."""
+    """Return the names and values of a header's fields: unfolded, but not decoded."""
     return [
         [each.name.decode("ascii"), " ".join(each.value.decode("utf-8", "replace").split())]
         for each in islice(fields(content[:HEADER_BYTES]), MOST_FIELDS)
@@ -123,7 +123,7 @@ def header_list(content: bytes) -> list[list[str]]:
 
 
 def pieces(*parts: bytes) -> Iterator[memoryview | bytes]:
-    """Yield the bytes of *parts* in pieces of :data:`PIECE_BYTES`; only the last one is shorter."""
+    """Yield *parts* in pieces of :data:`PIECE_BYTES`; only the last piece is shorter."""
     rest = b""
     for part in parts:
         missing = (PIECE_BYTES - len(rest)) % PIECE_BYTES
@@ -139,5 +139,5 @@ def pieces(*parts: bytes) -> Iterator[memoryview | bytes]:
 
 
 def unicode(text: str) -> str:
-    """Return *text* without surrogates, which stand for bytes that are no UTF-8."""
+    """Return *text* without surrogates, which represent bytes that are not UTF-8."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,10 +1,10 @@
-"""MailboxPath: a path with ``{user}``, ``{domain}`` and ``{ext}``, and the mailbox of a recipient.
+"""MailboxPath: the path of a recipient's mailbox, with ``{user}``, ``{domain}`` and ``{ext}``.
 
-An address comes from a stranger. Each word of it, in the form in which addresses are compared
-(:mod:`smtpd_fork.message.mailbox`), becomes a part of one component of the path: ``[a-z0-9._+=-]``
-as they are, any other byte as ``%`` and two hexadecimal digits, a dot at its beginning as well. So
-there is no ``/``, no ``..`` and no NUL, one mailbox has one path, and two never have the same: the
-coding can be undone.
+Addresses are untrusted. Each word of an address, in the form in which addresses are compared
+(:mod:`smtpd_fork.message.mailbox`), becomes a part of one component of the path. The characters
+``[a-z0-9._+=-]`` stay as they are; any other byte, and a leading dot, becomes ``%`` and two
+hexadecimal digits. So a word can contain neither ``/``, ``..`` nor NUL. The encoding is reversible,
+so that one mailbox has one path, and two mailboxes never have the same path.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from smtpd_fork.setting_types import SettingError
 __all__ = ["WORDS", "MailboxPath", "Words", "fill", "words_in", "words_of"]
 
 LONGEST_NAME = 200
-"""Bytes of a word in a path; file systems allow 255 for a name, and more may stand beside it."""
+"""Maximum bytes of a word in a path; file systems allow 255 bytes for a whole component."""
 
 WORDS = ("user", "domain", "ext")
 
 EMPTY = "%"
-"""Stands for a word that is empty, such as the domain of ``postmaster``."""
+"""Replaces an empty word, such as the domain of ``postmaster``."""
 
 _WORD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _PLAIN = re.compile(r"[a-z0-9_+=-][a-z0-9._+=-]*")
 _CODED = re.compile(rb"[^a-z0-9._+=-]|^\.")
-_FOLDER = re.compile(r"\.\{ext\}")
+_EXTENSION = re.compile(r"\.\{ext\}")
 _CANNOT_BE_CODED = re.compile(r"[^a-z0-9._+=%-]")
 
 
 class Words(NamedTuple):
-    """An address in words: in lower case, without quotes, the domain in ASCII.
+    """The words of an address: in lower case, without quotes, the domain in ASCII.
 
     :ivar user: the local part without the extension
-    :ivar domain: empty if there is none
-    :ivar ext: the extension, without the delimiter; empty if there is none
+    :ivar domain: the domain, or an empty string
+    :ivar ext: the extension without the delimiter, or an empty string
     """
 
     user: str
@@ -53,8 +53,8 @@ class Words(NamedTuple):
 def words_of(address: str, delimiter: str) -> Words:
     """Return the words of an address.
 
-    The extension begins behind the first *delimiter* that is not the first character; an empty
-    delimiter splits nothing.
+    The extension begins after the first *delimiter* that is not the first character; with an empty
+    delimiter there are no extensions.
     """
     _, local, domain = mailbox_of(address)
     split = local.find(delimiter, 1) if delimiter else -1
@@ -66,8 +66,8 @@ def words_of(address: str, delimiter: str) -> Words:
 def words_in(template: str, known: tuple[str, ...], key: str) -> list[str]:
     """Return the words in braces of a template, in order.
 
-    :param key: of the setting, for the error
-    :raises SettingError: one of them is not *known*, or a brace stands alone
+    :param key: the name of the setting, for the error
+    :raises SettingError: a word is not *known*, or there is an unmatched brace
     """
     found = []
     for match in _WORD.finditer(template):
@@ -88,12 +88,12 @@ def _listed(known: tuple[str, ...]) -> str:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Return a template with *values* in place of its words, and braces for double ones."""
+    """Return a template with its words replaced by *values*, and double braces by single ones."""
     return _WORD.sub(lambda match: match[0][0] if match[1] is None else values[match[1]], template)
 
 
 def _coded(word: str) -> str:
-    """Return a word as a part of a file's name; two different ones never become the same."""
+    """Return a word as a part of a file name; different words never become the same."""
     if _PLAIN.fullmatch(word) and len(word) <= LONGEST_NAME:
         return word
     if not word:
@@ -107,12 +107,13 @@ def _coded(word: str) -> str:
 
 
 class MailboxPath:
-    """Where the mailboxes of recipients are.
+    """The path of mailboxes.
 
-    :param template: a path; ``{user}``, ``{domain}`` and ``{ext}`` stand for words of the address.
-        ``{{`` is a brace. A component ``.{ext}`` is left out for an address without an extension
-    :param delimiter: between user and extension; empty: there are no extensions
-    :ivar root: the directory that all mailboxes are in; without words, the mailbox
+    :param template: a path; ``{user}``, ``{domain}`` and ``{ext}`` are replaced by words of the
+        address. ``{{`` is a brace. A component ``.{ext}`` is omitted for addresses without an
+        extension
+    :param delimiter: the delimiter of user and extension; empty: there are no extensions
+    :ivar root: the directory that contains all mailboxes; the mailbox itself if there are no words
     :ivar varies: whether the path depends on the recipient
     :raises SettingError: a word is unknown, or two words cannot be distinguished in the path
     """
@@ -132,41 +133,41 @@ class MailboxPath:
         self._below = [part for part in parts[first:] if part not in {"", "."}]
         self.template = f"{self.root}/{'/'.join(self._below)}".replace("//", "/")
         if ".." in self._below:
-            raise SettingError("path", text, ".. behind a word in braces")
+            raise SettingError("path", text, ".. is not allowed after a word in braces")
         for part in self._below:
             _check_component(part, text)
 
     def names(self, address: str) -> tuple[str, ...]:
-        """Return the components of the path of a recipient below :attr:`root`."""
+        """Return the components below :attr:`root` of a recipient's path."""
         words = words_of(address, self._delimiter)
         coded = {name: _coded(word) for name, word in zip(WORDS, words, strict=True)}
         return tuple(
-            fill(part, coded) for part in self._below if words.ext or not _FOLDER.fullmatch(part)
+            fill(part, coded) for part in self._below if words.ext or not _EXTENSION.fullmatch(part)
         )
 
     def ends_with_extension(self, names: tuple[str, ...]) -> bool:
-        """Whether the last component of a path is ``.{ext}``."""
-        return len(names) == len(self._below) and _FOLDER.fullmatch(self._below[-1]) is not None
+        """Return whether the last component of a path comes from ``.{ext}``."""
+        return len(names) == len(self._below) and _EXTENSION.fullmatch(self._below[-1]) is not None
 
     def __str__(self) -> str:
         return self.template if self.varies else str(self.root)
 
 
 def _absolute(text: str) -> Path:
-    # At once: a daemon's working directory becomes / later.
+    # Made absolute now, because a daemon changes its working directory to / later.
     plain = text.replace("{{", "{").replace("}}", "}")
     return Path(plain).expanduser().absolute()
 
 
 def _check_component(part: str, template: str) -> None:
-    """See that the words of a component can be distinguished.
+    """Check that the words of a component can be distinguished.
 
-    :raises SettingError: they cannot
+    :raises SettingError: they cannot be distinguished
     """
     between = _WORD.split(part)[::2][1:-1]
     if any(not _CANNOT_BE_CODED.search(text) for text in between):
         raise SettingError(
             "path",
             template,
-            f"{part}: write / or @ between the words, so that two mailboxes never have one path",
+            f"{part}: write / or @ between the words, so that no two mailboxes have the same path",
         )

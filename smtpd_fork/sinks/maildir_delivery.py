@@ -1,6 +1,6 @@
-"""MaildirDelivery: one message on its way into a Maildir, in the steps that a group takes together.
+"""MaildirDelivery: store a message in a Maildir, in steps that a group of messages does together.
 
-If it is given up in the middle of them, nothing of it stays in ``new/``.
+A message that is given up between two steps does not stay in ``new/``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["MaildirDelivery"]
 
 
 class MaildirDelivery(GroupedDelivery):
-    """Writes one message: :meth:`write`, :meth:`sync`, :meth:`publish`, each by :meth:`proceed`.
+    """Stores a message. :meth:`proceed` calls each of :meth:`write`, :meth:`sync`, :meth:`publish`.
 
     :param maildir: the Maildir
-    :param name: of the file, which no other has
+    :param name: the unique name of the file
     :param head: the trace fields
-    :param content: the message below them; lines that end in CR LF will end in LF
-    :param binary: whether it is BINARYMIME (RFC 3030), and stays as it came
+    :param content: the message below them; CR LF is converted to LF
+    :param binary: whether the message is BINARYMIME (RFC 3030), and is not converted
     :ivar maildir: the Maildir
-    :ivar size: of the file, in bytes, once it is written
+    :ivar size: size of the written file in bytes
     """
 
     def __init__(
@@ -50,28 +50,28 @@ class MaildirDelivery(GroupedDelivery):
         self._descriptor: int | None = None
 
     def proceed(self, step: Callable[[MaildirDelivery], None]) -> bool:
-        """Take a step; return whether there is a next one.
+        """Call a step; return whether the next one may follow.
 
-        If it fails, or the message was given up, all of it is removed.
+        If the step fails, or the message was given up, the message is removed.
         """
         try:
             if self._stored is None:
                 step(self)
                 return True
-        except Exception as error:  # noqa: BLE001 - raised in the session that waits
+        except Exception as error:  # noqa: BLE001 - raised in the waiting session
             self.fail(error)
         else:
             self._close_and_remove()
         return False
 
     def fail(self, error: Exception) -> None:
-        """Give the message up because of *error*, and remove it, unless it is stored already."""
+        """Give the message up with *error* and remove it, unless it is stored already."""
         if self.give_up():
             self.error = error
             self._close_and_remove()
 
     def write(self) -> None:
-        """Write the message to a file in ``tmp/``, which stays open."""
+        """Write the message to a file in ``tmp/``; the file stays open."""
         head, pieces = self._head, iter((self._content,))
         if not self._binary:
             head, pieces = head.replace(b"\r\n", b"\n"), unix_lines(self._content)
@@ -93,13 +93,13 @@ class MaildirDelivery(GroupedDelivery):
                 left[0] = left[0][count:]
 
     def begin_sync(self) -> None:
-        """Tell the kernel to begin writing the file out, without waiting for it."""
+        """Have the kernel begin to write the file to disk, without waiting for it."""
         if self._descriptor is not None and hasattr(os, "posix_fadvise"):
-            with suppress(OSError):  # advice only: sync() reports errors
+            with suppress(OSError):  # only an advice; sync() reports errors
                 os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def sync(self) -> None:
-        """Wait until the file is on the disk."""
+        """Wait until the file is on disk."""
         if self._descriptor is not None:
             os.fsync(self._descriptor)
             self._close()
@@ -108,8 +108,8 @@ class MaildirDelivery(GroupedDelivery):
         """Move the file to ``new/``."""
         maildir.publish(self._name)
 
-    def settle(self) -> None:
-        """Declare the message, which is in ``new/`` and synced, stored, unless it was given up."""
+    def mark_stored(self) -> None:
+        """Mark the message, synced in ``new/``, as stored; remove it if it was given up."""
         if not self.decide(stored=True):
             self.maildir.remove(self._name)
 
@@ -124,5 +124,5 @@ class MaildirDelivery(GroupedDelivery):
         self.remove()
 
     def remove(self) -> None:
-        """Remove what there is of a message that was given up."""
+        """Remove the files of a message that was given up."""
         self.maildir.remove(self._name)

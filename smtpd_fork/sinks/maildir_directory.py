@@ -1,7 +1,8 @@
-"""MaildirDirectory: one Maildir as files and directories, for the threads that write.
+"""MaildirDirectory: the files and directories of a Maildir, for the threads that write.
 
-The Maildir of a recipient is below a directory that the administrator named, and parts of its path
-come from the address: there no symbolic link is followed (:mod:`smtpd_fork.sinks.directories`).
+The Maildir of a recipient is below a directory that the administrator has configured. The rest of
+its path comes from the address, so symbolic links in it are not followed
+(:mod:`smtpd_fork.sinks.directories`).
 """
 
 from __future__ import annotations
@@ -32,27 +33,27 @@ FILE_MODE = 0o600
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 STALE_SECONDS = 36 * 3600
-"""A file in tmp/ that nobody has read or written for so long is nobody's (maildir(5))."""
+"""Seconds without access after which a file in ``tmp/`` is removed (maildir(5))."""
 
 CLEAN_FILES = 10_000
-"""Files that one look takes: less than a second's work. The next look takes the rest."""
+"""Maximum files that one search checks, which takes less than a second."""
 
 
 class NoMailboxError(FileNotFoundError):
-    """The mailbox of a recipient does not exist, and is not to be made."""
+    """The mailbox of a recipient does not exist, and ``create`` is off."""
 
 
 class OpenMaildir:
     """A Maildir whose ``new/`` is open.
 
-    :param new: ``new/``
-    :param tmp: ``tmp/``; None if both are reached by *path*
-    :param path: of the Maildir, with ``/`` at the end; empty if both are open
+    :param new: descriptor of ``new/``
+    :param tmp: descriptor of ``tmp/``; None: files are renamed by *path*
+    :param path: path of the Maildir with a final ``/``; empty if *tmp* is used
     """
 
     def __init__(self, new: int, tmp: int | None = None, path: str = "") -> None:
         self._new, self._tmp = new, tmp
-        # Strings: four Paths take as long as the rest of a message's work in the event loop.
+        # Strings, because making four Path objects would double the time per message.
         self._from, self._to = (f"{path}tmp/", f"{path}new/") if path else ("", "")
 
     def publish(self, name: str) -> None:
@@ -63,34 +64,34 @@ class OpenMaildir:
             os.rename(name, name, src_dir_fd=self._tmp, dst_dir_fd=self._new)
 
     def sync(self) -> None:
-        """Have the names in ``new/`` on the disk."""
+        """Sync ``new/`` to disk."""
         os.fsync(self._new)
 
 
 class MaildirDirectory:
-    """A Maildir that the administrator named; symbolic links in it are followed.
+    """A Maildir that the administrator has configured; symbolic links in its path are followed.
 
-    :param path: absolute
+    :param path: the absolute path
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def create(self, name: str) -> int:
-        """Return a new file in ``tmp/``, open."""
+        """Create a file in ``tmp/``; return its descriptor."""
         return os.open(f"{self.path}/tmp/{name}", _NEW_FILE, FILE_MODE)  # noqa: S108 - the Maildir's
 
     @contextmanager
     def opened(self) -> Iterator[OpenMaildir]:
-        """Open it for a block, to publish files."""
+        """Open the Maildir for the duration of a block, to publish files."""
         with self._directory("new") as new:
             yield OpenMaildir(new, None, f"{self.path}/")
 
     def remove(self, name: str) -> None:
-        """Remove a message that was given up: its draft, and what was published of it.
+        """Remove the files of a message that was given up from ``tmp/`` and ``new/``.
 
-        May run in two threads, and while a third hangs in a step: the draft goes first, so a
-        rename that is still to come fails.
+        May run in two threads, and while another thread hangs in a step. The file in ``tmp/`` is
+        removed first, so that a later rename fails.
         """
         for directory in ("tmp", "new"):
             try:
@@ -98,8 +99,8 @@ class MaildirDirectory:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                log.error(  # noqa: TRY400 - the disk, not us
-                    "cannot remove %s, which is not acknowledged: %s",
+                log.error(  # noqa: TRY400 - an error of the disk
+                    "cannot remove the unacknowledged message %s: %s",
                     f"{self.path}/{directory}/{name}",
                     error.strerror,
                 )
@@ -115,20 +116,20 @@ class MaildirDirectory:
         return open_directory(f"{self.path}/{name}")
 
     def opened_tmp(self) -> AbstractContextManager[int]:
-        """Open ``tmp/`` for a block, unless it is a symbolic link.
+        """Open ``tmp/`` for the duration of a block, unless it is a symbolic link.
 
-        The owner of a Maildir must not have us remove files elsewhere.
+        Otherwise the owner of a Maildir could have us remove files in other directories.
         """
         return open_below(self.path, ["tmp"])
 
 
 class RecipientMaildir(MaildirDirectory):
-    """The Maildir of a recipient. Symbolic links in it, and on the way to it, are errors.
+    """The Maildir of a recipient. Symbolic links in it, and in its path below *root*, are errors.
 
-    :param root: the directory that all of them are in; it has to be there
-    :param names: the components of the path below it
-    :param create: whether a Maildir that does not exist is made
-    :param optional: whether the last of *names* is left out if that does not exist
+    :param root: the directory that contains all Maildirs; it has to exist
+    :param names: the components of the path below *root*
+    :param create: whether a missing Maildir is created
+    :param optional: whether the last of *names* is omitted if it does not exist
     """
 
     def __init__(
@@ -139,9 +140,9 @@ class RecipientMaildir(MaildirDirectory):
         self._choices = [names, names[:-1]] if optional else [names]
 
     def create(self, name: str) -> int:
-        """Return a new file in ``tmp/``, open; make the Maildir first if it is not there.
+        """Create a file in ``tmp/``, and the Maildir if it is missing; return the descriptor.
 
-        :raises NoMailboxError: it is not there, and is not to be made
+        :raises NoMailboxError: the Maildir does not exist, and is not to be created
         """
         if not self._is_complete():
             if not self._create and not self.exists():
@@ -151,10 +152,10 @@ class RecipientMaildir(MaildirDirectory):
             return os.open(name, _NEW_FILE | os.O_NOFOLLOW, FILE_MODE, dir_fd=tmp)
 
     def exists(self) -> bool:
-        """Whether the Maildir is there; what is missing in it is made when a message comes.
+        """Return whether the Maildir exists; its subdirectories are created with the first message.
 
-        :raises OSError: that cannot be known; ENODEV if there is nothing at all below the root,
-            which may be a file system that is not mounted
+        :raises OSError: it is not known; ENODEV if the root is empty, because its file system may
+            not be mounted
         """
         for names in self._choices:
             with suppress(FileNotFoundError), open_below(self._root, names):
@@ -171,7 +172,7 @@ class RecipientMaildir(MaildirDirectory):
         return False
 
     def _make(self) -> None:
-        """Make the Maildir; ``cur/`` comes last, when the others are on the disk."""
+        """Create the Maildir; ``cur/`` is created last, after the others are on disk."""
         with open_directory(self._root) as root:
             make_below(root, self._names)
             with open_below(root, self._names) as maildir:
@@ -182,7 +183,7 @@ class RecipientMaildir(MaildirDirectory):
 
     @contextmanager
     def opened(self) -> Iterator[OpenMaildir]:
-        """Open it for a block, to publish files."""
+        """Open the Maildir for the duration of a block, to publish files."""
         with self._directory("tmp") as tmp, self._directory("new") as new:
             yield OpenMaildir(new, tmp)
 
@@ -194,7 +195,7 @@ class RecipientMaildir(MaildirDirectory):
         return open_below(self._root, (*self._names, name))
 
     def opened_tmp(self) -> AbstractContextManager[int]:
-        """Open ``tmp/`` for a block."""
+        """Open ``tmp/`` for the duration of a block."""
         return self._directory("tmp")
 
 
@@ -204,9 +205,9 @@ def _has_entries(root: str) -> bool:
 
 
 def remove_stale(maildir: MaildirDirectory) -> None:
-    """Remove what interrupted deliveries have left in ``tmp/``: regular files of ours that are old.
+    """Remove old files of interrupted deliveries from ``tmp/``.
 
-    A ``tmp/`` that is a symbolic link is left alone, as are the files of other users.
+    Files of other users are not removed, and a ``tmp/`` that is a symbolic link is ignored.
     """
     old = time.time() - STALE_SECONDS
     removed = 0

@@ -1,34 +1,33 @@
-"""MaildirWriter: writes the messages of a Maildir in groups.
+"""MaildirWriter: write messages into Maildirs in groups.
 
-The messages that wait when a thread becomes free are one group: one hand-over to a thread, and one
-sync of the directory. A message is stored, and answered 250, after
+The messages that wait when a thread becomes free form a group, for which a thread is woken once and
+the directory is synced once. A message is stored, and answered with 250, after
 
 1. its file was written to ``tmp/`` and fsync(2) of that file has succeeded,
 2. it was renamed into ``new/``, and
 3. fsync(2) of the directory ``new/``, called after the last rename of the group, has succeeded.
 
-A message that is written alone gets the same guarantee, on every file system. Only step 3 is
+A message has the same guarantee as if it were written alone, on every file system. Only step 3 is
 shared: fsync(2) of a directory covers all names in it. Each file is synced by itself, because no
-file system promises that syncing one file syncs another: ext4 commits its journal, with all that
-other files have in it; xfs forces its log up to the file's last change; btrfs writes a log tree for
-the file. All files are written, and the kernel begins to write them out, before the first of them
-is synced: ext4 then needs one commit of its journal for all of them, instead of one each.
+file system guarantees that syncing one file syncs another: ext4 commits its journal with the
+changes of all files, xfs forces its log up to the last change of the file, btrfs writes a log tree
+for the file. All files are written, and the kernel begins to write them to disk, before the first
+one is synced; ext4 then needs one journal commit for all of them, instead of one for each.
 
-A group may go into several Maildirs: each ``new/`` is synced once, when all are renamed.
+A group may contain messages for several Maildirs: each ``new/`` is synced once, after all renames.
 
-The directory is opened before the first rename. Linux reports an error of writing a directory to
-everyone who had it open then (errseq_t), so an error cannot go to another caller only.
+The directory is opened before the first rename. Linux reports a write error of a directory to all
+descriptors that were open at that time (errseq_t), so an error is not lost to another caller.
 
-If a message cannot be written, synced or renamed, that message fails, and the others go on. If the
-directory cannot be synced, all messages of the group that go into it fail, and are removed.
+If a message cannot be written, synced or renamed, only this message fails. If a directory cannot be
+synced, all messages of the group in this directory fail and are removed.
 
-The first sync of a group does most of the work for all of it on ext4. If the second one takes long
-all the same, several threads sync the others: file systems and disks combine syncs that wait at the
-same time.
+On ext4 the first sync of a group does most of the work for the whole group. If the second sync is
+slow nevertheless, several threads sync the rest: file systems and disks combine concurrent syncs.
 
-At most :data:`GROUPS` groups are written at once, each of at most :data:`GROUP_MESSAGES` messages.
-The other messages wait; one that is given up is forgotten. A disk that hangs blocks only these
-threads.
+At most :data:`GROUPS` groups are written concurrently, each of at most :data:`GROUP_MESSAGES`
+messages. The other messages wait; a waiting message that is given up is removed from the queue. A
+disk that hangs blocks only these threads.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from smtpd_fork.sinks.grouped_delivery import Waiting, tell
+from smtpd_fork.sinks.grouped_delivery import Waiting, notify
 from smtpd_fork.sinks.maildir_delivery import MaildirDelivery
 
 if TYPE_CHECKING:
@@ -55,28 +54,29 @@ if TYPE_CHECKING:
 __all__ = ["MaildirWriter"]
 
 THREADS = 16
-"""Enough for the syncs of a group to overlap."""
+"""Default number of threads; enough for the syncs of a group to overlap."""
 
 GROUPS = 2
-"""While one group waits for the disk, the other uses the processor."""
+"""Concurrent groups: while one waits for the disk, the other uses the CPU."""
 
 GROUP_MESSAGES = 16
-"""Each has a file open; those of all groups are fewer than RESERVED_DESCRIPTORS."""
+"""Maximum messages of a group. Each has an open file; all groups together have fewer than
+RESERVED_DESCRIPTORS."""
 
 GROUP_BYTES = 1 << 20
-"""A group of this size takes no further message: small ones must not wait for many large ones."""
+"""Bytes after which a group is full: small messages must not wait for many large ones."""
 
 GROUP_MAILDIRS = 8
-"""Maildirs of recipients that are open at once: two descriptors each."""
+"""Maximum Maildirs of recipients that are open at a time, with two descriptors each."""
 
 SLOW_SYNC_SECONDS = 0.001
-"""More than it takes to wake a thread."""
+"""Seconds above which a sync is slow: longer than waking a thread."""
 
 
 class MaildirWriter:
     """Writes messages into Maildirs, in threads. Several event loops may use it.
 
-    :param threads: how many there may be
+    :param threads: maximum number of threads
     """
 
     def __init__(self, threads: int = THREADS) -> None:
@@ -86,10 +86,10 @@ class MaildirWriter:
         self._waiting: deque[Waiting[MaildirDelivery]] = deque()
         self._turns: set[object] = set()
 
-    def hand_over(self, delivery: MaildirDelivery) -> asyncio.Future[None]:
-        """Have a message written; return a future that is done once it is stored.
+    def submit(self, delivery: MaildirDelivery) -> asyncio.Future[None]:
+        """Queue a message; return a future that is done when the message is stored.
 
-        :raises OSError: no thread can be started, and none has taken the message
+        :raises OSError: no thread can be started, and no running one has taken the message
         """
         loop = asyncio.get_running_loop()
         waiting = Waiting(delivery, loop, loop.create_future())
@@ -102,7 +102,7 @@ class MaildirWriter:
         try:
             self._pool.submit(self._write_groups, turn)
         except RuntimeError as error:
-            # The pool keeps the call, and a thread that becomes free makes it.
+            # The pool keeps the call in its queue, so another thread may take the message.
             with self._lock:
                 self._turns.discard(turn)
             if self.withdraw(delivery):
@@ -110,7 +110,7 @@ class MaildirWriter:
         return waiting.stored
 
     def withdraw(self, delivery: MaildirDelivery) -> bool:
-        """Forget a message; return False if a thread has taken it already."""
+        """Remove a message from the queue; return False if a thread has taken it already."""
         with self._lock:
             for index, waiting in enumerate(self._waiting):
                 if waiting.delivery is delivery:
@@ -119,16 +119,16 @@ class MaildirWriter:
         return False
 
     def close(self) -> None:
-        """Wait, in a thread, until all messages are written."""
+        """Wait until all messages are written. Blocks."""
         self._pool.shutdown()
 
     def _write_groups(self, turn: object) -> None:
-        """Write groups, in a thread, until nothing waits."""
+        """Write groups until no message waits; runs in a thread."""
         while group := self._take(turn):
             self._write([waiting.delivery for waiting in group])
             for loop, some in groupby(group, attrgetter("loop")):
-                with suppress(RuntimeError):  # the loop is closed: nobody waits
-                    loop.call_soon_threadsafe(tell, list(some))
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(notify, list(some))
 
     def _take(self, turn: object) -> list[Waiting[MaildirDelivery]]:
         group: list[Waiting[MaildirDelivery]] = []
@@ -142,7 +142,7 @@ class MaildirWriter:
         return group
 
     def _write(self, group: list[MaildirDelivery]) -> None:
-        """Write messages; on return each is stored, or has failed and is removed."""
+        """Write messages; on return each is stored, or has failed and was removed."""
         try:
             group = [each for each in group if each.proceed(MaildirDelivery.write)]
             if len(group) > 1:
@@ -151,16 +151,16 @@ class MaildirWriter:
             group = self._sync_files(group)
             if group:
                 self._publish(group)
-        except Exception as error:  # noqa: BLE001 - raised in the sessions that wait
+        except Exception as error:  # noqa: BLE001 - raised in the waiting sessions
             for each in group:
                 each.fail(error)
 
     def _sync_files(self, group: list[MaildirDelivery]) -> list[MaildirDelivery]:
-        """Sync the files; return the messages that did not fail."""
+        """Sync the files; return the messages without an error."""
         left, synced, done = deque(group), list[MaildirDelivery](), threading.Semaphore(0)
 
         def sync(most: int) -> None:
-            with suppress(IndexError):  # none is left
+            with suppress(IndexError):  # no message is left
                 for _ in range(most):
                     each = left.popleft()
                     if each.proceed(MaildirDelivery.sync):
@@ -176,11 +176,11 @@ class MaildirWriter:
                     self._pool.submit(sync, len(group))
         sync(len(group))
         for _ in group:
-            done.acquire()  # what the other threads have taken
+            done.acquire()  # wait for the other threads
         return synced
 
     def _publish(self, group: list[MaildirDelivery]) -> None:
-        """Rename messages into ``new/`` and sync it: then they are stored."""
+        """Rename messages into ``new/``, sync it, and mark them as stored."""
         by_path: dict[str, list[MaildirDelivery]] = {}
         for each in group:
             by_path.setdefault(each.maildir.path, []).append(each)
@@ -191,13 +191,13 @@ class MaildirWriter:
                 for part, steps in some:
                     try:
                         next(steps, None)
-                    except Exception as error:  # noqa: BLE001 - raised in the sessions that wait
+                    except Exception as error:  # noqa: BLE001 - raised in the waiting sessions
                         for each in part:
                             each.fail(error)
 
 
 def _publication(part: list[MaildirDelivery]) -> Iterator[None]:
-    """Rename messages of one Maildir; when asked again sync it, and declare them stored.
+    """Rename messages of a Maildir; in the next step sync it, and mark them as stored.
 
     :raises OSError: the directory cannot be opened or synced
     """
@@ -207,7 +207,7 @@ def _publication(part: list[MaildirDelivery]) -> Iterator[None]:
         if renamed:
             maildir.sync()
     for each in renamed:
-        each.settle()
+        each.mark_stored()
 
 
 def _publish_in(maildir: OpenMaildir, delivery: MaildirDelivery) -> None:

@@ -1,7 +1,7 @@
-"""Mbox: all messages of a mailbox in one file, as mail(1) and mutt read it.
+"""Mbox: store all messages of a mailbox in one file, which mail(1) and mutt can read.
 
-A message is appended while the file is locked, and synced; only then is it answered 250. If that
-fails, the file is cut back to its old length. A Maildir needs no locks, and is faster.
+A message is appended to the locked file and synced; the client gets 250 only after that. After an
+error the file is truncated to its old length. A Maildir needs no locks, and is faster.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from smtpd_fork.setting_types import Count, Seconds
 from smtpd_fork.sinks.directories import DIRECTORY_MODE
 from smtpd_fork.sinks.final_delivery import (
     FinalSink,
-    note_stored,
+    log_stored,
     storage_reply,
     stored_reply,
     to_each_mailbox,
@@ -36,19 +36,20 @@ __all__ = ["Mbox"]
 LOCKED = "451 4.2.0 The mailbox is locked, try again later"
 
 REMOVE_SECONDS = 1.0
-"""How long the answer 451 to a message that took too long waits until nothing of it is left."""
+"""Seconds that the reply 451 after a timeout waits for the removal of the message."""
 
 
 class Mbox(FinalSink):
-    """Appends messages to an mbox file, or to the one of each recipient.
+    """Appends messages to an mbox file, or to the mbox file of each recipient.
 
-    BINARYMIME is not offered: the format is made of lines.
+    BINARYMIME is not offered, because the format consists of lines.
 
-    :param path: the file; ``{user}``, ``{domain}`` and ``{ext}`` in it stand for the recipient's
-    :param lock_timeout: seconds to wait for a file that another program has locked; then its
+    :param path: the file; ``{user}``, ``{domain}`` and ``{ext}`` are replaced by words of the
+        recipient's address
+    :param lock_timeout: seconds to wait for a file that another program has locked, before its
         recipient gets 451
-    :param writers: how many threads write
-    :param delimiter: between ``{user}`` and ``{ext}``; empty: addresses have no extensions
+    :param writers: number of threads that write
+    :param delimiter: the delimiter of ``{user}`` and ``{ext}``; empty: there are no extensions
     """
 
     log = logging.getLogger("smtpd_fork.mbox")
@@ -73,44 +74,44 @@ class Mbox(FinalSink):
 
     @property
     def destination(self) -> str:
-        """Where messages go, for the log."""
+        """The destination of messages, for the log."""
         return f"the mbox {self._location}"
 
     def check(self) -> None:
-        """See whether :meth:`prepare` would succeed; nothing is made.
+        """Check whether :meth:`prepare` would succeed, without creating anything.
 
-        :raises CannotCreateError: it would not
+        :raises CannotCreateError: it would fail
         """
         first = self._root
         while not os.path.lexists(first):
             first = first.parent
         if not first.is_dir():
-            raise self._fault(first, os.strerror(errno.ENOTDIR))
+            raise self._error(first, os.strerror(errno.ENOTDIR))
         if not os.access(first, os.W_OK | os.X_OK):
-            raise self._fault(first, f"user {user_name()} cannot write to it")
+            raise self._error(first, f"user {user_name()} cannot write to it")
         if self._names and os.path.lexists(path := self._root / self._names[0]):
             self._check_file(path)
 
     def _check_file(self, path: Path) -> None:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            raise self._fault(path, "expected a file with one name, and no link")
+            raise self._error(path, "expected a regular file without other hard links")
         if not os.access(path, os.R_OK | os.W_OK):
-            raise self._fault(path, f"user {user_name()} cannot read and write it")
+            raise self._error(path, f"user {user_name()} cannot read and write it")
 
-    def _fault(self, path: Path, reason: str) -> CannotCreateError:
+    def _error(self, path: Path, reason: str) -> CannotCreateError:
         return CannotCreateError(f"cannot write to the mbox {self._location}: {reason} ({path})")
 
     def prepare(self) -> None:
-        """Make the directory, in which the lock files are as well.
+        """Create the directory of the mbox files and of their lock files.
 
-        :raises CannotCreateError: it cannot be made or written to
+        :raises CannotCreateError: it cannot be created or written to
         """
         try:
             self._root.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         except OSError as error:
             reason = error.strerror or ""
-            raise self._fault(Path(error.filename or self._root), reason) from None
+            raise self._error(Path(error.filename or self._root), reason) from None
         self.check()
 
     async def close(self) -> None:
@@ -121,13 +122,13 @@ class Mbox(FinalSink):
             await asyncio.to_thread(writer.close)
 
     async def deliver_here(self, mail: Mail) -> Replies:
-        """Append a message, and answer once it is on the disk."""
+        """Append a message; return when it is on disk."""
         return await to_each_mailbox(mail, self._location, self._store)
 
     async def _store(
         self, names: tuple[str, ...], head: bytes, content: bytes, mail: Mail, recipients: int
     ) -> str:
-        """Append a message to one file, and return the reply."""
+        """Append a message to one mbox file, and return the reply."""
         mbox = MboxFile(str(self._root), names or self._names)
         delivery = MboxDelivery(from_line(mail.sender, mail.received), head, content)
         try:
@@ -136,26 +137,26 @@ class Mbox(FinalSink):
             kind = errno.errorcode.get(error.errno or 0, "")
             self.report(mail, "not written", f"{mbox.path}: {error}", kind=kind)
             return LOCKED if isinstance(error, LockedError) else storage_reply(error)
-        note_stored(self.log, mail, delivery.size, recipients)
+        log_stored(self.log, mail, delivery.size, recipients)
         return stored_reply(mail)
 
     async def _deliver(self, mbox: MboxFile, delivery: MboxDelivery) -> None:
-        """Have a message written; on return it is stored.
+        """Append a message in a thread; on return it is stored.
 
-        :raises OSError: it could not be written, and is removed
-        :raises asyncio.CancelledError: it was given up before it was stored
+        :raises OSError: the message could not be written, and was removed
+        :raises asyncio.CancelledError: it was cancelled before the message was stored
         """
         if self._writer is None:
-            # Made late: threads do not survive the daemon's fork.
+            # Not made earlier, because threads do not survive the fork of a daemon.
             self._writer = MboxWriter(self._writers, self._lock_seconds)
         writer = self._writer
-        stored = writer.hand_over(mbox, delivery)
+        stored = writer.submit(mbox, delivery)
         try:
             await asyncio.wait({stored})
         except asyncio.CancelledError:
             stored.add_done_callback(_forget)
             if not delivery.give_up():
-                return  # the thread was first: it is stored, and the client has to know
+                return  # the thread was faster: it is stored, and the client has to get 250
             if not writer.withdraw(mbox, delivery):
                 await asyncio.wait({stored}, timeout=REMOVE_SECONDS)
             raise
@@ -166,6 +167,6 @@ class Mbox(FinalSink):
 
 
 def _forget(stored: asyncio.Future[None]) -> None:
-    """Take note of the error of a message that was given up: nobody else asks."""
+    """Retrieve the error of a message that was given up, so that asyncio does not log it."""
     if not stored.cancelled():
         stored.exception()

@@ -1,4 +1,4 @@
-"""MboxDelivery: one message on its way into an mbox file."""
+"""MboxDelivery: a message that is written to an mbox file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["MboxDelivery"]
 class MboxDelivery(GroupedDelivery):
     """A message for an mbox file.
 
-    :param first: the line above it
+    :param first: the line ``From SENDER DATE`` above the message
     :param head: the trace fields
     :param content: the message below them
-    :ivar size: in the file, in bytes, once it is written
+    :ivar size: size of the written message in bytes
     """
 
     def __init__(self, first: bytes, head: bytes, content: bytes) -> None:
@@ -25,9 +25,9 @@ class MboxDelivery(GroupedDelivery):
         self._parts = first, head, content
 
     def write(self, file: int, separator: bytes) -> int:
-        """Write the message; return how many bytes that were.
+        """Write the message; return the number of bytes.
 
-        :param separator: comes first
+        :param separator: bytes to write before the message
         """
         pieces = mbox_pieces(*self._parts)
         self.size = _write(file, separator + next(pieces))
@@ -36,7 +36,7 @@ class MboxDelivery(GroupedDelivery):
         return self.size
 
     def fail(self, error: Exception) -> None:
-        """Give the message up because of *error*, unless it is stored already."""
+        """Give the message up with *error*, unless it is stored already."""
         if self.give_up():
             self.error = error
 

@@ -1,9 +1,9 @@
-"""MboxFile: an mbox file that is locked, and messages appended to it, each whole or not at all.
+"""MboxFile: lock an mbox file, and append complete messages to it.
 
-Both locks of Debian's policy are taken: fcntl(2) on the file, and a file ``NAME.lock`` beside it.
-Neither is waited for while the other is held, so no order of them can lead to a deadlock. A lock
-file is left behind by a program that was killed; it is removed if the process whose number is in it
-does not exist, or if it is :data:`STALE_SECONDS` old.
+Both locks of Debian's policy are taken: fcntl(2) on the file, and a lock file ``NAME.lock``. The
+code never waits for one lock while it holds the other, so that no deadlock is possible. A lock file
+may be left by a killed program. It is removed if the process whose ID it contains does not exist,
+or if it is :data:`STALE_SECONDS` old.
 """
 
 from __future__ import annotations
@@ -31,31 +31,32 @@ log = logging.getLogger("smtpd_fork.mbox")
 FILE_MODE = 0o600
 
 STALE_SECONDS = 300
-"""Age of a lock file that nobody removes any more, as other programs have it (liblockfile)."""
+"""Age of a stale lock file, as in other programs (liblockfile)."""
 
 RETRY_SECONDS = 0.05
-"""First wait for a lock; it doubles up to the next."""
+"""First wait between attempts to lock; it doubles up to LONGEST_RETRY_SECONDS."""
 
 LONGEST_RETRY_SECONDS = 0.5
 
 NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
-"""Of link(2), on FAT, exFAT, and some network file systems and those of FUSE."""
+"""Errors of link(2) on file systems without hard links: FAT, exFAT, some network file systems and
+some of FUSE."""
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _STARTED = time.time()
-"""A lock file of this process is younger."""
+"""Lock files of this process are younger than this time."""
 
 
 class LockedError(OSError):
-    """Another program has locked the mailbox for too long."""
+    """Another program has locked the mailbox until the timeout."""
 
 
 class MboxFile:
-    """An mbox file. A symbolic link, or a file with several names, is an error.
+    """An mbox file. A symbolic link, or a file with several hard links, is an error.
 
-    :param root: a directory, which has to be there
-    :param names: the components of the path below it; directories that are missing are made
+    :param root: a directory, which has to exist
+    :param names: the components of the path below *root*; missing directories are created
     """
 
     def __init__(self, root: str, names: tuple[str, ...]) -> None:
@@ -63,11 +64,11 @@ class MboxFile:
         self.path = "/".join((root.rstrip("/"), *names))
 
     def append(self, group: Sequence[MboxDelivery], seconds: float) -> None:
-        """Append messages; on return each is stored, or was given up, or has failed.
+        """Append messages; on return each message is stored, was given up, or has failed.
 
-        :param seconds: to wait for the locks
-        :raises LockedError: they cannot be had in time
-        :raises OSError: nothing of any message that was not stored is in the file
+        :param seconds: timeout of waiting for the locks
+        :raises LockedError: the file is still locked after the timeout
+        :raises OSError: an error; messages that are not stored were removed from the file
         """
         with (
             self._directory() as directory,
@@ -94,7 +95,8 @@ class MboxFile:
         while (descriptors := self._try_to_lock(directory)) is None:
             if not wanted() or time.monotonic() >= deadline:
                 raise LockedError(errno.EAGAIN, f"{self.path} is locked by another program")
-            time.sleep(wait)  # neither lock tells when it is free; this is a thread of the writer
+            # Neither lock can be waited for with a timeout. This is a thread of the writer.
+            time.sleep(wait)
             wait = min(2 * wait, LONGEST_RETRY_SECONDS)
         file, lock = descriptors
         try:
@@ -107,7 +109,7 @@ class MboxFile:
                 os.close(file)
 
     def _try_to_lock(self, directory: int) -> tuple[int, int] | None:
-        """Return the mailbox and its lock file, open; None if another program has them."""
+        """Return descriptors of the mailbox and its lock file; None if another program has them."""
         file = os.open(self._name, _FLAGS, FILE_MODE, dir_fd=directory)
         try:
             self._check(os.fstat(file))
@@ -118,7 +120,7 @@ class MboxFile:
                     if lock is not None:
                         return file, lock
         except FileNotFoundError:
-            pass  # a mail reader has removed it meanwhile
+            pass  # a mail reader has removed the file meanwhile
         except BaseException:
             os.close(file)
             raise
@@ -126,18 +128,20 @@ class MboxFile:
         return None
 
     def _check(self, found: os.stat_result) -> None:
-        """See that it is a file of its own: a link would lead to another mailbox.
+        """Check that the file is no link, which could lead to another mailbox.
 
-        :raises PermissionError: it is not
+        :raises PermissionError: it is a link, or not a regular file
         """
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            raise PermissionError(errno.EPERM, f"{self.path} is no file, or has several names")
+            reason = f"{self.path} is not a regular file, or has several hard links"
+            raise PermissionError(errno.EPERM, reason)
 
     @staticmethod
     def _lock_file(file: int) -> bool:
         try:
             if hasattr(fcntl, "F_OFD_SETLK"):
-                # Of the open file: it stays when another thread closes the same mailbox (fcntl(2)).
+                # An open file description lock: unlike a lock of the process, it is kept when
+                # another thread closes the same file (fcntl(2)).
                 lock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
                 fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
             else:
@@ -152,24 +156,24 @@ class MboxFile:
             try:
                 return self._link_lock(directory, name)
             except FileExistsError:
-                # The mailbox is locked by fcntl(2): of two programs only one removes a stale lock.
+                # Only one program removes a stale lock file, because it holds the fcntl(2) lock.
                 if not _is_stale(directory, name):
                     return None
-                log.warning("removed the stale lock %s.lock", self.path)
+                log.warning("removed the stale lock file %s.lock", self.path)
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=directory)
         return None
 
     @staticmethod
     def _link_lock(directory: int, name: str) -> int:
-        """Create the lock file with our number in it at once.
+        """Create the lock file together with its content, our process ID.
 
-        A daemon that is killed between two steps would leave an empty one, of which nobody knows
-        whether it is stale. Without hard links there is no other way.
+        Otherwise a daemon that is killed between creating and writing would leave an empty lock
+        file, for which no program knows whether it is stale. Without hard links this is accepted.
 
-        :raises FileExistsError: it is there
+        :raises FileExistsError: the lock file exists
         """
-        draft = f"{name}.new"  # ours alone: the mailbox is locked by fcntl(2)
+        draft = f"{name}.new"  # no other program uses it: we hold the fcntl(2) lock
         with suppress(FileNotFoundError):
             os.unlink(draft, dir_fd=directory)
         lock = _create_lock(directory, draft)
@@ -189,13 +193,14 @@ class MboxFile:
         name = f"{self._name}.lock"
         with suppress(FileNotFoundError):
             there = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            if os.path.samestat(there, os.fstat(lock)):  # not another's, who took ours for stale
+            # Not the lock of another program that took ours for stale.
+            if os.path.samestat(there, os.fstat(lock)):
                 os.unlink(name, dir_fd=directory)
 
     # -- messages ------------------------------------------------------------------------------
 
     def _append(self, file: int, directory: int, group: list[MboxDelivery]) -> None:
-        """Append the messages that are not given up; then have them on the disk, and decide."""
+        """Append the messages that are not given up, sync the file, and mark them as stored."""
         while group:
             size = os.fstat(file).st_size
             written = self._write(file, size, group)
@@ -209,7 +214,7 @@ class MboxFile:
             group = []
             for index, (offset, delivery) in enumerate(written):
                 if not delivery.decide(stored=True):
-                    # Given up while it was written: it is taken out, and the others move up.
+                    # It was given up while it was written: remove it, and write the rest again.
                     self._cut(file, offset)
                     group = [each for _, each in written[index + 1 :]]
                     break
@@ -217,7 +222,7 @@ class MboxFile:
     def _write(
         self, file: int, size: int, group: Sequence[MboxDelivery]
     ) -> list[tuple[int, MboxDelivery]]:
-        """Append messages; return those that are in the file, and where they begin."""
+        """Append messages; return the written ones, each with its offset."""
         written = []
         separator = _separator(file, size)
         for delivery in group:
@@ -235,20 +240,20 @@ class MboxFile:
         return written
 
     def _cut(self, file: int, size: int) -> None:
-        """Remove all from *size* on."""
+        """Truncate the file to *size*."""
         try:
             os.ftruncate(file, size)
             os.fsync(file)
         except OSError as error:
-            log.error(  # noqa: TRY400 - the disk, not us
-                "cannot cut %s to the %d bytes before an unacknowledged message: %s",
+            log.error(  # noqa: TRY400 - an error of the disk
+                "cannot truncate %s to the %d bytes before an unacknowledged message: %s",
                 *(self.path, size, error.strerror),
             )
             raise
 
 
 def _separator(file: int, size: int) -> bytes:
-    """Return what makes the end of the file an empty line: a killed program may have left none."""
+    """Return the line ends that are missing before a new message; a killed program omits them."""
     end = os.pread(file, 2, max(0, size - 2))
     if not end or end == b"\n\n":
         return b""
@@ -256,23 +261,23 @@ def _separator(file: int, size: int) -> bytes:
 
 
 def _create_lock(directory: int, name: str) -> int:
-    """Create a file with our number in it.
+    """Create a file that contains our process ID.
 
-    :raises FileExistsError: it is there
+    :raises FileExistsError: the file exists
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     lock = os.open(name, flags, FILE_MODE, dir_fd=directory)
-    with suppress(OSError):  # a full disk: the lock holds all the same
+    with suppress(OSError):  # if the disk is full, an empty lock file is a lock as well
         os.write(lock, b"%d\n" % os.getpid())
     return lock
 
 
 def _is_stale(directory: int, name: str) -> bool:
-    """Whether nobody will remove a lock file."""
+    """Return whether a lock file is stale."""
     try:
         lock = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
     except FileNotFoundError:
-        return False  # it is free, and tried again
+        return False  # it was removed meanwhile; locking is tried again
     except OSError:
         there = os.stat(name, dir_fd=directory, follow_symlinks=False)
         return time.time() - there.st_mtime > STALE_SECONDS
@@ -286,7 +291,7 @@ def _is_stale(directory: int, name: str) -> bool:
     if not text.isdigit() or not 0 < int(text) < 1 << 31:
         return False
     number = int(text)
-    # In a container the process that was killed had the same number.
+    # In a container the killed process may have had the same process ID.
     return made < _STARTED - 1 if number == os.getpid() else not _exists(number)
 
 

@@ -1,7 +1,7 @@
 """The format mboxrd: messages in one file, each below a line ``From SENDER DATE``.
 
-A line of a message that begins with ``From ``, or with ``>`` and ``From ``, gets another ``>``: so
-a reader can undo it. Lines end in LF; an empty line ends each message.
+A line of a message that begins with ``From ``, after any number of ``>``, gets another ``>``, so
+that a reader can undo it. Lines end in LF; an empty line ends each message.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ _QUOTED = re.compile(rb"\n(>+From )")
 _NOT_IN_A_WORD = re.compile(r"[^!-~]")
 
 PIECE_BYTES = 1 << 16
-"""Lines ``>From`` alone take 10 ms in so many bytes, in which no other thread runs."""
+"""Bytes that are converted at a time. In the worst case, only lines ``>From``, this takes 10 ms, in
+which no other thread runs."""
 
 
 def from_line(sender: str, when: datetime) -> bytes:
     """Return the line above a message.
 
-    :param sender: empty for the null sender
-    :param when: with its time zone; the line has UTC
+    :param sender: the sender; empty for the null sender
+    :param when: the time, with a time zone; the line contains it in UTC
     """
     name = _NOT_IN_A_WORD.sub("-", sender) or "MAILER-DAEMON"
     return f"From {name} {when.astimezone(UTC).ctime()}\n".encode()
 
 
 def mbox_pieces(first: bytes, head: bytes, content: bytes) -> Iterator[bytes]:
-    """Yield a message as an mbox file has it, in pieces.
+    """Yield a message in the format of an mbox file, in pieces.
 
-    :param first: the line above it
-    :param head: fields, none of which begins with ``From ``
+    :param first: the line ``From SENDER DATE``
+    :param head: header fields, none of which begins with ``From ``
     :param content: the message below them; lines end in CR LF
     """
     head = head.replace(b"\r\n", b"\n")
@@ -46,7 +47,7 @@ def mbox_pieces(first: bytes, head: bytes, content: bytes) -> Iterator[bytes]:
     yield first + head
     for start, end in spans(content, PIECE_BYTES):
         begins_line = start == 0 or content[start - 1] == ord("\n")
-        # Of the whole content: a line may be longer than a piece.
+        # Matched against the whole content, because a line may be longer than a piece.
         mark = b">" if begins_line and _FIRST.match(content, start) else b""
         piece = content[start:end].replace(b"\r\n", b"\n")
         if b"From " in piece:

@@ -1,7 +1,7 @@
-"""MboxWriter: appends messages to mbox files, in threads.
+"""MboxWriter: append messages to mbox files, in threads.
 
-One thread at a time appends to a file. The messages that wait for it meanwhile are the next group:
-one lock and one fsync(2) for all of them.
+Only one thread at a time appends to a file. The messages that arrive meanwhile form the next group,
+which is written with one lock and one fsync(2).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
-from smtpd_fork.sinks.grouped_delivery import Waiting, tell
+from smtpd_fork.sinks.grouped_delivery import Waiting, notify
 from smtpd_fork.sinks.mbox_delivery import MboxDelivery
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ __all__ = ["MboxWriter"]
 GROUP_MESSAGES = 32
 
 GROUP_BYTES = 1 << 20
-"""A group of this size takes no further message: small ones must not wait for many large ones."""
+"""Bytes after which a group is full: small messages must not wait for many large ones."""
 
 WaitingMessage: TypeAlias = Waiting[MboxDelivery]
 
@@ -35,8 +35,8 @@ WaitingMessage: TypeAlias = Waiting[MboxDelivery]
 class MboxWriter:
     """Appends messages to mbox files. Several event loops may use it.
 
-    :param threads: how many there may be
-    :param lock_seconds: to wait for a file that another program has locked
+    :param threads: maximum number of threads
+    :param lock_seconds: timeout of waiting for a file that another program has locked
     """
 
     def __init__(self, threads: int, lock_seconds: float) -> None:
@@ -45,10 +45,10 @@ class MboxWriter:
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[WaitingMessage]] = {}
 
-    def hand_over(self, mbox: MboxFile, delivery: MboxDelivery) -> asyncio.Future[None]:
-        """Have a message written; return a future that is done once it is stored.
+    def submit(self, mbox: MboxFile, delivery: MboxDelivery) -> asyncio.Future[None]:
+        """Queue a message; return a future that is done when the message is stored.
 
-        :raises OSError: no thread can be started, and none has taken the message
+        :raises OSError: no thread can be started, and no running one has taken the message
         """
         loop = asyncio.get_running_loop()
         waiting = WaitingMessage(delivery, loop, loop.create_future())
@@ -68,13 +68,13 @@ class MboxWriter:
             failure = OSError(errno.EAGAIN, str(error))
             for each in abandoned:
                 each.delivery.fail(failure)
-            self._tell([each for each in abandoned if each is not waiting])
+            self._notify([each for each in abandoned if each is not waiting])
             if waiting in abandoned:
                 raise failure from None
         return waiting.stored
 
     def withdraw(self, mbox: MboxFile, delivery: MboxDelivery) -> bool:
-        """Forget a message; return False if a thread has taken it already."""
+        """Remove a message from the queue; return False if a thread has taken it already."""
         with self._lock:
             queue = self._waiting.get(mbox.path, deque())
             for index, waiting in enumerate(queue):
@@ -84,19 +84,19 @@ class MboxWriter:
         return False
 
     def close(self) -> None:
-        """Wait, in a thread, until all messages are written."""
+        """Wait until all messages are written. Blocks."""
         self._pool.shutdown()
 
     def _write_all(self, mbox: MboxFile) -> None:
-        """Append to a file, in a thread, until nothing waits for it."""
+        """Append messages to a file until none waits for it; runs in a thread."""
         while group := self._take(mbox.path):
             deliveries = [waiting.delivery for waiting in group]
             try:
                 mbox.append(deliveries, self._lock_seconds)
-            except Exception as error:  # noqa: BLE001 - raised in the sessions that wait
+            except Exception as error:  # noqa: BLE001 - raised in the waiting sessions
                 for each in deliveries:
                     each.fail(error)
-            self._tell(group)
+            self._notify(group)
 
     def _take(self, path: str) -> list[WaitingMessage]:
         group: list[WaitingMessage] = []
@@ -111,7 +111,7 @@ class MboxWriter:
         return group
 
     @staticmethod
-    def _tell(group: list[WaitingMessage]) -> None:
+    def _notify(group: list[WaitingMessage]) -> None:
         for loop, some in groupby(group, attrgetter("loop")):
-            with suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(tell, list(some))
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(notify, list(some))

@@ -1,7 +1,7 @@
-"""NATS: publishes each message to a stream of JetStream, for workers.
+"""NATS: publish each message to a stream of JetStream, for workers.
 
 250 means that the stream has acknowledged the message (PubAck). A message that the client sends
-again has the same ``Nats-Msg-Id``: within the stream's duplicate window it is stored once.
+again has the same ``Nats-Msg-Id``, so that within the stream's duplicate window it is stored once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ try:
     from nats.js.errors import APIError, NotFoundError
 
     from smtpd_fork.sinks.nats_connection import ERRORS, Connection, Pieces, reason_of, size_of
-except ImportError:  # the constructor says so
+except ImportError:  # the constructor reports it
     INSTALLED = False
 else:
     INSTALLED = True
@@ -37,40 +37,41 @@ if TYPE_CHECKING:
 __all__ = ["Nats"]
 
 VERSION = "1"
-"""Of the header fields of a message."""
+"""The version of the header fields of a message."""
 
 TOO_LARGE = "552 5.3.4 The message is too large for the destination"
 
 LONGEST_RECIPIENTS = 50_000
-"""Bytes as JSON: JetStream takes headers of 64 KiB."""
+"""Maximum bytes of the recipients as JSON; JetStream accepts headers of up to 64 KiB."""
 
 MESSAGE_TOO_LARGE = 10054
-"""JetStream's code of an error: the message is larger than the stream takes."""
+"""JetStream's error code for a message that exceeds the limit of the stream."""
 
 SHORTEST_WINDOW = 3600.0
-"""Seconds; a client that gets 451 sends the message again within minutes or hours."""
+"""Seconds of a duplicate window below which a warning is logged: a client that gets 451 sends the
+message again within minutes or hours."""
 
 
 class Nats(ServerSink):
     """Publishes messages to a stream of NATS JetStream.
 
     The body is the message; header fields are ``Mail-Version`` (1), ``Mail-Envelope`` (JSON) and
-    ``Nats-Msg-Id`` (the idempotency key). NATS takes messages of 1 MB, unless its ``max_payload``
-    says otherwise: larger ones are refused with 552.
+    ``Nats-Msg-Id`` (the idempotency key). By default NATS accepts messages of up to 1 MB
+    (``max_payload``); larger ones are refused with 552.
 
     :param url: ``nats://HOST:PORT``, or ``tls://`` for TLS
-    :param subject: of the messages; a stream has to have it
-    :param stream: the stream; default: the one that has the subject
-    :param username: of a user
-    :param password: of the user
-    :param token: instead of a user
-    :param require: ``file``: the stream has to be on file storage; ``nothing``: a warning says that
-        it is not
+    :param subject: the subject of the messages, which has to belong to a stream
+    :param stream: the name of the stream; default: the stream of the subject
+    :param username: user name
+    :param password: password of the user
+    :param token: token, instead of user name and password
+    :param require: ``file``: the stream has to use file storage; ``nothing``: a warning is logged
+        if it does not
     :param timeout: seconds for one message
-    :param connections: messages that are on their way at once, over one connection; others wait
-    :param wait: seconds that a message waits for its turn
-    :param ca_file: certificates of the CAs that the server's certificate is verified with;
-        default: the system's
+    :param connections: maximum messages in progress, over one connection; others wait
+    :param wait: seconds that a message waits before it gets 451
+    :param ca_file: file of CA certificates to verify the server's certificate with; default: the
+        system's
     """
 
     log = logging.getLogger("smtpd_fork.nats")
@@ -95,7 +96,8 @@ class Nats(ServerSink):
         if require not in {"nothing", "file"}:
             raise SettingError("require", require, "expected nothing or file")
         if not _is_subject(subject):
-            raise SettingError("subject", subject, "expected words with dots, without wildcards")
+            reason = "expected words separated by dots, without wildcards"
+            raise SettingError("subject", subject, reason)
         self._url, login = _read_url(url)
         name = f"the subject {subject} of NATS at {urlsplit(self._url).netloc}"
         super().__init__(name, timeout=timeout, connections=connections, wait=wait)
@@ -110,7 +112,7 @@ class Nats(ServerSink):
         self._largest: int | None = None
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
-        self._doubtful = False
+        self._renew = False
         self._warned: list[str] = []
 
     async def close(self) -> None:
@@ -118,11 +120,11 @@ class Nats(ServerSink):
         await super().close()
         await self._disconnect()
 
-    async def look(self) -> None:
-        """See whether there is a stream, and whether it keeps messages.
+    async def probe(self) -> None:
+        """Check that the stream exists, and that it keeps messages.
 
         :raises ServerDownError: NATS cannot be reached
-        :raises CannotCreateError: there is no stream, or it is not as it has to be
+        :raises CannotCreateError: there is no stream, or its settings are not sufficient
         """
         connection = await self._open()
         await connection.close()
@@ -130,7 +132,7 @@ class Nats(ServerSink):
     async def handle_RCPT(
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
-        """Refuse a recipient for whom the header of the message has no space."""
+        """Refuse a recipient that does not fit into the header of the message."""
         if envelope_fits([*envelope.rcpt_tos, address], LONGEST_RECIPIENTS):
             return MISSING
         return TOO_MANY
@@ -147,8 +149,8 @@ class Nats(ServerSink):
         content: Any = Pieces(*mail.relayed())
         size = len(content) + size_of(headers)
         if size > min(connection.largest, self._largest or connection.largest):
-            raise NotDeliveredError(f"{size} bytes are more than the stream takes", TOO_LARGE)
-        stream = connection.stream(2 * self.timeout)  # the sink's own limit ends first
+            raise NotDeliveredError(f"{size} bytes exceed the limit of the stream", TOO_LARGE)
+        stream = connection.stream(2 * self.timeout)  # longer than the timeout of the sink
         request = stream.publish(self._subject, content, headers=headers, stream=self._stream)
         try:
             await connection.answer(request)
@@ -160,17 +162,17 @@ class Nats(ServerSink):
             raise ServerDownError(reason_of(error)) from None
         return f"250 2.0.0 Ok: queued as {mail.id}"
 
-    def distrust(self) -> None:
-        """Have the next message sent over another connection."""
-        self._doubtful = True
+    def renew_connections(self) -> None:
+        """Send the next message over a new connection."""
+        self._renew = True
 
     async def _connected(self) -> Connection:
-        """Return the connection, which is made anew if it is lost or doubtful."""
+        """Return the connection; make a new one if it is lost or has to be renewed."""
         async with self._connecting:
-            if self._connection is None or self._doubtful or not self._connection.usable:
+            if self._connection is None or self._renew or not self._connection.usable:
                 await self._disconnect()
                 self._connection = await self._open()
-                self._doubtful = False
+                self._renew = False
             return self._connection
 
     async def _disconnect(self) -> None:
@@ -187,14 +189,14 @@ class Nats(ServerSink):
         except OSError as error:
             raise ServerDownError(str(error)) from None
         try:
-            await self._look_at(connection)
+            await self._check_stream(connection)
         except BaseException:
             await connection.close()
             raise
         return connection
 
-    async def _look_at(self, connection: Connection) -> None:
-        stream = connection.stream(2 * self.timeout)  # the sink's own limit ends first
+    async def _check_stream(self, connection: Connection) -> None:
+        stream = connection.stream(2 * self.timeout)  # longer than the timeout of the sink
         try:
             name = await connection.answer(stream.find_stream_name_by_subject(self._subject))
             config = (await connection.answer(stream.stream_info(name))).config
@@ -205,10 +207,10 @@ class Nats(ServerSink):
         except ERRORS as error:
             raise ServerDownError(f"JetStream: {reason_of(error)}") from None
         if self._wanted_stream not in {None, name}:
-            raise CannotCreateError(f"{self.server}: it belongs to the stream {name}")
-        weak, warnings = judge(config, self._require)
-        if weak:
-            raise CannotCreateError(f"{self.server}: the stream {name} {weak}")
+            raise CannotCreateError(f"{self.server}: the subject belongs to the stream {name}")
+        weakness, warnings = assess(config, self._require)
+        if weakness:
+            raise CannotCreateError(f"{self.server}: the stream {name} {weakness}")
         for warning in warnings:
             if warning not in self._warned:
                 self.log.warning("%s: the stream %s %s", self.server, name, warning)
@@ -217,8 +219,8 @@ class Nats(ServerSink):
         self._largest = largest if largest is not None and largest > 0 else None
 
 
-def judge(config: StreamConfig, require: str) -> tuple[str, list[str]]:
-    """Return why a stream cannot be used, empty if it can; and warnings."""
+def assess(config: StreamConfig, require: str) -> tuple[str, list[str]]:
+    """Return the reason why a stream cannot be used, or an empty string; and warnings."""
     if config.no_ack:
         return "does not acknowledge messages (no_ack)", []
     warnings = []
@@ -229,7 +231,7 @@ def judge(config: StreamConfig, require: str) -> tuple[str, list[str]]:
         warnings.append(loss)
     limits = (config.max_msgs, config.max_bytes, config.max_age, config.max_msgs_per_subject)
     if config.discard == "old" and any((limit or 0) > 0 for limit in limits):
-        warnings.append("has limits and discards old messages, also if no worker has had them")
+        warnings.append("has limits and discards old messages, even if no worker has read them")
     window = config.duplicate_window
     if window < SHORTEST_WINDOW:
         again = "a message that the client sends again later is stored twice"
@@ -243,9 +245,9 @@ def _is_subject(text: str) -> bool:
 
 
 def _read_url(url: str) -> tuple[str, dict[str, Any]]:
-    """Return a URL without user name and password, and these as nats-py's options.
+    """Split a URL into the URL without credentials, and options of nats-py for these.
 
-    :raises SettingError: it is none of NATS
+    :raises SettingError: it is not a valid URL of NATS
     """
     try:
         parts = urlsplit(url)
@@ -259,7 +261,7 @@ def _read_url(url: str) -> tuple[str, dict[str, Any]]:
     netloc = f"[{host}]" if ":" in host else host
     login: dict[str, Any] = {}
     if parts.username is not None and parts.password is None:
-        raise SettingError("url", HIDDEN, "a token belongs to the key token, which is not shown")
+        raise SettingError("url", HIDDEN, "write the token as the key token, which is never shown")
     if parts.username is not None:
         login.update(user=unquote(parts.username), password=unquote(parts.password or ""))
     return f"{parts.scheme}://{netloc}:{port or 4222}", login

@@ -1,7 +1,8 @@
-"""One connection to NATS: bounded, and never renewed by itself; after its end there is another one.
+"""A connection to NATS with limits. It does not reconnect: after its end the sink makes a new one.
 
-nats-py has no limit for an answer, keeps requests waiting when their connection is lost, and sends
-a password in plaintext to a server that does not offer TLS, whatever the URL says.
+The module works around nats-py, which has no limit for the size of an answer, lets requests wait
+after their connection is lost, and sends a password in plaintext to a server that does not offer
+TLS even if the URL requires it.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ if TYPE_CHECKING:
 __all__ = ["ERRORS", "Connection", "Pieces", "reason_of", "size_of"]
 
 LONGEST_ANSWER = 1 << 20
-"""Bytes; a stream's settings have some thousand."""
+"""Maximum bytes of an answer; the settings of a stream have some thousand."""
 
 CLOSE_SECONDS = 0.5
 
 FLUSH_SECONDS = 0.1
 
 ERRORS = (errors.Error, OSError, ValueError, TypeError, LookupError, AttributeError)
-"""What nats-py raises for a server that is away, refuses, or sends garbage."""
+"""Exceptions of nats-py if a server is unreachable, refuses, or violates the protocol."""
 
 T = TypeVar("T")
 
 
 class BoundedParser(Parser):
-    """Reads what a server sends; an error of any kind is one of the protocol."""
+    """A parser that turns all errors into a ProtocolError, and limits the size of a message."""
 
     async def parse(self, data: bytes = b"") -> None:
-        """Read some bytes.
+        """Parse bytes of the server.
 
-        :raises ProtocolError: they are not NATS's, or the message is too long
+        :raises ProtocolError: they are not valid, or a message is too long
         """
         try:
             await super().parse(data)
@@ -53,9 +54,9 @@ class BoundedParser(Parser):
 
 
 class Pieces:
-    """A payload in pieces, which nats-py puts its lines around without a copy.
+    """A payload in pieces, to which nats-py adds its protocol lines without a copy.
 
-    It has what nats-py asks of bytes: the length, and ``+``.
+    It implements the operations of bytes that nats-py uses: the length, and ``+``.
     """
 
     def __init__(self, *parts: bytes) -> None:
@@ -72,7 +73,7 @@ class Pieces:
 
 
 class _Client(Client):
-    """A client that sends nothing in plaintext if it is to use TLS, and copies no payload."""
+    """A client that sends no credentials in plaintext if TLS is required, nor copies payloads."""
 
     async def _send_command(self, cmd: Any, priority: bool = False) -> None:
         if isinstance(cmd, Pieces):
@@ -83,7 +84,7 @@ class _Client(Client):
 
     def _connect_command(self) -> bytes:
         transport: Any = self._transport
-        tls = transport._io_writer.get_extra_info("sslcontext")  # noqa: SLF001 - there is no other way
+        tls = transport._io_writer.get_extra_info("sslcontext")  # noqa: SLF001 - nats-py has no public way
         if "tls" in self.options and not tls:
             raise errors.SecureConnWantedError
         command: bytes = super()._connect_command()
@@ -91,14 +92,11 @@ class _Client(Client):
 
 
 class Connection:
-    """A connection. Make it with :meth:`open`.
-
-    :ivar largest: bytes of a message with its header
-    """
+    """A connection. Use :meth:`open` to make it."""
 
     def __init__(self) -> None:
         self._client = _Client()
-        self._client._ps = BoundedParser(self._client)  # noqa: SLF001 - there is no other way
+        self._client._ps = BoundedParser(self._client)  # noqa: SLF001 - nats-py has no public way
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._error: BaseException | None = None
 
@@ -106,8 +104,8 @@ class Connection:
     async def open(cls, url: str, options: Mapping[str, Any]) -> Self:
         """Connect.
 
-        :param options: of nats-py's ``connect()``
-        :raises OSError: there is no connection
+        :param options: arguments of nats-py's ``connect()``
+        :raises OSError: the connection failed
         """
         made = cls()
         try:
@@ -117,7 +115,7 @@ class Connection:
                 closed_cb=made._closed,
                 allow_reconnect=False,
                 reconnect_time_wait=0,
-                max_reconnect_attempts=1,  # 0 is for ever
+                max_reconnect_attempts=1,  # 0 means no limit
                 **options,
             )
         except BaseException as error:
@@ -130,18 +128,18 @@ class Connection:
 
     @property
     def largest(self) -> int:
-        """The most that the server takes, in bytes."""
+        """The maximum bytes of a message with its header that the server accepts."""
         return int(self._client.max_payload)
 
     @property
     def usable(self) -> bool:
-        """Whether the connection is there."""
+        """Whether the connection is open."""
         return not self._lost.done() and self._client.is_connected
 
     def stream(self, timeout: float) -> JetStreamContext:
-        """Return JetStream over this connection.
+        """Return a JetStream context of this connection.
 
-        :param timeout: seconds for a request
+        :param timeout: timeout of a request, in seconds
         """
         return self._client.jetstream(timeout=timeout)
 
@@ -164,23 +162,23 @@ class Connection:
 
     async def close(self) -> None:
         """Close the connection."""
-        transport: Any = self._client._transport  # noqa: SLF001 - there is no other way
+        transport: Any = self._client._transport  # noqa: SLF001 - nats-py has no public way
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                await self._client.close()  # waits for ever after a failed TLS handshake
+                await self._client.close()  # never returns after a failed TLS handshake
         except TimeoutError:
             pass
         finally:
             writer = getattr(transport, "_bare_io_writer", None)
             if writer is not None:
-                with suppress(AttributeError):  # of asyncio (3.13), if it has ended already
+                with suppress(AttributeError):  # raised by asyncio of 3.13 if it is closed already
                     writer.transport.abort()
             await self._closed()
             self._end_subscriptions()
 
     def _end_subscriptions(self) -> None:
-        """End what a request has begun while the connection was closed; nats-py forgets it."""
-        for each in self._client._subs.values():  # noqa: SLF001 - there is no other way
+        """Cancel tasks of requests that began while the connection was closed: nats-py does not."""
+        for each in self._client._subs.values():  # noqa: SLF001 - nats-py has no public way
             task: asyncio.Task[None] | None = each._wait_for_msgs_task  # noqa: SLF001 - see above
             if task is not None:
                 task.cancel()
@@ -194,19 +192,19 @@ class Connection:
 
 
 async def _end(task: asyncio.Future[Any]) -> None:
-    """Cancel a request until it ends: nats-py ignores it while it flushes."""
+    """Cancel a request repeatedly until it ends: nats-py ignores a cancellation in a flush."""
     while not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=FLUSH_SECONDS)
     if not task.cancelled():
-        task.exception()  # nobody else asks
+        task.exception()  # mark the exception as retrieved
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the text of an error."""
+    """Return the text of an error on one line."""
     return printable(f"{type(error).__name__}: {error}".strip(" :").replace("\n", " "))
 
 
 def size_of(headers: Mapping[str, str]) -> int:
-    """Return the bytes of a header as NATS counts them."""
+    """Return the size of a header in bytes, as NATS counts it."""
     return len(b"NATS/1.0\r\n\r\n") + sum(len(f"{k}: {v}\r\n") for k, v in headers.items())

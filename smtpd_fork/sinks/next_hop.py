@@ -1,7 +1,7 @@
-"""NextHop: a sink that passes messages on to another mail server; Lmtp and Relay are its kinds.
+"""NextHop: the base class of Lmtp and Relay, which pass messages on to another mail server.
 
-250 means that the hop said so, for that recipient, after the end of the message. Nothing is kept
-here: what the hop did not take, the client has to send again.
+250 means that the hop has answered with 250 for that recipient after the end of the message.
+Nothing is stored here: the client has to send a message again that the hop did not accept.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ __all__ = ["NextHop"]
 log = logging.getLogger("smtpd_fork.sinks")
 
 VERIFY_SECONDS = 30.0
-"""How long the question about a recipient may take; clients wait five minutes (RFC 5321 4.5.3.2.3),
-and many recipients may be asked about in turn."""
+"""Timeout of the verification of a recipient. Clients wait five minutes (RFC 5321 4.5.3.2.3), and
+several recipients of a message may be verified one after the other."""
 
 
 class NextHop(Sink):
     """Passes messages on to another server.
 
     :param target: the server
-    :param connections: to it at once
-    :param wait: seconds that a message waits for one of them
-    :param timeout: seconds that a message may take
+    :param connections: maximum connections to the server
+    :param wait: maximum seconds that a message waits for a connection
+    :param timeout: maximum seconds for a message
     :param verify: ask the hop about each recipient at RCPT
     """
 
@@ -70,45 +70,45 @@ class NextHop(Sink):
         self._connections = connections
         self._wait = wait
         if not verify:
-            # Without an await the hook needs no task.
-            self.handle_RCPT = no_objection  # type: ignore[assignment, method-assign]  # of this sink
+            # A hook without an await needs no task.
+            self.handle_RCPT = accept_recipient  # type: ignore[assignment, method-assign]  # of this sink
         self._names_clients = target.client_by == "xclient"
-        self._told = False  # of a hop that does not offer XFORWARD
+        self._has_warned = False  # that the hop does not offer XFORWARD
         self._pool: Pool | None = None
         self._known = RecipientCache()
         self._reporter = client_reporter()
 
     @property
     def destination(self) -> str:
-        """Where messages go, for the log."""
+        """The destination of messages, for the log."""
         return f"{'LMTP' if self.target.lmtp else 'SMTP'} to {self.target}"
 
     @property
     def status(self) -> PeerStatus:
-        """What is known of the hop."""
+        """The state of the hop and of the connections to it."""
         pool = self._pool
         if pool is None:
             return PeerStatus()
         return PeerStatus(pool.connections, pool.busy, pool.waiting, pool.down_since, pool.reason)
 
     def check(self) -> None:
-        """See whether libraries and files are there; the hop is not asked.
+        """Check that libraries and files for DNS and TLS are available; do not connect to the hop.
 
-        :raises ConfigError: the DNS or TLS cannot be used as the settings have it
+        :raises ConfigError: a library or a file is missing
         """
         Lookup(self.target)
         if self.target.tls != "no":
             _ = self.target.tls_context
 
     def prepare(self) -> None:
-        """Read what TLS needs.
+        """Read the certificates for TLS.
 
         :raises ConfigError: as :meth:`check`
         """
         self.check()
 
     async def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         self._reporter.close()
         pool, self._pool = self._pool, None
         if pool is not None:
@@ -117,7 +117,7 @@ class NextHop(Sink):
     # -- messages ----------------------------------------------------------------------------------
 
     async def deliver(self, mail: Mail) -> Replies:
-        """Pass a message on; answer what the hop answers, for each recipient."""
+        """Pass a message on; return the hop's reply for each recipient."""
         small = len(mail.content) <= PIECE
         facts = facts_of_part(mail.content) if small else await facts_of(mail.content)
         delivery = _Delivery(mail, facts, self.target)
@@ -132,8 +132,8 @@ class NextHop(Sink):
             raise
         replies = delivery.replies(order)
         self._log(mail, delivery, replies)
-        if delivery.lacks_xforward and not self._told:
-            self._told = True
+        if delivery.lacks_xforward and not self._has_warned:
+            self._has_warned = True
             log.warning("%s does not offer XFORWARD to this host", delivery.server)
         return replies
 
@@ -142,18 +142,18 @@ class NextHop(Sink):
     ) -> Order | None:
         """Carry out an order; see :meth:`Pool.carry_out`.
 
-        :param client: that the hop is to take for its own; None: it is not told of any
+        :param client: the client to send by XCLIENT; None: XCLIENT is not sent
         """
         pool = self._pool
         if pool is None or not pool.usable:
             name = self.target.name or self.hostname or socket.gethostname()
             pool = self._pool = Pool(self.target, self._connections, self._wait, name=name)
-        prepare = None if client is None else partial(_become, client)
+        prepare = None if client is None else partial(_send_client, client)
         return await pool.carry_out(order_for, prepare)
 
     def _log(self, mail: Mail, delivery: _Delivery, replies: list[str]) -> None:
         if log.isEnabledFor(logging.INFO) and any(reply[0] == "2" for reply in replies):
-            _tell(mail, delivery, replies)
+            _log_delivery(mail, delivery, replies)
         for recipient, reply in zip(mail.recipients, replies, strict=True):
             if reply[0] != "2":
                 whom = ascii(recipient.address)[1:-1]
@@ -173,8 +173,8 @@ class NextHop(Sink):
     ) -> Any:
         """Refuse a recipient that the hop refuses.
 
-        The null sender is given to the hop, as what it says is to hold for all senders. With
-        XCLIENT it holds for the one client.
+        The hop is asked with the null sender, so that its reply is valid for all senders. With
+        XCLIENT the reply is valid only for the same client.
         """
         client = MailClient.of(session, envelope) if self._names_clients else None
         name = address
@@ -191,10 +191,10 @@ class NextHop(Sink):
     async def _ask(
         self, session: AnySession, client: MailClient | None, address: str, name: str
     ) -> str | None:
-        """Return what the hop says of a recipient; None if it does not say anything of it.
+        """Ask the hop about a recipient; return its reply, or None if it refuses the null sender.
 
-        :param client: as which the hop is asked; None: as this server
-        :param name: by which the answer is remembered
+        :param client: the client to send by XCLIENT; None: XCLIENT is not sent
+        :param name: the key of the reply in the cache
         """
         try:
             async with asyncio.timeout(VERIFY_SECONDS):
@@ -216,10 +216,10 @@ class NextHop(Sink):
         return f"<{type(self).__name__} {self.target}>"
 
 
-async def _become(client: MailClient, connection: HopConnection) -> None:
-    """Have a session be that of a client, by XCLIENT.
+async def _send_client(client: MailClient, connection: HopConnection) -> None:
+    """Send a client by XCLIENT, unless the session has sent the same one.
 
-    :raises HopError: the hop refuses it, or the connection has ended
+    :raises HopError: the hop refuses the client, or the connection has ended
     """
     hop = connection.client
     assert isinstance(hop, Opening)
@@ -227,13 +227,13 @@ async def _become(client: MailClient, connection: HopConnection) -> None:
     await connection.opened()
 
 
-async def no_objection(*_: Any) -> Any:
-    """Leave a recipient to the final answer of the hop."""
+async def accept_recipient(*_: Any) -> Any:
+    """Do not refuse a recipient at RCPT; used as ``handle_RCPT``."""
     return MISSING
 
 
 def _verification(address: str, connection: HopConnection) -> Order:
-    """Return the question about a recipient.
+    """Return the order that verifies a recipient.
 
     :raises ValueError: the address cannot be sent; the text is the reply
     """
@@ -243,9 +243,9 @@ def _verification(address: str, connection: HopConnection) -> Order:
 
 
 def _verified(order: Order | None) -> str | None:
-    """Return what a hop has answered of a recipient; None if it refuses the null sender.
+    """Return the reply of a verification; None if the hop refuses the null sender.
 
-    :raises HopError: it has closed the connection instead
+    :raises HopError: the hop has closed the connection without a reply
     """
     assert order is not None
     reply = order.replies[0]
@@ -256,25 +256,25 @@ def _verified(order: Order | None) -> str | None:
 
 
 class _Delivery:
-    """A message on its way to a hop.
+    """The delivery of a message to a hop.
 
-    :param facts: of its content
-    :ivar server: the hop's server
-    :ivar reason: why a recipient got no reply of the hop; empty if all did
-    :ivar lacks_xforward: whether the hop lacks the command that passes the client on
+    :param facts: properties of the content
+    :ivar server: the name of the server for the log
+    :ivar reason: why the hop has not answered for a recipient; empty if it has for all
+    :ivar lacks_xforward: whether XFORWARD is required but not offered
     """
 
     def __init__(self, mail: Mail, facts: Facts, target: Target) -> None:
         self._mail = mail
         self._facts = facts
         self._target = target
-        self._refusals: list[str | None] = []  # of each recipient; None: the hop was asked
+        self._refusals: list[str | None] = []  # for each recipient; None: RCPT is sent
         self.server = ""
         self.reason = ""
         self.lacks_xforward = False
 
     def order(self, connection: HopConnection) -> Order | None:
-        """Return what the hop is asked; None if nothing of the message can go to it."""
+        """Return the transaction for a connection; None if the message cannot be sent."""
         mail = self._mail
         self.server = connection.server
         head, content = mail.relayed()
@@ -295,7 +295,7 @@ class _Delivery:
         return Order(form.sender, form.recipients, pieces, form.chunked, origin)
 
     def replies(self, order: Order | None) -> list[str]:
-        """Return the reply for each recipient, after the hop has carried out what it was asked."""
+        """Return the reply for each recipient, after the order was carried out."""
         if order is None:
             return [refusal or NOT_AVAILABLE for refusal in self._refusals]
         answers = iter(order.replies)
@@ -305,7 +305,7 @@ class _Delivery:
         ]
 
     def _answer(self, reply: HopReply | None, fault: HopError | None) -> str:
-        """Return the reply for a recipient that the hop was asked about."""
+        """Return the reply for a recipient for which RCPT was sent."""
         if reply is not None:
             return client_reply(reply)
         if fault is None:
@@ -320,7 +320,8 @@ def _fields(mail: Mail) -> dict[str, str]:
     return {"session": session, "queue_id": mail.id} if session else {"queue_id": mail.id}
 
 
-def _tell(mail: Mail, delivery: _Delivery, replies: list[str]) -> None:
+def _log_delivery(mail: Mail, delivery: _Delivery, replies: list[str]) -> None:
+    """Log that a message was accepted for at least one recipient."""
     sender, client = ascii(mail.sender)[1:-1], describe(mail.client.peer)
     taken = [reply for reply in replies if reply[0] == "2"]
     about = {"client": client, "from": sender, "to": len(taken), "hop": delivery.server}

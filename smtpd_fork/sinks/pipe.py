@@ -1,8 +1,9 @@
-"""Pipe: a command that takes the message on its standard input, such as maildrop or a script.
+"""Pipe: pipe each message to a command, such as maildrop or a script.
 
-250 means that the command has ended with exit status 0. A status of sysexits.h says more; whatever
-else happens, a signal and an unknown status among them, is temporary: the client sends the message
-again. There is no shell, and nothing of an address can become an option or another command.
+250 means that the command has ended with exit status 0. Some statuses of sysexits.h refuse the
+message permanently; any other result, including a signal, is a temporary failure, so that the
+client sends the message again. No shell is used, and no part of an address can become an option or
+another command.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from smtpd_fork.sinks.final_delivery import (
     FinalSink,
     copies,
     in_parallel,
+    log_stored,
     loggable,
-    note_stored,
 )
 from smtpd_fork.sinks.pipe_command import DEFAULT_PATH, AddressRefusedError, PipeCommand
 from smtpd_fork.sinks.pipe_process import Ended, PipeProcess
@@ -43,10 +44,10 @@ from smtpd_fork.sinks.slots import Slots
 __all__ = ["Pipe"]
 
 TERM_SECONDS = 1.0
-"""Time that a command has, after SIGTERM, until SIGKILL."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 KILL_SECONDS = 1.0
-"""Time that the kernel has to end a process, before the client gets its answer all the same."""
+"""Seconds that the reply to the client waits for the end of a process after SIGKILL."""
 
 BUSY = "451 4.3.2 Too many deliveries at a time, try again later"
 
@@ -67,16 +68,16 @@ class Pipe(FinalSink):
     """Pipes messages to a command.
 
     :param command: program and arguments, split as by a shell; ``{user}``, ``{domain}``, ``{ext}``,
-        ``{recipient}`` and ``{sender}`` stand for words of the envelope. With a word of the
-        recipient there is a run for each recipient, else one for the message
-    :param timeout: seconds that the delivery of a message may take; then the command is killed,
-        and its recipients get 451
-    :param max_processes: runs at a time
-    :param wait: seconds that a message waits for others' runs to end; then it gets 451
-    :param line_ends: of the message
+        ``{recipient}`` and ``{sender}`` are replaced by words of the envelope. With a word of the
+        recipient the command runs once for each recipient, otherwise once for the message
+    :param timeout: seconds for the delivery of a message, after which the command is killed, and
+        its recipients get 451
+    :param max_processes: maximum concurrent runs
+    :param wait: seconds that a message waits for the end of other runs, before it gets 451
+    :param line_ends: line ends of the message
     :param max_memory: bytes of address space of each process (RLIMIT_AS); 0: no limit
-    :param max_cpu: seconds of processor time of each process (RLIMIT_CPU); 0: no limit
-    :param delimiter: between ``{user}`` and ``{ext}``; empty: addresses have no extensions
+    :param max_cpu: seconds of CPU time of each process (RLIMIT_CPU); 0: no limit
+    :param delimiter: the delimiter of ``{user}`` and ``{ext}``; empty: there are no extensions
     """
 
     supports_binarymime = True
@@ -114,17 +115,17 @@ class Pipe(FinalSink):
         self._slots = Slots(max_processes)
         self._pool: ThreadPoolExecutor | None = None
         if self._command.depends:
-            self.handle_RCPT = self._refuse_options
+            self.handle_RCPT = self._refuse_unusable
 
     @property
     def destination(self) -> str:
-        """Where messages go, for the log."""
+        """The destination of messages, for the log."""
         return f"the command {self._command.program}"
 
     def check(self) -> None:
-        """See whether the program is there.
+        """Check that the program exists.
 
-        :raises CannotCreateError: it is not, or cannot be executed
+        :raises CannotCreateError: it does not exist, or cannot be executed
         """
         program = self._command.program
         if shutil.which(program, path=os.environ.get("PATH", DEFAULT_PATH)) is None:
@@ -135,23 +136,23 @@ class Pipe(FinalSink):
             raise CannotCreateError(f"pipe: the command {program} {reason}")
 
     def prepare(self) -> None:
-        """See whether the program is there.
+        """Check that the program exists.
 
-        :raises CannotCreateError: it is not, or cannot be executed
+        :raises CannotCreateError: it does not exist, or cannot be executed
         """
         self.check()
 
     async def close(self) -> None:
-        """Wait for the runs to end."""
+        """Wait until all runs have ended."""
         await super().close()
         pool, self._pool = self._pool, None
         if pool is not None:
             await asyncio.to_thread(pool.shutdown)
 
-    async def _refuse_options(
+    async def _refuse_unusable(
         self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
     ) -> Any:
-        """Refuse an address that cannot be an argument; be the hook ``handle_RCPT``."""
+        """Refuse an address that cannot be an argument; used as ``handle_RCPT``."""
         sender = envelope.mail_from or ""
         try:
             self._command.arguments("" if sender == "<>" else sender, address)
@@ -160,7 +161,7 @@ class Pipe(FinalSink):
         return MISSING
 
     async def deliver_here(self, mail: Mail) -> Replies:
-        """Run the command, and answer what its exit status means."""
+        """Run the command, and return the replies that its exit status means."""
         runs: list[Sequence[Recipient]] = [mail.recipients]
         if self._command.for_each:
             runs = [(each,) for each in mail.recipients]
@@ -181,7 +182,7 @@ class Pipe(FinalSink):
     async def _deliver_to(
         self, recipients: Sequence[Recipient], mail: Mail, pieces: Iterator[bytes]
     ) -> str:
-        """Run the command for recipients; return the reply to them."""
+        """Run the command once for some recipients; return the reply for them."""
         try:
             arguments = self._command.arguments(mail.sender, recipients[0].address)
         except AddressRefusedError as error:
@@ -198,13 +199,13 @@ class Pipe(FinalSink):
             self.report(mail, "not delivered", f"{self._command.program}: {error}", kind=kind)
             return FAILED
         if ended.status == 0:
-            note_stored(self.log, mail, ended.size, len(recipients), "delivered")
+            log_stored(self.log, mail, ended.size, len(recipients), "delivered")
             return f"250 2.0.0 Ok: delivered as {mail.id}"
         self.report(mail, "not delivered", self._reason(ended), kind=str(ended.status))
         return FAILED if ended.status is None else _REPLIES.get(ended.status, FAILED)
 
     def _reason(self, ended: Ended) -> str:
-        """Return how a run has ended, for the log."""
+        """Return a text about the end of a run, for the log."""
         if ended.status is None:
             how = "exit status unknown: another part of this process waits for all children"
         elif ended.status < 0:
@@ -216,18 +217,18 @@ class Pipe(FinalSink):
         return f"{self._command.program}: {how}" + (f": {line}" if line else "")
 
     async def _run(self, process: PipeProcess) -> Ended:
-        """Run a process in a thread; the slot is given back at its end.
+        """Run a process in a thread, and release the slot when it has ended.
 
-        :raises OSError: it could not be started
-        :raises asyncio.CancelledError: it was killed before it had ended
+        :raises OSError: the process could not be started
+        :raises asyncio.CancelledError: the process was killed because of a cancellation
         """
         if self._pool is None:
-            # Made late: threads do not survive the daemon's fork.
+            # Not made earlier, because threads do not survive the fork of a daemon.
             self._pool = ThreadPoolExecutor(self._processes, thread_name_prefix="pipe")
         try:
             future = self._pool.submit(process.run)
         except RuntimeError as error:
-            process.kill(signal.SIGKILL)  # the pool keeps the call
+            process.kill(signal.SIGKILL)  # the pool keeps the call in its queue
             self._slots.release()
             raise OSError(errno.EAGAIN, str(error)) from None
         future.add_done_callback(lambda _: self._slots.release())
@@ -243,7 +244,8 @@ class Pipe(FinalSink):
                 await asyncio.wait({running}, timeout=KILL_SECONDS)
                 running.add_done_callback(_forget)
                 raise
-            await asyncio.wait({running})  # it had ended: the client has to know how
+            # The process had ended before: the client has to get the result.
+            await asyncio.wait({running})
         return running.result()
 
 

@@ -1,7 +1,7 @@
-"""PipeCommand: a command with words of the envelope, and the arguments and variables of a run.
+"""PipeCommand: a command line with words of the envelope, and the environment of its runs.
 
-The command is split once, when it is loaded, as a shell would split it; there is no shell. Words in
-braces are filled in afterwards, so a space or a ``;`` in an address stays in its argument.
+The command line is split like in a shell when it is loaded, but no shell is used. Words in braces
+are replaced afterwards, so that a space or a ``;`` in an address stays within its argument.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BAD_SENDER = "553 5.1.7 The sender's address cannot be used by this server"
 class AddressRefusedError(Exception):
     """An address cannot be an argument of the command.
 
-    :ivar reply: to the client
+    :ivar reply: the reply to the client
     """
 
     def __init__(self, reply: str) -> None:
@@ -41,12 +41,13 @@ class AddressRefusedError(Exception):
 
 
 class PipeCommand:
-    """A command, with ``{user}``, ``{domain}``, ``{ext}``, ``{recipient}`` and ``{sender}``.
+    """A command with ``{user}``, ``{domain}``, ``{ext}``, ``{recipient}`` and ``{sender}``.
 
-    :param command: as for a shell: words, quotes, backslashes; ``{{`` is a brace
-    :param delimiter: between user and extension; empty: there are no extensions
-    :ivar program: the first word; absolute if it has a ``/``, else it is searched in PATH
-    :ivar for_each: whether a word depends on the recipient: then each recipient has its own run
+    :param command: the command line with the quoting of a shell; ``{{`` is a brace
+    :param delimiter: the delimiter of user and extension; empty: there are no extensions
+    :ivar program: the first word; absolute if it contains a ``/``, otherwise searched in PATH
+    :ivar for_each: whether a word depends on the recipient, so that each recipient has its own run
+    :ivar depends: whether a word depends on the envelope
     :raises SettingError: the command cannot be split, is empty, or has an unknown word
     """
 
@@ -62,7 +63,7 @@ class PipeCommand:
             raise SettingError("command", command, "the program cannot depend on an address")
         self.program = fill(words[0], {})
         if "/" in self.program:
-            # At once: a daemon's working directory becomes / later.
+            # Made absolute now, because a daemon changes its working directory to / later.
             self.program = str(Path(self.program).expanduser().absolute())
         self.for_each = bool(used - {"sender"})
         self.depends = bool(used)
@@ -70,10 +71,10 @@ class PipeCommand:
         self._delimiter = delimiter
 
     def arguments(self, sender: str, recipient: str) -> list[bytes]:
-        """Return the words of the command for a message.
+        """Return the arguments for a message, including the program.
 
-        :raises AddressRefusedError: an address would be an option of the command, or cannot be an
-            argument at all
+        :raises AddressRefusedError: an address would be an option of the command, or contains
+            characters that an argument cannot contain
         """
         user, domain, ext = words_of(recipient, self._delimiter)
         values = {
@@ -90,11 +91,12 @@ class PipeCommand:
         return arguments
 
     def environment(self, mail: Mail, recipients: Sequence[Recipient]) -> dict[str, bytes]:
-        """Return the environment of a run: the envelope, PATH and LANG, and nothing else.
+        """Return the environment of a run: variables of the envelope, PATH and LANG.
 
-        The client is that of XFORWARD, if there is one, as in Postfix's delivery agents.
+        The client is that of XFORWARD, if it was sent, as in Postfix's delivery agents.
 
-        :param recipients: of the run; the variables of a recipient are set if it is one
+        :param recipients: the recipients of the run; variables about a recipient are set only if
+            there is one
         """
         client, named = mail.client, mail.xforward
         known = {"ADDR": host_of(client.peer), "HELO": client.helo, "NAME": client.name}

@@ -1,8 +1,8 @@
-"""PipeProcess: one run of a command, in a thread: fed, watched, and killed with all it started.
+"""PipeProcess: run a command in a thread, write the message to it, and kill it with its children.
 
-The process has a session of its own, so that it is killed together with its children; a child
-that begins a session itself escapes. It has no descriptor of ours but its standard input and
-output, no environment but what it is given, and the signals' default actions.
+The process runs in a session of its own, so that its children are killed with it, except those that
+begin another session. It inherits no descriptors but its standard input and output, gets only the
+given environment, and has the default actions of signals.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from typing import NamedTuple
 __all__ = ["Ended", "PipeProcess"]
 
 OUTPUT_BYTES = 1024
-"""Of the output, for the log; all else is read and forgotten, so that a program can go on."""
+"""Bytes of the output that are kept for the log; the rest is read and discarded, so that the
+program does not block."""
 
 READ_BYTES = 1 << 16
 
 LAST_READS = 16
-"""At most so many, of what a program that has ended left in its output."""
+"""Maximum reads of the output after the program has ended."""
 
 POLL_SECONDS = 0.05
-"""Time between two looks at the process, where pidfd_open(2) does not exist."""
+"""Seconds between two checks of the process, on systems without pidfd_open(2)."""
 
 
 class Ended(NamedTuple):
-    """How a run has ended.
+    """The result of a run.
 
-    :ivar status: the exit status; negative: the signal that ended it; None: unknown, as something
-        else in this process has waited for it, or SIGCHLD is ignored
-    :ivar line: the first line of its output
-    :ivar size: bytes of the message that it has read, or that are in its pipe
+    :ivar status: the exit status; negative: the signal that has ended it; None: unknown, because
+        other code in this process has waited for it, or SIGCHLD is ignored
+    :ivar line: the first line of the output
+    :ivar size: bytes of the message that were written to its pipe
     """
 
     status: int | None
@@ -48,9 +49,9 @@ class Ended(NamedTuple):
 class PipeProcess:
     """A run of a command.
 
-    :param arguments: the first is the program
-    :param environment: all of it
-    :param pieces: the message
+    :param arguments: the program and its arguments
+    :param environment: the whole environment
+    :param pieces: the message in pieces
     :param limits: resource limits by their number (:mod:`resource`)
     """
 
@@ -73,9 +74,9 @@ class PipeProcess:
         self._killed = False
 
     def run(self) -> Ended:
-        """Run it, in a thread, until it has ended.
+        """Run the command until it has ended. Blocks.
 
-        :raises OSError: it cannot be started, or cannot be limited
+        :raises OSError: it cannot be started, or its limits cannot be set
         """
         before = self._killed
         if before:
@@ -102,7 +103,7 @@ class PipeProcess:
         return Ended(status, line.decode("utf-8", "replace"), self._size)
 
     def kill(self, number: signal.Signals) -> bool:
-        """Send a signal to it and to what it has started; return False if it has ended before."""
+        """Send a signal to the process and its children; return False if it has ended before."""
         with self._lock:
             if self._pid == 0:
                 return False
@@ -112,11 +113,11 @@ class PipeProcess:
 
     def _signal(self, number: signal.Signals) -> None:
         if self._pid:
-            with suppress(ProcessLookupError, PermissionError):  # the latter: a set-uid program
+            with suppress(ProcessLookupError, PermissionError):  # EPERM: a set-uid program
                 os.killpg(self._pid, number)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # The mask is this thread's, and a child has that of the thread that starts it.
+        # A child inherits the signal mask of the thread that starts it.
         before = signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
             return subprocess.Popen(  # noqa: S603 - no shell, and the program is the administrator's
@@ -157,7 +158,7 @@ class PipeProcess:
                 break
 
     def _write(self, descriptor: int) -> bool:
-        """Write some of the message; return whether there is more, and somebody to read it."""
+        """Write a part of the message; return False if it is complete, or the pipe is closed."""
         try:
             while not self._left:
                 piece = next(self._pieces, None)
@@ -174,7 +175,7 @@ class PipeProcess:
         return True
 
     def _read(self, descriptor: int, *, last: bool = False) -> bool:
-        """Read some of the output; return whether there may be more."""
+        """Read a part of the output; return whether there may be more."""
         try:
             data = os.read(descriptor, READ_BYTES)
         except BlockingIOError:
@@ -185,14 +186,14 @@ class PipeProcess:
         return bool(data)
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int | None:
-        """Wait for the process, which has ended or is killed; return its status."""
+        """Wait for the process, which has ended or was killed; return its status."""
         try:
             found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
             found = None
         with self._lock:
             if self._killed and found is not None:
-                # Until it is waited for, its number is that of its group and of nothing else.
+                # The process ID cannot be reused before wait(), so killpg() hits the right group.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
             self._pid = 0
@@ -203,11 +204,11 @@ class PipeProcess:
 
 
 def _pidfd(pid: int) -> int | None:
-    """Return a descriptor that is readable once the process has ended; None if there is none."""
+    """Return a descriptor that is readable when the process has ended; None if not supported."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
-        return None  # not Linux, an old one, or one with a filter
+        return None  # not Linux, an old kernel, or a seccomp filter
 
 
 def _has_ended(pid: int) -> bool:

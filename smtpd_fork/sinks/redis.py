@@ -1,9 +1,9 @@
-"""Redis: adds each message to a stream, for workers (XADD, XREADGROUP).
+"""Redis: add each message to a stream, for workers (XADD, XREADGROUP).
 
-250 means that Redis has added the message. Whether it is still there after a crash of the machine
-is a matter of the settings of Redis: the start looks at them, warns, and refuses if more is asked
-for. A script adds a message and notes its idempotency key in one step: a message that the client
-sends again, because the answer was lost, is not added again.
+250 means that Redis has added the message. Whether the message survives a crash of the machine
+depends on the settings of Redis. They are checked at the start: weak settings are logged, or they
+are an error if ``require`` demands more. A script adds a message and stores its idempotency key in
+one step, so that a message which the client sends again after a lost reply is not added again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ try:
     from redis import exceptions
 
     from smtpd_fork.redis_connections import ERRORS, connect, reason_of
-except ImportError:  # the constructor says so
+except ImportError:  # the constructor reports it
     INSTALLED = False
 else:
     INSTALLED = True
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 __all__ = ["Redis"]
 
 VERSION = 1
-"""Of the fields of an entry."""
+"""The version of the fields of an entry."""
 
 LARGEST_ARGUMENT = 512 << 20
-"""Bytes: proto-max-bulk-len as Redis has it by default."""
+"""Maximum bytes of a message: the default of proto-max-bulk-len."""
 
 ADD = """
 if KEYS[2] and redis.call('EXISTS', KEYS[2]) == 1 then
@@ -65,7 +65,7 @@ local id = redis.call('XADD', unpack(words))
 if KEYS[2] then redis.call('SET', KEYS[2], id, 'EX', ARGV[1]) end
 return id
 """
-"""The note is written last: without the entry there must be none."""
+"""The key is stored last: it must not exist without the entry."""
 
 _ID = re.compile(rb"\d+-\d+")
 
@@ -83,19 +83,19 @@ class Redis(ServerSink):
 
     :param url: ``redis://HOST:PORT/DB``, ``rediss://`` for TLS, or ``unix:///PATH?db=DB``
     :param stream: the key of the stream
-    :param username: of an ACL; default: Redis's user ``default``
-    :param password: of the user
-    :param require: what Redis has to be configured for: ``nothing``: a warning says what a crash
-        would lose; ``aof``: an append-only file, a crash loses at most what was not yet synced;
-        ``fsync``: one that is synced before each answer, a crash loses nothing
+    :param username: user of an ACL; default: Redis's user ``default``
+    :param password: password of the user
+    :param require: the required durability of Redis: ``nothing``: log a warning if a crash would
+        lose messages; ``aof``: an append-only file, so that a crash loses at most what was not yet
+        synced; ``fsync``: one that is synced before each answer, so that a crash loses nothing
     :param remember: seconds in which a message that the client sends again is not added again; 0:
         it is always added
     :param maxlen: entries after which the oldest are removed, processed or not; 0: never
     :param timeout: seconds for one message
-    :param connections: connections at most; other messages wait
-    :param wait: seconds that a message waits for a connection
-    :param ca_file: certificates of the CAs that the server's certificate is verified with;
-        default: the system's
+    :param connections: maximum connections; other messages wait
+    :param wait: seconds that a message waits for a connection before it gets 451
+    :param ca_file: file of CA certificates to verify the server's certificate with; default: the
+        system's
     """
 
     log = logging.getLogger("smtpd_fork.redis")
@@ -126,7 +126,7 @@ class Redis(ServerSink):
         self._require = require
         self._remember = int(remember + 0.999)
         self._maxlen = maxlen
-        self._options: dict[str, Any] = {"timeout": None}  # the sink has its own
+        self._options: dict[str, Any] = {"timeout": None}  # the sink has its own timeout
         if username is not None:
             self._options["username"] = username
         if password is not None:
@@ -134,7 +134,7 @@ class Redis(ServerSink):
         if ca_file is not None and url.startswith("rediss:"):
             self._options["ssl_ca_certs"] = absolute(ca_file)
         self._client: Client | None = None
-        self._looked = self._doubtful = False
+        self._checked = self._renew = False
         self._warned: list[str] = []
         self._largest = LARGEST_ARGUMENT
 
@@ -145,11 +145,11 @@ class Redis(ServerSink):
         if client is not None:
             await client.aclose()
 
-    async def look(self) -> None:
-        """See whether what was answered 250 survives a crash of Redis.
+    async def probe(self) -> None:
+        """Check whether accepted messages survive a crash of Redis; log warnings.
 
         :raises ServerDownError: Redis cannot be reached
-        :raises CannotCreateError: it does not, and ``require`` says that it has to
+        :raises CannotCreateError: the durability is less than ``require`` demands
         """
         client = connect(self._url, 1, self._options)
         try:
@@ -160,18 +160,18 @@ class Redis(ServerSink):
             await client.aclose()
         if (largest := found.get("proto-max-bulk-len", "")).isdigit():
             self._largest = int(largest)
-        weak, warnings = judge(found, self._require)
-        if weak:
-            raise CannotCreateError(f"{self.server}: {weak}")
+        weakness, warnings = assess(found, self._require)
+        if weakness:
+            raise CannotCreateError(f"{self.server}: {weakness}")
         for warning in warnings:
             if warning not in self._warned:
                 self.log.warning("%s: %s", self.server, warning)
-        self._warned, self._looked = warnings, True
+        self._warned, self._checked = warnings, True
 
     async def send(self, mail: Mail) -> str:
         """Add a message."""
-        if not self._looked:
-            await self.look()
+        if not self._checked:
+            await self.probe()
         key = await delivery_key(mail)
         content = b"".join(mail.relayed())
         if len(content) > self._largest:
@@ -183,8 +183,8 @@ class Redis(ServerSink):
     async def _add(self, key: str, *entry: Any) -> None:
         if self._client is None:
             self._client = connect(self._url, self._most, self._options)
-        if self._doubtful:
-            self._doubtful = False
+        if self._renew:
+            self._renew = False
             await self._client.connection_pool.disconnect(inuse_connections=False)
         keys = [self._stream, f"{self._stream}:seen:{key}"][: 2 if self._remember else 1]
         arguments = (self._remember, self._maxlen, *entry)
@@ -198,16 +198,16 @@ class Redis(ServerSink):
                 raise NotDeliveredError(reason_of(error)) from None
             raise ServerDownError(reason_of(error)) from None
         if not (isinstance(answer, bytes) and _ID.fullmatch(answer)):
-            raise ServerDownError("the answer is not the id of an entry")
+            raise ServerDownError("the answer is not the ID of an entry")
 
-    def distrust(self) -> None:
-        """Have the next message sent over a new connection, perhaps to another server."""
-        self._looked = False
-        self._doubtful = True
+    def renew_connections(self) -> None:
+        """Send the next message over a new connection, which may lead to another server."""
+        self._checked = False
+        self._renew = True
 
 
 async def _settings(client: Client) -> dict[str, str]:
-    """Return the settings that matter; none if Redis does not tell them (managed services)."""
+    """Return the relevant settings; empty if Redis refuses CONFIG GET (managed services)."""
     found: dict[Any, Any] = {}
     await client.ping()
     try:
@@ -222,10 +222,10 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def judge(found: Mapping[str, str], require: str) -> tuple[str, list[str]]:
-    """Return why the settings are not enough, empty if they are; and warnings.
+def assess(found: Mapping[str, str], require: str) -> tuple[str, list[str]]:
+    """Return the reason why the settings are not sufficient, or an empty string; and warnings.
 
-    :param found: settings of Redis by name; empty: it does not tell them
+    :param found: settings of Redis by name; empty: not known
     """
     if not found:
         unknown = "CONFIG GET is not permitted: the durability of the stream is not known"
@@ -249,7 +249,7 @@ def judge(found: Mapping[str, str], require: str) -> tuple[str, list[str]]:
 def _address(url: str) -> str:
     """Return the address in a URL, without user name and password.
 
-    :raises SettingError: it is none of Redis
+    :raises SettingError: it is not a valid URL of Redis
     """
     try:
         parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""Relay: messages to another mail server by SMTP."""
+"""Relay: pass messages on to another mail server by SMTP."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ class Relay(NextHop):
 
     :param address: ``HOST``, ``HOST:PORT``, ``unix:PATH`` or ``mx:DOMAIN``; several are tried in
         order
-    :param connections: to the server at once
-    :param wait: how long a message waits for one of them; then it is answered 451
-    :param timeout: how long a message may take
+    :param connections: maximum connections to the server
+    :param wait: seconds that a message waits for a connection before it gets 451
+    :param timeout: maximum seconds for a message
     :param verify: ask the server about each recipient at RCPT, and refuse those that it refuses
     :param tls: ``no``, ``opportunistic``, ``starttls`` or ``implicit``
-    :param ca_file: CA certificates that are trusted; default: the system's
-    :param user: for AUTH PLAIN or LOGIN
-    :param password: for AUTH
-    :param dsn: offer DSN to clients (RFC 3461), because the server does
-    :param binarymime: offer BINARYMIME to clients, because the server does
+    :param ca_file: file of trusted CA certificates; default: the system's
+    :param user: user name for AUTH PLAIN or LOGIN
+    :param password: password for AUTH
+    :param dsn: offer DSN to clients (RFC 3461), if the server does
+    :param binarymime: offer BINARYMIME to clients, if the server does
     :param helo: the name for EHLO; default: that of this server
     :param dns_server: ``ADDRESS[:PORT]`` of the DNS server for ``mx:``; default: the system's
-    :param pass_client: tell the server who the client is: by ``xclient``, so that it judges the
-        client as its own, or by ``xforward``, for its log
+    :param pass_client: describe the client to the server: by ``xclient``, so that the server
+        applies its access rules to it, or by ``xforward``, for the server's log
     :raises SettingError: a value cannot be used
     """
 

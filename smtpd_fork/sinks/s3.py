@@ -1,8 +1,8 @@
-"""S3: puts each message into a bucket, of Amazon or of any other store with that protocol.
+"""S3: put each message into a bucket of Amazon S3, or of another store with the same protocol.
 
-250 means that the store has answered 200, or that the object is there already: its name has the
-idempotency key, and a name is written once. An object is complete: ``Return-Path``, a
-``Delivered-To`` for each recipient, and ``Received`` are on top of the message, as in a mailbox.
+250 means that the store has answered 200, or that the object exists already: its name contains the
+idempotency key, and is written only once. An object is a complete message, with ``Return-Path``,
+a ``Delivered-To`` for each recipient and ``Received`` at the top, as in a mailbox.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ try:
     from obstore.exceptions import AlreadyExistsError
 
     from smtpd_fork.sinks.s3_store import ERRORS, is_down, open_store, reason_of
-except ImportError:  # the constructor says so
+except ImportError:  # the constructor reports it
     INSTALLED = False
 else:
     INSTALLED = True
@@ -42,38 +42,38 @@ if TYPE_CHECKING:
 __all__ = ["S3"]
 
 VERSION = "1"
-"""Of the metadata of an object."""
+"""The version of the metadata of an object."""
 
 LONGEST_VALUE = 300
-"""Characters of a value of the metadata: all of an object's together may have 2 KB."""
+"""Maximum characters of a value of the metadata; all metadata of an object may have 2 KB."""
 
-NOT_FOUND = 65
-"""Exit status of the process that looks at the bucket: it cannot be used."""
+UNUSABLE = 65
+"""Exit status of the process that checks the bucket: the bucket cannot be used."""
 
-NOT_KNOWN = 69
-"""Exit status of the process that looks at the bucket: the store did not say."""
+UNKNOWN = 69
+"""Exit status of the process that checks the bucket: the store did not answer."""
 
 
 class S3(ServerSink):
-    """Puts messages into a bucket, each as an object.
+    """Puts messages into a bucket, each as one object.
 
     The metadata are ``mail-version`` (1), ``mail-id``, ``mail-key``, ``mail-from``,
     ``mail-client``, ``mail-helo`` and ``mail-received``.
 
-    :param bucket: its name
+    :param bucket: the name of the bucket
     :param path: the name of an object: ``{key}`` is the idempotency key, ``{date}`` the date in UTC
         as ``2026/11/27``; without the date, a message that is sent again on another day is not
         stored again
-    :param endpoint: URL of the store; default: ``AWS_ENDPOINT_URL``, else Amazon
-    :param region: default: ``AWS_REGION``, else us-east-1
-    :param access_key_id: default: ``AWS_ACCESS_KEY_ID``, else the role of the machine
-    :param secret_access_key: of it; default: ``AWS_SECRET_ACCESS_KEY``
-    :param overwrite: an object that is there is written again: for a store that does not know
+    :param endpoint: URL of the store; default: ``AWS_ENDPOINT_URL``, or Amazon
+    :param region: region; default: ``AWS_REGION``, or us-east-1
+    :param access_key_id: access key; default: ``AWS_ACCESS_KEY_ID``, or the role of the machine
+    :param secret_access_key: its secret; default: ``AWS_SECRET_ACCESS_KEY``
+    :param overwrite: overwrite an existing object, for stores that do not support
         ``If-None-Match``
     :param timeout: seconds for one message
-    :param connections: requests at once; other messages wait
-    :param wait: seconds that a message waits for a connection
-    :param ca_file: certificates of the CAs that the store's certificate is verified with, besides
+    :param connections: maximum concurrent requests; other messages wait
+    :param wait: seconds that a message waits for a connection before it gets 451
+    :param ca_file: file of CA certificates to verify the store's certificate with, in addition to
         the system's
     """
 
@@ -99,12 +99,12 @@ class S3(ServerSink):
         if not _is_bucket(bucket):
             raise SettingError("bucket", bucket, "expected a name of letters, digits, - and .")
         if not _is_path(path):
-            reason = "expected a path with {key} and perhaps {date}, without empty parts"
+            reason = "expected a path with {key} and optionally {date}, without empty components"
             raise SettingError("path", path, reason)
         if endpoint is not None and not _is_url(endpoint):
             raise SettingError("endpoint", HIDDEN, "write http://HOST:PORT or https://HOST:PORT")
         if (access_key_id is None) != (secret_access_key is None):
-            reason = "access-key-id and secret-access-key belong together"
+            reason = "access-key-id requires secret-access-key, and vice versa"
             raise SettingError("access_key_id", HIDDEN, reason)
         host = f" at {urlsplit(endpoint).netloc}" if endpoint else ""
         server = f"the bucket {bucket}{host}"
@@ -123,18 +123,19 @@ class S3(ServerSink):
         self._store: S3Store | None = None
 
     def check(self) -> None:
-        """See whether the bucket is there; a store that is down is not an error.
+        """Check that the bucket exists; log a warning if the store is down.
 
-        obstore's threads would not survive the daemon's fork: another process looks.
+        The check runs in another process, because obstore's threads would not survive the fork of
+        a daemon.
 
-        :raises CannotCreateError: it is not, or the credentials are wrong
+        :raises CannotCreateError: the bucket does not exist, or the credentials are wrong
         """
-        look = [sys.executable, "-c", f"import {__name__} as s3; s3.look_from_stdin()"]
+        probe = [sys.executable, "-c", f"import {__name__} as s3; s3.probe_from_stdin()"]
         ended = subprocess.run(  # noqa: S603 - it is this program
-            look, input=json.dumps(self._settings), text=True, capture_output=True, check=False
+            probe, input=json.dumps(self._settings), text=True, capture_output=True, check=False
         )
         reason = ended.stdout.strip() or ended.stderr.strip()[-300:]
-        if ended.returncode == NOT_FOUND:
+        if ended.returncode == UNUSABLE:
             raise CannotCreateError(f"{self.server}: {reason}")
         if ended.returncode:
             self.log.warning("%s: %s; messages get 451 until it answers", self.server, reason)
@@ -147,7 +148,7 @@ class S3(ServerSink):
         self._store = None
 
     async def send(self, mail: Mail) -> str:
-        """Put a message."""
+        """Put a message into the bucket."""
         if self._store is None:
             self._store = await asyncio.to_thread(self._open)
         store, key = self._store, await delivery_key(mail)
@@ -163,7 +164,7 @@ class S3(ServerSink):
                 use_multipart=False,
             )
         except AlreadyExistsError:
-            await self._see(store, name)
+            await self._check_exists(store, name)
         except ERRORS as error:
             raise self._failure(error) from None
         return f"250 2.0.0 Ok: queued as {mail.id}"
@@ -174,10 +175,10 @@ class S3(ServerSink):
         except ERRORS as error:
             raise ServerDownError(reason_of(error)) from None
 
-    async def _see(self, store: S3Store, name: str) -> None:
-        """See whether an object is there: a store also says so of one that is being removed.
+    async def _check_exists(self, store: S3Store, name: str) -> None:
+        """Check that an object exists: a store also reports one that is just being removed.
 
-        :raises NotDeliveredError: it is not
+        :raises NotDeliveredError: it does not exist
         """
         try:
             await obstore.head_async(store, name)
@@ -210,24 +211,24 @@ def metadata(mail: Mail, key: str) -> dict[str, str]:
     return {"Content-Type": "message/rfc822", **{k: v for k, v in coded.items() if v}}
 
 
-def look_from_stdin() -> None:
-    """Look at a bucket, as a process of its own: see :meth:`S3.check`."""
+def probe_from_stdin() -> None:
+    """Check a bucket in a separate process; see :meth:`S3.check`."""
     settings = json.load(sys.stdin)
     try:
         store = open_store(settings, timeout=PROBE_SECONDS)
     except ERRORS as error:
-        _end(NOT_FOUND, reason_of(error))
+        _end(UNUSABLE, reason_of(error))
     try:
         obstore.list(store, prefix="0", chunk_size=1).collect()
     except ERRORS as error:
         reason = reason_of(error)
         if "AccessDenied" in reason:
-            _end(0, reason)  # it may be that objects can be put, and not listed
-        _end(NOT_KNOWN if is_down(error) else NOT_FOUND, reason)
+            _end(0, reason)  # the credentials may allow to put objects, but not to list them
+        _end(UNKNOWN if is_down(error) else UNUSABLE, reason)
 
 
 def _end(status: int, reason: str) -> NoReturn:
-    print(reason)  # noqa: T201 - for the process that began this one
+    print(reason)  # noqa: T201 - for the parent process
     sys.exit(status)
 
 

@@ -1,4 +1,4 @@
-"""A store of obstore: made from settings, with errors of one line that show no secret."""
+"""Make a store of obstore from settings, and shorten its errors to one line without secrets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["ERRORS", "is_down", "open_store", "reason_of"]
 
 ERRORS = (BaseError, OSError, ValueError)
-"""What obstore raises for a store that is away, or refuses."""
+"""Exceptions of obstore if a store is unreachable, or refuses."""
 
 CONNECT_SECONDS = 10.0
 
 IDLE_SECONDS = 5.0
-"""A connection without a request is closed then, also after close(): its pool may live on for a
-while in threads of obstore. Many stores close it themselves not much later."""
+"""Seconds after which an idle connection is closed, also after close(): obstore's threads may keep
+its pool for a while. Many stores close idle connections themselves not much later."""
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3}[^:\n]*)")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
@@ -35,11 +35,11 @@ _CAUSE = re.compile(
 
 
 def open_store(settings: Mapping[str, str], *, timeout: float | None = None) -> S3Store:
-    """Return a store; it connects when it is used. Blocks: certificates are read.
+    """Return a store, which connects on first use. Blocks: certificates are read.
 
-    :param settings: ``bucket``, and keys of S3's constructor
-    :param timeout: seconds of a request; None: the caller has a limit
-    :raises OSError: the file of CAs cannot be read
+    :param settings: ``bucket``, and arguments of S3's constructor
+    :param timeout: timeout of a request, in seconds; None: the caller has its own
+    :raises OSError: the file of CA certificates cannot be read
     """
     options = dict(settings)
     bucket, ca_file = options.pop("bucket"), options.pop("ca_file", None)
@@ -63,7 +63,7 @@ def _duration(seconds: float) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what is the matter, on one line: the status and code of an answer, or the cause."""
+    """Return the text of an error on one line: status and code of an answer, or the cause."""
     text = str(error)
     status, code, cause = _STATUS.search(text), _CODE.search(text), _CAUSE.search(text)
     if status is not None:
@@ -75,6 +75,6 @@ def reason_of(error: BaseException) -> str:
 
 
 def is_down(error: BaseException) -> bool:
-    """Whether the store could not be reached, or said that it is not well (5xx)."""
+    """Return whether the store could not be reached, or has answered 5xx."""
     status = _STATUS.search(str(error))
     return status is None or status[1].startswith("5")

@@ -1,4 +1,4 @@
-"""ServerSink: hands messages to a server; how many at once, and whether the server is down."""
+"""ServerSink: the base class of sinks that send messages to a server, with limits and outages."""
 
 from __future__ import annotations
 
@@ -25,21 +25,24 @@ __all__ = ["TOO_MANY", "NotDeliveredError", "ServerDownError", "ServerSink"]
 NOT_AVAILABLE = "451 4.4.1 The destination is not available, try again later"
 NO_CONNECTION = "451 4.3.2 All connections to the destination are in use, try again later"
 TOO_MANY = "452 4.5.3 Too many recipients for one message, send it to the others next"
-"""RFC 5321 4.5.3.1.10: the client sends the message to the others in another transaction."""
+"""The client sends the message to the other recipients in another transaction (RFC 5321
+4.5.3.1.10)."""
 NOT_TAKEN = "451 4.3.0 The destination did not take the message, try again later"
 
 RETRY_SECONDS = 0.5
-"""Time between two attempts while the server is down: it is used again within a second."""
+"""Seconds between two attempts while the server is down, so that it is used again within a second.
+"""
 
 MARGIN_SECONDS = 1.0
-"""The sink's own limits end first, as they know why."""
+"""Margin of the time limit of the whole delivery, so that the specific timeouts expire first and
+report the reason."""
 
 
 class NotDeliveredError(Exception):
-    """The server did not take a message.
+    """The server did not accept a message.
 
-    :param reason: for the log
-    :param reply: for the client
+    :param reason: the reason for the log
+    :param reply: the reply to the client
     """
 
     def __init__(self, reason: str, reply: str = NOT_TAKEN) -> None:
@@ -48,22 +51,22 @@ class NotDeliveredError(Exception):
 
 
 class ServerDownError(NotDeliveredError):
-    """The server cannot be reached, or does not answer as it should."""
+    """The server cannot be reached, or violates the protocol."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, NOT_AVAILABLE)
 
 
 class ServerSink(Sink):
-    """A sink whose messages go to a server.
+    """A sink that sends messages to a server.
 
-    While the server is down, one message in half a second is an attempt, and all others get 451 at
-    once. The first success ends that.
+    While the server is down, one message every half second tries it, and all others get 451
+    immediately. The first success ends the outage.
 
-    :param server: its name for the log, without a password
+    :param server: the name of the server for the log, without a password
     :param timeout: seconds for one message, without the wait for a connection
-    :param connections: messages that are on their way at once; others wait
-    :param wait: seconds that a message waits for one of these; then the client gets 451
+    :param connections: maximum messages in progress; others wait
+    :param wait: seconds that a message waits before it gets 451
     """
 
     supports_binarymime = True
@@ -79,28 +82,28 @@ class ServerSink(Sink):
         self._busy = self._waiting = 0
         self._outage = Outage()
         self._next_attempt = 0.0
-        self._looked = False
+        self._checked = False
         self._reporter = client_reporter()
 
     @property
     def destination(self) -> str:
-        """Where messages go, for the log."""
+        """The destination of messages, for the log."""
         return self.server
 
     @property
     def status(self) -> PeerStatus:
-        """What is known of the server."""
+        """The state of the server."""
         counts = (self._busy, self._busy, self._waiting)
         return PeerStatus(*counts, self._outage.since, self._outage.reason)
 
     def check(self) -> None:
-        """See whether the server is as it has to be; one that is down is not an error.
+        """Check the settings of the server; log a warning if it is down.
 
-        :raises CannotCreateError: it is not
+        :raises CannotCreateError: the settings are not sufficient
         """
         reason: object = f"no answer within {PROBE_SECONDS:g} s"
         try:
-            probe_in_thread(self.look)
+            probe_in_thread(self.probe)
         except ServerDownError as error:
             reason = error
         except TimeoutError:
@@ -110,35 +113,35 @@ class ServerSink(Sink):
         self.log.warning("%s: %s; messages get 451 until it answers", self.server, reason)
 
     def prepare(self) -> None:
-        """See whether the server is as it has to be, as :meth:`check`; once is enough."""
-        if not self._looked:
+        """Call :meth:`check` the first time; do nothing later."""
+        if not self._checked:
             self.check()
-            self._looked = True
+            self._checked = True
 
-    async def look(self) -> None:
-        """Look at the server's own settings, over a connection of its own.
+    async def probe(self) -> None:
+        """Check the settings of the server, over a separate connection.
 
         :raises ServerDownError: the server cannot be reached
-        :raises CannotCreateError: its settings are not as they have to be
+        :raises CannotCreateError: the settings are not sufficient
         """
 
-    def distrust(self) -> None:
-        """Take note that connections are doubtful: the server went down, or did not answer."""
+    def renew_connections(self) -> None:
+        """Use new connections from now on; called if the server went down, or did not answer."""
 
     async def send(self, mail: Mail) -> str:
-        """Hand a message to the server; return the reply 2yz.
+        """Send a message to the server; return the reply 2yz.
 
         :raises ServerDownError: the server cannot be reached
-        :raises NotDeliveredError: it did not take the message
+        :raises NotDeliveredError: the server did not accept the message
         """
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Write the lines of the log that were gathered."""
+        """Write the pending log lines."""
         self._reporter.close()
 
     async def deliver(self, mail: Mail) -> Replies:
-        """Hand a message to the server, when there is a connection."""
+        """Send a message to the server when a connection is free."""
         try:
             async with self._slot():
                 reply = await self._attempt(mail)
@@ -146,14 +149,14 @@ class ServerSink(Sink):
             self._report(error, mail)
             return error.reply
         if self.log.isEnabledFor(logging.INFO):
-            self._tell(mail)
+            self._log_delivery(mail)
         return reply
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
         """Wait for a connection.
 
-        :raises NotDeliveredError: there is none in time, or the server is down
+        :raises NotDeliveredError: no connection became free in time, or the server is down
         """
         await self._wait_for_slot()
         try:
@@ -192,34 +195,34 @@ class ServerSink(Sink):
             async with limit:
                 reply = await self.send(mail)
         except (ServerDownError, CannotCreateError) as error:
-            self._is_down(str(error))
+            self._note_failure(str(error))
             raise ServerDownError(str(error)) from None
         except NotDeliveredError:
-            self._is_up()
+            self._note_success()
             raise
         except TimeoutError:
             if not limit.expired():
                 raise
             reason = f"no answer within {self.timeout:g} s"
-            self._is_down(reason)
+            self._note_failure(reason)
             raise ServerDownError(reason) from None
         except asyncio.CancelledError:
-            self.distrust()  # a handler's limit may be shorter than the sink's
+            self.renew_connections()  # --handler-timeout may be shorter than our timeout
             raise
         except Exception as error:
-            # Without a reply of ours aiosmtpd would answer 500, and the message would be lost.
+            # Without this aiosmtpd would answer 500, and the message would be lost.
             self.log.exception("[%s] not delivered to %s", mail.id, self.server)
             raise NotDeliveredError(f"unexpected {type(error).__name__}") from None
-        self._is_up()
+        self._note_success()
         return reply
 
-    def _is_down(self, reason: str) -> None:
+    def _note_failure(self, reason: str) -> None:
         self._next_attempt = time.monotonic() + RETRY_SECONDS
-        self.distrust()
+        self.renew_connections()
         if self._outage.begin(reason):
             self.log.warning("%s is down: %s; messages get 451", self.server, reason)
 
-    def _is_up(self) -> None:
+    def _note_success(self) -> None:
         if (seconds := self._outage.end()) is not None:
             self.log.warning("%s is up again, after %.0f s", self.server, seconds)
 
@@ -231,7 +234,7 @@ class ServerSink(Sink):
         )
         self._reporter.note(line)
 
-    def _tell(self, mail: Mail) -> None:
+    def _log_delivery(self, mail: Mail) -> None:
         """Log that a message was delivered."""
         sender, client = ascii(mail.sender)[1:-1], describe(mail.client.peer)
         recipients, size = len(mail.recipients), len(mail.content)

@@ -1,4 +1,4 @@
-"""Slots: a bounded number of runs at a time, and a bounded wait for one of them."""
+"""Slots: a semaphore for several event loops, with a timeout."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["Slots"]
 
 
 class Slots:
-    """A number of slots. Several event loops may wait for one.
+    """A number of slots. Tasks of several event loops may wait for one.
 
-    :param count: how many there are
+    :param count: the number of slots
     """
 
     def __init__(self, count: int) -> None:
@@ -22,42 +22,42 @@ class Slots:
         self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
 
     async def acquire(self, seconds: float) -> bool:
-        """Take a slot; return False if none became free in time."""
+        """Acquire a slot; return False if none became free within *seconds*."""
         loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
+        waiter: asyncio.Future[None] = loop.create_future()
         with self._lock:
             if self._free:
                 self._free -= 1
                 return True
-            self._waiting.append((loop, turn))
+            self._waiting.append((loop, waiter))
         try:
-            await asyncio.wait({turn}, timeout=seconds)
+            await asyncio.wait({waiter}, timeout=seconds)
         except asyncio.CancelledError:
-            if not self._withdraw(loop, turn):
+            if not self._withdraw(loop, waiter):
                 self.release()
             raise
-        return not self._withdraw(loop, turn)
+        return not self._withdraw(loop, waiter)
 
-    def _withdraw(self, loop: asyncio.AbstractEventLoop, turn: asyncio.Future[None]) -> bool:
-        """Wait no longer; return False if the slot has been given already."""
+    def _withdraw(self, loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> bool:
+        """Remove a waiter; return False if it has been given a slot already."""
         with self._lock, suppress(ValueError):
-            self._waiting.remove((loop, turn))
+            self._waiting.remove((loop, waiter))
             return True
         return False
 
     def release(self) -> None:
-        """Give a slot back; any thread may do so."""
+        """Release a slot; may be called in any thread."""
         while True:
             with self._lock:
                 if not self._waiting:
                     self._free += 1
                     return
-                loop, turn = self._waiting.popleft()
-            with suppress(RuntimeError):  # the loop is closed: nobody waits in it
-                loop.call_soon_threadsafe(_give, turn)
+                loop, waiter = self._waiting.popleft()
+            with suppress(RuntimeError):  # the loop is closed: try the next waiter
+                loop.call_soon_threadsafe(_grant, waiter)
                 return
 
 
-def _give(turn: asyncio.Future[None]) -> None:
-    if not turn.done():
-        turn.set_result(None)
+def _grant(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,8 +1,8 @@
-"""Webhook: posts each message to a URL.
+"""Webhook: post each message to a URL.
 
-250 means that the application answered 2xx, and that its answer was read to the end. The request is
-signed as standardwebhooks.com has it; a message that the client sends again has the same
-``webhook-id``, so that the application can tell.
+250 means that the application has answered 2xx, and that its answer was read completely. Requests
+are signed as specified by standardwebhooks.com. A message that the client sends again has the same
+``webhook-id``, so that the application can recognize it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 __all__ = ["Webhook"]
 
 LONGEST_RECIPIENTS = 6000
-"""Bytes of a field with the recipients: servers take 8 KiB a line (nginx, aiohttp, Apache)."""
+"""Maximum bytes of the recipients in a header field; servers accept lines of up to 8 KiB (nginx,
+aiohttp, Apache)."""
 
 LONGEST_ANSWER = 1 << 20
-"""Bytes of an answer's body, which is read and forgotten."""
+"""Maximum bytes of an answer's body, which is read and discarded."""
 
 REFUSED = "554 5.3.0 The application refused the message"
 
@@ -49,20 +50,21 @@ _TEMPORARY = {408, 425, 429}
 class Webhook(ServerSink):
     """Posts messages to a web application.
 
-    :param url: of the application, ``http://`` or ``https://``; a user name and a password in it
-        are sent by HTTP's Basic authentication
-    :param format: ``raw``: the body is the message, the envelope is in header fields ``X-Mail-*``;
-        ``json``: the body is an object with both
-    :param secret: signs requests: ``whsec_`` and a key in Base64; several, for the change of a key,
-        with spaces between them
-    :param token: is sent as ``Authorization: Bearer TOKEN``
-    :param permanent: a status of 4xx refuses the message for good (554), except 408, 425 and 429;
-        default: the client gets 451, as an expired token must not bounce mail
+    :param url: URL of the application, ``http://`` or ``https://``; a user name and a password in
+        it are sent by HTTP's Basic authentication
+    :param format: ``raw``: the body is the message, and the envelope is in header fields
+        ``X-Mail-*``; ``json``: the body is an object with both
+    :param secret: key that signs requests: ``whsec_`` and Base64; several, to change the key, are
+        separated by spaces
+    :param token: token to send as ``Authorization: Bearer TOKEN``
+    :param permanent: whether a status of 4xx, except 408, 425 and 429, refuses the message
+        permanently (554); default: the client gets 451, so that an expired token does not bounce
+        mail
     :param timeout: seconds for one request
-    :param connections: requests at once; other messages wait
-    :param wait: seconds that a message waits for a connection
-    :param ca_file: certificates of the CAs that the server's certificate is verified with;
-        default: the system's
+    :param connections: maximum concurrent requests; other messages wait
+    :param wait: seconds that a message waits for a connection before it gets 451
+    :param ca_file: file of CA certificates to verify the server's certificate with; default: the
+        system's
     """
 
     log = logging.getLogger("smtpd_fork.webhook")
@@ -106,14 +108,14 @@ class Webhook(ServerSink):
         self._permanent = permanent
 
     def check(self) -> None:
-        """See whether the CAs' certificates can be read.
+        """Check that the CA certificates can be read.
 
-        :raises CannotCreateError: they cannot
+        :raises CannotCreateError: they cannot be read
         """
         self._application.read_certificates()
 
     def prepare(self) -> None:
-        """Read the CAs' certificates.
+        """Read the CA certificates.
 
         :raises CannotCreateError: they cannot be read
         """
@@ -127,7 +129,7 @@ class Webhook(ServerSink):
     async def handle_RCPT(
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
-        """Refuse a recipient for whom the header of the request has no space."""
+        """Refuse a recipient that does not fit into the header of the request."""
         if not self._json and envelope.rcpt_tos:
             listed = addresses([*envelope.rcpt_tos, address])
             if len(listed) > LONGEST_RECIPIENTS:
@@ -170,9 +172,9 @@ class Webhook(ServerSink):
         return NotDeliveredError(reason)
 
     async def _status(self, headers: Mapping[str, str], body: Body) -> int:
-        """Return the status of the answer to a request.
+        """Send a request, and return the status of the answer.
 
-        :raises ServerDownError: there is no answer, or none that is HTTP
+        :raises ServerDownError: no answer was received, or it is not HTTP
         :raises NotDeliveredError: the answer is too long
         """
         try:

@@ -1,7 +1,7 @@
-"""The request of a webhook: header fields and body, and the signature of standardwebhooks.com.
+"""Make the request of a webhook: header fields, body, and the signature of standardwebhooks.com.
 
-Nothing here has a socket. A body is made piece by piece, as often as it is needed: for the
-signature, and to be sent. So a large message is in memory once.
+Sans-io. A body is made in pieces, once for the signature and once to send it, so that a large
+message is in memory only once.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["Body", "addresses", "envelope_fields", "read_secrets", "signature_fi
 _SECRET = re.compile(r"whsec_((?:[A-Za-z0-9+/]{4})+(?:[A-Za-z0-9+/]{2,3})?)={0,2}")
 
 KEY_BYTES = range(24, 65)
-"""As standardwebhooks.com has it."""
+"""Allowed numbers of bytes of a key (standardwebhooks.com)."""
 
 _ADDRESS = "!#$&'*+-./:=?@[]^_`{|}~"
-"""Characters that stand as they are in an address; ``%`` and ``,`` do not."""
+"""Characters of an address that are not percent-coded; ``%`` and ``,`` are."""
 
 
 def read_secrets(text: str) -> list[bytes]:
-    """Return the keys of one or more secrets, ``whsec_`` and Base64, with spaces between them.
+    """Return the keys of one or more secrets (``whsec_`` and Base64), separated by spaces.
 
-    :raises ValueError: one of them cannot be read
+    :raises ValueError: a secret is not valid
     """
     keys = []
     for word in text.split():
@@ -49,7 +49,7 @@ def read_secrets(text: str) -> list[bytes]:
 
 
 def addresses(texts: Iterable[str]) -> str:
-    """Return addresses with commas between them; other characters than usual are percent-coded."""
+    """Return addresses separated by commas; unusual characters are percent-coded."""
     return ", ".join(_coded(text) for text in texts)
 
 
@@ -58,7 +58,7 @@ def _coded(text: str) -> str:
 
 
 def envelope_fields(mail: Mail) -> dict[str, str]:
-    """Return the envelope as fields of HTTP, in percent-coded ASCII."""
+    """Return the envelope as header fields of HTTP, in percent-coded ASCII."""
     client = mail.client
     origin = mail.xforward.get("ADDR")
     return {
@@ -75,9 +75,9 @@ def envelope_fields(mail: Mail) -> dict[str, str]:
 
 
 class Body:
-    """The body of a request: iterate over it as often as needed.
+    """The body of a request; it can be iterated over several times.
 
-    :ivar size: bytes
+    :ivar size: size in bytes
     """
 
     def __init__(self, parts: Sequence[bytes], envelope: bytes | None = None) -> None:
@@ -92,12 +92,12 @@ class Body:
 
     @classmethod
     def raw(cls, mail: Mail) -> Body:
-        """Return the message as it is."""
+        """Return a body that is the message."""
         return cls(mail.relayed())
 
     @classmethod
     def json(cls, mail: Mail, key: str) -> Body:
-        """Return the envelope, the header, and the message in Base64 as one object of JSON."""
+        """Return a JSON object with the envelope, the header fields, and the message in Base64."""
         headers = header_list(mail.content)
         return cls(mail.relayed(), envelope_json(mail, key, headers=headers))
 
@@ -114,7 +114,7 @@ class Body:
 async def signature_fields(
     key: str, now: int, body: Body, secrets: Sequence[bytes]
 ) -> dict[str, str]:
-    """Return the fields that standardwebhooks.com defines; without a secret, no signature.
+    """Return the header fields of standardwebhooks.com; the signature only if there is a secret.
 
     :param key: the idempotency key
     :param now: seconds since the epoch

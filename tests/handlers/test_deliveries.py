@@ -88,7 +88,7 @@ async def test_what_can_neither_be_stored_nor_removed_is_named_in_the_log(
         monkeypatch.setattr(os, "unlink", fail)
         assert (await client.deliver()).code == 451
     (name,) = left(maildir)
-    assert f"cannot remove {maildir.path / name}, which is not acknowledged" in caplog.text
+    assert f"cannot remove the unacknowledged message {maildir.path / name}:" in caplog.text
 
 
 @pytest.fixture

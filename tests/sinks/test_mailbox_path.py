@@ -131,7 +131,7 @@ def test_the_root_is_what_stands_before_the_first_word(
         ("/m/user}", "write }} for a brace"),
         ("/m/{user}{ext}", "write / or @ between the words"),
         ("/m/{user}+{ext}", "write / or @ between the words"),
-        ("/m/{user}/../x", ".. behind a word"),
+        ("/m/{user}/../x", ".. is not allowed after a word"),
         ("", "expected a path"),
         ("/m/a\0b", "expected a path"),
     ],

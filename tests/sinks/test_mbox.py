@@ -110,7 +110,7 @@ async def test_only_a_file_of_its_own_is_a_mailbox(
     mbox = Mbox(tmp_path / "m" / "{user}", lock_timeout=0.1)
     assert str(await mbox.deliver(a_mail()))[:9] == "451 4.3.0"
     assert target.read_text() == "other's"
-    with pytest.raises(CannotCreateError, match="expected a file with one name, and no link"):
+    with pytest.raises(CannotCreateError, match="expected a regular file without other hard links"):
         Mbox(tmp_path / "m" / "b").check()
     await mbox.close()
 

@@ -114,7 +114,7 @@ async def test_a_file_that_can_be_neither_synced_nor_cut_back_is_named_in_the_lo
         patch.setattr(os, "fsync", fail)
         patch.setattr(os, "ftruncate", fail)
         assert str(await mbox.deliver(a_mail()))[:3] == "451"
-    said = f"cannot cut {tmp_path}/box to the 0 bytes before an unacknowledged message"
+    said = f"cannot truncate {tmp_path}/box to the 0 bytes before an unacknowledged message"
     assert said in caplog.text
     assert not (tmp_path / "box.lock").exists()
 

@@ -220,9 +220,9 @@ def test_a_daemon_that_is_killed_loses_nothing_and_stores_nothing_twice(
         ({"url": "nats://bob:hunter2@"}, "write nats://"),
         ({"url": "nats://x/hunter2"}, "write nats://"),
         ({"url": "nats://x:hunter2"}, "write nats://"),
-        ({"url": "nats://hunter2@x"}, "a token belongs to the key token"),
-        ({"subject": "mail.>"}, "subject 'mail.>': expected words with dots"),
-        ({"subject": "mail..x"}, "expected words with dots"),
+        ({"url": "nats://hunter2@x"}, "write the token as the key token"),
+        ({"subject": "mail.>"}, "subject 'mail.>': expected words separated by dots"),
+        ({"subject": "mail..x"}, "expected words separated by dots"),
         ({"require": "aof"}, "require 'aof': expected nothing or file"),
     ],
 )

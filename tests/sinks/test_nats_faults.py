@@ -18,7 +18,7 @@ from support.server import until
 from support.sinks import DELIVERED, DOWN, NOT_TAKEN, closing
 
 from smtpd_fork.errors import CannotCreateError
-from smtpd_fork.sinks.nats import Nats, judge
+from smtpd_fork.sinks.nats import Nats, assess
 
 if TYPE_CHECKING:
     from support.raw_server import Behaviour
@@ -46,7 +46,7 @@ GOOD = StreamConfig(
 def test_a_stream_is_judged(
     changes: dict[str, object], require: str, weak: str, warning: str | None
 ) -> None:
-    reason, warnings = judge(GOOD.evolve(**changes), require)
+    reason, warnings = assess(GOOD.evolve(**changes), require)
     assert weak in reason
     assert bool(weak) == bool(reason)
     assert [warning in each for each in warnings] == [True] if warning else warnings == []
@@ -62,7 +62,7 @@ def test_the_start_warns_or_refuses(
     run(nats_server.new_stream(storage="memory", duplicate_window=60))
     with pytest.raises(CannotCreateError, match=r"the stream MAIL is in memory.*require is file"):
         Nats(nats_server.url).check()
-    with pytest.raises(CannotCreateError, match="it belongs to the stream MAIL"):
+    with pytest.raises(CannotCreateError, match="the subject belongs to the stream MAIL"):
         Nats(nats_server.url, stream="POST", require="nothing").check()
     Nats(nats_server.url, stream="MAIL", require="nothing").check()
     assert "is in memory: a crash of NATS loses messages" in caplog.text

@@ -14,7 +14,7 @@ from support.sinks import open_sockets
 
 from smtpd_fork.hops.connection import Phase
 from smtpd_fork.message.results import per_recipient
-from smtpd_fork.sinks.base import TOO_SLOW, in_time
+from smtpd_fork.sinks.base import TOO_SLOW, deliver_in_time
 from smtpd_fork.sinks.lmtp import Lmtp
 from smtpd_fork.sinks.relay import Relay
 
@@ -62,7 +62,7 @@ async def give_up(sink: NextHop, hop: Hop, step: str) -> str:
 
 async def deliver(sink: NextHop, mail: Mail | None = None) -> list[str]:
     mail = mail or a_mail()
-    return per_recipient(await in_time(sink, mail), len(mail.recipients))
+    return per_recipient(await deliver_in_time(sink, mail), len(mail.recipients))
 
 
 def is_down(sink: NextHop) -> bool:

@@ -27,7 +27,7 @@ from support.server import greeted, serve, until
 
 from smtpd_fork.hops.connection import Phase
 from smtpd_fork.message.results import per_recipient
-from smtpd_fork.sinks.base import in_time
+from smtpd_fork.sinks.base import deliver_in_time
 from smtpd_fork.sinks.lmtp import Lmtp
 from smtpd_fork.sinks.relay import Relay
 
@@ -51,7 +51,7 @@ DIFFICULT = {
 
 
 async def deliver(sink: NextHop, mail: Mail) -> list[str]:
-    return per_recipient(await in_time(sink, mail), len(mail.recipients))
+    return per_recipient(await deliver_in_time(sink, mail), len(mail.recipients))
 
 
 # -- Dovecot -----------------------------------------------------------------------------------

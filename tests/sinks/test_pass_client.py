@@ -15,7 +15,7 @@ from smtpd_fork import SettingError
 from smtpd_fork.filters import Accept
 from smtpd_fork.message import MailClient
 from smtpd_fork.sinks import Discard, Lmtp, Relay
-from smtpd_fork.sinks.base import in_time
+from smtpd_fork.sinks.base import deliver_in_time
 
 OFFERS = ("PIPELINING", "XCLIENT NAME ADDR PORT HELO", "XFORWARD NAME ADDR HELO IDENT SOURCE")
 
@@ -167,5 +167,5 @@ async def test_silence_after_xclient_ends_with_the_time_of_the_message() -> None
     async with a_hop(offers=OFFERS) as hop:
         hop.answers["XCLI"] = Fault.SILENT
         async with closing(Relay(hop.address, pass_client="xclient", timeout=0.2)) as relay:
-            assert (await in_time(relay, a_mail()))[:9] == "451 4.3.0"
+            assert (await deliver_in_time(relay, a_mail()))[:9] == "451 4.3.0"
             assert relay.status.connections == 0

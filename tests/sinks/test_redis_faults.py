@@ -14,7 +14,7 @@ from support.redis_server import DURABLE, RedisServer
 from support.sinks import DELIVERED, DOWN, NOT_TAKEN, closing
 
 from smtpd_fork.errors import CannotCreateError
-from smtpd_fork.sinks.redis import Redis, judge
+from smtpd_fork.sinks.redis import Redis, assess
 
 if TYPE_CHECKING:
     from support.raw_server import Behaviour
@@ -95,7 +95,7 @@ async def test_a_stream_key_that_is_no_stream_is_no_loss(redis_server: RedisServ
 def test_the_settings_of_redis_are_judged(
     found: dict[str, str], require: str, weak: str, warning: str | None
 ) -> None:
-    reason, warnings = judge(found, require)
+    reason, warnings = assess(found, require)
     assert weak in reason
     assert bool(weak) == bool(reason)
     assert [warning in each for each in warnings] == [True] if warning else warnings == []
@@ -103,8 +103,8 @@ def test_the_settings_of_redis_are_judged(
 
 def test_a_redis_that_may_remove_the_stream_causes_a_warning() -> None:
     found = {"appendonly": "yes", "appendfsync": "always", "maxmemory": "1000"}
-    assert judge({**found, "maxmemory-policy": "noeviction"}, "fsync") == ("", [])
-    (warning,) = judge({**found, "maxmemory-policy": "allkeys-lru"}, "fsync")[1]
+    assert assess({**found, "maxmemory-policy": "noeviction"}, "fsync") == ("", [])
+    (warning,) = assess({**found, "maxmemory-policy": "allkeys-lru"}, "fsync")[1]
     assert warning == "maxmemory-policy is allkeys-lru: Redis may remove the stream"
 
 

@@ -163,8 +163,8 @@ def test_a_daemon_that_is_killed_loses_nothing_and_stores_nothing_twice(
         ({"path": "{key}/{user}"}, "expected a path"),
         ({"endpoint": "s3://x"}, "endpoint '...': write http://HOST"),
         ({"endpoint": "http://x:hunter2@y"}, "endpoint '...': write http://HOST"),
-        ({"access_key_id": None}, "belong together"),
-        ({"secret_access_key": None}, "belong together"),
+        ({"access_key_id": None}, "and vice versa"),
+        ({"secret_access_key": None}, "and vice versa"),
     ],
 )
 def test_a_bad_value_is_an_error_that_shows_no_secret(options: Any, message: str) -> None:
