@@ -80,5 +80,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Return the names that there are, imported or not."""
+    """Return the public names, whether they have been imported or not."""
     return sorted({*globals(), *__all__})

@@ -1,8 +1,8 @@
 """Config: the settings of a server and of the daemon, with types, defaults and checks.
 
-A setting has the name of its option. :meth:`Config.build` reads values as an embedder, the
-environment or a file has them (``"25M"``, ``"defer:5"``, one port or several). An error names the
-setting, its value and what was expected.
+Each setting has the name of its option. :meth:`Config.build` reads values as embedders, environment
+variables and configuration files write them (``"25M"``, ``"defer:5"``, one port or several). Each
+error names the setting, its value and the values that are accepted.
 """
 
 from __future__ import annotations
@@ -44,29 +44,30 @@ __all__ = [
 ]  # fmt: skip
 
 PORT = 2525
-"""The port of qpsmtpd-forkserver(8); it needs no privileges."""
+"""The default port of qpsmtpd-forkserver(8). Binding it needs no privileges."""
 LIMIT_CONNECTIONS = 1000
-"""Sessions; each is a few KiB here, where qpsmtpd forks a process (its default: 15)."""
+"""Concurrent sessions; each takes a few KiB. qpsmtpd, with a process for each, has a default of
+15."""
 
 MAX_FROM_IP = 50
-"""Sessions at once of one client; Postfix's smtpd_client_connection_count_limit."""
+"""Concurrent sessions of one client; Postfix's smtpd_client_connection_count_limit."""
 
 IPV6_PREFIX = 64
-"""Bits of the network that counts as one client: a customer has a /64 at least (RFC 6177)."""
+"""Bits of the IPv6 network that counts as one client: a site gets at least a /64 (RFC 6177)."""
 
 PROXY_SECONDS = 5.0
-"""Time for a PROXY header: a proxy sends it in its first packet."""
+"""Seconds to receive a PROXY header, which a proxy sends in its first packet."""
 RESERVED_DESCRIPTORS = 64
-"""Kept out of the default limit: listeners, log, Maildir writers, whatever a handler opens."""
+"""File descriptors that the default limit leaves for listeners, log, Maildir and handlers."""
 
 MAX_PROCESSES = 256
-"""More than any machine has cores for; each takes the memory of a Python process."""
+"""More than the cores of any machine; each process takes the memory of a Python interpreter."""
 
 _HOSTNAME = re.compile(r"[!-~]{1,255}")
 
 
 def default_limit_connections() -> int:
-    """Return 1000, or what fits where RLIMIT_NOFILE (getrlimit(2), the soft limit) is small."""
+    """Return 1000, or less if the soft limit RLIMIT_NOFILE (getrlimit(2)) is too low for it."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return LIMIT_CONNECTIONS
@@ -86,137 +87,142 @@ def _system_name() -> str:
 
 
 class Config(TlsConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The settings of a server. Make one with :meth:`build`, which checks them.
+    """The settings of a server. Create it with :meth:`build`, which checks them.
 
     Times are in seconds, sizes in bytes. A client is an IPv4 address or an IPv6 network of
-    ``ipv6_prefix`` bits. docs/options.md describes each setting as well.
+    ``ipv6_prefix`` bits. docs/options.md has more about each setting.
     """
 
     listen: tuple[str, ...] = ()
-    """Addresses, as ``--listen-address`` takes them; empty: all interfaces, IPv4 and IPv6."""
+    """Addresses, in the form of ``--listen-address``; empty: all interfaces, IPv4 and IPv6."""
     port: tuple[Port, ...] = (PORT,)
-    """Ports of the addresses that name none; 0 takes a free one."""
+    """Ports for addresses without a port; 0 selects a free port."""
     backlog: int = 1024
-    """Of listen(2); below 0 counts as 0, above the maximum of the system (often 4096) as that."""
+    """Backlog of listen(2). A negative value counts as 0; the system limits it, often to 4096."""
     socket_mode: Mode = 0o660
     """File mode of unix sockets; by default their owner and group may connect."""
     limit_connections: Count = msgspec.field(default_factory=default_limit_connections)
-    """Sessions at once."""
+    """Maximum of concurrent sessions."""
     max_from_ip: CountOrZero = MAX_FROM_IP
-    """Sessions at once of one client; 0 is no limit."""
+    """Maximum of concurrent sessions of one client; 0 is no limit."""
     ipv6_prefix: Annotated[int, Meta(ge=1, le=128)] = IPV6_PREFIX
     """Bits of the IPv6 network that counts as one client."""
     max_from_net: tuple[Text, ...] = ("25%/24", "25%/48")
-    """Sessions at once of one network, each ``N/PREFIX``, or ``N%/PREFIX`` for a share of
-    ``limit_connections``; ``0`` is no limit. A /24 is the smallest network that is routed by itself
-    (RFC 7454 6.1.3), a /48 the largest that one site gets (RFC 6177). With a quarter each, no such
-    network shuts out the others."""
+    """Maximum of concurrent sessions of one network, each ``N/PREFIX``, or ``N%/PREFIX`` for a
+    share of ``limit_connections``; ``0`` is no limit. A /24 is the smallest network that is routed
+    by itself (RFC 7454 6.1.3), a /48 the largest that one site gets (RFC 6177). With a limit of a
+    quarter, no such network can take the connection slots of all others."""
     rate: tuple[Text, ...] = ()
-    """New sessions of one client in a period, each ``N/PERIOD``."""
+    """Maximum of new sessions of one client in a period, each ``N/PERIOD``."""
     rate_net: tuple[Text, ...] = ()
-    """New sessions of one network in a period, each ``N/PERIOD/PREFIX``."""
+    """Maximum of new sessions of one network in a period, each ``N/PERIOD/PREFIX``."""
     fair_share: bool = False
-    """While slots are short, no client holds more than a fair share."""
+    """While few connection slots are free, refuse clients that hold more than a fair share."""
     allow: tuple[Text, ...] = ()
-    """Networks, or files of them, that are not denied."""
+    """Networks, or files of networks, that are not denied even if ``deny`` contains them."""
     deny: tuple[Text, ...] = ()
-    """Networks, or files of them, that are denied."""
+    """Networks, or files of networks, whose clients are refused."""
     exempt: tuple[Text, ...] = ()
-    """Networks, or files of them, to which the limits of clients and networks do not apply."""
+    """Networks, or files of networks, to which the limits of clients and networks do not apply."""
     reserve: CountOrZero = 0
-    """Connection slots for exempt clients alone."""
+    """Connection slots that only exempt clients can use."""
     greet_pause: GreetPause = 0.0
-    """Delay of the greeting; a client that sends before it is refused."""
+    """Delay of the greeting; a client that sends data before the greeting is refused."""
     greet_pause_deny: SecondsOrZero = 0.0
-    """How long such a client is denied; 0: it is not."""
+    """How long new connections of such a client are refused as well; 0 disables."""
     proxy_trust: tuple[Text, ...] = ()
-    """Networks, or files of them, that may send PROXY headers."""
+    """Networks, or files of networks, that may send PROXY headers."""
     proxy_timeout: Seconds = PROXY_SECONDS
-    """Time for a PROXY header."""
+    """Time to receive a PROXY header."""
     xclient_trust: tuple[Text, ...] = ()
-    """Networks, or files of them, that may send XCLIENT; ``unix`` for clients of unix sockets."""
+    """Networks, or files of networks, that may send XCLIENT; ``unix`` is all unix sockets."""
     xforward_trust: tuple[Text, ...] = ()
-    """The same for XFORWARD."""
+    """Networks, or files of networks, that may send XFORWARD; ``unix`` is all unix sockets."""
     probe_from: tuple[Text, ...] = ()
-    """Networks, or files of them, whose connections are health checks and no sessions."""
+    """Networks, or files of networks, whose connections are health checks, not sessions."""
     dnsbl: tuple[Text, ...] = ()
     """DNS blocklists, each ``ZONE[=CODES][=WEIGHT]``, see :mod:`smtpd_fork.listeners.dnsbl`."""
     dnsbl_threshold: Annotated[int, Meta(ge=1, le=10_000)] = 1
-    """Total weight of the blocklists that list a client, from which on it is refused."""
+    """Refuse a client if the weights of the blocklists that list it add up to this or more."""
     rdns: bool = False
     """Look up the names of clients (reverse DNS)."""
     dns_timeout: Seconds = 5.0
-    """Time for a DNS query (RFC 1035 7.2)."""
+    """Time limit of a DNS query (RFC 1035 7.2)."""
     dns_server: Text | None = None
-    """DNS server, ``ADDRESS`` or ``ADDRESS:PORT``; default: those of the system."""
+    """DNS server, ``ADDRESS`` or ``ADDRESS:PORT``; default: the DNS servers of the system."""
     max_loop_lag: SecondsOrZero = 0.0
-    """Event-loop lag from which on new clients are refused; 0 is no limit."""
+    """Refuse new clients while the event-loop lag is longer than this; 0 is no limit."""
     refuse_first: CountOrZero = 0
-    """Refuse this many of the first clients, for testing."""
+    """Refuse the first N clients, for testing."""
     refuse_every: CountOrZero = 0
-    """Refuse every Nth client after those."""
+    """Refuse every Nth client after those of ``refuse_first``, for testing."""
     when_full: Annotated[WhenFull, Meta(extra={"reader": WhenFull.parse})] = WhenFull()
-    """What happens to clients for whom there is no connection slot."""
+    """Whether clients wait or are refused while all connection slots are in use."""
     hostname: str = msgspec.field(default_factory=_system_name)
     """Name of this host in replies and headers; default: the name of the system."""
     authserv_id: tuple[Annotated[str, Meta(pattern=r'^[^\s;()"]{1,255}$')], ...] = ()
-    """Names besides ``hostname`` by which this server is known in Authentication-Results."""
+    """Names besides ``hostname`` that identify this server in Authentication-Results."""
     max_message_size: Size = 1 << 25
-    """Largest message; 0 is no limit. The default, 32 MiB, is aiosmtpd's DATA_SIZE_DEFAULT."""
+    """Maximum size of a message; 0 is no limit. The default, 32 MiB, is aiosmtpd's."""
     timeout: Seconds = 300.0
-    """Time until a client's next command begins (RFC 5321 4.5.3.2.7 asks for five minutes), and,
-    up to 60 s, for all of a command once its first byte has come."""
+    """Time for a client to begin its next command (RFC 5321 4.5.3.2.7 requires five minutes), and,
+    but at most 60 s, to complete a command after its first byte."""
     stress_timeout: SecondsOrZero = 10.0
     """Replaces ``timeout``, ``data_timeout`` and ``tls_handshake_timeout`` while three quarters of
-    the connection slots are in use, and is the longest time without progress while clients wait for
-    a slot. 0 disables. The default is Postfix's smtpd_timeout under stress."""
+    the connection slots are in use. While clients wait for a slot, it is also the longest time that
+    a session may make no progress. 0 disables. The default is Postfix's smtpd_timeout under
+    stress."""
     data_timeout: Seconds = 180.0
-    """Time for the next part of a message (RFC 5321 4.5.3.2.5)."""
+    """Time to receive the next part of a message (RFC 5321 4.5.3.2.5)."""
     min_data_rate: Annotated[int, Meta(ge=0)] = 100
-    """Bytes a second of a message, after its first minute; 0 is no minimum. A modem of 1985 is
-    faster than the default."""
+    """Minimum bytes per second of a message, after its first minute; 0 is no minimum. A modem of
+    1985 is faster than the default."""
     handler_timeout: Seconds = 300.0
-    """Time for a handler's answer; RFC 5321 4.5.3.2.6 has clients wait ten minutes."""
+    """Time limit of a hook; clients wait ten minutes for the reply to DATA (RFC 5321 4.5.3.2.6)."""
     session_timeout: Seconds = 3600.0
-    """Time for a whole session."""
+    """Time limit of a session."""
     tls_handshake_timeout: Seconds = 30.0
-    """Time for a TLS handshake; half of asyncio's, as a stalled one holds a connection slot."""
+    """Time limit of a TLS handshake. It is half of asyncio's default, as a stalled handshake holds
+    a connection slot."""
     tls_failure_rate: Text = "300/m"
-    """TLS handshakes of one client that fail or do not end, ``N/PERIOD``; ``0`` is no limit. Half a
-    handshake takes about a millisecond of CPU time, so the default is half a per cent. Postfix's
-    smtpd_client_new_tls_session_rate_limit does this for all handshakes."""
+    """Maximum of TLS handshakes of one client that fail or time out, ``N/PERIOD``; ``0`` is no
+    limit. Such a handshake takes about a millisecond of CPU time, so that the default allows one
+    client half a per cent of a core. Postfix's smtpd_client_new_tls_session_rate_limit counts all
+    handshakes."""
     max_errors: CountOrZero = 20
-    """Unknown and malformed commands of a session; Postfix's smtpd_hard_error_limit."""
+    """Maximum of unknown and malformed commands in a session; Postfix's smtpd_hard_error_limit."""
     max_rejects: CountOrZero = 100
-    """Refused commands of a session, recipients above all. A message may have a hundred recipients
-    at least (RFC 5321 4.5.3.1.8), and a mailing list has dead addresses."""
+    """Maximum of rejected commands in a session, mostly RCPT. Clients may send a hundred recipients
+    per message (RFC 5321 4.5.3.1.8), and mailing lists have invalid addresses."""
     tarpit: Delay = 0.0
     """Delay of each reply to suspicious clients; 0: only handlers delay replies."""
     max_recipients: Count = 1000
-    """Recipients of a message; Postfix's smtpd_recipient_limit. RFC 5321 asks for 100 at least."""
+    """Maximum of recipients per message; Postfix's smtpd_recipient_limit. RFC 5321 requires 100."""
     max_hops: CountOrZero = 50
-    """``Received`` fields of a message; more are a mail loop. Postfix's hopcount_limit; 0 is no
-    limit."""
+    """Maximum of ``Received`` fields in a message; a message with more is in a mail loop. Postfix's
+    hopcount_limit; 0 is no limit."""
     max_buffered: Size = 1 << 29
-    """Memory of all sessions for messages, recipients and unread replies, beyond 64 KiB each; 0 is
-    no limit. The default is 512 MiB: sixteen messages of the largest size."""
+    """Maximum memory of all sessions for messages, recipients and unsent replies; the first 64 KiB
+    of each session are not counted. 0 is no limit. The default, 512 MiB, is sixteen messages of the
+    default maximum size."""
     max_buffered_from_ip: Size | None = None
-    """The same of one client; default: an eighth of ``max_buffered``, and at least a message of the
-    largest size."""
+    """The same limit for one client; default: an eighth of ``max_buffered``, but at least
+    ``max_message_size``."""
     strict_paths: bool = False
-    """Refuse addresses without angle brackets, and tabs in place of spaces."""
+    """Reject addresses without angle brackets, and tabs instead of spaces."""
     max_line_length: Size = 0
-    """Octets of a line of a message, with its line end; 0 is no limit."""
+    """Maximum octets of a line of a message, with its line end; 0 is no limit."""
     bare_newline: Literal["reject", "normalize", "accept"] = "normalize"
-    """What happens to CR and LF that are not a pair, and to NUL."""
+    """How messages with bare CR, bare LF or NUL are handled."""
     shutdown_timeout: SecondsOrZero = 30.0
-    """Time for messages in progress at a stop; Kubernetes' grace period, a third of systemd's."""
+    """Time for messages in progress at a stop; the default is Kubernetes' grace period."""
 
     @classmethod
     def build(cls, settings: Mapping[str, Any]) -> Self:
-        """Return the configuration that *settings* describe, each checked; None is the default.
+        """Return the configuration with the values of *settings*; None means the default.
 
-        :raises SettingError: a setting is unknown, cannot be read, or is out of its range
+        :raises SettingError: a setting is unknown, cannot be read, is out of its range, or
+            contradicts another one
         """
         given = {name: _read(name, value) for name, value in settings.items() if value is not None}
         try:
@@ -224,7 +230,8 @@ class Config(TlsConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
         except msgspec.ValidationError as error:
             raise setting_error(cls, str(error), settings) from None
         if isinstance(most := given.get("max_from_ip"), LocalCount):
-            config = msgspec.structs.replace(config, max_from_ip=most)  # it was made a plain int
+            # msgspec has converted it to a plain int.
+            config = msgspec.structs.replace(config, max_from_ip=most)
         config.check()
         if "hostname" in given and _is_address(config.hostname):
             reason = "expected the name of this host; the address to listen on belongs in listen"
@@ -254,12 +261,12 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The settings of the daemon: those of a server, and those of the process."""
 
     handler: tuple[str | dict[str, Any], ...] = ("maildir:./Maildir",)
-    """The handler chain, each ``NAME``, ``NAME:ARGUMENT,KEY=VALUE`` or ``module:attr``, or a table
-    with ``use`` and the same keys."""
+    """The handlers, in order: each is ``NAME``, ``NAME:ARGUMENT,KEY=VALUE`` or ``module:attr``, or
+    a table with ``use`` and the same keys."""
     reload_handlers: bool = False
     """Load handlers again for new sessions when their files change, for development."""
     user: Text | None = None
-    """User to drop privileges to, once the sockets are bound."""
+    """User that the process changes to after it has bound the sockets."""
     control: Text | None = None
     """Path of the control socket; default: none."""
     detach: bool = False
@@ -267,42 +274,45 @@ class DaemonConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     pid_file: Text | None = None
     """File for the process id."""
     processes: Annotated[int, Meta(ge=1, le=MAX_PROCESSES)] = 1
-    """Processes that serve; with more than one, a supervisor starts and replaces them."""
+    """Number of processes; with more than one, a supervisor starts and replaces them."""
     metrics: Text | None = None
-    """Address where metrics, health checks and the status page are served by HTTP."""
+    """Address of the HTTP server of metrics, health checks and the status page; default: none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe messages that are logged."""
+    """Minimum severity of log messages."""
     log_to: Text | None = None
-    """``stderr``, ``stdout``, ``syslog``, ``journald`` or a file; default: stderr, or journald
-    where that is systemd's journal; with ``detach`` syslog."""
+    """``stderr``, ``stdout``, ``syslog``, ``journald`` or a file; default: stderr, or journald if
+    stderr is connected to systemd's journal; with ``detach`` syslog."""
     log_format: Literal["text", "json"] = "text"
-    """Text for people, or a JSON object a line."""
+    """Format of log lines: text, or one JSON object per line."""
     loop: Literal["uvloop", "asyncio"] = "uvloop"
     """The event loop."""
 
     def check(self) -> None:
         """Check the settings against each other."""
-        super().check()  # a msgspec class is not the one the compiler saw
+        super().check()
         if self.require_starttls and not self.tls_cert:
             raise MissingSettingError("require_starttls", self.require_starttls, "tls_cert")
         if self.log_to == "-":
             reason = "write stderr or stdout, or ./- for a file of this name"
             raise SettingError("log_to", self.log_to, reason)
         if not self.handler:
-            raise SettingError("handler", "", "there must be one at least")
+            raise SettingError("handler", "", "at least one handler is required")
         if self.limit_connections < self.processes:
-            reason = f"each needs a connection, and limit_connections is {self.limit_connections}"
+            reason = (
+                "each process needs a connection slot, and limit_connections is "
+                f"{self.limit_connections}"
+            )
             raise SettingError("processes", self.processes, reason)
         if self.processes > 1 and (local := first_local(self)):
             reason = f"it would be multiplied by processes ({self.processes}); remove local:"
             raise SettingError(*local, reason)
         if 0 < self.reserve < self.processes:
-            reason = f"each needs a reserved connection, and reserve is {self.reserve}"
+            reason = f"each process needs a reserved connection slot, and reserve is {self.reserve}"
             raise SettingError("processes", self.processes, reason)
 
 
 def _readers(hint: Any) -> Iterator[Callable[[str], object]]:
-    """Return what reads the text of a setting of type *hint*, if anything does."""
+    """Yield the function in the type *hint* of a setting that parses text, if there is one."""
     for part in get_args(hint):
         if not isinstance(part, Meta):
             yield from _readers(part)
@@ -313,21 +323,21 @@ def _readers(hint: Any) -> Iterator[Callable[[str], object]]:
 _HINTS = get_type_hints(DaemonConfig, include_extras=True)
 
 READERS = {name: reader for name, hint in _HINTS.items() for reader in _readers(hint)}
-"""Functions that read the settings that are written with units or words."""
+"""Functions that parse settings with units or words, by setting."""
 
 BOOLEANS = frozenset(name for name, hint in _HINTS.items() if hint is bool)
 """Settings that are true or false."""
 
 LISTS = frozenset(name for name, hint in _HINTS.items() if get_origin(hint) is tuple)
-"""Settings with several values; a single one need not be in a list."""
+"""Settings with several values; a single value need not be in a list."""
 
 
 def _read(name: str, value: Any) -> Any:
-    """Return *value* with units and words read, and a single value of several as a tuple."""
+    """Return *value* for msgspec: units are parsed, and a single value of a list is in a tuple."""
     if name in BOOLEANS and not isinstance(value, bool):
-        raise wrong_type(name, value, bool)  # msgspec takes 1 and "1" as well
+        raise wrong_type(name, value, bool)  # msgspec would accept 1 and "1" as well
     if name == "when_full" and not isinstance(value, (str, WhenFull)):
-        raise wrong_type(name, value, str)  # and a table
+        raise wrong_type(name, value, str)  # msgspec would accept a table as well
     if name in READERS and isinstance(value, str):
         try:
             return READERS[name](value)

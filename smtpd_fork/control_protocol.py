@@ -1,7 +1,7 @@
-"""The protocol of the control socket, as plain data. docs/control.md is its manual.
+"""The protocol of the control socket, as plain data. docs/control.md documents it.
 
-One JSON object a line, each way. A request has the version and a command; the reply has the version
-and ``ok``, and the result or a fault.
+Requests and replies are JSON objects, one per line. A request has the version and a command; a
+reply has the version, ``ok``, and the result or the reason of a failure (``fault``).
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ __all__ = [
 ]  # fmt: skip
 
 VERSION = 1
-"""Of the protocol; other versions are refused."""
+"""Version of the protocol; requests of other versions are refused."""
 
 MAX_REQUEST = 16 * 1024
-"""Bytes of a request with its newline: room for a few hundred networks in ``limits``."""
+"""Bytes of a request with its newline: enough for a few hundred networks in ``limits``."""
 
 MAX_REPLY = 512 * 1024
-"""Bytes of a reply with its newline; a page of sessions has a third of that at most."""
+"""Bytes of a reply with its newline; a page of sessions has at most a third of that."""
 
 PAGE = 100
-"""Sessions on a page by default; twice that at most."""
+"""Default number of sessions on a page; the maximum is twice that."""
 
 
 class Fault(StrEnum):
-    """Why a request was not carried out."""
+    """The reasons why a request is not carried out."""
 
     REQUEST = "request"
-    """It cannot be read: no JSON, an unknown command, a bad value."""
+    """The request cannot be read: it is not JSON, or has an unknown command or an invalid value."""
     VERSION = "version"
-    """It is of another version."""
+    """The request has another version."""
     PERMISSION = "permission"
-    """The client is neither root nor the daemon's own user."""
+    """The client is neither root nor the user of the daemon."""
     BUSY = "busy"
-    """There are too many clients."""
+    """Too many clients are connected to the control socket."""
     UNKNOWN = "unknown"
-    """There is nothing of that id."""
+    """There is no session, denial or refusal with the id of the request."""
     REFUSED = "refused"
-    """It can be read, and cannot be carried out."""
+    """The request is valid, but cannot be carried out."""
     FAILED = "failed"
-    """A fault of the daemon; its log has more."""
+    """An internal error of the daemon; its log has the details."""
 
 
 class RequestError(Exception):
-    """A request that cannot be carried out.
+    """A request cannot be carried out.
 
     :ivar fault: the reason, for programs
     :ivar text: the reason, for people
-    :ivar status: the exit status for a command; None: the fault's own
+    :ivar status: the exit status of the command; None: that of *fault*
     """
 
     def __init__(self, fault: Fault, text: str, status: int | None = None) -> None:
@@ -78,11 +78,15 @@ class _Request(
 
 
 class Status(_Request):
-    """The state of the daemon."""
+    """Return the state of the daemon."""
 
 
 class Sessions(_Request):
-    """At most ``limit`` sessions, the oldest first, after ``next`` of the page before."""
+    """Return a page of sessions, the oldest first.
+
+    :ivar limit: maximum number of sessions
+    :ivar after: the value ``next`` of the previous page; None: the first page
+    """
 
     limit: Annotated[int, Meta(ge=1, le=2 * PAGE)] = PAGE
     after: tuple[float, Id] | None = None
@@ -98,17 +102,17 @@ class Kick(_Request):
 class Limits(_Request):
     """Change the limits of the gate, and return them.
 
-    :ivar set: new values, as options have them; an empty list clears a setting
+    :ivar set: new values, as in options; an empty list removes a limit
     """
 
     set: dict[Name, list[str]] = {}
 
 
 class Deny(_Request):
-    """Deny a network at run time.
+    """Refuse new clients of a network.
 
-    :ivar text: of the reply
-    :ivar seconds: how long; None: until :class:`Undeny`, or the end
+    :ivar text: the text of the reply
+    :ivar seconds: how long; None: until :class:`Undeny`, or the end of the daemon
     """
 
     network: Name
@@ -117,20 +121,24 @@ class Deny(_Request):
 
 
 class Undeny(_Request):
-    """Deny a network no longer."""
+    """End the denial of a network."""
 
     network: Name
 
 
 class Denials(_Request):
-    """At most ``limit`` networks that are denied at run time, after ``next`` of the page before."""
+    """Return a page of the networks that are denied by :class:`Deny`, filters or handlers.
+
+    :ivar limit: maximum number of networks
+    :ivar after: the value ``next`` of the previous page; 0: the first page
+    """
 
     limit: Annotated[int, Meta(ge=1, le=2 * PAGE)] = PAGE
     after: Annotated[int, Meta(ge=0)] = 0
 
 
 class Pause(_Request):
-    """Admit no new clients until further notice."""
+    """Admit no new clients until :class:`Resume`."""
 
 
 class Resume(_Request):
@@ -142,24 +150,24 @@ class Reload(_Request):
 
 
 class Drain(_Request):
-    """Admit no more clients, and end with the last session.
+    """Admit no more clients, and stop when the last session has ended.
 
-    :ivar seconds: after which the daemon stops; None: it waits for as long as it takes
+    :ivar seconds: time after which the daemon stops with sessions open; None: no limit
     """
 
     seconds: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] | None = None
 
 
 class Explain(_Request):
-    """Explain a refusal."""
+    """Return the explanation of a refusal."""
 
     id: Id
 
 
 class Fleet(_Request):
-    """The nodes of the fleet.
+    """Return the nodes of the fleet.
 
-    :ivar client: an address or a network; its sessions are counted by node
+    :ivar client: an address or a network whose sessions on each node are returned as well
     """
 
     client: Name | None = None
@@ -210,9 +218,9 @@ def decode(line: bytes) -> Request:
 
 
 def encode(reply: dict[str, Any]) -> bytes:
-    """Return the line of a reply.
+    """Return a reply as a line.
 
-    :raises RequestError: it would be too long
+    :raises RequestError: the line is longer than :data:`MAX_REPLY`
     """
     line = _encoder.encode({"v": VERSION, **reply}) + b"\n"
     if len(line) > MAX_REPLY:
@@ -221,6 +229,6 @@ def encode(reply: dict[str, Any]) -> bytes:
 
 
 def encode_fault(fault: RequestError) -> bytes:
-    """Return the line of a reply with a fault."""
+    """Return the reply to a request that failed, as a line."""
     status = {} if fault.status is None else {"status": int(fault.status)}
     return encode({"ok": False, "fault": str(fault.fault), "text": fault.text, **status})

@@ -1,19 +1,19 @@
-"""The exception tree; each error knows the exit status that the daemon ends with.
+"""The exceptions of this package; each class has the exit status of a command that fails with it.
 
 ::
 
-    SmtpdForkError            70  a fault of this program
-    ├── UsageError            64  a flag or an address that cannot be read
-    ├── ConfigError           78  a setting that is well-formed, and cannot be used
-    │   ├── HandlerError      78  a handler that cannot be imported or constructed
-    │   └── MissingLibraryError 78  a library of an extra that is not installed
-    ├── UnknownUserError      67  --user names an unknown user
-    ├── OperatingSystemError  71  the system refuses (address in use, no descriptors, ...)
-    ├── CannotCreateError     73  a pid-file, a socket path or a Maildir that cannot be created
-    ├── NotPermittedError     77  it takes privileges that the process does not have
-    ├── NothingThereError     65  there is no session or refusal of that id
-    ├── UnavailableError      69  no daemon answers on its control socket
-    └── ProtocolError         76  the control socket speaks another protocol, or another version
+    SmtpdForkError            70  internal error
+    ├── UsageError            64  a flag or an address cannot be read
+    ├── ConfigError           78  a setting is well-formed, but cannot be used
+    │   ├── HandlerError      78  a handler cannot be imported or constructed
+    │   └── MissingLibraryError 78  a library of an extra is not installed
+    ├── UnknownUserError      67  the user of --user does not exist
+    ├── OperatingSystemError  71  a system call failed (address in use, no file descriptors, ...)
+    ├── CannotCreateError     73  a pid file, a socket path or a Maildir cannot be created
+    ├── NotPermittedError     77  the process lacks the necessary privileges
+    ├── NothingThereError     65  there is no session or refusal with this id
+    ├── UnavailableError      69  no daemon answers on the control socket
+    └── ProtocolError         76  the control socket uses another protocol, or another version
 
 The statuses are those of sysexits.h.
 """
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class ExitStatus(IntEnum):
-    """Every status the command can end with: 0, and those of sysexits.h."""
+    """The exit statuses of the command: 0, and values of sysexits.h."""
 
     OK = os.EX_OK
     USAGE = os.EX_USAGE
@@ -64,16 +64,16 @@ MEANINGS = {
     ExitStatus.NOT_PERMITTED: "The process lacks the necessary privileges.",
     ExitStatus.CONFIG: "Configuration error: invalid setting or configuration file.",
 }
-"""Meanings for the manual page."""
+"""The meaning of each exit status, for the manual page."""
 
 
 class SmtpdForkError(Exception):
-    """Base of all errors; the text is one line for an administrator."""
+    """The base class of all errors of this package; its text is one line for an administrator."""
 
     exit_status = ExitStatus.SOFTWARE
 
     settings: tuple[str, ...] = ()
-    """The settings that led to it, if known; see :func:`error_origin`."""
+    """The settings that caused the error, if known; see :func:`error_origin`."""
 
     def __init_subclass__(cls, *, status: ExitStatus | None = None) -> None:
         if status is not None:
@@ -81,18 +81,19 @@ class SmtpdForkError(Exception):
 
 
 class UsageError(SmtpdForkError, status=ExitStatus.USAGE):
-    """A flag, an environment variable or an address that cannot be read (64)."""
+    """A flag, an environment variable or an address cannot be read (64)."""
 
 
 class ConfigError(SmtpdForkError, status=ExitStatus.CONFIG):
-    """A setting that can be read, and cannot be used (78)."""
+    """A setting can be read, but cannot be used (78)."""
 
 
 class HandlerError(ConfigError):
-    """A handler that cannot be found, imported or constructed (78).
+    """A handler cannot be found, imported or constructed (78).
 
-    :ivar entry: number of the entry of the setting ``handler``, from 1; None if it is about all
-    :ivar key: the key of the entry that is wrong, if it is one
+    :ivar entry: number of the wrong entry in the setting ``handler``, from 1; None if the error
+        concerns all entries
+    :ivar key: the wrong key of the entry; empty if the error does not concern a key
     """
 
     entry: int | None = None
@@ -102,8 +103,9 @@ class HandlerError(ConfigError):
 class MissingLibraryError(ConfigError):
     """A setting needs libraries that are not installed (78).
 
-    :param extra: of this package, which installs them
-    :ivar needed: the libraries, and how to install them
+    :param what: the setting or value that needs them
+    :param extra: the extra of this package that installs them
+    :ivar needed: the libraries, and the command that installs them
     """
 
     def __init__(self, what: str, libraries: Sequence[str], extra: str) -> None:
@@ -112,36 +114,36 @@ class MissingLibraryError(ConfigError):
 
 
 class UnknownUserError(SmtpdForkError, status=ExitStatus.NO_USER):
-    """``--user`` names a user that the system does not know (67)."""
+    """The user of ``--user`` does not exist (67)."""
 
 
 class OperatingSystemError(SmtpdForkError, status=ExitStatus.OS_ERROR):
-    """The operating system refuses something at the start (71)."""
+    """A system call failed at the start (71)."""
 
 
 class CannotCreateError(SmtpdForkError, status=ExitStatus.CANNOT_CREATE):
-    """A file, a socket path or a Maildir that cannot be created (73)."""
+    """A file, a socket path or a Maildir cannot be created (73)."""
 
 
 class NotPermittedError(SmtpdForkError, status=ExitStatus.NOT_PERMITTED):
-    """Privileges that the process does not have (77)."""
+    """The process lacks the necessary privileges (77)."""
 
 
 class NothingThereError(SmtpdForkError, status=ExitStatus.NOTHING_THERE):
-    """There is no session or refusal of that id (65)."""
+    """There is no session, denial or refusal with the id of the command (65)."""
 
 
 class UnavailableError(SmtpdForkError, status=ExitStatus.UNAVAILABLE):
-    """No daemon answers on its control socket, or not in time (69)."""
+    """No daemon answers on the control socket, or it does not answer in time (69)."""
 
 
 class ProtocolError(SmtpdForkError, status=ExitStatus.PROTOCOL):
-    """The control socket speaks another protocol, or another version of it (76)."""
+    """The control socket uses another protocol, or another version of it (76)."""
 
 
 @contextmanager
 def error_origin(*settings: str) -> Iterator[None]:
-    """Note on an error raised in this context that *settings* led to it, unless it has a note."""
+    """Set the attribute ``settings`` of an error that is raised in this context, if it is empty."""
     try:
         yield
     except SmtpdForkError as error:
@@ -150,7 +152,7 @@ def error_origin(*settings: str) -> Iterator[None]:
 
 
 def describe_error(error: BaseException | str) -> str:
-    """Return the text of an error of a connection, also of one that has none."""
+    """Return the text of an error of a connection; never empty."""
     text = str(error)
     if not text and isinstance(error, (ConnectionError, EOFError)):
         text = "connection closed by the client"
@@ -158,10 +160,11 @@ def describe_error(error: BaseException | str) -> str:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Drop the tracebacks of an error that was handled.
+    """Remove the tracebacks of an error that was handled, and of the errors before it.
 
-    asyncio holds the errors of handshakes in frames to which the errors refer: a cycle that keeps
-    the memory of the connection until the garbage collector runs.
+    asyncio holds the errors of TLS handshakes in local variables of frames to which their
+    tracebacks refer. Such a cycle keeps the memory of the connection until the garbage collector
+    runs.
     """
     each: BaseException | None = error
     while each is not None:

@@ -14,33 +14,33 @@ __all__ = ["FleetConfig"]
 
 
 class FleetConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """By what, and how, nodes share limits."""
+    """The settings of a fleet: several nodes that share limits by Redis or Valkey."""
 
     fleet: Text | None = None
-    """Redis or Valkey by which nodes share the limits of clients, networks and rates."""
+    """Redis or Valkey server by which nodes share the limits of clients, networks and rates."""
     fleet_secret: FilePath | None = None
-    """File with the password for it."""
+    """File with the password for the Redis or Valkey server."""
     fleet_tls_ca: FilePath | None = None
-    """CA certificates (PEM) that its certificate is verified with; default: the system's."""
+    """File of CA certificates (PEM) to verify the server's certificate; default: the system's."""
     fleet_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "smtpd-fork"
-    """Front of the keys; nodes with the same one are a fleet."""
+    """Prefix of the keys in Redis; nodes with the same prefix are a fleet."""
     fleet_connections: CountOrZero = 0
-    """Sessions of the fleet at once; 0 is no limit."""
+    """Maximum of concurrent sessions of the fleet; 0 is no limit."""
     fleet_node: Text | None = None
     """Name of this node; default: ``hostname``."""
     fleet_timeout: Annotated[float, Meta(ge=0.01, le=10, extra={"reader": parse_duration})] = 0.2
-    """Time that a client waits for the fleet at most; then the limits of this node apply. Half of
-    ``fleet_lease`` is the longest."""
+    """Time limit of a query to the fleet for a new client; then the limits of this node apply. Not
+    longer than half of ``fleet_lease``."""
     fleet_lease: Annotated[float, Meta(ge=2, le=60, extra={"reader": parse_duration})] = 6.0
-    """Time after which the sessions of a silent node are not counted any more."""
+    """Time after which the sessions of a node that does not report are no longer counted."""
     when_fleet_down: Literal["local", "refuse"] = "local"
-    """What happens to new clients while the fleet is out of reach: the limits of this node apply,
-    or they get 421."""
+    """How new clients are handled while the fleet is unreachable: the limits of this node apply,
+    or clients get 421."""
 
     def check_fleet(self) -> None:
-        """See that no setting lacks another one.
+        """Check that ``fleet`` is set if another of these settings is.
 
-        :raises SettingError: one does
+        :raises SettingError: it is not
         """
         for name in ("fleet_secret", "fleet_tls_ca", "fleet_connections", "fleet_node"):
             if (value := getattr(self, name)) and not self.fleet:

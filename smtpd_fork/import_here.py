@@ -14,7 +14,7 @@ __all__ = ["import_here"]
 
 
 def import_here(name: str) -> ModuleType:
-    """Import a module; the current directory counts, as for ``python -m``."""
+    """Import a module, which may be in the current directory as with ``python -m``."""
     here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)

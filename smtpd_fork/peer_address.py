@@ -1,6 +1,7 @@
-"""Peer addresses: what accept(2) returns, and the address that a client is counted by.
+"""Addresses of clients as accept(2) returns them, and the form in which clients are counted.
 
-:mod:`ipaddress` makes an object of each address; inet_pton(3) is all that a connection needs here.
+inet_pton(3) is used instead of :mod:`ipaddress`, whose objects are slow to create, as this runs for
+each connection.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from socket import AF_INET6, inet_ntop, inet_pton
 __all__ = ["Peer", "SocketAddress", "describe", "host_of", "plain_peer"]
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
-"""An ``AF_INET`` or ``AF_INET6`` address as :mod:`socket` gives it."""
+"""An ``AF_INET`` or ``AF_INET6`` address in the form of :mod:`socket`."""
 
 Peer = SocketAddress | str | None
 """A peer: an address, a bare IP address, or (unix sockets) an empty string or None."""
@@ -20,11 +21,11 @@ _MAPPED = bytes(10) + b"\xff\xff"
 
 
 def host_of(peer: Peer) -> str | None:
-    """Return the address that *peer* is counted by; None for a client of a unix socket.
+    """Return the IP address by which *peer* is counted; None for a client of a unix socket.
 
-    IPv4-mapped IPv6 addresses are IPv4: a dual-stack listener would otherwise count a client twice,
-    or (as qpsmtpd on its default address) not at all. Scope ids are dropped, and IPv6 has its
-    canonical form (RFC 5952).
+    An IPv4-mapped IPv6 address is returned as IPv4. Otherwise a dual-stack listener would count a
+    client under two addresses, or (as qpsmtpd does on its default address) not at all. The scope id
+    is removed, and IPv6 addresses are in canonical form (RFC 5952).
     """
     host = peer if isinstance(peer, str) or peer is None else peer[0]
     if not host:
@@ -34,14 +35,14 @@ def host_of(peer: Peer) -> str | None:
     try:
         packed = inet_pton(AF_INET6, host.partition("%")[0])
     except (OSError, ValueError):
-        return host  # no address: a name that an embedder gave
+        return host  # not an address, but a name that the embedding program passed
     if packed.startswith(_MAPPED):
         return "{}.{}.{}.{}".format(*packed[12:])
     return inet_ntop(AF_INET6, packed)
 
 
 def plain_peer(peer: Peer) -> Peer:
-    """Return *peer* with an IPv4-mapped address as plain ``(IPv4, port)``; others as they are."""
+    """Return ``(IPv4, port)`` for an IPv4-mapped address, and any other *peer* unchanged."""
     if isinstance(peer, tuple) and peer[0].startswith("::ffff:"):
         host = host_of(peer)
         if host is not None and ":" not in host:
@@ -50,7 +51,7 @@ def plain_peer(peer: Peer) -> Peer:
 
 
 def describe(peer: Peer) -> str:
-    """Return *peer* as logs show it: ``192.0.2.1:40312``, ``[2001:db8::1]:25``, ``unix``."""
+    """Return the form of *peer* in logs: ``192.0.2.1:40312``, ``[2001:db8::1]:25``, ``unix``."""
     if not peer:
         return "unix"
     if isinstance(peer, str):

@@ -1,6 +1,6 @@
-"""Connections to Redis: an answer is bounded, and every error has a text without a password.
+"""Connections to Redis, with a limit of the answer's size and errors that contain no password.
 
-redis-py has no limit for an answer; whatever the server sends would be kept in memory.
+redis-py has no such limit: it keeps an answer of any size in memory.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["ERRORS", "connect", "options", "reason_of"]
 
 LONGEST_ANSWER = 1 << 16
-"""Bytes; the answers that are expected have less than a hundred."""
+"""Bytes; the expected answers have less than a hundred."""
 
 ERRORS = (RedisError, OSError, ValueError, RecursionError, EOFError)
-"""What redis-py raises for a server that is away, refuses, or sends garbage."""
+"""The errors of redis-py if the server is unreachable, refuses a command or sends invalid data."""
 
 
 class BoundedParser(_AsyncRESP2Parser):
@@ -33,7 +33,7 @@ class BoundedParser(_AsyncRESP2Parser):
     async def read_response(self, disable_decoding: bool = False) -> Any:
         """Read an answer.
 
-        :raises InvalidResponse: it is too long
+        :raises InvalidResponse: the answer is too long
         """
         self._left = LONGEST_ANSWER
         return await super().read_response(disable_decoding)
@@ -54,18 +54,18 @@ class BoundedParser(_AsyncRESP2Parser):
 
 
 def options(**more: Any) -> dict[str, Any]:
-    """Return the options of any connection, and *more*."""
+    """Return the options that all connections have, and *more*."""
     return {
         "parser_class": BoundedParser,
         "protocol": 2,
-        "retry": Retry(NoBackoff(), 0),  # who asks knows whether it may be asked again
-        "driver_info": None,  # nothing that an older server does not know
+        "retry": Retry(NoBackoff(), 0),  # only callers know which commands can be repeated
+        "driver_info": None,  # older servers do not know the command CLIENT SETINFO
         **more,
     }
 
 
 def connect(url: str, connections: int, more: Mapping[str, Any]) -> Redis:
-    """Return a client; it connects when it is used.
+    """Return a client, which connects when it is first used.
 
     :param url: ``redis://``, ``rediss://`` or ``unix://``
     :param more: options of redis-py's connections

@@ -1,8 +1,8 @@
-"""safe_open: opening files in directories where other users may write, and locks on paths.
+"""safe_open: opens files in directories that other users can write to, and locks paths.
 
-For such directories the kernel has fs.protected_symlinks and fs.protected_regular (proc(5)); they
-may be off in a container, and do not cover a link in its owner's directory. A file or link that
-another user could have planted is not opened here.
+The kernel protects such directories with fs.protected_symlinks and fs.protected_regular (proc(5)).
+But containers may disable these, and they do not cover a link in a directory of the link's owner.
+The functions of this module open no file or link that another user may have created.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 __all__ = ["exclusively", "safe_open", "user_name"]
 
 MAX_LINKS = 40
-"""Symbolic links in one path, as in the kernel (path_resolution(7))."""
+"""Maximum of symbolic links in one path, as in the kernel (path_resolution(7))."""
 
 LOCK_SECONDS = 5.0
-"""Time for another process to release a path; it needs milliseconds, or a second for a probe."""
+"""Seconds to wait for a lock. Processes hold it for milliseconds, or a second with a probe."""
 
 _RETRY_SECONDS = 0.01
 
@@ -32,19 +32,19 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def safe_open(path: Path, flags: int, mode: int = 0o666, *, follow: bool = True) -> int:
-    """Open *path* as open(2) does, unless another user may have planted it.
+    """Open *path* as open(2) does, unless another user may have created it.
 
-    Symbolic links have to belong to root or to this user; if that is not root, links of others are
-    followed as well, except in world-writable directories. In a world-writable directory the file
-    has to belong to this user or to the owner of the directory, and to have no other name.
+    Symbolic links must belong to root or to this user. If this user is not root, links of other
+    users are followed as well, except in world-writable directories. In a world-writable directory,
+    the file must belong to this user or to the owner of the directory, and have one hard link.
 
-    :param path: absolute
-    :param follow: whether *path* itself may be a link
+    :param path: an absolute path
+    :param follow: whether *path* itself may be a symbolic link
     :raises OSError: as open(2); EACCES with the reason if the path is not trusted
     """
     directory, name = _walk(path, follow=follow)
     try:
-        if not (follow and _is_the_kernels(directory, name)):
+        if not (follow and _is_proc_link(directory, name)):
             flags |= os.O_NOFOLLOW
         descriptor = os.open(name, flags | os.O_CLOEXEC, mode, dir_fd=directory)
         try:
@@ -59,12 +59,13 @@ def safe_open(path: Path, flags: int, mode: int = 0o666, *, follow: bool = True)
 
 @contextmanager
 def exclusively(path: Path) -> Iterator[None]:
-    """Lock *path* among the processes that call this.
+    """Lock *path* against other processes that call this function.
 
-    The lock is on a file beside it, which is removed afterwards, and which no other user can open:
-    any user who can read a file can lock it.
+    The lock is on a second file in the same directory, which is removed afterwards. Other users
+    cannot open it, as any user who can read a file can lock it.
 
-    :raises OSError: the file cannot be created; EADDRINUSE if another process has it for too long
+    :raises OSError: the file cannot be created; EADDRINUSE if another process holds the lock for
+        more than :data:`LOCK_SECONDS`
     """
     lock = path.with_name(f".{path.name}.lock")
     descriptor = _locked(lock)
@@ -72,12 +73,12 @@ def exclusively(path: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            lock.unlink()  # before close: a process that waits for the lock sees that it is gone
+            lock.unlink()  # before close: a process that waits for the lock notices the removal
         os.close(descriptor)
 
 
 def user_name() -> str:
-    """Return the name of the user that this process is, or the number of one without a name."""
+    """Return the name of the effective user, or the user id if it has no name."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -100,18 +101,18 @@ def _locked(lock: Path) -> int:
         os.close(descriptor)
         if time.monotonic() >= deadline:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        time.sleep(_RETRY_SECONDS)  # flock(2) has no time limit; this happens at a start only
+        time.sleep(_RETRY_SECONDS)  # flock(2) has no timeout; only a starting process gets here
 
 
 def _walk(path: Path, *, follow: bool) -> tuple[int, str]:
-    """Return the directory of the file that *path* leads to, open, and the file's name in it."""
+    """Resolve *path*; return an open descriptor of the last directory, and the name in it."""
     parts = deque(path.parts[1:])
     links = 0
     directory = os.open("/", _DIRECTORY)
     try:
         while True:
             name = parts.popleft() if parts else "."
-            if not parts and (not follow or _is_the_kernels(directory, name)):
+            if not parts and (not follow or _is_proc_link(directory, name)):
                 return directory, name
             target = _link(directory, name, links)
             if target is not None:
@@ -130,8 +131,11 @@ def _walk(path: Path, *, follow: bool) -> tuple[int, str]:
         raise
 
 
-def _is_the_kernels(directory: int, name: str) -> bool:
-    """Whether it is a link like /proc/self/fd/2, which leads to a file and not to its text."""
+def _is_proc_link(directory: int, name: str) -> bool:
+    """Return whether *name* is a link of /proc, such as /proc/self/fd/2.
+
+    The kernel resolves such a link to an open file, not by the text of the link.
+    """
     with suppress(OSError):
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)
         return stat.S_ISLNK(found.st_mode) and found.st_dev == Path("/proc/self").lstat().st_dev
@@ -142,7 +146,7 @@ def _link(directory: int, name: str, links: int) -> str | None:
     """Return the target of a symbolic link; None if it is not a link, or does not exist.
 
     :param links: number of links in the path so far
-    :raises PermissionError: another user may have planted it
+    :raises PermissionError: another user may have created it
     """
     try:
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)

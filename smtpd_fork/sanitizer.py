@@ -1,7 +1,7 @@
-"""Sanitizer: text from clients and settings, made fit for terminals, logs and error messages.
+"""Sanitizer: makes text from clients and settings safe for terminals, logs and error messages.
 
-Nothing that a client sends acts on a terminal. An argument of a handler may be a password, and only
-the handler knows, so none is shown.
+Control characters of clients are escaped. Arguments of a user's handler are not shown at all, as
+only the handler knows which of them are passwords.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ LONGEST_NAME = 255
 """Characters; a host name has no more (RFC 1035 2.3.4)."""
 
 SHORTEST_SECRET = 3
-"""Characters; shorter arguments are left in an error's text, which would be unreadable."""
+"""Characters. Shorter arguments are not hidden in the text of an error, which would be unreadable
+without all words that contain them."""
 
 BUILT_IN_NAMES = frozenset({
     "accept", "auth", "debug", "discard", "lmtp", "maildir", "mbox", "milter", "nats", "pipe",
     "policy", "redis", "relay", "rspamd", "s3", "webhook",
 })  # fmt: skip
-"""Names of handlers whose keys are known, so that only secrets need be hidden."""
+"""Handlers whose keys are known, so that only the values of secret keys are hidden."""
 
 _WITHOUT_ARGUMENT = {"debug", "discard"}
-"""Built-in handlers that have no keys: what is given to them is a mistake, and perhaps a secret."""
+"""Built-in handlers without keys. An argument of theirs is a mistake, and may be a secret."""
 
 KEY_FOLLOWS = re.compile(r",(?=[a-z][a-z0-9_.-]*=)")
-"""The commas of ``NAME:ARGUMENT,KEY=VALUE``; others belong to the argument or to the value."""
+"""A comma before a key in ``NAME:ARGUMENT,KEY=VALUE``; others belong to an argument or a value."""
 
 _SECRET_KEY = re.compile(r"(?i)[a-z_.-]*(?:password|passwd|secret|token|key|credential)[a-z_-]*")
-"""A key of a handler whose value is not shown."""
+"""A key of a handler whose value is hidden."""
 
 _SECRET_NAMES = ("password", "passphrase", "secret", "token")
-"""A key that is nearly one of these is one with a typing error."""
+"""A key that is similar to one of these is taken for a misspelling of it."""
 
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*")
 
@@ -52,18 +53,18 @@ _SECRETS = (
     ),
     (re.compile(r"(?i)\b((?:password|passwd|secret|token|api_?key)=)[^,;&\s]+"), rf"\g<1>{HIDDEN}"),
 )
-"""What is a secret in any text: a password in a URL, or one by its name."""
+"""Passwords in URLs and values of secret parameters in any text, each with its replacement."""
 
 _BETWEEN = re.compile(r"[,;&?=@/:\s]+")
-"""Between the parts of an argument, of which a handler may name one alone."""
+"""The delimiters in an argument: the text of an error may contain a single part of it."""
 
 
 def printable(text: str, limit: int | None = LONGEST_NAME) -> str:
-    r"""Return *text* with what could act on a terminal as escapes: ``\x1b``, ``\n``.
+    r"""Return *text* with escapes for characters that are not printable: ``\x1b``, ``\n``.
 
-    That is all control characters, those that change the direction of writing, and surrogates.
+    These are control characters, characters that change the direction of text, and surrogates.
 
-    :param limit: how many characters of *text* are kept, with ``...`` for the rest; None: all
+    :param limit: maximum of characters that are kept; ``...`` replaces the rest. None: no limit
     """
     end = "..." if limit is not None and len(text) > limit else ""
     text = text[:limit]
@@ -73,16 +74,16 @@ def printable(text: str, limit: int | None = LONGEST_NAME) -> str:
 
 
 def hidden(text: str) -> str:
-    """Return *text* without the secrets that it can be seen to hold."""
+    """Return *text* with ``***`` for passwords in URLs and values of secret parameters."""
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
     return text
 
 
 def shown_handler(entry: Any) -> Any:
-    """Return a value of ``--handler`` without its arguments: ``module:attr:***``.
+    """Return a value of ``--handler`` with its arguments hidden: ``module:attr:***``.
 
-    Of a built-in handler, or of a table, the secrets alone are not shown.
+    For a built-in handler or a table, only secrets are hidden.
     """
     if isinstance(entry, dict):
         return _shown_table(entry)
@@ -98,7 +99,7 @@ def shown_handler(entry: Any) -> Any:
         return f"{name}:{','.join(map(_shown_part, KEY_FOLLOWS.split(rest)))}"
     attr, _, arguments = rest.partition(":")
     if not _DOTTED.fullmatch(name) or not _DOTTED.fullmatch(attr):
-        return f"{hidden(name)}:{HIDDEN}"  # a URL, perhaps, or a typing error
+        return f"{hidden(name)}:{HIDDEN}"  # perhaps a URL, or a misspelled name
     return f"{name}:{attr}:{HIDDEN}" if arguments else text
 
 
@@ -108,7 +109,7 @@ def _shown_part(part: str) -> str:
 
 
 def shown_value(key: str, value: Any) -> Any:
-    """Return the value of a handler's key, or what stands for it if it may be a secret."""
+    """Return the value of a handler's key, or ``***`` if it may be a secret."""
     if _SECRET_KEY.fullmatch(key) or get_close_matches(key.lower(), _SECRET_NAMES, 1, 0.7):
         return HIDDEN
     if isinstance(value, list):
@@ -119,7 +120,10 @@ def shown_value(key: str, value: Any) -> Any:
 
 
 def _shown_table(table: dict[str, Any]) -> dict[str, Any]:
-    """Return a table ``[[handler]]``; of a handler of others only what the chain reads is shown."""
+    """Return a table ``[[handler]]`` for display.
+
+    For a user's handler, only the keys that the handler chain itself reads are shown.
+    """
     if str(table.get("use")) in BUILT_IN_NAMES:
         return {key: shown_value(key, value) for key, value in table.items()}
     shown = {"use", "for", "copy", "quarantine", "name", "when"}
@@ -127,14 +131,14 @@ def _shown_table(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown_handlers(value: Any) -> Any:
-    """Return a value that was given for ``handler``, whatever it is, without arguments."""
+    """Return a value of the setting ``handler``, of any type, with arguments hidden."""
     if isinstance(value, (list, tuple)):
         return [shown_handlers(each) for each in value]
     return shown_handler(value) if isinstance(value, (str, dict)) else value
 
 
 def without_arguments(error: str, arguments: str) -> str:
-    """Return the text of an error without what it repeats of a handler's arguments."""
+    """Return the text of an error with ``***`` for all parts of a handler's arguments in it."""
     parts = {arguments, *arguments.split(","), *_BETWEEN.split(arguments)}
     parts |= {unquote(part) for part in parts}
     parts |= {repr(part)[1:-1] for part in parts}

@@ -1,4 +1,4 @@
-"""Setting faults: the error of a wrong setting, with its value and the name that is right."""
+"""The errors of invalid settings: they have the value, what is expected, or the right name."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _INSTEAD = {
     "rates": "did you mean rate, or rate_net?",
     "access": "did you mean allow, or deny?",
 } | {name: f"use session_options={{{name!r}: ...}}" for name in _SESSION}
-"""Names of aiosmtpd's Controller, of options and of earlier versions, and what to use instead."""
+"""Names of aiosmtpd's Controller, of options and of earlier versions, and the hint for each."""
 
 ALIKE = 0.7
-"""Similarity of two names (:mod:`difflib`)."""
+"""Similarity (:mod:`difflib`) from which on an unknown name gets a known one as a hint."""
 
 _WHERE = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.(?P<name>\w+)(?:\[(?P<index>\d+)\])?[^`]*`)?$")
 _WHOLE = re.compile(r"\b(\d+)\.0\b")
@@ -54,7 +54,7 @@ _IN_WORDS = {
     " | null": "",
     " | object": "",
 }
-"""Words of msgspec, and those of a manual."""
+"""Type names in msgspec's messages, and the words that replace them in ours."""
 _WORD = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in _IN_WORDS))
 _UNKNOWN = re.compile(r"unknown field `(\w+)`")
 
@@ -62,7 +62,7 @@ _UNKNOWN = re.compile(r"unknown field `(\w+)`")
 def setting_error(
     cls: type[msgspec.Struct], message: str, settings: Mapping[str, Any]
 ) -> SettingError:
-    """Turn the message of msgspec, which has only the path, into one that has the value."""
+    """Return the error for a message of msgspec; it adds the value, which msgspec does not name."""
     unknown = _UNKNOWN.search(message)
     if unknown:
         return no_such_setting(unknown[1], settings.get(unknown[1]), cls.__struct_fields__)
@@ -79,9 +79,9 @@ def setting_error(
 
 
 def reason_of(message: str, value: object, hint: Any) -> str:
-    """Return what is wrong with a value, from the message of msgspec.
+    """Return the reason why a value is invalid, from the message of msgspec.
 
-    :param hint: its type
+    :param hint: the type of the setting
     """
     if message.startswith("Invalid enum value"):
         return f"expected one of {', '.join(_choices(hint))}"
@@ -99,25 +99,25 @@ def reason_of(message: str, value: object, hint: Any) -> str:
 
 
 def wrong_type(name: str, value: object, wanted: type) -> SettingError:
-    """Return the error of a value of another type than *wanted*."""
+    """Return the error for a value whose type is not *wanted*."""
     message = f"Expected `{wanted.__name__}`, got `{type(value).__name__}`"
     return SettingError(name, value, reason_of(message, value, wanted))
 
 
 def _choices(hint: Any) -> list[str]:
-    """Return the words of a Literal, also within a union."""
+    """Return the values of a Literal, also within a union."""
     if get_origin(hint) is Literal:
         return [str(each) for each in get_args(hint)]
     return [word for part in get_args(hint) for word in _choices(part)]
 
 
 def no_such_setting(name: str, value: object, known: Sequence[str]) -> SettingError:
-    """Return the error of a name that is none of the *known* settings'."""
+    """Return the error for a name that is not among the *known* settings."""
     return SettingError(name, value, f"unknown setting{_right_name(name, known)}")
 
 
 def _right_name(name: str, known: Sequence[str]) -> str:
-    """Return a hint at the setting that is meant by a name that is none's."""
+    """Return a hint at the setting that is probably meant by an unknown name, or ""."""
     if name in _INSTEAD:
         return f": {_INSTEAD[name]}"
     alike = get_close_matches(name, known, n=1, cutoff=ALIKE)
@@ -125,7 +125,7 @@ def _right_name(name: str, known: Sequence[str]) -> str:
 
 
 def _right_listen(*values: object) -> str:
-    """Return a hint at the text of an address, if one of *values* is a pair as of sockets."""
+    """Return how to write an address as text, if one of *values* is a pair of host and port."""
     for value in values:
         match value:
             case (str(host), int(port)):

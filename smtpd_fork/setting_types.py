@@ -1,4 +1,4 @@
-"""The types of settings: their ranges, what reads them from text, and the error of a bad value."""
+"""The types of settings: their ranges, the functions that parse text, and the error classes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,24 @@ __all__ = [
 ]  # fmt: skip
 
 LONGEST_SECONDS = 7 * 86400.0
-"""The maximum of any time limit; more is probably a typing error."""
+"""The maximum of any time limit; a longer one is probably a typing error."""
 
 LONGEST_GREET_PAUSE = 240.0
-"""RFC 5321 4.5.3.2.1: clients wait five minutes for the greeting; this leaves them one of those."""
+"""Seconds. Clients wait five minutes for the greeting (RFC 5321 4.5.3.2.1); one minute is spare."""
 
 
 LONGEST_DELAY = 60.0
-"""Of a reply: a client waits two minutes at least (RFC 5321 4.5.3.2.4, for the reply to DATA)."""
+"""Seconds that a reply is delayed. The shortest timeout of clients is two minutes (RFC 5321
+4.5.3.2.4, the reply to DATA)."""
 
 
 class SettingError(UsageError):
-    """A setting whose value cannot be read or is out of its range (64)."""
+    """A setting is unknown, cannot be read or is out of its range (64).
+
+    :ivar setting: its name
+    :ivar value: its value
+    :ivar reason: why the value is invalid
+    """
 
     def __init__(self, setting: str, value: object, reason: str) -> None:
         super().__init__(f"{setting} {value!r}: {reason}")
@@ -39,9 +45,9 @@ class SettingError(UsageError):
 
 
 class MissingSettingError(SettingError):
-    """A setting that has no effect without another one (64).
+    """A setting was set without another setting that it requires (64).
 
-    :param needed: the other setting
+    :param needed: the required setting
     """
 
     def __init__(self, setting: str, value: object, needed: str) -> None:
@@ -51,10 +57,10 @@ class MissingSettingError(SettingError):
 
 @dataclass(frozen=True, slots=True)
 class WhenFull:
-    """What happens to clients for whom there is no connection slot.
+    """How new clients are handled while all connection slots are in use.
 
     :ivar refuse: they get 421 at once
-    :ivar wait: without ``refuse``: the seconds after which they get 421; None: never
+    :ivar wait: without ``refuse``: seconds after which a waiting client gets 421; None: never
     """
 
     refuse: bool = False
@@ -85,11 +91,11 @@ class WhenFull:
 
 
 LOCAL = "local:"
-"""In front of a limit: it holds for this node alone, and not for its fleet."""
+"""The prefix of a limit that applies to one node, and is not shared with its fleet."""
 
 
 def without_local(text: str) -> tuple[str, bool]:
-    """Return a limit without ``local:``, and whether that was there."""
+    """Return a limit without the prefix ``local:``, and whether it had the prefix."""
     return text.removeprefix(LOCAL), text.startswith(LOCAL)
 
 
@@ -109,15 +115,16 @@ class LocalCount(int):
 
 
 def names_a_file(text: str) -> bool:
-    """Whether a value, such as a domain or a network, is the path of a file of values instead.
+    """Return whether a text is the path of a file with values, and not a domain or a network.
 
-    It has a slash, and neither begins as ``10.0.0.0/8`` nor has a colon as ``2001:db8::/32``.
+    A path has a slash, does not begin with a digit (``10.0.0.0/8``) and has no colon
+    (``2001:db8::/32``).
     """
     return "/" in text and not text[0].isdigit() and ":" not in text
 
 
 _DURATION = {"reader": parse_duration}
-"""In ``Meta.extra``: a function that reads the setting from text with a unit or a word."""
+"""For ``Meta.extra``: the function that parses the text of the setting, with a unit or a word."""
 
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -129,16 +136,16 @@ GreetPause: TypeAlias = Annotated[float, Meta(ge=0, le=LONGEST_GREET_PAUSE, extr
 Delay: TypeAlias = Annotated[float, Meta(ge=0, le=LONGEST_DELAY, extra=_DURATION)]
 Size: TypeAlias = Annotated[int, Meta(ge=0, extra={"reader": parse_size})]
 FilePath: TypeAlias = Annotated[str, Meta(min_length=1, extra={"path": True})]
-"""Relative ones are relative to the directory that the daemon was started in."""
+"""Relative paths are relative to the directory that the daemon was started in."""
 ValueOrFile: TypeAlias = Annotated[str, Meta(min_length=1, extra={"path": names_a_file})]
-"""A value, or a file of values, as :func:`names_a_file` has it."""
+"""A value, or a file of values; see :func:`names_a_file`."""
 Secret: TypeAlias = Annotated[str, Meta(min_length=1, extra={"secret": True})]
-"""A password or a key: it is shown nowhere."""
+"""A password or a key; no log, message or output shows it."""
 Mode: TypeAlias = Annotated[int, Meta(ge=0, le=0o777, extra={"reader": parse_mode})]
 
 
 def first_local(settings: Any) -> tuple[str, str] | None:
-    """Return a limit of *settings* that is not shared with a fleet: its name and its value."""
+    """Return name and value of the first limit of *settings* with ``local:``; None without any."""
     if isinstance(most := settings.max_from_ip, LocalCount):
         return "max_from_ip", str(most)
     for name in ("max_from_net", "rate", "rate_net"):

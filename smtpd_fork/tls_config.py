@@ -11,26 +11,29 @@ __all__ = ["TlsConfig"]
 
 
 class TlsConfig(FleetConfig, frozen=True, kw_only=True):
-    """The certificates of this server, and those of clients; a Struct has one base alone."""
+    """The settings of certificates and TLS.
+
+    It is derived from FleetConfig as a msgspec Struct cannot have several base classes.
+    """
 
     tls_cert: tuple[Text, ...] = ()
-    """PEM files, each with a certificate chain; with one, STARTTLS is offered. A client gets the
-    certificate for the name that it asks for, else the first."""
+    """PEM files, each with a certificate chain. If set, STARTTLS is offered. A client gets the
+    certificate for the name that it sends (SNI), or else the first one."""
     tls_key: tuple[Text, ...] = ()
-    """PEM files of their keys, in the same order; default: in the same files."""
+    """PEM files with the private keys of ``tls_cert``, in order; default: the same files."""
     tls_min_version: Literal["1.2", "1.3"] = "1.2"
-    """Oldest version of TLS that is accepted."""
+    """Minimum version of TLS."""
     tls_client_ca: Text | None = None
-    """PEM file of CA certificates; with it, clients are asked for a certificate."""
+    """PEM file of CA certificates. If set, clients are asked for a certificate."""
     tls_client_verify: Literal["optional", "require"] = "optional"
-    """Whether clients without a certificate are accepted."""
+    """Whether clients need a certificate."""
     require_starttls: bool = False
     """Refuse mail over a plaintext connection (RFC 3207 4)."""
 
     def check_tls(self) -> None:
-        """See that no setting lacks another one.
+        """Check the settings of TLS against each other.
 
-        :raises SettingError: one does
+        :raises SettingError: a setting lacks another one that it requires
         """
         certs, keys = self.tls_cert, self.tls_key
         if keys and not certs:

@@ -1,7 +1,7 @@
-"""Units: sizes, durations and octal modes as people write them.
+"""Parse and format sizes, durations, counts and octal modes, as options and files have them.
 
-Each kind is one regular expression, as strict as an option has to be. Libraries for them (humanize,
-pytimeparse and their like) take much more than the documentation promises.
+Each kind is one regular expression. Libraries for this purpose (humanize, pytimeparse and others)
+accept many more forms than the documentation states.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _DURATION_FACTORS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _MODE = re.compile(r"0?o?([0-7]{3})", re.IGNORECASE)
 
 _LONGEST_FIGURE = 20
-"""Characters of a number; longer ones are refused unread."""
+"""Characters of a number; a longer text is an error and is not parsed."""
 
 
 def parse_boolean(value: object) -> bool:
     """Return True for ``true``, ``yes`` or ``1``, False for ``false``, ``no`` or ``0``.
 
     :param value: text, or a boolean, which is returned
-    :raises ValueError: it is neither
+    :raises ValueError: *value* is none of these
     """
     if isinstance(value, bool):
         return value
@@ -60,9 +60,9 @@ def format_size(size: int) -> str:
 
 
 def parse_count(text: str, *, at_least: int = 1, at_most: int = 9_999_999) -> int:
-    """Return a whole number.
+    """Return the whole number in *text*.
 
-    :raises ValueError: *text* is not one, or is out of the range
+    :raises ValueError: *text* is not a whole number, or is out of the range
     """
     if not text.isascii() or not text.isdigit() or len(text) > _LONGEST_FIGURE:
         raise ValueError("not a whole number")

@@ -1,6 +1,6 @@
-"""Messages as data: what a sink delivers, the fields of a header, and the trace of a message.
+"""Messages as data: the message that a sink delivers, its header fields and its trace fields.
 
-Nothing here has a socket, a loop or a file.
+No module of this package uses sockets, an event loop or files.
 """
 
 from smtpd_fork.dialogue.notes import Marks, add_score, add_tag, marks_of, notes_of

@@ -1,4 +1,4 @@
-"""AddressPatterns: addresses and domains, as administrators list them."""
+"""AddressPatterns: a list of addresses and domains from the configuration."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from smtpd_fork.message.mailbox import mailbox_of
 __all__ = ["AddressPatterns"]
 
 NULL = "<>"
-"""The null sender, in a list."""
+"""The pattern of the null sender."""
 
 
 class AddressPatterns:
-    """A list of addresses and domains, compared as :mod:`smtpd_fork.message.mailbox` has it.
+    """A list of patterns for addresses and domains.
+
+    Addresses are compared as :mod:`smtpd_fork.message.mailbox` states.
 
     :param patterns: each ``a@example.com``, ``example.com`` (also ``@example.com``),
         ``*.example.com`` for all domains below it, ``<>`` for the null sender, or ``*`` for all
-    :raises ValueError: one of them is none of these
+    :raises ValueError: a pattern has none of these forms
     """
 
     def __init__(self, patterns: Iterable[str]) -> None:
@@ -31,14 +33,14 @@ class AddressPatterns:
                 self._addresses.add("")
             elif "@" in pattern[1:]:
                 if domain_pattern(pattern.rpartition("@")[2])[1]:
-                    raise ValueError(f"{pattern!r}: write a domain without *.")
+                    raise ValueError(f"{pattern!r}: the domain of an address cannot begin with *.")
                 self._addresses.add(mailbox_of(pattern).key)
             elif pattern != "*":
                 domains.append(domain_pattern(pattern.removeprefix("@")))
         self._domains = Domains(domains)
 
     def match(self, address: str) -> bool:
-        """Whether *address* is in the list; the null sender is empty, or ``<>``."""
+        """Return whether a pattern matches *address*; the null sender is "" or ``<>``."""
         if self._all:
             return True
         mailbox = mailbox_of("" if address == NULL else address)
@@ -47,7 +49,7 @@ class AddressPatterns:
         return bool(mailbox.domain) and mailbox.domain in self._domains
 
     def covers(self, other: AddressPatterns) -> bool:
-        """Whether each address of the list *other* is in this one, as far as the patterns show."""
+        """Return whether the patterns show that this list matches every address of *other*."""
         return self._all or all(map(self._covers, other.patterns))
 
     def _covers(self, pattern: str) -> bool:

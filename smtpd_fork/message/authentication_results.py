@@ -1,12 +1,12 @@
-"""Authentication-Results: fields that claim to be this server's own are found and removed.
+"""Find and remove forged Authentication-Results, which claim to be results of this server.
 
-Who reads such a field goes by its first word, the authserv-id: it names the server that has checked
-the message. A client can write any name there, so what claims to be of this server is removed
-before anything here checks the message (RFC 8601 5). All other bytes stay as they came.
+Readers of such a field rely on its first word, the authserv-id, which names the server that checked
+the message. A client can write any name there. So the fields with a name of this server are removed
+before the message is checked here (RFC 8601 5). All other bytes are unchanged.
 
-Programs do not agree about where a header ends, and what a line of it is. What one of them could
-take for such a field is one: behind a line that is no field, behind a bare CR, or with a space
-before the colon.
+Programs disagree about where a header ends and where its lines end. So everything that some program
+could read as such a field is treated as one: also after a line that is not a field, after a bare
+CR, or with a space before the colon.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ _LINE_END = re.compile(rb"\r\n|\r|\n")
 _COLON = re.compile(rb"[ \t]*+:")
 
 PIECE = 1 << 16
-"""Bytes of a header that are searched in one call, which lets no other thread run: a millisecond at
-most."""
+"""Bytes of a header that one call searches. Other threads cannot run meanwhile, for up to a
+millisecond."""
 
 _OVERLAP = len(b"\nauthentication-results")
 
 LONGEST_ID = 2000
-"""Bytes of a field in which its authserv-id has to end; a domain has 255."""
+"""Bytes of a field in which its authserv-id must end; a domain has at most 255."""
 
 _WORD = re.compile(r'[^\s()<>@,;:\\"/\[\]?=]*')
-"""A token of RFC 2045 5.1, which an authserv-id is unless it is a quoted string."""
+"""A token of RFC 2045 5.1; an authserv-id is a token or a quoted string."""
 
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 
 
 def has_results(content: bytes) -> bool:
-    """Whether a message may have such a field, of any server: a look that takes microseconds.
+    """Return whether a message may have such a field of any server; takes microseconds.
 
-    :param content: whose header is not longer than 64 KiB
+    :param content: a message whose header is at most 64 KiB long
     """
     end = content.find(b"\n\r\n", 0, LONG_HEADER)
     return b"authentication-results" in content[: end if end >= 0 else LONG_HEADER].lower()
 
 
 def without_results(content: bytes, ids: Collection[str]) -> bytes:
-    """Return a message without the fields Authentication-Results of certain servers.
+    """Return a message without the Authentication-Results of certain servers.
 
-    The same object is returned if there is none.
+    If there are none, the same object is returned.
 
-    :param ids: as :func:`authserv_key` has them
+    :param ids: the results of :func:`authserv_key` for the names of these servers
     """
     kept: list[bytes] = []
     behind = position = 0
@@ -72,7 +72,7 @@ def without_results(content: bytes, ids: Collection[str]) -> bytes:
 
 
 def _search(content: bytes, position: int) -> re.Match[bytes] | None:
-    """Return the next field, or the end of the header."""
+    """Return the next field with this name, or the end of the header."""
     if position == 0 and content.startswith((b"\n", b"\r\n")):
         return None
     while position < len(content):
@@ -83,11 +83,11 @@ def _search(content: bytes, position: int) -> re.Match[bytes] | None:
 
 
 def _span(content: bytes, match: re.Match[bytes]) -> tuple[int, int]:
-    """Return start and end of what is removed of a field; 0, 0 if it is none.
+    """Return the start and end of the bytes to remove for a field; 0, 0 if it is not a field.
 
-    Behind a bare CR that is the CR and the field, but not the end of its line.
+    After a bare CR, these are the CR and the field, but not the end of its line.
 
-    :param match: its name, and the character before it
+    :param match: the name of the field, and the character before it
     """
     colon = _COLON.match(content, match.end())
     if colon is None:
@@ -106,11 +106,12 @@ def _span(content: bytes, match: re.Match[bytes]) -> tuple[int, int]:
 
 
 def _is_of(field: bytes, ids: Collection[str]) -> bool:
-    """Whether a field is of one of certain servers, or may be taken for it.
+    """Return whether a program may read a field as one of certain servers.
 
-    An encoded word cannot be an authserv-id (RFC 2047 5), and some programs decode it.
+    An encoded word cannot be an authserv-id (RFC 2047 5), but some programs decode it.
 
-    :param field: without its name
+    :param field: the colon and the value
+    :param ids: as of :func:`without_results`
     """
     value = field.partition(b":")[2]
     found = authserv_id(value)
@@ -123,23 +124,23 @@ def _is_of(field: bytes, ids: Collection[str]) -> bool:
 def authserv_id(value: bytes) -> str | None:
     """Return the authserv-id of a field's value: a token, or a quoted string (RFC 8601 2.2).
 
-    White space, control characters and comments may stand before it. It is empty in a field that
-    has none, and None if it cannot be made out.
+    White space, control characters and comments before it are skipped. The result is empty if the
+    field has no authserv-id, and None if it cannot be determined.
     """
     text = value[:LONGEST_ID].decode("utf-8", "replace")
-    position = _behind_comments(text)
+    position = _skip_comments(text)
     if position < 0 or text.startswith("=?", position):
         return None
     if text.startswith('"', position):
         quoted = _QUOTED.match(text, position)
         return None if quoted is None else _ESCAPED.sub(r"\1", quoted[1])
-    word: str = _WORD.match(text, position)[0]  # type: ignore[index] # it may be empty
+    word: str = _WORD.match(text, position)[0]  # type: ignore[index] # it matches "" as well
     is_cut = len(value) > LONGEST_ID and position + len(word) == len(text)
     return None if is_cut else word
 
 
-def _behind_comments(text: str) -> int:
-    """Return the offset behind white space and comments, which may be nested; -1: one is open."""
+def _skip_comments(text: str) -> int:
+    """Return the offset after white space and nested comments; -1 if a comment is not closed."""
     depth = position = 0
     while position < len(text):
         character = text[position]
@@ -156,7 +157,7 @@ def _behind_comments(text: str) -> int:
 
 
 def authserv_key(name: str) -> str:
-    """Return an authserv-id as it is compared: capitals, and the form of a domain, do not count."""
+    """Return an authserv-id in the form for comparisons: lower case, with the domain in ASCII."""
     if not name.isascii():
         name = unicodedata.normalize("NFKC", name)
     return domain_key("".join(filter(str.isprintable, name)).rstrip("."))

@@ -1,4 +1,4 @@
-"""Domains: a set of domains, as administrators list them."""
+"""Domains: a set of domains and parent domains from the configuration."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SUBDOMAINS = "*."
 
 
 class Domains:
-    """A set of domains.
+    """A set of domains, some of which stand for all domains below them.
 
-    :param patterns: of :func:`domain_pattern`
+    :param patterns: results of :func:`domain_pattern`
     """
 
     def __init__(self, patterns: Iterable[tuple[str, bool]]) -> None:
@@ -25,7 +25,10 @@ class Domains:
             (self._parents if below else self._exact).add(domain)
 
     def __contains__(self, domain: str) -> bool:
-        """Whether a domain, as :func:`~smtpd_fork.message.mailbox.domain_key` has it, is one."""
+        """Return whether the set contains *domain*.
+
+        :param domain: a result of :func:`~smtpd_fork.message.mailbox.domain_key`
+        """
         return domain in self._exact or (bool(self._parents) and self._is_below(domain))
 
     def _is_below(self, domain: str) -> bool:
@@ -37,7 +40,7 @@ class Domains:
         return False
 
     def covers(self, domain: str, *, below: bool) -> bool:
-        """Whether a domain, or all domains below it, are in the set."""
+        """Return whether the set contains a domain, or with *below* all domains below it."""
         if below:
             return domain in self._parents or self._is_below(domain)
         return domain in self
@@ -47,16 +50,16 @@ class Domains:
 
     @property
     def names(self) -> frozenset[str]:
-        """The domains that are named one by one."""
+        """The domains without those that stand for all domains below them."""
         return frozenset(self._exact)
 
 
 def domain_pattern(text: str) -> tuple[str, bool]:
-    """Return a domain as it is compared, and whether the domains below it are meant.
+    """Return a domain in the form for comparisons, and whether it stands for the domains below it.
 
-    ``example.com`` is one domain; ``*.example.com`` is all domains below it, and not itself.
+    ``example.com`` is one domain; ``*.example.com`` is all domains below it, but not itself.
 
-    :raises ValueError: *text* is no domain
+    :raises ValueError: *text* is not a domain
     """
     below = text.startswith(SUBDOMAINS)
     domain = text.removeprefix(SUBDOMAINS)

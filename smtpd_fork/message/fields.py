@@ -1,7 +1,7 @@
-"""Header fields of a message, as bytes: reading, adding and removing, with all else unchanged.
+"""Read, add and remove the header fields of a message as bytes; all other bytes are unchanged.
 
-A header is parsed by lines and colons alone (RFC 5322 2.2). Nothing is decoded, no line is folded
-anew: what is not changed stays as it came, byte for byte, because signatures cover it.
+A header is parsed by lines and colons alone (RFC 5322 2.2). Nothing is decoded or folded anew, as
+signatures cover the bytes of the header.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ __all__ = [
 
 _NAME = re.compile(r"[!-9;-~]+")
 _BEGIN = re.compile(rb"([!-9;-~]{1,998}+)[ \t]{0,998}+:")
-""""A name that is longer than a line can be (RFC 5322 2.1.1) begins no field; without a limit it
-would be looked for in 25 MB, in one call that lets no other thread run."""
+"""A longer name cannot be that of a field (RFC 5322 2.1.1). Without the limit, one call could
+search 25 MB for the end of a name, and no other thread could run meanwhile."""
 
 _CR, _LF = b"\r\n"
 
 _FOLDED = frozenset({b" ", b"\t"})
-"""How a line begins that belongs to the field above it."""
+"""The first byte of a line that continues the field of the previous line."""
 
 LONGEST_LINE = 998
 """Octets of a line without CR LF (RFC 5322 2.1.1)."""
 
 USUAL_LINE = 78
-"""Characters of a line that is folded (RFC 5322 2.1.1)."""
+"""Characters of a folded line (RFC 5322 2.1.1)."""
 
 
 class Field(NamedTuple):
-    """A field of a header.
+    """A header field.
 
-    :ivar name: without the colon, as it came
-    :ivar value: all behind the colon, as it came, without the last line end
-    :ivar start: offset of its first byte
-    :ivar end: offset behind its last line end
+    :ivar name: the name, as received, without the colon
+    :ivar value: the bytes after the colon, as received, without the last line end
+    :ivar start: offset of the first byte
+    :ivar end: offset after the last line end
     """
 
     name: bytes
@@ -55,13 +55,13 @@ class Field(NamedTuple):
 
 
 def fields(content: bytes, position: int = 0, *, limit: int | None = None) -> Iterator[Field]:
-    """Yield the fields of a message, in order.
+    """Yield the header fields of a message, in order.
 
-    The header ends with an empty line, or with a line that is no field: that is text already.
+    The header ends at an empty line, or at a line that is not a field and belongs to the text.
 
-    :param position: where the header begins
-    :param limit: offset behind which no line is looked for: the last field, which is cut off in a
-        line of its own, ends behind it
+    :param position: offset of the header
+    :param limit: offset after which no line is read. If the last field continues after it, the
+        field is cut off at the end of a line
     """
     while (limit is None or position <= limit) and (match := _BEGIN.match(content, position)):
         begin = match.end()
@@ -73,12 +73,12 @@ def fields(content: bytes, position: int = 0, *, limit: int | None = None) -> It
 
 
 def end_of_field(content: bytes, position: int, limit: int | None = None) -> int:
-    """Return the offset behind a field's last line end, or the end of the content.
+    """Return the offset after a field's last line end, or the end of the content.
 
     :param limit: see :func:`fields`
 
-    A regular expression would do it in one call, which holds all other threads and, for millions
-    of folded lines, takes a hundred times their memory.
+    A regular expression could do this in one call. But during that call no other thread runs, and
+    for millions of folded lines it takes a hundred times their memory.
     """
     while (end := content.find(b"\n", position) + 1) and content[end : end + 1] in _FOLDED:
         position = end
@@ -90,11 +90,12 @@ def end_of_field(content: bytes, position: int, limit: int | None = None) -> int
 def encode_field(name: str, value: str) -> bytes:
     r"""Return a field as bytes, with its last CR LF.
 
-    A value of ASCII stays as it is; a line end in it, CR LF or LF, becomes a folded line. Other
-    characters become encoded words (RFC 2047). A line that is too long is folded at spaces.
+    A value in ASCII is unchanged, but for its line ends: after a CR LF or LF it goes on in a folded
+    line. A value with other characters is written as encoded words (RFC 2047). Lines that are too
+    long are folded at spaces.
 
-    :raises ValueError: *name* is no name of a field (RFC 5322 3.6.8), or *value* has a NUL or a
-        bare CR
+    :raises ValueError: *name* is not the name of a field (RFC 5322 3.6.8), or *value* has a NUL or
+        a bare CR
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"not the name of a header field: {name!r}")
@@ -112,7 +113,7 @@ def encode_field(name: str, value: str) -> bytes:
 
 
 def _folded(line: str) -> list[str]:
-    """Return *line* in pieces that fit, broken at spaces where there are any."""
+    """Return *line* in pieces that are short enough, broken at spaces where possible."""
     pieces = []
     while len(line) > LONGEST_LINE:
         space = line.rfind(" ", 1, USUAL_LINE)
@@ -126,23 +127,23 @@ def _folded(line: str) -> list[str]:
 
 
 def insert_field(content: bytes, name: str, value: str, *, before: int = 0) -> bytes:
-    """Return *content* with another field, before its field number *before*; 0 is on top.
+    """Return *content* with a new field before its field number *before*; 0 is the top.
 
     :raises ValueError: as :func:`encode_field`
     """
     new = encode_field(name, value)
     offset = 0
-    for each in islice(fields(content), before):  # on top, no field is looked at
+    for each in islice(fields(content), before):
         offset = each.end
     if offset and content[offset - 1 : offset] != b"\n":
         return b"%b\r\n%b" % (content[:offset], new)
     if not offset and content and not _BEGIN.match(content) and content[:1] not in {b"\r", b"\n"}:
-        new += b"\r\n"  # text without a header: the empty line was missing
+        new += b"\r\n"  # a text without a header has no empty line before it
     return b"%b%b%b" % (content[:offset], new, content[offset:])
 
 
 def remove_fields(content: bytes, name: str) -> bytes:
-    """Return *content* without the fields of that name, in capitals or not."""
+    """Return *content* without the fields *name*, in upper or lower case."""
     wanted = name.lower().encode("utf-8", "replace")
     kept, position = [], 0
     for each in fields(content):
@@ -153,15 +154,18 @@ def remove_fields(content: bytes, name: str) -> bytes:
 
 
 def prepend(envelope: Envelope, name: str, value: str) -> None:
-    """Add a field on top of a message, for filters: all other bytes stay as they came.
+    """Add a header field at the top of a message. All other bytes are unchanged.
 
-    :raises ValueError: as :func:`encode_field`
+    Filters call it in ``handle_DATA``.
+
+    :raises ValueError: *name* is not the name of a field (RFC 5322 3.6.8), or *value* has a NUL or
+        a bare CR
     """
     prepend_all(envelope, [(name, value)])
 
 
 def prepend_all(envelope: Envelope, added: Sequence[tuple[str, str]]) -> None:
-    """Add several fields on top of a message, names and values in order, with one copy of it.
+    """Add several header fields, in order, at the top of a message, with a single copy of it.
 
     :raises ValueError: as :func:`encode_field`
     """
@@ -173,14 +177,14 @@ def prepend_all(envelope: Envelope, added: Sequence[tuple[str, str]]) -> None:
 
 
 def replace_content(envelope: Envelope, content: bytes) -> None:
-    """Give an envelope another message: as bytes, and as text if it was text.
+    """Replace the message of an envelope: as bytes, and as text if it was text.
 
-    The digest of the message as it came stays with the envelope, so that what a filter adds, such
-    as a time, does not change the key of a message that the client sends again.
+    The envelope keeps the digest of the received message. So a field that a filter adds, perhaps
+    with the time, does not change the key of a message that the client sends again.
     """
     was_text = isinstance(envelope.content, str)
     if not hasattr(envelope, "digest_as_received"):
         digest = hashlib.sha256(envelope.original_content or b"").digest()
-        envelope.digest_as_received = digest  # type: ignore[attr-defined]  # of ours
+        envelope.digest_as_received = digest  # type: ignore[attr-defined]
     envelope.original_content = content
     envelope.content = content.decode("utf-8", "surrogateescape") if was_text else content

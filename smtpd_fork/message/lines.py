@@ -1,4 +1,4 @@
-"""Lines of a message, in pieces: a large message is converted without a second copy of it."""
+"""Convert the lines of a message in pieces, so that a large message needs no second copy."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 __all__ = ["spans", "unix_lines"]
 
 PIECE_BYTES = 1 << 18
-"""Large beside the cost of a system call; a fraction of a millisecond, in which a thread that
-converts a piece lets no other run."""
+"""Large enough that the cost of a system call does not matter, and small enough that a thread
+converts a piece in a fraction of a millisecond, during which no other thread runs."""
 
 
 def spans(content: bytes, size: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:
-    r"""Yield start and end of the pieces of *content*.
+    r"""Yield the start and end of the pieces of *content*.
 
-    A piece ends behind a line end; only a line that is longer than a piece is cut, and never
-    between CR and LF.
+    A piece ends after a line end. Only a line that is longer than a piece is cut, but never between
+    CR and LF.
 
-    :param size: of a piece, in bytes, at most; 2 or more
+    :param size: maximum bytes of a piece, at least 2
     """
     start, length = 0, len(content)
     while start < length:
@@ -36,7 +36,7 @@ def spans(content: bytes, size: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:
 
 
 def unix_lines(content: bytes, size: int = PIECE_BYTES) -> Iterator[bytes]:
-    """Yield *content* in pieces, with LF in place of each CR LF; all other bytes stay."""
+    """Yield *content* in pieces, with LF instead of CR LF; all other bytes are unchanged."""
     if len(content) <= size:
         yield content.replace(b"\r\n", b"\n")
         return

@@ -1,4 +1,4 @@
-"""Mail loops: a message that goes round and round between servers (RFC 5321 6.3)."""
+"""Detect mail loops: messages that servers send to each other endlessly (RFC 5321 6.3)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ __all__ = ["LONG_HEADER", "earlier_mailboxes", "has_long_header"]
 _DELIVERED = re.compile(rb"\n(?i:delivered-to)")
 
 MOST_FIRST_LINE = 64
-"""Bytes of a message that are searched for a field on its first line."""
+"""Bytes at the start of a message that are searched for a field on the first line."""
 
 LONG_HEADER = 1 << 16
-"""Bytes; usual headers have less than a tenth of it."""
+"""Bytes; usual headers have less than a tenth of this."""
 
 LONGEST_SEARCH = 1 << 18
-"""Bytes of a header that are searched; servers add ``Delivered-To`` on top. A header of 25 MB would
-take ten seconds, and hundreds of MB for its addresses; ``--max-hops`` ends such a loop as well."""
+"""Bytes of a header that are searched; servers add ``Delivered-To`` at the top. The search of a
+header of 25 MB would take ten seconds, and its addresses hundreds of MB. ``--max-hops`` ends
+such a mail loop as well."""
 
 
 def has_long_header(content: bytes) -> bool:
-    """Whether a header is so long that a thread should look at it, or its end is not found."""
+    """Return whether a header is so long that a thread should search it, or has no end."""
     return len(content) > LONG_HEADER and content.find(b"\n\r\n", 0, LONG_HEADER) < 0
 
 
 def earlier_mailboxes(content: bytes) -> frozenset[str]:
-    """Return the addresses of all ``Delivered-To`` of a message: the key of each mailbox.
+    """Return the mailbox keys of all ``Delivered-To`` fields of a message.
 
-    The first 256 KiB of a header are searched.
+    Only the first 256 KiB of the header are searched.
     """
     content = content[:LONGEST_SEARCH]
     if not _may_have_been_delivered(content):
@@ -43,7 +44,7 @@ def earlier_mailboxes(content: bytes) -> frozenset[str]:
 
 
 def _may_have_been_delivered(content: bytes) -> bool:
-    """Whether the header may have a field ``Delivered-To``; a look that takes microseconds."""
+    """Return whether the header may have a field ``Delivered-To``; takes microseconds."""
     if _DELIVERED.search(b"\n" + content[:MOST_FIRST_LINE]):
         return True
     for start in range(0, len(content), LONG_HEADER):

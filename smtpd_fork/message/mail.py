@@ -1,4 +1,4 @@
-"""Mail: one message with its envelope, as a sink gets it."""
+"""Mail: a message with its envelope, as sinks receive it."""
 
 from __future__ import annotations
 
@@ -27,25 +27,29 @@ if TYPE_CHECKING:
 __all__ = ["Mail", "MailClient", "Parameters", "Recipient", "new_queue_id", "parameters_of"]
 
 Parameters = Mapping[str, str | bool]
-"""Parameters of MAIL or RCPT: the name in capitals, the value as it came; True if it has none."""
+"""Parameters of MAIL or RCPT: the name in capitals, and the value as received, or True without
+one."""
 
 _numbers = itertools.count(1)
 
 _UNMARKED = Marks()
 
 _RUN = secrets.token_hex(3)
-"""Begins the ids of messages where sessions have none: a sink may name files by the id, and those
-of the process before are there still."""
+"""The prefix of message ids if sessions have no ids. Sinks may name files by the id, and files of
+previous processes still exist."""
 
 
 @lru_cache(maxsize=1)
 def _local_time(seconds: int) -> datetime:
-    """Return a time with its time zone; the same object for all messages of one second."""
+    """Return the local time with its time zone; all messages of one second share the object."""
     return datetime.fromtimestamp(seconds).astimezone()
 
 
 def new_queue_id(session: AnySession) -> str:
-    """Return an id for a message. A filter that needs it keeps it as ``envelope.queue_id``."""
+    """Return a new id for a message.
+
+    A filter that needs the id before the sink stores it in ``envelope.queue_id``.
+    """
     return f"{getattr(session, 'id', '') or _RUN}-{next(_numbers):x}"
 
 
@@ -53,8 +57,8 @@ def new_queue_id(session: AnySession) -> str:
 class Recipient:
     """A recipient of a message.
 
-    :ivar address: as the client gave it, or as a handler changed it
-    :ivar parameters: of RCPT: NOTIFY and ORCPT (RFC 3461)
+    :ivar address: the address from RCPT, or the one to which a handler changed it
+    :ivar parameters: the parameters of RCPT: NOTIFY and ORCPT (RFC 3461)
     """
 
     address: str
@@ -68,15 +72,15 @@ class Recipient:
 
 @dataclass(frozen=True, slots=True)
 class MailClient:
-    """The client that a message came from.
+    """The client from which a message was received.
 
-    :ivar peer: its address, ``(host, port, ...)``; of a unix socket, ""
-    :ivar helo: the name that it gave itself
-    :ivar name: its verified reverse DNS name, with ``--rdns``; else None
-    :ivar login: ``auth_data`` of its AUTH; None without it
+    :ivar peer: its address, ``(host, port, ...)``; "" for a unix socket
+    :ivar helo: the name in its HELO, EHLO or LHLO
+    :ivar name: its verified reverse DNS name, with ``--rdns``; otherwise None
+    :ivar login: the ``auth_data`` of its AUTH; None without AUTH
     :ivar tls: whether the connection was encrypted
-    :ivar protocol: by its registered name, ``ESMTPS`` for one (RFC 3848)
-    :ivar local: the address that it connected to
+    :ivar protocol: the registered name of the protocol, such as ``ESMTPS`` (RFC 3848)
+    :ivar local: the address that the client connected to
     """
 
     peer: Peer = ""
@@ -89,7 +93,7 @@ class MailClient:
 
     @classmethod
     def of(cls, session: AnySession, envelope: Envelope) -> Self:
-        """Return the client of a session, of this server or of aiosmtpd's."""
+        """Return the client of a session, which may be an object of aiosmtpd."""
         return cls(
             session.peer or "",
             session.host_name or "",
@@ -102,9 +106,9 @@ class MailClient:
 
     @property
     def user(self) -> str | None:
-        """The name that the client has authenticated with, as far as the authenticator says so.
+        """The name of the authenticated user, if the authenticator returned it; otherwise None.
 
-        Bytes alone are none: some authenticators give the password.
+        If ``login`` itself is bytes, the result is None: some authenticators return the password.
         """
         name = getattr(self.login, "login", self.login if isinstance(self.login, str) else None)
         if isinstance(name, bytes):
@@ -114,27 +118,28 @@ class MailClient:
 
 @dataclass(frozen=True)
 class Mail:
-    """One message with its envelope.
+    """A message with its envelope.
 
-    :ivar id: the queue id, which the log, the reply and ``Received`` have
-    :ivar sender: of MAIL; empty for the null sender
-    :ivar recipients: of RCPT, without those that were refused; of a sink with ``for``, only those
-        that it is to deliver to
-    :ivar content: header and body, as they came from the client and were changed by filters; lines
-        end in CR LF. ``Received`` is not in it: see :meth:`relayed` and :meth:`delivered`
-    :ivar parameters: of MAIL: RET, ENVID, AUTH and so on
+    :ivar id: the queue id, which is in the log, in the reply and in ``Received``
+    :ivar sender: the address of MAIL; empty for the null sender
+    :ivar recipients: the accepted recipients; for a sink with ``for``, only those that it delivers
+        to
+    :ivar content: header and body as received from the client, with the changes of filters; lines
+        end in CR LF. It has no ``Received`` of this server: see :meth:`relayed` and
+        :meth:`delivered`
+    :ivar parameters: the parameters of MAIL: RET, ENVID, AUTH and so on
     :ivar body: ``7BIT``, ``8BITMIME`` or ``BINARYMIME`` (RFC 6152, 3030)
-    :ivar utf8: whether the client gave SMTPUTF8 (RFC 6531)
+    :ivar utf8: whether the client sent SMTPUTF8 (RFC 6531)
     :ivar client: the client
-    :ivar received: the time, with its time zone
-    :ivar quarantine: why a filter has put the message aside; empty if none has
-    :ivar trace: the field ``Received``, whose lines end in CR LF
-    :ivar all_recipients: the addresses of the whole transaction, for :attr:`key`
+    :ivar received: the time of reception, with its time zone
+    :ivar quarantine: the reason why a filter quarantined the message; empty if none did
+    :ivar trace: the field ``Received`` of this server; its lines end in CR LF
+    :ivar all_recipients: the addresses of all recipients of the transaction, for :attr:`key`
     :ivar digest_as_received: SHA-256 of the content before filters changed it; empty if none did
     :ivar marks: the score and the tags that filters gave the message and its client
     :ivar notes: the notes of handlers about the message
-    :ivar xforward: attributes of XFORWARD (ADDR, NAME, HELO, IDENT and so on), by which the client,
-        a trusted host, names the client that it had the message of
+    :ivar xforward: attributes of XFORWARD (ADDR, NAME, HELO, IDENT and so on): the client is a
+        trusted host, which names with them the client that it received the message from
     """
 
     id: str
@@ -158,9 +163,10 @@ class Mail:
     def of(
         cls, server: Any, session: AnySession, envelope: Envelope, *, with_trace: bool = True
     ) -> Self:
-        """Return what a hook ``handle_DATA`` is given, of this server or of aiosmtpd's.
+        """Return the message of a call of ``handle_DATA``.
 
-        :param with_trace: whether there is a trace: filters need none
+        :param server: the object of class SMTP; this and the others may be aiosmtpd's
+        :param with_trace: whether ``trace`` is set; filters do not need it
         """
         queue_id = getattr(envelope, "queue_id", None) or new_queue_id(session)
         now = _local_time(int(time.time()))
@@ -179,7 +185,7 @@ class Mail:
             trace = received_field(server.hostname, session, envelope, queue_id, now)
         return cls(
             queue_id,
-            "" if sender == "<>" else sender,  # aiosmtpd has the null sender as "<>"
+            "" if sender == "<>" else sender,  # aiosmtpd's form of the null sender
             recipients,
             content,
             parameters,
@@ -198,17 +204,17 @@ class Mail:
 
     @property
     def log_words(self) -> str:
-        """The end of the line of the log about the message: marks and origin."""
+        """The words about marks and origin at the end of the message's log line."""
         return f"{self.marks}{Origin.of(self.xforward)}"
 
     @property
     def log_facts(self) -> dict[str, float | str]:
-        """The same as fields of a log entry."""
+        """The marks and the origin as fields of the message's log entry."""
         return self.marks.facts | Origin.of(self.xforward).facts
 
     @property
     def score(self) -> float:
-        """The score that filters gave the message and its client, added up."""
+        """The sum of the scores that filters gave the message and its client."""
         return self.marks.score
 
     @property
@@ -218,10 +224,10 @@ class Mail:
 
     @cached_property
     def key(self) -> str:
-        """The idempotency key: a client that sends the message again causes the same one.
+        """The idempotency key: it is the same when the client sends the message again.
 
-        SHA-256, in hexadecimal, over sender, all recipients of the transaction and the content as
-        it was received. It takes 1 ms for 1 MB: large messages are for a thread.
+        SHA-256, in hexadecimal, of the sender, all recipients of the transaction and the content as
+        received. It takes 1 ms per MB, so compute it in a thread for large messages.
         """
         names = self.all_recipients or tuple(each.address for each in self.recipients)
         digest = hashlib.sha256()
@@ -233,27 +239,28 @@ class Mail:
 
     @property
     def binary(self) -> bool:
-        """Whether the content is not made of lines (RFC 3030)."""
+        """Whether the content may not consist of lines (BINARYMIME, RFC 3030)."""
         return self.body == "BINARYMIME"
 
     def to(self, recipients: Collection[Recipient]) -> Mail:
-        """Return the same message for these of its recipients; id, key and trace stay."""
+        """Return the same message for some of its recipients, with the same id, key and trace."""
         if len(recipients) == len(self.recipients):
             return self
         names = self.all_recipients or tuple(each.address for each in self.recipients)
         return replace(self, recipients=tuple(recipients), all_recipients=names)
 
     def relayed(self) -> tuple[bytes, bytes]:
-        """Return the message for another server, with ``Received`` on top.
+        """Return the message for another server: ``Received``, and the content.
 
-        It is in two pieces, as a copy of a large message takes time and memory. Lines end in CR LF.
+        The result is two pieces, as a copy of a large message takes time and memory. Lines end in
+        CR LF.
         """
         return above(self.trace, self.content)
 
     def delivered(self, recipients: Collection[Recipient] | None = None) -> tuple[bytes, bytes]:
         """Return the message for a mailbox, in two pieces.
 
-        ``Return-Path``, a ``Delivered-To`` for each recipient, and ``Received`` are on top of it.
+        At its top are ``Return-Path``, a ``Delivered-To`` for each recipient, and ``Received``.
 
         :param recipients: the owners of the mailbox; default: all recipients
         """
@@ -263,7 +270,7 @@ class Mail:
 
 
 def parameters_of(envelope: Envelope) -> Parameters:
-    """Return the parameters of MAIL, of this server's envelope or of aiosmtpd's."""
+    """Return the parameters of MAIL from an envelope, which may be an object of aiosmtpd."""
     given: Parameters | None = getattr(envelope, "mail_params", None)
     if given is not None:
         return given

@@ -1,9 +1,9 @@
-"""Mailbox: an address in the form in which addresses are compared.
+"""Mailbox: an address in the form for comparisons.
 
-Two texts may name one mailbox. Letters are compared in lower case, in local parts as well: RFC 5321
-2.4 lets the host of a mailbox decide, and hardly any tells ``Bob`` from ``bob``. Quotes that a
-local part has or has not (4.1.2), the dot at the end of a domain, and the two forms of an
-internationalized label (RFC 5890 2.3.2.1) make no difference.
+Different texts may name the same mailbox. Addresses are compared in lower case, local parts too:
+RFC 5321 2.4 leaves the case of local parts to the host of the mailbox, and hardly any host
+distinguishes ``Bob`` from ``bob``. Quotes around a local part (4.1.2), a dot at the end of a
+domain, and the two forms of an internationalized label (RFC 5890 2.3.2.1) make no difference.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import NamedTuple
 __all__ = ["DELIMITER", "Mailbox", "domain_key", "mailbox_of"]
 
 DELIMITER = "+"
-"""What separates a user from an extension: ``user+extension@example.com``."""
+"""The character between a user and an extension: ``user+extension@example.com``."""
 
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Mailbox(NamedTuple):
-    """An address, to be compared.
+    """An address in the form for comparisons.
 
-    :ivar key: the address that rules are looked up by
-    :ivar local: its local part, in lower case and without quotes
-    :ivar domain: its domain, in lower case and ASCII; empty if the address has none
+    :ivar key: the address, as the key for rules
+    :ivar local: the local part, in lower case and without quotes
+    :ivar domain: the domain, in lower case and ASCII; empty if the address has none
     """
 
     key: str
@@ -34,12 +34,12 @@ class Mailbox(NamedTuple):
 
     @property
     def user(self) -> str:
-        """The local part without its extension; all of it if it has none."""
+        """The local part without its extension; the whole local part if it has none."""
         return self.local.partition(DELIMITER)[0] or self.local
 
 
 def mailbox_of(address: str) -> Mailbox:
-    """Return an address as it is compared; any text has such a form."""
+    """Return an address in the form for comparisons; any text has one."""
     if address.isascii() and address[-1:] != "." and '"' not in address:
         key = address.lower()
         local, at, domain = key.rpartition("@")
@@ -54,7 +54,7 @@ def mailbox_of(address: str) -> Mailbox:
 
 
 def domain_key(domain: str) -> str:
-    """Return a domain, or an address literal, as it is compared."""
+    """Return a domain or an address literal in the form for comparisons."""
     if not domain.isascii():
         domain = ".".join(map(_ascii_label, domain.split(".")))
     return domain.lower().removesuffix(".")
@@ -66,9 +66,10 @@ def _folded(text: str) -> str:
 
 
 def _ascii_label(label: str) -> str:
-    """Return a label as the DNS has it.
+    """Return a label in the form of the DNS.
 
-    One that is ASCII only in lower case (of KELVIN SIGN, for instance) is not taken for the other.
+    A label with a character whose lower case is ASCII, such as KELVIN SIGN, remains different from
+    the label in ASCII.
     """
     if label.isascii():
         return label

@@ -1,4 +1,4 @@
-"""Quarantine: a message that a filter has put aside, for a sink with ``quarantine = true``."""
+"""Quarantine: filters mark a message, and only sinks with ``quarantine = true`` store it."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ if TYPE_CHECKING:
 __all__ = ["WITHHELD", "add_quarantine_field", "is_quarantined", "quarantine"]
 
 WITHHELD = "451 4.7.1 The message is withheld, try again later"
-"""The reply if no sink takes such a message."""
+"""The reply if no sink stores quarantined messages."""
 
 LONGEST_REASON = 200
 """Characters."""
 
 
 def quarantine(envelope: Envelope, reason: str) -> None:
-    """Put a message aside: the sinks with ``quarantine = true`` take it, and no others do.
+    """Quarantine a message: only sinks with ``quarantine = true`` store it.
 
-    For filters, in ``handle_DATA``, which then return MISSING. The message gets a field
-    ``X-Quarantine`` with the reason on top. In a chain without such a sink the client gets 451.
+    Filters call it in ``handle_DATA`` and then return MISSING. The message gets a field
+    ``X-Quarantine`` with the reason at its top. If no sink of the chain has ``quarantine = true``,
+    the client gets 451.
 
-    :param reason: at most 200 characters of it are kept
+    :param reason: the reason; only the first 200 characters are used
     """
     text = add_quarantine_field(envelope, reason)
-    envelope.quarantine = getattr(envelope, "quarantine", "") or text  # type: ignore[attr-defined] # of ours
+    envelope.quarantine = getattr(envelope, "quarantine", "") or text  # type: ignore[attr-defined]
 
 
 def add_quarantine_field(envelope: Envelope, reason: str) -> str:
-    """Add the field ``X-Quarantine``, and nothing more; return its value."""
+    """Add the field ``X-Quarantine`` without marking the message; return the field's value."""
     text = printable(reason, LONGEST_REASON) or "yes"
     prepend(envelope, "X-Quarantine", text)
     return text
 
 
 def is_quarantined(envelope: Envelope) -> bool:
-    """Whether a filter has put the message aside."""
+    """Return whether a filter has quarantined the message."""
     return bool(getattr(envelope, "quarantine", ""))

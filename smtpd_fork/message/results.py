@@ -1,4 +1,4 @@
-"""Replies to a message of several recipients, as one reply where the protocol has room for one."""
+"""Combine the replies for the recipients of a message if the protocol allows only one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from smtpd_fork.message.mail import Recipient
 __all__ = ["Replies", "combined", "final_reply", "per_recipient"]
 
 MOST_NAMES = 5
-"""Recipients that the text of a reply names."""
+"""Maximum of recipients that the text of a reply names."""
 
 Replies: TypeAlias = str | Sequence[str]
-"""What a sink answers: a reply for all recipients, or one for each, in order."""
+"""The result of a sink: a reply for all recipients, or a sequence with a reply for each, in
+order."""
 
 
 def per_recipient(replies: Replies, count: int) -> list[str]:
     """Return a reply for each of *count* recipients.
 
-    :raises TypeError: *replies*, or one of them, is no reply to a message; there is another number
+    :raises TypeError: a reply is not a valid reply to a message, or the number of replies is wrong
     """
     if isinstance(replies, (str, bytes)) or not isinstance(replies, Sequence):
         return [final_reply(replies)] * count
@@ -31,9 +32,9 @@ def per_recipient(replies: Replies, count: int) -> list[str]:
 
 
 def final_reply(reply: Any) -> str:
-    """Return what a sink answers, as a reply to a message: 2yz, 4yz or 5yz.
+    """Return the result of a sink as a reply to a message: 2yz, 4yz or 5yz.
 
-    :raises TypeError: it is none
+    :raises TypeError: *reply* is not such a reply
     """
     if isinstance(reply, str):
         if is_plain(reply):
@@ -45,11 +46,11 @@ def final_reply(reply: Any) -> str:
 
 
 def combined(replies: Sequence[str], recipients: Sequence[Recipient]) -> str:
-    """Return the one reply that SMTP has room for.
+    """Return the reply for SMTP, which has one reply for all recipients.
 
-    If all are 2yz it is the first one. Else it is the first of 4yz, so that the client sends the
-    message again; else the first of 5yz, with the addresses that it concerns: a message that was
-    not stored for some recipient is never answered 250.
+    If all replies are 2yz, it is the first. Otherwise it is the first 4yz, so that the client sends
+    the message again. Otherwise it is the first 5yz, with the addresses that were rejected. A
+    message that was not stored for some recipient is never answered with 250.
     """
     if len(replies) == 1:
         return replies[0]

@@ -1,4 +1,4 @@
-"""Trace headers: what a server writes on top of a message (RFC 5321 4.4)."""
+"""Trace fields: the fields that a server adds at the top of a message (RFC 5321 4.4)."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ if TYPE_CHECKING:
 __all__ = ["above", "end_of_mbox_lines", "final_fields", "protocol_name", "received_field"]
 
 MAX_WORD = 255
-"""Characters of a stranger's word that are kept: a domain's length (RFC 5321 4.5.3.1.2)."""
+"""Maximum characters of a client's name: the length of a domain (RFC 5321 4.5.3.1.2)."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9._\[\]:-]*")
 _SPECIAL = set(' <>()\\",;@=')
-"""What could end a word of Received, or begin a comment, a quoted string or an encoded word there;
-Postfix takes out the same of the names that clients give themselves, but for the last."""
+"""Characters that could end a word of Received, or begin a comment, a quoted string or an encoded
+word in it. Postfix removes the same characters, except the last, from the names of clients."""
 
 _date = lru_cache(maxsize=1)(format_datetime)
-"""Many messages come in one second."""
+"""The cache has one entry, as many messages have the same second."""
 
 CLIENTS = 256
-"""Clients that are remembered as they are shown: many send several messages."""
+"""Entries in the cache of formatted clients; many clients send several messages."""
 
 _UNSAFE_IN_ADDRESS = re.compile("[\x00-\x1f\x7f-\x9f<>\u2028\u2029\ud800-\udfff]")
 
 LONGEST_SEARCH = 1 << 16
-"""Bytes in which the header has to begin; a message with more lines of an mbox on top is text. All
-of it is looked at in a millisecond."""
+"""Bytes in which the header must begin after the lines of an mbox file; otherwise all is text. The
+search takes up to a millisecond."""
 
 _FIELD = rb"[!-9;-~]++[ \t]*+:"
-"""How a header field begins (RFC 5322 2.2 and 4.5)."""
+"""The beginning of a header field (RFC 5322 2.2 and 4.5)."""
 
 _BEGINS_WITH_HEADER = re.compile(_FIELD + rb"|\r?\n")
 _MBOX_LINES = re.compile(rb"(?:>*+From (?![ \t]*+:)[^\n]*+\n)++(?=" + _FIELD + rb")")
-""""From x ..." as mbox(5) has it on top of each message, also in its quoted form."""
+"""Lines "From x ..." above a message, as in an mbox file (mbox(5)), also in their quoted form."""
 
 
 def received_field(
     hostname: str, session: AnySession, envelope: Envelope, queue_id: str, now: datetime
 ) -> bytes:
-    """Return the field ``Received``, whose lines end in CR LF.
+    """Return the field ``Received``; its lines end in CR LF.
 
-    In the name that the client gave itself every character that could change the structure of the
-    header is replaced by ``?``.
+    In the name from the client's EHLO, ``?`` replaces each character that could change the
+    structure of the header.
 
-    :param hostname: of this host
+    :param hostname: the name of this host
     :param queue_id: the id in the reply
-    :param now: with its time zone
+    :param now: the time, with its time zone
     """
     client = _client(session.host_name or "unknown", session.peer, utf8=envelope.smtp_utf8)
     lines = [f"Received: from {client}"]
@@ -65,7 +65,7 @@ def received_field(
     lines.append(f"\tby {hostname} (smtpd-fork) with {protocol} id {queue_id}")
     if cipher := _cipher(session):
         lines.append(f"\t({cipher})")
-    if len(envelope.rcpt_tos) == 1:  # more would tell each recipient of the others (7.2)
+    if len(envelope.rcpt_tos) == 1:  # with more, recipients would see each other (7.2)
         lines.append(f"\tfor <{_address(envelope.rcpt_tos[0])}>")
     lines[-1] += ";"
     lines.append(f"\t{_date(now)}")
@@ -73,9 +73,9 @@ def received_field(
 
 
 def final_fields(sender: str, recipients: Iterable[str]) -> bytes:
-    """Return ``Return-Path``, and ``Delivered-To`` for each recipient, as they came.
+    """Return ``Return-Path``, and a ``Delivered-To`` for each recipient, with unchanged addresses.
 
-    Only the server that puts a message into a mailbox adds them (RFC 5321 4.4).
+    Only the server that delivers a message to a mailbox adds them (RFC 5321 4.4).
     """
     lines = [f"Return-Path: <{_address(sender)}>"]
     lines += [f"Delivered-To: {_address(recipient)}" for recipient in recipients]
@@ -83,12 +83,12 @@ def final_fields(sender: str, recipients: Iterable[str]) -> bytes:
 
 
 def above(head: bytes, content: bytes) -> tuple[bytes, bytes]:
-    """Return *head* and the rest of *content* such that the header of *content* goes on below it.
+    """Return *head* and the rest of *content*, such that both together have one header.
 
-    A line of an mbox file above the header becomes a field ``Mailbox-Line``, as Postfix has it.
-    A message without a header gets the empty line between header and text.
+    A line of an mbox file above the header becomes a field ``Mailbox-Line``, as in Postfix. A
+    message without a header gets an empty line between the fields and the text.
 
-    :param head: fields, whose lines end as those of *content*
+    :param head: fields, with the same line ends as *content*
     """
     if lines := _MBOX_LINES.match(content, 0, LONGEST_SEARCH):
         fields = [b"Mailbox-Line: " + line for line in lines[0].splitlines(keepends=True)]
@@ -99,16 +99,16 @@ def above(head: bytes, content: bytes) -> tuple[bytes, bytes]:
 
 
 def end_of_mbox_lines(content: bytes) -> int:
-    """Return where the header begins: behind lines of an mbox file, see :func:`above`."""
+    """Return the offset of the header: after lines of an mbox file, see :func:`above`."""
     lines = _MBOX_LINES.match(content, 0, LONGEST_SEARCH)
     return lines.end() if lines else 0
 
 
 def protocol_name(session: AnySession, envelope: Envelope) -> str:
-    """Return the protocol by its registered name.
+    """Return the registered name of the protocol.
 
-    That is SMTP, ESMTP or LMTP, with S for TLS and A for AUTH (RFC 3848); UTF8SMTP or UTF8LMTP and
-    so on for a message with SMTPUTF8 (RFC 6531 4.3).
+    It is SMTP, ESMTP or LMTP, with S for TLS and A for AUTH (RFC 3848); UTF8SMTP or UTF8LMTP and so
+    on for a message with SMTPUTF8 (RFC 6531 4.3).
     """
     if not session.extended_smtp:
         return "SMTP"
@@ -136,9 +136,9 @@ def _cipher(session: AnySession) -> str:
 
 
 def _word(text: str, *, utf8: bool) -> str:
-    """Return a stranger's word as one word of a header.
+    """Return a name that a client sent, as one word of a header.
 
-    :param utf8: whether the header may hold more than ASCII (RFC 6532)
+    :param utf8: whether the header may contain characters outside ASCII (RFC 6532)
     """
     text = text[:MAX_WORD]
     if _PLAIN.fullmatch(text):
@@ -155,4 +155,4 @@ def _address(text: str | None) -> str:
         return ""
     if _UNSAFE_IN_ADDRESS.search(text) is None or parse_path(f"<{text}>") == (text, ""):
         return text
-    return _UNSAFE_IN_ADDRESS.sub("?", text)  # it is a handler's, no client could send it
+    return _UNSAFE_IN_ADDRESS.sub("?", text)  # only a handler can set such an address

@@ -1,7 +1,7 @@
-"""Testing: an SMTP server that keeps the messages that an application sends, and a kit for sinks.
+"""Testing: an SMTP server that keeps messages for assertions, and checks for sinks.
 
-``smtp_server``, the fixture for pytest, is an :class:`SmtpServer` (smtpd_fork/pytest_plugin.py);
-nothing here needs pytest. See docs/testing.md.
+The pytest fixture ``smtp_server`` is an :class:`SmtpServer` (smtpd_fork/pytest_plugin.py). This
+package does not need pytest. See docs/testing.md.
 """
 
 from smtpd_fork.testing.fault_proxy import FAULTS, FaultProxy

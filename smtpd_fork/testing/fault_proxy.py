@@ -1,4 +1,4 @@
-"""FaultProxy: a TCP proxy before a server; it breaks connections as networks and servers do."""
+"""FaultProxy: a TCP proxy in front of a server, which breaks connections in several ways."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ __all__ = ["FAULTS", "Fault", "FaultProxy"]
 Fault: TypeAlias = Literal["none", "refuse", "hang", "reset", "close", "garbage", "cut"]
 
 FAULTS: tuple[Fault, ...] = ("refuse", "hang", "reset", "close", "garbage", "cut")
-"""The faults: connections are refused; accepted and not served; reset, or closed, when the client
-sends something; answered with garbage; passed on, and the answers of the server are cut off."""
+"""The faults:
+
+- ``refuse``: connections are refused
+- ``hang``: connections are accepted, and nothing is sent
+- ``reset``, ``close``: connections are reset, or closed, after the first byte of the client
+- ``garbage``: clients receive invalid data
+- ``cut``: data of the client is passed on, and the answers of the server are dropped"""
 
 PIECE = 65536
 
 RESET = b"\x01\0\0\0\0\0\0\0"
-"""SO_LINGER: close(2) sends a RST (socket(7))."""
+"""The value of SO_LINGER with which close(2) sends a RST (socket(7))."""
 
 GARBAGE = b"\xff\x00\r\n+garbage " * 1000 + b"\r\n"
 
 
 class FaultProxy:
-    """Passes connections on to a server, or breaks them.
+    """A proxy that passes connections on to a server, or breaks them.
 
     ::
 
@@ -35,9 +40,9 @@ class FaultProxy:
             sink = MySink(port=proxy.port)
             await proxy.set_fault("reset")
 
-    :param host: of the server
-    :param port: of the server
-    :ivar port: of the proxy, on 127.0.0.1
+    :param host: the host of the server
+    :param port: the port of the server
+    :ivar port: the port of the proxy, on 127.0.0.1
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -47,7 +52,7 @@ class FaultProxy:
         self.port = 0
 
     async def set_fault(self, fault: Fault) -> None:
-        """Break connections in this way from now on, those that are open as well."""
+        """Close all connections, and handle new connections with *fault* from now on."""
         self._fault = fault
         await self._stop()
         if fault != "refuse":
@@ -72,8 +77,8 @@ class FaultProxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _stop(self) -> None:
-        """End the listener and all connections."""
-        await asyncio.sleep(0)  # a task that never began would not close its socket
+        """Close the listening socket and all connections."""
+        await asyncio.sleep(0)  # a task that is cancelled before its first step closes no socket
         while tasks := list(self._tasks):
             for each in tasks:
                 each.cancel()
@@ -123,7 +128,7 @@ class FaultProxy:
 
 
 async def _copy(source: socket.socket, target: socket.socket, *, cut: bool) -> None:
-    """Copy a stream to its end; if it is to be cut, drop all of it."""
+    """Copy a stream to its end, or with *cut* read and drop it."""
     loop = asyncio.get_running_loop()
     while data := await loop.sock_recv(source, PIECE):
         if not cut:

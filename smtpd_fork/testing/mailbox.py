@@ -1,7 +1,7 @@
-"""Testing: an SMTP server that keeps the messages that an application sends.
+"""Mailbox and SmtpServer: keep the messages that an application sends, for tests.
 
-``smtp_server``, the fixture for pytest, is an :class:`SmtpServer` (smtpd_fork/pytest_plugin.py);
-nothing here needs pytest. See docs/testing.md.
+The pytest fixture ``smtp_server`` is an :class:`SmtpServer` (smtpd_fork/pytest_plugin.py). This
+module does not need pytest. See docs/testing.md.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ REPLIES = {
     "RCPT": "550 5.1.1 No such user",
     "DATA": "554 5.7.1 Message refused",
 }
-"""The default replies of refusals."""
+"""The default replies of :meth:`Mailbox.refuse`, by command."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A message that was received.
+    """A received message.
 
-    :ivar mail_from: the sender, of MAIL; empty for a bounce
-    :ivar rcpt_tos: the recipients, of RCPT, without those that were refused
+    :ivar mail_from: the sender; empty for a bounce
+    :ivar rcpt_tos: the accepted recipients
     :ivar content: the header and the body, unchanged
     :ivar mail_options: the parameters of MAIL, such as ``SIZE=1024``
     :ivar peer: the address of the client
@@ -65,9 +65,9 @@ class Message:
 
     @cached_property
     def email(self) -> EmailMessage:
-        """The content, parsed: ``message.email["Subject"]``, ``message.email.get_content()``.
+        """The parsed content: ``message.email["Subject"]``, ``message.email.get_content()``.
 
-        A line of its texts ends with a newline alone.
+        Lines in its texts end with LF, not with CR LF.
         """
         content = self.content.replace(b"\r\n", b"\n")
         parsed = email.message_from_bytes(content, policy=email.policy.default)
@@ -92,7 +92,7 @@ class _Refusal:
 
 
 class Mailbox:
-    """A handler that keeps every message, and refuses the commands of :meth:`refuse`.
+    """A handler that keeps all messages, and rejects commands as :meth:`refuse` demands.
 
     For :class:`smtpd_fork.Server` and :class:`smtpd_fork.ThreadedServer`. The methods may be called
     in any thread.
@@ -110,7 +110,7 @@ class Mailbox:
 
     @property
     def messages(self) -> list[Message]:
-        """The messages that were received, in order, since the beginning or :meth:`clear`."""
+        """The messages received since the start or the last :meth:`clear`, in order."""
         with self._lock:
             return list(self._messages)
 
@@ -129,12 +129,13 @@ class Mailbox:
         command: Command = "RCPT",
         times: int | None = None,
     ) -> None:
-        """Refuse matching commands from now on; the last call that matches decides.
+        """Reject commands from now on; if several calls match a command, the last call applies.
 
         :param address: the recipient (or with ``command="MAIL"`` the sender); None is any
         :param reply: such as ``"452 4.2.2 Mailbox full"``; default: 550 or 554
-        :param command: the command to refuse: CONNECT (instead of the greeting), MAIL, RCPT or DATA
-        :param times: number of refusals, then accept again; None is no limit
+        :param command: the command to reject: CONNECT (instead of the greeting), MAIL, RCPT or DATA
+        :param times: number of rejections, after which the command is accepted again; None is no
+            limit
         :raises ValueError: the reply is not 4yz or 5yz, or the command has no address
         """
         if command not in REPLIES:
@@ -150,11 +151,12 @@ class Mailbox:
             self._refusals.insert(0, refusal)
 
     def wait_for(self, count: int = 1, timeout: float = 5.0) -> list[Message]:
-        """Wait until there are *count* messages; return all.
+        """Wait until there are *count* messages; return all messages.
 
-        :param count: of messages since the beginning or :meth:`clear`
+        :param count: number of messages since the start or the last :meth:`clear`
         :param timeout: seconds
-        :raises TimeoutError: there are fewer; the text lists the messages and refusals so far
+        :raises TimeoutError: there are fewer messages; the text lists messages and rejected
+            commands
         """
         __tracebackhide__ = True  # pytest shows the line of the test
         end = time.monotonic() + timeout
@@ -173,7 +175,7 @@ class Mailbox:
     async def wait_for_async(
         self,
         count: int = 1,
-        timeout: float = 5.0,  # noqa: ASYNC109 - as of wait_for
+        timeout: float = 5.0,  # noqa: ASYNC109 - the same parameters as wait_for()
     ) -> list[Message]:
         """Do the same as :meth:`wait_for` in a coroutine, without blocking its event loop."""
         __tracebackhide__ = True  # pytest shows the line of the test
@@ -189,7 +191,7 @@ class Mailbox:
                 raise TimeoutError(self._missing(count, timeout))
 
     def _now(self) -> tuple[list[Message], Future[None]]:
-        """Return the messages, and what has a result when there is another."""
+        """Return the messages, and a future that is done when the next one is received."""
         with self._lock:
             return list(self._messages), self._next
 
@@ -206,7 +208,7 @@ class Mailbox:
         return "; ".join(lines)
 
     def _refusal(self, command: Command, address: str | None = None) -> str | None:
-        """Return the reply if a command is to be refused, and take note."""
+        """Return the reply if a command is to be rejected, and record the rejection."""
         with self._lock:
             for refusal in self._refusals:
                 if refusal.concerns(command, address):
@@ -227,13 +229,13 @@ class Mailbox:
     async def handle_MAIL(
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> Answer:
-        """Refuse the sender, or leave the decision to the server."""
+        """Reject the sender, or return MISSING."""
         return self._refusal("MAIL", address) or MISSING
 
     async def handle_RCPT(
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> Answer:
-        """Refuse the recipient, or leave the decision to the server."""
+        """Reject the recipient, or return MISSING."""
         return self._refusal("RCPT", address) or MISSING
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
@@ -259,7 +261,7 @@ class Mailbox:
 
 
 class SmtpServer(Mailbox):
-    """A mailbox with an SMTP server of its own, in a thread; pytest's fixture ``smtp_server``.
+    """A mailbox with its own SMTP server in a thread; the pytest fixture ``smtp_server``.
 
     ::
 
@@ -294,10 +296,10 @@ class SmtpServer(Mailbox):
 
     @property
     def host(self) -> str:
-        """The IP address that it listens on."""
+        """The IP address that the server listens on."""
         return next(each[0] for each in self.server.addresses if isinstance(each, tuple))
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
+        """The port that the server listens on."""
         return self.server.port

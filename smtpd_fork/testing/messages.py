@@ -1,4 +1,4 @@
-"""Messages for tests: those that programs have lost or changed."""
+"""Messages for tests, with contents that programs have lost or changed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MESSAGES: Mapping[str, bytes] = {
     "control characters": _HEADER + bytes(range(1, 10)) + b"\x0b\x0c\x0e\x1b[31m\x7f\r\n",
     "1 MB": _HEADER + b"0123456789abcdef" * 4 * 1024 * 16,
 }
-"""Contents of messages by name, as a client sends them: lines end in CR LF."""
+"""Contents of messages, by name; lines end in CR LF, as clients send them."""
 
 _numbers = itertools.count(1)
 
@@ -44,7 +44,7 @@ def make_mail(
     recipients: Sequence[str] = ("b@example.com",),
     **more: Any,
 ) -> Mail:
-    """Return a message as a sink gets it, with an id of its own.
+    """Return a message for a sink, with a new id.
 
     :param more: other fields of :class:`smtpd_fork.Mail`
     """

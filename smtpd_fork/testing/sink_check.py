@@ -1,4 +1,4 @@
-"""check_sink: sees that a sink keeps the promise of 250, whatever happens around it."""
+"""check_sink: checks that a sink stores every message that it answers with 250."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 __all__ = ["Stored", "check_sink"]
 
 Stored: TypeAlias = Callable[[], Sequence[bytes] | Awaitable[Sequence[bytes]]]
-"""Returns the messages that a sink has stored; it may be a coroutine function."""
+"""A function, or coroutine function, that returns the messages that a sink has stored."""
 
 AT_ONCE = 20
-"""Messages at the same time; more than any pool has connections."""
+"""Concurrent messages; more than any pool has connections."""
 
 CANCELLED = 20
-"""Messages that are given up at some point."""
+"""Messages whose delivery is cancelled."""
 
 _inside: ContextVar[bool] = ContextVar("smtpd_fork_sink_check", default=False)
-"""Whether a sink runs: the tasks that it starts inherit it."""
+"""Whether code of a sink runs; the tasks that it starts inherit the value."""
 
 RECOVERY_SECONDS = 5.0
-"""How long a sink may answer 4yz after its server is back."""
+"""Seconds during which a sink may answer 4yz after its server works again."""
 
 
 async def check_sink(
@@ -47,19 +47,21 @@ async def check_sink(
     messages: Collection[bytes] = tuple(MESSAGES.values()),
     time_limit: float = 3.0,
 ) -> None:
-    """Deliver messages alone, at once, cancelled and with a broken server; look at the storage.
+    """Deliver messages one by one, concurrently, with cancellation and with a broken server.
 
-    A message that was answered 2yz must be stored, with its content unchanged but for line ends and
-    header fields on top of it. While the server is broken, messages must be answered 4yz in time
-    and never 5yz: the sender would get a bounce for an error of yours.
+    Each message that was answered with 2yz must be stored, and its content unchanged but for line
+    ends and header fields at the top. While the server is broken, messages must be answered with
+    4yz within the time limit, and never with 5yz: the sender would get a bounce for an error of
+    your system.
 
-    :param make: makes a sink for the same storage, more than once
+    :param make: returns a sink for the same storage; it may be called several times
     :param stored: returns all messages that were stored so far, as bytes
-    :param proxy: stands before the sink's server; without one no connection is broken
-    :param messages: contents; all of them are delivered
+    :param proxy: the proxy between the sink and its server; without it no connection is broken
+    :param messages: the contents to deliver
     :param time_limit: seconds for a message while the server is broken
-    :raises HandlerError: it is no sink, or a method of it is wrong; the text says which
-    :raises AssertionError: the sink breaks its promise; the text says how
+    :raises HandlerError: the object is not a sink, or has an invalid method; the text says which
+    :raises AssertionError: the sink loses or changes a message, or gives a wrong reply; the text
+        has the details
     """
     sink = make()
     check_handler(sink)
@@ -91,7 +93,7 @@ async def _try(
 
 @contextmanager
 def _recorded_tasks() -> Iterator[Collection[asyncio.Future[Any]]]:
-    """Yield the tasks that a sink starts meanwhile; a server in the same loop has others."""
+    """Yield the tasks that the sink starts, but not those of other code in the same loop."""
     loop, tasks = asyncio.get_running_loop(), WeakSet[asyncio.Future[Any]]()
     before = loop.get_task_factory()
 
@@ -109,7 +111,7 @@ def _recorded_tasks() -> Iterator[Collection[asyncio.Future[Any]]]:
 
 
 class _Run:
-    """One sink under test, and the contents that it has answered with 2yz."""
+    """A sink under test, and the messages that it has answered with 2yz."""
 
     def __init__(self, sink: Sink, stored: Stored) -> None:
         self.sink = sink
@@ -118,7 +120,7 @@ class _Run:
         self._number = 0
 
     def new(self) -> bytes:
-        """Return a content that no other message has."""
+        """Return a content that differs from those of all other messages."""
         self._number += 1
         return b"Subject: %d\r\n\r\nmessage %d %x\r\n" % (
             *(self._number, self._number, random.getrandbits(64)),
@@ -137,7 +139,7 @@ class _Run:
         return reply
 
     async def assert_nothing_is_lost(self, when: str) -> None:
-        """See that every message that was answered 2yz is stored."""
+        """Check that every message that was answered with 2yz is stored."""
         contents = self._stored()
         if inspect.isawaitable(contents):
             contents = await contents
@@ -155,14 +157,17 @@ def _with_plain_line_ends(content: bytes) -> bytes:
 
 
 def _holds(stored: bytes, content: bytes) -> bool:
-    """Whether *stored* is *content*, perhaps with fields on top; an mbox line is a field then."""
+    """Return whether *stored* is *content*, perhaps with more fields at the top.
+
+    A sink may have changed an mbox line of *content* to a field, so this line is not compared.
+    """
     if content.startswith(b"From "):
         content = content.partition(b"\n")[2]
     return stored.endswith(content)
 
 
 async def _cancel_some(run: _Run) -> None:
-    """Give messages up at some point of their delivery."""
+    """Cancel deliveries after different times."""
     begun = time.monotonic()
     await run.deliver(make_mail(run.new()))
     usual = time.monotonic() - begun
