@@ -1,4 +1,4 @@
-"""The base of the commands that take the settings of the daemon."""
+"""The base class of the commands that accept the settings of the daemon."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CONFIG = click.Option(
 
 
 class ExplainedError(SmtpdForkError):
-    """An error in one line, with the origin of the setting that led to it."""
+    """An error in one line, with the origin of the setting that caused it."""
 
     def __init__(self, message: str, status: ExitStatus) -> None:
         super().__init__(message)
@@ -44,9 +44,9 @@ class BaseCommand(click.Command):
         super().__init__(name, params=params, context_settings=CONTEXT_SETTINGS, **more)
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
-        """Return the context of a run (click's).
+        """Return the context of a call (click's method).
 
-        :raises click.UsageError: in one line
+        :raises click.UsageError: the arguments are invalid; the text is one line
         """
         try:
             return super().make_context(*args, **more)
@@ -54,17 +54,17 @@ class BaseCommand(click.Command):
             raise click.UsageError(self.usage_text(error)) from error
 
     def usage_text(self, error: click.UsageError) -> str:
-        """Return click's error as one line, with the variable that caused it, if one did."""
+        """Return click's error as one line; an invalid environment variable is named."""
         text, option = error.format_message(), getattr(error, "param", None)
         if isinstance(option, SettingOption) and error.ctx is not None:
-            if option.is_flag:  # only a variable gives it a value
+            if option.is_flag:  # a flag gets a value only from the environment
                 value = os.environ.get(str(option.envvar))
                 return f"{option.envvar} {value!r}: expected true or false"
             text += f" (from {flag_origin(error.ctx, option)})"
         return text
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, section by section, those of this command alone first."""
+        """Write the options by section; those that only this command has come first."""
         records: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             section = "Options" if param in self._own else "Other"
@@ -79,12 +79,12 @@ class BaseCommand(click.Command):
 
 @contextmanager
 def settings_of(ctx: click.Context) -> Iterator[SettingSources]:
-    """Yield the settings that *ctx* was called with; errors in this context are explained.
+    """Yield the settings of the call of *ctx*, and add origins to the errors in this context.
 
     :raises ConfigError: the file of ``--config`` cannot be read
-    :raises ExplainedError: in place of an error in this context
+    :raises ExplainedError: replaces an error that is raised in this context
     """
-    # First, as the default of --limit-connections is what the limit of open files allows.
+    # Before the settings are read: the default of --limit-connections depends on this limit.
     raise_descriptor_limit(LIMIT_CONNECTIONS + RESERVED_DESCRIPTORS)
     sources = SettingSources.of(ctx)
     try:

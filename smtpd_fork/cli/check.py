@@ -1,7 +1,8 @@
-"""``smtpd-fork check``: sees whether a start would succeed, without one.
+"""``smtpd-fork check``: checks whether the daemon can start with these settings.
 
-Everything is checked, whatever was found before. Nothing is left behind, and no client is served.
-It runs beside the daemon that these settings are of: what that daemon holds is skipped.
+All checks are made, also after an error. The command serves no client, and leaves no files or
+sockets. It can run while the daemon with the same settings runs: then addresses and files that the
+daemon uses are not tested.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from smtpd_fork.cli.start import (
     check_current_directory,
     likely_mistakes,
     open_relay,
-    user_faults,
+    upgrade_warning,
 )
 from smtpd_fork.cli.startup_resources import check_overlaps
 from smtpd_fork.daemon import Account, PidFile, listening_sockets, look_up_user, run_as
@@ -56,10 +57,13 @@ certificates, handlers imported, and addresses bound briefly; no client is serve
 
 
 class _Findings:
-    """What is wrong, as far as it was found.
+    """The results of the checks.
 
-    :ivar skipped: what the running daemon holds
-    :ivar told: what is good to know
+    :ivar lines: the errors
+    :ivar warnings: the warnings
+    :ivar skipped: addresses and files that are not tested, as the running daemon uses them
+    :ivar notes: other information for the administrator
+    :ivar status: exit status of the first error
     """
 
     def __init__(self, sources: SettingSources) -> None:
@@ -67,17 +71,17 @@ class _Findings:
         self.lines: list[str] = []
         self.warnings: list[str] = []
         self.skipped: list[str] = []
-        self.told: list[str] = []
+        self.notes: list[str] = []
         self.status = ExitStatus.OK
 
     @property
     def directory(self) -> Path | None:
-        """The directory that relative paths are relative to, if it is not the current one."""
+        """The directory for relative paths, if it is not the current one."""
         return self._sources.directory
 
     @contextmanager
     def of(self, *settings: str) -> Iterator[None]:
-        """Go on after a fault that these settings led to."""
+        """Record an error that is raised in this context; *settings* are those that cause it."""
         try:
             with error_origin(*settings):
                 yield
@@ -89,27 +93,30 @@ class _Findings:
 
 
 class _Running:
-    """The daemon that runs with these settings, by its pid-file or its control socket.
+    """The daemon that runs with these settings, found by its pid file or its control socket.
 
-    :ivar pid: None: there is none
+    :ivar pid: its process id; None if no daemon runs
     """
 
     def __init__(self, config: DaemonConfig) -> None:
         self.pid = _pid_by_file(config) or _pid_by_control(config)
         self._held: set[int | str] | None = None
-        with suppress(OSError):  # another user's process, or no /proc: nothing is known of it
+        with suppress(OSError):  # another user's process, or no /proc: unknown
             self._held = listening_sockets(self.pid) if self.pid is not None else set()
 
     def may_hold(self, address: Address) -> bool:
-        """Whether *address* is the daemon's, or may be, as the system does not tell."""
+        """Return whether the daemon listens on *address*, or this cannot be determined."""
         if self._held is None:
             return True
         return (address.port if address.path is None else str(address.path)) in self._held
 
-    def skipped(self, what: str) -> str:
-        """Return the line that names what is not tried, as the daemon holds it."""
+    def skipped(self, names: str) -> str:
+        """Return the line for addresses and files that are not tested.
+
+        :param names: their names, joined with commas
+        """
         front = "held" if self._held is not None else "perhaps held"
-        return f"{front} by the running daemon (pid {self.pid}), skipped: {what}"
+        return f"{front} by the running daemon (pid {self.pid}), skipped: {names}"
 
 
 def _pid_by_file(config: DaemonConfig) -> int | None:
@@ -126,7 +133,7 @@ def _pid_by_control(config: DaemonConfig) -> int | None:
         return None
 
 
-def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
+def _check_settings(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
     account: Account | None = None
     if config.user is not None:
         with findings.of("user"):
@@ -142,12 +149,12 @@ def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
             TrustedHosts.of(name, getattr(config, name))
     with findings.of("dnsbl", "rdns"):
         resolver_of(config)
-    _look_at_places(config, findings, running=running)
+    _check_addresses(config, findings, running=running)
     if config.fleet is not None:
         with findings.of("fleet"):
             fleet = probe(config)
             findings.warnings += fleet.warnings
-            findings.told += [fleet.found] if fleet.found else []
+            findings.notes += [fleet.found] if fleet.found else []
     with findings.of("handler"):
         chain = load_handlers(config.handler, findings.directory, seconds=config.handler_timeout)
         with findings.of():
@@ -157,7 +164,7 @@ def _look(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
             findings.warnings += likely_mistakes(smallest_share, chain)
             _check_relaying(config, chain)
         if account is not None or config.user is None:
-            _look_as_user(config, findings, account, chain)
+            _check_as_user(config, findings, account, chain)
 
 
 def _check_relaying(config: DaemonConfig, chain: Chain) -> None:
@@ -166,26 +173,26 @@ def _check_relaying(config: DaemonConfig, chain: Chain) -> None:
             raise HandlerError(relaying)
 
 
-def _look_as_user(
+def _check_as_user(
     config: DaemonConfig, findings: _Findings, account: Account | None, chain: Chain
 ) -> None:
-    """See what the daemon could do once privileges are dropped."""
-    if warning := run_as(account, lambda: user_faults(config)):
+    """Run the checks that depend on the user to which the daemon changes."""
+    if warning := run_as(account, lambda: upgrade_warning(config)):
         findings.warnings.append(warning)
-    if fault := run_as(account, lambda: _text_of(chain.check)):
-        raise CannotCreateError(fault)
+    if reason := run_as(account, lambda: _text_of(chain.check)):
+        raise CannotCreateError(reason)
 
 
-def _text_of(look: Callable[[], None]) -> str:
+def _text_of(check: Callable[[], None]) -> str:
     try:
-        look()
+        check()
     except CannotCreateError as error:
         return str(error)
     return ""
 
 
-def _look_at_places(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
-    """Look at addresses, control socket and pid-file; what the running daemon has is skipped."""
+def _check_addresses(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
+    """Test addresses, control socket and pid file, except those that the running daemon uses."""
     daemon = _Running(config)
     addresses: dict[tuple[str, ...], list[Address]] = {}
     with findings.of():
@@ -215,7 +222,7 @@ def _look_at_places(config: DaemonConfig, findings: _Findings, *, running: bool)
 
 def _check_pid_file(path: Path) -> None:
     if os.path.lexists(path):
-        PidFile.acquire(path).close()  # the file is left as it was
+        PidFile.acquire(path).close()  # close() does not change the file
         return
     path = path.absolute()
     if not path.parent.exists():
@@ -233,8 +240,8 @@ def _check(*, running: bool, **_: Any) -> None:
         config = sources.build()
         check_current_directory()
         with _warnings_of_handlers():
-            _look(config, findings, running=running)
-    for line in (*findings.skipped, *findings.told):
+            _check_settings(config, findings, running=running)
+    for line in (*findings.skipped, *findings.notes):
         click.echo(line)
     for warning in [*findings.warnings, *sources.unknown_variables()]:
         click.echo(f"warning: {warning}")
@@ -247,7 +254,7 @@ def _check(*, running: bool, **_: Any) -> None:
 
 @contextmanager
 def _warnings_of_handlers() -> Iterator[None]:
-    """Show what handlers log as a warning while they are loaded and checked."""
+    """Print the warnings that handlers log while they are loaded and checked."""
     shown = logging.StreamHandler(sys.stdout)
     shown.setLevel(logging.WARNING)
     shown.setFormatter(logging.Formatter("warning: %(message)s"))

@@ -1,4 +1,4 @@
-"""The daemon's own command, and all the others by name."""
+"""The command that starts the daemon, and the table of all other commands."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _serve(**_: Any) -> int:
 
 
 class _Main(BaseCommand):
-    """The daemon's own command, whose help names the others as well."""
+    """The command that starts the daemon; its help lists the other commands as well."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, and the options."""
@@ -71,14 +71,14 @@ SUBCOMMANDS: dict[str, click.Command] = {
     "try": try_command,
     **CONTROL_COMMANDS,
 }
-"""What the first argument may name; anything else is the daemon's."""
+"""The commands that the first argument may name; without one, the daemon is started."""
 
 SUMMARIES = {name: chosen.get_short_help_str(limit=200) for name, chosen in SUBCOMMANDS.items()}
-"""The first sentence of each one's help."""
+"""The first sentence of each command's help."""
 
 
 def run_daemon(words: Sequence[str]) -> int:
-    """Run the daemon, or the command that comes first in *words*; return the exit status."""
+    """Start the daemon, or run the command that *words* begins with; return the exit status."""
     if COMPLETION_VARIABLE in os.environ:
         click.Group(PROGRAM, commands=SUBCOMMANDS, params=command.params).main(prog_name=PROGRAM)
     if words and words[0] in SUBCOMMANDS:

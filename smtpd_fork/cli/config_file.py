@@ -1,8 +1,8 @@
-"""The file of ``--config``: settings in TOML (:mod:`tomllib`), each with its key.
+"""Read the file of ``--config``: settings in TOML (:mod:`tomllib`).
 
-At the top level a key is the long name of an option, with ``-`` or ``_``. ``[gate]`` has the limits
-and the lists, ``[tls]`` has TLS, without ``tls-`` in front of its keys. ``[[listener]]`` and
-``[[handler]]`` are another form of addresses and handlers.
+At the top level, a key is the long name of an option, with ``-`` or ``_``. ``[gate]`` contains
+limits and lists, ``[tls]`` the settings of TLS without the prefix ``tls-``. ``[[listener]]`` and
+``[[handler]]`` are addresses and handlers in the form of tables.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ LONGEST_FILE = 1 << 20
 """Bytes; far more than a configuration needs."""
 
 LONGEST_VALUE = 300
-"""Characters of a value that an error message shows."""
+"""Characters of a value in an error message; the rest is cut off."""
 
 _SETTINGS = {
     name: option.setting
     for option in OPTIONS
     for name in (option.long_name.replace("-", "_"), option.setting)
 }
-"""Settings by the names that a file may have for them."""
+"""Settings by each name that they may have in a file."""
 
 _IN_TABLE = {
     table: {option.setting for option in OPTIONS if option.table == table} for table in TABLES[1:]
@@ -50,23 +50,23 @@ _IN_TABLE = {
 _NUMBERS = {option.setting for option in OPTIONS if option.metavar == "N"}
 
 _PLACE = re.compile(r" \(at line (\d+), (column \d+)\)$")
-"""At the end of tomllib's errors."""
+"""The line and column at the end of tomllib's error messages."""
 
 _BARE = re.compile(r"[^\"'\[{][^\"']*")
-"""A value without quotes that is no array and no table."""
+"""A value without quotes that is neither an array nor a table."""
 
 _TLS = "tls_"
-"""The names of settings in ``[tls]`` begin with it, and their keys do not."""
+"""Prefix of the names of settings in ``[tls]``, which their keys do not have."""
 
 
 @dataclass(frozen=True)
 class ConfigFile:
     """The settings of a file.
 
-    :ivar path: of the file, absolute
-    :ivar text: the file, which is TOML
-    :ivar values: by setting
-    :ivar keys: by setting, the key that gave it: ``gate.max-from-ip``
+    :ivar path: absolute path of the file
+    :ivar text: the text of the file, which is valid TOML
+    :ivar values: the values, by setting
+    :ivar keys: the key of each setting in the file, such as ``gate.max-from-ip``
     """
 
     path: Path
@@ -75,7 +75,7 @@ class ConfigFile:
     keys: dict[str, str] = field(default_factory=dict)
 
     def origin(self, key: str) -> str:
-        """Return *key* with the file and, where it is known, the line: ``FILE, line 3: KEY``."""
+        """Return *key* with the file and, if known, the line: ``FILE, line 3: KEY``."""
         line = self._lines.get(key) or self._lines.get(key.partition(":")[0])
         return f"{self.path}, line {line}: {key}" if line else f"{self.path}: {key}"
 
@@ -85,7 +85,7 @@ class ConfigFile:
 
 
 def read_config_file(path: Path) -> ConfigFile:
-    """Read *path*.
+    """Read the file *path*.
 
     :raises ConfigError: it cannot be read, is not TOML, or has an unknown key
     """
@@ -100,13 +100,13 @@ def read_config_file(path: Path) -> ConfigFile:
         raise ConfigError(f"{path}: not UTF-8") from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
-    except ValueError as error:  # tomllib's, with line and column
+    except ValueError as error:  # of tomllib, with line and column
         raise ConfigError(_not_toml(path, text, str(error))) from None
     return _Reader(path, text).read(document)
 
 
 def _read(path: Path) -> str:
-    # O_NONBLOCK: a FIFO without a writer must not block the start.
+    # O_NONBLOCK: open(2) of a FIFO without a writer would block.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -118,7 +118,7 @@ def _read(path: Path) -> str:
 
 
 def _not_toml(path: Path, text: str, error: str) -> str:
-    """Return the error of a file that is not TOML, with the line and what it probably lacks."""
+    """Return the error for a file that is not TOML, with the line and a hint."""
     place = _PLACE.search(error)
     if place is None:
         return f"{path}: {error}"
@@ -132,7 +132,7 @@ def _not_toml(path: Path, text: str, error: str) -> str:
 
 
 class _Reader:
-    """Turns one document into settings."""
+    """Converts a TOML document to settings."""
 
     def __init__(self, path: Path, text: str = "") -> None:
         self._file = ConfigFile(path, text)
@@ -156,7 +156,7 @@ class _Reader:
         keys = {setting.removeprefix(front) for setting in known}
         for key, value in content.items():
             name = _SETTINGS.get(key.replace("-", "_"))
-            if name not in known:  # also --tls-handshake-timeout, which the help has elsewhere
+            if name not in known:  # also --tls-handshake-timeout, which belongs to [gate]
                 name = _SETTINGS.get(front + key.replace("-", "_")) if front else None
             self._setting(f"{table}.{key}", name, value, keys)
 
@@ -176,16 +176,16 @@ class _Reader:
             if table and (place := _place_of(bare, table)):
                 self._fail(key, value, f"{bare} belongs {place}")
             near = difflib.get_close_matches(key.rpartition(".")[2].replace("-", "_"), known, 1)
-            hint = f"; is {near[0].replace('_', '-')} meant?" if near else ""
+            hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
             self._fail(key, value, f"unknown setting{hint}")
         if name in self._file.values:
-            self._fail(key, value, f"set already, by {self._file.keys[name]}")
+            self._fail(key, value, f"already set by {self._file.keys[name]}")
         self._file.values[name] = value
         self._file.keys[name] = key
 
     def _fail(self, key: str, value: Any, reason: str) -> NoReturn:
         if key.startswith("handler ") and not key.endswith(" use"):
-            value = HIDDEN  # an argument
+            value = HIDDEN  # an argument of a handler may be a secret
         elif "handler" in key or "handler" in reason:
             value = shown_handlers(value)
         shown = "" if value is None else f" {shortened(value)}"
@@ -193,13 +193,13 @@ class _Reader:
 
 
 def shortened(value: object) -> str:
-    """Return *value* in Python's notation, cut off if it is too long for an error message."""
+    """Return *value* in Python's notation, cut off at :data:`LONGEST_VALUE` characters."""
     text = repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _place_of(key: str, table: str) -> str:
-    """Return where a key that stands in *table* belongs; empty if it is no setting's."""
+    """Return the right place of a key that is in the wrong *table*; empty if it is unknown."""
     setting = _SETTINGS.get(key.replace("-", "_"))
     if setting is None:
         return ""
@@ -230,7 +230,7 @@ _TLS_MODES = {"starttls": "", "none": "+no-tls", "required": "+require-tls", "im
 
 
 def _listener(entry: dict[str, Any]) -> str:
-    """Return the address that a ``[[listener]]`` is, as ``--listen-address`` takes it."""
+    """Return the address of a ``[[listener]]`` in the form of ``--listen-address``."""
     address = _take(entry, "address", str)
     path = _take(entry, "path", str)
     port = _take(entry, "port", int)
@@ -260,7 +260,7 @@ def _with_port(address: str, port: int | None) -> str:
 
 
 def _handler(entry: dict[str, Any]) -> HandlerEntry:
-    """Return the handler that a ``[[handler]]`` is: text, if it has no keys of its own."""
+    """Return the handler of a ``[[handler]]``: the table, or text if it has no keys of its own."""
     if not isinstance(entry.get("use"), str) or not entry["use"]:
         expected = "expected maildir, relay, ... or module:attr"
         missing = "" if "use" in entry else "the key is missing; "

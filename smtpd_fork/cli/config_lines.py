@@ -1,7 +1,7 @@
-"""The lines of the keys of a configuration file, for error messages.
+"""Find the lines of the keys in a configuration file, for error messages.
 
-:mod:`tomllib` does not tell them, and neither does any library that this project has or knows of
-(tomlkit keeps no positions). Here tomllib reads the file once more, statement by statement.
+:mod:`tomllib` does not return positions, and the known libraries do not either (tomlkit keeps
+none). Therefore tomllib reads the file again here, statement by statement.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 __all__ = ["lines_of_keys"]
 
 _CLOSES = re.compile(r"\]|\"\"\"|'''")
-"""The last line of a statement of several lines has one of these."""
+"""The last line of a statement with several lines has one of these."""
 
 
 def lines_of_keys(text: str) -> dict[str, int]:
-    """Return the lines of the keys of *text*, which is TOML.
+    """Return the line number of each key in *text*, which is valid TOML.
 
-    A key is as error messages have it: ``gate.rate``, ``listener 2: port``. An ambiguous one, such
-    as ``"gate.rate"`` in quotes beside it, is left out.
+    Keys have the form of error messages: ``gate.rate``, ``listener 2: port``. Ambiguous keys, such
+    as ``gate.rate`` and a quoted ``"gate.rate"``, are omitted.
     """
     found: dict[str, int] = {}
     ambiguous: set[str] = set()
-    tables: dict[str, int] = {}  # arrays of tables, and how many there are so far
+    tables: dict[str, int] = {}  # arrays of tables, with the number of tables so far
     front = ""
     for line, statement, document in _statements(text):
         keys = list(_keys(document, front))
@@ -43,7 +43,7 @@ def lines_of_keys(text: str) -> dict[str, int]:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Yield each statement: the line where it begins, its text, and what it says by itself."""
+    """Yield the line, the text and the parsed document of each statement."""
     statement, first = "", 0
     for number, line in enumerate(text.split("\n"), 1):
         first = first if statement else number
@@ -53,13 +53,13 @@ def _statements(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
         try:
             document = tomllib.loads(statement)
         except tomllib.TOMLDecodeError:
-            continue  # it goes on in the next line
+            continue  # the statement continues in the next line
         yield first, statement, document
         statement = ""
 
 
 def _header(document: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return the name of the table whose header is *document*, and whether it is an array's."""
+    """Return the name of the table whose header is *document*, and whether it is in an array."""
     names, is_array = [], False
     node: Any = document
     while node:

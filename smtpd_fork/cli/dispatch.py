@@ -1,8 +1,8 @@
-"""The first step of every command, and the last word on its errors.
+"""Dispatch: runs the command that the arguments name, and reports its errors.
 
-Every fault of a start is one line on standard error that names the value and where it came from,
-and an exit status from sysexits.h. The commands of an administrator are started without the
-daemon's own modules, which take most of the time of a start.
+Every error is one line on standard error, which names the value and its origin, and an exit status
+of sysexits.h. The commands for administrators are run without importing the modules of the daemon,
+which take most of the time of a start.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["fail", "main", "run"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
+    """Run the command that the arguments name; return its exit status."""
     fill_standard_descriptors()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in CONTROL_COMMANDS and COMPLETION_VARIABLE not in os.environ:
@@ -49,16 +49,16 @@ def run(
         return fail(resources, str(error), error.exit_status)
     except click.ClickException as error:
         return fail(resources, error.format_message(), ExitStatus.USAGE)
-    except click.Abort:  # click's name for an interrupt
+    except click.Abort:  # raised by click for KeyboardInterrupt
         return 130
     return int(status or ExitStatus.OK)
 
 
 def fail(resources: StartupResources | None, text: str, status: int) -> int:
-    """Say what is wrong, also to the process whose place this one was to take."""
+    """Report an error on standard error, and to the old process of an upgrade if there is one."""
     if resources is not None and resources.successor is not None:
         resources.successor.failed(text)
         if resources.supervised is not None:
-            return int(status)  # the supervisor says it
+            return int(status)  # the supervisor reports the error
     sys.stderr.write(f"{PROGRAM}: {' '.join(text.split())}\n")
     return int(status)

@@ -1,6 +1,6 @@
-"""The event loop of the daemon, garbage collection, and errors that cannot be raised.
+"""The event loop of the daemon, its garbage collection, and exceptions that nothing handles.
 
-The process is ours, so these are ours to choose.
+These settings apply to the whole process, which belongs to the daemon.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["collect_garbage_rarely", "log_unraisable", "loop_factory", "run_to_i
 log = logging.getLogger("smtpd_fork.daemon")
 
 _GC_THRESHOLDS = (20_000, 20, 20)
-"""Of :func:`gc.set_threshold`; by default it would look at every few dozen sessions."""
+"""Arguments of :func:`gc.set_threshold`; the default would run it every few dozen sessions."""
 
 
 def run_to_its_end(
@@ -27,12 +27,13 @@ def run_to_its_end(
     main: Coroutine[Any, Any, int],
     listen_again: Callable[[], object],
 ) -> int:
-    """Run *main*; a task or callback of a handler that calls sys.exit() ends only itself.
+    """Run *main*. If a task or callback of a handler calls sys.exit(), only that task ends.
 
-    asyncio lets SystemExit and KeyboardInterrupt of any task out of the loop. Signals never come
-    as KeyboardInterrupt here: they have handlers.
+    asyncio raises SystemExit and KeyboardInterrupt of any task out of the loop. Signals are not
+    raised as KeyboardInterrupt here, as they have handlers.
 
-    :param listen_again: called in the loop, which has made itself the first to hear of signals
+    :param listen_again: called in the loop each time it was started again, as it has then replaced
+        the descriptor that gets the signals
     """
     task = loop.create_task(main)
     while True:
@@ -46,18 +47,18 @@ def run_to_its_end(
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the event loop that ``--loop`` names."""
+    """Return the function that creates the event loop of ``--loop``."""
     if name == "uvloop":
-        import uvloop  # noqa: PLC0415 - who chose asyncio need not load it
+        import uvloop  # noqa: PLC0415 - not needed with asyncio
 
         return uvloop.new_event_loop
     return asyncio.new_event_loop
 
 
 def collect_garbage_rarely() -> None:
-    """Have Python look for cycles less often: sessions leave none.
+    """Run the garbage collector less often, as sessions leave no reference cycles.
 
-    What was made until now stays for good and is never looked at again.
+    Objects that exist now are never examined again.
     """
     gc.collect()
     gc.freeze()
@@ -65,15 +66,15 @@ def collect_garbage_rarely() -> None:
 
 
 def log_unraisable(unraisable: UnraisableHookArgs, /) -> None:
-    """Log what Python cannot raise (:data:`sys.unraisablehook`): a daemon may have no stderr.
+    """Log an exception that Python cannot raise (:data:`sys.unraisablehook`).
 
-    A client can bring it about: :mod:`ssl` takes a server's name (SNI) that is not ASCII for a
-    fault of the callback that would be given it, and says so in three lines each time. The
-    handshake fails, as it should, and is logged as any other that does.
+    Its default goes to stderr, which a daemon may not have. Clients can cause such exceptions: if
+    the name in SNI is not ASCII, :mod:`ssl` reports it as an error of the callback, in three lines
+    each time. The handshake fails, as it should, and is logged like any other failure.
     """
     error = unraisable.exc_value
     if isinstance(error, UnicodeDecodeError) and isinstance(unraisable.object, bytes):
-        log.debug("a TLS client asks for a name that is not ASCII")
+        log.debug("the server name (SNI) of a TLS client is not ASCII")
         return
     what = unraisable.err_msg or "Exception ignored in"
     log.error("%s %r", what, unraisable.object, exc_info=error)

@@ -1,8 +1,8 @@
 """Generates the documents that list the options, from the definitions of the options.
 
-Run as ``make papers``. It writes the annotated example, the page of the options, the
-manual page, and the types of the keywords of Server. A test checks that the files in
-the tree are up to date.
+Run it with ``make papers``. It writes the example configuration file, the page of the options, the
+tables of the session page, the manual page, and the types of the keywords of Server. A test checks
+that these files are up to date.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WIDTH = 96
 
 
 def _quoted(text: str) -> str:
-    """Return help in Markdown: flags and what is to be written as it is between backquotes."""
+    """Return a help text in Markdown: flags are in backquotes."""
     return re.sub(r"(?<![\w`])(--?[a-z][\w-]*)", r"`\1`", text).replace("|", "\\|")
 
 
@@ -66,11 +66,11 @@ def _in_state(row: Command, state: State) -> str:
 def _led_to(row: Command, state: State) -> State | None:
     """Return the state that a command leads to; None: there is no change."""
     refused = state in row.otherwise or state in row.late
-    stays = row.name == "RSET" and state is State.HELLO  # it introduces nobody
+    stays = row.name == "RSET" and state is State.HELLO  # RSET does not replace EHLO
     return None if refused or stays else row.leads_to
 
 
-_BESIDES = """\
+_OTHER_TRANSITIONS = """\
     DATA --> DELIVERY: its end
     CHUNK --> DELIVERY: its end
     CHUNK --> CHUNKS: not the last
@@ -84,16 +84,16 @@ _BESIDES = """\
 
 
 def states_diagram() -> str:
-    """Return the same as a diagram: what leads from a state to another."""
-    ways: dict[tuple[str, str], list[str]] = {}
+    """Return the diagram of ``docs/session.md``: the commands that lead from a state to another."""
+    transitions: dict[tuple[str, str], list[str]] = {}
     for row in COMMANDS:
         for state in TAKES_COMMANDS[:-1]:
             to = _led_to(row, state)
             if to is not None and to != state:
-                ways.setdefault((state.name, to.name), []).append(row.name)
-    lines = [f"    {a} --> {b}: {', '.join(names)}\n" for (a, b), names in ways.items()]
+                transitions.setdefault((state.name, to.name), []).append(row.name)
+    lines = [f"    {a} --> {b}: {', '.join(names)}\n" for (a, b), names in transitions.items()]
     head = "```mermaid\nstateDiagram-v2\n    [*] --> GREETING\n    GREETING --> HELLO: 220\n"
-    return f"{_STATES_MARK}\n{head}{''.join(lines)}{_BESIDES}"
+    return f"{_STATES_MARK}\n{head}{''.join(lines)}{_OTHER_TRANSITIONS}"
 
 
 def options_page() -> str:
@@ -195,7 +195,7 @@ def _example_table(table: str) -> str:
 
 
 def _example_value(option: SettingOption) -> str:
-    """Return the default as a file has it; where there is none, what a value looks like."""
+    """Return the default in the form of a file, or else the form of a value."""
     default = DEFAULTS[option.setting]
     word = option.default_text or "none"
     if default is msgspec.NODEFAULT or default is None:
@@ -251,7 +251,7 @@ def settings_module() -> str:
 
 
 def accepted(name: str, hint: Any) -> str:
-    """Return the type of what a setting may be given as, but for None."""
+    """Return the type of the values that a setting accepts, except None."""
     if get_origin(hint) is tuple:
         kind = get_args(hint)[0].__name__
         return f"Sequence[{kind}] | {kind}"
@@ -259,12 +259,12 @@ def accepted(name: str, hint: Any) -> str:
         return f"Literal[{', '.join(json.dumps(value) for value in get_args(hint))}]"
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
     if name in READERS:
-        kinds.append(str)  # with a unit, or a word
+        kinds.append(str)  # a text with a unit or a word
     return " | ".join(kind.__name__ for kind in dict.fromkeys(kinds))
 
 
 def _filled(text: str, parts: Sequence[tuple[str, Callable[[], str]]]) -> str:
-    """Return a page with its generated parts."""
+    """Return a page with its generated parts replaced."""
     for pattern, part in parts:
         text = re.sub(pattern, lambda _, part=part: part(), text)  # type: ignore[misc]  # mypy#11846
     return text

@@ -1,4 +1,4 @@
-"""HandlerWatch: imports the handlers again when their files change (``--reload-handlers``)."""
+"""HandlerWatch: loads the handlers again when their files change (``--reload-handlers``)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["HandlerWatch"]
 log = logging.getLogger("smtpd_fork.daemon")
 
 WATCH_SECONDS = 0.25
-"""Between two looks at the files; a developer waits for two of them."""
+"""Interval of the checks of the files; a change is loaded after two of them."""
 
 _PYTHON = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
 
@@ -34,13 +34,14 @@ _OURS = Path(__file__).parents[1]
 
 
 class HandlerWatch(Service):
-    """Looks at the files of the handlers' modules, and of what these import from beside them.
+    """Checks the files of the handlers' modules, and of modules that these import.
 
-    Installed libraries are not looked at.
+    The latter only if they are in the directory of a handler's module; installed libraries are not
+    checked.
 
-    :param names: as ``--handler`` has them
-    :param changed: is called with the changed file and all modules to import again, once the
-        files look the same twice
+    :param names: the values of ``--handler``
+    :param changed: called with the changed file and the names of all modules to import again, once
+        the file is the same in two consecutive checks
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class HandlerWatch(Service):
         self._last = self._seen
 
     async def start(self) -> None:
-        """Watch the files as they are now."""
+        """Start the checks, with the current state of the files as the first one."""
         self._seen = self._last = await asyncio.to_thread(self._look)
         if self._seen:
             files = ", ".join(map(str, self._seen))
@@ -61,15 +62,15 @@ class HandlerWatch(Service):
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
     async def reloaded(self, config: DaemonConfig) -> None:
-        """Watch the handlers that are in force now."""
+        """Check the files of the handlers of the new settings from now on."""
         self._names = config.handler
 
     async def handed_over(self, pid: int) -> None:
-        """Watch no longer: process *pid* does."""
+        """Stop the checks, as process *pid* makes them from now on."""
         await self.stop()
 
     async def stop(self) -> None:
-        """Watch no longer."""
+        """Stop the checks."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -79,7 +80,7 @@ class HandlerWatch(Service):
             await asyncio.sleep(WATCH_SECONDS)
             last, self._last = self._last, await asyncio.to_thread(self._look)
             for path, signature in self._last.items():
-                # A file that was not seen before has just been imported.
+                # A new file is a module that was imported since the last check.
                 seen = self._seen.setdefault(path, signature)
                 if seen != signature == last.get(path):
                     self._seen = dict(self._last)
@@ -90,7 +91,7 @@ class HandlerWatch(Service):
         return {path: file_signature(path) for path in self._modules().values()}
 
     def _modules(self) -> dict[str, Path]:
-        """Return the modules to watch, each with its file."""
+        """Return the modules to check, each with its file."""
         packages = {name.partition(".")[0] for name in modules_of(self._names)}
         ours = {name: path for name, path in _imported() if not _is_library(path)}
         directories = {
@@ -104,7 +105,7 @@ class HandlerWatch(Service):
 
 
 def _imported() -> Iterator[tuple[str, Path]]:
-    """Yield the modules that have a file."""
+    """Yield the imported modules that have a file."""
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if isinstance(file, str) and name != "__main__":

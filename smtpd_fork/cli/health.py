@@ -1,13 +1,13 @@
-"""Health: whether the daemon in this container answers; for HEALTHCHECK and exec probes.
+"""Health check of the daemon in this container; for HEALTHCHECK and exec probes.
 
 ::
 
     python -m smtpd_fork.cli.health
 
-It reads the command line of pid 1 and its own environment as the daemon did, connects to the first
-listen address of the daemon, waits for the greeting and sends QUIT. The status is 0 after a
-greeting, or after a 4xx: a daemon without a free connection slot is healthy. Otherwise it
-is 1, with one line that says why.
+It reads the command line of process 1 and its own environment as the daemon does, connects to the
+first listen address of the daemon, waits for the greeting and sends QUIT. The exit status is 0
+after a greeting or a 4yz reply: a daemon without a free connection slot is healthy. Otherwise it is
+1, with the reason in one line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from smtpd_fork.listeners.bind import wanted_addresses
 __all__ = ["daemon_arguments", "main", "probe"]
 
 SECONDS = 4.0
-"""For the whole of it; less than the image's --timeout, so that the reason is shown."""
+"""Time limit of the health check; less than the image's --timeout, so that the reason is
+printed."""
 
 MAX_GREETING = 1024
 """Bytes; a line of a reply has 512 (RFC 5321 4.5.3.1.5)."""
@@ -43,30 +44,31 @@ _LOOPBACK = {ANY: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S10
 
 
 def main() -> int:
-    """Return 0 if the daemon is well, else 1."""
+    """Return 0 if the daemon is healthy, else 1."""
     try:
         address = _address(daemon_arguments(_first_command_line()))
         reply = probe(address)
     except (OSError, SmtpdForkError, click.ClickException) as error:
-        sys.stdout.write(f"not well: {error}\n")
+        sys.stdout.write(f"unhealthy: {error}\n")
         return 1
-    well = reply[:1] in {"2", "4"}
-    sys.stdout.write(f"{'well' if well else 'not well'}: {address}: {reply or 'no greeting'}\n")
-    return 0 if well else 1
+    healthy = reply[:1] in {"2", "4"}
+    state = "healthy" if healthy else "unhealthy"
+    sys.stdout.write(f"{state}: {address}: {reply or 'no greeting'}\n")
+    return 0 if healthy else 1
 
 
 def _first_command_line() -> bytes:
     try:
         return Path("/proc/1/cmdline").read_bytes()
-    except FileNotFoundError:  # no /proc, or none of other users' processes in it
+    except FileNotFoundError:  # /proc is not mounted, or hides processes of other users
         return b""
 
 
 def daemon_arguments(command_line: bytes) -> list[str]:
-    """Return what stands behind the daemon's name on a command line as /proc shows it.
+    """Return the arguments of the daemon on a command line in the form of /proc.
 
-    Before the name there may be an interpreter, or an init with words of its own. Where pid 1 is
-    something else altogether there is nothing: then the environment alone counts.
+    Before the name of the daemon there may be an interpreter, or an init with its arguments. If
+    process 1 is another program, the result is empty, and only the environment is used.
     """
     words = command_line.decode("utf-8", "surrogateescape").rstrip("\0").split("\0")
     for index, word in enumerate(words):
@@ -76,10 +78,10 @@ def daemon_arguments(command_line: bytes) -> list[str]:
 
 
 def _address(arguments: Sequence[str]) -> Address:
-    """Return the first address that the daemon listens on; TCP before a unix socket.
+    """Return the first address that the daemon listens on; a TCP address before a unix socket.
 
     :raises click.ClickException: the arguments cannot be read
-    :raises SmtpdForkError: a setting cannot
+    :raises SmtpdForkError: a setting cannot be read
     """
     given = SettingSources.of(command.make_context(PROGRAM, list(arguments))).values
     config = DaemonConfig.build({name: given.get(name) for name in ("listen", "port")})
@@ -89,9 +91,9 @@ def _address(arguments: Sequence[str]) -> Address:
 
 
 def probe(address: Address, seconds: float = SECONDS) -> str:
-    """Connect to *address*, say QUIT, and return the greeting; empty if there was none.
+    """Connect to *address*, send QUIT, and return the greeting; empty if there was none.
 
-    :raises OSError: no daemon answers there, or not in time
+    :raises OSError: no daemon answers, or not in time
     """
     with _connect(address, seconds) as sock:
         if address.proxy:
@@ -99,7 +101,7 @@ def probe(address: Address, seconds: float = SECONDS) -> str:
         with _secured(sock) if address.tls else sock as line:
             greeting = _greeting(line)
             if greeting.startswith("2"):
-                # And see it leave: else its place is taken a moment longer than need be.
+                # Wait until the daemon has closed, so that its connection slot is free again.
                 line.sendall(b"QUIT\r\n")
                 while line.recv(MAX_GREETING):
                     pass
@@ -107,10 +109,12 @@ def probe(address: Address, seconds: float = SECONDS) -> str:
 
 
 def _greeting(line: socket.socket) -> str:
-    heard = b""
-    while b"\n" not in heard and len(heard) < MAX_GREETING and (chunk := line.recv(MAX_GREETING)):
-        heard += chunk
-    return heard.partition(b"\n")[0].decode("ascii", "replace").strip()
+    received = b""
+    while b"\n" not in received and len(received) < MAX_GREETING:
+        if not (chunk := line.recv(MAX_GREETING)):
+            break
+        received += chunk
+    return received.partition(b"\n")[0].decode("ascii", "replace").strip()
 
 
 def _connect(address: Address, seconds: float) -> socket.socket:
@@ -129,7 +133,7 @@ def _connect(address: Address, seconds: float) -> socket.socket:
 
 def _secured(sock: socket.socket) -> ssl.SSLSocket:
     context = ssl.create_default_context()
-    # Whose certificate it is, is not the question here.
+    # The probe checks whether the daemon answers, not its certificate.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context.wrap_socket(sock)

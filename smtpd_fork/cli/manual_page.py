@@ -107,7 +107,7 @@ def _lines() -> Iterator[str]:
 
 
 def _command(name: str, chosen: click.Command) -> Iterator[str]:
-    """Return the section of a command: what it does, and its own options."""
+    """Return the section of a command: its description and its own options."""
     yield f".SS {_roff(f'{name} {_arguments(chosen)}')}"
     yield "\n.PP\n".join(map(_roff, inspect.cleandoc(chosen.help or "").split("\n\n")))
     own = [each for each in chosen.params if isinstance(each, click.Option)]
@@ -127,7 +127,7 @@ def _arguments(chosen: click.Command) -> str:
 
 
 def flags_of(option: click.Option) -> str:
-    """Return the flags of an option, with what it takes: ``-p, --port PORT``."""
+    """Return the flags of an option with the name of its value: ``-p, --port PORT``."""
     return ", ".join(option.opts) + ("" if option.is_flag else f" {option.metavar}")
 
 
@@ -136,15 +136,15 @@ def _help(option: SettingOption) -> str:
 
 
 def _entries(meanings: Mapping[str, str]) -> Iterator[str]:
-    """Return a list of terms, each with its meaning."""
+    """Yield a list of terms, each with its meaning."""
     for term, meaning in meanings.items():
         yield f".TP\n.B {_roff(term)}\n{_roff(meaning)}"
 
 
 def _roff(text: str) -> str:
-    """Return *text* so that roff takes it as it is; what is between backquotes is bold."""
+    """Return *text* escaped for roff; text between backquotes becomes bold."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
-    escaped = escaped.replace('"', "\\(dq").strip()  # a macro would take a quotation mark off
+    escaped = escaped.replace('"', "\\(dq").strip()  # macros remove quotation marks
     escaped = re.sub(r"`([^`]+)`", r"\\fB\1\\fP", escaped)
     return "\n".join(
         f"\\&{line}" if line.startswith((".", "'")) else line for line in escaped.splitlines()

@@ -1,4 +1,4 @@
-"""The listeners of ``--metrics``; they are opened before privileges are dropped."""
+"""Opens the listening sockets of ``--metrics``, before privileges are dropped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smtpd_fork.listeners import Address, Listener, bind_all, parse_address
 __all__ = ["metrics_address", "open_metrics", "wanted_metrics"]
 
 BACKLOG = 64
-"""Clients that wait in the kernel; beyond that it does not answer."""
+"""Backlog of the listening socket; the kernel does not answer further clients."""
 
 LIBRARIES = ("aiohttp", "prometheus_client")
 
@@ -27,14 +27,14 @@ def metrics_address(text: str) -> Address:
     except SettingError as error:
         raise SettingError("metrics", text, error.reason) from None
     if address.scheme != "smtp" or text.startswith("smtp:"):
-        raise SettingError("metrics", text, "expected no protocol: only HTTP is served there")
+        raise SettingError("metrics", text, "expected no protocol: this address serves HTTP only")
     if address.path is None and address.port is None:
         raise SettingError("metrics", text, "write HOST:PORT, [V6]:PORT, :PORT or unix:PATH")
     return address
 
 
 def wanted_metrics(config: DaemonConfig) -> Address | None:
-    """Return the address of ``--metrics``, after a look for the libraries; None without it.
+    """Return the address of ``--metrics``, None without it; check that the libraries are installed.
 
     :raises SettingError: the address cannot be read
     :raises MissingLibraryError: a library is not installed
@@ -49,7 +49,7 @@ def wanted_metrics(config: DaemonConfig) -> Address | None:
 
 
 def open_metrics(config: DaemonConfig, warn: Callable[[str], object]) -> list[Listener]:
-    """Bind the address of ``--metrics``, which may be several sockets; none without it.
+    """Bind the address of ``--metrics``; return its sockets, or none without the option.
 
     :param warn: called with a warning for each address of a name that is skipped
     :raises SmtpdForkError: as :func:`wanted_metrics` and :func:`smtpd_fork.listeners.bind_all`

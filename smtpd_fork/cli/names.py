@@ -1,4 +1,4 @@
-"""Names that the commands share: the program's, its variables', and the options of help."""
+"""Names that the commands share: of the program, of environment variables, of the help options."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ENVIRONMENT_PREFIX = "SMTPD_FORK_"
 CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
 
 CONTROL_VARIABLE = ENVIRONMENT_PREFIX + "CONTROL"
-"""The daemon's own variable for its control socket, which the commands read as well."""
+"""The environment variable of the daemon's control socket, which the commands read as well."""
 
 CLIENT_VARIABLE = ENVIRONMENT_PREFIX + "CONTROL_SOCKET"
-"""The control socket for the commands alone."""
+"""The environment variable of the control socket for the commands only."""
 
 COMPLETION_VARIABLE = "_SMTPD_FORK_COMPLETE"
-"""By it a shell asks for its completion script, and for the words that fit (click's own)."""
+"""The variable with which a shell requests its completion script and completions (click's)."""
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
-"""Of every command's :class:`click.Context`."""
+"""Settings of the :class:`click.Context` of every command."""

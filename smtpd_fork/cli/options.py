@@ -1,4 +1,4 @@
-"""The options, defined once: flags, environment, help and place in a file come from this table.
+"""The options, defined once: flags, variables, help texts and keys in a file come from this table.
 
 Types and defaults are those of :class:`smtpd_fork.config.DaemonConfig`.
 """

@@ -1,4 +1,4 @@
-"""Reloads: SIGHUP and `smtpd-fork reload`, one after another."""
+"""Reloads of the configuration, by SIGHUP or `smtpd-fork reload`, one after another."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ LONGEST_LINE = 1000
 
 
 class Reloads:
-    """Has the settings of the file, and all files that they name, read again.
+    """Reads the configuration file, and the files that it names, again.
 
-    :param turn: held meanwhile: an upgrade must not see half of it
+    :param turn: a lock that an upgrade holds as well, so that it does not start during a reload
     """
 
     def __init__(
@@ -54,12 +54,13 @@ class Reloads:
     def ask(
         self, by: str = "SIGHUP", modules: frozenset[str] = frozenset()
     ) -> asyncio.Future[ReloadOutcome]:
-        """Have it done, and return the outcome to come.
+        """Request a reload; return a future of its outcome.
 
-        A second time while it is done is done after it, and a third with that.
+        A request during a reload is carried out after it; further requests meanwhile share its
+        outcome.
 
-        :param by: who asks, for the log
-        :param modules: of handlers, to be imported again
+        :param by: the origin of the request, for the log
+        :param modules: modules of handlers to import again
         """
         self._modules |= modules
         if self._next is None:
@@ -88,8 +89,8 @@ class Reloads:
             reason, status = sources.explain(error), sources.status(error)
             outcome = ReloadOutcome(reason=reason, status=status)
             log.error("%s", outcome)  # noqa: TRY400 - one line
-        except Exception as error:  # a handler's own fault
-            # Its text may repeat an argument of the handler.
+        except Exception as error:  # an error in a handler
+            # The text is not returned, as it may contain an argument of the handler.
             reason = f"{type(error).__name__}, see the daemon's log"
             outcome = ReloadOutcome(reason=reason, status=ExitStatus.SOFTWARE)
             log.exception("%s", outcome)
@@ -100,14 +101,14 @@ class Reloads:
 
     async def _change(self, sources: SettingSources, by: str) -> ReloadOutcome:
         if self._services.have_left:
-            raise UnavailableError("a new process serves now")
+            raise UnavailableError("a new process has replaced this one")
         config = await asyncio.to_thread(sources.build)
         if isinstance(self._server, Processes):
             changes = await self._server.reload(config, by)
         else:
             changes = await self._change_server(self._server, config, sources)
         restart = restart_lines(self._config, config)
-        for line in restart if sources.share is None else ():  # else the supervisor says so
+        for line in restart if sources.share is None else ():  # the supervisor logs them
             log.warning("%s", line)
         self._sources, self._config = sources, config
         return ReloadOutcome(changes, restart)
@@ -135,6 +136,6 @@ class Reloads:
         return changes
 
     async def end(self) -> None:
-        """Wait for what is being read."""
+        """Wait for the end of the reload in progress."""
         if self._task is not None:
             await asyncio.wait([self._task])

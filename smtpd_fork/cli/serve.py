@@ -1,4 +1,4 @@
-"""Serving: the start, and what ends it: signals, a drain, another process in this one's place."""
+"""Serving: runs the server of a process until a signal, a drain or an upgrade ends it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from smtpd_fork.observe.reload_outcome import ReloadOutcome
 
     Orders = asyncio.Queue[signal.Signals | DrainOrder]
-    """Signals, and orders of the control socket, one after another."""
+    """Signals and drain orders, which are carried out one after another."""
 
 __all__ = ["Serving"]
 
@@ -55,10 +55,10 @@ _STOP = (signal.SIGTERM, signal.SIGINT)
 
 
 class Serving:
-    """One process's time in the loop, from start to end.
+    """Runs the server of one process in the event loop, from the start to the end.
 
-    :param resources: what the process has besides, and may hand over (SIGUSR2)
-    :param watchdog: sees that the process ends, whatever a handler does
+    :param resources: sockets and files of the process, which an upgrade (SIGUSR2) hands over
+    :param watchdog: ends the process if a handler prevents the stop
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Serving:
         self._watchdog = watchdog
         self._resources = resources
         self._orders: Orders = asyncio.Queue()
-        self._told_to_stop = self._withdrawn = False
+        self._stop_received = self._withdrawn = False
         self._stops = Counter[str]()
         self._services = Services(self._services_of(server, config))
         turn = asyncio.Lock()
@@ -91,29 +91,29 @@ class Serving:
     def _services_of(self, server: Server | Processes, config: DaemonConfig) -> Iterator[Service]:
         resources = self._resources
         if isinstance(server, Processes):
-            server.upgrades.on_end_order = self._told_by_supervisor
+            server.upgrades.on_end_order = self._stop_by_supervisor
             return supervisor_services(server, resources, self._drain, self._reload)
-        if (place := resources.supervised) is not None:
+        if (position := resources.supervised) is not None:
             orders = {
                 "stop": lambda _: self._stop_signal(signal.SIGTERM),
                 "drain": self._drain,
                 "leave": lambda _: self._withdraw(server),
                 "abort": lambda _: self._abort(),
             }
-            line = Channel(socket.socket(fileno=place.line))
+            line = Channel(socket.socket(fileno=position.line))
             return supervised_services(
-                server, line, place.of, orders, self._reload, self._reload_handlers, config
+                server, line, position.of, orders, self._reload, self._reload_handlers, config
             )
         return services_of(
             server, resources, self._drain, self._reload, self._reload_handlers, config
         )
 
     def run(self, ready: Callable[[], None] | None = None) -> ExitStatus:
-        """Serve until SIGTERM or SIGINT; a second one stops at once.
+        """Serve until SIGTERM or SIGINT; a second signal stops immediately.
 
-        :param ready: called once it serves
-        :returns: how it ended
-        :raises SmtpdForkError: it cannot start
+        :param ready: called when the server accepts clients
+        :returns: the exit status
+        :raises SmtpdForkError: the server cannot start
         """
         sys.unraisablehook = log_unraisable
         with asyncio.Runner(loop_factory=loop_factory(self._loop)) as runner:
@@ -128,14 +128,14 @@ class Serving:
         self._watchdog.listen(_STOP)
 
     async def _run(self, ready: Callable[[], None] | None) -> int:
-        """Serve until the end; return how many sessions had to be cut."""
+        """Serve until the end; return the number of sessions that were closed by force."""
         self._listen_to_signals()
         await self._start()
         collect_garbage_rarely()
-        if (place := self._resources.supervised) is None:
+        if (position := self._resources.supervised) is None:
             log.info("serving, pid %d", os.getpid())
         else:
-            log.info("process %d of %d serves, pid %d", place.number, place.of, os.getpid())
+            log.info("process %d of %d serves, pid %d", position.number, position.of, os.getpid())
         if ready is not None:
             ready()
         self._upgrade.serving()
@@ -157,37 +157,37 @@ class Serving:
         return cut
 
     def _stop_signal(self, number: signal.Signals) -> None:
-        """Stop, or at the second signal stop at once.
+        """Stop gracefully, or immediately at the second signal.
 
-        Not under a supervisor: it tells to stop as well, after the service manager, which signals
-        all processes.
+        Under a supervisor a second signal is ignored: the supervisor orders the stop as well after
+        the service manager has signalled all processes.
         """
-        if self._resources.supervised is None or not self._told_to_stop:
+        if self._resources.supervised is None or not self._stop_received:
             self._stop_by("signal", number)
-        self._told_to_stop = True
+        self._stop_received = True
 
-    def _told_by_supervisor(self, word: str) -> None:
-        """Stop as the other supervisor of an upgrade does: ``stop``, or ``abort``."""
+    def _stop_by_supervisor(self, word: str) -> None:
+        """Stop together with the other supervisor of an upgrade: ``stop``, or ``abort``."""
         for _ in range(1 if word == "stop" else 2 - self._stops["supervisor"]):
             self._stop_by("supervisor", signal.SIGTERM)
 
-    def _stop_by(self, teller: str, number: signal.Signals) -> None:
-        """Order the stop, once for a signal of the service manager and a word that came with it."""
+    def _stop_by(self, origin: str, number: signal.Signals) -> None:
+        """Order a stop, but only once if a signal and an order of the supervisor coincide."""
         before = max(self._stops.values(), default=0)
-        self._stops[teller] += 1
-        if self._stops[teller] > before:
+        self._stops[origin] += 1
+        if self._stops[origin] > before:
             self._orders.put_nowait(number)
 
     def _abort(self) -> None:
-        for _ in range(1 if self._told_to_stop else 2):
+        for _ in range(1 if self._stop_received else 2):
             self._orders.put_nowait(signal.SIGTERM)
 
     def _drain(self, seconds: float | None) -> None:
         self._orders.put_nowait(DrainOrder(seconds))
 
     def _withdraw(self, server: Server) -> None:
-        """Leave the sockets to the processes of another supervisor."""
-        if not self._told_to_stop and not self._withdrawn:
+        """Stop listening, and end with the last session: another supervisor has the sockets."""
+        if not self._stop_received and not self._withdrawn:
             self._withdrawn = True
             server.withdraw()
             self._orders.put_nowait(signal.SIGUSR2)
@@ -207,82 +207,82 @@ class Serving:
         self._watchdog.listen(_STOP)
 
     async def _start(self) -> None:
-        """Begin to serve; in an upgrade, once the old process has let go.
+        """Start the server; in an upgrade, replace the old process before clients are accepted.
 
-        :raises SmtpdForkError: it cannot serve
+        :raises SmtpdForkError: the server cannot start
         """
         successor = self._resources.successor
         await self._server.start(accept=successor is None)
         try:
             await self._services.start()
             if successor is not None:
-                await self._take_over(successor)
+                await self._replace_old_process(successor)
         except BaseException:
             await self._services.stop()
             await self._server.abort()
             raise
 
-    async def _take_over(self, successor: Successor) -> None:
-        """Take the place of the old process.
+    async def _replace_old_process(self, successor: Successor) -> None:
+        """Replace the old process of an upgrade.
 
-        :raises SmtpdForkError: that one goes on, or the pid-file cannot be written
+        :raises SmtpdForkError: the old process continues, or the pid file cannot be written
         """
-        fault: SmtpdForkError | None = None
+        failure: SmtpdForkError | None = None
         try:
             await self._replace_processes()
             if self._resources.pid_file is not None:
                 self._resources.pid_file.write(os.getpid())
             successor.ready()
         except SmtpdForkError as error:
-            fault = error
+            failure = error
             successor.failed(str(error))
         if await old_process_goes_on(successor):
-            fault = fault or OperatingSystemError("the old process has cancelled the upgrade")
+            failure = failure or OperatingSystemError("the old process has cancelled the upgrade")
             if self._has_clients:
-                await self._give_up(fault)
-            raise fault
-        if fault is not None:
+                await self._abandon_upgrade(failure)
+            raise failure
+        if failure is not None:
             if not self._has_clients:
-                raise fault
-            log.error("%s; the old process has ended, so this one serves", fault)
+                raise failure
+            log.error("%s; the old process has ended, so this one serves", failure)
         if successor.handover.denials is not None:
             receive_denials(successor.handover.denials, self._server.gate.denials)
-        self._resources.take_over()
+        self._resources.own_inherited()
         self._server.accept()
 
     async def _replace_processes(self) -> None:
         """Replace the processes of the old supervisor, if there are any.
 
-        :raises SmtpdForkError: one cannot be started, or this process is to stop
+        :raises SmtpdForkError: a process cannot be started, or this process is stopped
         """
         if not isinstance(self._server, Processes):
             return
         replacing = asyncio.ensure_future(self._server.upgrades.replace())
         number = await self._signal_before(replacing)
         if number is not None:
-            self._orders.put_nowait(number)  # for what comes next
+            self._orders.put_nowait(number)  # to be carried out when this step has ended
         if not replacing.done():
             replacing.cancel()
             await asyncio.wait([replacing])
-            raise UnavailableError("the new process stops")
+            raise UnavailableError("the new process was stopped")
         await replacing
 
     @property
     def _has_clients(self) -> bool:
-        """Whether processes serve before this one has everything."""
+        """Whether processes of this supervisor serve before the upgrade is complete."""
         return isinstance(self._server, Processes) and self._server.upgrades.serves
 
-    async def _give_up(self, fault: SmtpdForkError) -> None:
-        """End with the last session: the old process goes on."""
-        log.error("upgrade given up: %s", fault)
+    async def _abandon_upgrade(self, reason: SmtpdForkError) -> None:
+        """Abandon the upgrade, as the old process continues; end with the last session."""
+        log.error("upgrade given up: %s", reason)
         self._server.withdraw()
         await self._services.stop()
-        self._resources.give_up()
+        self._resources.close_sockets()
         await self._leave()
 
     async def _leave(self) -> int:
-        """End with the last session: the new process serves by now."""
-        if isinstance(self._server, Server):  # else each process says it
+        """End with the last session, as the new process serves."""
+        if isinstance(self._server, Server):  # otherwise each process logs it
             log.info("sessions that continue in this process: %d", self._server.sessions)
         signalled = await self._until(self._server.leave(), "the last session has ended", None)
         await self._upgrade.end()
@@ -292,7 +292,7 @@ class Serving:
         return await self._server.stop()
 
     async def _signal(self) -> signal.Signals:
-        """Return the next signal; an order to drain is ignored once the end has begun."""
+        """Return the next signal; orders to drain are ignored while the process stops."""
         while not isinstance(order := await self._orders.get(), signal.Signals):
             pass
         return order
@@ -300,7 +300,7 @@ class Serving:
     async def _signal_before(
         self, end: asyncio.Future[Any], seconds: float | None = None
     ) -> signal.Signals | None:
-        """Wait for *end*, or until the time is up; return the signal that came meanwhile."""
+        """Wait for *end*, a signal or the timeout; return the signal, or None."""
         signalled = asyncio.ensure_future(self._signal())
         await asyncio.wait([end, signalled], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if signalled.done():
@@ -308,15 +308,15 @@ class Serving:
         signalled.cancel()
         return None
 
-    async def _until(self, end: Awaitable[None], says: str, seconds: float | None) -> bool:
-        """Wait for *end*, until that, or a signal, or the time is up; return whether a signal came.
+    async def _until(self, end: Awaitable[None], message: str, seconds: float | None) -> bool:
+        """Wait for *end*, a signal or the timeout; return whether a signal was received.
 
-        :param says: is logged at the end
+        :param message: logged when *end* is done
         """
         ending = asyncio.ensure_future(end)
         number = await self._signal_before(ending, seconds)
         if ending.done():
-            log.info("%s", says)
+            log.info("%s", message)
         elif number is not None:
             log.info("%s: stopping", number.name)
         else:

@@ -39,11 +39,11 @@ def services_of(
     reload_handlers: Callable[[Path, frozenset[str]], object],
     config: DaemonConfig,
 ) -> Iterator[Service]:
-    """Return the services that *resources* have been opened for, in the order of their start.
+    """Yield the services of a daemon with a single process, in the order of their start.
 
-    :param drain: ends the daemon with its last session, or after so many seconds
-    :param reload: reads the settings again, for the administrator whom it is given
-    :param reload_handlers: loads the handlers again, as the given file has changed
+    :param drain: stops the daemon after its last session, or after the given seconds
+    :param reload: reloads the settings; its argument is the origin of the request, for the log
+    :param reload_handlers: loads the handlers again, as the given file and modules have changed
     """
     yield LogReload()
     if resources.control is not None:
@@ -64,7 +64,7 @@ def supervisor_services(
     drain: Callable[[float | None], None],
     reload: Callable[[str], Awaitable[ReloadOutcome]],
 ) -> Iterator[Service]:
-    """Return the services of the supervisor, which answer for all processes."""
+    """Yield the services of the supervisor, which combine the data of all processes."""
     yield LogReload()
     if resources.control is not None:
         yield Control(resources.control, processes, drain, reload, AllProcesses(processes, drain))
@@ -87,10 +87,10 @@ def supervised_services(
     reload_handlers: Callable[[Path, frozenset[str]], object],
     config: DaemonConfig,
 ) -> Iterator[Service]:
-    """Return the services of a process under a supervisor, by which it shares its limits.
+    """Yield the services of a process under a supervisor; it shares its limits by the supervisor.
 
-    :param processes: how many there are
-    :param orders: what ends the process, by the word of the supervisor
+    :param processes: number of processes
+    :param orders: the functions that stop the process, by the order of the supervisor
     """
     yield LogReload()
     figures = None
@@ -100,7 +100,7 @@ def supervised_services(
         yield (shown := ChildStatistics(server))
         figures = shown.figures
     link = SupervisorLink(line)
-    if server.fleet is None:  # else the processes share limits by that
+    if server.fleet is None:  # otherwise the processes share their limits by the fleet
         node, lease = config.hostname, LEASE_SECONDS
         server.fleet = Fleet(
             server.gate,
@@ -118,7 +118,7 @@ def supervised_services(
 class Services:
     """The services of a daemon.
 
-    :param services: in the order of their start; they are called in the reverse order
+    :param services: in the order in which they are started; they are stopped in reverse order
     """
 
     def __init__(self, services: Iterable[Service]) -> None:
@@ -128,13 +128,13 @@ class Services:
 
     @property
     def have_left(self) -> bool:
-        """Whether a new process serves in place of this one."""
+        """Whether an upgrade has replaced this process."""
         return self._handed_over
 
     async def start(self) -> None:
-        """Start them, one after another.
+        """Start the services, one after another.
 
-        :raises SmtpdForkError: one cannot start; those before it have stopped
+        :raises SmtpdForkError: a service cannot start; those before it are stopped
         """
         try:
             for service in self._all:
@@ -145,21 +145,21 @@ class Services:
             raise
 
     async def each(self, call: Callable[[Service], Awaitable[None]]) -> None:
-        """Call a method of each, unless a new process has replaced this one; errors are logged."""
+        """Call a method of each service and log errors; do nothing after an upgrade."""
         if not self._handed_over:
             await self._call(call)
 
     def sockets(self) -> dict[str, socket.socket]:
-        """Return the sockets that an upgrade hands over."""
+        """Return the sockets that an upgrade passes to the new process."""
         return {name: sock for service in self._started for name, sock in service.sockets().items()}
 
     async def handed_over(self, pid: int) -> None:
-        """Tell them that process *pid* serves now; only :meth:`stop` has an effect after this."""
+        """Notify the services that process *pid* serves now; call only :meth:`stop` after this."""
         await self.each(lambda service: service.handed_over(pid))
         self._handed_over = True
 
     async def stop(self) -> None:
-        """Stop them."""
+        """Stop the services."""
         await self._call(lambda service: service.stop())
 
     async def _call(self, call: Callable[[Service], Awaitable[None]]) -> None:

@@ -1,4 +1,4 @@
-"""Setting changes of the daemon: what a reload has changed, and what needs a restart."""
+"""The lines that report changed settings: changes by a reload, and changes that need a restart."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RELOADABLE = {*Config.__struct_fields__, "handler", "log_level"} - NEED_RESTART
 
 
 BOUND = frozenset({"listen", "port", "backlog", "socket_mode"})
-"""Settings of the listeners, which the supervisor of --processes holds: an upgrade or a restart
-changes them."""
+"""Settings of the listeners. With --processes the supervisor holds the sockets, so that only an
+upgrade or a restart changes these settings."""
 
 
 def daemon_changes(before: DaemonConfig, after: DaemonConfig) -> Iterator[str]:
-    """Yield the lines of the settings that a reload changes, and that are not the server's."""
+    """Yield a line for each change of the daemon's own settings by a reload."""
     if before.handler != after.handler:
         yield from _handler_changes(before.handler, after.handler)
     if before.log_level != after.log_level:
@@ -36,7 +36,7 @@ def daemon_changes(before: DaemonConfig, after: DaemonConfig) -> Iterator[str]:
 def _handler_changes(
     before: Sequence[HandlerEntry], after: Sequence[HandlerEntry]
 ) -> Iterator[str]:
-    """Yield a line for each key of a table that has changed; else one with all handlers."""
+    """Yield a line for each changed key of a handler's table, or one line with all handlers."""
     tables = [
         (number, old, new)
         for number, (old, new) in enumerate(zip(before, after, strict=False), 1)
@@ -72,7 +72,7 @@ def _shown(entry: HandlerEntry) -> str:
 
 
 def restart_lines(before: DaemonConfig, after: DaemonConfig) -> list[str]:
-    """Return a line for each setting that was changed, and needs a restart."""
+    """Return a line for each changed setting that needs a restart."""
     bound = BOUND if before.processes > 1 else frozenset()
     return [
         f"{change_line(name, old, new)} needs a restart"

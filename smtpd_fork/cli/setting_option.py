@@ -1,4 +1,4 @@
-"""SettingOption: the option of one setting: its flags, variable, place in a file, and default."""
+"""SettingOption: the command-line option of a setting, with its variable, key and default."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _HINTS = get_type_hints(DaemonConfig)
 DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(DaemonConfig)}
 
 _SETTINGS = {"listen_address": "listen"}
-"""Settings whose names are not those of their options."""
+"""Settings whose option has another name."""
 
 TABLES = ("", "tls", "gate")
-"""Tables of a file; the first is its top level."""
+"""Tables of a configuration file; the first is the top level."""
 
 _TABLE_OF = {"Limits": "gate", "Fleet": "gate", "Lists": "gate", "TLS": "tls"}
-"""By section of the help."""
+"""The table of a setting, by its section in the help."""
 
 _DEFAULT_TEXTS = {
     "dns_server": "those of the system",
@@ -40,11 +40,14 @@ _DEFAULT_TEXTS = {
     "tls_key": "in the file of --tls-cert",
     "user": "",
 }
-"""Defaults that no value shows."""
+"""The texts of defaults that are not constants."""
 
 
 class _Words(click.types.StringParamType):
-    """Text; in the environment several, separated by spaces, and quoted if they have spaces."""
+    """Text; in the environment several values, separated by spaces.
+
+    Values with spaces are quoted there.
+    """
 
     def split_envvar_value(self, rv: str) -> list[str]:
         lexer = shlex.shlex(rv, posix=True)
@@ -57,14 +60,16 @@ def _choices(hint: Any) -> list[str]:
 
 
 class SettingOption(click.Option):
-    """The option of one setting. Its value is read by the settings, not by click.
+    """The option of a setting. The settings parse its value, not click.
 
-    :param declaration: flags and metavar, as the help shows them: ``-p, --port PORT``
-    :ivar section: its heading in the help
+    :param section: its section in the help
+    :param declaration: flags and metavar, in the form of the help: ``-p, --port PORT``
+    :param text: the help text
+    :ivar section: its section in the help
     :ivar setting: name of the setting
     :ivar long_name: its long flag, without the dashes
-    :ivar table: the table of a file that it is in; empty for the top level
-    :ivar key: its key there
+    :ivar table: its table in a file; empty for the top level
+    :ivar key: its key in that table
     """
 
     def __init__(self, section: str, declaration: str, text: str) -> None:
@@ -82,34 +87,34 @@ class SettingOption(click.Option):
             metavar=None if words == flags else words[-1],
             multiple=self.setting in LISTS,
             type=_Words() if self.setting in LISTS else None,
-            is_flag=self.setting in BOOLEANS or None,  # False means another thing to click
+            is_flag=self.setting in BOOLEANS or None,  # click would take False for a value
             envvar=ENVIRONMENT_PREFIX + name.upper(),
         )
 
     def value_from_envvar(self, ctx: click.Context) -> Any:
-        """Return the value, or values, of the variable (click's)."""
+        """Return the value, or values, of the environment variable (click's method)."""
         try:
             return super().value_from_envvar(ctx)
         except ValueError:
             raise click.UsageError(f"{self.envvar}: a quotation mark is not closed") from None
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Return the values that the setting may have, or have the shell complete a file."""
+        """Return the possible values of the setting, or let the shell complete a file name."""
         if values := _choices(_HINTS[self.setting]):
             return [CompletionItem(value) for value in values if value.startswith(incomplete)]
         return [CompletionItem(incomplete, type="file")]
 
     def get_default(self, ctx: click.Context, call: bool = True) -> Any:
-        """Return None: the settings know their defaults."""
+        """Return None, as the settings have their defaults themselves."""
         return None
 
     @property
     def default_text(self) -> str:
-        """The default, as the help shows it; empty for none."""
+        """The default in the form of the help; empty without one."""
         return _DEFAULT_TEXTS.get(self.setting) or _format_default(self.setting)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Return flags and help, with the default behind it."""
+        """Return the flags, and the help text with the default at its end."""
         record = super().get_help_record(ctx)
         if record is None or not self.default_text:
             return record
@@ -117,9 +122,9 @@ class SettingOption(click.Option):
 
 
 def format_setting(name: str, value: Any) -> Any:
-    """Return a setting's value as people write it: ``"32M"``, ``"300s"``, ``"0660"``.
+    """Return a setting's value in the form of options: ``"32M"``, ``"300s"``, ``"0660"``.
 
-    What has no unit is as it is: a number, a text, true or false, a tuple, None.
+    A value without a unit is returned unchanged: a number, a text, a boolean, a tuple, None.
     """
     reader = READERS.get(name)
     if reader is parse_size and value is not None:

@@ -1,7 +1,7 @@
-"""Where settings come from: flags, environment and file, in order of precedence.
+"""SettingSources: the settings from command line, environment and file, by precedence.
 
-Each setting has an origin, which error messages and ``smtpd-fork config`` name. click alone knows
-the origins of flags and variables, and no library has those of a file as well.
+Each setting has an origin, which error messages and ``smtpd-fork config`` show. click knows only
+the origins of flags and environment variables, and no library those of a file as well.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ if TYPE_CHECKING:
 __all__ = ["SettingSources", "flag_origin"]
 
 ALIKE = 0.85
-"""Similarity of two variables (:mod:`difflib`); all of them begin the same."""
+"""Similarity (:mod:`difflib`) from which on an unknown variable gets a hint; all have one
+prefix."""
 
 _FLAGS = {option.setting: "/".join(option.opts) for option in OPTIONS}
 
 _KEYWORD = re.compile("|".join(rf"\b{name}\b" for name in _FLAGS if "_" in name))
-"""A setting in an error message, as programs write it; one word may be a word."""
+"""The name of a setting in an error message. Names of one word are left, as they may be words."""
 
 _FILE = re.compile(r"()(.+)")
 _LIST = re.compile(r"()((?!\d)(?!.*::).*/.*)")
-"""A file among networks: it has a slash, and begins or goes on as no network does."""
+"""A file in a list of networks: it has a slash, and does not begin or continue like a network."""
 _LOG = re.compile(r"()((?!(?:stderr|stdout|syslog|journald)$).+)")
 _UNIX = re.compile(r"((?:[a-z+-]+:)?unix:)(.+)")
 _MAILDIR = re.compile(r"(maildir:)((?!~).+)")
@@ -55,7 +56,7 @@ _PATHS = {
     "handler": _MAILDIR,
     "log_to": _LOG,
 }
-"""Settings that are paths, or may be: what stands before the path, and the path."""
+"""Settings that are or contain paths: the pattern has the text before the path, and the path."""
 
 
 class SettingSources:
@@ -63,8 +64,9 @@ class SettingSources:
 
     :param flags: settings of the command line and the environment
     :param origins: the flag or the variable of each of them
-    :param directory: what relative paths are relative to; default: the current directory
-    :ivar share: number of the process, and of how many, between which limits are divided
+    :param file: the file of ``--config``, if there is one
+    :param directory: directory for relative paths; default: the current directory
+    :ivar share: number of this process and number of all processes, among which limits are divided
     """
 
     share: tuple[int, int] | None = None
@@ -84,7 +86,7 @@ class SettingSources:
 
     @classmethod
     def of(cls, ctx: click.Context) -> Self:
-        """Return the settings that click found, and those of the file of ``--config``.
+        """Return the settings of a call of click, and those of the file of ``--config``.
 
         :raises ConfigError: the file cannot be read
         """
@@ -105,16 +107,16 @@ class SettingSources:
 
     @property
     def directory(self) -> Path | None:
-        """The directory that relative paths are relative to, if it is not the current one."""
+        """The directory for relative paths, if it is not the current one."""
         return self._directory
 
     @property
     def path(self) -> Path | None:
-        """The file, absolute; None without one."""
+        """The absolute path of the file; None without one."""
         return self._file.path if self._file is not None else None
 
     def read_again(self) -> Self:
-        """Return the same, with the file as it is now.
+        """Return the settings with the present content of the file.
 
         :raises ConfigError: the file cannot be read
         """
@@ -124,9 +126,9 @@ class SettingSources:
         return again
 
     def build(self) -> DaemonConfig:
-        """Return the settings, checked; of a process under a supervisor, with its share.
+        """Return the checked settings; a process under a supervisor gets its share of the limits.
 
-        :raises SmtpdForkError: one cannot be read, or is out of its range
+        :raises SmtpdForkError: a setting cannot be read, or is out of its range
         """
         config = self._build()
         return config if self.share is None else divided(config, *self.share)
@@ -141,11 +143,11 @@ class SettingSources:
         )
 
     def differs(self, other: SettingSources, setting: str) -> bool:
-        """Whether *setting* has another value here than in *other*."""
+        """Return whether *setting* has another value here than in *other*."""
         return bool(self.values.get(setting) != other.values.get(setting))
 
     def origin(self, setting: str) -> str:
-        """Return the flag, the variable or the place in the file that gave *setting*, or ``""``."""
+        """Return the flag, variable or line of the file that sets *setting*, or ``""``."""
         if setting in self._flags:
             return self._flag_origins.get(setting, "")
         if self._file is not None and setting in self._file.values:
@@ -153,7 +155,7 @@ class SettingSources:
         return ""
 
     def explain(self, error: SmtpdForkError) -> str:
-        """Return the text of *error*, with the origins of the settings that led to it."""
+        """Return the text of *error*, with the origins of the settings that caused it."""
         if isinstance(error, MissingSettingError):
             origin = self.origin(error.setting) or _FLAGS[error.setting]
             text = f" {shortened(error.value)}" if error.setting == "listen" else ""
@@ -174,21 +176,21 @@ class SettingSources:
         return f"{error}{by}"
 
     def _origin_of_entry(self, error: HandlerError, origin: str) -> str:
-        """Return the place in the file of the handler, or of its key, that is wrong."""
+        """Return the line of the file with the handler, or the key of it, that is wrong."""
         if self._file is None or "handler" in self._flags:
             return origin
         key = f"handler {error.entry}"
         return self._file.origin(f"{key}: {error.key}" if error.key else key)
 
     def status(self, error: SmtpdForkError) -> ExitStatus:
-        """Return the exit status of *error*; a bad value in a file is no usage error."""
+        """Return the exit status of *error*; an invalid value in a file is not a usage error."""
         setting = error.setting if isinstance(error, SettingError) else None
         from_file = self._file is not None and setting in self._file.values
         return ExitStatus.CONFIG if from_file and setting not in self._flags else error.exit_status
 
     @staticmethod
     def unknown_variables() -> list[str]:
-        """Return a warning for each environment variable with our prefix that no option has."""
+        """Return a warning for each environment variable with our prefix, but without an option."""
         known = [CONFIG_VARIABLE, CLIENT_VARIABLE, *(str(option.envvar) for option in OPTIONS)]
         warnings = []
         for name in sorted(os.environ.keys() - set(known)):
@@ -201,17 +203,17 @@ class SettingSources:
 
 
 def flag_origin(ctx: click.Context, option: SettingOption) -> str:
-    """Return the flag or the environment variable that gave *option*."""
+    """Return the flag or the environment variable that sets *option*."""
     if ctx.get_parameter_source(option.setting) is ParameterSource.ENVIRONMENT:
         return str(option.envvar)
     return _FLAGS[option.setting]
 
 
 def resolve_paths(setting: str, value: Any, directory: Path) -> Any:
-    """Return the value of a setting with relative paths as paths in *directory*.
+    """Return the value of a setting, with relative paths made absolute by *directory*.
 
-    A detached daemon works in ``/``, and a reload reads paths that were written for the directory
-    of the start.
+    A detached daemon runs in ``/``, and a reload reads paths that are relative to the directory of
+    the start.
     """
     if isinstance(value, (list, tuple)):
         return [resolve_paths(setting, each, directory) for each in value]
@@ -228,4 +230,4 @@ def _current_directory() -> Path | None:
     try:
         return Path.cwd()
     except OSError:
-        return None  # it was removed; the start reports it
+        return None  # the directory was removed; the start reports this error

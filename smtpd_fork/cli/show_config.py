@@ -1,7 +1,7 @@
-"""``smtpd-fork config``: the settings in force, each with its origin.
+"""``smtpd-fork config``: prints the effective settings, each with its origin.
 
-The output is a file for ``--config``, except for what is hidden. The standard library does not
-write TOML; a library that does would be one more dependency for :func:`toml`, which is short.
+The output is a valid file for ``--config``, except for hidden secrets. The standard library cannot
+write TOML, and :func:`toml` is too short to need a library for it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _line(option: SettingOption, config: DaemonConfig, origin: str) -> str:
 
 
 def _hidden(value: Any) -> Any:
-    """Return a value without secrets: in its texts, as those in TOML end with a quote."""
+    """Return a value with secrets hidden in each text, before TOML adds quotes to it."""
     if isinstance(value, tuple | list):
         return [_hidden(each) for each in value]
     return hidden(value) if isinstance(value, str) else value

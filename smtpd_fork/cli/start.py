@@ -1,8 +1,9 @@
-"""The start, in its order, and nothing left over when a step fails.
+"""The steps of a start, in order; a step that fails undoes those before it.
 
-Options, bind, pid-file opened and locked, handlers loaded, privileges dropped, detach, pid
-written, serve. What takes root comes before the user changes, what belongs to that user after;
-what can fail comes before the detaching, so that the error reaches the caller.
+The steps are: read options, bind sockets, open and lock the pid file, load handlers, drop
+privileges, detach, write the pid, serve. Steps that need root come before the change of the user,
+steps of that user after it. Steps that may fail come before the detaching, so that the caller gets
+the error.
 """
 
 from __future__ import annotations
@@ -45,31 +46,33 @@ from smtpd_fork.units import format_size
 if TYPE_CHECKING:
     from smtpd_fork.cli.setting_sources import SettingSources
 
-__all__ = ["check_current_directory", "likely_mistakes", "open_relay", "start", "user_faults"]
+__all__ = ["check_current_directory", "likely_mistakes", "open_relay", "start", "upgrade_warning"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
-MUTE = "smtpd-fork: warning: there is no syslog here, nothing is logged; name a place with --log-to"
-"""Said where the log would be: on the terminal of who starts a daemon that detaches."""
+NO_SYSLOG = (
+    "smtpd-fork: warning: no syslog service is available, so nothing is logged; use --log-to"
+)
+"""Printed on the terminal from which a daemon that cannot log is started with --detach."""
 
 
 def start(sources: SettingSources, resources: StartupResources | None = None) -> ExitStatus:
-    """Be the daemon that *sources* describes, until it stops.
+    """Run the daemon with the settings of *sources* until it stops.
 
-    :param resources: how the process was started, and what it was left
-    :returns: how it ended
+    :param resources: how the process was started, and what it inherited
+    :returns: the exit status
     :raises SmtpdForkError: the start failed, without effects; ``settings`` are those that caused it
     """
     resources = resources or StartupResources(Invocation.current())
-    if (place := resources.supervised) is not None:
-        sources.share = (place.number, place.of)
+    if (position := resources.supervised) is not None:
+        sources.share = (position.number, position.of)
     config = sources.build()
     with resources.at_exit:
         server = _set_up(config, resources, sources.directory)
-        if place is None:
+        if position is None:
             resources.warnings += sources.unknown_variables()
-        report = detach() if config.detach and place is None else None
-        if config.detach and place is not None:
+        report = detach() if config.detach and position is None else None
+        if config.detach and position is not None:
             os.chdir("/")  # the supervisor has detached
         if resources.successor is not None:
             resources.successor.send_pid()
@@ -81,10 +84,10 @@ def start(sources: SettingSources, resources: StartupResources | None = None) ->
             _fail(sources, resources, report, error)
         except Exception as error:
             log.critical("internal error", exc_info=True)
-            fault = _fault(config, error)
+            failure = _internal_error(config, error)
             if report is None:
-                raise fault from error
-            _fail(sources, resources, report, fault)
+                raise failure from error
+            _fail(sources, resources, report, failure)
 
 
 def _fail(
@@ -93,19 +96,19 @@ def _fail(
     report: StartupReport,
     error: SmtpdForkError,
 ) -> NoReturn:
-    """End a detached process with *error*, which the old process and the parent get as well."""
+    """End a detached process with *error*; report it to the old process and the parent process."""
     reason, status = sources.explain(error), sources.status(error)
     if resources.successor is not None:
         resources.successor.failed(reason)
     log.error("%s", reason)
-    # Cleaned up first, reported afterwards: the caller finds nothing left.
+    # Cleaned up before the report, so that the caller finds no files or sockets left.
     resources.at_exit.close()
     report.failed(status, f"smtpd-fork: {reason}")
     os._exit(status)
 
 
-def _fault(config: DaemonConfig, error: Exception) -> SmtpdForkError:
-    """Return a fault of this program, or of a library, as one line."""
+def _internal_error(config: DaemonConfig, error: Exception) -> SmtpdForkError:
+    """Return the error for an exception of this program or a library, as one line."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, ImportError | PermissionError) and (path := unreadable_library()):
         reason += f"; user {config.user} cannot read {path} (Python's library)"
@@ -121,22 +124,23 @@ def _serve(
     server: Server | Processes,
     report: StartupReport | None,
 ) -> ExitStatus:
-    if resources.pid_file is not None and resources.successor is None:  # else it is another's still
+    # In an upgrade, the pid file still belongs to the old process.
+    if resources.pid_file is not None and resources.successor is None:
         with error_origin("pid_file"):
             resources.pid_file.write(os.getpid())
     if resources.log_queue is not None:
-        resources.log_queue.begin()  # after the last fork, which no thread survives
-    if isinstance(server, Server) and _is_first(resources):  # else another process says it
-        _say(server, resources)
-    mute = MUTE if resources.log_queue is None else ""
+        resources.log_queue.begin()  # this starts a thread, so it comes after the last fork
+    if isinstance(server, Server) and _is_first(resources):  # the first process logs it for all
+        _log_warnings(server, resources)
+    warning = NO_SYSLOG if resources.log_queue is None else ""
 
     def ready() -> None:
         if isinstance(server, Processes):
-            _say(server, resources)
+            _log_warnings(server, resources)
         if report is not None:
-            report.serving(mute)
+            report.serving(warning)
 
-    # It begins a thread, so after the last fork as well.
+    # This starts a thread as well.
     more = END_SECONDS if isinstance(server, Processes) else 0.0
     watchdog = StopWatchdog(
         lambda: server.config.shutdown_timeout + more, lambda: resources.at_exit.pop_all().close()
@@ -148,8 +152,8 @@ def _is_first(resources: StartupResources) -> bool:
     return resources.supervised is None or resources.supervised.number == 1
 
 
-def _say(server: Server | Processes, resources: StartupResources) -> None:
-    """Log what is not as it should be, or may not be."""
+def _log_warnings(server: Server | Processes, resources: StartupResources) -> None:
+    """Log the warnings of the start, and the destination of mail."""
     chain = server.chain
     if isinstance(server, Server) and chain.destination and chain.accepts_any_recipient:
         log.info("mail for any recipient, from any client, goes to %s", chain.destination)
@@ -160,9 +164,9 @@ def _say(server: Server | Processes, resources: StartupResources) -> None:
 def _set_up(
     config: DaemonConfig, resources: StartupResources, directory: Path | None
 ) -> Server | Processes:
-    """Do all that comes before the detaching."""
+    """Carry out the steps before the detaching."""
     check_current_directory()
-    # Before any file is opened: the descriptors that were passed are those that are open now.
+    # Before files are opened, which could have the numbers of passed descriptors.
     passed = passed_sockets(os.environ)
     resources.notifier = Notifier.from_environment(os.environ)
     account = _account(config, resources)
@@ -173,11 +177,11 @@ def _set_up(
     resources.start_cleanup_process(account)
     if config.processes > 1 and resources.supervised is None:
         return _set_up_supervisor(config, limits, resources, account)
-    # The age of a .pyc file is known by the second: one of this start could hide a later change.
+    # A .pyc file has the time of its module in seconds, so it could hide a change of this second.
     sys.dont_write_bytecode |= config.reload_handlers
     with error_origin("handler"):
         chain = load_handlers(config.handler, directory, seconds=config.handler_timeout)
-    _import_what_comes_later(config)
+    _import_before_privileges_are_dropped(config)
     tally = Tally(timing=config.metrics is not None)
     server = Server(chain, config=config, limits=limits, listeners=resources.listeners, tally=tally)
     if account is not None:
@@ -189,7 +193,7 @@ def _set_up(
     resources.warnings += likely_mistakes(config, chain)
     if relaying := open_relay(config, chain):
         resources.warnings.append(relaying)
-    if unreadable := user_faults(config):
+    if unreadable := upgrade_warning(config):
         resources.warnings.append(unreadable)
     return server
 
@@ -197,8 +201,8 @@ def _set_up(
 def _set_up_supervisor(
     config: DaemonConfig, limits: Limits, resources: StartupResources, account: Account | None
 ) -> Processes:
-    """Do the rest of it for a supervisor: handlers and TLS are for its processes."""
-    _import_what_comes_later(config)
+    """Carry out the remaining steps of a supervisor; its processes load the handlers and TLS."""
+    _import_before_privileges_are_dropped(config)
     if account is not None:
         with error_origin("user"):
             drop_privileges(account)
@@ -207,8 +211,8 @@ def _set_up_supervisor(
     return Processes(config, limits, resources.listeners, resources.invocation, directory, old)
 
 
-def _import_what_comes_later(config: DaemonConfig) -> None:
-    """Import what is used once privileges are dropped: USER may not be able to read it."""
+def _import_before_privileges_are_dropped(config: DaemonConfig) -> None:
+    """Import modules that are used later, as USER may not be able to read their files."""
     modules = ["encodings.idna", "encodings.punycode", config.loop, "concurrent.futures.thread"]
     if config.metrics is not None:
         modules += ["smtpd_fork.observe.status_server"]
@@ -221,7 +225,7 @@ def _open_log(config: DaemonConfig, resources: StartupResources, account: Accoun
     with error_origin("log_to"):
         resources.log_queue = set_up_logging(config, owner)
     if resources.log_queue is not None:
-        # The last that happens: it logs what ends until then.
+        # Called last, so that the log contains the messages of all other callbacks.
         resources.at_exit.callback(resources.log_queue.end)
 
 
@@ -233,7 +237,7 @@ def _account(config: DaemonConfig, resources: StartupResources) -> Account | Non
 
 
 def _checked_limits(config: DaemonConfig) -> Limits:
-    """Return the limits of the gate; a fault in networks or DNS shows before anything is bound."""
+    """Return the limits of the gate; report errors in networks or DNS before sockets are bound."""
     limits = limits_of(config)
     networks_of("probe_from", config.probe_from)
     for name in ("proxy_trust", "xclient_trust", "xforward_trust"):
@@ -244,7 +248,7 @@ def _checked_limits(config: DaemonConfig) -> Limits:
 
 
 def check_current_directory() -> None:
-    """See that relative paths can be resolved.
+    """Check that relative paths can be resolved.
 
     :raises OperatingSystemError: the current directory was removed
     """
@@ -255,13 +259,13 @@ def check_current_directory() -> None:
 
 
 def _wanted_descriptors(config: DaemonConfig) -> int:
-    # With probes, the clients that are deferred wait in here.
+    # With --probe-from, waiting clients are accepted already, and need a descriptor.
     waiting = max(0, config.backlog) if config.probe_from and not config.when_full.refuse else 0
     return config.limit_connections + waiting + RESERVED_DESCRIPTORS
 
 
 def _warnings(config: DaemonConfig, descriptors: int) -> Iterator[str]:
-    """Return what this process lacks."""
+    """Yield warnings about the privileges, the limits and the threads of this process."""
     if os.geteuid() == 0:
         yield "running as root; name a user with --user"
     if descriptors < (wanted := _wanted_descriptors(config)):
@@ -274,7 +278,7 @@ def _warnings(config: DaemonConfig, descriptors: int) -> Iterator[str]:
 
 
 def likely_mistakes(config: DaemonConfig, chain: Chain) -> Iterator[str]:
-    """Return warnings of settings that are valid, and are likely not meant."""
+    """Yield warnings about settings that are valid, but are probably a mistake."""
     if not config.proxy_trust:
         for address in wanted_addresses(config):
             if address.proxy:
@@ -300,7 +304,7 @@ def _shares_limits(config: DaemonConfig) -> bool:
 
 
 def open_relay(config: DaemonConfig, chain: Chain) -> str:
-    """Return why clients anywhere could send mail to anywhere; empty if they cannot."""
+    """Return a warning if any client can send mail to any destination; otherwise ""."""
     if not chain.is_open_relay:
         return ""
     public = [each for each in wanted_addresses(config) if not each.local]
@@ -312,8 +316,11 @@ def open_relay(config: DaemonConfig, chain: Chain) -> str:
     )
 
 
-def user_faults(config: DaemonConfig) -> str:
-    """Return what the user who this process is cannot read, and will have to; empty for nothing."""
+def upgrade_warning(config: DaemonConfig) -> str:
+    """Return a warning if the user of ``--user`` cannot read the libraries for an upgrade.
+
+    Otherwise the result is "".
+    """
     if config.user is None or not (path := unreadable_library()):
         return ""
     return (

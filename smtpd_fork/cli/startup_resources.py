@@ -1,7 +1,7 @@
-"""StartupResources: what the process has besides its server: sockets, files, cleanup process.
+"""StartupResources: the sockets, files and cleanup process of a daemon, besides its server.
 
-Sockets come from a service manager (socket activation), from the old process of an upgrade, or
-from bind(2); a pid-file from that process, or from open(2).
+Sockets come from a service manager (socket activation), from the old process of an upgrade, or from
+bind(2). The pid file comes from the old process, or from open(2).
 """
 
 from __future__ import annotations
@@ -53,18 +53,22 @@ _NOTHING = Handover(parent=0, stderr=2)
 
 @dataclass(slots=True)
 class StartupResources:
-    """What a start acquires, one after another; :attr:`at_exit` gives it back.
+    """The resources that a start acquires, one after another; :attr:`at_exit` releases them.
 
     :ivar invocation: how the process was started
-    :ivar under_init: pid 1 of a container looks after this process, and ends with it
-    :ivar successor: the line to the old process of an upgrade, if there is one
-    :ivar log_queue: writes the log; None if nothing does
-    :ivar listeners: of SMTP
+    :ivar under_init: whether process 1 of a container is a parent process that ends with this one
+    :ivar successor: the connection to the old process of an upgrade, if there is one
+    :ivar notifier: sends notifications to systemd, if it expects them
+    :ivar log_queue: writes the log; None if nothing is logged
+    :ivar pid_file: the pid file, if there is one
+    :ivar listeners: listeners for SMTP
+    :ivar control: listener of the control socket, if there is one
     :ivar metrics: listeners for HTTP
-    :ivar inherited: listeners of the old process, which are not ours yet
-    :ivar dropped: those of them that the settings do not name any more
-    :ivar dropped_pid_file: the same
-    :ivar warnings: logged once the start is sure: of one that fails, the fault is the one line
+    :ivar cleanup_process: removes files at the end that this user cannot remove
+    :ivar inherited: listeners that still belong to the old process
+    :ivar dropped: inherited listeners that are no longer in the settings
+    :ivar dropped_pid_file: the inherited pid file, if it is no longer in the settings
+    :ivar warnings: logged once the start has succeeded; a start that fails prints only its error
     """
 
     invocation: Invocation
@@ -85,37 +89,37 @@ class StartupResources:
 
     @property
     def supervised(self) -> Supervised | None:
-        """The position under a supervisor; None for a daemon that has none."""
+        """The position under a supervisor; None without a supervisor."""
         return self._handed.supervised
 
     # -- acquired --------------------------------------------------------------------------------
 
     @property
     def _handed(self) -> Handover:
-        """What the old process handed over; nothing without one."""
+        """The resources that the old process handed over; empty without one."""
         return _NOTHING if self.successor is None else self.successor.handover
 
     def open_sockets_and_files(self, config: DaemonConfig, passed: Sequence[PassedSocket]) -> None:
-        """Open listeners, control socket and pid-file; what was handed over need not be made.
+        """Open the listeners, the control socket and the pid file, unless they were handed over.
 
-        :param passed: by a service manager
-        :raises SmtpdForkError: something of it cannot be had
+        :param passed: sockets of a service manager
+        :raises SmtpdForkError: one of them cannot be opened
         """
         self._open_listeners(config, passed)
         if self.supervised is not None:
-            return  # the supervisor has the others
+            return  # the other resources belong to the supervisor
         self._open_control(config.control)
         self._open_metrics(config)
         self._open_pid_file(config.pid_file)
 
     def _open_listeners(self, config: DaemonConfig, passed: Sequence[PassedSocket]) -> None:
-        """Listen on what was passed, else on what was handed over, else on what *config* names."""
+        """Listen on passed sockets, or on those that were handed over, or on those of *config*."""
         handed = self._handed.listeners
         activated = [(one.descriptor, one.scheme) for one in handed if one.inherited]
         if self.supervised is not None:
             self.listeners = inherited_listeners(activated, backlog=config.backlog)
         elif activated or passed:
-            _check_named_nowhere_else(config)
+            _check_only_inherited(config)
             self.listeners = inherited_listeners([*activated, *passed], backlog=config.backlog)
         else:
             self._bind(config, handed)
@@ -134,12 +138,12 @@ class StartupResources:
 
     @error_origin("control")
     def _open_control(self, path: str | None) -> None:
-        """Listen on the control socket: the one handed over, if it is at *path*, else a new one."""
+        """Listen on the control socket that was handed over if it is at *path*, or on a new one."""
         handed = self.claim("control")
         if handed is not None:
-            place = Path(handed.getsockname())
-            listener = Listener(Address(path=place), handed, inherited=True)
-            if path is not None and place == Path(path).absolute():
+            bound_to = Path(handed.getsockname())
+            listener = Listener(Address(path=bound_to), handed, inherited=True)
+            if path is not None and bound_to == Path(path).absolute():
                 self.inherited.append(listener)
                 self.control = listener
             else:
@@ -151,7 +155,7 @@ class StartupResources:
 
     @error_origin("metrics")
     def _open_metrics(self, config: DaemonConfig) -> None:
-        """Listen for HTTP, on what was handed over for the same address, else on new sockets."""
+        """Listen for HTTP on sockets that were handed over for this address, or on new ones."""
         if config.metrics is None:
             return
         address = metrics_address(config.metrics)
@@ -163,7 +167,7 @@ class StartupResources:
 
     @error_origin("pid_file")
     def _open_pid_file(self, path: str | None) -> None:
-        """Open the pid-file: the one handed over, if it is at *path*, else a new one."""
+        """Use the pid file that was handed over, if it is at *path*, or open a new one."""
         if (handed := self._handed.pid_file) is not None:
             inherited = PidFile(Path(handed[1]), handed[0], foreign=True)
             if path is not None and inherited.path == Path(path).absolute() and inherited.is_ours():
@@ -176,18 +180,18 @@ class StartupResources:
             self.at_exit.callback(self.pid_file.remove)
 
     def start_cleanup_process(self, account: Account | None) -> None:
-        """Keep the right to remove what *account* will not be able to, if it takes one."""
+        """Start or inherit the process that removes files which *account* cannot remove."""
         if self._handed.cleanup_process is not None:
             self.cleanup_process = CleanupProcess(
                 socket.socket(fileno=self._handed.cleanup_process), foreign=True
             )
         elif account is not None and os.geteuid() == 0:
-            self.cleanup_process = self._hired(account)
+            self.cleanup_process = self._start_cleanup_process(account)
         if self.cleanup_process is not None:
             self.at_exit.callback(self.cleanup_process.finish)
 
-    def _hired(self, account: Account) -> CleanupProcess:
-        """Give the unix sockets to *account*; return what removes them and the pid-file."""
+    def _start_cleanup_process(self, account: Account) -> CleanupProcess:
+        """Make *account* the owner of unix sockets; start the process that removes files later."""
         listeners = [*self.listeners, *self.metrics]
         if self.control is not None:
             listeners.append(self.control)
@@ -211,12 +215,12 @@ class StartupResources:
         denials: int,
         supervisor: socket.socket | None,
     ) -> Handover:
-        """Return what a new process inherits.
+        """Return the resources that a new process inherits.
 
-        :param sockets: those of the services
-        :param stderr: what is to be its standard error
-        :param denials: memory with the networks that were denied at run time
-        :param supervisor: the line to this supervisor, if it is one
+        :param sockets: the sockets of the services
+        :param stderr: the descriptor for the standard error of the new process
+        :param denials: the descriptor of shared memory with the denied networks
+        :param supervisor: the connection to this supervisor, if this process is one
         """
         pid_file, cleanup_process = self.pid_file, self.cleanup_process
         return Handover(
@@ -231,7 +235,7 @@ class StartupResources:
         )
 
     def old_supervisor(self) -> socket.socket | None:
-        """Return the line to the old supervisor; None without one that has the same protocol."""
+        """Return the connection to the old supervisor, or None if its protocol differs."""
         if self._handed.supervisor is None:
             return None
         descriptor, protocol = self._handed.supervisor
@@ -242,32 +246,32 @@ class StartupResources:
         return None
 
     def claim(self, name: str) -> socket.socket | None:
-        """Return the socket that a service of the old process left by *name*, if one did.
+        """Return the socket *name* of a service of the old process, or None if there is none.
 
-        The caller owns it. A socket that no service has claimed when the upgrade is complete is
-        closed then.
+        The caller owns the socket. Sockets that no service has claimed are closed when the upgrade
+        is complete.
         """
         descriptor = self._handed.sockets.pop(name, None)
         return None if descriptor is None else socket.socket(fileno=descriptor)
 
-    def let_go(self) -> None:
-        """Remove nothing at the end: the new process owns it now."""
-        for thing in (self.pid_file, self.cleanup_process):
-            if thing is not None:
-                thing.foreign = True
+    def leave_files(self) -> None:
+        """Leave files to the new process: this process does not remove them at its end."""
+        for resource in (self.pid_file, self.cleanup_process):
+            if resource is not None:
+                resource.foreign = True
 
-    def give_up(self) -> None:
-        """Close all sockets: the old process goes on."""
+    def close_sockets(self) -> None:
+        """Close all sockets, as the old process continues to use them."""
         control = [] if self.control is None else [self.control]
         _close_all([*self.listeners, *self.dropped, *self.metrics, *control])
 
-    def take_over(self) -> None:
-        """Own what the old process has let go of; close what the settings do not name any more."""
+    def own_inherited(self) -> None:
+        """Become the owner of inherited resources; close those that the settings do not name."""
         for listener in (*self.inherited, *self.dropped):
             listener.take_ownership()
-        for thing in (self.pid_file, self.cleanup_process, self.dropped_pid_file):
-            if thing is not None:
-                thing.foreign = False
+        for resource in (self.pid_file, self.cleanup_process, self.dropped_pid_file):
+            if resource is not None:
+                resource.foreign = False
         for listener in self.dropped:
             listener.close()
         if self.dropped_pid_file is not None:
@@ -278,11 +282,11 @@ class StartupResources:
 
 
 def check_overlaps(config: DaemonConfig) -> None:
-    """Check that no socket of the process has the address of another one.
+    """Check that the addresses of the settings do not overlap.
 
-    The system's error would name another program.
+    The error of bind(2) would point to another program.
 
-    :raises SettingError: one has
+    :raises SettingError: two addresses overlap
     """
     addresses = wanted_addresses(config)
     for setting in ("control", "metrics"):
@@ -296,12 +300,13 @@ def check_overlaps(config: DaemonConfig) -> None:
         addresses.append(address)
 
 
-def _check_named_nowhere_else(config: DaemonConfig) -> None:
-    """Check that the settings have no address besides inherited sockets.
+def _check_only_inherited(config: DaemonConfig) -> None:
+    """Check that the settings name no addresses if sockets are inherited.
 
-    Otherwise one of them would be ignored, or an address served that the socket unit does not show.
+    Otherwise either would be ignored, or an address would be served that the socket unit does not
+    show.
 
-    :raises SettingError: they have one
+    :raises SettingError: the settings name an address
     """
     reason = "the sockets are inherited (LISTEN_FDS); name addresses in the socket unit or here"
     if config.listen:

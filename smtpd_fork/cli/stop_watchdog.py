@@ -1,13 +1,13 @@
-"""StopWatchdog: ends a stopping process, whatever runs in it.
+"""StopWatchdog: ends a stopping process even if a handler prevents its end.
 
-A handler can block the loop (``time.sleep()`` in a hook), hang in a thread that Python waits for
-at its end, or ignore that it is cancelled. None of this may keep the process: a thread of its own
-watches the stop. It hears of signals by the loop's wake-up descriptor (signal.set_wakeup_fd), into
-which Python writes them even while the loop is blocked, and passes on what it reads. When the time
-is over it logs what still runs, cleans up as far as that can be done, and ends the process.
+A handler can block the event loop (``time.sleep()`` in a hook), hang in a thread for which Python
+waits at its exit, or ignore its cancellation. A separate thread therefore watches the stop. It
+receives signals by the loop's wake-up descriptor (signal.set_wakeup_fd), to which Python writes
+them even while the loop is blocked, and passes them on to the loop. When the time is over, the
+thread logs the code that still runs, cleans up as far as possible, and ends the process.
 
-Code that holds Python's lock (an extension in C that never returns) stops this thread as well;
-then only SIGKILL helps.
+Code that never releases Python's global lock (in a C extension) stops this thread too; then only
+SIGKILL helps.
 """
 
 from __future__ import annotations
@@ -34,23 +34,24 @@ __all__ = ["StopWatchdog"]
 log = logging.getLogger("smtpd_fork.daemon")
 
 STOP_SECONDS = 10.0
-"""After --shutdown-timeout: for farewells, the handlers' close, and a new process to be ended."""
+"""Added to --shutdown-timeout: to send replies, close handlers, and end a new process."""
 
 LAST_SECONDS = 3.0
-"""After a second signal, and for tasks and threads that are left when the server has stopped."""
+"""Time after a second signal, and for tasks and threads that still run after the server's stop."""
 
 CLEAN_UP_SECONDS = 10.0
-"""For files, log and cleanup process, each with a limit of its own, and for Python's end."""
+"""Time to clean up files, log and cleanup process, which have their own limits, and for Python's
+exit."""
 
 _IDLE = ("concurrent/futures/thread.py", "_worker")
-"""Where a thread of an executor waits for work: file and function."""
+"""File and function in which an idle thread of an executor waits."""
 
 
 class StopWatchdog:
     """Watches the stop of the process.
 
-    :param timeout: returns ``--shutdown-timeout``, in seconds, as it is now
-    :param clean_up: removes what must not be left; called in another thread than usually
+    :param timeout: returns the present value of ``--shutdown-timeout``, in seconds
+    :param clean_up: removes files and sockets; called in a thread
     """
 
     def __init__(self, timeout: Callable[[], float], clean_up: Callable[[], object]) -> None:
@@ -63,44 +64,46 @@ class StopWatchdog:
         self._loop_wakeup: int | None = None
         self._cleaning = threading.Event()
         self._cleaned = threading.Event()
-        # Both from the beginning: from 3.12 on Python starts no thread at its end.
+        # Both are started now, as Python 3.12 and later start no threads during their exit.
         for target, name in ((self._watch, "ending"), (self._clean, "cleaning")):
             threading.Thread(target=target, name=name, daemon=True).start()
 
     def listen(self, stop_signals: Collection[int]) -> None:
-        """Hear of signals, before the loop does; in the main thread, once the loop handles them.
+        """Receive signals before the loop does.
 
-        A loop that runs again has made itself the first: then this is to be called again.
+        Call it in the main thread after the loop's handlers were set, and again after the loop was
+        started again, as the loop then replaces the descriptor.
         """
         self._stop_signals = stop_signals
         wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         if wakeup != self._write:
-            before, self._loop_wakeup = self._loop_wakeup, os.dup(wakeup)  # the loop closes its own
+            # A duplicate, as the loop closes its own descriptor.
+            before, self._loop_wakeup = self._loop_wakeup, os.dup(wakeup)
             if before is not None:
                 os.close(before)
 
     def server_stops(self) -> None:
-        """Take note that the stop has begun, with or without a signal."""
-        self._within(self._timeout() + STOP_SECONDS)
+        """Begin the time limit of a stop, whether a signal or something else has caused it."""
+        self._limit_to(self._timeout() + STOP_SECONDS)
 
     def server_has_stopped(self) -> None:
-        """Take note that only tasks and threads are left, which are not needed."""
-        self._within(LAST_SECONDS)
+        """Begin the time limit of tasks and threads that still run after the server's stop."""
+        self._limit_to(LAST_SECONDS)
 
     def loop_has_ended(self) -> None:
-        """Take note that the loop is closed; from now on signals are heard without it."""
+        """Begin the time limit of the exit; signals are received without the loop from now on."""
         for number in self._stop_signals:
-            signal.signal(number, self._again)
+            signal.signal(number, self._second_signal)
         self._deadline = math.inf
-        self._within(CLEAN_UP_SECONDS)
+        self._limit_to(CLEAN_UP_SECONDS)
 
-    def _within(self, seconds: float) -> None:
+    def _limit_to(self, seconds: float) -> None:
         self._deadline = min(self._deadline, time.monotonic() + seconds)
         with suppress(BlockingIOError):
             os.write(self._write, b"\0")
 
-    def _again(self, number: int, frame: FrameType | None) -> None:
-        self._within(0)
+    def _second_signal(self, number: int, frame: FrameType | None) -> None:
+        self._limit_to(0)
 
     def _watch(self) -> None:
         poll = select.poll()
@@ -108,10 +111,10 @@ class StopWatchdog:
         while (left := self._deadline - time.monotonic()) > 0:
             poll.poll(None if left == math.inf else left * 1000)
             with suppress(BlockingIOError):
-                self._heard(os.read(self._read, 4096))
+                self._received(os.read(self._read, 4096))
         self._end()
 
-    def _heard(self, data: bytes) -> None:
+    def _received(self, data: bytes) -> None:
         numbers = data.replace(b"\0", b"")
         if numbers and self._loop_wakeup is not None:
             with suppress(OSError):
@@ -120,17 +123,17 @@ class StopWatchdog:
             if number in self._stop_signals:
                 seconds = LAST_SECONDS if self._signalled else self._timeout() + STOP_SECONDS
                 self._signalled = True
-                self._within(seconds)
+                self._limit_to(seconds)
 
     def _end(self) -> None:
-        running = ", ".join(_running()) or "nothing that is known"
+        running = ", ".join(_running()) or "unknown code"
         log.error("the process did not exit in time and is terminated; still running: %s", running)
         self._cleaning.set()
         self._cleaned.wait(CLEAN_UP_SECONDS)
         os._exit(ExitStatus.CUT)
 
     def _clean(self) -> None:
-        """Clean up when it is time to, in a thread that may hang."""
+        """Clean up after the time is over, in a thread, as this may hang."""
         self._cleaning.wait()
         try:
             self._clean_up()
@@ -139,7 +142,7 @@ class StopWatchdog:
 
 
 def _running() -> list[str]:
-    """Return which threads run, and where they are."""
+    """Return the threads that still run, each with its current line."""
     frames = sys._current_frames()  # noqa: SLF001 - documented, for debuggers
     found = []
     for thread in threading.enumerate():

@@ -1,7 +1,7 @@
-"""``smtpd-fork try``: one SMTP transaction through the handlers, without a server.
+"""``smtpd-fork try``: runs one SMTP transaction with the handlers, without a server.
 
-The session is the real one, without a socket: it gets a client's commands, and each answer of a
-hook is shown with its run time. Sinks deliver an accepted message.
+It uses the same session as the server, without a socket, and prints the answer and run time of each
+hook. Sinks deliver an accepted message.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["try_command"]
 
 LONGEST_SHOWN = 300
-"""Characters of an answer that are shown."""
+"""Maximum characters of an answer that are printed."""
 
 _HELP = """\
 Test the handlers with one message, without a server. The answer and the run time of each hook are
@@ -60,7 +60,7 @@ _PARAMS = tuple(
 
 
 class _Transport(asyncio.Transport):
-    """Keeps what the session sends."""
+    """Stores the bytes that the session sends."""
 
     def __init__(self, peer: str) -> None:
         super().__init__({"peername": (peer, 40000), "sockname": ("127.0.0.1", 25)})
@@ -68,17 +68,17 @@ class _Transport(asyncio.Transport):
         self._closing = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep *data* (asyncio.WriteTransport)."""
+        """Store *data* (asyncio.WriteTransport)."""
         self.sent += bytes(data)
 
     def close(self) -> None:
-        """Send no more (asyncio.BaseTransport)."""
+        """Mark the transport as closed (asyncio.BaseTransport)."""
         self._closing = True
 
     abort = write_eof = close
 
     def is_closing(self) -> bool:
-        """Whether the session is over (asyncio.BaseTransport)."""
+        """Return whether the session has closed the transport (asyncio.BaseTransport)."""
         return self._closing
 
     def get_protocol(self) -> asyncio.BaseProtocol:
@@ -86,17 +86,17 @@ class _Transport(asyncio.Transport):
         return asyncio.Protocol()
 
     def pause_reading(self) -> None:
-        """Nothing is read that was not fed (asyncio.ReadTransport)."""
+        """Do nothing, as the caller feeds all data (asyncio.ReadTransport)."""
 
     resume_reading = pause_reading
 
     def get_write_buffer_size(self) -> int:
-        """Nothing waits (asyncio.WriteTransport)."""
+        """Return 0, as nothing is buffered (asyncio.WriteTransport)."""
         return 0
 
 
 class _Client:
-    """Says what a client would say, and shows what is answered."""
+    """Sends commands as a client does, and prints the replies."""
 
     def __init__(self, session: SMTP, transport: _Transport, say: Callable[[str], None]) -> None:
         self._session = session
@@ -104,12 +104,12 @@ class _Client:
         self._say = say
 
     async def reply(self, label: str) -> str:
-        """Show the replies that have come, and return the last line."""
+        """Print the last line of the replies received so far, and return it."""
         connection = self._session.connection
         while not connection.waits and not self._transport.is_closing():
             await (asyncio.wait([connection.task]) if connection.task else asyncio.sleep(0))
         sent, self._transport.sent = self._transport.sent, b""
-        lines = sent.decode("utf-8", "replace").splitlines() or ["421 the session is over"]
+        lines = sent.decode("utf-8", "replace").splitlines() or ["421 the session has ended"]
         self._say(f"{label}: {printable(lines[-1], LONGEST_SHOWN)}")
         return lines[-1]
 
@@ -127,7 +127,7 @@ class _Client:
 
 
 def _traced(handler: Any, say: Callable[[str], None], at_data: str = "") -> Any:
-    """Have each hook of a handler say what it answers, and how long it took.
+    """Make each hook of a handler print its answer and run time; return the handler.
 
     :param at_data: the method that is called at DATA; default: the hook
     """
@@ -157,7 +157,7 @@ def _traced(handler: Any, say: Callable[[str], None], at_data: str = "") -> Any:
         try:
             setattr(handler, name, traced)
         except AttributeError:
-            say(f"  {type(handler).__name__} has slots: its hooks are asked, and not shown")
+            say(f"  {type(handler).__name__} has __slots__: its hooks are called, but not printed")
             return handler
     return handler
 
@@ -171,7 +171,7 @@ def _shown(answer: object) -> str:
 async def _transact(
     sources: SettingSources, peer: str, commands: list[str], message: bytes
 ) -> ExitStatus:
-    """Say *commands* and the message to a session; return the exit status."""
+    """Send *commands* and the message to a session; return the exit status."""
     config, directory = sources.build(), sources.directory
     routes = [load_route(entry, directory) for entry in config.handler]
     sinks = [route for route in routes if route.is_sink]

@@ -1,9 +1,10 @@
-"""Upgrade: SIGUSR2 starts a new process of the same command line, which takes this one's place.
+"""Upgrade: SIGUSR2 starts a new process with the same command line, which replaces this one.
 
-The new process inherits the listening sockets, so they stay open, with one backlog: a client that
-connects after one process stops accepting and before the other begins waits there. Until the new
-process says that it is ready, nothing changes here; if it never does, nothing has happened, as it
-accepts no client before the old one lets it. :mod:`smtpd_fork.daemon.handover` has the messages.
+The new process inherits the listening sockets, which therefore stay open and keep their backlog:
+clients that connect after the old process stops accepting, and before the new one starts, wait
+there. This process changes nothing before the new process reports that it is ready. If the new
+process never does, the upgrade has no effect, as it accepts no client before the old process
+permits it. :mod:`smtpd_fork.daemon.handover` defines the messages.
 """
 
 from __future__ import annotations
@@ -36,31 +37,31 @@ __all__ = ["Upgrade", "old_process_goes_on"]
 log = logging.getLogger("smtpd_fork.daemon")
 
 START_SECONDS = 60.0
-"""How long a new process may take; a start that takes longer has to be looked at."""
+"""Time for a new process to be ready. A start that takes longer needs an administrator."""
 
 STEP_SECONDS = 75.0
-"""How long a new supervisor may take from one process to the next: that has the same time to start,
-and says what is wrong before this is over."""
+"""Time for a new supervisor from one process to the next. Each process has START_SECONDS to start;
+the supervisor reports the error of a process that fails before this time is over."""
 
 END_SECONDS = 5.0
-"""How long a new process that failed may take to end, before it is killed."""
+"""Time for a new process that failed to end, before it is killed."""
 
 
 class State(Enum):
-    """How far an upgrade has come; only a process that is READY begins one."""
+    """The progress of an upgrade; only a process in state READY begins one."""
 
-    NOT_SERVING = "not yet, or not any more"
-    READY = "nothing has begun"
-    STARTING = "there is a new process, or will be"
-    HANDED_OVER = "the new process has everything"
+    NOT_SERVING = "the process starts or stops"
+    READY = "an upgrade is possible"
+    STARTING = "the new process starts"
+    HANDED_OVER = "the new process has all resources"
 
 
 class Upgrade:
-    """Starts the new process and hands everything over to it, at most once.
+    """Starts a new process and hands the resources of this one over to it, at most once.
 
-    :param done: called once the new process has everything
-    :param turn: held meanwhile: listeners that a reload changes are seen before it, or after it
-    :param detached: the current directory is not the one of the start
+    :param done: called once the new process has the resources
+    :param turn: a lock that a reload holds as well, so that listeners do not change meanwhile
+    :param detached: whether the current directory is not the one of the start
     """
 
     def __init__(
@@ -84,14 +85,14 @@ class Upgrade:
         self._task: asyncio.Task[None] | None = None
         self._state = State.NOT_SERVING
         self._pid = 0
-        self._process: subprocess.Popen[bytes] | None = None  # nobody waits for it: it outlives us
+        self._process: subprocess.Popen[bytes] | None = None  # kept as it outlives this object
 
     def serving(self) -> None:
-        """Take note that sockets can be inherited."""
+        """Permit upgrades, as this process serves now."""
         self._state = State.READY
 
     def ask(self) -> None:
-        """Have it done; while it is done, and after it, there is nothing to do."""
+        """Begin an upgrade; log a warning if it is not possible now, or in progress."""
         if self._resources.under_init:
             log.warning("SIGUSR2: a container ends with its first process; start another one")
         elif self._resources.supervised is not None:
@@ -107,9 +108,9 @@ class Upgrade:
             self._task = asyncio.ensure_future(self._hand_over())
 
     async def end(self) -> None:
-        """Have a new process that is still starting end, as this one does.
+        """End an upgrade in progress, as this process stops: the new process ends as well.
 
-        One that has everything already is let be: then it is this one alone that ends.
+        If the new process has the resources already, only this process ends.
         """
         self._done = lambda: None
         if self._state is not State.HANDED_OVER:
@@ -122,12 +123,12 @@ class Upgrade:
     async def _hand_over(self) -> None:
         log.info("SIGUSR2: upgrade, starting a new process")
         try:
-            line, its = socket.socketpair()
+            line, child_end = socket.socketpair()
             line.setblocking(False)
-            with line, its, HandedDenials(self._server.gate.denials) as denials:
+            with line, child_end, HandedDenials(self._server.gate.denials) as denials:
                 async with self._turn:
-                    await self._hand_over_by(line, its, denials)
-        except Exception as error:  # noqa: BLE001 - whatever it is, this process goes on
+                    await self._hand_over_by(line, child_end, denials)
+        except Exception as error:  # noqa: BLE001 - this process must continue after any error
             reason = str(error) or repr(error)
             log.error("upgrade failed, this process continues: %s", reason)  # noqa: TRY400 - one line
             if self._state is State.STARTING:
@@ -136,46 +137,46 @@ class Upgrade:
             self._task = None
 
     async def _hand_over_by(
-        self, line: socket.socket, its: socket.socket, denials: HandedDenials
+        self, line: socket.socket, child_end: socket.socket, denials: HandedDenials
     ) -> None:
-        """Hand over, or see that all is as it was."""
+        """Hand over to a new process, or restore the previous state if that fails."""
         process: subprocess.Popen[bytes] | None = None
         try:
             with ExitStack() as stack:
                 supervisor: socket.socket | None = None
                 if self._upgrades is not None:
-                    supervisor = await self._upgrades.connect_new(self._stepped)
+                    supervisor = await self._upgrades.connect_new(self._extend_limit)
                     stack.enter_context(supervisor)
-                process = self._process = await self._started(its, denials, supervisor)
+                process = self._process = await self._start(child_end, denials, supervisor)
             await self._until_ready(line, process)
-            await self._give(line, denials)
+            await self._transfer(line, denials)
         except BaseException:
             await self._recover(line, process)
             raise
 
-    async def _started(
-        self, its: socket.socket, denials: HandedDenials, supervisor: socket.socket | None
+    async def _start(
+        self, child_end: socket.socket, denials: HandedDenials, supervisor: socket.socket | None
     ) -> subprocess.Popen[bytes]:
-        """Return the new process; if this is cancelled, there is none."""
+        """Start the new process; if this coroutine is cancelled, the process is killed."""
         spawning = asyncio.ensure_future(
-            asyncio.to_thread(self._spawn, its, denials.descriptor, supervisor)
+            asyncio.to_thread(self._spawn, child_end, denials.descriptor, supervisor)
         )
         try:
             return await asyncio.shield(spawning)
         except asyncio.CancelledError:
             await asyncio.wait([spawning])
             if spawning.exception() is None:
-                spawning.result().kill()  # it has not got as far as to have anything to lose
+                spawning.result().kill()  # it has no clients or files yet
             raise
         finally:
-            its.close()
+            child_end.close()
 
     def _spawn(
-        self, its: socket.socket, denials: int, supervisor: socket.socket | None
+        self, child_end: socket.socket, denials: int, supervisor: socket.socket | None
     ) -> subprocess.Popen[bytes]:
         """Start the new process.
 
-        :raises OSError: there can be no more processes, or the interpreter is not there any more
+        :raises OSError: fork(2) fails, or the interpreter no longer exists
         """
         invocation = self._resources.invocation
         stderr = os.dup(2)
@@ -183,11 +184,11 @@ class Upgrade:
             handover = self._resources.handover(
                 self._server, self._services.sockets(), stderr, denials, supervisor
             )
-            return subprocess.Popen(  # noqa: S603 - what this process was started with
+            return subprocess.Popen(  # noqa: S603 - the command line of this process
                 invocation.command,
                 cwd=invocation.directory if self._detached else None,
                 env={**invocation.environment, HANDOVER_VARIABLE: handover.text()},
-                stderr=its.fileno(),
+                stderr=child_end.fileno(),
                 pass_fds=tuple(handover.descriptors),
             )
         finally:
@@ -196,9 +197,9 @@ class Upgrade:
     # -- the line ------------------------------------------------------------------------------
 
     async def _until_ready(self, line: socket.socket, process: subprocess.Popen[bytes]) -> None:
-        """Wait until the new process is ready; a supervisor has more time after each step.
+        """Wait until the new process is ready; a new supervisor has more time after each step.
 
-        :raises NotReadyError: it says that it cannot, or has ended
+        :raises NotReadyError: it reports an error, or has ended
         """
 
         def began(pid: int) -> None:
@@ -206,44 +207,47 @@ class Upgrade:
 
         try:
             async with asyncio.timeout(START_SECONDS) as self._limit:
-                await wait_until_ready(line, lambda: asyncio.to_thread(self._ended, process), began)
+                await wait_until_ready(line, lambda: asyncio.to_thread(self._wait, process), began)
         except TimeoutError:
-            if self._replaces:  # it hangs; its processes end with their last sessions
+            if self._new_processes_serve:  # its processes end with their last sessions
                 os.kill(self._pid or process.pid, signal.SIGKILL)
-            seconds = STEP_SECONDS if self._replaces else START_SECONDS
+            seconds = STEP_SECONDS if self._new_processes_serve else START_SECONDS
             raise NotReadyError(f"it was not ready in {seconds:g} s") from None
         finally:
             self._limit = None
 
-    def _stepped(self) -> None:
+    def _extend_limit(self) -> None:
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time() + STEP_SECONDS)
 
     @staticmethod
-    def _ended(process: subprocess.Popen[bytes]) -> int | str:
+    def _wait(process: subprocess.Popen[bytes]) -> int | str:
         try:
             return process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             return "unknown"
 
-    async def _give(self, line: socket.socket, denials: HandedDenials) -> None:
-        """Let go of everything, and say so; from here on nothing can fail."""
+    async def _transfer(self, line: socket.socket, denials: HandedDenials) -> None:
+        """Transfer all resources to the new process. From here on, no step can fail."""
         self._state = State.HANDED_OVER
         self._server.withdraw()
-        self._resources.let_go()
-        await self._services.handed_over(self._pid)  # from here on nobody is denied here
+        self._resources.leave_files()
+        await self._services.handed_over(self._pid)  # from here on, no denial is added here
         try:
             denials.write()
         except OSError as error:
             log.error("cannot pass the networks denied at run time to the new process: %s", error)  # noqa: TRY400
-        with suppress(OSError):  # it died this moment; its supervisor will find out
+        with suppress(OSError):  # the new process has just died; its supervisor will notice
             line.send(YOURS)
         log.info("upgrade complete: process %d has inherited the sockets", self._pid)
         self._done()
 
     async def _recover(self, line: socket.socket, process: subprocess.Popen[bytes] | None) -> None:
-        """See that all is as before; a new process that has clients ends with its last session."""
-        served = self._replaces
+        """Restore the state before the upgrade.
+
+        A new supervisor that already has clients ends with its last session.
+        """
+        served = self._new_processes_serve
         try:
             if served and self._upgrades is not None and self._state is State.STARTING:
                 await self._upgrades.resume()
@@ -252,27 +256,27 @@ class Upgrade:
                 line.send(NO)
             end = None if self._upgrades is None else self._upgrades.cancel()
         if process is not None and not served:
-            await asyncio.shield(asyncio.to_thread(self._put_down, process))
+            await asyncio.shield(asyncio.to_thread(self._kill, process))
         elif process is not None and end is not None:
             end.add_done_callback(lambda _, new=process: self._reap(new))  # type: ignore[misc]
         if self._resources.pid_file is not None:
-            with suppress(SmtpdForkError):  # it may have written its own pid already
+            with suppress(SmtpdForkError):  # the new process may have written its pid already
                 self._resources.pid_file.write(os.getpid())
 
     def _reap(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for a new process that has ended, so that it does not stay a zombie."""
+        """Wait for a new process that has ended, so that no zombie remains."""
         self._pid = 0
-        asyncio.get_running_loop().run_in_executor(None, self._ended, process)
+        asyncio.get_running_loop().run_in_executor(None, self._wait, process)
 
     @property
-    def _replaces(self) -> bool:
-        """Whether processes of a new supervisor serve."""
+    def _new_processes_serve(self) -> bool:
+        """Whether processes of a new supervisor serve already."""
         return self._upgrades is not None and self._upgrades.new_serves
 
-    def _put_down(self, process: subprocess.Popen[bytes]) -> None:
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
         pid, self._pid = self._pid or process.pid, 0
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if pid != process.pid:  # no child of this process; its parent, which is, ends after it
+            if pid != process.pid:  # not a child process of this one, but a child of `process`
                 with suppress(OSError):
                     os.kill(pid, number)
             if pid == process.pid or number == signal.SIGKILL:
@@ -283,11 +287,11 @@ class Upgrade:
 
 
 async def old_process_goes_on(successor: Successor) -> bool:
-    """Wait for the old process's word; return whether it goes on, so that this one must not."""
+    """Wait for the old process's message; return whether the old process continues to serve."""
     successor.line.setblocking(False)
     try:
         answer = await asyncio.get_running_loop().sock_recv(successor.line, len(YOURS))
     except OSError:
-        answer = b""  # it was killed: this process must serve
+        answer = b""  # the old process was killed: this one must serve
     successor.line.close()
     return answer.startswith(NO[:1])

@@ -27,7 +27,7 @@ from support.daemon import (
 from support.dialogue import is_refused, last_word
 from support.peers import needs_terminals, peer
 
-from smtpd_fork.cli.start import MUTE
+from smtpd_fork.cli.start import NO_SYSLOG
 from smtpd_fork.observe.logs.setup import SYSLOG
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def test_detach_without_a_log_of_its_own_logs_to_syslog_or_says_that_there_is_no
     pid = int((tmp_path / "daemon.pid").read_text())
     os.kill(pid, signal.SIGTERM)
     wait_until_gone(pid)
-    warning = "" if Path(SYSLOG).is_socket() else f"{MUTE}\n"
+    warning = "" if Path(SYSLOG).is_socket() else f"{NO_SYSLOG}\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", warning)
 
 

@@ -96,7 +96,7 @@ def test_sockets_of_services_are_claimed_by_name_and_the_others_closed(tmp_path:
     assert claimed.getsockname()[1] == port
     assert new.claim("a") is None
     assert old.claim("a") is None
-    new.take_over()
+    new.own_inherited()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(unwanted.detach())
     wanted.detach()

@@ -88,7 +88,7 @@ def test_what_is_no_greeting_is_not_well(
         assert health.main() == 1
         thread.join()
     out = capsys.readouterr().out
-    assert out.startswith("not well: ")
+    assert out.startswith("unhealthy: ")
     assert out.count("\n") == 1
 
 

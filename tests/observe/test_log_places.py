@@ -299,15 +299,14 @@ sys.exit(main())
 WITHOUT_SYSLOG = [sys.executable, "-c", _WITHOUT_SYSLOG]
 
 
-def test_who_starts_a_daemon_that_logs_nowhere_is_told_so(tmp_path: Path) -> None:
+def test_a_detached_daemon_that_cannot_log_prints_a_warning_at_its_start(tmp_path: Path) -> None:
     options = (*LOCAL, "--detach", "--pid-file", "pid")
     ended = run(*options, cwd=tmp_path, command=WITHOUT_SYSLOG)
     pid = int((tmp_path / "pid").read_text())
     os.kill(pid, 15)
     assert ended.returncode == 0
     assert ended.stderr == (
-        "smtpd-fork: warning: there is no syslog here, nothing is logged; "
-        "name a place with --log-to\n"
+        "smtpd-fork: warning: no syslog service is available, so nothing is logged; use --log-to\n"
     )
     until(lambda: not (tmp_path / "pid").exists(), "its end")
 

@@ -149,5 +149,5 @@ async def test_commands_are_shown_at_debug_and_what_is_none_is_a_length(tmp_path
         "'MAIL FROM:<a@b.c> SIZE=5'",
         "'rcpt to:<d@e.f>'",
         "NOOP ...",
-        "(11 octets, no command)",
+        "(11 octets, not a command)",
     ]

@@ -66,7 +66,7 @@ def test_the_command_reads_what_the_daemon_says() -> None:
         ({}, "sink       lmtp"),
         (
             {"replies": {"2xx": 5, "4xx": 7}, "average": 0.0021},
-            "sink       lmtp: 4xx 7, 2xx 5; 2.1 ms on the average",
+            "sink       lmtp: 4xx 7, 2xx 5; 2.1 ms on average",
         ),
         (
             {"connections": 2, "busy": 1, "down_since": 1.0, "down": 75.0, "reason": "refused"},

@@ -104,7 +104,7 @@ def test_a_terminal_is_left_in_order_when_the_daemon_goes(
     terminal.wait_for("serving")
     assert daemon.stop() == 0
     assert terminal.end() == os.EX_UNAVAILABLE
-    assert terminal.text.rstrip().endswith("has gone")
+    assert terminal.text.rstrip().endswith("has ended")
     assert terminal.text.rindex("\x1b[?25h") > terminal.text.rindex("\x1b[?25l")
 
 
@@ -129,7 +129,7 @@ def test_a_pipe_gets_a_line_a_time(
         assert "\x1b" not in rest
         if number is None:
             assert process.returncode == os.EX_UNAVAILABLE
-            assert complaint.endswith("has gone\n")
+            assert complaint.endswith("has ended\n")
         else:
             assert (process.returncode, complaint) == (0, "")
 

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 PROGRAM = """
 import asyncio, json, sys
-from smtpd_fork.cli.start import _import_what_comes_later
+from smtpd_fork.cli.start import _import_before_privileges_are_dropped
 from smtpd_fork.config import DaemonConfig
 from smtpd_fork.handlers import load_handlers
 from smtpd_fork.message import Mail, Recipient
 
 config = DaemonConfig.build({"handler": json.loads(sys.argv[1]), "loop": "asyncio"})
 chain = load_handlers(config.handler)
-_import_what_comes_later(config)
+_import_before_privileges_are_dropped(config)
 before = set(sys.modules)
 chain.prepare()
 

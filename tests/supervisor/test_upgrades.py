@@ -251,7 +251,7 @@ def test_the_upgrade_fails_if_the_new_supervisor_alone_is_stopped(tmp_path: Path
     with upgrading(tmp_path) as halfway:
         begin_data(halfway.sessions[2])
         os.kill(halfway.new, signal.SIGTERM)
-        halfway.daemon.wait_for(f"{FAILED}the new process stops")
+        halfway.daemon.wait_for(f"{FAILED}the new process was stopped")
         halfway.sessions[2].send(b"\r\n.\r\n")
         assert halfway.sessions[2].getreply()[0] == 250
         wait_until_gone(halfway.new)
@@ -354,5 +354,5 @@ def test_a_reload_during_an_upgrade_waits_and_has_no_effect(tmp_path: Path) -> N
         halfway.daemon.wait_for("SIGHUP: reloading the configuration")
         halfway.go_on()
         halfway.daemon.wait_for(TAKEN)
-        halfway.daemon.wait_for("ERROR .*a new process serves now")
+        halfway.daemon.wait_for("ERROR .*a new process has replaced this one")
         halfway.check_sessions()

@@ -1,4 +1,4 @@
-"""The commands that speak to a daemon that runs, over its control socket. See docs/control.md."""
+"""The commands that use the control socket of a running daemon. See docs/control.md."""
 
 from smtpd_fork.cli.control.commands import CONTROL_COMMANDS
 

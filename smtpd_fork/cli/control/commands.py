@@ -1,4 +1,4 @@
-"""The commands of an administrator, each a question to a daemon that runs."""
+"""The commands for administrators; each sends requests to a running daemon."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from smtpd_fork.units import counted, parse_duration
 __all__ = ["CONTROL_COMMANDS"]
 
 POLL_SECONDS = 0.5
-"""How often it is looked whether a daemon has drained."""
+"""Interval of the checks whether a draining daemon has ended."""
 
 RELOAD_SECONDS = 120.0
-"""For a reload that waits for another one, or for an upgrade (60 s), and for its files."""
+"""Time limit of a reload, which may wait for another reload or an upgrade (60 s), and reads
+files."""
 
 CONTROL_COMMANDS: dict[str, click.Command] = {}
 """The commands, by their names."""
 
 
 def _command(*params: click.Parameter) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a command of a function of the connection, with *params* by name."""
+    """Return a decorator that creates a command from a function of the connection and *params*."""
     where = click.Option(
         ["--control"], metavar="PATH", envvar=[CLIENT_VARIABLE, CONTROL_VARIABLE],
         help=f"Path of the daemon's control socket. [{CLIENT_VARIABLE}, else {CONTROL_VARIABLE}]",
@@ -64,7 +65,7 @@ def _call(function: Callable[..., None], control: str | None, **values: Any) -> 
         with closing(Connection(control)) as connection:
             function(connection, **values)
     except BrokenPipeError:
-        # Who read it has seen enough; Python is not to complain at its end.
+        # The reader of the pipe has ended. Without this, Python would report an error at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -104,11 +105,11 @@ def _sessions(connection: Connection, *, as_json: bool) -> None:
             return
 
 
-def _session(told: dict[str, Any]) -> replies.Session:
+def _session(fields: dict[str, Any]) -> replies.Session:
     try:
-        return msgspec.convert(told, replies.Session)
+        return msgspec.convert(fields, replies.Session)
     except msgspec.ValidationError as error:
-        raise ProtocolError(f"a session that cannot be read: {error}") from None
+        raise ProtocolError(f"the daemon sent an invalid session: {error}") from None
 
 
 @_command(click.Argument(["target"], metavar="ID|NET"))
@@ -139,7 +140,7 @@ def _limits(connection: Connection, *, as_json: bool, changes: tuple[str, ...]) 
 
 
 def _wanted(changes: Sequence[str]) -> dict[str, list[str]]:
-    """Return the new values by setting; an empty list clears it."""
+    """Return the new values by setting; an empty list removes a limit."""
     wanted: dict[str, list[str]] = {}
     for change in changes:
         name, equals, value = change.partition("=")
@@ -159,7 +160,7 @@ def _reload(connection: Connection, *, as_json: bool) -> None:
     reload fails, the previous settings stay in force, and the exit status is that of a start with
     the same error.
     """
-    connection.patience = RELOAD_SECONDS
+    connection.timeout = RELOAD_SECONDS
     if as_json:
         output.say_json(connection.ask_for_json("reload"), indent=2)
         return
@@ -207,7 +208,7 @@ def _deny(
     denial = connection.ask("deny", replies.Denial, **given)
     end = "" if denial.seconds is None else f" for {output.age(denial.seconds)}"
     output.say(f"{denial.network} denied{end}")
-    output.say_lines(output.untold_lines(denial.untold))
+    output.say_lines(output.not_shared_lines(denial.untold))
 
 
 def _list_denials(connection: Connection, *, as_json: bool) -> None:
@@ -229,7 +230,7 @@ def _undeny(connection: Connection, *, network: str) -> None:
     """Remove a denial that `deny` has added. Give NET as `deny` lists it."""
     undenied = connection.ask("undeny", replies.Undenied, network=network)
     output.say(f"{network} is no longer denied")
-    output.say_lines(output.untold_lines(undenied.untold))
+    output.say_lines(output.not_shared_lines(undenied.untold))
 
 
 @_command()
@@ -291,7 +292,7 @@ def _fleet(connection: Connection, *, as_json: bool, client: str | None) -> None
         return
     fleet = connection.ask("fleet", replies.Fleet, client=client)
     if client is not None:
-        output.say_lines(map(output.held_line, fleet.limits))
+        output.say_lines(map(output.fleet_limit_line, fleet.limits))
         return
     output.say(output.NODE_HEADER)
     output.say_lines(map(output.node_line, fleet.nodes))

@@ -1,4 +1,4 @@
-"""Connection: a client's end of the control socket."""
+"""Connection: a client's connection to the control socket."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from smtpd_fork.sanitizer import printable
 
 __all__ = ["Connection", "GoneError"]
 
-PATIENCE_SECONDS = 15.0
-"""For a daemon that is asked something; longer than anything that it does for an answer takes."""
+TIMEOUT_SECONDS = 15.0
+"""Timeout of a request; longer than the daemon takes for any reply but that of a reload."""
 
 _CHUNK = 1 << 16
 
@@ -43,23 +43,23 @@ Reply = TypeVar("Reply")
 
 
 class GoneError(UnavailableError):
-    """The daemon was there, and has gone (69)."""
+    """The daemon has closed the connection, as it ended (69)."""
 
 
 class Connection:
-    """Asks the daemon with the control socket *path*, one question after another.
+    """A connection to the daemon with the control socket *path*, for requests one after another.
 
-    :ivar patience: seconds to wait for an answer
-    :raises UnavailableError: no daemon answers there
-    :raises NotPermittedError: the file mode keeps this user out
+    :ivar timeout: seconds to wait for a reply
+    :raises UnavailableError: no daemon answers
+    :raises NotPermittedError: the file mode does not permit access to this user
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self.patience = PATIENCE_SECONDS
+        self.timeout = TIMEOUT_SECONDS
         self._held = b""
         self._sock = socket.socket(socket.AF_UNIX)
-        self._sock.settimeout(PATIENCE_SECONDS)
+        self._sock.settimeout(TIMEOUT_SECONDS)
         try:
             self._sock.connect(path)
         except PermissionError:
@@ -71,12 +71,13 @@ class Connection:
             raise UnavailableError(f"no daemon answers at {path}: {_reason(error)}") from None
 
     def ask(self, command: str, as_type: type[Reply], **fields: Any) -> Reply:
-        """Return what *command* is answered, as *as_type* describes it.
+        """Send a request; return the reply as an object of *as_type*.
 
-        :raises GoneError: the daemon has gone
+        :raises GoneError: the daemon has ended
         :raises UnavailableError: it does not answer in time, or has too many clients
-        :raises ProtocolError: what answers is no daemon of this kind
-        :raises SmtpdForkError: the daemon's refusal, as the error that it stands for
+        :raises ProtocolError: the process at the socket is not a daemon of this kind
+        :raises SmtpdForkError: the daemon cannot carry out the request; the class depends on the
+            reason
         """
         reply = self.ask_for_json(command, **fields)
         try:
@@ -85,33 +86,33 @@ class Connection:
             raise self._no_daemon(str(error)) from None
 
     def ask_for_json(self, command: str, **fields: Any) -> dict[str, Any]:
-        """Return what *command* is answered, as it came. What it raises: :meth:`ask`."""
+        """Send a request; return the reply as a dict. Raises the same errors as :meth:`ask`."""
         given = {name: value for name, value in fields.items() if value is not None}
         request = json.dumps({"v": VERSION, "command": command, **given}).encode() + b"\n"
         try:
             with suppress(BrokenPipeError, ConnectionResetError):
-                # A refused client finds the reply there, and a closed connection.
+                # If the daemon refuses this client, it has sent a reply and closed the connection.
                 self._sock.sendall(request)
             line = self._line()
         except ConnectionError:
-            raise GoneError(f"the daemon at {self._path} has gone") from None
+            raise GoneError(f"the daemon at {self._path} has ended") from None
         except OSError as error:
             text = f"the daemon at {self._path} does not answer: {_reason(error)}"
             raise UnavailableError(text) from None
         return self._read(line)
 
     def _line(self) -> bytes:
-        """Return the next line; it is to be there in a bounded time, however it trickles in."""
-        deadline = time.monotonic() + self.patience
+        """Return the next line. The time limit is that of the whole line, not of its parts."""
+        deadline = time.monotonic() + self.timeout
         received = [self._held]
         size = len(self._held)
         while b"\n" not in received[-1]:
             if size > MAX_REPLY:
-                raise self._no_daemon("a line without an end")
+                raise self._no_daemon("its reply is longer than the maximum")
             self._sock.settimeout(max(0.001, deadline - time.monotonic()))
             chunk = self._sock.recv(_CHUNK)
             if not chunk:
-                raise GoneError(f"the daemon at {self._path} has gone")
+                raise GoneError(f"the daemon at {self._path} has ended")
             received.append(chunk)
             size += len(chunk)
         line, _, self._held = b"".join(received).partition(b"\n")
@@ -121,7 +122,7 @@ class Connection:
         try:
             reply = msgspec.json.decode(line)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            raise self._no_daemon("no JSON") from None
+            raise self._no_daemon("its reply is not JSON") from None
         if not isinstance(reply, dict) or reply.get("v") != VERSION:
             raise self._no_daemon(f"not version {VERSION} of the protocol")
         if reply.get("ok") is True:
@@ -129,7 +130,7 @@ class Connection:
         try:
             kind = _ERRORS[Fault(str(reply.get("fault")))]
         except ValueError:
-            raise self._no_daemon("a fault that nobody knows") from None
+            raise self._no_daemon("its reply has an unknown value of fault") from None
         error = kind(printable(str(reply.get("text", "")), 1000))
         if reply.get("status") in list(ExitStatus):
             error.exit_status = ExitStatus(reply["status"])
@@ -140,9 +141,9 @@ class Connection:
         return ProtocolError(f"the process at {self._path} is not this daemon: {reason}")
 
     def close(self) -> None:
-        """Ask no more."""
+        """Close the connection."""
         self._sock.close()
 
 
 def _reason(error: OSError) -> str:
-    return "it takes too long" if isinstance(error, TimeoutError) else error.strerror or str(error)
+    return "timeout" if isinstance(error, TimeoutError) else error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""Text: what an administrator reads of the daemon's replies, and nothing that a terminal obeys."""
+"""Output: the text of replies for administrators, without characters that act on a terminal."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DENIAL_HEADER", "NODE_HEADER", "SESSION_HEADER", "age", "denial_line", "explanation_lines",
-    "fleet_line", "held_line", "limit_lines", "node_line",
-    "say", "say_json", "say_lines", "session_line", "status_lines", "summary", "untold_lines",
+    "fleet_limit_line", "fleet_line", "limit_lines", "node_line",
+    "not_shared_lines", "say", "say_json", "say_lines", "session_line", "status_lines", "summary",
 ]  # fmt: skip
 
 LONGEST_LINE = 4000
@@ -50,7 +50,7 @@ NODE_HEADER = _NODE.format(
 
 
 def say(line: str) -> None:
-    """Print a line; whatever is in it cannot be more than that."""
+    """Print a line; characters that are not printable are escaped."""
     sys.stdout.write(printable(line, LONGEST_LINE) + "\n")
     sys.stdout.flush()
 
@@ -62,13 +62,13 @@ def say_lines(lines: Iterable[str]) -> None:
 
 
 def say_json(value: object, *, indent: int | None = None) -> None:
-    """Print JSON in ASCII alone, so that a terminal finds nothing in it to obey."""
+    """Print JSON in ASCII, so that no character acts on a terminal."""
     sys.stdout.write(json.dumps(value, indent=indent) + "\n")
     sys.stdout.flush()
 
 
 def age(seconds: float) -> str:
-    """Return how long something has been, in two units at most: ``7s``, ``3m 20s``, ``2d 4h``."""
+    """Return a duration in at most two units: ``7s``, ``3m 20s``, ``2d 4h``."""
     total = int(seconds)
     parts = [(total // 86400, "d"), (total // 3600 % 24, "h"), (total // 60 % 60, "m")]
     parts.append((total % 60, "s"))
@@ -82,12 +82,12 @@ def counts(of: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {n}" for name, n in sorted(of.items(), key=lambda each: -each[1]))
 
 
-def _with(figure: object, details: str) -> str:
-    return f"{figure} ({details})" if details else str(figure)
+def _with(number: object, details: str) -> str:
+    return f"{number} ({details})" if details else str(number)
 
 
 def status_lines(status: Status) -> Iterator[str]:
-    """Return the status, a fact a line."""
+    """Return the lines of the status."""
     yield (
         f"smtpd-fork {status.version} on {status.hostname}, pid {status.pid}: "
         f"{status.state}, for {age(status.seconds)}"
@@ -118,7 +118,7 @@ def status_lines(status: Status) -> Iterator[str]:
 def _sink_facts(sink: SinkState) -> str:
     parts = [counts(sink.replies)] if sink.replies else []
     if sink.average:
-        parts.append(f"{sink.average * 1000:.1f} ms on the average")
+        parts.append(f"{sink.average * 1000:.1f} ms on average")
     if sink.connections is not None:
         parts.append(f"{sink.connections} connections, {sink.busy} busy, {sink.waiting} waiting")
     if sink.down_since is not None:
@@ -127,7 +127,7 @@ def _sink_facts(sink: SinkState) -> str:
 
 
 def fleet_line(fleet: FleetStatus) -> str:
-    """Return the fleet, as this node sees it, in one line."""
+    """Return the line about the fleet, as this node sees it."""
     if fleet.reason:
         return f"fleet      {fleet.state} for {age(fleet.down)}: {fleet.reason}"
     sessions = counted(fleet.sessions, "session")
@@ -140,7 +140,7 @@ def fleet_line(fleet: FleetStatus) -> str:
 
 
 def node_line(node: Node) -> str:
-    """Return a node of the fleet as a line of the table."""
+    """Return the line of a node in the table of nodes."""
     return _NODE.format(
         *(node.name, node.host, node.pid, node.version),
         age(max(0.0, time.time() - node.since)),
@@ -151,8 +151,8 @@ def node_line(node: Node) -> str:
     ).rstrip()
 
 
-def held_line(held: Held) -> str:
-    """Return what the fleet counts for one limit of a client."""
+def fleet_limit_line(held: Held) -> str:
+    """Return the line with the fleet's count for a limit of a client."""
     where = f" ({counts(held.nodes)})" if held.nodes else ""
     return f"{held.rule:<13} {held.key}: {held.sessions} of {held.limit}{where}"
 
@@ -169,7 +169,7 @@ def summary(status: Status, before: Status | None) -> str:
 
 
 def session_line(session: Session) -> str:
-    """Return a session as a line of the table."""
+    """Return the line of a session in the table of sessions."""
     return _SESSION.format(
         session.id,
         age(session.seconds),
@@ -182,21 +182,21 @@ def session_line(session: Session) -> str:
 
 
 def denial_line(denial: Denial) -> str:
-    """Return a network that is denied at run time as a line of the table."""
+    """Return the line of a denied network in the table of denials."""
     left = "-" if denial.seconds is None else age(denial.seconds)
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(denial.since))
     by = f"{denial.by} on {denial.node}" if denial.node else denial.by
     return _DENIAL.format(denial.network, left, since, by, denial.text).rstrip()
 
 
-def untold_lines(reason: str | None) -> Iterator[str]:
-    """Return a warning if the fleet does not know of a change yet."""
+def not_shared_lines(reason: str | None) -> Iterator[str]:
+    """Return a warning if a change has not yet reached the fleet."""
     if reason is not None:
-        yield f"only on this node until the fleet is in reach: {reason}"
+        yield f"only on this node until the fleet is reachable: {reason}"
 
 
 def limit_lines(limits: Limits) -> Iterator[str]:
-    """Return the limits, one a line, as options have them."""
+    """Return the lines of the limits, each in the form of options."""
     width = max((len(name) for name in limits.limits), default=0)
     for name, value in sorted(limits.limits.items()):
         mark = "  (changed)" if name in limits.changed else ""
@@ -216,7 +216,7 @@ def _setting(value: Any) -> str:
 
 
 def explanation_lines(explanation: Explanation) -> Iterator[str]:
-    """Return what is known of a refusal, or of a session's rejections, a fact a line."""
+    """Return the lines about a refusal, or about a session's rejections."""
     if explanation.rejections:
         for each in explanation.rejections:
             yield from _rejection_lines(each, explanation.id)

@@ -1,4 +1,4 @@
-"""Replies of the daemon, as far as the commands read them."""
+"""The replies of the daemon, with the fields that the commands use."""
 
 from __future__ import annotations
 
@@ -7,23 +7,8 @@ from typing import Any
 import msgspec
 
 __all__ = [
-    "Denial",
-    "Denials",
-    "Explanation",
-    "Fleet",
-    "FleetStatus",
-    "Held",
-    "Kicked",
-    "Limits",
-    "Node",
-    "Reloaded",
-    "ServingProcess",
-    "Session",
-    "Sessions",
-    "SinkState",
-    "State",
-    "Status",
-    "Top",
+    "Denial", "Denials", "Explanation", "Fleet", "FleetStatus", "Held", "Kicked", "Limits", "Node",
+    "Reloaded", "ServingProcess", "Session", "Sessions", "SinkState", "State", "Status", "Top",
     "Undenied",
 ]  # fmt: skip
 
@@ -36,7 +21,7 @@ class Top(msgspec.Struct):
 
 
 class SinkState(msgspec.Struct):
-    """A sink or a filter, and the server behind it if it has one."""
+    """A sink or a filter, and the state of its server if it has one."""
 
     name: str
     replies: dict[str, int] = {}
@@ -50,7 +35,7 @@ class SinkState(msgspec.Struct):
 
 
 class ServingProcess(msgspec.Struct):
-    """One of the processes of --processes."""
+    """A process of --processes."""
 
     pid: int
     state: str
@@ -60,7 +45,7 @@ class ServingProcess(msgspec.Struct):
 
 
 class FleetStatus(msgspec.Struct):
-    """The fleet, as a node sees it."""
+    """The state of the fleet, as a node sees it."""
 
     state: str
     nodes: int
@@ -74,7 +59,7 @@ class FleetStatus(msgspec.Struct):
 
 
 class Status(msgspec.Struct):
-    """How it is."""
+    """The state of the daemon."""
 
     version: str
     pid: int
@@ -116,7 +101,7 @@ class Node(msgspec.Struct):
 
 
 class Held(msgspec.Struct):
-    """What the fleet counts for one limit of a client."""
+    """The fleet's count for a limit of a client."""
 
     rule: str
     key: str
@@ -134,7 +119,7 @@ class Fleet(msgspec.Struct):
 
 
 class Session(msgspec.Struct):
-    """One that is in."""
+    """An open session."""
 
     id: str
     peer: str
@@ -146,20 +131,20 @@ class Session(msgspec.Struct):
 
 
 class Sessions(msgspec.Struct):
-    """A page of those who are in."""
+    """A page of open sessions; ``next`` is None on the last page."""
 
     sessions: list[dict[str, Any]]
     next: list[Any] | None
 
 
 class Kicked(msgspec.Struct):
-    """How many were ended."""
+    """The number of sessions that were ended."""
 
     kicked: int
 
 
 class Limits(msgspec.Struct):
-    """What the gate lets in."""
+    """The limits of the gate."""
 
     limits: dict[str, Any]
     changed: list[str]
@@ -168,14 +153,18 @@ class Limits(msgspec.Struct):
 
 
 class Reloaded(msgspec.Struct):
-    """What a reload has changed, and what needs a restart."""
+    """The changes of a reload, and the changed settings that need a restart."""
 
     changes: list[str]
     restart: list[str]
 
 
 class Denial(msgspec.Struct):
-    """A network that is denied at run time; its seconds are those that it has left."""
+    """A denied network.
+
+    ``seconds`` is the time left, None without an end; ``untold`` is the reason why the fleet does
+    not have the denial yet, or None.
+    """
 
     network: str
     text: str
@@ -187,21 +176,21 @@ class Denial(msgspec.Struct):
 
 
 class Undenied(msgspec.Struct):
-    """A network that is denied no longer; and why the fleet does not know it yet."""
+    """A network that is no longer denied; ``untold`` is as in :class:`Denial`."""
 
     network: str
     untold: str | None = None
 
 
 class Denials(msgspec.Struct):
-    """A page of them."""
+    """A page of denied networks; ``next`` is None on the last page."""
 
     denials: list[Denial]
     next: int | None
 
 
 class State(msgspec.Struct):
-    """What the daemon does now."""
+    """The state of the daemon after a request."""
 
     state: str
     sessions: int = 0
@@ -225,7 +214,7 @@ class Rejection(msgspec.Struct, rename={"sender": "from"}):
 
 
 class Explanation(msgspec.Struct):
-    """What is known of a refusal before the greeting, or of the rejections in a session."""
+    """The explanation of a refusal before the greeting, or of the rejections in a session."""
 
     id: str
     rule: str = ""

@@ -1,4 +1,4 @@
-"""Watch: the status, once a second: a live table on a terminal, a line each time in a pipe."""
+"""Watch: shows the status once a second, as a table on a terminal or as lines in a pipe."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ INTERVAL_SECONDS = 1.0
 
 
 def watch(connection: Connection, *, as_json: bool) -> None:
-    """Show the status until the daemon goes away, or Ctrl-C.
+    """Show the status until the daemon ends, or Ctrl-C.
 
-    :raises UnavailableError: the daemon has gone
-    :raises ConfigError: there is a terminal, and nothing to draw with
+    :raises UnavailableError: the daemon has ended
+    :raises ConfigError: the output is a terminal, and rich is not installed
     """
     with suppress(KeyboardInterrupt):
         if as_json:
@@ -67,9 +67,9 @@ def _draw(connection: Connection) -> None:
 
 
 def _picture(status: Status, before: Status | None) -> RenderableType:
-    """Return the status as a table under a line.
+    """Return the status as a table with a line above it.
 
-    All text is :class:`rich.text.Text`, in which brackets are brackets and no markup.
+    All text is :class:`rich.text.Text`, so that brackets are not interpreted as markup.
     """
     from rich.console import Group  # noqa: PLC0415 - as above
     from rich.table import Table  # noqa: PLC0415 - as above
@@ -86,7 +86,7 @@ def _picture(status: Status, before: Status | None) -> RenderableType:
 
 
 def _rows(status: Status, old: Status) -> Iterator[tuple[str, str, int | None]]:
-    """Yield names, values, and their change since *old*, if that is shown."""
+    """Yield names, values, and their change since *old* where it is shown."""
     yield "sessions", f"{status.sessions} of {status.limit}", status.sessions - old.sessions
     for phase, count in sorted(status.phases.items()):
         yield f"  {phase}", str(count), None
