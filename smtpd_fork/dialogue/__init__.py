@@ -1,4 +1,4 @@
-"""The session without a socket, a loop or a clock: states, commands, and what they are answered.
+"""The SMTP session without sockets, event loop or clock: states, commands and replies.
 
 Read :mod:`~smtpd_fork.dialogue.commands` first.
 """

@@ -1,4 +1,4 @@
-"""The line of EHLO's reply that offers AUTH."""
+"""Change the mechanisms in the reply to EHLO."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _LINE = re.compile(r"250([- ])AUTH[ =](.*)", re.IGNORECASE)
 def with_mechanisms(
     lines: Sequence[str], replaced: Collection[str], offered: Sequence[str]
 ) -> list[str]:
-    """Return EHLO's reply with other mechanisms in place of some.
+    """Return EHLO's reply with some mechanisms replaced by others.
 
-    A reply that does not offer AUTH stays as it is.
+    A reply that does not offer AUTH is unchanged.
 
-    :param replaced: the names of those that go
-    :param offered: the names of those that come, in order; the others stay in front of them
+    :param replaced: names of the mechanisms to remove
+    :param offered: names of the mechanisms to add, in order, after the remaining ones
     """
     changed = []
     for line in lines:

@@ -1,8 +1,8 @@
-r"""Body: takes what follows DATA, and finds its end. Sans-io.
+r"""Body: collects the message after DATA, and finds its end. Sans-io.
 
-The end is CR LF . CR LF and nothing else (RFC 5321 4.1.1.4): a server that takes LF . LF for it as
-well can be made to see two messages where the sender's server saw one (SMTP smuggling). The same
-holds for the dots that are taken out: a dot is one only at the start of a line that CR LF ended.
+Only CR LF . CR LF is the end (RFC 5321 4.1.1.4). A server that accepts LF . LF as well can be made
+to see two messages where the sender's server saw one (SMTP smuggling). For the same reason, a
+doubled dot is removed only at the start of a line after CR LF.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ __all__ = ["Body"]
 END = b"\r\n.\r\n"
 
 FIRST_LOOK = 512
-"""Bytes in which the end is looked for first if much has come, then in eight times as many, up to
-LOOK: what follows a small message in its packet must not be searched once for each such message."""
+"""Bytes in the first piece of long input that is searched for the end. Each next piece is eight
+times as long, up to LOOK. Otherwise, all input after a small message would be searched once for
+each small message in the input."""
 
 _START = b"\r\n"
-"""As if a line had just ended: so a dot at the very start is found like any other."""
+"""A line end before the message, so that a dot at its start is found like any other."""
 
 
 class Body(Content):
-    """Collects one message that DATA announced; bounded, whatever is fed.
+    """Collects the message after DATA, with bounded memory.
 
     The parameters are those of :class:`Content`.
     """
@@ -32,12 +33,12 @@ class Body(Content):
     def __init__(self, size_limit: int, line_limit: int, bare: BareNewline) -> None:
         super().__init__(size_limit, line_limit, bare)
         self._held = _START
-        self._skip = len(_START)  # it is no part of the message
+        self._skip = len(_START)  # bytes to remove from the content
 
     def feed(self, data: bytes, start: int = 0) -> int | None:
-        """Take *data* from *start* on.
+        """Add *data* from offset *start*.
 
-        :returns: where the end is behind which the message ends, or None while it has not come
+        :returns: the offset after the end of the message; None if the end was not found
         """
         if self.take_whole(data, start):
             return len(data)
@@ -53,13 +54,13 @@ class Body(Content):
         return None
 
     def take_whole(self, data: bytes, start: int = 0) -> bool:
-        """Take *data* if it is all of a message, without a dot to take out: the usual case.
+        """Add *data* if it is a whole message without doubled dots, which is the usual case.
 
-        :returns: whether it was; else nothing was taken
+        :returns: whether it was added; if not, nothing was changed
         """
         if (
             not self._skip
-            or len(self._held) != len(_START)  # something has come, and is held back
+            or len(self._held) != len(_START)  # there is earlier input
             or not data.endswith(END, start)
             or data.startswith(b".", start)
             or _has_dots(data, start, len(data) - 3)
@@ -70,14 +71,14 @@ class Body(Content):
         return True
 
     def _look(self, piece: bytes) -> int | None:
-        """Take *piece*; return where in it the message ends."""
+        """Add *piece*; return the offset in it after the end of the message, or None."""
         held = self._held
         data = held + piece if held else piece
         dots = _has_dots(data, 0, len(data))
         end = data.find(END) if dots else -1
         if end >= 0:
             self._held = b""
-            # The one dot that is there for sure is not looked for again.
+            # Only the dots before the end are searched.
             self._unstuff(data[: end + 2], dots=_has_dots(data, 0, end))
             return end + len(END) - len(held)
         hold = _held_back(data)
@@ -86,7 +87,7 @@ class Body(Content):
         return None
 
     def _unstuff(self, part: bytes, *, dots: bool) -> None:
-        """Take a part that neither begins nor ends inside of CR LF, or of CR LF dot."""
+        """Add a part that does not begin or end within CR LF or CR LF dot."""
         if not part:
             return
         if dots:
@@ -96,14 +97,14 @@ class Body(Content):
 
 
 def _has_dots(data: bytes, start: int, end: int) -> bool:
-    """Whether a line of *data* from *start* to *end*, but the first, begins with a dot."""
-    # Looking for one byte costs next to nothing: base64, of which large messages are made, has no
-    # dot. And rfind, as find for two bytes is three times slower in some builds of CPython.
+    """Return whether a line from *start* to *end*, except the first, begins with a dot."""
+    # The search for one byte is very fast, and large messages are mostly base64, which has no
+    # dots. rfind is used as find for two bytes is three times slower in some builds of CPython.
     return data.find(b".", start, end) >= 0 and data.rfind(b"\n.", start, end) >= 0
 
 
 def _held_back(data: bytes) -> int:
-    """Return how many bytes at the end of *data* may be the beginning of the end."""
+    """Return how many bytes at the end of *data* may belong to the end of the message."""
     for length in (4, 3, 2, 1):
         if data.endswith(END[:length]):
             return length

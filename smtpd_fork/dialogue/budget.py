@@ -1,13 +1,13 @@
-"""Budget: the memory that is held for clients, and which session and which client holds it.
+"""Budget: counts the memory that sessions and clients use, and enforces limits.
 
-A session holds up to :data:`ALLOWANCE` bytes that are not charged: ordinary ones never come here.
-What it holds beyond that (a message, an envelope, input and output that wait) is charged to the
-session, to its client, and to all. The law: what is held is at most ``limit``, and an allowance a
-session; for one client ``share``, and its sessions' allowances.
+The first :data:`ALLOWANCE` bytes of a session are not counted, so that most sessions need no call
+of this module. Further bytes (of a message, an envelope, or buffered input and output) are charged
+to the session, to its client, and to the total. The total is at most ``limit``, plus the
+allowances; for one client it is at most ``share``, plus the allowances of its sessions.
 
-A message that does not fit is read and forgotten (452). But a client that sends what it may, and
-then next to nothing, would keep others out for as long as its session lasts. So while memory is
-short the session that holds the most, and does not go on, is ended first.
+A message that exceeds a limit is read and dropped (452). But a client could use all memory and then
+send almost nothing until its session ends. Therefore, while little memory is left, the largest
+sessions that make no progress are ended.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ if TYPE_CHECKING:
 __all__ = ["ALLOWANCE", "Budget", "Holder"]
 
 ALLOWANCE = 64 * 1024
-"""Bytes of each session that are not charged: what most messages are smaller than."""
+"""Bytes of each session that are not counted; most messages are smaller."""
 
 SHORT = 0.75
-"""Of the limit; past it idle sessions are ended."""
+"""Part of the limit above which idle sessions are ended."""
 
 IDLE_SECONDS = 30.0
-"""A session that has not grown by a tenth in that time does not go on: it is idle."""
+"""A session whose memory has not grown by a tenth in this time is idle."""
 
 GROWTH = 1.1
 
-LOOK_SECONDS = 1.0
-"""Between two looks for idle sessions, while memory is short."""
+CHECK_SECONDS = 1.0
+"""Interval of the checks for idle sessions while little memory is left."""
 
 
 class Holder(Protocol):
-    """A session, as far as its memory goes."""
+    """A session that uses memory."""
 
     loop: Any
-    """The event loop whose time counts: ``time()`` and ``call_later()`` are asked."""
+    """The event loop; its ``time()`` and ``call_later()`` are used."""
     peer: Peer
-    """The client."""
+    """The client's address."""
 
-    def give_way(self, held: int) -> bool:
-        """End, as memory is short; False if that cannot be: a handler works for it."""
+    def end_for_memory(self, held: int) -> bool:
+        """End the session to free memory; return False if a handler is processing its message."""
 
 
 class _Held:
-    """What one session holds."""
+    """The memory of a session."""
 
     __slots__ = ("_mark", "client", "held", "since")
 
     def __init__(self, client: str | None) -> None:
-        self.client = client  # what its client is counted as; None is not counted
+        self.client = client  # the key of its client; None: its client is not counted
         self.held = 0
-        self.since = 0.0  # when it had grown by a tenth
+        self.since = 0.0  # the time of the last growth by a tenth
         self._mark = 0.0
 
     def change(self, held: int, now: float) -> None:
@@ -69,15 +69,16 @@ class _Held:
 
 
 class Budget:
-    """Counts bytes; shared by the sessions of a server.
+    """Counts the memory of all sessions of a server.
 
-    :param limit: bytes that all sessions may hold; 0 is no limit
-    :param share: bytes that one client's sessions may hold; 0 is no limit
-    :param client_of: what a client is counted as, or None if it is not; default: its IP address
+    :param limit: maximum bytes of all sessions; 0 is no limit
+    :param share: maximum bytes of one client's sessions; 0 is no limit
+    :param client_of: returns the key by which a client is counted, or None to not count it;
+        default: its IP address
     """
 
     __slots__ = (
-        *("_by_client", "_client_of", "_by_holder", "_looked", "_timer"),
+        *("_by_client", "_client_of", "_by_holder", "_checked", "_timer"),
         *("limit", "share", "used"),
     )
 
@@ -86,21 +87,21 @@ class Budget:
     ) -> None:
         self.limit = limit
         self.share = share
-        self.used = 0  # bytes that are held now
+        self.used = 0  # bytes of all sessions
         self._client_of = client_of
         self._by_holder: dict[Holder, _Held] = {}
         self._by_client: dict[str, int] = {}
-        self._looked = 0.0
+        self._checked = 0.0
         self._timer: object | None = None
 
     def used_by(self, client: str) -> int:
-        """Return the bytes that the sessions of one client hold."""
+        """Return the bytes of the sessions of one client."""
         return self._by_client.get(client, 0)
 
     def hold(self, holder: Holder, held: int) -> bool:
-        """Charge *held* bytes to a session, in place of what it was charged before.
+        """Set the bytes of a session to *held*.
 
-        :returns: whether it may hold them; if not, it is to hold less at once
+        :returns: whether the limits allow it; if not, the session must reduce its memory at once
         """
         holding = self._by_holder.get(holder)
         if holding is None:
@@ -115,19 +116,19 @@ class Budget:
             del self._by_holder[holder]
         if more <= 0 or self._fits(0, holding.client, SHORT):
             return True
-        self._relieve(now, holding.client, 0)
+        self._end_idle_sessions(now, holding.client, 0)
         if self._timer is None:
-            self._timer = holder.loop.call_later(LOOK_SECONDS, self._look, holder.loop)
+            self._timer = holder.loop.call_later(CHECK_SECONDS, self._check, holder.loop)
         return self._fits(0, holding.client)
 
     def has_room(self, holder: Holder, more: int) -> bool:
-        """Whether a session may hold so many bytes *more* than it does."""
+        """Return whether the limits allow a session *more* bytes."""
         if not self.limit and not self.share:
             return True
         holding = self._by_holder.get(holder)
         client = holding.client if holding is not None else self._client_of(holder.peer)
         if not self._fits(more, client):
-            self._relieve(holder.loop.time(), client, more)
+            self._end_idle_sessions(holder.loop.time(), client, more)
         return self._fits(more, client)
 
     def _add(self, client: str | None, more: int) -> None:
@@ -138,7 +139,7 @@ class Budget:
                 del self._by_client[client]
 
     def _fits(self, more: int, client: str | None, part: float = 1) -> bool:
-        """Whether so many bytes more are in the limit, or in a part of it, and in the share."""
+        """Return whether *more* bytes fit in *part* of the limit, and in the client's share."""
         in_limit = not self.limit or self.used + more <= self.limit * part
         return in_limit and self._is_in_share(more, client)
 
@@ -147,13 +148,14 @@ class Budget:
             return True
         return self._by_client.get(client, 0) + more <= self.share
 
-    def _relieve(self, now: float, client: str | None, more: int) -> None:
-        """End sessions that are idle, the largest first: any, or those of a client past its share.
+    def _end_idle_sessions(self, now: float, client: str | None, more: int) -> None:
+        """End idle sessions, the largest first, until *more* bytes fit.
 
-        One that is ended is charged for nothing any more when it returns.
+        Sessions of *client* are also ended while it exceeds its share. A session that has ended is
+        no longer charged.
         """
-        if now < self._looked + LOOK_SECONDS:
-            return  # no session was idle a moment ago
+        if now < self._checked + CHECK_SECONDS:
+            return  # the last check, which was just now, did not free enough
         idle = [
             (holding.held, holder)
             for holder, holding in self._by_holder.items()
@@ -164,13 +166,13 @@ class Budget:
             holding = self._by_holder.get(holder)
             own = holding is not None and holding.client == client
             if not (self._fits(more, None, SHORT) and (self._is_in_share(more, client) or not own)):
-                holder.give_way(held)
+                holder.end_for_memory(held)
         if not self._fits(more, client, SHORT):
-            self._looked = now
+            self._checked = now
 
-    def _look(self, loop: Any) -> None:
-        """Look for idle sessions while memory is short: a refused client asks for none."""
+    def _check(self, loop: Any) -> None:
+        """End idle sessions while little memory is left, also if no session requests memory."""
         self._timer = None
-        self._relieve(loop.time(), None, 0)
+        self._end_idle_sessions(loop.time(), None, 0)
         if not self._fits(0, None, SHORT):
-            self._timer = loop.call_later(LOOK_SECONDS, self._look, loop)
+            self._timer = loop.call_later(CHECK_SECONDS, self._check, loop)

@@ -1,6 +1,6 @@
-"""Client attributes: what XCLIENT and XFORWARD say of a client (Postfix's XCLIENT_README).
+"""Client attributes: the arguments of XCLIENT and XFORWARD (Postfix's XCLIENT_README).
 
-An attribute is ``NAME=value``, the value in xtext; ``[UNAVAILABLE]`` means that there is none.
+An attribute is ``NAME=value``, with the value in xtext; ``[UNAVAILABLE]`` means that there is none.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = [
 ]  # fmt: skip
 
 Attributes: TypeAlias = "dict[str, str | None]"
-"""Values by name in capitals; None: there is no such value."""
+"""Values by name, in capitals; None: the value is unavailable."""
 
 UNAVAILABLE, TEMPORARILY = "[UNAVAILABLE]", "[TEMPUNAVAIL]"
 
 LONGEST_VALUE = 255
-"""Octets of a value as it is sent; Postfix takes no more."""
+"""Octets of an encoded value; Postfix has the same limit."""
 
 HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -34,7 +34,7 @@ _IPV6 = "IPV6:"
 
 
 def to_address(host: str) -> str:
-    """Return an address as it is sent: one of IPv6 has a prefix."""
+    """Return an address as the value of an attribute: IPv6 has a prefix."""
     return f"{_IPV6}{host}" if ":" in host else host
 
 
@@ -84,7 +84,7 @@ XCLIENT: dict[str, Callable[[str], str]] = {
     "DESTPORT": _port,
     "REVERSE_NAME": _host_name,
 }
-"""The attributes of XCLIENT, and what reads their values."""
+"""The attributes of XCLIENT, with the functions that parse their values."""
 
 XFORWARD: dict[str, Callable[[str], str]] = {
     "NAME": _text,
@@ -95,11 +95,11 @@ XFORWARD: dict[str, Callable[[str], str]] = {
     "IDENT": _text,
     "SOURCE": _one_of("LOCAL", "REMOTE"),
 }
-"""The attributes of XFORWARD."""
+"""The attributes of XFORWARD, with the functions that parse their values."""
 
 
 def parse_attributes(text: str, known: dict[str, Callable[[str], str]]) -> Attributes:
-    """Read the argument of XCLIENT or XFORWARD; of an attribute that comes twice the last counts.
+    """Parse the argument of XCLIENT or XFORWARD; the last of repeated attributes applies.
 
     :raises ValueError: it is malformed; the text is that of the reply
     """

@@ -1,4 +1,4 @@
-"""ClientLog: lines of the log about one client, of which it can cause many."""
+"""ClientLog: log lines about a client, summarized if a client causes many."""
 
 from __future__ import annotations
 
@@ -13,36 +13,44 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
     from smtpd_fork.peer_address import Peer
 
-__all__ = ["log_debug", "log_replies", "peer_of", "report", "report_failure", "summary", "who"]
+__all__ = [
+    "log_debug",
+    "log_fields",
+    "log_replies",
+    "peer_of",
+    "report",
+    "report_failure",
+    "summary",
+]
 
 LONGEST_SUMMARY = 200
-"""Characters of what an error says; the traceback below the line has all of it."""
+"""Characters of an error's text; the traceback below the line has the whole text."""
 
 log = logging.getLogger("smtpd_fork.session")
 
 
-def who(dialogue: Dialogue) -> dict[str, str]:
+def log_fields(dialogue: Dialogue) -> dict[str, str]:
     """Return the fields of a log entry about this session (see smtpd_fork.observe.logs)."""
     return {"session": dialogue.id, "client": describe(peer_of(dialogue))}
 
 
 def peer_of(dialogue: Dialogue) -> Peer:
-    """Return the client's address; None if it is not known (any more)."""
+    """Return the client's address; None if it is unknown, or the session has ended."""
     peer: Any = None if dialogue.host is None else dialogue.host.peer
     if peer is not None and not isinstance(peer, (str, tuple)):
-        peer = str(peer)  # a transport of a user's own: logging must not fail over it
-    return peer  # type: ignore[no-any-return]  # asked for above
+        peer = str(peer)  # a user's transport may have any type here
+    return peer  # type: ignore[no-any-return]  # checked above
 
 
 def log_replies(dialogue: Dialogue, out: bytes) -> None:
-    """Log what the client is sent, at level debug, a line each."""
+    """Log replies at level debug, one per line."""
     for reply in out.splitlines():
         log_debug(dialogue, f"<< {repr(reply)[1:]}")
 
 
 def log_debug(dialogue: Dialogue, text: str) -> None:
     """Log a line about this client at level debug: ``[ID] CLIENT: TEXT``."""
-    about = dialogue.who()
+    about = dialogue.log_fields()
     log.debug("[%s] %s: %s", dialogue.id, about["client"], text, extra=about)
 
 
@@ -57,14 +65,14 @@ def report(
 ) -> None:
     """Log a line about this client: ``[ID] CLIENT: WHAT: REASON``.
 
-    If a client causes many, in this session or in others, the first is written at once, and the
-    others become a line with a count every few seconds.
+    If a client causes many such lines, in this or other sessions, the first is logged at once, and
+    the others are summarized every few seconds in a line with a count.
 
-    :param level: logging's
-    :param what: what happened; lines are gathered by it
-    :param reason: why; may be anything
-    :param kind: lines with the same *what* that are gathered apart
-    :param error: its traceback goes below the line
+    :param level: the level of :mod:`logging`
+    :param what: the event; equal events are summarized in one line
+    :param reason: the reason, with any characters
+    :param kind: events with the same *what*, but another *kind*, are summarized separately
+    :param error: an exception whose traceback is added to the line
     """
     if log.isEnabledFor(level):
         peer = peer_of(dialogue)
@@ -73,12 +81,12 @@ def report(
 
 
 def summary(error: BaseException) -> str:
-    """Return the class of an error and what it says, on one line."""
+    """Return the class and the text of an error, in one line."""
     return printable(f"{type(error).__name__}: {error}".removesuffix(": "), LONGEST_SUMMARY)
 
 
 def report_failure(dialogue: Dialogue, what: str, error: BaseException) -> None:
-    """Log what a handler raised; errors from different lines of code are gathered apart."""
+    """Log an exception of a handler; those of different lines of code are summarized separately."""
     place, traceback = "", error.__traceback__
     while traceback is not None:
         place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"

@@ -1,7 +1,7 @@
-"""The table of commands, made ready for the sessions of one server.
+"""The table of commands, prepared for the sessions of one server.
 
-What a command is answered follows from its row, the state, and what is required of the client
-first. All of it is worked out here, once, so that a command costs a look into a tuple.
+The reply to a command follows from its row, the state, and a required TLS or AUTH. It is computed
+here once, so that a command needs only a lookup in a tuple.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.waiting import Result
 
     Parse = Callable[[Dialogue, str | None], tuple[Any, ...] | bytes]
-    """Reads the argument; returns what *run* takes, or the reply to one that is malformed."""
+    """Parses the argument; returns the arguments of *run*, or the reply to a malformed one."""
     Run = Callable[..., Result]
 
 __all__ = ["Guard", "Row", "Rows", "connect_row", "rows_of"]
@@ -52,39 +52,39 @@ _RUN: dict[str, tuple[Parse | None, Run]] = {
     "XCLIENT": (partial(trusted_commands.parse, "XCLIENT"), trusted_commands.xclient),
     "XFORWARD": (partial(trusted_commands.parse, "XFORWARD"), trusted_commands.xforward),
 }
-"""What reads the argument of a command, and what carries it out."""
+"""The functions that parse the argument of a command, and that carry the command out."""
 
 AUTH_REQUIRED = b"530 5.7.0 Authentication required\r\n"
-"""As aiosmtpd has it, with its enhanced status code in any case."""
+"""aiosmtpd's reply, which always has its enhanced status code."""
 
 
 ByState = tuple[bytes | None, ...]
-"""Replies by state; None: the command may come."""
+"""Replies by state; None: the command is allowed."""
 
 _NEVER: ByState = (None,) * len(State)
 
 
 class Guard(Enum):
-    """What is required of a client before all else."""
+    """A requirement that a client must fulfil before it may send mail."""
 
-    TLS = "it has to speak TLS"
-    AUTH = "it has to authenticate itself"
+    TLS = "STARTTLS is required"
+    AUTH = "AUTH is required"
     NOTHING = "nothing"
 
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """One command, under one guard."""
+    """A command, for sessions with one requirement."""
 
-    run: Run  # carries it out
-    parse: Parse | None = None  # reads its argument; None: *run* does
+    run: Run  # carries the command out
+    parse: Parse | None = None  # parses the argument; None: *run* does
     _: KW_ONLY
-    name: str = "command"  # for the log; no word of a client's
+    name: str = "command"  # for the log; never a word that a client sent
     replies: ReplyCounts
-    guarded: ByState  # refused for what is required first
-    misplaced: ByState = _NEVER  # refused for its place, whatever its argument is
-    late: ByState = _NEVER  # refused for its place, once its argument is well-formed
-    refused: ByState = field(init=False)  # the three together
+    guarded: ByState  # rejected as TLS is required first
+    misplaced: ByState = _NEVER  # out of sequence, checked before the argument
+    late: ByState = _NEVER  # out of sequence, checked after the argument
+    refused: ByState = field(init=False)  # the first reply of these three
     inherited: Row | None = None  # the built-in command that a subclass overrides with this one
 
     def __post_init__(self) -> None:
@@ -93,29 +93,29 @@ class Row:
 
 
 Rows = dict[bytes, Row]
-"""By command; under the empty word what is no command."""
+"""Rows by command; the row of unknown commands has the key b""."""
 
 
 def connect_row(shared: Shared) -> Row:
-    """Return what stands for a command before the first: the connection that is greeted."""
+    """Return the row for the time before the first command: the connection that is greeted."""
     replies = shared.tally.replies["CONNECT"]
     return Row(session_commands.unknown, name="connection", replies=replies, guarded=_NEVER)
 
 
 def rows_of(shared: Shared, guard: Guard) -> Rows:
-    """Return the table of a server's sessions of whom *guard* is required."""
+    """Return the table for sessions of a server with the requirement *guard*."""
     by_name = {command.name: command for command in COMMANDS}
 
     def guarded(name: str) -> ByState:
         command = by_name.get(name)
         before_tls = command is not None and command.before_tls
         needs_tls = guard is Guard.TLS and not before_tls
-        reply = shared.worded(replies.STARTTLS_FIRST) if needs_tls else None
-        barred = None if name == "QUIT" else shared.worded(replies.LACKS_SECURITY)
+        reply = shared.encode(replies.STARTTLS_FIRST) if needs_tls else None
+        barred = None if name == "QUIT" else shared.encode(replies.LACKS_SECURITY)
         return tuple(barred if s is State.BARRED else reply for s in State)
 
     others = shared.tally.replies[OTHER]
-    # A browser, or a page that makes one speak to us (a cross-protocol attack): it is no mail.
+    # A browser, or a web page that makes a browser connect here (a cross-protocol attack).
     of_http = Row(session_commands.http, replies=others, guarded=guarded(""))
     rows = dict.fromkeys(HTTP_METHODS, of_http)
     rows[b""] = Row(session_commands.unknown, replies=others, guarded=guarded(""))
@@ -145,13 +145,13 @@ def rows_of(shared: Shared, guard: Guard) -> Rows:
 
 def _misplaced(shared: Shared, command: Command, guard: Guard) -> ByState:
     if command.lmtp is False and shared.lmtp:
-        return (shared.worded(replies.THIS_IS_LMTP),) * len(State)
+        return (shared.encode(replies.THIS_IS_LMTP),) * len(State)
     found = _by_state(shared, command.otherwise)
     if not command.needs_auth or guard is not Guard.AUTH:
         return found
-    # A client that has not introduced itself gets the reply to that first.
+    # A client without HELO or EHLO gets the reply "send HELO first".
     return found[State.HELLO] or AUTH_REQUIRED, *[AUTH_REQUIRED] * (len(found) - 1)
 
 
 def _by_state(shared: Shared, texts: Mapping[State, Text]) -> ByState:
-    return tuple(shared.worded(texts[s]) if s in texts else None for s in State)
+    return tuple(shared.encode(texts[s]) if s in texts else None for s in State)

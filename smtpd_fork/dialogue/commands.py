@@ -1,13 +1,13 @@
-"""Commands: every state of a session, every command, and the commands that each state allows.
+"""Commands: all states of a session, all commands, and the commands that each state allows.
 
-Read this first. A session is in one state at a time; what a client may do next follows from it,
-and nothing else says the same. The laws:
+Read this first. A session is in one state at a time, which alone determines what the client may do
+next. These rules apply:
 
-- after a handler, or a command of a user's class, has run, the state is read off the session and
-  the envelope again (:meth:`~smtpd_fork.dialogue.dialogue.Dialogue.place`): aiosmtpd lets handlers
-  set ``host_name``, ``mail_from`` and ``rcpt_tos``;
-- while something is waited for (``Dialogue.waiting``) what comes is kept, and not acted on;
-- LEAVING, DISMISSED, CLOSING and GONE are left for no other state than the next of them.
+- after a handler or a command of a subclass has run, the state is derived from the session and the
+  envelope again (:meth:`~smtpd_fork.dialogue.dialogue.Dialogue.update_state`), as aiosmtpd lets
+  handlers set ``host_name``, ``mail_from`` and ``rcpt_tos``;
+- while the dialogue waits for something (``Dialogue.waiting``), input is stored and not processed;
+- from LEAVING, DISMISSED, CLOSING and GONE, a session only changes to a later one of them.
 
 docs/session.md has this table as a diagram; a test compares them.
 """
@@ -29,54 +29,54 @@ __all__ = ["COMMANDS", "TAKES_COMMANDS", "Command", "State"]
 
 
 class State(IntEnum):
-    """What a client may do next, or what it has to wait for."""
+    """The next step that a session expects from its client, or waits for."""
 
-    HELLO = 0  # introduce itself: after the greeting, and after a TLS handshake
-    READY = 1  # begin a transaction: it has introduced itself
-    SENDER = 2  # name recipients: MAIL was accepted
-    RECIPIENT = 3  # name more recipients, or send the message: RCPT was accepted
-    CHUNKS = 4  # send the next chunk: BDAT has brought a part of the message, accepted or not
+    HELLO = 0  # HELO, EHLO or LHLO: after the greeting, and after a TLS handshake
+    READY = 1  # MAIL: HELO, EHLO or LHLO was accepted
+    SENDER = 2  # RCPT: MAIL was accepted
+    RECIPIENT = 3  # RCPT, DATA or BDAT: RCPT was accepted
+    CHUNKS = 4  # BDAT: a part of the message was received, whether accepted or not
     BARRED = 5  # QUIT: handle_STARTTLS did not accept the TLS handshake
 
-    GREETING = 6  # nothing: it is not greeted yet, what it sends is kept
-    DATA = 7  # send a message, up to CR LF . CR LF
-    CHUNK = 8  # send the octets that BDAT announced
-    DELIVERY = 9  # wait: a handler has the message, what it sends is kept
-    EXCHANGE = 10  # answer a challenge of AUTH, with one line
-    HANDSHAKE = 11  # the TLS handshake: what it sends is no SMTP
+    GREETING = 6  # the greeting was not sent yet; input is stored
+    DATA = 7  # the message, up to CR LF . CR LF
+    CHUNK = 8  # the octets that BDAT announced
+    DELIVERY = 9  # a handler processes the message; input is stored
+    EXCHANGE = 10  # a line with the answer to a challenge of AUTH
+    HANDSHAKE = 11  # the TLS handshake: input is not SMTP
 
-    LEAVING = 12  # nothing: it knows that the session is over
-    DISMISSED = 13  # nothing: the session is over, and the client may still be sending
-    CLOSING = 14  # nothing: the connection is being closed
-    GONE = 15  # nothing: the connection is closed
+    LEAVING = 12  # the session has ended, and the client knows it
+    DISMISSED = 13  # the session has ended, but the client may still send
+    CLOSING = 14  # the connection is being closed
+    GONE = 15  # the connection is closed
 
 
 TAKES_COMMANDS = tuple(State)[: State.GREETING]
-"""The states in which commands come."""
+"""The states in which commands are expected."""
 
 H, R, S, P, C = State.HELLO, State.READY, State.SENDER, State.RECIPIENT, State.CHUNKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """One command: where it may come, what is answered elsewhere, and where it leads.
+    """A command: the states that allow it, the replies in other states, and the next state.
 
-    A client that has to authenticate itself first gets 530 before *otherwise* applies, but for
-    HELLO. Until TLS is spoken, where that is required, all is refused but what has *before_tls*.
+    If AUTH is required, an unauthenticated client gets 530 before *otherwise* is considered, except
+    in HELLO. If TLS is required, all commands without *before_tls* are rejected until STARTTLS.
     """
 
     name: str
-    syntax: str = ""  # what HELP tells; nothing if it is empty
-    extended: str | None = None  # what it tells more to a client that has said EHLO
-    when: str | None = None  # the attribute of a session that says whether it is offered
+    syntax: str = ""  # the syntax in HELP; empty: HELP does not list the command
+    extended: str | None = None  # added to the syntax for clients that sent EHLO
+    when: str | None = None  # the attribute of a session that is true if the command is offered
     otherwise: Mapping[State, Text] = field(default_factory=dict)
-    """Replies in states in which it may not come, whatever its argument is."""
+    """Replies in states that do not allow the command, checked before its argument."""
     late: Mapping[State, Text] = field(default_factory=dict)
-    """The same, once its argument has been found well-formed."""
-    leads_to: State | None = None  # the state after its success; None: the state stays
-    before_tls: bool = False  # whether it may come before TLS
-    needs_auth: bool = False  # whether the client has to be authenticated, where that is required
-    lmtp: bool | None = None  # True: of LMTP alone; False: of SMTP alone; None: of both
+    """Replies in states that do not allow the command, checked after its argument."""
+    leads_to: State | None = None  # the state after success; None: the state does not change
+    before_tls: bool = False  # whether it is allowed before a required STARTTLS
+    needs_auth: bool = False  # whether it needs AUTH if AUTH is required
+    lmtp: bool | None = None  # True: LMTP only; False: SMTP only; None: both
 
 
 COMMANDS = (
@@ -109,7 +109,7 @@ COMMANDS = (
         leads_to=State.DATA,
         needs_auth=True,
     ),
-    # Its octets come whether it may or not: it takes them, and says what is wrong at their end.
+    # The octets follow even if BDAT is not allowed, so they are read before an error is sent.
     Command(name="BDAT", syntax="BDAT size [LAST]", leads_to=State.CHUNK, before_tls=True),
     Command(
         name="AUTH",
@@ -128,12 +128,12 @@ COMMANDS = (
     Command(name="RSET", syntax="RSET", leads_to=R),
     Command(name="NOOP", syntax="NOOP [ignored]", before_tls=True),
     Command(name="VRFY", syntax="VRFY <address>", needs_auth=True),
-    # EXPN discloses who is on a list (RFC 2505 2.11). ETRN (RFC 1985) and TURN (RFC 5321 F.1) ask
-    # for mail that a server keeps for its client, and none is kept here.
+    # EXPN discloses the members of a list (RFC 2505 2.11). ETRN (RFC 1985) and TURN (RFC 5321 F.1)
+    # request mail that a server stores for its client; this one stores none.
     Command(name="EXPN"),
     Command(name="ETRN"),
     Command(name="TURN"),
-    # Of hosts that are trusted to name their clients: unknown unless there are some.
+    # For trusted hosts, which name their clients; unknown commands if there are no such hosts.
     Command(
         name="XCLIENT",
         syntax="XCLIENT attribute=value...",
@@ -152,4 +152,4 @@ COMMANDS = (
     Command(name="HELP", syntax="HELP [command]", needs_auth=True),
     Command(name="QUIT", syntax="QUIT", leads_to=State.LEAVING, before_tls=True),
 )
-"""All of them. A user's class may have more, and may have its own in place of these."""
+"""All commands. A user's subclass may have more commands, and may override these."""

@@ -1,16 +1,16 @@
-r"""Content: collects the content of one message, for DATA and for BDAT alike. Sans-io.
+r"""Content: collects the content of a message, for DATA and BDAT. Sans-io.
 
-DATA and BDAT differ in how the end is found, and in the dots that DATA doubles. All else is decided
-here, once for both: what becomes of a CR or LF that is not part of a CR LF pair, which line is too
-long, and what counts towards the size. The result does not depend on how the content is cut.
+DATA and BDAT differ in how the end is found, and in the dots that DATA doubles. The other rules are
+the same for both and are implemented here: the handling of bare CR and LF, the limit of the line
+length, and the size. The result does not depend on how the input is split.
 
-What counts is what is stored: the octets that the handlers get, with CR LF for every line end and
-without the dots that DATA doubles (RFC 1870 3). A message that grows because its line ends are
-normalized is charged for what it has become.
+The size is that of the stored message: the octets that the handlers get, with CR LF for every line
+end and without the dots that DATA doubles (RFC 1870 3). A message that grows because its line ends
+are normalized has the larger size.
 
-What costs here is paid once a part, never once a line. Lines are not looked at one by one: their
-length is checked by hopping from line end to line end in steps of the limit, and a bare CR or LF
-shows when the text is not what it becomes by taking all CR out and putting one before each LF.
+For speed, expensive operations are done once for each part, not for each line: the length of lines
+is checked by jumps in steps of the limit from line end to line end, and a bare CR or LF is found by
+comparing the text with itself after all CR were removed and one was put before each LF.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from sys import getsizeof
 __all__ = ["LOOK", "BareNewline", "BodyFault", "Content", "has_bare"]
 
 LOOK = 64 * 1024
-"""Bytes that are looked at in one go: what is made of them then comes from the heap and stays in
-the processor's cache, where larger pieces would each be mapped anew, page by page."""
+"""Bytes that are processed at once. Intermediate results of this size are allocated from the heap
+and fit in the processor's cache; larger ones would be mapped anew, page by page."""
 
 
 CRS_OF_A_LINE_END = 3
-"""CR before an LF that make one line end with it when line ends are normalized. Programs that are
-given CR LF and put a CR before each LF send CR CR LF (dma, nullmailer); Postfix takes all of them.
-There is a limit because they are held back until it is known what follows."""
+"""Maximum CR before an LF that are one line end when line ends are normalized. Programs that put a
+CR before each LF of a text with CR LF send CR CR LF (dma, nullmailer); Postfix removes any
+number of CR. Here the number is limited, as they must be stored until the next byte is known."""
 
 
 class BareNewline(Enum):
-    """What becomes of CR and LF that are not a pair, and of NUL."""
+    """The handling of bare CR and LF, and of NUL."""
 
     REJECT = "reject"
     NORMALIZE = "normalize"
@@ -41,20 +41,22 @@ class BareNewline(Enum):
 
 
 class BodyFault(Enum):
-    """Why a message that was read to its end is not accepted."""
+    """The reason why a message that was read to its end is rejected."""
 
     TOO_LONG = "a line is too long"
     TOO_MUCH = "the message is too large"
-    BARE = "CR, LF or NUL where none may be"
-    NO_ROOM = "there is no memory left for it"
+    BARE = "bare CR, bare LF or NUL"
+    NO_ROOM = "memory is short"
 
 
 class Content:
-    """Collects the content of one message; bounded, whatever is added.
+    """Collects the content of one message, with bounded memory.
 
-    :param size_limit: octets of the message as it is stored; 0 is no limit
-    :param line_limit: octets of a line with its line end, without a doubled dot; 0 is no limit
-    :param bare: what becomes of bare CR and LF
+    :param size_limit: maximum octets of the stored message; 0 is no limit
+    :param line_limit: maximum octets of a line with its line end, without a doubled dot; 0 is no
+        limit
+    :param bare: handling of bare CR and LF
+    :ivar dropped: whether the content is no longer stored, as memory is short
     """
 
     __slots__ = (
@@ -66,9 +68,9 @@ class Content:
         self._size_limit = size_limit
         self._line_limit = line_limit
         self._bare = bare
-        self._crs = 0  # that have come, while what follows them has not
-        self._line = 0  # octets so far of the line that has no end yet
-        self._first: bytes | None = None  # content that came in one part is that part
+        self._crs = 0  # CR at the end of the input so far
+        self._line = 0  # octets of the last line so far
+        self._first: bytes | None = None  # the content, if it has one part
         self._out: io.BytesIO | None = None
         self._size = 0
         self._fault: BodyFault | None = None
@@ -77,34 +79,34 @@ class Content:
 
     @property
     def size(self) -> int:
-        """Octets so far, as they are stored or would be."""
+        """Octets of the message so far, as stored."""
         return self._size + self._crs
 
     @property
     def held(self) -> int:
-        """Bytes of memory that are taken now; a buffer that grows takes some in advance."""
+        """Bytes of memory in use; a growing buffer allocates some in advance."""
         if self._first is not None:
             return len(self._first)
         return getsizeof(self._out) if self._out is not None else 0
 
     @property
     def fault(self) -> BodyFault | None:
-        """What is wrong with what came so far; of several faults the same one, however it came.
+        """The reason to reject the message so far; the same one however the input is split.
 
-        That is the first that comes of a line that is too long and a message that is too large,
-        before a bare CR, LF or NUL anywhere, before a lack of memory.
+        It is the first of a line that is too long and a message that is too large; otherwise a bare
+        CR, LF or NUL; otherwise a lack of memory.
         """
         if self._fault is None and self._has_bare:
             return BodyFault.BARE
         return BodyFault.NO_ROOM if self._fault is None and self.dropped else self._fault
 
     def drop(self) -> None:
-        """Keep nothing of it: there is no memory left. What comes is judged and forgotten."""
+        """Remove the content, as memory is short. Further input is checked, but not stored."""
         self.dropped = True
         self._first = self._out = None
 
     def add(self, part: bytes) -> None:
-        """Take the next part, cut anywhere."""
+        """Add the next part of the content, which may begin and end anywhere."""
         if self._fault is not None:
             self._size += len(part)
             return
@@ -114,7 +116,7 @@ class Content:
             self._take(part)
 
     def add_all(self, part: bytes) -> None:
-        """Take all of a message, which ends with CR LF, in one part."""
+        """Add the whole content, which ends with CR LF, in one part."""
         size, limit = len(part), self._size_limit
         clean = not self._line_limit and size <= LOOK and (size <= limit or not limit)
         if clean and self._bare is not BareNewline.ACCEPT:
@@ -127,7 +129,7 @@ class Content:
             self.add(part)
 
     def finish(self) -> None:
-        """Take the end: CR that came last are bare ones."""
+        """Handle the end of the content: trailing CR are bare."""
         if self._crs and self._fault is None:
             crs, self._crs = self._crs, 0
             if self._bare is BareNewline.NORMALIZE:
@@ -137,19 +139,19 @@ class Content:
                 self._take(b"\r" * crs)
 
     def take(self) -> bytes:
-        """Return the content. For once: it is no longer kept."""
+        """Return the content, and remove it from this object."""
         content = self._first
         if content is None:
-            content = self._out.getvalue() if self._out is not None else b""  # shares its memory
+            content = self._out.getvalue() if self._out is not None else b""  # without a copy
         self._first = self._out = None
         return content
 
     def _paired(self, part: bytes) -> bytes:
-        """Return *part* as it is to be stored, and note a bare CR, LF or NUL in it."""
+        """Return *part* with normalized line ends, or note a bare CR, LF or NUL in it."""
         if self._crs:
             part = b"\r" * self._crs + part
             self._crs = 0
-        if part.endswith(b"\r"):  # it may be half of a pair
+        if part.endswith(b"\r"):  # an LF may follow
             last = part[-CRS_OF_A_LINE_END:]
             self._crs = len(last) - len(last.rstrip(b"\r"))
             part = part[: -self._crs]
@@ -157,7 +159,7 @@ class Content:
             if not self._has_bare:
                 self._has_bare = has_bare(part) or b"\0" in part
         elif has_bare(part):
-            # The first takes two CR out of any run of three or more, the second a third one.
+            # Of three or more CR, the first call removes two and the second a third.
             part = part.replace(b"\r\r\n", b"\n").replace(b"\r\n", b"\n")
             part = part.replace(b"\r", b"\n").replace(b"\n", b"\r\n")
         return part
@@ -165,12 +167,12 @@ class Content:
     def _take(self, part: bytes) -> None:
         self._judge(part)
         if self._fault is not None or self._has_bare:
-            self._first = self._out = None  # what is not accepted is not kept
+            self._first = self._out = None  # a rejected message is not stored
         elif not self.dropped:
             self._keep(part)
 
     def _judge(self, part: bytes) -> None:
-        """See whether a line or the whole becomes too long with *part*; the first one counts."""
+        """Check the line length and the size after *part*; the first violation is noted."""
         limit, room = self._size_limit, self._size_limit - self._size
         self._size += len(part)
         too_much = 0 < limit < self._size
@@ -180,9 +182,9 @@ class Content:
             self._fault = BodyFault.TOO_MUCH
 
     def _too_long(self, part: bytes) -> bool:
-        """Whether a line is over the limit; hops, each time to the last line end in reach."""
+        """Return whether a line is too long, by jumps to the last line end within the limit."""
         limit, length = self._line_limit, len(part)
-        position = -self._line  # where the current line began
+        position = -self._line  # the start of the current line
         while length - position > limit:
             end = part.rfind(b"\n", max(position, 0), position + limit)
             if end < 0:
@@ -204,13 +206,13 @@ class Content:
 
 
 def has_bare(text: bytes) -> bool:
-    """Whether *text* has CR or LF that is not of a pair."""
+    """Return whether *text* has a bare CR or LF."""
     if len(text) <= LOOK:
         return _part_has_bare(text)
     start, length = 0, len(text)
     while start < length:
         end = min(start + LOOK, length)
-        end += text[end - 1 : end + 1] == b"\r\n"  # a pair stays one
+        end += text[end - 1 : end + 1] == b"\r\n"  # do not split a pair
         if _part_has_bare(text[start:end]):
             return True
         start = end
@@ -218,5 +220,5 @@ def has_bare(text: bytes) -> bool:
 
 
 def _part_has_bare(part: bytes) -> bool:
-    # Searching and replacing one byte is memchr(3), ten times faster than anything with two.
+    # The search for one byte is memchr(3), ten times faster than a search for two.
     return part.replace(b"\r", b"").replace(b"\n", b"\r\n") != part

@@ -1,4 +1,4 @@
-"""DATA and BDAT: the message of a mail transaction, and what becomes of it."""
+"""DATA and BDAT: receive the message of a mail transaction, and send the replies to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smtpd_fork.dialogue.content import BareNewline, BodyFault, Content
 from smtpd_fork.dialogue.envelope import Envelope
 from smtpd_fork.dialogue.framer import Chunk
 from smtpd_fork.dialogue.hop_count import hop_count
-from smtpd_fork.dialogue.reply import answer_of, replies_of, sent, worst
+from smtpd_fork.dialogue.reply import answer_of, replies_of, reply_bytes, worst
 from smtpd_fork.dialogue.waiting import Ask, Run
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ def data(dialogue: Dialogue) -> Result:
     envelope, declared = dialogue.envelope, 0
     if isinstance(envelope, Envelope):
         if envelope.body == "BINARYMIME":
-            return dialogue.say(replies.BINARY_TAKES_BDAT)
+            return dialogue.encode(replies.BINARY_TAKES_BDAT)
         declared = int(envelope.mail_params.get("SIZE", 0))
     if (declared or dialogue.charged) and not memory.has_room(dialogue, declared):
         shared.tally.no_room += 1
-        return dialogue.say(replies.NO_ROOM)
+        return dialogue.encode(replies.NO_ROOM)
     body = Body(shared.data_size_limit or 0, shared.longest_line, shared.bare)
     if dialogue.framer is None:
         dialogue.body = body
@@ -55,11 +55,11 @@ def data(dialogue: Dialogue) -> Result:
 
 
 def bdat(dialogue: Dialogue, argument: str | None) -> Result:
-    """Begin to receive a chunk; it is accepted or refused at its end."""
+    """Begin to receive a chunk; the reply follows after it."""
     match = _BDAT.fullmatch(argument or "")
     if match is None or not match[0].isascii():
-        # How much follows is not known, so nothing after it can be understood.
-        dialogue.put(dialogue.say(replies.syntax("BDAT size [LAST]")))
+        # The size of the chunk is unknown, so that no later command can be found.
+        dialogue.put(dialogue.encode(replies.syntax("BDAT size [LAST]")))
         dialogue.leave(interrupting=True)
         return None
     size = int(match[1])
@@ -69,7 +69,7 @@ def bdat(dialogue: Dialogue, argument: str | None) -> Result:
         dialogue.chunks = _new_content(dialogue) if dialogue.chunk_fault is None else None
     chunk = Chunk(size, dialogue.chunks, last=match[2] is not None)
     if dialogue.chunks is not None and not _fits(dialogue, dialogue.chunks, size):
-        dialogue.chunks.drop()  # it is read and judged all the same (RFC 3030 2)
+        dialogue.chunks.drop()  # the chunk is still read and checked (RFC 3030 2)
         memory.charge(dialogue, chunk)
     if not chunk.left:
         return _received_chunk(dialogue, chunk)
@@ -79,7 +79,7 @@ def bdat(dialogue: Dialogue, argument: str | None) -> Result:
 
 
 def _bdat_fault(dialogue: Dialogue) -> replies.Text | None:
-    """Return why there may be no chunks now."""
+    """Return the reply if a chunk is not allowed now, or None."""
     shared, session = dialogue.shared, dialogue.session
     if not shared.chunking:
         return replies.NOT_CHUNKING
@@ -91,7 +91,7 @@ def _bdat_fault(dialogue: Dialogue) -> replies.Text | None:
 
 
 def _new_content(dialogue: Dialogue) -> Content:
-    """Return what collects the chunks; unless it is binary, it is made of lines."""
+    """Return the object that collects the chunks; only binary content has no lines."""
     shared = dialogue.shared
     envelope = dialogue.envelope
     binary = isinstance(envelope, Envelope) and envelope.body == "BINARYMIME"
@@ -100,7 +100,7 @@ def _new_content(dialogue: Dialogue) -> Content:
 
 
 def _fits(dialogue: Dialogue, chunks: Content, size: int) -> bool:
-    """Whether a message need not be refused for *size* octets more."""
+    """Return whether *size* octets more fit in the limits of size and memory."""
     too_much = 0 < (dialogue.shared.data_size_limit or 0) < chunks.size + size
     return not too_much and memory.has_room(dialogue, size)
 
@@ -114,28 +114,28 @@ def _received_chunk(dialogue: Dialogue, chunk: Chunk) -> Result:
             content.finish()
             return _deliver(dialogue, content)
         fault = content.fault
-        if fault is BodyFault.BARE:  # what is worse may come: that is said at the end
+        if fault is BodyFault.BARE:  # a later error has priority, so this one is sent at the end
             fault = BodyFault.NO_ROOM if content.dropped else None
         if fault is None:
-            return dialogue.say((250, "2.0.0", f"{chunk.declared} octets received"))
+            return dialogue.encode((250, "2.0.0", f"{chunk.declared} octets received"))
         dialogue.chunks = None
         dialogue.chunk_fault = replies.OF_FAULT[fault]
         _note_fault(dialogue, fault)
         if dialogue.charged:
             memory.charge(dialogue)
     assert dialogue.chunk_fault is not None
-    refused = dialogue.say(dialogue.chunk_fault)
+    refused = dialogue.encode(dialogue.chunk_fault)
     if chunk.last:
         return _refuse_message(dialogue, refused)
-    dialogue.place()
+    dialogue.update_state()
     return refused
 
 
-# -- a message that has come -------------------------------------------------------------------
+# -- complete messages -------------------------------------------------------------------------
 
 
 def received(dialogue: Dialogue, message: Body | Chunk) -> Result:
-    """Act on a message, or a part of one, that is complete."""
+    """Process a complete message or chunk."""
     if dialogue.charged or message.size + dialogue.envelope_bytes > memory.ALLOWANCE:
         memory.charge(dialogue, message)
     if isinstance(message, Chunk):
@@ -145,15 +145,15 @@ def received(dialogue: Dialogue, message: Body | Chunk) -> Result:
 
 
 def _deliver(dialogue: Dialogue, content: Content) -> Result:
-    """Hand a complete message to the handler, or refuse it."""
+    """Pass a complete message to the handler, or reject it."""
     fault = content.fault
     if fault is not None:
         _note_fault(dialogue, fault)
-        return _refuse_message(dialogue, dialogue.say(replies.OF_FAULT[fault]))
+        return _refuse_message(dialogue, dialogue.encode(replies.OF_FAULT[fault]))
     shared, envelope, original = dialogue.shared, dialogue.envelope, content.take()
     if (most := shared.limits.hops) and hop_count(original, most) > most:
         shared.tally.looping += 1
-        return _refuse_message(dialogue, dialogue.say(replies.MAIL_LOOP))
+        return _refuse_message(dialogue, dialogue.encode(replies.MAIL_LOOP))
     envelope.original_content = envelope.content = original
     if shared.decode_data:
         try:
@@ -161,7 +161,7 @@ def _deliver(dialogue: Dialogue, content: Content) -> Result:
             envelope.content = original.decode(*how)
         except UnicodeDecodeError:
             shared.tally.malformed += 1
-            return _refuse_message(dialogue, dialogue.say(replies.MESSAGE_NOT_ASCII))
+            return _refuse_message(dialogue, dialogue.encode(replies.MESSAGE_NOT_ASCII))
     if "DATA" in shared.hooks:
         result: Result = Ask("DATA", (), partial(delivered, dialogue))
     elif hasattr(shared.handler, "process_message"):
@@ -169,14 +169,14 @@ def _deliver(dialogue: Dialogue, content: Content) -> Result:
     else:
         return delivered(dialogue, MISSING)
     dialogue.state = State.DELIVERY
-    dialogue.in_hand = True
+    dialogue.handler_busy = True
     if dialogue.charged:
         memory.charge(dialogue)
     return result
 
 
 def _note_fault(dialogue: Dialogue, fault: BodyFault) -> None:
-    """Count a message that is refused for its content or size."""
+    """Count a message that is rejected for its content or size."""
     tally = dialogue.shared.tally
     if fault is BodyFault.TOO_MUCH:
         tally.too_big += 1
@@ -187,18 +187,18 @@ def _note_fault(dialogue: Dialogue, fault: BodyFault) -> None:
 
 
 def _refuse_message(dialogue: Dialogue, reply: bytes) -> Result:
-    """Answer a message that was read to its end, and is not accepted: its transaction is over."""
-    dialogue.in_hand = False
+    """Reject a message that was read to its end, and end its transaction."""
+    dialogue.handler_busy = False
     _put_verdict(dialogue, [reply] * _replies_owed(dialogue))
     dialogue.reset()
     return None
 
 
 def fail_message(dialogue: Dialogue, status: str) -> None:
-    """Answer a message whose delivery has failed (RFC 5321 4.1.1.4)."""
+    """Send the reply to a message whose delivery has failed (RFC 5321 4.1.1.4)."""
     dialogue.shared.tally.failed += 1
     dialogue.by_handler = status != replies.LOCAL_ERROR
-    _refuse_message(dialogue, sent(status))
+    _refuse_message(dialogue, reply_bytes(status))
     dialogue.by_handler = False
 
 
@@ -210,7 +210,7 @@ def delivered(dialogue: Dialogue, status: Any) -> Result:
     if unclaimed:
         status = replies.NO_SINK
     answers: list[str] = _per_recipient(dialogue, status) if shared.lmtp else [status]
-    # Of several replies the best counts: some recipient has the message.
+    # Of several replies, the best is counted, as that recipient has the message.
     digit = min(answers)[0] if shared.lmtp else status[0]
     if unclaimed:
         tally.unclaimed += 1
@@ -222,19 +222,19 @@ def delivered(dialogue: Dialogue, status: Any) -> Result:
         tally.rejected += 1
     else:
         tally.deferred += 1
-    dialogue.in_hand = False  # a subclass's smtp_DATA goes on
+    dialogue.handler_busy = False  # a subclass's smtp_DATA may continue
     dialogue.noops = 0
-    usual = digit == "2" and len(answers) == 1  # it counts against no limit
+    usual = digit == "2" and len(answers) == 1  # no limit applies to this reply
     if not usual:
-        _put_verdict(dialogue, [sent(answer) for answer in answers])
+        _put_verdict(dialogue, [reply_bytes(answer) for answer in answers])
     dialogue.reset()
-    return sent(answers[0]) if usual else None
+    return reply_bytes(answers[0]) if usual else None
 
 
 def _put_verdict(dialogue: Dialogue, answers: Sequence[bytes]) -> None:
-    """Add the replies to one message; several recipients' refusals of it count as one.
+    """Add the replies to one message; several rejections are counted as one.
 
-    None of them gives way to 421: some recipient may have the message.
+    They are not replaced by 421, as some recipient may have the message.
     """
     for answer in answers:
         dialogue.put(answer, counted=False)
@@ -245,14 +245,14 @@ def _put_verdict(dialogue: Dialogue, answers: Sequence[bytes]) -> None:
 def _per_recipient(dialogue: Dialogue, status: Any) -> list[str]:
     """Return a reply for each recipient (RFC 2033 4.2).
 
-    A handler returns one for all, a list, or several in one text, as it would for aiosmtpd. Of a
-    recipient that a handler made several addresses of, the list may have a reply for each of these:
-    the worst of them is the recipient's.
+    A handler returns one reply for all recipients, a list, or several replies in one text, as for
+    aiosmtpd. If a handler has replaced a recipient by several addresses, the list may have a reply
+    for each address; the recipient gets the worst of them.
 
-    :raises TypeError: it returned something else, or another number of replies
+    :raises TypeError: the result is none of these, or has another number of replies
     :raises ValueError: as TypeError
     """
-    count, became = _replies_owed(dialogue), dialogue.became
+    count, became = _replies_owed(dialogue), dialogue.address_indices
     if isinstance(status, (list, tuple)):
         answers = list(status)
         if getattr(dialogue.envelope, "recipients_changed", False):
@@ -271,18 +271,19 @@ def _per_recipient(dialogue: Dialogue, status: Any) -> list[str]:
 
 
 def _by_recipient(answers: list[str], became: list[Sequence[int]]) -> list[str]:
-    """Return the worst of the replies to its addresses for each recipient.
+    """Return for each recipient the worst reply to its addresses.
 
-    One without an address gets the worst of all: its addresses may be others' as well.
+    A recipient without addresses gets the worst of all replies, as its addresses may be those of
+    other recipients as well.
     """
     return [worst([answers[index] for index in indices] or answers) for indices in became]
 
 
 def _replies_owed(dialogue: Dialogue) -> int:
-    """Return how many replies the client expects to a message."""
+    """Return the number of replies that the client expects to a message."""
     if not dialogue.shared.lmtp:
         return 1
     if "RCPT" in dialogue.shared.own:
         return len(dialogue.envelope.rcpt_tos) or 1
-    # As many recipients as were accepted, whatever a handler has done to the envelope.
+    # The number of accepted recipients, even if a handler has changed the envelope.
     return dialogue.accepted or 1

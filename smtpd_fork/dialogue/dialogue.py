@@ -1,11 +1,11 @@
-"""Dialogue: one SMTP session without a socket, a loop or a clock: bytes in, replies out.
+"""Dialogue: an SMTP session without sockets, event loop or clock: bytes in, replies out.
 
-Its host (:class:`~smtpd_fork.smtp.connection.Connection`, or a test) feeds what the client sends to
-:meth:`Dialogue.receive`, sends what is in :attr:`Dialogue.out`, and carries out what is in
-:attr:`Dialogue.waiting`. A batch of pipelined commands is read, judged and answered in one call.
+Its host (:class:`~smtpd_fork.smtp.connection.Connection`, or a test) passes input to
+:meth:`Dialogue.receive`, sends the bytes of :attr:`Dialogue.out`, and carries out the operation in
+:attr:`Dialogue.waiting`. A batch of pipelined commands is parsed, checked and answered in one call.
 
-There are two ways from bytes to a reply, which lead to the same row: what nearly every client sends
-is found by one search (:mod:`~smtpd_fork.dialogue.fast_path`), the rest goes through the framer.
+Commands are parsed in two ways, with the same result: one search finds the commands of nearly all
+clients (:mod:`~smtpd_fork.dialogue.fast_path`), and the framer handles all other input.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.data import received
 from smtpd_fork.dialogue.dispatch import act_on_line, perform
 from smtpd_fork.dialogue.envelope import Envelope
-from smtpd_fork.dialogue.fast_path import EVENTS_A_TURN, take_frequent
+from smtpd_fork.dialogue.fast_path import EVENTS_A_TURN, process_frequent
 from smtpd_fork.dialogue.framer import CommandFault, Framer
 from smtpd_fork.dialogue.mistakes import warn_of_mistake
 from smtpd_fork.dialogue.rejections import note_rejection
-from smtpd_fork.dialogue.reply import ends, sent
+from smtpd_fork.dialogue.reply import ends, reply_bytes
 from smtpd_fork.dialogue.waiting import Ask, Failed
 
 if TYPE_CHECKING:
@@ -47,53 +47,55 @@ log = logging.getLogger("smtpd_fork.session")
 
 _HELLO, _READY, _GREETING = State.HELLO, State.READY, State.GREETING
 _LEAVING, _DELIVERY, _EXCHANGE = State.LEAVING, State.DELIVERY, State.EXCHANGE
-"""To compare with: an attribute of an Enum is slow to look up."""
+"""Copies of states, as attributes of an Enum are slow to look up."""
 
 _FOUR = ord("4")
 
 
 class Dialogue(Struct, eq=False):
-    """One session, from its first byte to its last reply.
+    """An SMTP session, from the first byte to the last reply.
 
-    :param shared: what it has in common with others
-    :param id: names it in the log, in ``Received:`` and in the reply to DATA
-    :param host: runs it; None once it has ended
+    :param shared: values that all sessions of a server share
+    :param id: the id of the session in the log, in ``Received:`` and in the reply to DATA
+    :param host: the object that runs it; None after its end
     """
 
     shared: Shared
     id: str
-    host: Any
+    host: Any  # a Host (waiting.py)
     state: State = _GREETING  # what the client may do next
     session: Any = None  # aiosmtpd.smtp.Session, from begin() on
     transaction: aiosmtpd.smtp.Envelope | None = None  # the envelope, if there is one
-    row: Row = None  # type: ignore[assignment]  # of the command that is acted on; set below
-    rows: Rows = None  # type: ignore[assignment]  # all of them, for this client now; set below
-    line: bytes = b""  # the command that is acted on, without credentials
-    by_handler: bool = False  # whether the reply that is put is a handler's
-    facade: Any = None  # the session as handlers know it, once it was asked for
-    out: bytes = b""  # replies that are to be sent
-    waiting: Waiting | None = None  # what has to be carried out before anything else
-    awaited: Any = None  # a future of the next line or message, in place of advance()
-    farewell: bytes | None = None  # the reply that ends the session as soon as that can be
-    framer: Framer | None = None  # what has been fed and not acted on, if there is any
-    body: Body | None = None  # the message that is to come, while nothing of it has
-    chunks: Content | None = None  # what BDAT has brought so far, in a sequence of chunks
-    chunk_fault: Text | None = None  # why the chunks of this message are not wanted
-    more: bool = False  # whether there is input to act on after other sessions' turn
-    in_hand: bool = False  # whether a handler has a message; maybe longer than there is a client
-    calls: dict[str, int] | None = None  # that are left, by aiosmtpd's command_call_limit
-    messages: int = 0  # that were accepted so far
-    accepted: int = 0  # recipients of an LMTP transaction that were answered 2yz
-    became: list[Sequence[int]] | None = None  # indices of the addresses of each, unless one each
-    events: int = 0  # commands and messages that were acted on
-    begun: int = 0  # messages that were begun
-    errors: int = 0  # see strikes.py for these
+    row: Row = None  # type: ignore[assignment]  # the row of the current command; set below
+    rows: Rows = None  # type: ignore[assignment]  # the present table of commands; set below
+    line: bytes = b""  # the current command, without credentials
+    by_handler: bool = False  # whether the current reply is from a handler
+    facade: Any = None  # the session object for handlers, once created
+    out: bytes = b""  # replies to send
+    waiting: Waiting | None = None  # the operation that must be carried out next
+    awaited: Any = None  # a future of the next line or message, instead of advance()
+    last_reply: bytes | None = None  # the reply that ends the session as soon as possible
+    framer: Framer | None = None  # unprocessed input, if there is any
+    body: Body | None = None  # the expected message, before its first byte
+    chunks: Content | None = None  # the chunks of the current message so far
+    chunk_fault: Text | None = None  # the reply to chunks that are rejected
+    more: bool = False  # whether input remains to be processed after other sessions
+    handler_busy: bool = False  # whether a handler has a message; perhaps longer than the session
+    calls: dict[str, int] | None = None  # calls left by aiosmtpd's command_call_limit
+    messages: int = 0  # accepted messages
+    accepted: int = 0  # accepted recipients of an LMTP transaction
+    address_indices: list[Sequence[int]] | None = (
+        None  # indices of each one's addresses; None: one each
+    )
+    events: int = 0  # processed commands and messages
+    begun: int = 0  # begun messages
+    errors: int = 0  # this and the next three: see strikes.py
     rejects: int = 0
     noops: int = 0
     overshoot: int = 0
     auth_failures: int = 0
-    charged: int = 0  # bytes in the budget
-    envelope_bytes: int = 0  # about those of recipients
+    charged: int = 0  # bytes charged to the budget
+    envelope_bytes: int = 0  # approximate bytes of the recipients
     tarpit: float = 0.0  # seconds by which each reply is delayed
     debug: bool = False  # whether each command is logged
     fast: bool = False  # whether the fast path may be taken
@@ -105,24 +107,28 @@ class Dialogue(Struct, eq=False):
         self.debug = log.isEnabledFor(logging.DEBUG)
         self.fast = shared.fast and not self.debug
 
-    # What it holds, what it counts, and what it writes to the log, have files of their own.
+    # These methods are in other modules, to keep this one short.
     keep, framed, forget_input = held_input.keep, held_input.framed, held_input.forget_input
-    hand_over, next_event = held_input.hand_over, held_input.next_event
+    pass_event, next_event = held_input.pass_event, held_input.next_event
     count_error, count_noop = strikes.count_error, strikes.count_noop
-    count_reject, nonsense = strikes.count_reject, strikes.nonsense
-    place, set_rows = handler_changes.place, handler_changes.set_rows
-    report, report_failure, who = client_log.report, client_log.report_failure, client_log.who
+    count_reject, invalid_command = strikes.count_reject, strikes.invalid_command
+    update_state, set_rows = handler_changes.update_state, handler_changes.set_rows
+    report, report_failure, log_fields = (
+        client_log.report,
+        client_log.report_failure,
+        client_log.log_fields,
+    )
 
-    # -- what is known of the client -----------------------------------------------------------
+    # -- the client ----------------------------------------------------------------------------
 
     @property
     def tls(self) -> bool:
-        """Whether TLS is spoken."""
+        """Whether TLS is active."""
         return self.session is not None and self.session.ssl is not None
 
     @property
     def envelope(self) -> Any:
-        """The mail transaction; made when it is first asked for."""
+        """The mail transaction; created at the first access."""
         if self.transaction is None:
             own = self.shared.own_envelope
             self.transaction = self.server._create_envelope() if own else Envelope()  # noqa: SLF001 - aiosmtpd's name
@@ -134,27 +140,27 @@ class Dialogue(Struct, eq=False):
 
     @property
     def server(self) -> Any:
-        """The session as handlers know it; made when it is first asked for."""
+        """The session object for handlers; created at the first access."""
         if self.facade is None:
             self.facade = self.shared.cls.of(self.host)
         return self.facade
 
     @property
     def reading(self) -> Body | Chunk | None:
-        """What is being read, if it is not commands."""
+        """The message or chunk that is being read; None while commands are read."""
         if self.body is not None:
             return self.body
         return None if self.framer is None else self.framer.reading
 
     @property
     def pending(self) -> int:
-        """Bytes that were fed and not acted on."""
+        """Bytes of input that were not processed yet."""
         return 0 if self.framer is None else self.framer.pending
 
     # -- begin and end -------------------------------------------------------------------------
 
     def begin(self, session: aiosmtpd.smtp.Session) -> None:
-        """Begin anew, as a connection does, and as it does under TLS (RFC 3207 4.2)."""
+        """Begin a session, on a new connection or after STARTTLS (RFC 3207 4.2)."""
         again = self.state != _GREETING
         if again:
             self.reset()
@@ -164,26 +170,26 @@ class Dialogue(Struct, eq=False):
             self.set_rows()
 
     def greet(self) -> None:
-        """Send the greeting: the client may send commands."""
+        """Send the greeting, and expect commands."""
         self.state = _HELLO
         self.put(self.shared.greeting)
-        self.place()
+        self.update_state()
 
     def reset(self) -> None:
-        """End the transaction: nothing of it is held any more, and nothing charged."""
-        self.transaction = self.chunks = self.chunk_fault = self.became = None
+        """End the transaction, and release its memory."""
+        self.transaction = self.chunks = self.chunk_fault = self.address_indices = None
         self.accepted = self.envelope_bytes = 0
         if self.charged:
             memory.charge(self)
         if self.state < _LEAVING and self.state != _GREETING:
             self.state = _READY if self.session and self.session.host_name else _HELLO
             if self.shared.own_envelope:
-                self.place()
+                self.update_state()
 
     def leave(self, *, interrupting: bool = False) -> None:
-        """Say nothing more than there is to send, and act on nothing more.
+        """End the session: no more replies are added, and no more input is processed.
 
-        :param interrupting: the client does not know, and may be speaking
+        :param interrupting: the client does not know that the session ends, and may still send
         """
         if self.state >= _LEAVING:
             return
@@ -194,31 +200,31 @@ class Dialogue(Struct, eq=False):
             self.reset()
 
     def end(self) -> None:
-        """Take note that the connection is lost; a message that a handler has stays in its hand."""
+        """Handle the loss of the connection; a handler may continue to process a message."""
         self.forget_input()
         self.out = b""
         self.state = State.GONE
 
     def answered(self) -> None:
-        """Go on after what was waited for, whatever its result."""
+        """Continue after the end of :attr:`waiting`, whatever its result was."""
         self.waiting = None
-        self.in_hand = False
+        self.handler_busy = False
         if self.state >= _LEAVING:
             self.reset()
         elif self.state in (_DELIVERY, _EXCHANGE):
-            self.state = _HELLO  # it ends with what was waited for
-        self.place()
+            self.state = _HELLO  # this state ends with the operation
+        self.update_state()
 
     # -- replies -------------------------------------------------------------------------------
 
     def put(self, reply: bytes, *, counted: bool = True, by_handler: bool = False) -> None:
-        """Add a reply to those that are to be sent; 421 ends the session (RFC 5321 3.8).
+        """Add a reply to the output; 421 ends the session (RFC 5321 3.8).
 
-        A refusal counts: no command that gets one can be repeated without end in one session.
+        Rejections are counted, so that no rejected command can be repeated without limit.
 
-        :param reply: with its CR LF
-        :param counted: False for a refusal that is counted elsewhere
-        :param by_handler: whether a handler, or a user's class, has worded it
+        :param reply: the bytes of a reply, with its CR LF
+        :param counted: False if a rejection is counted elsewhere
+        :param by_handler: whether the reply is from a handler or a user's subclass
         """
         if self.state >= _LEAVING:
             return
@@ -236,34 +242,34 @@ class Dialogue(Struct, eq=False):
         self.out += reply
 
     def put_status(self, status: str) -> None:
-        """Add a reply that a handler, or a user's class, has worded."""
-        self.put(sent(status), by_handler=True)
+        """Add a reply from a handler or a user's subclass."""
+        self.put(reply_bytes(status), by_handler=True)
 
-    def say(self, text: Text) -> bytes:
-        """Return a reply as it is sent."""
-        return self.shared.worded(text)
+    def encode(self, text: Text) -> bytes:
+        """Return the bytes of a reply."""
+        return self.shared.encode(text)
 
     # -- input ---------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> bool:
-        """Take what the client sends, and act on it as far as that goes without waiting.
+        """Process input from the client, as far as possible without waiting.
 
-        :returns: whether nothing is left to be done but to send the replies: the usual case
+        :returns: whether only the replies must be sent now, which is the usual case
         """
         if self.framer is None and self.waiting is None:
             if self.facade is not None:
-                self.place()  # a handler knows the session, and may have changed it
+                self.update_state()  # a handler may have changed the session
             if self.body is not None:
                 if self.body.take_whole(data):
                     body, self.body, data = self.body, None, b""
                     self._act_on(body)
             elif self.fast and self.state < _GREETING:
-                data = take_frequent(self, data)
+                data = process_frequent(self, data)
             if not data:
                 return (
                     self.waiting is None  # type: ignore[redundant-expr]  # a command may have set it
                     and self.state < _LEAVING
-                    and self.farewell is None
+                    and self.last_reply is None
                     and self.chunks is None
                     and not (self.charged or self.tarpit)
                 )
@@ -273,15 +279,15 @@ class Dialogue(Struct, eq=False):
         if self.waiting is None:
             self.advance()
         else:
-            self.hand_over()
+            self.pass_event()
         return False
 
     def advance(self) -> None:
-        """Act on what has been received, as far as it goes without waiting."""
+        """Process stored input, as far as possible without waiting."""
         turn, self.more = 0, False
         while self.waiting is None and self.state < _LEAVING:
-            if self.farewell is not None and self.reading is None:
-                self.out += self.farewell
+            if self.last_reply is not None and self.reading is None:
+                self.out += self.last_reply
                 self.leave()
                 return
             if (turn == EVENTS_A_TURN or (self.tarpit and self.out)) and self.pending:
@@ -302,23 +308,23 @@ class Dialogue(Struct, eq=False):
             if type(event) is bytes:
                 result = act_on_line(self, event)
             elif type(event) is CommandFault:
-                result = self.nonsense(replies.OF_COMMAND_FAULT[event])
+                result = self.invalid_command(replies.OF_COMMAND_FAULT[event])
             else:
-                result = received(self, event)  # type: ignore[arg-type]  # a message: asked above
+                result = received(self, event)  # type: ignore[arg-type]  # a message (checked above)
             self.act(result)
         except Exception as error:  # noqa: BLE001 - logged and answered by the host
             self.waiting = Failed(error)
 
     def act(self, result: Result) -> None:
-        """Put a reply among those that are to be sent, or have something carried out first."""
+        """Add a reply to the output, or set the operation to wait for."""
         while result is not None:
             if type(result) is bytes:
                 self.put(result)
                 return
             if type(result) is not Ask or result.hook not in self.shared.at_once:
-                self.waiting = result  # type: ignore[assignment]  # it is no bytes
+                self.waiting = result  # type: ignore[assignment]  # not bytes
                 return
-            # A task and its two turns of the loop cost as much as all the rest of a command.
+            # A task, with two iterations of the loop, costs as much as the rest of a command.
             self.waiting, status = result, None
             try:
                 status = self.host.ask_now(result)
@@ -327,13 +333,13 @@ class Dialogue(Struct, eq=False):
             if self.waiting is not None:
                 return
             result = self.answer(result, status)
-            self.in_hand = False
-            self.place()
+            self.handler_busy = False
+            self.update_state()
         if self.state >= _LEAVING and self.transaction is not None:
             self.reset()
 
     def answer(self, ask: Ask, status: Any) -> Result:
-        """Act on what a hook has answered; return what is to be done next."""
+        """Process the answer of a hook; return the next result."""
         self.by_handler = status is not MISSING
         try:
             result = ask.then(status)
@@ -345,7 +351,7 @@ class Dialogue(Struct, eq=False):
         return None
 
     def perform(self, name: str, argument: str | None) -> Result:
-        """Carry out a built-in command, for a subclass that overrides it."""
-        self.place()
+        """Carry out a built-in command that a user's subclass overrides."""
+        self.update_state()
         row = self.rows[name.encode()]
         return perform(self, row.inherited or row, argument)

@@ -1,4 +1,4 @@
-"""Dispatch: the way from a command line to what carries it out."""
+"""Dispatch: finds the function of a command line, and calls it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["act_on_line", "echo", "perform"]
 
 MORE_FOR = {b"MAIL": 26 + 10 + 20 + 500 + 110, b"RCPT": 500 + 30, b"AUTH": LINE_LIMIT}
-"""Octets more, by extension: SIZE, SMTPUTF8, BODY, AUTH, RET and ENVID; ORCPT and NOTIFY; AUTH."""
+"""Additional octets of a command, by extension: SIZE, SMTPUTF8, BODY, AUTH, RET and ENVID; ORCPT
+and NOTIFY; AUTH."""
 
 OF_TRUSTED = 2048
-"""Octets of XCLIENT and XFORWARD, which may come before EHLO: Postfix's limit of a line."""
+"""Octets of XCLIENT and XFORWARD, which are allowed before EHLO: Postfix's limit of a line."""
 
 LONGEST_ECHO = 40
 
@@ -30,11 +31,11 @@ _UNPRINTABLE = re.compile(r"[^ -~]")
 
 
 def act_on_line(dialogue: Dialogue, line: bytes) -> Result:
-    """Carry out a command, if it is one and is in its place."""
+    """Carry out a command line if it is well-formed and in sequence; return the result."""
     if dialogue.debug:
         log_debug(dialogue, f">> {_loggable(line)}")
     word, _, rest = line.partition(b" ")
-    if b"\t" in word:  # it separates words as a space does
+    if b"\t" in word:  # a tab separates words as a space does
         word, _, rest = line.replace(b"\t", b" ", 1).partition(b" ")
     word = word.upper()
     dialogue.line = word if word == b"AUTH" else line
@@ -43,7 +44,7 @@ def act_on_line(dialogue: Dialogue, line: bytes) -> Result:
     if fault is None and len(line) > _limit(dialogue, word):
         fault = replies.LONG_COMMAND
     if fault is not None:
-        return dialogue.nonsense(fault)
+        return dialogue.invalid_command(fault)
     if word not in dialogue.rows:
         argument = word.decode("ascii")
     row = dialogue.row
@@ -57,7 +58,7 @@ def act_on_line(dialogue: Dialogue, line: bytes) -> Result:
 
 
 def perform(dialogue: Dialogue, row: Row, argument: str | None) -> Result:
-    """Carry out a command, if it is in its place."""
+    """Carry out a command if it is in sequence; return the result."""
     refused = row.misplaced[dialogue.state]
     if refused is not None:
         return refused
@@ -70,18 +71,18 @@ def perform(dialogue: Dialogue, row: Row, argument: str | None) -> Result:
 
 
 def echo(text: str) -> str:
-    """Return what a client said as a reply may repeat it: printable, and not much of it."""
+    """Return a client's text for a reply: printable, and cut off at LONGEST_ECHO."""
     return _UNPRINTABLE.sub("?", text[:LONGEST_ECHO])
 
 
 def _read(dialogue: Dialogue, word: bytes, rest: bytes) -> tuple[replies.Text | None, str | None]:
-    """Return what is wrong with a command, or its argument as text; None if it has none."""
+    """Return the error of a command, and its argument as text or None."""
     utf8 = dialogue.shared.enable_SMTPUTF8
     if not word or not word.isascii():
         return replies.BAD_SYNTAX, None
     if word in _HELLOS:
-        # The name that a client gives itself can be printed, logged and sent everywhere, and says
-        # what came all the same: a byte that is no text is \\xe9.
+        # Other bytes are escaped (\\xe9), so that the name can be printed, logged and sent
+        # without loss.
         return None, rest.decode("utf-8" if utf8 else "ascii", "backslashreplace") or None
     if not utf8 and not rest.isascii():
         return replies.NOT_ASCII, None
@@ -92,7 +93,7 @@ def _read(dialogue: Dialogue, word: bytes, rest: bytes) -> tuple[replies.Text | 
 
 
 def _limit(dialogue: Dialogue, word: bytes) -> int:
-    """Return how long a command line may be (RFC 5321 4.5.3.1.4)."""
+    """Return the maximum length of a command line (RFC 5321 4.5.3.1.4)."""
     limit = dialogue.shared.command_size_limit
     if dialogue.may_send and word.decode() in dialogue.may_send:
         return max(limit, OF_TRUSTED)
@@ -100,9 +101,9 @@ def _limit(dialogue: Dialogue, word: bytes) -> int:
 
 
 def _within_calls(dialogue: Dialogue, limits: dict[str, int], name: str) -> bool:
-    """Count a call of a command against aiosmtpd's command_call_limit.
+    """Count a call of a command for aiosmtpd's command_call_limit; return whether it is allowed.
 
-    BDAT counts as DATA, once a message, unless it has a limit of its own.
+    BDAT is counted as DATA, once for each message, unless it has a limit of its own.
     """
     if name == "BDAT" and name not in limits:
         if dialogue.chunks is not None:
@@ -121,19 +122,19 @@ _SHOWN = re.compile(
     rb"|DATA|HELP|NOOP|QUIT|RSET|STARTTLS) *",
     re.IGNORECASE | re.DOTALL,
 )
-"""Commands that the log may show whole."""
+"""Commands that the log may contain unchanged."""
 
 _NAMES = {command.name for command in COMMANDS}
 
 
 def _loggable(line: bytes) -> str:
-    """Return a command as the log may hold it: on one line, no credentials, nothing of a message.
+    """Return a command for the log: on one line, without credentials or text of a message.
 
-    Of other commands that is their name. And what is no command is not shown at all: clients that
-    do not wait for replies send the password of a refused AUTH, or the message of a refused DATA.
+    For other commands it is only their name. Other lines are not shown at all: clients that do not
+    wait for replies send the password after a rejected AUTH, or the message after a rejected DATA.
     """
     if _SHOWN.fullmatch(line):
         return repr(line)[1:]
     name = line.split(maxsplit=1)[:1]
     word = name[0].upper().decode("ascii", "replace") if name else ""
-    return f"{word} ..." if word in _NAMES else f"({len(line)} octets, no command)"
+    return f"{word} ..." if word in _NAMES else f"({len(line)} octets, not a command)"

@@ -1,4 +1,4 @@
-"""Envelope: aiosmtpd's, with the parameters as the client wrote them."""
+"""Envelope: aiosmtpd's class, with the parameters as the client sent them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ if TYPE_CHECKING:
 __all__ = ["Envelope", "weight"]
 
 BARE = 144
-"""Bytes of memory that a recipient takes besides the octets of its address: the heads of a string
-and of a dict, and a place in each of two lists."""
+"""Bytes of memory of a recipient besides its address: the headers of a string and a dict, and an
+element in each of two lists."""
 
 
 class Envelope(aiosmtpd.smtp.Envelope):
-    """One mail transaction.
+    """A mail transaction.
 
-    aiosmtpd upper-cases the parameters and mixes those of all recipients, which spoils ENVID and
-    ORCPT (RFC 3461). Its attributes are as they were; beside them stand:
+    It has the attributes of aiosmtpd's envelope. These have parameters in upper case, and those of
+    all recipients together, which is wrong for ENVID and ORCPT (RFC 3461). So there are more
+    attributes:
 
-    :ivar mail_params: parameters of MAIL: name in capitals, value as it came (True if none)
-    :ivar rcpt_params: the same of each recipient, in the order of ``rcpt_tos``
+    :ivar mail_params: the parameters of MAIL: name in capitals, value as received (True if it has
+        none)
+    :ivar rcpt_params: the parameters of each recipient, in the order of ``rcpt_tos``
     :ivar body: ``7BIT``, ``8BITMIME`` or ``BINARYMIME``
-    :ivar recipients_changed: a handler has changed the recipients of a message: they are no longer
-        those that the client waits for the replies of, in LMTP
-    :ivar quarantine: why a filter has put the message aside (:func:`smtpd_fork.quarantine`); empty
-        if none has
-    :ivar xforward: attributes of the client that a relaying host had the message of, by XFORWARD
+    :ivar recipients_changed: whether a handler has changed the recipients. In LMTP the client
+        expects a reply for each recipient that it sent, so that the replies can no longer be
+        assigned
+    :ivar quarantine: the reason why a filter quarantined the message
+        (:func:`smtpd_fork.quarantine`); empty if none did
+    :ivar xforward: attributes of XFORWARD: the client from which a relaying host received the
+        message
     :ivar queue_id: the id of the message, if a filter needed one; see :class:`smtpd_fork.Mail`
     """
 
@@ -48,15 +52,15 @@ class Envelope(aiosmtpd.smtp.Envelope):
 
     @cached_property
     def notes(self) -> dict[str, Any]:
-        """What handlers note of the message; gone with the transaction."""
+        """Notes of handlers about the message; they are removed with the transaction."""
         return {}
 
 
 def weight(address: str, params: Params) -> int:
-    """Return about how many bytes of memory a recipient takes, the copies in capitals included."""
+    """Return the approximate bytes of memory of a recipient, with the copies in capitals."""
     if not params and address.isascii():
         return len(address) + BARE
-    # A parameter is there as it came, and as "NAME=VALUE" in capitals (see Envelope).
+    # A parameter is stored as received, and as "NAME=VALUE" in capitals (see Envelope).
     values = sum(
         getsizeof(name) + 2 * (getsizeof(value) + len(name)) for name, value in params.items()
     )

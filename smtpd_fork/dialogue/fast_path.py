@@ -1,9 +1,9 @@
-"""The fast path: recognizes, in one search, the commands that nearly every client sends.
+"""The fast path: recognizes, with one search, the commands that nearly all clients send.
 
-A fast path through the grammar, not another one: whatever it matches, the framer,
+It accepts a part of the grammar: whatever it matches, the framer,
 :mod:`~smtpd_fork.dialogue.dispatch`, :mod:`~smtpd_fork.dialogue.path` and
-:mod:`~smtpd_fork.dialogue.params` would have read the same out of it (a property test says so).
-What it does not match takes the slow path.
+:mod:`~smtpd_fork.dialogue.params` parse with the same result (a property test checks it). They also
+handle all other input.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
     from smtpd_fork.dialogue.waiting import Result
 
-__all__ = ["EVENTS_A_TURN", "FREQUENT_WORDS", "LONGEST", "frequent", "take_frequent"]
+__all__ = ["EVENTS_A_TURN", "FREQUENT_WORDS", "LONGEST", "frequent", "process_frequent"]
 
 EVENTS_A_TURN = 64
-"""Pipelined commands that are answered before other sessions have their turn: about 1 ms."""
+"""Pipelined commands that are processed before other sessions: about 1 ms."""
 
 LONGEST = 256
-"""Octets of a line that may take the fast path: less than any limit of a command or a domain."""
+"""Maximum octets of a line on the fast path: less than any limit of a command or a domain."""
 
 FREQUENT_WORDS = {b"MAIL", b"RCPT", b"DATA", b"QUIT", b"RSET", b"NOOP", b"EHLO", b"HELO"}
 
-# Possessive, so that whatever is fed is looked at once; but for a domain: if the whole of it is no
-# longer than a label may be, no label is too long (see path.py).
+# The quantifiers are possessive, so that each byte is read once, except in a domain: if the whole
+# domain is no longer than the maximum of a label, no label is too long (see path.py).
 _LOCAL = rb"[A-Za-z0-9_+=-]++(?:\.[A-Za-z0-9_+=-]++)*+"
 _ADDRESS = rb"<(" + _LOCAL + rb"@(?=[A-Za-z0-9.-]{1,63}+>)[A-Za-z0-9]++(?:[.-][A-Za-z0-9]++)*+)>"
 _PARAMS = rb"(?: SIZE=[0-9]{1,12}+)?+(?: BODY=(?:8BITMIME|7BIT))?+"
 
 _MAIL, _RCPT, _HELLO = 2, 3, 6
-"""``lastindex`` of the match: group 1 is the sender and 2 its parameters; 3 is a recipient; 4 is a
-command that is a word; 5 is HELO or EHLO and 6 the name that comes with it."""
+"""``lastindex`` of the match: groups 1 and 2 are the sender and its parameters; 3 is a recipient; 4
+is a command without an argument; 5 is HELO or EHLO and 6 its name."""
 
 frequent = re.compile(
     rb"(?=[^\n]{5,%d}+\n)(?:MAIL FROM:" % (LONGEST - 1) + _ADDRESS + rb"(" + _PARAMS + rb")"
     rb"|RCPT TO:" + _ADDRESS + rb"|(DATA|QUIT|RSET|NOOP)"
     rb"|(EHLO|HELO) ([A-Za-z0-9.\[\]:-]++))\r\n"
 ).match
-"""Match one command at a position."""
+"""Match a command at a position."""
 
 _GREETING, _LEAVING = State.GREETING, State.LEAVING
 _FOUR = ord("4")
 
 
-def take_frequent(dialogue: Dialogue, data: bytes) -> bytes:
-    """Act on the frequent commands that *data* begins with; return what follows them."""
+def process_frequent(dialogue: Dialogue, data: bytes) -> bytes:
+    """Process the frequent commands at the start of *data*; return the data after them."""
     position, turn, length = 0, 0, len(data)
     while (match := frequent(data, position)) is not None:
         position = match.end()
         try:
             result = _act_on(dialogue, match)
             if type(result) is bytes and result[0] < _FOUR and dialogue.state < _LEAVING:
-                dialogue.out += result  # the usual case: it counts against no limit
+                dialogue.out += result  # the usual case: no limit applies
                 dialogue.row.replies[result[0]] += 1
             elif result is not None:
                 dialogue.line = match[0][:-2]
@@ -70,7 +70,7 @@ def take_frequent(dialogue: Dialogue, data: bytes) -> bytes:
         if position == length:
             return b""
         turn += 1
-        if turn == EVENTS_A_TURN or dialogue.farewell is not None or dialogue.tarpit:
+        if turn == EVENTS_A_TURN or dialogue.last_reply is not None or dialogue.tarpit:
             break
         if dialogue.waiting is not None or dialogue.state >= _GREETING:
             break
@@ -78,7 +78,7 @@ def take_frequent(dialogue: Dialogue, data: bytes) -> bytes:
 
 
 def _act_on(dialogue: Dialogue, match: re.Match[bytes]) -> Result:
-    """Carry out a frequent command, if it is in its place."""
+    """Carry out a frequent command if it is in sequence; return the result."""
     kind = match.lastindex
     if kind == _RCPT:
         row = dialogue.row = dialogue.rows[b"RCPT"]

@@ -1,8 +1,8 @@
-r"""Framer: bytes in, commands and messages out. Sans-io: no socket, no clock, no reply.
+r"""Framer: splits input into commands and messages. Sans-io: no sockets, no clock, no replies.
 
-The session feeds what was received, asks for the next event, acts on it, and asks again. What a
-byte means depends on the command before it (after DATA it is text), so the session says what it
-expects before it asks on. Any split of a stream into packets gives the same events.
+The session adds input, requests the next event, processes it, and requests the next one. The
+meaning of a byte depends on the command before it (after DATA it is text), so the session sets what
+it expects before the next request. The events do not depend on how the input is split.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from smtpd_fork.dialogue.content import BareNewline, Content
 __all__ = ["Chunk", "CommandFault", "Event", "Framer"]
 
 LINE_LIMIT = 12288 + 2
-"""Bytes of the longest line of all, a response of AUTH with its CR LF (RFC 4954 4)."""
+"""Maximum bytes of any line: a response of AUTH with its CR LF (RFC 4954 4)."""
 
 _CR = 13
 
 
 class CommandFault(Enum):
-    """What is wrong with a command line."""
+    """The reason why a command line is invalid."""
 
     TOO_LONG = "the line is too long"
-    BARE = "CR, LF or NUL where none may be"
+    BARE = "bare CR, bare LF or NUL"
 
 
 class Chunk:
-    """What follows BDAT (RFC 3030): so many bytes, and nothing else ends it.
+    """The octets after BDAT (RFC 3030); only their number determines the end.
 
-    :param size: how many
-    :param content: takes them; None: they are read and forgotten
-    :param last: whether the message ends with it
+    :param size: the number of octets
+    :param content: the object that collects them; None: they are dropped
+    :param last: whether the message ends with this chunk
     """
 
     __slots__ = ("_content", "declared", "last", "left")
@@ -44,21 +44,21 @@ class Chunk:
 
     @property
     def size(self) -> int:
-        """Octets so far of the message that it is a part of, or of itself if it is of none."""
+        """Octets of the message so far, or of the chunk if it belongs to no message."""
         return self.declared - self.left if self._content is None else self._content.size
 
     @property
     def held(self) -> int:
-        """Octets of the message that are kept now."""
+        """Bytes of memory of the message."""
         return 0 if self._content is None else self._content.held
 
     def drop(self) -> None:
-        """Keep nothing of the message: there is no memory left."""
+        """Remove the content of the message, as memory is short."""
         if self._content is not None:
             self._content.drop()
 
     def feed(self, data: bytes, start: int = 0) -> int | None:
-        """Take *data* from *start* on; return where the chunk ends, or None if it does not."""
+        """Add *data* from offset *start*; return the offset of the chunk's end, or None."""
         part = data[start : start + self.left]
         self.left -= len(part)
         if self._content is not None and part:
@@ -67,14 +67,14 @@ class Chunk:
 
 
 Event = bytes | CommandFault | Body | Chunk
-"""A command line without its CR LF, or what is wrong with it, or what was expected, complete."""
+"""A command line without its CR LF, the error of one, or a complete message or chunk."""
 
 
 class Framer:
-    """Cuts a stream into events. Each byte is looked at once, however the stream is cut.
+    """Splits a stream into events. Each byte is examined once, however the stream is split.
 
-    :param bare: what becomes of bare CR and LF, and of NUL
-    :ivar reading: what is being read, if it is not commands
+    :param bare: handling of bare CR and LF, and of NUL
+    :ivar reading: the message or chunk that is being read; None while commands are read
     """
 
     __slots__ = ("_bare", "_buffer", "_later", "_partial", "_position", "_skipping", "reading")
@@ -82,31 +82,31 @@ class Framer:
     def __init__(self, bare: BareNewline) -> None:
         self._bare = bare
         self._partial: bytearray | None = None  # the beginning of a line, without its LF
-        self._buffer = b""  # what follows it, from _position on
+        self._buffer = b""  # the input after it, from _position
         self._position = 0
-        self._later: bytearray | None = None  # what was fed before all of that was looked at
+        self._later: bytearray | None = None  # input that was added while _buffer was in use
         self.reading: Body | Chunk | None = None
         self._skipping: CommandFault | None = None
 
     @property
     def pending(self) -> int:
-        """Bytes that were fed and have not become an event."""
+        """Bytes of input that do not belong to an event yet."""
         return (
             len(self._buffer) - self._position + len(self._partial or b"") + len(self._later or b"")
         )
 
     @property
     def held(self) -> int:
-        """Bytes of memory that are taken: a packet is kept until all of it has been looked at."""
+        """Bytes of memory; a packet is stored until all of it has been examined."""
         return len(self._buffer) + len(self._partial or b"") + len(self._later or b"")
 
     @property
     def idle(self) -> bool:
-        """Whether what is fed next begins a command, and nothing was fed before it."""
+        """Whether the next input begins a command, and there is no input before it."""
         return not self.pending and self.reading is None and self._skipping is None
 
     def feed(self, data: bytes) -> None:
-        """Take *data* after all that was fed before."""
+        """Add *data* to the input."""
         if self._later is not None:
             self._later += data
         elif self._position < len(self._buffer):
@@ -115,15 +115,15 @@ class Framer:
             self._buffer, self._position = data, 0
 
     def rest(self) -> bytes:
-        """Return what was fed and has not become an event."""
+        """Return the input that does not belong to an event yet."""
         return self._buffer[self._position :] + (self._later or b"")
 
     def expect(self, reading: Body | Chunk) -> None:
-        """Read *reading* next; the event is it, when it is complete."""
+        """Read *reading* next; when it is complete, it is the next event."""
         self.reading = reading
 
     def next(self) -> Event | None:
-        """Return the next event, or None until more is fed."""
+        """Return the next event, or None if more input is needed."""
         if self.reading is not None:
             return self._read(self.reading)
         while True:
@@ -137,7 +137,7 @@ class Framer:
             self._position = end + 1
             whole = self._partial is None and self._skipping is None and end > start
             if whole and buffer[end - 1] == _CR:
-                # The usual case: one whole line without a fault.
+                # The usual case: one complete and valid line.
                 line = buffer[start : end - 1]
                 if b"\r" not in line and b"\0" not in line and len(line) <= LINE_LIMIT:
                     return line
@@ -146,7 +146,7 @@ class Framer:
                 return event
 
     def _refill(self) -> bool:
-        """Go on with what was fed while the buffer had something in it."""
+        """Continue with the input that was added meanwhile; return whether there is any."""
         self._buffer, self._position = b"", 0
         if self._later is None:
             return False
@@ -161,13 +161,13 @@ class Framer:
             if not self._refill():
                 return None
         self._position = end
-        if 2 * end > len(self._buffer):  # a large message's packet need not stay in memory
+        if 2 * end > len(self._buffer):  # release the memory of a large message's packet
             self._buffer, self._position = self._buffer[end:], 0
         self.reading = None
         return reading
 
     def _line(self, line: bytes) -> bytes | CommandFault | None:
-        """Return a line that has come without its LF, or what is wrong with it; None: nothing."""
+        """Return a line without its LF, or its error; None while a bad line is skipped."""
         if self._partial is not None:
             line = bytes(self._partial) + line
             self._partial = None
@@ -175,10 +175,10 @@ class Framer:
         if self._skipping is not None:
             return self._skipped(paired=paired)
         if not paired and self._bare is BareNewline.REJECT:
-            if len(line) > LINE_LIMIT + 1:  # so it would have been, had it come in parts
+            if len(line) > LINE_LIMIT + 1:  # the same result as if it was received in parts
                 self._skipping = CommandFault.TOO_LONG
                 return None
-            # What follows up to the CR LF is of the same line: it is no command of its own.
+            # The input up to the CR LF belongs to the same line: it is not a command.
             self._skipping = CommandFault.BARE
             return CommandFault.BARE
         if paired:
@@ -197,15 +197,15 @@ class Framer:
         return CommandFault.BARE if fault is CommandFault.BARE else None
 
     def _keep_partial(self, rest: bytes) -> None:
-        """Keep the beginning of a line; of one that is too long only that it was, and a last CR."""
+        """Store the beginning of a line; if it is too long, only its error and a last CR."""
         if not rest:
             return
         if self._skipping is None:
             if self._partial is None:
                 self._partial = bytearray()
             self._partial += rest
-            if len(self._partial) <= LINE_LIMIT + 1:  # the last byte may be the CR of its end
+            if len(self._partial) <= LINE_LIMIT + 1:  # the last byte may be the CR of the line end
                 return
             self._skipping = CommandFault.TOO_LONG
-        # The last byte may be the CR of the pair that ends it.
+        # The last byte may be the CR of the line end.
         self._partial = bytearray(b"\r") if rest.endswith(b"\r") else None

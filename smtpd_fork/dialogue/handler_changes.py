@@ -1,4 +1,4 @@
-"""HandlerChanges: what handlers may have changed is read off the session and the envelope again."""
+"""HandlerChanges: derives the state from the session and the envelope that handlers may change."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from smtpd_fork.dialogue.tarpit import slow_down
 if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
 
-__all__ = ["place", "set_rows"]
+__all__ = ["set_rows", "update_state"]
 
 _HELLO, _READY, _CHUNKS = State.HELLO, State.READY, State.CHUNKS
 _SENDER, _RECIPIENT = State.SENDER, State.RECIPIENT
 
 
-def place(dialogue: Dialogue) -> None:
-    """Read the state off session and envelope: a handler may have changed them."""
+def update_state(dialogue: Dialogue) -> None:
+    """Derive the state from the session and the envelope, which a handler may have changed."""
     session = dialogue.session
     envelope = dialogue.envelope if dialogue.shared.own_envelope else dialogue.transaction
     if session is None or dialogue.state > _CHUNKS:
         return
     delay = getattr(session, "tarpit", 0.0)
     if delay != dialogue.tarpit:
-        slow_down(dialogue, delay, "a handler says so")
+        slow_down(dialogue, delay, "set by a handler")
     if not session.host_name:
         dialogue.state = _HELLO
     elif envelope is None or not envelope.mail_from:
@@ -39,7 +39,7 @@ def place(dialogue: Dialogue) -> None:
 
 
 def set_rows(dialogue: Dialogue) -> None:
-    """Choose the rows by what this client still has to do first: TLS, AUTH, or nothing."""
+    """Select the table of commands by what this client needs first: TLS, AUTH, or nothing."""
     shared, session = dialogue.shared, dialogue.session
     if shared.require_starttls and not dialogue.tls:
         dialogue.rows = shared.rows[Guard.TLS]

@@ -1,4 +1,4 @@
-"""HeldInput: what a client has sent and has not been acted on yet."""
+"""HeldInput: stores input that was received, but not processed yet."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
     from smtpd_fork.dialogue.framer import Event
 
-__all__ = ["forget_input", "framed", "hand_over", "keep", "next_event"]
+__all__ = ["forget_input", "framed", "keep", "next_event", "pass_event"]
 
 
 def keep(dialogue: Dialogue, data: bytes) -> None:
-    """Take what the client sends, and leave it for later."""
+    """Store input for later."""
     if dialogue.state < State.LEAVING:
         framed(dialogue).feed(data)
 
 
 def framed(dialogue: Dialogue) -> Framer:
-    """Return what holds input that is not acted on yet."""
+    """Return the framer with the stored input; create it if necessary."""
     if dialogue.framer is None:
         dialogue.framer = Framer(dialogue.shared.bare)
         if dialogue.body is not None:
@@ -30,8 +30,8 @@ def framed(dialogue: Dialogue) -> Framer:
     return dialogue.framer
 
 
-def hand_over(dialogue: Dialogue) -> None:
-    """Give a method that awaits it what was received, if it is complete."""
+def pass_event(dialogue: Dialogue) -> None:
+    """Pass the next event to the method that awaits it, if the event is complete."""
     waiter = dialogue.awaited
     if waiter is not None and not waiter.done() and dialogue.framer is not None:
         event = dialogue.framer.next()
@@ -40,10 +40,10 @@ def hand_over(dialogue: Dialogue) -> None:
 
 
 async def next_event(dialogue: Dialogue) -> Event:
-    """Return what the client sends next, a line or a message: for a method that is run."""
+    """Return the next event, a line or a message, to a method that runs."""
     dialogue.awaited = waiter = dialogue.host.new_waiter()
     try:
-        hand_over(dialogue)
+        pass_event(dialogue)
         dialogue.host.wait_for_client()
         event: Event = await waiter
     finally:
@@ -52,7 +52,7 @@ async def next_event(dialogue: Dialogue) -> Event:
 
 
 def forget_input(dialogue: Dialogue) -> None:
-    """Act on nothing that has been received: a message that has begun is not to be."""
+    """Drop all stored input; a message that has begun is counted as aborted."""
     if dialogue.reading is not None or dialogue.chunks is not None:
         dialogue.shared.tally.aborted += 1
     dialogue.framer = dialogue.body = dialogue.chunks = None

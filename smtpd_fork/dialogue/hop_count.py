@@ -1,4 +1,4 @@
-"""Hop count: how many servers a message has passed, to find mail loops (RFC 5321 6.3)."""
+"""Hop count: counts the servers that a message has passed, to detect mail loops (RFC 5321 6.3)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["hop_count"]
 _RECEIVED = re.compile(rb"^received[ \t]*:", re.IGNORECASE | re.MULTILINE)
 
 LONGEST_SEARCH = 1 << 18
-"""Bytes of a header that are searched, in 2 ms at most. Servers add Received on top."""
+"""Bytes of a header that are searched, in at most 2 ms. Servers add Received at the top."""
 
 
 def hop_count(content: bytes, limit: int) -> int:
     """Return the number of ``Received`` fields of a message.
 
-    :param limit: a header of fewer lines is not searched, and the result is 0; it is never more
-        than *limit* + 1
+    :param limit: a header with fewer lines is not searched, and the result is 0; the maximum of the
+        result is *limit* + 1
     """
     if content.startswith((b"\n", b"\r\n")):
         return 0
     end = content.find(b"\n\r\n", 0, LONGEST_SEARCH)
-    if end < 0:  # with bare newlines, perhaps
+    if end < 0:  # perhaps the message has bare newlines
         end = content.find(b"\n\n", 0, LONGEST_SEARCH)
     if end < 0:
         end = min(len(content), LONGEST_SEARCH)

@@ -1,4 +1,4 @@
-"""Introspection: what a class of sessions and a handler have; looked for once for all clients."""
+"""Introspection: inspects the session class and the handler, once for all clients."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 __all__ = ["auth_names", "call_limits", "ehlo_parameters", "is_inherited", "is_old_ehlo"]
 
 _NEW_EHLO, _OLD_EHLO = 5, 4
-"""Parameters of handle_EHLO, now and in aiosmtpd's first years."""
+"""Parameters of handle_EHLO, now and in early versions of aiosmtpd."""
 
 
 def is_old_ehlo(hook: Callable[..., Any] | None) -> bool:
-    """Whether handle_EHLO is one of aiosmtpd's first years.
+    """Return whether handle_EHLO has the parameters of early versions of aiosmtpd.
 
-    :raises RuntimeError: it is neither that nor today's
+    :raises RuntimeError: it has neither these nor the present ones
     """
     count = _NEW_EHLO if hook is None else ehlo_parameters(hook)
     if count is None:
@@ -37,7 +37,7 @@ def is_old_ehlo(hook: Callable[..., Any] | None) -> bool:
 
 
 def ehlo_parameters(hook: Callable[..., Any]) -> int | None:
-    """Return with how many arguments handle_EHLO is to be called: 5, 4, or None for neither."""
+    """Return the number of arguments of handle_EHLO: 5, 4, or None for neither."""
     signature = inspect.signature(hook)
     for count in (_NEW_EHLO, _OLD_EHLO):
         try:
@@ -49,9 +49,9 @@ def ehlo_parameters(hook: Callable[..., Any]) -> int | None:
 
 
 def auth_names(cls: type, handler: Any, *, has_authenticator: bool) -> dict[str, tuple[str, bool]]:
-    """Return by name of mechanism the method, and whether it is the session's own.
+    """Return for each mechanism its method, and whether that belongs to the session class.
 
-    Without an authenticator the built-in ones have nothing to check credentials with.
+    Without an authenticator, the built-in mechanisms cannot check credentials and are left out.
     """
     names: dict[str, tuple[str, bool]] = {}
     for thing, own in ((cls, True), (handler, False)):
@@ -72,7 +72,7 @@ def auth_names(cls: type, handler: Any, *, has_authenticator: bool) -> dict[str,
 
 
 def is_inherited(cls: type, attribute: str) -> bool:
-    """Whether a class of this package defines *attribute*, not a user's."""
+    """Return whether *attribute* is defined by a class of this package, not by a user's."""
     for base in cls.__mro__:
         if attribute in base.__dict__:
             return base.__module__.startswith("smtpd_fork.smtp.")
@@ -80,7 +80,7 @@ def is_inherited(cls: type, attribute: str) -> bool:
 
 
 def call_limits(limit: int | dict[str, int] | None) -> tuple[dict[str, int] | None, int]:
-    """Read aiosmtpd's ``command_call_limit``.
+    """Parse aiosmtpd's ``command_call_limit``: return limits by command, and the default.
 
     :raises TypeError: it is neither a number nor numbers by command
     """

@@ -1,7 +1,7 @@
 """MAIL and RCPT: the envelope of a mail transaction.
 
-A command is a function. It returns its reply, or what has to be waited for, or None if it has put
-its reply itself; what its place in the session has to do with it is in the table of commands.
+A command is a function. It returns its reply, or the operation to wait for, or None if it has added
+the reply itself. The table of commands states in which states it is allowed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from smtpd_fork.dialogue import memory, replies
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.envelope import Envelope, weight
 from smtpd_fork.dialogue.notes import forget_notes
-from smtpd_fork.dialogue.params import Params, fault_of, parse_params
+from smtpd_fork.dialogue.params import Params, invalid_value, parse_params
 from smtpd_fork.dialogue.path import NULL, parse_path
-from smtpd_fork.dialogue.reply import sent
+from smtpd_fork.dialogue.reply import reply_bytes
 from smtpd_fork.dialogue.waiting import Ask
 
 if TYPE_CHECKING:
@@ -31,17 +31,19 @@ _SENDER, _RECIPIENT = State.SENDER, State.RECIPIENT
 _BODIES = ("7BIT", "8BITMIME", "BINARYMIME")
 
 OVERSHOOT = 1000
-"""Recipients past the limit of a message, in one session, whose refusal does not count:
-Postfix's smtpd_recipient_overshoot_limit. The client sends them the message later (RFC 5321
-4.5.3.1.10); 421 in the middle of them would keep it from all."""
+"""Recipients above the limit of a message, in one session, whose rejection is not counted:
+Postfix's smtpd_recipient_overshoot_limit. The client sends the message to them later (RFC 5321
+4.5.3.1.10); with 421, no recipient would get the message."""
 
 
 def _path(
     dialogue: Dialogue, keyword: str, argument: str | None, usage: str, *, malformed: str
 ) -> tuple[str, Params] | bytes:
-    """Return address and parameters of MAIL or RCPT, or the reply if there are none.
+    """Return address and parameters of MAIL or RCPT, or the reply to a malformed argument.
 
-    :param malformed: the enhanced status code for an address that cannot be read
+    :param keyword: ``FROM:`` or ``TO:``
+    :param usage: the syntax, for the reply
+    :param malformed: the enhanced status code for a malformed address
     """
     extended, strict = dialogue.session.extended_smtp, dialogue.shared.strict_paths
     bad_syntax = replies.syntax(f"{usage} [SP <mail-parameters>]" if extended else usage)
@@ -49,10 +51,10 @@ def _path(
     text = argument[len(keyword) :].lstrip(" " if strict else " \t") if keyed and argument else ""
     parsed = parse_path(text, strict=strict, postmaster=keyword == "TO:")
     if not text or (parsed is None and text[0] != "<" and "<" in text):
-        return dialogue.say(bad_syntax)  # a display name before the address
+        return dialogue.encode(bad_syntax)  # text before the address, such as a display name
     longest = dialogue.shared.local_part_limit
     if parsed is None or 0 < longest < len(parsed[0].rpartition("@")[0]):
-        # Without enhanced status codes the reply is aiosmtpd's, which has one all the same.
+        # Without enhanced status codes, the reply is that of aiosmtpd, which has one nevertheless.
         status = malformed if dialogue.shared.enhanced else "5.1.3"
         return f"553 {status} Error: malformed address\r\n".encode()
     address, rest = parsed
@@ -61,7 +63,7 @@ def _path(
     if not strict:
         rest = rest.replace("\t", " ")
     params = parse_params(rest) if extended else None
-    return dialogue.say(bad_syntax) if params is None else (address, params)
+    return dialogue.encode(bad_syntax) if params is None else (address, params)
 
 
 # -- MAIL --------------------------------------------------------------------------------------
@@ -74,12 +76,12 @@ def parse_mail(dialogue: Dialogue, argument: str | None) -> tuple[str, Params] |
 
 def mail(dialogue: Dialogue, address: str, params: Params) -> Result:
     """Begin a transaction (RFC 5321 4.1.1.2)."""
-    if dialogue.transaction is not None:  # of an earlier MAIL that was refused, perhaps
+    if dialogue.transaction is not None:  # perhaps of a rejected MAIL
         forget_notes(dialogue.transaction)
         dialogue.transaction.queue_id = None  # type: ignore[attr-defined]  # see Envelope
     shared, envelope = dialogue.shared, dialogue.envelope
-    dialogue.accepted, dialogue.became = 0, None
-    dialogue.chunk_fault = None  # of a message that never began
+    dialogue.accepted, dialogue.address_indices = 0, None
+    dialogue.chunk_fault = None  # of an earlier message
     if params or not address.isascii():
         refused = _mail_refused(dialogue, address, params)
         if refused is not None:
@@ -98,16 +100,16 @@ def mail(dialogue: Dialogue, address: str, params: Params) -> Result:
 
 
 def _take_sender(dialogue: Dialogue, address: str, options: list[str], status: Any) -> Result:
-    """Begin a transaction, unless a handler has answered MAIL."""
+    """Process a handler's answer to MAIL: on MISSING, begin the transaction."""
     if status is not MISSING:
-        return sent(status)
+        return reply_bytes(status)
     dialogue.envelope.mail_from = address
     dialogue.envelope.mail_options.extend(options)
     return dialogue.shared.sender_ok
 
 
 def _mail_refused(dialogue: Dialogue, address: str, params: Params) -> bytes | None:
-    """Return the reply if MAIL asks for something that cannot be had."""
+    """Return the reply if MAIL has an invalid or unavailable parameter, or None."""
     shared = dialogue.shared
     bodies = _BODIES if shared.binarymime else _BODIES[:2]
     body = str(params.get("BODY", "7BIT")).upper()
@@ -124,20 +126,20 @@ def _mail_refused(dialogue: Dialogue, address: str, params: Params) -> bytes | N
         shared.decode_data and "BODY" in params
     ):
         text = replies.MAIL_PARAMETERS
-    elif (fault := fault_of(params)) is not None:
+    elif (fault := invalid_value(params)) is not None:
         text = (501, "5.5.4", f"Error: {fault} has no such value")
     elif not _is_allowed(dialogue, address, smtputf8="SMTPUTF8" in params):
         text = replies.TAKES_SMTPUTF8
-    return None if text is None else dialogue.say(text)
+    return None if text is None else dialogue.encode(text)
 
 
 def _unknown(dialogue: Dialogue, params: Params, of_dsn: set[str]) -> set[str]:
-    """Return the names of *params* without those of DSN, if that is offered (RFC 3461 4)."""
+    """Return the names of *params*, without those of DSN if it is offered (RFC 3461 4)."""
     return params.keys() - of_dsn if dialogue.shared.dsn else set(params)
 
 
 def _size_refused(dialogue: Dialogue, size: str | bool | None) -> replies.Text | None:
-    """Return why a message of a declared size cannot come (RFC 1870 6)."""
+    """Return the reply to an invalid or too large SIZE, or None (RFC 1870 6)."""
     if size is None:
         return None
     if not isinstance(size, str) or not size.isdigit() or not size.isascii():
@@ -150,7 +152,7 @@ def _size_refused(dialogue: Dialogue, size: str | bool | None) -> replies.Text |
 
 
 def _is_allowed(dialogue: Dialogue, address: str, *, smtputf8: bool) -> bool:
-    """Whether an address is ASCII where SMTPUTF8 was not asked for (RFC 6531 3.4)."""
+    """Return whether an address is allowed: outside ASCII it requires SMTPUTF8 (RFC 6531 3.4)."""
     return smtputf8 or address.isascii() or dialogue.shared.decode_data
 
 
@@ -175,25 +177,25 @@ def parse_rcpt(dialogue: Dialogue, argument: str | None) -> tuple[str, Params] |
         text = (501, "5.1.3", "Syntax: RCPT TO: <address>")
     elif params and _unknown(dialogue, params, _RCPT_PARAMS_OF_DSN):
         text = replies.RCPT_PARAMETERS
-    elif params and (fault := fault_of(params)) is not None:
+    elif params and (fault := invalid_value(params)) is not None:
         text = (501, "5.5.4", f"Error: {fault} has no such value")
-    return parsed if text is None else dialogue.say(text)
+    return parsed if text is None else dialogue.encode(text)
 
 
 def rcpt(dialogue: Dialogue, address: str, params: Params) -> Result:
-    """Take a recipient (RFC 5321 4.1.1.3)."""
+    """Add a recipient (RFC 5321 4.1.1.3)."""
     shared, envelope = dialogue.shared, dialogue.envelope
     known = len(envelope.rcpt_tos)
-    # A handler may accept a recipient without an address of its own.
+    # A handler may accept a recipient without adding an address.
     if max(known, dialogue.accepted) >= shared.limits.recipients:
         dialogue.overshoot += 1
         excused = dialogue.overshoot <= OVERSHOOT
-        dialogue.put(dialogue.say(replies.TOO_MANY_RECIPIENTS), counted=not excused)
+        dialogue.put(dialogue.encode(replies.TOO_MANY_RECIPIENTS), counted=not excused)
         return None
     if dialogue.charged and not memory.has_budget(dialogue, weight(address, params)):
-        return dialogue.say(replies.NO_ROOM)
+        return dialogue.encode(replies.NO_ROOM)
     if not address.isascii() and not _is_allowed(dialogue, address, smtputf8=envelope.smtp_utf8):
-        return dialogue.say(replies.TAKES_SMTPUTF8)
+        return dialogue.encode(replies.TAKES_SMTPUTF8)
     if "RCPT" in shared.hooks:
         then = partial(_judge_recipient, dialogue, address, params, known)
         return Ask("RCPT", (address, _upper_words(params)), then)
@@ -211,7 +213,7 @@ def _take_recipient(dialogue: Dialogue, envelope: Any, address: str, params: Par
 
 
 def _weigh(dialogue: Dialogue, envelope: Any, address: str, params: Params) -> None:
-    """Keep the parameters of a recipient, and charge what it takes."""
+    """Store the parameters of a recipient, and count its memory."""
     if isinstance(envelope, Envelope):
         envelope.rcpt_params.append(params)
     dialogue.envelope_bytes += weight(address, params)
@@ -222,32 +224,35 @@ def _weigh(dialogue: Dialogue, envelope: Any, address: str, params: Params) -> N
 def _judge_recipient(
     dialogue: Dialogue, address: str, params: Params, known: int, status: Any
 ) -> Result:
-    """Take a recipient, unless a handler has answered RCPT; *known* is their number before it."""
+    """Process a handler's answer to RCPT: on MISSING, add the recipient.
+
+    :param known: the number of recipients before the hook
+    """
     envelope = dialogue.envelope
     if status is MISSING:
         return _take_recipient(dialogue, envelope, address, params)
     taken = envelope.rcpt_tos[known:]
-    for each in taken:  # the hook took the address itself, or others instead
+    for each in taken:  # the hook has added the address, or others instead
         _weigh(dialogue, envelope, each, params)
     if status[0] == "2":
         _count_accepted(dialogue, address, len(taken))
-    return sent(status)
+    return reply_bytes(status)
 
 
 def _count_accepted(dialogue: Dialogue, address: str, new: int) -> None:
-    """Count a recipient, for which there are so many new addresses: LMTP has one reply for it."""
-    if dialogue.became is None and new != 1:
-        dialogue.became = [range(index, index + 1) for index in range(dialogue.accepted)]
+    """Count a recipient with *new* new addresses, as LMTP has one reply for it."""
+    if dialogue.address_indices is None and new != 1:
+        dialogue.address_indices = [range(index, index + 1) for index in range(dialogue.accepted)]
     dialogue.accepted += 1
-    if dialogue.became is not None:
+    if dialogue.address_indices is not None:
         addresses = dialogue.envelope.rcpt_tos
         count = len(addresses)
         named_before = () if new or address not in addresses else (addresses.index(address),)
-        dialogue.became.append(named_before or range(count - new, count))
+        dialogue.address_indices.append(named_before or range(count - new, count))
 
 
 def _upper_words(params: Params) -> list[str]:
-    """Return the parameters as aiosmtpd hands them to handlers."""
+    """Return the parameters in the form in which aiosmtpd passes them to handlers."""
     return [
         name if value is True else f"{name}={str(value).upper()}" for name, value in params.items()
     ]

@@ -1,6 +1,6 @@
-"""Memory: what a session holds for its client, charged to the budget of all sessions.
+"""Memory: counts the memory of a session, and charges it to the budget of all sessions.
 
-A message that does not fit is read and forgotten (452); see :mod:`~smtpd_fork.dialogue.budget`.
+A message that exceeds the budget is read and dropped (452); see :mod:`~smtpd_fork.dialogue.budget`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["ALLOWANCE", "charge", "charge_changed", "has_room"]
 
 
 def charge(dialogue: Dialogue, message: Content | Chunk | None = None) -> None:
-    """Charge all that is held for the client, beyond what each session may hold.
+    """Charge the memory of the session above the allowance of each session.
 
-    Past the budget a message that is not complete is no longer held.
+    If the budget is exceeded, the content of a message that is not complete is dropped.
 
-    :param message: that has just been completed; default: the one that is to be, if any
+    :param message: a message that has just been completed; default: the one in progress, if any
     """
     excess = held(dialogue, message) - ALLOWANCE
     if excess <= 0 and not dialogue.charged:
@@ -40,9 +40,9 @@ def charge(dialogue: Dialogue, message: Content | Chunk | None = None) -> None:
 
 
 def held(dialogue: Dialogue, message: Content | Chunk | None = None) -> int:
-    """Return about how many bytes are held for the client.
+    """Return the approximate memory of the session, in bytes.
 
-    What has a small bound of its own is not in it: names, one command, the responses of AUTH.
+    Data with a small limit of its own is not counted: names, a command, responses of AUTH.
     """
     total = dialogue.envelope_bytes
     if dialogue.framer is not None:
@@ -50,7 +50,7 @@ def held(dialogue: Dialogue, message: Content | Chunk | None = None) -> int:
     content = message or dialogue.reading or dialogue.chunks
     if content is not None:
         total += content.held
-    if dialogue.in_hand:
+    if dialogue.handler_busy:
         envelope = dialogue.envelope
         text, original = envelope.content, envelope.original_content
         total += len(original or b"") + (getsizeof(text) if text is not original else 0)
@@ -60,7 +60,7 @@ def held(dialogue: Dialogue, message: Content | Chunk | None = None) -> int:
 
 
 def charge_changed(dialogue: Dialogue) -> bool:
-    """Charge a message that a handler has changed; return whether it may be held."""
+    """Charge a message that a handler has changed; return whether the budget allows it."""
     excess = held(dialogue) - ALLOWANCE - dialogue.charged
     if excess > 0 and not has_budget(dialogue, excess):
         return False
@@ -69,15 +69,15 @@ def charge_changed(dialogue: Dialogue) -> bool:
 
 
 def has_room(dialogue: Dialogue, more: int) -> bool:
-    """Whether so many bytes more can be held now; of a message some may be here already."""
+    """Return whether the budget allows *more* bytes; some of them may be in the input already."""
     if more <= ALLOWANCE and not dialogue.charged:
-        return True  # the usual case; more is charged when it comes
+        return True  # the usual case; it is charged later if it grows
     more = max(0, more - dialogue.pending)
     excess = held(dialogue) + more - ALLOWANCE - dialogue.charged
     return excess <= 0 or has_budget(dialogue, excess)
 
 
 def has_budget(dialogue: Dialogue, more: int) -> bool:
-    """Whether the budget allows so many bytes more."""
+    """Return whether the budget allows *more* bytes."""
     host = dialogue.host
     return host is None or dialogue.shared.budget.has_room(host, more)

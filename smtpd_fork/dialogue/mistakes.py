@@ -1,4 +1,4 @@
-"""Mistakes: what a client sends first if it, or the listener, is set up for another protocol."""
+"""Mistakes: detects the first packet of another protocol, and logs a warning."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ __all__ = ["HTTP_METHODS", "warn_of_mistake"]
 HTTP_METHODS = (b"CONNECT", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT")
 
 _PROXY_HEADER = (
-    "a PROXY header came on a listener without +proxy",
-    "add +proxy to its --listen-address, or have the load balancer send none",
+    "a PROXY header was received on a listener without +proxy",
+    "add +proxy to its --listen-address, or disable it in the load balancer",
 )
 _TLS_HANDSHAKE = (
-    "a TLS handshake came on a plaintext port",
+    "a TLS handshake was received on a plaintext port",
     "the client needs STARTTLS, or the listener smtps: in its --listen-address",
 )
-_HTTP_REQUEST = ("an HTTP request came on an SMTP port", "the client has a wrong address or port")
+_HTTP_REQUEST = (
+    "an HTTP request was received on an SMTP port",
+    "the client uses a wrong address or port",
+)
 
 MISTAKES = {
     b"PROXY ": _PROXY_HEADER,
@@ -30,7 +33,7 @@ MISTAKES = {
     b"\x16\x03": _TLS_HANDSHAKE,  # a record of a handshake, SSL 3.0 or newer (RFC 8446 5.1)
     **{method + b" ": _HTTP_REQUEST for method in HTTP_METHODS},
 }
-"""By how it begins."""
+"""The text and the advice, by the first bytes of the packet."""
 
 _LONGEST = max(map(len, MISTAKES))
 
@@ -39,7 +42,7 @@ def warn_of_mistake(dialogue: Dialogue, data: bytes) -> None:
     """Log a warning if the first packet of a session belongs to another protocol."""
     if dialogue.state != State.HELLO or dialogue.events or dialogue.tls:
         return
-    for start, (what, cure) in MISTAKES.items():
+    for start, (what, advice) in MISTAKES.items():
         if data[:_LONGEST].startswith(start):
-            dialogue.report(logging.WARNING, what, cure)
+            dialogue.report(logging.WARNING, what, advice)
             return

@@ -1,9 +1,8 @@
-"""Notes: what handlers remember of a session or a message, and the score and tags they give it.
+"""Notes, scores and tags that handlers give a session or a message.
 
-The handlers of a chain share them: what one notes, another reads, and the condition ``when`` of a
-handler asks for scores and tags. What is noted of a session holds for all its messages; what is
-noted of an envelope ends with its transaction. All functions take the sessions and envelopes of
-aiosmtpd as well.
+All handlers of a chain share them: a handler reads the notes of another, and the condition ``when``
+of a handler tests scores and tags. Those of a session apply to all its messages; those of an
+envelope end with its transaction. All functions also accept the sessions and envelopes of aiosmtpd.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_TAGS = 100
-"""Tags of one session or envelope: the log shows all of them."""
+"""Maximum of tags of a session or envelope, as the log shows all of them."""
 
 _TAG = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
-"""A tag is one word of the log, and of a list in the configuration."""
+"""A tag is one word in the log, and in a list of the configuration."""
 
 _SCORE, _TAGS, _NOTES = "_smtpd_fork_score", "_smtpd_fork_tags", "notes"
 _ASKED = "_smtpd_fork_asked"
-"""Attributes of a session or envelope, there once they are needed: an idle session has none."""
+"""Attributes of a session or envelope; created when needed, to save memory of idle sessions."""
 
 _ATTRIBUTES = {_SCORE, _TAGS, _NOTES, _ASKED}
 
@@ -37,13 +36,13 @@ class Marks(NamedTuple):
     tags: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
-        """Return them as a line of the log ends; empty if there are none."""
+        """Return the text at the end of a log line; empty without score and tags."""
         score = f" score={self.score:g}" if self.score else ""
         return f"{score} tags={','.join(sorted(self.tags))}" if self.tags else score
 
     @property
     def facts(self) -> dict[str, float | str]:
-        """Return them as fields of a log entry, those there are."""
+        """Return the fields of a log entry; without those that are 0 or empty."""
         facts: dict[str, float | str] = {}
         if self.score:
             facts["score"] = self.score
@@ -53,13 +52,13 @@ class Marks(NamedTuple):
 
 
 _NONE = Marks()
-"""Of most messages: made once."""
+"""The marks of most messages, created once."""
 
 
 def notes_of(noted: Any) -> dict[str, Any]:
-    """Return the notes of a session or an envelope, a dict for handlers.
+    """Return the notes of a session or an envelope: a dict for handlers.
 
-    Here it is also their attribute ``notes``.
+    For the classes of this package it is also the attribute ``notes``.
     """
     notes: dict[str, Any] | None = getattr(noted, _NOTES, None)
     if notes is None:
@@ -69,7 +68,7 @@ def notes_of(noted: Any) -> dict[str, Any]:
 
 
 def note_of(noted: Any, name: str) -> Any:
-    """Return one note of a session or an envelope; None: there is none. No notes are made."""
+    """Return a note of a session or an envelope, or None. It does not create the dict."""
     notes: dict[str, Any] | None = vars(noted).get(_NOTES)
     return None if notes is None else notes.get(name)
 
@@ -77,34 +76,36 @@ def note_of(noted: Any, name: str) -> Any:
 def add_score(marked: Any, points: float) -> float:
     """Add points to the score of a session or an envelope; return its new score.
 
-    :param points: may be negative; 0 is where each begins
-    :raises ValueError: they are no finite number, or the score would be none
+    :param marked: the session or the envelope
+    :param points: the points, which may be negative; scores begin at 0
+    :raises ValueError: *points* or the new score is not a finite number
     """
     score: float = getattr(marked, _SCORE, 0.0) + points
     if not math.isfinite(score):
-        raise ValueError(f"{points!r} added to a score is no finite number")
+        raise ValueError(f"{points!r} added to the score is not a finite number")
     setattr(marked, _SCORE, score)
     return score
 
 
 def add_tag(marked: Any, tag: str) -> None:
-    """Add a tag to a session or an envelope; nothing if it has the tag.
+    """Add a tag to a session or an envelope; do nothing if it has the tag already.
 
+    :param marked: the session or the envelope
     :param tag: 1 to 64 letters, digits and ``_ . : / -``
-    :raises ValueError: it is something else, or there are 100 tags
+    :raises ValueError: *tag* is not a valid tag, or there are 100 tags
     """
     check_tag(tag)
     tags: frozenset[str] = getattr(marked, _TAGS, frozenset())
     if tag not in tags:
         if len(tags) >= MAX_TAGS:
-            raise ValueError(f"more than {MAX_TAGS} tags, the last is {tag}")
+            raise ValueError(f"cannot add tag {tag}: there are {MAX_TAGS} tags already")
         setattr(marked, _TAGS, tags | {tag})
 
 
 def check_tag(tag: object) -> None:
-    """See that *tag* is one.
+    """Check that *tag* is a valid tag.
 
-    :raises ValueError: it is none
+    :raises ValueError: it is not
     """
     if not isinstance(tag, str) or _TAG.fullmatch(tag) is None:
         raise ValueError(f"a tag has 1 to 64 letters, digits and _.:/-, unlike {tag!r:.100}")
@@ -116,6 +117,8 @@ def marks_of(*marked: Any) -> Marks:
     ::
 
         score, tags = marks_of(session, envelope)
+
+    :param marked: the session and the envelope
     """
     marks = _NONE
     for each in marked:
@@ -127,24 +130,24 @@ def marks_of(*marked: Any) -> Marks:
 
 
 def note_asked(session: Any, handler: object) -> None:
-    """Note that a handler with conditions was asked about a session."""
+    """Record that a handler with conditions was called for a session."""
     asked: tuple[object, ...] = getattr(session, _ASKED, ())
     if not was_asked(session, handler):
         setattr(session, _ASKED, (*asked, handler))
 
 
 def was_asked(session: Any, handler: object) -> bool:
-    """Whether a handler with conditions was asked about a session before."""
+    """Return whether a handler with conditions was called for a session before."""
     return any(each is handler for each in getattr(session, _ASKED, ()))
 
 
 def keep_notes(before: Any, session: Any) -> None:
-    """Give a session what was noted of the one that it follows, as under TLS."""
+    """Copy notes, score and tags to a session from the previous one, as after STARTTLS."""
     for name in _ATTRIBUTES & vars(before).keys():
         setattr(session, name, vars(before)[name])
 
 
 def forget_notes(envelope: Any) -> None:
-    """Have an envelope begin a transaction without notes, score and tags."""
+    """Remove notes, score and tags from an envelope, for a new transaction."""
     for name in _ATTRIBUTES & vars(envelope).keys():
         delattr(envelope, name)

@@ -1,4 +1,4 @@
-"""Origin: where a message came from at first, as a trusted host says by XFORWARD; for the log."""
+"""Origin: the original client of a message, from a trusted host's XFORWARD, for the log."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Origin"]
 
 
 class Origin(NamedTuple):
-    """The client that a trusted host had a message of, and the id that it has there.
+    """The client from which a trusted host received a message, and the message's id at that host.
 
-    :ivar client: its address; empty if that is not known
-    :ivar queue_id: so too
+    :ivar client: the address of the client; empty if unknown
+    :ivar queue_id: the id; empty if unknown
     """
 
     client: str = ""
@@ -25,7 +25,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, xforward: Mapping[str, str] | None) -> Origin:
-        """Return what the attributes of XFORWARD say; None for none."""
+        """Return the origin of a message with these attributes of XFORWARD; None is without any."""
         if not xforward:
             return _UNKNOWN
         host, port = xforward.get("ADDR", ""), int(xforward.get("PORT") or 0)
@@ -33,15 +33,15 @@ class Origin(NamedTuple):
         return cls(client, printable(xforward.get("IDENT", "")).replace(" ", "?"))
 
     def __str__(self) -> str:
-        """Return it as a line of the log ends; empty if nothing is known."""
+        """Return the text at the end of a log line; empty if the origin is unknown."""
         return "".join(f" {name}={value}" for name, value in self.facts.items())
 
     @property
     def facts(self) -> dict[str, str]:
-        """Return it as fields of a log entry, those there are; Postfix calls them the same."""
+        """Return the known fields of a log entry; they have the same names as in Postfix."""
         facts = {"orig_client": self.client, "orig_queue_id": self.queue_id}
         return {name: value for name, value in facts.items() if value}
 
 
 _UNKNOWN = Origin()
-"""Of most messages: made once."""
+"""The origin of most messages, created once."""

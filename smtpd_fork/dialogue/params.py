@@ -1,13 +1,13 @@
-"""Parameters of MAIL and RCPT (RFC 5321 4.1.1.11), and what the extensions allow in them."""
+"""Parameters of MAIL and RCPT (RFC 5321 4.1.1.11): the syntax, and the values of extensions."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["Params", "fault_of", "parse_params"]
+__all__ = ["Params", "invalid_value", "parse_params"]
 
 Params = dict[str, str | bool]
-"""Name in capitals, value as it came; True for a parameter without one."""
+"""Name in capitals, and value as received; True for a parameter without a value."""
 
 LONGEST_ENVID = 100
 LONGEST_ORCPT = 500
@@ -23,11 +23,11 @@ _VALUES = {
     "NOTIFY": re.compile(rf"NEVER|{_EVENT}(?:,{_EVENT})*", re.ASCII | re.IGNORECASE),
     "ORCPT": re.compile(rf"(?!.{{{LONGEST_ORCPT + 1}}})[A-Za-z0-9-]+;.+"),
 }
-"""What a parameter of DSN or AUTH may be."""
+"""The valid values of parameters of DSN and AUTH."""
 
 
 def parse_params(text: str) -> Params | None:
-    """Return the parameters in *text*; None if it holds something else, or one of them twice."""
+    """Return the parameters in *text*; None if it is malformed, or a parameter is repeated."""
     params: Params = {}
     for word in text.split(" "):
         if not word:
@@ -39,8 +39,8 @@ def parse_params(text: str) -> Params | None:
     return params
 
 
-def fault_of(params: Params) -> str | None:
-    """Return the name of a parameter of DSN or AUTH that has no such value."""
+def invalid_value(params: Params) -> str | None:
+    """Return the name of a parameter of DSN or AUTH with an invalid value, or None."""
     for name, allowed in _VALUES.items():
         if name in params:
             value = params[name]

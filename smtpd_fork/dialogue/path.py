@@ -1,8 +1,8 @@
 """Paths: the address of MAIL and RCPT, by RFC 5321 4.1.2 (and RFC 6531 for UTF-8).
 
-Real clients need two liberties, which ``strict`` takes away: an address may stand without its
-angle brackets, and a tab is a blank as a space is. A display name, a comment or a word glued to the
-address is refused: what the client meant by it is not certain.
+Two deviations of real clients are accepted unless ``strict`` is set: an address without angle
+brackets, and a tab instead of a space. A display name, a comment or other text directly before or
+after the address is rejected, as its meaning is uncertain.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from ipaddress import IPv6Address
 __all__ = ["NULL", "parse_path"]
 
 NULL = "<>"
-"""The null sender, as aiosmtpd hands it to handlers."""
+"""The null sender in the form in which aiosmtpd passes it to handlers."""
 
 LONGEST_DOMAIN = 255
-"""Octets: RFC 5321 4.5.3.1.2. No limit of 64 for a local part (4.5.3.1.1), nor of 256 for a path
-(4.5.3.1.3): SRS, VERP and BATV need more, and the length of a command bounds both."""
+"""Octets (RFC 5321 4.5.3.1.2). The limits of 64 for a local part (4.5.3.1.1) and of 256 for a path
+(4.5.3.1.3) are not enforced: SRS, VERP and BATV need more, and the length of a command limits
+both."""
 
 LONGEST_LABEL = 63
-"""Octets between two dots of a domain, as the DNS has it: RFC 1035 2.3.4. An internationalized
-label counts in its ASCII form (RFC 5890 2.3.2.1)."""
+"""Octets of a label of a domain (RFC 1035 2.3.4). An internationalized label is measured in its
+ASCII form (RFC 5890 2.3.2.1)."""
 
-# All that is not ASCII is allowed (RFC 6531), so what is not allowed is said: sets that go up to
-# U+10FFFF would take a tenth of a second to compile, at each start. Controls and line separators of
-# Unicode are not: an address has to fit on one line of a header and of a log.
+# All characters outside ASCII are allowed (RFC 6531), so the sets are negated: sets up to U+10FFFF
+# would take a tenth of a second to compile, at each start. Control characters and line separators
+# of Unicode are not allowed: an address must fit on one line of a header and of a log.
 _NEVER = r"\x7f-\x9f\u2028\u2029"
 _ATOM = rf"""[^\x00- "(),.:;<>@\[\\\]{_NEVER}]+"""
 _ALNUM = rf"[^\x00-/:-@\[-^`{{|}}~{_NEVER}]"
@@ -50,12 +51,13 @@ _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 def parse_path(
     text: str, *, strict: bool = False, postmaster: bool = True
 ) -> tuple[str, str] | None:
-    """Return the address at the beginning of *text* and what follows it; None if there is none.
+    """Return the address at the start of *text* and the text after it; None if there is no address.
 
-    The null path is ``<>``. What follows begins with a space or a tab, or is empty.
+    The null path is ``<>``. The text after the address begins with a space or a tab, or is empty.
 
-    :param strict: refuse an address without angle brackets, and a tab behind it
-    :param postmaster: take ``postmaster`` without a domain (RFC 5321 4.1.1.3: as a recipient only)
+    :param strict: reject an address without angle brackets, and a tab after it
+    :param postmaster: accept ``postmaster`` without a domain (RFC 5321 4.1.1.3: only as a
+        recipient)
     """
     match = _FAST.match(text)
     if match is None:
@@ -75,12 +77,12 @@ def parse_path(
 
 
 def _ends_there(rest: str, *, strict: bool) -> bool:
-    """Whether *rest* is behind an address, and not a part of it."""
+    """Return whether *rest* does not continue the address before it."""
     return rest[:1] in ({"", " "} if strict else {"", " ", "\t"})
 
 
 def _is_domain(domain: str) -> bool:
-    """Whether a domain or an address literal, well-formed by the grammar, is one by its values."""
+    """Return whether a domain or address literal of the right form has valid lengths and values."""
     if domain.startswith("["):
         return _is_literal(domain[1:-1])
     if len(domain) <= LONGEST_LABEL and domain.isascii():
@@ -89,14 +91,14 @@ def _is_domain(domain: str) -> bool:
 
 
 def _is_label(label: str) -> bool:
-    """Whether a label is short enough; one that is not ASCII in the form that the DNS knows."""
+    """Return whether a label is short enough, measured in its ASCII form."""
     if len(label) > LONGEST_LABEL or label.isascii():
         return len(label) <= LONGEST_LABEL
     return len("xn--") + len(label.encode("punycode")) <= LONGEST_LABEL
 
 
 def _is_literal(text: str) -> bool:
-    """Whether *text* is an address of the family that it says it is of."""
+    """Return whether *text* is a valid IPv4 address, or IPv6 address with its tag."""
     tag, colon, rest = text.partition(":")
     if not colon:
         return _IPV4.fullmatch(tag) is not None

@@ -1,7 +1,7 @@
-"""Rejections: the commands and messages that were answered 4yz or 5yz inside a session.
+"""Rejections: the commands and messages of a session that got a reply 4yz or 5yz.
 
-Each gets a line in the log, a count by its reason, and is remembered for ``smtpd-fork explain``. A
-client that causes many in a short time gets one line and a count (see
+Each is logged, counted by its reason, and remembered for ``smtpd-fork explain``. If a client causes
+many in a short time, they are logged as one line with a count (see
 :class:`~smtpd_fork.gate.reporter.Reporter`).
 """
 
@@ -30,13 +30,14 @@ __all__ = [
 log = logging.getLogger("smtpd_fork.session")
 
 REMEMBERED = 1000
-"""Rejections that can be explained, as many as refusals before the greeting."""
+"""Number of rejections that can be explained; the same as for refusals before the greeting."""
 
 LONGEST_SHOWN = 200
-"""Characters of a reply, an address or a name that the log has."""
+"""Characters of a reply, an address or a name in the log."""
 
 ROOM_FOR_ID = 480
-"""Octets of a reply that still leave room for the session id in its 512 (RFC 5321 4.5.3.1.5)."""
+"""Octets of a reply after which the session id still fits in the 512 octets of a line (RFC 5321
+4.5.3.1.5)."""
 
 REASONS = {
     "5.1.3": "address",
@@ -59,11 +60,11 @@ REASONS = {
     "5.7.8": "authentication",
     "5.7.11": "tls_or_auth_required",
 }
-"""Why this server rejects something, by the enhanced status code of the reply (RFC 3463)."""
+"""The reason of a rejection by this server, by the enhanced status code of the reply (RFC 3463)."""
 
 BY_HANDLER = "handler"
 UNKNOWN = "other"
-"""The reasons of a handler's replies, and of replies without an enhanced status code."""
+"""The reasons for replies of handlers, and for replies without an enhanced status code."""
 
 MEANINGS = {
     "abuse": "too many errors, rejected commands or failed attempts to authenticate: 421",
@@ -84,30 +85,30 @@ MEANINGS = {
     "tls_or_auth_required": "STARTTLS or AUTH is required first: 530, 538",
     "too_many_recipients": "more than --max-recipients: 452",
 }
-"""The reasons; docs/monitoring.md has the same table."""
+"""The meaning of each reason; docs/monitoring.md has the same table."""
 
 PROTOCOL = {"sequence", "syntax", "parameter", "tls_or_auth_required"}
-"""Reasons that the client's own program knows; the rest has the session id in the reply."""
+"""Reasons that concern the client's program; for the others, the reply has the session id."""
 
 _QUOTED = re.compile(r' ".*"')
 _ENHANCED = re.compile(rb"[45]\d\d[ -]([45]\.\d{1,3}\.\d{1,3}) ")
 
 
 class Rejection(NamedTuple):
-    """What was rejected, and how."""
+    """A rejected command or message."""
 
-    session: str  # its id
+    session: str  # the id of the session
     client: str  # the address, without the port
     command: str
     reply: str
     reason: str  # one of REASONS, BY_HANDLER or UNKNOWN
-    sender: str | None  # of the transaction; None: there is none
-    recipient: str | None  # that of RCPT, or the first of the message
-    recipients: int  # of the transaction
-    helo: str  # the name that the client gave itself
-    marks: Marks = Marks()  # that handlers gave the client and the message
-    origin: Origin = Origin()  # where the message came from at first
-    user: str = ""  # whom the client claims to be, of AUTH
+    sender: str | None  # the sender of the transaction; None: there is none
+    recipient: str | None  # the recipient of RCPT, or the first one of the message
+    recipients: int  # the number of recipients of the transaction
+    helo: str  # the name from the client's HELO or EHLO
+    marks: Marks = Marks()  # score and tags
+    origin: Origin = Origin()  # the original client, by XFORWARD
+    user: str = ""  # the user name in AUTH
 
     def __str__(self) -> str:
         text = f"rejected {self.command} from {self.client} [{self.session}]: {self.reply};"
@@ -122,7 +123,7 @@ class Rejection(NamedTuple):
         return f"{text} helo=<{self.helo}>{self.marks}{self.origin}"
 
     def facts(self) -> dict[str, str | float]:
-        """Return its fields as the log and ``smtpd-fork explain`` name them, those that it has."""
+        """Return the fields as the log and ``smtpd-fork explain`` name them, without empty ones."""
         fields = {
             "session": self.session,
             "client": self.client,
@@ -140,7 +141,7 @@ class Rejection(NamedTuple):
 
 
 class Rejections:
-    """The rejections of one server's sessions: how many, by reason, and the last of them."""
+    """The rejections in the sessions of one server: counts by reason, and the last thousand."""
 
     __slots__ = ("_last", "counts")
 
@@ -149,25 +150,25 @@ class Rejections:
         self._last: deque[Rejection] = deque(maxlen=REMEMBERED)
 
     def add(self, rejection: Rejection) -> None:
-        """Count and remember one."""
+        """Count and remember a rejection."""
         self.counts[rejection.reason] += 1
         self._last.append(rejection)
 
     def by_reason(self) -> dict[str, int]:
-        """Return how many there were for each reason, zeros included."""
+        """Return the number of rejections for each reason, with zeros."""
         return {reason: self.counts[reason] for reason in MEANINGS}
 
     def of_session(self, session: str) -> list[Rejection]:
-        """Return those of a session that are among the last thousand, the oldest first."""
+        """Return the remembered rejections of a session, the oldest first."""
         return [each for each in self._last if each.session == session]
 
 
 def note_rejection(dialogue: Dialogue, reply: bytes, *, by_handler: bool) -> bytes:
-    """Log, count and remember a reply that rejects something.
+    """Log, count and remember a reply that rejects a command or a message.
 
-    :param reply: with its CR LF
-    :returns: the reply as it is sent: one of ours that is no matter of the protocol alone names the
-        session, for a person who asks why
+    :param reply: the reply, with its CR LF
+    :returns: the reply to send. Unless the reason concerns only the protocol, the session id is
+        added to replies of this server, for people who ask for the reason
     """
     dialogue.row.replies[reply[0]] += 1
     match = _ENHANCED.match(reply)
@@ -184,19 +185,19 @@ def note_rejection(dialogue: Dialogue, reply: bytes, *, by_handler: bool) -> byt
 
 
 def _has_room(reply: bytes) -> bool:
-    """Whether an id may follow: the gate's refusals have one."""
+    """Return whether an id can be added; the gate's refusals have one already."""
     return len(reply) <= ROOM_FOR_ID and not reply.endswith(b"]\r\n")
 
 
 def rejection_of(dialogue: Dialogue, reply: bytes, reason: str) -> Rejection:
-    """Return what is known of a rejection: of the command that is acted on, and its transaction."""
+    """Return the rejection of the current command, with data of its transaction."""
     envelope = dialogue.transaction
     command, argument = dialogue.row.name, dialogue.line.decode("utf-8", "replace")
     sender, recipients = (None, []) if envelope is None else (envelope.mail_from, envelope.rcpt_tos)
     recipient = recipients[0] if recipients else None
     text = reply.decode("utf-8", "replace")
     if dialogue.row is dialogue.rows[b""]:
-        text = _QUOTED.sub("", text)  # it repeats what is no command, and may be a password
+        text = _QUOTED.sub("", text)  # an unknown command may be a password
     if command == "MAIL":
         sender = _address(argument)
     elif command == "RCPT":
@@ -218,7 +219,7 @@ def rejection_of(dialogue: Dialogue, reply: bytes, reason: str) -> Rejection:
 
 
 def _address(argument: str) -> str:
-    """Return the address of MAIL or RCPT; if it is malformed, what is there instead."""
+    """Return the address of MAIL or RCPT; if it is malformed, the text instead of it."""
     text = argument.partition(":")[2].strip()
     parsed = parse_path(text, strict=False)
     return text if parsed is None else parsed[0]
@@ -229,12 +230,12 @@ def _shown(text: str | None) -> str | None:
 
 
 def line_of(dialogue: Dialogue, rejection: Rejection) -> ClientLine:
-    """Return its line of the log, gathered with others of the same client, command and reason."""
+    """Return the log line; those of the same client, command and reason are summarized."""
     what = f"rejected {rejection.command}"
     return ClientLine(
         ClientLine.key_of(peer_of(dialogue), what, rejection.reason),
         str(rejection),
         log,
         logging.INFO,
-        {**rejection.facts(), **dialogue.who()},
+        {**rejection.facts(), **dialogue.log_fields()},
     )

@@ -1,7 +1,7 @@
-"""Replies: the texts that a client can get, with their codes.
+"""Replies: the replies of this server, with their codes.
 
-A text is a code, an enhanced status code (RFC 3463), which is sent where those are spoken
-(RFC 2034), and words. A text with a number or a name is put together where it is sent.
+A reply is a code, an enhanced status code (RFC 3463), which is sent only if these are enabled (RFC
+2034), and a text. Replies with a number or a name are composed where they are sent.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from smtpd_fork.dialogue.content import BodyFault
 from smtpd_fork.dialogue.framer import CommandFault
 
 Text = tuple[int, str, str]
-"""Code, enhanced status code, words."""
+"""Code, enhanced status code, text."""
 
 OK = (250, "2.0.0", "OK")
 BYE = (221, "2.0.0", "Bye")
 SEND_MESSAGE = b"354 End data with <CR><LF>.<CR><LF>\r\n"
 READY_FOR_TLS = (220, "2.0.0", "Ready to start TLS")
 
-# -- out of place ------------------------------------------------------------------------------
+# -- out of sequence ---------------------------------------------------------------------------
 
 SEND_HELO = (503, "5.5.1", "Error: send HELO first")
 SEND_EHLO = (503, "5.5.1", "Error: send EHLO first")
@@ -72,9 +72,9 @@ OF_FAULT: dict[BodyFault, Text] = {
     BodyFault.BARE: (550, "5.6.11", "Error: bare CR, LF or NUL in the message"),
     BodyFault.NO_ROOM: NO_ROOM,
 }
-"""Why a message that was read to its end is not accepted."""
+"""The replies to a message that was read to its end and is rejected."""
 
-# -- with an enhanced status code in any case, as aiosmtpd sends them ------------------------------
+# -- always with an enhanced status code, as in aiosmtpd -------------------------------------------
 
 ENCRYPTION_REQUIRED = "538 5.7.11 Encryption required for requested authentication mechanism"
 NO_SUCH_MECHANISM = "504 5.5.4 Unrecognized authentication type"
@@ -89,5 +89,5 @@ NO_SINK = "451 4.3.0 No handler accepts messages, try again later"
 
 
 def syntax(usage: str) -> Text:
-    """Return what a command whose argument is malformed is answered."""
+    """Return the reply to a command whose argument is malformed."""
     return 501, "5.5.4", f"Syntax: {usage}"

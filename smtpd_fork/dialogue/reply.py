@@ -1,14 +1,14 @@
-"""Reply: what a client is answered: whatever a hook returns, one well-formed reply or an error.
+"""Reply: makes a well-formed SMTP reply of the text that a hook returns, or raises an error.
 
-A client that receives half a reply, or one and a half, takes each later reply for that of another
-command. So a text whose meaning is clear is put into the form of RFC 5321 4.2, and any other one is
-refused. A text is clear if all its lines agree on one code:
+If a client receives a malformed reply, it may take each later reply for the one to another command.
+So a text with a clear meaning is converted to the form of RFC 5321 4.2, and any other text is an
+error. The meaning is clear if all lines have the same code:
 
-- a line that does not begin with the code gets it; all lines but the last get the hyphen;
-- CR LF, CR and LF all end a line; line ends at the end of the text are dropped;
-- control characters become ``?``; text outside ASCII is sent as UTF-8 (RFC 6531 3.7.4.1);
-- a line of more than 512 octets (RFC 5321 4.5.3.1.5) is continued on the next one;
-- an enhanced status code at the beginning of the first line is on all lines (RFC 2034 4).
+- a line without a code gets the code; all lines but the last get the hyphen;
+- CR LF, CR and LF end a line; line ends at the end of the text are removed;
+- ``?`` replaces each control character; text outside ASCII is sent as UTF-8 (RFC 6531 3.7.4.1);
+- a line of more than 512 octets (RFC 5321 4.5.3.1.5) continues on the next line;
+- an enhanced status code at the start of the first line is added to all lines (RFC 2034 4).
 """
 
 from __future__ import annotations
@@ -22,28 +22,36 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 __all__ = [
-    "Answer", "Reply", "answer_of", "ends", "is_plain", "replies_of", "sendable", "sent", "worst",
+    "Answer",
+    "Reply",
+    "answer_of",
+    "ends",
+    "is_plain",
+    "replies_of",
+    "reply_bytes",
+    "sendable",
+    "worst",
 ]  # fmt: skip
 
 Answer: TypeAlias = str | bytes | _Missing
-"""What most hooks return: a reply, or MISSING for "no opinion"."""
+"""The result of most hooks: a reply, or MISSING to leave the decision to others."""
 
 LONGEST_TEXT = 512 - len("250 \r\n")
 """Octets of a line's text (RFC 5321 4.5.3.1.5)."""
 
 MOST_LINES = 100
-"""Lines of a reply; smtplib and others read them all before they act."""
+"""Lines of a reply; smtplib and other clients read all lines before they continue."""
 
 LONGEST_REPLY = MOST_LINES * LONGEST_TEXT
-"""Characters of what a hook returns; the rest is cut off."""
+"""Characters of a hook's result; the rest is cut off."""
 
 _PLAIN = re.compile(rf"[245][0-9][0-9](?: [ -~]{{0,{LONGEST_TEXT}}})?")
 
 is_plain = _PLAIN.fullmatch
-"""Whether a text is a reply of one line that needs nothing done, as most hooks return it."""
+"""Match a reply of one line that can be sent unchanged, as most hooks return."""
 
 _LINE = re.compile(r"[2-5][0-9][0-9](?:[ -][ -~]*)?")
-"""A line of a reply; a challenge may be long (RFC 4954 4)."""
+"""A line of a reply. A challenge of AUTH has no maximum length (RFC 4954 4)."""
 
 _CODED = re.compile(r"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -55,10 +63,10 @@ class Reply(str):
     r"""A well-formed reply of one or more lines, without the last CR LF.
 
     ``Reply("550 5.7.1 No\nSee the list")`` is ``"550-5.7.1 No\r\n550 5.7.1 See the list"``. A hook
-    may return one, or a plain ``str``, which is read in the same way.
+    may return a Reply, or a ``str`` that is converted in the same way.
 
-    :param text: the code, and the text behind it
-    :raises ValueError: it has no code (RFC 5321 4.2), or lines of several codes
+    :param text: the code and the text after it
+    :raises ValueError: *text* has no code (RFC 5321 4.2), or lines with different codes
     """
 
     __slots__ = ()
@@ -84,9 +92,9 @@ class Reply(str):
 
 
 def answer_of(hook: str, status: Any) -> Any:
-    """Return what a hook answered as it is sent: MISSING, or a well-formed reply.
+    """Return the result of a hook in the form in which it is sent: MISSING or a well-formed reply.
 
-    :raises TypeError: it is neither, or one that asks for more (3yz)
+    :raises TypeError: *status* is neither, or is a 3yz reply
     """
     if status is MISSING or (isinstance(status, str) and is_plain(status)):
         return status
@@ -99,9 +107,9 @@ def answer_of(hook: str, status: Any) -> Any:
 
 
 def replies_of(text: str) -> list[Reply]:
-    """Return the replies that *text* holds, one after another, as an LMTP handler joins them.
+    """Return the replies in *text*, which an LMTP handler may have joined.
 
-    :raises ValueError: it does not begin with a code
+    :raises ValueError: *text* does not begin with a code
     """
     replies: list[list[str]] = []
     over = True
@@ -118,14 +126,17 @@ def replies_of(text: str) -> list[Reply]:
 
 
 def worst(replies: Sequence[str]) -> str:
-    """Return the first 4yz, so that the client sends the message again; else the first 5yz."""
+    """Return the first 4yz, so that the client sends the message again; otherwise the first 5yz.
+
+    Without any of them, return the first reply.
+    """
     return next((reply for digit in "45" for reply in replies if reply[0] == digit), replies[0])
 
 
 def sendable(status: str | bytes) -> str:
-    """Return what a subclass pushes as it is sent: a reply, or the first lines of one.
+    """Return the text that a subclass pushes, as a reply or as the first lines of a reply.
 
-    :raises ValueError: it is no part of a reply
+    :raises ValueError: *status* is not part of a reply
     """
     text = status.decode("utf-8", "replace") if isinstance(status, bytes) else status
     if _LINE.fullmatch(text):
@@ -135,16 +146,16 @@ def sendable(status: str | bytes) -> str:
     if coded is None or coded[2] != "-":
         return reply
     before, end, last = reply.rpartition("\r\n")
-    return f"{before}{end}{last[:3]}-{last[4:]}"  # the last line says that more follow
+    return f"{before}{end}{last[:3]}-{last[4:]}"  # more lines follow
 
 
-def sent(status: str) -> bytes:
-    """Return a reply as it is sent."""
+def reply_bytes(status: str) -> bytes:
+    """Return the bytes of a reply."""
     return status.encode("utf-8", "replace") + b"\r\n"
 
 
 def ends(reply: bytes) -> bool:
-    """Whether a reply, with its last CR LF, ends there: what is pushed may be its first lines."""
+    """Return whether the last line of *reply* ends a reply; a subclass may push its first lines."""
     return reply[reply.rfind(b"\n", 0, -1) + 4 :][:1] != b"-"
 
 
@@ -162,7 +173,7 @@ def _put_together(lines: Sequence[str]) -> str:
         text = line if coded is None else coded[3] or ""
         if enhanced is not None and _ENHANCED.match(text) is None:
             text = f"{enhanced[0]} {text}"
-        # A lone surrogate is no character, and has no UTF-8.
+        # A lone surrogate cannot be encoded as UTF-8.
         clean = _CONTROL.sub("?", text).encode("utf-8", "replace").decode()
         texts += _folded(clean, enhanced[0] + " " if enhanced is not None else "")
         if len(texts) >= MOST_LINES:
@@ -172,7 +183,7 @@ def _put_together(lines: Sequence[str]) -> str:
 
 
 def _folded(text: str, prefix: str) -> Iterator[str]:
-    """Yield *text* in pieces that fit into a line, broken at a space where there is one."""
+    """Yield *text* in pieces that fit in a line, broken at spaces where possible."""
     while len(octets := text.encode()) > LONGEST_TEXT:
         piece = octets[:LONGEST_TEXT].decode("utf-8", "ignore")
         space = piece.rfind(" ", len(prefix) + 1)

@@ -1,4 +1,4 @@
-"""Session: aiosmtpd's, with an id that all log lines and replies share."""
+"""Session: aiosmtpd's class, with an id that is in all log lines and replies of the session."""
 
 from __future__ import annotations
 
@@ -18,42 +18,44 @@ if TYPE_CHECKING:
 __all__ = ["Session", "current_session", "is_on_unix_socket"]
 
 current_session: ContextVar[str | None] = ContextVar("smtpd_fork_session", default=None)
-"""The id of the session whose hook runs, for its log lines; None outside of all hooks."""
+"""The id of the session whose hook runs, for its log lines; None outside of hooks."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def is_on_unix_socket(session: Any) -> bool:
-    """Whether the client is a program of this machine, on a unix socket.
+    """Return whether the client is a program of this machine, connected to a unix socket.
 
-    One that XCLIENT names, and whose address is not known, may be anybody.
+    A client without an address that XCLIENT has named is not: it may be on another machine.
     """
     return host_of(session.peer) is None and not getattr(session, "_named", False)
 
 
 class Session(aiosmtpd.smtp.Session):
-    """The state of one client's session, for handlers.
+    """The state of a client's session, for handlers.
 
-    :ivar peer: the client's address, ``(host, port, ...)`` with IPv4 as IPv4; of a unix socket, ""
+    :ivar peer: the client's address, ``(host, port, ...)``, an IPv4-mapped address as IPv4; "" for
+        a unix socket
     :ivar id: the id of the session in the log, in ``Received:`` and in the reply to DATA
-    :ivar lmtp: whether the protocol is LMTP, not SMTP
+    :ivar lmtp: whether the protocol is LMTP instead of SMTP
     :ivar ssl: data of TLS, None without it: ``sslcontext``, ``ssl_object``, ``peercert``,
         ``cipher``, ``compression``
-    :ivar host_name_dns: the client's reverse DNS name, with ``--rdns``; None if it has none that
-        resolves back to its address
-    :ivar tarpit: seconds by which each reply is delayed, up to a minute; a handler may set it
+    :ivar host_name_dns: the client's reverse DNS name, with ``--rdns``; None if it has no name that
+        resolves to its address
+    :ivar tarpit: seconds by which each reply is delayed, at most 60; handlers may set it
     :ivar auth_mechanism: the mechanism of the client's last AUTH; empty without one
-    :ivar auth_user: the user that the client claimed to be in it, or is, for the log
+    :ivar auth_user: the user name of the client's last AUTH, whether it succeeded or not, for the
+        log
     """
 
     host_name_dns: str | None = None
     auth_mechanism = ""
     auth_user = ""
     tarpit: float = 0.0
-    _destination: Peer = None  # as XCLIENT names it, or once it was asked for
-    _named = False  # whether XCLIENT has named it
-    peer: SocketAddress | str  # type: ignore[assignment]  # aiosmtpd's hint is str alone
-    auth_data: Any  # aiosmtpd's hint is None alone
+    _destination: Peer = None  # set by XCLIENT, or when `local` is read for the first time
+    _named = False  # whether XCLIENT has set attributes of the client
+    peer: SocketAddress | str  # type: ignore[assignment]  # aiosmtpd declares str
+    auth_data: Any  # aiosmtpd declares None
 
     def __init__(self, loop: Any, session_id: str) -> None:
         super().__init__(loop)
@@ -63,12 +65,12 @@ class Session(aiosmtpd.smtp.Session):
 
     @cached_property
     def notes(self) -> dict[str, Any]:
-        """What handlers note of the client, also of what it said before STARTTLS."""
+        """Notes of handlers about the client; they remain after STARTTLS."""
         return {}
 
     @property
     def local(self) -> Peer:
-        """The address that the client connected to, by XCLIENT's DESTADDR if it came that way.
+        """The address that the client connected to, or the one of XCLIENT's DESTADDR.
 
         None once the session has ended.
         """
@@ -80,10 +82,10 @@ class Session(aiosmtpd.smtp.Session):
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
-        """The client's certificate, as :meth:`ssl.SSLSocket.getpeercert` has it.
+        """The client's certificate, in the form of :meth:`ssl.SSLSocket.getpeercert`.
 
-        None if it showed none, or was not asked (``--tls-client-ca``). Whatever is here was
-        verified: a client that shows another one never gets this far.
+        None if the client sent none, or was not asked for one (``--tls-client-ca``). The
+        certificate is always verified: the handshake fails with an invalid one.
         """
         return (self.ssl or {}).get("peercert") or None
 
@@ -91,12 +93,13 @@ class Session(aiosmtpd.smtp.Session):
     def peer_subject(self) -> str | None:
         """The subject of the client certificate in the form of RFC 4514: ``CN=relay,O=Example``.
 
-        Control characters are hexadecimal in it, so that it is safe in a reply or a log.
+        Control characters in it are escaped as hexadecimal digits, so that replies and log lines
+        may contain it.
         """
         der = self._peer_der()
         if der is None:
             return None
-        # Imported when it is asked for: a server without TLS does not need it.
+        # Not imported at the top: a server without TLS does not need it.
         from cryptography import x509  # noqa: PLC0415 - see above
 
         subject = x509.load_der_x509_certificate(der).subject.rfc4514_string()
@@ -104,9 +107,9 @@ class Session(aiosmtpd.smtp.Session):
 
     @property
     def peer_fingerprint(self) -> str | None:
-        """SHA-256 of the client certificate, in lower-case hexadecimal without colons.
+        """The SHA-256 of the client certificate, in lower-case hexadecimal without colons.
 
-        ``openssl x509 -noout -fingerprint -sha256`` prints the same, with colons.
+        ``openssl x509 -noout -fingerprint -sha256`` prints the same with colons.
         """
         der = self._peer_der()
         return None if der is None else hashlib.sha256(der).hexdigest()

@@ -1,7 +1,7 @@
-"""The commands about the session, such as EHLO, NOOP, RSET, VRFY, HELP, STARTTLS and QUIT.
+"""The commands that concern the session: EHLO, NOOP, RSET, VRFY, HELP, STARTTLS, QUIT and others.
 
-As in :mod:`~smtpd_fork.dialogue.mail`, each is a function that returns its reply, or what has to
-be waited for.
+As in :mod:`~smtpd_fork.dialogue.mail`, each is a function that returns its reply, or the operation
+to wait for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.dispatch import echo
 from smtpd_fork.dialogue.path import parse_path
-from smtpd_fork.dialogue.reply import sent
+from smtpd_fork.dialogue.reply import reply_bytes
 from smtpd_fork.dialogue.trusted_commands import offers
 from smtpd_fork.dialogue.waiting import Ask, Run
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 from smtpd_fork.dialogue.waiting import Result
 
 _USER = re.compile(r"[^\x00-\x1f\x7f<>@]+")
-"""What VRFY takes beside an address: a user's name (RFC 5321 3.5.1)."""
+"""The argument of VRFY if it is not an address: a user name (RFC 5321 3.5.1)."""
 
 _SMTPUTF8 = re.compile(r"[ \t]+SMTPUTF8", re.IGNORECASE | re.ASCII)
 """The parameter of VRFY (RFC 6531 3.7.4.2)."""
@@ -37,12 +37,12 @@ _SMTPUTF8 = re.compile(r"[ \t]+SMTPUTF8", re.IGNORECASE | re.ASCII)
 
 
 def parse_name(command: str, dialogue: Dialogue, argument: str | None) -> tuple[str] | bytes:
-    """Return the name that the client gives itself."""
-    return (argument,) if argument else dialogue.say(replies.syntax(f"{command} hostname"))
+    """Return the name of the client, or the reply if it is missing."""
+    return (argument,) if argument else dialogue.encode(replies.syntax(f"{command} hostname"))
 
 
 def helo(dialogue: Dialogue, name: str) -> Result:
-    """Greet (RFC 5321 4.1.1.1)."""
+    """Process HELO (RFC 5321 4.1.1.1)."""
     dialogue.reset()
     dialogue.session.extended_smtp = False
     if "HELO" in dialogue.shared.hooks:
@@ -52,7 +52,7 @@ def helo(dialogue: Dialogue, name: str) -> Result:
 
 def _greeted(dialogue: Dialogue, name: str, status: Any) -> Result:
     if status is not MISSING:
-        return sent(status)
+        return reply_bytes(status)
     _introduce(dialogue, name)
     return f"250 {dialogue.shared.hostname}\r\n".encode()
 
@@ -63,7 +63,7 @@ def _introduce(dialogue: Dialogue, name: str) -> None:
 
 
 def ehlo(dialogue: Dialogue, name: str) -> Result:
-    """Greet, and list the extensions (RFC 5321 4.1.1.1); LHLO does the same (RFC 2033)."""
+    """Process EHLO, and list the extensions (RFC 5321 4.1.1.1); LHLO does the same (RFC 2033)."""
     dialogue.reset()
     dialogue.session.extended_smtp = True
     shared = dialogue.shared
@@ -81,9 +81,9 @@ def _extensions_for(dialogue: Dialogue) -> list[str]:
 
 
 def extensions(shared: Shared, *, tls: bool) -> list[str]:
-    """Return the lines of EHLO's reply, without the last.
+    """Return the lines of EHLO's reply, without the last one.
 
-    :param tls: whether TLS is spoken
+    :param tls: whether TLS is active
     """
     offered = {
         f"SIZE {shared.data_size_limit}": shared.data_size_limit,
@@ -105,20 +105,20 @@ def extensions(shared: Shared, *, tls: bool) -> list[str]:
 
 
 def no_argument(command: str, dialogue: Dialogue, argument: str | None) -> tuple[()] | bytes:
-    """Refuse an argument."""
-    return dialogue.say(replies.syntax(command)) if argument else ()
+    """Reject an argument."""
+    return dialogue.encode(replies.syntax(command)) if argument else ()
 
 
 def _unless_asked(dialogue: Dialogue, hook: str, default: Text, *args: Any) -> Result:
-    """Ask a handler's hook; without one, answer *default*."""
+    """Call a handler's hook; without a hook, return the reply *default*."""
     if hook in dialogue.shared.hooks:
         return Ask(hook, args, partial(answer_or, dialogue, default))
-    return dialogue.say(default)
+    return dialogue.encode(default)
 
 
 def answer_or(dialogue: Dialogue, default: Text, status: Any) -> bytes:
     """Return the handler's reply, or *default*."""
-    return dialogue.say(default) if status is MISSING else sent(status)
+    return dialogue.encode(default) if status is MISSING else reply_bytes(status)
 
 
 def noop(dialogue: Dialogue, argument: str | None = None) -> Result:
@@ -130,7 +130,7 @@ def noop(dialogue: Dialogue, argument: str | None = None) -> Result:
 def rset(dialogue: Dialogue) -> Result:
     """End the transaction (RFC 5321 4.1.1.5)."""
     if dialogue.state in {State.HELLO, State.READY}:
-        dialogue.count_noop()  # else it ends a transaction, as those do who ask for addresses
+        dialogue.count_noop()  # a RSET within a transaction is not counted: address checks use it
     dialogue.reset()
     if dialogue.shared.rset_hook:
         return Run("old_rset_hook")
@@ -138,23 +138,23 @@ def rset(dialogue: Dialogue) -> Result:
 
 
 def vrfy(dialogue: Dialogue, argument: str | None) -> Result:
-    """Answer 252: whether a user exists is not disclosed (RFC 5321 4.1.1.6 and 7.3)."""
+    """Reply 252, as the existence of users is not disclosed (RFC 5321 4.1.1.6 and 7.3)."""
     dialogue.count_noop()
     if not argument:
-        return dialogue.say(replies.syntax("VRFY <address>"))
+        return dialogue.encode(replies.syntax("VRFY <address>"))
     who = _SMTPUTF8.sub("", argument)
     parsed = parse_path(who)
     if parsed is not None and not parsed[1]:
         who = parsed[0]
     elif not _USER.fullmatch(who):
-        return dialogue.say((502, "5.1.3", f"Could not VRFY {echo(argument)}"))
+        return dialogue.encode((502, "5.1.3", f"Could not VRFY {echo(argument)}"))
     return _unless_asked(dialogue, "VRFY", replies.CANNOT_VRFY, who)
 
 
 def not_implemented(dialogue: Dialogue, _: str | None) -> Result:
-    """Refuse what is never to be had here: EXPN (RFC 5321 4.1.1.7), ETRN, TURN."""
+    """Reject a command that is not implemented: EXPN (RFC 5321 4.1.1.7), ETRN, TURN."""
     dialogue.count_noop()
-    return dialogue.say((502, "5.5.1", f"{dialogue.row.name} not implemented"))
+    return dialogue.encode((502, "5.5.1", f"{dialogue.row.name} not implemented"))
 
 
 def help_(dialogue: Dialogue, argument: str | None) -> Result:
@@ -163,14 +163,14 @@ def help_(dialogue: Dialogue, argument: str | None) -> Result:
     if argument and argument.isalnum():
         usage = _usage(dialogue, argument.upper())
         if usage is not None:
-            return dialogue.say((250, "2.0.0", f"Syntax: {usage}"))
+            return dialogue.encode((250, "2.0.0", f"Syntax: {usage}"))
     known = (name for name in dialogue.shared.methods if _usage(dialogue, name) is not None)
     text = f"Supported commands: {' '.join(sorted(known))}"
-    return dialogue.say((501, "5.5.4", text) if argument else (250, "2.0.0", text))
+    return dialogue.encode((501, "5.5.4", text) if argument else (250, "2.0.0", text))
 
 
 def _usage(dialogue: Dialogue, name: str) -> str | None:
-    """Return how a command is written; None if HELP does not list it, or it is not offered now."""
+    """Return the syntax of a command; None if HELP does not list it, or it is not offered now."""
     method = getattr(dialogue.shared.cls, f"smtp_{name}", None)
     usage: str | None = getattr(method, "__smtp_syntax__", None)
     if method is None or usage is None:
@@ -183,22 +183,22 @@ def _usage(dialogue: Dialogue, name: str) -> str | None:
 
 
 def starttls(dialogue: Dialogue) -> Result:
-    """Begin TLS on this connection (RFC 3207)."""
+    """Begin the TLS handshake (RFC 3207)."""
     if dialogue.tls:
-        return dialogue.say(replies.TLS_IS_ACTIVE)
+        return dialogue.encode(replies.TLS_IS_ACTIVE)
     if dialogue.shared.tls is None:
-        return dialogue.say(replies.NO_TLS)
+        return dialogue.encode(replies.NO_TLS)
     refused = dialogue.host.refuse_handshake()
     if refused is not None:
         if not dialogue.count_error():
-            dialogue.put(dialogue.say((454, "4.7.0", refused)), counted=False)
+            dialogue.put(dialogue.encode((454, "4.7.0", refused)), counted=False)
         return None
-    # All that follows is the handshake's: what is in the kernel, and what has been read with
-    # STARTTLS. Plaintext that is smuggled in there (CVE-2011-0411) ends the handshake, whether
-    # it came in the same packet or in the next.
+    # All further bytes belong to the handshake: those in the kernel, and those received with
+    # STARTTLS. Plaintext that is injected there (CVE-2011-0411) ends the handshake, whether it
+    # was received in the same packet or in the next one.
     early = b"" if dialogue.framer is None else dialogue.framer.rest()
     dialogue.framer = None
-    dialogue.put(dialogue.say(replies.READY_FOR_TLS))
+    dialogue.put(dialogue.encode(replies.READY_FOR_TLS))
     dialogue.state = State.HANDSHAKE
     return Run("start_tls", (early,))
 
@@ -211,24 +211,24 @@ def quit_(dialogue: Dialogue) -> Result:
 
 
 def _quit(dialogue: Dialogue, status: Any) -> Result:
-    dialogue.put(dialogue.shared.bye if status is MISSING else sent(status))
+    dialogue.put(dialogue.shared.bye if status is MISSING else reply_bytes(status))
     dialogue.leave()
     return None
 
 
-# -- what is no command of ours ----------------------------------------------------------------
+# -- other commands ----------------------------------------------------------------------------
 
 
 def own(name: str, _: Dialogue, argument: str | None) -> Result:
-    """Carry out a command of a user's class."""
+    """Carry out a command of a user's subclass."""
     return Run("own_command", (name, argument))
 
 
 def http(dialogue: Dialogue, _: str | None) -> Result:
-    """Refuse an HTTP client, and close."""
+    """Reply 421 to an HTTP client, and close."""
     return f"421 4.7.0 {dialogue.shared.hostname} This is not a web server\r\n".encode()
 
 
 def unknown(dialogue: Dialogue, name: str) -> Result:
-    """Answer an unknown command."""
-    return dialogue.nonsense((500, "5.5.1", f'Error: command "{echo(name)}" not recognized'))
+    """Reject an unknown command."""
+    return dialogue.invalid_command((500, "5.5.1", f'Error: command "{echo(name)}" not recognized'))

@@ -1,7 +1,6 @@
-"""Shared: what all sessions of a server have in common, worked out once.
+"""Shared: the values that all sessions of a server share, computed once.
 
-Stock aiosmtpd looks through class and handler for every connection, which is a quarter of a
-session's cost.
+aiosmtpd inspects class and handler for every connection, which takes a quarter of a session's time.
 """
 
 from __future__ import annotations
@@ -37,33 +36,33 @@ if TYPE_CHECKING:
 __all__ = ["CurrentTls", "Limits", "Shared"]
 
 
-async def _taken(*_: object) -> str:
-    """Accept a message, for aiosmtpd's Sink, which has no handle_DATA."""
+async def _accept_message(*_: object) -> str:
+    """Accept and drop a message, for aiosmtpd's Sink, which has no handle_DATA."""
     return "250 OK"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one session may take."""
+    """The limits of a session."""
 
-    command_seconds: float = 300.0  # for the next command (RFC 5321 4.5.3.2.7)
-    data_seconds: float = 180.0  # for the next part of a message (4.5.3.2.5: 3 minutes)
-    data_rate: float = 100.0  # bytes a second that a message has to come with, after a minute
-    handler_seconds: float = 300.0  # for one answer of a handler
-    handshake_seconds: float = 30.0  # for a TLS handshake
-    session_seconds: float = 3600.0  # for the whole session; 0 is no limit
-    errors: int = 20  # commands that are none, before the session is ended
-    recipients: int = 1000  # of one message (RFC 9422 RCPTMAX)
-    hops: int = 0  # Received fields of one message; 0 is no limit
-    rejects: int = 100  # commands that are refused, before the session is ended
-    line: int = 0  # octets of a line of a message with its line end; 0 is no limit
+    command_seconds: float = 300.0  # time for the next command (RFC 5321 4.5.3.2.7)
+    data_seconds: float = 180.0  # time for the next part of a message (4.5.3.2.5)
+    data_rate: float = 100.0  # minimum bytes per second of a message, after a minute
+    handler_seconds: float = 300.0  # time for a hook
+    handshake_seconds: float = 30.0  # time for a TLS handshake
+    session_seconds: float = 3600.0  # time for the whole session; 0 is no limit
+    errors: int = 20  # maximum of invalid commands
+    recipients: int = 1000  # maximum of recipients of a message (RFC 9422 RCPTMAX)
+    hops: int = 0  # maximum of Received fields of a message; 0 is no limit
+    rejects: int = 100  # maximum of rejected commands
+    line: int = 0  # maximum octets of a line with its line end; 0 is no limit
 
 
 class CurrentTls:
-    """Holds the TLS context of the handshakes that begin from now on.
+    """Holds the TLS context for new handshakes.
 
-    Sessions keep this, not the context: one that came before its certificate was renewed, and
-    says STARTTLS after it, is shown the new one.
+    Sessions refer to this object instead of the context, so that a STARTTLS after the renewal of a
+    certificate uses the new one, also in a session that began before.
     """
 
     __slots__ = ("context",)
@@ -73,7 +72,7 @@ class CurrentTls:
 
     @classmethod
     def of(cls, context: ssl.SSLContext | CurrentTls | None) -> CurrentTls | None:
-        """Return what holds *context*, if it is no such thing itself."""
+        """Return an object that holds *context*, unless it is None or such an object."""
         return context if context is None or isinstance(context, CurrentTls) else cls(context)
 
 
@@ -94,15 +93,15 @@ SETTINGS = {
         )
     },
 }
-"""Attributes of aiosmtpd's class that users read and set, and what they are called here."""
+"""Attributes of aiosmtpd's class that users read and set, and their names in this class."""
 
 
 @dataclass(eq=False)
 class Shared:
-    """Commands, hooks, settings and limits of one class of sessions with one handler."""
+    """The commands, hooks, settings and limits for a session class and a handler."""
 
     cls: Any  # the class of the sessions
-    handler: Any  # aiosmtpd's
+    handler: Any  # the handler, as in aiosmtpd
     _: KW_ONLY
     hostname: str
     ident: str = aiosmtpd.smtp.__ident__
@@ -120,18 +119,16 @@ class Shared:
     proxy_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
     strict_paths: bool = False
-    bare: BareNewline = BareNewline.ACCEPT  # what becomes of CR and LF that are not a pair
+    bare: BareNewline = BareNewline.ACCEPT  # handling of bare CR and LF
     enhanced: bool = False
     lmtp: bool = False
     budget: Budget = field(default_factory=partial(Budget, 0))
     tally: Tally = field(default_factory=Tally)
-    reporter: Reporter = field(
-        default_factory=client_reporter
-    )  # of lines that any client can cause
+    reporter: Reporter = field(default_factory=client_reporter)  # summarizes log lines
     tarpit: Tarpit = field(default_factory=Tarpit)
     deny: Callable[..., object] | None = None  # refuses new clients of a network
-    is_exempt: Callable[[Peer], bool] | None = None  # whether a client is one of --exempt
-    share_auth_attempt: Callable[..., Any] | None = None  # tells all nodes of an AUTH
+    is_exempt: Callable[[Peer], bool] | None = None  # whether a client is in --exempt
+    share_auth_attempt: Callable[..., Any] | None = None  # reports an AUTH to all nodes
     trusted: Mapping[str, TrustedHosts] = field(default_factory=dict)  # who may send XCLIENT, ..
 
     def __post_init__(self) -> None:
@@ -144,7 +141,7 @@ class Shared:
         self._find_commands()
         self._find_mechanisms()
         self.call_limits, self.call_limit_default = call_limits(self.command_call_limit)
-        self._work_out()
+        self._compute()
 
     def _find_mechanisms(self) -> None:
         if getattr(self.handler, "offers_auth_without_tls", False):
@@ -156,7 +153,7 @@ class Shared:
         for name in self.auth_exclude:
             names.pop(name, None)
         self.auth_names = names
-        # PLAIN takes one exchange, and of several mechanisms many clients use the first.
+        # Many clients use the first mechanism. PLAIN is first, as it needs only one exchange.
         self.auth_offer = " ".join(sorted(names, key=lambda n: (n != "PLAIN", n != "LOGIN", n)))
 
     def _find_hooks(self) -> None:
@@ -167,13 +164,13 @@ class Shared:
             if name.startswith("handle_") and name != "handle_exception"
         }
         if "DATA" not in hooks and isinstance(handler, Sink):
-            hooks["DATA"] = _taken
+            hooks["DATA"] = _accept_message
         self.at_once = frozenset(name for name, hook in hooks.items() if begins_at_once(hook))
-        """Hooks that begin without a task: they need none unless they wait."""
+        """Hooks that are started without a task, which they need only if they wait."""
         self.ehlo_is_old = is_old_ehlo(hooks.get("EHLO"))
         self.hooks = {name: self.tally.timed_hook(name, hook) for name, hook in hooks.items()}
         self.dsn = bool(getattr(handler, "supports_dsn", False))
-        """Whether EHLO offers DSN, and its parameters are taken: the handler has to say so."""
+        """Whether EHLO offers DSN and its parameters are accepted, as the handler demands."""
 
     def _find_commands(self) -> None:
         cls = self.cls
@@ -185,68 +182,68 @@ class Shared:
         self.own_envelope = not is_inherited(cls, "_create_envelope")
         self.own_session = not is_inherited(cls, "_create_session")
         self.own_asking = not is_inherited(cls, "_call_handler_hook")
-        """Whether a user's class makes these."""
+        """Whether a user's subclass overrides these methods."""
         self.ehlo_hook, self.rset_hook = hasattr(cls, "ehlo_hook"), hasattr(cls, "rset_hook")
-        """Whether the class has these hooks of aiosmtpd's first years."""
+        """Whether the class has these hooks of early versions of aiosmtpd."""
         self.chunking = "DATA" in self.builtin or "BDAT" in self.own
-        """Whether BDAT is offered: not where it would go around a subclass's smtp_DATA."""
+        """Whether BDAT is offered; not if it would bypass a subclass's smtp_DATA."""
         if not self.chunking:
             self.methods.remove("BDAT")
         binary = bool(getattr(self.handler, "supports_binarymime", False))
         self.binarymime = self.chunking and binary
-        """Whether EHLO offers BINARYMIME, and MAIL takes it: the handler has to say so."""
+        """Whether EHLO offers BINARYMIME and MAIL accepts it, as the handler demands."""
 
-    def _work_out(self) -> None:
-        """Work out what follows from the settings."""
-        self.sender_ok = self.worded((250, "2.1.0", "OK"))
-        self.recipient_ok = self.worded((250, "2.1.5", "OK"))
-        self.bye = self.worded(replies.BYE)
+    def _compute(self) -> None:
+        """Compute the values that depend on the settings."""
+        self.sender_ok = self.encode((250, "2.1.0", "OK"))
+        self.recipient_ok = self.encode((250, "2.1.5", "OK"))
+        self.bye = self.encode(replies.BYE)
         self.greeting = f"220 {self.hostname} {self.ident}\r\n".encode()
         self.ehlo = {
             tls: "\r\n".join([*extensions(self, tls=tls), "250 HELP\r\n"]).encode()
             for tls in (False, True)
         }
-        """The most frequent replies, ready to be sent."""
+        """The reply to EHLO, without and with TLS."""
         self.rows: dict[Guard, Rows] = {guard: rows_of(self, guard) for guard in Guard}
-        """What each command does, by what is required of the client first."""
+        """The tables of commands, by the requirement of sessions."""
         self.guarded = self.require_starttls or self.auth_required
-        """Whether anything is required of a client before all else."""
+        """Whether TLS or AUTH is required."""
         self.open_rows = self.rows[Guard.NOTHING]
         self.connect_row = connect_row(self)
         own, option = self.line_length_limit, self.limits.line
         self.longest_line = min(own, option) if own and option else own or option
-        """How long a line of a message may be, by the class and by the option; 0: any length."""
+        """Maximum length of a line of a message, by the class and by the option; 0: no limit."""
         self.fast = (
             self.call_limits is None
             and {name.encode() for name in self.builtin} >= FREQUENT_WORDS
             and self.command_size_limit >= LONGEST
             and not self.local_part_limit
         )
-        """Whether frequent commands need not be read word by word."""
+        """Whether the fast path may be used."""
 
     def trust(self, trusted: Mapping[str, TrustedHosts]) -> None:
-        """Take XCLIENT and XFORWARD, each from certain hosts."""
+        """Accept XCLIENT and XFORWARD, each from certain hosts."""
         self.trusted = trusted
-        self._work_out()
+        self._compute()
 
     def changed(self, name: str, value: Any) -> Shared:
-        """Return these with another value of a setting: those of one session."""
+        """Return a copy with another value of a setting, for one session."""
         other = copy.copy(self)
         setattr(other, name, value)
-        other._work_out()  # noqa: SLF001 - of this class
+        other._compute()  # noqa: SLF001 - an object of this class
         return other
 
     @property
     def tls_context(self) -> ssl.SSLContext | None:
-        """The context that STARTTLS would take now; None if it is not offered."""
+        """The TLS context for STARTTLS; None if STARTTLS is not offered."""
         return None if self.tls is None else self.tls.context
 
     @tls_context.setter
     def tls_context(self, context: ssl.SSLContext | None) -> None:
         self.tls = CurrentTls.of(context)
 
-    def worded(self, text: Text) -> bytes:
-        """Return a reply as it is sent."""
+    def encode(self, text: Text) -> bytes:
+        """Return the bytes of a reply."""
         code, enhanced, words = text
         line = f"{code} {enhanced} {words}\r\n" if self.enhanced else f"{code} {words}\r\n"
         return line.encode("utf-8", "replace")

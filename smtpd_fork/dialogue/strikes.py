@@ -1,4 +1,4 @@
-"""Strikes: what a client says that is of no use is counted; past a limit the session is over."""
+"""Strikes: counts errors, rejections and useless commands; above a limit the session ends."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     from smtpd_fork.dialogue.replies import Text
     from smtpd_fork.dialogue.waiting import Result
 
-__all__ = ["count_error", "count_noop", "count_reject", "nonsense"]
+__all__ = ["count_error", "count_noop", "count_reject", "invalid_command"]
 
 NOOPS = 50
-"""Commands that do nothing, between two messages, before each more counts as an error."""
+"""Commands without effect between two messages; each further one counts as an error."""
 
 
 def _end_for(dialogue: Dialogue, reason: str) -> bool:
-    """End, and say why; return True."""
+    """End the session with 421 and the reason; return True."""
     if dialogue.state < State.LEAVING:
         text = f"{reason[0].upper()}{reason[1:]}, closing connection"
         dialogue.put(f"421 4.7.0 {dialogue.shared.hostname} {text}\r\n".encode())
     return True
 
 
-def nonsense(dialogue: Dialogue, text: Text) -> Result:
-    """Answer a line that is no command, and count it as an error."""
+def invalid_command(dialogue: Dialogue, text: Text) -> Result:
+    """Reply to an invalid command, and count it as an error."""
     if not count_error(dialogue):
-        dialogue.put(dialogue.say(text), counted=False)
+        dialogue.put(dialogue.encode(text), counted=False)
     return None
 
 
@@ -41,7 +41,7 @@ def count_error(dialogue: Dialogue) -> bool:
 
 
 def count_reject(dialogue: Dialogue) -> bool:
-    """Count a refused command; return True if there were too many, which ends the session."""
+    """Count a rejected command; return True if there were too many, which ends the session."""
     dialogue.rejects += 1
     delay_after_faults(dialogue)
     return dialogue.rejects > dialogue.shared.limits.rejects and _end_for(
@@ -50,7 +50,7 @@ def count_reject(dialogue: Dialogue) -> bool:
 
 
 def count_noop(dialogue: Dialogue) -> None:
-    """Count a command that does nothing; past NOOPS of them each counts as an error."""
+    """Count a command without effect; after NOOPS of them, each counts as an error."""
     dialogue.noops += 1
     if dialogue.noops > NOOPS:
         count_error(dialogue)

@@ -1,8 +1,8 @@
-"""Tally: what a server's sessions have done, in numbers for metrics and the status page.
+"""Tally: counters of a server's sessions, for metrics and the status page.
 
-A count is a plain integer that goes up where the thing happens, in the loop's one thread: it costs
-what a test of whether anybody counts would cost. What costs more (the clock, the bytes of every
-read) is measured only if it was asked for.
+A counter is an integer that is incremented where the event occurs, in the loop's thread; that is as
+fast as a test whether counting is enabled. Slower measurements (the clock, the bytes of every read)
+are made only if enabled.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = ["BOUNDS", "HOOKS", "OUTCOMES", "AnswerCounts", "Latency", "Tally", "b
 
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
           30.0, 60.0, 300.0)  # fmt: skip
-"""Seconds, the upper bounds of a latency's buckets: from a look into a table in memory to the
-longest that a handler may take (``--handler-timeout``)."""
+"""Upper bounds of the buckets of a latency, in seconds: from a lookup in memory to the longest
+duration of a handler (``--handler-timeout``)."""
 
 OUTCOMES = {
     "accepted": "a handler or a sink accepted it: 250",
@@ -41,46 +41,46 @@ OUTCOMES = {
     "no_room": "--max-buffered was used up: 452",
     "aborted": "the client disconnected or timed out before the reply",
 }
-"""What becomes of a message that was begun; each has a count of that name in :class:`Tally`."""
+"""The outcomes of a message that was begun; :class:`Tally` has a counter for each."""
 
 OTHER = "other"
-"""What counts for all words that are no command of ours."""
+"""The name for all unknown commands."""
 
 COUNTED = ("CONNECT", *(command.name for command in COMMANDS), OTHER)
-"""What replies are counted by."""
+"""The commands by which replies are counted."""
 
 ReplyCounts = dict[int, int]
-"""By the first octet of the reply: ``ord("2")`` to ``ord("5")``."""
+"""Counts by the first octet of the reply: ``ord("2")`` to ``ord("5")``."""
 
 HOOKS = (
     *("CONNECT", "HELO", "EHLO", "STARTTLS", "AUTH", "PROXY", "MAIL", "RCPT", "DATA", "RSET"),
     *("NOOP", "VRFY", "QUIT", "DISCONNECT"),
 )
-"""The hooks that sessions ask."""
+"""The hooks that are measured."""
 
 
 class Latency:
-    """A histogram of seconds, of fixed buckets."""
+    """A histogram of durations with fixed buckets."""
 
     __slots__ = ("counts", "total")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)  # by bucket, and one more past the last
+        self.counts = [0] * (len(BOUNDS) + 1)  # by bucket, and one for longer durations
         self.total = 0.0  # their sum in seconds
 
     def observe(self, seconds: float) -> None:
-        """Count one."""
+        """Count a duration."""
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.total += seconds
 
 
 class AnswerCounts:
-    """What one sink, or the program of one filter, has answered.
+    """The answers of one sink, or of the program of one filter.
 
-    :ivar replies: by the first octet of the reply, ``ord("2")`` to ``ord("5")``: one for each
-        message, or for each of its recipients where the sink answers so; of a filter one for each
-        request, ``ord("2")`` if there is no objection
-    :ivar latency: how long each answer took
+    :ivar replies: counts by the first octet of the reply, ``ord("2")`` to ``ord("5")``: one for
+        each message, or for each recipient if the sink returns several replies; for a filter, one
+        for each request, ``ord("2")`` if the program has no objection
+    :ivar latency: the durations of the answers
     """
 
     __slots__ = ("latency", "replies")
@@ -90,7 +90,7 @@ class AnswerCounts:
         self.latency = Latency()
 
     def note(self, answer: Any, seconds: float) -> None:
-        """Count an answer: a reply, several of them, or MISSING."""
+        """Count an answer: a reply, several replies, or MISSING."""
         self.latency.observe(seconds)
         if answer is MISSING:
             answer = "2"
@@ -100,7 +100,7 @@ class AnswerCounts:
 
 
 def by_class(counts: Mapping[str, AnswerCounts]) -> dict[tuple[str, str], int]:
-    """Return the replies by name and class, ``("lmtp", "4xx")``."""
+    """Return the number of replies by name and class, as in ``("lmtp", "4xx")``."""
     return {
         (name, f"{first:c}xx"): count
         for name, each in counts.items()
@@ -109,10 +109,10 @@ def by_class(counts: Mapping[str, AnswerCounts]) -> dict[tuple[str, str], int]:
 
 
 class Tally:
-    """The counts of one server's sessions; only ever grow.
+    """The counters of one server's sessions, which never decrease.
 
-    :param timing: whether the clock is looked at as well: latencies of hooks and sinks, the
-        loop's lag, and the bytes of every read
+    :param timing: whether slower measurements are made as well: latencies of hooks and sinks, the
+        event-loop lag, and the bytes of every read
     """
 
     __slots__ = (
@@ -139,21 +139,19 @@ class Tally:
         self.accepted = self.rejected = self.deferred = self.unclaimed = self.failed = 0
         self.too_big = self.malformed = self.looping = self.no_room = self.aborted = 0
         self.received = 0  # bytes that clients sent, after TLS; only with *timing*
-        self.content = 0  # bytes of the messages that were accepted
-        self.forged_results = 0  # messages that had Authentication-Results in this server's name
-        self.tls_done = self.tls_failed = 0  # TLS handshakes that led to a session, or did not
+        self.content = 0  # bytes of accepted messages
+        self.forged_results = 0  # messages with forged Authentication-Results
+        self.tls_done = self.tls_failed = 0  # successful and failed TLS handshakes
         self.hooks: dict[str, Latency] = {}
         self.sinks: dict[str, AnswerCounts] = {}
-        self.filters: dict[str, AnswerCounts] = {}  # that ask a program
+        self.filters: dict[str, AnswerCounts] = {}  # filters that query another program
         self.rejections = Rejections()
-        self.replies: dict[str, ReplyCounts] = {
-            name: dict.fromkeys(b"2345", 0) for name in COUNTED
-        }  # that answer a command
-        self.fleet = Latency()  # of the round trips to the fleet
-        self.lag = Latency()  # of the event loop, each time that it was measured
+        self.replies: dict[str, ReplyCounts] = {name: dict.fromkeys(b"2345", 0) for name in COUNTED}
+        self.fleet = Latency()  # round trips to the fleet
+        self.lag = Latency()  # event-loop lag
 
     def replies_by_class(self) -> dict[tuple[str, str], int]:
-        """Return the replies by command and class, ``("RCPT", "5xx")``, those there were."""
+        """Return the number of replies by command and class, ``("RCPT", "5xx")``, without zeros."""
         return {
             (command, f"{first:c}xx"): count
             for command, counts in self.replies.items()
@@ -162,11 +160,11 @@ class Tally:
         }
 
     def outcomes(self) -> dict[str, int]:
-        """Return the messages by outcome."""
+        """Return the number of messages by outcome."""
         return {outcome: getattr(self, outcome) for outcome in OUTCOMES}
 
     def timed_hook(self, name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a handler's hook that is measured, if that is wanted."""
+        """Return a handler's hook, which measures its duration if that is enabled."""
         if not self.timing or name not in HOOKS:
             return hook
         return _timed(hook, self.hooks.setdefault(name, Latency()))
@@ -176,11 +174,11 @@ class Tally:
         return self.sinks.setdefault(name, AnswerCounts())
 
     def filter(self, name: str) -> AnswerCounts:
-        """Return the counts of a filter that asks a program."""
+        """Return the counts of a filter that queries a program."""
         return self.filters.setdefault(name, AnswerCounts())
 
     def counted_sink(self, name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a hook of a sink that is measured and counted, if that is wanted."""
+        """Return a hook of a sink, with measurement of its answers if that is enabled."""
         if not self.timing:
             return hook
         own = self.sink(name)
@@ -206,7 +204,7 @@ def _timed(hook: Callable[..., Any], latency: Latency) -> Callable[..., Any]:
         answer = hook(*args)
         if inspect.isawaitable(answer):
             return _await(answer, begun, latency)
-        latency.observe(time.perf_counter() - begun)  # of handle_STARTTLS
+        latency.observe(time.perf_counter() - begun)  # handle_STARTTLS is no coroutine
         return answer
 
     # For never_waits().

@@ -1,9 +1,9 @@
-"""Tarpit: clients that get each reply with a delay.
+"""Tarpit: delays each reply to certain clients.
 
-A client is slow to be answered if it makes errors (as with Postfix's smtpd_error_sleep_time), if
-the server has its reasons from the beginning, or if a handler has set ``session.tarpit``. A delayed
-reply costs a deadline and no task; but the session that waits takes a connection slot, so the
-number of those that wait at the same time is limited, and others get their replies at once.
+Replies are delayed if the client makes errors (as with Postfix's smtpd_error_sleep_time), if the
+server suspects the client from the start, or if a handler has set ``session.tarpit``. A delayed
+reply needs a deadline, but no task. As the session occupies a connection slot meanwhile, the number
+of delayed sessions is limited; other sessions get their replies at once.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["Tarpit", "delay_after_faults", "slow_down"]
 
 FAULTS = 10
-"""Errors and refused commands of a session without a delay; Postfix's smtpd_soft_error_limit."""
+"""Errors and rejected commands of a session before replies are delayed; Postfix's
+smtpd_soft_error_limit."""
 
 MOST = 100
-"""Sessions that wait at the same time where no server says how many there may be."""
+"""Maximum of delayed sessions if a session has no server that sets it."""
 
 
 class Tarpit:
-    """What the sessions of one server have in common.
+    """The state of the tarpit that all sessions of a server share.
 
-    :param seconds: the delay of a client that makes errors; 0: there is none
-    :ivar waiting: how many sessions wait
+    :param seconds: the delay for clients that make errors; 0: no delay
+    :ivar waiting: number of sessions with a delayed reply
     """
 
     __slots__ = ("seconds", "waiting")
@@ -40,24 +41,24 @@ class Tarpit:
         self.seconds = seconds
         self.waiting = 0
 
-    def room(self) -> int:
-        """Return how many sessions may wait at the same time."""
+    def capacity(self) -> int:
+        """Return the maximum of sessions with a delayed reply."""
         return MOST
 
-    def excuses(self, peer: Peer) -> bool:
-        """Whether a client is not slowed down for its errors."""
+    def exempts(self, peer: Peer) -> bool:
+        """Return whether a client is exempt from delays for errors."""
         return False
 
     @property
     def has_room(self) -> bool:
-        """Whether another session may wait."""
-        return self.waiting < self.room()
+        """Whether another reply may be delayed."""
+        return self.waiting < self.capacity()
 
 
 def slow_down(dialogue: Dialogue, seconds: Any, reason: str) -> None:
-    """Have each reply be delayed from now on; a handler may end that again.
+    """Delay each reply from now on; a handler may end that again.
 
-    :param seconds: up to a minute; 0, or what is no number, ends it
+    :param seconds: at most 60; 0, or a value that is not a number, ends the delay
     """
     is_delay = isinstance(seconds, (int, float)) and seconds > 0
     before = dialogue.tarpit
@@ -70,9 +71,9 @@ def slow_down(dialogue: Dialogue, seconds: Any, reason: str) -> None:
 
 
 def delay_after_faults(dialogue: Dialogue) -> None:
-    """Slow a client down that makes many errors."""
+    """Delay the replies to a client that makes many errors."""
     tarpit, faults = dialogue.shared.tarpit, dialogue.errors + dialogue.rejects
     if not tarpit.seconds or faults != FAULTS + 1 or dialogue.tarpit:
         return
-    if not tarpit.excuses(peer_of(dialogue)):
+    if not tarpit.exempts(peer_of(dialogue)):
         slow_down(dialogue, tarpit.seconds, f"{faults} errors and refused commands")

@@ -1,8 +1,8 @@
-"""XCLIENT and XFORWARD: a host that is trusted names the client for which it speaks.
+"""XCLIENT and XFORWARD: a trusted host names the client for which it acts.
 
-XCLIENT (Postfix's XCLIENT_README) makes the session that client's: the client is judged, and the
-session begins anew with the greeting. XFORWARD (XFORWARD_README) is for the log and for next hops,
-changes nothing else, and holds for one transaction.
+XCLIENT (Postfix's XCLIENT_README) changes the client of the session: the gate evaluates the new
+client, and the session begins again with the greeting. XFORWARD (XFORWARD_README) is for the log
+and for next hops, has no other effect, and applies to one transaction.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ NAMES: Mapping[str, dict[str, Any]] = {"XCLIENT": XCLIENT, "XFORWARD": XFORWARD}
 
 
 def trusted_commands(trusted: Mapping[str, TrustedHosts], peer: Peer) -> frozenset[str]:
-    """Return which of the two commands a client may send."""
+    """Return which of these commands a client may send."""
     return frozenset(name for name, hosts in trusted.items() if peer in hosts)
 
 
 def offers(dialogue: Dialogue) -> list[str]:
-    """Return the lines of EHLO's reply about them, for this client."""
+    """Return the lines about them in EHLO's reply to this client."""
     return [f"{name} {' '.join(NAMES[name])}" for name in sorted(dialogue.may_send)]
 
 
 def parse(name: str, dialogue: Dialogue, argument: str | None) -> tuple[Attributes] | bytes:
-    """Return the attributes of a client."""
+    """Return the attributes in the argument, or the reply if they are not accepted."""
     if name not in dialogue.may_send:
-        return dialogue.say(replies.NOT_TRUSTED)
+        return dialogue.encode(replies.NOT_TRUSTED)
     if argument is None:
-        return dialogue.say(replies.syntax(f"{name} attribute=value..."))
+        return dialogue.encode(replies.syntax(f"{name} attribute=value..."))
     try:
         return (parse_attributes(argument, NAMES[name]),)
     except ValueError as error:
-        return dialogue.say((501, "5.5.4", str(error)))
+        return dialogue.encode((501, "5.5.4", str(error)))
 
 
 def xclient(_: Dialogue, attributes: Attributes) -> Result:
-    """Have another client take the place of this one."""
+    """Change the client of the session."""
     return Run("change_client", (attributes,))
 
 
 def xforward(dialogue: Dialogue, attributes: Attributes) -> Result:
-    """Note where the next message came from at first."""
+    """Store the original client of the next message."""
     envelope = dialogue.envelope
     known: dict[str, str] = getattr(envelope, "xforward", None) or {}
     new = {name: value for name, value in attributes.items() if value is not None}
     envelope.xforward = {n: v for n, v in known.items() if n not in attributes} | new
-    return dialogue.say(replies.OK)
+    return dialogue.encode(replies.OK)

@@ -1,7 +1,7 @@
-"""Waiting: what a dialogue cannot do by itself, and has its host do. Plain data.
+"""Waiting: operations that a dialogue's host carries out. Plain data.
 
-A command returns its reply, or one of these; the host carries it out, and calls
-:meth:`~smtpd_fork.dialogue.dialogue.Dialogue.answer` with what came of it.
+A command returns its reply, or one of these operations. The host carries it out, and calls
+:meth:`~smtpd_fork.dialogue.dialogue.Dialogue.answer` with the result.
 """
 
 from __future__ import annotations
@@ -27,75 +27,76 @@ Hook = TypeVar("Hook", bound="Callable[..., Any]")
 
 
 class Ask(NamedTuple):
-    """A handler's hook is to be asked."""
+    """Call a handler's hook."""
 
-    hook: str  # its name, without handle_
-    args: tuple[Any, ...]  # what it is called with, after server, session and envelope
-    then: Callable[[Any], Result]  # acts on its answer: MISSING if there is no such hook
-    begun: Awaitable[Any] | None = None  # what is left of it, if it has begun without a task
+    hook: str  # the name of the hook, without handle_
+    args: tuple[Any, ...]  # its arguments after server, session and envelope
+    then: Callable[[Any], Result]  # processes its answer: MISSING if there is no such hook
+    begun: Awaitable[Any] | None = None  # the rest of it, if it was started without a task
 
 
 class Run(NamedTuple):
-    """Something is to be done that takes several steps, and sends replies by itself."""
+    """Run a procedure of several steps, which sends replies itself."""
 
-    step: str  # its name (see smtpd_fork.smtp.work)
-    args: tuple[Any, ...] = ()  # what it is called with
+    step: str  # the name of the procedure (see smtpd_fork.smtp.work)
+    args: tuple[Any, ...] = ()  # its arguments
 
 
 class Failed(NamedTuple):
-    """A handler, or the server itself, raised an exception; the client gets 451."""
+    """A handler or the server raised an exception; the client gets 451."""
 
     error: Exception
 
 
 Waiting: TypeAlias = Union[Ask, Run, Failed]  # noqa: UP007 - NamedTuples have no | in a string
 Result: TypeAlias = Union[bytes, Ask, Run, Failed, None]  # noqa: UP007 - as above
-"""What a command returns: its reply, or what has to be waited for, or None: it has replied."""
+"""The result of a command: its reply, an operation to wait for, or None if it has replied."""
 
 
 class Host(Holder, Protocol):
-    """Runs a dialogue: a connection, or a test without one."""
+    """The host of a dialogue: a connection, or a test without one."""
 
     def ask_now(self, ask: Ask) -> Any:
-        """Return what a hook answers in its first step; if it waits, an Ask with what is left."""
+        """Call a hook without a task; return its answer, or if it waits an Ask with its rest."""
 
     def refuse_handshake(self) -> str | None:
-        """Return why the client is not to begin a TLS handshake; None: it is."""
+        """Return the reason why a TLS handshake is not allowed, or None."""
 
     def wait_for_client(self) -> None:
-        """Give the client its time for what :meth:`Dialogue.next_event` waits for."""
+        """Set the deadline for the input that :meth:`Dialogue.next_event` waits for."""
 
     def new_waiter(self) -> Any:
-        """Return what :meth:`Dialogue.next_event` waits with: an asyncio.Future, or as much."""
+        """Return an asyncio.Future, or a similar object, for :meth:`Dialogue.next_event`."""
 
     def unsent(self) -> int:
-        """Return how many bytes wait for a client that does not read."""
+        """Return the number of bytes that could not be sent yet."""
 
 
 def may_end_at_once(hook: Hook) -> Hook:
-    """Mark a hook that often ends without waiting; else it awaits ``asyncio.sleep(0)`` first.
+    """Mark a hook that often ends without waiting; otherwise it awaits ``asyncio.sleep(0)`` first.
 
-    Until then it runs without a task: it must not use ``asyncio.timeout()``, for one.
+    Until then it runs without a task, so it must not use functions such as ``asyncio.timeout()``.
     """
     hook.may_end_at_once = True  # type: ignore[attr-defined]
     return hook
 
 
 def begins_at_once(hook: Any) -> bool:
-    """Whether *hook* may begin without a task: it ends, or says so before it waits."""
+    """Return whether *hook* may be started without a task."""
     return never_waits(hook) or getattr(hook, "may_end_at_once", None) is True
 
 
 _WAITS = {"GET_AWAITABLE", "GET_ANEXT", "SEND", "YIELD_VALUE"}
-"""Instructions of which one is in every await, ``async for`` and ``async with`` (:mod:`dis`)."""
+"""Instructions of :mod:`dis`, one of which is in every ``await``, ``async for`` and ``async
+with``."""
 
 
 def never_waits(hook: Any) -> bool:
-    """Whether *hook* is a coroutine function without an await: it ends in its first step.
+    """Return whether *hook* is a coroutine function without an await, which ends in its first step.
 
-    One that asks which task it runs in is said to wait, lest it learn that it is none.
+    For a function that calls ``current_task()`` the result is False, as it must run in a task.
     """
-    hook = getattr(hook, "measured_hook", hook)  # what a Tally measures waits if that does
+    hook = getattr(hook, "measured_hook", hook)  # a hook that a Tally measures
     function = getattr(hook, "__func__", hook)
     if not inspect.isfunction(function) or not inspect.iscoroutinefunction(function):
         return False

@@ -1,4 +1,4 @@
-"""xtext: how SMTP writes any text as one word (RFC 3461 4)."""
+"""xtext: the encoding of any text as one word in SMTP (RFC 3461 4)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _SPECIAL = re.compile(rb"[^!-*,-<>-~]")
 
 
 def to_xtext(text: str) -> str:
-    """Return *text* as xtext: octets that are not printable, ``+`` and ``=`` as ``+`` and hex."""
+    """Return *text* as xtext: octets that are not printable, ``+`` and ``=`` are hexadecimal."""
     octets = text.encode("utf-8", "replace")
     return _SPECIAL.sub(lambda found: b"+%02X" % found[0][0], octets).decode("ascii")
 
 
 def from_xtext(word: str) -> str:
-    """Return the text that *word* is the xtext of.
+    """Return the text of *word*, which is xtext.
 
-    Postfix leaves ``=`` as it is in what it sends, so that is understood.
+    ``=`` is accepted, as Postfix sends it unencoded.
 
-    :raises ValueError: it is none
+    :raises ValueError: *word* is not xtext
     """
     if not _XTEXT.fullmatch(word.replace("=", "")):
         raise ValueError("not xtext (RFC 3461)")

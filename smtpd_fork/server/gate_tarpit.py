@@ -35,12 +35,12 @@ class GateTarpit(Tarpit):
         super().__init__(seconds)
         self._gate = gate
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Return the maximum number of sessions that may be delayed at the same time."""
         gate = self._gate
         return 0 if gate.slots.stressed else int(gate.limits.limit_connections * SHARE)
 
-    def excuses(self, peer: Peer) -> bool:
+    def exempts(self, peer: Peer) -> bool:
         """Whether a client is exempt from delays after errors."""
         return self._gate.is_exempt(peer)
 

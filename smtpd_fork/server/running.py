@@ -159,7 +159,7 @@ class Running:
 
     def _check_stress(self, now: float) -> None:
         self._stress.check(now, self.sessions, self.acceptor)
-        if self._tarpit.waiting and not self._tarpit.room():  # few slots are free now
+        if self._tarpit.waiting and not self._tarpit.capacity():  # few slots are free now
             for connection, _ in self.sessions.all():
                 connection.end_delay()
 

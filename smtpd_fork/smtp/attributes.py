@@ -1,6 +1,6 @@
-"""Attributes: what handlers and users' classes find on a session, where aiosmtpd has it.
+"""Attributes: the attributes of aiosmtpd's session object, for handlers and users' classes.
 
-Nothing of it is kept here: it is the connection's, the dialogue's, or shared by all sessions.
+They are stored in the connection, in the dialogue, or in the values that all sessions share.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Attributes"]
 
 
 def _settable(path: str, name: str) -> Any:
-    """Return a property that is an attribute of something else, and is set there."""
+    """Return a property that reads and sets the attribute *name* of the object at *path*."""
     owner_of = attrgetter(path)
 
     def set_it(self: Attributes, value: Any) -> None:
@@ -35,12 +35,12 @@ def _settable(path: str, name: str) -> Any:
 
 
 class Attributes(aiosmtpd.smtp.SMTP):
-    """A session, as far as its attributes go."""
+    """The attributes of a session."""
 
     connection: Connection
-    """The client's."""
+    """The connection of the session."""
 
-    # -- settings, which a session may change for itself -------------------------------------------
+    # -- settings; a session may change its own ----------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
         setting = SETTINGS.get(name)
@@ -56,7 +56,7 @@ class Attributes(aiosmtpd.smtp.SMTP):
             dialogue.set_rows()
         super().__setattr__(name, value)
 
-    # -- what aiosmtpd has as attributes -----------------------------------------------------------
+    # -- the attributes of aiosmtpd ----------------------------------------------------------------
 
     session: aiosmtpd.smtp.Session | None = _settable("connection.dialogue", "session")
     envelope: aiosmtpd.smtp.Envelope | None = _settable("connection.dialogue", "envelope")
@@ -67,7 +67,7 @@ class Attributes(aiosmtpd.smtp.SMTP):
     helo: str = attribute("connection.helo")
     messages: int = attribute("connection.messages")
     _handler_coroutine: Any = attribute("connection.ended")
-    """What aiosmtpd has a task for: is done when the session is."""
+    """A future that is done when the session has ended; a task in aiosmtpd."""
 
     @property
     def may_send_xclient(self) -> bool:
@@ -76,7 +76,7 @@ class Attributes(aiosmtpd.smtp.SMTP):
 
     @property
     def speaks_for_others(self) -> bool:
-        """Whether the client is a host that names its clients, and has not done so yet."""
+        """Whether the client may send XCLIENT, and has not yet named another client with it."""
         named = getattr(self.session, "_named", False)
         return self.may_send_xclient and not named
 
@@ -86,13 +86,13 @@ class Attributes(aiosmtpd.smtp.SMTP):
         return "XFORWARD" in self.connection.dialogue.may_send
 
     @property
-    def _tls_protocol(self) -> Any:  # type: ignore[override]  # nobody sets it
+    def _tls_protocol(self) -> Any:  # type: ignore[override]  # read only
         """The TLS object of the connection; None without TLS."""
         dialogue = self.connection.dialogue
         return dialogue.session.ssl["ssl_object"] if dialogue.tls else None
 
     def __del__(self) -> None:
-        """Do not look for what asyncio's class, which is not initialized here, would look for."""
+        """Replace asyncio's method, which reads attributes that are not set here."""
 
     def __repr__(self) -> str:
         return repr(self.connection)

@@ -120,13 +120,13 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
         return connection
 
     def __repr__(self) -> str:
-        who = self.dialogue.who()
+        who = self.dialogue.log_fields()
         return f"<SMTP {who['session']} {who['client']}>"
 
     # What else it does has files of its own: how it ends, and what time it gives the client.
     abort, cut, kick, ended = ending.abort, ending.cut, ending.kick, property(ending.ended)
     end_delay = delays.end
-    give_way, make_room, shut_down = ending.give_way, ending.make_room, ending.shut_down
+    end_for_memory, make_room, shut_down = ending.end_for_memory, ending.make_room, ending.shut_down
     expired, stuck_since = deadlines.expire, deadlines.stuck_since
     wait_for_command, wait_for_client = deadlines.wait_for_command, deadlines.wait_for_client
     ask_now, is_end = hooks.ask_now, hooks.is_end
@@ -221,7 +221,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
             return
         dialogue.keep(data)
         if dialogue.awaited is not None:
-            dialogue.hand_over()
+            dialogue.pass_event()
             self.wait_for_client()
         elif dialogue.pending > HELD_INPUT:
             self.pause_reading()
@@ -295,7 +295,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
     def go_on(self) -> None:
         """Send the replies, start what the dialogue waits for, or wait for the client."""
         dialogue = self.dialogue
-        if dialogue.farewell is not None and dialogue.waiting is None and not self.held & BLOCKED:
+        if dialogue.last_reply is not None and dialogue.waiting is None and not self.held & BLOCKED:
             dialogue.advance()
         if delays.hold(self):
             return

@@ -27,7 +27,7 @@ def hold(connection: Connection) -> bool:
     dialogue = connection.dialogue
     if not dialogue.tarpit:
         return False
-    if dialogue.farewell is not None or dialogue.state >= State.LEAVING:
+    if dialogue.last_reply is not None or dialogue.state >= State.LEAVING:
         let_go(connection)
         return False
     if connection.held & DELAYED:

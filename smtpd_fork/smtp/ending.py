@@ -64,9 +64,9 @@ def abort(connection: Connection) -> None:
 
 def cut(connection: Connection) -> None:
     """Cut the connection, and cancel whatever a handler has in hand."""
-    if connection.dialogue.in_hand:
+    if connection.dialogue.handler_busy:
         connection.shared.tally.aborted += 1
-        connection.dialogue.in_hand = False
+        connection.dialogue.handler_busy = False
     abort(connection)
     if connection.work is not None:
         connection.work.cancel()
@@ -105,7 +105,7 @@ def _end(connection: Connection, reply: bytes, *, interrupting: bool) -> None:
         connection.work.cancel()
 
 
-def give_way(connection: Connection, held: int) -> bool:
+def end_for_memory(connection: Connection, held: int) -> bool:
     """End, as memory is short and this session holds *held* bytes of it without going on.
 
     :returns: False if that cannot be: a handler works for it
@@ -123,8 +123,8 @@ def give_way(connection: Connection, held: int) -> bool:
 def shut_down(connection: Connection) -> None:
     """Send 421 and close: at once if the client is idle, else after the command in hand."""
     dialogue = connection.dialogue
-    if dialogue.farewell is None:
-        dialogue.farewell = shutdown_reply(dialogue.shared.hostname)
+    if dialogue.last_reply is None:
+        dialogue.last_reply = shutdown_reply(dialogue.shared.hostname)
     if dialogue.state == State.HANDSHAKE:
         abort(connection)
         return
@@ -148,12 +148,12 @@ def kick(connection: Connection, reply: bytes) -> None:
     """
     dialogue = connection.dialogue
     connection.kicked = True
-    dialogue.farewell = reply
+    dialogue.last_reply = reply
     if connection.held & DELAYED:
         delays.release(connection)
     waits_for_client = (
         (connection.blocked or dialogue.reading is not None)
-        and not dialogue.in_hand
+        and not dialogue.handler_busy
         and dialogue.state != State.HANDSHAKE
     )
     if connection.waits:
@@ -169,8 +169,8 @@ def take_leave(connection: Connection, *, interrupting: bool = True) -> None:
     """End what an administrator has ended; the client may be speaking."""
     dialogue = connection.dialogue
     if connection.transport is not None and dialogue.state < State.LEAVING:
-        assert dialogue.farewell is not None
-        dialogue.out += dialogue.farewell
+        assert dialogue.last_reply is not None
+        dialogue.out += dialogue.last_reply
         dialogue.leave(interrupting=interrupting)
         connection.flush()
 

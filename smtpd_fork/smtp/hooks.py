@@ -1,4 +1,4 @@
-"""Hooks: asking a handler, and what its answer, or its failure, means."""
+"""Hooks: call a handler's hooks, check the results, and handle exceptions."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ __all__ = [
 
 
 def ask(connection: Connection, hook: str, *args: Any, begun: Any = None) -> Awaitable[Any]:
-    """Return what a handler's hook answers, or what a class that asks itself says it does.
+    """Return the answer of a handler's hook, or of a subclass's ``_call_handler_hook()``.
 
-    :param begun: what is left of it, if it has begun
+    :param begun: the rest of the hook's coroutine, if it was started already
     """
     if connection.shared.own_asking and begun is None:
         asking: Awaitable[Any] = connection.server._call_handler_hook(hook, *args)  # noqa: SLF001 - aiosmtpd's
@@ -43,7 +43,7 @@ def ask(connection: Connection, hook: str, *args: Any, begun: Any = None) -> Awa
 
 
 async def ask_handler(connection: Connection, hook: str, *args: Any, begun: Any = None) -> Any:
-    """Return what a handler's hook answers; MISSING if there is none. It has its own time."""
+    """Return the answer of a handler's hook; MISSING if there is none. Its time is limited."""
     shared, dialogue = connection.shared, connection.dialogue
     function = shared.hooks.get(hook)
     if function is None:
@@ -56,12 +56,12 @@ async def ask_handler(connection: Connection, hook: str, *args: Any, begun: Any 
     except BaseException as error:
         if is_from_outside(error, dialogue.id):
             raise
-        raise as_exception(error) from error  # else it would pass for the session's end
+        raise as_exception(error) from error  # otherwise it would end the session
     return checked(shared, hook, answer)
 
 
 async def in_time(connection: Connection, awaitable: Awaitable[Any]) -> Any:
-    """Await something of a handler's, in a handler's time."""
+    """Await something within the time limit of handlers."""
     work = connection.work
     if work is None:
         return await awaitable
@@ -73,13 +73,13 @@ async def in_time(connection: Connection, awaitable: Awaitable[Any]) -> Any:
 
 
 def ask_now(connection: Connection, ask: Ask) -> Any:
-    """Return what a hook answers whose first step is its last; else an Ask with what is left."""
+    """Call a hook without a task; return its answer, or an Ask with the rest of its coroutine."""
     dialogue = connection.dialogue
     shared = dialogue.shared
     hook = shared.hooks[ask.hook]
     coroutine = hook(dialogue.server, dialogue.session, dialogue.envelope, *ask.args)
     try:
-        if current_session.get() == dialogue.id:  # it is asked by a task of the session
+        if current_session.get() == dialogue.id:  # the caller is a task of the session
             waits_for = coroutine.send(None)
         else:
             waits_for = connection.context.run(coroutine.send, None)
@@ -89,7 +89,7 @@ def ask_now(connection: Connection, ask: Ask) -> Any:
         raise
     except BaseException as error:
         raise as_exception(error) from error
-    if waits_for is None:  # as sleep(0) does
+    if waits_for is None:  # asyncio.sleep(0)
         return ask._replace(begun=_rest(coroutine))
     coroutine.close()
     raise RuntimeError(f"handle_{ask.hook} waited without a task")
@@ -97,14 +97,16 @@ def ask_now(connection: Connection, ask: Ask) -> Any:
 
 @types.coroutine
 def _rest(begun: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Go on with a coroutine that has begun: it cannot be awaited itself any more."""
+    """Continue a coroutine that was started, and therefore cannot be awaited itself."""
     return (yield from begun)
 
 
 def checked(shared: Shared, hook: str, status: Any) -> Any:
-    """Return what a hook answered as it is sent; of three hooks it is no single reply.
+    """Return the answer of a hook in the form in which it is sent.
 
-    :raises TypeError: it is nothing that can be sent
+    The answers of EHLO, PROXY and of DATA in LMTP are returned unchanged: they are not one reply.
+
+    :raises TypeError: *status* is not a reply
     """
     if type(status) is str and is_plain(status):  # the usual case
         return status
@@ -114,10 +116,10 @@ def checked(shared: Shared, hook: str, status: Any) -> Any:
 
 
 def is_from_outside(error: BaseException, session_id: str | None) -> bool:
-    """Whether the session's task was cancelled or destroyed, and *error* is that.
+    """Return whether *error* is the cancellation or destruction of the session's task.
 
-    A handler may raise CancelledError and GeneratorExit as well: those are faults of its own.
-    A task that a closed loop has left is destroyed whenever the garbage collector runs: in another
+    CancelledError and GeneratorExit may also be raised by a handler, as an error of its own. After
+    a loop was closed, its tasks are destroyed whenever the garbage collector runs: in another
     thread, while another loop runs, or in the task of another session.
     """
     try:
@@ -130,14 +132,14 @@ def is_from_outside(error: BaseException, session_id: str | None) -> bool:
 
 
 def is_end(connection: Connection, error: BaseException) -> bool:
-    """Whether *error* is the end of the task or session, and nothing that a handler raised."""
+    """Return whether *error* ends the task or the session, and was not raised by a handler."""
     closing = connection.dialogue.state >= State.LEAVING
     ended = isinstance(error, asyncio.CancelledError) and closing
     return ended or is_from_outside(error, connection.dialogue.id)
 
 
 def as_exception(error: BaseException) -> Exception:
-    """Return *error*, or an exception that stands for it: a handler ends no server."""
+    """Return *error*, or a RuntimeError for it, as a handler's error must not end the server."""
     if isinstance(error, Exception):
         return error
     stand_in = RuntimeError(f"a handler raised {type(error).__name__}")

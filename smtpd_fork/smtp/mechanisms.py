@@ -52,8 +52,8 @@ class Mechanisms(Attributes):
         """Return the client's next line, or None for one that is none."""
         connection, dialogue = self.connection, self.connection.dialogue
         connection.wait_for_command()
-        if dialogue.farewell is not None and dialogue.state < State.LEAVING:
-            dialogue.out += dialogue.farewell  # the stop does not wait for the client
+        if dialogue.last_reply is not None and dialogue.state < State.LEAVING:
+            dialogue.out += dialogue.last_reply  # the stop does not wait for the client
             dialogue.leave()
             connection.flush()
         event = await dialogue.next_event()

@@ -13,7 +13,7 @@ from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.client_log import log_debug
 from smtpd_fork.dialogue.notes import keep_notes
 from smtpd_fork.dialogue.rejections import note_rejection
-from smtpd_fork.dialogue.reply import answer_of, sent
+from smtpd_fork.dialogue.reply import answer_of, reply_bytes
 from smtpd_fork.dialogue.session import Session
 from smtpd_fork.dialogue.trusted_commands import trusted_commands
 from smtpd_fork.dialogue.waiting import Run
@@ -66,7 +66,7 @@ def begin(connection: Connection, transport: asyncio.BaseTransport) -> None:
 def _open(connection: Connection) -> None:
     """Greet, after the hooks that are asked first."""
     dialogue, shared = connection.dialogue, connection.dialogue.shared
-    if dialogue.farewell is not None:
+    if dialogue.last_reply is not None:
         dialogue.advance()
     elif shared.proxy_seconds is not None:
         connection.proxy_reader = asyncio.StreamReader(loop=connection.loop)
@@ -143,7 +143,7 @@ async def greet(connection: Connection) -> None:
         dialogue.greet()
     else:
         by_handler = status != replies.NOT_NOW
-        dialogue.out += note_rejection(dialogue, sent(status), by_handler=by_handler)
+        dialogue.out += note_rejection(dialogue, reply_bytes(status), by_handler=by_handler)
         dialogue.leave()  # it has not spoken, or what it said is held here
 
 
@@ -193,7 +193,7 @@ async def _is_accepted(connection: Connection, proxy_data: Any) -> Any:
         return await ask(connection, "PROXY", proxy_data)
     except Exception as error:  # noqa: BLE001 - a handler's, whatever it is
         connection.dialogue.report_failure("handle_PROXY failed", error)
-        reply = sent(replies.NOT_NOW)
+        reply = reply_bytes(replies.NOT_NOW)
         connection.dialogue.out += note_rejection(connection.dialogue, reply, by_handler=False)
         return False
 

@@ -10,9 +10,9 @@ from warnings import warn
 from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.dialogue import replies
-from smtpd_fork.dialogue.auth import judge
+from smtpd_fork.dialogue.auth import reply_to_result
 from smtpd_fork.dialogue.data import delivered
-from smtpd_fork.dialogue.reply import answer_of, sent
+from smtpd_fork.dialogue.reply import answer_of, reply_bytes
 from smtpd_fork.dialogue.session_commands import answer_or
 from smtpd_fork.smtp.hooks import ask, checked, is_from_outside
 
@@ -122,13 +122,13 @@ async def authenticate(connection: Connection, words: list[str]) -> None:
         attribute, own = shared.auth_names[words[0]]
         method = getattr(server if own else shared.handler, attribute)
         server.answered = False
-        status = judge(session, await method(server, words))
+        status = reply_to_result(session, await method(server, words))
         if server.answered:
             status = None  # by the mechanism, or by challenge_auth(): the client has its reply
         elif status is None:
             status = replies.INVALID_CREDENTIALS  # a client without a reply would wait for one
     if status is not None:
-        dialogue.put(sent(status), by_handler=status != replies.INVALID_CREDENTIALS)
+        dialogue.put(reply_bytes(status), by_handler=status != replies.INVALID_CREDENTIALS)
     if not session.authenticated:
         dialogue.auth_failures += 1
         if dialogue.auth_failures >= MAX_FAILURES:

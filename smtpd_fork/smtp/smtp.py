@@ -1,10 +1,9 @@
-"""SMTP: the session as handlers and users' classes know it, ``aiosmtpd.smtp.SMTP`` by contract.
+"""SMTP: the session for handlers and users' classes, compatible with ``aiosmtpd.smtp.SMTP``.
 
-It holds nothing of its own. The bytes and the time are the
-:class:`~smtpd_fork.smtp.connection.Connection`'s, what they mean is the
-:class:`~smtpd_fork.dialogue.dialogue.Dialogue`'s, and what all sessions have in common is in
-:class:`~smtpd_fork.dialogue.shared.Shared`. A session that no handler is asked about has no such
-object at all.
+The class has no state of its own. :class:`~smtpd_fork.smtp.connection.Connection` has the
+connection and its deadlines, :class:`~smtpd_fork.dialogue.dialogue.Dialogue` the state of the
+protocol, and :class:`~smtpd_fork.dialogue.shared.Shared` the settings of all sessions. A session
+that calls no handler has no such object.
 """
 
 from __future__ import annotations
@@ -53,17 +52,18 @@ log = logging.getLogger("smtpd_fork.session")
 
 
 class SMTP(Mechanisms):
-    """One SMTP session, with all keywords of ``aiosmtpd.smtp.SMTP`` and these.
+    """An SMTP session, with all keywords of ``aiosmtpd.smtp.SMTP`` and these.
 
     :param shared: values that all sessions of a server share; default: derived from the other
         keywords, for this session only
     :param sweep: checks the deadlines of sessions; default: one for each loop
     :param peer: the client's address, from accept(2); default: that of the transport
     :param on_close: called once, when the connection is closed
-    :param limits: limits of the session; default: those of aiosmtpd, else of smtpd-fork
+    :param limits: limits of the session; default: those of aiosmtpd, and those of smtpd-fork for
+        limits that aiosmtpd does not have
     :param strict_paths: reject an address without angle brackets, and tabs instead of spaces
-    :param bare_newline: handling of CR and LF that are not a pair; default: they are kept, as in
-        aiosmtpd (``smtpd_fork.Server`` and the daemon normalize them by default)
+    :param bare_newline: handling of bare CR and bare LF; default: they are kept, as in aiosmtpd
+        (``smtpd_fork.Server`` and the daemon normalize them by default)
     :param enhanced: whether replies have enhanced status codes (RFC 2034)
     :param lmtp: LMTP instead of SMTP: LHLO, and a reply per recipient (RFC 2033)
     :param budget: memory limits for messages of all sessions
@@ -73,7 +73,7 @@ class SMTP(Mechanisms):
     """
 
     line_length_limit = 0
-    """Octets of a line of a message; 0 is no limit. aiosmtpd's 1001 turned real mail away."""
+    """Maximum octets of a line of a message; 0 is no limit. aiosmtpd's 1001 rejected real mail."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class SMTP(Mechanisms):
         tally: Tally | None = None,
         reporter: Reporter | None = None,
     ) -> None:
-        # Not super().__init__(): it looks through class and handler for each connection.
+        # super().__init__() is not called, as it inspects class and handler for each connection.
         if shared is None:
             check_proxy_timeout(proxy_protocol_timeout)
             _warn_of(tls_context, auth_required=auth_required, auth_require_tls=auth_require_tls)
@@ -148,46 +148,46 @@ class SMTP(Mechanisms):
 
     @classmethod
     def of(cls, connection: Connection) -> Self:
-        """Return the session of a connection; the constructor of a class is not called again."""
+        """Return the session object of a connection, without a call of the class's constructor."""
         session = object.__new__(cls)
         session.__dict__["connection"] = connection
         return session
 
-    # -- what the loop calls, where it has this as the protocol ------------------------------------
+    # -- methods of asyncio.Protocol, for event loops that have this object as the protocol --------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the session; under TLS after STARTTLS begin anew (asyncio.BaseProtocol)."""
+        """Begin the session; after STARTTLS, begin it again (asyncio.BaseProtocol)."""
         get_protocol = getattr(transport, "get_protocol", None)
         if get_protocol is not None and get_protocol() is self:
             transport.set_protocol(ProtocolAdapter(self))
         self.connection.connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End the session, once (asyncio.BaseProtocol)."""
+        """End the session; later calls do nothing (asyncio.BaseProtocol)."""
         self.connection.connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes (asyncio.Protocol)."""
+        """Process received bytes (asyncio.Protocol)."""
         self.connection.data_received(data)
 
     def eof_received(self) -> bool | None:
-        """Handle the end of input; complete commands are still answered (asyncio.Protocol)."""
+        """Handle the end of input; complete commands still get replies (asyncio.Protocol)."""
         return self.connection.eof_received()
 
     def pause_writing(self) -> None:
-        """Act on no more commands while the client does not read (asyncio.BaseProtocol)."""
+        """Stop processing commands until the client reads its replies (asyncio.BaseProtocol)."""
         self.connection.pause_writing()
 
     def resume_writing(self) -> None:
-        """Go on (asyncio.BaseProtocol)."""
+        """Process commands again (asyncio.BaseProtocol)."""
         self.connection.resume_writing()
 
-    # -- for users' classes, who override these or await super()'s ---------------------------------
+    # -- methods that users' classes call or override ----------------------------------------------
 
     def kick(self, reply: bytes) -> None:
-        """Send *reply* and close, once what a handler has in hand is answered.
+        """Send *reply* and close the connection, after the running hook's reply.
 
-        :param reply: with its CR LF
+        :param reply: the bytes of a reply, with its CR LF
         """
         self.connection.kick(reply)
 
@@ -196,11 +196,11 @@ class SMTP(Mechanisms):
     ) -> None:
         """Refuse new clients of *network* with 554, on all nodes of a fleet.
 
-        For handlers: ``server.deny(session.peer[0], "Spam", seconds=3600)``. Parameters and errors
-        are those of :meth:`smtpd_fork.Server.deny`; but 1,000 of the 10,000 networks are left for
-        administrators, and a denial that lasts longer stays as it is.
+        Handlers call ``server.deny(session.peer[0], "Spam", seconds=3600)``. Parameters and errors
+        are those of :meth:`smtpd_fork.Server.deny`. But 1,000 of the 10,000 possible denials are
+        reserved for administrators, and a denial that lasts longer is not replaced.
 
-        :raises RuntimeError: the session is not of a :class:`smtpd_fork.Server`
+        :raises RuntimeError: the session does not belong to a :class:`smtpd_fork.Server`
         """
         deny = self.connection.shared.deny
         if deny is None:
@@ -209,29 +209,32 @@ class SMTP(Mechanisms):
 
     @property
     def exempt(self) -> bool:
-        """Whether the client is one of ``--exempt``, whom filters may trust."""
+        """Whether the client is in a network of ``--exempt``, so that filters may trust it."""
         exempt = self.connection.shared.is_exempt
         return exempt is not None and exempt(self.connection.dialogue.session.peer)
 
     @property
     def stressed(self) -> bool:
-        """Whether connection slots are short, and ``--stress-timeout`` is in force."""
+        """Whether few connection slots are free, so that ``--stress-timeout`` applies."""
         owner = self.connection.owner
         return owner is not None and owner.stress.on
 
     def charge_message(self) -> bool:
-        """Charge the message anew that a handler has changed; return whether it may be held."""
+        """Count the memory of a message again after a handler changed it.
+
+        :returns: whether the memory limits allow it
+        """
         return charge_changed(self.connection.dialogue)
 
     async def push(self, status: str | bytes) -> None:
-        """Send a reply, and wait while the client does not take it.
+        """Send a reply, and wait until the client reads it if the write buffer is full.
 
         :param status: a reply, or the first lines of one (``250-...``), without the last CR LF
-        :raises ValueError: it is neither
+        :raises ValueError: *status* is neither
         """
         dialogue = self.connection.dialogue
         if dialogue.state >= State.LEAVING:
-            raise asyncio.CancelledError  # no client is there to answer
+            raise asyncio.CancelledError  # the client has gone
         reply = sendable(status)
         last = reply.rpartition("\r\n")[2]
         self.answered = last[0] != "3" and last[3:4] != "-"
@@ -240,7 +243,7 @@ class SMTP(Mechanisms):
         await self.connection.drained()
 
     async def handle_exception(self, error: Exception) -> str:
-        """Return the reply to a command that failed with *error*: the handler's, or 451."""
+        """Return the reply to a command that raised *error*: that of the handler's hook, or 451."""
         hook = getattr(self.event_handler, "handle_exception", None)
         if hook is not None:
             status = answer_of("exception", await hook(error))
@@ -252,15 +255,15 @@ class SMTP(Mechanisms):
         return replies.LOCAL_ERROR
 
     async def check_helo_needed(self, helo: str = "HELO") -> bool:
-        """Answer 503 if the client has not introduced itself."""
+        """Reply 503 and return True if the client has not sent HELO or EHLO."""
         dialogue = self.connection.dialogue
         if dialogue.session is not None and dialogue.session.host_name:
             return False
-        dialogue.put(dialogue.say((503, "5.5.1", f"Error: send {helo} first")))
+        dialogue.put(dialogue.encode((503, "5.5.1", f"Error: send {helo} first")))
         return True
 
     async def check_auth_needed(self, caller_method: str) -> bool:
-        """Answer 530 if the client has to authenticate itself first."""
+        """Reply 530 and return True if the client must authenticate first."""
         dialogue = self.connection.dialogue
         if not dialogue.shared.auth_required or dialogue.session.authenticated:
             return False
@@ -268,7 +271,7 @@ class SMTP(Mechanisms):
         return True
 
     async def _call_handler_hook(self, command: str, *args: Any) -> Any:
-        """Return what the handler answers; MISSING if it has no such hook."""
+        """Return the answer of a handler's hook; MISSING if the handler has no such hook."""
         return await ask_handler(self.connection, command, *args)
 
     async def _perform(self, name: str, argument: str | None) -> None:
@@ -276,7 +279,7 @@ class SMTP(Mechanisms):
         await self._settle(self.connection.dialogue.perform(name, argument))
 
     async def _settle(self, result: Result) -> None:
-        """Answer, and wait for what a command left to be waited for."""
+        """Send the reply of a command; if it needs a hook or a procedure, wait for that."""
         connection = self.connection
         dialogue = connection.dialogue
         if type(result) is Ask:
@@ -290,23 +293,23 @@ class SMTP(Mechanisms):
         connection.flush()
 
     async def smtp_DATA(self, arg: str | None) -> None:
-        """Take a message (RFC 5321 4.1.1.4); ends when it is answered, as in aiosmtpd."""
+        """Receive a message (RFC 5321 4.1.1.4); returns after the reply, as in aiosmtpd."""
         await self._perform("DATA", arg)
         dialogue = self.connection.dialogue
         if dialogue.state != State.DATA:
             return
-        self.answered = False  # 354 is the first half of a reply
+        self.answered = False  # 354 is not the final reply
         message = await dialogue.next_event()
         assert isinstance(message, Body)
         await self._settle(received(dialogue, message))
 
     async def smtp_BDAT(self, arg: str | None) -> None:
-        """Take a part of a message (RFC 3030)."""
+        """Receive a chunk of a message (RFC 3030)."""
         await self._perform("BDAT", arg)
 
 
 def _add_command(command: Command) -> None:
-    """Give the class the method of one command, as aiosmtpd's class has it."""
+    """Add the method of a command to the class, as in aiosmtpd's class."""
     name = command.name
 
     async def perform(self: SMTP, arg: str | None) -> None:
@@ -327,7 +330,7 @@ for _command in COMMANDS:
 def _warn_of(
     tls_context: ssl.SSLContext | CurrentTls | None, *, auth_required: bool, auth_require_tls: bool
 ) -> None:
-    """Warn, in aiosmtpd's words, of settings that are allowed but unsafe."""
+    """Warn, with aiosmtpd's words, of settings that are allowed but unsafe."""
     if auth_required and not auth_require_tls:
         warn(
             "Requiring AUTH while not requiring TLS can lead to security vulnerabilities!",

@@ -16,7 +16,7 @@ from smtpd_fork.dialogue import replies
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.data import fail_message
 from smtpd_fork.dialogue.fast_path import EVENTS_A_TURN
-from smtpd_fork.dialogue.reply import sent
+from smtpd_fork.dialogue.reply import reply_bytes
 from smtpd_fork.dialogue.session import current_session
 from smtpd_fork.dialogue.waiting import Ask, Failed, Run
 from smtpd_fork.smtp import client_change, delays, ending, opening, procedures, starttls
@@ -127,7 +127,7 @@ class Work:
         for waiter in (drained, dialogue.awaited):
             if waiter is not None and not waiter.done():
                 waiter.cancel()
-        if not dialogue.in_hand:
+        if not dialogue.handler_busy:
             self.cancel()
 
     # -- the task ----------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class Work:
                         raise
                     if not connection.gone:
                         await self._fail(error)
-                    elif connection.dialogue.in_hand:
+                    elif connection.dialogue.handler_busy:
                         connection.shared.tally.failed += 1
             except asyncio.CancelledError:
                 self._cancelled()
@@ -225,7 +225,7 @@ class Work:
                 self.task.uncancel()  # it goes on: what later hooks raise is theirs again
             self._put_failure(replies.LOCAL_ERROR)
         else:
-            if connection.dialogue.in_hand:
+            if connection.dialogue.handler_busy:
                 connection.shared.tally.aborted += 1
             connection.dialogue.leave()
 
@@ -244,7 +244,7 @@ class Work:
     def _put_failure(self, status: str) -> None:
         """Answer what failed; with a message in hand, its transaction is over."""
         dialogue = self._connection.dialogue
-        if dialogue.in_hand:
+        if dialogue.handler_busy:
             fail_message(dialogue, status)
         else:
-            dialogue.put(sent(status), by_handler=status != replies.LOCAL_ERROR)
+            dialogue.put(reply_bytes(status), by_handler=status != replies.LOCAL_ERROR)

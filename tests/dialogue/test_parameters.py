@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.strategies import PIECES
 
-from smtpd_fork.dialogue.params import fault_of, parse_params
+from smtpd_fork.dialogue.params import invalid_value, parse_params
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_whatever_comes_is_parameters_or_none(text: str) -> None:
     if params is not None:
         words = [name if value is True else f"{name}={value}" for name, value in params.items()]
         assert parse_params(" ".join(words)) == params
-        fault_of(params)
+        invalid_value(params)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_whatever_comes_is_parameters_or_none(text: str) -> None:
 def test_values_of_mail(text: str, fault: str | None) -> None:
     params = parse_params(text)
     assert params is not None
-    assert fault_of(params) == fault
+    assert invalid_value(params) == fault
 
 
 @pytest.mark.parametrize(
@@ -111,4 +111,4 @@ def test_values_of_mail(text: str, fault: str | None) -> None:
 def test_values_of_rcpt(text: str, fault: str | None) -> None:
     params = parse_params(text)
     assert params is not None
-    assert fault_of(params) == fault
+    assert invalid_value(params) == fault

@@ -99,7 +99,7 @@ def test_tags_and_scores_are_bounded() -> None:
     for number in range(100):
         add_tag(envelope, f"tag-{number}")
     add_tag(envelope, "tag-7")
-    with pytest.raises(ValueError, match="more than 100 tags"):
+    with pytest.raises(ValueError, match="there are 100 tags already"):
         add_tag(envelope, "one-more")
     for points in (math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match="no finite number"):

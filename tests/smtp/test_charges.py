@@ -120,7 +120,7 @@ def act(session: SMTP, transport: Transport, step: str) -> None:
     elif step == "expired":
         session.connection.expired(session.loop.time())
     elif step == "way":
-        session.connection.give_way(0)
+        session.connection.end_for_memory(0)
     elif step == "shut":
         session.connection.shut_down()
 

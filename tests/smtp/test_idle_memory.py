@@ -57,7 +57,7 @@ class Holder:
     def hold(self, held: int) -> bool:
         return self.budget.hold(self, held)
 
-    def give_way(self, held: int) -> bool:
+    def end_for_memory(self, held: int) -> bool:
         if self.busy:
             return False
         self.ended = True

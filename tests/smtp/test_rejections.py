@@ -200,8 +200,11 @@ MISTAKES = {
         b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12),
         "without +proxy",
     ),
-    "TLS": (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", "TLS handshake came on a plaintext port"),
-    "HTTP": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP request came on an SMTP port"),
+    "TLS": (
+        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
+        "TLS handshake was received on a plaintext port",
+    ),
+    "HTTP": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP request was received on an SMTP port"),
 }
 
 

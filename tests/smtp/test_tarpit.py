@@ -171,7 +171,7 @@ def test_a_session_that_has_to_end_says_first_that_a_message_was_taken(end: str)
         slow.connection.ends_at = slow.clock.now + 1.0
         slow.wait(1.0)
     else:
-        assert slow.connection.give_way(1000)
+        assert slow.connection.end_for_memory(1000)
     sent = bytes(slow.transport.sent[before:]).splitlines()
     assert [line[:3] for line in sent] == [b"250", b"421"]
     assert slow.tarpit.waiting == 0
@@ -238,7 +238,7 @@ def test_a_client_that_does_not_read_gets_no_further() -> None:
 
 def test_only_so_many_wait_at_the_same_time() -> None:
     class Small(Tarpit):
-        def room(self) -> int:
+        def capacity(self) -> int:
             return 2
 
     tarpit = Small()
@@ -309,4 +309,4 @@ def test_a_log_line_says_once_who_is_slowed_down(caplog: pytest.LogCaptureFixtur
     slow.end()
     lines = [each.getMessage() for each in caplog.records if "delayed" in each.getMessage()]
     (line,) = lines
-    assert line.endswith("192.0.2.1:4025: replies are delayed by 5 s: a handler says so")
+    assert line.endswith("192.0.2.1:4025: replies are delayed by 5 s: set by a handler")

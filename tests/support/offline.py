@@ -146,7 +146,7 @@ class Offline:
     def unsent(self) -> int:
         return 0
 
-    def give_way(self, held: int) -> bool:
+    def end_for_memory(self, held: int) -> bool:
         return False
 
     def flush(self) -> None:
