@@ -1,4 +1,4 @@
-"""Handlers: the chain of them, and how they are found by name."""
+"""Handlers: loads handlers by name, and combines several of them in a chain."""
 
 from smtpd_fork.handlers.chain import Chain
 from smtpd_fork.handlers.load import load_handler, load_handlers, load_handlers_again, modules_of

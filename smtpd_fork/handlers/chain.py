@@ -1,9 +1,9 @@
-"""Chain: several aiosmtpd handlers that act as one.
+"""Chain: combines several handlers, so that sessions see a single handler of aiosmtpd's interface.
 
-A hook is asked of each handler that has it, in order (:mod:`smtpd_fork.handlers.joined_hooks`).
-Several sinks, and sinks with conditions, are one handler (:mod:`smtpd_fork.handlers.delivery`). The
-chain has a hook only if one of its handlers has: aiosmtpd looks for that, and what is not there
-costs nothing.
+A hook of the chain calls the hooks of its handlers in order
+(:mod:`smtpd_fork.handlers.joined_hooks`). Several sinks, and sinks with conditions, are combined as
+one handler (:mod:`smtpd_fork.handlers.delivery`). The chain has a hook only if one of its handlers
+has it, so that missing hooks cost nothing.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ __all__ = ["Chain", "sink_limit"]
 log = logging.getLogger("smtpd_fork.handlers")
 
 _OF_DELIVERY = {"handle_DATA", "handle_RCPT"}
-"""Hooks that several sinks have together."""
+"""The hooks that several sinks have in common."""
 
 MARGIN_SECONDS = 5.0
-"""Between a sink's limit and that of its hook."""
+"""Difference between the time limits of a hook and of its sink."""
 
 
 class Chain:
-    """Handlers in order, as one.
+    """Several handlers, in order, that act as one.
 
-    :param handlers: as aiosmtpd documents them, or a :class:`Route` around one; at least one
-    :param commands: of a subclass of SMTP, which may ask hooks of its own
-    :raises HandlerError: one of them cannot be asked
+    :param handlers: handlers of aiosmtpd's interface, or :class:`Route` objects; at least one
+    :param commands: commands of a subclass of SMTP, which may call further hooks
+    :raises HandlerError: a handler is invalid
     """
 
     def __init__(self, handlers: Sequence[Any], *, commands: Collection[str] = ()) -> None:
@@ -91,28 +91,28 @@ class Chain:
             hooks = [hook for _, hook in self._hooks(name)]
             self._join(name, [offer, *hooks] if offer and name == "handle_EHLO" else hooks)
         for name in ("handle_exception", "process_message"):
-            self._take_over(name)
+            self._use_first(name)
         vars(self).update(joined_mechanisms(self.routes))
         self.offers_auth_without_tls = any(
             getattr(handler, "offers_auth_without_tls", False) for handler in self.handlers
         )
-        """Whether a handler offers AUTH on a connection without TLS as well."""
+        """Whether a handler offers AUTH also on connections without TLS."""
         takers = [handler for handler in self._reachable if _takes_messages(handler)]
         others = [route.handler for route in sinks if route.copy or route.quarantine]
         self.supports_dsn = _all_have("supports_dsn", [h for h in takers if h not in others])
-        """Whether each handler that may take a message sees to what a client asks for by DSN."""
+        """Whether all handlers that may accept a message support DSN."""
         self.supports_binarymime = _all_have("supports_binarymime", takers)
-        """Whether each handler that may take a message keeps every octet of a binary one."""
+        """Whether all handlers that may accept a message preserve binary content."""
 
     @classmethod
     def of(cls, handler: Any, session_class: type = SMTP) -> Self:
-        """Return *handler*, or several in a list or tuple, in order, as a chain.
+        """Return a chain of *handler*, or of several handlers in a list or tuple.
 
-        A handler whose class is derived from ``tuple`` (a ``NamedTuple``) or ``list`` is one
+        An object whose class is derived from ``tuple`` (a ``NamedTuple``) or ``list`` is one
         handler.
 
-        :param session_class: may ask hooks of its own
-        :raises HandlerError: one of them cannot be asked
+        :param session_class: the session class, which may call further hooks
+        :raises HandlerError: a handler is invalid
         """
         if isinstance(handler, cls):
             return handler
@@ -121,7 +121,7 @@ class Chain:
         return cls(several, commands=commands - COMMANDS)
 
     def _hooks(self, name: str) -> Iterator[tuple[Route, Hook]]:
-        """Yield the hooks of that name, in order; all sinks have one if there is a delivery."""
+        """Yield the hooks *name*, in order; all sinks have one in common if there is a delivery."""
         delivery = self._delivery if name in _OF_DELIVERY else None
         asked = False
         for route in self.routes:
@@ -144,15 +144,15 @@ class Chain:
         else:
             setattr(self, name, one_hook(name, hooks))
 
-    def _take_over(self, name: str) -> None:
-        """Have the first handler that has *name* speak for all."""
+    def _use_first(self, name: str) -> None:
+        """Use the method *name* of the first handler that has it."""
         for handler in self.handlers:
             if hasattr(handler, name):
                 setattr(self, name, getattr(handler, name))
                 return
 
     def measure(self, tally: Tally) -> None:
-        """Have the answers of sinks, and the requests of filters, be counted and measured."""
+        """Count and measure the answers of sinks, and the requests of filters."""
         self._forged_results.count_with(tally)
         if self._delivery is not None:
             self._delivery.count_with(tally.sink)
@@ -168,7 +168,7 @@ class Chain:
 
     @property
     def _reachable(self) -> Sequence[Any]:
-        """The handlers that may get a message: those before the first sink, and the sinks."""
+        """The handlers that may receive a message: those before the first sink, and the sinks."""
         first = next((i for i, each in enumerate(self.routes) if each.is_sink), len(self.routes))
         return [*self.handlers[:first], *(route.handler for route in self._sinks)]
 
@@ -179,7 +179,7 @@ class Chain:
 
     @property
     def filters(self) -> dict[str, Filter]:
-        """The filters that ask a program, by name, in order."""
+        """The filters that query a program, by name, in order."""
         return {
             route.name: route.handler
             for route in self.routes
@@ -188,35 +188,36 @@ class Chain:
 
     @property
     def faults(self) -> Sequence[str]:
-        """Contradictions: handlers that would never get a message, copies of nothing."""
+        """The errors of the chain, such as handlers that never receive a message."""
         return list(route_faults(self.routes))
 
     @property
     def doubts(self) -> Sequence[str]:
-        """What is allowed, and is hardly meant: domains that no sink takes, conditions in vain."""
+        """Warnings of probable mistakes: domains without a sink, conditions without effect."""
         routes = self.routes
         return [*missing_routes(routes), *mistaken_files(routes), *unmet_conditions(routes)]
 
     @property
     def destination(self) -> str:
-        """Where messages go that no other handler answers; empty without a sink."""
+        """The destinations of the sinks; empty without a sink."""
         return ", ".join(route.handler.destination for route in self.routes if route.is_sink)
 
     @property
     def accepts_any_recipient(self) -> bool:
-        """Whether no handler can refuse a sender, a recipient or a client."""
+        """Whether no handler can reject a client, a sender or a recipient."""
         hooks = ("handle_CONNECT", "handle_EHLO", "handle_HELO", "handle_MAIL", "handle_RCPT")
         return not any(hasattr(self, hook) for hook in hooks)
 
     @property
     def is_open_relay(self) -> bool:
-        """Whether some sink relays for any client."""
+        """Whether a sink relays for any client."""
         return is_open_relay(self.routes)
 
     def configure(self, *, seconds: float, hostname: str, authserv_ids: Sequence[str] = ()) -> None:
-        """Tell the sinks how long a hook may take, and the name of this server.
+        """Set the time limit of sinks, and the names of this server.
 
-        A sink takes a little less time than its hook may, so that it is the sink that says why.
+        The time limit of a sink is shorter than that of its hook, so that the sink's own error is
+        reported.
         """
         self._forged_results.name(authserv_ids)
         for route in self.routes:
@@ -225,7 +226,7 @@ class Chain:
                 route.handler.hostname = hostname
 
     def check(self) -> None:
-        """See whether :meth:`prepare` would succeed; nothing is made.
+        """Check whether :meth:`prepare` would succeed, without creating anything.
 
         :raises SmtpdForkError: it would not
         """
@@ -233,7 +234,7 @@ class Chain:
             _called(handler, "check")
 
     def prepare(self) -> None:
-        """Have filters and sinks make or read what they need, as the user who will do so later.
+        """Let filters and sinks create or read their files, as the user that runs them.
 
         :raises SmtpdForkError: one of them cannot
         """
@@ -242,16 +243,17 @@ class Chain:
 
     @error_origin("handler")
     def on_reload(self) -> list[Callable[[], str | None]]:
-        """Have the handlers read their files again; blocks.
+        """Let the handlers read their files again; this blocks.
 
-        :returns: functions to call in the event loop: each puts in force what a handler has read
+        :returns: functions to call in the event loop; each activates the data that a handler has
+            read
         """
         routes = [each for each in self.routes if getattr(each.handler, "on_reload", None)]
         found = [(each.name, _called(each.handler, "on_reload")) for each in routes]
         return [partial(_put_in_force, name, use) for name, use in found if use is not None]
 
     async def close(self) -> None:
-        """Have filters and sinks finish; one that fails or hangs keeps no other from it."""
+        """Close filters and sinks; an error or a hang of one does not affect the others."""
         await asyncio.gather(*(_closed(each) for each in self._ours))
         if self._delivery is not None:
             self._delivery.close()
@@ -263,9 +265,9 @@ class Chain:
 
 
 def _called(handler: Any, method: str) -> Any:
-    """Return what a method returns; whatever else than our errors it raises is one of them.
+    """Return the result of a method; convert an unexpected exception to HandlerError.
 
-    :raises SmtpdForkError: it fails
+    :raises SmtpdForkError: the method fails
     """
     try:
         return getattr(handler, method)()
@@ -287,7 +289,7 @@ async def _closed(handler: Filter | Sink) -> None:
 
 
 def _put_in_force(name: str, use: Callable[[], object]) -> str | None:
-    """Have a handler use what it has read; an error of it does not undo what others use already."""
+    """Activate the data that a handler has read; an error does not affect other handlers."""
     try:
         line = use()
     except Exception as error:
@@ -297,7 +299,7 @@ def _put_in_force(name: str, use: Callable[[], object]) -> str | None:
 
 
 def sink_limit(seconds: float) -> float:
-    """Return how long a sink may take at most if its hook may take *seconds*."""
+    """Return the longest time limit of a sink whose hook has the limit *seconds*."""
     return max(seconds - MARGIN_SECONDS, seconds / 2)
 
 

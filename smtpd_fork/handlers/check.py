@@ -1,4 +1,4 @@
-"""Check: faults of a handler that show before the first client comes, as far as its class tells."""
+"""Check: finds errors in a handler's class before the first client connects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ log = logging.getLogger("smtpd_fork.handlers")
 COMMANDS = frozenset(name.removeprefix("smtp_") for name in dir(SMTP) if name.startswith("smtp_"))
 
 ALIKE = 0.7
-"""Similarity of two names (:mod:`difflib`): RCTP and RCPT have 0.75."""
+"""Similarity (:mod:`difflib`) from which on a name is taken for a misspelled one: RCTP and RCPT
+have 0.75."""
 
 _LAST_PARAMETERS: dict[str, tuple[str, ...]] = {
     "HELO": ("hostname",),
@@ -36,20 +37,20 @@ _LAST_PARAMETERS: dict[str, tuple[str, ...]] = {
     "NOOP": ("argument",),
     "VRFY": ("address",),
 }
-"""What hooks take after server, session and envelope; handle_EHLO has two forms."""
+"""The parameters of hooks after server, session and envelope; handle_EHLO has two forms."""
 
 _SOON = ("Awaitable", "Coroutine", "Future", "Task")
-"""What a plain function is annotated with that returns something to await."""
+"""Annotations of plain functions that return an awaitable."""
 
 _TEXTS = {"BUILD_STRING", "FORMAT_SIMPLE", "FORMAT_VALUE", "FORMAT_WITH_SPEC"}
-"""Instructions that make an f-string (:mod:`dis`)."""
+"""Instructions that create an f-string (:mod:`dis`)."""
 
 
 def check_handler(handler: Any, commands: Collection[str] = ()) -> None:
-    """See that *handler* can be asked; log a warning for what is likely a mistake.
+    """Check that *handler* is valid; log a warning for a probable mistake.
 
-    :param commands: of a subclass of SMTP, which may ask hooks of its own
-    :raises HandlerError: it is a class, has no hook, or one that cannot be asked
+    :param commands: commands of a subclass of SMTP, which may call further hooks
+    :raises HandlerError: it is a class, has no hook, or has an invalid hook
     """
     names = [name for name in dir(handler) if name.startswith("handle_")]
     if inspect.isclass(handler):
@@ -58,7 +59,7 @@ def check_handler(handler: Any, commands: Collection[str] = ()) -> None:
     if not names and not isinstance(handler, AiosmtpdSink) and not _has_others(handler):
         reason = "it has no handle_DATA, handle_RCPT or other hook"
         if hasattr(handler, "deliver"):
-            reason = f"one with deliver() is derived from smtpd_fork.Sink: class {kind}(Sink)"
+            reason = f"deliver() needs the base class smtpd_fork.Sink: class {kind}(Sink)"
         raise HandlerError(f"{kind} is not a handler: {reason}")
     for name in names:
         command = name.removeprefix("handle_")
@@ -74,7 +75,7 @@ def check_handler(handler: Any, commands: Collection[str] = ()) -> None:
 
 
 def _check_stages(handler: Filter | Sink, kind: str) -> None:
-    """See that the methods for start and end are what they are called as."""
+    """Check that the methods for start and end are coroutine functions or not, as they must be."""
     for name in ("check", "prepare"):
         if inspect.iscoroutinefunction(getattr(handler, name)):
             raise HandlerError(f"{kind}: {name} is not awaited: write def {name}(self)")
@@ -83,7 +84,7 @@ def _check_stages(handler: Filter | Sink, kind: str) -> None:
 
 
 def _check_deliver(sink: Sink, kind: str) -> None:
-    """See that a sink has deliver(mail), or a handle_DATA of its own, and that it is awaited."""
+    """Check that a sink has a valid deliver(mail), or its own handle_DATA."""
     deliver = sink.deliver
     if _function(deliver) is Sink.deliver:
         if _function(sink.handle_DATA) is Sink.handle_DATA:
@@ -99,7 +100,7 @@ def _function(method: Callable[..., Any]) -> Any:
 
 
 def _check_on_reload(method: Any, kind: str) -> None:
-    """See that a reload can call a handler's ``on_reload``, in a thread."""
+    """Check that a reload can call ``on_reload`` in a thread."""
     if method is None:
         return
     if inspect.iscoroutinefunction(method):
@@ -111,7 +112,7 @@ def _check_on_reload(method: Any, kind: str) -> None:
 
 
 def _check_class(handler: type, names: Collection[str]) -> None:
-    """See that a class is not given where an instance is meant; one of static methods may be."""
+    """Check that the handler is an instance; a class with static methods is valid."""
     for name in names:
         if inspect.isfunction(inspect.getattr_static(handler, name)):
             kind = handler.__name__
@@ -123,7 +124,7 @@ def _has_others(handler: Any) -> bool:
 
 
 def _check_name(command: str, kind: str, names: Collection[str]) -> None:
-    """See that a name that is no hook's is not a hook's with a typing error."""
+    """Check that an unknown hook name is not a misspelled one."""
     missing = {n.upper(): n for n in (*HOOKS, "exception") if f"handle_{n}" not in names}
     alike = get_close_matches(command.upper(), missing, n=1, cutoff=ALIKE)
     if alike and command not in COMMANDS:
@@ -134,7 +135,7 @@ def _check_name(command: str, kind: str, names: Collection[str]) -> None:
 
 
 def _check_hook(hook: Any, name: str, kind: str) -> None:
-    """See that a hook can be called and awaited."""
+    """Check that a hook can be called and awaited."""
     if hook is None:
         return
     if not callable(hook):
@@ -156,10 +157,10 @@ def _hook_parameters(command: str) -> tuple[str, ...]:
 def _check_parameters(
     hook: Callable[..., Any], name: str, kind: str, wanted: tuple[str, ...]
 ) -> None:
-    """See that a hook takes what it is called with: else each call would be a 451."""
+    """Check that a hook accepts its arguments; otherwise each call would fail with 451."""
     try:
         signature = inspect.signature(hook)
-    except (TypeError, ValueError):  # of a C function, perhaps
+    except (TypeError, ValueError):  # perhaps a C function
         return
     try:
         signature.bind(*wanted)
@@ -169,7 +170,7 @@ def _check_parameters(
 
 
 def _check_awaited(function: Any, name: str, kind: str) -> None:
-    """See that a hook that is no coroutine function returns something to await."""
+    """Check that a hook that is not a coroutine function returns an awaitable."""
     if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):
         return  # a mock, a partial, or a wrapper of a coroutine function
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -183,7 +184,7 @@ def _check_awaited(function: Any, name: str, kind: str) -> None:
 
 
 def _returns_no_awaitable(function: Callable[..., Any]) -> bool:
-    """Whether a plain function returns a text somewhere, or None everywhere."""
+    """Return whether a plain function returns a text somewhere, or None everywhere."""
     returned: list[str] = []
     before = ""
     for each in dis.get_instructions(function):
@@ -193,8 +194,8 @@ def _returns_no_awaitable(function: Callable[..., Any]) -> bool:
             returned.append(before)
         before = type(each.argval).__name__ if each.opname == "LOAD_CONST" else each.opname
     return bool(returned) and (
-        any(what == "str" or what in _TEXTS for what in returned)
-        or all(what == "NoneType" for what in returned)
+        any(kind == "str" or kind in _TEXTS for kind in returned)
+        or all(kind == "NoneType" for kind in returned)
     )
 
 

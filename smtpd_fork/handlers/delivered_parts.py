@@ -1,4 +1,4 @@
-"""DeliveredParts: which sinks have a message that the client will send again."""
+"""DeliveredParts: remembers which sinks have stored a message that the client will send again."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from sys import getsizeof
 __all__ = ["DeliveredParts", "Parts"]
 
 Parts = Mapping[str, frozenset[str]]
-"""By the name of a sink, the addresses for which it has the message."""
+"""The addresses for which a sink has stored the message, by the name of the sink."""
 
 MESSAGES = 10_000
-"""Messages that are remembered; the oldest is forgotten first. A few hundred bytes each."""
+"""Maximum of remembered messages, of a few hundred bytes each; the oldest is forgotten first."""
 
 MOST_BYTES = 40_000_000
-"""Of memory for their recipients: a client may send each message to a thousand, and have one of
-them refused."""
+"""Maximum memory for recipients: a client may send each message to a thousand recipients, one of
+whom is rejected."""
 
 ADDRESS_BYTES = 80
-"""Of an address in a set, besides its text."""
+"""Bytes of an address in a set, besides its text."""
 
 SECONDS = 3600.0
-"""RFC 5321 4.5.4.1 has clients wait half an hour before they send a message again."""
+"""Time after which a message is forgotten. Clients wait at least half an hour before they send a
+message again (RFC 5321 4.5.4.1)."""
 
 
 class DeliveredParts:
-    """Remembers by a hash of each message; in memory, so a restart forgets.
+    """Remembers parts of messages by a hash of the message; in memory, so until the next restart.
 
-    :param clock: seconds that only grow
+    :param clock: a monotonic clock, in seconds
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,15 +42,15 @@ class DeliveredParts:
         return bool(self._known)
 
     def of(self, key: str) -> Parts:
-        """Return what is known of a message."""
+        """Return the remembered parts of a message."""
         self._expire()
         _, parts = self._known.get(key, (0.0, {}))
         return parts
 
     def remember(self, key: str, parts: Parts, done: Collection[str] = ()) -> None:
-        """Add what sinks have of a message to what is known.
+        """Remember further parts of a message.
 
-        :param done: addresses for which it will not come again: they are forgotten
+        :param done: addresses for which the message will not be sent again; they are forgotten
         """
         self._expire()
         before = self._pop(key)
@@ -74,7 +75,7 @@ class DeliveredParts:
 
 
 def _size(parts: Parts) -> int:
-    """Return the bytes of memory that addresses take."""
+    """Return the bytes of memory of the addresses."""
     return sum(
         getsizeof(address) + ADDRESS_BYTES for addresses in parts.values() for address in addresses
     )

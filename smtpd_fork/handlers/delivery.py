@@ -1,11 +1,11 @@
-"""Delivery: a message to several sinks, each with its recipients, and copies of it.
+"""Delivery: delivers a message to several sinks, each with its recipients, and to copies.
 
-Each recipient has one sink: the first whose ``for`` and ``when`` hold; of a message that a filter
-has put aside, the first of those with ``quarantine``. The sinks of a message, and its copies, are
-asked at the same time. SMTP has one reply for all recipients, and no bounces are written here, so a
-message that one sink has taken and another has not is answered 4yz or 5yz: the client sends it
-again. Which sink has it already for which recipient is remembered by a hash of the message, so the
-second time the others alone are asked.
+Each recipient has one sink: the first whose ``for`` and ``when`` match; for a quarantined message,
+the first such sink with ``quarantine``. All sinks and copies of a message are called concurrently.
+SMTP has one reply for all recipients, and this server writes no bounces. So if one sink has stored
+a message and another has not, the reply is 4yz or 5yz, and after 4yz the client sends the message
+again. A hash of the message is remembered with the sinks and recipients that have it, so that only
+the other sinks are called the next time.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ NO_SINK = "550 5.1.1 No destination takes mail for this recipient"
 STORED_BEFORE = "250 2.0.0 Ok: delivered before"
 
 BEST_EFFORT_SECONDS = 10.0
-"""How long a reply may wait for copies that are not required: clients wait ten minutes."""
+"""Time that a reply waits for best-effort copies; clients wait ten minutes."""
 
 
 @dataclass(eq=False)
 class _Part:
-    """What one sink is to deliver.
+    """The recipients of a message for one sink.
 
-    :ivar indices: of its recipients in the message
-    :ivar stored: indices of those for whom it has stored the message before
+    :ivar indices: indices of the recipients in the message
+    :ivar stored: indices of the recipients for which the sink has stored the message before
     """
 
     route: Route
@@ -73,7 +73,7 @@ class _Part:
 class Delivery:
     """The sinks of a chain as one handler.
 
-    :param routes: of sinks, in order
+    :param routes: the routes of the sinks, in order
     """
 
     def __init__(self, routes: Sequence[Route]) -> None:
@@ -84,7 +84,7 @@ class Delivery:
         self._counts: Callable[[str], AnswerCounts] | None = None
 
     def count_with(self, counts: Callable[[str], AnswerCounts]) -> None:
-        """Count the replies of each sink in the counts that a function returns for its name."""
+        """Count the replies of sinks; *counts* returns the counter of a sink."""
         self._counts = counts
 
     # -- hooks ---------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class Delivery:
     async def handle_RCPT(
         self, server: Any, session: AnySession, envelope: Envelope, address: str, options: list[str]
     ) -> Any:
-        """Refuse a recipient that no sink takes; ask the sink of the others."""
+        """Reject a recipient without a sink; otherwise call the hook of its sink."""
         sender, marks = envelope.mail_from or "", marks_of(session, envelope)
         otherwise: Any = NO_SINK
         for route in self._takers:
@@ -101,9 +101,9 @@ class Delivery:
             if route.when is not None and not route.when.suits(session, sender):
                 continue
             if route.when is not None and route.when.larger_than is not None:
-                return MISSING  # which sink it is shows at the end of the message
+                return MISSING  # the sink is known at the end of the message
             if route.when is not None and not route.when.allows(marks):
-                otherwise = MISSING  # it may be marked by then; if not, another sink has it
+                otherwise = MISSING  # a filter may still set the score or tag of this sink
                 continue
             hook = getattr(route.handler, "handle_RCPT", None)
             return await hook(server, session, envelope, address, options) if hook else MISSING
@@ -145,7 +145,7 @@ class Delivery:
             found = [each for each in routes if each.takes(recipient.address)]
             taker = next((each for each in found if not each.copy), None)
             if taker is None:
-                continue  # a copy alone would be answered 250, and nobody has the message
+                continue  # a copy alone does not count as a delivery
             for route in found:
                 if route.copy or route is taker:
                     parts.setdefault(route, _Part(route, [])).indices.append(index)
@@ -154,7 +154,7 @@ class Delivery:
         return [parts[route] for route in routes if route in parts]
 
     async def _run(self, mail: Mail, parts: Sequence[_Part]) -> None:
-        """Ask the sinks; each part has its replies then, but for copies that were too slow."""
+        """Call the sinks, and set the replies of each part, except of copies that took too long."""
         if len(parts) == 1 and parts[0].required:
             await self._ask(mail, parts[0])
             return
@@ -170,7 +170,7 @@ class Delivery:
                 _, slow = await asyncio.wait(others, timeout=left)
                 for task in slow:
                     name = tasks[task].route.name
-                    self._report(mail, name, ": the copy took too long and was given up")
+                    self._report(mail, name, ": the copy took too long and was cancelled")
         finally:
             unfinished = [task for task in tasks if not task.done()]
             for task in unfinished:
@@ -185,7 +185,7 @@ class Delivery:
         try:
             replies = await deliver_in_time(route.handler, own)
             part.replies = per_recipient(replies, len(own.recipients))
-        except Exception as error:  # noqa: BLE001 - a sink of others: it is logged
+        except Exception as error:  # noqa: BLE001 - a user's sink may raise anything
             self._report(mail, route.name, " failed", error)
             part.replies = [FAILED] * len(own.recipients)
         if self._counts:
@@ -194,7 +194,7 @@ class Delivery:
             self._report(mail, route.name, ": the copy was not stored", _first_refusal(part))
 
     def _report(self, mail: Mail, sink: str, what: str, reason: str | Exception = "") -> None:
-        """Log what is wrong with a sink: a client can cause many such lines."""
+        """Log a problem of a sink; many such lines of a client are summarized."""
         error = reason if isinstance(reason, Exception) else None
         line = ClientLine.of(
             log,
@@ -209,15 +209,15 @@ class Delivery:
         self._reporter.note(line, error=error)
 
     def close(self) -> None:
-        """Write the lines of the log that were gathered."""
+        """Log the summaries of lines."""
         self._reporter.close()
 
     # -- memory --------------------------------------------------------------------------------
 
     async def _remember(self, mail: Mail, parts: Sequence[_Part], again: set[str]) -> None:
-        """Remember who has a message that the client will send again, and for whom it will.
+        """Remember the sinks that have a message which the client will send again.
 
-        :param again: the recipients
+        :param again: the recipients for which it will be sent again
         """
         got = {
             part.route.name: frozenset(
@@ -233,12 +233,12 @@ class Delivery:
 
 
 async def _key_of(mail: Mail) -> str:
-    """Return a hash of sender and content: a client may send it again to some recipients alone."""
+    """Return a hash of sender and content, as the client may omit some recipients the next time."""
     return await key_of(replace(mail, recipients=(), all_recipients=()))
 
 
 def _sent_again(mail: Mail, replies: Sequence[str], session: AnySession) -> set[str]:
-    """Return the recipients for whom a client sends a message again; in SMTP it is all or none."""
+    """Return the recipients for which the client sends a message again; in SMTP, all or none."""
     refused = {
         recipient.address
         for recipient, reply in zip(mail.recipients, replies, strict=True)
@@ -250,7 +250,7 @@ def _sent_again(mail: Mail, replies: Sequence[str], session: AnySession) -> set[
 
 
 def _skip_delivered(part: _Part, known: frozenset[str]) -> None:
-    """Take the recipients out of a part for whom its sink has the message already."""
+    """Remove the recipients from a part for which its sink has the message already."""
     if not known:
         return
     pairs = list(zip(part.indices, part.recipients, strict=True))
@@ -277,7 +277,7 @@ def _replies(mail: Mail, parts: Sequence[_Part]) -> list[str]:
 
 
 def _severity(reply: str) -> int:
-    """Return 2 for 4yz: the client is to try again, whatever the others said."""
+    """Return the rank of a reply; 4yz is the highest, as the client must try again then."""
     return {"2": 0, "5": 1}.get(reply[:1], 2)
 
 

@@ -1,6 +1,7 @@
-"""ForgedResults: takes Authentication-Results in this server's name out of messages of clients.
+"""ForgedResults: removes forged Authentication-Results from messages of clients.
 
-Filters and sinks get a message without them; what filters add stays.
+These are fields with a name of this server. Handlers get messages without them; fields that filters
+add remain.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ REMOVED = "Authentication-Results removed, which named this server"
 
 
 class ForgedResults:
-    """Removes them before the first handler sees a message.
+    """Removes the fields before the first handler is called.
 
-    Those of clients that are trusted stay: of ``--exempt``, and of unix sockets, which are programs
-    of this machine.
+    The fields of trusted clients remain: those of ``--exempt``, and of unix sockets, which are
+    programs of this machine.
     """
 
     def __init__(self) -> None:
@@ -47,15 +48,15 @@ class ForgedResults:
         self._tally: Tally | None = None
 
     def name(self, ids: Iterable[str]) -> None:
-        """Say which names this server has besides its own (``--authserv-id``)."""
+        """Set the names that this server has besides its own (``--authserv-id``)."""
         self._ids = frozenset(map(authserv_key, ids))
 
     def count_with(self, tally: Tally) -> None:
-        """Count the messages that have had some."""
+        """Count the messages with forged fields in *tally*."""
         self._tally = tally
 
     def hook(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a hook DATA that calls *hook* with a message without them."""
+        """Return a hook DATA that calls *hook* with the message without forged fields."""
 
         async def clean_first(server: Any, session: Any, envelope: Any) -> Any:
             await self._clean(server, session, envelope)
@@ -76,7 +77,7 @@ class ForgedResults:
         content = envelope.original_content
         ids = self._ids | {authserv_key(server.hostname)}
         if has_long_header(content):
-            await asyncio.sleep(0)  # from here on in a task
+            await asyncio.sleep(0)  # continue in a task: see may_end_at_once()
             cleaned = await asyncio.to_thread(without_results, content, ids)
         else:
             cleaned = without_results(content, ids)
@@ -91,7 +92,7 @@ class ForgedResults:
         self._reporter.note(ClientLine.of(log, logging.INFO, session.peer, REMOVED, session=of))
 
     def close(self) -> None:
-        """Write the lines of the log that were gathered."""
+        """Log the summaries of lines."""
         self._reporter.close()
 
 

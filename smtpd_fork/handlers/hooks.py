@@ -1,8 +1,8 @@
-"""Hooks: what a handler may have, as protocols for type checkers.
+"""Hooks: the methods that a handler may have, as protocols for type checkers.
 
-A handler has any of these methods; none has to be derived from anything. ``server`` is the session
-of the client (:class:`smtpd_fork.SMTP`). A hook is a coroutine function, or a function that returns
-something to await; parameters may have any names. See docs/handlers.md for what they are for.
+A handler has any of these methods, and needs no base class. ``server`` is the session object of the
+client (:class:`smtpd_fork.SMTP`). A hook is a coroutine function, or a function that returns an
+awaitable; its parameters may have any names. docs/handlers.md describes the hooks.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ __all__ = [
 
 
 class HandlesCONNECT(Protocol):
-    """Is asked before the greeting."""
+    """Called before the greeting."""
 
     def handle_CONNECT(self, server: SMTP, session: Session, /) -> Awaitable[Answer]:
-        """Return MISSING to greet, or a reply of 4yz or 5yz to turn the client away."""
+        """Return MISSING to send the greeting, or a reply 4yz or 5yz to refuse the client."""
 
 
 class HandlesDISCONNECT(Protocol):
-    """Is called when the connection is gone."""
+    """Called when the connection is closed."""
 
     def handle_DISCONNECT(self, server: SMTP, session: Session, /) -> Awaitable[object]:
-        """Return whatever you like."""
+        """Return anything; the result is ignored."""
 
 
 class HandlesHELO(Protocol):
-    """Is asked at HELO."""
+    """Called at HELO."""
 
     def handle_HELO(
         self, server: SMTP, session: Session, envelope: Envelope, hostname: str, /
@@ -54,7 +54,7 @@ class HandlesHELO(Protocol):
 
 
 class HandlesEHLO(Protocol):
-    """Is asked at EHLO and LHLO."""
+    """Called at EHLO and LHLO."""
 
     def handle_EHLO(
         self,
@@ -69,34 +69,34 @@ class HandlesEHLO(Protocol):
 
 
 class HandlesSTARTTLS(Protocol):
-    """Is asked after the handshake of STARTTLS."""
+    """Called after the handshake of STARTTLS."""
 
     def handle_STARTTLS(
         self, server: SMTP, session: Session, envelope: Envelope, /
     ) -> bool | Awaitable[bool]:
-        """Return whether the session may go on."""
+        """Return whether the session may continue."""
 
 
 class HandlesAUTH(Protocol):
-    """Is asked at AUTH, before a mechanism is."""
+    """Called at AUTH, before the mechanism."""
 
     def handle_AUTH(
         self, server: SMTP, session: Session, envelope: Envelope, args: list[str], /
     ) -> Awaitable[Answer]:
-        """Return MISSING to have the mechanism asked, or a reply."""
+        """Return MISSING to call the mechanism, or a reply."""
 
 
 class HandlesPROXY(Protocol):
-    """Is asked about a PROXY header."""
+    """Called with a PROXY header."""
 
     def handle_PROXY(
         self, server: SMTP, session: Session, envelope: Envelope, proxy_data: ProxyData, /
     ) -> Awaitable[object]:
-        """Return something true to accept it."""
+        """Return a true value to accept the client."""
 
 
 class HandlesMAIL(Protocol):
-    """Is asked at MAIL."""
+    """Called at MAIL."""
 
     def handle_MAIL(
         self,
@@ -107,11 +107,11 @@ class HandlesMAIL(Protocol):
         options: list[str],
         /,
     ) -> Awaitable[Answer]:
-        """Return MISSING, or set ``envelope.mail_from`` and return a reply."""
+        """Return MISSING to accept the sender, or set ``envelope.mail_from`` and return a reply."""
 
 
 class HandlesRCPT(Protocol):
-    """Is asked at RCPT."""
+    """Called at RCPT."""
 
     def handle_RCPT(
         self,
@@ -122,20 +122,20 @@ class HandlesRCPT(Protocol):
         options: list[str],
         /,
     ) -> Awaitable[Answer]:
-        """Return MISSING, or add to ``envelope.rcpt_tos`` and return a reply."""
+        """Return MISSING to accept the recipient, or change ``rcpt_tos`` and return a reply."""
 
 
 class HandlesDATA(Protocol):
-    """Is given every message."""
+    """Called with every message."""
 
     def handle_DATA(
         self, server: SMTP, session: Session, envelope: Envelope, /
     ) -> Awaitable[Answer | Sequence[Answer]]:
-        """Return a reply; in LMTP perhaps one for each recipient."""
+        """Return a reply; in LMTP it may be a sequence with a reply for each recipient."""
 
 
 class HandlesRSET(Protocol):
-    """Is asked at RSET."""
+    """Called at RSET."""
 
     def handle_RSET(
         self, server: SMTP, session: Session, envelope: Envelope, /
@@ -144,7 +144,7 @@ class HandlesRSET(Protocol):
 
 
 class HandlesNOOP(Protocol):
-    """Is asked at NOOP."""
+    """Called at NOOP."""
 
     def handle_NOOP(
         self, server: SMTP, session: Session, envelope: Envelope, argument: Any, /
@@ -153,7 +153,7 @@ class HandlesNOOP(Protocol):
 
 
 class HandlesVRFY(Protocol):
-    """Is asked at VRFY."""
+    """Called at VRFY."""
 
     def handle_VRFY(
         self, server: SMTP, session: Session, envelope: Envelope, address: str, /
@@ -162,7 +162,7 @@ class HandlesVRFY(Protocol):
 
 
 class HandlesQUIT(Protocol):
-    """Is asked at QUIT."""
+    """Called at QUIT."""
 
     def handle_QUIT(
         self, server: SMTP, session: Session, envelope: Envelope, /
@@ -171,14 +171,14 @@ class HandlesQUIT(Protocol):
 
 
 class HandlesException(Protocol):
-    """Is asked what to answer when something was raised."""
+    """Called when a hook or a command has raised an exception."""
 
     def handle_exception(self, error: Exception, /) -> Awaitable[str | bytes]:
-        """Return a reply."""
+        """Return the reply to the command."""
 
 
 class ProcessesMessage(Protocol):
-    """Is given every message, as in aiosmtpd's first years; deprecated."""
+    """Called with every message, as in early versions of aiosmtpd; deprecated."""
 
     def process_message(
         self, peer: Any, mail_from: str, rcpt_tos: list[str], data: Any, /
@@ -209,4 +209,4 @@ Handler: TypeAlias = (
     | Sink
     | AiosmtpdSink
 )
-"""What has at least one hook, a sink or a filter, with a :class:`Route` around it or not."""
+"""A handler: an object with at least one hook, a sink or a filter, or a :class:`Route` of one."""

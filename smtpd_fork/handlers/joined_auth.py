@@ -1,7 +1,7 @@
-"""Joined AUTH: the mechanisms of a chain, made of those of its handlers.
+"""Joined AUTH: combines the mechanisms of a chain's handlers.
 
-Of several handlers with a mechanism the first one decides, of those whose conditions hold. EHLO
-offers a mechanism only to clients for whom there is one.
+If several handlers have a mechanism, the first one whose conditions match is called. EHLO offers
+only mechanisms for which the client has a handler.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["conditional_offer", "joined_mechanisms"]
 
 
 def joined_mechanisms(routes: Sequence[Route]) -> dict[str, Any]:
-    """Return by name of attribute the mechanisms of all handlers, such as ``auth_PLAIN``."""
+    """Return the mechanisms of all handlers by attribute name, such as ``auth_PLAIN``."""
     names = {name for route in routes for name in _attributes(route)}
     return {
         name: _joined([route for route in routes if name in _attributes(route)], name)
@@ -33,7 +33,7 @@ def joined_mechanisms(routes: Sequence[Route]) -> dict[str, Any]:
 
 
 def conditional_offer(routes: Sequence[Route]) -> Hook | None:
-    """Return a hook that takes out of EHLO what the client cannot use; None: it can use all."""
+    """Return a hook EHLO that removes mechanisms which the client cannot use, or None."""
     several = [route for route in routes if _attributes(route)]
     if all(route.when is None for route in several):
         return None
@@ -82,6 +82,6 @@ def _mechanisms(routes: Iterable[Route]) -> set[str]:
 
 
 def _mechanism(method: Callable[..., Any], name: str) -> str:
-    """Return the name of a mechanism, as aiosmtpd has it."""
+    """Return the name of a mechanism, by the rules of aiosmtpd."""
     named: str = getattr(method, "__auth_mechanism_name__", name[5:].replace("__", "-"))
     return named.upper()

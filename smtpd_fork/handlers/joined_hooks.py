@@ -1,15 +1,15 @@
-"""Joined hooks: the hook of a chain, made of those of its handlers.
+"""Joined hooks: combines the hooks of a chain's handlers.
 
-A hook is asked of each handler that has it, in order. The first answer wins; MISSING is "no
-opinion". Some hooks have a rule of their own:
+A hook is called for each handler that has it, in order. The first answer is used; MISSING leaves
+the decision to the next handler. Some hooks have their own rules:
 
 - EHLO: each handler may change the list of replies, and the next one gets the changed list;
-- RCPT: behind a handler that redirects recipients (:class:`~smtpd_fork.filters.Filter`), the others
-  are asked about each of the new addresses (:mod:`~smtpd_fork.handlers.redirection`);
-- CONNECT, HELO, EHLO, MAIL, RCPT and DATA: behind a filter whose answer is provisional others are
-  asked as well (:mod:`~smtpd_fork.handlers.provisional`);
-- STARTTLS: all have to agree;
-- DISCONNECT: every handler is called, whatever the others did.
+- RCPT: after a handler that redirects recipients (:class:`~smtpd_fork.filters.Filter`), the next
+  handlers are called with each of the new addresses (:mod:`~smtpd_fork.handlers.redirection`);
+- CONNECT, HELO, EHLO, MAIL, RCPT and DATA: after a filter with a provisional answer, the next
+  handlers are called as well (:mod:`~smtpd_fork.handlers.provisional`);
+- STARTTLS: all handlers must accept;
+- DISCONNECT: every handler is called, also after errors of others.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ Hook: TypeAlias = Callable[..., Awaitable[Any]]
 NO_ROOM = "452 4.3.1 Insufficient system storage, try again later"
 
 _OLD_EHLO_PARAMETERS = 4
-"""aiosmtpd's deprecated handle_EHLO(server, session, envelope, hostname)."""
+"""Parameters of aiosmtpd's deprecated handle_EHLO(server, session, envelope, hostname)."""
 
 
 def one_hook(name: str, hooks: Sequence[Hook]) -> Any:
-    """Return one hook that asks several."""
+    """Return one hook that calls several hooks."""
     return _SPECIAL.get(name, _first_answer)(hooks)
 
 
 def message_hook(hooks: Sequence[Hook], *, withhold: bool) -> Hook:
-    """Return one hook DATA that asks several.
+    """Return one hook DATA that calls several hooks.
 
-    :param withhold: no sink takes what a filter has put aside
+    :param withhold: whether no sink stores quarantined messages
     """
     if len(hooks) == 1:
         return hooks[0]
@@ -66,7 +66,7 @@ def message_hook(hooks: Sequence[Hook], *, withhold: bool) -> Hook:
             if said is not None and not is_filter:
                 if said.if_permitted:
                     return said.if_permitted  # before a handler delivers the message
-                said = None  # a refusal from here on is none of a filter
+                said = None  # a later rejection is not that of a filter
             content = envelope.original_content
             status = await each(server, session, envelope)
             if provisional is not None and (new := provisional.take_provisional(envelope)):
@@ -83,7 +83,7 @@ def message_hook(hooks: Sequence[Hook], *, withhold: bool) -> Hook:
 
 
 def _may_hold(server: Any) -> bool:
-    """Whether the memory limits allow a message as a handler has changed it."""
+    """Return whether the memory limits allow a message that a handler has changed."""
     charge = getattr(server, "charge_message", None)  # aiosmtpd's server has none
     return charge is None or charge()
 
@@ -91,9 +91,10 @@ def _may_hold(server: Any) -> bool:
 def conditional(
     name: str, hook: Callable[..., Any], when: When, handler: object
 ) -> Callable[..., Any]:
-    """Return a hook that is not called, and has no opinion, where conditions do not hold.
+    """Return a hook that is called only if conditions match; otherwise it returns MISSING.
 
-    But a handler that was asked about a session learns of its end: it may hold something for it.
+    A handler that was called for a session gets its DISCONNECT in any case, as it may have stored
+    something for the session.
     """
     if name == "handle_STARTTLS":
 
@@ -119,19 +120,19 @@ def conditional(
 
 
 def hook_of(handler: Any, name: str) -> Hook | None:
-    """Return the hook of a handler; aiosmtpd's Sink takes messages without one."""
+    """Return the hook of a handler; aiosmtpd's Sink accepts messages without a hook."""
     if name == "handle_DATA" and isinstance(handler, AiosmtpdSink):
-        return getattr(handler, name, _taken)
+        return getattr(handler, name, _accept_message)
     return getattr(handler, name, None)
 
 
-async def _taken(*_: object) -> str:
-    """Stand in for the handle_DATA that aiosmtpd's Sink has not: it is there to take messages."""
+async def _accept_message(*_: object) -> str:
+    """Accept a message, in place of the missing handle_DATA of aiosmtpd's Sink."""
     return "250 2.0.0 Ok"
 
 
 def is_hook(name: str) -> bool:
-    """Whether that is the name of a hook."""
+    """Return whether *name* is the name of a hook."""
     return name.startswith("handle_") and name != "handle_exception"
 
 
@@ -152,10 +153,10 @@ def _first_answer(hooks: Sequence[Hook]) -> Hook:
 def _provisional(
     hooks: Sequence[Hook], *, redirected: bool = False, of_client: bool = False
 ) -> Hook:
-    """Return a hook whose answers may be provisional.
+    """Return a hook that handles provisional answers.
 
-    :param redirected: RCPT: a handler may have others take the place of the address
-    :param of_client: CONNECT or HELO; else MAIL or RCPT
+    :param redirected: for RCPT: a handler may replace the address by others
+    :param of_client: for CONNECT or HELO; otherwise for MAIL or RCPT
     """
     for index, hook in enumerate(hooks[:-1]):
         if redirected and redirects(hook):
@@ -170,7 +171,7 @@ def _provisional(
     return _first_answer(hooks)
 
 
-def _everybody(hooks: Sequence[Hook]) -> Hook:
+def _all_handlers(hooks: Sequence[Hook]) -> Hook:
     async def handle_DISCONNECT(server: Any, session: Any) -> None:
         errors = []
         for each in hooks:
@@ -211,7 +212,7 @@ def _ehlo(hooks: Sequence[Hook]) -> Hook:
                 continue
             changed, responses = True, answer
             if responses and responses[0][:1] in {"4", "5"}:
-                session.host_name = name  # it is refused: no handler is to take the client's name
+                session.host_name = name  # EHLO is rejected, so the name is restored
                 if said.if_refused and responses[0][:1] == "5":
                     responses = [said.if_refused]
                 break
@@ -221,7 +222,7 @@ def _ehlo(hooks: Sequence[Hook]) -> Hook:
 
 
 def _or_without_name(hook: Hook) -> Hook:
-    """Return a hook EHLO that leaves no name behind if a handler fails."""
+    """Return a hook EHLO that restores the client's name if a handler fails."""
 
     @functools.wraps(hook)
     async def handle_EHLO(server: Any, session: Any, *args: Any) -> Any:
@@ -229,7 +230,7 @@ def _or_without_name(hook: Hook) -> Hook:
         try:
             return await hook(server, session, *args)
         except BaseException:
-            session.host_name = name  # a handler before it has taken that of the client
+            session.host_name = name  # an earlier handler has changed it
             raise
 
     return handle_EHLO
@@ -239,7 +240,7 @@ def _starttls(hooks: Sequence[Callable[..., Any]]) -> Any:
     async def handle_STARTTLS(*args: Any) -> bool:
         accepted = True
         for each in hooks:
-            answer = each(*args)  # aiosmtpd has a plain function here
+            answer = each(*args)  # in aiosmtpd it is a plain function
             if inspect.isawaitable(answer):
                 answer = await answer
             accepted = accepted and bool(answer)
@@ -250,7 +251,7 @@ def _starttls(hooks: Sequence[Callable[..., Any]]) -> Any:
 
 _SPECIAL: dict[str, Callable[..., Any]] = {
     "handle_CONNECT": partial(_provisional, of_client=True),
-    "handle_DISCONNECT": _everybody,
+    "handle_DISCONNECT": _all_handlers,
     "handle_EHLO": _ehlo,
     "handle_HELO": partial(_provisional, of_client=True),
     "handle_MAIL": _provisional,

@@ -1,7 +1,8 @@
-"""Handlers by name: a built-in one such as ``maildir:PATH``, or ``module:attr``.
+"""Load handlers by name: a built-in one such as ``maildir:PATH``, or ``module:attr``.
 
 ``module:attr`` names an instance, a class, or a function that returns an instance. Arguments may
-follow: ``module:attr:one,two``. A class with aiosmtpd's ``from_cli(parser, *args)`` is made by it.
+follow: ``module:attr:one,two``. A class with aiosmtpd's ``from_cli(parser, *args)`` is constructed
+by that method.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ __all__ = [
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 _PLAIN = (str, bytes, int, float, type(None))
-"""What a function returns that makes no handler."""
+"""Types that are never a handler."""
 
 
 def load_handlers(
@@ -48,12 +49,12 @@ def load_handlers(
     *,
     seconds: float = math.inf,
 ) -> Chain:
-    """Return the chain of the handlers that *entries* name, in order.
+    """Return the chain of the handlers of *entries*, in order.
 
-    :param directory: that relative paths are relative to; default: the current directory
-    :param seconds: that a hook may take
-    :raises HandlerError: one of them cannot be found, imported or constructed, or they contradict
-        each other
+    :param directory: the directory for relative paths; default: the current directory
+    :param seconds: the time limit of a hook
+    :raises HandlerError: a handler cannot be found, imported or constructed, or the handlers
+        contradict each other
     """
     routes = []
     for number, entry in enumerate(entries, 1):
@@ -77,7 +78,7 @@ def load_handlers_again(
 ) -> Chain:
     """Return a chain of the same handlers, with *modules* imported again.
 
-    :raises HandlerError: a handler cannot be made; the modules stay as they were
+    :raises HandlerError: a handler cannot be loaded; the previous modules are restored
     """
     before = {name: sys.modules.pop(name) for name in modules if name in sys.modules}
     importlib.invalidate_caches()
@@ -91,7 +92,7 @@ def load_handlers_again(
 
 
 def modules_of(entries: Iterable[HandlerEntry]) -> set[str]:
-    """Return the names of the modules that *entries* name; built-in handlers have none."""
+    """Return the names of the modules in *entries*; built-in handlers have none."""
     names = {entry.get("use", "") if isinstance(entry, dict) else entry for entry in entries}
     return {module for each in names if (module := each.partition(":")[0]) not in BUILT_IN}
 
@@ -99,10 +100,9 @@ def modules_of(entries: Iterable[HandlerEntry]) -> set[str]:
 def load_route(
     entry: HandlerEntry, directory: Path | None = None, *, seconds: float = math.inf
 ) -> Route:
-    """Return the handler that an entry names, with its conditions.
+    """Return the handler of an entry, with its conditions.
 
-    :param seconds: that a hook may take
-
+    :param seconds: the time limit of a hook
     :raises HandlerError: it cannot be found, imported or constructed
     """
     key = ""
@@ -115,7 +115,7 @@ def load_route(
             key = error.setting
             value = shown_value(entry, key, error.value)
             raise HandlerError(f"{key}{value}: {error.reason}") from None
-        return route  # noqa: TRY300 - it is the end of the inner block
+        return route  # noqa: TRY300 - this is the end of the inner block
     except HandlerError as error:
         named = HandlerError(f"handler {shown_entry(entry)}: {error}")
         named.key = key
@@ -123,14 +123,14 @@ def load_route(
 
 
 def shown_entry(entry: HandlerEntry) -> str:
-    """Return an entry as an error shows it."""
+    """Return an entry in the form of error messages."""
     if isinstance(entry, dict):
         return repr(entry.get("use"))
     return repr(shown_handler(entry))
 
 
 def shown_value(entry: HandlerEntry, key: str, value: object) -> str:
-    """Return the value of a key as an error shows it; of handlers of others none is shown."""
+    """Return the value of a key in the form of error messages; it is hidden for users' handlers."""
     table = {"use": HandlerSpec.of(entry).use if isinstance(entry, str) else entry.get("use")}
     name = key.partition(".")[0]
     shown = shown_handler(table | {name: value})[name]
@@ -138,7 +138,7 @@ def shown_value(entry: HandlerEntry, key: str, value: object) -> str:
 
 
 def load_handler(text: HandlerEntry) -> Any:
-    """Return the handler that an entry names, without its conditions.
+    """Return the handler of an entry, without its conditions.
 
     :raises HandlerError: it cannot be found, imported or constructed
     """
@@ -172,7 +172,7 @@ def _texts(key: str, value: Any) -> list[str]:
 
 
 def _check_limit(spec: HandlerSpec, route: Route, seconds: float) -> None:
-    """See that a sink does not want longer than its hook gets."""
+    """Check that the time limit of a sink is shorter than that of its hook."""
     longest = sink_limit(seconds)
     if route.is_sink and "timeout" in spec.keys and route.own_limit > longest:
         reason = f"must be at most {longest:g}s: --handler-timeout is {seconds:g}s"
@@ -197,7 +197,7 @@ BUILT_IN = {
     "s3": "smtpd_fork.sinks.s3:S3",
     "webhook": "smtpd_fork.sinks.webhook:Webhook",
 }
-"""The built-in handlers; each is imported when it is used, for it may need libraries."""
+"""The built-in handlers; each is imported when it is used, as it may need libraries."""
 
 
 def _built_in(spec: HandlerSpec, directory: Path | None) -> Any:
@@ -212,13 +212,16 @@ def _built_in(spec: HandlerSpec, directory: Path | None) -> Any:
         if first in keys or len(spec.arguments) > 1:
             raise HandlerError(f"{spec.use} takes {first} once")
         if not spec.arguments[0]:
-            raise HandlerError(f"{spec.use}: needs {first} behind the colon")
+            raise HandlerError(f"{spec.use}: needs {first} after the colon")
         keys[first] = spec.arguments[0]
     values = parameters.values(keys, directory)
     parameters.check_complete(keys)
     try:
         return made_by(**values)
-    except (ValueError, RuntimeError) as error:  # pathlib's RuntimeError: no such user's home
+    except (
+        ValueError,
+        RuntimeError,
+    ) as error:  # pathlib raises RuntimeError for ~USER of an unknown user
         raise HandlerError(str(error)) from None
 
 
@@ -235,7 +238,7 @@ def _of_module(spec: HandlerSpec, directory: Path | None) -> Any:
         arguments = []
         parameters.check_complete(keys)
     elif parameters is not None and not spec.typed:
-        # As text, KEY=VALUE of no parameter's name was an argument always.
+        # In text, KEY=VALUE with an unknown key has always been an argument.
         others = [key for key in keys if not parameters.has(key)]
         for key in others:
             arguments += f"{key}={keys.pop(key)}".split(",")
@@ -244,7 +247,7 @@ def _of_module(spec: HandlerSpec, directory: Path | None) -> Any:
 
 
 def _is_ours(found: Any) -> bool:
-    """Whether it is a sink or filter: its arguments are typed, and its keys are known."""
+    """Return whether it is a class of a sink or filter, with typed arguments and known keys."""
     is_class = inspect.isclass(found) and not hasattr(found, "from_cli")
     return is_class and issubclass(found, (Filter, Sink))
 
@@ -252,7 +255,7 @@ def _is_ours(found: Any) -> bool:
 def _named(
     arguments: Sequence[Any], names: Sequence[str], keys: Collection[str]
 ) -> Mapping[str, Any]:
-    """Return arguments as keys, in the order of the parameters."""
+    """Return arguments as keys, by the order of the parameters."""
     named = dict(zip(names, arguments, strict=False))
     for name in named:
         if name in keys:
@@ -261,15 +264,15 @@ def _named(
 
 
 def _find(module_name: str, attr: str) -> Any:
-    """Import what ``module:attr`` names; the current directory counts, as for ``python -m``."""
+    """Import ``module:attr``, which may be in the current directory as with ``python -m``."""
     if not _DOTTED.fullmatch(module_name) or not _DOTTED.fullmatch(attr):
         near = get_close_matches(module_name, BUILT_IN, 1, ALIKE)
-        rest = f":{attr}" if attr[:1] in {"/", ".", "~"} else ""  # not a secret in an argument
+        rest = f":{attr}" if attr[:1] in {"/", ".", "~"} else ""  # other text may be a secret
         hint = f"; did you mean {near[0]}{rest}?" if near else ""
         raise HandlerError(f"not a module:attr{hint}")
     try:
         found: Any = import_here(module_name)
-    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+    except (Exception, SystemExit) as error:  # the import of a module may raise anything
         missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
         near = get_close_matches(module_name, BUILT_IN, 1, ALIKE) if missing else []
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -282,7 +285,7 @@ def _find(module_name: str, attr: str) -> Any:
 
 
 def _make(found: Any, arguments: list[str], keys: Mapping[str, Any]) -> Any:
-    """Return an instance: *found* itself, or what it makes when it is called."""
+    """Return an instance: *found* itself, or the result of calling it."""
     if inspect.isclass(found) or (callable(found) and not _is_handler(found)):
         handler = _call(found, arguments, keys)
     elif arguments or keys:
@@ -305,7 +308,7 @@ def _call(found: Callable[..., Any], arguments: list[str], keys: Mapping[str, An
     except SettingError as error:
         reason = without_arguments(error.reason, _secrets(arguments, keys))
         raise SettingError(error.setting, error.value, reason) from error
-    except (Exception, SystemExit) as error:  # whatever a constructor does
+    except (Exception, SystemExit) as error:  # a constructor may raise anything
         said = str(error) if isinstance(error, HandlerError) else _one_line(error)
         raise HandlerError(without_arguments(said, _secrets(arguments, keys))) from error
 
@@ -324,7 +327,7 @@ def _one_line(error: BaseException) -> str:
 
 
 class _Parser(ArgumentParser):
-    """What ``from_cli`` complains to."""
+    """The parser for ``from_cli``, which raises HandlerError."""
 
     def error(self, message: str) -> NoReturn:
         raise HandlerError(message)

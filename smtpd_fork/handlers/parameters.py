@@ -1,4 +1,4 @@
-"""Parameters: the keys of a handler, from the signature of what makes it, and their values."""
+"""Parameters: the keys of a handler, from the signature of its class or function."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["Parameters"]
 
 _UNKNOWN: Any = object()
-"""The hint of a parameter whose annotation cannot be evaluated."""
+"""The type of a parameter whose annotation cannot be evaluated."""
 
 
 class Parameters:
     """The parameters of a class or function that can be given as keys.
 
     :param made_by: the class or function
-    :param strict: whether a parameter whose type is no setting's is left out
+    :param strict: whether parameters whose type is not that of a setting are left out
     """
 
     def __init__(self, made_by: Callable[..., Any], *, strict: bool) -> None:
@@ -50,17 +50,17 @@ class Parameters:
 
     @property
     def keys(self) -> list[str]:
-        """The keys, the first of which may be given without its name."""
+        """The keys; the first may be given without its name."""
         return list(self._hints)
 
     def has(self, key: str) -> bool:
-        """Whether there is such a key."""
+        """Return whether there is such a key."""
         return key in self._hints or self._takes_any
 
     def values(self, keys: Mapping[str, Any], directory: Path | None) -> dict[str, Any]:
-        """Return the keyword arguments that *keys* are.
+        """Return the keyword arguments for *keys*.
 
-        :param directory: that relative paths are relative to; None: the current directory
+        :param directory: the directory for relative paths; None: the current directory
         :raises SettingError: a key is unknown, or its value cannot be read
         """
         values = {}
@@ -68,16 +68,16 @@ class Parameters:
             if not self.has(key):
                 near = get_close_matches(key, self._hints, 1)
                 known = ", ".join(self._hints) or "none"
-                hint = f"is {near[0]} meant?" if near else f"the keys are {known}"
+                hint = f"did you mean {near[0]}?" if near else f"the keys are {known}"
                 raise SettingError(key, shown_value(key, value), f"unknown key; {hint}")
             hint = self._hints.get(key, _UNKNOWN)
             values[key.replace("-", "_")] = _value(key, value, hint, directory)
         return values
 
     def check_complete(self, keys: Iterable[str]) -> None:
-        """See that every parameter without a default has a value.
+        """Check that every parameter without a default has a value.
 
-        :raises HandlerError: one has none
+        :raises HandlerError: a value is missing
         """
         given = set(keys)
         for name, parameter in _signature(self._made_by).items():
@@ -89,12 +89,12 @@ class Parameters:
 def _signature(made_by: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(made_by).parameters
-    except (TypeError, ValueError):  # of a C function, perhaps
+    except (TypeError, ValueError):  # perhaps a C function
         return {}
 
 
 def _hint(made_by: Callable[..., Any], parameter: inspect.Parameter) -> Any:
-    """Return the type of a parameter; a name that only a type checker imports is unknown."""
+    """Return the type of a parameter; a type that only type checkers import is unknown."""
     hint = parameter.annotation
     if hint is parameter.empty:
         return _UNKNOWN
@@ -103,13 +103,13 @@ def _hint(made_by: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     module = sys.modules.get(getattr(made_by, "__module__", ""))
     names = {**vars(setting_types), **(vars(module) if module else {})}
     try:
-        return eval(hint, names)  # noqa: S307 - the module's own text
-    except Exception:  # noqa: BLE001 - whatever an annotation does
+        return eval(hint, names)  # noqa: S307 - the text is from the module itself
+    except Exception:  # noqa: BLE001 - an annotation may raise anything
         return _UNKNOWN
 
 
 def _parts(hint: Any) -> Sequence[Any]:
-    """Return the types of a union; of another type itself."""
+    """Return the types of a union, or the type itself."""
     if get_origin(hint) in {Union, types.UnionType}:
         return [each for each in get_args(hint) if each is not type(None)]
     return [hint]
@@ -120,7 +120,7 @@ def _bare(hint: Any) -> Any:
 
 
 def _is_setting(hint: Any) -> bool:
-    """Whether text or TOML can give a value of that type."""
+    """Return whether text or TOML can represent a value of a type."""
     simple = {str, int, float, bool, dict}
     for part in map(_bare, _parts(hint)):
         origin = get_origin(part)
@@ -134,7 +134,7 @@ def _is_list(hint: Any) -> bool:
 
 
 def _extras(hint: Any) -> dict[str, Any]:
-    """Return what the Meta of a type says: how it is read, whether it is a path."""
+    """Return the ``extra`` of the Meta objects in a type, such as the function that parses text."""
     extras: dict[str, Any] = {}
     for part in _parts(hint):
         if get_origin(part) is Annotated:
@@ -147,7 +147,7 @@ def _extras(hint: Any) -> dict[str, Any]:
 
 
 def _value(key: str, value: Any, hint: Any, directory: Path | None) -> Any:
-    """Return *value* as the type of its parameter.
+    """Return *value* converted to the type of its parameter.
 
     :raises SettingError: it cannot be read
     """
@@ -171,12 +171,12 @@ def _value(key: str, value: Any, hint: Any, directory: Path | None) -> Any:
         return msgspec.convert(value, _convertible(hint), strict=not is_text)
     except msgspec.ValidationError as error:
         raise SettingError(key, value, reason_of(str(error), value, hint)) from None
-    except TypeError:  # a type that msgspec does not know
+    except TypeError:  # msgspec does not support this type
         return value
 
 
 def _convertible(hint: Any) -> Any:
-    """Return a type without the parts of a union that no text can be, such as ``PathLike``."""
+    """Return a type without the parts of a union that text cannot represent (``PathLike``)."""
     parts = [part for part in _parts(hint) if _is_setting(part)]
     if len(parts) == len(_parts(hint)) or not parts:
         return hint
@@ -194,13 +194,13 @@ def _read(value: Any, extras: Mapping[str, Any], directory: Path | None) -> Any:
 
 
 def _is_path(value: str, extras: Mapping[str, Any]) -> bool:
-    """Whether a value is a path; of some types it is one if it looks like one."""
+    """Return whether a value is a path; for some types this depends on the value."""
     path = extras.get("path", False)
     return bool(path(value) if callable(path) else path)
 
 
 def _resolved(path: str, directory: Path) -> str:
-    """Return a path, also behind ``unix:``, as one in *directory*, unless it is absolute."""
+    """Return a path, also one after ``unix:``, as an absolute path in *directory*."""
     front = "unix:" if path.startswith("unix:") else ""
     bare = path.removeprefix(front)
     if bare.startswith("~") or (not front and ":" in bare):

@@ -1,7 +1,7 @@
-"""Provisional answers: those of a filter that depend on what the handlers behind it say.
+"""Provisional answers: answers of a filter that depend on those of the next handlers.
 
-About client, sender and recipient all handlers behind it are asked. About a message only filters
-are that follow it directly: another handler might deliver the message.
+For client, sender and recipient, all next handlers are called. For a message, only the filters that
+follow directly are called: another handler might deliver the message.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ __all__ = ["asked_with_others", "is_of_filter", "provisional_filter"]
 
 
 def is_of_filter(hook: Hook) -> bool:
-    """Whether it is the hook of a filter."""
+    """Return whether it is the hook of a filter."""
     return isinstance(_owner(hook), Filter)
 
 
 def provisional_filter(hook: Hook) -> AnswersProvisionally | None:
-    """Return the filter whose hook it is, if its answers may be provisional."""
+    """Return the filter to which the hook belongs, if its answers may be provisional."""
     owner = _owner(hook)
     return owner if isinstance(owner, AnswersProvisionally) else None
 
 
 def _owner(hook: Hook) -> Any:
-    function: Any = inspect.unwrap(hook)  # a handler with conditions has its hooks wrapped
+    function: Any = inspect.unwrap(hook)  # the hooks of a handler with conditions are wrapped
     return getattr(function, "__self__", None)
 
 
 def asked_with_others(
     first: Hook, filter_: AnswersProvisionally, behind: Hook, *, of_client: bool
 ) -> Hook:
-    """Return a hook: *first*, of *filter_*, then *behind*.
+    """Return a hook that calls *first*, of *filter_*, and then *behind*.
 
-    :param of_client: CONNECT or HELO; else MAIL or RCPT
+    :param of_client: for CONNECT or HELO; otherwise for MAIL or RCPT
     """
 
     async def hook(server: Any, session: Any, *args: Any) -> Any:
@@ -65,7 +65,7 @@ def asked_with_others(
 
 
 class _Before:
-    """Sender and recipients before handlers were asked, which may have set them themselves."""
+    """Sender and recipients before the handlers were called, which may have changed them."""
 
     def __init__(self, envelope: Any) -> None:
         self._sender = envelope.mail_from

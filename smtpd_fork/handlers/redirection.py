@@ -1,8 +1,8 @@
-"""Redirection: a recipient that a handler has replaced, and the handlers behind that handler.
+"""Redirection: calls handlers with the new addresses of a recipient that a handler has replaced.
 
-A handler that makes other addresses of a recipient appends them to ``envelope.rcpt_tos`` and
-returns 2yz, as aiosmtpd wants it. The handlers behind it have to be asked nevertheless, and about
-the new addresses: a mailbox server knows these, and may know nothing of the alias.
+As in aiosmtpd, a handler that replaces a recipient appends the new addresses to
+``envelope.rcpt_tos`` and returns 2yz. The next handlers must be called nevertheless, with the new
+addresses: a mailbox server knows these, but may not know the alias.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Hook: TypeAlias = Callable[..., Awaitable[Any]]
 
 
 def redirects(hook: Hook) -> bool:
-    """Whether a hook, or the handler whose method it is, declares that it redirects recipients."""
-    function: Any = inspect.unwrap(hook)  # a handler with conditions has its hooks wrapped
+    """Return whether a hook, or its handler, declares that it redirects recipients."""
+    function: Any = inspect.unwrap(hook)  # the hooks of a handler with conditions are wrapped
     return bool(getattr(getattr(function, "__self__", function), "redirects", False))
 
 
 def asked_about_each(redirecting: Hook, behind: Hook) -> Hook:
-    """Return a hook RCPT: *redirecting*, then *behind* about the recipient, or what it became.
+    """Return a hook RCPT that calls *redirecting*, and then *behind* with each resulting address.
 
-    A recipient of which *behind* refuses one address is refused: its client can send no message to
-    the others without losing that one.
+    If *behind* rejects one of the addresses, the recipient is rejected: otherwise messages to the
+    recipient would never reach that address.
     """
 
     async def handle_RCPT(

@@ -1,4 +1,4 @@
-"""Route: a handler, and which sessions and messages it is for."""
+"""Route: a handler with conditions that select its sessions and messages."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ __all__ = [
 ]
 
 Copy: TypeAlias = Literal[False, True, "best-effort"]
-"""Whether a sink gets copies: no; yes, and 250 waits for it; or as well as it can."""
+"""Whether a sink gets copies: no; yes, and 250 is sent only after it has stored the copy; or
+best-effort."""
 
 
 class Route:
-    """A handler with conditions; one without conditions need not be wrapped.
+    """A handler with conditions. Handlers without conditions need no Route.
 
     ::
 
@@ -40,18 +41,20 @@ class Route:
                 Route(S3("archive"), copy="best-effort")])
 
     :param handler: a filter, or a sink
-    :param recipients: of a sink: the recipients that it takes, as addresses and domains
-        (``a@example.com``, ``example.com``, ``*.example.com``); default: all.
-        In a file this is ``for``
-    :param copy: of a sink: it gets a copy of what other sinks take. If True, the client gets 250
-        only if the copy was stored; ``"best-effort"`` logs and counts a failure
-    :param quarantine: of a sink: it takes what a filter has put aside
-        (:func:`smtpd_fork.quarantine`), and nothing else
-    :param when: conditions, as a table with the keys of :class:`When`, or one
-    :param name: for logs and metrics; default: the name of the class in lower case
-    :ivar own_limit: of a sink: the seconds that it may take for a message by itself
+    :param recipients: for a sink: the recipients that it stores messages for, as addresses and
+        domains (``a@example.com``, ``example.com``, ``*.example.com``); default: all. In a file
+        this is ``for``
+    :param copy: for a sink: it gets a copy of the messages that other sinks store. If True, the
+        client gets 250 only if the copy was stored; with ``"best-effort"``, a failure is only
+        logged and counted
+    :param quarantine: for a sink: it stores only messages that a filter has quarantined
+        (:func:`smtpd_fork.quarantine`)
+    :param when: conditions: a table with the keys of :class:`When`, or a When
+    :param name: the name in logs and metrics; default: the name of the class in lower case
+    :ivar own_limit: for a sink: its own time limit for a message, in seconds
     :raises SettingError: a condition cannot be read
-    :raises HandlerError: *recipients*, *copy* or *quarantine* of a handler that is no sink
+    :raises HandlerError: *recipients*, *copy* or *quarantine* was given, but the handler is not a
+        sink
     """
 
     def __init__(
@@ -93,19 +96,19 @@ class Route:
         return not (self.when or self.recipients or self.copy or self.quarantine)
 
     def takes(self, address: str) -> bool:
-        """Whether the sink is for a recipient."""
+        """Return whether the sink is responsible for a recipient."""
         return not self.recipients or self.recipients.match(address)
 
     def check_deliver(self) -> None:
-        """See that the sink can get a part of a message, or a copy.
+        """Check that the sink can get a part of a message, or a copy.
 
-        :raises HandlerError: a class with its own handle_DATA has no deliver() of its own
+        :raises HandlerError: its class overrides handle_DATA, but not deliver()
         """
         lineage = type(self.handler).__mro__
         of_data = next(each for each in lineage if "handle_DATA" in vars(each))
         of_deliver = next(each for each in lineage if "deliver" in vars(each))
         if of_deliver is Sink or lineage.index(of_data) < lineage.index(of_deliver):
-            reason = "has handle_DATA; one of several sinks, or with for or copy, needs deliver()"
+            reason = "has handle_DATA; with several sinks, or with for or copy, it needs deliver()"
             raise HandlerError(f"{self.name} {reason}")
 
     def __repr__(self) -> str:
@@ -129,7 +132,7 @@ def _checked_quarantine(value: Any) -> bool:
 
 
 def routes_of(handlers: Sequence[Any]) -> tuple[Route, ...]:
-    """Return handlers as routes, whose names differ."""
+    """Return the routes of handlers, with unique names."""
     routes, names = [], set[str]()
     for handler in handlers:
         route = handler if isinstance(handler, Route) else Route(handler)
@@ -143,7 +146,7 @@ def routes_of(handlers: Sequence[Any]) -> tuple[Route, ...]:
 
 
 def reachable_sinks(routes: Sequence[Route]) -> list[Route]:
-    """Return the sinks that get messages: no sink before them takes all that they would take."""
+    """Return the sinks that may get messages, as no sink before them matches all their messages."""
     takers: list[Route] = []
     found = []
     for route in routes:
@@ -155,36 +158,37 @@ def reachable_sinks(routes: Sequence[Route]) -> list[Route]:
 
 
 def route_faults(routes: Sequence[Route]) -> Iterator[str]:
-    """Yield what is contradictory in a chain: a handler that would never get a message."""
+    """Yield the contradictions in a chain, such as a handler that never gets a message."""
     sinks: list[Route] = []
     for route in routes:
         if route.is_sink:
             takers = [each for each in sinks if not each.copy]
             before = next((each for each in takers if _takes_all_of(each, route)), None)
             if before is not None and not route.copy:
-                yield f"the sink {route.name} gets no message: {before.name} before it takes all"
+                reason = f"{before.name} takes all messages before it"
+                yield f"the sink {route.name} gets no message: {reason}"
             sinks.append(route)
         elif sinks and hasattr(route.handler, "handle_DATA"):
-            yield f"{route.name} stands behind the sink {sinks[0].name} and gets no message"
+            yield f"{route.name} is after the sink {sinks[0].name} and gets no message"
     yield from _faults_of_kinds(routes, sinks)
 
 
 def _faults_of_kinds(routes: Sequence[Route], sinks: Sequence[Route]) -> Iterator[str]:
-    """Yield where there is a copy, or a quarantine, and no sink that takes the messages."""
+    """Yield an error for each copy or quarantine without a sink for the other messages."""
     ordinary = [each for each in sinks if not each.quarantine]
-    put_aside = [each for each in sinks if each.quarantine]
-    if put_aside and not ordinary:
-        yield f"{put_aside[0].name} is a quarantine, and no sink takes the other messages"
-    for kind in (ordinary, put_aside):
+    quarantined = [each for each in sinks if each.quarantine]
+    if quarantined and not ordinary:
+        yield f"{quarantined[0].name} is a quarantine, and no sink takes the other messages"
+    for kind in (ordinary, quarantined):
         if kind and all(each.copy for each in kind):
             yield f"{kind[0].name} is a copy, and no sink takes the messages"
     for route in routes:
-        if getattr(route.handler, "quarantines", False) and not put_aside:
+        if getattr(route.handler, "quarantines", False) and not quarantined:
             yield f"{route.name} quarantines messages, and no sink has quarantine = true"
 
 
 def missing_routes(routes: Sequence[Route]) -> Iterator[str]:
-    """Yield a line for each domain that a filter accepts, and that no sink takes."""
+    """Yield a line for each domain that a filter accepts, but that has no sink."""
     sinks = [route for route in routes if route.is_sink and not route.quarantine]
     takers = [
         route for route in sinks if not route.copy and not (route.when and route.when.needs_marks)
@@ -201,7 +205,7 @@ def missing_routes(routes: Sequence[Route]) -> Iterator[str]:
 
 
 def mistaken_files(routes: Sequence[Route]) -> Iterator[str]:
-    """Yield a line for each domain that a filter accepts, and that is the name of a file here."""
+    """Yield a line for each domain of a filter that is the name of an existing file."""
     for route in routes:
         for domain in getattr(route.handler, "named_domains", ()):
             if "." not in domain and Path(domain).is_file():
@@ -209,23 +213,23 @@ def mistaken_files(routes: Sequence[Route]) -> Iterator[str]:
 
 
 def unmet_conditions(routes: Sequence[Route]) -> Iterator[str]:
-    """Yield a line for each condition on a score or tags where no other handler gives any."""
+    """Yield a line for each condition on a score or tags if no other handler sets these."""
     for route in routes:
         others = [each.handler for each in routes if each is not route]
         if route.when is not None and route.when.needs_marks and not any(map(_marks, others)):
-            yield f"{route.name} is never asked: no handler gives the score or tag of its when"
+            yield f"{route.name} is never called: no handler sets the score or tag of its when"
 
 
 def _marks(handler: Any) -> bool:
-    """Whether a handler may give scores and tags: one of others may, unless it is a sink."""
+    """Return whether a handler may set scores and tags, as a user's filter may."""
     return bool(getattr(handler, "gives_marks", not isinstance(handler, Sink)))
 
 
 def is_open_relay(routes: Sequence[Route]) -> bool:
-    """Whether some sink relays for any client, and no handler says that it controls relaying.
+    """Return whether a sink relays for any client, without a handler that controls relaying.
 
-    A sink that has ``for`` relays to certain destinations; a handler that has ``when`` does not
-    control those for whom it is not asked. Only clients that have authenticated may be left out.
+    A sink with ``for`` relays only to certain destinations. A handler with ``when`` does not
+    control clients for which it is not called, unless these are the authenticated ones.
     """
     unless_authenticated = When(authenticated=False)
     controlled = any(
@@ -239,7 +243,7 @@ def is_open_relay(routes: Sequence[Route]) -> bool:
 
 
 def _is_limited(route: Route) -> bool:
-    """Whether a sink takes messages of certain clients, or for certain recipients, alone."""
+    """Return whether a sink is limited to certain clients or recipients."""
     when = route.when
     return bool(route.recipients) or (
         when is not None and (bool(when.authenticated) or when.client is not None)
@@ -247,7 +251,7 @@ def _is_limited(route: Route) -> bool:
 
 
 def _takes_all_of(before: Route, route: Route) -> bool:
-    """Whether a sink takes whatever *route*, behind it, would take."""
+    """Return whether the sink *before* matches all messages of *route*."""
     if before.quarantine != route.quarantine:
         return False
     if before.when is not None and before.when != route.when:

@@ -1,10 +1,10 @@
-"""HandlerSpec: a handler as an administrator writes it, in one form for text and for tables.
+"""HandlerSpec: the configuration of a handler, in one form for text and for tables.
 
 The text of ``--handler`` is ``NAME``, ``NAME:ARGUMENT`` or ``NAME:ARGUMENT,KEY=VALUE,...``; the
 table ``[[handler]]`` has ``use = "NAME"`` and the same keys. NAME is that of a built-in handler, or
 ``module:attr``. The keys are the parameters of the class or function, with ``-`` for ``_``; their
-types are its annotations, and ARGUMENT is the first of them. ``for``, ``copy``, ``quarantine``,
-``when`` and ``name`` belong to the chain (:class:`smtpd_fork.handlers.route.Route`).
+annotations are the types, and ARGUMENT is the first parameter. ``for``, ``copy``, ``quarantine``,
+``when`` and ``name`` are keys of the chain (:class:`smtpd_fork.handlers.route.Route`).
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ HandlerEntry: TypeAlias = str | dict[str, Any]
 """A value of the setting ``handler``: text, or a table."""
 
 ROUTE_KEYS = ("for", "copy", "quarantine", "name")
-"""Keys of any handler that the chain reads, besides ``when``."""
+"""Keys that the chain reads for any handler, besides ``when``."""
 
 _FIRST = re.compile(r"([^:,]*)([:,]?)(.*)", re.DOTALL)
-"""The name, and what follows behind a colon or a comma."""
+"""The name, and the text after a colon or a comma."""
 
 _KEY = re.compile(r"([a-z][a-z0-9_-]*(?:\.[a-z][a-z0-9_-]*)?)=(.*)", re.DOTALL)
 
 
 @dataclass
 class HandlerSpec:
-    """A handler, by name, with what it is made of.
+    """A handler: its name, its arguments and its keys.
 
     :ivar use: the name of a built-in handler, or ``module:attr``
-    :ivar arguments: that have no key: one at most of a built-in handler
-    :ivar keys: by key, as it was written: text, or a value of TOML
-    :ivar route: of these, those of the chain
-    :ivar when: conditions
+    :ivar arguments: arguments without a key; a built-in handler has at most one
+    :ivar keys: values by key, as written: text, or a value of TOML
+    :ivar route: values of the keys of the chain
+    :ivar when: the conditions
     :ivar typed: whether it was a table
     """
 
@@ -52,9 +52,9 @@ class HandlerSpec:
 
     @classmethod
     def of(cls, entry: HandlerEntry) -> Self:
-        """Read an entry.
+        """Parse an entry.
 
-        :raises SettingError: it has no name, or a key twice
+        :raises SettingError: it has no name, or a repeated key
         """
         return cls._of_table(entry) if isinstance(entry, dict) else cls._of_text(entry)
 
@@ -113,7 +113,7 @@ class HandlerSpec:
 
 
 def _arguments(table: dict[str, Any]) -> list[str]:
-    """Take the arguments without a key out of a table."""
+    """Remove the arguments without a key from a table, and return them."""
     one, several = table.pop("argument", None), table.pop("arguments", None)
     if several is None:
         several = [] if one is None else [one]

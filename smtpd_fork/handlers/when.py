@@ -1,4 +1,4 @@
-"""When: conditions of a handler; the others are not asked about a session or a message."""
+"""When: conditions of a handler, which is not called for other sessions and messages."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = ["When"]
 
 @dataclass(frozen=True)
 class When:
-    """Conditions; all of them must hold. None is no condition.
+    """Conditions, all of which must match. None is no condition.
 
-    A condition on what is not known yet does not hold: ``sender`` before MAIL, ``larger_than``
-    before the message has come. Those on tags and scores go by what the message, or its client,
-    has when a handler's turn comes.
+    A condition on unknown data does not match: ``sender`` before MAIL, ``larger_than`` before the
+    message was received. Conditions on tags and scores are evaluated when the handler is called,
+    with those of the message and its client at that time.
 
     :ivar authenticated: whether the client has authenticated (AUTH)
     :ivar tls: whether the connection is encrypted
@@ -38,11 +38,11 @@ class When:
     :ivar listener: addresses that clients connect to: ``192.0.2.1``, ``:587``, ``[::1]:25``, or the
         path of a unix socket
     :ivar sender: senders
-    :ivar larger_than: bytes of the message
-    :ivar tag: tags of which it has one
-    :ivar without_tag: tags of which it has none
-    :ivar score_at_least: its lowest score
-    :ivar score_below: what its score is less than
+    :ivar larger_than: bytes that the message must exceed
+    :ivar tag: tags, at least one of which the message must have
+    :ivar without_tag: tags, none of which the message may have
+    :ivar score_at_least: minimum of the score
+    :ivar score_below: the score must be below this
     """
 
     authenticated: bool | None = None
@@ -58,7 +58,7 @@ class When:
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Self:
-        """Read the table ``when`` of a handler.
+        """Parse the table ``when`` of a handler.
 
         :raises SettingError: a key is unknown, or its value cannot be read
         """
@@ -79,11 +79,11 @@ class When:
     def holds(
         self, session: AnySession, sender: str | None, size: int | None, marks: Marks
     ) -> bool:
-        """Whether all conditions hold.
+        """Return whether all conditions match.
 
-        :param sender: None if it is not known yet
-        :param size: of the message in bytes; None if it is not known yet
-        :param marks: its score and its tags
+        :param sender: the sender; None if it is unknown yet
+        :param size: bytes of the message; None if it is unknown yet
+        :param marks: the score and the tags
         """
         return (
             self.suits(session, sender)
@@ -92,7 +92,7 @@ class When:
         )
 
     def suits(self, session: AnySession, sender: str | None) -> bool:
-        """Whether the conditions hold that no filter and no content can change."""
+        """Return whether the conditions match that no filter and no content can change."""
         return (
             (self.authenticated is None or self.authenticated == bool(session.authenticated))
             and (self.tls is None or self.tls == (session.ssl is not None))
@@ -102,7 +102,7 @@ class When:
         )
 
     def allows(self, marks: Marks) -> bool:
-        """Whether the conditions on a score and on tags hold."""
+        """Return whether the conditions on score and tags match."""
         score, tags = marks
         return (
             (self.tag is None or not tags.isdisjoint(self.tag))
@@ -113,11 +113,14 @@ class When:
 
     @property
     def needs_marks(self) -> bool:
-        """Whether they cannot hold for a message without a score and without tags."""
+        """Whether they cannot match a message without score and tags."""
         return not self.allows(Marks())
 
     def holds_at(self, hook: str, session: AnySession, args: tuple[Any, ...]) -> bool:
-        """Whether they hold when a hook is called, with what it is called with behind *session*."""
+        """Return whether they match in a call of a hook.
+
+        :param args: the arguments of the hook after *session*
+        """
         envelope: Envelope | None = args[0] if args else None
         if envelope is None:
             return self.holds(session, None, None, marks_of(session))

@@ -87,7 +87,7 @@ class Running:
         self._tarpit = GateTarpit(gate, config.tarpit)
         factory = self._factory(settings)
         factory.create_test_sessions(settings.listeners)
-        self._sweep.look_for(shortest_limit(config))
+        self._sweep.set_shortest_limit(shortest_limit(config))
         self._refuser = Refuser(gate, config.hostname)
         self._stress = Stress(gate, self._refuser, config.stress_timeout)
         self.sessions = Sessions(
@@ -116,7 +116,7 @@ class Running:
             refuser=self._refuser,
             probes=self.probes,
         )
-        self._sweep.then = self._check_stress
+        self._sweep.after_check = self._check_stress
         self._lag: LagMonitor | None = None
         self._restart_lag_monitor(settings)
 
@@ -178,7 +178,7 @@ class Running:
         """Replace the settings *before* by *settings*; this must neither wait nor fail."""
         config = settings.config
         self._budget.limit, self._budget.share = config.max_buffered, buffered_share(config)
-        self._sweep.look_for(shortest_limit(config))
+        self._sweep.set_shortest_limit(shortest_limit(config))
         self._stress.seconds, self._tarpit.seconds = config.stress_timeout, config.tarpit
         self.sessions.change(
             self._factory(settings).session, self._tls.current, config.tls_handshake_timeout

@@ -115,6 +115,6 @@ class Stress:
             ticket.peer,
             ticket.name(),
         )
-        connection.make_room(
+        connection.end_for_resources(
             refusal.reply(connection.shared.hostname), f"{seconds:.1f} s without progress"
         )

@@ -1,4 +1,4 @@
-"""The session on the wire: a dialogue with a socket, a loop, a clock, and handlers to ask."""
+"""The sessions on connections: a dialogue with its socket, event loop, deadlines and handlers."""
 
 from smtpd_fork.smtp.connection import Connection
 from smtpd_fork.smtp.smtp import SMTP

@@ -1,4 +1,4 @@
-"""XCLIENT: another client takes the place of the host that has named it, and is judged."""
+"""XCLIENT: replaces the client of a session by the one that a trusted host names."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["change_client"]
 
 LOGIN_MECHANISM = "XCLIENT"
-"""What has authenticated a client whose login is named, as Postfix says it."""
+"""The mechanism of a client whose login is set by XCLIENT; Postfix uses the same name."""
 
 
 async def change_client(connection: Connection, attributes: Attributes) -> None:
-    """Begin the session anew for the client that *attributes* name, unless it is refused."""
+    """Begin the session again for the client of *attributes*, unless that client is refused."""
     dialogue, sender, before = connection.dialogue, connection.peer, connection.dialogue.session
     peer, name = _peer(attributes, sender), connection.host_name_dns
     connection.host_name_dns = None
@@ -44,15 +44,15 @@ async def change_client(connection: Connection, attributes: Attributes) -> None:
     _replace(connection, peer, attributes)
     log_debug(dialogue, f"named by {describe(sender)} (XCLIENT)")
     if "DISCONNECT" in connection.shared.hooks:
-        await procedures.tell_disconnected(connection, before)
+        await procedures.disconnect_hook(connection, before)
     if not connection.gone:
         await opening.greet(connection)
 
 
 def _peer(attributes: Attributes, before: Peer) -> Peer:
-    """Return the address of the client; of one whose address is not known, that of a unix socket.
+    """Return the address of the client; an unknown address is "", as for unix sockets.
 
-    A port that is not named is 0: that of the host before is not the client's.
+    Without PORT the port is 0, as the trusted host's own port is not the client's.
     """
     if "ADDR" not in attributes and "PORT" not in attributes:
         return before
@@ -61,11 +61,11 @@ def _peer(attributes: Attributes, before: Peer) -> Peer:
 
 
 def _replace(connection: Connection, peer: Peer, attributes: Attributes) -> None:
-    """Have the session be the client's, as it is after a greeting."""
+    """Replace the client, and return the session to its state after the greeting."""
     dialogue = connection.dialogue
     ssl = dialogue.session.ssl
     dialogue.reset()
-    dialogue.shared.budget.hold(connection, 0)  # from here on it is charged to the client
+    dialogue.shared.budget.hold(connection, 0)  # further memory is charged to the new client
     dialogue.charged = 0
     connection.peer = peer
     slow_down(dialogue, 0.0, "")
@@ -80,14 +80,14 @@ def _replace(connection: Connection, peer: Peer, attributes: Attributes) -> None
 
 
 def _introduce(session: Any, attributes: Attributes) -> None:
-    """Note what is known of the client besides its address."""
+    """Store the attributes of the client besides its address."""
     session.host_name = attributes.get("HELO")
     session.extended_smtp = attributes.get("PROTO") == "ESMTP"
     if login := attributes.get("LOGIN"):
         session.authenticated = True
         session.auth_data = session._login_data = login  # noqa: SLF001 - its setter warns
     if isinstance(session, Session):
-        session._named = True  # noqa: SLF001 - of this package
+        session._named = True  # noqa: SLF001 - a class of this package
         session.auth_mechanism = LOGIN_MECHANISM if login else ""
         if destination := attributes.get("DESTADDR"):
-            session._destination = (destination, int(attributes.get("DESTPORT") or 0))  # noqa: SLF001 - of this package
+            session._destination = (destination, int(attributes.get("DESTPORT") or 0))  # noqa: SLF001 - a class of this package

@@ -1,15 +1,16 @@
-"""Connection: bytes, time and TLS of one session; its :class:`Dialogue` knows what they mean.
+"""Connection: the input, output, deadlines and TLS of a session, which its Dialogue controls.
 
-It is what the transport talks to: a :class:`~..socket_transport.SocketTransport`, or under TLS the
-loop's, with a :class:`~..protocol_adapter.ProtocolAdapter` between them.
+The transport calls its methods: a :class:`~..socket_transport.SocketTransport`, or with TLS a
+transport of the event loop, with a :class:`~..protocol_adapter.ProtocolAdapter` between them.
 
-The laws:
+These rules apply:
 
-- :meth:`Connection.connection_lost` acts once for every connection, and ``on_close`` is called then
-  and at no other time;
-- every state has a deadline, and every deadline ends in a reply, a close or a cut;
-- no byte moves a deadline: completing a command does, or a message that comes fast enough;
-- what is held for a client is bounded: input while busy, output while it does not read, messages.
+- :meth:`Connection.connection_lost` has an effect once for every connection; ``on_close`` is called
+  then, and only then;
+- every state has a deadline, at which a reply is sent, or the connection is closed or aborted;
+- received bytes do not extend a deadline; only complete commands and a sufficient data rate do;
+- the memory for a client is limited: input while a handler runs, output that the client does not
+  read, and messages.
 """
 
 from __future__ import annotations
@@ -56,20 +57,20 @@ __all__ = ["HELD_INPUT", "Connection"]
 log = logging.getLogger("smtpd_fork.session")
 
 HELD_INPUT = 64 * 1024
-"""Bytes that are read ahead while a handler is busy; past it the client waits in the kernel."""
+"""Bytes of input that are stored while a handler runs; further input stays in the kernel."""
 
 _LEAVING, _CLOSING = State.LEAVING, State.CLOSING
 
 
 class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
-    """One client's connection, and the host of its dialogue (:class:`~..dialogue.waiting.Host`).
+    """A client's connection, and the host of its dialogue (:class:`~..dialogue.waiting.Host`).
 
-    :param dialogue: what is said; it has this as its host
-    :param loop: the session's own
-    :param sweep: looks after the deadline
-    :param peer: the client, where accept(2) told; default: what the transport says
-    :param on_close: called once, when the connection is gone
-    :param observed: whether a user's class sees what the transport says
+    :param dialogue: the session's dialogue, which has this object as its host
+    :param loop: the event loop of the session
+    :param sweep: checks the deadline
+    :param peer: the client's address from accept(2); default: that of the transport
+    :param on_close: called once, when the connection is closed
+    :param observed: whether the transport calls the methods of a user's class
     """
 
     dialogue: Dialogue
@@ -78,24 +79,24 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
     peer: Peer = None
     on_close: Callable[[Any], None] | None = None
     observed: bool = False
-    transport: Any = None  # None before and after the connection
-    work: Work | None = None  # what it waits for, in a task; an idle one has none
-    owner: Owner | None = None  # is asked before a TLS handshake, and about another client
-    host_name_dns: str | None = None  # by the DNS, if it was asked for and leads back
-    proxied: Any = None  # what a PROXY header said that was read before the session
+    transport: Any = None  # None before and after the session
+    work: Work | None = None  # the operation that runs in a task
+    owner: Owner | None = None  # decides on TLS handshakes and XCLIENT
+    host_name_dns: str | None = None  # the verified reverse DNS name
+    proxied: Any = None  # a PROXY header that was read before the session
     proxy_reader: asyncio.StreamReader | None = None
-    kicked: bool = False  # whether an administrator has ended it
-    held: int = 0  # what takes more than sending replies: see status.py
-    ends_at: float = math.inf  # when the session is to end, by the loop's clock, in seconds
-    deadline: float = 0.0  # when expired() is called
-    idle_since: float = 0.0  # see deadlines.py for this and the next five
+    kicked: bool = False  # whether an administrator ended it
+    held: int = 0  # flags, see status.py
+    ends_at: float = math.inf  # the loop's time at which the session must end
+    deadline: float = 0.0  # the loop's time at which expired() is called
+    idle_since: float = 0.0  # this and the next five: see deadlines.py
     command_began: float = 0.0
     stuck_at: float = 0.0
     events: int = 0
     pace: tuple[int, float, int] = (0, 0.0, 0)
     steps: tuple[int, int] = (-1, 0)
     hooks_context: Context | None = None
-    end_told: asyncio.Future[None] | None = None
+    end_future: asyncio.Future[None] | None = None
     _drained: asyncio.Future[None] | None = None
 
     @classmethod
@@ -111,7 +112,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
     ) -> Self:
         """Return the connection of a new session.
 
-        :param shared: what the session has in common with others
+        :param shared: values that all sessions of a server share
         """
         dialogue = Dialogue(shared, new_session_id(), None)
         connection = dialogue.host = cls(dialogue, loop, sweep, peer, on_close, observed)
@@ -123,26 +124,30 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
         who = self.dialogue.log_fields()
         return f"<SMTP {who['session']} {who['client']}>"
 
-    # What else it does has files of its own: how it ends, and what time it gives the client.
+    # These methods are in other modules, to keep this one short.
     abort, cut, kick, ended = ending.abort, ending.cut, ending.kick, property(ending.ended)
     end_delay = delays.end
-    end_for_memory, make_room, shut_down = ending.end_for_memory, ending.make_room, ending.shut_down
+    end_for_memory, end_for_resources, shut_down = (
+        ending.end_for_memory,
+        ending.end_for_resources,
+        ending.shut_down,
+    )
     expired, stuck_since = deadlines.expire, deadlines.stuck_since
     wait_for_command, wait_for_client = deadlines.wait_for_command, deadlines.wait_for_client
     ask_now, is_end = hooks.ask_now, hooks.is_end
 
-    # -- what the dialogue asks --------------------------------------------------------------------
+    # -- methods of dialogue.waiting.Host ----------------------------------------------------------
 
     @property
     def context(self) -> Context:
-        """The context that all of this session's hooks run in, as in aiosmtpd's one task."""
+        """The context in which all hooks of this session run, as in aiosmtpd's single task."""
         if self.hooks_context is None:
             self.hooks_context = copy_context()
             self.hooks_context.run(current_session.set, self.dialogue.id)
         return self.hooks_context
 
     def refuse_handshake(self) -> str | None:
-        """Return why the client is not to begin a TLS handshake; None: it is."""
+        """Return the reason why a TLS handshake is not allowed, or None."""
         refusal = self.owner and self.owner.begin_handshake(self)
         if refusal:
             return refusal.words
@@ -150,11 +155,11 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
         return None
 
     def new_waiter(self) -> asyncio.Future[Any]:
-        """Return something to wait with."""
+        """Return a new future."""
         return self.loop.create_future()
 
     def unsent(self) -> int:
-        """Return how many bytes wait for a client that does not read."""
+        """Return the number of bytes that could not be sent yet."""
         if not self.held & BLOCKED or self.transport is None:
             return 0
         size: int = self.transport.get_write_buffer_size()
@@ -164,25 +169,25 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
 
     @property
     def protocol(self) -> asyncio.Protocol:
-        """The protocol that the transport calls."""
+        """The object whose methods the transport calls."""
         return self.server if self.observed else self
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the session; under TLS after STARTTLS begin anew (asyncio.BaseProtocol)."""
-        self.held &= ~(PAUSED | BLOCKED)  # under TLS it is another transport
+        """Begin the session; after STARTTLS, begin it again (asyncio.BaseProtocol)."""
+        self.held &= ~(PAUSED | BLOCKED)  # with TLS, this is another transport
         try:
             opening.begin(self, transport)
         except BaseException:
-            transport.abort()  # type: ignore[attr-defined]  # a stream's; its connection_lost comes
+            transport.abort()  # type: ignore[attr-defined]  # it then calls connection_lost
             raise
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the session, once (asyncio.BaseProtocol)."""
+        """End the session; later calls do nothing (asyncio.BaseProtocol)."""
         dialogue = self.dialogue
         if dialogue.state == State.GONE:
             return
         self.transport = None
-        delays.let_go(self)
+        delays.stop(self)
         dialogue.end()
         if dialogue.debug:
             log_debug(dialogue, "connection closed")
@@ -191,7 +196,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
             if self.work is not None:
                 self.work.abandon(self._drained)
             else:
-                ending.say_disconnected(self)
+                ending.end_after_hook(self)
         finally:
             if self.on_close is not None:
                 self.on_close(self)
@@ -199,7 +204,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
     # -- input and output --------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes (asyncio.Protocol)."""
+        """Process received bytes (asyncio.Protocol)."""
         dialogue = self.dialogue
         tally = dialogue.shared.tally
         if tally.timing:
@@ -211,10 +216,10 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
             dialogue.out = b""
             deadlines.wait_for_next(self)
         else:
-            self.go_on()
+            self.proceed()
 
     def _receive_early(self, data: bytes) -> None:
-        """Take bytes while what came before them is not answered; or the answer to a challenge."""
+        """Store bytes while earlier input is processed, or pass them to code that awaits them."""
         dialogue = self.dialogue
         if self.proxy_reader is not None:
             self.proxy_reader.feed_data(data)
@@ -228,7 +233,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
             memory.charge(dialogue)
 
     def eof_received(self) -> bool | None:
-        """Take the end of input; what was complete is still answered (asyncio.Protocol)."""
+        """Handle the end of input; complete commands still get replies (asyncio.Protocol)."""
         dialogue = self.dialogue
         self.held |= ENDED
         if self.proxy_reader is not None:
@@ -236,20 +241,20 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
         if dialogue.awaited is not None:
             self.wait_for_client()
         elif self.held & DELAYED:
-            delays.give_up(self)
+            delays.end_closed(self)
         elif self.waits:
-            self.go_on()
-        # A TLS transport cannot stay half open, and one that is closing need not.
+            self.proceed()
+        # A TLS transport cannot stay half open, and there is no need for it when closing.
         return not dialogue.tls and dialogue.state < _LEAVING
 
     def pause_writing(self) -> None:
-        """Act on no more commands while the client does not read (asyncio.BaseProtocol)."""
+        """Stop processing commands until the client reads its replies (asyncio.BaseProtocol)."""
         self.held |= BLOCKED
         self.pause_reading()
         memory.charge(self.dialogue)
 
     def resume_writing(self) -> None:
-        """Go on (asyncio.BaseProtocol)."""
+        """Process commands again (asyncio.BaseProtocol)."""
         self.held &= ~BLOCKED
         if self.dialogue.charged:
             memory.charge(self.dialogue)
@@ -257,10 +262,10 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
             self._drained.set_result(None)
         if self.waits:
             self.dialogue.advance()
-            self.go_on()
+            self.proceed()
 
     def pause_reading(self) -> None:
-        """Read no more: what the client sends stays in the kernel."""
+        """Stop reading, so that input stays in the kernel."""
         if not self.held & PAUSED and self.transport is not None:
             self.held |= PAUSED
             self.transport.pause_reading()
@@ -272,7 +277,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
             self.transport.resume_reading()
 
     def flush(self) -> None:
-        """Send the replies in one write; close if the session is over."""
+        """Send the replies with one write; close if the session has ended."""
         dialogue = self.dialogue
         out = dialogue.out
         if out and self.transport is not None:
@@ -281,23 +286,23 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
                 log_replies(dialogue, out)
             try:
                 self.transport.write(out)
-            except RuntimeError:  # uvloop's
+            except RuntimeError:  # raised by uvloop
                 log_debug(dialogue, "a handler has closed the transport")
         if _LEAVING <= dialogue.state < _CLOSING:
-            ending.hang_up(self)
+            ending.close(self)
 
     async def drained(self) -> None:
-        """Wait while the client does not take what is sent."""
+        """Wait until the write buffer has space again."""
         if self.held & BLOCKED:
             self._drained = self.loop.create_future()
             await self._drained
 
-    def go_on(self) -> None:
-        """Send the replies, start what the dialogue waits for, or wait for the client."""
+    def proceed(self) -> None:
+        """Send the replies, and start the operation of the dialogue or wait for the client."""
         dialogue = self.dialogue
         if dialogue.last_reply is not None and dialogue.waiting is None and not self.held & BLOCKED:
             dialogue.advance()
-        if delays.hold(self):
+        if delays.delay(self):
             return
         self.flush()
         if dialogue.state >= _LEAVING:
@@ -310,11 +315,11 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
             self.start(dialogue.waiting)
 
     def start(self, waiting: Waiting) -> None:
-        """Have something carried out in a task."""
+        """Carry out an operation of the dialogue in a task."""
         Work(self, waiting)
 
     def _wait(self) -> None:
-        """Wait for the client, or for other sessions' turn; or end if nothing more can come."""
+        """Wait for the client, or let other sessions run first; end at the end of input."""
         dialogue = self.dialogue
         if self.held & BLOCKED:
             return
@@ -334,7 +339,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
         if self.gone or self.held & BLOCKED:
             return
         if self.kicked:
-            ending.take_leave(self)
+            ending.send_last_reply(self)
         else:
             self.dialogue.advance()
-            self.go_on()
+            self.proceed()

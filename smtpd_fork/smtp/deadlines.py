@@ -1,4 +1,4 @@
-"""Deadlines: what time a client has for what it does next, and what becomes of it afterwards."""
+"""Deadlines: set the time for the client's next step, and handle its expiry."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 __all__ = ["expire", "stuck_since", "wait", "wait_for_client", "wait_for_command", "wait_for_next"]
 
 PACE_SECONDS = 60.0
-"""The shortest time over which the rate of a message is measured: neither a slow start nor a pause
-is an attack. It is not measured over the whole message: a client that has sent much could stop for
-long."""
+"""Seconds over which the rate of a message is measured, at least: a slow start or a pause is not an
+attack. The rate is not measured over the whole message, as a client that has sent much could
+then pause for long."""
 
 COMMAND_SECONDS = 60.0
-"""Time for a command from its first byte to its end, if ``--timeout`` is not shorter: nginx has
-as much for all headers of a request (client_header_timeout). Postfix also gives a command one time,
-not one for each read (smtpd_per_request_deadline)."""
+"""Time for a command from its first byte to its end, unless ``--timeout`` is shorter. nginx has the
+same limit for all headers of a request (client_header_timeout). Postfix also limits a whole
+command instead of each read (smtpd_per_request_deadline)."""
 
 
 def wait_for_next(connection: Connection) -> None:
-    """Give the client its time for a command, or for a message of which nothing has come."""
+    """Set the deadline of the next command, or of a message before its first byte."""
     dialogue = connection.dialogue
     limits = dialogue.shared.limits
     connection.idle_since = now = connection.loop.time()
@@ -39,7 +39,7 @@ def wait_for_next(connection: Connection) -> None:
 
 
 def wait(connection: Connection) -> None:
-    """Give the client its time for what comes next, or for the rest of what has begun."""
+    """Set the deadline of the next input, or of the rest of incomplete input."""
     dialogue = connection.dialogue
     if dialogue.framer is None and dialogue.chunks is None:
         if dialogue.charged:
@@ -52,7 +52,7 @@ def wait(connection: Connection) -> None:
         connection.idle_since = now
         connection.deadline = now + dialogue.shared.limits.data_seconds
         memory.charge(dialogue, reading)
-        _see_pace(connection, now, reading.size)
+        _check_rate(connection, now, reading.size)
     else:
         if dialogue.charged:
             memory.charge(dialogue)
@@ -60,7 +60,7 @@ def wait(connection: Connection) -> None:
 
 
 def _wait_for_rest(connection: Connection, now: float) -> None:
-    """Give the client its time for a chunk, or for a command that has begun."""
+    """Set the deadline of a chunk, or of an incomplete command."""
     dialogue = connection.dialogue
     limits = dialogue.shared.limits
     seconds = limits.command_seconds
@@ -69,7 +69,7 @@ def _wait_for_rest(connection: Connection, now: float) -> None:
         connection.command_began = 0.0
     if dialogue.chunks is not None:
         seconds = min(seconds, limits.data_seconds)
-        _see_pace(connection, now, dialogue.chunks.size)
+        _check_rate(connection, now, dialogue.chunks.size)
     if dialogue.framer is None or dialogue.framer.idle:
         connection.idle_since = now
         connection.deadline = now + seconds
@@ -79,13 +79,13 @@ def _wait_for_rest(connection: Connection, now: float) -> None:
 
 
 def wait_for_client(connection: Connection) -> None:
-    """Give the client its time for what a method of the session waits for."""
+    """Set the deadline of the input that a method of the session awaits."""
     dialogue = connection.dialogue
     waiter = dialogue.awaited
     if waiter is None or waiter.done():
         return
     if connection.ended_input or dialogue.state >= State.LEAVING:
-        dialogue.leave()  # so that it passes for the session's end, as it is
+        dialogue.leave()  # before cancel(), which is then taken for the end of the session
         waiter.cancel()
         return
     connection.resume_reading()
@@ -94,13 +94,13 @@ def wait_for_client(connection: Connection) -> None:
 
 
 def wait_for_command(connection: Connection) -> None:
-    """Give the client its time for one line: no byte of it gives more."""
+    """Set the deadline of one line; its bytes do not extend it."""
     connection.idle_since = now = connection.loop.time()
     connection.deadline = now + connection.shared.limits.command_seconds
 
 
-def _see_pace(connection: Connection, now: float, came: int) -> None:
-    """End a session whose message has come too slowly, by what the last minute brought."""
+def _check_rate(connection: Connection, now: float, came: int) -> None:
+    """End the session if the data rate of the last minute was too low."""
     message, since, before = connection.pace
     if message != connection.dialogue.begun:
         connection.pace = connection.dialogue.begun, now, 0
@@ -115,7 +115,7 @@ def _see_pace(connection: Connection, now: float, came: int) -> None:
 
 
 def expire(connection: Connection, now: float) -> None:
-    """Act on the deadline that has passed: that of what is awaited, or the whole session's."""
+    """Handle an expired deadline: that of the current step, or that of the session."""
     dialogue = connection.dialogue
     leaves = dialogue.state >= State.LEAVING
     if connection.held & DELAYED and not leaves and connection.deadline <= now:
@@ -124,7 +124,7 @@ def expire(connection: Connection, now: float) -> None:
     if connection.deadline > now and (
         leaves or (connection.work is not None and dialogue.awaited is None)
     ):
-        return  # the session is to end, but its last reply, or a handler, still has time
+        return  # the session must end, but its last reply, or a handler, still has time
     if leaves or connection.transport is None:
         connection.abort()
     elif connection.work is None or not connection.work.expire(now):
@@ -132,10 +132,10 @@ def expire(connection: Connection, now: float) -> None:
 
 
 def stuck_since(connection: Connection) -> float:
-    """Return since when a client has got no further; asked only while slots are short.
+    """Return the time of the client's last progress; used only while few slots are free.
 
-    Further is: TLS, a name, authentication, a sender, twice as many recipients, each of them once
-    until a message is accepted.
+    Progress is: TLS, a host name, authentication, a sender, twice as many recipients; each of them
+    once until a message is accepted.
     """
     dialogue = connection.dialogue
     session, envelope = dialogue.session, None

@@ -1,7 +1,7 @@
-"""Delays: replies that wait in the tarpit, and what ends that.
+"""Delays: replies that are delayed by the tarpit.
 
-A session whose replies wait has a deadline and no task. What the client sends meanwhile is kept, up
-to a limit (see :class:`~smtpd_fork.smtp.connection.Connection`), and not acted on.
+A session with a delayed reply has a deadline, but no task. Input is stored meanwhile, up to a limit
+(see :class:`~smtpd_fork.smtp.connection.Connection`), and not processed.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from smtpd_fork.smtp.status import DELAYED, ENDED
 if TYPE_CHECKING:
     from smtpd_fork.smtp.connection import Connection
 
-__all__ = ["end", "give_up", "hold", "let_go", "release"]
+__all__ = ["delay", "end", "end_closed", "release", "stop"]
 
 
-def hold(connection: Connection) -> bool:
-    """Have the replies that are to be sent wait, if this client is in the tarpit.
+def delay(connection: Connection) -> bool:
+    """Delay the pending replies if this client is in the tarpit.
 
-    The last words of a session do not wait: its connection slot is of use to others.
+    The last reply of a session is not delayed, so that its connection slot becomes free.
 
-    :returns: whether they wait
+    :returns: whether they are delayed
     """
     dialogue = connection.dialogue
     if not dialogue.tarpit:
         return False
     if dialogue.last_reply is not None or dialogue.state >= State.LEAVING:
-        let_go(connection)
+        stop(connection)
         return False
     if connection.held & DELAYED:
         return True
     if not dialogue.out or not dialogue.shared.tarpit.has_room:
         return False
-    if connection.held & ENDED:  # while a handler worked: see give_up()
+    if connection.held & ENDED:  # during a hook: see end_closed()
         dialogue.leave()
         return False
     dialogue.shared.tarpit.waiting += 1
@@ -44,34 +44,34 @@ def hold(connection: Connection) -> bool:
 
 
 def release(connection: Connection) -> None:
-    """Send the replies that wait, and go on."""
-    let_go(connection)
-    # The client may not read: then nothing below gives it a time.
+    """Send the delayed replies, and continue."""
+    stop(connection)
+    # If the client does not read, the calls below set no deadline.
     connection.deadline = connection.loop.time() + connection.shared.limits.command_seconds
     connection.flush()
     if not connection.blocked:
         connection.dialogue.advance()
-    connection.go_on()
+    connection.proceed()
 
 
 def end(connection: Connection) -> None:
-    """Have the replies of a session wait no longer, if they do."""
+    """Send the replies of a session now if they are delayed."""
     if connection.held & DELAYED:
         release(connection)
 
 
-def give_up(connection: Connection) -> None:
-    """End, as the client has closed while its replies wait: what else it has sent is not acted on.
+def end_closed(connection: Connection) -> None:
+    """End the session, as the client has closed; its further input is not processed.
 
-    Most clients have gone then, and the slot is of use to others.
+    Most such clients have gone, and the connection slot becomes free.
     """
-    let_go(connection)
+    stop(connection)
     connection.dialogue.leave()
     connection.flush()
 
 
-def let_go(connection: Connection) -> None:
-    """Have nothing wait any more; no error if nothing does."""
+def stop(connection: Connection) -> None:
+    """End the delay of replies, if there is one."""
     if connection.held & DELAYED:
         connection.held &= ~DELAYED
         connection.dialogue.shared.tarpit.waiting -= 1

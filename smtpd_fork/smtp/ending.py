@@ -1,4 +1,4 @@
-"""Ending: the ways in which a session ends."""
+"""Ending: all ways in which a session ends."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 __all__ = ["LINGER_SECONDS"]
 
 LINGER_SECONDS = 5.0
-"""How long a closing connection may take to deliver its last reply; then it is cut."""
+"""Time for a closing connection to send its last reply, before it is aborted."""
 
 HEAR_OUT_SECONDS = 2.0
-"""How long a client that was interrupted is listened to; it should have noticed by then."""
+"""Time during which input of an interrupted client is read and dropped."""
 
 
-def hang_up(connection: Connection) -> None:
-    """Close, as the dialogue is over; a client that does not take the rest is cut a little later.
+def close(connection: Connection) -> None:
+    """Close the connection, as the dialogue has ended; abort it later if the client does not close.
 
-    A client that may be speaking is heard out: closed for writing only, and what still comes is
-    forgotten until it has closed too. Closing at once while it speaks would be a reset, which takes
-    the reply away from it.
+    If the client may still be sending, the connection is closed for writing only, and input is
+    dropped until the client has closed as well. Closing it at once would send a reset, and the
+    client would lose the reply.
     """
     dialogue, transport = connection.dialogue, connection.transport
     may_speak = dialogue.state == State.DISMISSED
@@ -44,16 +44,16 @@ def hang_up(connection: Connection) -> None:
             try:
                 transport.write_eof()
             except OSError:
-                transport.abort()  # the client has reset it, and asyncio has yet to notice
+                transport.abort()  # the client has reset it, which asyncio has not noticed yet
         else:
             connection.deadline = now + LINGER_SECONDS
             transport.close()
     if connection.work is None:
-        tell_ended(connection)
+        complete_end(connection)
 
 
 def abort(connection: Connection) -> None:
-    """Cut the connection; what is unsent is lost."""
+    """Abort the connection; unsent data is lost."""
     dialogue = connection.dialogue
     if dialogue.state < State.CLOSING:
         dialogue.forget_input()
@@ -63,7 +63,7 @@ def abort(connection: Connection) -> None:
 
 
 def cut(connection: Connection) -> None:
-    """Cut the connection, and cancel whatever a handler has in hand."""
+    """Abort the connection, and cancel a running handler."""
     if connection.dialogue.handler_busy:
         connection.shared.tally.aborted += 1
         connection.dialogue.handler_busy = False
@@ -77,7 +77,7 @@ def time_out(connection: Connection) -> None:
     dialogue = connection.dialogue
     if connection.proxy_reader is not None:
         dialogue.report(logging.INFO, "PROXY header refused", "it took too long")
-        cut(connection)  # the client does not speak SMTP yet
+        cut(connection)  # SMTP has not begun, so there is no reply
         return
     dialogue.report(logging.INFO, "timeout")
     text = "Timeout, closing connection"
@@ -85,17 +85,17 @@ def time_out(connection: Connection) -> None:
     _end(connection, reply, interrupting=False)
 
 
-def make_room(connection: Connection, reply: bytes, reason: str) -> None:
-    """Send *reply* and close: other clients need the resources of this idle one."""
+def end_for_resources(connection: Connection, reply: bytes, reason: str) -> None:
+    """Send *reply* and close an idle session, to free resources for other clients."""
     connection.dialogue.report(logging.INFO, "ended to free resources", reason)
-    _end(connection, reply, interrupting=True)  # doing nothing may be to say NOOP
+    _end(connection, reply, interrupting=True)  # an idle client may be sending NOOP
 
 
 def _end(connection: Connection, reply: bytes, *, interrupting: bool) -> None:
-    """Send *reply* in place of all that was to be sent, but for what waits in the tarpit; close."""
+    """Replace pending replies, except delayed ones, by *reply*, and close."""
     dialogue = connection.dialogue
-    if connection.held & DELAYED:  # it may be the reply to a message, which would come twice
-        delays.let_go(connection)
+    if connection.held & DELAYED:  # without the reply to a message, the client would send it again
+        delays.stop(connection)
         connection.flush()
     if dialogue.state < State.LEAVING:
         dialogue.out = reply
@@ -106,22 +106,22 @@ def _end(connection: Connection, reply: bytes, *, interrupting: bool) -> None:
 
 
 def end_for_memory(connection: Connection, held: int) -> bool:
-    """End, as memory is short and this session holds *held* bytes of it without going on.
+    """End the session to free memory, as it holds *held* bytes and makes no progress.
 
-    :returns: False if that cannot be: a handler works for it
+    :returns: False if a handler is processing its message
     """
     dialogue = connection.dialogue
-    in_hand = dialogue.waiting is not None and dialogue.awaited is None
-    if in_hand or dialogue.state >= State.LEAVING:
+    busy = dialogue.waiting is not None and dialogue.awaited is None
+    if busy or dialogue.state >= State.LEAVING:
         return False
     text = "Insufficient system storage, closing connection"
     reply = reply_line(421, "4.3.1", dialogue.shared.hostname, text)
-    make_room(connection, reply, f"memory is short, it was idle and held {held} bytes")
+    end_for_resources(connection, reply, f"memory is short, it was idle and held {held} bytes")
     return True
 
 
 def shut_down(connection: Connection) -> None:
-    """Send 421 and close: at once if the client is idle, else after the command in hand."""
+    """Send 421 and close: at once if the client is idle, or after the current command."""
     dialogue = connection.dialogue
     if dialogue.last_reply is None:
         dialogue.last_reply = shutdown_reply(dialogue.shared.hostname)
@@ -133,18 +133,18 @@ def shut_down(connection: Connection) -> None:
         return
     waiter = dialogue.awaited
     if waiter is not None and not waiter.done() and dialogue.reading is None:
-        # Instead of the challenge's answer; a message in flight is finished.
-        take_leave(connection, interrupting=False)
+        # A pending challenge of AUTH is interrupted; a message is received to its end.
+        send_last_reply(connection, interrupting=False)
         waiter.cancel()
     elif connection.transport is not None and connection.waits:
-        connection.go_on()
+        connection.proceed()
 
 
 def kick(connection: Connection, reply: bytes) -> None:
-    """Send *reply* and close, also in the middle of a message or to a client that does not read.
+    """Send *reply* and close, also during a message, or if the client does not read.
 
-    What a handler has in hand is finished and answered first: a message that it takes is neither
-    lost nor sent twice. It has its own time for that (``handler_timeout``).
+    A running handler finishes first, and its reply is sent, so that a message that it accepts is
+    neither lost nor sent again. Its time is limited (``handler_timeout``).
     """
     dialogue = connection.dialogue
     connection.kicked = True
@@ -157,16 +157,16 @@ def kick(connection: Connection, reply: bytes) -> None:
         and dialogue.state != State.HANDSHAKE
     )
     if connection.waits:
-        take_leave(connection)
+        send_last_reply(connection)
     elif connection.work is not None and waits_for_client and dialogue.state < State.LEAVING:
-        take_leave(connection)
+        send_last_reply(connection)
         connection.work.cancel()
     else:
         shut_down(connection)
 
 
-def take_leave(connection: Connection, *, interrupting: bool = True) -> None:
-    """End what an administrator has ended; the client may be speaking."""
+def send_last_reply(connection: Connection, *, interrupting: bool = True) -> None:
+    """Send the last reply of a session that an administrator ended; the client may be sending."""
     dialogue = connection.dialogue
     if connection.transport is not None and dialogue.state < State.LEAVING:
         assert dialogue.last_reply is not None
@@ -175,39 +175,39 @@ def take_leave(connection: Connection, *, interrupting: bool = True) -> None:
         connection.flush()
 
 
-def say_disconnected(connection: Connection) -> None:
-    """Tell a handler that the session has ended, and let go of it."""
+def end_after_hook(connection: Connection) -> None:
+    """Call handle_DISCONNECT, if there is one, and release the session."""
     if "DISCONNECT" in connection.dialogue.shared.hooks and connection.began:
-        connection.start(Run("tell_disconnected"))
+        connection.start(Run("disconnect_hook"))
     else:
-        let_go(connection)
+        release(connection)
 
 
-def let_go(connection: Connection) -> None:
-    """Keep nothing that may refer to this session: the connection is lost, and nothing runs.
+def release(connection: Connection) -> None:
+    """Remove all references to the session, as the connection is lost and no task runs.
 
-    Python frees an ended session at once if nothing that it refers to refers back. Its garbage
-    collector comes too late: a client can make sessions faster, each with a message.
+    Without reference cycles, Python frees an ended session at once. The garbage collector would be
+    too slow, as a client can create sessions, each with a message, faster than it runs.
     """
     dialogue = connection.dialogue
     connection.work = connection.hooks_context = dialogue.waiting = None
     dialogue.reset()
     if isinstance(dialogue.session, Session):
-        dialogue.session._transport = None  # noqa: SLF001 - of this package
+        dialogue.session._transport = None  # noqa: SLF001 - a class of this package
     dialogue.host = dialogue.facade = None
-    tell_ended(connection)
+    complete_end(connection)
 
 
 def ended(connection: Connection) -> asyncio.Future[None]:
-    """Return what is done when the session is."""
-    if connection.end_told is None:
-        connection.end_told = connection.loop.create_future()
+    """Return a future that is done when the session has ended."""
+    if connection.end_future is None:
+        connection.end_future = connection.loop.create_future()
         if connection.gone and connection.work is None:
-            connection.end_told.set_result(None)
-    return connection.end_told
+            connection.end_future.set_result(None)
+    return connection.end_future
 
 
-def tell_ended(connection: Connection) -> None:
-    """Complete the future of those that wait for the end."""
-    if connection.end_told is not None and not connection.end_told.done():
-        connection.end_told.set_result(None)
+def complete_end(connection: Connection) -> None:
+    """Complete the future of :func:`ended`."""
+    if connection.end_future is not None and not connection.end_future.done():
+        connection.end_future.set_result(None)

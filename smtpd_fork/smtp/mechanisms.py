@@ -1,4 +1,4 @@
-"""Mechanisms: AUTH PLAIN and LOGIN, and what those of handlers and users' classes need."""
+"""Mechanisms: AUTH PLAIN and LOGIN, and the methods for mechanisms of handlers and subclasses."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["Mechanisms"]
 
 
 class Mechanisms(Attributes):
-    """A session, as far as authentication goes (RFC 4954)."""
+    """The methods of a session for authentication (RFC 4954)."""
 
-    answered = False  # whether the command that runs has been answered
+    answered = False  # whether the running command has sent its reply
 
     AuthLoginUsernameChallenge = "Username:"
     AuthLoginPasswordChallenge = "Password:"
-    """As other servers send them, and as strict clients expect them; aiosmtpd's are its own."""
+    """The usual challenges, which strict clients expect; those of aiosmtpd differ."""
 
     async def challenge_auth(
         self, challenge: str | bytes, encode_to_b64: bool = True, log_client_response: bool = False
     ) -> Any:
-        """Send a challenge; return what the client answers, decoded, or MISSING.
+        """Send a challenge; return the decoded answer of the client, or MISSING.
 
-        :param challenge: without the code 334, which is put in front of it
+        :param challenge: the text after the code 334
         :param encode_to_b64: False if it is encoded already
-        :param log_client_response: not honoured: credentials are in no log
+        :param log_client_response: ignored, as credentials are never logged
         """
         raw = challenge.encode() if isinstance(challenge, str) else challenge
         # The space is mandatory, also before an empty challenge (RFC 4954 4).
@@ -49,11 +49,11 @@ class Mechanisms(Attributes):
             return MISSING
 
     async def _next_line(self) -> bytes | None:
-        """Return the client's next line, or None for one that is none."""
+        """Return the client's next line, or None for an invalid line."""
         connection, dialogue = self.connection, self.connection.dialogue
         connection.wait_for_command()
         if dialogue.last_reply is not None and dialogue.state < State.LEAVING:
-            dialogue.out += dialogue.last_reply  # the stop does not wait for the client
+            dialogue.out += dialogue.last_reply  # a stop does not wait for the client's answer
             dialogue.leave()
             connection.flush()
         event = await dialogue.next_event()
@@ -61,11 +61,11 @@ class Mechanisms(Attributes):
         return event if isinstance(event, bytes) else None
 
     async def _check(self, mechanism: str, data: LoginPassword) -> AuthResult:
-        """Ask the authenticator; it may be a function, or a coroutine function."""
+        """Call the authenticator, which may be a function or a coroutine function."""
         result: Any = self._authenticate(mechanism, data)
         if inspect.isawaitable(result):
             result = await in_time(self.connection, result)
-        return result  # type: ignore[no-any-return]  # the authenticator's
+        return result  # type: ignore[no-any-return]  # of the authenticator
 
     def _authenticate(self, mechanism: str, auth_data: Any) -> Any:
         dialogue, shared = self.connection.dialogue, self.connection.shared
@@ -79,7 +79,7 @@ class Mechanisms(Attributes):
         return AuthResult(success=False, handled=False)
 
     async def _initial(self, words: list[str], challenge: str) -> Any:
-        """Return the first response: given with the command, or asked for."""
+        """Return the initial response, or request it with *challenge*."""
         if len(words) == 1:
             return await self.challenge_auth(challenge)
         if words[1] == "=":  # RFC 4954 4: an empty initial response
@@ -103,7 +103,7 @@ class Mechanisms(Attributes):
         return await self._check("PLAIN", LoginPassword(login, password))
 
     async def auth_LOGIN(self, _: Any, args: list[str]) -> AuthResult:
-        """Authenticate as old clients do: a name, then a password."""
+        """Authenticate with the older mechanism LOGIN: a name, then a password."""
         login = await self._initial(args, self.AuthLoginUsernameChallenge)
         if login is MISSING:
             return AuthResult(success=False)

@@ -1,4 +1,4 @@
-"""Opening: how a session begins: a PROXY header, if one is expected, hooks, and the greeting."""
+"""Opening: begins a session with an optional PROXY header, hooks, and the greeting."""
 
 from __future__ import annotations
 
@@ -26,25 +26,29 @@ if TYPE_CHECKING:
     from smtpd_fork.smtp.connection import Connection
 
 __all__ = [
-    "begin", "begin_anew", "check_proxy_timeout", "greet", "judge_proxy_header",
+    "begin",
+    "begin_anew",
+    "check_proxy_header",
+    "check_proxy_timeout",
+    "greet",
     "read_proxy_header",
 ]  # fmt: skip
 
 log = logging.getLogger("smtpd_fork.session")
 
-_TLS_FACTS = ("sslcontext", "ssl_object", "peercert", "cipher", "compression")
+_TLS_INFO = ("sslcontext", "ssl_object", "peercert", "cipher", "compression")
 
 SHORTEST_SENSIBLE = 3.0
-"""Seconds; below that aiosmtpd warns."""
+"""Seconds; aiosmtpd warns of a shorter timeout."""
 
 
 def begin(connection: Connection, transport: asyncio.BaseTransport) -> None:
-    """Begin the session; under TLS after STARTTLS begin anew."""
+    """Begin the session; after STARTTLS, begin it again."""
     again = connection.began
     connection.transport = transport
     _new_session(connection)
     if again or transport.get_extra_info("sslcontext") is not None:
-        _use_tls(connection)  # implicit: STARTTLS is not offered
+        _use_tls(connection)  # with implicit TLS, STARTTLS is not offered
     if again:
         return
     limits = connection.dialogue.shared.limits
@@ -60,21 +64,21 @@ def begin(connection: Connection, transport: asyncio.BaseTransport) -> None:
     if connection.dialogue.waiting is None and not connection.dialogue.tarpit:
         connection.flush()
     else:
-        connection.go_on()
+        connection.proceed()
 
 
 def _open(connection: Connection) -> None:
-    """Greet, after the hooks that are asked first."""
+    """Send the greeting, or call the hooks that precede it."""
     dialogue, shared = connection.dialogue, connection.dialogue.shared
     if dialogue.last_reply is not None:
         dialogue.advance()
     elif shared.proxy_seconds is not None:
         connection.proxy_reader = asyncio.StreamReader(loop=connection.loop)
-        # It pauses the transport by itself: what comes behind a header is bounded.
+        # The reader pauses the transport, so that input after a header is limited.
         connection.proxy_reader.set_transport(connection.transport)
         dialogue.waiting = Run("read_proxy_header", (shared.proxy_seconds,))
     elif connection.proxied is not None and "PROXY" in shared.hooks:
-        dialogue.waiting = Run("judge_proxy_header")
+        dialogue.waiting = Run("check_proxy_header")
     elif "CONNECT" in shared.hooks:
         dialogue.waiting = Run("greet")
     else:
@@ -102,16 +106,16 @@ def _new_session(connection: Connection, *, keeps_notes: bool = True) -> None:
     if before is not None and keeps_notes:
         keep_notes(before, session)
     if isinstance(session, Session):
-        session._transport = connection.transport  # noqa: SLF001 - of this package
+        session._transport = connection.transport  # noqa: SLF001 - a class of this package
         session.lmtp = shared.lmtp
         if connection.host_name_dns is not None:
             session.host_name_dns = connection.host_name_dns
         if keeps_notes and isinstance(before, Session):
-            session._destination, session._named = before._destination, before._named  # noqa: SLF001 - of this package
+            session._destination, session._named = before._destination, before._named  # noqa: SLF001 - a class of this package
     if dialogue.tarpit:
         session.tarpit = dialogue.tarpit
     dialogue.begin(session)
-    if dialogue.debug:  # who() costs time
+    if dialogue.debug:  # log_fields() is slow
         log_debug(dialogue, "connected")
 
 
@@ -120,13 +124,13 @@ def _use_tls(connection: Connection) -> None:
     dialogue.shared.tally.tls_done += 1
     if connection.owner is not None:
         connection.owner.end_handshake(connection)
-    fact = connection.transport.get_extra_info
-    dialogue.session.ssl = {name: fact(name) for name in _TLS_FACTS}
+    info = connection.transport.get_extra_info
+    dialogue.session.ssl = {name: info(name) for name in _TLS_INFO}
     dialogue.set_rows()
 
 
 async def greet(connection: Connection) -> None:
-    """Greet, or refuse, as handle_CONNECT says."""
+    """Call handle_CONNECT, and send the greeting or a rejection."""
     dialogue = connection.dialogue
     hook = connection.shared.hooks.get("CONNECT")
     if hook is None:
@@ -144,14 +148,14 @@ async def greet(connection: Connection) -> None:
     else:
         by_handler = status != replies.NOT_NOW
         dialogue.out += note_rejection(dialogue, reply_bytes(status), by_handler=by_handler)
-        dialogue.leave()  # it has not spoken, or what it said is held here
+        dialogue.leave()  # input so far was stored, so closing causes no reset
 
 
-# -- a header before the greeting, if aiosmtpd's proxy_protocol_timeout asks for it ----------------
+# -- a PROXY header before the greeting, with aiosmtpd's proxy_protocol_timeout --------------------
 
 
 def check_proxy_timeout(seconds: float | None) -> None:
-    """See that aiosmtpd's keyword makes sense.
+    """Check aiosmtpd's keyword ``proxy_protocol_timeout``.
 
     :raises ValueError: it is not above 0
     """
@@ -161,8 +165,8 @@ def check_proxy_timeout(seconds: float | None) -> None:
         log.warning("proxy_protocol_timeout < 3.0")
 
 
-async def judge_proxy_header(connection: Connection) -> None:
-    """Have a handler judge a header that was read before the session; then greet."""
+async def check_proxy_header(connection: Connection) -> None:
+    """Call handle_PROXY with the header that was read before the session; then greet."""
     if await _is_accepted(connection, connection.proxied):
         await greet(connection)
     else:
@@ -170,7 +174,7 @@ async def judge_proxy_header(connection: Connection) -> None:
 
 
 async def read_proxy_header(connection: Connection, seconds: float) -> None:
-    """Read a header, and have a handler judge it; then greet."""
+    """Read a PROXY header, call handle_PROXY, and greet."""
     session = connection.dialogue.session
     connection.deadline = connection.loop.time() + seconds
     reader = connection.proxy_reader
@@ -183,15 +187,15 @@ async def read_proxy_header(connection: Connection, seconds: float) -> None:
         _refuse(connection, printable(str(error), 200) if error else "by handle_PROXY")
         return
     connection.transport.resume_reading()  # the reader may have paused it
-    connection.dialogue.keep(bytes(reader._buffer))  # type: ignore[attr-defined]  # noqa: SLF001 - what came behind it
+    connection.dialogue.keep(bytes(reader._buffer))  # type: ignore[attr-defined]  # noqa: SLF001 - the input after the header
     await greet(connection)
 
 
 async def _is_accepted(connection: Connection, proxy_data: Any) -> Any:
-    """Return what a handler says to a header; there is no command that a reply could be to."""
+    """Return the answer of handle_PROXY; an exception counts as False."""
     try:
         return await ask(connection, "PROXY", proxy_data)
-    except Exception as error:  # noqa: BLE001 - a handler's, whatever it is
+    except Exception as error:  # noqa: BLE001 - a handler may raise anything
         connection.dialogue.report_failure("handle_PROXY failed", error)
         reply = reply_bytes(replies.NOT_NOW)
         connection.dialogue.out += note_rejection(connection.dialogue, reply, by_handler=False)

@@ -1,4 +1,4 @@
-"""Procedures: what a session does that takes more than one hook, or is a user's code."""
+"""Procedures: operations of a session that call several hooks, or code of users' classes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from smtpd_fork.smtp.connection import Connection
 
 FAREWELL_SECONDS = 30.0
-"""How long handle_DISCONNECT may take: no client waits for its answer."""
+"""Time limit of handle_DISCONNECT, for whose answer no client waits."""
 
 MAX_FAILURES = 3
-"""Failed attempts of one session; Postfix and others allow a few, and then no more."""
+"""Maximum of failed attempts in a session; Postfix and others allow a few as well."""
 
 
-async def tell_disconnected(connection: Connection, session: AnySession | None = None) -> None:
-    """Tell handle_DISCONNECT; it has its time, and cannot keep the connection.
+async def disconnect_hook(connection: Connection, session: AnySession | None = None) -> None:
+    """Call handle_DISCONNECT; its time is limited, and its result has no effect.
 
-    :param session: that has ended; default: that of the connection
+    :param session: the session that has ended; default: that of the connection
     """
     dialogue = connection.dialogue
     try:
@@ -54,12 +54,12 @@ async def own_command(connection: Connection, name: str, argument: str | None) -
     except BaseException as error:
         if not (server.answered or connection.dialogue.out) or connection.is_end(error):
             raise
-        # A second reply would be taken for that of the client's next command.
+        # The client would take a second reply for the one to its next command.
         connection.dialogue.report_failure(f"smtp_{name} failed after its reply", error)
 
 
 async def ehlo_hooks(connection: Connection, name: str, lines: list[str]) -> None:
-    """Answer EHLO with what a handler makes of the reply."""
+    """Reply to EHLO with the lines that handle_EHLO returns."""
     dialogue, shared = connection.dialogue, connection.shared
     session = dialogue.session
     if shared.ehlo_hook:
@@ -94,7 +94,7 @@ def _warn_of(hook: str, old: str) -> None:
 
 
 async def process_message(connection: Connection) -> None:
-    """Hand the message to a handler's deprecated ``process_message()``."""
+    """Pass the message to a handler's deprecated ``process_message()``."""
     warn(
         "Use handler.handle_DATA() instead of .process_message()", DeprecationWarning, stacklevel=2
     )
@@ -111,7 +111,7 @@ async def process_message(connection: Connection) -> None:
 
 
 async def authenticate(connection: Connection, words: list[str]) -> None:
-    """Have a mechanism authenticate the client.
+    """Authenticate the client with a mechanism.
 
     :param words: the mechanism, in capitals, and the initial response, if there is one
     """
@@ -124,9 +124,9 @@ async def authenticate(connection: Connection, words: list[str]) -> None:
         server.answered = False
         status = reply_to_result(session, await method(server, words))
         if server.answered:
-            status = None  # by the mechanism, or by challenge_auth(): the client has its reply
+            status = None  # the mechanism or challenge_auth() has sent the reply
         elif status is None:
-            status = replies.INVALID_CREDENTIALS  # a client without a reply would wait for one
+            status = replies.INVALID_CREDENTIALS  # otherwise the client would wait for a reply
     if status is not None:
         dialogue.put(reply_bytes(status), by_handler=status != replies.INVALID_CREDENTIALS)
     if not session.authenticated:

@@ -1,8 +1,8 @@
-"""ProtocolAdapter: stands between the loop and a session, where either is not to hold the other.
+"""ProtocolAdapter: a protocol between the loop and a session, so that neither refers to the other.
 
-asyncio's TLS layer never lets go of the methods of its protocol, and the transport never of the
-layer: what they keep of an ended session is this. And uvloop takes no Protocol, which the session
-of a user's class is, for a BufferedProtocol.
+asyncio's TLS layer keeps references to the methods of its protocol, and the transport to the layer:
+of an ended session they keep only this object. Besides, uvloop requires a BufferedProtocol here,
+which the session of a user's class is not.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 __all__ = ["BUFFER_SIZE", "ProtocolAdapter", "buffer", "feed"]
 
 BUFFER_SIZE = 256 * 1024
-"""What one read takes at most; uvloop's own limit, and enough for a socket's buffer."""
+"""Maximum bytes of a read; uvloop has the same limit, and it is enough for a socket's buffer."""
 
 _of_thread = threading.local()
 
 
 def buffer() -> memoryview:
-    """Return where the sessions of a loop receive to; what is there is taken out at once."""
+    """Return the receive buffer of a loop's sessions, which copy the data out at once."""
     try:
         view: memoryview = _of_thread.view
     except AttributeError:
@@ -29,7 +29,7 @@ def buffer() -> memoryview:
 
 
 def feed(protocol: Any, data: bytes) -> None:
-    """Give *data* to an asyncio.BufferedProtocol (which uvloop's TLS layer is in all but name)."""
+    """Pass *data* to an asyncio.BufferedProtocol, or to uvloop's TLS layer."""
     rest = memoryview(data)
     while rest:
         view = protocol.get_buffer(len(rest))
@@ -40,13 +40,13 @@ def feed(protocol: Any, data: bytes) -> None:
 
 
 class ProtocolAdapter(asyncio.BufferedProtocol):
-    """Hands on what the loop says, until the connection is lost.
+    """Passes the calls of the loop on until the connection is lost.
 
-    It receives into one buffer for all sessions of a loop. For a Protocol the loop would allocate
-    up to 256 KiB for each read, which goes through mmap(2) and page faults every time, and doubles
-    what large messages cost.
+    It receives into one buffer for all sessions of a loop. For a Protocol, the loop would allocate
+    up to 256 KiB for each read, with mmap(2) and page faults, which doubles the time for large
+    messages.
 
-    :param target: gets the calls; a connection, or a session of a user's class
+    :param target: the connection, or the session of a user's class, that gets the calls
     """
 
     __slots__ = ("_target", "_view")
@@ -56,43 +56,43 @@ class ProtocolAdapter(asyncio.BufferedProtocol):
         self._view = buffer()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return where to receive to (asyncio.BufferedProtocol)."""
+        """Return the receive buffer (asyncio.BufferedProtocol)."""
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what was received, before it is overwritten (asyncio.BufferedProtocol)."""
+        """Pass received data on, before it is overwritten (asyncio.BufferedProtocol)."""
         self.data_received(self._view[:nbytes].tobytes())
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes (asyncio.Protocol)."""
+        """Pass received data on (asyncio.Protocol)."""
         if self._target is not None:
             self._target.data_received(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin (asyncio.BaseProtocol)."""
+        """Pass the beginning of the connection on (asyncio.BaseProtocol)."""
         if self._target is not None:
             try:
                 self._target.connection_made(transport)
             except BaseException:
-                transport.abort()  # type: ignore[attr-defined]  # a stream's; its connection_lost comes
+                transport.abort()  # type: ignore[attr-defined]  # it then calls connection_lost
                 raise
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End (asyncio.BaseProtocol)."""
+        """Pass the end of the connection on (asyncio.BaseProtocol)."""
         target, self._target = self._target, None
         if target is not None:
             target.connection_lost(exc)
 
     def eof_received(self) -> bool | None:
-        """Take the end of the input (asyncio.BufferedProtocol)."""
+        """Pass the end of input on (asyncio.BufferedProtocol)."""
         return None if self._target is None else self._target.eof_received()
 
     def pause_writing(self) -> None:
-        """Write no more for now (asyncio.BaseProtocol)."""
+        """Pass the request to stop writing on (asyncio.BaseProtocol)."""
         if self._target is not None:
             self._target.pause_writing()
 
     def resume_writing(self) -> None:
-        """Write again (asyncio.BaseProtocol)."""
+        """Pass the permission to write on (asyncio.BaseProtocol)."""
         if self._target is not None:
             self._target.resume_writing()

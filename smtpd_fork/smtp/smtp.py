@@ -141,7 +141,7 @@ class SMTP(Mechanisms):
         loop = loop or asyncio.get_event_loop()
         if sweep is None:
             sweep = Sweep.of(loop)
-            sweep.look_for(min(timeout, proxy_protocol_timeout or timeout))
+            sweep.set_shortest_limit(min(timeout, proxy_protocol_timeout or timeout))
         connection = Connection.of(shared, loop, sweep, peer=peer, on_close=on_close, observed=True)
         connection.dialogue.facade = self
         self.__dict__["connection"] = connection

@@ -1,14 +1,14 @@
-"""SocketPoll: tells the transports of one loop what their sockets are ready for.
+"""SocketPoll: notifies the transports of a loop of the events on their sockets.
 
-The sockets are in an epoll(7) of their own, which is itself what the loop watches. In the loop's
-each would have a handle, in uvloop of some 600 bytes, which takes longer to begin and to end.
+The sockets are in a separate epoll(7), which the loop watches. In the loop's own epoll each socket
+would need a handle, which in uvloop takes about 600 bytes and is slow to create and close.
 
-The laws:
+These rules apply:
 
-- a socket leaves the epoll before it is closed: the entry of one that a child process has inherited
-  would outlive it;
-- an event that comes when its socket is closed already, and whose descriptor may be another
-  socket's by then, finds nothing to read and has no effect.
+- a socket is removed from the epoll before it is closed: otherwise the entry of a socket that a
+  child process has inherited would remain;
+- an event for a socket that was closed meanwhile has no effect, even if its descriptor belongs to
+  another socket by then: that one finds nothing to read.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = ["READ", "WRITE", "LoopPoll", "SocketPoll"]
 READ, WRITE = getattr(select, "EPOLLIN", 1), getattr(select, "EPOLLOUT", 4)
 
 EVENTS_A_TURN = 64
-"""Sockets that are read from before the loop has its turn: a few milliseconds."""
+"""Sockets that are read before other callbacks of the loop: a few milliseconds."""
 
 
 class SocketPoll:
-    """Tells the transports of one loop what their sockets are ready for.
+    """Notifies the transports of one loop of the events on their sockets.
 
-    :param loop: that runs
+    :param loop: the running loop
     :ivar turn: the transport that handles an event now
     """
 
@@ -45,17 +45,17 @@ class SocketPoll:
         self._epoll = select.epoll()
         self._transports: dict[int, SocketTransport] = {}
         self._new: dict[int, SocketTransport] = {}
-        loop.add_reader(self._epoll.fileno(), self._tell)
+        loop.add_reader(self._epoll.fileno(), self._notify)
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> SocketPoll:
-        """Return one that the system has."""
+        """Return an object of the class that the system supports."""
         return cls(loop) if hasattr(select, "epoll") else LoopPoll(loop)
 
     def begin(self, transport: SocketTransport, descriptor: int) -> None:
-        """Have a transport begin to read in the loop's next turn, as asyncio's do.
+        """Start reading on a transport in the next iteration of the loop, as asyncio does.
 
-        What ``connection_made`` has started, a task for one, has begun by then.
+        Tasks that ``connection_made`` creates have started by then.
         """
         if not self._new:
             self.loop.call_soon(self._begin_new)
@@ -67,9 +67,9 @@ class SocketPoll:
             transport.begin_reading()
 
     def watch(self, transport: SocketTransport, descriptor: int, before: int, events: int) -> None:
-        """Tell a transport of *events* from now on; of none if there are none.
+        """Change the events that a transport is notified of; 0 is none.
 
-        :raises OSError: the system allows no more (``fs.epoll.max_user_watches``)
+        :raises OSError: the system's limit is reached (``fs.epoll.max_user_watches``)
         """
         if descriptor in self._new:
             if not events:
@@ -84,11 +84,11 @@ class SocketPoll:
             self._transports[descriptor] = transport
 
     def close(self) -> None:
-        """Tell nobody any more."""
+        """Stop all notifications."""
         self.loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         find = self._transports.get
         try:
             for descriptor, events in self._epoll.poll(0, EVENTS_A_TURN):
@@ -101,7 +101,7 @@ class SocketPoll:
 
 
 class LoopPoll(SocketPoll):
-    """The same where there is no epoll(7): the loop itself watches each socket."""
+    """The same for systems without epoll(7): the loop itself watches each socket."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -109,25 +109,25 @@ class LoopPoll(SocketPoll):
         self.view = buffer()
 
     def begin(self, transport: SocketTransport, descriptor: int) -> None:
-        """Have a transport begin to read; no loop does so before its next turn."""
+        """Start reading on a transport; the loop does so in its next iteration."""
         transport.begin_reading()
 
     def watch(self, transport: SocketTransport, descriptor: int, before: int, events: int) -> None:
-        """Tell a transport of *events* from now on; of none if there are none."""
+        """Change the events that a transport is notified of; 0 is none."""
         loop = self.loop
         for event, begin, end in (
             (READ, loop.add_reader, loop.remove_reader),
             (WRITE, loop.add_writer, loop.remove_writer),
         ):
             if events & event > before & event:
-                begin(descriptor, self._tell_one, transport, event)
+                begin(descriptor, self._notify_one, transport, event)
             elif events & event < before & event:
                 end(descriptor)
 
     def close(self) -> None:
-        """Do nothing: it watches nothing by itself."""
+        """Do nothing, as there is no epoll to close."""
 
-    def _tell_one(self, transport: SocketTransport, events: int) -> None:
+    def _notify_one(self, transport: SocketTransport, events: int) -> None:
         self.turn = transport
         try:
             transport.act(events)

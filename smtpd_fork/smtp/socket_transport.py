@@ -1,13 +1,13 @@
-"""SocketTransport: carries a plaintext session by recv(2) and send(2) on the client's socket.
+"""SocketTransport: a plaintext connection with recv(2) and send(2) on the client's socket.
 
-The loop's transports can do more, and a session pays for it: uvloop's takes 1,271 bytes, half of an
-idle session, and four system calls that nobody needs. TLS is the loop's: the socket is handed over
-to it (:mod:`~smtpd_fork.smtp.starttls`).
+The loop's transports have more features, at a cost: uvloop's takes 1,271 bytes, half of an idle
+session, and makes four system calls that are not needed here. For TLS, the socket is passed to the
+loop (:mod:`~smtpd_fork.smtp.starttls`).
 
-The laws, as of any transport of asyncio:
+These rules apply, as for any transport of asyncio:
 
-- what is unsent is kept, and past a limit the protocol is asked to pause;
-- ``connection_lost`` is called once, and never from within a call of the protocol.
+- unsent data is stored; above a limit, the protocol is asked to pause;
+- ``connection_lost`` is called once, and never during a call of the protocol.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ if TYPE_CHECKING:
 __all__ = ["SocketTransport"]
 
 READS_A_TURN = 4
-"""Full buffers that are read from one socket before the others have their turn: 1 MiB."""
+"""Full buffers that are read from one socket before other sockets: 1 MiB."""
 
 HIGH_WATER = 64 * 1024
-"""Bytes that may be unsent before the protocol is asked to pause: asyncio's and uvloop's figure."""
+"""Unsent bytes above which the protocol is asked to pause; the same as in asyncio and uvloop."""
 
 _USUAL_LIMITS = HIGH_WATER // 4, HIGH_WATER
 
 
 class State(IntEnum):
-    """What may still be done with a connection; an earlier one never comes back."""
+    """The state of a connection; it only changes to a later one."""
 
     OPEN = 0
-    SHUT = 1  # for writing, once all is sent
-    CLOSING = 2  # once all is sent
+    SHUT = 1  # closed for writing, once all data is sent
+    CLOSING = 2  # to be closed once all data is sent
     CLOSED = 3
 
 
 _OPEN, _SHUT, _CLOSING, _CLOSED = State
-"""To compare with: an attribute of an Enum is slow to look up."""
+"""Copies of states, as attributes of an Enum are slow to look up."""
 
 
 class SocketTransport(asyncio.Transport):
     """A plaintext connection.
 
-    :param poll: of the session's loop
-    :param sock: the client's; it belongs to the transport
+    :param poll: the SocketPoll of the session's loop
+    :param sock: the client's socket, which belongs to the transport from now on
     """
 
     __slots__ = (
@@ -63,18 +63,18 @@ class SocketTransport(asyncio.Transport):
     def __init__(self, poll: SocketPoll, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._poll = poll
-        self._sock: Any = sock  # None once it is closed, or handed over
+        self._sock: Any = sock  # None after close() or detach()
         self._protocol: Any = None
-        self._buffered = False  # whether that is an asyncio.BufferedProtocol and nothing else
-        self._blocked = False  # whether it was asked to pause
+        self._buffered = False  # whether the protocol has no data_received()
+        self._blocked = False  # whether the protocol was asked to pause
         self._state = _OPEN
-        self._events = READ  # what is watched for
+        self._events = READ  # the events of the notifications
         self._unsent: bytearray | None = None
         self._limits = _USUAL_LIMITS
         self._error: Exception | None = None
 
     def begin(self, protocol: asyncio.BaseProtocol) -> None:
-        """Tell a protocol of the connection, and of what comes."""
+        """Connect a protocol, which gets the events of the connection."""
         self.set_protocol(protocol)
         self._poll.begin(self, self._sock.fileno())
         try:
@@ -83,14 +83,14 @@ class SocketTransport(asyncio.Transport):
             self._fail(error)
 
     def begin_reading(self) -> None:
-        """Have the poll watch for what was to be watched for so far."""
+        """Start the notifications that have been requested so far."""
         events, self._events = self._events, 0
         self._watch(events)
 
-    def hand_over(self) -> tuple[socket.socket, bytes]:
-        """Return the socket, for another transport, and what is to be sent first.
+    def detach(self) -> tuple[socket.socket, bytes]:
+        """Return the socket, for another transport, and the unsent data.
 
-        :raises ConnectionResetError: it is closed
+        :raises ConnectionResetError: the connection is closed
         """
         if self.is_closing():
             raise ConnectionResetError
@@ -103,7 +103,7 @@ class SocketTransport(asyncio.Transport):
     def __repr__(self) -> str:
         return f"<SocketTransport {self._state.name} unsent={self.get_write_buffer_size()}>"
 
-    # -- what it can be asked ----------------------------------------------------------------------
+    # -- information -------------------------------------------------------------------------------
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return ``peername``, ``sockname`` or ``socket`` while it is open, else *default*."""
@@ -124,32 +124,32 @@ class SocketTransport(asyncio.Transport):
         return self._protocol
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Give the events of the connection to another protocol from now on."""
+        """Change the protocol that gets the events of the connection."""
         self._protocol = protocol
         self._buffered = not hasattr(protocol, "data_received")
 
     def is_closing(self) -> bool:
-        """Whether it is closed, or will be."""
+        """Return whether the connection is closed or closing."""
         return self._state >= _CLOSING
 
     def is_reading(self) -> bool:
-        """Whether what comes is received."""
+        """Return whether input is received."""
         return bool(self._events & READ)
 
     def can_write_eof(self) -> bool:
-        """Return True: it may stay half open."""
+        """Return True, as the connection can stay half open."""
         return True
 
     def get_write_buffer_size(self) -> int:
-        """Return how many bytes are unsent."""
+        """Return the number of unsent bytes."""
         return 0 if self._unsent is None else len(self._unsent)
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
-        """Return at how many unsent bytes the protocol is asked to go on, and to pause."""
+        """Return the numbers of unsent bytes for resuming, and for pausing, the protocol."""
         return self._limits
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set at how many unsent bytes the protocol is asked to pause, and to go on.
+        """Set the numbers of unsent bytes for pausing, and for resuming, the protocol.
 
         :raises ValueError: not ``0 <= low <= high``
         """
@@ -165,16 +165,16 @@ class SocketTransport(asyncio.Transport):
     # -- input -------------------------------------------------------------------------------------
 
     def pause_reading(self) -> None:
-        """Receive nothing more: what the client sends stays in the kernel."""
+        """Stop receiving, so that input stays in the kernel."""
         self._watch(self._events & ~READ)
 
     def resume_reading(self) -> None:
-        """Receive again."""
+        """Receive input again."""
         if self._state < _CLOSING:
             self._watch(self._events | READ)
 
     def act(self, events: int) -> None:
-        """Receive, or send, as the poll tells."""
+        """Receive or send, according to *events*."""
         try:
             if events != WRITE and self._events & READ:
                 reads = 1
@@ -185,7 +185,7 @@ class SocketTransport(asyncio.Transport):
         except Exception as error:  # noqa: BLE001 - a user's class may raise anything
             self._fail(error)
         if self._state == _CLOSED:
-            self._lose()
+            self._report_loss()
 
     def _read(self) -> bool:
         """Receive once; return whether there may be more."""
@@ -214,7 +214,7 @@ class SocketTransport(asyncio.Transport):
     # -- output ------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, or keep what the client does not take yet.
+        """Send data, and store the part that the socket does not accept yet.
 
         :raises RuntimeError: after :meth:`write_eof`
         """
@@ -270,7 +270,7 @@ class SocketTransport(asyncio.Transport):
     # -- the end -----------------------------------------------------------------------------------
 
     def write_eof(self) -> None:
-        """Close for writing, once all is sent.
+        """Close for writing, once all data is sent.
 
         :raises OSError: the client has reset the connection
         """
@@ -280,7 +280,7 @@ class SocketTransport(asyncio.Transport):
                 self._sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Receive nothing more, and close once all is sent."""
+        """Stop receiving, and close once all data is sent."""
         if self._state < _CLOSING:
             self._state = _CLOSING
             self.pause_reading()
@@ -288,15 +288,15 @@ class SocketTransport(asyncio.Transport):
                 self._close()
 
     def abort(self) -> None:
-        """Close; what is unsent is lost."""
+        """Close at once; unsent data is lost."""
         if self._state != _CLOSED:
             self._close()
 
     def _fail(self, error: Exception) -> None:
-        """Close, as the connection is lost, or the protocol has failed."""
+        """Close the connection after an error of the socket or the protocol."""
         if not isinstance(error, OSError):
-            told = {"message": "a protocol failed", "exception": error, "transport": self}
-            self._poll.loop.call_exception_handler(told)
+            context = {"message": "a protocol failed", "exception": error, "transport": self}
+            self._poll.loop.call_exception_handler(context)
         if self._state != _CLOSED:
             self._error = error
             self._close()
@@ -308,10 +308,10 @@ class SocketTransport(asyncio.Transport):
         sock, self._sock = self._sock, None
         sock.close()
         if self._poll.turn is not self:
-            self._poll.loop.call_soon(self._lose)
+            self._poll.loop.call_soon(self._report_loss)
 
-    def _lose(self) -> None:
-        """Tell the protocol, once, that the connection is lost."""
+    def _report_loss(self) -> None:
+        """Call ``connection_lost`` of the protocol, once."""
         protocol, self._protocol = self._protocol, None
         if protocol is not None:
             error, self._error = self._error, None

@@ -1,4 +1,4 @@
-"""STARTTLS (RFC 3207), by the loop's public API."""
+"""STARTTLS (RFC 3207), with the public API of the event loop."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["start_tls"]
 
 
 async def start_tls(connection: Connection, early: bytes) -> None:
-    """Begin TLS, and the session anew.
+    """Begin TLS, and then the session again.
 
-    :param early: what has been read behind STARTTLS
+    :param early: the input after STARTTLS
     """
     connection.flush()
     connection.protocol.connection_made(await _handshake(connection, early))
@@ -34,7 +34,7 @@ async def start_tls(connection: Connection, early: bytes) -> None:
 
 
 async def _accepts(connection: Connection, hook: Callable[..., Any]) -> bool:
-    """Return whether a handler accepts the handshake; no reply is owed, whatever it does."""
+    """Return whether handle_STARTTLS accepts the handshake; an exception counts as False."""
     dialogue = connection.dialogue
     try:
         accepted = hook(connection.server, dialogue.session, dialogue.envelope)
@@ -49,13 +49,13 @@ async def _accepts(connection: Connection, hook: Callable[..., Any]) -> bool:
 
 
 async def _handshake(connection: Connection, early: bytes) -> asyncio.Transport:
-    """Return the TLS transport; if there is none in the end, the session is over."""
+    """Return the TLS transport; if the handshake fails, end the session."""
     loop, shared = connection.loop, connection.shared
     seconds = shared.limits.handshake_seconds
     if connection.owner is not None:
         seconds = connection.owner.stress.shorten(seconds)
     begun = loop.time()
-    connection.deadline = begun + 2 * seconds  # the handshake has a time of its own
+    connection.deadline = begun + 2 * seconds  # the handshake has its own timeout
     reason, kind = "connection closed by the client", ""
     raw, transport = connection.transport, None
     assert shared.tls_context is not None
@@ -70,10 +70,10 @@ async def _handshake(connection: Connection, early: bytes) -> asyncio.Transport:
         forget_frames(error)
     if transport is not None and not transport.is_closing() and not connection.gone:
         return transport
-    if loop.time() - begun > 0.9 * seconds:  # uvloop does not say so, and its clock is coarse
+    if loop.time() - begun > 0.9 * seconds:  # uvloop reports no timeout, and its clock is coarse
         reason, kind = f"it took longer than {seconds:g} seconds", "time"
     shared.tally.tls_failed += 1
-    # The loop tells its TLS layer of the loss, and that does not tell us.
+    # The loop notifies its TLS layer of the loss, which does not notify this connection.
     connection.dialogue.report(logging.INFO, "TLS handshake failed", reason, kind=kind)
     raw.abort()
     connection.connection_lost(None)
@@ -81,14 +81,14 @@ async def _handshake(connection: Connection, early: bytes) -> asyncio.Transport:
 
 
 class _Early(asyncio.Protocol):
-    """Keeps what comes before TLS is spoken: the client need not wait for that."""
+    """Stores input until TLS is started, as the client need not wait for that."""
 
     def __init__(self) -> None:
         self.data = b""
         self.begun = False
 
     def begin(self) -> _Early:
-        """Return itself; from here on the socket is the loop's."""
+        """Return this object; the socket belongs to the loop from now on."""
         self.begun = True
         return self
 
@@ -97,13 +97,13 @@ class _Early(asyncio.Protocol):
 
 
 async def _give_to_loop(connection: Connection) -> bytes:
-    """Have the loop carry the connection, as it speaks TLS on its own transports only.
+    """Change to a transport of the loop, which supports TLS only on its own transports.
 
-    :returns: what the client has sent meanwhile
+    :returns: the input that was received meanwhile
     """
     if not isinstance(connection.transport, SocketTransport):
         return b""
-    sock, unsent = connection.transport.hand_over()
+    sock, unsent = connection.transport.detach()
     early = _Early()
     try:
         raw, _ = await connection.loop.connect_accepted_socket(early.begin, sock)
@@ -112,7 +112,7 @@ async def _give_to_loop(connection: Connection) -> bytes:
             sock.close()
     if connection.dialogue.state != State.HANDSHAKE:
         raw.abort()
-        raise ConnectionResetError  # it was cut meanwhile
+        raise ConnectionResetError  # the session was ended meanwhile
     connection.transport = raw
     raw.write(unsent)
     return early.data
@@ -125,9 +125,9 @@ async def _start(
     context: ssl.SSLContext,
     seconds: float,
 ) -> asyncio.Transport | None:
-    """Have the loop speak TLS on a transport that is open.
+    """Start TLS on an open transport.
 
-    :raises ConnectionResetError: it is not; asyncio's TLS layer would never hear that it is closed
+    :raises ConnectionResetError: it is closed; asyncio's TLS layer would not notice that
     """
     if raw.is_closing():
         raise ConnectionResetError
@@ -142,17 +142,17 @@ async def _with_early(
     raw: asyncio.Transport,
     early: bytes,
 ) -> asyncio.Transport | None:
-    """Start TLS, and have its layer receive *early* before what the socket has."""
+    """Start TLS, and pass *early* to its layer before further input."""
     plain = raw.get_protocol()
     task = loop.create_task(starting)
     try:
-        await asyncio.sleep(0)  # now the layer is the transport's protocol
+        await asyncio.sleep(0)  # then the TLS layer is the transport's protocol
         layer = raw.get_protocol()
         if layer is not plain and not raw.is_closing():
             loop.call_soon(feed, layer, early)
         return await task
     except asyncio.CancelledError:
-        # The loss of a connection ends the session's task before it hears why it was lost.
+        # The loss of the connection cancels the session's task before it gets the error.
         error = task.exception() if task.done() and not task.cancelled() else None
         if error is not None:
             raise error from None

@@ -1,4 +1,4 @@
-"""Status: what a connection can be asked about itself."""
+"""Status: the properties of a connection that other modules read."""
 
 from __future__ import annotations
 
@@ -30,55 +30,54 @@ __all__ = [
 ]
 
 BLOCKED, ENDED, PAUSED, TURN, WATCHED, DELAYED = 1, 2, 4, 8, 16, 32
-"""What keeps bytes from flowing: the client does not read; it has closed for writing; we do not
-read; others have their turn first. What does not: the log has all that is sent. And the last: the
-replies wait in the tarpit."""
+"""Flags of a connection: the client does not read; it has closed for writing; we do not read; other
+sessions run first; all replies are logged; replies are delayed by the tarpit."""
 
 STOPPED = BLOCKED | TURN | DELAYED
-"""What keeps commands from being acted on."""
+"""Flags with which no commands are processed."""
 
 
 class Stress(Protocol):
-    """Knows whether connection slots are short."""
+    """Knows whether few connection slots are free."""
 
     @property
     def on(self) -> bool:
-        """Whether they are, and that makes a difference."""
+        """Whether few slots are free, and ``--stress-timeout`` is set."""
 
     def shorten(self, seconds: float) -> float:
-        """Return a time limit as it is now."""
+        """Return the present value of a time limit."""
 
 
 class Owner(Protocol):
-    """Judges the clients of sessions, and their TLS handshakes."""
+    """Decides on the clients of sessions and on their TLS handshakes."""
 
     @property
     def stress(self) -> Stress:
-        """Knows whether connection slots are short."""
+        """Knows whether few connection slots are free."""
 
     def begin_handshake(self, connection: Any) -> Refusal | None:
-        """Return why a session is not to begin one."""
+        """Count the beginning of a TLS handshake, or return why it is refused."""
 
     def end_handshake(self, connection: Any) -> None:
-        """Take note that one has succeeded."""
+        """Count the success of a TLS handshake."""
 
     async def identify(self, connection: Any, peer: Peer, *, look_up: bool) -> Refusal | None:
-        """Have *peer* take the place of a session's client; return why it may not.
+        """Replace the client of a session by *peer*; return a refusal if it is not admitted.
 
-        :param look_up: whether its name is to be looked up, if that is configured
+        :param look_up: whether its reverse DNS name is looked up, if that is configured
         """
 
     def mark(self, connection: Any) -> None:
-        """Slow down the client of a session that has begun, if it is suspected."""
+        """Delay replies in a session that has begun, if the client is suspicious."""
 
 
 def attribute(path: str) -> Any:
-    """Return a property that is an attribute of something else."""
+    """Return a property that reads the attribute at *path*."""
     return property(attrgetter(path))
 
 
 class Status:
-    """A connection, as far as others ask about it (also :class:`smtpd_fork.gate.ledger.Holder`)."""
+    """The properties of a connection (also of a :class:`smtpd_fork.gate.ledger.Holder`)."""
 
     __slots__ = ()
 
@@ -88,16 +87,16 @@ class Status:
 
     shared: Shared = attribute("dialogue.shared")
     id: str = attribute("dialogue.id")
-    """Names the session in the logs, in ``Received:`` and in the reply to DATA."""
+    """The id of the session in the log, in ``Received:`` and in the reply to DATA."""
     tls: bool = attribute("dialogue.tls")
     server: Any = attribute("dialogue.server")
-    """The session as handlers know it."""
+    """The session object for handlers."""
     messages: int = attribute("dialogue.messages")
-    """That were accepted so far."""
+    """The number of accepted messages."""
 
     @property
     def helo(self) -> str:
-        """The name that the client gave itself, as it came; empty if it gave none."""
+        """The name from the client's HELO or EHLO, unchanged; empty before it."""
         return getattr(self.dialogue.session, "host_name", None) or ""
 
     @property
@@ -112,12 +111,12 @@ class Status:
 
     @property
     def task(self) -> asyncio.Task[None] | None:
-        """What runs for this session now; an idle one has none."""
+        """The task that runs for this session; an idle session has none."""
         return None if self.work is None else self.work.task
 
     @property
     def waits(self) -> bool:
-        """Whether nothing runs and nothing is about to: the session waits for its client."""
+        """Whether the session waits for its client, and nothing runs or is about to run."""
         return not (self.work or self.dialogue.waiting or self.held & (TURN | DELAYED))
 
     @property
@@ -132,7 +131,7 @@ class Status:
 
     @property
     def phase(self) -> str:
-        """What it does now: see :class:`smtpd_fork.gate.Entry`."""
+        """The present activity: see :class:`smtpd_fork.gate.Entry`."""
         state = self.dialogue.state
         if not self.began or state == State.HANDSHAKE:
             return "handshake"

@@ -1,7 +1,8 @@
-"""Work: what a session waits for, in a task that lives as long as it does.
+"""Work: the operation that a session waits for, in a task that lasts as long as the operation.
 
-That is a handler's hook, a method of a user's class, a mechanism of AUTH, a TLS handshake. There is
-one such task at most, and an idle session has none. A hook that cannot wait needs none either.
+It is a handler's hook, a method of a user's class, a mechanism of AUTH, or a TLS handshake. A
+session has at most one such task, and none while it is idle. A hook that cannot wait needs no task
+either.
 """
 
 from __future__ import annotations
@@ -35,47 +36,47 @@ PROCEDURES: dict[str, Callable[..., Awaitable[None]]] = {
     "change_client": client_change.change_client,
     "ehlo_hooks": procedures.ehlo_hooks,
     "greet": opening.greet,
-    "judge_proxy_header": opening.judge_proxy_header,
+    "check_proxy_header": opening.check_proxy_header,
     "old_rset_hook": procedures.old_rset_hook,
     "own_command": procedures.own_command,
     "process_message": procedures.process_message,
     "read_proxy_header": opening.read_proxy_header,
     "start_tls": starttls.start_tls,
-    "tell_disconnected": procedures.tell_disconnected,
+    "disconnect_hook": procedures.disconnect_hook,
 }
-"""What a :class:`~smtpd_fork.dialogue.waiting.Run` names."""
+"""The procedures of :class:`~smtpd_fork.dialogue.waiting.Run`, by name."""
 
 EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
-"""Where Python can, the first step of a task is taken at once: mostly it is the last."""
+"""The first step of a task runs at once where Python supports it, as it is mostly the last one."""
 
 
 class Time(Enum):
-    """Whose time limit holds for what runs."""
+    """The time limit that applies to the running operation."""
 
-    SESSION = "the session's"
-    HANDLER = "the handler's"
-    OVER = "none: the handler's time is over, and it was cancelled"
+    SESSION = "that of the session"
+    HANDLER = "that of a hook"
+    OVER = "none: the hook was cancelled, as its time was over"
 
 
 class Work:
-    """One task of a session.
+    """A task of a session.
 
-    :param connection: the session's
-    :param waiting: what is to be carried out
-    :ivar task: does it
+    :param connection: the connection of the session
+    :param waiting: the operation
+    :ivar task: the task, None after its end
     """
 
-    __slots__ = ("_connection", "_time", "_told", "task")
+    __slots__ = ("_connection", "_is_disconnect", "_time", "task")
 
     def __init__(self, connection: Connection, waiting: Waiting) -> None:
         self._connection = connection
         self._time = Time.SESSION
-        self._told = type(waiting) is Run and waiting.step == "tell_disconnected"
+        self._is_disconnect = type(waiting) is Run and waiting.step == "disconnect_hook"
         self.task: asyncio.Task[None] | None = None
         connection.work = self
         loop, context = connection.loop, connection.context
         task: asyncio.Task[None]
-        # A context is entered once: not again by what a task of the session starts.
+        # A context cannot be entered again by code that a task of the session calls.
         within = current_session.get() == connection.dialogue.id
         if EAGER and not within and loop.get_task_factory() is None:
             task = asyncio.Task(self._run(waiting), loop=loop, context=context, **EAGER)
@@ -88,7 +89,7 @@ class Work:
     # -- time --------------------------------------------------------------------------------------
 
     def begin_hook(self) -> None:
-        """Start a handler's time limit."""
+        """Start the time limit of a hook."""
         connection = self._connection
         self._time = Time.HANDLER
         connection.deadline = connection.loop.time() + connection.shared.limits.handler_seconds
@@ -99,10 +100,10 @@ class Work:
             self._time = Time.SESSION
 
     def expire(self, now: float) -> bool:
-        """Act on the deadline; return whether that was a handler's."""
+        """Handle an expired deadline; return whether it was that of a hook."""
         connection = self._connection
         if self._time is Time.OVER:
-            connection.cut()  # it was cancelled, and takes no notice
+            connection.cut()  # the hook ignores its cancellation
         elif self._time is Time.HANDLER:
             what = "a handler took too long, the client gets 451"
             connection.dialogue.report(logging.WARNING, what)
@@ -119,9 +120,9 @@ class Work:
             self.task.cancel()
 
     def abandon(self, drained: asyncio.Future[None] | None) -> None:
-        """Take note that the connection is lost: a handler with a message in hand finishes.
+        """Handle the loss of the connection; a handler that has a message continues.
 
-        :param drained: what may wait for the client to read
+        :param drained: a future of code that waits for the client to read
         """
         dialogue = self._connection.dialogue
         for waiter in (drained, dialogue.awaited):
@@ -133,7 +134,7 @@ class Work:
     # -- the task ----------------------------------------------------------------------------------
 
     async def _run(self, first: Waiting) -> None:
-        """Carry out what is waited for, and go on, until the client is to say something."""
+        """Carry out operations until the session waits for the client."""
         connection = self._connection
         waiting: Waiting | None = first
         self.task = asyncio.current_task()
@@ -141,10 +142,10 @@ class Work:
         while waiting is not None:
             turn += 1
             if turn % EVENTS_A_TURN == 0:
-                await asyncio.sleep(0)  # other sessions have their turn
+                await asyncio.sleep(0)  # let other sessions run
             connection.deadline = connection.loop.time() + connection.shared.limits.handler_seconds
-            # It is caught here, and no deeper: GeneratorExit, thrown into a task, comes to what the
-            # task awaits as its end, and to the task itself all the same.
+            # Errors are caught here and not in the called coroutine: a GeneratorExit that is thrown
+            # into a task ends the awaited coroutine first, and then reaches the task as well.
             try:
                 try:
                     await self._do(waiting)
@@ -175,40 +176,40 @@ class Work:
             await self._fail(waiting.error)
 
     def _next(self) -> Waiting | None:
-        """Go on after one thing; return what is to be carried out next, if there is any."""
+        """Continue after an operation; return the next one, if there is any."""
         connection = self._connection
         dialogue = connection.dialogue
         connection.work = None
         dialogue.answered()
         if connection.gone:
-            if self._told:
-                ending.let_go(connection)
+            if self._is_disconnect:
+                ending.release(connection)
             else:
-                ending.say_disconnected(connection)
+                ending.end_after_hook(connection)
             return None
-        if delays.hold(connection):
+        if delays.delay(connection):
             self.task = None
             return None
         connection.flush()
         if dialogue.state >= State.LEAVING:
-            ending.tell_ended(connection)
+            ending.complete_end(connection)
         elif connection.kicked:
-            ending.take_leave(connection)
+            ending.send_last_reply(connection)
         elif not connection.blocked:
             dialogue.advance()
-            if delays.hold(connection):
+            if delays.delay(connection):
                 self.task = None
                 return None
             connection.flush()
             if dialogue.waiting is not None and dialogue.state < State.LEAVING:
                 connection.work = self
                 return dialogue.waiting
-            connection.go_on()
+            connection.proceed()
         self.task = None
         return None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Go on, if the task was cancelled before it began, or could not go on itself."""
+        """Continue if the task was cancelled before its first step, or could not do so itself."""
         if self._connection.work is self:
             if task.cancelled():
                 self._connection.dialogue.leave()
@@ -217,12 +218,12 @@ class Work:
                 Work(self._connection, waiting)
 
     def _cancelled(self) -> None:
-        """Act on a cancelled task: a hook's time is over, or the session's."""
+        """Handle the cancellation of the task by a hook's time limit, or by the session's end."""
         connection = self._connection
         if self._time is Time.OVER and not connection.gone:
             self._time = Time.SESSION
             if self.task is not None:
-                self.task.uncancel()  # it goes on: what later hooks raise is theirs again
+                self.task.uncancel()  # the task continues with further hooks
             self._put_failure(replies.LOCAL_ERROR)
         else:
             if connection.dialogue.handler_busy:
@@ -230,7 +231,7 @@ class Work:
             connection.dialogue.leave()
 
     async def _fail(self, error: BaseException) -> None:
-        """Report a failure: the traceback to the log, a reply without details to the client."""
+        """Log the traceback of an error, and send the client a reply without details."""
         connection = self._connection
         status = replies.LOCAL_ERROR
         try:
@@ -242,7 +243,7 @@ class Work:
         self._put_failure(status)
 
     def _put_failure(self, status: str) -> None:
-        """Answer what failed; with a message in hand, its transaction is over."""
+        """Reply to a failed operation; if a handler had a message, end the transaction."""
         dialogue = self._connection.dialogue
         if dialogue.handler_busy:
             fail_message(dialogue, status)

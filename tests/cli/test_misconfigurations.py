@@ -44,19 +44,19 @@ ERRORS = {
     "--handler maildr:/tmp/x": (os.EX_CONFIG, "did you mean maildir:/tmp/x?"),
     "--handler hooks:NoHooks": (os.EX_CONFIG, "NoHooks is not a handler: it has no handle_DATA"),
     "--handler discard --handler debug": (
-        os.EX_CONFIG, "the sink debug gets no message: discard before it takes all"
+        os.EX_CONFIG, "the sink debug gets no message: discard takes all messages before it"
     ),
     "--handler debug,for=a.example --handler discard,for=A.EXAMPLE": (
-        os.EX_CONFIG, "the sink discard gets no message: debug before it takes all"
+        os.EX_CONFIG, "the sink discard gets no message: debug takes all messages before it"
     ),
     "--handler discard,copy=true": (
         os.EX_CONFIG, "discard is a copy, and no sink takes the messages"
     ),
     "--handler discard --handler hooks:Late": (
-        os.EX_CONFIG, "late stands behind the sink discard and gets no message"
+        os.EX_CONFIG, "late is after the sink discard and gets no message"
     ),
     "--handler maildir:m,wirters=3": (
-        os.EX_CONFIG, "wirters '3': unknown key; is writers meant?"
+        os.EX_CONFIG, "wirters '3': unknown key; did you mean writers?"
     ),
     "--handler maildir:m,writers=many": (
         os.EX_CONFIG, "writers 'many': expected a whole number"
@@ -65,7 +65,9 @@ ERRORS = {
     "--handler-timeout 1m --handler lmtp:unix:/x,timeout=2m": (
         os.EX_CONFIG, "timeout '2m': must be at most 55s: --handler-timeout is 60s"
     ),
-    "--handler lmtp:unix:/x,adress=y": (os.EX_CONFIG, "adress 'y': unknown key; is address meant?"),
+    "--handler lmtp:unix:/x,adress=y": (
+        os.EX_CONFIG, "adress 'y': unknown key; did you mean address?"
+    ),
     "--handler lmtp:unix:/run/{{user}}": (
         os.EX_CONFIG, "placeholders such as {{user}} are not possible here"
     ),

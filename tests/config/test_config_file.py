@@ -100,9 +100,9 @@ def test_arguments_of_a_handler_are_joined(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("max-from-ipp = 3", "max-from-ipp 3: unknown setting"),
-        ("[gate]\nmax_from_ipp = 3", "unknown setting; is max-from-ip meant?"),
+        ("[gate]\nmax_from_ipp = 3", "unknown setting; did you mean max-from-ip?"),
         ("[gate]\nhostname = 'x'", "gate.hostname 'x': hostname belongs at the top level, "),
-        ("[tls]\ncertt = 'x'", "tls.certt 'x': unknown setting; is cert meant?"),
+        ("[tls]\ncertt = 'x'", "tls.certt 'x': unknown setting; did you mean cert?"),
         ("gate = 5", "gate 5: expected a table, [gate]"),
         ("tls = []", "tls []: expected a table, [tls]"),
         ("max-from-ip = 3\n[gate]\nmax_from_ip = 4", "max_from_ip 4: already set by max-from-ip"),

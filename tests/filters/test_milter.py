@@ -293,7 +293,7 @@ def test_what_is_no_address_is_an_error(text: str) -> None:
         ({}, "needs address"),
         ({"address": "127.0.0.1:1", "stages": ["eom"]}, "stages"),
         ({"address": "127.0.0.1:1", "when-down": "ignore"}, "when-down"),
-        ({"address": "127.0.0.1:1", "whendown": "defer"}, "is when-down meant?"),
+        ({"address": "127.0.0.1:1", "whendown": "defer"}, "did you mean when-down?"),
     ],
 )
 def test_a_wrong_key_is_an_error(keys: dict[str, Any], words: str) -> None:

@@ -156,7 +156,7 @@ async def test_an_old_process_message_still_takes_messages() -> None:
 def test_a_sink_that_would_get_no_message_is_a_fault_of_the_chain(tmp_path: Any) -> None:
     behind = Maildir(tmp_path)
     [fault] = Chain([Says("a", MISSING, []), Debug(), behind]).faults
-    assert fault == "the sink maildir gets no message: debug before it takes all"
+    assert fault == "the sink maildir gets no message: debug takes all messages before it"
     assert Chain([behind]).faults == []
 
 

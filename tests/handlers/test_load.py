@@ -277,7 +277,7 @@ def test_a_handler_that_would_get_no_message_is_an_error_and_one_before_a_sink_i
     load_handlers([f"{module}:Handler", "discard"])
     with pytest.raises(HandlerError, match="the sink debug gets no message: discard before it"):
         load_handlers(["discard", "debug"])
-    with pytest.raises(HandlerError, match="handler stands behind the sink discard"):
+    with pytest.raises(HandlerError, match="handler is after the sink discard"):
         load_handlers(["discard", f"{module}:Handler"])
 
 
@@ -335,7 +335,7 @@ def test_arguments_of_a_sink_of_ones_own_are_typed(write: Write) -> None:
     ("arguments", "says"),
     [
         (":in,many", "limit '***': expected a whole number"),
-        (":in,limt=3", "limt '***': unknown key; is limit meant?"),
+        (":in,limt=3", "limt '***': unknown key; did you mean limit?"),
         (":in,directory=out", "takes directory once"),
         (",limit=3", "needs directory"),
         (":in,0,hunter2", "limit '***': must be at least 1, ***"),

@@ -228,7 +228,7 @@ def test_scores_may_be_text() -> None:
 @pytest.mark.parametrize("when", [{"tag": "spam"}, {"score-at-least": 5}])
 def test_a_condition_that_no_other_handler_can_meet_is_doubted(when: dict[str, Any]) -> None:
     in_vain, rest = Route(Keeps(), when=when), Discard()
-    doubt = "keeps is never asked: no handler gives the score or tag of its when"
+    doubt = "keeps is never called: no handler sets the score or tag of its when"
     assert list(Chain([Accept(["a.example"]), in_vain, rest]).doubts) == [doubt]
     assert not Chain([Marks(), in_vain, rest]).doubts
     always = Route(Keeps(), when={"without-tag": "spam", "score-below": 5})

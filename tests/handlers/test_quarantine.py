@@ -128,7 +128,7 @@ async def test_a_quarantine_decides_nothing_about_recipients_and_dsn() -> None:
     assert Chain([Dsn(), aside]).supports_dsn
 
 
-BEHIND = "declares stands behind the sink discard and gets no message"
+BEHIND = "declares is after the sink discard and gets no message"
 UNTAKEN = "declares quarantines messages, and no sink has quarantine = true"
 
 
@@ -150,7 +150,7 @@ def _aside(**more: Any) -> Route:
         ([Route(Discard(), copy=True), Declares(), Discard()], BEHIND),
         (
             [Discard(), _aside(), _aside()],
-            "the sink discard-3 gets no message: discard-2 before it takes all",
+            "the sink discard-3 gets no message: discard-2 takes all messages before it",
         ),
     ],
 )

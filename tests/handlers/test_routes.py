@@ -215,7 +215,9 @@ async def test_a_copy_alone_is_no_delivery(copy: Any) -> None:
 def test_names_differ_and_faults_are_named() -> None:
     chain = Chain([Discard(), Route(Discard(), name="discard"), Route(Keeps(), copy=True)])
     assert [route.name for route in chain.routes] == ["discard", "discard-2", "keeps"]
-    assert chain.faults == ["the sink discard-2 gets no message: discard before it takes all"]
+    assert chain.faults == [
+        "the sink discard-2 gets no message: discard takes all messages before it"
+    ]
     assert (
         Chain([Route(Discard(), recipients=["*.a.example", "b.example"]), Discard()]).faults == []
     )
@@ -225,7 +227,7 @@ def test_names_differ_and_faults_are_named() -> None:
             Route(Discard(), recipients=["x@b.example", "*.a.example"], name="late"),
         ]
     ).faults
-    assert fault == "the sink late gets no message: discard before it takes all"
+    assert fault == "the sink late gets no message: discard takes all messages before it"
 
 
 def test_a_sink_whose_own_handle_data_would_be_passed_by_is_an_error() -> None:

@@ -160,7 +160,7 @@ class NoSink:
         (FilterPlainClose(), "FilterPlainClose: close is awaited: write async def close(...)"),
         (
             NoSink(),
-            "NoSink is not a handler: one with deliver() is derived from smtpd_fork.Sink: class",
+            "NoSink is not a handler: deliver() needs the base class smtpd_fork.Sink: class",
         ),
     ],
     ids=lambda _: "",

@@ -32,7 +32,7 @@ async def test_nothing_is_received_before_what_connection_made_has_started() -> 
     with pair() as (ours, theirs):
         theirs.send(b"x")
         transport = begun(poll, ours, Starts())
-        poll._tell()  # as it comes in the turn of an accept, if others have sent something
+        poll._notify()  # as it comes in the turn of an accept, if others have sent something
         await until(lambda: len(order) == 2)
         assert order == ["started", "received"]
         transport.abort()

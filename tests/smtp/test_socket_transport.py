@@ -192,7 +192,7 @@ async def test_a_socket_is_handed_over_with_what_is_unsent(poll: SocketPoll) -> 
     with pair() as (ours, theirs):
         transport = begun(poll, ours, told := Recorder())
         transport.write(bytes(FOUR_MIB))
-        sock, unsent = transport.hand_over()
+        sock, unsent = transport.detach()
         assert sock is ours
         theirs.send(b"not for it")
         assert await receive(theirs, FOUR_MIB - len(unsent)) == bytes(FOUR_MIB - len(unsent))
@@ -207,7 +207,7 @@ async def test_a_closed_socket_is_not_handed_over(poll: SocketPoll) -> None:
         transport = begun(poll, ours, told := Recorder())
         transport.abort()
         with pytest.raises(ConnectionResetError):
-            transport.hand_over()
+            transport.detach()
         await until(lambda: LOST in told.events)
 
 
